@@ -1,0 +1,22 @@
+"""Random streams that belong to a key: Threefry-2x32, bit for bit JAX's.
+
+A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator, and
+nothing reads or moves torch's global generators. `keys.py` makes and branches keys, `sample.py` draws from
+them; the leading underscore marks how (`_operators.py` first).
+"""
+
+from ftrain.core.random.keys import fold_in, key, key_data, split
+from ftrain.core.random.sample import bernoulli, bits, normal, permutation, randint, uniform
+
+__all__ = [
+    "bernoulli",
+    "bits",
+    "fold_in",
+    "key",
+    "key_data",
+    "normal",
+    "permutation",
+    "randint",
+    "split",
+    "uniform",
+]

@@ -1,0 +1,102 @@
+"""From uniform words to bounded integers, and how often to sort for a permutation.
+
+All in int64 tensors, which wrap; unsigned 64-bit remainders are built from signed ones.
+
+Read next: `sample.py`, which draws the words.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+#: The range of each dtype that can be drawn, and its bits.
+RANGE = {
+    dtype: (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    for dtype in (
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
+}
+WIDTH = {dtype: torch.iinfo(dtype).bits for dtype in RANGE}
+
+
+def between(
+    high: Tensor, low: Tensor, minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype
+) -> Tensor:
+    """`minval + (high 2^n + low) mod (maxval - minval)` for two draws of n-bit words."""
+    base, span = _span(minval, maxval, dtype, high.device)
+    if WIDTH[dtype] == 64:
+        a, b = high.view(torch.int64), low.view(torch.int64)
+        factor = _remainder64(torch.full_like(span, 2**32), span)
+        factor = _remainder64(factor * factor, span)  # 2^64 mod span; 0 for a span of 2^64
+        offset = _remainder64(_remainder64(a, span) * factor + _remainder64(b, span), span)
+        return (base + offset).view(dtype)
+    a, b = (word.view(torch.int32).to(torch.int64) & _MASK for word in (high, low))
+    # A span of 2^32, held as 0, is no remainder at all: the lower word is the offset.
+    safe = torch.where(span == 0, 1, span)
+    factor = 2**16 % safe
+    factor = (factor * factor & _MASK) % safe
+    offset = ((a % safe) * factor + b % safe) & _MASK
+    return (base + torch.where(span == 0, b, offset % safe)).to(dtype)
+
+
+def sorting_rounds(count: int) -> int:
+    """How many sorts by 32-bit words make ties improbable (the rule of XLA's shuffle)."""
+    return math.ceil(3 * math.log(max(1, count)) / math.log(2**32 - 1))
+
+
+def _span(
+    minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The clipped lower end and the number of values, modulo 2^64 or 2^32: int64 bit patterns."""
+    lowest, highest = RANGE[dtype]
+    bits = max(32, WIDTH[dtype])
+    if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
+        low, high = (min(max(bound, lowest), highest) for bound in (minval, maxval))
+        span = 1 if high <= low else (high - low + (maxval > highest)) % 2**bits
+        base, count = (
+            torch.full((), value - 2**64 if value >= 2**63 else value, device=device)
+            for value in (low, span)
+        )
+        return base, count
+    least, most = (_int64(bound, device) for bound in (minval, maxval))
+    lowest, highest = lowest, min(highest, 2**63 - 1)
+    base, end = least.clamp(lowest, highest), most.clamp(lowest, highest)
+    count = end - base + (most > highest)
+    if bits == 32:
+        count = count & _MASK
+    return base, torch.where(end <= base, 1, count)
+
+
+def _int64(bound: int | Tensor, device: torch.device) -> Tensor:
+    if not isinstance(bound, Tensor):
+        return torch.full((), bound, dtype=torch.int64, device=device)
+    if bound.dtype == torch.uint64 or bound.is_floating_point() or bound.is_complex():
+        raise ValueError(f"a bound of randint is an int or an int64 tensor, not {bound.dtype}")
+    return bound.to(torch.int64)
+
+
+def _remainder64(a: Tensor, n: Tensor) -> Tensor:
+    """`a mod n` of unsigned 64-bit patterns; `a` itself where n is 0 (which stands for 2^64)."""
+    positive = torch.where(n > 0, n, 1)
+    quotient = ((a >> 1) & (2**63 - 1)).div(positive, rounding_mode="trunc") << 1
+    rest = a - quotient * positive  # at most one too many
+    rest = torch.where(_at_least(rest, positive), rest - positive, rest)
+    large = torch.where(_at_least(a, n), a - n, a)  # n >= 2^63 goes in at most once
+    return torch.where(n > 0, rest, torch.where(n == 0, a, large))
+
+
+def _at_least(a: Tensor, b: Tensor) -> Tensor:
+    """`a >= b` as unsigned: where the signs differ, the negative one is larger."""
+    return torch.where((a ^ b) < 0, a < 0, a >= b)

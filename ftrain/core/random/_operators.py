@@ -1,0 +1,143 @@
+"""The generator as operators: what a graph, a fake tensor and a vmap see of a draw.
+
+Inlined, the twenty rounds of Threefry quadruple the time that a training step takes to compile; as one
+opaque, purely functional operator a draw costs the compiler nothing, and its bits are the same in eager,
+traced, compiled and vmapped code. Every operator takes keys `(*batch, 2)` and returns `(*batch, *shape)`:
+row by row what each key gives alone. The integers `folds` are folded into the key first.
+
+Defined through `torch.library.Library`: an empty `custom_op` takes 14.1 µs to call, these 4.9 µs.
+
+Read next: `_reference.py` for what the operators compute, `_kernel.py` for how they do so on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random import _floats, _normal, _reference
+
+_LIBRARY = torch.library.Library("ftrain", "FRAGMENT")  # must live as long as the operators
+
+Shape = Sequence[int]
+
+
+def _bits(key: Tensor, folds: Shape, shape: Shape, width: int) -> Tensor:
+    return _reference.bits(key, folds, shape, width)
+
+
+def _bernoulli(key: Tensor, folds: Shape, shape: Shape, p: float) -> Tensor:
+    return _floats.below(_bits(key, folds, shape, 32), p)
+
+
+def _uniform(
+    key: Tensor, folds: Shape, shape: Shape, dtype: torch.dtype, minval: float, maxval: float
+) -> Tensor:
+    unit = _floats.unit(_bits(key, folds, shape, _floats.WIDTH[dtype]), dtype)
+    if minval == 0.0 and maxval == 1.0:
+        return unit
+    low, high = (torch.full((), v, dtype=dtype, device=key.device) for v in (minval, maxval))
+    return _floats.scale(unit, low, high)
+
+
+def _draw_normal(key: Tensor, folds: Shape, shape: Shape, dtype: torch.dtype) -> Tensor:
+    return _normal.normal(_floats.unit(_bits(key, folds, shape, _floats.WIDTH[dtype]), dtype))
+
+
+def _split(key: Tensor, folds: Shape, shape: Shape) -> Tensor:
+    return _reference.split(key, folds, shape)
+
+
+def _fold(key: Tensor, folds: Shape) -> Tensor:
+    return _reference.fold(key, folds) if folds else key.clone()
+
+
+def _fold_in(key: Tensor, data: Tensor) -> Tensor:
+    return _reference.fold_in(key, data)
+
+
+def _drawn(key: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    return key.new_empty((*key.shape[:-1], *shape), dtype=dtype)
+
+
+def _fake_fold_in(key: Tensor, data: Tensor) -> Tensor:
+    return key.new_empty((*torch.broadcast_shapes(key.shape[:-1], data.shape), 2))
+
+
+def _vmap_over_key(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """One call over the batch of keys: the operators' own batch dimensions stand in front."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], key: Tensor, *args: Any) -> Any:
+        dim = in_dims[0]
+        assert dim is not None, "only the key is a tensor"
+        return operator(key.movedim(dim, 0), *args), 0
+
+    return rule
+
+
+def _vmap_fold_in(info: Any, in_dims: tuple[int | None, ...], key: Tensor, data: Tensor) -> Any:
+    key_dim, data_dim = in_dims
+    key_rank = key.ndim - 1 - (key_dim is not None)
+    data_rank = data.ndim - (data_dim is not None)
+    if key_dim is not None:  # the mapped dimension first, then ones, so that the rest aligns
+        key = key.movedim(key_dim, 0)
+        key = key.reshape(key.shape[0], *[1] * max(0, data_rank - key_rank), *key.shape[1:])
+    if data_dim is not None:
+        data = data.movedim(data_dim, 0)
+        data = data.reshape(data.shape[0], *[1] * max(0, key_rank - data_rank), *data.shape[1:])
+    return torch.ops.ftrain.threefry_fold_in.default(key, data), 0
+
+
+def _define(
+    signature: str,
+    body: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    vmap: Callable[..., Any] | None = None,
+) -> Callable[..., Tensor]:
+    name = signature[: signature.index("(")]
+    _LIBRARY.define(f"{signature} -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
+    operator: Callable[..., Tensor] = getattr(torch.ops.ftrain, name).default
+    torch.library.register_fake(f"ftrain::{name}", fake, lib=_LIBRARY)
+    rule = vmap or _vmap_over_key(operator)
+    torch.library.register_vmap(f"ftrain::{name}", rule, lib=_LIBRARY)
+    return operator
+
+
+threefry_bits = _define(
+    "threefry_bits(Tensor key, int[] folds, SymInt[] shape, int width)",
+    _bits,
+    lambda key, folds, shape, width: _drawn(key, shape, _reference.UINT[width]),
+)
+threefry_bernoulli = _define(
+    "threefry_bernoulli(Tensor key, int[] folds, SymInt[] shape, float p)",
+    _bernoulli,
+    lambda key, folds, shape, p: _drawn(key, shape, torch.bool),
+)
+threefry_uniform = _define(
+    "threefry_uniform(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype, float minval, "
+    "float maxval)",
+    _uniform,
+    lambda key, folds, shape, dtype, minval, maxval: _drawn(key, shape, dtype),
+)
+threefry_normal = _define(
+    "threefry_normal(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype)",
+    _draw_normal,
+    lambda key, folds, shape, dtype: _drawn(key, shape, dtype),
+)
+threefry_split = _define(
+    "threefry_split(Tensor key, int[] folds, SymInt[] shape)",
+    _split,
+    lambda key, folds, shape: _drawn(key, (*shape, 2), torch.int32),
+)
+threefry_fold = _define(
+    "threefry_fold(Tensor key, int[] folds)",
+    _fold,
+    lambda key, folds: _drawn(key, (2,), torch.int32),
+)
+threefry_fold_in = _define(
+    "threefry_fold_in(Tensor key, Tensor data)", _fold_in, _fake_fold_in, _vmap_fold_in
+)

@@ -1,0 +1,148 @@
+"""Keys: where all randomness of a run starts, and how it branches.
+
+A key is an int32 tensor of shape `(2,)`: the bit patterns of JAX's two uint32 words (torch has few uint32
+operations, and a key must survive stacking, indexing and checkpoints). An array of keys is `(..., 2)`.
+
+Read next: `sample.py`, what can be drawn from a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random import _operators
+from ftrain.core.random._reference import low_word, signed
+
+__all__ = ["fold_in", "key", "key_data", "split"]
+
+
+def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
+    """The key of an integer seed: its 64-bit two's complement, upper word first.
+
+    Args:
+        seed: an integer in [-2^63, 2^64), or an integer tensor of any shape (of `(n,)`: n keys). As in
+            JAX, a tensor of 32 bits or fewer has no upper word: that of `int32(-1)` is 0.
+        device: where the key lives; default: torch's default device, for a tensor its own.
+
+    Returns:
+        int32 `(2,)`, or `(*seed.shape, 2)`: what `jax.random.key(seed)` holds under `jax_enable_x64`.
+        Without that mode JAX drops the upper word, which makes a difference to seeds outside [0, 2^32).
+
+    Raises:
+        ValueError: if the seed needs more than 64 bits.
+        TypeError: if it is not an integer.
+
+    >>> key_data(key(2**40 + 7))
+    tensor([256,   7], dtype=torch.uint32)
+    """
+    if isinstance(seed, Tensor):
+        if seed.dtype == torch.bool or seed.is_floating_point() or seed.is_complex():
+            raise TypeError(f"a seed is an integer, not a tensor of {seed.dtype}")
+        if seed.dtype == torch.uint64:
+            seed = seed.view(torch.int64)
+        low = low_word(seed)
+        wide = seed.dtype == torch.int64
+        high = (seed >> 32).to(torch.int32) if wide else torch.zeros_like(low)
+        words = torch.stack([high, low], dim=-1)
+        return words if device is None else words.to(device)
+    if not isinstance(seed, int):
+        raise TypeError(f"a seed is an integer, not {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"a seed has 64 bits: {seed} lies outside [-2**63, 2**64)")
+    pair = [signed(seed >> 32), signed(seed)]
+    return torch.tensor(pair, dtype=torch.int32, device=device)
+
+
+def key_data(key: Tensor) -> Tensor:
+    """The words of keys as torch.uint32 `(..., 2)`: what `jax.random.key_data` shows. Shares memory.
+
+    >>> key_data(fold_in(key(0), 7))
+    tensor([2716826189,  292468403], dtype=torch.uint32)
+    """
+    _check(key)
+    return key.view(torch.uint32)
+
+
+def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = ()) -> Tensor:
+    """New independent keys from one; row `i` is `fold_in(key, i)`.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        num: how many, or the shape of the array of keys.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        int32 `(num, 2)` or `(*num, 2)`, equal to `jax.random.split`.
+
+    Raises:
+        ValueError: for an array of keys (`torch.vmap` over them instead).
+
+    >>> params_key, data_key = split(key(0))
+    >>> split(params_key, (3, 4)).shape
+    torch.Size([3, 4, 2])
+    """
+    _check_single(key, "split")
+    return _operators.threefry_split(key, _folds(folds), (num,) if isinstance(num, int) else num)
+
+
+def fold_in(key: Tensor, data: int | Tensor, *, folds: Sequence[int] = ()) -> Tensor:
+    """A new key from a key and an integer (a step, a rank, a layer's number).
+
+    Args:
+        key: a key, or an array of keys `(..., 2)`.
+        data: an integer in [0, 2^32), or an integer tensor (for instance `state.step`), which is taken
+            modulo 2^32 and broadcast against the keys: `n` integers and one key give `n` keys.
+        folds: integers in [0, 2^32) to fold into the key before `data`.
+
+    Returns:
+        int32 `(..., 2)`, equal to `jax.random.fold_in` of each pair.
+
+    Raises:
+        ValueError: if an integer lies outside [0, 2^32).
+        TypeError: if `data` is a tensor of floats.
+
+    >>> step_key = fold_in(key(0), torch.tensor(7))
+    >>> bool((step_key == fold_in(key(0), 7)).all())
+    True
+    """
+    _check(key)
+    if not isinstance(data, Tensor):
+        return _operators.threefry_fold(key, _folds((*folds, data)))
+    if data.dtype == torch.bool or data.is_floating_point() or data.is_complex():
+        raise TypeError(f"fold_in takes integers, not a tensor of {data.dtype}")
+    if folds:
+        key = _operators.threefry_fold(key, _folds(folds))
+    return _operators.threefry_fold_in(key, data)
+
+
+def _folds(folds: Sequence[int]) -> Sequence[int]:
+    for data in folds:
+        if not 0 <= data < 2**32:
+            raise ValueError(
+                f"{data} cannot be folded into a key: it lies outside [0, 2**32). "
+                f"Fold its upper half in first, or write `{data} % 2**32`"
+            )
+    return folds
+
+
+def _check(key: Tensor) -> None:
+    if key.dtype != torch.int32 or key.ndim == 0 or key.shape[-1] != 2:
+        found = f"{key.dtype} {tuple(key.shape)}" if isinstance(key, Tensor) else type(key).__name__
+        remedy = (
+            "view it as torch.int32"
+            if isinstance(key, Tensor) and key.dtype == torch.uint32
+            else "make one with `ftrain.random.key(seed)`"
+        )
+        raise ValueError(f"a key is an int32 tensor of shape (2,), found {found}: {remedy}")
+
+
+def _check_single(key: Tensor, name: str) -> None:
+    if key.dtype != torch.int32 or key.ndim != 1 or key.shape[0] != 2:
+        _check(key)
+        raise ValueError(
+            f"`{name}` takes one key of shape (2,), found an array of keys {tuple(key.shape)}: write "
+            f"`torch.vmap(lambda key: random.{name}(key, ...))(keys)`"
+        )

@@ -1,0 +1,282 @@
+"""Draws: every function takes a key and returns the same bits for it, now and anywhere.
+
+The bits are those of JAX 0.10.2 (`jax_threefry_partitionable`): an element depends on the key and on its own
+flat index, not on how many others are drawn. A key is not consumed: two draws from one key are not
+independent, so `split` it or give each draw other `folds`. Nothing here reads torch's global generators.
+
+Read next: `_operators.py`, the operators behind these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random import _floats, _integers, _operators
+from ftrain.core.random.keys import _check_single, _folds
+
+__all__ = ["bernoulli", "bits", "normal", "permutation", "randint", "uniform"]
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def bits(
+    key: Tensor, shape: int | Sequence[int] = (), width: int = 32, *, folds: Sequence[int] = ()
+) -> Tensor:
+    """Uniform random words.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        shape: of the result; may be `()` or contain zeros.
+        width: 8, 16, 32 or 64 bits a word.
+        folds: integers in [0, 2^32) to fold into the key first, as `fold_in` would one after the other,
+            at no further call.
+
+    Returns:
+        torch.uint8, uint16, uint32 or uint64, equal to `jax.random.bits`.
+
+    Raises:
+        ValueError: for another width, or an array of keys (`torch.vmap` over them instead).
+
+    >>> from ftrain.core.random import key
+    >>> bits(key(0), (2,))
+    tensor([4070199207, 4202968722], dtype=torch.uint32)
+    """
+    _check_single(key, "bits")
+    if width not in (8, 16, 32, 64):
+        raise ValueError(f"bits come in words of 8, 16, 32 or 64, not {width}")
+    return _operators.threefry_bits(key, _folds(folds), _shape(shape), width)
+
+
+def uniform(
+    key: Tensor,
+    shape: int | Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    minval: float | Tensor = 0.0,
+    maxval: float | Tensor = 1.0,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """Uniform floats in [minval, maxval): `max(minval, u (maxval - minval) + minval)`.
+
+    `u` is a multiple of 2^-23 (float32), 2^-52 (float64), 2^-10 (float16) or 2^-7 (bfloat16).
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        shape: of the result.
+        dtype: float32, float64, bfloat16 or float16.
+        minval: lower end, included; a number or a tensor that broadcasts to `shape`.
+        maxval: upper end, excluded up to rounding; likewise.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        `dtype` `shape`, equal to `jax.random.uniform` on the CPU, which rounds once in
+        `u (maxval - minval) + minval` for float32 and float64.
+
+    Raises:
+        ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
+
+    >>> from ftrain.core.random import key
+    >>> uniform(key(0), (2,))
+    tensor([0.9477, 0.9786])
+    """
+    _check_single(key, "uniform")
+    _check_float(dtype, "uniform")
+    size = _shape(shape)
+    if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
+        return _operators.threefry_uniform(
+            key, _folds(folds), size, dtype, float(minval), float(maxval)
+        )
+    low, high = (
+        v.to(dtype) if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=key.device)
+        for v in (minval, maxval)
+    )
+    _check_broadcast("uniform", size, low, high)
+    unit = _operators.threefry_uniform(key, _folds(folds), size, dtype, 0.0, 1.0)
+    floats = _floats.scale(unit, low.detach(), high.detach())
+    if (
+        low.requires_grad or high.requires_grad
+    ):  # the value is exact, the gradient that of the formula
+        smooth = unit * (high - low) + low
+        floats = floats + (smooth - smooth.detach())
+    return floats
+
+
+def normal(
+    key: Tensor,
+    shape: int | Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """Standard normal floats: `sqrt(2) erfinv(u)`, u uniform in (-1, 1).
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        shape: of the result.
+        dtype: float32, float64, bfloat16 or float16.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        `dtype` `shape`, within 4 ulp of `jax.random.normal`, and the same bits on every device.
+
+    Raises:
+        ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
+
+    >>> from ftrain.core.random import key
+    >>> normal(key(0), (2,))
+    tensor([1.6226, 2.0253])
+    """
+    _check_single(key, "normal")
+    _check_float(dtype, "normal")
+    return _operators.threefry_normal(key, _folds(folds), _shape(shape), dtype)
+
+
+def bernoulli(
+    key: Tensor,
+    p: float | Tensor = 0.5,
+    shape: int | Sequence[int] | None = None,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """True with probability `p`: `uniform(key, shape, dtype of p) < p`.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        p: a number (taken as float32), or a float tensor that broadcasts to `shape`.
+        shape: of the result; default: that of `p`.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        torch.bool `shape`, equal to `jax.random.bernoulli`.
+
+    Raises:
+        ValueError: if `p` does not broadcast to `shape`, or for an array of keys (`torch.vmap` over them
+            instead).
+
+    >>> from ftrain.core.random import key
+    >>> bernoulli(key(0), 0.9, (4,))
+    tensor([False, False,  True,  True])
+    """
+    _check_single(key, "bernoulli")
+    if not isinstance(p, Tensor):
+        size = () if shape is None else _shape(shape)
+        return _operators.threefry_bernoulli(key, _folds(folds), size, float(p))
+    _check_float(p.dtype, "bernoulli")
+    size = p.shape if shape is None else _shape(shape)
+    _check_broadcast("bernoulli", size, p)
+    return _operators.threefry_uniform(key, _folds(folds), size, p.dtype, 0.0, 1.0) < p
+
+
+def randint(
+    key: Tensor,
+    shape: int | Sequence[int],
+    minval: int | Tensor,
+    maxval: int | Tensor,
+    dtype: torch.dtype = torch.int64,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """Integers in [minval, maxval), by the remainder of twice as many bits as the dtype has.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        shape: of the result.
+        minval: lower end, included; an integer or an integer tensor that broadcasts to `shape`. Clipped
+            to the range of `dtype`.
+        maxval: upper end, excluded; likewise. `minval >= maxval` gives `minval`.
+        dtype: any integer dtype of torch. Other dtypes give other numbers.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        `dtype` `shape`, equal to `jax.random.randint` of that dtype (under `jax_enable_x64`, so that
+        bounds have 64 bits).
+
+    Raises:
+        ValueError: for another dtype, bounds that do not broadcast to `shape`, or an array of keys
+            (`torch.vmap` over them instead).
+
+    >>> from ftrain.core.random import key
+    >>> randint(key(0), (5,), 0, 10)
+    tensor([5, 1, 5, 7, 3])
+    """
+    _check_single(key, "randint")
+    if dtype not in _integers.RANGE:
+        raise ValueError(f"randint draws integers, not {dtype}")
+    size = _shape(shape)
+    _check_broadcast("randint", size, *(v for v in (minval, maxval) if isinstance(v, Tensor)))
+    width = max(32, _integers.WIDTH[dtype])
+    # split(key)[i] is fold_in(key, i)
+    high, low = (_operators.threefry_bits(key, (*_folds(folds), i), size, width) for i in (0, 1))
+    return _integers.between(high, low, minval, maxval, dtype)
+
+
+def permutation(
+    key: Tensor,
+    x: int | Tensor,
+    axis: int = 0,
+    independent: bool = False,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """A random order of `range(x)`, or of the slices of a tensor along an axis.
+
+    Sorts by random words; often enough that ties have no weight (once below 1,626 elements).
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        x: an integer, or a tensor of at least one dimension.
+        axis: the one along which a tensor is shuffled.
+        independent: shuffle each vector along `axis` by itself.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        int64 `(x,)`, or a tensor like `x`: equal to `jax.random.permutation`.
+
+    Raises:
+        ValueError: for a tensor without dimensions, or an array of keys (`torch.vmap` over them instead).
+
+    >>> from ftrain.core.random import key
+    >>> permutation(key(0), 5)
+    tensor([0, 1, 4, 3, 2])
+    """
+    _check_single(key, "permutation")
+    _folds(folds)
+    if not isinstance(x, Tensor):
+        return _shuffle(key, torch.arange(x, device=key.device), 0, folds)
+    if x.ndim == 0:
+        raise ValueError("permutation takes an int or a tensor of at least one dimension")
+    if independent or x.ndim == 1:
+        return _shuffle(key, x, axis, folds)
+    order = _shuffle(key, torch.arange(x.shape[axis], device=x.device), 0, folds)
+    return x.index_select(axis, order)
+
+
+def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
+    path = tuple(folds)
+    for _ in range(_integers.sorting_rounds(x.numel())):
+        words = _operators.threefry_bits(key, (*path, 1), x.shape, 32)  # key, subkey = split(key)
+        path = (*path, 0)
+        order = (words.view(torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
+        x = x.gather(axis, order)
+    return x
+
+
+def _shape(shape: int | Sequence[int]) -> Sequence[int]:
+    return shape if isinstance(shape, (tuple, list)) else (shape,)  # type: ignore[return-value]
+
+
+def _check_float(dtype: torch.dtype, name: str) -> None:
+    if dtype not in _FLOATS:
+        raise ValueError(f"{name} draws float32, float64, bfloat16 or float16, not {dtype}")
+
+
+def _check_broadcast(name: str, size: Sequence[int], *parameters: Tensor) -> None:
+    for parameter in parameters:
+        if torch.broadcast_shapes(parameter.shape, size) != torch.Size(size):
+            raise ValueError(
+                f"{name}: a parameter of shape {tuple(parameter.shape)} does not broadcast to the shape "
+                f"{tuple(size)} of the result"
+            )
