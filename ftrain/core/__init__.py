@@ -1,0 +1,1 @@
+"""The core: pure steps over one immutable state. Start at `step.py`."""

@@ -1,0 +1,52 @@
+"""The check behind `nonfinite="raise"`: an operator that raises, so that it can stand in a graph."""
+
+from __future__ import annotations
+
+import torch
+
+
+class NonFiniteError(FloatingPointError):
+    """A gradient is infinite or NaN."""
+
+
+@torch.library.custom_op("ftrain::require_finite", mutates_args=())
+def require_finite(
+    finite: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
+) -> torch.Tensor:
+    """Whether all of `finite` (bool, one a leaf) hold; raises where one does not.
+
+    Everything that a step writes must be selected by the result: then nothing is written before this
+    has been asked. Waits for the device.
+    """
+    if not bool(finite.all()):
+        bad = [name for name, ok in zip(names.split("\n"), finite.tolist(), strict=True) if not ok]
+        raise NonFiniteError(
+            f"non-finite gradient at step {step.item()}: loss {loss.item():.6g}, "
+            f"{len(bad)} of {finite.numel()} parameters, first {bad[0]!r}. The state is as it was "
+            "before the step. Lower the learning rate, clip, look at this batch for NaN, log(0) or a "
+            "division by zero; or go on past such steps with nonfinite='skip'."
+        )
+    return finite.all()
+
+
+@require_finite.register_fake
+def _(finite: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str) -> torch.Tensor:
+    return finite.new_empty(())
+
+
+@require_finite.register_vmap
+def _(
+    info: object,
+    in_dims: tuple[int | None, ...],
+    finite: torch.Tensor,
+    loss: torch.Tensor,
+    step: torch.Tensor,
+    names: str,
+) -> tuple[torch.Tensor, int]:
+    size = info.batch_size  # type: ignore[attr-defined]
+    rows = [
+        x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip((finite, loss, step), in_dims, strict=False)
+    ]
+    checked = [require_finite(*row, names) for row in zip(*rows, strict=True)]
+    return torch.stack(checked), 0

@@ -1,0 +1,278 @@
+"""A module without weights, into which a state's tensors are put for the length of one call.
+
+`torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
+(pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
+The skeleton is private, lives on the meta device, knows every place that holds a tensor, and comes out
+of a call exactly as it went in.
+
+Read next: `functional.py`, which is its public face.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+Tensors = dict[str, torch.Tensor]
+
+
+class ImpureError(RuntimeError):
+    """A function that must be pure has changed something that is not its own."""
+
+
+_PARAMETER_REMEDY = (
+    "A step must leave its inputs as they are: compute with a changed copy instead, or change the "
+    "parameters between steps with state.replace(params=...)"
+)
+_STRAY_REMEDY = (
+    "It is no part of the state, so the next step would not be a function of its inputs. "
+    "Register it: self.register_buffer(name, tensor)"
+)
+
+
+@contextlib.contextmanager
+def unchanged(tensors: Mapping[str, torch.Tensor], kind: str, remedy: str) -> Iterator[None]:
+    """Raise if one of these tensors was written in place inside the context.
+
+    Free of host syncs: torch counts the writes to each tensor.
+
+    Raises:
+        ImpureError: with the tensor's name and the remedy.
+    """
+    counted = [
+        (name, t, t._version)
+        for name, t in tensors.items()
+        if not t.is_inference() and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    ]
+    yield
+    for name, tensor, version in counted:
+        if tensor._version != version:
+            raise ImpureError(f"the {kind} `{name}` was changed in place. {remedy}.")
+
+
+class _Slot(NamedTuple):
+    """A place in the module tree that holds a parameter or buffer: `holder[key]`."""
+
+    holder: Any
+    key: Any
+    name: str
+
+
+class Skeleton:
+    """The structure of a module; its tensors are arguments.
+
+    Args:
+        module: stripped of its tensors, so it must be the caller's to give away.
+
+    Attributes:
+        module: the skeleton itself, every tensor on the meta device.
+        trainable: names of the parameters with `requires_grad`, sorted.
+        carried: names of all other tensors (buffers, frozen parameters), sorted.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse_lazy(module)
+        self.module = module
+        tensors = _named_tensors(module)
+        self.trainable = sorted(
+            name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
+        )
+        self.carried = sorted(tensors.keys() - set(self.trainable))
+        self._modules = list(module.modules())
+        self._slots = _slots(self._modules, {id(t): name for name, t in tensors.items()})
+        self._unset_buffers = [
+            (m._buffers, key) for m in self._modules for key, b in m._buffers.items() if b is None
+        ]
+        hollow = {name: _hollow(t) for name, t in tensors.items()}
+        for holder, key, name in self._slots:
+            holder[key] = hollow[name]
+        self._stray = _stray_tensors(module)
+        self._trains = {id(m): m.training or not module.training for m in self._modules}
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[Held]:
+        """The module with these tensors in place; everything is put back at the end.
+
+        Training mode restores the flags that the module came with (submodules that were frozen in
+        eval mode stay so), or `train()` where the whole module came in eval mode.
+        """
+        tensors = self._checked(params, buffers)
+        with self._lock:
+            saved = [(m.__dict__, dict(m.__dict__)) for m in self._modules]
+            slots = [(holder, key, holder[key]) for holder, key, _ in self._slots]
+            try:
+                for holder, key, name in self._slots:
+                    holder[key] = tensors[name]
+                for m in self._modules:
+                    m.training = training and self._trains[id(m)]
+                with unchanged(params, "parameter", _PARAMETER_REMEDY):
+                    with unchanged(self._stray, "tensor attribute", _STRAY_REMEDY):
+                        yield Held(self)
+                self._refuse_grown_buffers()
+            finally:
+                for attributes, original in saved:
+                    attributes.clear()
+                    attributes.update(original)
+                for holder, key, value in slots:
+                    holder[key] = value
+                for holder, key in self._unset_buffers:
+                    holder[key] = None
+
+    def read(self, names: Sequence[str]) -> Tensors:
+        """The tensors that stand in the module now under these names."""
+        wanted = set(names)
+        found: Tensors = {}
+        for holder, key, name in self._slots:
+            if name in wanted and name not in found:
+                found[name] = holder[key]
+        return {name: found[name] for name in names}
+
+    def _checked(self, params: Tensors, buffers: Tensors) -> Tensors:
+        for kind, given, names in (
+            ("params", params, self.trainable),
+            ("buffers", buffers, self.carried),
+        ):
+            if not isinstance(given, dict) or given.keys() != set(names):
+                have = set(given) if isinstance(given, dict) else set()
+                missing, extra = sorted(set(names) - have), sorted(have - set(names))
+                raise ValueError(
+                    f"{kind} do not fit {type(self.module).__name__}: "
+                    + (f"missing {missing[:5]} " if missing else "")
+                    + (f"unexpected {extra[:5]} " if extra else "")
+                    + f"(expected {len(names)} names). Take them from init_state, or from "
+                    "bind(model).init()."
+                )
+        return {**params, **buffers}
+
+    def _refuse_grown_buffers(self) -> None:
+        for holder, key in self._unset_buffers:
+            if holder[key] is not None:
+                raise ImpureError(
+                    f"the model filled its buffer {key!r}, which was None, during a forward pass; "
+                    "the state cannot grow. Give the buffer its shape in __init__."
+                )
+
+
+class Held(NamedTuple):
+    """A skeleton while it holds a state's tensors."""
+
+    skeleton: Skeleton
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, ready to be called."""
+        return self.skeleton.module
+
+    def buffers(self) -> Tensors:
+        """What the buffers are now, in-place writes and reassignments included."""
+        return self.skeleton.read(self.skeleton.carried)
+
+
+def skeleton_of(model: nn.Module | Callable[[], nn.Module]) -> Skeleton:
+    """A skeleton; a given module is copied structure only, without its weights' memory."""
+    if isinstance(model, nn.Module):
+        _refuse_lazy(model)
+        return Skeleton(_copy_structure(model))
+    return Skeleton(build(model))
+
+
+def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
+    """A module's own tensors as `(params, buffers)`, sorted by name, detached, not copied."""
+    tensors = _named_tensors(module)
+    trainable = {
+        name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
+    }
+    detached = {name: tensors[name].detach() for name in sorted(tensors)}
+    return (
+        {name: t for name, t in detached.items() if name in trainable},
+        {name: t for name, t in detached.items() if name not in trainable},
+    )
+
+
+def build(factory: Callable[[], nn.Module]) -> nn.Module:
+    """The module that a model function builds."""
+    if not callable(factory):
+        raise TypeError(
+            f"model must be an nn.Module or a function that builds one, found {type(factory).__name__}"
+        )
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"the model function returned {type(module).__name__}, not an nn.Module. "
+            "Write: make_steps(lambda: Net(...), ...)."
+        )
+    return module
+
+
+def _copy_structure(module: nn.Module) -> nn.Module:
+    """A deep copy whose tensors are hollow: the memo makes deepcopy meet them already copied."""
+    memo: dict[int, Any] = {id(t): _hollow(t) for t in _named_tensors(module).values()}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        error.add_note(
+            f"while copying the structure of {type(module).__name__}. If it holds something that "
+            "cannot be copied, hand over a function that builds it: make_steps(lambda: Net(...), ...)."
+        )
+        raise
+
+
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    empty.__dict__.update(tensor.__dict__)
+    return empty
+
+
+def _named_tensors(module: nn.Module) -> Tensors:
+    """Every distinct parameter and buffer under the first name that reaches it."""
+    found: Tensors = dict(module.named_parameters())
+    seen = {id(t) for t in found.values()}
+    found.update((name, b) for name, b in module.named_buffers() if id(b) not in seen)
+    return found
+
+
+def _slots(modules: list[nn.Module], names: dict[int, str]) -> list[_Slot]:
+    """Every place that holds one of these tensors, lists such as an LSTM's flat weights included."""
+    slots = []
+    for m in modules:
+        for holder in (m._parameters, m._buffers):
+            slots += [_Slot(holder, k, names[id(t)]) for k, t in holder.items() if t is not None]
+        for key, value in m.__dict__.items():
+            if isinstance(value, torch.Tensor) and id(value) in names:
+                slots.append(_Slot(m.__dict__, key, names[id(value)]))
+            elif isinstance(value, list):
+                slots += [
+                    _Slot(value, i, names[id(t)])
+                    for i, t in enumerate(value)
+                    if isinstance(t, torch.Tensor) and id(t) in names
+                ]
+    return slots
+
+
+def _stray_tensors(module: nn.Module) -> Tensors:
+    """Plain tensor attributes: constants if only read, hidden state if written."""
+    stray: Tensors = {}
+    for prefix, m in module.named_modules():
+        for key, value in m.__dict__.items():
+            if isinstance(value, torch.Tensor) and not value.is_meta:
+                stray[f"{prefix}.{key}".lstrip(".")] = value
+    return stray
+
+
+def _refuse_lazy(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise ValueError(
+                f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
+                "batch through the model before handing it over, or use the layer that is not lazy."
+            )

@@ -1,0 +1,247 @@
+"""Modules and gradients as pure functions: `bind` and `value_and_grad`.
+
+Read next: `accumulate.py`, which takes gradients over micro-batches with these two.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftrain.core import random, tree
+from ftrain.core._skeleton import Tensors, build, read_tensors, skeleton_of
+
+__all__ = ["Bound", "bind", "value_and_grad"]
+
+
+class Bound:
+    """A module as a pure function of its tensors and a key; see `bind`."""
+
+    def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
+        self._model = model
+        with random.keyed(random.key(0)):
+            self.skeleton = skeleton_of(model)
+
+    def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
+        """Start values `(params, buffers)`.
+
+        From a function that builds the model they are a pure function of `key`; from a module they
+        are copies of its tensors.
+
+        Args:
+            key: int32, shape (2,).
+        """
+        if isinstance(self._model, nn.Module):
+            module = self._model
+        else:
+            with random.keyed(key):
+                module = build(self._model)
+        found = read_tensors(module)
+        for names, given in zip(
+            (self.skeleton.trainable, self.skeleton.carried), found, strict=True
+        ):
+            if list(given) != names:
+                raise ValueError(
+                    "the model function built two models of different structure: "
+                    f"{sorted(set(given) ^ set(names))[:5]} are in one only. It must build the same "
+                    "layers each time it is called."
+                )
+        # Tied tensors have one name, so no two of these share memory.
+        params, buffers = (tree.map(torch.clone, tensors) for tensors in found)
+        return params, buffers
+
+    def __call__(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        key: torch.Tensor,
+        *args: Any,
+        training: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, Tensors]:
+        """Call the module: `(out, new_buffers)`."""
+        with random.keyed(key):
+            return self.call(lambda module: module(*args, **kwargs), params, buffers, training)
+
+    def call(
+        self,
+        fn: Callable[[nn.Module], Any],
+        params: Tensors,
+        buffers: Tensors,
+        training: bool,
+    ) -> tuple[Any, Tensors]:
+        """`fn(module)` with these tensors in place: `(out, new_buffers)`; the caller sets the key.
+
+        Buffers are copied first: a module may write into its own, never into the caller's.
+        """
+        fresh = {name: b.clone() for name, b in buffers.items()}
+        with self.skeleton.holding(params, fresh, training) as held:
+            out = fn(held.module)
+            return out, {name: b.detach() for name, b in held.buffers().items()}
+
+    def __repr__(self) -> str:
+        return f"bind({type(self.skeleton.module).__name__})"
+
+
+def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
+    """A stock module as a pure function, `apply(params, buffers, key, *args) -> (out, buffers)`.
+
+    The module itself is never touched: a private skeleton on the meta device serves. `params` are the
+    parameters that require a gradient, `buffers` everything else that the module holds (statistics,
+    frozen parameters). Tied weights have one name, the first. Every random draw descends from `key`.
+
+    Args:
+        model: an `nn.Module` (its weights are the start), or a function that builds one; a model
+            that is bound already is returned as it is.
+
+    Returns:
+        `apply`, with `apply.init(key) -> (params, buffers)` for start values and `training=False` for
+        evaluation.
+
+    Raises:
+        ValueError: the model is lazy; or, in a call, the tensors' names are not the model's.
+        ImpureError: in a call, the model changed something that is not in its state.
+
+    >>> apply = bind(nn.Linear(3, 2))
+    >>> params, buffers = apply.init(random.key(0))
+    >>> out, buffers = apply(params, buffers, random.key(1), torch.ones(4, 3))
+    >>> out.shape
+    torch.Size([4, 2])
+    """
+    return model if isinstance(model, Bound) else Bound(model)
+
+
+def value_and_grad(
+    fn: Callable[..., Any], *, has_aux: bool = False, differentiable: bool = False
+) -> Callable[..., tuple[Any, Any]]:
+    r"""The value of `fn` and its gradient by the first argument, $\nabla_{x} f(x, \ldots)$.
+
+    Keeps no graph: peak memory is that of `torch.autograd.grad`. (`torch.func.grad` keeps one always,
+    pytorch#134612.) Composes with `torch.vmap`, `torch.func`, and `ftrain.compile`.
+
+    Args:
+        fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating
+            tensors, `value` 0-d and real, `aux` a tree of tensors.
+        has_aux: `fn` returns `(value, aux)`.
+        differentiable: keep the graph, so that the result can be differentiated again
+            (hypergradients, Hessian products).
+
+    Returns:
+        A function `(x, *args) -> (value, grads)`, or `((value, aux), grads)`; `grads` has the tree,
+        shapes and dtypes of `x`, and is zero where `fn` does not use a leaf.
+
+    Raises:
+        TypeError: a leaf of `x` is not floating; the value is not a 0-d real tensor.
+        ValueError: the value does not depend on `x` by differentiable operations.
+
+    >>> value, grads = value_and_grad(lambda p: (p["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
+    >>> value, grads["w"]
+    (tensor(5.), tensor([2., 4.]))
+    """
+
+    @functools.wraps(fn)
+    def wrapped(x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        def run(x: Any) -> tuple[torch.Tensor, Any]:
+            out = fn(x, *args, **kwargs)
+            return out if has_aux else (out, ())
+
+        value, aux, grads = pull_back(run, x, differentiable=differentiable, name=describe(fn))
+        return ((value, aux) if has_aux else value), grads
+
+    return wrapped
+
+
+def pull_back(
+    run: Callable[[Any], tuple[torch.Tensor, Any]],
+    x: Any,
+    *,
+    seed: Callable[[Any], torch.Tensor] | None = None,
+    differentiable: bool = False,
+    name: str = "the function",
+) -> tuple[torch.Tensor, Any, Any]:
+    """`(value, aux, grads)` of `run(x) -> (value, aux)`; the backward pass starts from `seed(aux)`.
+
+    Outside any transform this is plain `torch.autograd.grad`, whose memory and support (activation
+    checkpointing, double backward) are the best there are. Under `vmap` or `grad` it is
+    `torch.func.vjp`, without a kept graph unless asked.
+    """
+    leaves, treedef = tree.flatten(x)
+    for path, leaf in zip(tree.paths(x), leaves, strict=True):
+        if not isinstance(leaf, torch.Tensor) or not (
+            leaf.is_floating_point() or leaf.is_complex()
+        ):
+            kind = leaf.dtype if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+            raise TypeError(
+                f"cannot differentiate by {path or 'the argument'}: it is {kind}, not a floating "
+                "tensor. Keep integers and masks out of the first argument."
+            )
+
+    def checked(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        value, aux = run(tree.unflatten(treedef, leaves))
+        _check_value(value, name)
+        if leaves and not value.requires_grad:
+            raise ValueError(
+                f"the value of {name} does not depend on its parameters by differentiable "
+                "operations. Look for .detach(), .item(), .data, torch.no_grad() or an integer "
+                "operation such as argmax on the way to it."
+            )
+        return value, aux
+
+    if in_transform() or torch.compiler.is_dynamo_compiling():
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
+            (grads,) = pull(torch.ones_like(value) if seed is None else seed(aux))
+        return value, aux, tree.unflatten(treedef, grads)
+
+    with torch.enable_grad():
+        inputs = [
+            leaf if differentiable and leaf.requires_grad else leaf.detach().requires_grad_()
+            for leaf in leaves
+        ]
+        value, aux = checked(inputs)
+        grads = torch.autograd.grad(
+            value,
+            inputs,
+            None if seed is None else seed(aux),
+            create_graph=differentiable,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    if not differentiable:
+        value = value.detach()
+        aux = tree.map(torch.Tensor.detach, aux)
+    return value, aux, tree.unflatten(treedef, list(grads))
+
+
+def in_transform() -> bool:
+    """Whether the caller runs under `torch.vmap`, `torch.func.grad` and the like."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def describe(fn: Callable[..., Any]) -> str:
+    """A function's name and where it was written, for messages."""
+    name = getattr(fn, "__qualname__", None) or type(fn).__name__
+    try:
+        code = inspect.unwrap(fn).__code__  # type: ignore[attr-defined]
+    except AttributeError:
+        return f"`{name}`"
+    return f"`{name}` ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _check_value(value: Any, name: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{name} must return a 0-d tensor to differentiate, found {type(value).__name__}"
+        )
+    if value.ndim != 0:
+        raise TypeError(
+            f"{name} must return a scalar (0-d) loss, found shape {tuple(value.shape)}. "
+            "Reduce it: loss.mean(), or ftrain.Mean(loss.sum(), weight)."
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must return a real floating loss, found {value.dtype}")

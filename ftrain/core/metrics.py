@@ -1,0 +1,243 @@
+"""Metrics that merge exactly: over micro-batches, over ragged batches, over ranks.
+
+A metric is a monoid: a few tensors, a `merge`, and a `value`. A mean keeps its total and its weight, so
+the mean over an epoch is one division by the true weight, never a mean of means.
+
+Read next: `accumulate.py`, where the micro-batches' metrics are merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from ftrain.core import tree
+
+__all__ = ["Last", "Max", "Mean", "Metric", "Metrics", "Min", "Sum", "as_metrics"]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What a metric must offer: `value`, and an associative `merge` (self came before other)."""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The metric as a tensor."""
+
+    def merge(self, other: Any) -> Any:
+        """The metric over what both have seen."""
+
+
+class Mean(NamedTuple):
+    r"""A weighted mean, `total / weight`.
+
+    Attributes:
+        total: 0-d, $\sum_i w_i x_i$.
+        weight: 0-d, $\sum_i w_i$ (samples, tokens, the sum of a mask); not negative.
+
+    As a loss it says what the gradients are divided by: `Mean(loss.sum(), mask.sum())`.
+
+    >>> a, b = Mean(torch.tensor(6.0), torch.tensor(3)), Mean(torch.tensor(2.0), torch.tensor(1))
+    >>> a.merge(b).value
+    tensor(2.)
+    """
+
+    total: torch.Tensor
+    weight: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """`total / weight`; NaN where nothing was weighed, like any mean of nothing."""
+        return self.total / self.weight
+
+    def merge(self, other: Mean) -> Mean:
+        """The mean over both."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+
+class Sum(NamedTuple):
+    """A total: skipped steps, tokens seen.
+
+    Attributes:
+        total: 0-d.
+    """
+
+    total: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The total."""
+        return self.total
+
+    def merge(self, other: Sum) -> Sum:
+        """The total over both."""
+        return Sum(self.total + other.total)
+
+
+class Last(NamedTuple):
+    """The latest value: a learning rate, a loss scale.
+
+    Attributes:
+        latest: a tensor.
+    """
+
+    latest: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The latest value."""
+        return self.latest
+
+    def merge(self, other: Last) -> Last:
+        """The later of the two."""
+        return other
+
+
+class Max(NamedTuple):
+    """The largest value seen.
+
+    Attributes:
+        largest: a tensor.
+    """
+
+    largest: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The largest value."""
+        return self.largest
+
+    def merge(self, other: Max) -> Max:
+        """The larger of the two; NaN where either is."""
+        return Max(torch.maximum(self.largest, other.largest))
+
+
+class Min(NamedTuple):
+    """The smallest value seen.
+
+    Attributes:
+        smallest: a tensor.
+    """
+
+    smallest: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The smallest value."""
+        return self.smallest
+
+    def merge(self, other: Min) -> Min:
+        """The smaller of the two; NaN where either is."""
+        return Min(torch.minimum(self.smallest, other.smallest))
+
+
+@tree.register_dataclass
+class Metrics(Mapping[str, torch.Tensor]):
+    """Named metrics, read like a dict of tensors and merged like a number.
+
+    `metrics["loss"]` is a 0-d tensor on the device; nothing waits for it until it is printed.
+
+    Attributes:
+        entries: `{name: Metric}`.
+
+    >>> first = Metrics({"loss": Mean(torch.tensor(6.0), torch.tensor(3))})
+    >>> second = Metrics({"loss": Mean(torch.tensor(2.0), torch.tensor(1))})
+    >>> first.merge(second)["loss"]
+    tensor(2.)
+    """
+
+    entries: dict[str, Any]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            entry = self.entries[name]
+        except KeyError:
+            known = ", ".join(map(repr, self.entries)) or "none"
+            raise KeyError(f"no metric {name!r}; there are {known}") from None
+        value = entry.value
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"Metrics({', '.join(f'{name}={_brief(self[name])}' for name in self)})"
+
+    def merge(self, other: Metrics) -> Metrics:
+        """The metrics over what both have seen.
+
+        Raises:
+            ValueError: a name, or the kind of a metric, differs between the two.
+        """
+        if self.entries.keys() != other.entries.keys():
+            missing = sorted(self.entries.keys() - other.entries.keys())
+            added = sorted(other.entries.keys() - self.entries.keys())
+            raise ValueError(
+                "metrics of two batches have different names: "
+                + "; ".join(
+                    part
+                    for part in (
+                        f"{missing} only in the first" if missing else "",
+                        f"{added} only in the second" if added else "",
+                    )
+                    if part
+                )
+                + ". A loss function must return the same metrics for every batch: give a metric "
+                "that does not apply weight zero, Mean(total, weight=0)."
+            )
+        for name, mine in self.entries.items():
+            theirs = other.entries[name]
+            if type(mine) is not type(theirs):
+                raise ValueError(
+                    f"metric {name!r} is a {type(mine).__name__} in one batch and a "
+                    f"{type(theirs).__name__} in another; it must stay of one kind"
+                )
+        return Metrics(
+            {name: mine.merge(other.entries[name]) for name, mine in self.entries.items()}
+        )
+
+    def compute(self) -> dict[str, float]:
+        """All values as Python floats; waits for the device once for each."""
+        return {name: float(self[name]) for name in self}
+
+
+def as_metrics(values: Any, where: str) -> Metrics:
+    """What a loss function returned beside its loss, as `Metrics`; a bare number is a `Mean` of one.
+
+    Raises:
+        TypeError: `values` is no mapping of names to 0-d tensors, numbers or metrics.
+    """
+    if isinstance(values, Metrics):
+        return values
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"{where} must return `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, "
+            f"but its second value is a {type(values).__name__}"
+        )
+    return Metrics({str(name): _as_metric(name, value, where) for name, value in values.items()})
+
+
+def _as_metric(name: Any, value: Any, where: str) -> Metric:
+    if isinstance(value, Metric):
+        return type(value)(*(part.detach() for part in value))  # type: ignore[call-overload,no-any-return]
+    if isinstance(value, (int, float)):
+        value = torch.tensor(float(value))
+    if not isinstance(value, torch.Tensor) or value.ndim != 0:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        raise TypeError(
+            f"metric {name!r} returned by {where} must be a 0-d tensor, a number, or a metric such "
+            f"as ftrain.Mean(total, weight); found {found}. Reduce it first: value.mean()."
+        )
+    return Mean(value.detach(), torch.ones_like(value))
+
+
+def _brief(value: torch.Tensor) -> str:
+    if value.ndim or value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return f"{value.item():.6g}"

@@ -1,0 +1,175 @@
+"""Numerical precision: which dtype holds the weights, which one multiplies, and the loss scale.
+
+The order within a step is fixed: unscale, finite check, clip, update. Autocast stands inside the loss
+only; around a compiled region it overflows silently in float16's backward (pytorch#153044).
+
+Read next: `accumulate.py`, where a policy is applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+
+__all__ = ["LossScale", "LossScaleState", "Policy", "Precision"]
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+
+
+class LossScaleState(NamedTuple):
+    """The loss scaler's part of the training state.
+
+    Attributes:
+        scale: float32, 0-d. What the loss is multiplied with before the backward pass.
+        growth_tracker: int32, 0-d. Finite steps since the scale last changed.
+    """
+
+    scale: torch.Tensor
+    growth_tracker: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """Dynamic loss scaling as a pure function; the rule of `torch.amp.GradScaler`.
+
+    A non-finite step multiplies the scale by `backoff_factor`; `growth_interval` finite steps in a row
+    multiply it by `growth_factor`. Unlike GradScaler the scale has a floor (there it backs off to
+    exactly zero, and stays there) and a ceiling, and nothing ever waits for the device.
+
+    Args:
+        init: the first scale.
+        growth_factor: above 1.
+        backoff_factor: inside (0, 1).
+        growth_interval: finite steps before the scale grows.
+        floor: the scale never backs off below this.
+        ceiling: the scale never grows above this.
+
+    Raises:
+        ValueError: a factor that would not grow, not shrink, or a scale outside its bounds.
+
+    >>> scaling = LossScale(init=1024.0, growth_interval=2)
+    >>> state = scaling.init_state()
+    >>> for finite in (True, True, False):
+    ...     state = scaling.update(state, torch.tensor(finite))
+    ...     print(state.scale.item())
+    1024.0
+    2048.0
+    1024.0
+    """
+
+    init: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+    floor: float = 1.0
+    ceiling: float = 2.0**24
+
+    def __post_init__(self) -> None:
+        if not self.growth_factor > 1.0:
+            raise ValueError(f"growth_factor must be above 1, found {self.growth_factor}")
+        if not 0.0 < self.backoff_factor < 1.0:
+            raise ValueError(f"backoff_factor must be inside (0, 1), found {self.backoff_factor}")
+        if self.growth_interval < 1:
+            raise ValueError(f"growth_interval must be at least 1, found {self.growth_interval}")
+        if not 0.0 < self.floor <= self.init <= self.ceiling:
+            raise ValueError(
+                "loss scale needs 0 < floor <= init <= ceiling, found "
+                f"floor={self.floor}, init={self.init}, ceiling={self.ceiling}"
+            )
+
+    def init_state(self, device: torch.device | str | None = None) -> LossScaleState:
+        """The state before the first step."""
+        return LossScaleState(
+            torch.tensor(self.init, dtype=torch.float32, device=device),
+            torch.tensor(0, dtype=torch.int32, device=device),
+        )
+
+    def update(self, state: LossScaleState, finite: torch.Tensor) -> LossScaleState:
+        """The state after a step whose gradients were `finite` (bool, 0-d) or not."""
+        # In float64, rounded once, as GradScaler's kernel does: 2**16 * 1.3 must give its bits.
+        scale = state.scale.double()
+        grown = (scale * self.growth_factor).float().clamp(max=self.ceiling)
+        backed_off = (scale * self.backoff_factor).float().clamp(min=self.floor)
+        in_a_row = state.growth_tracker + 1
+        grows = in_a_row >= self.growth_interval
+        kept = torch.where(grows & torch.isfinite(grown), grown, state.scale)
+        return LossScaleState(
+            torch.where(finite, kept, backed_off),
+            torch.where(finite & ~grows, in_a_row, torch.zeros_like(in_a_row)),
+        )
+
+    @staticmethod
+    def inverse(state: LossScaleState) -> torch.Tensor:
+        """What gradients are multiplied with to undo the scale: float32, 0-d."""
+        return state.scale.double().reciprocal().float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Which dtypes a step uses.
+
+    Args:
+        params: dtype of parameters, floating buffers and floating inputs; `None` leaves them alone.
+        autocast: dtype of `torch.autocast` inside the loss; `None` turns it off there.
+        loss_scale: how the loss is scaled; `None` for not at all.
+
+    >>> Policy.named("bf16-mixed")
+    Policy(params=None, autocast=torch.bfloat16, loss_scale=None)
+    """
+
+    params: torch.dtype | None = None
+    autocast: torch.dtype | None = None
+    loss_scale: LossScale | None = None
+
+    @staticmethod
+    def named(precision: Precision | Policy) -> Policy:
+        """The policy with this name; a policy is returned as it is.
+
+        Raises:
+            ValueError: there is no such name; the message lists those there are.
+        """
+        if isinstance(precision, Policy):
+            return precision
+        try:
+            return _POLICIES[precision]
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"precision={precision!r} is not known; use one of "
+                f"{', '.join(map(repr, _POLICIES))}, or an ftrain.Policy"
+            ) from None
+
+    def cast(self, values: Any) -> Any:
+        """A tree with its floating tensors in the parameters' dtype."""
+        dtype = self.params
+        if dtype is None:
+            return values
+        return tree.map(
+            lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x,
+            values,
+        )
+
+    @contextlib.contextmanager
+    def inside_loss(self, device_type: str) -> Iterator[None]:
+        """The autocast of this policy, and none of the caller's."""
+        with torch.autocast(
+            device_type,
+            dtype=self.autocast,
+            enabled=self.autocast is not None,
+            # The cache holds casted weights by identity, across the tensors of two states.
+            cache_enabled=False,
+        ):
+            yield
+
+
+_POLICIES: dict[str, Policy] = {
+    "32-true": Policy(),
+    "bf16-mixed": Policy(autocast=torch.bfloat16),
+    "16-mixed": Policy(autocast=torch.float16, loss_scale=LossScale()),
+    "bf16-true": Policy(params=torch.bfloat16),
+}

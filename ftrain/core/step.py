@@ -1,0 +1,217 @@
+"""The training step: `gradients`, then `update`, then `commit`.
+
+    found = gradients(state, batch)            # forward, backward, unscale, finite check
+    proposed = update(optimizer, state, found) # clip, moments, schedule, new parameters
+    state = commit(state, proposed, found)     # the proposal, or the old state if it was not finite
+
+`make_steps` ties the three together; research code writes its own step from them.
+
+Read next: `compile`, which turns a step into one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ftrain.core import random, tree
+from ftrain.core.functional import Bound, bind
+from ftrain.core.gradients import (
+    Gradients,
+    GradReduce,
+    LossFn,
+    NonFinite,
+    check_state,
+    evaluation,
+    gradients,
+    isolated,
+)
+from ftrain.core.metrics import Last, Metrics
+from ftrain.core.optimizer import Optimizer, apply_updates
+from ftrain.core.precision import Policy, Precision
+from ftrain.core.state import TrainState
+
+__all__ = ["Steps", "commit", "make_steps", "update"]
+
+
+class Steps(NamedTuple):
+    """The three pure functions of a training run.
+
+    Attributes:
+        init_state: `(seed) -> state`; `seed` is an int.
+        train_step: `(state, batch) -> (state, metrics)`.
+        eval_step: `(state, batch) -> metrics`.
+    """
+
+    init_state: Callable[[int], TrainState]
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    eval_step: Callable[[TrainState, Any], Metrics]
+
+
+def make_steps(
+    model: nn.Module | Callable[[], nn.Module] | Bound,
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    *,
+    eval_fn: LossFn | None = None,
+    precision: Precision | Policy = "32-true",
+    accumulate: int = 1,
+    nonfinite: NonFinite = "skip",
+    grad_reduce: GradReduce | None = None,
+) -> Steps:
+    """Training as three pure functions over one immutable state.
+
+    Args:
+        model: an `nn.Module` (its weights are the start; it is never touched), or a function that
+            builds one (then `init_state` is a pure function of its seed, initialisers included).
+        loss_fn: `loss_fn(model, batch) -> loss` or `(loss, metrics)`; `model` is the module with the
+            state's tensors in place. `loss` is a 0-d tensor, or `Mean(total, weight)` where
+            micro-batches or ranks weigh differently.
+        optimizer: a pair `init(params)`, `update(grads, opt_state, params)`, such as `optim.adamw`.
+        eval_fn: like `loss_fn`, for `eval_step`; the loss function itself where it is not given.
+        precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"`, or a `Policy`.
+        accumulate: how many micro-batches each batch is cut into, along the first axis.
+        nonfinite: what a non-finite gradient does. `"skip"`: the state stays as it was, but for
+            scaler and key, and `metrics["skipped"]` is 1. `"raise"`: an error that names the
+            parameter; waits for the device at every step. `"ignore"`: nothing.
+        grad_reduce: `(totals, weight) -> (totals, weight)`, what data parallelism needs.
+
+    Returns:
+        `Steps(init_state, train_step, eval_step)`. Metrics of a training step: `loss`, `grad_norm`
+        (before clipping), `skipped`, `loss_scale` and `learning_rate` where there is one, and the
+        loss function's own.
+
+    Raises:
+        ValueError: an option is out of its range; the model is lazy.
+        TypeError: the model builds no module.
+
+    >>> from ftrain import optim
+    >>> def loss_fn(model, batch):
+    ...     return (model(batch["x"]) - batch["y"]).square().mean()
+    >>> init_state, train_step, eval_step = make_steps(
+    ...     lambda: nn.Linear(3, 1), loss_fn, optim.sgd(0.1)
+    ... )
+    >>> state = init_state(seed=0)
+    >>> batch = {"x": torch.ones(4, 3), "y": torch.zeros(4, 1)}
+    >>> new_state, metrics = train_step(state, batch)
+    >>> sorted(metrics)
+    ['grad_norm', 'learning_rate', 'loss', 'skipped']
+    >>> bool(eval_step(new_state, batch)["loss"] < metrics["loss"])
+    True
+    """
+    bound = bind(model)
+    policy = Policy.named(precision)
+    gradients_of = gradients(
+        bound,
+        loss_fn,
+        precision=policy,
+        accumulate=accumulate,
+        nonfinite=nonfinite,
+        grad_reduce=grad_reduce,
+    )
+
+    def init_state(seed: int) -> TrainState:
+        return initial_state(bound, optimizer, seed, policy)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        found = gradients_of(state, batch)
+        new_state = commit(state, update(optimizer, state, found), found)
+        rates = tree.find(new_state.opt_state, "learning_rate")
+        reported = {
+            "learning_rate" + (path if len(rates) > 1 else ""): Last(rate.clone())
+            for path, rate in rates.items()
+        }
+        return new_state, Metrics({**found.metrics.entries, **reported})
+
+    return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
+
+
+def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy) -> TrainState:
+    """The state before the first step, a pure function of the seed (and of a given module)."""
+    init_key, run_key = random.split(random.key(seed)).unbind()
+    params, buffers = policy.cast(bound.init(init_key))
+    device = next((t.device for t in (*params.values(), *buffers.values())), torch.device("cpu"))
+    with isolated(device.type):
+        return TrainState(
+            step=torch.zeros((), dtype=torch.int64, device=device),
+            params=params,
+            buffers=buffers,
+            opt_state=optimizer.init(params),
+            scaler=policy.loss_scale.init_state(device) if policy.loss_scale else (),
+            rng=run_key.clone().to(device),
+            extras={},
+        )
+
+
+def update(optimizer: Optimizer, state: TrainState, found: Gradients) -> TrainState:
+    """The state that these gradients propose: new parameters, optimizer state and step count.
+
+    Args:
+        optimizer: its `update` is given the loss too, `update(grads, opt_state, params, loss=...)`.
+        state: the state that the gradients were taken at.
+        found: what `gradients` gave.
+    """
+    with isolated(state.step.device.type):
+        updates, opt_state = optimizer.update(
+            found.grads, state.opt_state, state.params, loss=found.metrics["loss"]
+        )
+        return state.replace(
+            step=state.step + 1,
+            params=apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+
+
+def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainState:
+    """The proposed state, or the old one if the gradients were not finite; scaler and key move on.
+
+    The choice is made on the device, leaf by leaf; nothing waits for it. The new state shares no
+    memory with the old one.
+
+    Args:
+        state: the state before the step.
+        proposed: the state after it, as `update` made it; research code may have changed more, such
+            as `extras`. Its buffers, scaler and key are taken from `found`.
+        found: what `gradients` gave.
+
+    Raises:
+        ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
+            the next step could not be the same function; the message names the leaf.
+    """
+    check_state(state)
+    proposed = proposed.replace(buffers=found.buffers, scaler=(), rng=found.rng)
+    kept = state.replace(scaler=(), rng=found.rng)
+    difference = tree.first_difference(kept, proposed)
+    if difference is not None:
+        raise ValueError(f"a step changed the structure of its state: {difference}")
+    _check_fixpoint(kept, proposed)
+
+    def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        if found.finite is not None and new is not old:
+            new = torch.where(found.finite, new, old)
+        if new is old or new.stride() != old.stride():
+            new = torch.empty_like(old, memory_format=torch.preserve_format).copy_(new)
+        return new
+
+    with isolated(state.step.device.type):
+        chosen = tree.map(choose, kept, proposed)
+    return chosen.replace(scaler=found.scaler, rng=found.rng)  # type: ignore[no-any-return]
+
+
+def _check_fixpoint(old: TrainState, new: TrainState) -> None:
+    for path, a, b in zip(tree.paths(old), tree.leaves(old), tree.leaves(new), strict=True):
+        if not isinstance(b, torch.Tensor):
+            raise ValueError(f"a step made state{path} a {type(b).__name__}, not a tensor")
+        for what, was, now in (
+            ("shape", tuple(a.shape), tuple(b.shape)),
+            ("dtype", a.dtype, b.dtype),
+            ("device", a.device, b.device),
+        ):
+            if was != now:
+                raise ValueError(
+                    f"a step changed the {what} of state{path} from {was} to {now}. The new state "
+                    "must look like the old one, or every step would compile again."
+                )

@@ -1,0 +1,188 @@
+"""The laws that make a training step worth trusting, one assertion each.
+
+Each takes a step `(state, batch) -> (state, metrics)`, compiled or not, ftrain's or your own, and raises
+an `AssertionError` that names what broke and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftrain.core import tree
+from ftrain.testing.compare import assert_same_bits, describe_difference
+
+__all__ = [
+    "assert_deterministic",
+    "assert_evaluation_is_pure",
+    "assert_fixpoint",
+    "assert_pure",
+    "assert_resumes",
+    "assert_skips",
+    "assert_vmap_rows",
+]
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def assert_pure(fn: Callable[..., Any], *args: Any) -> None:
+    """Law 1: inputs keep their bytes, no global mode or random state moves, no output is an alias.
+
+    >>> assert_pure(lambda x: x + 1, torch.zeros(3))
+    >>> assert_pure(lambda x: x.add_(1), torch.zeros(3))
+    Traceback (most recent call last):
+        ...
+    AssertionError: an input changed: [0]: 3 of 3 elements, first at (0,): 1.0 against 0.0
+    """
+    before = tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, args)
+    world = _world()
+    out = fn(*args)
+    inputs = [x for x in tree.leaves(args) if isinstance(x, torch.Tensor)]
+    kept = [x for x in tree.leaves(before) if isinstance(x, torch.Tensor)]
+    assert_same_bits(inputs, kept, "an input changed")
+    for what, was, now in zip(_WORLD, world, _world(), strict=True):
+        assert was == now, f"the call changed the {what}"
+    owned: dict[int, str] = {}
+    for path, leaf in zip(tree.paths(args), tree.leaves(args), strict=True):
+        if isinstance(leaf, torch.Tensor) and leaf.numel():
+            owned[leaf.untyped_storage().data_ptr()] = f"input {path}"
+    for path, leaf in zip(tree.paths(out), tree.leaves(out), strict=True):
+        if isinstance(leaf, torch.Tensor) and leaf.numel():
+            owner = owned.get(leaf.untyped_storage().data_ptr())
+            assert owner is None, f"output {path} shares memory with {owner}"
+
+
+def assert_deterministic(fn: Callable[..., Any], *args: Any, times: int = 2) -> None:
+    """Law 2: the same bytes in, the same bytes out."""
+    first = fn(*args)
+    for _ in range(times - 1):
+        assert_same_bits(fn(*args), first, "two equal calls differ")
+
+
+def assert_fixpoint(step: Step, state: Any, batch: Any) -> None:
+    """Law 3: the new state has the old one's structure, shapes, dtypes, devices and strides."""
+    was = _layout(state)
+    new_state, _ = step(state, batch)
+    now = _layout(new_state)
+    assert was.keys() == now.keys(), f"leaves differ: {sorted(was.keys() ^ now.keys())}"
+    for path, layout in was.items():
+        assert layout == now[path], f"state{path} was {layout}, is {now[path]}"
+
+
+def assert_skips(step: Step, state: Any, poisoned_batch: Any) -> None:
+    """Law 6: a step with non-finite gradients changes nothing but scaler and key."""
+    kept = tree.map(torch.clone, state)
+    new_state, metrics = step(state, poisoned_batch)
+    assert int(metrics["skipped"]) == 1, "the step was not skipped"
+    assert_same_bits(
+        new_state.replace(scaler=kept.scaler, rng=kept.rng),
+        kept,
+        "a skipped step changed the state",
+    )
+    assert describe_difference(new_state.rng, kept.rng) is not None, "the key did not move on"
+
+
+def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:
+    """Law 7: at every step, a state that went out through bytes goes on to the same bits.
+
+    Each leaf passes through numpy and comes back in fresh memory, as from a checkpoint.
+    """
+    for i, batch in enumerate(batches):
+        reloaded = tree.map(_through_bytes, state)
+        assert_same_bits(reloaded, state, f"reloading before step {i} changed the state")
+        resumed, resumed_metrics = step(reloaded, batch)
+        state, metrics = step(state, batch)
+        assert_same_bits(resumed, state, f"resuming before step {i} gave another state")
+        assert_same_bits(resumed_metrics, metrics, f"resuming before step {i} gave other metrics")
+
+
+def assert_vmap_rows(
+    step: Step, states: list[Any], batch: Any, *, relative: float = 0.0, compile: Any = None
+) -> None:
+    """Law 8: a row of the vmapped step is the single run.
+
+    Args:
+        step: the step.
+        states: the rows.
+        batch: one batch, the same for each row.
+        relative: how far apart a row's state may be (a batched matrix product may sum in another
+            order than a single one); 0 asks for the same bits.
+        compile: applied to the vmapped step; `ftrain.compile`, say.
+    """
+    stacked = tree.map(lambda *leaves: torch.stack(leaves), *states)
+    vmapped = torch.vmap(step, in_dims=(0, None))
+    together, _ = (compile(vmapped) if compile else vmapped)(stacked, batch)
+    for i, state in enumerate(states):
+        alone, _ = step(state, batch)
+        row = tree.map(lambda leaf, i=i: leaf[i], together)
+        assert_rows_close(row, alone, relative, f"row {i} is not the single run")
+
+
+def assert_rows_close(found: Any, expected: Any, relative: float, message: str) -> None:
+    """Bytes where `relative` is 0; else integers by bytes and each floating leaf by its norm."""
+    if relative == 0.0:
+        assert_same_bits(found, expected, message)
+        return
+    for path, a, b in zip(
+        tree.paths(found), tree.leaves(found), tree.leaves(expected), strict=True
+    ):
+        if not a.is_floating_point():
+            assert_same_bits(a, b, f"{message}: {path}")
+            continue
+        apart = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
+        assert float(apart) <= relative, f"{message}: {path} is {float(apart):.3g} apart"
+
+
+def assert_evaluation_is_pure(
+    step: Step, evaluate: Callable[[Any, Any], Any], state: Any, batch: Any
+) -> None:
+    """Law 10: a run with evaluations between its steps is the run without."""
+    plain, _ = step(state, batch)
+    assert_pure(evaluate, state, batch)
+    evaluate(state, batch)
+    watched, _ = step(state, batch)
+    assert_same_bits(watched, plain, "evaluation changed training")
+
+
+_WORLD = (
+    "random state of torch",
+    "random state of numpy",
+    "grad mode",
+    "inference mode",
+    "autocast",
+    "default dtype",
+    "function modes",
+)
+
+
+def _world() -> tuple[Any, ...]:
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        tuple(map(str, np.random.get_state())),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        torch.get_default_dtype(),
+        torch._C._len_torch_function_stack(),
+    )
+
+
+def _layout(state: Any) -> dict[str, tuple[Any, ...]]:
+    return {
+        path: (tuple(leaf.shape), leaf.dtype, leaf.device, leaf.stride())
+        for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True)
+    }
+
+
+def _through_bytes(leaf: torch.Tensor) -> torch.Tensor:
+    flat = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    payload = flat.numpy().tobytes()
+    fresh = torch.empty_like(leaf)
+    if payload:
+        # reshape: a 0-d tensor cannot be viewed in a dtype of another size.
+        loaded = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        fresh.copy_(loaded.view(leaf.dtype).reshape(leaf.shape))
+    return fresh
