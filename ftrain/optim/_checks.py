@@ -1,0 +1,63 @@
+"""Hyper-parameters checked when an optimizer is built, before any tensor is seen.
+
+A 0-d tensor is let through unread: its value may be batched, traced or on a device, and reading it
+would be a host sync.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ftrain.optim.protocol import Hyperparameter, PyTree
+
+__all__ = ["finite", "fraction", "needed", "non_negative", "positive_int"]
+
+
+def finite(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` is a finite number."""
+    if _is_number(name, value) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+
+
+def non_negative(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` is a finite number >= 0."""
+    if _is_number(name, value) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+
+
+def fraction(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` lies in [0, 1)."""
+    if _is_number(name, value) and not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
+
+
+def positive_int(name: str, value: int, at_least: int = 1) -> None:
+    """Raise unless `value` is a whole number of updates, `at_least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} counts updates: it must be an int, got {value!r}.")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+
+
+def needed(algorithm: str, params: PyTree | None) -> PyTree:
+    """The parameters, or the error that says who needs them."""
+    if params is None:
+        raise ValueError(
+            f"`{algorithm}` reads the parameters and got none: call `update(grads, state, params)`."
+        )
+    return params
+
+
+def _is_number(name: str, value: Hyperparameter) -> bool:
+    if isinstance(value, torch.Tensor):
+        if value.ndim or not value.is_floating_point():
+            raise TypeError(
+                f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}; it "
+                "must be a number or a 0-d floating tensor. For many values, `torch.vmap` over it."
+            )
+        return False
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")
+    return True

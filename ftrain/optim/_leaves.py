@@ -1,0 +1,152 @@
+"""What every algorithm asks of the leaves it is handed: checks, compute dtypes, layouts.
+
+The checks read structure, shapes and dtypes only, never values: they cost no host sync, and nothing
+at all in a compiled step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim.protocol import Hyperparameter, PyTree
+
+__all__ = [
+    "agreeing",
+    "compute_dtype",
+    "first_device",
+    "like",
+    "parameters",
+    "placed",
+    "plus",
+    "zeros_like",
+]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that moments are kept and updates returned in: at least float32."""
+    return torch.promote_types(dtype, torch.float32) if dtype.itemsize > 1 else torch.float32
+
+
+def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
+    """The leaves of a parameter tree, each checked to be something that can be optimized."""
+    flat, treedef = tree.flatten(params)
+    for index, leaf in enumerate(flat):
+        problem = _not_a_parameter(leaf)
+        if problem:
+            raise TypeError(
+                f"the parameter at {tree.paths(params)[index] or 'the root'} is {problem}. Only "
+                "floating tensors can be optimized: leave the others out of `params` (ftrain keeps "
+                "them in the state's `buffers`)."
+            )
+    return flat, treedef
+
+
+def agreeing(
+    first: tuple[str, PyTree], *rest: tuple[str, PyTree], strict_dtype: bool = True
+) -> tuple[tuple[list[torch.Tensor], ...], tree.TreeDef]:
+    """The leaves of several trees, checked to have the structure, shapes and dtypes of the first.
+
+    With `strict_dtype` a leaf may have the first one's dtype or the dtype it is computed in;
+    otherwise any floating dtype.
+    """
+    first_name, first_tree = first
+    expected, treedef = tree.flatten(first_tree)
+    columns = [expected]
+    for name, other in rest:
+        found, found_def = tree.flatten(other)
+        if found_def != treedef:
+            raise ValueError(
+                f"`{name}` and `{first_name}` differ in structure "
+                f"{tree.first_difference(first_tree, other)}. Pass gradients of exactly the tree "
+                "that `init` was given (frozen parameters belong in neither)."
+            )
+        for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            problem = _mismatch(ours, theirs, strict_dtype)
+            if problem:
+                kind, text = problem
+                path = tree.paths(first_tree)[index] or "the root"
+                raise kind(f"`{name}` at {path}: {text.format(name=first_name)}")
+        columns.append(found)
+    return tuple(columns), treedef
+
+
+def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """`new` in the dtype and strides of `old`: what keeps a state's layout a fixpoint."""
+    new = new.to(old.dtype)
+    if new.stride() == old.stride():
+        return new
+    return old.new_empty_strided(old.shape, old.stride()).copy_(new)
+
+
+def zeros_like(params: PyTree) -> PyTree:
+    """A tree like the parameters, of zeros, in the dtypes that moments are kept in."""
+    leaves, treedef = parameters(params)
+    return tree.unflatten(
+        treedef, [torch.zeros_like(p, dtype=compute_dtype(p.dtype)) for p in leaves]
+    )
+
+
+def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
+    """Where the counts and rates of a tree live: with its first leaf."""
+    return leaves[0].device if leaves else torch.device("cpu")
+
+
+def placed(
+    *scalars: Hyperparameter,
+) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
+    """0-d tensors in the device and dtype of the leaf they meet, each converted once.
+
+    Left in float64 they would widen 0-d parameters. Python numbers pass through.
+    """
+    done: dict[tuple[torch.device, torch.dtype], tuple[Hyperparameter, ...]] = {}
+
+    def place(device: torch.device, dtype: torch.dtype) -> tuple[Hyperparameter, ...]:
+        if (device, dtype) not in done:
+            done[device, dtype] = tuple(
+                s.to(device=device, dtype=dtype) if isinstance(s, torch.Tensor) else s
+                for s in scalars
+            )
+        return done[device, dtype]
+
+    return place
+
+
+def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tensor:
+    """`x + factor y`, on the CPU in one rounding as in `torch.optim`; `factor` already placed."""
+    if isinstance(factor, torch.Tensor):
+        return torch.addcmul(x, y, factor)
+    return torch.add(x, y, alpha=factor)
+
+
+def _not_a_parameter(leaf: object) -> str | None:
+    if not isinstance(leaf, torch.Tensor):
+        return f"a {type(leaf).__name__}, not a tensor"
+    if not leaf.is_floating_point():
+        return f"of dtype {leaf.dtype}"
+    if leaf.layout is not torch.strided:
+        return f"of layout {leaf.layout}"
+    return None
+
+
+def _mismatch(
+    ours: torch.Tensor, theirs: object, strict_dtype: bool
+) -> tuple[type[Exception], str] | None:
+    if not isinstance(theirs, torch.Tensor):
+        return TypeError, f"expected a tensor, found a {type(theirs).__name__}."
+    if theirs.layout is not torch.strided:
+        return TypeError, f"layout {theirs.layout}. Make it dense first (`.to_dense()`)."
+    if theirs.shape != ours.shape:
+        return ValueError, (
+            f"shape {tuple(theirs.shape)}, but `{{name}}` has {tuple(ours.shape)} there. "
+            "Updates are not broadcast: give it the same shape."
+        )
+    allowed = (ours.dtype, compute_dtype(ours.dtype))
+    if theirs.dtype in allowed or (not strict_dtype and theirs.is_floating_point()):
+        return None
+    return TypeError, (
+        f"dtype {theirs.dtype}, but `{{name}}` has {ours.dtype} there. "
+        f"Convert it with `.to({ours.dtype})`."
+    )

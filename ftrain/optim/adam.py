@@ -1,0 +1,279 @@
+"""Adam: steps scaled by running estimates of each gradient's mean and size.
+
+`scale_by_adam` is the direction alone, for composition; `adam` and `adamw` are whole algorithms
+whose state is flat: one count, one rate, two moments.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._leaves import agreeing, first_device, like, parameters, placed, zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdamState", "ScaleByAdamState", "adam", "adamw", "scale_by_adam"]
+
+
+class ScaleByAdamState(NamedTuple):
+    """The state of `scale_by_adam`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    mu: PyTree
+    nu: PyTree
+
+
+class AdamState(NamedTuple):
+    """The state of `adam` and `adamw`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def adamw(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    *,
+    weight_decay: Hyperparameter = 0.01,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam with decoupled weight decay.
+
+    `u = -rate (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay p)`, with
+    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2` and the decay where the mask is true.
+
+    `torch.optim.AdamW` shrinks the parameters first and adds the step then, which rounds once more:
+    in float32 the two differ by at most 2 ulp of the larger of parameter and step.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+        weight_decay: >= 0, multiplied by the rate.
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
+            decay on vectors and scalars; `optim.everything` decays all, as torch and optax do.
+
+    Returns:
+        A transformation with an `AdamState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization".
+
+    >>> from ftrain import optim
+    >>> optimizer = adamw(optim.warmup_cosine(1e-3, 10, 100), weight_decay=0.1)
+    >>> params = {"w": torch.ones(2, 2), "b": torch.zeros(2)}
+    >>> state = optimizer.init(params)
+    >>> grads = {"w": torch.ones(2, 2), "b": torch.ones(2)}
+    >>> for _ in range(10):
+    ...     updates, state = optimizer.update(grads, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> state.count, state.learning_rate
+    (tensor(10), tensor(0.0009))
+    """
+    _checks.non_negative("weight_decay", weight_decay)
+    check_learning_rate(learning_rate)
+    _check_moments(b1, b2, eps)
+
+    def init(params: PyTree) -> AdamState:
+        parameters(params)
+        mask_leaves(mask, params)
+        return _init(learning_rate, params)
+
+    def update(
+        grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdamState]:
+        params = _checks.needed("adamw", params)
+        decays = mask_leaves(mask, params)
+        rate = rate_at(learning_rate, state.count)
+        place = placed(rate * weight_decay)
+        updates, state = _update(rate, b1, b2, eps, grads=grads, state=state, params=params)
+        steps, treedef = tree.flatten(updates)
+        for index, p in enumerate(tree.leaves(params)):
+            if decays[index]:
+                (shrink,) = place(p.device, steps[index].dtype)
+                steps[index] = steps[index] - p * shrink
+        return tree.unflatten(treedef, steps), state
+
+    return GradientTransformation(init, update)
+
+
+def adam(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+) -> GradientTransformation:
+    """Adaptive moment estimation.
+
+    `u = -rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`, with `m = b1 m + (1 - b1) g` and
+    `v = b2 v + (1 - b2) g^2`, in the order of operations of `torch.optim.Adam(foreach=False)`:
+    equal to it to the bit in eager float32 on the CPU. `optax.adam` has the same `eps`, outside
+    the root, and divides the moments instead of the step: it differs by rounding only.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+
+    Returns:
+        A transformation with an `AdamState`. For an L2 penalty write
+        `chain(add_decayed_weights(...), adam(...))`; for decoupled decay, `adamw`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization".
+
+    >>> optimizer = adam(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> updates
+    {'w': tensor([-0.1000,  0.1000])}
+    """
+    check_learning_rate(learning_rate)
+    _check_moments(b1, b2, eps)
+
+    def init(params: PyTree) -> AdamState:
+        return _init(learning_rate, params)
+
+    def update(
+        grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdamState]:
+        rate = rate_at(learning_rate, state.count)
+        return _update(rate, b1, b2, eps, grads=grads, state=state, params=params)
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_adam(
+    b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.999, eps: Hyperparameter = 1e-8
+) -> GradientTransformation:
+    """The direction of Adam, without rate and sign.
+
+    `u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`, with the moments of `adam`.
+
+    Args:
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+
+    Returns:
+        A transformation with a `ScaleByAdamState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> direction = scale_by_adam()
+    >>> direction.update(params, direction.init(params), params)[0]
+    {'w': tensor([ 1.0000, -1.0000])}
+    """
+    _check_moments(b1, b2, eps)
+
+    def init(params: PyTree) -> ScaleByAdamState:
+        return _zero_moments(params)
+
+    def update(
+        grads: PyTree, state: ScaleByAdamState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ScaleByAdamState]:
+        return _advance(1.0, b1, b2, eps, grads=grads, state=state, params=params)
+
+    return GradientTransformation(init, update)
+
+
+def _check_moments(b1: Hyperparameter, b2: Hyperparameter, eps: Hyperparameter) -> None:
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+
+
+def _zero_moments(params: PyTree) -> ScaleByAdamState:
+    leaves, _ = parameters(params)
+    count = zero_count(first_device(leaves))
+    return ScaleByAdamState(count, zeros_like(params), zeros_like(params))
+
+
+def _init(learning_rate: LearningRate, params: PyTree) -> AdamState:
+    count, mu, nu = _zero_moments(params)
+    return AdamState(count, rate_at(learning_rate, count).float(), mu, nu)
+
+
+def _update(
+    rate: torch.Tensor,
+    b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    *,
+    grads: PyTree,
+    state: AdamState,
+    params: PyTree | None,
+) -> tuple[PyTree, AdamState]:
+    moments = ScaleByAdamState(state.count, state.mu, state.nu)
+    updates, (count, mu, nu) = _advance(
+        -rate, b1, b2, eps, grads=grads, state=moments, params=params
+    )
+    return updates, AdamState(count, rate.float(), mu, nu)
+
+
+def _advance(
+    factor: Hyperparameter,
+    b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    *,
+    grads: PyTree,
+    state: ScaleByAdamState,
+    params: PyTree | None,
+) -> tuple[PyTree, ScaleByAdamState]:
+    """`factor` times the direction, and the new moments."""
+    if params is not None:
+        agreeing(("params", params), ("grads", grads))
+    (means, squares, gs), treedef = agreeing(
+        ("state.mu", state.mu), ("state.nu", state.nu), ("grads", grads), strict_dtype=False
+    )
+    count = state.count + 1
+    t = count.to(torch.float64)
+    step = factor / (1 - double(b1, t.device) ** t)
+    root = (1 - double(b2, t.device) ** t).sqrt()
+    place = placed(1 - b1, b2, 1 - b2, root, eps, step)
+    updates, mu, nu = [], [], []
+    for m, v, grad in zip(means, squares, gs, strict=True):
+        one_b1, b2_, one_b2, root_, eps_, step_ = place(m.device, m.dtype)
+        g = grad.to(m.dtype)
+        new_m = torch.lerp(m, g, one_b1)
+        new_v = torch.addcmul(v * b2_, g * one_b2, g)
+        updates.append(new_m * step_ / (new_v.sqrt() / root_ + eps_))
+        mu.append(like(new_m, m))
+        nu.append(like(new_v, v))
+    new = ScaleByAdamState(count, tree.unflatten(treedef, mu), tree.unflatten(treedef, nu))
+    return tree.unflatten(treedef, updates), new

@@ -1,0 +1,80 @@
+"""The optimizer protocol: a pair of pure functions.
+
+Everything in `ftrain.optim` is a `GradientTransformation`: gradients go in, updates come out, and
+all memory is a tree of tensors that the caller holds. A training step composes them as it does any
+function.
+
+Read next: `adam.py` for a whole algorithm, `chain.py` for how small ones make a large one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+
+__all__ = ["GradientTransformation", "Hyperparameter", "Init", "PyTree", "Schedule", "Update"]
+
+PyTree: TypeAlias = Any
+
+Hyperparameter: TypeAlias = float | torch.Tensor
+"""A number, or a 0-d floating tensor: what a sweep maps over, and a hypergradient flows into."""
+
+
+class Init(Protocol):
+    """The first state, from the parameters."""
+
+    def __call__(self, params: PyTree, /) -> PyTree:
+        """Return the state before the first update, on the devices of `params`.
+
+        It has the structure, shapes, dtypes, devices and strides of every later state.
+        """
+        ...
+
+
+class Update(Protocol):
+    """One update: gradients and the old state give updates and the new state."""
+
+    def __call__(
+        self, grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        """Return what is to be *added* to the parameters, and the new state.
+
+        Nothing is mutated. `params` may be left out where the algorithm does not read them. Whoever
+        does not know an extra argument, such as `loss=`, ignores it.
+        """
+        ...
+
+
+class Schedule(Protocol):
+    """A rate as a pure function of the number of updates done so far."""
+
+    def __call__(self, count: torch.Tensor, /) -> torch.Tensor | float:
+        """Return the rate at `count` (int64, 0-d) as a 0-d tensor on its device."""
+        ...
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions, `init(params)` and `update(grads, state, params, **extra)`.
+
+    Attributes:
+        init: `params -> state`.
+        update: `(grads, state, params, **extra) -> (updates, state)`. `updates` are what
+            `apply_updates` adds: of the parameters' structure and shapes, float32 for parameters
+            of lower precision and of their own dtype otherwise.
+
+    An algorithm of one's own is two functions:
+
+    >>> def sign_descent(rate):
+    ...     def update(grads, state, params=None, **extra):
+    ...         return {name: -rate * g.sign() for name, g in grads.items()}, state
+    ...     return GradientTransformation(lambda params: (), update)
+    >>> optimizer = sign_descent(0.1)
+    >>> params = {"w": torch.tensor([1.0, -1.0])}
+    >>> updates, state = optimizer.update({"w": torch.tensor([3.0, -0.5])}, optimizer.init(params))
+    >>> updates["w"]
+    tensor([-0.1000,  0.1000])
+    """
+
+    init: Init
+    update: Update

@@ -1,0 +1,96 @@
+"""Multiplication by a factor: a fixed one, or the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["ScaleByLearningRateState", "scale", "scale_by_learning_rate"]
+
+
+class ScaleByLearningRateState(NamedTuple):
+    """The state of `scale_by_learning_rate`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+
+
+def scale(factor: Hyperparameter) -> GradientTransformation:
+    """Multiply every gradient by one factor: `u = factor g`.
+
+    Args:
+        factor: a number (of either sign) or a 0-d tensor.
+
+    >>> scale(-0.5).update({"w": torch.tensor([2.0])}, ())[0]
+    {'w': tensor([-1.])}
+    """
+    _checks.finite("factor", factor)
+
+    def init(params: PyTree) -> PyTree:
+        return ()
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        return _scaled_tree(grads, factor), state
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformation:
+    """Take a step of the learning rate against the direction: `u = -rate(count) g`.
+
+    The last link of an algorithm that is put together from parts. The schedule is first called
+    with count 0.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule.
+
+    >>> optimizer = scale_by_learning_rate(0.5)
+    >>> params = {"w": torch.tensor([2.0])}
+    >>> updates, state = optimizer.update(params, optimizer.init(params))
+    >>> updates, state.count, state.learning_rate
+    ({'w': tensor([-1.])}, tensor(1), tensor(0.5000))
+    """
+    check_learning_rate(learning_rate)
+
+    def init(params: PyTree) -> ScaleByLearningRateState:
+        leaves, _ = parameters(params)
+        count = zero_count(first_device(leaves))
+        return ScaleByLearningRateState(count, rate_at(learning_rate, count).float())
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        rate = rate_at(learning_rate, state.count)
+        return _scaled_tree(grads, -rate), ScaleByLearningRateState(state.count + 1, rate.float())
+
+    return GradientTransformation(init, update)
+
+
+def scaled(leaves: list[torch.Tensor], factor: Hyperparameter) -> list[torch.Tensor]:
+    """`factor g` for each leaf, in the dtypes that updates are returned in."""
+    place = placed(factor)
+    out = []
+    for g in leaves:
+        dtype = compute_dtype(g.dtype)
+        (factor_here,) = place(g.device, dtype)
+        out.append(g.to(dtype) * factor_here)
+    return out
+
+
+def _scaled_tree(grads: PyTree, factor: Hyperparameter) -> PyTree:
+    leaves, treedef = tree.flatten(grads)
+    return tree.unflatten(treedef, scaled(leaves, factor))

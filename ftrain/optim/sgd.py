@@ -1,0 +1,132 @@
+"""Stochastic gradient descent, with momentum, Nesterov's look-ahead and weight decay."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._leaves import agreeing, first_device, parameters, zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.momentum import accumulated
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.scale import scaled
+from ftrain.optim.weight_decay import decayed
+
+__all__ = ["SGDState", "sgd"]
+
+
+class SGDState(NamedTuple):
+    """The state of `sgd`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        momentum: the decaying sum of gradients, a tree like the parameters, at least float32; `()`
+            without momentum.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    momentum: PyTree
+
+
+def sgd(
+    learning_rate: LearningRate,
+    momentum: Hyperparameter = 0.0,
+    *,
+    nesterov: bool = False,
+    dampening: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Gradient descent: `u = -rate d`.
+
+    `d = g`; with momentum `d = m`, where `m = momentum m + (1 - dampening) g` (undampened at the
+    first update); with Nesterov's look-ahead `d = g + momentum m`. Weight decay adds
+    `weight_decay p` to `g` first, where the mask is true: an L2 penalty.
+
+    `m` is that of `torch.optim.SGD(foreach=False)` to the bit; torch fuses `p - rate d` into one
+    rounding, so parameters differ by at most 1 ulp a step.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        momentum: in [0, 1). At the number 0 no sum is kept; at a tensor one always is.
+        nesterov: whether to look ahead; needs momentum, and no dampening.
+        dampening: in [0, 1]. `1 - dampening` is the weight of each gradient in the sum.
+        weight_decay: >= 0.
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
+            decay on vectors and scalars; `optim.everything` decays all, as torch does.
+
+    Returns:
+        A transformation with an `SGDState`. `update` needs `params` for weight decay only.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and momentum
+    in deep learning".
+
+    >>> from ftrain import optim
+    >>> optimizer = sgd(0.1, momentum=0.9)
+    >>> params = {"w": torch.tensor([1.0])}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> params, state.momentum
+    ({'w': tensor([0.7100])}, {'w': tensor([1.9000])})
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("momentum", momentum)
+    _checks.non_negative("dampening", dampening)
+    _checks.non_negative("weight_decay", weight_decay)
+    remembers = isinstance(momentum, torch.Tensor) or momentum > 0
+    dampens = isinstance(dampening, torch.Tensor) or dampening > 0
+    decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
+    if not isinstance(dampening, torch.Tensor) and dampening > 1:
+        raise ValueError(f"dampening must lie in [0, 1], got {dampening!r}.")
+    if dampens and not remembers:
+        raise ValueError("dampening weighs gradients in the momentum: give a momentum > 0 too.")
+    if nesterov and (dampens or not remembers):
+        raise ValueError(
+            "nesterov=True needs a momentum > 0 and no dampening: `sgd(0.1, 0.9, nesterov=True)`."
+        )
+
+    def init(params: PyTree) -> SGDState:
+        leaves, _ = parameters(params)
+        if decays:
+            mask_leaves(mask, params)
+        count = zero_count(first_device(leaves))
+        sums = zeros_like(params) if remembers else ()
+        return SGDState(count, rate_at(learning_rate, count).float(), sums)
+
+    def update(
+        grads: PyTree, state: SGDState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SGDState]:
+        rate = rate_at(learning_rate, state.count)
+        leaves, treedef = tree.flatten(grads)
+        if params is not None:
+            (_, leaves), treedef = agreeing(("params", params), ("grads", grads))
+        if decays:
+            params = _checks.needed("sgd with weight_decay", params)
+            leaves = decayed(leaves, tree.leaves(params), weight_decay, mask_leaves(mask, params))
+        sums = state.momentum
+        if remembers:
+            (old,), _ = agreeing(("state.momentum", sums))
+            weight: Hyperparameter = 1.0
+            if dampens:
+                weight = torch.where(state.count == 0, 1, 1 - double(dampening, rate.device))
+            leaves, new = accumulated(leaves, old, momentum, weight, nesterov)
+            sums = tree.unflatten(treedef, new)
+        return (
+            tree.unflatten(treedef, scaled(leaves, -rate)),
+            SGDState(state.count + 1, rate.float(), sums),
+        )
+
+    return GradientTransformation(init, update)
