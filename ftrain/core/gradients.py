@@ -5,16 +5,16 @@ Read next: `step.py`, where `gradients`, `update` and `commit` make a training s
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from ftrain.core import random, tree
+from ftrain.core._checks import check_batch, check_state, isolated
+from ftrain.core._loss import LossFn, call_loss, split_loss
 from ftrain.core._nonfinite import require_finite
-from ftrain.core._skeleton import unchanged
 from ftrain.core.accumulate import (
     Accumulated,
     Micro,
@@ -24,23 +24,15 @@ from ftrain.core.accumulate import (
     safe_weight,
 )
 from ftrain.core.functional import Bound, bind, describe, pull_back
-from ftrain.core.metrics import Last, Mean, Metrics, Sum, as_metrics
+from ftrain.core.metrics import Last, Mean, Metrics, Sum
 from ftrain.core.norm import global_norm
 from ftrain.core.precision import LossScale, Policy, Precision
 from ftrain.core.state import TrainState
 
 __all__ = ["Gradients", "LossFn", "NonFinite", "gradients"]
 
-LossFn = Callable[[Any, Any], Any]  # (model, batch) -> loss | (loss, metrics)
 GradReduce = Callable[[Any, torch.Tensor], tuple[Any, torch.Tensor]]
 NonFinite = Literal["skip", "raise", "ignore"]
-
-_RESERVED = ("loss", "grad_norm", "skipped", "loss_scale", "learning_rate")
-_CAPTURED_REMEDY = (
-    "A step must be a function of its state and batch: hand the tensor over in the batch, register it "
-    "as a buffer, or carry it in state.extras"
-)
-_BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class Gradients(NamedTuple):
@@ -101,27 +93,7 @@ def gradients(
     policy = Policy.named(precision)
     scaling = policy.loss_scale
     _check_options(accumulate, nonfinite, scaling)
-    where = describe(loss_fn)
-
-    def one(params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any) -> Micro:
-        def run(params: Any) -> tuple[torch.Tensor, Any]:
-            out, after = bound.call(
-                lambda module: _call(loss_fn, module, part, policy, where), params, buffers, True
-            )
-            total, metrics = split_loss(out, where)
-            return total, (after, metrics)
-
-        def seed(aux: Any) -> torch.Tensor:
-            counted = aux[1].entries["loss"]
-            cotangent = safe_weight(counted.weight).reciprocal()
-            if scale is not None:
-                cotangent = cotangent * scale
-            return cotangent.to(counted.total.dtype)
-
-        # Around the backward pass too: what is recomputed there must not draw from elsewhere.
-        with random.keyed(key):
-            _, (after, metrics), grads = pull_back(run, params, seed=seed, name=where)
-        return Micro(grads, metrics.entries["loss"].weight, after, metrics)
+    one = _forward_backward(bound, loss_fn, policy)
 
     def all_parts(state: TrainState, scale: Any, key: torch.Tensor, batch: Any) -> Accumulated:
         def micro(buffers: Any, key: torch.Tensor, part: Any) -> Micro:
@@ -176,108 +148,38 @@ def gradients(
     return gradients_of
 
 
-def evaluation(
-    model: nn.Module | Callable[[], nn.Module] | Bound,
-    eval_fn: LossFn,
-    *,
-    precision: Precision | Policy = "32-true",
-) -> Callable[[TrainState, Any], Metrics]:
-    """The function `(state, batch) -> Metrics`: `eval_fn` with the model in eval mode.
+def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable[..., Micro]:
+    """One micro-batch, `(params, scale, buffers, key, part) -> Micro`."""
+    where = describe(loss_fn)
 
-    The same state and batch give the same metrics, dropout left on by hand included.
-    """
-    bound = bind(model)
-    policy = Policy.named(precision)
-    where = describe(eval_fn)
-
-    def eval_step(state: TrainState, batch: Any) -> Metrics:
-        check_state(state)
-        check_batch(batch, state.step.device)
-        with isolated(state.step.device.type), random.keyed(state.rng):
-            cast = policy.cast(batch)
-            out, _ = bound.call(
-                lambda module: _call(eval_fn, module, cast, policy, where),
-                state.params,
-                state.buffers,
-                False,
+    def one(params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any) -> Micro:
+        def run(params: Any) -> tuple[torch.Tensor, Any]:
+            out, after = bound.call(
+                lambda module: call_loss(loss_fn, module, part, policy, where),
+                params,
+                buffers,
+                True,
             )
-            return split_loss(out, where)[1]
+            total, metrics = split_loss(out, where)
+            return total, (after, metrics)
 
-    return eval_step
+        def seed(aux: Any) -> torch.Tensor:
+            counted = aux[1].entries["loss"]
+            cotangent = safe_weight(counted.weight).reciprocal()
+            if scale is not None:
+                cotangent = cotangent * scale
+            return cotangent.to(counted.total.dtype)
 
+        # Around the backward pass too: what is recomputed there must not draw from elsewhere.
+        with random.keyed(key):
+            _, (after, metrics), grads = pull_back(run, params, seed=seed, name=where)
+        return Micro(grads, metrics.entries["loss"].weight, after, metrics)
 
-def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
-    """What a loss function returned, as the total to differentiate and all metrics, detached.
-
-    The total's weight is that of `metrics.entries["loss"]`.
-
-    Raises:
-        TypeError: it is neither a loss nor a pair of loss and metrics.
-        ValueError: a metric has a name that the step itself reports.
-    """
-    loss, extra = (out, {}) if not _is_pair(out) else out
-    if isinstance(loss, Mean):
-        total, weight = loss.total, loss.weight
-        for part, value in (("total", total), ("weight", weight)):
-            if not isinstance(value, torch.Tensor) or value.ndim:
-                raise TypeError(
-                    f"{where} returned Mean with {part} {_brief(value)}; both must be 0-d tensors: "
-                    "Mean((loss * mask).sum(), mask.sum())"
-                )
-    else:
-        total = loss
-        if not isinstance(total, torch.Tensor) or total.ndim:
-            raise TypeError(
-                f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
-                f"`(loss, metrics)`; found {_brief(total)}. Reduce it: loss.mean()."
-            )
-        weight = torch.ones_like(total)
-    metrics = as_metrics(extra, where)
-    taken = sorted(set(metrics) & set(_RESERVED))
-    if taken:
-        raise ValueError(f"{where} returned metrics named {taken}, which the step reports itself")
-    counted = Mean(total.detach().clone(), weight.detach().to(torch.float32))
-    return total, Metrics({"loss": counted, **metrics.entries})
-
-
-@contextlib.contextmanager
-def isolated(device_type: str) -> Iterator[None]:
-    """None of the caller's modes inside: no autocast, no grad, no inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        if not torch.is_autocast_enabled(device_type):
-            yield
-            return
-        with torch.autocast(device_type, enabled=False):
-            yield
-
-
-def check_state(state: Any) -> None:
-    """Raise unless `state` is a `TrainState`."""
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"a step takes an ftrain.TrainState, found {type(state).__name__}. Make one with "
-            "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
-        )
-
-
-def check_batch(batch: Any, device: torch.device) -> None:
-    """Raise unless the batch's tensors are where the state is (0-d ones may stay on the host)."""
-    for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
-        if isinstance(leaf, torch.Tensor):
-            if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
-                raise ValueError(
-                    f"batch{path} is on {leaf.device}, the state on {device}. Move the batch first: "
-                    f"ftrain.tree.map(lambda x: x.to({str(device)!r}), batch)."
-                )
-        elif hasattr(leaf, "__array__"):
-            raise TypeError(
-                f"batch{path} is a {type(leaf).__name__}, not a tensor. Convert it where the batch is "
-                "made: torch.from_numpy(x)."
-            )
+    return one
 
 
 def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) -> Any:
-    """Gradients of the mean loss, unscaled, in the parameters' dtypes and strides."""
+    """Gradients of the mean loss, unscaled, in the parameters' dtypes."""
     inverse = None if scaling is None else LossScale.inverse(state.scaler)
 
     def average(total: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
@@ -297,38 +199,6 @@ def _require_finite(grads: Any, loss: torch.Tensor, step: torch.Tensor) -> torch
     return require_finite(finite, loss, step, names)
 
 
-def _call(loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, where: str) -> Any:
-    tensors = {
-        f"batch{path}": leaf
-        for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True)
-        if isinstance(leaf, torch.Tensor)
-    }
-    device_type = next((t.device.type for t in tensors.values()), "cpu")
-    with (
-        unchanged(tensors, "input", _BATCH_REMEDY),
-        unchanged(_captured(loss_fn), "captured tensor", _CAPTURED_REMEDY),
-        policy.inside_loss(device_type),
-    ):
-        try:
-            return loss_fn(module, batch)
-        except Exception as error:
-            shapes = ", ".join(f"{name}: {_brief(t)}" for name, t in tensors.items())
-            error.add_note(f"while computing {where} on {shapes}")
-            raise
-
-
-def _captured(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
-    """The tensors that a function holds in its closure."""
-    code, cells = getattr(fn, "__code__", None), getattr(fn, "__closure__", None)
-    if code is None or not cells:
-        return {}
-    contents = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        with contextlib.suppress(ValueError):  # a cell that is not filled yet
-            contents[name] = cell.cell_contents
-    return {name: x for name, x in contents.items() if isinstance(x, torch.Tensor)}
-
-
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate must be a whole number of at least 1, found {accumulate!r}")
@@ -339,13 +209,3 @@ def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -
             f"nonfinite={nonfinite!r} cannot go with dynamic loss scaling, which finds its scale by "
             "skipping steps that overflow. Use nonfinite='skip', or precision='bf16-mixed'."
         )
-
-
-def _is_pair(out: Any) -> bool:
-    return isinstance(out, tuple) and not isinstance(out, Mean) and len(out) == 2
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return type(value).__name__

@@ -18,17 +18,11 @@ import torch
 from torch import nn
 
 from ftrain.core import random, tree
+from ftrain.core._checks import check_state, isolated
+from ftrain.core._loss import LossFn
+from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
-from ftrain.core.gradients import (
-    Gradients,
-    GradReduce,
-    LossFn,
-    NonFinite,
-    check_state,
-    evaluation,
-    gradients,
-    isolated,
-)
+from ftrain.core.gradients import Gradients, GradReduce, NonFinite, gradients
 from ftrain.core.metrics import Last, Metrics
 from ftrain.core.optimizer import Optimizer, apply_updates
 from ftrain.core.precision import Policy, Precision

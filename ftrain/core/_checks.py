@@ -1,0 +1,48 @@
+"""What every step checks before it starts, and the modes it runs under."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.state import TrainState
+
+
+@contextlib.contextmanager
+def isolated(device_type: str) -> Iterator[None]:
+    """None of the caller's modes inside: no autocast, no grad, no inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        if not torch.is_autocast_enabled(device_type):
+            yield
+            return
+        with torch.autocast(device_type, enabled=False):
+            yield
+
+
+def check_state(state: Any) -> None:
+    """Raise unless `state` is a `TrainState`."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"a step takes an ftrain.TrainState, found {type(state).__name__}. Make one with "
+            "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
+        )
+
+
+def check_batch(batch: Any, device: torch.device) -> None:
+    """Raise unless the batch's tensors are where the state is (0-d ones may stay on the host)."""
+    for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
+        if isinstance(leaf, torch.Tensor):
+            if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
+                raise ValueError(
+                    f"batch{path} is on {leaf.device}, the state on {device}. Move the batch first: "
+                    f"ftrain.tree.map(lambda x: x.to({str(device)!r}), batch)."
+                )
+        elif hasattr(leaf, "__array__"):
+            raise TypeError(
+                f"batch{path} is a {type(leaf).__name__}, not a tensor. Convert it where the batch is "
+                "made: torch.from_numpy(x)."
+            )

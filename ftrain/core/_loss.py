@@ -1,0 +1,101 @@
+"""Calling a loss function: in its precision, watched for impurity, its answer made uniform."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftrain.core import tree
+from ftrain.core._skeleton import unchanged
+from ftrain.core.metrics import Mean, Metrics, as_metrics
+from ftrain.core.precision import Policy
+
+LossFn = Callable[[Any, Any], Any]  # (model, batch) -> loss | (loss, metrics)
+
+_RESERVED = ("loss", "grad_norm", "skipped", "loss_scale", "learning_rate")
+_CAPTURED_REMEDY = (
+    "A step must be a function of its state and batch: hand the tensor over in the batch, register it "
+    "as a buffer, or carry it in state.extras"
+)
+_BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
+
+
+def call_loss(loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, where: str) -> Any:
+    """`loss_fn(module, batch)` under the policy's autocast; nothing it is given may change."""
+    tensors = {
+        f"batch{path}": leaf
+        for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True)
+        if isinstance(leaf, torch.Tensor)
+    }
+    device_type = next((t.device.type for t in tensors.values()), "cpu")
+    with (
+        unchanged(tensors, "input", _BATCH_REMEDY),
+        unchanged(_captured(loss_fn), "captured tensor", _CAPTURED_REMEDY),
+        policy.inside_loss(device_type),
+    ):
+        try:
+            return loss_fn(module, batch)
+        except Exception as error:
+            shapes = ", ".join(f"{name}: {_brief(t)}" for name, t in tensors.items())
+            error.add_note(f"while computing {where} on {shapes}")
+            raise
+
+
+def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
+    """What a loss function returned, as the total to differentiate and all metrics, detached.
+
+    The total's weight is that of `metrics.entries["loss"]`.
+
+    Raises:
+        TypeError: it is neither a loss nor a pair of loss and metrics.
+        ValueError: a metric has a name that the step itself reports.
+    """
+    loss, extra = (out, {}) if not _is_pair(out) else out
+    if isinstance(loss, Mean):
+        total, weight = loss.total, loss.weight
+        for part, value in (("total", total), ("weight", weight)):
+            if not isinstance(value, torch.Tensor) or value.ndim:
+                raise TypeError(
+                    f"{where} returned Mean with {part} {_brief(value)}; both must be 0-d tensors: "
+                    "Mean((loss * mask).sum(), mask.sum())"
+                )
+    else:
+        total = loss
+        if not isinstance(total, torch.Tensor) or total.ndim:
+            raise TypeError(
+                f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
+                f"`(loss, metrics)`; found {_brief(total)}. Reduce it: loss.mean()."
+            )
+        weight = torch.ones_like(total)
+    metrics = as_metrics(extra, where)
+    taken = sorted(set(metrics) & set(_RESERVED))
+    if taken:
+        raise ValueError(f"{where} returned metrics named {taken}, which the step reports itself")
+    counted = Mean(total.detach().clone(), weight.detach().to(torch.float32))
+    return total, Metrics({"loss": counted, **metrics.entries})
+
+
+def _captured(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
+    """The tensors that a function holds in its closure."""
+    code, cells = getattr(fn, "__code__", None), getattr(fn, "__closure__", None)
+    if code is None or not cells:
+        return {}
+    contents = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is not filled yet
+            contents[name] = cell.cell_contents
+    return {name: x for name, x in contents.items() if isinstance(x, torch.Tensor)}
+
+
+def _is_pair(out: Any) -> bool:
+    return isinstance(out, tuple) and not isinstance(out, Mean) and len(out) == 2
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__
