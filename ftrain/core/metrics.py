@@ -234,7 +234,9 @@ def _as_metric(name: Any, value: Any, where: str) -> Metric:
             f"metric {name!r} returned by {where} must be a 0-d tensor, a number, or a metric such "
             f"as ftrain.Mean(total, weight); found {found}. Reduce it first: value.mean()."
         )
-    return Mean(value.detach(), torch.ones_like(value))
+    if not value.is_floating_point():  # two bools would merge to a bool
+        value = value.to(torch.float32)
+    return Mean(value.detach().clone(), torch.ones_like(value))
 
 
 def _brief(value: torch.Tensor) -> str:

@@ -1,0 +1,367 @@
+"""bind and value_and_grad: stock modules as pure functions, gradients without a kept graph."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import ftrain
+from ftrain import testing
+from ftrain.core import random, tree
+from ftrain.core._skeleton import ImpureError
+from tests.zoo import GPT, LSTM, ConvNet
+
+KEY = random.key(0)
+
+
+class Shared(nn.Module):
+    """One submodule reachable by two paths, in lists and dicts of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.b = self.a
+        self.list = nn.ModuleList([self.a, nn.Linear(3, 3)])
+        self.dict = nn.ModuleDict({"one": self.a, "two": nn.Linear(3, 3)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(self.a(x)) + self.list[0](x)
+        return self.dict["two"](self.dict["one"](self.list[1](x)))
+
+
+class Counting(nn.Module):
+    """Buffers of every kind: integer, non-persistent, reassigned instead of written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+        self.register_buffer("last", torch.zeros(2))
+        self.register_buffer("absent", None)
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.scratch.add_(x.mean(0).detach())
+        self.last = (x * self.weight).mean(0)
+        return x * self.weight + self.scratch
+
+
+def apply_to(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    apply = ftrain.bind(model)
+    return apply(*apply.init(KEY), KEY, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Shared(), torch.ones(2, 3)),
+        (Counting(), torch.ones(4, 2)),
+        (ConvNet(), torch.ones(2, 1, 6, 6)),
+        (GPT(dropout=0.0), torch.ones(2, 5, dtype=torch.int64)),
+        (LSTM(0.0), torch.ones(2, 7, 4)),
+        (parametrizations.weight_norm(nn.Linear(3, 2)), torch.ones(2, 3)),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), torch.randn(5, 3)),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_computes_what_the_module_computes(model: nn.Module, x: torch.Tensor) -> None:
+    """Outputs, buffers and gradients equal the module's own; the module is never touched."""
+    apply = ftrain.bind(model)
+    params, buffers = apply.init(KEY)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    attributes = {name: dict(m.__dict__) for name, m in model.named_modules()}
+
+    def total(params: Any) -> Any:
+        out, after = apply(params, buffers, KEY, x)
+        return out.square().sum(), (out, after)
+
+    (value, (out, after)), grads = ftrain.value_and_grad(total, has_aux=True)(params)
+    testing.assert_same_bits(dict(model.state_dict()), before)
+    for name, m in model.named_modules():
+        assert m.__dict__.keys() == attributes[name].keys()
+        assert all(m.__dict__[k] is v for k, v in attributes[name].items())
+
+    expected = model(x)
+    expected.square().sum().backward()
+    testing.assert_same_bits(out, expected.detach())
+    own = {n: p.grad for n, p in model.named_parameters()}
+    testing.assert_close_norm(grads, own, 1e-6)
+    for name, buffer in model.named_buffers():
+        testing.assert_same_bits(after[name], buffer.detach(), name)
+    model.zero_grad()
+
+
+def test_tied_weights_have_one_name_and_one_gradient() -> None:
+    apply = ftrain.bind(GPT(dropout=0.0))
+    params, _ = apply.init(KEY)
+    assert "tokens.weight" in params
+    assert "head.weight" not in params
+
+
+def test_frozen_parameters_are_carried_not_trained() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    apply = ftrain.bind(model)
+    params, buffers = apply.init(KEY)
+    assert sorted(params) == ["1.bias", "1.weight"]
+    assert sorted(buffers) == ["0.bias", "0.weight"]
+
+
+@pytest.mark.parametrize("build", [lambda: GPT(), lambda: LSTM(), lambda: ConvNet()])
+def test_initial_values_are_a_pure_function_of_the_key(build: Any) -> None:
+    apply = ftrain.bind(build)
+    state = torch.get_rng_state()
+    one, two = apply.init(KEY), apply.init(KEY)
+    testing.assert_same_bits(one, two)
+    assert testing.describe_difference(apply.init(random.key(1)), one) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_forward_stores_on_the_module_does_not_stay() -> None:
+    class Remembers(nn.Linear):
+        seen = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen = self.seen + 1
+            self.activation = x
+            return super().forward(x) * self.seen
+
+    apply = ftrain.bind(Remembers(2, 2))
+    params, buffers = apply.init(KEY)
+    testing.assert_deterministic(lambda: apply(params, buffers, KEY, torch.ones(1, 2)))
+    assert not hasattr(apply.skeleton.module, "activation")
+
+
+def test_restored_after_an_exception() -> None:
+    class Fails(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("inside")
+
+    apply = ftrain.bind(Fails(2, 2))
+    params, buffers = apply.init(KEY)
+    with pytest.raises(RuntimeError, match="inside"):
+        apply(params, buffers, KEY, torch.ones(1, 2))
+    assert apply.skeleton.module.weight.is_meta
+
+
+def test_lazy_modules_are_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="'weight' of LazyLinear is lazy.*Run one batch"):
+        ftrain.bind(nn.LazyLinear(3))
+
+
+def test_hidden_state_in_a_tensor_attribute_is_refused() -> None:
+    class Hides(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.gain = torch.ones(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.gain.mul_(2)
+            return super().forward(x) * self.gain
+
+    with pytest.raises(ImpureError, match="tensor attribute `gain` was changed.*register_buffer"):
+        apply_to(Hides(), torch.ones(1, 2))
+
+
+def test_a_parameter_written_in_place_is_refused() -> None:
+    class Clips(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.weight.clamp_(-1, 1)
+            return super().forward(x)
+
+    with pytest.raises(ImpureError, match="parameter `weight` was changed in place"):
+        apply_to(Clips(2, 2), torch.ones(1, 2))
+
+
+def test_a_buffer_that_grows_is_refused() -> None:
+    class Grows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.mean = x.mean()
+            return x
+
+    with pytest.raises(ImpureError, match="'mean', which was None"):
+        apply_to(Grows(), torch.ones(1, 2))
+
+
+def test_wrong_names_are_listed() -> None:
+    apply = ftrain.bind(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"params do not fit Linear: missing \['bias'\]"):
+        apply({"weight": torch.ones(2, 2)}, {}, KEY, torch.ones(1, 2))
+
+
+def test_training_flags() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    x = torch.ones(1, 100)
+    assert torch.equal(apply_to(model, x, training=False)[0], x)
+    assert not torch.equal(apply_to(model, x)[0], x)
+    model.eval()  # as pretrained models come
+    assert not torch.equal(apply_to(model, x)[0], x)
+    model.train()
+    model[0].eval()
+    model[1].eval()  # frozen on purpose inside a training model
+    assert torch.equal(apply_to(model, x)[0], x)
+
+
+def test_threads_do_not_meet_in_the_skeleton() -> None:
+    apply = ftrain.bind(nn.Linear(2, 2, bias=False))
+    wrong: list[float] = []
+
+    def run(value: float) -> None:
+        params = {"weight": torch.full((2, 2), value)}
+        for _ in range(200):
+            out, _ = apply(params, {}, KEY, torch.ones(1, 2))
+            if out[0, 0] != 2 * value:
+                wrong.append(value)
+
+    threads = [threading.Thread(target=run, args=(float(i),)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+# --- value_and_grad -------------------------------------------------------------------------------
+
+
+def loss(p: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x @ p["w"] + p["b"]).square().mean()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
+def test_gradients_equal_autograds_and_funcs(seed: int, n: int, m: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    p = {"w": torch.randn(n, m, generator=g), "b": torch.randn(m, generator=g)}
+    x = torch.randn(3, n, generator=g)
+    value, grads = ftrain.value_and_grad(loss)(p, x)
+    by_func, value_by_func = torch.func.grad_and_value(loss)(p, x)
+    testing.assert_same_bits(grads, by_func)
+    testing.assert_same_bits(value, value_by_func)
+    assert not value.requires_grad
+    assert not any(t.requires_grad for t in tree.leaves(grads))
+
+
+def test_vmapped_gradients_are_single_gradients() -> None:
+    p = {"w": torch.randn(3, 2), "b": torch.randn(2)}
+    xs = torch.randn(5, 4, 3)
+    values, grads = torch.vmap(ftrain.value_and_grad(loss), in_dims=(None, 0))(p, xs)
+    for i in range(5):
+        value, single = ftrain.value_and_grad(loss)(p, xs[i])
+        testing.assert_close_norm(tree.map(lambda t, i=i: t[i], grads), single, 1e-6)
+        testing.assert_close_norm(values[i], value, 1e-6)
+
+
+def test_hypergradients_on_request() -> None:
+    """d/d(rate) of the loss after one descent step, by plain autograd, torch.func and by hand."""
+
+    def inner(p: torch.Tensor) -> torch.Tensor:
+        return (p**3).sum()
+
+    def outer(rate: torch.Tensor) -> torch.Tensor:
+        p = torch.tensor([1.0, 2.0])
+        _, g = ftrain.value_and_grad(inner, differentiable=True)(p)
+        return inner(p - rate * g)
+
+    rate = torch.tensor(0.01)
+    p = torch.tensor([1.0, 2.0])
+    by_hand = (3 * (p - rate * 3 * p**2) ** 2 * (-3 * p**2)).sum()
+    testing.assert_close_norm(torch.func.grad(outer)(rate), by_hand, 1e-6)
+    testing.assert_close_norm(
+        ftrain.value_and_grad(outer, differentiable=True)(rate)[1], by_hand, 1e-6
+    )
+    leaf = rate.clone().requires_grad_()
+    outer(leaf).backward()
+    testing.assert_close_norm(leaf.grad, by_hand, 1e-6)
+
+
+def test_second_derivatives_by_nesting() -> None:
+    def first(p: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(lambda q: (q**3).sum(), differentiable=True)(p)[1].sum()
+
+    _, second = ftrain.value_and_grad(first)(torch.tensor([1.0, 2.0]))
+    assert second.tolist() == [6.0, 12.0]
+
+
+def test_activation_checkpointing_works() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    def through(p: Any, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda h: loss(p, h), x, use_reentrant=False)
+
+    p, x = {"w": torch.randn(3, 2), "b": torch.randn(2)}, torch.randn(4, 3)
+    testing.assert_same_bits(ftrain.value_and_grad(through)(p, x), ftrain.value_and_grad(loss)(p, x))
+
+
+def test_unused_leaves_have_zero_gradients() -> None:
+    _, grads = ftrain.value_and_grad(lambda p: p["a"].sum())(
+        {"a": torch.ones(2), "b": torch.ones(3), "empty": torch.ones(0)}
+    )
+    assert grads["b"].tolist() == [0.0] * 3
+    assert grads["empty"].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "error", "message"),
+    [
+        (lambda x: x * 2, torch.ones(3), TypeError, r"scalar \(0-d\) loss, found shape \(3,\)"),
+        (lambda x: 1.0, torch.ones(3), TypeError, "0-d tensor to differentiate, found float"),
+        (lambda x: x.sum().detach(), torch.ones(3), ValueError, "does not depend on its parameters"),
+        (lambda x: x.argmax(), torch.ones(3), TypeError, "real floating loss, found torch.int64"),
+        (lambda x: x["a"].sum(), {"a": torch.ones(3, dtype=torch.int64)}, TypeError, r"\['a'\].*int64"),
+        (lambda x: x["a"].sum(), {"a": 3}, TypeError, r"\['a'\].*int, not a floating"),
+    ],
+)
+def test_bad_functions_are_explained(fn: Any, x: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        ftrain.value_and_grad(fn)(x)
+    if isinstance(x, torch.Tensor):
+        with pytest.raises(error, match=message):
+            torch.vmap(ftrain.value_and_grad(fn))(torch.stack([x, x]))
+
+
+def test_peak_memory_is_autograds() -> None:
+    """Bytes alive at the peak, as the profiler counts them: ten sin/cos layers of 1 MiB."""
+
+    def deep(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(10):
+            x = torch.sin(x) * torch.cos(x)
+        return x.sum()
+
+    x = torch.randn(2**18)
+
+    def plain() -> Any:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(deep(leaf), leaf)
+
+    reference = _peak(plain)
+    assert _peak(lambda: ftrain.value_and_grad(deep)(x)) <= 1.05 * reference
+    vmapped = torch.vmap(ftrain.value_and_grad(deep))
+    assert _peak(lambda: vmapped(x[None])) <= 1.25 * reference
+
+
+def _peak(fn: Any) -> int:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        kept = fn()
+    del kept
+    alive, peak = 0, 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak

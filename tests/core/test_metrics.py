@@ -1,0 +1,79 @@
+"""Metrics are monoids: merging is associative, and exact for means over ragged parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, as_metrics
+
+values = st.lists(st.integers(-1000, 1000), min_size=1, max_size=20)
+
+
+@given(st.lists(values, min_size=1, max_size=6))
+def test_a_mean_over_ragged_parts_is_the_mean_of_everything(parts: list[list[int]]) -> None:
+    merged = None
+    for part in parts:
+        one = Metrics({"m": Mean(torch.tensor(float(sum(part))), torch.tensor(float(len(part))))})
+        merged = one if merged is None else merged.merge(one)
+    everything = [x for part in parts for x in part]
+    assert merged is not None
+    expected = torch.tensor(float(sum(everything))) / torch.tensor(float(len(everything)))
+    assert float(merged["m"]) == float(expected)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: Mean(x, torch.ones(())), Sum, Max, Min, Last], ids=lambda m: "metric"
+)
+@given(a=st.integers(-50, 50), b=st.integers(-50, 50), c=st.integers(-50, 50))
+def test_merging_is_associative(make, a: int, b: int, c: int) -> None:
+    x, y, z = (make(torch.tensor(float(v))) for v in (a, b, c))
+    assert float(x.merge(y).merge(z).value) == float(x.merge(y.merge(z)).value)
+
+
+def test_zero_weight_parts_do_not_count() -> None:
+    some, none = Mean(torch.tensor(6.0), torch.tensor(3.0)), Mean(torch.zeros(()), torch.zeros(()))
+    assert float(some.merge(none).value) == 2.0
+    assert none.value.isnan()
+
+
+def test_reads_like_a_dict_and_prints_readably() -> None:
+    metrics = as_metrics({"a": torch.tensor(0.5), "n": 3}, "f")
+    assert dict(metrics) == {"a": torch.tensor(0.5), "n": torch.tensor(3.0)}
+    assert repr(metrics) == "Metrics(a=0.5, n=3)"
+    assert metrics.compute() == {"a": 0.5, "n": 3.0}
+    with pytest.raises(KeyError, match="no metric 'b'; there are 'a', 'n'"):
+        metrics["b"]
+
+
+def test_changing_names_say_which() -> None:
+    a, b = as_metrics({"x": 1.0, "y": 1.0}, "f"), as_metrics({"x": 1.0, "z": 1.0}, "f")
+    with pytest.raises(ValueError, match=r"\['y'\] only in the first; \['z'\] only in the second"):
+        a.merge(b)
+    with pytest.raises(ValueError, match="'x' is a Mean in one batch and a Sum in another"):
+        Metrics({"x": a.entries["x"]}).merge(Metrics({"x": Sum(torch.tensor(1.0))}))
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3), "text", None])
+def test_what_is_no_metric_is_refused_by_name(bad: object) -> None:
+    with pytest.raises(TypeError, match="metric 'm' returned by f must be a 0-d tensor"):
+        as_metrics({"m": bad}, "f")
+    with pytest.raises(TypeError, match="metrics a dict of 0-d tensors"):
+        as_metrics(bad if bad is not None else 3, "f")
+
+
+def test_bool_metrics_average() -> None:
+    merged = as_metrics({"hit": torch.tensor(True)}, "f").merge(
+        as_metrics({"hit": torch.tensor(False)}, "f")
+    )
+    assert float(merged["hit"]) == 0.5
+
+
+def test_metrics_are_trees() -> None:
+    metrics = as_metrics({"a": torch.tensor(2.0)}, "f")
+    doubled = ftrain.tree.map(lambda x: x * 2, metrics)
+    assert isinstance(doubled, Metrics)
+    assert float(doubled["a"]) == 2.0  # total and weight alike

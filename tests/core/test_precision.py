@@ -1,0 +1,104 @@
+"""Precision: the loss scaler against `torch.amp.GradScaler`, and the policies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftrain.core.precision import LossScale, LossScaleState, Policy
+
+
+@given(
+    finite=st.lists(st.booleans(), max_size=60),
+    init=st.sampled_from([2.0**16, 1000.0, 1.5, 3e38]),
+    growth=st.sampled_from([2.0, 1.3, 1.0001]),
+    backoff=st.sampled_from([0.5, 0.7, 0.1]),
+    interval=st.integers(1, 5),
+)
+def test_equals_gradscaler_byte_for_byte(
+    finite: list[bool], init: float, growth: float, backoff: float, interval: int
+) -> None:
+    """Any sequence of finite and non-finite steps gives GradScaler's scale, tracker and gradients."""
+    ours = LossScale(init, growth, backoff, interval, floor=1e-45, ceiling=3.4e38)
+    state = ours.init_state()
+    theirs = torch.amp.GradScaler(
+        "cpu", init_scale=init, growth_factor=growth, backoff_factor=backoff,
+        growth_interval=interval,
+    )  # fmt: skip
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    theirs.scale(torch.zeros(()))  # makes its tensors
+    for ok in finite:
+        if theirs.get_scale() < 1e-30:
+            break  # below the floor GradScaler runs into zero, which is what the floor is for
+        raw = torch.tensor([0.1, -2.0, 3e-5]) * state.scale
+        if not ok:
+            raw[1] = float("inf")
+        weight.grad = raw.clone()
+        theirs.unscale_(optimizer)
+        unscaled = raw * LossScale.inverse(state)
+        if ok:
+            assert unscaled.numpy().tobytes() == weight.grad.numpy().tobytes()
+        theirs.step(optimizer)
+        theirs.update()
+        state = ours.update(state, torch.isfinite(raw).all())
+        assert state.scale.numpy().tobytes() == theirs._scale.numpy().tobytes()
+        assert int(state.growth_tracker) == int(theirs._growth_tracker)
+
+
+@given(st.lists(st.booleans(), min_size=200, max_size=300))
+def test_the_scale_stays_between_floor_and_ceiling(finite: list[bool]) -> None:
+    scaling = LossScale(init=8.0, growth_interval=1, floor=2.0, ceiling=64.0)
+    state = scaling.init_state()
+    for ok in finite:
+        state = scaling.update(state, torch.tensor(ok))
+        assert 2.0 <= float(state.scale) <= 64.0
+
+
+def test_recovers_from_any_run_of_overflows() -> None:
+    """GradScaler backs off to exactly zero after 149 of them, and is stuck there."""
+    scaling = LossScale(growth_interval=1)
+    state = scaling.init_state()
+    for _ in range(500):
+        state = scaling.update(state, torch.tensor(False))
+    assert float(state.scale) == 1.0
+    assert float(scaling.update(state, torch.tensor(True)).scale) == 2.0
+
+
+def test_state_keeps_its_dtypes() -> None:
+    state = LossScale().init_state()
+    for finite in (True, False):
+        new = LossScale().update(state, torch.tensor(finite))
+        assert isinstance(new, LossScaleState)
+        assert (new.scale.dtype, new.growth_tracker.dtype) == (torch.float32, torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"growth_factor": 1.0}, "growth_factor must be above 1"),
+        ({"backoff_factor": 1.0}, r"backoff_factor must be inside \(0, 1\)"),
+        ({"growth_interval": 0}, "growth_interval must be at least 1"),
+        ({"init": 0.5}, "0 < floor <= init <= ceiling"),
+        ({"init": float("nan")}, "0 < floor <= init <= ceiling"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LossScale(**options)  # type: ignore[arg-type]
+
+
+def test_unknown_precision_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="'bf16' is not known; use one of '32-true', 'bf16-mixed'"):
+        Policy.named("bf16")  # type: ignore[arg-type]
+    policy = Policy(autocast=torch.bfloat16)
+    assert Policy.named(policy) is policy
+
+
+def test_cast_touches_floating_tensors_only() -> None:
+    batch = {"x": torch.ones(2), "y": torch.ones(2, dtype=torch.int64), "name": "a"}
+    cast = Policy.named("bf16-true").cast(batch)
+    assert (cast["x"].dtype, cast["y"].dtype, cast["name"]) == (torch.bfloat16, torch.int64, "a")
+    assert Policy.named("32-true").cast(batch) is batch

@@ -1,0 +1,156 @@
+"""Trees: one leaf order for everyone, paths that read like Python, digests that miss nothing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.utils._pytree as torch_pytree
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftrain.core import tree
+from ftrain.core.state import TrainState
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
+
+
+@tree.register_dataclass
+class Box:
+    inside: Any
+    beside: Any
+
+
+leaf = st.sampled_from([0, 1, 2, 3]).map(lambda n: torch.arange(n, dtype=torch.float32))
+trees = st.recursive(
+    leaf,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.sampled_from("zyxab"), inner, max_size=4),
+        st.tuples(inner, inner).map(lambda p: Point(*p)),
+        st.tuples(inner, inner).map(lambda p: Box(*p)),
+    ),
+    max_leaves=10,
+)
+
+
+@given(trees)
+def test_flatten_and_back(value: Any) -> None:
+    leaves, treedef = tree.flatten(value)
+    assert tree.digest(tree.unflatten(treedef, leaves)) == tree.digest(value)
+    assert len(tree.paths(value)) == len(leaves)
+
+
+@given(trees)
+def test_paths_reach_their_leaves(value: Any) -> None:
+    for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
+        assert eval("value" + path, {"value": value}) is leaf
+
+
+@given(trees)
+def test_torch_sees_the_same_leaves_in_the_same_order(value: Any) -> None:
+    boxed = Box({"z": value, "a": value}, value)
+    ours, theirs = tree.leaves(boxed), torch_pytree.tree_leaves(boxed)
+    assert len(ours) == len(theirs)
+    assert all(a is b for a, b in zip(ours, theirs, strict=True))
+    leaves, spec = torch_pytree.tree_flatten(boxed)
+    assert tree.digest(torch_pytree.tree_unflatten(leaves, spec)) == tree.digest(boxed)
+
+
+@given(trees, trees)
+def test_digest_and_first_difference_agree_on_structure(a: Any, b: Any) -> None:
+    same_structure = tree.structure(a) == tree.structure(b)
+    assert (tree.first_difference(a, b) is None) == same_structure
+    if not same_structure:
+        assert tree.digest(a) != tree.digest(b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"x": torch.tensor(0.0)}, {"x": torch.tensor(-0.0)}),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(0, 3), torch.zeros(3, 0)),
+        ([torch.zeros(1)], (torch.zeros(1),)),
+        ({"a": torch.zeros(1)}, {"b": torch.zeros(1)}),
+        ({"a": {}}, {}),
+        ({"a": ()}, {"a": []}),
+        (Point(torch.zeros(1), torch.ones(1)), (torch.zeros(1), torch.ones(1))),
+        ([torch.zeros(2), torch.zeros(2)], [torch.zeros(4)]),
+        (torch.zeros(4), torch.zeros(4, dtype=torch.int32)),
+    ],
+)
+def test_digest_tells_apart(a: Any, b: Any) -> None:
+    assert tree.digest(a) != tree.digest(b)
+
+
+def test_digest_ignores_layout_and_insertion_order() -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    assert tree.digest(x) == tree.digest(x.t().contiguous().t())
+    assert tree.digest({"a": x, "b": x}) == tree.digest({"b": x, "a": x})
+    nan = torch.tensor(float("nan"))
+    assert tree.digest(nan) == tree.digest(nan.clone())
+
+
+def test_digest_is_the_same_in_every_process() -> None:
+    """A stored figure: the digest is a format, not an accident of this run."""
+    state = {"w": torch.arange(3.0), "layers": [torch.tensor(7), (torch.zeros(0, 2),)]}
+    assert tree.digest(state) == (
+        "a7b8f765731acb4a5a1bc9202b1b674c137f8a56d8fa6f6056c1a029438ac822"
+    )
+
+
+def test_digest_refuses_what_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"leaf at \['a'\]\[0\] is int 3"):
+        tree.digest({"a": [3]})
+
+
+@given(trees)
+def test_messages_name_the_first_difference(value: Any) -> None:
+    message = tree.first_difference({"k": value, "z": 1}, {"k": value})
+    assert message is not None
+    assert "['z'] is missing" in message
+
+
+def test_map_names_the_differing_path() -> None:
+    with pytest.raises(ValueError, match=r"at \['a'\]: expected a tuple of 2 entries, found 1"):
+        tree.map(lambda a, b: a, {"a": (1, 2)}, {"a": (1,)})
+
+
+def test_state_is_immutable_and_maps_under_torch_transforms() -> None:
+    state = TrainState(torch.tensor(1), {"w": torch.ones(3)}, {}, (), (), torch.zeros(2), {})
+    with pytest.raises(AttributeError):
+        state.step = torch.tensor(2)  # type: ignore[misc]
+    stacked = tree.map(lambda x: torch.stack([x, x + 1]), state)
+    doubled = torch.vmap(lambda s: s.replace(params={"w": s.params["w"] * 2}))(stacked)
+    assert doubled.params["w"].tolist() == [[2.0] * 3, [4.0] * 3]
+    grads = torch.func.grad(lambda s: s.params["w"].sum() * 2)(
+        state.replace(step=torch.tensor(1.0))
+    )
+    assert grads.params["w"].tolist() == [2.0] * 3
+
+
+def test_state_goes_through_dynamo() -> None:
+    state = TrainState(torch.tensor(1), {"w": torch.ones(3)}, {}, (), (), torch.zeros(2), {})
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def double(state: TrainState) -> TrainState:
+        return state.replace(params={k: v * 2 for k, v in state.params.items()})
+
+    assert double(state).params["w"].tolist() == [2.0] * 3
+
+
+def test_find_reads_fields_by_name() -> None:
+    nested = {"a": (Point(x=1, y=2),), "x": 3}
+    assert tree.find(nested, "x") == {"['a'][0].x": 1, "['x']": 3}
+
+
+def test_nbytes_counts_shared_storage_once() -> None:
+    x = torch.zeros(10)
+    assert tree.nbytes({"a": x, "b": x[2:], "c": torch.zeros(3)}) == 40 + 12

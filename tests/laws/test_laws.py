@@ -1,0 +1,223 @@
+"""The ten laws, on four models, in every precision, whole and accumulated, eager and compiled."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core import tree
+from tests.zoo import PRECISIONS, ZOO
+
+MODELS = tuple(ZOO)
+MODES = ("eager", "compiled")
+# Measured over the zoo, 200 seeds: at most 1.3e-7 in float32; the law allows 4e-7.
+ACCUMULATION = 4e-7
+
+
+@functools.cache
+def steps(model: str, precision: str, accumulate: int = 1, randomless: bool = False) -> ftrain.Steps:
+    case = ZOO[model]
+    optimizer = optim.chain(
+        optim.clip_by_global_norm(1.0), optim.adamw(optim.warmup_cosine(1e-2, 2, 20))
+    )
+    return ftrain.make_steps(
+        case.randomless if randomless else case.model,
+        case.loss_fn,
+        optimizer,
+        precision=precision,
+        accumulate=accumulate,
+    )
+
+
+@functools.cache
+def train_step(model: str, precision: str, accumulate: int, mode: str) -> Any:
+    step = steps(model, precision, accumulate).train_step
+    return step if mode == "eager" else ftrain.compile(step, backend="eager")
+
+
+def supported(model: str, precision: str) -> None:
+    if model == "lstm" and precision == "16-mixed":
+        pytest.skip("torch has no float16 LSTM on the CPU (oneDNN refuses the primitive)")
+
+
+each = pytest.mark.parametrize(
+    ("model", "precision", "accumulate", "mode"),
+    [(m, p, k, mode) for m in MODELS for p in PRECISIONS for k in (1, 4) for mode in MODES],
+)
+
+
+@each
+def test_pure_deterministic_fixpoint(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """Laws 1, 2 and 3, from the first state and from the third."""
+    supported(model, precision)
+    step = train_step(model, precision, accumulate, mode)
+    state = steps(model, precision, accumulate).init_state(3)
+    for seed in range(3):
+        batch = ZOO[model].batch(seed, 8)
+        testing.assert_pure(step, state, batch)
+        testing.assert_deterministic(step, state, batch)
+        testing.assert_fixpoint(step, state, batch)
+        state, _ = step(state, batch)
+    assert int(state.step) + int(step(state, batch)[1]["skipped"]) >= 1
+
+
+@each
+def test_skipped_step_changes_nothing(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
+    """Law 6, and that training goes on after it."""
+    supported(model, precision)
+    step = train_step(model, precision, accumulate, mode)
+    state = steps(model, precision, accumulate).init_state(0)
+    state, _ = step(state, ZOO[model].batch(0, 8))
+    batch = ZOO[model].batch(1, 8)
+    if model == "gpt":
+        poisoned = {**batch, "mask": torch.full_like(batch["mask"], float("nan"))}
+    else:
+        poisoned = {**batch, "x": torch.full_like(batch["x"], float("inf"))}
+    testing.assert_skips(step, state, poisoned)
+
+
+@each
+def test_resumes_and_evaluates(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """Laws 7 and 10."""
+    supported(model, precision)
+    step = train_step(model, precision, accumulate, mode)
+    init_state, _, eval_step = steps(model, precision, accumulate)
+    batches = [ZOO[model].batch(seed, 8) for seed in range(4)]
+    testing.assert_resumes(step, init_state(1), batches)
+    testing.assert_evaluation_is_pure(step, eval_step, init_state(1), batches[0])
+    testing.assert_deterministic(eval_step, init_state(1), batches[0])
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_random_streams_belong_to_the_key(model: str, precision: str, accumulate: int) -> None:
+    """Law 4: traced and eager runs draw the same masks, so they compute the same bits."""
+    supported(model, precision)
+    state = steps(model, precision, accumulate).init_state(7)
+    batch = ZOO[model].batch(7, 8)
+    eager = train_step(model, precision, accumulate, "eager")(state, batch)
+    traced = train_step(model, precision, accumulate, "compiled")(state, batch)
+    testing.assert_same_bits(traced[0], eager[0])
+    testing.assert_same_bits(traced[1], eager[1])
+    if model in ("mlp", "gpt", "lstm"):  # those with dropout
+        other, _ = train_step(model, precision, accumulate, "eager")(
+            state.replace(rng=ftrain.random.key(99)), batch
+        )
+        assert testing.describe_difference(other.params, eager[0].params) is not None
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), parts=st.sampled_from([2, 3, 4, 6, 12]))
+@pytest.mark.parametrize("model", ["mlp", "gpt", "lstm"])
+def test_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
+    """Law 5: ragged and zero-weight micro-batches included (BatchNorm's statistics are per part)."""
+    case = ZOO[model]
+    whole, cut = (
+        ftrain.gradients(ftrain.bind(case.randomless), case.loss_fn, accumulate=k)
+        for k in (1, parts)
+    )
+    state = steps(model, "32-true", 1, True).init_state(seed)
+    batch = case.batch(seed % 1000, 12)
+    expected, found = whole(state, batch), cut(state, batch)
+    testing.assert_close_norm(found.grads, expected.grads, ACCUMULATION)
+    testing.assert_close_norm(found.metrics["loss"], expected.metrics["loss"], ACCUMULATION)
+    ragged = ftrain.MicroBatches(
+        tuple(tree.map(lambda x: x[a:b], batch) for a, b in ((0, 1), (1, 6), (6, 12)))
+    )
+    if model == "gpt":  # a plain loss counts each part once; only Mean knows their sizes
+        found = whole(state, ragged)
+        testing.assert_close_norm(found.grads, expected.grads, ACCUMULATION)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("model", ["mlp", "convnet", "gpt"])
+def test_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
+    """Law 8. Keys, counts and schedules bit for bit; batched products sum in another order."""
+    init_state, step, _ = steps(model, "32-true", accumulate)
+    states = [init_state(seed) for seed in range(3)]
+    batch = ZOO[model].batch(0, 8)
+    # Adam turns the rounding noise of a zero gradient (a bias before BatchNorm) into an update.
+    relative = 2e-2 if model == "convnet" else 1e-5
+    testing.assert_vmap_rows(step, states, batch, relative=relative)
+    testing.assert_vmap_rows(
+        step, states, batch, relative=relative, compile=functools.partial(ftrain.compile, backend="eager")
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_donation_changes_memory_not_bits(model: str, precision: str, accumulate: int) -> None:
+    """Law 9."""
+    supported(model, precision)
+    init_state, step, _ = steps(model, precision, accumulate)
+    donating = ftrain.compile(step, donate=True, backend="eager")
+    plain = train_step(model, precision, accumulate, "compiled")
+    kept, donated = init_state(0), init_state(0)
+    places = [leaf.data_ptr() for leaf in tree.leaves(donated)]
+    for seed in range(3):
+        batch = ZOO[model].batch(seed, 8)
+        kept, metrics = plain(kept, batch)
+        donated, donated_metrics = donating(donated, batch)
+        testing.assert_same_bits(donated, kept)
+        testing.assert_same_bits(donated_metrics, metrics)
+    assert places == [leaf.data_ptr() for leaf in tree.leaves(donated)]
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    rows=st.integers(1, 9),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
+    precision=st.sampled_from(PRECISIONS),
+)
+def test_pure_whatever_the_values(seed: int, rows: int, scale: float, precision: str) -> None:
+    """Laws 1 to 3 over any seed, batch size and magnitude, overflow included."""
+    init_state, step, _ = steps("mlp", precision)
+    state = init_state(seed)
+    testing.assert_same_bits(init_state(seed), state)
+    batch = ZOO["mlp"].batch(seed % 1000, rows)
+    batch["x"] = batch["x"] * scale
+    testing.assert_pure(step, state, batch)
+    testing.assert_deterministic(step, state, batch)
+    testing.assert_fixpoint(step, state, batch)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_callers_modes_do_not_reach_in(model: str) -> None:
+    """A step is a function of its arguments: not of grad mode, autocast, or the global generator."""
+    init_state, step, eval_step = steps(model, "32-true")
+    state, batch = init_state(0), ZOO[model].batch(0, 8)
+    expected, evaluated = step(state, batch), eval_step(state, batch)
+    torch.manual_seed(12345)
+    for mode in (torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)):
+        with mode():
+            testing.assert_same_bits(step(state, batch), expected)
+            testing.assert_same_bits(eval_step(state, batch), evaluated)
+
+
+def test_one_compile_over_a_run_with_schedule_and_skips() -> None:
+    """Law 3: 200 steps, a schedule, two skipped steps, one trace; and one graph."""
+    init_state, step, _ = steps("mlp", "16-mixed")
+    compiled = ftrain.compile(step, donate=True, backend="eager")
+    state = init_state(0)
+    skipped = 0
+    for i in range(200):
+        batch = ZOO["mlp"].batch(i % 5, 8)
+        if i in (50, 120):
+            batch["x"] = batch["x"] * float("nan")
+        state, metrics = compiled(state, batch)
+        skipped += int(metrics["skipped"])
+    assert compiled.n_compiles == 1
+    assert skipped == 2
+    assert int(state.step) == 198
