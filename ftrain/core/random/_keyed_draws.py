@@ -1,0 +1,398 @@
+"""Torch's own draws, from a stream of keys: factories, `_like` forms, and in-place fills.
+
+Each function here has the signature of the torch function that it stands for, with the stream in front.
+Distributions are inverse transforms of one uniform draw, so they trace, and each row of a vmap is a single
+run. Read next: `_keyed_layers.py`, the layers that draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random._keyed_sites import Stream
+
+__all__ = ["DRAWS"]
+
+Number = float | int
+Handler = Callable[..., Any]
+
+
+def _shape(size: Sequence[Any]) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` are the same shape."""
+    if len(size) == 1 and isinstance(size[0], Sequence):
+        size = size[0]
+    return tuple(size)
+
+
+def _device(device: torch.device | str | int | None) -> torch.device:
+    return torch.get_default_device() if device is None else torch.device(device)
+
+
+def _deliver(
+    value: Tensor,
+    *,
+    out: Tensor | None = None,
+    layout: torch.layout | None = None,
+    pin_memory: bool | None = None,
+    requires_grad: bool = False,
+    memory_format: torch.memory_format | None = None,
+    names: None = None,
+) -> Tensor:
+    """A drawn tensor in the form that the caller of a torch factory asked for."""
+    if layout not in (None, torch.strided) or names is not None:
+        raise TypeError(
+            f"keyed draws are dense and unnamed; asked for layout={layout}, names={names}"
+        )
+    if out is not None:
+        return out.resize_(value.shape).copy_(value)
+    if memory_format not in (None, torch.preserve_format):
+        value = value.contiguous(memory_format=memory_format)
+    if pin_memory:
+        value = value.pin_memory()
+    return value.requires_grad_() if requires_grad else value
+
+
+def _float_type(dtype: torch.dtype | None) -> torch.dtype:
+    return torch.get_default_dtype() if dtype is None else dtype
+
+
+# Factories.
+
+
+def rand(
+    stream: Stream,
+    *size: Any,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    shape = _shape(form.pop("size", size))
+    return _deliver(stream.uniform(shape, _float_type(dtype), _device(device)), **form)
+
+
+def randn(
+    stream: Stream,
+    *size: Any,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    shape = _shape(form.pop("size", size))
+    return _deliver(stream.normal(shape, _float_type(dtype), _device(device)), **form)
+
+
+def randint(
+    stream: Stream,
+    *args: Any,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    # randint(high, size), randint(low, high, size), and any of them by name
+    values = list(args)
+    size = form.pop("size") if "size" in form else values.pop()
+    high = form.pop("high") if "high" in form else values.pop()
+    low = form.pop("low") if "low" in form else (values.pop() if values else 0)
+    dtype = torch.int64 if dtype is None else dtype
+    return _deliver(_integers(stream, tuple(size), low, high, dtype, _device(device)), **form)
+
+
+def randperm(
+    stream: Stream,
+    n: int,
+    *,
+    dtype: torch.dtype = torch.int64,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    return _deliver(stream.permutation(n, _device(device)).to(dtype), **form)
+
+
+def rand_like(
+    stream: Stream,
+    input: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    device = input.device if device is None else torch.device(device)
+    return _deliver(stream.uniform(input.shape, dtype or input.dtype, device), **form)
+
+
+def randn_like(
+    stream: Stream,
+    input: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    device = input.device if device is None else torch.device(device)
+    return _deliver(stream.normal(input.shape, dtype or input.dtype, device), **form)
+
+
+def randint_like(
+    stream: Stream,
+    input: Tensor,
+    *args: Any,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    values = list(args)
+    high = form.pop("high") if "high" in form else values.pop()
+    low = form.pop("low") if "low" in form else (values.pop() if values else 0)
+    device = input.device if device is None else torch.device(device)
+    drawn = _integers(stream, input.shape, int(low), int(high), dtype or input.dtype, device)
+    return _deliver(drawn, **form)
+
+
+def normal(
+    stream: Stream,
+    mean: Tensor | Number = 0.0,
+    std: Tensor | Number = 1.0,
+    size: Sequence[int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    if isinstance(mean, Tensor) and isinstance(std, Tensor):
+        shape: Sequence[int] = torch.broadcast_shapes(mean.shape, std.shape)
+        like = mean
+    elif isinstance(mean, Tensor):
+        shape, like = mean.shape, mean
+    elif isinstance(std, Tensor):
+        shape, like = std.shape, std
+    else:
+        noise = stream.normal(_shape((size,)), _float_type(dtype), _device(device))
+        return _deliver(mean + std * noise, **form)
+    return _deliver(mean + std * stream.normal(shape, like.dtype, like.device), **form)
+
+
+def bernoulli(
+    stream: Stream, input: Tensor, p: float | None = None, *, generator: None = None, **form: Any
+) -> Tensor:
+    if p is not None:
+        return _deliver(stream.bernoulli(p, input.shape, input.device).to(input.dtype), **form)
+    wide = torch.promote_types(input.dtype, torch.float32)
+    hit = stream.uniform(input.shape, wide, input.device) < input
+    return _deliver(hit.to(input.dtype), **form)
+
+
+def multinomial(
+    stream: Stream,
+    input: Tensor,
+    num_samples: int,
+    replacement: bool = False,
+    *,
+    generator: None = None,
+    **form: Any,
+) -> Tensor:
+    wide = torch.promote_types(input.dtype, torch.float32)
+    weights = input.to(wide)
+    if not replacement or num_samples == 1:
+        if not replacement and num_samples > input.shape[-1]:
+            raise ValueError(
+                f"multinomial without replacement: {num_samples} samples from {input.shape[-1]} categories"
+            )
+        # The exponential race: the k categories whose clocks E_i / w_i ring first (Efraimidis & Spirakis 2006).
+        rate = weights / _exponential(stream.uniform(weights.shape, wide, weights.device))
+        return _deliver(rate.topk(num_samples, dim=-1).indices, **form)
+    # Inverse of the cumulative weight: the first category whose running sum passes u · total.
+    total = weights.double().cumsum(-1)
+    shape = (*input.shape[:-1], num_samples)
+    point = stream.uniform(shape, torch.float64, weights.device) * total[..., -1:]
+    # u · total may round up to total, which no running sum passes.
+    point = torch.minimum(
+        point, torch.nextafter(total[..., -1:], torch.zeros_like(total[..., -1:]))
+    )
+    return _deliver(torch.searchsorted(total, point, right=True), **form)
+
+
+# Memory to fill. Under vmap a fill from a batched key needs memory with a row for each key.
+
+
+def memory(allocate: Callable[..., Tensor]) -> Handler:
+    """`torch.empty` and its kin; under a batched key, batched like the key.
+
+    So gives `torch.vmap` over keys each row its own initial weights, and `empty_like(x).exponential_()` its
+    own noise, where torch would refuse to write batched values into unbatched memory.
+    """
+
+    def allocated(stream: Stream, *args: Any, **kwargs: Any) -> Tensor:
+        value = allocate(*args, **kwargs)
+        if not stream.batched or kwargs.get("out") is not None or value.device.type == "meta":
+            return value
+        zero = stream.key_on(value.device)[0] * 0
+        filled = value.detach().zero_() + zero.to(value.dtype)
+        return filled.requires_grad_() if value.requires_grad else filled
+
+    return allocated
+
+
+# In-place fills. `copy_` has the gradient of a fill (zero to the old value) and keeps dtype and strides.
+
+
+def uniform_(
+    stream: Stream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
+) -> Tensor:
+    # The bounds are called `from` and `to`: the first is no name in Python.
+    low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
+    value = (_unit(stream, self) * (high - low) + low).to(self.dtype)
+    # low + u · (high - low) may round to high, which [low, high) excludes.
+    return self.copy_(torch.where(value < high, value, low))
+
+
+def normal_(
+    stream: Stream, self: Tensor, mean: Number = 0.0, std: Number = 1.0, *, generator: None = None
+) -> Tensor:
+    wide = torch.promote_types(self.dtype, torch.float32)
+    return self.copy_(stream.normal(self.shape, wide, self.device) * std + mean)
+
+
+def bernoulli_(
+    stream: Stream, self: Tensor, p: Tensor | float = 0.5, *, generator: None = None
+) -> Tensor:
+    if isinstance(p, Tensor):
+        wide = torch.promote_types(p.dtype, torch.float32)
+        return self.copy_(stream.uniform(self.shape, wide, self.device) < p)
+    return self.copy_(stream.bernoulli(p, self.shape, self.device))
+
+
+def random_(
+    stream: Stream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
+) -> Tensor:
+    if len(args) == 1:  # random_(to)
+        bounds["to"], args = args[0], ()
+    low, high = _two(args, bounds, ("from", 0), ("to", None))
+    if high is None:
+        high = _integer_bound(self.dtype)
+    return self.copy_(_integers(stream, self.shape, low, high, self.dtype, self.device))
+
+
+def exponential_(
+    stream: Stream, self: Tensor, lambd: Number = 1.0, *, generator: None = None
+) -> Tensor:
+    unit = _unit(stream, self)
+    return self.copy_(_exponential(unit) / lambd)
+
+
+def geometric_(stream: Stream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
+    unit = _unit(stream, self)
+    # Trials up to the first success: ceil(log(1 - u) / log(1 - p)), at least 1.
+    trials = (_exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
+    return self.copy_(trials.clamp_min(1))
+
+
+def log_normal_(
+    stream: Stream, self: Tensor, mean: Number = 1.0, std: Number = 2.0, *, generator: None = None
+) -> Tensor:
+    wide = torch.promote_types(self.dtype, torch.float32)
+    return self.copy_((stream.normal(self.shape, wide, self.device) * std + mean).exp())
+
+
+def cauchy_(
+    stream: Stream,
+    self: Tensor,
+    median: Number = 0.0,
+    sigma: Number = 1.0,
+    *,
+    generator: None = None,
+) -> Tensor:
+    unit = _unit(stream, self)
+    return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)
+
+
+def _unit(stream: Stream, like: Tensor) -> Tensor:
+    """U[0, 1) for a fill of `like`, in at least float32: a transform of 8 bits would have 256 values."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return stream.uniform(like.shape, wide, like.device)
+
+
+def _exponential(unit: Tensor) -> Tensor:
+    """Exp(1) from U[0, 1), never 0: `log(exponential)` is finite (torch's own kernels do the same)."""
+    return (-torch.log1p(-unit)).clamp_min(torch.finfo(unit.dtype).eps / 2)
+
+
+def _integers(
+    stream: Stream,
+    shape: Sequence[int],
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Integers in [low, high), through int64 where the dtype is no signed integer that holds them."""
+    if low >= high:
+        raise ValueError(f"randint: low must be less than high, got [{low}, {high})")
+    wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype
+    return stream.randint(shape, low, high, wide, device).to(dtype)
+
+
+def _integer_bound(dtype: torch.dtype) -> int:
+    """One past the largest value of `Tensor.random_()`: every integer that the dtype holds exactly."""
+    if dtype == torch.bool:
+        return 2
+    if dtype.is_floating_point:
+        return int(2 / torch.finfo(dtype).eps) + 1
+    # 2^63 is no int64: torch's own `random_()` leaves the last value out as well.
+    return min(torch.iinfo(dtype).max + 1, 2**63 - 1)
+
+
+def _two(
+    args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
+) -> tuple[Any, Any]:
+    """Two optional arguments, by place or by name."""
+    values = list(args) + [None] * (2 - len(args))
+    given = [named.get(name, default) for name, default in (first, second)]
+    return tuple(  # type: ignore[return-value]  # two in, two out
+        given[i] if i >= len(args) else values[i] for i in range(2)
+    )
+
+
+DRAWS: dict[Any, Handler] = {
+    torch.rand: rand,
+    torch.randn: randn,
+    torch.randint: randint,
+    torch.randperm: randperm,
+    torch.rand_like: rand_like,
+    torch.randn_like: randn_like,
+    torch.randint_like: randint_like,
+    torch.normal: normal,
+    torch.bernoulli: bernoulli,
+    torch.Tensor.bernoulli: bernoulli,
+    torch.multinomial: multinomial,
+    torch.Tensor.multinomial: multinomial,
+    torch.Tensor.uniform_: uniform_,
+    torch.Tensor.normal_: normal_,
+    torch.Tensor.bernoulli_: bernoulli_,
+    torch.Tensor.random_: random_,
+    torch.Tensor.exponential_: exponential_,
+    torch.Tensor.geometric_: geometric_,
+    torch.Tensor.log_normal_: log_normal_,
+    torch.Tensor.cauchy_: cauchy_,
+} | {
+    allocate: memory(allocate)
+    for allocate in (
+        torch.empty,
+        torch.empty_like,
+        torch.empty_strided,
+        torch.Tensor.new,
+        torch.Tensor.new_empty,
+    )
+}

@@ -1,0 +1,214 @@
+"""Layers that draw, from a stream of keys: the dropout family, attention, recurrent networks.
+
+As in `_keyed_draws.py`, each function has the signature of the torch function that it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random._keyed_draws import Handler
+from ftrain.core.random._keyed_sites import Stream, UnkeyedRandomError
+
+__all__ = ["LAYERS"]
+
+# The value at which SELU saturates, scale · alpha (Klambauer et al. 2017): what alpha dropout drops to.
+_ALPHA = 1.7580993408473766
+
+
+def dropout(stream: Stream, input: Tensor, p: float, train: bool | None) -> Tensor:
+    """mask · input / (1 - p), mask ~ Bernoulli(1 - p), of the input's shape."""
+    return _dropped(stream, input, p, bool(train), input.shape)
+
+
+def feature_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
+    """Dropout of whole channels: one draw for each of the first two dimensions."""
+    return _dropped(stream, input, p, train, _channels(input))
+
+
+def alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
+    """Dropout to SELU's saturation, rescaled to keep zero mean and unit variance (Klambauer et al. 2017)."""
+    return _alpha_dropped(stream, input, p, train, input.shape)
+
+
+def feature_alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
+    """Alpha dropout of whole channels."""
+    return _alpha_dropped(stream, input, p, train, _channels(input))
+
+
+def native_dropout(
+    stream: Stream, input: Tensor, p: float, train: bool | None
+) -> tuple[Tensor, Tensor]:
+    """`torch.native_dropout`: the output, and the mask."""
+    if train is False or p == 0:
+        return input.clone(), torch.ones_like(input, dtype=torch.bool)
+    mask = stream.bernoulli(1 - p, input.shape, input.device)
+    return torch.where(mask, input * _gain(p), 0), mask
+
+
+def rrelu(
+    stream: Stream,
+    input: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: None = None,
+) -> Tensor:
+    """Leaky ReLU with a slope ~ U[lower, upper) for each element."""
+    slope: Tensor | float = (lower + upper) / 2
+    if training:
+        wide = torch.promote_types(input.dtype, torch.float32)
+        unit = stream.uniform(input.shape, wide, input.device)
+        slope = (unit * (upper - lower) + lower).to(input.dtype)
+    return torch.where(input >= 0, input, input * slope)
+
+
+def scaled_dot_product_attention(
+    stream: Stream,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """dropout(softmax(scale · query keyᵀ + mask)) value, in the open: the fused kernels draw their own mask.
+
+    Without dropout the fused kernel runs.
+    """
+    if dropout_p == 0:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if is_causal and attn_mask is not None:
+        raise RuntimeError(
+            "scaled_dot_product_attention: attn_mask must be None when is_causal=True"
+        )
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3], query.shape[-3] // value.shape[-3]
+        key = key.repeat_interleave(groups[0], -3)
+        value = value.repeat_interleave(groups[1], -3)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * scale) @ key.mT
+    if is_causal:
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~causal, -math.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = torch.where(attn_mask, scores, -math.inf)
+        else:
+            scores = scores + attn_mask
+        # A query that may look nowhere gets 0, as torch's kernels give it, and no NaN in its gradient.
+        nowhere = (scores == -math.inf).all(-1, keepdim=True)
+        scores = torch.where(nowhere, 0, scores)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, -1, dtype=wide).to(value.dtype)
+    if attn_mask is not None:
+        weights = torch.where(nowhere, 0, weights)
+    return dropout(stream, weights, dropout_p, True) @ value
+
+
+def recurrent(run: Callable[..., Any]) -> Handler:
+    """The keyed form of `_VF.lstm`, `gru`, `rnn_tanh`, `rnn_relu`: one layer at a time, dropout between."""
+
+    def layers(stream: Stream, input: Tensor, second: Any, *rest: Any) -> Any:
+        # run(input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first), or packed:
+        # run(data, batch_sizes, hx, weights, bias, num_layers, dropout, training, bidirectional)
+        packed = isinstance(rest[0], Tensor) or isinstance(rest[0], tuple)
+        if packed:
+            (hx, weights, *options), batch_sizes = rest, (second,)
+        else:
+            hx, (weights, *options), batch_sizes = second, rest, ()
+        has_bias, count, p, training, bidirectional, *batch_first = options
+        if p == 0 or not training or count == 1:
+            return run(input, second, *rest)
+        states: Sequence[Tensor] = (hx,) if isinstance(hx, Tensor) else hx
+        directions = 2 if bidirectional else 1
+        per_layer = len(weights) // count
+        finals = []
+        for layer in range(count):
+            if layer:
+                input = dropout(stream, input, p, True)
+            own = [state.narrow(0, layer * directions, directions) for state in states]
+            input, *final = run(
+                input,
+                *batch_sizes,
+                own[0] if isinstance(hx, Tensor) else own,
+                weights[layer * per_layer : (layer + 1) * per_layer],
+                *(has_bias, 1, 0.0, training, bidirectional, *batch_first),
+            )
+            finals.append(final)
+        return (input, *(torch.cat(part) for part in zip(*finals, strict=True)))
+
+    return layers
+
+
+def _gain(p: float) -> float:
+    return 1 / (1 - p)
+
+
+def _channels(input: Tensor) -> list[int]:
+    if input.dim() < 2:
+        raise RuntimeError(f"feature dropout needs (N, C, ...), got shape {tuple(input.shape)}")
+    return [*input.shape[:2], *[1] * (input.dim() - 2)]
+
+
+def _dropped(stream: Stream, input: Tensor, p: float, train: bool, shape: Sequence[int]) -> Tensor:
+    if not train or p == 0:
+        return input
+    if p == 1:
+        return input * 0
+    # `where`, not a product with the mask: the backward keeps one byte an element, and an infinite
+    # activation that is dropped is 0, not NaN.
+    return torch.where(stream.bernoulli(1 - p, shape, input.device), input * _gain(p), 0)
+
+
+def _alpha_dropped(
+    stream: Stream, input: Tensor, p: float, train: bool, shape: Sequence[int]
+) -> Tensor:
+    if not train or p == 0:
+        return input
+    if p == 1:
+        return input * 0
+    gain = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2))
+    mask = stream.bernoulli(1 - p, shape, input.device)
+    return torch.where(mask, input, -_ALPHA) * gain + p * _ALPHA * gain
+
+
+def _in_place(layer: Handler) -> Handler:
+    def write(stream: Stream, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = layer(stream, input, *args, **kwargs)
+        if output is input:
+            return input
+        if stream.batched and not torch._C._functorch.is_batchedtensor(input):
+            raise UnkeyedRandomError(
+                f"{layer.__name__} in place, of data that all rows of a vmap share, by keys of their own.\n"
+                "  write instead:  inplace=False"
+            )
+        return input.copy_(output)
+
+    return write
+
+
+LAYERS: dict[Any, Handler] = {
+    torch.native_dropout: native_dropout,
+    torch.nn.functional.scaled_dot_product_attention: scaled_dot_product_attention,
+}
+for _name, _layer in {
+    "dropout": dropout,
+    "feature_dropout": feature_dropout,
+    "alpha_dropout": alpha_dropout,
+    "feature_alpha_dropout": feature_alpha_dropout,
+    "rrelu": rrelu,
+}.items():
+    LAYERS[getattr(torch, _name)] = _layer
+    LAYERS[getattr(torch, f"{_name}_")] = _in_place(_layer)
+for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    LAYERS[getattr(torch, _name)] = recurrent(getattr(torch, _name))

@@ -1,0 +1,225 @@
+"""Where a draw happens: the key of each draw under `keyed`.
+
+A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws) and
+with the number of draws made at that site before. Two draws at one site never share a key, and a draw
+at one site never moves the draws at another: adding a layer leaves the masks of the others as they were.
+
+The path is read off the Python stack at the moment of the draw, from the modules that are being called, so
+a module that draws nothing costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from ftrain.core.random import sample
+
+__all__ = ["Stream", "UnkeyedRandomError"]
+
+_CALL = nn.Module._call_impl.__code__
+_APPLY = nn.Module.apply.__code__
+
+_CHECKPOINT_FILE = torch.utils.checkpoint.checkpoint.__code__.co_filename
+
+_ENTER_INSIDE = (
+    "a random draw {where}, under a `keyed` entered outside of it: {why}.\n"
+    "  you probably wrote:  with keyed(key): {wrong}\n"
+    "  write instead:       def keyed_body(x, key):\n"
+    "                           with keyed(key): return body(x)\n"
+    "                       {right}"
+)
+_CHECKPOINT = {
+    "where": "inside activation checkpointing",
+    "why": "the backward runs the region again, where its draws would get other keys, and the gradients "
+    "would be silently wrong",
+    "wrong": "checkpoint(body, x)",
+    "right": "checkpoint(keyed_body, x, fold_in(key, layer))",
+}
+_BACKWARD = {
+    "where": "in a backward pass",
+    "why": "how often and in which order a backward runs is the engine's affair",
+    "wrong": "loss.backward()  # with a backward or a hook that draws",
+    "right": "a backward that calls keyed_body with a key that its forward saved",
+}
+_LOOP = {
+    "where": "in the body of a higher-order operator (scan, cond, map)",
+    "why": "a trace sees the body once, and every iteration would draw the same numbers",
+    "wrong": "scan(body, carry, xs)",
+    "right": "scan over split(key, n) beside xs, and call keyed_body with the slice",
+}
+
+Running = tuple[nn.Module, bool]
+
+
+class UnkeyedRandomError(RuntimeError):
+    """A random operation under `keyed` whose numbers cannot come from the key; says which, and what to write."""
+
+
+class Stream:
+    """The draws of one `keyed` context: a key, and how many draws each site has made.
+
+    Args:
+        key: int32 tensor of shape (2,).
+        root: the module whose tree names the sites; without it, the outermost module that is being called.
+    """
+
+    def __init__(self, key: Tensor, root: nn.Module | None = None) -> None:
+        self._keys = {key.device: key}
+        self._key = key
+        self.batched = torch._C._functorch.is_batchedtensor(key)
+        self._root = root
+        # Modules that were already running when the context was entered are no part of its paths:
+        # what happens inside depends on the key and on the code inside alone.
+        modules, self._checkpoints = _running(sys._getframe(1))
+        self._outside = len(modules)
+        self._backward = torch._C._current_graph_task_id()
+        self._loops = 0
+        self._counts: Counter[str] = Counter()
+        self._hashes: dict[str, tuple[int, int]] = {}
+        # Descendants of a module by identity; the module itself is kept, so that no id is used twice.
+        self._names: dict[int, tuple[nn.Module, dict[int, str]]] = {}
+        self._nameless: dict[int, tuple[nn.Module, str]] = {}
+        self._nameless_counts: Counter[str] = Counter()
+
+    def folds(self) -> tuple[int, int, int]:
+        """The three integers that lead from the context's key to the next draw's, here."""
+        chain, checkpoints = _running(sys._getframe(1))
+        if checkpoints > self._checkpoints or self._loops:
+            raise UnkeyedRandomError(
+                _ENTER_INSIDE.format(**(_LOOP if self._loops else _CHECKPOINT))
+            )
+        if torch._C._current_graph_task_id() != self._backward:
+            raise UnkeyedRandomError(_ENTER_INSIDE.format(**_BACKWARD))
+        path = self._path(chain[: -self._outside or None])
+        count = self._counts[path]
+        self._counts[path] = count + 1
+        return (*self._hash(path), count)
+
+    @contextlib.contextmanager
+    def inside_operator(self) -> Iterator[None]:
+        """While a higher-order operator runs its body: as often as it likes eager, once in a trace."""
+        self._loops += 1
+        try:
+            yield
+        finally:
+            self._loops -= 1
+
+    def _path(self, chain: list[Running]) -> str:
+        """The path of the module that is drawing; "" outside of all modules."""
+        if not chain:
+            return ""
+        above, constructing = chain.pop()
+        if constructing:
+            names = [self._nameless_name("", above)]
+        elif self._root is None or self._root is above:
+            names = []
+        else:
+            names = [self._name_in(self._root, above) or self._nameless_name("", above)]
+        while chain:
+            module, constructing = chain.pop()
+            if module is above:
+                continue
+            name = None if constructing else self._name_in(above, module)
+            names.append(name or self._nameless_name(".".join(names), module))
+            above = module
+        return ".".join(names)
+
+    def key_on(self, device: torch.device) -> Tensor:
+        """The context's key on a device (copied once)."""
+        key = self._keys.get(device)
+        if key is None:
+            key = self._keys[device] = self._key.to(device)
+        return key
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """U[0, 1) at the next key of this site."""
+        folds = self.folds()
+        if device.type == "meta":
+            return torch.empty(tuple(shape), dtype=dtype, device=device)
+        return sample.uniform(self.key_on(device), tuple(shape), dtype, folds=folds)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """N(0, 1) at the next key of this site."""
+        folds = self.folds()
+        if device.type == "meta":
+            return torch.empty(tuple(shape), dtype=dtype, device=device)
+        # Through float32: a bfloat16 uniform has 8 bits, so a normal made from it ends at 2.7 sigma.
+        wide = torch.promote_types(dtype, torch.float32)
+        return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
+
+    def bernoulli(self, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
+        """True with probability p, at the next key of this site."""
+        folds = self.folds()
+        if device.type == "meta":
+            return torch.empty(tuple(shape), dtype=torch.bool, device=device)
+        return sample.bernoulli(self.key_on(device), p, tuple(shape), folds=folds)
+
+    def randint(
+        self, shape: Sequence[int], low: int, high: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Integers in [low, high) at the next key of this site."""
+        folds = self.folds()
+        if device.type == "meta":
+            return torch.empty(tuple(shape), dtype=dtype, device=device)
+        return sample.randint(self.key_on(device), tuple(shape), low, high, dtype, folds=folds)
+
+    def permutation(self, n: int, device: torch.device) -> Tensor:
+        """A permutation of 0 .. n-1 at the next key of this site."""
+        folds = self.folds()
+        if device.type == "meta":
+            return torch.empty(n, dtype=torch.int64, device=device)
+        return sample.permutation(self.key_on(device), n, folds=folds)
+
+    def _hash(self, path: str) -> tuple[int, int]:
+        found = self._hashes.get(path)
+        if found is None:
+            digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+            # 31 bits each: non-negative in the int32 that a fold is.
+            high, low = (int.from_bytes(digest[i : i + 4], "big") >> 1 for i in (0, 4))
+            found = self._hashes[path] = (high, low)
+        return found
+
+    def _name_in(self, above: nn.Module, module: nn.Module) -> str | None:
+        _, names = self._names.get(id(above), (above, {}))
+        if id(module) not in names:  # first time, or registered since
+            names = {id(found): name for name, found in above.named_modules()}
+            self._names[id(above)] = (above, names)
+        return names.get(id(module))
+
+    def _nameless_name(self, prefix: str, module: nn.Module) -> str:
+        """`Linear#1`: the second nameless Linear to draw there (under construction, or in no tree)."""
+        _, found = self._nameless.get(id(module), (module, ""))
+        if not found:
+            kind = type(module).__qualname__
+            found = f"{kind}#{self._nameless_counts[f'{prefix}/{kind}']}"
+            self._nameless_counts[f"{prefix}/{kind}"] += 1
+            self._nameless[id(module)] = (module, found)
+        return found
+
+
+def _running(frame: FrameType | None) -> tuple[list[Running], int]:
+    """The modules that are being called, applied to or constructed, innermost first (True: constructed),
+    and the number of checkpointed regions around.
+    """
+    found: list[Running] = []
+    checkpoints = 0
+    while frame is not None:
+        code = frame.f_code
+        # By identity: hashing or comparing code objects looks at their bytes.
+        if code is _CALL or code is _APPLY or code.co_name == "__init__":
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                found.append((module, code.co_name == "__init__"))
+        elif code.co_filename == _CHECKPOINT_FILE:
+            checkpoints += 1
+        frame = frame.f_back
+    return found, checkpoints

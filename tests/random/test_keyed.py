@@ -1,0 +1,305 @@
+"""`keyed`: every covered function draws from the key alone, with the same bits under every transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+from ftrain.core.random import _keyed_sites, key, sample, split
+from ftrain.core.random.keyed import UnkeyedRandomError, keyed
+
+from ._keyed_cases import CASES, X, Case
+
+KEYS = split(key(1), 3)
+XS = torch.stack([X, X * 0.5, -X])
+
+
+@pytest.fixture(autouse=True)
+def _global_generator_is_untouched() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    assert torch.get_rng_state().equal(before)
+
+
+def run(case: Case, key: Tensor, x: Tensor) -> list[Tensor]:
+    with keyed(key):
+        return tree_leaves(case.run(case.params, x))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Equal dtypes, shapes and bytes."""
+    return len(a) == len(b) and all(
+        p.dtype == q.dtype
+        and p.shape == q.shape
+        and p.detach()
+        .contiguous()
+        .view(-1)
+        .view(torch.uint8)
+        .equal(q.detach().contiguous().view(-1).view(torch.uint8))
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+def close(case: Case, a: list[Tensor], b: list[Tensor]) -> bool:
+    """Equal bytes; where torch's own arithmetic differs between transforms, equal up to its rounding.
+
+    Batched products sum in another order: 1e-5 is 100 times what was seen, and a different mask is off by 1.
+    """
+    if case.exact:
+        return same(a, b)
+    return len(a) == len(b) and all(
+        torch.allclose(p, q, rtol=1e-5, atol=1e-5) for p, q in zip(a, b, strict=True)
+    )
+
+
+def row(outputs: list[Tensor], i: int) -> list[Tensor]:
+    return [output[i] for output in outputs]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+def test_a_draw_belongs_to_the_key(case: Case) -> None:
+    first, again, other = (run(case, k, X) for k in (KEYS[0], KEYS[0], KEYS[1]))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_a_vmapped_row_is_a_single_run(case: Case) -> None:
+    if not case.vmaps:
+        pytest.skip("torch has no batching rule for recurrent kernels")
+    over_keys = vmap(lambda k: run(case, k, X * 1))
+    over_both = vmap(lambda k, x: run(case, k, x))
+    # Torch refuses to write batched values into unbatched data; the straight-through estimate does so inside.
+    if "inplace" not in case.name and "hard" not in case.name:
+        outputs = over_keys(KEYS)
+        assert all(close(case, row(outputs, i), run(case, KEYS[i], X)) for i in range(3))
+    outputs = over_both(KEYS, XS)
+    assert all(close(case, row(outputs, i), run(case, KEYS[i], XS[i])) for i in range(3))
+
+
+def test_one_key_gives_every_row_the_same_draws(case: Case) -> None:
+    if not case.vmaps:
+        pytest.skip("torch has no batching rule for recurrent kernels")
+    outputs = vmap(lambda x: run(case, KEYS[0], x))(XS)
+    assert all(close(case, row(outputs, i), run(case, KEYS[0], XS[i])) for i in range(3))
+
+
+def test_a_trace_draws_what_eager_code_draws(case: Case) -> None:
+    if not case.traces:
+        pytest.skip("mkldnn_rnn_layer does not trace on fake tensors")
+
+    def traced(key: Tensor, params: dict[str, Tensor], x: Tensor) -> list[Tensor]:
+        with keyed(key):
+            return tree_leaves(case.run(params, x))
+
+    graph = make_fx(traced, tracing_mode="fake")(KEYS[0], case.params, X)
+    assert close(case, graph(KEYS[1], case.params, X), run(case, KEYS[1], X))
+
+
+def test_vjp_draws_what_eager_code_draws(case: Case) -> None:
+    def differentiable(x: Tensor) -> list[Tensor]:
+        return [y.float() + 0 * x.sum() for y in run(case, KEYS[0], x)]
+
+    outputs, pull = vjp(differentiable, X)
+    assert close(case, outputs, [y.float() for y in run(case, KEYS[0], X)])
+    assert pull([torch.ones_like(y) for y in outputs])[0].shape == X.shape
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Net(nn.Module):
+    """Dropouts whose masks the tests read off: `forward` returns each block's output for ones."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict({name: Block() for name in names})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: block(x) for name, block in self.blocks.items()}
+
+
+ONES = torch.ones(64)
+
+
+def masks(model: Callable[[Tensor], Any], key: Tensor = KEYS[0], **options: Any) -> Any:
+    with keyed(key, **options):
+        return model(ONES)
+
+
+def test_adding_a_layer_leaves_the_masks_of_the_others() -> None:
+    small, large = masks(Net("a", "c")), masks(Net("extra", "a", "b", "c"))
+    assert all(small[name].equal(large[name]) for name in small)
+    assert len({tuple(mask.tolist()) for mask in large.values()}) == 4
+
+
+def test_a_draw_elsewhere_leaves_the_masks_of_the_layers() -> None:
+    net = Net("a", "b")
+
+    def noisy(x: Tensor) -> dict[str, Tensor]:
+        torch.rand(3)
+        return net(x + F.dropout(x, 0.5))
+
+    plain = masks(net)
+    assert all(((noisy_ > 0) == (plain[k] > 0)).all() for k, noisy_ in masks(noisy).items())
+
+
+def test_a_module_called_twice_continues_its_own_count() -> None:
+    net = Net("a", "b")
+    first, second = masks(lambda x: (net(x), net(x)))
+    assert first["a"].equal(masks(net)["a"])
+    assert not first["a"].equal(second["a"])
+
+
+def test_the_root_names_modules_that_are_called_directly() -> None:
+    net = Net("a", "b")
+    whole = masks(net)
+    a, b = masks(lambda x: (net.blocks["a"](x), net.blocks["b"].inner(x)), root=net)
+    assert a.equal(whole["a"])
+    assert b.equal(whole["b"])
+
+
+def test_modules_around_the_context_are_no_part_of_its_paths() -> None:
+    net = Net("a")
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Any:
+            return masks(self.net)
+
+    assert Around()(ONES)["a"].equal(masks(net)["a"])
+
+
+def test_paths_are_the_modules_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    path = _keyed_sites.Stream._path
+
+    def recorded(stream: Any, chain: Any) -> str:
+        seen.append(path(stream, chain))
+        return seen[-1]
+
+    monkeypatch.setattr(_keyed_sites.Stream, "_path", recorded)
+    net = Net("a")
+    masks(lambda x: (F.dropout(x), net(x), nn.Sequential(net, net.blocks["a"])))
+    masks(lambda x: net.apply(lambda module: torch.rand(1)))
+    masks(lambda x: (nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1)), nn.MultiheadAttention(2, 1)))
+    assert seen == [
+        *["", "blocks.a.inner"],
+        *["blocks.a.inner", "blocks.a", "blocks", ""],
+        *["Linear#0", "Linear#0", "Linear#1", "Linear#1"],
+        *["MultiheadAttention#0.NonDynamicallyQuantizableLinear#0"] * 2,
+        "MultiheadAttention#0",
+    ]
+
+
+def test_the_bits_of_a_site_are_pinned() -> None:
+    """A site's key is public behaviour: blake2b of the path, then the count. Runs must resume after years."""
+    digest = int.from_bytes(
+        __import__("hashlib").blake2b(b"blocks.a.inner", digest_size=8).digest()
+    )
+    folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)
+    assert masks(Net("a"))["a"].bool().equal(sample.bernoulli(KEYS[0], 0.5, (64,), folds=folds))
+
+
+def test_an_inner_context_rules_and_the_outer_one_goes_on() -> None:
+    with keyed(KEYS[0]):
+        a, b = torch.rand(3), torch.rand(3)
+    with keyed(KEYS[0]):
+        c = torch.rand(3)
+        with pytest.raises(ZeroDivisionError), keyed(KEYS[1]):
+            inner = torch.rand(3)
+            raise ZeroDivisionError
+        d = torch.rand(3)
+    with keyed(KEYS[1]):
+        assert inner.equal(torch.rand(3))
+    assert a.equal(c)
+    assert b.equal(d)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    {
+        "torch.poisson": lambda: torch.poisson(X.exp()),
+        "torch._standard_gamma": lambda: torch.distributions.Gamma(1.0, 1.0).sample(),
+        "torch.binomial": lambda: torch.binomial(torch.ones(3), torch.full((3,), 0.5)),
+        "aten.bernoulli": lambda: torch.ops.aten.bernoulli(X.sigmoid()),
+        "aten.rand.default": lambda: torch.ops.aten.rand.default([3]),
+    }.items(),
+)
+def test_what_cannot_be_keyed_is_refused_by_name(name: str, call: Callable[[], Any]) -> None:
+    with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match=name):
+        call()
+
+
+def test_an_explicit_generator_is_refused() -> None:
+    for draw in (torch.rand, lambda n, generator: torch.empty(n).normal_(generator=generator)):
+        with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="generator="):
+            draw(3, generator=torch.Generator())
+
+
+def test_in_place_dropout_of_unbatched_data_by_batched_keys_is_refused() -> None:
+    x = ONES.clone()
+    with pytest.raises(UnkeyedRandomError, match="inplace=False"):
+        vmap(lambda k: masks(lambda _: F.dropout(x, 0.5, inplace=True), k))(KEYS)
+
+
+def test_checkpointing_is_refused_around_and_right_inside() -> None:
+    net, x = (
+        nn.Sequential(nn.Dropout(0.5), nn.Tanh(), nn.Dropout(0.5)),
+        ONES.clone().requires_grad_(),
+    )
+    checkpoint = torch.utils.checkpoint.checkpoint
+    for reentrant in (True, False):
+        with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="checkpoint"):
+            checkpoint(net, x * 1, use_reentrant=reentrant)
+
+    def inside(x: Tensor, key: Tensor) -> Tensor:
+        with keyed(key):
+            return net(x)
+
+    with keyed(KEYS[0]):
+        checkpointed = checkpoint(inside, x, KEYS[1], use_reentrant=False)
+        (recomputed,) = torch.autograd.grad(checkpointed.sum(), x)
+    (expected,) = torch.autograd.grad(inside(x, KEYS[1]).sum(), x)
+    assert recomputed.equal(expected)
+
+
+class NoisyGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g + torch.randn_like(g)
+
+
+@pytest.mark.parametrize(
+    "pull",
+    [lambda y, x: y.backward(), lambda y, x: torch.autograd.grad(y, x)],
+    ids=["backward", "grad"],
+)
+def test_a_draw_in_a_backward_is_refused(pull: Callable[[Tensor, Tensor], Any]) -> None:
+    x = ONES.clone().requires_grad_()
+    with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="in a backward pass"):
+        pull(NoisyGradient.apply(x).sum(), x)
