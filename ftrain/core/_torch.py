@@ -24,8 +24,10 @@ __all__ = [
     "DATA_DEPENDENT",
     "FakeTensor",
     "FakeTensorMode",
+    "any_autocast",
     "autocast_state",
     "fake_mode",
+    "function_mode_depth",
     "function_modes",
     "inductor_compile",
     "inside_functorch",
@@ -34,6 +36,8 @@ __all__ = [
     "trace",
     "without_autocast",
 ]
+
+_guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
 
 # What tracing raises when Python asks for a tensor's value, or a shape depends on one (2.0 and later).
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
@@ -44,23 +48,16 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def trace(
-    fn: Callable[..., Any], fakes: Sequence[torch.Tensor], *, stack_traces: bool = False
-) -> fx.GraphModule:
+def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """The operators that `fn` runs on these fake tensors (`make_fx`, 2.0 and later)."""
-    return make_fx(
-        fn,
-        tracing_mode="fake",
-        _allow_non_fake_inputs=True,
-        record_stack_traces=stack_traces,
-    )(*fakes)
+    return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
 
 def inductor_compile(
     graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None
 ) -> Callable[..., Any]:
     """One compiled function for one graph (`standalone_compile`, 2.8 and later)."""
-    import torch._inductor as inductor  # costs a second, and only compiled steps need it
+    import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
 
     # Our own guard has checked sizes and strides before every call: 0.25 µs an input saved.
     patches: dict[str, Any] = {"size_asserts": False}
@@ -73,7 +70,8 @@ def inductor_compile(
         options={"config_patches": patches},
     )
     # The artifact's __call__ only forwards to this.
-    return getattr(artifact, "_compiled_fn", artifact)
+    compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
+    return compiled
 
 
 def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
@@ -82,16 +80,13 @@ def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     Dynamo's own guard (2.0 and later): 20 µs for 300 tensors, where Python takes 90. `None` where it
     is missing; the caller then compares in Python.
     """
-    try:
-        from torch._C._dynamo.guards import TensorGuards
-
-        return TensorGuards(  # type: ignore[no-any-return]
-            *tensors,
-            dynamic_dims_sizes=[list(t.shape) for t in tensors],
-            dynamic_dims_strides=[list(t.stride()) for t in tensors],
-        ).check
-    except (ImportError, TypeError):
+    if _guards is None:
         return None
+    sizes: Any = [list(t.shape) for t in tensors]
+    strides: Any = [list(t.stride()) for t in tensors]
+    guard = _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    check: Callable[..., bool] = guard.check
+    return check
 
 
 def inside_functorch() -> str | None:
@@ -102,8 +97,8 @@ def inside_functorch() -> str | None:
 
 def function_modes() -> list[Any]:
     """The TorchFunctionModes that stand around the caller (2.0 and later), outermost first."""
-    stack = torch.overrides._get_current_function_mode_stack()
-    return list(stack)
+    stack: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+    return list(stack())
 
 
 def function_mode_depth() -> int:

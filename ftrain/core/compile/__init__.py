@@ -1,0 +1,104 @@
+"""`compile`: jit semantics for pure functions of trees, on stock PyTorch.
+
+Read next: `_compiled.py` (a call), `_trace.py` (from Python to a graph), `_lower.py` (from the graph to
+machine code), `_donate.py` (the new state in the old one's memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from ftrain.core.compile._compiled import Compiled
+from ftrain.core.compile._errors import (
+    CompilerMissingError,
+    DonatedStateError,
+    DonationError,
+    ImpureFunctionError,
+    RecompileWarning,
+    TraceError,
+)
+from ftrain.core.compile._lower import Backend
+from ftrain.core.compile._trace import is_tracing
+
+__all__ = [
+    "Compiled",
+    "CompilerMissingError",
+    "DonatedStateError",
+    "DonationError",
+    "ImpureFunctionError",
+    "RecompileWarning",
+    "TraceError",
+    "compile",
+    "is_tracing",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def compile(
+    fn: Callable[P, R], *, donate: bool = ..., mode: str | None = ..., backend: Backend = ...
+) -> Compiled[P, R]: ...
+@overload
+def compile(
+    *, donate: bool = ..., mode: str | None = ..., backend: Backend = ...
+) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
+def compile(
+    fn: Callable[..., Any] | None = None,
+    *,
+    donate: bool = False,
+    mode: str | None = None,
+    backend: Backend = "inductor",
+) -> Any:
+    """One compiled program for a pure function of trees of tensors, with the semantics of `jax.jit`.
+
+    At the first call `fn` runs once on tensors without values, and every operator that it runs,
+    autograd's included, becomes part of one graph: there are no graph breaks. The compiled program
+    serves all later calls whose arguments have the same structure, shapes, dtypes, devices and strides;
+    others get a program of their own, with a `RecompileWarning` that names what changed.
+
+    What is no tensor in the arguments (Python numbers, strings, functions) is a constant of the program
+    and part of its key: pass `torch.tensor(x)` for a number that changes. Outputs that are no tensors
+    are returned as they were at the trace. Tensors that `fn` captures from outside are read afresh at
+    each call, by reference; rebinding their name is not seen. The caller's grad mode has no influence
+    (`fn` runs with grad enabled on detached inputs); its autocast and default dtype do, and are part of
+    the key. Inputs are never written to, and no output shares memory with an input or another output.
+
+    Args:
+        fn: a pure function. Inside, `torch.func`, `torch.autograd.grad`, autocast, custom operators and
+            other compiled functions work; to map over it, `compile(torch.vmap(fn))`.
+        donate: `fn`'s first argument, a `TrainState` or other frozen dataclass, is used up: the new
+            state, which `fn` returns first or alone, is written into its memory inside the program, and
+            the old one raises `DonatedStateError` when touched. Its tensors live on as the new state's
+            leaves: whatever else holds them sees them change. An error while tracing or compiling leaves
+            the state as it was; if the program itself fails while it runs, the state is lost.
+        mode: `torch.compile`'s modes: "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs".
+        backend: "eager" runs the traced graph operator by operator and needs no compiler.
+
+    Returns:
+        The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph.
+
+    Raises:
+        TraceError: `fn` needs the value of a tensor; the message shows where.
+        ImpureFunctionError: `fn` writes into an argument or a captured tensor.
+        DonationError: the new state does not fit the old one's memory.
+        CompilerMissingError: there is no C++ compiler.
+
+    >>> import torch
+    >>> @compile(backend="eager")
+    ... def norm(tree):
+    ...     return sum((leaf * leaf).sum() for leaf in tree.values()).sqrt()
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    tensor(5.)
+    >>> norm.n_compiles
+    1
+    """
+    if backend not in ("inductor", "eager"):
+        raise ValueError(f"backend must be 'inductor' or 'eager', not {backend!r}")
+    if fn is None:
+        return lambda function: Compiled(function, donate, mode, backend)
+    if not callable(fn):
+        raise TypeError(f"compile takes a function, not {type(fn).__name__}")
+    return Compiled(fn, donate, mode, backend)

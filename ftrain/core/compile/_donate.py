@@ -1,0 +1,186 @@
+"""Donation: the old state's memory becomes the new state's, and the old state says so when touched.
+
+A donated container is poisoned in constant time: its class becomes a subclass of which every use
+raises. The tensors themselves live on, as the leaves of the returned state.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import optree
+import torch
+import torch.utils._pytree as torch_pytree
+
+from ftrain.core import tree
+from ftrain.core.compile._errors import DonatedStateError, DonationError, call_site, describe
+
+__all__ = ["check_donatable", "check_fits", "check_memory", "poison", "storages"]
+
+_NOTE = "_ftrain_donated_at"
+
+
+def poison(state: Any, function: str, caller: types.FrameType | None, failed: bool = False) -> None:
+    """Make every further use of `state` raise `DonatedStateError`, and let go of what it holds."""
+    note = (function, caller and caller.f_code, caller and caller.f_lineno, failed)
+    cls: Any = type(state)
+    object.__setattr__(state, "__class__", _poisoned(cls))
+    fields = object.__getattribute__(state, "__dict__")
+    fields.clear()
+    fields[_NOTE] = note
+
+
+def check_donatable(state: Any) -> None:
+    """Raise `TypeError` if the first argument is no frozen dataclass of tensors."""
+    cls = type(state)
+    params = getattr(cls, "__dataclass_params__", None)
+    is_node = not optree.tree_is_leaf(state, namespace=tree.NAMESPACE)
+    if params is not None and params.frozen and is_node and hasattr(state, "__dict__"):
+        return
+    raise TypeError(
+        f"donate=True consumes the first argument, and that is {_article(cls.__name__)}. Only a frozen "
+        "dataclass can be marked as used up, so that a later use of it raises instead of reading "
+        "overwritten memory. Pass a TrainState, or declare your own:\n\n"
+        "    @ftrain.tree.register_dataclass\n"
+        "    class State:\n"
+        "        params: dict[str, torch.Tensor]\n"
+    )
+
+
+def check_memory(
+    donated: Sequence[torch.Tensor],
+    names: Sequence[str],
+    others: Iterable[tuple[str, torch.Tensor]],
+) -> frozenset[int]:
+    """The addresses of the donated storages.
+
+    Raises:
+        DonationError: two donated leaves share memory, or one shares memory with something else
+            that the function reads; both are named.
+    """
+    owners: dict[int, str] = {}
+    for name, leaf in zip(names, donated, strict=True):
+        if leaf.is_inference():
+            raise DonationError(
+                f"`{name}` was made under torch.inference_mode() and cannot be written to. Make the "
+                "state outside of it, or clone it: state = tree.map(torch.clone, state)."
+            )
+        if any(s == 0 and n > 1 for s, n in zip(leaf.stride(), leaf.shape, strict=True)):
+            raise DonationError(
+                f"`{name}` ({describe(leaf)}) is expanded: several of its elements share one place in "
+                "memory, so it cannot be written to. Use .clone(memory_format="
+                "torch.contiguous_format) where it is made."
+            )
+        address = leaf.untyped_storage().data_ptr()
+        if address and address in owners:
+            raise DonationError(_shared(owners[address], name))
+        owners[address] = name
+    for name, tensor in others:
+        address = tensor.untyped_storage().data_ptr()
+        if address and address in owners:
+            raise DonationError(_shared(owners[address], name))
+    return frozenset(owners)
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """The address of each tensor's storage."""
+    return [tensor.untyped_storage().data_ptr() for tensor in tensors]
+
+
+def check_fits(function: str, state: Any, output: Any) -> bool:
+    """Whether the new state is the whole output (else it is the first of several).
+
+    Raises:
+        DonationError: neither is built like the donated state.
+    """
+    expected = tree.structure(state)
+    if tree.structure(output) == expected:
+        return True
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if first is not output and tree.structure(first) == expected:
+        return False
+    what = "its first output" if first is not output else "its output"
+    raise DonationError(
+        f"`{function}` was given a state to write the next one into, but {what} is not built like it: "
+        f"{tree.first_difference(state, first)}. Return the new state first, with the structure of the "
+        "old one (`return state.replace(...), metrics`), or compile with donate=False."
+    )
+
+
+def _shared(first: str, second: str) -> str:
+    return (
+        f"`{first}` and `{second}` share memory, so writing the new state into the old one's place "
+        f"would change both. Give them memory of their own before the call, for instance with "
+        "tree.map(torch.clone, ...)."
+    )
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+@functools.cache
+def _poisoned(cls: type[Any]) -> type[Any]:
+    """The subclass of `cls` whose every use raises."""
+
+    def use(self: Any, *_: Any, **__: Any) -> NoReturn:
+        _raise(self, cls)
+
+    def getattribute(self: Any, name: str) -> Any:
+        if name == "__class__":  # isinstance() asks for it
+            return type(self)
+        _raise(self, cls)
+
+    dunders = ("__repr__", "__str__", "__eq__", "__hash__", "__iter__", "__len__", "__getitem__")
+    namespace: dict[str, Any] = dict.fromkeys(dunders, use)
+    namespace |= {
+        "__getattribute__": getattribute,
+        "__setattr__": use,
+        "__module__": cls.__module__,
+    }
+    poisoned = type(f"Donated{cls.__name__}", (cls,), namespace)
+
+    def unflatten(*_: Any) -> NoReturn:
+        raise DonatedStateError(f"a donated {cls.__name__} cannot be rebuilt")
+
+    optree.register_pytree_node(poisoned, use, unflatten, namespace=tree.NAMESPACE)
+    torch_pytree.register_pytree_node(
+        poisoned,
+        use,
+        unflatten,
+        serialized_type_name=f"{cls.__module__}.{poisoned.__qualname__}.{id(poisoned)}",
+    )
+    return poisoned
+
+
+def _raise(state: Any, cls: type) -> NoReturn:
+    function, code, line, failed = object.__getattribute__(state, "__dict__")[_NOTE]
+    where = "" if code is None else f"\n\nIt was given away here:\n{call_site(code, line)}"
+    if failed:
+        raise DonatedStateError(
+            f"this {cls.__name__} was donated to `{function}`, which then failed while it ran: its "
+            f"memory may hold half of the next state. Go on from a checkpoint or a copy.{where}"
+        )
+    raise DonatedStateError(
+        f"this {cls.__name__} was donated to `{function}`: its memory now holds the state that "
+        f"`{function}` returned.{where}\n\n"
+        "Probably written:                        meant:\n"
+        f"    new, metrics = {function}(state, batch)        "
+        f"state, metrics = {function}(state, batch)\n"
+        "    ... state ...                            ... state ...\n\n"
+        "To keep the old state as well, copy it first: old = ftrain.tree.map(torch.clone, state). "
+        "Or compile with donate=False."
+    )
+
+
+def changed_leaf(
+    names: Sequence[str], before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
+) -> str | None:
+    """The first leaf whose shape, dtype or device is not what it was."""
+    for name, old, new in zip(names, before, after, strict=True):
+        if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
+            return f"`{name}` was {describe(old)} and becomes {describe(new)}"
+    return None

@@ -1,0 +1,88 @@
+"""From a pure graph to a function that takes a list of tensors and returns a list of tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from ftrain.core import _torch
+from ftrain.core.compile._errors import CompilerMissingError, causes, first_line
+from ftrain.core.compile._trace import Traced
+
+__all__ = ["Backend", "lower"]
+
+Backend = Literal["inductor", "eager"]
+Lowered = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+def lower(
+    traced: Traced, tensors: Sequence[torch.Tensor], backend: Backend, mode: str | None
+) -> Lowered:
+    """Compile a traced graph for inputs like these, the captured ones included.
+
+    Raises:
+        CompilerMissingError: inductor found no C++ compiler.
+    """
+    if backend == "eager":
+        forward = traced.graph.forward
+
+        def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            with torch.no_grad():
+                return forward(*inputs)  # type: ignore[no-any-return]
+
+        return run
+    try:
+        with torch.no_grad(), _torch.without_autocast():
+            compiled = _torch.inductor_compile(traced.graph, tensors, mode)
+    except Exception as error:
+        if _is_compiler_missing(error):
+            raise CompilerMissingError(
+                "ftrain.compile found no C++ compiler. Install one (Debian, Ubuntu: apt install g++; "
+                "Fedora: dnf install gcc-c++; macOS: xcode-select --install) or name it in the "
+                "environment variable CXX; without one, compile(..., backend='eager') or the plain "
+                f"uncompiled function give the same results more slowly. ({first_line(error)})"
+            ) from error
+        raise
+    return lambda inputs: compiled(*inputs)
+
+
+def separate(
+    run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> tuple[Lowered, list[torch.Tensor]]:
+    """A function whose outputs share no memory, given how `run` did on its first call.
+
+    Compilers merge equal expressions and drop copies: two outputs, or an output and a donated input,
+    may come back as one piece of memory though the graph kept them apart. Which ones do is fixed in
+    the compiled code, so that it is enough to look once.
+    """
+    taken = {t.untyped_storage().data_ptr() for t in inputs if t.numel()}
+    merged = []
+    for i, output in enumerate(outputs):
+        address = output.untyped_storage().data_ptr()
+        if output.numel() and address in taken:
+            merged.append(i)
+        taken.add(address)
+    if not merged:
+        return run, list(outputs)
+
+    def apart(results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        results = list(results)
+        for i in merged:
+            results[i] = results[i].clone()
+        return results
+
+    return lambda tensors: apart(run(tensors)), apart(outputs)
+
+
+def _is_compiler_missing(error: BaseException) -> bool:
+    names = {type(cause).__name__ for cause in causes(error)}
+    if "InvalidCxxCompiler" in names:
+        return True
+    return (
+        "CppCompileError" not in names
+        and not any(map(shutil.which, ("c++", "g++", "clang++")))
+        and ("FileNotFoundError" in names)
+    )

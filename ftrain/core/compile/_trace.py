@@ -1,0 +1,386 @@
+"""One graph from one Python function: run it once on fake tensors, and write down the operators.
+
+Autograd, functorch and autocast inside the function happen at trace time, so the graph holds plain
+operators only. Then the graph is made pure (nothing it returns is memory that someone else holds) or,
+for donation, made to write the new state into the old one's memory as its last act.
+
+Read next: `_lower.py`, which turns the graph into something that runs fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftrain.core import _torch, tree
+from ftrain.core.compile import _donate
+from ftrain.core.compile._errors import (
+    DonationError,
+    ImpureFunctionError,
+    TraceError,
+    describe,
+    user_line,
+)
+
+__all__ = ["TENSOR", "Traced", "is_tracing", "trace"]
+
+aten = torch.ops.aten
+
+TENSOR = object()  # stands for a tensor in a list of leaves that otherwise holds static values
+
+
+class _Active(threading.local):
+    depth = 0
+
+
+_active = _Active()
+
+
+def is_tracing() -> bool:
+    """Whether this thread is tracing a function for `compile`."""
+    return _active.depth > 0
+
+
+@dataclasses.dataclass
+class Traced:
+    """What tracing found.
+
+    Attributes:
+        graph: tensors in, tensors out. Inputs: the arguments' tensors, then the captured ones.
+            Outputs: the function's tensors, less the new state where that is donated.
+        captured: tensors that the function reads without being given them, by reference.
+        out_treedef: the structure of what the function returns.
+        out_leaves: its leaves, `TENSOR` in the place of each tensor.
+        n_donated: how many leading inputs the graph overwrites with the new state.
+        whole: the new state is all of the output, not the first of several.
+    """
+
+    graph: fx.GraphModule
+    captured: list[torch.Tensor]
+    out_treedef: tree.TreeDef
+    out_leaves: list[Any]
+    n_donated: int
+    whole: bool
+
+
+def trace(
+    fn: Callable[..., Any],
+    function: str,
+    treedef: tree.TreeDef,
+    leaves: Sequence[Any],
+    names: Sequence[str],
+    *,
+    donate: bool,
+) -> Traced:
+    """Trace `fn(*args, **kwargs)`, the arguments given by `treedef` and `leaves`.
+
+    Args:
+        function: what messages call the function.
+        names: how messages call each leaf.
+        donate: write the first output into the first argument's memory.
+    """
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaves[i] for i in places]
+    tensor_names = [names[i] for i in places]
+    found: dict[str, Any] = {}
+
+    def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        filled = list(leaves)
+        for place, value in zip(places, inputs, strict=True):
+            filled[place] = value
+        args, kwargs = tree.unflatten(treedef, filled)
+        state = args[0] if donate else None
+        output = fn(*args, **kwargs)
+        out_leaves, found["treedef"] = tree.flatten(output)
+        if donate:
+            found["whole"] = _donate.check_fits(function, state, output)
+            found["n_state"] = len(tree.leaves(state))
+        found["leaves"] = [TENSOR if isinstance(x, torch.Tensor) else x for x in out_leaves]
+        return [x.detach() for x in out_leaves if isinstance(x, torch.Tensor)]
+
+    run = _run(flat, function, tensors)
+    editor = _Editor(run, tensor_names)
+    captured = editor.lift_captured()
+    if editor.writes():
+        _raise_impure(flat, function, tensors, captured, tensor_names)
+    n_donated = 0
+    if donate:
+        n_donated = sum(place < found["n_state"] for place in places)
+        for name, before, after in zip(
+            names, leaves, found["leaves"][: found["n_state"]], strict=False
+        ):
+            if isinstance(before, torch.Tensor) != (after is TENSOR):
+                raise DonationError(
+                    f"`{function}` cannot write the new state into the old one's memory: `{name}` was "
+                    f"{describe(before)} and becomes "
+                    f"{'a tensor' if after is TENSOR else describe(after)}."
+                )
+        editor.write_back(n_donated, function)
+    editor.separate_outputs()
+    run.graph.graph.eliminate_dead_code()
+    run.graph.graph.lint()
+    run.graph.recompile()
+    whole = found.get("whole", False)
+    return Traced(run.graph, captured, found["treedef"], found["leaves"], n_donated, whole)
+
+
+@dataclasses.dataclass
+class _Run:
+    graph: fx.GraphModule
+    mode: Any
+
+
+def _raise_impure(
+    flat: Callable[..., Any],
+    function: str,
+    tensors: Sequence[torch.Tensor],
+    captured: Sequence[torch.Tensor],
+    names: Sequence[str],
+) -> NoReturn:
+    """Run once more under a mode that watches for the write, to say which line it is."""
+    mode = _torch.fake_mode()
+    fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+    watch = _WriteWatch([*fakes, *captured])
+    _active.depth += 1
+    try:
+        with torch.enable_grad(), mode, watch:
+            flat(*fakes)
+    finally:
+        _active.depth -= 1
+    index = watch.index or 0
+    if index < len(names):
+        what = f"its argument `{names[index]}`"
+        remedy = (
+            "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`), or work on "
+            "x.clone(); return what changed as an output."
+        )
+    else:
+        what = f"a tensor that it captures, {describe(captured[index - len(names)])}"
+        remedy = "Pass it in as an argument and return its new value as an output."
+    raise ImpureFunctionError(
+        f"`{function}` writes into {what}, with {watch.operator} here:\n\n{watch.line}\n\n"
+        f"A compiled function is pure: it leaves what it is given as it was. {remedy}"
+    )
+
+
+class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Notes the first operator that writes into one of some tensors, and the user's line."""
+
+    index: int | None = None
+    operator = ""
+    line = ""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.owner = {t.untyped_storage()._cdata: i for i, t in reversed([*enumerate(tensors)])}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        for target in _written(func, args, kwargs or {}):
+            if isinstance(target, torch.Tensor) and self.index is None:
+                self.index = self.owner.get(target.untyped_storage()._cdata)
+                if self.index is not None:
+                    self.operator = str(func)
+                    self.line = user_line(traceback.extract_stack())
+        return func(*args, **(kwargs or {}))
+
+
+def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor]) -> _Run:
+    """Run on fake tensors. Grad mode is on, as at the top of a program: the function decides."""
+    mode = _torch.fake_mode()
+    fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+    _active.depth += 1
+    try:
+        with torch.enable_grad(), _torch.interning(), mode:
+            return _Run(_torch.trace(flat, fakes), mode)
+    except Exception as error:
+        remedy = _remedy(error)
+        if remedy is None:
+            error.add_note(f"(while ftrain.compile traced `{function}`)")
+            raise
+        line = user_line(traceback.extract_tb(error.__traceback__))
+        raise TraceError(
+            f"`{function}` cannot become one graph: {remedy[0]}, here:\n\n{line}\n\n{remedy[1]}"
+        ) from error
+    finally:
+        _active.depth -= 1
+
+
+_VALUE = (
+    "A compiled function is traced once, without values, and then runs for all of them. Instead of "
+    "`if` or `while` on a tensor, compute both and pick: torch.where(condition, a, b). Keep numbers "
+    "as 0-d tensors; to log one, return it as an output and read it outside."
+)
+_SHAPE = (
+    "Shapes are fixed when the function is traced. Instead of x[mask] use torch.where(mask, x, fill) "
+    "or multiply by the mask; instead of nonzero() use argsort or topk with a fixed size."
+)
+_NUMPY = (
+    "A traced tensor has no values to hand to NumPy. Use the torch function of the same name, or do "
+    "the NumPy part outside the compiled function."
+)
+_BY_OPERATOR = {
+    "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
+    ".item() or .tolist())",
+    "aten.is_nonzero": "it branches on the value of a tensor",
+    "aten.equal": "torch.equal asks whether two tensors have the same values",
+    "aten.allclose": "torch.allclose asks for the values of tensors",
+    "aten.nonzero": "the shape of nonzero() or of x[mask] depends on values",
+    "aten.masked_select": "the shape of masked_select() depends on values",
+}
+
+
+def _remedy(error: BaseException) -> tuple[str, str] | None:
+    """What a data-dependent operation did and what to write instead; `None` for other errors."""
+    if isinstance(error, _torch.DATA_DEPENDENT):
+        name = str(error.func).rpartition(".")[0]
+        is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])
+        default = f"the {'shape' if is_shape else 'result'} of {name} depends on values"
+        return _BY_OPERATOR.get(name, default), _SHAPE if is_shape else _VALUE
+    text = str(error)
+    if not isinstance(error, (RuntimeError, TypeError, ValueError)):
+        return None
+    if ".numpy()" in text or "data pointer" in text:
+        return "it hands a tensor to NumPy or asks for its memory", _NUMPY
+    if "get value out of a tracing tensor" in text or (
+        text.startswith("vmap:") and ("data-dependent" in text or ".item()" in text)
+    ):
+        return _BY_OPERATOR["aten._local_scalar_dense"], _VALUE
+    return None
+
+
+class _Editor:
+    """The passes over a fresh graph. What aliases what is read off the fake tensors' storages."""
+
+    def __init__(self, run: _Run, names: Sequence[str]) -> None:
+        self.module = run.graph
+        self.graph = run.graph.graph
+        self.mode = run.mode
+        self.names = list(names)
+        self.inputs = list(self.graph.find_nodes(op="placeholder"))
+
+    def lift_captured(self) -> list[torch.Tensor]:
+        """Make captured tensors inputs, so that every call sees their content of that moment."""
+        lifted: dict[int, tuple[torch.Tensor, fx.Node]] = {}
+        for node in list(self.graph.find_nodes(op="get_attr")):
+            value = getattr(self.module, node.target, None)
+            if not isinstance(value, torch.Tensor) or _is_literal(node):
+                continue
+            if id(value) not in lifted:
+                before = self.inputs[-1].next if self.inputs else next(iter(self.graph.nodes))
+                with self.graph.inserting_before(before):
+                    new = self.graph.placeholder(f"captured_{len(lifted)}")
+                new.meta["val"] = self.mode.from_tensor(value)
+                lifted[id(value)] = (value, new)
+                self.inputs.append(new)
+            node.replace_all_uses_with(lifted[id(value)][1])
+            self.graph.erase_node(node)
+        return [value.detach() for value, _ in lifted.values()]
+
+    def writes(self) -> bool:
+        """Whether any operator writes into an input."""
+        inputs = {_storage(node) for node in self.inputs}
+        return any(
+            isinstance(target, fx.Node) and _storage(target) in inputs
+            for node in self.graph.nodes
+            if node.op == "call_function"
+            for target in _written(node.target, node.args, node.kwargs)
+        )
+
+    def write_back(self, n: int, function: str) -> None:
+        """Turn the first `n` outputs into writes to the first `n` inputs."""
+        outputs = self.outputs()
+        before, after = (
+            [_val(node) for node in self.inputs[:n]],
+            [_val(node) for node in outputs[:n]],
+        )
+        changed = _donate.changed_leaf(self.names[:n], before, after)
+        if changed is not None:
+            raise DonationError(
+                f"`{function}` cannot write the new state into the old one's memory: {changed}. A state "
+                "keeps its shapes, dtypes and devices from step to step: cast or reshape where it is "
+                "made, or compile with donate=False."
+            )
+        donated = {_storage(node) for node in self.inputs[:n]}
+        copies = []
+        for old, new in zip(self.inputs[:n], outputs[:n], strict=True):
+            if _same_place(_val(old), _val(new)):
+                continue
+            # All that is read from the old state must be read before the first write.
+            copies.append((old, self.clone(new) if _storage(new) in donated else new))
+        rest = [self.clone(x) if _storage(x) in donated else x for x in outputs[n:]]
+        with self.graph.inserting_before(self.graph.output_node()):
+            for old, new in copies:
+                self.graph.call_function(aten.copy_.default, (old, new)).meta["val"] = _val(old)
+        self.set_outputs(rest)
+
+    def separate_outputs(self) -> None:
+        """Clone every output that shares memory with an input, an earlier output, or itself."""
+        taken = {_storage(node) for node in self.inputs}
+        outputs = []
+        for node in self.outputs():
+            shared = _storage(node) in taken or _overlaps_itself(_val(node))
+            outputs.append(self.clone(node) if shared else node)
+            taken.add(_storage(outputs[-1]))
+        self.set_outputs(outputs)
+
+    def clone(self, node: fx.Node) -> fx.Node:
+        with self.graph.inserting_before(self.graph.output_node()):
+            new = self.graph.call_function(aten.clone.default, (node,))
+        with self.mode:
+            new.meta["val"] = _val(node).clone()
+        return new
+
+    def outputs(self) -> list[fx.Node]:
+        return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    def set_outputs(self, nodes: Sequence[fx.Node]) -> None:
+        self.graph.output_node().args = (list(nodes),)
+
+
+def _val(node: fx.Node) -> torch.Tensor:
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor), node
+    return value
+
+
+def _storage(node: fx.Node) -> int:
+    return int(_val(node).untyped_storage()._cdata)
+
+
+def _same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and a.stride() == b.stride()
+        and a.storage_offset() == b.storage_offset()
+    )
+
+
+def _overlaps_itself(value: torch.Tensor) -> bool:
+    return any(s == 0 and n > 1 for s, n in zip(value.stride(), value.shape, strict=True))
+
+
+def _is_literal(node: fx.Node) -> bool:
+    """Whether a constant was written in the function, as in `torch.tensor([1.0, 2.0])`."""
+    return all(user.target is aten.lift_fresh_copy.default for user in node.users)
+
+
+def _written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operator writes to."""
+    schema = getattr(operator, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    written: list[Any] = []
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            written += value if isinstance(value, (list, tuple)) else [value]
+    return written
