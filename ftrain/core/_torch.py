@@ -54,13 +54,13 @@ def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModu
 
 
 def inductor_compile(
-    graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None
+    graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, config: dict[str, Any]
 ) -> Callable[..., Any]:
     """One compiled function for one graph (`standalone_compile`, 2.8 and later)."""
     import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
 
     # Our own guard has checked sizes and strides before every call: 0.25 µs an input saved.
-    patches: dict[str, Any] = {"size_asserts": False}
+    patches = {"size_asserts": False, **config}
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
     artifact = inductor.standalone_compile(

@@ -26,7 +26,8 @@ def lower(
     Raises:
         CompilerMissingError: inductor found no C++ compiler.
     """
-    if backend == "eager":
+    operators = any(node.op == "call_function" for node in traced.graph.graph.nodes)
+    if backend == "eager" or not operators:
         forward = traced.graph.forward
 
         def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -36,7 +37,11 @@ def lower(
         return run
     try:
         with torch.no_grad(), _torch.without_autocast():
-            compiled = _torch.inductor_compile(traced.graph, tensors, mode)
+            # Imported here because torch's compiler takes a second to load.
+            from ftrain.core.compile._inductor import ReadBeforeWrite  # noqa: PLC0415
+
+            config = {"post_grad_custom_post_pass": ReadBeforeWrite()} if traced.n_donated else {}
+            compiled = _torch.inductor_compile(traced.graph, tensors, mode, config)
     except Exception as error:
         if _is_compiler_missing(error):
             raise CompilerMissingError(
