@@ -93,6 +93,8 @@ def gradients(
     policy = Policy.named(precision)
     scaling = policy.loss_scale
     _check_options(accumulate, nonfinite, scaling)
+    if not bound.skeleton.trainable:
+        raise ValueError(f"{bound} has no parameter with requires_grad: there is nothing to train")
     one = _forward_backward(bound, loss_fn, policy)
 
     def all_parts(state: TrainState, scale: Any, key: torch.Tensor, batch: Any) -> Accumulated:

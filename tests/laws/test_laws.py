@@ -110,10 +110,10 @@ def test_random_streams_belong_to_the_key(model: str, precision: str, accumulate
     testing.assert_same_bits(traced[0], eager[0])
     testing.assert_same_bits(traced[1], eager[1])
     if model in ("mlp", "gpt", "lstm"):  # those with dropout
-        other, _ = train_step(model, precision, accumulate, "eager")(
+        _, other = train_step(model, precision, accumulate, "eager")(
             state.replace(rng=ftrain.random.key(99)), batch
         )
-        assert testing.describe_difference(other.params, eager[0].params) is not None
+        assert testing.describe_difference(other, eager[1]) is not None
 
 
 @settings(max_examples=10)
@@ -143,11 +143,15 @@ def test_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
 @pytest.mark.parametrize("model", ["mlp", "convnet", "gpt"])
 def test_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
     """Law 8. Keys, counts and schedules bit for bit; batched products sum in another order."""
-    init_state, step, _ = steps(model, "32-true", accumulate)
+    case = ZOO[model]
+    # Not Adam, which turns the rounding noise of a zero gradient (a bias before BatchNorm) into a
+    # full-sized update.
+    init_state, step, _ = ftrain.make_steps(
+        case.model, case.loss_fn, optim.sgd(0.1), accumulate=accumulate
+    )
     states = [init_state(seed) for seed in range(3)]
-    batch = ZOO[model].batch(0, 8)
-    # Adam turns the rounding noise of a zero gradient (a bias before BatchNorm) into an update.
-    relative = 2e-2 if model == "convnet" else 1e-5
+    batch = case.batch(0, 8)
+    relative = 1e-6
     testing.assert_vmap_rows(step, states, batch, relative=relative)
     testing.assert_vmap_rows(
         step, states, batch, relative=relative, compile=functools.partial(ftrain.compile, backend="eager")

@@ -1,0 +1,348 @@
+"""Steps: their pieces, their options, and what they say about bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core import tree
+from ftrain.core._nonfinite import NonFiniteError
+from ftrain.core._skeleton import ImpureError
+from tests.zoo import MLP, ZOO, classification_loss
+
+CASE = ZOO["mlp"]
+MODES = pytest.mark.parametrize("mode", ["eager", "compiled"])
+
+
+def make(loss_fn: Any = CASE.loss_fn, model: Any = CASE.model, **options: Any) -> ftrain.Steps:
+    optimizer = options.pop("optimizer", optim.adamw(1e-2))
+    return ftrain.make_steps(model, loss_fn, optimizer, **options)
+
+
+def run(loss_fn: Any = CASE.loss_fn, batch: Any = None, mode: str = "eager", **options: Any) -> Any:
+    init_state, step, _ = make(loss_fn, **options)
+    if mode == "compiled":
+        step = ftrain.compile(step, backend="eager")
+    return step(init_state(0), CASE.batch(0, 8) if batch is None else batch)
+
+
+def test_trains_like_a_plain_loop() -> None:
+    """Ten steps of SGD with clipping: ftrain and the textbook loop end at the same weights."""
+    torch.manual_seed(0)
+    model = MLP(0.0)
+    init_state, step, _ = make(
+        model=model,
+        optimizer=optim.chain(optim.clip_by_global_norm(0.5), optim.sgd(0.1, momentum=0.9)),
+    )
+    state = init_state(0)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    for seed in range(10):
+        batch = CASE.batch(seed, 8)
+        state, metrics = step(state, batch)
+        sgd.zero_grad()
+        loss, _ = classification_loss(model, batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        sgd.step()
+        assert float(metrics["loss"]) == float(loss)
+        assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-6)
+    testing.assert_close_norm(state.params, dict(model.named_parameters()), 1e-6)
+
+
+@MODES
+def test_a_custom_step_from_the_pieces(mode: str) -> None:
+    """The weights' moving average in `extras`: ten lines, and the laws hold for them."""
+    apply = ftrain.bind(CASE.model)
+    optimizer = optim.adamw(1e-2)
+    gradients = ftrain.gradients(apply, CASE.loss_fn, precision="bf16-mixed", accumulate=2)
+
+    def train_step(state: ftrain.TrainState, batch: Any) -> tuple[ftrain.TrainState, ftrain.Metrics]:
+        found = gradients(state, batch)
+        new = ftrain.update(optimizer, state, found)
+        ema = tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.extras["ema"], new.params)
+        return ftrain.commit(state, new.replace(extras={"ema": ema}), found), found.metrics
+
+    state = make().init_state(0)
+    state = state.replace(extras={"ema": tree.map(torch.clone, state.params)})
+    step = train_step if mode == "eager" else ftrain.compile(train_step, backend="eager")
+    batch = CASE.batch(0, 8)
+    testing.assert_pure(step, state, batch)
+    testing.assert_fixpoint(step, state, batch)
+    testing.assert_skips(step, state, {**batch, "x": batch["x"] * float("nan")})
+    new, _ = step(state, batch)
+    assert testing.describe_difference(new.extras, state.extras) is not None
+
+
+def test_a_step_differentiates() -> None:
+    """Through the whole state: the loss after one step by the parameters before it."""
+    apply = ftrain.bind(lambda: nn.Linear(2, 1))
+    x = torch.randn(4, 2)
+
+    def objective(params: Any) -> torch.Tensor:
+        def loss(p: Any) -> torch.Tensor:
+            return apply(p, {}, ftrain.random.key(0), x)[0].square().mean()
+
+        _, grads = ftrain.value_and_grad(loss, differentiable=True)(params)
+        return loss(tree.map(lambda p, g: p - 0.1 * g, params, grads))
+
+    params, _ = apply.init(ftrain.random.key(0))
+    _, found = ftrain.value_and_grad(objective)(params)
+    _, expected = torch.func.grad_and_value(objective)(params)
+    testing.assert_close_norm(found["weight"], torch.func.grad(objective)(params)["weight"], 1e-6)
+    del expected
+
+
+@given(k=st.integers(1, 6), per=st.integers(1, 4))
+def test_a_batch_is_cut_in_order(k: int, per: int) -> None:
+    """Buffers thread through the micro-batches in order; each sees its own rows."""
+
+    class Records(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+            self.register_buffer("order", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.order = self.order * 10 + x.mean()
+            return self.w * x.mean()
+
+    rows = torch.arange(1.0, k + 1).repeat_interleave(per)
+    init_state, step, _ = make(
+        lambda model, batch: model(batch), model=Records(), accumulate=k, optimizer=optim.sgd(0.0)
+    )
+    state, _ = step(init_state(0), rows)
+    assert float(state.buffers["order"]) == float("".join(str(i) for i in range(1, k + 1)))
+
+
+def test_metrics_of_a_step() -> None:
+    _, metrics = run(precision="16-mixed")
+    assert set(metrics) == {"loss", "accuracy", "grad_norm", "skipped", "loss_scale", "learning_rate"}
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
+    assert float(metrics["loss_scale"]) == 2.0**16
+    assert int(metrics["skipped"]) == 0
+
+
+def test_grad_reduce_sees_totals_and_weight() -> None:
+    """Two ranks with ragged token counts give the gradients of the whole batch."""
+    case = ZOO["gpt"]
+    state = make(case.loss_fn, case.randomless).init_state(0)
+    batch = case.batch(0, 8)
+    parts = [tree.map(lambda x: x[:3], batch), tree.map(lambda x: x[3:], batch)]
+    seen: list[Any] = []
+
+    def gather(totals: Any, weight: torch.Tensor) -> Any:
+        seen.append((totals, weight))
+        return totals, weight
+
+    for part in parts:
+        ftrain.gradients(case.randomless, case.loss_fn, grad_reduce=gather)(state, part)
+
+    def reduce(totals: Any, weight: torch.Tensor) -> Any:
+        del totals, weight
+        return tree.map(torch.add, seen[0][0], seen[1][0]), seen[0][1] + seen[1][1]
+
+    found = ftrain.gradients(case.randomless, case.loss_fn, grad_reduce=reduce)(state, parts[0])
+    whole = ftrain.gradients(case.randomless, case.loss_fn)(state, batch)
+    testing.assert_close_norm(found.grads, whole.grads, 4e-7)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_batch_without_any_token_moves_nothing(accumulate: int) -> None:
+    case = ZOO["gpt"]
+    init_state, step, _ = make(
+        case.loss_fn, case.model, accumulate=accumulate, optimizer=optim.sgd(0.1)
+    )
+    state = init_state(0)
+    batch = {**case.batch(0, 8), "mask": torch.zeros(8, 5)}
+    new, metrics = step(state, batch)
+    testing.assert_same_bits(new.params, state.params)
+    assert float(metrics["grad_norm"]) == 0.0
+    assert metrics["loss"].isnan()
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@MODES
+def test_nonfinite_raise_names_the_parameter(mode: str) -> None:
+    batch = CASE.batch(0, 8)
+    batch["x"][3, 2] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"step 0: loss nan, 6 of 6 .*params\['layers.0.bias'\]"):
+        run(batch=batch, nonfinite="raise", mode=mode)
+    state, metrics = run(nonfinite="raise", mode=mode)
+    expected, _ = run(mode=mode)
+    testing.assert_same_bits(state, expected)
+
+
+def test_nonfinite_ignore_lets_it_through() -> None:
+    batch = CASE.batch(0, 8)
+    batch["x"][0, 0] = float("inf")
+    state, metrics = run(batch=batch, nonfinite="ignore")
+    assert any(p.isnan().any() for p in state.params.values())
+    assert int(metrics["skipped"]) == 0
+    testing.assert_same_bits(run(nonfinite="ignore")[0], run()[0])
+
+
+def detached(model: Any, batch: Any) -> Any:
+    return classification_loss(model, batch)[0].detach()
+
+
+def writes_batch(model: Any, batch: Any) -> Any:
+    batch["x"] += 1
+    return classification_loss(model, batch)
+
+
+def writes_capture() -> Any:
+    counter = torch.zeros(())
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        counter.add_(1)
+        return classification_loss(model, batch)
+
+    return loss_fn
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "message"),
+    [
+        (lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction="none"), TypeError,
+         r"scalar \(0-d\) loss.*float32\[8\].*loss.mean\(\)"),
+        (lambda m, b: None, TypeError, "must return a scalar .* found NoneType"),
+        (lambda m, b: 0.5, TypeError, "found float"),
+        (detached, ValueError, r"does not depend on its parameters.*\.detach\(\)"),
+        (lambda m, b: m(b["x"]).argmax(), TypeError, "real floating loss, found torch.int64"),
+        (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean with weight int"),
+        (lambda m, b: (m(b["x"]).sum(), {"loss": 1.0}), ValueError, r"metrics named \['loss'\]"),
+        (lambda m, b: (m(b["x"]).sum(), {"logits": m(b["x"])}), TypeError, "'logits' returned by"),
+        (lambda m, b: (m(b["x"]).sum(), 3), TypeError, "metrics a dict of 0-d tensors"),
+        (writes_batch, ImpureError, r"input `batch\['x'\]` was changed in place"),
+        (writes_capture(), ImpureError, "captured tensor `counter` was changed in place"),
+    ],
+)  # fmt: skip
+def test_bad_loss_functions(loss_fn: Any, error: type, message: str, mode: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        run(loss_fn, mode=mode)
+    if caught.type in (TypeError, ValueError):
+        assert "test_step.py" in str(caught.value) or "counter" in str(caught.value)
+
+
+@MODES
+def test_wrong_shapes_say_what_the_batch_was(mode: str) -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied|same reduction dim") as caught:
+        run(batch={"x": torch.zeros(8, 5), "y": torch.zeros(8, dtype=torch.int64)}, mode=mode)
+    notes = "".join(caught.value.__notes__)
+    assert "classification_loss" in notes
+    assert "batch['x']: float32[8, 5]" in notes
+
+
+@MODES
+def test_mixed_devices_name_the_leaf(mode: str) -> None:
+    batch = {"x": torch.zeros(8, 6, device="meta"), "y": torch.zeros(8, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"batch\['x'\] is on meta, the state on cpu"):
+        run(batch=batch, mode=mode)
+
+
+@MODES
+def test_numpy_batches_are_pointed_out(mode: str) -> None:
+    batch = {"x": torch.zeros(8, 6).numpy(), "y": torch.zeros(8, dtype=torch.int64)}
+    with pytest.raises(TypeError, match=r"batch\['x'\].* ndarray.*(from_numpy|as_tensor)"):
+        run(batch=batch, mode=mode)
+
+
+@MODES
+@pytest.mark.parametrize("state", [None, {"params": {}}, nn.Linear(2, 2)])
+def test_a_state_of_another_kind(state: Any, mode: str) -> None:
+    _, step, eval_step = make()
+    step = step if mode == "eager" else ftrain.compile(step, backend="eager")
+    for fn in (step, eval_step):
+        with pytest.raises(TypeError, match=r"takes an ftrain.TrainState, found .*init_state\(seed\)"):
+            fn(state, CASE.batch(0, 8))
+
+
+@MODES
+def test_indivisible_batches_say_what_would_do(mode: str) -> None:
+    with pytest.raises(ValueError, match=r"has 10 rows. Use a batch of 8 or 12 rows.*\[1, 2, 5, 10\]"):
+        run(batch=CASE.batch(0, 10), accumulate=4, mode=mode)
+    batch = {"x": torch.zeros(8, 6), "y": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"batch\['x'\] has 8 rows and batch\['y'\] has 4"):
+        run(batch=batch, accumulate=4, mode=mode)
+
+
+def test_explicit_micro_batches() -> None:
+    batch = CASE.batch(0, 8)
+    parts = tuple(tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], batch) for i in range(4))
+    cut = run(accumulate=4)
+    handed = run(batch=ftrain.MicroBatches(parts), accumulate=4)
+    testing.assert_same_bits(handed, cut)
+    with pytest.raises(ValueError, match="MicroBatches holds 4 batches, but accumulate=2"):
+        run(batch=ftrain.MicroBatches(parts), accumulate=2)
+    odd = (parts[0], {"x": parts[1]["x"]})
+    with pytest.raises(ValueError, match=r"batch 1 differs from batch 0 at the root: \['y'\] is missing"):
+        run(batch=ftrain.MicroBatches(odd))
+
+
+def test_metrics_that_change_between_micro_batches() -> None:
+    calls: list[int] = []
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        calls.append(1)
+        return model(batch["x"]).sum(), {f"m{len(calls)}": 1.0}
+
+    batch = CASE.batch(0, 8)
+    ragged = ftrain.MicroBatches(
+        (tree.map(lambda x: x[:3], batch), tree.map(lambda x: x[3:], batch))
+    )
+    with pytest.raises(ValueError, match=r"\['m1'\] only in the first; \['m2'\] only in the second"):
+        run(loss_fn, batch=ragged)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "'fp16' is not known"),
+        ({"accumulate": 0}, "accumulate must be a whole number of at least 1"),
+        ({"accumulate": 2.0}, "accumulate must be a whole number"),
+        ({"nonfinite": "warn"}, "nonfinite must be 'skip', 'raise' or 'ignore'"),
+        ({"nonfinite": "raise", "precision": "16-mixed"}, "cannot go with dynamic loss scaling"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_models_that_are_none() -> None:
+    with pytest.raises(TypeError, match="model function returned dict, not an nn.Module"):
+        make(model=lambda: {})
+    with pytest.raises(TypeError, match="must be an nn.Module or a function that builds one"):
+        make(model=3)
+    with pytest.raises(ValueError, match="nothing to train"):
+        make(model=nn.ReLU())
+
+
+def test_a_step_that_changes_its_state_is_refused() -> None:
+    state = make().init_state(0)
+    found = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
+    with pytest.raises(ValueError, match=r"\.extras: \['new'\] was not expected"):
+        ftrain.commit(state, state.replace(extras={"new": torch.zeros(())}), found)
+    with pytest.raises(ValueError, match=r"dtype of state\.step from torch.int64 to torch.float32"):
+        ftrain.commit(state, state.replace(step=state.step + 0.5), found)
+    with pytest.raises(ValueError, match=r"shape of state\.params\['layers.0.bias'\]"):
+        ftrain.commit(
+            state, state.replace(params={k: p[:1] for k, p in state.params.items()}), found
+        )
+
+
+def test_integer_parameters_are_named() -> None:
+    optimizer = optim.adamw(1e-3)
+    with pytest.raises((TypeError, ValueError), match=r"\['table'\]"):
+        optimizer.init({"table": torch.zeros(3, dtype=torch.int64)})
