@@ -17,27 +17,33 @@ copy_ = torch.ops.aten.copy_.default
 
 
 class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Copy what one donated input hands to another before either is overwritten.
+    """Make every new value a value of its own before the first old one is overwritten.
 
     With `new.target = old.params`, the graph ends in `params.copy_(new_params)` and
-    `target.copy_(params)`. Traced, the second source is a clone made in time; inductor removes clones
-    as no-ops, and the target would receive the new parameters. So this pass, which runs after the
-    removal, puts the clones back (torch 2.13; without donated inputs that trade places it does nothing).
+    `target.copy_(params)`. As traced, the second source is a clone made in time; inductor removes clones
+    as no-ops, and the target would receive the new parameters. Likewise `w.copy_(view)`, where the view
+    is of something lazily computed from `w`, reads and writes `w` in one loop, in whatever order. (Both
+    in torch 2.13.) A clone between fixes both; this pass runs after the removal of clones, and inductor
+    fuses away those that nothing depends on.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
         writes = list(graph.find_nodes(op="call_function", target=copy_))
-        inputs = {_storage(write.args[0]) for write in writes if write.args[0].op == "placeholder"}
         for write in writes:
             source = write.args[1]
-            if isinstance(source, fx.Node) and _storage(source) in inputs:
+            if isinstance(source, fx.Node) and (source.op == "placeholder" or _is_view(source)):
                 with graph.inserting_before(writes[0]):
                     clone = graph.call_function(torch.ops.aten.clone.default, (source,))
                 clone.meta["val"] = source.meta["val"].clone()
                 write.args = (write.args[0], clone, *write.args[2:])
 
     def uuid(self) -> Any:
-        return "ftrain ReadBeforeWrite 1"
+        """Inductor's cache key for this pass."""
+        return "ftrain.ReadBeforeWrite.2"
+
+
+def _is_view(node: fx.Node) -> bool:
+    return any(_storage(source) == _storage(node) for source in node.all_input_nodes)
 
 
 def _storage(node: Any) -> int | None:
