@@ -47,6 +47,14 @@ def supported(model: str, precision: str) -> None:
         pytest.skip("torch has no float16 LSTM on the CPU (oneDNN refuses the primitive)")
 
 
+def start(model: str, precision: str, accumulate: int, mode: str) -> tuple[Any, Any, list[Any]]:
+    """A step, a first state, and four batches."""
+    supported(model, precision)
+    state = steps(model, precision, accumulate).init_state(3)
+    batches = [ZOO[model].batch(seed, 8) for seed in range(4)]
+    return train_step(model, precision, accumulate, mode), state, batches
+
+
 each = pytest.mark.parametrize(
     ("model", "precision", "accumulate", "mode"),
     [(m, p, k, mode) for m in MODELS for p in PRECISIONS for k in (1, 4) for mode in MODES],
@@ -54,53 +62,36 @@ each = pytest.mark.parametrize(
 
 
 @each
-def test_pure_deterministic_fixpoint(model: str, precision: str, accumulate: int, mode: str) -> None:
-    """Laws 1, 2 and 3, from the first state and from the third."""
-    supported(model, precision)
-    step = train_step(model, precision, accumulate, mode)
-    state = steps(model, precision, accumulate).init_state(3)
-    for seed in range(3):
-        batch = ZOO[model].batch(seed, 8)
+def test_law_1_pure(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """From the first state and from the second."""
+    step, state, batches = start(model, precision, accumulate, mode)
+    for batch in batches[:2]:
         testing.assert_pure(step, state, batch)
+        state, _ = step(state, batch)
+
+
+@each
+def test_law_2_deterministic(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """Twice in one process; `test_fresh.py` asks a fresh one."""
+    step, state, batches = start(model, precision, accumulate, mode)
+    for batch in batches[:2]:
         testing.assert_deterministic(step, state, batch)
+        state, _ = step(state, batch)
+
+
+@each
+def test_law_3_fixpoint(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """Structure, shapes, dtypes, devices and strides, over three steps."""
+    step, state, batches = start(model, precision, accumulate, mode)
+    for batch in batches[:3]:
         testing.assert_fixpoint(step, state, batch)
         state, _ = step(state, batch)
-    assert int(state.step) + int(step(state, batch)[1]["skipped"]) >= 1
-
-
-@each
-def test_skipped_step_changes_nothing(
-    model: str, precision: str, accumulate: int, mode: str
-) -> None:
-    """Law 6, and that training goes on after it."""
-    supported(model, precision)
-    step = train_step(model, precision, accumulate, mode)
-    state = steps(model, precision, accumulate).init_state(0)
-    state, _ = step(state, ZOO[model].batch(0, 8))
-    batch = ZOO[model].batch(1, 8)
-    if model == "gpt":
-        poisoned = {**batch, "mask": torch.full_like(batch["mask"], float("nan"))}
-    else:
-        poisoned = {**batch, "x": torch.full_like(batch["x"], float("inf"))}
-    testing.assert_skips(step, state, poisoned)
-
-
-@each
-def test_resumes_and_evaluates(model: str, precision: str, accumulate: int, mode: str) -> None:
-    """Laws 7 and 10."""
-    supported(model, precision)
-    step = train_step(model, precision, accumulate, mode)
-    init_state, _, eval_step = steps(model, precision, accumulate)
-    batches = [ZOO[model].batch(seed, 8) for seed in range(4)]
-    testing.assert_resumes(step, init_state(1), batches)
-    testing.assert_evaluation_is_pure(step, eval_step, init_state(1), batches[0])
-    testing.assert_deterministic(eval_step, init_state(1), batches[0])
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_random_streams_belong_to_the_key(model: str, precision: str, accumulate: int) -> None:
+def test_law_4_random_streams_belong_to_the_key(model: str, precision: str, accumulate: int) -> None:
     """Law 4: traced and eager runs draw the same masks, so they compute the same bits."""
     supported(model, precision)
     state = steps(model, precision, accumulate).init_state(7)
@@ -116,10 +107,41 @@ def test_random_streams_belong_to_the_key(model: str, precision: str, accumulate
         assert testing.describe_difference(other, eager[1]) is not None
 
 
+@each
+def test_law_6_skipped_step_changes_nothing(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
+    """After a first step, so that the moments are not zero."""
+    step, state, batches = start(model, precision, accumulate, mode)
+    state, _ = step(state, batches[0])
+    spoilt = "mask" if model == "gpt" else "x"
+    batch = {**batches[1], spoilt: torch.full_like(batches[1][spoilt], float("nan"))}
+    testing.assert_skips(step, state, batch)
+
+
+@each
+def test_law_7_resume_is_exact(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """At every step, through bytes and fresh memory; `test_fresh.py` does it in a fresh process."""
+    step, state, batches = start(model, precision, accumulate, mode)
+    testing.assert_resumes(step, state, batches)
+
+
+@each
+def test_law_10_evaluation_never_changes_training(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
+    step, state, batches = start(model, precision, accumulate, mode)
+    eval_step = steps(model, precision, accumulate).eval_step
+    if mode == "compiled":
+        eval_step = ftrain.compile(eval_step, backend="eager")
+    testing.assert_evaluation_is_pure(step, eval_step, state, batches[0])
+    testing.assert_deterministic(eval_step, state, batches[0])
+
+
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), parts=st.sampled_from([2, 3, 4, 6, 12]))
 @pytest.mark.parametrize("model", ["mlp", "gpt", "lstm"])
-def test_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
+def test_law_5_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
     """Law 5: ragged and zero-weight micro-batches included (BatchNorm's statistics are per part)."""
     case = ZOO[model]
     whole, cut = (
@@ -141,7 +163,7 @@ def test_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("model", ["mlp", "convnet", "gpt"])
-def test_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
+def test_law_8_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
     """Law 8. Keys, counts and schedules bit for bit; batched products sum in another order."""
     case = ZOO[model]
     # Not Adam, which turns the rounding noise of a zero gradient (a bias before BatchNorm) into a
@@ -161,7 +183,7 @@ def test_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_donation_changes_memory_not_bits(model: str, precision: str, accumulate: int) -> None:
+def test_law_9_donation_changes_memory_not_bits(model: str, precision: str, accumulate: int) -> None:
     """Law 9."""
     supported(model, precision)
     init_state, step, _ = steps(model, precision, accumulate)
@@ -185,7 +207,7 @@ def test_donation_changes_memory_not_bits(model: str, precision: str, accumulate
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
     precision=st.sampled_from(PRECISIONS),
 )
-def test_pure_whatever_the_values(seed: int, rows: int, scale: float, precision: str) -> None:
+def test_laws_1_to_3_whatever_the_values(seed: int, rows: int, scale: float, precision: str) -> None:
     """Laws 1 to 3 over any seed, batch size and magnitude, overflow included."""
     init_state, step, _ = steps("mlp", precision)
     state = init_state(seed)
@@ -210,7 +232,7 @@ def test_the_callers_modes_do_not_reach_in(model: str) -> None:
             testing.assert_same_bits(eval_step(state, batch), evaluated)
 
 
-def test_one_compile_over_a_run_with_schedule_and_skips() -> None:
+def test_law_3_one_compile_over_a_run_with_schedule_and_skips() -> None:
     """Law 3: 200 steps, a schedule, two skipped steps, one trace; and one graph."""
     init_state, step, _ = steps("mlp", "16-mixed")
     compiled = ftrain.compile(step, donate=True, backend="eager")
