@@ -1,10 +1,12 @@
 """Random streams that belong to a key: Threefry-2x32, bit for bit JAX's.
 
-A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator, and
-nothing reads or moves torch's global generators. `keys.py` makes and branches keys, `sample.py` draws from
-them; the leading underscore marks how (`_operators.py` first).
+A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator;
+nothing reads or moves torch's global generators. `keys.py` makes and branches keys, `sample.py` draws
+from them, `keyed.py` makes torch's own functions do so. How is in the files with a leading underscore,
+`_operators.py` first.
 """
 
+from ftrain.core.random.keyed import keyed
 from ftrain.core.random.keys import fold_in, key, key_data, split
 from ftrain.core.random.sample import bernoulli, bits, normal, permutation, randint, uniform
 
@@ -14,6 +16,7 @@ __all__ = [
     "fold_in",
     "key",
     "key_data",
+    "keyed",
     "normal",
     "permutation",
     "randint",

@@ -1,8 +1,8 @@
 """From uniform words to floats: mantissas, thresholds and ranges.
 
 XLA on the CPU contracts `u * (maxval - minval) + minval` into one fused multiply-add in float32 and
-float64, and rounds each operation in float16 and bfloat16; so does this file, with operations that are exact
-on every device.
+float64, and rounds each operation in float16 and bfloat16; so does this file, with operations that are
+exact on every device.
 
 Read next: `threefry.c`, the same arithmetic in C.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,10 +36,11 @@ def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def below(raw: Tensor, p: float) -> Tensor:
-    """`uniform < p` in float32 for words of 32 bits, without the floats: `k 2^-23 < p` iff `k < ceil(p 2^23)`."""
+    """`uniform < p` in float32 from words of 32 bits: `k 2^-23 < p` iff `k < ceil(p 2^23)`."""
     return ((raw.view(torch.int32) >> 9) & 0x007FFFFF) < threshold(p)
 
 
+@lru_cache(maxsize=1024)
 def threshold(p: float) -> int:
     """How many of the 2^23 float32 uniforms lie below `p` (rounded to float32); none below NaN."""
     p32 = ctypes.c_float(p).value

@@ -31,11 +31,8 @@ RANGE = {
 WIDTH = {dtype: torch.iinfo(dtype).bits for dtype in RANGE}
 
 
-def between(
-    high: Tensor, low: Tensor, minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype
-) -> Tensor:
-    """`minval + (high 2^n + low) mod (maxval - minval)` for two draws of n-bit words."""
-    base, span = _span(minval, maxval, dtype, high.device)
+def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
+    """`base + (high 2^n + low) mod span` for two draws of n-bit words; base and span of `clipped`."""
     if WIDTH[dtype] == 64:
         a, b = high.view(torch.int64), low.view(torch.int64)
         factor = _remainder64(torch.full_like(span, 2**32), span)
@@ -56,27 +53,29 @@ def sorting_rounds(count: int) -> int:
     return math.ceil(3 * math.log(max(1, count)) / math.log(2**32 - 1))
 
 
-def _span(
+def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The lower end inside the dtype's range, and the number of values modulo 2^n: as signed words.
+
+    No value between the ends counts as one: `minval` itself. A maxval above the range includes its end.
+    """
+    lowest, highest = RANGE[dtype]
+    base, end = (min(max(bound, lowest), highest) for bound in (minval, maxval))
+    span = 1 if end <= base else (end - base + (maxval > highest)) % 2 ** max(32, WIDTH[dtype])
+    return (base + 2**63) % 2**64 - 2**63, (span + 2**63) % 2**64 - 2**63
+
+
+def clipped_tensors(
     minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The clipped lower end and the number of values, modulo 2^64 or 2^32: int64 bit patterns."""
+    """`clipped` for bounds of which one at least is a tensor."""
     lowest, highest = RANGE[dtype]
-    bits = max(32, WIDTH[dtype])
-    if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
-        low, high = (min(max(bound, lowest), highest) for bound in (minval, maxval))
-        span = 1 if high <= low else (high - low + (maxval > highest)) % 2**bits
-        base, count = (
-            torch.full((), value - 2**64 if value >= 2**63 else value, device=device)
-            for value in (low, span)
-        )
-        return base, count
+    highest = min(highest, 2**63 - 1)
     least, most = (_int64(bound, device) for bound in (minval, maxval))
-    lowest, highest = lowest, min(highest, 2**63 - 1)
     base, end = least.clamp(lowest, highest), most.clamp(lowest, highest)
-    count = end - base + (most > highest)
-    if bits == 32:
-        count = count & _MASK
-    return base, torch.where(end <= base, 1, count)
+    span = end - base + (most > highest)
+    if WIDTH[dtype] < 64:
+        span = span & _MASK
+    return base, torch.where(end <= base, 1, span)
 
 
 def _int64(bound: int | Tensor, device: torch.device) -> Tensor:

@@ -1,9 +1,9 @@
 """Threefry-2x32 in plain tensor operations: what every draw means.
 
-Runs on any device, without a host sync: the key's words never leave it. It is the only implementation on
-accelerators and where no C compiler is found, and the oracle of the C kernel everywhere else. All words are
-int32 tensors that hold the bit patterns of uint32 (torch has few uint32 operations); additions wrap,
-`>>` is arithmetic and therefore masked.
+Runs on any device, without a host sync: the key's words never leave it. It is the only implementation
+on accelerators and where no C compiler is found, and the oracle of the C kernel everywhere else. All
+words are int32 tensors that hold the bit patterns of uint32 (torch has few uint32 operations);
+additions wrap, `>>` is arithmetic and therefore masked.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the layout of
 counters and words is that of JAX with `jax_threefry_partitionable`.
@@ -56,8 +56,7 @@ def fold(key: Tensor, folds: Sequence[int]) -> Tensor:
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
     """Keys `(..., 2)` and data `(...)`, broadcast; of wider integers the lower 32 bits count."""
     x1 = low_word(data)
-    shape = torch.broadcast_shapes(key.shape[:-1], x1.shape)
-    x1 = x1.expand(shape)
+    x1 = x1.expand(broadcast(key.shape[:-1], x1.shape))
     return torch.stack(threefry2x32(key, torch.zeros_like(x1), x1), dim=-1)
 
 
@@ -76,7 +75,7 @@ def split(key: Tensor, folds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """New keys `(*batch, *shape, 2)`."""
     key = fold(key, folds)
     pair = torch.stack(words(key, math.prod(shape)), dim=-1)
-    return pair.reshape(*key.shape[:-1], *shape, 2)
+    return pair.reshape((*key.shape[:-1], *shape, 2))
 
 
 def bits(key: Tensor, folds: Sequence[int], shape: Sequence[int], width: int) -> Tensor:
@@ -91,7 +90,7 @@ def bits(key: Tensor, folds: Sequence[int], shape: Sequence[int], width: int) ->
         out = (((x0 ^ x1) << 16) >> 16).to(torch.int16)
     else:
         out = ((x0 ^ x1) & 0xFF).to(torch.uint8)
-    return out.view(UINT[width]).reshape(*key.shape[:-1], *shape)
+    return out.view(UINT[width]).reshape((*key.shape[:-1], *shape))
 
 
 def signed(word: int) -> int:
@@ -106,8 +105,10 @@ def low_word(data: Tensor) -> Tensor:
         return data.view(torch.int32)
     if data.dtype == torch.uint64:
         data = data.view(torch.int64)
-    if data.dtype == torch.int64:
-        data = (
-            (data & 0xFFFFFFFF) ^ 0x80000000
-        ) - 0x80000000  # sign-extend: the cast then is exact
-    return data.to(torch.int32)
+    return data.to(torch.int32)  # keeps the lower bits: an integer cast in torch is one in C
+
+
+def broadcast(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that all of these broadcast to."""
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape

@@ -1,7 +1,8 @@
 """Keys: where all randomness of a run starts, and how it branches.
 
-A key is an int32 tensor of shape `(2,)`: the bit patterns of JAX's two uint32 words (torch has few uint32
-operations, and a key must survive stacking, indexing and checkpoints). An array of keys is `(..., 2)`.
+A key is an int32 tensor of shape `(2,)`: the bit patterns of JAX's two uint32 words (torch has few
+uint32 operations, and a key must survive stacking, indexing and checkpoints). An array of keys is
+`(..., 2)`.
 
 Read next: `sample.py`, what can be drawn from a key.
 """

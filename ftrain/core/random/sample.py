@@ -1,8 +1,9 @@
 """Draws: every function takes a key and returns the same bits for it, now and anywhere.
 
-The bits are those of JAX 0.10.2 (`jax_threefry_partitionable`): an element depends on the key and on its own
-flat index, not on how many others are drawn. A key is not consumed: two draws from one key are not
-independent, so `split` it or give each draw other `folds`. Nothing here reads torch's global generators.
+The bits are those of JAX 0.10.2 (`jax_threefry_partitionable`): an element depends on the key and on
+its own flat index, not on how many others are drawn. A key is not consumed: two draws from one key are
+not independent, so `split` it or give each draw other `folds`. Nothing here reads torch's global
+generators.
 
 Read next: `_operators.py`, the operators behind these functions.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.random import _floats, _integers, _operators
+from ftrain.core.random._reference import broadcast
 from ftrain.core.random.keys import _check_single, _folds
 
 __all__ = ["bernoulli", "bits", "normal", "permutation", "randint", "uniform"]
@@ -206,11 +208,15 @@ def randint(
     if dtype not in _integers.RANGE:
         raise ValueError(f"randint draws integers, not {dtype}")
     size = _shape(shape)
+    if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
+        base, span = _integers.clipped(minval, maxval, dtype)
+        return _operators.threefry_randint(key, _folds(folds), size, dtype, base, span)
     _check_broadcast("randint", size, *(v for v in (minval, maxval) if isinstance(v, Tensor)))
     width = max(32, _integers.WIDTH[dtype])
     # split(key)[i] is fold_in(key, i)
     high, low = (_operators.threefry_bits(key, (*_folds(folds), i), size, width) for i in (0, 1))
-    return _integers.between(high, low, minval, maxval, dtype)
+    bounds = _integers.clipped_tensors(minval, maxval, dtype, key.device)
+    return _integers.between(high, low, *bounds, dtype)
 
 
 def permutation(
@@ -236,7 +242,8 @@ def permutation(
         int64 `(x,)`, or a tensor like `x`: equal to `jax.random.permutation`.
 
     Raises:
-        ValueError: for a tensor without dimensions, or an array of keys (`torch.vmap` over them instead).
+        ValueError: for a tensor without dimensions, or an array of keys (`torch.vmap` over them
+            instead).
 
     >>> from ftrain.core.random import key
     >>> permutation(key(0), 5)
@@ -265,7 +272,7 @@ def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
 
 
 def _shape(shape: int | Sequence[int]) -> Sequence[int]:
-    return shape if isinstance(shape, (tuple, list)) else (shape,)  # type: ignore[return-value]
+    return shape if isinstance(shape, (tuple, list)) else (shape,)
 
 
 def _check_float(dtype: torch.dtype, name: str) -> None:
@@ -275,7 +282,7 @@ def _check_float(dtype: torch.dtype, name: str) -> None:
 
 def _check_broadcast(name: str, size: Sequence[int], *parameters: Tensor) -> None:
     for parameter in parameters:
-        if torch.broadcast_shapes(parameter.shape, size) != torch.Size(size):
+        if broadcast(parameter.shape, size) != torch.Size(size):
             raise ValueError(
                 f"{name}: a parameter of shape {tuple(parameter.shape)} does not broadcast to the shape "
                 f"{tuple(size)} of the result"
