@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
+from torch._higher_order_ops.scan import scan_op
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
 )
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 __all__ = [
     "DATA_DEPENDENT",
     "FakeTensor",
     "FakeTensorMode",
     "any_autocast",
+    "aside",
     "autocast_state",
     "fake_mode",
     "function_mode_depth",
@@ -32,8 +35,10 @@ __all__ = [
     "inductor_compile",
     "inside_functorch",
     "interning",
+    "scan_operator",
     "tensor_guard",
     "trace",
+    "trace_inner",
     "without_autocast",
 ]
 
@@ -135,3 +140,29 @@ def interning() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[FakeTensorMode]:
+    """Inside a trace: what runs here is not recorded (2.0 and later). Yields the trace's fake mode."""
+    mode = detect_fake_mode()
+    assert isinstance(mode, FakeTensorMode)
+    with disable_proxy_modes_tracing():
+        yield mode
+
+
+def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """`trace` for use within another trace, whose tensors become constants (2.1 and later)."""
+    return make_fx(fn, tracing_mode="real", _allow_non_fake_inputs=True, _allow_fake_constant=True)(
+        *fakes
+    )
+
+
+def scan_operator(
+    body: fx.GraphModule,
+    carry: Sequence[torch.Tensor],
+    xs: Sequence[torch.Tensor],
+    captured: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The loop as one operator of the graph (2.6 and later): the last carry, then the stacked ys."""
+    return list(scan_op(body, list(carry), list(xs), tuple(captured)))

@@ -29,7 +29,7 @@ from ftrain.core.compile._errors import (
     user_line,
 )
 
-__all__ = ["TENSOR", "Traced", "is_tracing", "trace"]
+__all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace"]
 
 aten = torch.ops.aten
 
@@ -107,7 +107,7 @@ def trace(
 
     run = _run(flat, function, tensors)
     editor = _Editor(run, tensor_names)
-    captured = editor.lift_captured()
+    captured = [value.detach() for value in editor.lift_captured()]
     if editor.writes():
         _raise_impure(flat, function, tensors, captured, tensor_names)
     n_donated = 0
@@ -129,6 +129,53 @@ def trace(
     run.graph.recompile()
     whole = found.get("whole", False)
     return Traced(run.graph, captured, found["treedef"], found["leaves"], n_donated, whole)
+
+
+@dataclasses.dataclass
+class BodyGraph:
+    """The graph of a loop's body, traced in the middle of another trace.
+
+    Attributes:
+        module: carry, slices and captured tensors in; carry and outputs out.
+        captured: tensors from outside the body, which the loop must be handed.
+    """
+
+    module: fx.GraphModule
+    captured: list[torch.Tensor]
+
+    @classmethod
+    def trace(
+        cls,
+        body: Callable[..., Any],
+        carry: Sequence[torch.Tensor],
+        xs: Sequence[torch.Tensor],
+        *,
+        n_idle: int = 0,
+    ) -> BodyGraph:
+        """Trace `body(*carry, *slices)`, aside from the trace that is under way.
+
+        Args:
+            n_idle: how many leading carries `body` does not know of, and pass through.
+        """
+
+        def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
+            return [*inputs[:n_idle], *body(*inputs[n_idle:])]
+
+        with _torch.aside() as mode:
+            inputs = [torch.empty_like(leaf) for leaf in carry]
+            inputs += [torch.empty_like(leaf[0]) for leaf in xs]
+            module = _torch.trace_inner(flat, inputs)
+        editor = _Editor(_Run(module, mode), [])
+        captured = editor.lift_captured(literals=True)
+        if editor.writes():
+            raise ImpureFunctionError(
+                "the body of a scan writes into its carry, its slice of xs or a tensor from outside. "
+                "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`)."
+            )
+        editor.separate_outputs()
+        module.graph.lint()
+        module.recompile()
+        return cls(module, captured)
 
 
 @dataclasses.dataclass
@@ -263,27 +310,29 @@ class _Editor:
     def __init__(self, run: _Run, names: Sequence[str]) -> None:
         self.module = run.graph
         self.graph = run.graph.graph
+        self.graph.eliminate_dead_code()
         self.mode = run.mode
         self.names = list(names)
         self.inputs = list(self.graph.find_nodes(op="placeholder"))
 
-    def lift_captured(self) -> list[torch.Tensor]:
+    def lift_captured(self, *, literals: bool = False) -> list[torch.Tensor]:
         """Make captured tensors inputs, so that every call sees their content of that moment."""
         lifted: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         for node in list(self.graph.find_nodes(op="get_attr")):
             value = getattr(self.module, node.target, None)
-            if not isinstance(value, torch.Tensor) or _is_literal(node):
+            if not isinstance(value, torch.Tensor) or (_is_literal(node) and not literals):
                 continue
             if id(value) not in lifted:
                 before = self.inputs[-1].next if self.inputs else next(iter(self.graph.nodes))
                 with self.graph.inserting_before(before):
                     new = self.graph.placeholder(f"captured_{len(lifted)}")
-                new.meta["val"] = self.mode.from_tensor(value)
+                is_fake = isinstance(value, _torch.FakeTensor)
+                new.meta["val"] = value if is_fake else self.mode.from_tensor(value)
                 lifted[id(value)] = (value, new)
                 self.inputs.append(new)
             node.replace_all_uses_with(lifted[id(value)][1])
             self.graph.erase_node(node)
-        return [value.detach() for value, _ in lifted.values()]
+        return [value for value, _ in lifted.values()]
 
     def writes(self) -> bool:
         """Whether any operator writes into an input."""

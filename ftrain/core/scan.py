@@ -1,0 +1,152 @@
+"""`scan`: a loop that compiles once, however long it is.
+
+In eager mode it is a Python loop. Inside `ftrain.compile` it is one operator: the body is traced once,
+with the gradients it takes inside, and so the time to compile does not grow with the length. Under
+`torch.func` transforms it is the loop again, unrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core.compile._trace import BodyGraph, is_tracing
+
+__all__ = ["scan"]
+
+C = TypeVar("C")
+Body = Callable[[C, Any], tuple[C, Any]]
+
+
+def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> tuple[C, Any]:
+    """Thread `carry` through `body` over the leading axis of `xs`, and stack what it puts out.
+
+        carry, y_i = body(carry, xs[i])    for i in 0 .. n - 1
+
+    Args:
+        body: a pure function `(carry, x) -> (carry, y)` on trees of tensors. The carry keeps its
+            structure, shapes and dtypes. What it captures from outside is constant over the loop.
+        carry: a tree of tensors; the start.
+        xs: a tree of tensors with one leading length, or `None` with `length` given (then each `x`
+            is `None`).
+        length: the number of iterations, at least 1; only needed without `xs`.
+
+    Returns:
+        The last carry, and the tree of all `y`, stacked along a new leading axis.
+
+    Raises:
+        ValueError: the lengths differ, there is nothing to iterate, or the carry does not keep its kind;
+            the message names the path.
+        TypeError: a leaf is not a tensor.
+
+    >>> total, partial = scan(lambda s, x: (s + x, s), torch.tensor(0), torch.arange(4))
+    >>> total, partial
+    (tensor(6), tensor([0, 0, 1, 3]))
+
+    Source: `jax.lax.scan`.
+    """
+    flat_xs, xs_def = tree.flatten(xs)
+    _check_tensors("xs", xs, flat_xs)
+    _check_tensors("carry", carry, tree.leaves(carry))
+    n = _length(xs, flat_xs, length)
+    if is_tracing() and _torch.inside_functorch() is None:
+        return _one_operator(body, carry, flat_xs, xs_def, n)
+    stacked: list[list[torch.Tensor]] = []
+    y_def: tree.TreeDef | None = None
+    for i in range(n):
+        new, y = _output(body(carry, tree.unflatten(xs_def, [x[i] for x in flat_xs])))
+        if i == 0:
+            _check_carry(carry, new)
+        carry = new
+        ys, y_def = tree.flatten(y)
+        _check_tensors("y", y, ys)
+        stacked.append(ys)
+    assert y_def is not None
+    return carry, tree.unflatten(
+        y_def, [torch.stack(column) for column in zip(*stacked, strict=True)]
+    )
+
+
+def _one_operator(
+    body: Body[C], carry: C, flat_xs: list[torch.Tensor], xs_def: tree.TreeDef, n: int
+) -> tuple[C, Any]:
+    flat_carry, carry_def = tree.flatten(carry)
+    found: dict[str, Any] = {}
+
+    def flat_body(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        old = tree.unflatten(carry_def, inputs[: len(flat_carry)])
+        rest = inputs[len(flat_carry) :]
+        x = tree.unflatten(xs_def, rest[: len(flat_xs)])
+        new, y = _output(body(old, x))
+        _check_carry(old, new)
+        ys, found["y"] = tree.flatten(y)
+        _check_tensors("y", y, ys)
+        return [*tree.leaves(new), *ys]
+
+    # The operator needs something to iterate over and something to carry.
+    over = flat_xs or [torch.zeros(n, dtype=torch.int8)]
+    start = flat_carry or [torch.zeros((), dtype=torch.int8)]
+    graph = BodyGraph.trace(flat_body, start, over, n_idle=len(start) - len(flat_carry))
+    outputs = _torch.scan_operator(graph.module, start, over, graph.captured)
+    last, ys = outputs[: len(start)], outputs[len(start) :]
+    return tree.unflatten(carry_def, last[: len(flat_carry)]), tree.unflatten(found["y"], ys)
+
+
+def _output(output: Any) -> tuple[Any, Any]:
+    if not isinstance(output, tuple) or len(output) != 2:
+        kind = f"a tuple of {len(output)}" if isinstance(output, tuple) else type(output).__name__
+        raise TypeError(f"the body of scan must return (carry, y), and returned {kind}")
+    return output
+
+
+def _length(xs: Any, flat_xs: Sequence[torch.Tensor], length: int | None) -> int:
+    sizes: dict[int, str] = {}
+    for path, leaf in zip(tree.paths(xs), flat_xs, strict=True):
+        if leaf.ndim == 0:
+            raise ValueError(f"scan iterates over the leading axis, and xs{path} is 0-d")
+        sizes.setdefault(leaf.shape[0], f"xs{path}")
+    if length is not None:
+        sizes.setdefault(length, "length")
+    if len(sizes) > 1:
+        listed = ", ".join(f"{name} has {size}" for size, name in sizes.items())
+        raise ValueError(f"scan needs one length, found several: {listed}")
+    if not sizes:
+        raise ValueError("scan without xs needs `length`")
+    (n,) = sizes
+    if n < 1:
+        raise ValueError(
+            "scan needs at least one iteration: what y looks like is unknown without one"
+        )
+    return n
+
+
+def _check_tensors(what: str, value: Any, flat: Sequence[Any]) -> None:
+    for i, leaf in enumerate(flat):
+        if not isinstance(leaf, torch.Tensor):
+            raise TypeError(
+                f"scan: {what}{tree.paths(value)[i]} is {type(leaf).__name__} {leaf!r}, not a tensor. "
+                "Wrap numbers in torch.tensor(...)."
+            )
+
+
+def _check_carry(old: Any, new: Any) -> None:
+    difference = tree.first_difference(old, new)
+    if difference is not None:
+        raise ValueError(f"scan: the carry that body returns is built differently: {difference}")
+    for path, before, after in zip(
+        tree.paths(old), tree.leaves(old), tree.leaves(new), strict=True
+    ):
+        if not isinstance(after, torch.Tensor):
+            _check_tensors("carry", new, tree.leaves(new))
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
+            raise ValueError(
+                f"scan: carry{path} goes in as {_kind(before)} and comes out as {_kind(after)}. "
+                "Start with the shape and dtype that body returns."
+            )
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
