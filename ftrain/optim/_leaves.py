@@ -99,15 +99,22 @@ def placed(
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
     """0-d tensors in the device and dtype of the leaf they meet, each converted once.
 
-    Left in float64 they would widen 0-d parameters. Python numbers pass through.
+    Left in float64 they would widen 0-d parameters. Python numbers pass through. The tensors are
+    stacked, two or more, because inductor writes a stack to memory: left to itself it repeats the
+    whole schedule and both powers in the inner loop of every parameter (AdamW on the 27 parameters
+    of a small GPT, one core: 3.0 ms against 0.5).
     """
+    tensors = [s for s in scalars if isinstance(s, torch.Tensor)]
     done: dict[tuple[torch.device, torch.dtype], tuple[Hyperparameter, ...]] = {}
 
     def place(device: torch.device, dtype: torch.dtype) -> tuple[Hyperparameter, ...]:
+        if not tensors:
+            return scalars
         if (device, dtype) not in done:
+            here = [t.to(device=device, dtype=dtype) for t in tensors]
+            entries = iter(torch.stack(here if len(here) > 1 else here * 2).unbind())
             done[device, dtype] = tuple(
-                s.to(device=device, dtype=dtype) if isinstance(s, torch.Tensor) else s
-                for s in scalars
+                next(entries) if isinstance(s, torch.Tensor) else s for s in scalars
             )
         return done[device, dtype]
 

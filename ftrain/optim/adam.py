@@ -6,6 +6,7 @@ whose state is flat: one count, one rate, two moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -112,14 +113,17 @@ def adamw(
         params = _checks.needed("adamw", params)
         decays = mask_leaves(mask, params)
         rate = rate_at(learning_rate, state.count)
-        place = placed(rate * weight_decay)
-        updates, state = _update(rate, b1, b2, eps, grads=grads, state=state, params=params)
-        steps, treedef = tree.flatten(updates)
-        for index, p in enumerate(tree.leaves(params)):
-            if decays[index]:
-                (shrink,) = place(p.device, steps[index].dtype)
-                steps[index] = steps[index] - p * shrink
-        return tree.unflatten(treedef, steps), state
+        moments = ScaleByAdamState(state.count, state.mu, state.nu)
+        updates, (count, mu, nu) = _advance(
+            (b1, b2, eps),
+            grads,
+            moments,
+            params,
+            factor=-rate,
+            shrink=rate * weight_decay,
+            decays=decays,
+        )
+        return updates, AdamState(count, rate.float(), mu, nu)
 
     return GradientTransformation(init, update)
 
@@ -169,7 +173,9 @@ def adam(
         grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamState]:
         rate = rate_at(learning_rate, state.count)
-        return _update(rate, b1, b2, eps, grads=grads, state=state, params=params)
+        moments = ScaleByAdamState(state.count, state.mu, state.nu)
+        updates, (count, mu, nu) = _advance((b1, b2, eps), grads, moments, params, factor=-rate)
+        return updates, AdamState(count, rate.float(), mu, nu)
 
     return GradientTransformation(init, update)
 
@@ -206,7 +212,7 @@ def scale_by_adam(
     def update(
         grads: PyTree, state: ScaleByAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByAdamState]:
-        return _advance(1.0, b1, b2, eps, grads=grads, state=state, params=params)
+        return _advance((b1, b2, eps), grads, state, params)
 
     return GradientTransformation(init, update)
 
@@ -228,51 +234,37 @@ def _init(learning_rate: LearningRate, params: PyTree) -> AdamState:
     return AdamState(count, rate_at(learning_rate, count).float(), mu, nu)
 
 
-def _update(
-    rate: torch.Tensor,
-    b1: Hyperparameter,
-    b2: Hyperparameter,
-    eps: Hyperparameter,
-    *,
-    grads: PyTree,
-    state: AdamState,
-    params: PyTree | None,
-) -> tuple[PyTree, AdamState]:
-    moments = ScaleByAdamState(state.count, state.mu, state.nu)
-    updates, (count, mu, nu) = _advance(
-        -rate, b1, b2, eps, grads=grads, state=moments, params=params
-    )
-    return updates, AdamState(count, rate.float(), mu, nu)
-
-
 def _advance(
-    factor: Hyperparameter,
-    b1: Hyperparameter,
-    b2: Hyperparameter,
-    eps: Hyperparameter,
-    *,
+    hyper: tuple[Hyperparameter, Hyperparameter, Hyperparameter],
     grads: PyTree,
     state: ScaleByAdamState,
     params: PyTree | None,
+    *,
+    factor: Hyperparameter = 1.0,
+    shrink: Hyperparameter = 0.0,
+    decays: Sequence[bool] | None = None,
 ) -> tuple[PyTree, ScaleByAdamState]:
-    """`factor` times the direction, and the new moments."""
-    if params is not None:
-        agreeing(("params", params), ("grads", grads))
+    """`factor` times the direction, less `shrink` times the parameters that decay; the new moments."""
+    b1, b2, eps = hyper
     (means, squares, gs), treedef = agreeing(
         ("state.mu", state.mu), ("state.nu", state.nu), ("grads", grads), strict_dtype=False
     )
+    ps: Sequence[torch.Tensor] = means
+    if params is not None:
+        (ps, _), _ = agreeing(("params", params), ("grads", grads))
     count = state.count + 1
     t = count.to(torch.float64)
     step = factor / (1 - double(b1, t.device) ** t)
     root = (1 - double(b2, t.device) ** t).sqrt()
-    place = placed(1 - b1, b2, 1 - b2, root, eps, step)
+    place = placed(1 - b1, b2, 1 - b2, root, eps, step, shrink)
     updates, mu, nu = [], [], []
-    for m, v, grad in zip(means, squares, gs, strict=True):
-        one_b1, b2_, one_b2, root_, eps_, step_ = place(m.device, m.dtype)
+    for index, (m, v, grad, p) in enumerate(zip(means, squares, gs, ps, strict=True)):
+        one_b1, b2_, one_b2, root_, eps_, step_, shrink_ = place(m.device, m.dtype)
         g = grad.to(m.dtype)
         new_m = torch.lerp(m, g, one_b1)
         new_v = torch.addcmul(v * b2_, g * one_b2, g)
-        updates.append(new_m * step_ / (new_v.sqrt() / root_ + eps_))
+        u = new_m * step_ / (new_v.sqrt() / root_ + eps_)
+        updates.append(u - p * shrink_ if decays and decays[index] else u)
         mu.append(like(new_m, m))
         nu.append(like(new_v, v))
     new = ScaleByAdamState(count, tree.unflatten(treedef, mu), tree.unflatten(treedef, nu))

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core.norm import global_norm
 from ftrain.optim import _checks
 from ftrain.optim._leaves import placed
-from ftrain.optim.global_norm import global_norm
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["clip_by_global_norm"]
@@ -41,6 +41,9 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
+        if not tree.leaves(grads):
+            return grads, state
+        # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
         norm = global_norm(grads)
         place = placed(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
 
