@@ -35,7 +35,7 @@ def evaluation(
     def eval_step(state: TrainState, batch: Any) -> Metrics:
         check_state(state)
         check_batch(batch, state.step.device)
-        with isolated(state.step.device.type), random.keyed(state.rng):
+        with isolated(state.step.device.type), random.keyed(state.rng, bound.skeleton.module):
             cast = policy.cast(batch)
             out, _ = bound.call(
                 lambda module: call_loss(eval_fn, module, cast, policy, where),

@@ -173,7 +173,7 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
             return cotangent.to(counted.total.dtype)
 
         # Around the backward pass too: what is recomputed there must not draw from elsewhere.
-        with random.keyed(key):
+        with random.keyed(key, bound.skeleton.module):
             _, (after, metrics), grads = pull_back(run, params, seed=seed, name=where)
         return Micro(grads, metrics.entries["loss"].weight, after, metrics)
 
