@@ -49,6 +49,7 @@ def threshold(p: float) -> int:
 
 def scale(unit: Tensor, minval: Tensor, maxval: Tensor) -> Tensor:
     """`max(minval, unit * (maxval - minval) + minval)`, rounded as XLA rounds it; all of one dtype."""
+    minval = minval + 0.0  # no -0: which zero a maximum returns differs between machines
     span = maxval - minval
     if unit.dtype == torch.float32:
         # The product of two float32 is exact in float64; the sum is rounded to odd there, so that

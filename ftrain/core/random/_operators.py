@@ -50,7 +50,9 @@ def _uniform(
 ) -> Tensor:
     kernel = _for(key)
     if kernel is not None and dtype in _UNIFORM:
-        return kernel.draw(_UNIFORM[dtype], key, folds, _drawn(key, shape, dtype), minval, maxval)
+        return kernel.draw(
+            _UNIFORM[dtype], key, folds, _drawn(key, shape, dtype), minval + 0.0, maxval
+        )
     unit = _floats.unit(_bits(key, folds, shape, _floats.WIDTH[dtype]), dtype)
     if minval == 0.0 and maxval == 1.0:
         return unit

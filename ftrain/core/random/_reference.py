@@ -109,6 +109,6 @@ def low_word(data: Tensor) -> Tensor:
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:
-    """The shape that all of these broadcast to."""
+    """The shape that all of these broadcast to; raises RuntimeError if there is none."""
     shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return shape

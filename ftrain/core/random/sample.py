@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ftrain.core.random import _floats, _integers, _operators
-from ftrain.core.random._reference import broadcast
 from ftrain.core.random.keys import _check_single, _folds
 
 __all__ = ["bernoulli", "bits", "normal", "permutation", "randint", "uniform"]
@@ -282,8 +281,10 @@ def _check_float(dtype: torch.dtype, name: str) -> None:
 
 def _check_broadcast(name: str, size: Sequence[int], *parameters: Tensor) -> None:
     for parameter in parameters:
-        if broadcast(parameter.shape, size) != torch.Size(size):
+        found = parameter.shape
+        pairs = zip(reversed(found), reversed(size), strict=False)
+        if len(found) > len(size) or any(have not in (1, want) for have, want in pairs):
             raise ValueError(
-                f"{name}: a parameter of shape {tuple(parameter.shape)} does not broadcast to the shape "
+                f"{name}: a parameter of shape {tuple(found)} does not broadcast to the shape "
                 f"{tuple(size)} of the result"
             )
