@@ -148,26 +148,37 @@ def _reason(error: Exception) -> str:
 
 
 def _load() -> Kernel:
+    """The first library that compiles, loads and answers; each attempt asks less of the machine."""
     compiler = _compiler()
-    folder = cache_folder()
     failure: Exception = _NoKernelError("")
     # OpenMP's symbols are left for torch's own runtime to resolve, so that both share one pool of
     # threads; where torch brings none (macOS), the kernel uses one thread.
     for extra in (("-march=native", "-fopenmp"), ("-march=native",), ()):
-        name = f"threefry-{_fingerprint(compiler, extra)}.so"
         try:
-            if not (folder / name).exists():
-                _compile(compiler, extra, folder, name)
-            found = Kernel(folder / name)
-        except (OSError, subprocess.CalledProcessError) as error:
-            if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
-                raise
+            return _library(compiler, extra)
+        except (PermissionError, FileExistsError, NotADirectoryError):
+            raise  # the cache folder: no flag will help
+        except (OSError, subprocess.CalledProcessError, _NoKernelError) as error:
             failure = error
-            continue
-        if _answers(found):
-            return found
-        failure = _NoKernelError(f"The compiled library {folder / name} draws other numbers.")
     raise failure
+
+
+def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
+    """The library of these flags, from the cache if it is there and whole."""
+    path = cache_folder() / f"threefry-{_fingerprint(compiler, extra)}.so"
+    cached = path.exists()
+    if not cached:
+        _compile(compiler, extra, path)
+    try:
+        found = Kernel(path)
+    except OSError:
+        if not cached:
+            raise
+        _compile(compiler, extra, path)
+        found = Kernel(path)
+    if not _answers(found):
+        raise _NoKernelError(f"The compiled library {path} draws other numbers.")
+    return found
 
 
 def cache_folder() -> Path:
@@ -175,7 +186,12 @@ def cache_folder() -> Path:
     named = os.environ.get("FTRAIN_CACHE_DIR")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftrain"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftrain"
+    except RuntimeError as error:
+        raise _NoKernelError(
+            "There is no home folder: name a cache in FTRAIN_CACHE_DIR."
+        ) from error
 
 
 def _compiler() -> tuple[str, ...]:
@@ -223,18 +239,18 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _compile(compiler: tuple[str, ...], extra: tuple[str, ...], folder: Path, name: str) -> None:
+def _compile(compiler: tuple[str, ...], extra: tuple[str, ...], path: Path) -> None:
     """Compile beside the final place and rename: of processes at work at once, the last one wins."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        object_file, library = Path(scratch) / "threefry.o", Path(scratch) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        object_file, library = Path(scratch) / "threefry.o", Path(scratch) / path.name
         steps = (
             (*compiler, *_FLAGS, *extra, "-c", str(_SOURCE), "-o", str(object_file)),
             (compiler[0], "-shared", str(object_file), "-o", str(library), "-lm"),
         )
         for step in steps:
             subprocess.run(step, check=True, capture_output=True, text=True, timeout=120)
-        os.replace(library, folder / name)
+        os.replace(library, path)
 
 
 def _answers(kernel: Kernel) -> bool:

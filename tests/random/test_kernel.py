@@ -1,0 +1,139 @@
+"""Compiling the kernel: when, where, once; and what happens where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from ftrain.core import random
+from ftrain.core.random import _kernel
+
+
+@pytest.fixture(autouse=True)
+def untried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_kernel, "_kernel", _kernel._UNTRIED)
+    monkeypatch.setenv("FTRAIN_CACHE_DIR", str(tmp_path))
+
+
+def draw() -> list[int]:
+    return random.bits(random.key(0), 1000, 8).tolist()
+
+
+def expected() -> list[int]:
+    from ftrain.core.random import _reference
+
+    return _reference.bits(random.key(0), (), (1000,), 8).tolist()
+
+
+def test_compiled_at_the_first_draw_and_kept(tmp_path: Path) -> None:
+    random.key(0)
+    assert not list(tmp_path.iterdir())
+    assert draw() == expected()
+    (library,) = tmp_path.iterdir()
+    written = library.stat().st_mtime_ns
+    _kernel._kernel = _kernel._UNTRIED
+    assert draw() == expected()
+    assert library.stat().st_mtime_ns == written
+
+
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
+    draw()
+    (library,) = tmp_path.iterdir()
+    damaged = tmp_path / "damaged"  # another file: this process has the first one mapped
+    damaged.write_bytes(b"no library")
+    os.replace(damaged, library)
+    _kernel._kernel = _kernel._UNTRIED
+    assert draw() == expected()
+    assert isinstance(_kernel.kernel(), _kernel.Kernel)
+    assert [path.name for path in tmp_path.iterdir()] == [library.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("CC", "no-such-compiler", "No C compiler.*no-such-compiler"),
+        ("CC", "false", "The compiler failed"),
+        ("FTRAIN_CACHE_DIR", str(Path(__file__)), "FTRAIN_CACHE_DIR"),
+    ],
+)
+def test_without_a_kernel_one_warning_and_the_same_numbers(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.warns(RuntimeWarning, match=f"(?s)without its C kernel.*{words}"):
+        assert draw() == expected()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw() == expected()
+
+
+def test_a_kernel_that_draws_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernel, "_answers", lambda kernel: False)
+    with pytest.warns(RuntimeWarning, match="other numbers"):
+        assert draw() == expected()
+
+
+def test_a_plain_compiler_without_openmp_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = _kernel._compiler()
+    for extra in (("-march=native",), ()):
+        monkeypatch.setattr(_kernel, "_kernel", _kernel._library(compiler, extra))
+        assert draw() == expected()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert _kernel.cache_folder() == tmp_path
+    monkeypatch.delenv("FTRAIN_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert _kernel.cache_folder() == Path("/cache/ftrain")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert _kernel.cache_folder() == Path("/home/someone/.cache/ftrain")
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    code = (
+        "from ftrain.core import random; from ftrain.core.random import _kernel\n"
+        "import sys; sys.stdin.readline()\n"  # both have imported: start together
+        "print(random.bits(random.key(0), 1000, 8).tolist(), _kernel.kernel() is not None)"
+    )
+    root = str(Path(_kernel.__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": root}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert outputs == [f"{expected()} True"] * 2
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_numbers(threads: int) -> None:
+    before = torch.get_num_threads()
+    key = random.split(random.key(1), 3)
+    torch.set_num_threads(1)
+    single = torch.vmap(lambda key: random.normal(key, (50_001,)))(key)
+    integers = random.randint(key[0], (70_001,), 0, 1000)
+    try:
+        torch.set_num_threads(threads)
+        many = torch.vmap(lambda key: random.normal(key, (50_001,)))(key)
+        assert torch.equal(many, single)
+        assert torch.equal(random.randint(key[0], (70_001,), 0, 1000), integers)
+    finally:
+        torch.set_num_threads(before)
