@@ -56,7 +56,7 @@ FUNCTIONS = {
     "torch.native_dropout": lambda x: torch.native_dropout(x, 0.3, True)[0],
     "F.rrelu": lambda x: F.rrelu(x, training=True),
     "F.rrelu inplace": lambda x: F.rrelu(x * 1, training=True, inplace=True),
-    "F.gumbel_softmax": lambda x: F.gumbel_softmax(x),
+    "F.gumbel_softmax": F.gumbel_softmax,
     "F.gumbel_softmax hard": lambda x: F.gumbel_softmax(x, hard=True),
     "F.fractional_max_pool2d": lambda x: F.fractional_max_pool2d(
         x.reshape(1, 1, 12, 16), 2, output_size=(4, 5)
@@ -70,7 +70,7 @@ FUNCTIONS = {
     "torch.randint": lambda x: torch.randint(10, (5,)),
     "torch.randint low": lambda x: torch.randint(-3, high=2, size=(5, 2), dtype=torch.int32),
     "torch.randperm": lambda x: torch.randperm(13),
-    "torch.rand_like": lambda x: torch.rand_like(x),
+    "torch.rand_like": torch.rand_like,
     "torch.randn_like": lambda x: torch.randn_like(x, dtype=torch.bfloat16),
     "torch.randint_like": lambda x: torch.randint_like(x, 2, 9),
     "torch.bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
@@ -113,7 +113,7 @@ FUNCTIONS = {
     ),
 }
 
-_ATTENTION = dict(embed_dim=8, num_heads=2, dropout=0.3, batch_first=True)
+_ATTENTION = {"embed_dim": 8, "num_heads": 2, "dropout": 0.3, "batch_first": True}
 
 # A fixed seed for the parameters, so that what the tests compare is the same on every run.
 torch.manual_seed(0)

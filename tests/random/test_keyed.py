@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from ftrain.core.random import _keyed_sites, key, sample, split
-from ftrain.core.random.keyed import UnkeyedRandomError, keyed
+from ftrain.core.random._keyed_reach import unkeyed
+from ftrain.core.random.keyed import UnkeyedRandomError, keyed, loop_body
 
-from ._keyed_cases import CASES, X, Case
+from ._keyed_cases import CASES, Case, X
 
 KEYS = split(key(1), 3)
 XS = torch.stack([X, X * 0.5, -X])
@@ -51,7 +54,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 def close(case: Case, a: list[Tensor], b: list[Tensor]) -> bool:
     """Equal bytes; where torch's own arithmetic differs between transforms, equal up to its rounding.
 
-    Batched products sum in another order: 1e-5 is 100 times what was seen, and a different mask is off by 1.
+    Batched products sum in another order: 1e-5 is 100 times what was seen; another mask is off by 1.
     """
     if case.exact:
         return same(a, b)
@@ -80,7 +83,7 @@ def test_a_vmapped_row_is_a_single_run(case: Case) -> None:
         pytest.skip("torch has no batching rule for recurrent kernels")
     over_keys = vmap(lambda k: run(case, k, X * 1))
     over_both = vmap(lambda k, x: run(case, k, x))
-    # Torch refuses to write batched values into unbatched data; the straight-through estimate does so inside.
+    # Torch writes no batched values into unbatched data; the straight-through estimate would, inside.
     if "inplace" not in case.name and "hard" not in case.name:
         outputs = over_keys(KEYS)
         assert all(close(case, row(outputs, i), run(case, KEYS[i], X)) for i in range(3))
@@ -213,10 +216,8 @@ def test_paths_are_the_modules_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_bits_of_a_site_are_pinned() -> None:
-    """A site's key is public behaviour: blake2b of the path, then the count. Runs must resume after years."""
-    digest = int.from_bytes(
-        __import__("hashlib").blake2b(b"blocks.a.inner", digest_size=8).digest()
-    )
+    """A site's key is public behaviour, blake2b of the path and the count: runs resume after years."""
+    digest = int.from_bytes(hashlib.blake2b(b"blocks.a.inner", digest_size=8).digest())
     folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)
     assert masks(Net("a"))["a"].bool().equal(sample.bernoulli(KEYS[0], 0.5, (64,), folds=folds))
 
@@ -226,9 +227,9 @@ def test_an_inner_context_rules_and_the_outer_one_goes_on() -> None:
         a, b = torch.rand(3), torch.rand(3)
     with keyed(KEYS[0]):
         c = torch.rand(3)
-        with pytest.raises(ZeroDivisionError), keyed(KEYS[1]):
+        with contextlib.suppress(ZeroDivisionError), keyed(KEYS[1]):
             inner = torch.rand(3)
-            raise ZeroDivisionError
+            1 / 0  # noqa: B018
         d = torch.rand(3)
     with keyed(KEYS[1]):
         assert inner.equal(torch.rand(3))
@@ -296,10 +297,56 @@ class NoisyGradient(torch.autograd.Function):
 
 @pytest.mark.parametrize(
     "pull",
-    [lambda y, x: y.backward(), lambda y, x: torch.autograd.grad(y, x)],
+    [lambda y, _: y.backward(), torch.autograd.grad],
     ids=["backward", "grad"],
 )
 def test_a_draw_in_a_backward_is_refused(pull: Callable[[Tensor, Tensor], Any]) -> None:
     x = ONES.clone().requires_grad_()
     with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="in a backward pass"):
         pull(NoisyGradient.apply(x).sum(), x)
+
+
+def test_a_loop_body_draws_from_a_key_of_its_own() -> None:
+    xs = torch.ones(3, 4)
+
+    def body(carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        with keyed(KEYS[1]):
+            return carry + 1, F.dropout(x, 0.5)
+
+    def draws_from_outside(carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return carry + 1, F.dropout(x, 0.5)
+
+    with keyed(KEYS[0]):
+        with loop_body():
+            _, inside = body(torch.zeros(()), xs[0])
+            with pytest.raises(UnkeyedRandomError, match="higher-order"):
+                draws_from_outside(torch.zeros(()), xs[0])
+        assert F.dropout(xs, 0.5).shape == xs.shape
+    assert inside.equal(body(torch.zeros(()), xs[0])[1])
+
+
+def test_a_higher_order_operator_draws_from_a_key_of_its_own() -> None:
+    def branch(x: Tensor) -> Tensor:
+        with keyed(KEYS[1]):
+            return F.dropout(x, 0.5)
+
+    cond = torch.ops.higher_order.cond
+    for outer in (contextlib.nullcontext(), keyed(KEYS[0])):
+        with outer:
+            out = cond(torch.tensor(True), branch, torch.neg, (ONES,))
+        assert out.equal(branch(ONES))
+    with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="higher-order"):
+        cond(torch.tensor(True), F.dropout, torch.neg, (ONES,))
+
+
+def test_a_graph_is_searched_for_operators_that_draw() -> None:
+    def step(key: Tensor, x: Tensor) -> Tensor:
+        with keyed(key):
+            x = F.scaled_dot_product_attention(x, x, x) + F.dropout(x)
+        return torch.bernoulli(x.sigmoid()) if draws else x
+
+    x = torch.ones(2, 2, 3, 4)
+    draws = False
+    assert unkeyed(make_fx(step, tracing_mode="fake")(KEYS[0], x)) == []
+    draws = True
+    assert unkeyed(make_fx(step, tracing_mode="fake")(KEYS[0], x)) == ["aten.bernoulli.default"]

@@ -1,13 +1,14 @@
 """Torch's own draws, from a stream of keys: factories, `_like` forms, and in-place fills.
 
 Each function here has the signature of the torch function that it stands for, with the stream in front.
-Distributions are inverse transforms of one uniform draw, so they trace, and each row of a vmap is a single
-run. Read next: `_keyed_layers.py`, the layers that draw.
+Distributions are inverse transforms of one uniform draw, so they trace, and each row of a vmap is a
+single run.
+
+Read next: `_keyed_fills.py`, the in-place forms, and `_keyed_layers.py`, the layers that draw.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ftrain.core.random._keyed_sites import Stream
 
-__all__ = ["DRAWS"]
+__all__ = ["DRAWS", "Handler", "exponential", "integers"]
 
 Number = float | int
 Handler = Callable[..., Any]
@@ -102,7 +103,7 @@ def randint(
     high = form.pop("high") if "high" in form else values.pop()
     low = form.pop("low") if "low" in form else (values.pop() if values else 0)
     dtype = torch.int64 if dtype is None else dtype
-    return _deliver(_integers(stream, tuple(size), low, high, dtype, _device(device)), **form)
+    return _deliver(integers(stream, tuple(size), low, high, dtype, _device(device)), **form)
 
 
 def randperm(
@@ -156,7 +157,7 @@ def randint_like(
     high = form.pop("high") if "high" in form else values.pop()
     low = form.pop("low") if "low" in form else (values.pop() if values else 0)
     device = input.device if device is None else torch.device(device)
-    drawn = _integers(stream, input.shape, int(low), int(high), dtype or input.dtype, device)
+    drawn = integers(stream, input.shape, int(low), int(high), dtype or input.dtype, device)
     return _deliver(drawn, **form)
 
 
@@ -172,7 +173,8 @@ def normal(
     **form: Any,
 ) -> Tensor:
     if isinstance(mean, Tensor) and isinstance(std, Tensor):
-        shape: Sequence[int] = torch.broadcast_shapes(mean.shape, std.shape)
+        # Typed by no annotation in torch.
+        shape: Sequence[int] = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]
         like = mean
     elif isinstance(mean, Tensor):
         shape, like = mean.shape, mean
@@ -208,10 +210,11 @@ def multinomial(
     if not replacement or num_samples == 1:
         if not replacement and num_samples > input.shape[-1]:
             raise ValueError(
-                f"multinomial without replacement: {num_samples} samples from {input.shape[-1]} categories"
+                f"multinomial without replacement: {num_samples} samples from "
+                f"{input.shape[-1]} categories"
             )
-        # The exponential race: the k categories whose clocks E_i / w_i ring first (Efraimidis & Spirakis 2006).
-        rate = weights / _exponential(stream.uniform(weights.shape, wide, weights.device))
+        # A race: the k categories whose clocks E_i / w_i ring first (Efraimidis & Spirakis 2006).
+        rate = weights / exponential(stream.uniform(weights.shape, wide, weights.device))
         return _deliver(rate.topk(num_samples, dim=-1).indices, **form)
     # Inverse of the cumulative weight: the first category whose running sum passes u · total.
     total = weights.double().cumsum(-1)
@@ -230,8 +233,8 @@ def multinomial(
 def memory(allocate: Callable[..., Tensor]) -> Handler:
     """`torch.empty` and its kin; under a batched key, batched like the key.
 
-    So gives `torch.vmap` over keys each row its own initial weights, and `empty_like(x).exponential_()` its
-    own noise, where torch would refuse to write batched values into unbatched memory.
+    So `torch.vmap` over keys gives each row its own initial weights, and `empty_like(x).exponential_()`
+    its own noise, where torch would refuse to write batched values into unbatched memory.
     """
 
     def allocated(stream: Stream, *args: Any, **kwargs: Any) -> Tensor:
@@ -245,91 +248,12 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
     return allocated
 
 
-# In-place fills. `copy_` has the gradient of a fill (zero to the old value) and keeps dtype and strides.
-
-
-def uniform_(
-    stream: Stream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
-) -> Tensor:
-    # The bounds are called `from` and `to`: the first is no name in Python.
-    low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
-    value = (_unit(stream, self) * (high - low) + low).to(self.dtype)
-    # low + u · (high - low) may round to high, which [low, high) excludes.
-    return self.copy_(torch.where(value < high, value, low))
-
-
-def normal_(
-    stream: Stream, self: Tensor, mean: Number = 0.0, std: Number = 1.0, *, generator: None = None
-) -> Tensor:
-    wide = torch.promote_types(self.dtype, torch.float32)
-    return self.copy_(stream.normal(self.shape, wide, self.device) * std + mean)
-
-
-def bernoulli_(
-    stream: Stream, self: Tensor, p: Tensor | float = 0.5, *, generator: None = None
-) -> Tensor:
-    if isinstance(p, Tensor):
-        wide = torch.promote_types(p.dtype, torch.float32)
-        return self.copy_(stream.uniform(self.shape, wide, self.device) < p)
-    return self.copy_(stream.bernoulli(p, self.shape, self.device))
-
-
-def random_(
-    stream: Stream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
-) -> Tensor:
-    if len(args) == 1:  # random_(to)
-        bounds["to"], args = args[0], ()
-    low, high = _two(args, bounds, ("from", 0), ("to", None))
-    if high is None:
-        high = _integer_bound(self.dtype)
-    return self.copy_(_integers(stream, self.shape, low, high, self.dtype, self.device))
-
-
-def exponential_(
-    stream: Stream, self: Tensor, lambd: Number = 1.0, *, generator: None = None
-) -> Tensor:
-    unit = _unit(stream, self)
-    return self.copy_(_exponential(unit) / lambd)
-
-
-def geometric_(stream: Stream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
-    unit = _unit(stream, self)
-    # Trials up to the first success: ceil(log(1 - u) / log(1 - p)), at least 1.
-    trials = (_exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
-    return self.copy_(trials.clamp_min(1))
-
-
-def log_normal_(
-    stream: Stream, self: Tensor, mean: Number = 1.0, std: Number = 2.0, *, generator: None = None
-) -> Tensor:
-    wide = torch.promote_types(self.dtype, torch.float32)
-    return self.copy_((stream.normal(self.shape, wide, self.device) * std + mean).exp())
-
-
-def cauchy_(
-    stream: Stream,
-    self: Tensor,
-    median: Number = 0.0,
-    sigma: Number = 1.0,
-    *,
-    generator: None = None,
-) -> Tensor:
-    unit = _unit(stream, self)
-    return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)
-
-
-def _unit(stream: Stream, like: Tensor) -> Tensor:
-    """U[0, 1) for a fill of `like`, in at least float32: a transform of 8 bits would have 256 values."""
-    wide = torch.promote_types(like.dtype, torch.float32)
-    return stream.uniform(like.shape, wide, like.device)
-
-
-def _exponential(unit: Tensor) -> Tensor:
+def exponential(unit: Tensor) -> Tensor:
     """Exp(1) from U[0, 1), never 0: `log(exponential)` is finite (torch's own kernels do the same)."""
     return (-torch.log1p(-unit)).clamp_min(torch.finfo(unit.dtype).eps / 2)
 
 
-def _integers(
+def integers(
     stream: Stream,
     shape: Sequence[int],
     low: int,
@@ -342,27 +266,6 @@ def _integers(
         raise ValueError(f"randint: low must be less than high, got [{low}, {high})")
     wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype
     return stream.randint(shape, low, high, wide, device).to(dtype)
-
-
-def _integer_bound(dtype: torch.dtype) -> int:
-    """One past the largest value of `Tensor.random_()`: every integer that the dtype holds exactly."""
-    if dtype == torch.bool:
-        return 2
-    if dtype.is_floating_point:
-        return int(2 / torch.finfo(dtype).eps) + 1
-    # 2^63 is no int64: torch's own `random_()` leaves the last value out as well.
-    return min(torch.iinfo(dtype).max + 1, 2**63 - 1)
-
-
-def _two(
-    args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
-) -> tuple[Any, Any]:
-    """Two optional arguments, by place or by name."""
-    values = list(args) + [None] * (2 - len(args))
-    given = [named.get(name, default) for name, default in (first, second)]
-    return tuple(  # type: ignore[return-value]  # two in, two out
-        given[i] if i >= len(args) else values[i] for i in range(2)
-    )
 
 
 DRAWS: dict[Any, Handler] = {
@@ -378,14 +281,6 @@ DRAWS: dict[Any, Handler] = {
     torch.Tensor.bernoulli: bernoulli,
     torch.multinomial: multinomial,
     torch.Tensor.multinomial: multinomial,
-    torch.Tensor.uniform_: uniform_,
-    torch.Tensor.normal_: normal_,
-    torch.Tensor.bernoulli_: bernoulli_,
-    torch.Tensor.random_: random_,
-    torch.Tensor.exponential_: exponential_,
-    torch.Tensor.geometric_: geometric_,
-    torch.Tensor.log_normal_: log_normal_,
-    torch.Tensor.cauchy_: cauchy_,
 } | {
     allocate: memory(allocate)
     for allocate in (

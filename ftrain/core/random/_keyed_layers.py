@@ -32,7 +32,7 @@ def feature_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Ten
 
 
 def alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
-    """Dropout to SELU's saturation, rescaled to keep zero mean and unit variance (Klambauer et al. 2017)."""
+    """Dropout to SELU's saturation that keeps zero mean and unit variance (Klambauer et al. 2017)."""
     return _alpha_dropped(stream, input, p, train, input.shape)
 
 
@@ -63,8 +63,7 @@ def rrelu(
     slope: Tensor | float = (lower + upper) / 2
     if training:
         wide = torch.promote_types(input.dtype, torch.float32)
-        unit = stream.uniform(input.shape, wide, input.device)
-        slope = (unit * (upper - lower) + lower).to(input.dtype)
+        slope = stream.uniform(input.shape, wide, input.device, lower, upper).to(input.dtype)
     return torch.where(input >= 0, input, input * slope)
 
 
@@ -79,10 +78,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """dropout(softmax(scale · query keyᵀ + mask)) value, in the open: the fused kernels draw their own mask.
-
-    Without dropout the fused kernel runs.
-    """
+    """dropout(softmax(scale · query keyᵀ + mask)) value; without dropout, torch's own kernel."""
     if dropout_p == 0:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -116,16 +112,15 @@ def scaled_dot_product_attention(
 
 
 def recurrent(run: Callable[..., Any]) -> Handler:
-    """The keyed form of `_VF.lstm`, `gru`, `rnn_tanh`, `rnn_relu`: one layer at a time, dropout between."""
+    """`_VF.lstm`, `gru`, `rnn_tanh` or `rnn_relu`, one layer at a time, with dropout between."""
 
     def layers(stream: Stream, input: Tensor, second: Any, *rest: Any) -> Any:
-        # run(input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first), or packed:
-        # run(data, batch_sizes, hx, weights, bias, num_layers, dropout, training, bidirectional)
-        packed = isinstance(rest[0], Tensor) or isinstance(rest[0], tuple)
-        if packed:
-            (hx, weights, *options), batch_sizes = rest, (second,)
+        # (input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first) or,
+        # packed, (data, batch_sizes, hx, weights, bias, num_layers, dropout, training, bidirectional).
+        if isinstance(second, Tensor) and second.dtype == torch.int64:
+            (hx, weights, *options), batch_sizes = rest, [second]
         else:
-            hx, (weights, *options), batch_sizes = second, rest, ()
+            hx, (weights, *options), batch_sizes = second, rest, []
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
             return run(input, second, *rest)
@@ -189,8 +184,8 @@ def _in_place(layer: Handler) -> Handler:
             return input
         if stream.batched and not torch._C._functorch.is_batchedtensor(input):
             raise UnkeyedRandomError(
-                f"{layer.__name__} in place, of data that all rows of a vmap share, by keys of their own.\n"
-                "  write instead:  inplace=False"
+                f"{layer.__name__} in place, of data that all rows of a vmap share, by keys of their "
+                "own.\n  write instead:  inplace=False"
             )
         return input.copy_(output)
 
@@ -201,13 +196,14 @@ LAYERS: dict[Any, Handler] = {
     torch.native_dropout: native_dropout,
     torch.nn.functional.scaled_dot_product_attention: scaled_dot_product_attention,
 }
-for _name, _layer in {
+_HAVE_IN_PLACE_FORMS: dict[str, Handler] = {
     "dropout": dropout,
     "feature_dropout": feature_dropout,
     "alpha_dropout": alpha_dropout,
     "feature_alpha_dropout": feature_alpha_dropout,
     "rrelu": rrelu,
-}.items():
+}
+for _name, _layer in _HAVE_IN_PLACE_FORMS.items():
     LAYERS[getattr(torch, _name)] = _layer
     LAYERS[getattr(torch, f"{_name}_")] = _in_place(_layer)
 for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):

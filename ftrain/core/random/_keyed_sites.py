@@ -1,11 +1,12 @@
 """Where a draw happens: the key of each draw under `keyed`.
 
-A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws) and
-with the number of draws made at that site before. Two draws at one site never share a key, and a draw
-at one site never moves the draws at another: adding a layer leaves the masks of the others as they were.
+A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws)
+and with the number of draws made at that site before. Two draws at one site never share a key, and a
+draw at one site never moves the draws at another: adding a layer leaves the masks of the others as they
+were.
 
-The path is read off the Python stack at the moment of the draw, from the modules that are being called, so
-a module that draws nothing costs nothing.
+The path is read off the Python stack at the moment of the draw, from the modules that are being called,
+so a module that draws nothing costs nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ Running = tuple[nn.Module, bool]
 
 
 class UnkeyedRandomError(RuntimeError):
-    """A random operation under `keyed` whose numbers cannot come from the key; says which, and what to write."""
+    """A random operation under `keyed` that cannot draw from the key; says which, and what to write."""
 
 
 class Stream:
@@ -69,7 +70,7 @@ class Stream:
 
     Args:
         key: int32 tensor of shape (2,).
-        root: the module whose tree names the sites; without it, the outermost module that is being called.
+        root: the module whose tree names the sites; without it, the outermost one that is being called.
     """
 
     def __init__(self, key: Tensor, root: nn.Module | None = None) -> None:
@@ -103,6 +104,9 @@ class Stream:
         count = self._counts[path]
         self._counts[path] = count + 1
         return (*self._hash(path), count)
+
+    def drew(self, result: object) -> None:
+        """Told of what each covered function returned."""
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
@@ -140,12 +144,19 @@ class Stream:
             key = self._keys[device] = self._key.to(device)
         return key
 
-    def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """U[0, 1) at the next key of this site."""
+    def uniform(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> Tensor:
+        """U[low, high) at the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
-        return sample.uniform(self.key_on(device), tuple(shape), dtype, folds=folds)
+        return sample.uniform(self.key_on(device), tuple(shape), dtype, low, high, folds=folds)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """N(0, 1) at the next key of this site."""

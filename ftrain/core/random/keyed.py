@@ -1,7 +1,8 @@
 """`keyed(key)`: stock modules and functions draw from a key, instead of from torch's global generator.
 
-Read next: `_keyed_sites.py` (which key a draw gets), `_keyed_draws.py` and `_keyed_layers.py` (what each
-function draws), `_keyed_reach.py` (how calls inside torch's own functions are seen).
+Read next: `_keyed_sites.py` (which key a draw gets), `_keyed_draws.py`, `_keyed_fills.py` and
+`_keyed_layers.py` (what each function draws), `_keyed_reach.py` (how calls inside torch's own functions
+are seen), `_keyed_initializers.py` (initial weights by the path of the parameter).
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core.random._keyed_draws import DRAWS
+from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
-from ftrain.core.random._keyed_reach import draws_inside, is_random, opened
+from ftrain.core.random._keyed_reach import (
+    draws_inside,
+    dropout_rate,
+    is_random,
+    opened,
+)
 from ftrain.core.random._keyed_sites import Stream, UnkeyedRandomError
 
 __all__ = ["UnkeyedRandomError", "keyed"]
 
-HANDLERS = DRAWS | LAYERS
+HANDLERS = DRAWS | FILLS | LAYERS
 
 # Python functions that go on to run hooks and backwards of the user's, which must not draw unseen.
 _RUN_THE_GRAPH: frozenset[Any] = frozenset(
@@ -35,15 +42,15 @@ _RUN_THE_GRAPH: frozenset[Any] = frozenset(
 def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     """Inside, every random draw of torch comes from `key`; the global generators are not touched.
 
-    A draw at module path s, the n-th there, has the key fold_in(fold_in(key, hash(s)), n): equal keys give
-    equal draws, eager, traced, vmapped and under torch.func transforms, and a layer added to a model leaves
+    The n-th draw at module path s has the key fold_in(fold_in(key, hash(s)), n): equal keys give equal
+    draws, eager, traced, vmapped and under torch.func transforms, and a layer added to a model leaves
     the draws of the other layers as they were.
 
     Covered: the dropout family, attention dropout (`F.scaled_dot_product_attention`,
     `nn.MultiheadAttention`, transformer layers), dropout between the layers of LSTM, GRU and RNN,
-    `torch.rand*`, `normal`, `bernoulli`, `multinomial`, the in-place fills of tensors, and so `nn.init`, the
-    constructors of modules and most of `torch.distributions`. Under `torch.vmap`, a batched key gives each
-    row the draws of its own key, and a single key gives all rows the same draws.
+    `torch.rand*`, `normal`, `bernoulli`, `multinomial`, the in-place fills of tensors, and so
+    `nn.init`, the constructors of modules and most of `torch.distributions`. Under `torch.vmap`, a
+    batched key gives each row the draws of its own key; a single key gives all rows the same draws.
 
     Args:
         key: int32, shape (2,).
@@ -63,15 +70,36 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     >>> torch.equal(a, b)
     True
     """
-    with _Keyed(Stream(key, root)):
+    with keyed_by(Stream(key, root)):
         yield
+
+
+def keyed_by(stream: Stream) -> TorchFunctionMode:
+    """The context in which torch draws from a stream."""
+    return _Keyed(stream)
+
+
+@contextlib.contextmanager
+def loop_body() -> Iterator[None]:
+    """For the body of a loop that a trace runs once: inside, a `keyed` from outside refuses to draw.
+
+    Eager code would draw other numbers in each iteration, a trace the same in all.
+    """
+    with contextlib.ExitStack() as inside:
+        for mode in torch.overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if isinstance(mode, _Keyed):
+                inside.enter_context(mode.stream.inside_operator())
+        yield
+
+
+Action = Callable[["_Keyed", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class _Keyed(TorchFunctionMode):
     def __init__(self, stream: Stream) -> None:
         super().__init__()
-        self._stream = stream
-        self._open: list[Callable[..., Any]] = []
+        self.stream = stream
+        self.opened: list[Callable[..., Any]] = []
 
     def __torch_function__(
         self,
@@ -80,35 +108,68 @@ class _Keyed(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        handler = HANDLERS.get(func)
-        if handler is not None:
-            if kwargs.get("generator") is not None:
-                raise _refusal(
-                    func, "was called with `generator=`, which is state outside of the key"
-                )
-            return handler(self._stream, *args, **kwargs)
-        if isinstance(func, types.FunctionType):
-            if func in _RUN_THE_GRAPH or draws_inside(func):
-                return self._inside(func, args, kwargs)
-        elif isinstance(func, HigherOrderOperator):
-            with self._stream.inside_operator(), self:
-                return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
-        elif is_random(func, args, kwargs):
-            raise _refusal(func, "draws random numbers and has no keyed form")
-        return func(*args, **kwargs)
+        action = _ACTIONS.get(func) or _decide(func)
+        if action is _pass:  # the common case, 0.1 µs sooner
+            return func(*args, **(kwargs or {}))
+        return action(self, func, args, kwargs or {})
 
-    def _inside(
-        self, func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if func in self._open:
-            raise _refusal(func, "draws random numbers where a function mode cannot see them")
-        self._open.append(func)
-        try:
-            with self:
-                return opened(func)(*args, **kwargs)
-        finally:
-            self._open.pop()
+
+def _decide(func: Callable[..., Any]) -> Action:
+    """What to do with a function, once for each: `x.shape` comes by here as well."""
+    action = _pass
+    if func in _RUN_THE_GRAPH:
+        action = _enter
+    elif isinstance(func, types.FunctionType):
+        action = _enter_once if draws_inside(func) else _pass
+    elif isinstance(func, HigherOrderOperator):
+        action = _enter_operator
+    elif is_random(func):
+        action = _refuse_draws
+    # Not what is made on the fly, of which there may be no end.
+    if (getattr(func, "__module__", None) or "torch").startswith("torch"):
+        _ACTIONS[func] = action
+    return action
+
+
+def _pass(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _draw(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    if kwargs.get("generator") is not None:
+        raise _refusal(func, "was called with `generator=`, which is state outside of the key")
+    result = HANDLERS[func](mode.stream, *args, **kwargs)
+    mode.stream.drew(result)
+    return result
+
+
+def _enter(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
+    with mode:
+        return opened(func)(*args, **kwargs)
+
+
+def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
+    if func in mode.opened:
+        raise _refusal(func, "draws random numbers where a function mode cannot see them")
+    mode.opened.append(func)
+    try:
+        return _enter(mode, func, args, kwargs)
+    finally:
+        mode.opened.pop()
+
+
+def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    with mode.stream.inside_operator(), mode:
+        return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
+
+
+def _refuse_draws(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    if dropout_rate(func, args, kwargs) == 0:  # an attention kernel that draws nothing
+        return func(*args, **kwargs)
+    raise _refusal(func, "draws random numbers and has no keyed form")
+
+
+_ACTIONS: dict[Any, Action] = dict.fromkeys(HANDLERS, _draw)
 
 
 def _refusal(func: Callable[..., Any], why: str) -> UnkeyedRandomError:
@@ -116,7 +177,7 @@ def _refusal(func: Callable[..., Any], why: str) -> UnkeyedRandomError:
     name = name.replace("_VariableFunctionsClass.", "torch.")
     return UnkeyedRandomError(
         f"{name} {why}. Under ftrain.random.keyed it would draw from torch's global generator.\n"
-        "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or .permutation "
-        "with a key of your own,\n"
-        "  or draw before the step and pass the numbers in with the batch."
+        "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or\n"
+        "                  .permutation with a key of your own; or draw before the step and pass\n"
+        "                  the numbers in with the batch."
     )

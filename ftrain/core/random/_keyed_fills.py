@@ -1,0 +1,130 @@
+"""Torch's in-place fills of tensors, from a stream of keys.
+
+`copy_` has the gradient of a fill (zero to the old value) and keeps dtype and strides. As in
+`_keyed_draws.py`, each function has the signature of the torch function that it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random._keyed_draws import Handler, exponential, integers
+from ftrain.core.random._keyed_sites import Stream
+
+__all__ = ["FILLS"]
+
+Number = float | int
+
+
+def uniform_(
+    stream: Stream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
+) -> Tensor:
+    # The bounds are called `from` and `to`: the first is no name in Python.
+    low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
+    wide = torch.promote_types(self.dtype, torch.float32)
+    value = stream.uniform(self.shape, wide, self.device, low, high).to(self.dtype)
+    # The value may round to high, which [low, high) excludes.
+    return self.copy_(torch.where(value < high, value, low))
+
+
+def normal_(
+    stream: Stream, self: Tensor, mean: Number = 0.0, std: Number = 1.0, *, generator: None = None
+) -> Tensor:
+    wide = torch.promote_types(self.dtype, torch.float32)
+    return self.copy_(stream.normal(self.shape, wide, self.device) * std + mean)
+
+
+def bernoulli_(
+    stream: Stream, self: Tensor, p: Tensor | float = 0.5, *, generator: None = None
+) -> Tensor:
+    if isinstance(p, Tensor):
+        wide = torch.promote_types(p.dtype, torch.float32)
+        return self.copy_(stream.uniform(self.shape, wide, self.device) < p)
+    return self.copy_(stream.bernoulli(p, self.shape, self.device))
+
+
+def random_(
+    stream: Stream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
+) -> Tensor:
+    if len(args) == 1:  # random_(to)
+        bounds["to"], args = args[0], ()
+    low, high = _two(args, bounds, ("from", 0), ("to", None))
+    if high is None:
+        high = _integer_bound(self.dtype)
+    return self.copy_(integers(stream, self.shape, low, high, self.dtype, self.device))
+
+
+def exponential_(
+    stream: Stream, self: Tensor, lambd: Number = 1.0, *, generator: None = None
+) -> Tensor:
+    unit = _unit(stream, self)
+    return self.copy_(exponential(unit) / lambd)
+
+
+def geometric_(stream: Stream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
+    unit = _unit(stream, self)
+    # Trials up to the first success: ceil(log(1 - u) / log(1 - p)), at least 1.
+    trials = (exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
+    return self.copy_(trials.clamp_min(1))
+
+
+def log_normal_(
+    stream: Stream, self: Tensor, mean: Number = 1.0, std: Number = 2.0, *, generator: None = None
+) -> Tensor:
+    wide = torch.promote_types(self.dtype, torch.float32)
+    return self.copy_((stream.normal(self.shape, wide, self.device) * std + mean).exp())
+
+
+def cauchy_(
+    stream: Stream,
+    self: Tensor,
+    median: Number = 0.0,
+    sigma: Number = 1.0,
+    *,
+    generator: None = None,
+) -> Tensor:
+    unit = _unit(stream, self)
+    return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)
+
+
+def _unit(stream: Stream, like: Tensor) -> Tensor:
+    """U[0, 1) for a fill of `like`, in at least float32: a transform of 8 bits would have 256 values."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return stream.uniform(like.shape, wide, like.device)
+
+
+def _integer_bound(dtype: torch.dtype) -> int:
+    """One past the largest value of `Tensor.random_()`: every integer that the dtype holds exactly."""
+    if dtype == torch.bool:
+        return 2
+    if dtype.is_floating_point:
+        return int(2 / torch.finfo(dtype).eps) + 1
+    # 2^63 is no int64: torch's own `random_()` leaves the last value out as well.
+    return min(torch.iinfo(dtype).max + 1, 2**63 - 1)
+
+
+def _two(
+    args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
+) -> tuple[Any, Any]:
+    """Two optional arguments, by place or by name."""
+    values = list(args) + [None] * (2 - len(args))
+    given = [named.get(name, default) for name, default in (first, second)]
+    first_value, second_value = (values[i] if i < len(args) else given[i] for i in range(2))
+    return first_value, second_value
+
+
+FILLS: dict[Any, Handler] = {
+    torch.Tensor.uniform_: uniform_,
+    torch.Tensor.normal_: normal_,
+    torch.Tensor.bernoulli_: bernoulli_,
+    torch.Tensor.random_: random_,
+    torch.Tensor.exponential_: exponential_,
+    torch.Tensor.geometric_: geometric_,
+    torch.Tensor.log_normal_: log_normal_,
+    torch.Tensor.cauchy_: cauchy_,
+}
