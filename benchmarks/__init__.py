@@ -1,0 +1,11 @@
+"""Benchmarks: ftrain against the best loop that a person would write by hand.
+
+    python -m benchmarks              # all of them, in under ten minutes; or: make bench
+    python -m benchmarks.speed        # one of them
+
+Contenders take turns within one run, so that a change in the machine's load meets all of them; figures
+are medians over the turns, ratios are medians of the ratios within a turn. Every report names the
+machine and the versions, and is saved in `results/`.
+
+Read next: `measure.py` (how), `contenders.py` (what), then `speed.py`.
+"""

@@ -1,0 +1,40 @@
+"""All benchmarks, each in a process of its own: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import time
+
+NAMES = ("speed", "memory", "draws", "latency")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which ones: {', '.join(NAMES)}; default all")
+    parser.add_argument("--quick", action="store_true", help="few turns: checks the plumbing only")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    options = parser.parse_args()
+    flags = [
+        f"--{flag}" for flag in ("quick", "no-save") if getattr(options, flag.replace("-", "_"))
+    ]
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no benchmark is named {', '.join(unknown)}")
+    start, failed = time.monotonic(), []
+    for name in options.names or NAMES:
+        command = [sys.executable, "-m", f"benchmarks.{name}", *flags]
+        if subprocess.run(
+            command, cwd=pathlib.Path(__file__).parent.parent, check=False
+        ).returncode:
+            failed.append(name)
+        print(f"({time.monotonic() - start:.0f} s since the start)\n", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Every benchmark runs in a tiny form, without a C++ compiler: the plumbing, not the figures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import draws, latency, measure, memory, speed
+from benchmarks.contenders import Sizes
+
+TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
+
+
+def test_turns_are_interleaved_and_ratios_are_taken_within_a_round():
+    order = []
+    turns = measure.take_turns(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=2,
+        seconds=0.0,
+        warmup=0,
+    )
+    assert order[-4:] == ["a", "b", "b", "a"]  # each round starts with another
+    assert {len(seconds) for seconds in turns.seconds.values()} == {2}
+    # A machine twice as slow in the second round changes medians, not ratios.
+    turns = measure.Turns({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 3.0]})
+    assert turns.ratio("b", "a") == 3.0
+    assert turns.fastest(["b", "a"]) == "a"
+
+
+def test_a_report_is_saved_with_its_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "benchmarks" / "results")
+    (tmp_path / "benchmarks").mkdir()
+    report = measure.Report("name", "Title")
+    report.figure("key", 1.5, "ms", "what it is")
+    report.target("ratio", 1.1, "at least", 1.15)
+    content = json.loads(report.save().read_text())
+    assert content["figures"]["key"] == {"value": 1.5, "unit": "ms", "what": "what it is"}
+    assert content["targets"][0]["met"] is False
+    assert content["machine"]["cores"] >= 1
+    assert content["versions"]["torch"] == torch.__version__
+    assert "MISSED" in capsys.readouterr().out
+
+
+def test_peaks_are_those_of_a_known_case():
+    def known():
+        a = torch.empty(1000)
+        b = torch.empty(2000)
+        del a, b
+        return torch.empty(500)
+
+    assert memory.allocated(known) == (12_000, 2_000)
+
+
+def test_speed(capsys):
+    speed.run(True, sizes=TINY, leaves=5, backend="eager")
+    assert "GPT: speed over the best loop by hand" in capsys.readouterr().out
+
+
+def test_memory():
+    report = memory.run(True, width=32, backend="eager")
+    assert report.content["figures"]["step: by hand: eager, fused AdamW"]["value"] > 1
+
+
+def test_draws():
+    report = draws.run(True, numbers=1000, backend="eager")
+    assert len(report.content["targets"]) == 4
+
+
+@pytest.mark.parametrize("kind", latency.TITLES)
+def test_first_step(kind):
+    assert latency.first_step(kind, TINY, "eager") > 0
+
+
+def test_latency_in_a_fresh_process():
+    report = latency.run(True, sizes=TINY, backend="eager", kinds=("ours",))
+    assert report.content["figures"]["cold: ours"]["value"] > 0
