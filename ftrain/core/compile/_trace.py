@@ -33,6 +33,13 @@ __all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace"]
 
 aten = torch.ops.aten
 
+# In training these write to their running statistics, though their schemas do not say so.
+_BATCH_NORMS = (
+    aten.native_batch_norm.default,
+    aten.cudnn_batch_norm.default,
+    aten.miopen_batch_norm.default,
+)
+
 TENSOR = object()  # stands for a tensor in a list of leaves that otherwise holds static values
 
 
@@ -295,6 +302,8 @@ def _remedy(error: BaseException) -> tuple[str, str] | None:
     text = str(error)
     if not isinstance(error, (RuntimeError, TypeError, ValueError)):
         return None
+    if "FakeTensor.__format__" in text:
+        return "it formats the value of a tensor", _VALUE
     if ".numpy()" in text or "data pointer" in text:
         return "it hands a tensor to NumPy or asks for its memory", _NUMPY
     if "get value out of a tracing tensor" in text or (
@@ -424,6 +433,8 @@ def _is_literal(node: fx.Node) -> bool:
 
 def _written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments that an operator writes to."""
+    if operator in _BATCH_NORMS and args[5]:
+        return [x for x in args[3:5] if x is not None]
     schema = getattr(operator, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []

@@ -1,0 +1,209 @@
+"""What stands in the way of one graph is named, with the line in the user's code and the remedy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain.core.compile import ImpureFunctionError, TraceError, compile
+
+captured = torch.zeros(3)
+
+
+def branches(x):
+    if x.sum() > 0:  # here
+        return x
+    return -x
+
+
+def loops(x):
+    while x.sum() < 3:  # here
+        x = x + 1
+    return x
+
+
+def takes_item(x):
+    return x * x.sum().item()  # here
+
+
+def takes_float(x):
+    return x * float(x[0])  # here
+
+
+def formats(x):
+    return x, f"{x[0]:.3f}"  # here
+
+
+def lists(x):
+    return sum(x.tolist())  # here
+
+
+def to_numpy(x):
+    return torch.from_numpy(np.exp(x.numpy()))  # here
+
+
+def masks(x):
+    return x[x > 0].sum()  # here
+
+
+def finds(x):
+    return torch.nonzero(x).sum()  # here
+
+
+def uniques(x):
+    return torch.unique(x)  # here
+
+
+def compares(x):
+    return x * torch.equal(x, x + 1)  # here
+
+
+def branches_in_vmap(x):
+    return torch.func.vmap(lambda y: y if y > 0 else -y)(x)  # here
+
+
+@pytest.mark.parametrize(
+    ("fn", "remedy"),
+    [
+        (branches, "torch.where"),
+        (loops, "torch.where"),
+        (takes_item, "0-d tensors"),
+        (takes_float, "0-d tensors"),
+        (formats, "return it as an output"),
+        (lists, "0-d tensors"),
+        (to_numpy, "NumPy"),
+        (masks, "torch.where(mask, x, fill)"),
+        (finds, "argsort or topk"),
+        (uniques, "Shapes are fixed"),
+        (compares, "torch.where"),
+        (branches_in_vmap, "torch.where"),
+    ],
+)
+def test_what_depends_on_values_is_named(fn, remedy):
+    with pytest.raises(TraceError) as error:
+        compile(fn, backend="eager")(torch.ones(3))
+    message = str(error.value)
+    assert f"`{fn.__name__}`" in message
+    assert f"{__file__}:" in message
+    assert "# here" in message
+    assert remedy in message
+    assert error.value.__cause__ is not None
+
+
+def writes(x):
+    y = x.view(-1)
+    y.add_(1)  # here
+    return y
+
+
+def writes_slice(x):
+    x[0] = 3.0  # here
+    return x.sum()
+
+
+def writes_captured(x):
+    captured.mul_(2)  # here
+    return x
+
+
+def writes_batch_norm(x):
+    return torch.nn.functional.batch_norm(torch.ones(2, 3), x, captured, training=True)  # here
+
+
+@pytest.mark.parametrize(
+    ("fn", "what"),
+    [
+        (writes, "its argument `x`"),
+        (writes_slice, "its argument `x`"),
+        (writes_captured, "a tensor that it captures, float32[3]"),
+        (writes_batch_norm, "its argument `x`"),
+    ],
+)
+def test_writing_into_inputs_is_refused(fn, what):
+    x = torch.ones(3)
+    with pytest.raises(ImpureFunctionError) as error:
+        compile(fn, backend="eager")(x)
+    message = str(error.value)
+    assert what in message
+    assert "# here" in message
+    assert x.tolist() == [1.0] * 3
+    assert captured.tolist() == [0.0] * 3
+
+
+def test_the_users_own_errors_pass_with_a_note():
+    def bad(x):
+        return x @ x.reshape(2, 2)
+
+    with pytest.raises(RuntimeError, match=r"shape '\[2, 2\]' is invalid") as error:
+        compile(bad, backend="eager")(torch.ones(3))
+    assert "while ftrain.compile traced `bad`" in "".join(traceback.format_exception(error.value))
+
+
+def test_inputs_that_a_program_cannot_take():
+    compiled = compile(lambda x: x * 2, backend="eager")
+    with pytest.raises(RuntimeError, match=r"`x` .* requires a gradient"):
+        compiled(torch.ones(2, requires_grad=True))
+    with pytest.raises(TypeError, match=r"`x\['a'\]` .* ndarray"):
+        compiled({"a": np.ones(3)})
+    with pytest.raises(RuntimeError, match=r"compile\(vmap\(<lambda>\)\), not vmap\(compile"):
+        torch.func.vmap(compiled)(torch.ones(2))
+    with pytest.raises(RuntimeError, match=r"inside torch.func.grad"):
+        torch.func.grad(lambda x: compiled(x).sum())(torch.ones(2))
+    with pytest.raises(TypeError, match="layout"):
+        compiled(torch.ones(2, 2).to_sparse())
+    with pytest.raises(TypeError, match="takes a function"):
+        compile(3)
+    with pytest.raises(ValueError, match="backend"):
+        compile(lambda x: x, backend="cuda")
+
+
+def test_function_modes_around_a_compiled_function_are_refused():
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    compiled = compile(lambda x: x * 2, backend="eager")
+    for _ in range(2):
+        with Mode(), pytest.raises(RuntimeError, match="Enter it inside"):
+            compiled(torch.ones(1))
+        compiled(torch.ones(1))
+
+
+def test_a_compiled_function_under_vmap_is_refused_when_it_has_a_program():
+    compiled = compile(lambda x: x * 2, backend="eager")
+    compiled(torch.ones(()))
+    with pytest.raises(RuntimeError, match="not vmap"):
+        torch.func.vmap(compiled)(torch.ones(2))
+
+
+NO_COMPILER = """
+import torch
+from torch._inductor import config
+config.cpp.cxx = ("no-such-compiler-anywhere",)
+from ftrain.core.compile import compile
+def f(x):
+    return (x * 2).sin()
+try:
+    compile(f)(torch.ones(3))
+except Exception as error:
+    print(type(error).__name__, error)
+print(compile(f, backend="eager")(torch.zeros(3)))
+"""
+
+
+def test_no_compiler_is_one_clear_sentence(tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", NO_COMPILER],
+        capture_output=True, text=True, env=environment, check=False, timeout=120,
+    )  # fmt: skip
+    assert "CompilerMissingError ftrain.compile found no C++ compiler. Install one" in done.stdout, done
+    assert "backend='eager'" in done.stdout
+    assert "tensor([0., 0., 0.])" in done.stdout

@@ -1,0 +1,76 @@
+"""A structure's reader agrees with optree, on the tree it was built from and on every other."""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import NamedTuple
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from ftrain.core import tree
+from ftrain.core.compile._reader import build_reader, static_key
+from tests.compile.cases import Pair, tensors, trees
+
+statics = st.one_of(
+    st.integers(-1, 1), st.booleans(), st.sampled_from([0.0, -0.0, 1.0, math.nan]), st.text(max_size=1)
+)
+leaves = st.one_of(tensors(), statics)
+
+
+def reading(args, kwargs):
+    """What optree says: the tensors, and all else that a reader compares."""
+    flat, treedef = tree.flatten((args, kwargs))
+    found = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+    keys = [static_key(x) if not isinstance(x, torch.Tensor) else "tensor" for x in flat]
+    return found, (treedef, keys)
+
+
+@given(trees(leaves), trees(leaves), trees(leaves))
+def test_reads_its_own_structure_and_refuses_others(first, second, third):
+    read = build_reader((first, second), {"k": third})
+    expected, kind = reading((first, second), {"k": third})
+    assert list(map(id, read((first, second), {"k": third}))) == list(map(id, expected))
+    for args, kwargs in [
+        ((second, first), {"k": third}),
+        ((first, third), {"k": second}),
+        ((first,), {"k": third}),
+        ((first, second), {}),
+        ((first, second, third), {"k": third}),
+        ((first, second), {"j": third}),
+    ]:
+        found = read(args, kwargs)
+        other, other_kind = reading(args, kwargs)
+        if kind == other_kind:
+            assert list(map(id, found)) == list(map(id, other))
+        else:
+            # A tensor where a container was, or the reverse, is left to the guard on tensors.
+            assert found is None or not all(isinstance(leaf, torch.Tensor) for leaf in found)
+
+
+class Point(NamedTuple):
+    x: object
+    y: object
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Point(torch.ones(1), 2),
+        collections.OrderedDict(b=torch.ones(1), a=torch.ones(2)),
+        collections.deque([torch.ones(1), torch.ones(2)]),
+        {"one": torch.ones(1)},
+        {3: torch.ones(1), 1: torch.ones(2)},
+        Pair({}, ()),
+        [None, (None, torch.ones(1))],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_kinds_of_nodes(value):
+    read = build_reader((value,), {})
+    expected = [x for x in tree.leaves(value) if isinstance(x, torch.Tensor)]
+    assert list(map(id, read((value,), {}))) == list(map(id, expected))
+    assert read(([value],), {}) is None or not expected
