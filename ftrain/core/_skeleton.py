@@ -176,12 +176,10 @@ class Held(NamedTuple):
         return self.skeleton.read(self.skeleton.carried)
 
 
-def skeleton_of(model: nn.Module | Callable[[], nn.Module]) -> Skeleton:
-    """A skeleton; a given module is copied structure only, without its weights' memory."""
-    if isinstance(model, nn.Module):
-        _refuse_lazy(model)
-        return Skeleton(_copy_structure(model))
-    return Skeleton(build(model))
+def skeleton_of(module: nn.Module) -> Skeleton:
+    """A skeleton of a module, copied structure only, without its weights' memory."""
+    _refuse_lazy(module)
+    return Skeleton(_copy_structure(module))
 
 
 def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:

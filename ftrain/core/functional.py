@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ftrain.core import random, tree
-from ftrain.core._skeleton import Tensors, build, read_tensors, skeleton_of
+from ftrain.core._skeleton import Skeleton, Tensors, build, read_tensors, skeleton_of
+from ftrain.core.random._keyed_initializers import construct, observe
 
 __all__ = ["Bound", "bind", "value_and_grad"]
 
@@ -23,24 +24,27 @@ class Bound:
     """A module as a pure function of its tensors and a key; see `bind`."""
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
-        self._model = model
-        with random.keyed(random.key(0)):
+        if isinstance(model, nn.Module):
+            self._start: nn.Module | None = model
             self.skeleton = skeleton_of(model)
+        else:
+            self._start = None
+            self._build = functools.partial(build, model)
+            # Which initial draw belongs to which parameter, so that each gets a key of its own.
+            built, self._sites = observe(self._build)
+            self.skeleton = Skeleton(built)
 
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         """Start values `(params, buffers)`.
 
-        From a function that builds the model they are a pure function of `key`; from a module they
-        are copies of its tensors.
+        From a function that builds the model they are a pure function of `key`, each parameter's of
+        its path in the module tree: another layer more leaves the other layers' values as they were.
+        From a module they are copies of its tensors.
 
         Args:
             key: int32, shape (2,).
         """
-        if isinstance(self._model, nn.Module):
-            module = self._model
-        else:
-            with random.keyed(key):
-                module = build(self._model)
+        module = self._start or construct(self._build, key, self._sites)
         found = read_tensors(module)
         for names, given in zip(
             (self.skeleton.trainable, self.skeleton.carried), found, strict=True

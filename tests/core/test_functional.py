@@ -84,7 +84,7 @@ def test_computes_what_the_module_computes(model: nn.Module, x: torch.Tensor) ->
         out, after = apply(params, buffers, KEY, x)
         return out.square().sum(), (out, after)
 
-    (value, (out, after)), grads = ftrain.value_and_grad(total, has_aux=True)(params)
+    (_, (out, after)), grads = ftrain.value_and_grad(total, has_aux=True)(params)
     testing.assert_same_bits(dict(model.state_dict()), before)
     for name, m in model.named_modules():
         assert m.__dict__.keys() == attributes[name].keys()
@@ -303,7 +303,9 @@ def test_activation_checkpointing_works() -> None:
         return checkpoint(lambda h: loss(p, h), x, use_reentrant=False)
 
     p, x = {"w": torch.randn(3, 2), "b": torch.randn(2)}, torch.randn(4, 3)
-    testing.assert_same_bits(ftrain.value_and_grad(through)(p, x), ftrain.value_and_grad(loss)(p, x))
+    testing.assert_same_bits(
+        ftrain.value_and_grad(through)(p, x), ftrain.value_and_grad(loss)(p, x)
+    )
 
 
 def test_unused_leaves_have_zero_gradients() -> None:
@@ -319,9 +321,19 @@ def test_unused_leaves_have_zero_gradients() -> None:
     [
         (lambda x: x * 2, torch.ones(3), TypeError, r"scalar \(0-d\) loss, found shape \(3,\)"),
         (lambda x: 1.0, torch.ones(3), TypeError, "0-d tensor to differentiate, found float"),
-        (lambda x: x.sum().detach(), torch.ones(3), ValueError, "does not depend on its parameters"),
+        (
+            lambda x: x.sum().detach(),
+            torch.ones(3),
+            ValueError,
+            "does not depend on its parameters",
+        ),
         (lambda x: x.argmax(), torch.ones(3), TypeError, "real floating loss, found torch.int64"),
-        (lambda x: x["a"].sum(), {"a": torch.ones(3, dtype=torch.int64)}, TypeError, r"\['a'\].*int64"),
+        (
+            lambda x: x["a"].sum(),
+            {"a": torch.ones(3, dtype=torch.int64)},
+            TypeError,
+            r"\['a'\].*int64",
+        ),
         (lambda x: x["a"].sum(), {"a": 3}, TypeError, r"\['a'\].*int, not a floating"),
     ],
 )
@@ -365,3 +377,18 @@ def _peak(fn: Any) -> int:
             alive += event.nbytes()
             peak = max(peak, alive)
     return peak
+
+
+def test_another_layer_leaves_the_others_initial_values() -> None:
+    class Wide(nn.Module):
+        def __init__(self, extra: bool) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            if extra:
+                self.between = nn.Linear(3, 3)
+            self.last = nn.Linear(3, 1)
+
+    lean, _ = ftrain.bind(lambda: Wide(False)).init(KEY)
+    rich, _ = ftrain.bind(lambda: Wide(True)).init(KEY)
+    testing.assert_same_bits({name: rich[name] for name in lean}, lean)
+    assert not torch.equal(rich["between.weight"], rich["first.weight"])

@@ -64,7 +64,9 @@ def test_a_custom_step_from_the_pieces(mode: str) -> None:
     optimizer = optim.adamw(1e-2)
     gradients = ftrain.gradients(apply, CASE.loss_fn, precision="bf16-mixed", accumulate=2)
 
-    def train_step(state: ftrain.TrainState, batch: Any) -> tuple[ftrain.TrainState, ftrain.Metrics]:
+    def train_step(
+        state: ftrain.TrainState, batch: Any
+    ) -> tuple[ftrain.TrainState, ftrain.Metrics]:
         found = gradients(state, batch)
         new = ftrain.update(optimizer, state, found)
         ema = tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.extras["ema"], new.params)
@@ -124,7 +126,14 @@ def test_a_batch_is_cut_in_order(k: int, per: int) -> None:
 
 def test_metrics_of_a_step() -> None:
     _, metrics = run(precision="16-mixed")
-    assert set(metrics) == {"loss", "accuracy", "grad_norm", "skipped", "loss_scale", "learning_rate"}
+    assert set(metrics) == {
+        "loss",
+        "accuracy",
+        "grad_norm",
+        "skipped",
+        "loss_scale",
+        "learning_rate",
+    }
     assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
     assert float(metrics["loss_scale"]) == 2.0**16
     assert int(metrics["skipped"]) == 0
@@ -175,9 +184,11 @@ def test_a_batch_without_any_token_moves_nothing(accumulate: int) -> None:
 def test_nonfinite_raise_names_the_parameter(mode: str) -> None:
     batch = CASE.batch(0, 8)
     batch["x"][3, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"step 0: loss nan, 6 of 6 .*params\['layers.0.bias'\]"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 0: loss nan, 6 of 6 .*params\['layers.0.bias'\]"
+    ):
         run(batch=batch, nonfinite="raise", mode=mode)
-    state, metrics = run(nonfinite="raise", mode=mode)
+    state, _ = run(nonfinite="raise", mode=mode)
     expected, _ = run(mode=mode)
     testing.assert_same_bits(state, expected)
 
@@ -264,13 +275,17 @@ def test_a_state_of_another_kind(state: Any, mode: str) -> None:
     _, step, eval_step = make()
     step = step if mode == "eager" else ftrain.compile(step, backend="eager")
     for fn in (step, eval_step):
-        with pytest.raises(TypeError, match=r"takes an ftrain.TrainState, found .*init_state\(seed\)"):
+        with pytest.raises(
+            TypeError, match=r"takes an ftrain.TrainState, found .*init_state\(seed\)"
+        ):
             fn(state, CASE.batch(0, 8))
 
 
 @MODES
 def test_indivisible_batches_say_what_would_do(mode: str) -> None:
-    with pytest.raises(ValueError, match=r"has 10 rows. Use a batch of 8 or 12 rows.*\[1, 2, 5, 10\]"):
+    with pytest.raises(
+        ValueError, match=r"has 10 rows. Use a batch of 8 or 12 rows.*\[1, 2, 5, 10\]"
+    ):
         run(batch=CASE.batch(0, 10), accumulate=4, mode=mode)
     batch = {"x": torch.zeros(8, 6), "y": torch.zeros(4, dtype=torch.int64)}
     with pytest.raises(ValueError, match=r"batch\['x'\] has 8 rows and batch\['y'\] has 4"):
@@ -286,7 +301,9 @@ def test_explicit_micro_batches() -> None:
     with pytest.raises(ValueError, match="MicroBatches holds 4 batches, but accumulate=2"):
         run(batch=ftrain.MicroBatches(parts), accumulate=2)
     odd = (parts[0], {"x": parts[1]["x"]})
-    with pytest.raises(ValueError, match=r"batch 1 differs from batch 0 at the root: \['y'\] is missing"):
+    with pytest.raises(
+        ValueError, match=r"batch 1 differs from batch 0 at the root: \['y'\] is missing"
+    ):
         run(batch=ftrain.MicroBatches(odd))
 
 
@@ -301,7 +318,9 @@ def test_metrics_that_change_between_micro_batches() -> None:
     ragged = ftrain.MicroBatches(
         (tree.map(lambda x: x[:3], batch), tree.map(lambda x: x[3:], batch))
     )
-    with pytest.raises(ValueError, match=r"\['m1'\] only in the first; \['m2'\] only in the second"):
+    with pytest.raises(
+        ValueError, match=r"\['m1'\] only in the first; \['m2'\] only in the second"
+    ):
         run(loss_fn, batch=ragged)
 
 

@@ -1,6 +1,6 @@
 """Train in a process of its own: `python -m tests.laws.fresh MODE FROM.npz TO.npz STEPS FIRST`.
 
-Starts from the seed where FROM is `-`, else from the leaves stored there; stores the leaves it ends with.
+Starts from the seed where FROM is `-`, else from the leaves stored there; stores those it ends with.
 """
 
 from __future__ import annotations
