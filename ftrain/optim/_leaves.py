@@ -32,16 +32,19 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
     """The leaves of a parameter tree, each checked to be something that can be optimized."""
-    flat, treedef = tree.flatten(params)
-    for index, leaf in enumerate(flat):
-        problem = _not_a_parameter(leaf)
-        if problem:
-            raise TypeError(
-                f"the parameter at {tree.paths(params)[index] or 'the root'} is {problem}. Only "
-                "floating tensors can be optimized: leave the others out of `params` (ftrain keeps "
-                "them in the state's `buffers`)."
-            )
-    return flat, treedef
+    return _floating(
+        params,
+        "parameter",
+        "Only floating tensors can be optimized: leave the others out of `params` (ftrain keeps them "
+        "in the state's `buffers`).",
+    )
+
+
+def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
+    """The leaves of a gradient tree, where there is nothing to compare them with."""
+    return _floating(
+        grads, "gradient", "Gradients are dense floating tensors (`.to_dense()` makes them so)."
+    )
 
 
 def agreeing(
@@ -128,7 +131,17 @@ def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tens
     return torch.add(x, y, alpha=factor)
 
 
-def _not_a_parameter(leaf: object) -> str | None:
+def _floating(values: PyTree, noun: str, remedy: str) -> tuple[list[torch.Tensor], tree.TreeDef]:
+    flat, treedef = tree.flatten(values)
+    for index, leaf in enumerate(flat):
+        problem = _not_floating(leaf)
+        if problem:
+            path = tree.paths(values)[index] or "the root"
+            raise TypeError(f"the {noun} at {path} is {problem}. {remedy}")
+    return flat, treedef
+
+
+def _not_floating(leaf: object) -> str | None:
     if not isinstance(leaf, torch.Tensor):
         return f"a {type(leaf).__name__}, not a tensor"
     if not leaf.is_floating_point():

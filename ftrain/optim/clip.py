@@ -9,7 +9,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.optim import _checks
-from ftrain.optim._leaves import placed
+from ftrain.optim._leaves import gradients, placed
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["clip_by_global_norm"]
@@ -41,7 +41,8 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        if not tree.leaves(grads):
+        leaves, treedef = gradients(grads)
+        if not leaves:
             return grads, state
         # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
         norm = global_norm(grads)
@@ -51,6 +52,6 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
             (factor,) = place(g.device, torch.promote_types(g.dtype, torch.float32))
             return (g * factor).to(g.dtype)
 
-        return tree.map(clipped, grads), state
+        return tree.unflatten(treedef, [clipped(g) for g in leaves]), state
 
     return GradientTransformation(init, update)

@@ -8,7 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
-from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed
+from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -92,5 +92,5 @@ def scaled(leaves: list[torch.Tensor], factor: Hyperparameter) -> list[torch.Ten
 
 
 def _scaled_tree(grads: PyTree, factor: Hyperparameter) -> PyTree:
-    leaves, treedef = tree.flatten(grads)
+    leaves, treedef = gradients(grads)
     return tree.unflatten(treedef, scaled(leaves, factor))

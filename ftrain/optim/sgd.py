@@ -8,7 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
-from ftrain.optim._leaves import agreeing, first_device, parameters, zeros_like
+from ftrain.optim._leaves import agreeing, first_device, gradients, parameters, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.momentum import accumulated
@@ -110,7 +110,7 @@ def sgd(
         grads: PyTree, state: SGDState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SGDState]:
         rate = rate_at(learning_rate, state.count)
-        leaves, treedef = tree.flatten(grads)
+        leaves, treedef = gradients(grads)
         if params is not None:
             (_, leaves), treedef = agreeing(("params", params), ("grads", grads))
         if decays:

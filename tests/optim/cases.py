@@ -1,0 +1,120 @@
+"""The optimizers, problems and trees that the tests of this room take products of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ftrain import optim
+from ftrain.core import tree
+
+OPTIMIZERS: dict[str, Callable[[float | Callable], optim.GradientTransformation]] = {
+    "sgd": optim.sgd,
+    "momentum": lambda rate: optim.sgd(rate, 0.9, dampening=0.5),
+    "nesterov": lambda rate: optim.sgd(rate, 0.8, nesterov=True, weight_decay=1e-4),
+    "adam": optim.adam,
+    "adamw": lambda rate: optim.adamw(rate, weight_decay=1e-3),
+    "clipped adamw": lambda rate: optim.chain(
+        optim.clip_by_global_norm(1.0), optim.adamw(rate, 0.8, 0.9, mask=optim.everything)
+    ),
+    "adamw from parts": lambda rate: optim.chain(
+        optim.scale_by_adam(),
+        optim.add_decayed_weights(1e-3),
+        optim.scale_by_learning_rate(rate),
+    ),
+    "momentum from parts": lambda rate: optim.chain(
+        optim.identity(), optim.trace(0.5, nesterov=True), optim.scale(0.5),
+        optim.scale_by_learning_rate(rate),
+    ),
+}  # fmt: skip
+
+
+class Problem(NamedTuple):
+    params: dict
+    loss: Callable[[dict], torch.Tensor]
+    rates: tuple[float, float]  # for the momentum family, for the Adam family
+    steps: int
+    falls_to: float  # of the first loss
+
+
+def parabola(dtype: torch.dtype) -> Problem:
+    target = torch.tensor([1.0, -2.0, 3.0], dtype=dtype)
+    params = {"x": torch.tensor([-1.0, 10.0, 1.0], dtype=dtype)}
+    return Problem(params, lambda p: (p["x"] - target).square().sum(), (1e-2, 1e-1), 200, 0.2)
+
+
+def rosenbrock(dtype: torch.dtype) -> Problem:
+    """Two 0-d parameters, in a tuple."""
+    params = (torch.tensor(0.0, dtype=dtype), torch.tensor(0.0, dtype=dtype))
+
+    def loss(p: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
+
+    return Problem(params, loss, (5e-4, 1e-2), 300, 0.8)
+
+
+def mlp(dtype: torch.dtype) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x, y = normal(32, 4), torch.arange(32) % 3
+    params = {
+        "layers": [
+            {"weight": normal(8, 4) / 2, "bias": torch.zeros(8, dtype=dtype)},
+            {"weight": normal(3, 8) / 3, "bias": torch.zeros(3, dtype=dtype)},
+        ]
+    }
+
+    def loss(p: dict) -> torch.Tensor:
+        first, second = p["layers"]
+        hidden = F.linear(x, first["weight"], first["bias"]).tanh()
+        return F.cross_entropy(F.linear(hidden, second["weight"], second["bias"]), y)
+
+    return Problem(params, loss, (1e-1, 1e-2), 150, 0.9)
+
+
+PROBLEMS = {"parabola": parabola, "rosenbrock": rosenbrock, "mlp": mlp}
+
+
+def gradient(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.Tensor, dict]:
+    flat, treedef = tree.flatten(params)
+    flat = [p.detach().requires_grad_() for p in flat]
+    value = loss(tree.unflatten(treedef, flat))
+    return value.detach(), tree.unflatten(treedef, torch.autograd.grad(value, flat))
+
+
+def spec(t) -> tuple:
+    """All of a tree but its values."""
+    return tree.structure(t), [
+        (x.dtype, tuple(x.shape), x.stride(), x.device) for x in tree.leaves(t)
+    ]
+
+
+def random_tree(seed: int, shapes, dtype: torch.dtype, spread: float = 3.0) -> dict:
+    """Normal leaves, each of its own magnitude: 10 to the power of up to ± `spread`."""
+    g = torch.Generator().manual_seed(seed)
+    return {
+        f"p{i}": (
+            torch.randn(shape, generator=g, dtype=torch.float64)
+            * 10 ** (spread * (2 * torch.rand((), generator=g, dtype=torch.float64) - 1))
+        ).to(dtype)
+        for i, shape in enumerate(shapes)
+    }
+
+
+SHAPES = [(), (0,), (7,), (33, 5), (4, 3, 2)]
+
+
+def ulps(found: torch.Tensor, expected: torch.Tensor, *terms: torch.Tensor) -> float:
+    """The largest difference, in units in the last place of the largest number that took part."""
+    if not found.numel():
+        return 0.0
+    size = torch.stack([x.abs().broadcast_to(found.shape) for x in (found, expected, *terms)])
+    size = size.amax(0)
+    unit = torch.nextafter(size, torch.full_like(size, torch.inf)) - size
+    return ((found.double() - expected.double()).abs() / unit.double()).max().item()

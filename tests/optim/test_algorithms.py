@@ -1,0 +1,211 @@
+"""Every optimizer on every problem in every dtype; and what holds for all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import OPTIMIZERS, PROBLEMS, gradient, random_tree, spec
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS)
+@every_optimizer
+def test_descends(name, problem, dtype):
+    params, loss, rates, steps, falls_to = PROBLEMS[problem](dtype)
+    optimizer = OPTIMIZERS[name](rates["adam" in name])
+    state, first = optimizer.init(params), loss(params)
+    before = spec(params), spec(state)
+    for _ in range(steps):
+        _, grads = gradient(loss, params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        assert (spec(params), spec(state)) == before
+    assert loss(params) < falls_to * first
+
+
+@every_optimizer
+def test_a_schedule_is_a_rate(name):
+    params, loss, rates, steps, falls_to = PROBLEMS["mlp"](torch.float32)
+    schedule = optim.warmup_cosine(rates["adam" in name], 10, steps)
+    fixed, scheduled = OPTIMIZERS[name](0.1), OPTIMIZERS[name](schedule)
+    state, first = scheduled.init(params), loss(params)
+    assert spec(state) == spec(fixed.init(params))
+    for count in range(steps):
+        (reported,) = tree.find(state, "learning_rate").values()
+        assert reported == schedule(torch.tensor(max(count - 1, 0))).float()
+        updates, state = scheduled.update(gradient(loss, params)[1], state, params)
+        params = optim.apply_updates(params, updates)
+    assert loss(params) < falls_to * first
+
+
+def layouts() -> dict[str, torch.Tensor]:
+    """Every kind of dense tensor there is, and one with gaps."""
+    return {
+        "scalar": torch.randn(()),
+        "empty": torch.randn(0, 3),
+        "vector": torch.randn(5),
+        "ones": torch.randn(1, 4, 1),
+        "transposed": torch.randn(4, 3).t(),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "gaps": torch.randn(4, 10)[:, :3],
+        "half": torch.randn(3, 2, dtype=torch.bfloat16),
+        "double": torch.randn(3, 2, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("grads_are", ["alike", "contiguous", "transposed"])
+@every_optimizer
+def test_layouts_are_a_fixpoint(name, grads_are):
+    """Whatever layout the gradients come in, params and state keep theirs from the first update."""
+    params = layouts()
+    change = {
+        "alike": torch.clone,
+        "contiguous": torch.Tensor.contiguous,
+        "transposed": lambda p: p.mT.contiguous().mT if p.ndim > 1 else p.clone(),
+    }[grads_are]
+    grads = tree.map(change, params)
+    optimizer = OPTIMIZERS[name](0.1)
+    state = optimizer.init(params)
+    updates, new_state = optimizer.update(grads, state, params)
+    assert spec(new_state) == spec(state)
+    assert spec(optim.apply_updates(params, updates)) == spec(params)
+
+
+@every_optimizer
+def test_low_precision_parameters_have_float32_memory(name):
+    params = {"w": torch.ones(3, 2, dtype=torch.bfloat16)}
+    optimizer = OPTIMIZERS[name](0.1)
+    state = optimizer.init(params)
+    updates, state = optimizer.update(params, state, params)
+    assert updates["w"].dtype is torch.float32
+    assert {x.dtype for x in tree.leaves(state) if x.ndim} <= {torch.float32}
+    # One rounding, of the sum: not of the update before it.
+    exact = params["w"].double() + updates["w"].double()
+    assert torch.equal(optim.apply_updates(params, updates)["w"], exact.float().bfloat16())
+
+
+@every_optimizer
+def test_is_pure(name):
+    params, grads = (
+        random_tree(0, [(3, 2), (2,)], torch.float32),
+        random_tree(1, [(3, 2), (2,)], torch.float32),
+    )
+    optimizer = OPTIMIZERS[name](0.1)
+    state = optimizer.init(params)
+    _, state = optimizer.update(grads, state, params)
+    before = tree.digest((grads, state, params))
+    one = optimizer.update(grads, state, params)
+    two = optimizer.update(grads, state, params)
+    assert tree.digest(one) == tree.digest(two)
+    assert tree.digest((grads, state, params)) == before
+    taken = {x.data_ptr() for x in tree.leaves((grads, state, params))}
+    outputs = tree.leaves((one[1], optim.apply_updates(params, one[0])))
+    assert not taken & {x.data_ptr() for x in outputs}
+
+
+@every_optimizer
+def test_extra_arguments_are_ignored(name):
+    params = random_tree(0, [(3, 2)], torch.float32)
+    optimizer = OPTIMIZERS[name](0.1)
+    state = optimizer.init(params)
+    plain = optimizer.update(params, state, params)
+    extra = optimizer.update(params, state, params, loss=torch.tensor(1.0), value_fn=None)
+    assert tree.digest(plain) == tree.digest(extra)
+
+
+@every_optimizer
+def test_a_vmapped_row_is_a_single_run(name):
+    """To the bit: every operation is elementwise or a reduction of one row in the same order."""
+    shapes = [(), (7,), (8, 5)]
+    rows = [random_tree(seed, shapes, torch.float32) for seed in range(4)]
+    optimizer = OPTIMIZERS[name](optim.cosine(0.1, 10))
+    params = tree.map(lambda *xs: torch.stack(xs), *rows)
+    state = torch.vmap(optimizer.init)(params)
+    singles = [(row, optimizer.init(row)) for row in rows]
+    for step in range(3):
+        grads = [random_tree(100 * step + seed, shapes, torch.float32) for seed in range(4)]
+        updates, state = torch.vmap(optimizer.update)(
+            tree.map(lambda *xs: torch.stack(xs), *grads), state, params
+        )
+        params = torch.vmap(optim.apply_updates)(params, updates)
+        for i, (g, (p, s)) in enumerate(zip(grads, singles, strict=True)):
+            u, new = optimizer.update(g, s, p)
+            singles[i] = (optim.apply_updates(p, u), new)
+    for i, single in enumerate(singles):
+        row = tree.map(lambda x, i=i: x[i], (params, state))
+        assert tree.digest(row) == tree.digest(single)
+
+
+@every_optimizer
+def test_traces_on_fake_tensors_and_the_trace_repeats(name):
+    params = layouts()
+    optimizer = OPTIMIZERS[name](optim.warmup_cosine(0.1, 2, 10))
+
+    def step(grads, state, params):
+        updates, state = optimizer.update(grads, state, params)
+        return optim.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    graph = make_fx(step, tracing_mode="fake")(params, state, params)
+    assert not [n for n in graph.graph.nodes if n.op == "get_attr"]  # no tensor burnt in
+    for _ in range(3):
+        expected = step(params, state, params)
+        found = graph(params, state, params)
+        assert tree.digest(found) == tree.digest(expected)
+        params, state = expected
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
+def test_trees_of_every_size(name):
+    for params in [{}, torch.ones(2, 2), [torch.ones(1 + i % 3) for i in range(300)]]:
+        optimizer = OPTIMIZERS[name](0.1)
+        state = optimizer.init(params)
+        updates, new = optimizer.update(params, state, params)
+        assert spec(new) == spec(state)
+        assert spec(optim.apply_updates(params, updates)) == spec(params)
+
+
+def test_hyper_parameters_may_be_tensors():
+    """What a sweep maps over: four AdamWs in one call are the four, one after the other."""
+    params, grads = (random_tree(s, [(3, 2), (2,)], torch.float32) for s in (0, 1))
+
+    def run(rate, b1, b2, eps, decay):
+        optimizer = optim.chain(
+            optim.clip_by_global_norm(rate * 100),
+            optim.adamw(rate, b1, b2, eps, weight_decay=decay),
+            optim.sgd(rate, b1, weight_decay=decay, dampening=decay),
+            optim.scale(b1),
+        )
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, params)
+        return updates
+
+    hypers = [
+        torch.tensor(values, dtype=torch.float64)
+        for values in ([1e-3, 1e-2], [0.9, 0.5], [0.999, 0.9], [1e-8, 1e-3], [0.1, 0.0])
+    ]
+    mapped = torch.vmap(run)(*hypers)
+    for i in range(2):
+        alone = run(*[float(h[i]) for h in hypers])
+        for found, expected in zip(tree.leaves(mapped), tree.leaves(alone), strict=True):
+            torch.testing.assert_close(found[i], expected, rtol=1e-6, atol=0)
+
+
+def test_hypergradients_flow_through_an_update():
+    params = {"w": torch.ones(2, 2, dtype=torch.float64)}
+
+    def after(rate):
+        optimizer = optim.adamw(optim.constant(rate))
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        return optim.apply_updates(params, updates)["w"].sum()
+
+    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(after, rate)

@@ -1,0 +1,99 @@
+"""The algebra of composition, and what `update` is handed on the way."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import OPTIMIZERS, random_tree, ulps
+
+names = st.sampled_from(sorted(OPTIMIZERS))
+SHAPES = [(3, 2), (4,), ()]
+
+
+def run(optimizer, seed, steps=3):
+    params = random_tree(seed, SHAPES, torch.float32)
+    state = optimizer.init(params)
+    for step in range(steps):
+        grads = random_tree(seed + step + 1, SHAPES, torch.float32)
+        updates, state = optimizer.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+    return tree.digest(params), [tree.digest(x) for x in tree.leaves(state)]
+
+
+@given(names, names, names, st.integers(0, 1000))
+@settings(max_examples=20)
+def test_chain_is_a_monoid(a, b, c, seed):
+    """Associative, with `identity` on either side and the empty chain neutral: to the bit."""
+    x, y, z = (OPTIMIZERS[name](0.1) for name in (a, b, c))
+    expected = run(optim.chain(x, y, z), seed)
+    for same in (
+        optim.chain(optim.chain(x, y), z),
+        optim.chain(x, optim.chain(y, z)),
+        optim.chain(optim.identity(), x, y, optim.chain(), z, optim.identity()),
+    ):
+        assert run(same, seed) == expected
+
+
+def test_extra_arguments_reach_every_link():
+    seen = []
+
+    def spy(name):
+        def update(grads, state, params=None, **extra):
+            seen.append((name, params, extra))
+            return grads, state
+
+        return optim.GradientTransformation(lambda params: (), update)
+
+    optimizer = optim.chain(spy("a"), optim.chain(optim.scale(1.0), spy("b")))
+    optimizer.update({}, optimizer.init({}), {}, loss=1.0)
+    assert seen == [("a", {}, {"loss": 1.0}), ("b", {}, {"loss": 1.0})]
+
+
+def test_algorithms_are_their_parts():
+    """`adamw` and `sgd` against the chains of links they stand for: 4 ulp, another order of products."""
+    pairs = [
+        (
+            optim.adamw(0.1, weight_decay=0.1),
+            optim.chain(
+                optim.scale_by_adam(),
+                optim.add_decayed_weights(0.1),
+                optim.scale_by_learning_rate(0.1),
+            ),
+        ),
+        (
+            optim.sgd(0.1, 0.9, nesterov=True, weight_decay=0.1),
+            optim.chain(
+                optim.add_decayed_weights(0.1),
+                optim.trace(0.9, nesterov=True),
+                optim.scale_by_learning_rate(0.1),
+            ),
+        ),
+    ]
+    params = random_tree(0, SHAPES, torch.float32)
+    for whole, parts in pairs:
+        states = whole.init(params), parts.init(params)
+        for seed in range(5):
+            grads = random_tree(seed, SHAPES, torch.float32)
+            one, new_whole = whole.update(grads, states[0], params)
+            two, new_parts = parts.update(grads, states[1], params)
+            states = new_whole, new_parts
+            for key in params:
+                assert ulps(one[key], two[key], params[key] * 0.01) <= 4
+
+
+def test_the_rate_is_found_by_its_name():
+    params = {"w": torch.ones(2, 2)}
+    for name, schedule in itertools.product(OPTIMIZERS, (0.25, optim.constant(0.25))):
+        optimizer = OPTIMIZERS[name](schedule)
+        state = optimizer.init(params)
+        for _ in range(2):
+            (rate,) = tree.find(state, "learning_rate").values()
+            assert (rate.dtype, rate.shape, rate.item()) == (torch.float32, (), 0.25)
+            _, state = optimizer.update(params, state, params)
+        assert {int(c) for c in tree.find(state, "count").values()} == {2}

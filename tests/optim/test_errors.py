@@ -1,0 +1,222 @@
+"""Bad input: each mistake is named, with its place and what to write instead."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import OPTIMIZERS
+
+W, B = torch.ones(2, 2), torch.ones(2)
+PARAMS = {"layers": [{"w": W, "b": B}]}
+
+
+@pytest.mark.parametrize("value", [-1e-3, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (optim.sgd, "learning_rate"),
+        (optim.adam, "learning_rate"),
+        (optim.adamw, "learning_rate"),
+        (optim.scale_by_learning_rate, "learning_rate"),
+        (optim.constant, "value"),
+        (optim.add_decayed_weights, "weight_decay"),
+        (optim.clip_by_global_norm, "max_norm"),
+        (lambda v: optim.adam(0.1, eps=v), "eps"),
+        (lambda v: optim.adam(0.1, b1=v), "b1"),
+        (lambda v: optim.adam(0.1, b2=v), "b2"),
+        (lambda v: optim.scale_by_adam(b2=v), "b2"),
+        (lambda v: optim.adamw(0.1, weight_decay=v), "weight_decay"),
+        (lambda v: optim.sgd(0.1, v), "momentum"),
+        (lambda v: optim.sgd(0.1, 0.9, dampening=v), "dampening"),
+        (lambda v: optim.sgd(0.1, weight_decay=v), "weight_decay"),
+        (optim.trace, "decay"),
+        (lambda v: optim.linear_warmup(v, 10), "peak"),
+        (lambda v: optim.linear_warmup(1.0, 10, start=v), "start"),
+        (lambda v: optim.cosine(1.0, 10, end=v), "end"),
+        (lambda v: optim.warmup_cosine(v, 1, 10), "peak"),
+        (lambda v: optim.warmup_cosine(1.0, 1, 10, end=v), "end"),
+    ],
+)
+def test_numbers_out_of_range(build, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
+        build(value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: optim.adam(0.1, b1=1.0), r"b1 must lie in \[0, 1\), got 1.0"),
+        (lambda: optim.trace(1.0), r"decay must lie in \[0, 1\)"),
+        (lambda: optim.scale(math.nan), "factor must be a finite number"),
+        (lambda: optim.sgd(0.1, nesterov=True), "nesterov=True needs a momentum > 0"),
+        (lambda: optim.sgd(0.1, 0.9, nesterov=True, dampening=0.1), "no dampening"),
+        (lambda: optim.sgd(0.1, dampening=0.1), "give a momentum > 0 too"),
+        (lambda: optim.sgd(0.1, 0.9, dampening=1.5), r"dampening must lie in \[0, 1\]"),
+        (lambda: optim.cosine(0.1, 0), "steps must be at least 1"),
+        (lambda: optim.warmup_cosine(0.1, -1, 10), "warmup_steps must be at least 0"),
+        (lambda: optim.warmup_cosine(0.1, 10, 10), r"total_steps counts the warmup too: 10"),
+    ],
+)
+def test_values(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: optim.adam("1e-3"), "learning_rate must be a number, got str '1e-3'"),
+        (lambda: optim.adam(None), "learning_rate must be a number, got NoneType"),
+        (lambda: optim.sgd(torch.ones(3)), r"learning_rate is a tensor of shape \(3,\)"),
+        (lambda: optim.sgd(torch.tensor(1)), "dtype torch.int64; it must be a number"),
+        (lambda: optim.cosine(0.1, 10.5), r"steps counts updates: it must be an int, got 10.5"),
+        (lambda: optim.chain([optim.sgd(0.1)]), "link 0 of the chain is a list"),
+        (lambda: optim.chain(optim.sgd), "link 0 of the chain is a function"),
+        (
+            lambda: optim.chain(
+                optim.GradientTransformation(lambda p: (), lambda grads, state, params: grads)
+            ),
+            r"link 0 takes no `\*\*extra`",
+        ),
+    ],
+)
+def test_types(build, message):
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+stateful = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@stateful
+def test_integer_parameters(name):
+    params = {"layers": [{"w": W, "table": torch.zeros(3, dtype=torch.int64)}]}
+    with pytest.raises(
+        TypeError,
+        match=r"parameter at \['layers'\]\[0\]\['table'\] is of dtype torch.int64.*buffers",
+    ):
+        OPTIMIZERS[name](0.1).init(params)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "what"), [(1.0, "a float, not a tensor"), (W.to_sparse(), "layout torch.sparse_coo")]
+)
+def test_parameters_that_are_none(leaf, what):
+    with pytest.raises(TypeError, match=rf"parameter at \['w'\] is .*{what}"):
+        optim.adamw(0.1).init({"w": leaf})
+
+
+@stateful
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"layers": [{"w": W}]}, ValueError, r"at \['layers'\]\[0\]: \['b'\] is missing"),
+        ({"layers": [{"w": W, "b": None}]}, ValueError, r"at \['layers'\]\[0\]\['b'\]"),
+        (
+            {"layers": [{"w": W, "b": torch.ones(3)}]},
+            ValueError,
+            r"\['layers'\]\[0\]\['b'\]: shape \(3,\), but .* has \(2,\)",
+        ),
+        (
+            {"layers": [{"w": W, "b": torch.ones(())}]},
+            ValueError,
+            r"\['layers'\]\[0\]\['b'\]: shape \(\), but .*not broadcast",
+        ),
+        (
+            {"layers": [{"w": W, "b": B.double()}]},
+            TypeError,
+            r"\['layers'\]\[0\]\['b'\]: dtype torch.float64, but .* torch.float32",
+        ),
+        (
+            {"layers": [{"w": W, "b": B.bfloat16()}]},
+            TypeError,
+            r"\['layers'\]\[0\]\['b'\]: dtype torch.bfloat16, but",
+        ),
+        ({"layers": [{"w": W, "b": 1.0}]}, TypeError, "a float"),
+        (
+            {"layers": [{"w": W.to_sparse(), "b": B}]},
+            TypeError,
+            r"\['w'\].*layout torch.sparse_coo",
+        ),
+    ],
+)
+def test_gradients_unlike_the_parameters(name, grads, error, message):
+    optimizer = OPTIMIZERS[name](0.1)
+    state = optimizer.init(PARAMS)
+    with pytest.raises(error, match=message):
+        optimizer.update(grads, state, PARAMS)
+
+
+def test_updates_unlike_the_parameters():
+    with pytest.raises(ValueError, match=r"`updates` at \['w'\]: shape \(2,\), but `params` has"):
+        optim.apply_updates({"w": W}, {"w": B})
+    with pytest.raises(TypeError, match=r"`updates` at the root: dtype torch.int64"):
+        optim.apply_updates(B, B.long())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        (optim.adamw(0.1), "adamw"),
+        (optim.add_decayed_weights(0.1), "add_decayed_weights"),
+        (optim.sgd(0.1, weight_decay=0.1), "sgd with weight_decay"),
+        (optim.chain(optim.identity(), optim.adamw(0.1)), "adamw"),
+    ],
+)
+def test_parameters_left_out(optimizer, name):
+    with pytest.raises(
+        ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
+    ):
+        optimizer.update(PARAMS, optimizer.init(PARAMS))
+
+
+def test_parameters_left_out_where_none_are_read():
+    for optimizer in (optim.adam(0.1), optim.sgd(0.1, 0.9), optim.clip_by_global_norm(1.0)):
+        state = optimizer.init(PARAMS)
+        assert tree.digest(optimizer.update(PARAMS, state)) == tree.digest(
+            optimizer.update(PARAMS, state, PARAMS)
+        )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda mask: optim.adamw(0.1, mask=mask),
+        lambda mask: optim.sgd(0.1, weight_decay=0.1, mask=mask),
+        lambda mask: optim.add_decayed_weights(0.1, mask=mask),
+    ],
+)
+def test_masks(build):
+    good = {"layers": [{"w": True, "b": False}]}
+    build(good).init(PARAMS)
+    build(lambda params: good).init(PARAMS)
+    with pytest.raises(ValueError, match=r"at \['layers'\]\[0\]: \['b'\] is missing.*matrices"):
+        build({"layers": [{"w": True}]}).init(PARAMS)
+    with pytest.raises(ValueError, match=r"at the root: expected a dict.*leaf \(bool\)"):
+        build(lambda params: True).init(PARAMS)
+    with pytest.raises(TypeError, match=r"mask at \['layers'\]\[0\]\['b'\] is int 0; it must be"):
+        build({"layers": [{"w": True, "b": 0}]}).init(PARAMS)
+
+
+def test_states_of_another_chain():
+    chain = optim.chain(optim.identity(), optim.sgd(0.1))
+    with pytest.raises(ValueError, match=r"a chain of 2 links .* got a SGDState of 3"):
+        chain.update(PARAMS, optim.sgd(0.1).init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (lambda count: torch.ones(2), ValueError, r"returned a tensor of shape \(2,\)"),
+        (lambda count: "fast", TypeError, "returned str 'fast', not a 0-d tensor"),
+    ],
+)
+def test_schedules_that_return_no_rate(schedule, error, message):
+    with pytest.raises(error, match=message):
+        optim.sgd(schedule).init(PARAMS)
