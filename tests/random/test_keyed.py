@@ -16,8 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from ftrain.core.random import _keyed_sites, key, sample, split
-from ftrain.core.random._keyed_reach import unkeyed
-from ftrain.core.random.keyed import UnkeyedRandomError, keyed, loop_body
+from ftrain.core.random._keyed_reach import is_random, unkeyed
+from ftrain.core.random.keyed import HANDLERS, UnkeyedRandomError, keyed, loop_body
 
 from ._keyed_cases import CASES, Case, X
 
@@ -350,3 +350,24 @@ def test_a_graph_is_searched_for_operators_that_draw() -> None:
     assert unkeyed(make_fx(step, tracing_mode="fake")(KEYS[0], x)) == []
     draws = True
     assert unkeyed(make_fx(step, tracing_mode="fake")(KEYS[0], x)) == ["aten.bernoulli.default"]
+
+
+def test_every_operator_that_takes_a_generator_is_keyed_or_refused() -> None:
+    names = {
+        schema.name.removeprefix("aten::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("aten::")
+        and any("Generator" in str(argument.type) for argument in schema.arguments)
+    }
+    assert {"rand", "random_", "poisson", "rrelu"} <= names
+    # These have no overload in torch.ops.aten: TorchScript's own, and the global generator's.
+    names -= {"_no_grad_uniform_", "_no_grad_normal_", "manual_seed", "initial_seed", "seed"}
+    for owner in (torch, torch.Tensor, torch._C._nn):
+        for name in names & set(dir(owner)):
+            func = getattr(owner, name)
+            if func is torch.random:  # a module
+                continue
+            assert func in HANDLERS or is_random(func), func
+    assert not any(
+        is_random(func) for func in (torch.add, torch.Tensor.__and__, torch.ops.aten.relu)
+    )

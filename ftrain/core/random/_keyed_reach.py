@@ -39,43 +39,49 @@ class _Torch(types.ModuleType):
         return getattr(torch, name)
 
 
-def _random_names() -> frozenset[str]:
-    """The operators that draw, by name: those that take a generator, and those that torch tags."""
-    seeded = torch.Tag.nondeterministic_seeded
-    names = {"dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout_"}
-    names |= {"feature_alpha_dropout", "feature_alpha_dropout_", "scaled_dot_product_attention"}
-    for schema in torch._C._jit_get_all_schemas():
-        namespace, _, name = schema.name.partition("::")
-        if namespace != "aten":
-            continue
-        if any("Generator" in str(argument.type) for argument in schema.arguments):
-            names.add(name)
-        else:
-            operator = torch._C._get_operation_overload(schema.name, schema.overload_name)
-            if operator is not None and seeded in operator[-1]:
-                names.add(name)
-    return frozenset(names - {"seed", "manual_seed", "initial_seed"})
+_Overload = torch._ops.OpOverload[..., Any]
+
+# Composites of operators that draw; torch tags none of them.
+_COMPOSITES = frozenset(
+    {
+        "alpha_dropout_",
+        "dropout_",
+        "feature_alpha_dropout",
+        "feature_alpha_dropout_",
+        "feature_dropout",
+        "feature_dropout_",
+        "scaled_dot_product_attention",
+    }
+)
 
 
-RANDOM_NAMES = _random_names()
+@functools.lru_cache(maxsize=4096)
+def _draws(name: str) -> bool:
+    """Whether a torch function of this name draws."""
+    return name in _COMPOSITES or any(map(_is_seeded, _overloads(name)))
+
+
+def _is_seeded(overload: _Overload) -> bool:
+    """It takes a generator, or torch says that it draws from the global one."""
+    return torch.Tag.nondeterministic_seeded in overload.tags or any(
+        "Generator" in str(argument.type) for argument in overload._schema.arguments
+    )
 
 
 def is_random(func: Callable[..., Any]) -> bool:
-    """Whether an operator may draw, by its name: that of a builtin, or of an overload in `torch.ops`."""
-    return _name(func) in RANDOM_NAMES
+    """Whether an operator may draw, unless its dropout rate is 0."""
+    return getattr(func, "__name__", "") in _COMPOSITES or any(map(_is_seeded, _overloads(func)))
 
 
 def dropout_rate(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> float | None:
-    """The `dropout_p` that an operator is called with; None if it has none."""
-    if "dropout_p" in kwargs:
-        return float(kwargs["dropout_p"])
-    packet = getattr(torch.ops.aten, _name(func))
-    for overload in packet.overloads():
-        for place, argument in enumerate(getattr(packet, overload)._schema.arguments):
-            if argument.name == "dropout_p":
-                return float(args[place] if place < len(args) else argument.default_value or 0)
+    """The dropout rate that an operator is called with; None if it has none."""
+    for overload in _overloads(func):
+        for place, argument in enumerate(overload._schema.arguments):
+            if argument.name in {"dropout_p", "dropout"}:
+                given = args[place] if place < len(args) else kwargs.get(argument.name)
+                return float(given or argument.default_value or 0)
     return None
 
 
@@ -96,9 +102,17 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
     ]
 
 
-def _name(func: Callable[..., Any]) -> str:
-    name: str = getattr(func, "__name__", "")
-    return name.partition(".")[0]
+def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
+    """The operators behind a call: of `torch.ops` itself, or of aten by the name of a builtin."""
+    if isinstance(func, torch._ops.OpOverload):
+        return [func]
+    if not isinstance(func, torch._ops.OpOverloadPacket):
+        name = func if isinstance(func, str) else getattr(func, "__name__", "")
+        func = getattr(torch.ops.aten, name, func)
+    if not isinstance(func, torch._ops.OpOverloadPacket):
+        return []
+    names: list[str] = func.overloads()  # type: ignore[no-untyped-call]  # torch's
+    return [getattr(func, name) for name in names]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,7 +124,7 @@ def draws_inside(func: types.FunctionType) -> bool:
         if code in seen:
             return False
         seen.add(code)
-        if not RANDOM_NAMES.isdisjoint(code.co_names):
+        if any(map(_draws, code.co_names)):
             return True
         inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         if any(names_one(constant, scope) for constant in inner):
