@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 Tensors = dict[str, torch.Tensor]
 
@@ -269,7 +269,7 @@ def _stray_tensors(module: nn.Module) -> Tensors:
 
 def _refuse_lazy(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise ValueError(
                 f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
                 "batch through the model before handing it over, or use the layer that is not lazy."

@@ -100,11 +100,10 @@ def accumulate_micro_batches(
         return (totals, weight + found.weight, found.buffers), found.metrics
 
     if isinstance(parts, list):
-        carry, metrics = start, None
-        for i, part in enumerate(parts):
-            carry, latest = body(carry, (keys[i], part))
-            metrics = latest if metrics is None else metrics.merge(latest)
-        assert metrics is not None
+        carry, metrics = body(start, (keys[0], parts[0]))
+        for key, part in zip(keys[1:], parts[1:], strict=True):
+            carry, latest = body(carry, (key, part))
+            metrics = metrics.merge(latest)
     else:
         carry, stacked = scan(body, start, (keys, parts))
         first = tree.map(lambda x: x[0], stacked)

@@ -231,7 +231,7 @@ def describe(fn: Callable[..., Any]) -> str:
     """A function's name and where it was written, for messages."""
     name = getattr(fn, "__qualname__", None) or type(fn).__name__
     try:
-        code = inspect.unwrap(fn).__code__  # type: ignore[attr-defined]
+        code = inspect.unwrap(fn).__code__
     except AttributeError:
         return f"`{name}`"
     return f"`{name}` ({code.co_filename}:{code.co_firstlineno})"

@@ -112,6 +112,7 @@ def gradients(
             totals = tree.map(lambda g: g * share, grads)
             found = Accumulated(totals, weight, buffers, metrics)
         if grad_reduce is not None:
+            assert found.weight is not None
             totals, weight = grad_reduce(found.totals, found.weight)
             found = found._replace(totals=totals, weight=weight)
         return found
@@ -198,7 +199,8 @@ def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) 
 def _require_finite(grads: Any, loss: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     finite = torch.stack([torch.isfinite(g).all() for g in tree.leaves(grads)])
     names = "\n".join(f"params{path}" for path in tree.paths(grads))
-    return require_finite(finite, loss, step, names)
+    checked: torch.Tensor = require_finite(finite, loss, step, names)
+    return checked
 
 
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:

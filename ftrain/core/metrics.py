@@ -225,7 +225,8 @@ def as_metrics(values: Any, where: str) -> Metrics:
 
 def _as_metric(name: Any, value: Any, where: str) -> Metric:
     if isinstance(value, Metric):
-        return type(value)(*(part.detach() for part in value))  # type: ignore[call-overload,no-any-return]
+        detached: Metric = tree.map(torch.Tensor.detach, value)
+        return detached
     if isinstance(value, (int, float)):
         value = torch.tensor(float(value))
     if not isinstance(value, torch.Tensor) or value.ndim != 0:

@@ -225,7 +225,7 @@ def register_dataclass(cls: _C) -> _C:
     >>> map(lambda x: x + 1, Pair(1, 2))
     Pair(left=2, right=3)
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    dataclasses.dataclass(frozen=True)(cls)  # in place: there are no slots
     names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
     register_dataclass_node(cls, names)
     return cls
@@ -276,7 +276,7 @@ def _absorb(hasher: hashlib._Hash, tree: PyTree, path: str) -> None:
         )
     _put(hasher, f"leaf {tree.dtype} {tuple(tree.shape)}")
     flat = tree.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    hasher.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    hasher.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 def _put(hasher: hashlib._Hash, text: str) -> None:
