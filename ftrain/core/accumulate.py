@@ -101,8 +101,8 @@ def accumulate_micro_batches(
 
     if isinstance(parts, list):
         carry, metrics = body(start, (keys[0], parts[0]))
-        for key, part in zip(keys[1:], parts[1:], strict=True):
-            carry, latest = body(carry, (key, part))
+        for part_key, part in zip(keys[1:], parts[1:], strict=True):
+            carry, latest = body(carry, (part_key, part))
             metrics = metrics.merge(latest)
     else:
         carry, stacked = scan(body, start, (keys, parts))
