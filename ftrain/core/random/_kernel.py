@@ -2,7 +2,7 @@
 
 Where it cannot be had (no compiler, a cache folder that cannot be written), one warning says so and the
 reference takes over, with the same numbers. A million-element mask takes 1.0 ms on one core here,
-`torch.empty(n).bernoulli_(0.1)` 5.8 ms, the reference about 60 ms.
+`torch.empty(n).bernoulli_(0.1)` 5.8 ms, the reference 80 ms.
 
 Read next: `threefry.c`.
 """
@@ -124,7 +124,7 @@ def _first() -> Kernel | None:
                 _kernel = None
                 warnings.warn(
                     "ftrain draws random numbers without its C kernel: the numbers are the same, but "
-                    f"take about fifty times as long on a CPU. {_reason(error)}",
+                    f"take about seventy times as long on a CPU. {_reason(error)}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
