@@ -19,8 +19,6 @@ class Case:
     name: str
     run: Callable[[dict[str, Tensor], Tensor], Any]
     params: dict[str, Tensor]
-    vmaps: bool = True  # torch has no batching rule for lstm, gru and rnn
-    traces: bool = True
     exact: bool = True  # the arithmetic around the draws has the same bits under every transform
 
 
@@ -141,14 +139,13 @@ MODULES = [
         exact=False,
     ),
     _module(
-        "nn.LSTM", nn.LSTM(8, 5, 3, dropout=0.3, batch_first=True), lambda f, x: f(x), vmaps=False,
-        traces=False,
+        "nn.LSTM", nn.LSTM(8, 5, 3, dropout=0.3, batch_first=True), lambda f, x: f(x),
     ),
     _module(
-        "nn.GRU", nn.GRU(8, 5, 2, dropout=0.3, bidirectional=True), lambda f, x: f(x), vmaps=False,
+        "nn.GRU", nn.GRU(8, 5, 2, dropout=0.3, bidirectional=True), lambda f, x: f(x),
         exact=False,
     ),
-    _module("nn.RNN", nn.RNN(8, 5, 2, dropout=0.3), lambda f, x: f(x), vmaps=False, exact=False),
+    _module("nn.RNN", nn.RNN(8, 5, 2, dropout=0.3), lambda f, x: f(x), exact=False),
 ]  # fmt: skip
 
 CASES = [*(_function(name, run) for name, run in FUNCTIONS.items()), *MODULES]

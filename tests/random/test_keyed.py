@@ -79,8 +79,6 @@ def test_a_draw_belongs_to_the_key(case: Case) -> None:
 
 
 def test_a_vmapped_row_is_a_single_run(case: Case) -> None:
-    if not case.vmaps:
-        pytest.skip("torch has no batching rule for recurrent kernels")
     over_keys = vmap(lambda k: run(case, k, X * 1))
     over_both = vmap(lambda k, x: run(case, k, x))
     # Torch writes no batched values into unbatched data; the straight-through estimate would, inside.
@@ -92,16 +90,11 @@ def test_a_vmapped_row_is_a_single_run(case: Case) -> None:
 
 
 def test_one_key_gives_every_row_the_same_draws(case: Case) -> None:
-    if not case.vmaps:
-        pytest.skip("torch has no batching rule for recurrent kernels")
     outputs = vmap(lambda x: run(case, KEYS[0], x))(XS)
     assert all(close(case, row(outputs, i), run(case, KEYS[0], XS[i])) for i in range(3))
 
 
 def test_a_trace_draws_what_eager_code_draws(case: Case) -> None:
-    if not case.traces:
-        pytest.skip("mkldnn_rnn_layer does not trace on fake tensors")
-
     def traced(key: Tensor, params: dict[str, Tensor], x: Tensor) -> list[Tensor]:
         with keyed(key):
             return tree_leaves(case.run(params, x))
@@ -371,3 +364,9 @@ def test_every_operator_that_takes_a_generator_is_keyed_or_refused() -> None:
     assert not any(
         is_random(func) for func in (torch.add, torch.Tensor.__and__, torch.ops.aten.relu)
     )
+
+
+@pytest.mark.parametrize("wrong", [KEYS, torch.zeros(2), torch.zeros(3, dtype=torch.int32)])
+def test_what_is_no_key_is_refused_at_once(wrong: Tensor) -> None:
+    with pytest.raises((ValueError, TypeError), match="key"), keyed(wrong):
+        pass

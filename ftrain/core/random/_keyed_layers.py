@@ -6,7 +6,7 @@ As in `_keyed_draws.py`, each function has the signature of the torch function t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -111,8 +111,9 @@ def scaled_dot_product_attention(
     return dropout(stream, weights, dropout_p, True) @ value
 
 
-def recurrent(run: Callable[..., Any]) -> Handler:
+def recurrent(name: str) -> Handler:
     """`_VF.lstm`, `gru`, `rnn_tanh` or `rnn_relu`, one layer at a time, with dropout between."""
+    kernel, decomposed = getattr(torch, name), getattr(torch.ops.aten, name).input.decompose
 
     def layers(stream: Stream, input: Tensor, second: Any, *rest: Any) -> Any:
         # (input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first) or,
@@ -121,6 +122,9 @@ def recurrent(run: Callable[..., Any]) -> Handler:
             (hx, weights, *options), batch_sizes = rest, [second]
         else:
             hx, (weights, *options), batch_sizes = second, rest, []
+        # The kernels have no batching rule; torch's decomposition of them is made of operators that
+        # have. (Packing has none either, so there is nothing packed under vmap.)
+        run = decomposed if _inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
             return run(input, second, *rest)
@@ -143,6 +147,11 @@ def recurrent(run: Callable[..., Any]) -> Handler:
         return (input, *(torch.cat(part) for part in zip(*finals, strict=True)))
 
     return layers
+
+
+def _inside_vmap() -> bool:
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return any(each.key() == torch._C._functorch.TransformType.Vmap for each in transforms)
 
 
 def _gain(p: float) -> float:
@@ -207,4 +216,4 @@ for _name, _layer in _HAVE_IN_PLACE_FORMS.items():
     LAYERS[getattr(torch, _name)] = _layer
     LAYERS[getattr(torch, f"{_name}_")] = _in_place(_layer)
 for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-    LAYERS[getattr(torch, _name)] = recurrent(getattr(torch, _name))
+    LAYERS[getattr(torch, _name)] = recurrent(_name)

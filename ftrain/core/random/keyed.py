@@ -27,6 +27,7 @@ from ftrain.core.random._keyed_reach import (
     opened,
 )
 from ftrain.core.random._keyed_sites import Stream, UnkeyedRandomError
+from ftrain.core.random.keys import _check_single
 
 __all__ = ["UnkeyedRandomError", "keyed"]
 
@@ -58,6 +59,7 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
             (`model.encoder(x)`); else the outermost module that is called is taken.
 
     Raises:
+        ValueError: `key` is not one key.
         UnkeyedRandomError: inside, for an operation that draws and cannot be keyed, a call with
             `generator=`, or a draw in a backward pass (activation checkpointing).
 
@@ -70,6 +72,7 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     >>> torch.equal(a, b)
     True
     """
+    _check_single(key, "keyed")
     with keyed_by(Stream(key, root)):
         yield
 
