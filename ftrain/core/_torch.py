@@ -7,6 +7,7 @@ met in one file. Checked on torch 2.11 to 2.13.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -56,7 +57,9 @@ def fake_mode() -> FakeTensorMode:
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """The operators that `fn` runs on these fake tensors (`make_fx`, 2.0 and later)."""
-    return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
+    # An error of the user's is raised, and need not be logged as well.
+    with _silent("torch._subclasses.fake_tensor"):
+        return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
 
 def inductor_compile(
@@ -69,12 +72,14 @@ def inductor_compile(
     patches = {"size_asserts": False, **config}
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
-    artifact = inductor.standalone_compile(
-        graph,
-        list(inputs),
-        dynamic_shapes="from_example_inputs",
-        options={"config_patches": patches},
-    )
+    # It warns where it could not be saved as an artifact, which nobody asked for.
+    with _silent("torch._inductor.standalone_compile"):
+        artifact = inductor.standalone_compile(
+            graph,
+            list(inputs),
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": patches},
+        )
     # The artifact's __call__ only forwards to this.
     compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
     return compiled
@@ -170,3 +175,22 @@ def scan_operator(
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         return list(scan_op(body, list(carry), list(xs), tuple(captured)))
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def with_autograd() -> contextlib.AbstractContextManager[Any]:
+    """Autograd on inside an operator's kernel, where the dispatcher has left it out (1.13 and later)."""
+    left_out = torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradMPS", "AutogradOther"):
+        left_out = left_out.remove(getattr(torch._C.DispatchKey, name))
+    left_out = left_out.remove(torch._C.DispatchKey.ADInplaceOrView)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), left_out)

@@ -20,6 +20,7 @@ def eager(fn, **options):
 
 
 @given(trees(tensors()), trees(tensors()))
+@settings(max_examples=20)
 def test_an_identity_returns_equal_bytes_in_memory_of_their_own(x, y):
     compiled = eager(lambda x, *, y: {"both": (x, y), "again": x, "number": 3})
     for _ in range(2):
@@ -32,6 +33,7 @@ def test_an_identity_returns_equal_bytes_in_memory_of_their_own(x, y):
 
 
 @given(st.data(), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=15)
 def test_compiled_equals_plain_and_leaves_inputs_alone(data, n, m):
     x = data.draw(tensors((n, m), torch.float64))
     w = data.draw(tensors((m,), torch.float64))
@@ -41,16 +43,16 @@ def test_compiled_equals_plain_and_leaves_inputs_alone(data, n, m):
         y.add_(w)  # in place on its own tensor is fine
         return {"y": y, "view": y[0], "base": x[:, 0], "t": x.t(), "wide": w.sum().expand(3)}
 
-    compiled, before = eager(fn), tree.digest((x, w))
+    compiled, before = eager(fn), tree.map(torch.clone, (x, w))
     for _ in range(2):
         output = compiled(x, w)
         assert same_bytes(output, fn(x, w))
-        assert tree.digest((x, w)) == before
+        assert same_bytes((x, w), before)
         assert apart(output, x, w)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_one_program_for_each_shape_and_none_on_return(sizes):
     compiled = eager(lambda x: x.sum())
     with warnings.catch_warnings():
@@ -63,8 +65,16 @@ def test_one_program_for_each_shape_and_none_on_return(sizes):
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
-        ({"x": torch.ones(8, 3)}, {"x": torch.ones(7, 3)}, "batch['x']: float32[8, 3] -> float32[7, 3]"),
-        ({"x": torch.ones(2)}, {"x": torch.ones(2).double()}, "batch['x']: float32[2] -> float64[2]"),
+        (
+            {"x": torch.ones(8, 3)},
+            {"x": torch.ones(7, 3)},
+            "batch['x']: float32[8, 3] -> float32[7, 3]",
+        ),
+        (
+            {"x": torch.ones(2)},
+            {"x": torch.ones(2).double()},
+            "batch['x']: float32[2] -> float64[2]",
+        ),
         ({"x": torch.ones(2, 3)}, {"x": torch.ones(3, 2).t()}, "with strides [1, 2]"),
         ({"lr": 0.1}, {"lr": 0.2}, "batch['lr']: 0.1 -> 0.2"),
         ({"lr": 0.1}, {"lr": 0.2}, "torch.tensor(...)"),

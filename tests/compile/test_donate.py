@@ -8,7 +8,7 @@ import pickle
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from ftrain.core import tree
 from ftrain.core.compile import DonatedStateError, DonationError, compile
@@ -55,6 +55,7 @@ def run_both_ways(step, backend, state, x):
 
 @pytest.mark.parametrize("name", STEPS)
 @given(st.data())
+@settings(max_examples=4)
 def test_donation_changes_memory_not_bits(name, data):
     n = 2 * data.draw(st.integers(2, 4))
     n = 4 if name == "views of products" else n
@@ -71,7 +72,9 @@ def test_donation_changes_memory_not_bits_when_compiled(name, n):
 
 
 def step(state, batch):
-    return state.replace(step=state.step + 1, params={"w": state.params["w"] * batch}), {"b": batch + 1}
+    return state.replace(step=state.step + 1, params={"w": state.params["w"] * batch}), {
+        "b": batch + 1
+    }
 
 
 def make_state():

@@ -204,6 +204,8 @@ def test_no_compiler_is_one_clear_sentence(tmp_path):
         [sys.executable, "-c", NO_COMPILER],
         capture_output=True, text=True, env=environment, check=False, timeout=120,
     )  # fmt: skip
-    assert "CompilerMissingError ftrain.compile found no C++ compiler. Install one" in done.stdout, done
+    assert (
+        "CompilerMissingError ftrain.compile found no C++ compiler. Install one" in done.stdout
+    ), done
     assert "backend='eager'" in done.stdout
     assert "tensor([0., 0., 0.])" in done.stdout

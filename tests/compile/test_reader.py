@@ -16,7 +16,10 @@ from ftrain.core.compile._reader import build_reader, static_key
 from tests.compile.cases import Pair, tensors, trees
 
 statics = st.one_of(
-    st.integers(-1, 1), st.booleans(), st.sampled_from([0.0, -0.0, 1.0, math.nan]), st.text(max_size=1)
+    st.integers(-1, 1),
+    st.booleans(),
+    st.sampled_from([0.0, -0.0, 1.0, math.nan]),
+    st.text(max_size=1),
 )
 leaves = st.one_of(tensors(), statics)
 

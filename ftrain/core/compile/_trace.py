@@ -28,6 +28,7 @@ from ftrain.core.compile._errors import (
     describe,
     user_line,
 )
+from ftrain.core.compile._rnn import RecurrentLayers
 
 __all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace"]
 
@@ -253,7 +254,7 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     _active.depth += 1
     try:
-        with torch.enable_grad(), _torch.interning(), mode:
+        with torch.enable_grad(), _torch.interning(), RecurrentLayers(), mode:
             return _Run(_torch.trace(flat, fakes), mode)
     except Exception as error:
         remedy = _remedy(error)
