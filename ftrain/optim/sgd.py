@@ -112,13 +112,13 @@ def sgd(
         rate = rate_at(learning_rate, state.count)
         leaves, treedef = gradients(grads)
         if params is not None:
-            (_, leaves), treedef = agreeing(("params", params), ("grads", grads))
+            (ps, leaves), _ = agreeing(("params", params), ("grads", grads))
         if decays:
             params = _checks.needed("sgd with weight_decay", params)
-            leaves = decayed(leaves, tree.leaves(params), weight_decay, mask_leaves(mask, params))
+            leaves = decayed(leaves, ps, weight_decay, mask_leaves(mask, params))
         sums = state.momentum
         if remembers:
-            (old,), _ = agreeing(("state.momentum", sums))
+            (old, _), _ = agreeing(("state.momentum", sums), ("grads", grads), strict_dtype=False)
             weight: Hyperparameter = 1.0
             if dampens:
                 weight = torch.where(state.count == 0, 1, 1 - double(dampening, rate.device))

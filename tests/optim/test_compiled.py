@@ -14,11 +14,11 @@ from ftrain.core import tree
 from tests.optim.cases import random_tree, ulps
 
 pytestmark = pytest.mark.inductor
-SHAPES = [(33, 5), (7,), (), (64, 16)]
+SHAPES = [(33, 5), (7,), (), (64, 16), (3, 3), (9,)]
 
 
 def test_the_step_compiles_once_and_repeats_no_schedule():
-    """Both powers and the cosine stand in the code once, whatever the number of parameters."""
+    """As eager within rounding; the number of parameters does not repeat powers and cosines."""
     optimizer = optim.chain(
         optim.clip_by_global_norm(1.0),
         optim.adamw(optim.warmup_cosine(0.1, 2, 8), weight_decay=0.1),
@@ -37,8 +37,9 @@ def test_the_step_compiles_once_and_repeats_no_schedule():
         found, codes = run_and_get_code(compiled, grads, state, params)
         assert len(codes) == (count == 0)
         for code in codes:
+            # In the step, in the decay and in the reported rate: never in a parameter's loop.
             assert len(re.findall(r"std::pow\(", code)) == 2
-            assert len(re.findall(r"std::cos\(", code)) == 1
+            assert len(re.findall(r"std::cos\(", code)) <= 3
         # inductor contracts no multiply-adds where torch's kernels fuse them; measured: 2.
         for ours, wanted, p in zip(
             tree.leaves(found[0]), tree.leaves(expected[0]), tree.leaves(params), strict=True

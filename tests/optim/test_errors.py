@@ -153,6 +153,17 @@ def test_gradients_unlike_the_parameters(name, grads, error, message):
         optimizer.update(grads, state, PARAMS)
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam", "momentum from parts"])
+def test_gradients_unlike_the_state(name):
+    """Where no parameters are given, the moments say what the gradients must be."""
+    optimizer = OPTIMIZERS[name](0.1)
+    state = optimizer.init(PARAMS)
+    with pytest.raises(ValueError, match=r"`grads` at .*\['b'\]: shape \(3,\), but `state"):
+        optimizer.update({"layers": [{"w": W, "b": torch.ones(3)}]}, state)
+    with pytest.raises(ValueError, match=r"\['b'\] is missing"):
+        optimizer.update({"layers": [{"w": W}]}, state)
+
+
 def test_updates_unlike_the_parameters():
     with pytest.raises(ValueError, match=r"`updates` at \['w'\]: shape \(2,\), but `params` has"):
         optim.apply_updates({"w": W}, {"w": B})
