@@ -8,6 +8,7 @@ same bits as in eager mode. Its backward runs the forward again and differentiat
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class RecurrentLayers(TorchFunctionMode):
         if dropout and training:
             return func(*args, **(kwargs or {}))
         start = list(hx) if kind == "lstm" else [hx]
-        options = (kind, biases, layers, both_ways, batch_first)
+        options = (kind, biases, layers, both_ways, batch_first, _autocast(x.device.type))
         y, h, c = _apply(options, len(start), x, *start, *weights)
         return (y, h, c) if kind == "lstm" else (y, h)
 
@@ -54,12 +55,34 @@ def _run(
     layers: int,
     both_ways: bool,
     batch_first: bool,
+    autocast: str,
 ) -> tuple[torch.Tensor, ...]:
     layer = getattr(torch._VF, kind)
     hx = list(start) if kind == "lstm" else start[0]
     # `training` only matters for dropout, of which there is none.
-    output = layer(x, hx, list(weights), biases, layers, 0.0, True, both_ways, batch_first)
-    return tuple(output)
+    with contextlib.ExitStack() as stack:
+        if autocast:
+            dtype = getattr(torch, autocast)
+            stack.enter_context(torch.autocast(x.device.type, dtype, cache_enabled=False))
+        output = layer(x, hx, list(weights), biases, layers, 0.0, True, both_ways, batch_first)
+    dtype = _dtype(x, start, kind, autocast)
+    return tuple(part.to(dtype) for part in output)
+
+
+def _autocast(device: str) -> str:
+    """The dtype that autocast has on, by name; "" without."""
+    if not torch.is_autocast_enabled(device):
+        return ""
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+
+def _dtype(x: torch.Tensor, start: Sequence[torch.Tensor], kind: str, autocast: str) -> torch.dtype:
+    """What torch returns: on the CPU, a GRU under autocast keeps the precision of its state."""
+    if not autocast:
+        return x.dtype
+    dtype: torch.dtype = getattr(torch, autocast)
+    is_decomposed = kind == "gru" and x.device.type == "cpu"
+    return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
 
 @torch.library.custom_op("ftrain::rnn", mutates_args=())
@@ -72,9 +95,10 @@ def _rnn(
     layers: int,
     both_ways: bool,
     batch_first: bool,
+    autocast: str,
 ) -> Tensors:
-    output = _run(x, start, weights, kind, biases, layers, both_ways, batch_first)
-    y, h, c = output if len(output) == 3 else (*output, x.new_empty(0))
+    output = _run(x, start, weights, kind, biases, layers, both_ways, batch_first, autocast)
+    y, h, c = output if len(output) == 3 else (*output, output[0].new_empty(0))
     return y.contiguous(), h.contiguous(), c.contiguous()
 
 
@@ -88,11 +112,13 @@ def _(
     layers: int,
     both_ways: bool,
     batch_first: bool,
+    autocast: str,
 ) -> Tensors:
     # The hidden size is the initial state's: an LSTM with projections has another for its cells.
-    y = x.new_empty((*x.shape[:-1], start[0].shape[-1] * (1 + both_ways)))
-    c = x.new_empty(start[1].shape) if kind == "lstm" else x.new_empty(0)
-    return y, x.new_empty(start[0].shape), c
+    dtype = _dtype(x, start, kind, autocast)
+    y = x.new_empty((*x.shape[:-1], start[0].shape[-1] * (1 + both_ways)), dtype=dtype)
+    c = x.new_empty(start[1].shape if kind == "lstm" else 0, dtype=dtype)
+    return y, x.new_empty(start[0].shape, dtype=dtype), c
 
 
 @torch.library.custom_op("ftrain::rnn_backward", mutates_args=())
@@ -106,12 +132,21 @@ def _rnn_backward(
     layers: int,
     both_ways: bool,
     batch_first: bool,
+    autocast: str,
 ) -> list[torch.Tensor]:
     with _torch.with_autograd(), torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in (x, *start, *weights)]
         n = 1 + len(start)
         output = _run(
-            inputs[0], inputs[1:n], inputs[n:], kind, biases, layers, both_ways, batch_first
+            inputs[0],
+            inputs[1:n],
+            inputs[n:],
+            kind,
+            biases,
+            layers,
+            both_ways,
+            batch_first,
+            autocast,
         )
         found = torch.autograd.grad(output, inputs, grads[: len(output)], allow_unused=True)
     return [
@@ -131,6 +166,7 @@ def _(
     layers: int,
     both_ways: bool,
     batch_first: bool,
+    autocast: str,
 ) -> list[torch.Tensor]:
     return [t.new_empty(t.shape) for t in (x, *start, *weights)]
 
@@ -167,7 +203,7 @@ class _Differentiable(torch.autograd.Function):
         return (y, h, c), (0, 0, 0)
 
 
-_apply: Callable[..., Tensors] = _Differentiable.apply  # type: ignore[assignment]  # untyped
+_apply: Callable[..., Tensors] = _Differentiable.apply
 
 
 def _vmap_backward(
