@@ -22,7 +22,9 @@ STEPS = {
     "swap": lambda s, x: (Pair(s.b, s.a), {}),
     "swap and add": lambda s, x: (Pair(s.b + x, s.a), {"sum": s.a.sum()}),
     "old values as metrics": lambda s, x: (Pair(s.a + 1, s.b * 2), {"old": s.a, "part": s.b[:1]}),
-    "new values as metrics": lambda s, x: (lambda n: (Pair(n, n * 2), {"new": n, "part": n[:1]}))(s.a + x),
+    "new values as metrics": lambda s, x: (lambda n: (Pair(n, n * 2), {"new": n, "part": n[:1]}))(
+        s.a + x
+    ),
     "one value twice": lambda s, x: (lambda n: (Pair(n, n), {"n": n}))(s.a + x),
     "equal expressions": lambda s, x: (Pair(s.a + x, s.a + x), {"p": s.a + x, "q": s.a + x}),
     "nothing changes": lambda s, x: (s, {"x": x}),
@@ -30,13 +32,25 @@ STEPS = {
     "the batch becomes state": lambda s, x: (Pair(x, s.a), {"x": x}),
     "a target network": lambda s, x: (Pair(s.a - x * s.b.sum(), s.a.clone()), {}),
     "reversed in place": lambda s, x: (Pair(s.a.flip(0), s.b.roll(1)), {"a": s.a}),
-    "permuted in place": lambda s, x: (Pair(s.a.view(2, -1).t().reshape(-1), s.b.view(-1, 2).t().reshape(-1)), {}),
-    "halves trade places": lambda s, x: (Pair(torch.cat([s.b[:2], s.a[2:]]), torch.cat([s.a[:2], s.b[2:]])), {}),
+    "permuted in place": lambda s, x: (
+        Pair(s.a.view(2, -1).t().reshape(-1), s.b.view(-1, 2).t().reshape(-1)),
+        {},
+    ),
+    "halves trade places": lambda s, x: (
+        Pair(torch.cat([s.b[:2], s.a[2:]]), torch.cat([s.a[:2], s.b[2:]])),
+        {},
+    ),
     "expanded": lambda s, x: (Pair(x.sum().expand_as(s.a), s.a), {"s": x.sum().expand(3)}),
-    "zeros": lambda s, x: (Pair(torch.zeros_like(s.a), torch.zeros_like(s.b)), {"z": torch.zeros(3)}),
-    "views of products": lambda s, x: (Pair((s.a.view(2, -1) @ s.b.view(-1, 2)).view(-1).repeat(s.a.numel() // 4), s.a), {}),
+    "zeros": lambda s, x: (
+        Pair(torch.zeros_like(s.a), torch.zeros_like(s.b)),
+        {"z": torch.zeros(3)},
+    ),
+    "views of products": lambda s, x: (
+        Pair((s.a.view(2, -1) @ s.b.view(-1, 2)).view(-1).repeat(s.a.numel() // 4), s.a),
+        {},
+    ),
     "selected": lambda s, x: (Pair(torch.where(x.sum() > 0, s.b, s.a), s.b - x), {}),
-}  # fmt: skip
+}
 
 
 def run_both_ways(step, backend, state, x):
@@ -151,13 +165,16 @@ def test_replacing_a_field_between_steps():
 @pytest.mark.parametrize(
     ("new", "said"),
     [
-        (lambda s: s.replace(params={"w": s.params["w"].double()}), "state.params['w']` was float32[3] and becomes float64[3]"),
+        (
+            lambda s: s.replace(params={"w": s.params["w"].double()}),
+            "state.params['w']` was float32[3] and becomes float64[3]",
+        ),
         (lambda s: s.replace(params={"w": s.params["w"][:2]}), "becomes float32[2]"),
         (lambda s: s.replace(params={}), "['w'] is missing"),
         (lambda s: s.replace(step=1), "`state.step` was int64[] and becomes 1"),
         (lambda s: s.params, "is not built like it"),
     ],
-)  # fmt: skip
+)
 def test_a_state_that_does_not_fit_is_refused_and_stays_whole(new, said):
     def bad(state):
         return new(state), {}

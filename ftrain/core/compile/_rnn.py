@@ -41,7 +41,16 @@ class RecurrentLayers(TorchFunctionMode):
         if dropout and training:
             return func(*args, **(kwargs or {}))
         start = list(hx) if kind == "lstm" else [hx]
-        options = (kind, biases, layers, both_ways, batch_first, _autocast(x.device.type))
+        options = (
+            kind,
+            biases,
+            layers,
+            dropout,
+            training,
+            both_ways,
+            batch_first,
+            _autocast(x.device.type),
+        )
         y, h, c = _apply(options, len(start), x, *start, *weights)
         return (y, h, c) if kind == "lstm" else (y, h)
 
@@ -53,18 +62,22 @@ def _run(
     kind: str,
     biases: bool,
     layers: int,
+    dropout: float,
+    training: bool,
     both_ways: bool,
     batch_first: bool,
     autocast: str,
 ) -> tuple[torch.Tensor, ...]:
     layer = getattr(torch._VF, kind)
+    # Dropout that does not act (in evaluation) still decides which kernel torch takes.
     hx = list(start) if kind == "lstm" else start[0]
-    # `training` only matters for dropout, of which there is none.
     with contextlib.ExitStack() as stack:
         if autocast:
             dtype = getattr(torch, autocast)
             stack.enter_context(torch.autocast(x.device.type, dtype, cache_enabled=False))
-        output = layer(x, hx, list(weights), biases, layers, 0.0, True, both_ways, batch_first)
+        output = layer(
+            x, hx, list(weights), biases, layers, dropout, training, both_ways, batch_first
+        )
     dtype = _dtype(x, start, kind, autocast)
     return tuple(part.to(dtype) for part in output)
 
@@ -93,13 +106,17 @@ def _rnn(
     kind: str,
     biases: bool,
     layers: int,
+    dropout: float,
+    training: bool,
     both_ways: bool,
     batch_first: bool,
     autocast: str,
 ) -> Tensors:
-    output = _run(x, start, weights, kind, biases, layers, both_ways, batch_first, autocast)
+    output = _run(
+        x, start, weights, kind, biases, layers, training, both_ways, batch_first, autocast
+    )
     y, h, c = output if len(output) == 3 else (*output, output[0].new_empty(0))
-    return y.contiguous(), h.contiguous(), c.contiguous()
+    return _time_major(y, batch_first), h.contiguous(), c.contiguous()
 
 
 @_rnn.register_fake
@@ -110,6 +127,8 @@ def _(
     kind: str,
     biases: bool,
     layers: int,
+    dropout: float,
+    training: bool,
     both_ways: bool,
     batch_first: bool,
     autocast: str,
@@ -118,7 +137,14 @@ def _(
     dtype = _dtype(x, start, kind, autocast)
     y = x.new_empty((*x.shape[:-1], start[0].shape[-1] * (1 + both_ways)), dtype=dtype)
     c = x.new_empty(start[1].shape if kind == "lstm" else 0, dtype=dtype)
-    return y, x.new_empty(start[0].shape, dtype=dtype), c
+    return _time_major(y, batch_first), x.new_empty(start[0].shape, dtype=dtype), c
+
+
+def _time_major(y: torch.Tensor, batch_first: bool) -> torch.Tensor:
+    """`y` with time slowest in memory, as torch lays it out: sums over it keep their bits."""
+    if not batch_first or y.ndim < 3:
+        return y.contiguous()
+    return y.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 @torch.library.custom_op("ftrain::rnn_backward", mutates_args=())
@@ -130,6 +156,8 @@ def _rnn_backward(
     kind: str,
     biases: bool,
     layers: int,
+    dropout: float,
+    training: bool,
     both_ways: bool,
     batch_first: bool,
     autocast: str,
@@ -144,6 +172,8 @@ def _rnn_backward(
             kind,
             biases,
             layers,
+            dropout,
+            training,
             both_ways,
             batch_first,
             autocast,
@@ -164,6 +194,8 @@ def _(
     kind: str,
     biases: bool,
     layers: int,
+    dropout: float,
+    training: bool,
     both_ways: bool,
     batch_first: bool,
     autocast: str,

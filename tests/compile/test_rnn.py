@@ -1,0 +1,93 @@
+"""Recurrent layers compile as one operator, with the bits of the eager layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ftrain.core import tree
+from ftrain.core.compile import compile
+from tests.compile.cases import same_bytes
+
+LAYERS = {
+    "lstm": (torch.nn.LSTM, {}),
+    "lstm two layers, both ways": (
+        torch.nn.LSTM,
+        {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    ),
+    "lstm with dropout in evaluation": (torch.nn.LSTM, {"num_layers": 2, "dropout": 0.5}),
+    "gru": (torch.nn.GRU, {"num_layers": 2}),
+    "gru without biases": (torch.nn.GRU, {"bias": False}),
+    "tanh": (torch.nn.RNN, {}),
+    "relu": (torch.nn.RNN, {"nonlinearity": "relu", "bidirectional": True}),
+}
+
+
+def gradient_step(layer, precision=None, how="autograd"):
+    """Loss and gradients of a recurrent layer, as a pure function of parameters and input."""
+
+    def loss_of(params, x):
+        with torch.autocast("cpu", precision or torch.bfloat16, precision is not None, False):
+            y, hidden = torch.func.functional_call(layer, params, (x,))
+            return y.float().square().sum() + sum(
+                (h.float() ** 3).sum() for h in tree.leaves(hidden)
+            )
+
+    def by_autograd(params, x):
+        with torch.enable_grad():
+            params = {name: p.detach().requires_grad_() for name, p in params.items()}
+            loss = loss_of(params, x)
+            grads = torch.autograd.grad(loss, list(params.values()))
+        return loss.detach(), dict(zip(params, grads, strict=True))
+
+    def by_vjp(params, x):
+        with torch.no_grad():
+            loss, pull = torch.func.vjp(lambda params: loss_of(params, x), params)
+            return loss, pull(torch.ones_like(loss))[0]
+
+    return by_autograd if how == "autograd" else by_vjp
+
+
+def make(name, length=6):
+    cls, options = LAYERS[name]
+    layer = cls(5, 7, **options)
+    layer.train("evaluation" not in name)
+    params = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    return layer, params, torch.randn(length, 3, 5)
+
+
+@pytest.mark.parametrize("how", ["autograd", "vjp"])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_have_the_eager_bits(name, precision, how):
+    layer, params, x = make(name)
+    # Eager oneDNN layers do not run under torch.func.vjp: plain autograd is the reference.
+    expected = gradient_step(layer, precision)(params, x)
+    compiled = compile(gradient_step(layer, precision, how), backend="eager")
+    assert same_bytes(compiled(params, x), expected)
+
+
+def test_the_graph_does_not_grow_with_the_length():
+    def size(length):
+        layer, params, x = make("lstm", length)
+        graph = compile(gradient_step(layer), backend="eager").graph(params, x).graph
+        return sum(node.op == "call_function" for node in graph.nodes)
+
+    assert size(2) == size(64)
+
+
+def test_a_vmapped_row_is_a_single_run():
+    layer, params, x = make("lstm")
+    stacked = {name: torch.stack([p, p / 2]) for name, p in params.items()}
+    step = gradient_step(layer, how="vjp")
+    both = compile(torch.func.vmap(step, in_dims=(0, None)), backend="eager")(stacked, x)
+    for i in range(2):
+        row = compile(step, backend="eager")({name: p[i] for name, p in stacked.items()}, x)
+        assert same_bytes(tree.map(lambda leaf, i=i: leaf[i], both), row)
+
+
+@pytest.mark.inductor
+def test_compiled_lstm_has_the_eager_bits():
+    layer, params, x = make("lstm")
+    step = gradient_step(layer)
+    assert same_bytes(compile(step)(params, x)[1], step(params, x)[1])

@@ -1,0 +1,150 @@
+"""`scan` is its loop: the same bytes eager and traced, one operator whatever the length."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from ftrain.core import tree
+from ftrain.core.compile import ImpureFunctionError, compile
+from ftrain.core.scan import scan
+from tests.compile.cases import apart, same_bytes, tensors
+
+WEIGHT = torch.linspace(-1, 1, 9).view(3, 3)
+
+
+def recurrent(carry, xs):
+    """A captured constant, dicts, and an output that is the carry's own."""
+    return scan(lambda c, x: ({"h": torch.tanh(c["h"] @ WEIGHT + x)}, c["h"]), {"h": carry}, xs)
+
+
+def accumulate(carry, xs):
+    """Gradients in the body, for a tensor that the traced function has computed."""
+    weight = WEIGHT * carry.sum()
+
+    def body(total, x):
+        with torch.enable_grad():
+            w = weight.detach().requires_grad_()
+            loss = torch.tanh(x @ w).square().sum()
+            (grad,) = torch.autograd.grad(loss, w)
+        return total + grad, loss.detach()
+
+    return scan(body, torch.zeros(3, 3), xs)
+
+
+def through_time(carry, xs):
+    """Gradients of the whole loop."""
+    with torch.enable_grad():
+        w = WEIGHT.clone().requires_grad_()
+        last, _ = scan(lambda h, x: (torch.tanh(h @ w + x), None), carry, xs)
+        return torch.autograd.grad(last.square().sum(), w)
+
+
+def nested(carry, xs):
+    def outer(c, x):
+        scale = c * 2.0
+        return scan(lambda d, y: (d + y * scale.sum(), d), c, x.unsqueeze(0).expand(2, 3))
+
+    return scan(outer, carry, xs)
+
+
+def literal(carry, xs):
+    return scan(lambda c, _: (c * 0.5 + torch.tensor([1.0, 2.0, 3.0]), c), carry, length=len(xs))
+
+
+def no_carry(carry, xs):
+    return scan(lambda c, x: (c, {"x": x, "twice": (x, x), "sum": x.sum()}), (), xs)
+
+
+LOOPS = [recurrent, accumulate, through_time, nested, literal, no_carry]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@given(st.data())
+@settings(max_examples=3)
+def test_traced_equals_the_loop_to_the_bit(loop, data):
+    n = data.draw(st.integers(1, 5))
+    carry = data.draw(tensors((3,), torch.float32))
+    xs = data.draw(tensors((n, 3), torch.float32))
+    compiled = compile(loop, backend="eager")
+    found = compiled(carry, xs)
+    assert same_bytes(found, loop(carry, xs))
+    assert apart(found, carry, xs)
+    scans = [n for n in compiled.graph(carry, xs).graph.nodes if n.name.startswith("scan")]
+    assert sum(node.op == "call_function" for node in scans) == 1 + (loop is through_time)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("loop", [recurrent, accumulate])
+def test_compiled_equals_the_loop(loop):
+    carry, xs = torch.linspace(0, 1, 3), torch.linspace(-1, 1, 12).view(4, 3)
+    found, expected = compile(loop)(carry, xs), loop(carry, xs)
+    for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+        # Inductor's tanh and fused sums differ from ATen's by a few ulp of values below 4.
+        torch.testing.assert_close(a, b, rtol=0, atol=4e-6)
+
+
+def test_the_graph_does_not_grow_with_the_length():
+    def size(n):
+        graph = compile(accumulate, backend="eager").graph(torch.ones(3), torch.ones(n, 3)).graph
+        return len(graph.nodes)
+
+    assert size(2) == size(50)
+
+
+def test_under_vmap_it_is_the_loop():
+    mapped = torch.func.vmap(recurrent)
+    carry, xs = torch.randn(2, 3), torch.randn(2, 4, 3)
+    assert same_bytes(compile(mapped, backend="eager")(carry, xs), mapped(carry, xs))
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "said"),
+    [
+        ((lambda c, x: (c + 1, x), {"n": torch.tensor(0)}, torch.ones(2)), TypeError, ""),
+        (
+            (lambda c, x: ({"n": c["n"] * 0.5}, x), {"n": torch.tensor(0)}, torch.ones(2)),
+            ValueError,
+            "carry['n'] goes in as int64[] and comes out as float32[]",
+        ),
+        (
+            (lambda c, x: ({"m": c["n"]}, x), {"n": torch.tensor(0)}, torch.ones(2)),
+            ValueError,
+            "at the root: ['n'] is missing",
+        ),
+        (
+            (lambda c, x: c, torch.tensor(0), torch.ones(2)),
+            TypeError,
+            "must return (carry, y), and returned",
+        ),
+        ((lambda c, x: (c, 3), torch.tensor(0), torch.ones(2)), TypeError, "y is int 3"),
+        (
+            (lambda c, x: (c, x), torch.tensor(0), {"a": torch.ones(2), "b": torch.ones(3)}),
+            ValueError,
+            "xs['a'] has 2, xs['b'] has 3",
+        ),
+        ((lambda c, x: (c, x), torch.tensor(0), torch.tensor(1)), ValueError, "0-d"),
+        ((lambda c, x: (c, x), torch.tensor(0), torch.ones(0)), ValueError, "at least one"),
+        ((lambda c, x: (c, x), torch.tensor(0)), ValueError, "`length`"),
+        ((lambda c, x: (c, x), 0, torch.ones(2)), TypeError, "carry is int 0"),
+    ],
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_what_cannot_be_scanned_is_named(args, error, said, traced):
+    body, carry, *rest = args
+
+    def run(carry, *rest):
+        return scan(body, carry, *rest)
+
+    with pytest.raises(error) as caught:
+        (compile(run, backend="eager") if traced else run)(carry, *rest)
+    assert said in str(caught.value)
+
+
+def test_a_body_that_writes_is_refused():
+    with pytest.raises(ImpureFunctionError, match="the body of a scan writes"):
+        compile(lambda c, xs: scan(lambda c, x: (c.add_(x), x), c, xs), backend="eager")(
+            torch.tensor(0.0), torch.ones(3)
+        )
