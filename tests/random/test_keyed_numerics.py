@@ -407,3 +407,22 @@ def test_a_cuda_draw_is_the_cpus() -> None:
         with keyed(KEY.cuda()):
             assert call("cuda").cpu().equal(draw(call, "cpu"))
         assert torch.cuda.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("end", [0.0, 1 - 2**-23])
+def test_the_ends_of_the_uniform_draw_stay_inside(
+    end: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uniform(_: Any, shape: Any, dtype: torch.dtype, device: Any) -> Tensor:
+        return torch.full(tuple(shape), end, dtype=dtype, device=device)
+
+    monkeypatch.setattr(_keyed_sites.Stream, "uniform", uniform)
+    first, last = 1, 5  # the categories that have weight
+    category = draw(torch.multinomial, WEIGHTS, 3, True)
+    assert category.eq(first if end == 0 else last).all()
+    assert WEIGHTS[draw(torch.multinomial, WEIGHTS, 1)] > 0
+    for fill in ("exponential_", "geometric_", "cauchy_"):
+        value = draw(getattr(torch.empty(3), fill), *([0.5] if fill == "geometric_" else []))
+        assert value.isfinite().all()
+        assert fill == "cauchy_" or value.min() > 0
+    assert draw(F.gumbel_softmax, torch.zeros(4)).isfinite().all()

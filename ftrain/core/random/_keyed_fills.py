@@ -68,9 +68,9 @@ def exponential_(
 
 def geometric_(stream: Stream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
     unit = _unit(stream, self)
-    # Trials up to the first success: ceil(log(1 - u) / log(1 - p)), at least 1.
+    # Trials up to the first success, ceil(log(1 - u) / log(1 - p)): at least 1, for Exp(1) is not 0.
     trials = (exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
-    return self.copy_(trials.clamp_min(1))
+    return self.copy_(trials)
 
 
 def log_normal_(
