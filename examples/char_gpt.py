@@ -3,8 +3,8 @@
     python examples/char_gpt.py                    # the sources of Python's standard library
     python examples/char_gpt.py --text FILE        # a text of one's own, in UTF-8
 
-One sees a bar with the loss in nats for each character (it starts near log(101) = 4.6: the default text
-has 101 different ones), then the loss on the held-out last tenth of the text, some lines that the model
+One sees a bar with the loss in nats for each character (it starts near log(96) = 4.6: the default text
+has 96 different ones), then the loss on the held-out last tenth of the text, some lines that the model
 wrote by itself, and the path of a picture of the curves, `runs/char_gpt/curves.png`. After 2,000 steps
 the lines have the looks of Python and no sense: 0.8 million weights, 64 characters at a time.
 
@@ -51,15 +51,18 @@ def train(options: argparse.Namespace, text: Text) -> Run:
         eval_step = ftrain.compile(eval_step)
 
     state = init_state(options.seed)
-    data_key = random.fold_in(random.key(options.seed), 2)  # init_state makes 0 and 1 of this key
+    data_key = random.fold_in(random.key(options.seed), 2)  # 0 and 1 are the state's own
     losses, held_out = [], []
-    bar = tqdm(range(options.steps), desc="training" if options.no_compile else "compiling")
-    for step in bar:
+    bar = tqdm(total=options.steps, desc="compiling", mininterval=0.5)
+    for step in range(options.steps):
         if step % EVAL_EVERY == 0:
             held_out.append((step, evaluate(eval_step, state, text)))
         batch = text.windows(random.fold_in(data_key, step), options.batch)
         state, metrics = train_step(state, batch)
         losses.append(metrics["loss"])
+        if step == 0:
+            bar.unpause()  # the time to compile says nothing about the steps to come
+        bar.update()
         if step % SHOW_EVERY == 0:
             bar.set_description("training")
             bar.set_postfix_str(f"loss {losses[-1]:.3f}, held out {held_out[-1][1]:.3f}")

@@ -56,15 +56,17 @@ def train(options: argparse.Namespace) -> list[Epoch]:
         eval_step = ftrain.compile(eval_step)
 
     state = init_state(options.seed)
-    order_key = random.fold_in(random.key(options.seed), 2)
+    order_key = random.fold_in(random.key(options.seed), 2)  # 0 and 1 are the state's own
     epochs = []
-    bar = tqdm(total=steps, desc="training" if options.no_compile else "compiling", unit=" steps")
+    bar = tqdm(total=steps, desc="training" if options.no_compile else "compiling", mininterval=0.5)
     for epoch in range(options.epochs):
         order = random.permutation(random.fold_in(order_key, epoch), len(training["label"]))
         seen = []
         for rows in order[: steps_per_epoch * BATCH].view(-1, BATCH):
             state, metrics = train_step(state, pick(training, rows))
             seen.append(metrics)
+            if bar.n == 0:
+                bar.unpause()  # the time to compile says nothing about the steps to come
             bar.update()
         epochs.append(Epoch(bar.n, merge(seen), evaluate(eval_step, state, held_out)))
         bar.set_description("training")
