@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
+
 from ftrain.core import tree
 
 __all__ = ["Optimizer", "apply_updates"]
@@ -25,10 +27,48 @@ class Optimizer(Protocol):
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    """`params + updates`, leaf by leaf, in the parameters' dtype and strides.
+    """The parameters after one update: `params + updates`, in their own dtypes and strides.
 
-    >>> import torch
-    >>> apply_updates({"w": torch.ones(2)}, {"w": torch.full((2,), -0.5)})
-    {'w': tensor([0.5000, 0.5000])}
+    The sum is taken in the wider of the two dtypes and rounded once, so float32 updates of bfloat16
+    parameters lose nothing before they are added.
+
+    Args:
+        params: a tree of floating tensors.
+        updates: a tree of the same structure and shapes.
+
+    Returns:
+        New tensors; `params` keep their bytes.
+
+    Raises:
+        ValueError: structure or shapes differ; the message names the first path.
+        TypeError: an update is not a floating tensor.
+
+    >>> apply_updates({"w": torch.ones(2)}, {"w": torch.tensor([0.5, -0.5])})
+    {'w': tensor([1.5000, 0.5000])}
     """
-    return tree.map(lambda p, u: (p + u).to(p.dtype), params, updates)
+    difference = tree.first_difference(params, updates)
+    if difference is not None:
+        raise ValueError(f"`updates` and `params` differ in structure {difference}")
+    olds, treedef = tree.flatten(params)
+    news = []
+    for index, (old, delta) in enumerate(zip(olds, tree.leaves(updates), strict=True)):
+        if not isinstance(delta, torch.Tensor) or not delta.is_floating_point():
+            kind = delta.dtype if isinstance(delta, torch.Tensor) else type(delta).__name__
+            path = tree.paths(params)[index] or "the root"
+            raise TypeError(f"`updates` at {path}: expected a floating tensor, found {kind}")
+        if delta.shape != old.shape:
+            path = tree.paths(params)[index] or "the root"
+            raise ValueError(
+                f"`updates` at {path}: shape {tuple(delta.shape)}, but `params` has "
+                f"{tuple(old.shape)} there. Updates are not broadcast: give it the same shape."
+            )
+        news.append(like(old + delta, old))
+    return tree.unflatten(treedef, news)
+
+
+def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """`new` in the dtype and strides of `old`: what keeps a state's layout a fixpoint."""
+    new = new.to(old.dtype)
+    if new.stride() == old.stride():
+        return new
+    return old.new_empty_strided(old.shape, old.stride()).copy_(new)

@@ -12,8 +12,8 @@ Read next: `protocol.py`, the pair; `adam.py`, a whole algorithm.
 """
 
 from ftrain.core.norm import global_norm
+from ftrain.core.optimizer import apply_updates
 from ftrain.optim.adam import AdamState, ScaleByAdamState, adam, adamw, scale_by_adam
-from ftrain.optim.apply_updates import apply_updates
 from ftrain.optim.chain import chain, identity
 from ftrain.optim.clip import clip_by_global_norm
 from ftrain.optim.masks import Mask, everything, matrices

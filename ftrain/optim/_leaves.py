@@ -17,7 +17,6 @@ __all__ = [
     "agreeing",
     "compute_dtype",
     "first_device",
-    "like",
     "parameters",
     "placed",
     "plus",
@@ -74,14 +73,6 @@ def agreeing(
                 raise kind(f"`{name}` at {path}: {text.format(name=first_name)}")
         columns.append(found)
     return tuple(columns), treedef
-
-
-def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """`new` in the dtype and strides of `old`: what keeps a state's layout a fixpoint."""
-    new = new.to(old.dtype)
-    if new.stride() == old.stride():
-        return new
-    return old.new_empty_strided(old.shape, old.stride()).copy_(new)
 
 
 def zeros_like(params: PyTree) -> PyTree:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core.optimizer import like
 from ftrain.optim import _checks
-from ftrain.optim._leaves import agreeing, first_device, like, parameters, placed, zeros_like
+from ftrain.optim._leaves import agreeing, first_device, parameters, placed, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core.optimizer import like
 from ftrain.optim import _checks
-from ftrain.optim._leaves import agreeing, like, placed, plus, zeros_like
+from ftrain.optim._leaves import agreeing, placed, plus, zeros_like
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["TraceState", "accumulated", "trace"]

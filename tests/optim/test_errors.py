@@ -167,7 +167,9 @@ def test_gradients_unlike_the_state(name):
 def test_updates_unlike_the_parameters():
     with pytest.raises(ValueError, match=r"`updates` at \['w'\]: shape \(2,\), but `params` has"):
         optim.apply_updates({"w": W}, {"w": B})
-    with pytest.raises(TypeError, match=r"`updates` at the root: dtype torch.int64"):
+    with pytest.raises(
+        TypeError, match=r"`updates` at the root: expected a floating tensor, found torch.int64"
+    ):
         optim.apply_updates(B, B.long())
 
 
