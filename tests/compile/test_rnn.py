@@ -16,6 +16,7 @@ LAYERS = {
         {"num_layers": 2, "bidirectional": True, "batch_first": True},
     ),
     "lstm with dropout in evaluation": (torch.nn.LSTM, {"num_layers": 2, "dropout": 0.5}),
+    "lstm two layers": (torch.nn.LSTM, {"num_layers": 2}),
     "gru": (torch.nn.GRU, {"num_layers": 2}),
     "gru without biases": (torch.nn.GRU, {"bias": False}),
     "tanh": (torch.nn.RNN, {}),
@@ -65,6 +66,17 @@ def test_gradients_have_the_eager_bits(name, precision, how):
     expected = gradient_step(layer, precision)(params, x)
     compiled = compile(gradient_step(layer, precision, how), backend="eager")
     assert same_bytes(compiled(params, x), expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_evaluation_has_the_eager_bits(name):
+    layer, params, x = make(name)
+
+    def run(params, x):
+        with torch.no_grad():
+            return torch.func.functional_call(layer, params, (x,))
+
+    assert same_bytes(compile(run, backend="eager")(params, x), run(params, x))
 
 
 def test_the_graph_does_not_grow_with_the_length():
