@@ -110,3 +110,20 @@ def test_the_model_of_observe_is_the_model() -> None:
     module, sites = observe(lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert [type(layer) for layer in module] == [nn.Linear, nn.ReLU, nn.Linear]
     assert sites == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_the_site_of_a_draw_is_the_memory_it_filled() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            flat = torch.empty(6)
+            self.low, self.high = nn.Parameter(flat[:2]), nn.Parameter(flat[2:])
+            nn.init.normal_(self.high)
+            nn.init.normal_(self.high[3:])
+            nn.init.normal_(self.low)
+            self.scaled = nn.Parameter(torch.randn(2) * 0.1)  # the draw itself is thrown away
+            self.constant = nn.Parameter(torch.empty(3))
+            nn.init.ones_(self.constant)
+
+    _, sites = observe(Odd)
+    assert sites == ["high", "high", "low", ""]
