@@ -53,7 +53,8 @@ def train(options: argparse.Namespace, text: Text) -> Run:
     state = init_state(options.seed)
     data_key = random.fold_in(random.key(options.seed), 2)  # 0 and 1 are the state's own
     losses, held_out = [], []
-    bar = tqdm(total=options.steps, desc="compiling", mininterval=0.5)
+    name = "training" if options.no_compile else "compiling"
+    bar = tqdm(total=options.steps, desc=name, mininterval=0.5)
     for step in range(options.steps):
         if step % EVAL_EVERY == 0:
             held_out.append((step, evaluate(eval_step, state, text)))
@@ -66,6 +67,7 @@ def train(options: argparse.Namespace, text: Text) -> Run:
         if step % SHOW_EVERY == 0:
             bar.set_description("training")
             bar.set_postfix_str(f"loss {losses[-1]:.3f}, held out {held_out[-1][1]:.3f}")
+    bar.close()
     held_out.append((options.steps, evaluate(eval_step, state, text)))
     return Run(model, state, torch.stack(losses), held_out)
 
@@ -339,6 +341,16 @@ def count(least: int) -> Callable[[str], int]:
     return parse
 
 
+def compiler_found() -> bool:
+    """Whether machine code can be made here; says so where it cannot."""
+    try:
+        ftrain.compile(torch.neg)(torch.zeros(1))
+    except CompilerMissingError:
+        print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
+        return False
+    return True
+
+
 def main(argv: list[str] | None = None) -> Run:
     options = arguments(argv)
     source = str(options.text) if options.text else "Python's standard library"
@@ -347,12 +359,8 @@ def main(argv: list[str] | None = None) -> Run:
     print(f"{source}: {len(content):,} characters, {len(text.alphabet)} different ones")
 
     start = time.perf_counter()
-    try:
-        run = train(options, text)
-    except CompilerMissingError:
-        print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
-        options.no_compile = True
-        run = train(options, text)
+    options.no_compile = options.no_compile or not compiler_found()
+    run = train(options, text)
     seconds = time.perf_counter() - start
 
     if options.sample:

@@ -191,17 +191,23 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def compiler_found() -> bool:
+    """Whether machine code can be made here; says so where it cannot."""
+    try:
+        ftrain.compile(torch.neg)(torch.zeros(1))
+    except CompilerMissingError:
+        print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
+        return False
+    return True
+
+
 def main(argv: list[str] | None = None) -> float:
     options = arguments(argv)
     # A second thread gains little on images this small, and waits long for its turn on a busy machine.
     torch.set_num_threads(1)
     start = time.perf_counter()
-    try:
-        epochs = train(options)
-    except CompilerMissingError:
-        print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
-        options.no_compile = True
-        epochs = train(options)
+    options.no_compile = options.no_compile or not compiler_found()
+    epochs = train(options)
     seconds = time.perf_counter() - start
     accuracy = float(epochs[-1].held_out["accuracy"])
     picture = options.out / "curves.png"
