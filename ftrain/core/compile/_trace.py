@@ -4,7 +4,7 @@ Autograd, functorch and autocast inside the function happen at trace time, so th
 operators only. Then the graph is made pure (nothing it returns is memory that someone else holds) or,
 for donation, made to write the new state into the old one's memory as its last act.
 
-Read next: `_lower.py`, which turns the graph into something that runs fast.
+Read next: `_graph.py`, the passes, and `_lower.py`, which turns the graph into something that runs fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,25 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile import _donate
-from ftrain.core.compile._errors import (
-    DonationError,
-    ImpureFunctionError,
-    TraceError,
-    describe,
-    user_line,
-)
+from ftrain.core.compile._errors import describe, user_line
+from ftrain.core.compile._graph import GraphEditor, written
 from ftrain.core.compile._rnn import RecurrentLayers
+from ftrain.core.errors import DonationError, ImpureFunctionError, TraceError, UnkeyedRandomError
+from ftrain.core.random._keyed_reach import unkeyed
 
 __all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace"]
-
-aten = torch.ops.aten
-
-# In training these write to their running statistics, though their schemas do not say so.
-_BATCH_NORMS = (
-    aten.native_batch_norm.default,
-    aten.cudnn_batch_norm.default,
-    aten.miopen_batch_norm.default,
-)
 
 TENSOR = object()  # stands for a tensor in a list of leaves that otherwise holds static values
 
@@ -114,7 +102,7 @@ def trace(
         return [x.detach() for x in out_leaves if isinstance(x, torch.Tensor)]
 
     run = _run(flat, function, tensors)
-    editor = _Editor(run, tensor_names)
+    editor = GraphEditor(run.graph, run.mode, tensor_names)
     captured = [value.detach() for value in editor.lift_captured()]
     if editor.writes():
         _raise_impure(flat, function, tensors, captured, tensor_names)
@@ -132,6 +120,13 @@ def trace(
                 )
         editor.write_back(n_donated, function)
     editor.separate_outputs()
+    draws = unkeyed(run.graph)
+    if draws:
+        raise UnkeyedRandomError(
+            f"`{function}` draws from torch's global generator ({', '.join(sorted(set(draws)))}): it is "
+            "not a function of its arguments. Draw inside `with ftrain.random.keyed(key):`, with a key "
+            "among the arguments, or with ftrain.random.uniform(key, shape) and its like."
+        )
     run.graph.graph.eliminate_dead_code()
     run.graph.graph.lint()
     run.graph.recompile()
@@ -173,7 +168,7 @@ class BodyGraph:
             inputs = [torch.empty_like(leaf) for leaf in carry]
             inputs += [torch.empty_like(leaf[0]) for leaf in xs]
             module = _torch.trace_inner(flat, inputs)
-        editor = _Editor(_Run(module, mode), [])
+        editor = GraphEditor(module, mode, [])
         captured = editor.lift_captured(literals=True)
         if editor.writes():
             raise ImpureFunctionError(
@@ -239,7 +234,7 @@ class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        for target in _written(func, args, kwargs or {}):
+        for target in written(func, args, kwargs or {}):
             if isinstance(target, torch.Tensor) and self.index is None:
                 self.index = self.owner.get(target.untyped_storage()._cdata)
                 if self.index is not None:
@@ -312,136 +307,3 @@ def _remedy(error: BaseException) -> tuple[str, str] | None:
     ):
         return _BY_OPERATOR["aten._local_scalar_dense"], _VALUE
     return None
-
-
-class _Editor:
-    """The passes over a fresh graph. What aliases what is read off the fake tensors' storages."""
-
-    def __init__(self, run: _Run, names: Sequence[str]) -> None:
-        self.module = run.graph
-        self.graph = run.graph.graph
-        self.graph.eliminate_dead_code()
-        self.mode = run.mode
-        self.names = list(names)
-        self.inputs = list(self.graph.find_nodes(op="placeholder"))
-
-    def lift_captured(self, *, literals: bool = False) -> list[torch.Tensor]:
-        """Make captured tensors inputs, so that every call sees their content of that moment."""
-        lifted: dict[int, tuple[torch.Tensor, fx.Node]] = {}
-        for node in list(self.graph.find_nodes(op="get_attr")):
-            value = getattr(self.module, node.target, None)
-            if not isinstance(value, torch.Tensor) or (_is_literal(node) and not literals):
-                continue
-            if id(value) not in lifted:
-                before = self.inputs[-1].next if self.inputs else next(iter(self.graph.nodes))
-                with self.graph.inserting_before(before):
-                    new = self.graph.placeholder(f"captured_{len(lifted)}")
-                is_fake = isinstance(value, _torch.FakeTensor)
-                new.meta["val"] = value if is_fake else self.mode.from_tensor(value)
-                lifted[id(value)] = (value, new)
-                self.inputs.append(new)
-            node.replace_all_uses_with(lifted[id(value)][1])
-            self.graph.erase_node(node)
-        return [value for value, _ in lifted.values()]
-
-    def writes(self) -> bool:
-        """Whether any operator writes into an input."""
-        inputs = {_storage(node) for node in self.inputs}
-        return any(
-            isinstance(target, fx.Node) and _storage(target) in inputs
-            for node in self.graph.nodes
-            if node.op == "call_function"
-            for target in _written(node.target, node.args, node.kwargs)
-        )
-
-    def write_back(self, n: int, function: str) -> None:
-        """Turn the first `n` outputs into writes to the first `n` inputs."""
-        outputs = self.outputs()
-        before, after = (
-            [_val(node) for node in self.inputs[:n]],
-            [_val(node) for node in outputs[:n]],
-        )
-        changed = _donate.changed_leaf(self.names[:n], before, after)
-        if changed is not None:
-            raise DonationError(
-                f"`{function}` cannot write the new state into the old one's memory: {changed}. A state "
-                "keeps its shapes, dtypes and devices from step to step: cast or reshape where it is "
-                "made, or compile with donate=False."
-            )
-        donated = {_storage(node) for node in self.inputs[:n]}
-        copies = []
-        for old, new in zip(self.inputs[:n], outputs[:n], strict=True):
-            if _same_place(_val(old), _val(new)):
-                continue
-            # All that is read from the old state must be read before the first write.
-            copies.append((old, self.clone(new) if _storage(new) in donated else new))
-        rest = [self.clone(x) if _storage(x) in donated else x for x in outputs[n:]]
-        with self.graph.inserting_before(self.graph.output_node()):
-            for old, new in copies:
-                self.graph.call_function(aten.copy_.default, (old, new)).meta["val"] = _val(old)
-        self.set_outputs(rest)
-
-    def separate_outputs(self) -> None:
-        """Clone every output that shares memory with an input, an earlier output, or itself."""
-        taken = {_storage(node) for node in self.inputs}
-        outputs = []
-        for node in self.outputs():
-            shared = _storage(node) in taken or _overlaps_itself(_val(node))
-            outputs.append(self.clone(node) if shared else node)
-            taken.add(_storage(outputs[-1]))
-        self.set_outputs(outputs)
-
-    def clone(self, node: fx.Node) -> fx.Node:
-        with self.graph.inserting_before(self.graph.output_node()):
-            new = self.graph.call_function(aten.clone.default, (node,))
-        with self.mode:
-            new.meta["val"] = _val(node).clone()
-        return new
-
-    def outputs(self) -> list[fx.Node]:
-        return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
-
-    def set_outputs(self, nodes: Sequence[fx.Node]) -> None:
-        self.graph.output_node().args = (list(nodes),)
-
-
-def _val(node: fx.Node) -> torch.Tensor:
-    value = node.meta["val"]
-    assert isinstance(value, torch.Tensor), node
-    return value
-
-
-def _storage(node: fx.Node) -> int:
-    return int(_val(node).untyped_storage()._cdata)
-
-
-def _same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (
-        a.untyped_storage()._cdata == b.untyped_storage()._cdata
-        and a.stride() == b.stride()
-        and a.storage_offset() == b.storage_offset()
-    )
-
-
-def _overlaps_itself(value: torch.Tensor) -> bool:
-    return any(s == 0 and n > 1 for s, n in zip(value.stride(), value.shape, strict=True))
-
-
-def _is_literal(node: fx.Node) -> bool:
-    """Whether a constant was written in the function, as in `torch.tensor([1.0, 2.0])`."""
-    return all(user.target is aten.lift_fresh_copy.default for user in node.users)
-
-
-def _written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The arguments that an operator writes to."""
-    if operator in _BATCH_NORMS and args[5]:
-        return [x for x in args[3:5] if x is not None]
-    schema = getattr(operator, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    written: list[Any] = []
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            written += value if isinstance(value, (list, tuple)) else [value]
-    return written
