@@ -31,7 +31,6 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
 
 import ftrain
 from ftrain import optim, random
-from ftrain.core.compile import CompilerMissingError
 
 EVAL_EVERY, EVAL_BATCH, SHOW_EVERY = 500, 128, 20
 
@@ -345,7 +344,7 @@ def compiler_found() -> bool:
     """Whether machine code can be made here; says so where it cannot."""
     try:
         ftrain.compile(torch.neg)(torch.zeros(1))
-    except CompilerMissingError:
+    except ftrain.errors.CompilerMissingError:
         print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
         return False
     return True

@@ -32,7 +32,6 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # nor has this
 
 import ftrain
 from ftrain import optim, random
-from ftrain.core.compile import CompilerMissingError
 
 Batch = dict[str, torch.Tensor]  # image: float32 (n, 1, 32, 32); label: int64 (n,)
 
@@ -195,7 +194,7 @@ def compiler_found() -> bool:
     """Whether machine code can be made here; says so where it cannot."""
     try:
         ftrain.compile(torch.neg)(torch.zeros(1))
-    except CompilerMissingError:
+    except ftrain.errors.CompilerMissingError:
         print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
         return False
     return True

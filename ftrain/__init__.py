@@ -9,7 +9,7 @@ Training is three pure functions over one immutable state:
 Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`.
 """
 
-from ftrain.core import random, tree
+from ftrain.core import errors, random, tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.compile import compile
 from ftrain.core.functional import bind, value_and_grad
@@ -36,6 +36,7 @@ __all__ = [
     "bind",
     "commit",
     "compile",
+    "errors",
     "gradients",
     "make_steps",
     "random",

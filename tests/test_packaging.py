@@ -67,7 +67,9 @@ def test_importing_is_quick_and_compiles_nothing() -> None:
         "print(time.perf_counter() - start)\n"
         "print([m for m in ('torch._inductor', 'torch._dynamo', 'jax') if m in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
     seconds, loaded = done.stdout.splitlines()
     assert float(seconds) < 5.0  # 0.35 s on two quiet cores
     assert loaded == "[]"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-
-class NonFiniteError(FloatingPointError):
-    """A gradient is infinite or NaN."""
+from ftrain.core.errors import NonFiniteError
 
 
 @torch.library.custom_op("ftrain::require_finite", mutates_args=())

@@ -20,11 +20,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ftrain.core.errors import ImpureFunctionError
+
 Tensors = dict[str, torch.Tensor]
-
-
-class ImpureError(RuntimeError):
-    """A function that must be pure has changed something that is not its own."""
 
 
 _PARAMETER_REMEDY = (
@@ -44,7 +42,7 @@ def unchanged(tensors: Mapping[str, torch.Tensor], kind: str, remedy: str) -> It
     Free of host syncs: torch counts the writes to each tensor.
 
     Raises:
-        ImpureError: with the tensor's name and the remedy.
+        ImpureFunctionError: with the tensor's name and the remedy.
     """
     counted = [
         (name, t, t._version)
@@ -54,7 +52,7 @@ def unchanged(tensors: Mapping[str, torch.Tensor], kind: str, remedy: str) -> It
     yield
     for name, tensor, version in counted:
         if tensor._version != version:
-            raise ImpureError(f"the {kind} `{name}` was changed in place. {remedy}.")
+            raise ImpureFunctionError(f"the {kind} `{name}` was changed in place. {remedy}.")
 
 
 class _Slot(NamedTuple):
@@ -155,7 +153,7 @@ class Skeleton:
     def _refuse_grown_buffers(self) -> None:
         for holder, key in self._unset_buffers:
             if holder[key] is not None:
-                raise ImpureError(
+                raise ImpureFunctionError(
                     f"the model filled its buffer {key!r}, which was None, during a forward pass; "
                     "the state cannot grow. Give the buffer its shape in __init__."
                 )

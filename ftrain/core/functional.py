@@ -109,7 +109,7 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
 
     Raises:
         ValueError: the model is lazy; or, in a call, the tensors' names are not the model's.
-        ImpureError: in a call, the model changed something that is not in its state.
+        ImpureFunctionError: in a call, the model changed something that is not in its state.
 
     >>> apply = bind(nn.Linear(3, 2))
     >>> params, buffers = apply.init(random.key(0))

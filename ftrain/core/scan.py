@@ -14,6 +14,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile._trace import BodyGraph, is_tracing
+from ftrain.core.random.keyed import loop_body
 
 __all__ = ["scan"]
 
@@ -57,7 +58,8 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
     for i in range(n):
-        new, y = _output(body(carry, tree.unflatten(xs_def, [x[i] for x in flat_xs])))
+        with loop_body():
+            new, y = _output(body(carry, tree.unflatten(xs_def, [x[i] for x in flat_xs])))
         if i == 0:
             _check_carry(carry, new)
         carry = new
@@ -80,7 +82,8 @@ def _one_operator(
         old = tree.unflatten(carry_def, inputs[: len(flat_carry)])
         rest = inputs[len(flat_carry) :]
         x = tree.unflatten(xs_def, rest[: len(flat_xs)])
-        new, y = _output(body(old, x))
+        with loop_body():
+            new, y = _output(body(old, x))
         _check_carry(old, new)
         ys, found["y"] = tree.flatten(y)
         _check_tensors("y", y, ys)

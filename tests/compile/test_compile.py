@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 
 from ftrain.core import tree
-from ftrain.core.compile import RecompileWarning, compile
+from ftrain.core.compile import compile
+from ftrain.core.errors import RecompileWarning
 from tests.compile.cases import Pair, apart, same_bytes, tensors, trees
 
 

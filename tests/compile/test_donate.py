@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 
 from ftrain.core import tree
-from ftrain.core.compile import DonatedStateError, DonationError, compile
+from ftrain.core.compile import compile
+from ftrain.core.errors import DonatedStateError, DonationError
 from ftrain.core.state import TrainState
 from tests.compile.cases import Pair, addresses, apart, same_bytes, tensors
 

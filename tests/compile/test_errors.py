@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ftrain.core.compile import ImpureFunctionError, TraceError, compile
+from ftrain.core.compile import compile
+from ftrain.core.errors import ImpureFunctionError, TraceError
 
 captured = torch.zeros(3)
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 import ftrain
 from ftrain import testing
 from ftrain.core import random, tree
-from ftrain.core._skeleton import ImpureError
+from ftrain.core.errors import ImpureFunctionError
 from tests.zoo import GPT, LSTM, ConvNet
 
 KEY = random.key(0)
@@ -168,7 +168,9 @@ def test_hidden_state_in_a_tensor_attribute_is_refused() -> None:
             self.gain.mul_(2)
             return super().forward(x) * self.gain
 
-    with pytest.raises(ImpureError, match="tensor attribute `gain` was changed.*register_buffer"):
+    with pytest.raises(
+        ImpureFunctionError, match="tensor attribute `gain` was changed.*register_buffer"
+    ):
         apply_to(Hides(), torch.ones(1, 2))
 
 
@@ -179,7 +181,7 @@ def test_a_parameter_written_in_place_is_refused() -> None:
                 self.weight.clamp_(-1, 1)
             return super().forward(x)
 
-    with pytest.raises(ImpureError, match="parameter `weight` was changed in place"):
+    with pytest.raises(ImpureFunctionError, match="parameter `weight` was changed in place"):
         apply_to(Clips(2, 2), torch.ones(1, 2))
 
 
@@ -193,7 +195,7 @@ def test_a_buffer_that_grows_is_refused() -> None:
             self.mean = x.mean()
             return x
 
-    with pytest.raises(ImpureError, match="'mean', which was None"):
+    with pytest.raises(ImpureFunctionError, match="'mean', which was None"):
         apply_to(Grows(), torch.ones(1, 2))
 
 

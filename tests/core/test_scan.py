@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from ftrain.core import tree
-from ftrain.core.compile import ImpureFunctionError, compile
+from ftrain.core.compile import compile
+from ftrain.core.errors import ImpureFunctionError
 from ftrain.core.scan import scan
 from tests.compile.cases import apart, same_bytes, tensors
 

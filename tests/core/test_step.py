@@ -14,8 +14,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
-from ftrain.core._nonfinite import NonFiniteError
-from ftrain.core._skeleton import ImpureError
+from ftrain.core.errors import ImpureFunctionError, NonFiniteError
 from tests.zoo import MLP, ZOO, classification_loss
 
 CASE = ZOO["mlp"]
@@ -235,8 +234,8 @@ def writes_capture() -> Any:
         (lambda m, b: (m(b["x"]).sum(), {"loss": 1.0}), ValueError, r"metrics named \['loss'\]"),
         (lambda m, b: (m(b["x"]).sum(), {"logits": m(b["x"])}), TypeError, "'logits' returned by"),
         (lambda m, b: (m(b["x"]).sum(), 3), TypeError, "metrics a dict of 0-d tensors"),
-        (writes_batch, ImpureError, r"input `batch\['x'\]` was changed in place"),
-        (writes_capture(), ImpureError, "captured tensor `counter` was changed in place"),
+        (writes_batch, ImpureFunctionError, r"input `batch\['x'\]` was changed in place"),
+        (writes_capture(), ImpureFunctionError, "captured tensor `counter` was changed in place"),
     ],
 )  # fmt: skip
 def test_bad_loss_functions(loss_fn: Any, error: type, message: str, mode: str) -> None:

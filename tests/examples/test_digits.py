@@ -11,7 +11,7 @@ import torch
 
 import ftrain
 from examples import digits
-from ftrain.core.compile import CompilerMissingError
+from ftrain.core.errors import CompilerMissingError
 
 
 def options(*more: str) -> Any:

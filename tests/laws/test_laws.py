@@ -102,7 +102,9 @@ def test_law_4_random_streams_belong_to_the_key(
     batch = ZOO[model].batch(7, 8)
     eager = train_step(model, precision, accumulate, "eager")(state, batch)
     traced = train_step(model, precision, accumulate, "compiled")(state, batch)
-    if model == "lstm":  # one operator when traced, which keeps no workspace: another kernel of oneDNN
+    if (
+        model == "lstm"
+    ):  # one operator when traced, which keeps no workspace: another kernel of oneDNN
         testing.assert_close_norm(traced[0].opt_state[1].mu, eager[0].opt_state[1].mu, 1e-2)
     else:
         testing.assert_same_bits(traced[0], eager[0])

@@ -40,7 +40,7 @@ def test_the_step_compiles_once_and_repeats_no_schedule():
             # In the step, in the decay and in the reported rate: never in a parameter's loop.
             assert len(re.findall(r"std::pow\(", code)) == 2
             assert len(re.findall(r"std::cos\(", code)) <= 3
-        # Inductor contracts no multiply-adds where torch's kernels fuse them: a rounding more here and there.
+        # Inductor contracts no multiply-adds where torch fuses them: a rounding more here and there.
         for ours, wanted, p in zip(
             tree.leaves(found[0]), tree.leaves(expected[0]), tree.leaves(params), strict=True
         ):

@@ -15,9 +15,10 @@ from torch.func import vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
+from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _keyed_sites, key, sample, split
 from ftrain.core.random._keyed_reach import is_random, unkeyed
-from ftrain.core.random.keyed import HANDLERS, UnkeyedRandomError, keyed, loop_body
+from ftrain.core.random.keyed import HANDLERS, keyed, loop_body
 
 from ._keyed_cases import CASES, Case, X
 

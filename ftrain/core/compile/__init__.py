@@ -10,25 +10,11 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ftrain.core.compile._compiled import Compiled
-from ftrain.core.compile._errors import (
-    CompilerMissingError,
-    DonatedStateError,
-    DonationError,
-    ImpureFunctionError,
-    RecompileWarning,
-    TraceError,
-)
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._trace import is_tracing
 
 __all__ = [
     "Compiled",
-    "CompilerMissingError",
-    "DonatedStateError",
-    "DonationError",
-    "ImpureFunctionError",
-    "RecompileWarning",
-    "TraceError",
     "compile",
     "is_tracing",
 ]

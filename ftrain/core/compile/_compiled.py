@@ -23,10 +23,11 @@ from torch import fx
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile import _donate
-from ftrain.core.compile._errors import RecompileWarning, describe, describe_key
+from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import build_reader, static_key
 from ftrain.core.compile._trace import TENSOR, Traced, is_tracing, trace
+from ftrain.core.errors import RecompileWarning
 
 __all__ = ["Compiled"]
 

@@ -16,7 +16,8 @@ import torch
 import torch.utils._pytree as torch_pytree
 
 from ftrain.core import tree
-from ftrain.core.compile._errors import DonatedStateError, DonationError, call_site, describe
+from ftrain.core.compile._errors import call_site, describe
+from ftrain.core.errors import DonatedStateError, DonationError
 
 __all__ = ["check_donatable", "check_fits", "check_memory", "poison", "storages"]
 

@@ -13,40 +13,7 @@ from typing import Any
 import optree
 import torch
 
-__all__ = [
-    "CompilerMissingError",
-    "DonatedStateError",
-    "DonationError",
-    "ImpureFunctionError",
-    "RecompileWarning",
-    "TraceError",
-    "first_line",
-    "user_line",
-]
-
-
-class TraceError(RuntimeError):
-    """The function asks for the value of a tensor while it is being traced."""
-
-
-class ImpureFunctionError(RuntimeError):
-    """The function writes into a tensor that it was given or has captured."""
-
-
-class DonationError(ValueError):
-    """The state cannot be donated: the step's output does not fit it, or its memory is shared."""
-
-
-class DonatedStateError(RuntimeError):
-    """A state is used after its memory was given to the next one."""
-
-
-class CompilerMissingError(RuntimeError):
-    """No C++ compiler was found."""
-
-
-class RecompileWarning(UserWarning):
-    """A compiled function is compiled again because its arguments changed in kind."""
+__all__ = ["call_site", "causes", "describe", "describe_key", "first_line", "user_line"]
 
 
 _FOREIGN = (

@@ -1,4 +1,4 @@
-"""What inductor needs to be told so that donation is exact.
+"""What inductor needs to be told so that donation is exact and nothing is computed twice.
 
 Imported only when something is compiled: torch's compiler takes a second to load.
 """
@@ -11,9 +11,34 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-__all__ = ["ReadBeforeWrite"]
+__all__ = ["MergeEqual", "ReadBeforeWrite"]
 
 copy_ = torch.ops.aten.copy_.default
+
+
+class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+    """One node for equal expressions: the norm that a step reports and the norm that it clips by.
+
+    AOTAutograd does this only where it partitions a forward from a backward; a whole step has neither.
+    Runs on the functional graph, whose only writes are the last: what is equal there stays equal.
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        seen: dict[Any, fx.Node] = {}
+        for node in list(graph.nodes):
+            if node.op != "call_function" or not _is_pure(node.target):
+                continue
+            try:
+                first = seen.setdefault(_expression(node), node)
+            except TypeError:  # an argument that does not hash
+                continue
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+
+    def uuid(self) -> Any:
+        """Inductor's cache key for this pass."""
+        return "ftrain.MergeEqual.1"
 
 
 class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
@@ -40,6 +65,25 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
     def uuid(self) -> Any:
         """Inductor's cache key for this pass."""
         return "ftrain.ReadBeforeWrite.2"
+
+
+def _is_pure(target: Any) -> bool:
+    """Whether equal arguments give an equal result: no write, no draw, no memory without content."""
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    name = target._schema.name
+    return torch.Tag.nondeterministic_seeded not in target.tags and "empty" not in name
+
+
+def _expression(node: fx.Node) -> Any:
+    def hashable(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return tuple(hashable(y) for y in x)
+        # By repr, since 0.0 == -0.0 and 1 == True.
+        return x if isinstance(x, fx.Node) else (type(x), repr(x))
+
+    kwargs = sorted(node.kwargs.items())
+    return node.target, hashable(node.args), tuple((k, hashable(v)) for k, v in kwargs)
 
 
 def _is_view(node: fx.Node) -> bool:

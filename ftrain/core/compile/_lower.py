@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from ftrain.core import _torch
-from ftrain.core.compile._errors import CompilerMissingError, causes, first_line
+from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._trace import Traced
+from ftrain.core.errors import CompilerMissingError
 
 __all__ = ["Backend", "lower"]
 
@@ -38,9 +39,11 @@ def lower(
     try:
         with torch.no_grad(), _torch.without_autocast():
             # Imported here because torch's compiler takes a second to load.
-            from ftrain.core.compile._inductor import ReadBeforeWrite  # noqa: PLC0415
+            from ftrain.core.compile._inductor import MergeEqual, ReadBeforeWrite  # noqa: PLC0415
 
-            config = {"post_grad_custom_post_pass": ReadBeforeWrite()} if traced.n_donated else {}
+            config: dict[str, Any] = {"post_grad_custom_pre_pass": MergeEqual()}
+            if traced.n_donated:
+                config["post_grad_custom_post_pass"] = ReadBeforeWrite()
             compiled = _torch.inductor_compile(traced.graph, tensors, mode, config)
     except Exception as error:
         if _is_compiler_missing(error):

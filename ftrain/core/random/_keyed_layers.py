@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import Handler
-from ftrain.core.random._keyed_sites import Stream, UnkeyedRandomError
+from ftrain.core.random._keyed_sites import Stream
 
 __all__ = ["LAYERS"]
 

@@ -22,9 +22,10 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import sample
 
-__all__ = ["Stream", "UnkeyedRandomError"]
+__all__ = ["Stream"]
 
 _CALL = nn.Module._call_impl.__code__
 _APPLY = nn.Module.apply.__code__
@@ -59,10 +60,6 @@ _LOOP = {
 }
 
 Running = tuple[nn.Module, bool]
-
-
-class UnkeyedRandomError(RuntimeError):
-    """A random operation under `keyed` that cannot draw from the key; says which, and what to write."""
 
 
 class Stream:

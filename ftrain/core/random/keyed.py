@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
+from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
@@ -26,10 +27,10 @@ from ftrain.core.random._keyed_reach import (
     is_random,
     opened,
 )
-from ftrain.core.random._keyed_sites import Stream, UnkeyedRandomError
+from ftrain.core.random._keyed_sites import Stream
 from ftrain.core.random.keys import _check_single
 
-__all__ = ["UnkeyedRandomError", "keyed"]
+__all__ = ["keyed"]
 
 HANDLERS = DRAWS | FILLS | LAYERS
 
