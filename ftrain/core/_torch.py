@@ -39,6 +39,7 @@ __all__ = [
     "inductor_compile",
     "inside_functorch",
     "interning",
+    "recurrent_kernels",
     "scan_operator",
     "tensor_guard",
     "trace",
@@ -123,6 +124,29 @@ def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     guard = _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
     check: Callable[..., bool] = guard.check
     return check
+
+
+@contextlib.contextmanager
+def recurrent_kernels(device_type: str) -> Iterator[None]:
+    """Where recurrent layers find a kernel: oneDNN has none for float16 autocast on a CPU (2.13).
+
+    It raises "could not create a primitive descriptor"; torch's own, of single operators, serves.
+    """
+    refused = (
+        device_type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.float16
+        and torch._C._get_mkldnn_enabled()
+    )
+    if not refused:
+        yield
+        return
+    # Not torch.backends.mkldnn.flags, which warns about TF32 on the way.
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 def inside_functorch() -> str | None:

@@ -275,7 +275,9 @@ def _absorb(hasher: hashlib._Hash, tree: PyTree, path: str) -> None:
             "Wrap numbers in torch.tensor(...)."
         )
     _put(hasher, f"leaf {tree.dtype} {tuple(tree.shape)}")
-    flat = tree.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    plain = tree.detach().cpu().resolve_conj().resolve_neg()
+    # Not contiguous(): a (1,) with stride 2 counts as that, and cannot be viewed as bytes.
+    flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
     hasher.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 

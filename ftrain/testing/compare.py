@@ -39,7 +39,7 @@ def describe_difference(found: Any, expected: Any) -> str | None:
     ):
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             return f"{path}: {a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}"
-        one, two = (x.detach().cpu().contiguous() for x in (a, b))
+        one, two = (x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in (a, b))
         size = one.element_size()
         same = (_bytes(one) == _bytes(two)).reshape(-1, size).all(dim=1)
         if not bool(same.all()):

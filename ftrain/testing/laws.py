@@ -178,7 +178,8 @@ def _layout(state: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _through_bytes(leaf: torch.Tensor) -> torch.Tensor:
-    flat = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    plain = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
+    flat = plain.reshape(-1).view(torch.uint8)
     payload = flat.numpy().tobytes()
     fresh = torch.empty_like(leaf)
     if payload:

@@ -44,14 +44,8 @@ def train_step(model: str, precision: str, accumulate: int, mode: str) -> Any:
     return step if mode == "eager" else ftrain.compile(step, backend="eager")
 
 
-def supported(model: str, precision: str) -> None:
-    if model == "lstm" and precision == "16-mixed":
-        pytest.skip("torch has no float16 LSTM on the CPU (oneDNN refuses the primitive)")
-
-
 def start(model: str, precision: str, accumulate: int, mode: str) -> tuple[Any, Any, list[Any]]:
     """A step, a first state, and four batches."""
-    supported(model, precision)
     state = steps(model, precision, accumulate).init_state(3)
     batches = [ZOO[model].batch(seed, 8) for seed in range(4)]
     return train_step(model, precision, accumulate, mode), state, batches
@@ -97,7 +91,6 @@ def test_law_4_random_streams_belong_to_the_key(
     model: str, precision: str, accumulate: int
 ) -> None:
     """Law 4: traced and eager runs draw the same masks, so they compute the same bits."""
-    supported(model, precision)
     state = steps(model, precision, accumulate).init_state(7)
     batch = ZOO[model].batch(7, 8)
     eager = train_step(model, precision, accumulate, "eager")(state, batch)
@@ -203,7 +196,6 @@ def test_law_9_donation_changes_memory_not_bits(
     model: str, precision: str, accumulate: int
 ) -> None:
     """Law 9."""
-    supported(model, precision)
     init_state, step, _ = steps(model, precision, accumulate)
     donating = ftrain.compile(step, donate=True, backend="eager")
     plain = train_step(model, precision, accumulate, "compiled")

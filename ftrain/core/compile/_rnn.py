@@ -78,15 +78,16 @@ class _Layer(NamedTuple):
             if self.autocast:
                 dtype = getattr(torch, self.autocast)
                 stack.enter_context(torch.autocast(x.device.type, dtype, cache_enabled=False))
+            stack.enter_context(_torch.recurrent_kernels(x.device.type))
             output = layer(x, hx, list(weights), *self[1:7])
         return tuple(part.to(self.dtype(x, start)) for part in output)
 
     def dtype(self, x: torch.Tensor, start: Sequence[torch.Tensor]) -> torch.dtype:
-        """What torch returns: on the CPU, a GRU under autocast keeps the precision of its state."""
+        """What torch returns: what runs as single operators keeps the precision of its state."""
         if not self.autocast:
             return x.dtype
         dtype: torch.dtype = getattr(torch, self.autocast)
-        is_decomposed = self.kind == "gru" and x.device.type == "cpu"
+        is_decomposed = x.device.type == "cpu" and (self.kind == "gru" or dtype == torch.float16)
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core._torch import recurrent_kernels
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import Handler
 from ftrain.core.random._keyed_sites import Stream
@@ -128,7 +129,8 @@ def recurrent(name: str) -> Handler:
         run = decomposed if _inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
-            return run(input, second, *rest)
+            with recurrent_kernels(input.device.type):
+                return run(input, second, *rest)
         states: Sequence[Tensor] = (hx,) if isinstance(hx, Tensor) else hx
         directions = 2 if bidirectional else 1
         per_layer = len(weights) // count
@@ -137,13 +139,14 @@ def recurrent(name: str) -> Handler:
             if layer:
                 input = dropout(stream, input, p, True)
             own = [state.narrow(0, layer * directions, directions) for state in states]
-            input, *final = run(
-                input,
-                *batch_sizes,
-                own[0] if isinstance(hx, Tensor) else own,
-                weights[layer * per_layer : (layer + 1) * per_layer],
-                *(has_bias, 1, 0.0, training, bidirectional, *batch_first),
-            )
+            with recurrent_kernels(input.device.type):
+                input, *final = run(
+                    input,
+                    *batch_sizes,
+                    own[0] if isinstance(hx, Tensor) else own,
+                    weights[layer * per_layer : (layer + 1) * per_layer],
+                    *(has_bias, 1, 0.0, training, bidirectional, *batch_first),
+                )
             finals.append(final)
         return (input, *(torch.cat(part) for part in zip(*finals, strict=True)))
 
