@@ -136,7 +136,13 @@ def draws_inside(func: types.FunctionType) -> bool:
             if isinstance(function, types.FunctionType) and function.__module__.startswith("torch")
         )
 
+    # By function, since all that one decorator makes has the same code.
+    entered: set[types.FunctionType] = set()
+
     def enters(function: types.FunctionType) -> bool:
+        if function in entered:
+            return False
+        entered.add(function)
         if names_one(function.__code__, function.__globals__):
             return True
         return any(enters(captured) for captured in _captured(function))
@@ -147,21 +153,29 @@ def draws_inside(func: types.FunctionType) -> bool:
 @functools.lru_cache(maxsize=512)
 def opened(func: types.FunctionType) -> types.FunctionType:
     """A copy of one of torch's functions that goes straight to its body."""
+    return _copy(func, {})
+
+
+def _copy(
+    func: types.FunctionType, copies: dict[types.FunctionType, types.FunctionType]
+) -> types.FunctionType:
+    """`copies`: those made so far, since a function may capture itself (`Tensor.__pow__` does)."""
+    if func in copies:
+        return copies[func]
     scope = func.__globals__ | {
         name: no for name, no in _ANSWERS.items() if name in func.__globals__
     }
     if "overrides" in func.__code__.co_names and scope.get("torch") is torch:
         scope["torch"] = _Torch("torch")
     # What decorators and `boolean_dispatch` capture asks the same, under the outer function's name.
-    closure = tuple(
-        types.CellType(opened(cell.cell_contents))
-        if isinstance(cell.cell_contents, types.FunctionType)
-        and cell.cell_contents in _captured(func)
-        else cell
-        for cell in func.__closure__ or ()
-    )
+    cells, captured = func.__closure__ or (), _captured(func)
+    closure = tuple(types.CellType(cell.cell_contents) for cell in cells)
     copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, closure)
     copy.__kwdefaults__ = func.__kwdefaults__
+    copies[func] = copy
+    for cell in closure:
+        if any(cell.cell_contents is function for function in captured):
+            cell.cell_contents = _copy(cell.cell_contents, copies)
     return copy
 
 
