@@ -166,7 +166,11 @@ def plot(epochs: list[Epoch], path: pathlib.Path) -> None:
     axes = figure.subplots(1, 2)
     steps = [epoch.step for epoch in epochs]
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(steps, [float(e.training[name]) for e in epochs], label="training, with dropout")
+        axis.plot(
+            steps,
+            [float(e.training[name]) for e in epochs],
+            label="training (warped, with dropout)",
+        )
         axis.plot(steps, [float(e.held_out[name]) for e in epochs], label="held out")
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
