@@ -30,18 +30,34 @@ def check_state(state: Any) -> None:
             f"a step takes an ftrain.TrainState, found {type(state).__name__}. Make one with "
             "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
         )
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if any(each.key() == torch._C._functorch.TransformType.Grad for each in stack) or (
+        torch.is_grad_enabled() and any(p.requires_grad for p in state.params.values())
+    ):
+        raise ValueError(
+            "a step keeps no graph, so nothing can be differentiated through it. Write what is to "
+            "be differentiated with ftrain.value_and_grad(..., differentiable=True) and ftrain.bind. "
+            "If no gradient is wanted, detach the state: tree.map(torch.Tensor.detach, state)."
+        )
 
 
 def check_batch(batch: Any, device: torch.device) -> None:
     """Raise unless the batch's tensors are where the state is (0-d ones may stay on the host)."""
-    for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
+    for index, leaf in enumerate(tree.leaves(batch)):
         if isinstance(leaf, torch.Tensor):
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
+                path = tree.paths(batch)[index]
                 raise ValueError(
                     f"batch{path} is on {leaf.device}, the state on {device}. Move the batch first: "
                     f"ftrain.tree.map(lambda x: x.to({str(device)!r}), batch)."
                 )
+            if leaf.is_inference():
+                raise ValueError(
+                    f"batch{tree.paths(batch)[index]} was made under torch.inference_mode(): autograd "
+                    "cannot use it. Make it outside, or hand over a .clone() made outside."
+                )
         elif hasattr(leaf, "__array__"):
+            path = tree.paths(batch)[index]
             raise TypeError(
                 f"batch{path} is a {type(leaf).__name__}, not a tensor. Convert it where the batch is "
                 "made: torch.from_numpy(x)."

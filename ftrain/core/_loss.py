@@ -26,21 +26,24 @@ _BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 def call_loss(loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, where: str) -> Any:
     """`loss_fn(module, batch)` under the policy's autocast; nothing it is given may change."""
-    tensors = {
-        f"batch{path}": leaf
-        for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True)
-        if isinstance(leaf, torch.Tensor)
-    }
-    device_type = next((t.device.type for t in tensors.values()), "cpu")
+    leaves, treedef = tree.flatten(batch)
+    places = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    # Containers of its own: a loss may pop the labels out of its batch.
+    own = tree.unflatten(treedef, leaves)
+
+    def name(place: int) -> str:
+        return f"batch{tree.paths(batch)[place]}"
+
+    device_type = next((t.device.type for t in places.values()), "cpu")
     with (
-        unchanged(tensors, "input", _BATCH_REMEDY),
+        unchanged(places, "input", _BATCH_REMEDY, name),
         unchanged(_captured(loss_fn), "captured tensor", _CAPTURED_REMEDY),
         policy.inside_loss(device_type),
     ):
         try:
-            return loss_fn(module, batch)
+            return loss_fn(module, own)
         except Exception as error:
-            shapes = ", ".join(f"{name}: {_brief(t)}" for name, t in tensors.items())
+            shapes = ", ".join(f"{name(place)}: {_brief(t)}" for place, t in places.items())
             error.add_note(f"while computing {where} on {shapes}")
             raise
 
@@ -75,12 +78,13 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:
         raise ValueError(f"{where} returned metrics named {taken}, which the step reports itself")
-    counted = Mean(total.detach().clone(), weight.detach().to(torch.float32))
+    weight = weight.detach().to(torch.promote_types(total.dtype, torch.float32), copy=True)
+    counted = Mean(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
 
 
 def _captured(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
-    """The tensors that a function holds in its closure."""
+    """The tensors that a function holds in its closure, those of modules there included."""
     code, cells = getattr(fn, "__code__", None), getattr(fn, "__closure__", None)
     if code is None or not cells:
         return {}
@@ -88,7 +92,11 @@ def _captured(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
     for name, cell in zip(code.co_freevars, cells, strict=True):
         with contextlib.suppress(ValueError):  # a cell that is not filled yet
             contents[name] = cell.cell_contents
-    return {name: x for name, x in contents.items() if isinstance(x, torch.Tensor)}
+    tensors = {name: x for name, x in contents.items() if isinstance(x, torch.Tensor)}
+    for name, module in contents.items():
+        if isinstance(module, nn.Module):
+            tensors.update((f"{name}.{path}", b) for path, b in module.named_buffers())
+    return tensors
 
 
 def _is_pair(out: Any) -> bool:

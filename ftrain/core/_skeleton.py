@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from ftrain.core.errors import ImpureFunctionError
 Tensors = dict[str, torch.Tensor]
 
 
+_STANDARD = frozenset(nn.Module().__dict__)  # what every module has: its registries and hooks
 _PARAMETER_REMEDY = (
     "A step must leave its inputs as they are: compute with a changed copy instead, or change the "
     "parameters between steps with state.replace(params=...)"
@@ -36,10 +38,16 @@ _STRAY_REMEDY = (
 
 
 @contextlib.contextmanager
-def unchanged(tensors: Mapping[str, torch.Tensor], kind: str, remedy: str) -> Iterator[None]:
+def unchanged(
+    tensors: Mapping[Any, torch.Tensor],
+    kind: str,
+    remedy: str,
+    called: Callable[[Any], str] = str,
+) -> Iterator[None]:
     """Raise if one of these tensors was written in place inside the context.
 
-    Free of host syncs: torch counts the writes to each tensor.
+    Free of host syncs: torch counts the writes to each tensor (but not those through `.data`).
+    `called` says what a message calls the tensor under a key.
 
     Raises:
         ImpureFunctionError: with the tensor's name and the remedy.
@@ -52,7 +60,9 @@ def unchanged(tensors: Mapping[str, torch.Tensor], kind: str, remedy: str) -> It
     yield
     for name, tensor, version in counted:
         if tensor._version != version:
-            raise ImpureFunctionError(f"the {kind} `{name}` was changed in place. {remedy}.")
+            raise ImpureFunctionError(
+                f"the {kind} `{called(name)}` was changed in place. {remedy}."
+            )
 
 
 class _Slot(NamedTuple):
@@ -83,14 +93,27 @@ class Skeleton:
             name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
         )
         self.carried = sorted(tensors.keys() - set(self.trainable))
+        _refuse_overlap(tensors)
         self._modules = list(module.modules())
         self._slots = _slots(self._modules, {id(t): name for name, t in tensors.items()})
         self._unset_buffers = [
             (m._buffers, key) for m in self._modules for key, b in m._buffers.items() if b is None
         ]
         hollow = {name: _hollow(t) for name, t in tensors.items()}
+        self._shapes = {name: t.shape for name, t in tensors.items()}
         for holder, key, name in self._slots:
             holder[key] = hollow[name]
+        self._registries = [
+            (prefix, registry)
+            for prefix, m in module.named_modules()
+            for registry in (m._parameters, m._buffers, m._modules)
+        ]
+        self._containers = [
+            value
+            for m in self._modules
+            for key, value in m.__dict__.items()
+            if key not in _STANDARD and type(value) in (list, dict, set)
+        ]
         self._stray = _stray_tensors(module)
         self._trains = {id(m): m.training or not module.training for m in self._modules}
         self._lock = threading.RLock()
@@ -105,6 +128,8 @@ class Skeleton:
         tensors = self._checked(params, buffers)
         with self._lock:
             saved = [(m.__dict__, dict(m.__dict__)) for m in self._modules]
+            contents = [(container, container.copy()) for container in self._containers]
+            keys = [list(registry) for _, registry in self._registries]
             slots = [(holder, key, holder[key]) for holder, key, _ in self._slots]
             try:
                 for holder, key, name in self._slots:
@@ -114,11 +139,20 @@ class Skeleton:
                 with unchanged(params, "parameter", _PARAMETER_REMEDY):
                     with unchanged(self._stray, "tensor attribute", _STRAY_REMEDY):
                         yield Held(self)
-                self._refuse_grown_buffers()
+                self._refuse_growth(keys)
             finally:
                 for attributes, original in saved:
                     attributes.clear()
                     attributes.update(original)
+                for container, original in contents:
+                    container.clear()
+                    if isinstance(container, list):
+                        container.extend(original)
+                    else:
+                        container.update(original)
+                for (_, registry), known in zip(self._registries, keys, strict=True):
+                    for key in [key for key in registry if key not in known]:
+                        del registry[key]
                 for holder, key, value in slots:
                     holder[key] = value
                 for holder, key in self._unset_buffers:
@@ -131,6 +165,11 @@ class Skeleton:
         for holder, key, name in self._slots:
             if name in wanted and name not in found:
                 found[name] = holder[key]
+                if not isinstance(found[name], torch.Tensor):
+                    raise ImpureFunctionError(
+                        f"the model set its buffer {name!r} to {found[name]!r} during a forward pass; "
+                        "a buffer stays a tensor of one shape. Fill it instead: torch.zeros_like(...)."
+                    )
         return {name: found[name] for name in names}
 
     def _checked(self, params: Tensors, buffers: Tensors) -> Tensors:
@@ -148,9 +187,23 @@ class Skeleton:
                     + f"(expected {len(names)} names). Take them from init_state, or from "
                     "bind(model).init()."
                 )
-        return {**params, **buffers}
+        tensors = {**params, **buffers}
+        for name, expected in self._shapes.items():
+            if tensors[name].shape != expected:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(tensors[name].shape)}, but {tuple(expected)} in "
+                    f"{type(self.module).__name__}: the state belongs to another model"
+                )
+        return tensors
 
-    def _refuse_grown_buffers(self) -> None:
+    def _refuse_growth(self, keys: list[list[str]]) -> None:
+        for (prefix, registry), known in zip(self._registries, keys, strict=True):
+            if list(registry) != known:
+                name = next(iter(set(registry) ^ set(known)), "")
+                raise ImpureFunctionError(
+                    f"the model registered or removed `{prefix}.{name}`".replace("`.", "`")
+                    + " during a forward pass; the state cannot grow. Do it in __init__."
+                )
         for holder, key in self._unset_buffers:
             if holder[key] is not None:
                 raise ImpureFunctionError(
@@ -191,6 +244,17 @@ def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
         {name: t for name, t in detached.items() if name in trainable},
         {name: t for name, t in detached.items() if name not in trainable},
     )
+
+
+def is_shared(factory: Callable[[], nn.Module], built: nn.Module) -> bool:
+    """Whether a model function hands out a module that lives elsewhere, instead of building one."""
+    try:
+        with torch.device("meta"):  # without memory or draws
+            again = factory()
+    except Exception:  # it cannot build there: build in earnest
+        again = build(factory)
+    mine = {id(x) for x in (*built.modules(), *built.parameters(), *built.buffers())}
+    return any(id(x) in mine for x in (*again.modules(), *again.parameters(), *again.buffers()))
 
 
 def build(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -246,13 +310,48 @@ def _slots(modules: list[nn.Module], names: dict[int, str]) -> list[_Slot]:
         for key, value in m.__dict__.items():
             if isinstance(value, torch.Tensor) and id(value) in names:
                 slots.append(_Slot(m.__dict__, key, names[id(value)]))
-            elif isinstance(value, list):
-                slots += [
-                    _Slot(value, i, names[id(t)])
-                    for i, t in enumerate(value)
-                    if isinstance(t, torch.Tensor) and id(t) in names
-                ]
+            elif key not in _STANDARD:
+                slots += _contained(value, names, key)
     return slots
+
+
+def _contained(value: Any, names: dict[int, str], attribute: str) -> list[_Slot]:
+    """The places in lists and dicts, nested ones too, that hold one of these tensors."""
+    if isinstance(value, (list, dict)):
+        slots: list[_Slot] = []
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, torch.Tensor) and id(item) in names:
+                slots.append(_Slot(value, key, names[id(item)]))
+            else:
+                slots += _contained(item, names, attribute)
+        return slots
+    if isinstance(value, (tuple, set, frozenset)):
+        for item in value:
+            if isinstance(item, torch.Tensor) and id(item) in names:
+                raise ValueError(
+                    f"the attribute {attribute!r} holds {names[id(item)]!r} in a "
+                    f"{type(value).__name__}, where the state's tensor cannot be put in its place. Use a list."
+                )
+            if isinstance(item, (list, dict, tuple)) and _contained(item, names, attribute):
+                raise ValueError(
+                    f"the attribute {attribute!r} nests parameters in a tuple; use lists"
+                )
+    return []
+
+
+def _refuse_overlap(tensors: Tensors) -> None:
+    """Two names for one piece of memory would drift apart in a state."""
+    spans = sorted(
+        (t.untyped_storage().data_ptr(), t.storage_offset() * t.element_size(), t.nbytes, name)
+        for name, t in tensors.items()
+        if not t.is_meta and t.numel() and t.is_contiguous()
+    )
+    for (storage, start, size, name), (other, begin, _, second) in itertools.pairwise(spans):
+        if storage == other and begin < start + size:
+            raise ValueError(
+                f"{name!r} and {second!r} are views of one piece of memory. Register one of them and "
+                "compute the other from it, or tie them as one object."
+            )
 
 
 def _stray_tensors(module: nn.Module) -> Tensors:

@@ -85,10 +85,11 @@ def accumulate_micro_batches(
         k: how many.
     """
     keys = random.split(key, k)
-    zeros = tree.map(
-        lambda p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)), params
+    zeros = tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), params)
+    double = any(p.dtype == torch.float64 for p in tree.leaves(params))
+    nothing = torch.zeros(
+        (), dtype=wide(torch.float64 if double else torch.float32), device=key.device
     )
-    nothing = torch.zeros((), dtype=torch.float32, device=key.device)
     start = (zeros, nothing, buffers)
 
     def body(carry: Any, x: Any) -> tuple[Any, Metrics]:
@@ -96,8 +97,8 @@ def accumulate_micro_batches(
         part_key, part = x
         found = micro(buffers, part_key, part)
         share = safe_weight(found.weight)
-        totals = tree.map(lambda t, g: t + g * share, totals, found.grads)
-        return (totals, weight + found.weight, found.buffers), found.metrics
+        totals = tree.map(lambda t, g: t + g.to(t.dtype) * share, totals, found.grads)
+        return (totals, (weight + found.weight).to(weight.dtype), found.buffers), found.metrics
 
     if isinstance(parts, list):
         carry, metrics = body(start, (keys[0], parts[0]))
@@ -115,7 +116,12 @@ def accumulate_micro_batches(
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
     """The weight where there is any, else 1: what a micro-batch's total is scaled down by."""
-    return torch.where(weight > 0, weight, torch.ones_like(weight))
+    return torch.where(weight == 0, torch.ones_like(weight), weight)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are taken in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def cut(batch: Any, k: int) -> Any:
@@ -178,6 +184,9 @@ def parts_of(batch: Any, k: int) -> tuple[Any, int]:
         difference = tree.first_difference(parts[0], part)
         if difference is not None:
             raise ValueError(f"MicroBatches: batch {i} differs from batch 0 {difference}")
+    for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
+        if not isinstance(leaf, torch.Tensor):
+            raise TypeError(f"batch{path} is {type(leaf).__name__} {leaf!r}, not a tensor")
     signatures = {
         tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tree.leaves(part)) for part in parts
     }

@@ -5,6 +5,7 @@ Read next: `accumulate.py`, which takes gradients over micro-batches with these 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ftrain.core import random, tree
-from ftrain.core._skeleton import Skeleton, Tensors, build, read_tensors, skeleton_of
+from ftrain.core._skeleton import Skeleton, Tensors, build, is_shared, read_tensors, skeleton_of
 from ftrain.core.random._keyed_initializers import construct, observe
 
 __all__ = ["Bound", "bind", "value_and_grad"]
@@ -24,22 +25,24 @@ class Bound:
     """A module as a pure function of its tensors and a key; see `bind`."""
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
-        if isinstance(model, nn.Module):
-            self._start: nn.Module | None = model
-            self.skeleton = skeleton_of(model)
-        else:
-            self._start = None
+        self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
+        if not isinstance(model, nn.Module):
             self._build = functools.partial(build, model)
             # Which initial draw belongs to which parameter, so that each gets a key of its own.
             built, self._sites = observe(self._build)
-            self.skeleton = Skeleton(built)
+            if not is_shared(model, built):
+                self.skeleton = Skeleton(built)
+                return
+            self._start = built
+        assert self._start is not None
+        self.skeleton = skeleton_of(self._start)
 
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         """Start values `(params, buffers)`.
 
         From a function that builds the model they are a pure function of `key`, each parameter's of
         its path in the module tree: another layer more leaves the other layers' values as they were.
-        From a module they are copies of its tensors.
+        From a module they are copies of its tensors, as they are at the time of the call.
 
         Args:
             key: int32, shape (2,).
@@ -51,9 +54,9 @@ class Bound:
         ):
             if list(given) != names:
                 raise ValueError(
-                    "the model function built two models of different structure: "
-                    f"{sorted(set(given) ^ set(names))[:5]} are in one only. It must build the same "
-                    "layers each time it is called."
+                    f"the model is not the one that was bound: {sorted(set(given) ^ set(names))[:5]} "
+                    "were trainable then or are now, not both. A model function must build the same "
+                    "layers each time; a module must stay as it is."
                 )
         # Tied tensors have one name, so no two of these share memory.
         params, buffers = (tree.map(torch.clone, tensors) for tensors in found)
@@ -78,15 +81,21 @@ class Bound:
         params: Tensors,
         buffers: Tensors,
         training: bool,
+        until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
         """`fn(module)` with these tensors in place: `(out, new_buffers)`; the caller sets the key.
 
-        Buffers are copied first: a module may write into its own, never into the caller's.
+        Buffers are copied first: a module may write into its own, never into the caller's. With `until`
+        the tensors stay in place until that stack is closed, for a backward pass that runs parts of
+        the forward again (activation checkpointing).
         """
         fresh = {name: b.clone() for name, b in buffers.items()}
-        with self.skeleton.holding(params, fresh, training) as held:
+        with contextlib.ExitStack() as own:
+            held = (until or own).enter_context(self.skeleton.holding(params, fresh, training))
             out = fn(held.module)
-            return out, {name: b.detach() for name, b in held.buffers().items()}
+            after = {name: b.detach() for name, b in held.buffers().items()}
+            # What runs again writes to the buffers again.
+            return out, tree.map(torch.clone, after) if until else after
 
     def __repr__(self) -> str:
         return f"bind({type(self.skeleton.module).__name__})"
@@ -166,19 +175,23 @@ def pull_back(
     *,
     seed: Callable[[Any], torch.Tensor] | None = None,
     differentiable: bool = False,
+    closed: bool = False,
     name: str = "the function",
 ) -> tuple[torch.Tensor, Any, Any]:
     """`(value, aux, grads)` of `run(x) -> (value, aux)`; the backward pass starts from `seed(aux)`.
+
+    With `closed`, a value that depends on any other tensor that wants a gradient is refused.
 
     Outside any transform this is plain `torch.autograd.grad`, whose memory and support (activation
     checkpointing, double backward) are the best there are. Under `vmap` or `grad` it is
     `torch.func.vjp`, without a kept graph unless asked.
     """
     leaves, treedef = tree.flatten(x)
-    for path, leaf in zip(tree.paths(x), leaves, strict=True):
+    for index, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor) or not (
             leaf.is_floating_point() or leaf.is_complex()
         ):
+            path = tree.paths(x)[index]
             kind = leaf.dtype if isinstance(leaf, torch.Tensor) else type(leaf).__name__
             raise TypeError(
                 f"cannot differentiate by {path or 'the argument'}: it is {kind}, not a floating "
@@ -208,6 +221,8 @@ def pull_back(
             for leaf in leaves
         ]
         value, aux = checked(inputs)
+        if closed:
+            _refuse_strangers(value, inputs, name)
         grads = torch.autograd.grad(
             value,
             inputs,
@@ -235,6 +250,25 @@ def describe(fn: Callable[..., Any]) -> str:
     except AttributeError:
         return f"`{name}`"
     return f"`{name}` ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _refuse_strangers(value: torch.Tensor, inputs: list[torch.Tensor], name: str) -> None:
+    """Raise if the graph of `value` ends in a leaf that is not among `inputs`."""
+    known, seen, ends = {id(t) for t in inputs}, set(), [value.grad_fn]
+    while ends:
+        node = ends.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise ValueError(
+                f"{name} reads a tensor that requires a gradient and is not in the state "
+                f"({str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}): it would never be "
+                "trained. Use the `model` argument, not the module itself, and no closure over it; what "
+                "shall stay as it is (a teacher) needs requires_grad_(False)."
+            )
+        ends += [following for following, _ in node.next_functions]
 
 
 def _check_value(value: Any, name: str) -> None:

@@ -5,6 +5,7 @@ Read next: `step.py`, where `gradients`, `update` and `commit` make a training s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -22,11 +23,12 @@ from ftrain.core.accumulate import (
     accumulate_micro_batches,
     parts_of,
     safe_weight,
+    wide,
 )
 from ftrain.core.functional import Bound, bind, describe, pull_back
 from ftrain.core.metrics import Last, Mean, Metrics, Sum
 from ftrain.core.norm import global_norm
-from ftrain.core.precision import LossScale, Policy, Precision
+from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.state import TrainState
 
 __all__ = ["Gradients", "LossFn", "NonFinite", "gradients"]
@@ -109,7 +111,7 @@ def gradients(
             if grad_reduce is None:
                 return Accumulated(grads, None, buffers, metrics)
             share = safe_weight(weight)
-            totals = tree.map(lambda g: g * share, grads)
+            totals = tree.map(lambda g: g.to(wide(g.dtype)) * share, grads)
             found = Accumulated(totals, weight, buffers, metrics)
         if grad_reduce is not None:
             assert found.weight is not None
@@ -120,6 +122,11 @@ def gradients(
     def gradients_of(state: TrainState, batch: Any) -> Gradients:
         check_state(state)
         check_batch(batch, state.step.device)
+        if scaling is not None and not isinstance(state.scaler, LossScaleState):
+            raise ValueError(
+                "this precision scales the loss, and the state has no scaler: it was made with another "
+                "precision. Give it one: state.replace(scaler=ftrain.LossScale().init_state())."
+            )
         with isolated(state.step.device.type):
             keys = random.split(state.rng)
             rng, key = keys[0].clone(), keys[1]
@@ -130,7 +137,7 @@ def gradients(
             finite = torch.isfinite(norm)
             metrics = dict(found.metrics.entries)
             if nonfinite == "raise":
-                finite = _require_finite(grads, metrics["loss"].value, state.step)
+                finite = _require_finite(grads, norm, metrics["loss"].value, state.step)
             zero = torch.zeros_like(norm)
             metrics["grad_norm"] = Mean(torch.where(finite, norm, zero), finite.to(norm.dtype))
             applied = finite if nonfinite != "ignore" else torch.ones_like(finite)
@@ -154,14 +161,19 @@ def gradients(
 def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable[..., Micro]:
     """One micro-batch, `(params, scale, buffers, key, part) -> Micro`."""
     where = describe(loss_fn)
+    seen = False  # whether the loss was once looked through for parameters outside of the state
 
     def one(params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any) -> Micro:
+        nonlocal seen
+        until_backward = contextlib.ExitStack()
+
         def run(params: Any) -> tuple[torch.Tensor, Any]:
             out, after = bound.call(
                 lambda module: call_loss(loss_fn, module, part, policy, where),
                 params,
                 buffers,
                 True,
+                until_backward,
             )
             total, metrics = split_loss(out, where)
             return total, (after, metrics)
@@ -173,9 +185,12 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
                 cotangent = cotangent * scale
             return cotangent.to(counted.total.dtype)
 
-        # Around the backward pass too: what is recomputed there must not draw from elsewhere.
-        with random.keyed(key, bound.skeleton.module):
-            _, (after, metrics), grads = pull_back(run, params, seed=seed, name=where)
+        # Both around the backward pass too: what runs again there finds its weights, and no other key.
+        with random.keyed(key, bound.skeleton.module), until_backward:
+            _, (after, metrics), grads = pull_back(
+                run, params, seed=seed, closed=not seen, name=where
+            )
+        seen = True
         return Micro(grads, metrics.entries["loss"].weight, after, metrics)
 
     return one
@@ -196,8 +211,13 @@ def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) 
     return tree.map(average, found.totals, state.params)
 
 
-def _require_finite(grads: Any, loss: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    finite = torch.stack([torch.isfinite(g).all() for g in tree.leaves(grads)])
+def _require_finite(
+    grads: Any, norm: torch.Tensor, loss: torch.Tensor, step: torch.Tensor
+) -> torch.Tensor:
+    each = [torch.isfinite(g).all() for g in tree.leaves(grads)]
+    finite = torch.stack(each)
+    # A norm beyond float32 with finite elements: no single one is to blame.
+    finite = finite & (torch.isfinite(norm) | ~finite.all())
     names = "\n".join(f"params{path}" for path in tree.paths(grads))
     checked: torch.Tensor = require_finite(finite, loss, step, names)
     return checked

@@ -225,8 +225,11 @@ def as_metrics(values: Any, where: str) -> Metrics:
 
 def _as_metric(name: Any, value: Any, where: str) -> Metric:
     if isinstance(value, Metric):
-        detached: Metric = tree.map(torch.Tensor.detach, value)
-        return detached
+        own: Metric = tree.map(
+            lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else torch.tensor(float(x)),
+            value,
+        )
+        return own
     if isinstance(value, (int, float)):
         value = torch.tensor(float(value))
     if not isinstance(value, torch.Tensor) or value.ndim != 0:

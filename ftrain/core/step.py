@@ -96,6 +96,11 @@ def make_steps(
     >>> bool(eval_step(new_state, batch)["loss"] < metrics["loss"])
     True
     """
+    if not callable(getattr(optimizer, "init", None)):
+        raise TypeError(
+            f"optimizer must be a pair of functions init and update, such as optim.adamw(1e-3); found "
+            f"{optimizer!r}"
+        )
     bound = bind(model)
     policy = Policy.named(precision)
     gradients_of = gradients(
@@ -113,7 +118,11 @@ def make_steps(
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         found = gradients_of(state, batch)
         new_state = commit(state, update(optimizer, state, found), found)
-        rates = tree.find(new_state.opt_state, "learning_rate")
+        rates = {
+            path: rate
+            for path, rate in tree.find(new_state.opt_state, "learning_rate").items()
+            if path.endswith(".learning_rate")  # a field, not a parameter that is called so
+        }
         reported = {
             "learning_rate" + (path if len(rates) > 1 else ""): Last(rate.clone())
             for path, rate in rates.items()
@@ -125,8 +134,9 @@ def make_steps(
 
 def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy) -> TrainState:
     """The state before the first step, a pure function of the seed (and of a given module)."""
-    init_key, run_key = random.split(random.key(seed)).unbind()
-    params, buffers = policy.cast(bound.init(init_key))
+    with isolated("cpu"):
+        init_key, run_key = random.split(random.key(seed)).unbind()
+        params, buffers = policy.cast(bound.init(init_key))
     device = next((t.device for t in (*params.values(), *buffers.values())), torch.device("cpu"))
     with isolated(device.type):
         return TrainState(
@@ -186,6 +196,8 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
     def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         if found.finite is not None and new is not old:
             new = torch.where(found.finite, new, old)
+        elif new is not old:
+            new = new.clone()  # it may be memory of the batch, or of another leaf
         if new is old or new.stride() != old.stride():
             new = torch.empty_like(old, memory_format=torch.preserve_format).copy_(new)
         return new
@@ -196,8 +208,9 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
 
 
 def _check_fixpoint(old: TrainState, new: TrainState) -> None:
-    for path, a, b in zip(tree.paths(old), tree.leaves(old), tree.leaves(new), strict=True):
+    for index, (a, b) in enumerate(zip(tree.leaves(old), tree.leaves(new), strict=True)):
         if not isinstance(b, torch.Tensor):
+            path = tree.paths(old)[index]
             raise ValueError(f"a step made state{path} a {type(b).__name__}, not a tensor")
         for what, was, now in (
             ("shape", tuple(a.shape), tuple(b.shape)),
@@ -205,6 +218,7 @@ def _check_fixpoint(old: TrainState, new: TrainState) -> None:
             ("device", a.device, b.device),
         ):
             if was != now:
+                path = tree.paths(old)[index]
                 raise ValueError(
                     f"a step changed the {what} of state{path} from {was} to {now}. The new state "
                     "must look like the old one, or every step would compile again."

@@ -10,6 +10,7 @@ Read next: `state.py`, the one tree that everything else passes around.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, dataclass_transform
@@ -138,13 +139,8 @@ def find(tree: PyTree, name: str) -> dict[str, Any]:
     >>> find({"a": {"rate": 1.0}, "b": 2.0}, "rate")
     {"['a']['rate']": 1.0}
     """
-    found = {}
-    for accessor, leaf in zip(
-        optree.tree_accessors(tree, namespace=NAMESPACE), leaves(tree), strict=True
-    ):
-        if len(accessor) and _entry_name(accessor[-1]) == name:
-            found[accessor.codify("")] = leaf
-    return found
+    flat, treedef = flatten(tree)
+    return {path: flat[index] for index, path in _places(treedef, name)}
 
 
 def nbytes(tree: PyTree) -> int:
@@ -229,6 +225,16 @@ def register_dataclass(cls: _C) -> _C:
     names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
     register_dataclass_node(cls, names)
     return cls
+
+
+@functools.lru_cache(maxsize=64)
+def _places(treedef: TreeDef, name: str) -> tuple[tuple[int, str], ...]:
+    """The leaves held by fields of this name, index and path: the same for every step of a run."""
+    return tuple(
+        (index, accessor.codify(""))
+        for index, accessor in enumerate(treedef.accessors())
+        if len(accessor) and _entry_name(accessor[-1]) == name
+    )
 
 
 def _is_leaf(tree: PyTree) -> bool:

@@ -1,0 +1,287 @@
+"""What models and losses do behind a step's back: each works as in plain PyTorch, or says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core.errors import ImpureFunctionError
+
+BATCH = {"x": torch.linspace(-1, 1, 32).view(8, 4), "y": torch.linspace(1, -1, 24).view(8, 3)}
+MODES = pytest.mark.parametrize("mode", ["eager", "compiled"])
+
+
+def mse(model: Any, batch: Any) -> torch.Tensor:
+    return F.mse_loss(model(batch["x"]), batch["y"])
+
+
+def make(model: Any, loss_fn: Any = mse, **options: Any) -> ftrain.Steps:
+    return ftrain.make_steps(model, loss_fn, optim.sgd(0.1), **options)
+
+
+def step_of(steps: ftrain.Steps, mode: str) -> Any:
+    return (
+        steps.train_step if mode == "eager" else ftrain.compile(steps.train_step, backend="eager")
+    )
+
+
+def test_a_factory_that_hands_out_a_module_leaves_it_whole() -> None:
+    net = nn.Linear(4, 3)
+    before = net.weight.detach().clone()
+    steps = make(lambda: net)
+    state = steps.init_state(0)
+    testing.assert_same_bits(state.params["weight"], before)
+    steps.train_step(state, BATCH)
+    assert torch.equal(net.weight, before)
+
+
+class Closure(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.f = lambda x: F.linear(x, self.a.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.f(x))
+
+
+class Holds(nn.Module):
+    def __init__(self, container: Any) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+        self.held = container(self.a.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.held
+        while not isinstance(weight, torch.Tensor):
+            weight = weight["w"] if isinstance(weight, dict) else weight[0]
+        return F.linear(x, weight)
+
+
+@MODES
+def test_parameters_reached_around_the_state_are_refused(mode: str) -> None:
+    net = nn.Linear(4, 3)
+    for model, loss_fn in ((net, lambda m, b: mse(net, b)), (Closure(), mse)):
+        steps = make(model, loss_fn)
+        with pytest.raises(
+            ValueError, match="reads a tensor that requires a gradient and is not in"
+        ):
+            step_of(steps, mode)(steps.init_state(0), BATCH)
+    steps = make(Closure)  # a factory's closures are the skeleton's own
+    state = steps.init_state(0)
+    new, _ = step_of(steps, mode)(state, BATCH)
+    assert not torch.equal(new.params["a.weight"], state.params["a.weight"])
+
+
+@pytest.mark.parametrize("container", [lambda w: [w], lambda w: {"w": w}, lambda w: [{"w": w}]])
+def test_parameters_in_lists_and_dicts_train(container: Any) -> None:
+    steps = make(lambda: Holds(container))
+    state = steps.init_state(0)
+    new, _ = steps.train_step(state, BATCH)
+    assert not torch.equal(new.params["a.weight"], state.params["a.weight"])
+
+
+def test_parameters_in_tuples_are_refused() -> None:
+    with pytest.raises(ValueError, match="'held' holds 'a.weight' in a tuple.*Use a list"):
+        make(lambda: Holds(lambda w: (w,)))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, on: bool) -> None:
+        super().__init__()
+        self.on = on
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.norm(self.first(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = checkpoint(self.inner, x, use_reentrant=False) if self.on else self.inner(x)
+        return self.last(x)
+
+
+@MODES
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_activation_checkpointing_changes_nothing(mode: str, accumulate: int) -> None:
+    found = []
+    for on in (True, False):
+        steps = make(lambda on=on: Checkpointed(on), accumulate=accumulate)
+        found.append(step_of(steps, mode)(steps.init_state(0), BATCH))
+    testing.assert_same_bits(found[0], found[1])
+
+
+def test_differentiating_through_a_step_says_what_to_write() -> None:
+    steps = make(lambda: nn.Linear(4, 3))
+    state = steps.init_state(0)
+
+    def after(params: Any) -> torch.Tensor:
+        new, _ = steps.train_step(state.replace(params=params), BATCH)
+        return new.params["weight"].sum()
+
+    with pytest.raises(ValueError, match="nothing can be differentiated through it"):
+        torch.func.grad(after)(state.params)
+    with pytest.raises(ValueError, match="nothing can be differentiated through it"):
+        ftrain.value_and_grad(after)(state.params)
+
+
+class Remembers(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.losses: list[Any] = []
+        self.cache: dict[str, Any] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        self.losses.append(y.square().mean())
+        self.cache.setdefault("first", y.detach())
+        return y + self.losses[0] * len(self.losses) + self.cache["first"].mean()
+
+
+@MODES
+def test_lists_and_dicts_of_a_module_do_not_remember(mode: str) -> None:
+    steps = make(Remembers)
+    state = steps.init_state(0)
+    step = step_of(steps, mode)
+    testing.assert_deterministic(step, state, BATCH, times=3)
+    testing.assert_deterministic(steps.eval_step, state, BATCH)
+
+
+def test_registering_in_a_forward_is_refused() -> None:
+    class Registers(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if "mu" not in self._buffers:
+                self.register_buffer("mu", x.mean(0))
+            return super().forward(x - self.mu)
+
+    steps = make(lambda: Registers(4, 3))
+    for _ in range(2):
+        with pytest.raises(
+            ImpureFunctionError, match="registered or removed `mu` during a forward"
+        ):
+            steps.train_step(steps.init_state(0), BATCH)
+
+
+@MODES
+def test_a_loss_may_take_its_batch_apart(mode: str) -> None:
+    def pops(model: Any, batch: Any) -> torch.Tensor:
+        target = batch.pop("y")
+        return F.mse_loss(model(batch["x"]), target)
+
+    steps = make(lambda: nn.Linear(4, 3), pops)
+    batch = dict(BATCH)
+    step = step_of(steps, mode)
+    testing.assert_deterministic(step, steps.init_state(0), batch)
+    assert sorted(batch) == ["x", "y"]
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "ignore"])
+def test_metrics_and_buffers_share_no_memory_with_the_batch(nonfinite: Any) -> None:
+    class Keeps(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.register_buffer("last", torch.zeros(8, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = x
+            return super().forward(x)
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        total = F.mse_loss(model(batch["x"]), batch["y"], reduction="sum")
+        return ftrain.Mean(total, batch["w"]), {"bias": ftrain.Last(model.bias[0])}
+
+    steps = make(Keeps, loss_fn, nonfinite=nonfinite)
+    testing.assert_pure(steps.train_step, steps.init_state(0), {**BATCH, "w": torch.tensor(3.0)})
+
+
+def test_float64_models_get_float64_gradients() -> None:
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return ftrain.Mean((model.w * batch).sum(), torch.tensor(len(batch), dtype=torch.float64))
+
+    batch = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
+    for accumulate in (1, 3):
+        find = ftrain.gradients(Line, loss_fn, accumulate=accumulate)
+        state = make(Line, loss_fn).init_state(0)
+        assert float(find(state, batch).grads["w"]) == 1.0
+
+
+def test_a_nan_weight_is_a_skipped_step() -> None:
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return ftrain.Mean(mse(model, batch), torch.tensor(float("nan")))
+
+    steps = make(lambda: nn.Linear(4, 3), loss_fn)
+    testing.assert_skips(steps.train_step, steps.init_state(0), BATCH)
+
+
+def test_states_of_another_kind_are_named() -> None:
+    state = make(lambda: nn.Linear(4, 3)).init_state(0)
+    with pytest.raises(
+        ValueError, match="the state has no scaler: it was made with another precision"
+    ):
+        make(lambda: nn.Linear(4, 3), precision="16-mixed").train_step(state, BATCH)
+    with pytest.raises(ValueError, match=r"'weight' has shape \(3, 4\), but \(5, 4\) in"):
+        make(lambda: nn.Linear(4, 5)).train_step(state, BATCH)
+    with pytest.raises(TypeError, match="pair of functions init and update"):
+        ftrain.make_steps(nn.Linear(4, 3), mse, optim.sgd)  # type: ignore[arg-type]
+
+
+def test_inference_mode_does_not_reach_in() -> None:
+    steps = make(lambda: nn.Linear(4, 3))
+    with torch.inference_mode():
+        state = steps.init_state(0)
+        made_inside = {"x": torch.ones(8, 4), "y": torch.ones(8, 3)}
+        new, _ = steps.train_step(state, BATCH)
+        with pytest.raises(ValueError, match=r"batch\['x'\] was made under torch.inference_mode"):
+            steps.train_step(state, made_inside)
+    testing.assert_same_bits(new, steps.train_step(steps.init_state(0), BATCH)[0])
+
+
+def test_overlapping_buffers_are_refused() -> None:
+    class Views(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            whole = torch.zeros(4)
+            self.register_buffer("whole", whole)
+            self.register_buffer("part", whole[1:])
+
+    with pytest.raises(ValueError, match="'whole' and 'part' are views of one piece of memory"):
+        make(Views)
+
+
+def test_a_parameter_called_learning_rate_is_no_rate() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learning_rate = nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.learning_rate
+
+    steps = ftrain.make_steps(Named, mse, optim.adamw(1e-2))
+    _, metrics = steps.train_step(steps.init_state(0), BATCH)
+    assert set(metrics) == {"loss", "grad_norm", "skipped", "learning_rate"}
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
+
+
+def test_a_captured_teacher_must_not_change() -> None:
+    teacher = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).requires_grad_(False)
+
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        return F.mse_loss(model(batch["x"]), teacher(batch["x"]))
+
+    steps = make(lambda: nn.Linear(4, 3), loss_fn)
+    with pytest.raises(ImpureFunctionError, match=r"captured tensor `teacher\.1\.\w+` was changed"):
+        steps.train_step(steps.init_state(0), BATCH)
+    teacher.eval()
+    steps.train_step(steps.init_state(0), BATCH)
