@@ -333,9 +333,7 @@ def _contained(value: Any, names: dict[int, str], attribute: str) -> list[_Slot]
                     f"{type(value).__name__}, where the state's tensor cannot be put in its place. Use a list."
                 )
             if isinstance(item, (list, dict, tuple)) and _contained(item, names, attribute):
-                raise ValueError(
-                    f"the attribute {attribute!r} nests parameters in a tuple; use lists"
-                )
+                raise ValueError(f"{attribute!r} nests parameters in a tuple; use lists")
     return []
 
 
