@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,10 +39,17 @@ CHILD_LIMIT = 300  # seconds
 
 
 class First(NamedTuple):
-    """Seconds until the first step was done: from its call, and from the start of the process."""
+    """Seconds of a process with one step.
+
+    Attributes:
+        call: from the call of the step to its result.
+        process: from the start of the process to the result.
+        work: processor time of all cores, compilers included; hardly moved by other load.
+    """
 
     call: float
     process: float
+    work: float
 
 
 def first_step(kind: Kind, sizes: Sizes, backend: Literal["inductor", "eager"]) -> float:
@@ -76,7 +84,7 @@ def in_fresh_process(
         "FTRAIN_CACHE_DIR": str(cache / "ftrain"),
         "TMPDIR": str(cache),
     }
-    start = time.time()
+    before, start = _work(), time.time()
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.latency", "--child", json.dumps(wanted)],
         env=environment,
@@ -89,7 +97,13 @@ def in_fresh_process(
     if done.returncode:
         raise RuntimeError(f"{kind} failed:\n{done.stderr[-3000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return First(found["call"], found["end"] - start)
+    return First(found["call"], found["end"] - start, _work() - before)
+
+
+def _work() -> float:
+    """Processor seconds of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def child(wanted: dict[str, Any]) -> None:
@@ -118,7 +132,8 @@ def run(
         report.section(f"{name}: seconds from the call of the first step to its result")
         for kind, times in found.items():
             process = statistics.median(first.process for first in times)
-            what = f"{TITLES[kind]} ({process:.1f} from the start of the process)"
+            work = statistics.median(first.work for first in times)
+            what = f"{TITLES[kind]} ({process:.1f} from the start of the process; work {work:.1f})"
             report.figure(f"{name}: {kind}", _call(times), "s", what)
             report.content["figures"][f"{name}: {kind}"]["all"] = [list(first) for first in times]
     _targets(report, cold, warm)

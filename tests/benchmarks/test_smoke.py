@@ -55,7 +55,7 @@ def test_peaks_are_those_of_a_known_case():
 
 def test_speed(capsys):
     speed.run(True, sizes=TINY, leaves=5, backend="eager")
-    assert "GPT: speed over the best loop by hand" in capsys.readouterr().out
+    assert "GPT: speed over the best compiled loop" in capsys.readouterr().out
 
 
 def test_memory():
