@@ -330,7 +330,8 @@ def _contained(value: Any, names: dict[int, str], attribute: str) -> list[_Slot]
             if isinstance(item, torch.Tensor) and id(item) in names:
                 raise ValueError(
                     f"the attribute {attribute!r} holds {names[id(item)]!r} in a "
-                    f"{type(value).__name__}, where the state's tensor cannot be put in its place. Use a list."
+                    f"{type(value).__name__}, where the state's tensor cannot be put in its place. "
+                    "Use a list."
                 )
             if isinstance(item, (list, dict, tuple)) and _contained(item, names, attribute):
                 raise ValueError(f"{attribute!r} nests parameters in a tuple; use lists")
