@@ -39,6 +39,7 @@ __all__ = [
     "inductor_compile",
     "inside_functorch",
     "interning",
+    "nodes_ever",
     "recurrent_kernels",
     "scan_operator",
     "tensor_guard",
@@ -211,6 +212,12 @@ def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.Gra
     return make_fx(fn, tracing_mode="real", _allow_non_fake_inputs=True, _allow_fake_constant=True)(
         *fakes
     )
+
+
+def nodes_ever(graph: fx.Graph) -> list[fx.Node]:
+    """A graph's nodes, and the erased ones that it keeps for their names (2.0 and later)."""
+    names = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", ())
+    return [*graph.nodes, *(node for node in names if isinstance(node, fx.Node))]
 
 
 def scan_operator(

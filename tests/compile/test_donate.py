@@ -204,6 +204,30 @@ def test_shared_memory_is_refused_with_both_names():
         donated_step(lambda state: state.replace(step=state.step + captured.sum().long()))(state)
 
 
+def test_what_a_returned_state_is_made_to_share_is_seen():
+    compiled = donated_step(lambda s: Pair(*tree.map(lambda x: x + 1, (s.a, s.b))))
+    start = Pair(
+        {"v": torch.zeros(3), "w": torch.zeros(3)}, {"v": torch.ones(3), "w": torch.ones(3)}
+    )
+    state = compiled(compiled(start))
+    state.b["v"] = state.b["v"] * 2  # memory of its own
+    state = compiled(state)
+    assert state.b["v"].tolist() == [7.0] * 3
+    state.b["v"], state.b["w"] = state.b["w"], state.b["v"]
+    state = compiled(state)
+    state.b["v"].data = state.a["v"].data
+    with pytest.raises(DonationError, match=r"`s.a\['v'\]` and `s.b\['v'\]` share memory"):
+        compiled(state)
+    state.b["v"] = torch.ones(3)
+    state = compiled(state)
+    for name in state.a:
+        state.b[name] = state.a[name]
+    with pytest.raises(DonationError, match=r"`s.a\['v'\]` and `s.b\['v'\]` share memory"):
+        compiled(state)
+    assert state.a["w"].tolist() == [5.0] * 3
+    assert compiled.n_compiles == 1
+
+
 def test_memory_that_cannot_be_written_is_refused():
     with pytest.raises(DonationError, match="`state.a` .* is expanded"):
         donated_step(lambda state: state)(Pair(torch.zeros(()).expand(3), torch.ones(1)))

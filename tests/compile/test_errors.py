@@ -13,6 +13,7 @@ import torch
 
 from ftrain.core.compile import compile
 from ftrain.core.errors import ImpureFunctionError, TraceError
+from ftrain.core.scan import scan
 
 captured = torch.zeros(3)
 
@@ -210,3 +211,18 @@ def test_no_compiler_is_one_clear_sentence(tmp_path):
     ), done
     assert "backend='eager'" in done.stdout
     assert "tensor([0., 0., 0.])" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x @ x,
+        lambda x: torch.func.grad(lambda y: (y @ y).sum())(x),
+        lambda x: scan(lambda c, y: (c @ x, y), x, x),
+    ],
+)
+def test_wrong_shapes_are_raised_and_not_printed_as_well(fn, capfd, caplog):
+    with pytest.raises(RuntimeError, match="same reduction dim"):
+        compile(fn, backend="eager")(torch.ones(2, 3))
+    assert capfd.readouterr().err == ""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

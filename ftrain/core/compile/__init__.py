@@ -48,9 +48,12 @@ def compile(
     What is no tensor in the arguments (Python numbers, strings, functions) is a constant of the program
     and part of its key: pass `torch.tensor(x)` for a number that changes. Outputs that are no tensors
     are returned as they were at the trace. Tensors that `fn` captures from outside are read afresh at
-    each call, by reference; rebinding their name is not seen. The caller's grad mode has no influence
-    (`fn` runs with grad enabled on detached inputs); its autocast and default dtype do, and are part of
-    the key. Inputs are never written to, and no output shares memory with an input or another output.
+    each call: new values and new memory (`w.data = ...`) are followed, and a new shape or dtype
+    (`module.double()`) makes a new program. A name or attribute that is bound to another tensor object
+    is not seen, as with `load_state_dict(assign=True)`: pass such tensors in. The caller's grad mode
+    has no influence (`fn` runs with grad enabled on detached inputs); its autocast and default dtype
+    do, and are part of the key. Inputs are never written to, and no output shares memory with an input
+    or another output.
 
     Args:
         fn: a pure function. Inside, `torch.func`, `torch.autograd.grad`, autocast, custom operators and

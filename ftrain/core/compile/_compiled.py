@@ -3,13 +3,13 @@
 A call that fits a program seen before runs four things: the structure's reader (`_reader.py`), the
 guard on the tensors, a comparison of the global settings, the program itself.
 
-Read next: `_trace.py`, where programs come from.
+Read next: `_call.py` (the arguments), `_program.py` (what serves them), `_trace.py` (where programs
+come from).
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import threading
 import types
@@ -21,12 +21,12 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import fx
 
-from ftrain.core import _torch, tree
+from ftrain.core import _torch
 from ftrain.core.compile import _donate
-from ftrain.core.compile._errors import describe, describe_key
-from ftrain.core.compile._lower import Backend, Lowered, lower, separate
-from ftrain.core.compile._reader import build_reader, static_key
-from ftrain.core.compile._trace import TENSOR, Traced, is_tracing, trace
+from ftrain.core.compile._call import Call, global_settings
+from ftrain.core.compile._lower import Backend
+from ftrain.core.compile._program import Program
+from ftrain.core.compile._trace import Traced, is_tracing, trace
 from ftrain.core.errors import RecompileWarning
 
 __all__ = ["Compiled"]
@@ -36,17 +36,6 @@ R = TypeVar("R")
 
 _RECENT = 4  # programs tried by their guard before the arguments are looked up by key
 _lock = threading.RLock()  # tracing sets global modes; one thread at a time
-
-Settings = tuple[Any, ...]
-_AUTOCAST = 2
-_SETTING_NAMES = (
-    "default dtype",
-    "default device",
-    "autocast",
-    "deterministic algorithms",
-    "number of threads",
-    "float32 matmul precision",
-)
 
 
 class Compiled(Generic[P, R]):
@@ -67,18 +56,22 @@ class Compiled(Generic[P, R]):
         self._mode = mode
         self._backend: Backend = backend
         self._name = getattr(fn, "__name__", None) or type(fn).__name__
-        self._programs: list[_Program] = []  # the latest used first
-        self._by_key: dict[Any, _Program] = {}
-        self._returned: tuple[weakref.ref[Any], frozenset[int]] | None = None
+        self._programs: list[Program] = []  # the latest used first
+        self._by_key: dict[Any, Program] = {}
+        self._returned: tuple[weakref.ref[Any], _donate.Memory] | None = None
         self.n_compiles = 0
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not is_tracing():
-            settings = _settings()
+            settings = global_settings()
             for program in self._programs[:_RECENT]:
                 tensors = program.read(args, kwargs)
-                if tensors is not None and program.fits(*tensors) and program.settings == settings:
-                    return self._run(program, args, tensors)
+                if tensors is None or program.settings != settings:
+                    continue
+                n = program.n_donated
+                memory = self._memory_of(args[0], tensors[:n]) if n else None
+                if program.fits(tensors, n if memory else 0):
+                    return self._run(program, args, tensors, memory)
         return self._find_and_run(args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -93,7 +86,7 @@ class Compiled(Generic[P, R]):
         Its inputs are the tensors of the arguments in the order of `tree.leaves((args, kwargs))`, then
         the captured ones.
         """
-        call = _Call(self._fn, args, kwargs)
+        call = Call(self._fn, args, kwargs)
         self._check(call)
         with _lock:
             return self._trace(call).graph
@@ -103,17 +96,19 @@ class Compiled(Generic[P, R]):
             # Inference tensors cannot be donated or differentiated later: return ordinary ones.
             with torch.inference_mode(False):
                 return self._find_and_run(args, kwargs)
-        call = _Call(self._fn, args, kwargs)
+        call = Call(self._fn, args, kwargs)
         if is_tracing() or any(isinstance(t, _torch.FakeTensor) for t in call.tensors()):
             return self._fn(*args, **kwargs)  # inside another trace: part of that graph
         self._check(call)
         program = self._by_key.get(call.key)
-        if program is None:
+        if program is None or not program.captured.fit():
             with _lock:
-                program = self._by_key.get(call.key) or self._make(call)
+                program = self._by_key.get(call.key)
+                if program is None or not program.captured.fit():
+                    program = self._make(call, instead_of=program)
         return self._run(program, call.args, call.tensors())
 
-    def _check(self, call: _Call) -> None:
+    def _check(self, call: Call) -> None:
         """What a program cannot take, said before anything is traced."""
         transform = _torch.inside_functorch()
         if transform is not None:
@@ -136,30 +131,38 @@ class Compiled(Generic[P, R]):
                 raise TypeError(f"pass the state of `{self._name}` by position: it is donated.")
             _donate.check_donatable(call.args[0])
 
-    def _trace(self, call: _Call) -> Traced:
+    def _trace(self, call: Call) -> Traced:
         return trace(
             self._fn, self._name, call.treedef, call.leaves, call.names, donate=self._donate
         )
 
-    def _make(self, call: _Call) -> _Program:
+    def _make(self, call: Call, instead_of: Program | None) -> Program:
         if self._programs:
-            self._warn(call)
-        program = _Program(call, self._trace(call))
+            self._warn(call, instead_of)
+        traced = self._trace(call)
+        program = Program(call, traced)
         if self._donate:  # before minutes of compilation
-            self._check_memory(program, call.args[0], call.tensors())
-        program.lower(call.tensors(), self._backend, self._mode)
+            self._check_memory(program, call.tensors())
+        program.lower(traced.graph, call.tensors(), self._backend, self._mode)
         self.n_compiles += 1
         self._by_key[call.key] = program
-        self._programs = [program, *self._programs]
+        self._programs = [program, *(old for old in self._programs if old is not instead_of)]
         return program
 
-    def _run(self, program: _Program, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> R:
-        if program is not self._programs[0]:
-            self._programs = [program, *(other for other in self._programs if other is not program)]
+    def _run(
+        self,
+        program: Program,
+        args: tuple[Any, ...],
+        tensors: list[torch.Tensor],
+        memory: _donate.Memory | None = None,
+    ) -> R:
+        programs = self._programs
+        if program is not programs[0]:
+            self._programs = [program, *(other for other in programs if other is not program)]
         if not self._donate:
             return program(tensors)  # type: ignore[no-any-return]
         state = args[0]
-        memory = self._check_memory(program, state, tensors)
+        memory = self._check_memory(program, tensors, memory)
         caller = _caller()
         try:
             output = program(tensors)
@@ -167,226 +170,51 @@ class Compiled(Generic[P, R]):
             _donate.poison(state, self._name, caller, failed=True)
             raise
         _donate.poison(state, self._name, caller)
-        new = output if program.traced.whole else output[0]
+        new = output if program.whole else output[0]
         self._returned = (weakref.ref(new), memory)
         return output  # type: ignore[no-any-return]
 
+    def _memory_of(self, state: Any, tensors: Sequence[Any]) -> _donate.Memory | None:
+        """Where these leaves live, if the state is the last one returned and holds what it did.
+
+        Its containers may have been changed since: `state.extras["target"] = state.params`.
+        """
+        returned = self._returned
+        if returned is None or returned[0]() is not state:
+            return None
+        try:
+            found = _donate.addresses(tensors)
+        except (TypeError, RuntimeError):  # no tensor, or one without memory
+            return None
+        return returned[1] if found == returned[1].leaves else None
+
     def _check_memory(
-        self, program: _Program, state: Any, tensors: Sequence[torch.Tensor]
-    ) -> frozenset[int]:
-        """Refuse shared memory. A state that we returned ourselves needs no second look."""
+        self,
+        program: Program,
+        tensors: Sequence[torch.Tensor],
+        memory: _donate.Memory | None = None,
+    ) -> _donate.Memory:
+        """Refuse shared memory. The donated leaves with a known memory need no second look."""
         n, names = program.n_donated, program.tensor_names
-        rest = [*tensors[n:], *program.traced.captured]
-        if self._returned is not None and self._returned[0]() is state:
-            memory = self._returned[1]
-            if memory.isdisjoint(_donate.storages(rest)):
-                return memory
+        rest = [*tensors[n:], *program.captured.tensors]
+        if memory is not None and memory.storages.isdisjoint(_donate.storages(rest)):
+            return memory
         return _donate.check_memory(tensors[:n], names[:n], zip(names[n:], rest, strict=True))
 
-    def _warn(self, call: _Call) -> None:
-        nearest = min(self._programs, key=lambda program: len(call.changes(program)))
-        changes = call.changes(nearest)
+    def _warn(self, call: Call, instead_of: Program | None) -> None:
+        if instead_of is not None:
+            changes, remedy = instead_of.captured.changes(), "Pass it in as an argument."
+        else:
+            nearest = min(self._programs, key=lambda program: len(call.changes(program)))
+            changes, remedy = call.changes(nearest), call.remedy(nearest)
         listed = "\n".join(f"  {change}" for change in changes[:8])
         more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
         warnings.warn(
             f"`{self._name}` is compiled again (program {self.n_compiles + 1}): what it was given is of "
-            f"a new kind.\n{listed}{more}\n{call.remedy(nearest)}",
+            f"a new kind.\n{listed}{more}\n{remedy}",
             RecompileWarning,
             stacklevel=5,
         )
-
-
-class _Call:
-    """The arguments of one call, flattened: leaves, their names, and the key of their program."""
-
-    def __init__(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.fn = fn
-        self.args = args
-        self.kwargs = kwargs
-        self.leaves, self.treedef = tree.flatten((args, kwargs))
-        self.settings = _settings()
-
-    def tensors(self) -> list[torch.Tensor]:
-        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
-
-    @functools.cached_property
-    def names(self) -> list[str]:
-        """What a message calls each leaf: `batch['x']`."""
-        try:
-            parameters = list(inspect.signature(self.fn).parameters.values())
-        except (TypeError, ValueError):
-            parameters = []
-        names = []
-        for i, argument in enumerate(self.args):
-            name = f"args[{i}]"
-            if i < len(parameters) and parameters[i].kind is not inspect.Parameter.VAR_POSITIONAL:
-                name = parameters[i].name
-            names += [name + path for path in tree.paths(argument)]
-        for key in sorted(self.kwargs):
-            names += [key + path for path in tree.paths(self.kwargs[key])]
-        return names
-
-    @functools.cached_property
-    def specs(self) -> list[Any]:
-        return [
-            (leaf.shape, leaf.dtype, leaf.device, leaf.stride())
-            if isinstance(leaf, torch.Tensor)
-            else static_key(leaf)
-            for leaf in self.leaves
-        ]
-
-    @functools.cached_property
-    def key(self) -> Any:
-        return (self.treedef, tuple(self.specs), self.settings)
-
-    def normalise(self, function: str) -> None:
-        """Make every tensor plain, or say why that cannot be."""
-        for i, leaf in enumerate(self.leaves):
-            if not isinstance(leaf, torch.Tensor):
-                try:
-                    hash(leaf)
-                except TypeError:
-                    raise TypeError(
-                        f"`{self.names[i]}` of `{function}` is {type(leaf).__name__}, which is neither "
-                        "a tensor nor hashable, so it can be no part of a compiled program. Pass "
-                        "torch.as_tensor(...) of it, or register its class as a tree node."
-                    ) from None
-                continue
-            if leaf.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"`{self.names[i]}` of `{function}` requires a gradient, and a compiled program is "
-                    "opaque to autograd. Differentiate inside the function that is compiled "
-                    "(ftrain.value_and_grad, torch.func), or pass x.detach()."
-                )
-            if type(leaf) not in (torch.Tensor, torch.nn.Parameter):
-                raise TypeError(
-                    f"`{self.names[i]}` of `{function}` is a {type(leaf).__name__}; compiled functions "
-                    "take plain tensors. Pass its plain tensors instead."
-                )
-            if leaf.layout is not torch.strided:
-                raise TypeError(
-                    f"`{self.names[i]}` of `{function}` has layout {leaf.layout}; compiled functions "
-                    "take strided tensors. Pass x.to_dense()."
-                )
-            plain = (
-                leaf.detach() if type(leaf) is torch.nn.Parameter or leaf.requires_grad else leaf
-            )
-            self.leaves[i] = plain.resolve_conj().resolve_neg()
-
-    def changes(self, program: _Program) -> list[str]:
-        """How these arguments differ from those of a program, a line for each leaf."""
-        if self.treedef != program.treedef:
-            mine, theirs = set(self.names), set(program.names)
-            lines = [f"{name} is new" for name in self.names if name not in theirs]
-            lines += [f"{name} is gone" for name in program.names if name not in mine]
-            return lines or [f"their structure: {program.treedef} -> {self.treedef}"]
-        lines = [
-            f"{name}: {describe_key(old)} -> {describe_key(new)}"
-            for name, old, new in zip(self.names, program.specs, self.specs, strict=True)
-            if old != new
-        ]
-        lines += [
-            f"{name}: {old} -> {new}"
-            for name, old, new in zip(_SETTING_NAMES, program.settings, self.settings, strict=True)
-            if old != new
-        ]
-        return lines
-
-    def remedy(self, program: _Program) -> str:
-        """What keeps these arguments from differing."""
-        if self.treedef != program.treedef:
-            return "Give every call the same containers with the same keys."
-        pairs = list(zip(self.leaves, self.specs, program.specs, strict=True))
-        changed = [leaf for leaf, new, old in pairs if new != old]
-        said = []
-        if any(isinstance(leaf, torch.Tensor) for leaf in changed):
-            said.append(
-                "One program serves one shape: pad, or drop the last ragged batch (drop_last=True), if "
-                "the time to compile matters; a state keeps its shapes, dtypes and strides."
-            )
-        if any(isinstance(leaf, (int, float, complex)) for leaf in changed):
-            said.append(
-                "A Python number is a constant of the program: pass torch.tensor(...) for one that "
-                "changes."
-            )
-        return " ".join(said) or "Keep what is no tensor the same from call to call."
-
-
-class _Program:
-    """One compiled graph, and what arguments must be like for it."""
-
-    def __init__(self, call: _Call, traced: Traced) -> None:
-        tensors = call.tensors()
-        self.traced = traced
-        self.settings = call.settings
-        self.treedef = call.treedef
-        self.specs = call.specs
-        self.names = call.names
-        self.tensor_names = [
-            name
-            for name, leaf in zip(call.names, call.leaves, strict=True)
-            if isinstance(leaf, torch.Tensor)
-        ] + [f"a captured {describe(tensor)}" for tensor in traced.captured]
-        self.read = build_reader(call.args, call.kwargs)
-        self.fits = _torch.tensor_guard(tensors) or _slow_guard(tensors)
-        self.n_donated = traced.n_donated
-        self._captured = traced.captured
-        self._unflatten = traced.out_treedef.unflatten
-        self._static = [(i, leaf) for i, leaf in enumerate(traced.out_leaves) if leaf is not TENSOR]
-
-    def lower(self, tensors: Sequence[torch.Tensor], backend: Backend, mode: str | None) -> None:
-        lowered = lower(self.traced, [*tensors, *self._captured], backend, mode)
-        if self.settings[_AUTOCAST]:
-            self._lowered: Lowered = _under(_torch.without_autocast, lowered)
-        else:
-            self._lowered = lowered
-        self._call: Lowered = self._first
-
-    def __call__(self, tensors: list[torch.Tensor]) -> Any:
-        outputs = self._call([*tensors, *self._captured] if self._captured else tensors)
-        n = self.n_donated
-        leaves = [*tensors[:n], *outputs] if n else list(outputs)
-        for place, value in self._static:  # in ascending order
-            leaves.insert(place, value)
-        return self._unflatten(leaves)
-
-    def _first(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        self._call, outputs = separate(self._lowered, inputs, self._lowered(inputs))
-        return outputs
-
-
-def _under(context: Callable[[], Any], run: Lowered) -> Lowered:
-    def inside(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        with context():
-            return run(inputs)
-
-    return inside
-
-
-def _settings() -> Settings:
-    """The global settings that shape a program: 1 µs a call."""
-    return (
-        torch.get_default_dtype(),
-        torch.get_default_device() if _torch.function_mode_depth() else None,
-        _torch.autocast_state() if _torch.any_autocast() else (),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
-    )
-
-
-def _slow_guard(examples: Sequence[torch.Tensor]) -> Callable[..., bool]:
-    """What `_torch.tensor_guard` checks, in Python."""
-
-    def spec(tensor: Any) -> Any:
-        if type(tensor) is not torch.Tensor:
-            return None
-        return (tensor.shape, tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad)
-
-    expected = [spec(example) for example in examples]
-    return lambda *tensors: [spec(tensor) for tensor in tensors] == expected
 
 
 def _caller() -> types.FrameType | None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import fx
 
 from ftrain.core import _torch
 from ftrain.core.compile._errors import causes, first_line
-from ftrain.core.compile._trace import Traced
 from ftrain.core.errors import CompilerMissingError
 
 __all__ = ["Backend", "lower"]
@@ -20,16 +20,25 @@ Lowered = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 def lower(
-    traced: Traced, tensors: Sequence[torch.Tensor], backend: Backend, mode: str | None
+    graph: fx.GraphModule,
+    tensors: Sequence[torch.Tensor],
+    backend: Backend,
+    mode: str | None,
+    *,
+    donates: bool,
 ) -> Lowered:
-    """Compile a traced graph for inputs like these, the captured ones included.
+    """Compile a traced graph for inputs like these, the captured ones included; it is used up.
+
+    Args:
+        donates: the graph writes to its inputs.
 
     Raises:
         CompilerMissingError: inductor found no C++ compiler.
     """
-    operators = any(node.op == "call_function" for node in traced.graph.graph.nodes)
+    operators = any(node.op == "call_function" for node in graph.graph.nodes)
     if backend == "eager" or not operators:
-        forward = traced.graph.forward
+        _forget(graph)
+        forward = graph.forward
 
         def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
             with torch.no_grad():
@@ -42,9 +51,9 @@ def lower(
             from ftrain.core.compile._inductor import MergeEqual, ReadBeforeWrite  # noqa: PLC0415
 
             config: dict[str, Any] = {"post_grad_custom_pre_pass": MergeEqual()}
-            if traced.n_donated:
+            if donates:
                 config["post_grad_custom_post_pass"] = ReadBeforeWrite()
-            compiled = _torch.inductor_compile(traced.graph, tensors, mode, config)
+            compiled = _torch.inductor_compile(graph, tensors, mode, config)
     except Exception as error:
         if _is_compiler_missing(error):
             raise CompilerMissingError(
@@ -55,6 +64,14 @@ def lower(
             ) from error
         raise
     return lambda inputs: compiled(*inputs)
+
+
+def _forget(graph: fx.GraphModule) -> None:
+    """Drop what tracing noted at the nodes, a fake tensor for each: running the graph needs none."""
+    for module in graph.modules():  # the bodies of scan and cond are modules of their own
+        if isinstance(module, fx.GraphModule):
+            for node in _torch.nodes_ever(module.graph):
+                node.meta.clear()
 
 
 def separate(

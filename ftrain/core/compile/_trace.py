@@ -51,7 +51,7 @@ class Traced:
     Attributes:
         graph: tensors in, tensors out. Inputs: the arguments' tensors, then the captured ones.
             Outputs: the function's tensors, less the new state where that is donated.
-        captured: tensors that the function reads without being given them, by reference.
+        captured: tensors that the function reads without being given them, themselves.
         out_treedef: the structure of what the function returns.
         out_leaves: its leaves, `TENSOR` in the place of each tensor.
         n_donated: how many leading inputs the graph overwrites with the new state.
@@ -103,7 +103,7 @@ def trace(
 
     run = _run(flat, function, tensors)
     editor = GraphEditor(run.graph, run.mode, tensor_names)
-    captured = [value.detach() for value in editor.lift_captured()]
+    captured = editor.lift_captured()
     if editor.writes():
         _raise_impure(flat, function, tensors, captured, tensor_names)
     n_donated = 0

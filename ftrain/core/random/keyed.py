@@ -54,6 +54,9 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     `nn.init`, the constructors of modules and most of `torch.distributions`. Under `torch.vmap`, a
     batched key gives each row the draws of its own key; a single key gives all rows the same draws.
 
+    Not covered, and not seen: functions and modules of `torch.jit`, whose operators run without Python
+    and draw from the global generator; Python's `random`; NumPy.
+
     Args:
         key: int32, shape (2,).
         root: the module whose tree names the sites. Needed if modules inside it are called directly

@@ -1,0 +1,165 @@
+"""The arguments of one call: flattened, made plain, and told apart from those of other programs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core.compile._errors import describe_key
+from ftrain.core.compile._reader import static_key
+
+if TYPE_CHECKING:
+    from ftrain.core.compile._program import Program
+
+__all__ = ["AUTOCAST", "Call", "Settings", "global_settings"]
+
+Settings = tuple[Any, ...]
+AUTOCAST = 2
+_SETTING_NAMES = (
+    "default dtype",
+    "default device",
+    "autocast",
+    "deterministic algorithms",
+    "number of threads",
+    "float32 matmul precision",
+)
+
+
+class Call:
+    """The arguments of one call, flattened: leaves, their names, and the key of their program."""
+
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.leaves, self.treedef = tree.flatten((args, kwargs))
+        self.settings = global_settings()
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """What a message calls each leaf: `batch['x']`."""
+        try:
+            parameters = list(inspect.signature(self.fn).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        names = []
+        for i, argument in enumerate(self.args):
+            name = f"args[{i}]"
+            if i < len(parameters) and parameters[i].kind is not inspect.Parameter.VAR_POSITIONAL:
+                name = parameters[i].name
+            names += [name + path for path in tree.paths(argument)]
+        for key in sorted(self.kwargs):
+            names += [key + path for path in tree.paths(self.kwargs[key])]
+        return names
+
+    @functools.cached_property
+    def specs(self) -> list[Any]:
+        return [
+            (leaf.shape, leaf.dtype, leaf.device, leaf.stride())
+            if isinstance(leaf, torch.Tensor)
+            else static_key(leaf)
+            for leaf in self.leaves
+        ]
+
+    @functools.cached_property
+    def key(self) -> Any:
+        return (self.treedef, tuple(self.specs), self.settings)
+
+    def normalise(self, function: str) -> None:
+        """Make every tensor plain, or say why that cannot be."""
+        for i, leaf in enumerate(self.leaves):
+            if not isinstance(leaf, torch.Tensor):
+                try:
+                    hash(leaf)
+                except TypeError:
+                    raise TypeError(
+                        f"`{self.names[i]}` of `{function}` is {type(leaf).__name__}, which is neither "
+                        "a tensor nor hashable, so it can be no part of a compiled program. Pass "
+                        "torch.as_tensor(...) of it, or register its class as a tree node."
+                    ) from None
+                continue
+            if leaf.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"`{self.names[i]}` of `{function}` requires a gradient, and a compiled program is "
+                    "opaque to autograd. Differentiate inside the function that is compiled "
+                    "(ftrain.value_and_grad, torch.func), or pass x.detach()."
+                )
+            if type(leaf) not in (torch.Tensor, torch.nn.Parameter):
+                raise TypeError(
+                    f"`{self.names[i]}` of `{function}` is a {type(leaf).__name__}; compiled functions "
+                    "take plain tensors. Pass its plain tensors instead."
+                )
+            if leaf.is_nested:
+                raise TypeError(
+                    f"`{self.names[i]}` of `{function}` is a nested tensor; compiled functions take "
+                    "plain tensors. Pass x.to_padded_tensor(0.0) and the lengths."
+                )
+            if leaf.layout is not torch.strided:
+                raise TypeError(
+                    f"`{self.names[i]}` of `{function}` has layout {leaf.layout}; compiled functions "
+                    "take strided tensors. Pass x.to_dense()."
+                )
+            plain = (
+                leaf.detach() if type(leaf) is torch.nn.Parameter or leaf.requires_grad else leaf
+            )
+            self.leaves[i] = plain.resolve_conj().resolve_neg()
+
+    def changes(self, program: Program) -> list[str]:
+        """How these arguments differ from those of a program, a line for each leaf."""
+        if self.treedef != program.treedef:
+            mine, theirs = set(self.names), set(program.names)
+            lines = [f"{name} is new" for name in self.names if name not in theirs]
+            lines += [f"{name} is gone" for name in program.names if name not in mine]
+            return lines or [f"their structure: {program.treedef} -> {self.treedef}"]
+        lines = [
+            f"{name}: {describe_key(old)} -> {describe_key(new)}"
+            for name, old, new in zip(self.names, program.specs, self.specs, strict=True)
+            if old != new
+        ]
+        lines += [
+            f"{name}: {old} -> {new}"
+            for name, old, new in zip(_SETTING_NAMES, program.settings, self.settings, strict=True)
+            if old != new
+        ]
+        return lines
+
+    def remedy(self, program: Program) -> str:
+        """What keeps these arguments from differing."""
+        if self.treedef != program.treedef:
+            return "Give every call the same containers with the same keys."
+        pairs = list(zip(self.leaves, self.specs, program.specs, strict=True))
+        changed = [leaf for leaf, new, old in pairs if new != old]
+        said = []
+        if any(isinstance(leaf, torch.Tensor) for leaf in changed):
+            said.append(
+                "One program serves one shape: pad, or drop the last ragged batch (drop_last=True), if "
+                "the time to compile matters; a state keeps its shapes, dtypes and strides."
+            )
+        if any(isinstance(leaf, (int, float, complex)) for leaf in changed):
+            said.append(
+                "A Python number is a constant of the program: pass torch.tensor(...) for one that "
+                "changes."
+            )
+        return " ".join(said) or "Keep what is no tensor the same from call to call."
+
+
+def global_settings() -> Settings:
+    """The global settings that shape a program: 1 µs a call."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device() if _torch.function_mode_depth() else None,
+        _torch.autocast_state() if _torch.any_autocast() else (),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+    )

@@ -1,0 +1,134 @@
+"""Captured tensors are read as they are at each call, whatever became of them."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from ftrain.core.compile import _program, compile
+from ftrain.core.errors import DonationError, RecompileWarning
+from tests.compile.cases import Pair
+
+
+@pytest.fixture(params=["torch's guard", "our guard"], autouse=True)
+def guard(request, monkeypatch):
+    if request.param == "our guard":
+        monkeypatch.setattr(_program._torch, "tensor_guard", lambda tensors: None)
+
+
+def eager(fn, **options):
+    return compile(fn, backend="eager", **options)
+
+
+def test_other_values_and_other_memory_need_no_new_program():
+    w = nn.Parameter(torch.ones(3))
+    compiled = eager(lambda x: x * w)
+    x = torch.ones(3)
+    assert compiled(x).tolist() == [1.0] * 3
+    with torch.no_grad():
+        w.mul_(2)
+    assert compiled(x).tolist() == [2.0] * 3
+    w.data = torch.full((3,), 3.0)
+    assert compiled(x).tolist() == [3.0] * 3
+    w.data = torch.arange(6.0)[2:5]
+    assert compiled(x).tolist() == [2.0, 3.0, 4.0]
+    with torch.no_grad():
+        assert compiled(x).tolist() == [2.0, 3.0, 4.0]
+    with torch.inference_mode():
+        assert compiled(x).tolist() == [2.0, 3.0, 4.0]
+    assert compiled.n_compiles == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.resize_(2, 2), "a captured tensor: float32[2, 3] -> float32[2, 2]"),
+        (lambda w: setattr(w, "data", torch.ones(2, 5)), "-> float32[2, 5]"),
+        (lambda w: setattr(w, "data", w.data.double()), "-> float64[2, 3]"),
+        (lambda w: w.t_().resize_(2, 3).t_().resize_(2, 7), "-> float32[2, 7]"),
+        (lambda w: w.set_(torch.ones(3, 2).t()), "with strides [1, 2]"),
+    ],
+)
+def test_another_kind_asks_for_another_program(change, said):
+    w = torch.ones(2, 3)
+    compiled = eager(lambda x: (x.to(w.dtype) @ w).sum(0))
+    x = torch.ones(2, 2)
+    compiled(x)
+    change(w)
+    with pytest.warns(RecompileWarning) as caught:
+        found = compiled(x)
+    assert said in str(caught[0].message)
+    assert found.equal((x.to(w.dtype) @ w).sum(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiled(x).equal(found)
+    assert compiled.n_compiles == 2
+
+
+def test_a_module_that_is_moved_to_another_dtype():
+    teacher = nn.Linear(4, 3).requires_grad_(False)
+    compiled = eager(lambda x: teacher(x.to(teacher.weight.dtype)))
+    x = torch.randn(2, 4)
+    assert compiled(x).equal(teacher(x))
+    teacher.double()
+    with pytest.warns(RecompileWarning, match=r"float32\[3, 4\] -> float64\[3, 4\]"):
+        assert compiled(x).equal(teacher(x.double()))
+
+
+def test_a_captured_tensor_that_comes_to_share_donated_memory():
+    w = torch.ones(3)
+    compiled = eager(lambda s: Pair(s.a + w, s.b), donate=True)
+    state = compiled(compiled(Pair(torch.zeros(3), torch.zeros(1))))
+    w.data = state.a
+    with pytest.raises(DonationError, match="a captured"):
+        compiled(state)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(3)]),
+        lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)], layout=torch.jagged),
+        lambda: torch.ones(2, 3).to_sparse(),
+        lambda: torch.ones(2, 3).to_sparse_csr(),
+        lambda: torch.ones(2, 3).to_mkldnn(),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_of_another_layout_are_refused_after_a_first_call(other):
+    compiled = eager(lambda x: x * 2)
+    compiled(torch.ones(2, 3))
+    with pytest.raises(TypeError, match="compiled functions take"):
+        compiled(other())
+    donated = eager(lambda s: Pair({"x": s.a["x"] + 1}, s.b), donate=True)
+    state = donated(donated(Pair({"x": torch.ones(2, 3)}, torch.ones(1))))
+    state.a["x"] = other()
+    with pytest.raises(TypeError, match="compiled functions take"):
+        donated(state)
+
+
+def test_programs_hold_no_tensors_of_their_own():
+    w = torch.ones(3)
+
+    def fn(x):
+        for _ in range(30):
+            x = torch.tanh(x) * w
+        return x
+
+    def count():
+        gc.collect()
+        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+    compiled = eager(fn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecompileWarning)
+        compiled(torch.ones(1, 3))
+        before = count()
+        for n in range(2, 7):
+            compiled(torch.ones(n, 3))
+        # For each program, the captured tensor as it is handed over.
+        assert count() - before == 5
