@@ -7,6 +7,7 @@ with the gradients it takes inside, and so the time to compile does not grow wit
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -36,7 +37,8 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
         length: the number of iterations, at least 1; only needed without `xs`.
 
     Returns:
-        The last carry, and the tree of all `y`, stacked along a new leading axis.
+        The last carry, and the tree of all `y`, stacked along a new leading axis: memory of their own,
+        also where the body passes its input through.
 
     Raises:
         ValueError: the lengths differ, there is nothing to iterate, or the carry does not keep its kind;
@@ -55,6 +57,7 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
     n = _length(xs, flat_xs, length)
     if is_tracing() and _torch.inside_functorch() is None:
         return _one_operator(body, carry, flat_xs, xs_def, n)
+    given = [*tree.leaves(carry), *flat_xs, *_closure(body)]
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
     for i in range(n):
@@ -67,7 +70,7 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
         _check_tensors("y", y, ys)
         stacked.append(ys)
     assert y_def is not None
-    return carry, tree.unflatten(
+    return _apart(carry, given), tree.unflatten(
         y_def, [torch.stack(column) for column in zip(*stacked, strict=True)]
     )
 
@@ -96,6 +99,37 @@ def _one_operator(
     outputs = _torch.scan_operator(graph.module, start, over, graph.captured)
     last, ys = outputs[: len(start)], outputs[len(start) :]
     return tree.unflatten(carry_def, last[: len(flat_carry)]), tree.unflatten(found["y"], ys)
+
+
+def _closure(body: Callable[..., Any]) -> list[torch.Tensor]:
+    """The tensors that `body` captures by themselves."""
+    found = []
+    for cell in getattr(body, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a name that is not bound yet
+            found.append(cell.cell_contents)
+    return [value for value in found if isinstance(value, torch.Tensor)]
+
+
+def _apart(carry: C, given: Sequence[torch.Tensor]) -> C:
+    """The carry, with clones of the leaves that share memory with what was given, or with another."""
+    taken = {_storage(tensor) for tensor in given}
+
+    def apart(leaf: torch.Tensor) -> torch.Tensor:
+        storage = _storage(leaf)
+        if storage is None or storage in taken:
+            return leaf.clone()
+        taken.add(storage)
+        return leaf
+
+    return tree.map(apart, carry)  # type: ignore[no-any-return]  # a tree like the carry
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """What tells its memory from others'; `None` under a transform of torch.func, which hides it."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _output(output: Any) -> tuple[Any, Any]:

@@ -101,6 +101,42 @@ def test_under_vmap_it_is_the_loop():
     assert same_bytes(compile(mapped, backend="eager")(carry, xs), mapped(carry, xs))
 
 
+def passes_through(carry, xs):
+    """The carry comes back as it was given, as a slice, as a capture, as a view, and twice."""
+    weight = carry * 2
+    start = {
+        "same": carry,
+        "slice": xs[0] * 0,
+        "captured": carry + 0,
+        "a": carry + 0,
+        "b": carry + 0,
+    }
+
+    def body(c, x):
+        new = c["a"] + x
+        return {
+            "same": c["same"].view(-1),
+            "slice": x,
+            "captured": weight,
+            "a": new,
+            "b": new,
+        }, None
+
+    last, _ = scan(body, start, xs)
+    return last, weight
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_the_body_passes_through_gets_memory_of_its_own(n):
+    carry, xs = torch.ones(3), torch.arange(3.0 * n).view(n, 3)
+    found, weight = passes_through(carry, xs)
+    assert apart(found, weight, carry, xs)
+    assert same_bytes(found, compile(passes_through, backend="eager")(carry, xs)[0])
+    again, _ = torch.func.vmap(passes_through)(torch.ones(2, 3), torch.ones(2, n, 3))
+    assert apart(again)
+    assert scan(lambda c, x: (c, None), carry, xs)[0].data_ptr() != carry.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("args", "error", "said"),
     [
