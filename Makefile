@@ -27,7 +27,7 @@ unit: $(VENV)/dev
 laws: $(VENV)/dev
 	$(PY) -m pytest tests/laws -v
 
-# Speed, memory and compile latency against hand-written loops. Takes about ten minutes.
+# Speed, memory, draws and compile latency against hand-written loops. Takes a quarter of an hour.
 bench: $(VENV)/examples
 	$(PY) -m benchmarks
 
