@@ -27,7 +27,7 @@ unit: $(VENV)/dev
 laws: $(VENV)/dev
 	$(PY) -m pytest tests/laws -v
 
-# Speed, memory, draws and compile latency against hand-written loops. Takes a quarter of an hour.
+# Speed, memory, draws and compile latency against hand-written loops. Latency alone takes over eight minutes.
 bench: $(VENV)/examples
 	$(PY) -m benchmarks
 
