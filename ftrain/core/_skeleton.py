@@ -119,7 +119,7 @@ class Skeleton:
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
-    def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[Held]:
+    def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
         """The module with these tensors in place; everything is put back at the end.
 
         Training mode restores the flags that the module came with (submodules that were frozen in
@@ -138,7 +138,7 @@ class Skeleton:
                     m.training = training and self._trains[id(m)]
                 with unchanged(params, "parameter", _PARAMETER_REMEDY):
                     with unchanged(self._stray, "tensor attribute", _STRAY_REMEDY):
-                        yield Held(self)
+                        yield
                 self._refuse_growth(keys)
             finally:
                 for attributes, original in saved:
@@ -199,10 +199,10 @@ class Skeleton:
     def _refuse_growth(self, keys: list[list[str]]) -> None:
         for (prefix, registry), known in zip(self._registries, keys, strict=True):
             if list(registry) != known:
-                name = next(iter(set(registry) ^ set(known)), "")
+                name = f"{prefix}.{next(iter(set(registry) ^ set(known)), '')}".lstrip(".")
                 raise ImpureFunctionError(
-                    f"the model registered or removed `{prefix}.{name}`".replace("`.", "`")
-                    + " during a forward pass; the state cannot grow. Do it in __init__."
+                    f"the model registered or removed `{name}` during a forward pass; the"
+                    " state cannot grow. Do it in __init__."
                 )
         for holder, key in self._unset_buffers:
             if holder[key] is not None:
@@ -210,21 +210,6 @@ class Skeleton:
                     f"the model filled its buffer {key!r}, which was None, during a forward pass; "
                     "the state cannot grow. Give the buffer its shape in __init__."
                 )
-
-
-class Held(NamedTuple):
-    """A skeleton while it holds a state's tensors."""
-
-    skeleton: Skeleton
-
-    @property
-    def module(self) -> nn.Module:
-        """The module, ready to be called."""
-        return self.skeleton.module
-
-    def buffers(self) -> Tensors:
-        """What the buffers are now, in-place writes and reassignments included."""
-        return self.skeleton.read(self.skeleton.carried)
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:

@@ -30,7 +30,9 @@ class Bound:
             self._build = functools.partial(build, model)
             # Which initial draw belongs to which parameter, so that each gets a key of its own.
             built, self._sites = observe(self._build)
-            if not is_shared(model, built):
+            with random.keyed(random.key(0)):  # it builds once more
+                shared = is_shared(model, built)
+            if not shared:
                 self.skeleton = Skeleton(built)
                 return
             self._start = built
@@ -47,7 +49,9 @@ class Bound:
         Args:
             key: int32, shape (2,).
         """
-        module = self._start or construct(self._build, key, self._sites)
+        module = self._start
+        if module is None:  # not `or`: a module without children can be falsy
+            module = construct(self._build, key, self._sites)
         found = read_tensors(module)
         for names, given in zip(
             (self.skeleton.trainable, self.skeleton.carried), found, strict=True
@@ -91,9 +95,10 @@ class Bound:
         """
         fresh = {name: b.clone() for name, b in buffers.items()}
         with contextlib.ExitStack() as own:
-            held = (until or own).enter_context(self.skeleton.holding(params, fresh, training))
-            out = fn(held.module)
-            after = {name: b.detach() for name, b in held.buffers().items()}
+            (until or own).enter_context(self.skeleton.holding(params, fresh, training))
+            out = fn(self.skeleton.module)
+            now = self.skeleton.read(self.skeleton.carried)
+            after = {name: b.detach() for name, b in now.items()}
             # What runs again writes to the buffers again.
             return out, tree.map(torch.clone, after) if until else after
 

@@ -24,7 +24,7 @@ from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
 from ftrain.core.gradients import Gradients, GradReduce, NonFinite, gradients
 from ftrain.core.metrics import Last, Metrics
-from ftrain.core.optimizer import Optimizer, apply_updates
+from ftrain.core.optimizer import Optimizer, apply_updates, like
 from ftrain.core.precision import Policy, Precision
 from ftrain.core.state import TrainState
 
@@ -194,13 +194,10 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
     _check_fixpoint(kept, proposed)
 
     def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        if found.finite is not None and new is not old:
-            new = torch.where(found.finite, new, old)
-        elif new is not old:
-            new = new.clone()  # it may be memory of the batch, or of another leaf
-        if new is old or new.stride() != old.stride():
-            new = torch.empty_like(old, memory_format=torch.preserve_format).copy_(new)
-        return new
+        if new is old or found.finite is None:
+            # It may be memory of the old state, of the batch, or of another leaf.
+            return like(new.clone(), old)
+        return like(torch.where(found.finite, new, old), old)
 
     with isolated(state.step.device.type):
         chosen = tree.map(choose, kept, proposed)

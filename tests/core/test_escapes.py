@@ -285,3 +285,30 @@ def test_a_captured_teacher_must_not_change() -> None:
         steps.train_step(steps.init_state(0), BATCH)
     teacher.eval()
     steps.train_step(steps.init_state(0), BATCH)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    """Also where a factory cannot build on the meta device, and is run in earnest once more."""
+
+    def factory() -> nn.Module:
+        net = nn.Linear(4, 3)
+        net.weight.data.sum().item()  # what the meta device refuses
+        return net
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    make(factory).init_state(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_module_without_children_is_a_module() -> None:
+    class Falsy(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.w
+
+    steps = make(Falsy())
+    steps.train_step(steps.init_state(0), BATCH)
