@@ -24,8 +24,13 @@ _CAPTURED_REMEDY = (
 _BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
-def call_loss(loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, where: str) -> Any:
-    """`loss_fn(module, batch)` under the policy's autocast; nothing it is given may change."""
+def call_loss(
+    loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, device_type: str, where: str
+) -> Any:
+    """`loss_fn(module, batch)` under the policy's autocast; nothing it is given may change.
+
+    `device_type` is the state's: a batch may begin with a 0-d tensor on the host.
+    """
     leaves, treedef = tree.flatten(batch)
     places = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
     # Containers of its own: a loss may pop the labels out of its batch.
@@ -34,7 +39,6 @@ def call_loss(loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, wh
     def name(place: int) -> str:
         return f"batch{tree.paths(batch)[place]}"
 
-    device_type = next((t.device.type for t in places.values()), "cpu")
     with (
         unchanged(places, "input", _BATCH_REMEDY, name),
         unchanged(_captured(loss_fn), "captured tensor", _CAPTURED_REMEDY),

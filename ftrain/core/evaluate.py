@@ -38,7 +38,9 @@ def evaluation(
         with isolated(state.step.device.type), random.keyed(state.rng, bound.skeleton.module):
             cast = policy.cast(batch)
             out, _ = bound.call(
-                lambda module: call_loss(eval_fn, module, cast, policy, where),
+                lambda module: call_loss(
+                    eval_fn, module, cast, policy, state.step.device.type, where
+                ),
                 state.params,
                 state.buffers,
                 False,

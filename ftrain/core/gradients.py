@@ -169,7 +169,7 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
 
         def run(params: Any) -> tuple[torch.Tensor, Any]:
             out, after = bound.call(
-                lambda module: call_loss(loss_fn, module, part, policy, where),
+                lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
                 params,
                 buffers,
                 True,
