@@ -12,7 +12,7 @@ import torch
 
 from ftrain.optim.protocol import Hyperparameter, PyTree
 
-__all__ = ["finite", "fraction", "needed", "non_negative", "positive_int"]
+__all__ = ["finite", "fraction", "needed", "non_negative", "positive", "positive_int"]
 
 
 def finite(name: str, value: Hyperparameter) -> None:
@@ -25,6 +25,12 @@ def non_negative(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number >= 0."""
     if _is_number(name, value) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+
+
+def positive(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` is a finite number > 0."""
+    if _is_number(name, value) and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}.")
 
 
 def fraction(name: str, value: Hyperparameter) -> None:
