@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,31 +11,73 @@ import torch.nn.functional as F
 from ftrain import optim
 from ftrain.core import tree
 
-OPTIMIZERS: dict[str, Callable[[float | Callable], optim.GradientTransformation]] = {
-    "sgd": optim.sgd,
-    "momentum": lambda rate: optim.sgd(rate, 0.9, dampening=0.5),
-    "nesterov": lambda rate: optim.sgd(rate, 0.8, nesterov=True, weight_decay=1e-4),
-    "adam": optim.adam,
-    "adamw": lambda rate: optim.adamw(rate, weight_decay=1e-3),
-    "clipped adamw": lambda rate: optim.chain(
-        optim.clip_by_global_norm(1.0), optim.adamw(rate, 0.8, 0.9, mask=optim.everything)
+
+class Rates(NamedTuple):
+    """A rate at which the algorithm descends on each problem."""
+
+    parabola: float
+    rosenbrock: float
+    mlp: float
+
+
+GRADIENT_SIZED = Rates(1e-2, 5e-4, 1e-1)  # steps as long as the gradient is
+RATE_SIZED = Rates(1e-1, 1e-2, 1e-2)  # steps about as long as the rate is
+
+
+class Case(NamedTuple):
+    """One line of the table: an optimizer, and what the products and the documentation need of it.
+
+    `build` takes a rate (number, 0-d tensor or schedule). `oracles` names the independent
+    implementations that its lines in `parity.py` hold it against. `needs` names the extra arguments
+    without which `update` raises ("loss", "value_fn", "grad_fn"). `one_rate` says that its state
+    holds exactly one `learning_rate`, and only counts of updates as `count`. `exact_rows` says that
+    a vmapped row is a single run to the bit (no reductions or products inside), else to rounding.
+    """
+
+    build: Callable[[Any], optim.GradientTransformation]
+    rates: Rates = RATE_SIZED
+    oracles: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    one_rate: bool = True
+    exact_rows: bool = True
+
+
+CASES: dict[str, Case] = {
+    "sgd": Case(optim.sgd, GRADIENT_SIZED, ("torch", "optax")),
+    "momentum": Case(lambda rate: optim.sgd(rate, 0.9, dampening=0.5), GRADIENT_SIZED),
+    "nesterov": Case(
+        lambda rate: optim.sgd(rate, 0.8, nesterov=True, weight_decay=1e-4), GRADIENT_SIZED
     ),
-    "adamw from parts": lambda rate: optim.chain(
-        optim.scale_by_adam(),
-        optim.add_decayed_weights(1e-3),
-        optim.scale_by_learning_rate(rate),
+    "adam": Case(optim.adam, oracles=("torch", "optax")),
+    "adamw": Case(lambda rate: optim.adamw(rate, weight_decay=1e-3), oracles=("torch", "optax")),
+    "clipped adamw": Case(
+        lambda rate: optim.chain(
+            optim.clip_by_global_norm(1.0), optim.adamw(rate, 0.8, 0.9, mask=optim.everything)
+        )
     ),
-    "momentum from parts": lambda rate: optim.chain(
-        optim.identity(), optim.trace(0.5, nesterov=True), optim.scale(0.5),
-        optim.scale_by_learning_rate(rate),
+    "adamw from parts": Case(
+        lambda rate: optim.chain(
+            optim.scale_by_adam(),
+            optim.add_decayed_weights(1e-3),
+            optim.scale_by_learning_rate(rate),
+        )
+    ),
+    "momentum from parts": Case(
+        lambda rate: optim.chain(
+            optim.identity(), optim.trace(0.5, nesterov=True), optim.scale(0.5),
+            optim.scale_by_learning_rate(rate),
+        ),
+        GRADIENT_SIZED,
     ),
 }  # fmt: skip
+
+OPTIMIZERS = {name: case.build for name, case in CASES.items() if not case.needs}
+"""Those that need nothing but gradients and parameters."""
 
 
 class Problem(NamedTuple):
     params: dict
     loss: Callable[[dict], torch.Tensor]
-    rates: tuple[float, float]  # for the momentum family, for the Adam family
     steps: int
     falls_to: float  # of the first loss
 
@@ -43,7 +85,7 @@ class Problem(NamedTuple):
 def parabola(dtype: torch.dtype) -> Problem:
     target = torch.tensor([1.0, -2.0, 3.0], dtype=dtype)
     params = {"x": torch.tensor([-1.0, 10.0, 1.0], dtype=dtype)}
-    return Problem(params, lambda p: (p["x"] - target).square().sum(), (1e-2, 1e-1), 200, 0.2)
+    return Problem(params, lambda p: (p["x"] - target).square().sum(), 200, 0.2)
 
 
 def rosenbrock(dtype: torch.dtype) -> Problem:
@@ -53,7 +95,7 @@ def rosenbrock(dtype: torch.dtype) -> Problem:
     def loss(p: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
 
-    return Problem(params, loss, (5e-4, 1e-2), 300, 0.8)
+    return Problem(params, loss, 300, 0.8)
 
 
 def mlp(dtype: torch.dtype) -> Problem:
@@ -75,7 +117,7 @@ def mlp(dtype: torch.dtype) -> Problem:
         hidden = F.linear(x, first["weight"], first["bias"]).tanh()
         return F.cross_entropy(F.linear(hidden, second["weight"], second["bias"]), y)
 
-    return Problem(params, loss, (1e-1, 1e-2), 150, 0.9)
+    return Problem(params, loss, 150, 0.9)
 
 
 PROBLEMS = {"parabola": parabola, "rosenbrock": rosenbrock, "mlp": mlp}
@@ -86,6 +128,20 @@ def gradient(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.
     flat = [p.detach().requires_grad_() for p in flat]
     value = loss(tree.unflatten(treedef, flat))
     return value.detach(), tree.unflatten(treedef, torch.autograd.grad(value, flat))
+
+
+def advance(optimizer, loss, params, state) -> tuple:
+    """One step of training with everything that a training step hands in."""
+    value, grads = gradient(loss, params)
+    updates, state = optimizer.update(
+        grads,
+        state,
+        params,
+        loss=value,
+        value_fn=loss,
+        grad_fn=lambda p: gradient(loss, p)[1],
+    )
+    return optim.apply_updates(params, updates), state
 
 
 def spec(t) -> tuple:

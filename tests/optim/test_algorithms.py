@@ -8,32 +8,31 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ftrain import optim
 from ftrain.core import tree
-from tests.optim.cases import OPTIMIZERS, PROBLEMS, gradient, random_tree, spec
+from tests.optim.cases import CASES, OPTIMIZERS, PROBLEMS, advance, gradient, random_tree, spec
 
+every_case = pytest.mark.parametrize("name", CASES)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("problem", PROBLEMS)
-@every_optimizer
+@every_case
 def test_descends(name, problem, dtype):
-    params, loss, rates, steps, falls_to = PROBLEMS[problem](dtype)
-    optimizer = OPTIMIZERS[name](rates["adam" in name])
+    params, loss, steps, falls_to = PROBLEMS[problem](dtype)
+    optimizer = CASES[name].build(getattr(CASES[name].rates, problem))
     state, first = optimizer.init(params), loss(params)
     before = spec(params), spec(state)
     for _ in range(steps):
-        _, grads = gradient(loss, params)
-        updates, state = optimizer.update(grads, state, params)
-        params = optim.apply_updates(params, updates)
+        params, state = advance(optimizer, loss, params, state)
         assert (spec(params), spec(state)) == before
     assert loss(params) < falls_to * first
 
 
 @every_optimizer
 def test_a_schedule_is_a_rate(name):
-    params, loss, rates, steps, falls_to = PROBLEMS["mlp"](torch.float32)
-    schedule = optim.warmup_cosine(rates["adam" in name], 10, steps)
+    params, loss, steps, falls_to = PROBLEMS["mlp"](torch.float32)
+    schedule = optim.warmup_cosine(CASES[name].rates.mlp, 10, steps)
     fixed, scheduled = OPTIMIZERS[name](0.1), OPTIMIZERS[name](schedule)
     state, first = scheduled.init(params), loss(params)
     assert spec(state) == spec(fixed.init(params))
