@@ -1,0 +1,74 @@
+"""Work that is done at some updates only: a branch that a compiled step takes or leaves.
+
+`torch.where` would do the work at every update and throw most of it away. Here the branch is an operator
+of the graph (`torch.cond`'s), traced by ftrain as `ftrain.scan` traces its body, and Python's own `if` in
+eager mode. Under `torch.vmap` each row may decide otherwise, so there both sides are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch._higher_order_ops.cond import cond_op
+
+from ftrain.core import _torch, tree
+from ftrain.core.compile._trace import BodyGraph, is_tracing
+from ftrain.core.functional import in_transform
+from ftrain.core.optimizer import like
+from ftrain.core.random.keyed import loop_body
+
+__all__ = ["changed_if"]
+
+T = TypeVar("T")
+
+
+def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
+    """`change(value)` where the predicate holds, `value` where it does not.
+
+    Eager and compiled code on an accelerator read the predicate on the host: one wait for the device
+    at each call. On a CPU there is nothing to wait for.
+
+    Args:
+        predicate: bool, 0-d.
+        change: a pure function that returns a tree like its argument.
+        value: a tree of tensors. Without the change its leaves are returned as copies.
+
+    >>> changed_if(torch.tensor(3) > 2, lambda x: 2 * x, torch.tensor(5.0))
+    tensor(10.)
+    """
+    old, treedef = tree.flatten(value)
+
+    def flat(*leaves: torch.Tensor) -> list[torch.Tensor]:
+        with loop_body():  # draws from outside would depend on which branch is taken
+            new = tree.leaves(change(tree.unflatten(treedef, leaves)))
+        return [like(x, leaf) for x, leaf in zip(new, leaves, strict=True)]
+
+    if not old:
+        return value
+    if in_transform():
+        new = [torch.where(predicate, x, leaf) for x, leaf in zip(flat(*old), old, strict=True)]
+        new = [like(x, leaf) for x, leaf in zip(new, old, strict=True)]
+    elif is_tracing():
+        new = _operator(predicate, flat, old)
+    else:
+        new = flat(*old) if bool(predicate) else [x.clone() for x in old]
+    return tree.unflatten(treedef, new)  # type: ignore[no-any-return]  # a tree like `value`
+
+
+def _operator(
+    predicate: torch.Tensor,
+    change: Callable[..., list[torch.Tensor]],
+    old: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    # Both branches are called with the leaves and with all that the change captures.
+    taken = BodyGraph.trace(change, old, [])
+    operands = [*old, *taken.captured]
+
+    def keep(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [x.clone() for x in inputs[: len(old)]]
+
+    with _torch.aside():
+        left = _torch.trace_inner(keep, [torch.empty_like(x) for x in operands])
+    return list(cond_op(predicate, taken.module, left, tuple(operands)))
