@@ -20,7 +20,23 @@ from ftrain.optim.masks import Mask, everything, matrices
 from ftrain.optim.momentum import TraceState, trace
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, Init, Schedule, Update
 from ftrain.optim.scale import ScaleByLearningRateState, scale, scale_by_learning_rate
-from ftrain.optim.schedules import constant, cosine, linear_warmup, warmup_cosine
+from ftrain.optim.schedules import (
+    constant,
+    cosine,
+    cosine_restarts,
+    exponential,
+    inverse_sqrt,
+    join,
+    linear,
+    linear_warmup,
+    one_cycle,
+    piecewise_constant,
+    plot_schedule,
+    polynomial,
+    step,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 from ftrain.optim.sgd import SGDState, sgd
 from ftrain.optim.weight_decay import add_decayed_weights
 
@@ -44,15 +60,26 @@ __all__ = [
     "clip_by_global_norm",
     "constant",
     "cosine",
+    "cosine_restarts",
     "everything",
+    "exponential",
     "global_norm",
     "identity",
+    "inverse_sqrt",
+    "join",
+    "linear",
     "linear_warmup",
     "matrices",
+    "one_cycle",
+    "piecewise_constant",
+    "plot_schedule",
+    "polynomial",
     "scale",
     "scale_by_adam",
     "scale_by_learning_rate",
     "sgd",
+    "step",
     "trace",
     "warmup_cosine",
+    "warmup_stable_decay",
 ]

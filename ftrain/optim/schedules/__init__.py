@@ -1,0 +1,46 @@
+"""Learning rates as pure functions of the number of updates done so far.
+
+A schedule takes the count (int64, 0-d) and returns a 0-d tensor on its device, in float64: what
+`torch.optim.lr_scheduler` computes in Python floats. It has no state to save and none to step wrongly:
+a run that accumulates, skips a step or runs on many devices sees the same curve, because it counts the
+updates that were applied. One's own is any such function:
+
+>>> import torch
+>>> def inverse_root(count):
+...     return 0.1 / (1.0 + count.double()).sqrt()
+>>> inverse_root(torch.tensor(3))
+tensor(0.0500, dtype=torch.float64)
+
+Read next: `decay.py`, the simple curves; `join.py`, how larger ones are put together; `plot.py`, a
+picture of one.
+"""
+
+from ftrain.optim.schedules.cosine import cosine, cosine_restarts, one_cycle
+from ftrain.optim.schedules.decay import constant, exponential, linear, polynomial
+from ftrain.optim.schedules.join import join
+from ftrain.optim.schedules.plot import plot_schedule
+from ftrain.optim.schedules.steps import piecewise_constant, step
+from ftrain.optim.schedules.warmup import (
+    inverse_sqrt,
+    linear_warmup,
+    warmup_cosine,
+    warmup_stable_decay,
+)
+
+__all__ = [
+    "constant",
+    "cosine",
+    "cosine_restarts",
+    "exponential",
+    "inverse_sqrt",
+    "join",
+    "linear",
+    "linear_warmup",
+    "one_cycle",
+    "piecewise_constant",
+    "plot_schedule",
+    "polynomial",
+    "step",
+    "warmup_cosine",
+    "warmup_stable_decay",
+]

@@ -1,0 +1,148 @@
+"""Curves made of half cosines: once down, down again and again, up and down."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim.protocol import Hyperparameter, Schedule
+from ftrain.optim.schedules._numbers import progress, wide
+
+__all__ = ["cosine", "cosine_restarts", "one_cycle"]
+
+_Anneal = Literal["cos", "linear"]
+
+
+def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Schedule:
+    """Half a cosine from `peak` at count 0 down to `end` at count `steps`, then flat.
+
+    `end + (peak - end) (1 + cos(pi min(t / steps, 1))) / 2`: `optax.cosine_decay_schedule`, and
+    `CosineAnnealingLR` of torch up to `T_max`, where that turns back up and this stays.
+
+    Args:
+        peak: the first rate; a finite number >= 0 or a 0-d tensor.
+        steps: updates until `end` is reached, >= 1.
+        end: the rate from there on.
+
+    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+
+    >>> decay = cosine(1.0, 4)
+    >>> [round(decay(torch.tensor(t)).item(), 3) for t in range(6)]
+    [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    _checks.non_negative("peak", peak)
+    _checks.non_negative("end", end)
+    _checks.positive_int("steps", steps)
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        return _annealed(wide(peak, count), wide(end, count), progress(count, steps), "cos")
+
+    return schedule
+
+
+def cosine_restarts(
+    peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0, *, factor: int = 1
+) -> Schedule:
+    """Half cosines from `peak` down towards `end`, one after the other, each `factor` times as long.
+
+    `CosineAnnealingWarmRestarts` of torch (`T_0`, `eta_min`, `T_mult`); for cycles of other heights
+    `join` some `cosine`s, as `optax.sgdr_schedule` does.
+
+    Args:
+        peak: the first rate of every cycle; a finite number >= 0 or a 0-d tensor.
+        steps: updates of the first cycle, >= 1.
+        end: the rate that a cycle runs towards: its last update is one short of it.
+        factor: each cycle's length in lengths of the one before it; an int >= 1.
+
+    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+
+    >>> rate = cosine_restarts(1.0, 2, factor=2)
+    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(7)]
+    [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
+    """
+    _checks.non_negative("peak", peak)
+    _checks.non_negative("end", end)
+    _checks.positive_int("steps", steps)
+    _checks.positive_int("factor", factor)
+    # As many cycles as a count of 62 bits can reach: 61 that double, 2 that grow a billionfold.
+    cycles = 1 if factor == 1 else max(1, int((62 - math.log2(steps)) / math.log2(factor)))
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        if factor == 1:
+            since = torch.remainder(count, steps).to(torch.float64)
+            length: torch.Tensor | int = steps
+        else:
+            # Whole numbers throughout: a logarithm would miss the restart that it rounds across.
+            lengths = steps * factor ** torch.arange(cycles, device=count.device)
+            starts = torch.div(lengths - steps, factor - 1, rounding_mode="floor")
+            begun = count >= starts
+            since = (count - (starts * begun).amax()).to(torch.float64)
+            length = (lengths * begun).amax()
+        return _annealed(wide(peak, count), wide(end, count), since / length, "cos")
+
+    return schedule
+
+
+def one_cycle(
+    peak: Hyperparameter,
+    steps: int,
+    *,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    anneal_strategy: _Anneal = "cos",
+) -> Schedule:
+    """Up to `peak` and down again, to far below where it began.
+
+    From `peak / div_factor` at count 0 to `peak` at count `pct_start steps - 1`, then to
+    `peak / (div_factor final_div_factor)` at count `steps - 1`, then flat: the rates of `OneCycleLR`
+    of torch, which raises past its end and moves the momentum too. The curve of
+    `optax.cosine_onecycle_schedule` has the same heights, and both its joints one update later.
+
+    Args:
+        peak: the highest rate; a finite number >= 0 or a 0-d tensor.
+        steps: updates of the whole cycle, >= 2.
+        pct_start: the fraction of them that rises, in [0, 1).
+        div_factor: the peak in units of the first rate, > 0.
+        final_div_factor: the first rate in units of the last one, > 0.
+        anneal_strategy: `"cos"`, half a cosine each way; `"linear"`, straight lines.
+
+    Source: Smith, Topin 2018, "Super-Convergence: Very Fast Training of Neural Networks Using Large
+    Learning Rates".
+
+    >>> rate = one_cycle(1.0, 10, pct_start=0.5, div_factor=4.0, anneal_strategy="linear")
+    >>> [round(rate(torch.tensor(t)).item(), 3) for t in (0, 2, 4, 7, 9, 20)]
+    [0.25, 0.625, 1.0, 0.4, 0.0, 0.0]
+    """
+    _checks.non_negative("peak", peak)
+    _checks.positive_int("steps", steps, at_least=2)
+    _checks.fraction("pct_start", pct_start)
+    _checks.positive("div_factor", div_factor)
+    _checks.positive("final_div_factor", final_div_factor)
+    if anneal_strategy not in get_args(_Anneal):
+        raise ValueError(f"anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}.")
+    rise = max(pct_start * steps - 1, 0.0)
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        top = wide(peak, count)
+        low, last = top / div_factor, top / (div_factor * final_div_factor)
+        t = count.to(torch.float64)
+        fallen = ((t - rise) / (steps - 1 - rise)).clamp(0, 1)
+        rate = _annealed(top, last, fallen, anneal_strategy)
+        if not rise:
+            return rate
+        risen = (t / rise).clamp(0, 1)
+        return torch.where(t <= rise, _annealed(low, top, risen, anneal_strategy), rate)
+
+    return schedule
+
+
+def _annealed(
+    start: Hyperparameter, end: Hyperparameter, done: torch.Tensor, anneal: _Anneal
+) -> torch.Tensor:
+    if anneal == "linear":
+        return start + (end - start) * done
+    return end + (start - end) * (1 + torch.cos(math.pi * done)) / 2

@@ -1,0 +1,126 @@
+"""Curves of one formula: constant, linear, polynomial, exponential."""
+
+from __future__ import annotations
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._rate import double
+from ftrain.optim.protocol import Hyperparameter, Schedule
+from ftrain.optim.schedules._numbers import progress, wide
+
+__all__ = ["constant", "exponential", "linear", "polynomial"]
+
+
+def constant(value: Hyperparameter) -> Schedule:
+    """The same rate at every count.
+
+    Args:
+        value: a finite number >= 0 or a 0-d tensor.
+
+    >>> constant(0.1)(torch.tensor(7))
+    tensor(0.1000, dtype=torch.float64)
+    """
+    _checks.non_negative("value", value)
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        return double(value, count.device)
+
+    return schedule
+
+
+def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
+    """A straight line from `start` at count 0 to `end` at count `steps`, then flat.
+
+    `start + (end - start) min(t / steps, 1)`: `optax.linear_schedule(start, end, steps)`, and
+    `LinearLR` of torch, whose factors are those of a rate given elsewhere.
+
+    Args:
+        start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
+        end: the rate from count `steps` on, likewise.
+        steps: updates until it is reached, >= 1.
+
+    >>> rate = linear(1.0, 0.2, 4)
+    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(6)]
+    [1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
+    """
+    _checks.non_negative("start", start)
+    _checks.non_negative("end", end)
+    _checks.positive_int("steps", steps)
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        first, last = wide(start, count), wide(end, count)
+        return first + (last - first) * progress(count, steps)
+
+    return schedule
+
+
+def polynomial(
+    start: Hyperparameter, end: Hyperparameter, steps: int, power: Hyperparameter = 1.0
+) -> Schedule:
+    """A power of the time that is left: from `start` at count 0 to `end` at count `steps`, then flat.
+
+    `end + (start - end) (1 - min(t / steps, 1))^power`: `optax.polynomial_schedule`, and, with
+    `end=0`, `PolynomialLR` of torch.
+
+    Args:
+        start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
+        end: the rate from count `steps` on, likewise.
+        steps: updates until it is reached, >= 1.
+        power: > 0. At 1 a line, above it steep at first, below it steep at the end.
+
+    >>> rate = polynomial(1.0, 0.0, 4, power=2)
+    >>> [rate(torch.tensor(t)).item() for t in range(6)]
+    [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
+    """
+    _checks.non_negative("start", start)
+    _checks.non_negative("end", end)
+    _checks.positive_int("steps", steps)
+    _checks.positive("power", power)
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        first, last = wide(start, count), wide(end, count)
+        left = (1 - progress(count, steps)) ** wide(power, count)
+        return last + (first - last) * left
+
+    return schedule
+
+
+def exponential(
+    start: Hyperparameter,
+    factor: Hyperparameter,
+    steps: int = 1,
+    *,
+    end: Hyperparameter | None = None,
+) -> Schedule:
+    """Multiplied by `factor` over every `steps` updates, evenly: `start factor^(t / steps)`.
+
+    `ExponentialLR` of torch with `steps=1`; `optax.exponential_decay(start, steps, factor)`. For the
+    same in jumps see `step`.
+
+    Args:
+        start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
+        factor: a finite number > 0; above 1 the rate grows (a range test).
+        steps: over how many updates the factor is spread, >= 1.
+        end: the rate at which it stops, a lower bound for `factor < 1` and else an upper one;
+            default: none.
+
+    >>> rate = exponential(1.0, 0.25, 2, end=0.1)
+    >>> [rate(torch.tensor(t)).item() for t in range(5)]
+    [1.0, 0.5, 0.25, 0.125, 0.1]
+    """
+    _checks.non_negative("start", start)
+    _checks.positive("factor", factor)
+    _checks.positive_int("steps", steps)
+    if end is not None:
+        _checks.non_negative("end", end)
+
+    def schedule(count: torch.Tensor, /) -> torch.Tensor:
+        base = double(factor, count.device)
+        rate = wide(start, count) * base ** (count.to(torch.float64) / steps)
+        if end is None:
+            return rate
+        bound = double(end, count.device)
+        return torch.where(base < 1, torch.maximum(rate, bound), torch.minimum(rate, bound))
+
+    return schedule

@@ -1,0 +1,69 @@
+"""Schedules one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._rate import rate_at
+from ftrain.optim.protocol import Schedule
+
+__all__ = ["join"]
+
+
+def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """Schedules one after the other; each counts from where it begins.
+
+    `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count less
+    that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.
+
+    Args:
+        schedules: two or more. They are never called with a count below 0, nor with one past their
+            end, so what they would give there does not matter.
+        boundaries: the counts at which the second, third, ... take over: one fewer than schedules,
+            each larger than the one before it.
+
+    Raises:
+        ValueError: boundaries too many, too few or out of order.
+        TypeError: an entry is no schedule, a boundary no int.
+
+    >>> from ftrain import optim
+    >>> rate = join([optim.linear(0.0, 1.0, 2), optim.constant(1.0), optim.cosine(1.0, 2)], [2, 4])
+    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
+    [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    schedules, boundaries = tuple(schedules), tuple(boundaries)
+    for index, schedule in enumerate(schedules):
+        if not callable(schedule) or isinstance(schedule, torch.Tensor):
+            raise TypeError(
+                f"schedules[{index}] is {type(schedule).__name__} {schedule!r}, not a schedule. For a "
+                "rate that stays write `constant(rate)`."
+            )
+    if not schedules or len(boundaries) != len(schedules) - 1:
+        raise ValueError(
+            f"{len(schedules)} schedules meet at {max(len(schedules) - 1, 0)} counts, got "
+            f"{len(boundaries)} boundaries. Write `join([warmup, decay], [warmup_steps])`."
+        )
+    for index, boundary in enumerate(boundaries):
+        _checks.positive_int(f"boundaries[{index}]", boundary)
+        if index and boundary <= boundaries[index - 1]:
+            raise ValueError(
+                f"boundaries[{index}] is {boundary}, but boundaries[{index - 1}] is "
+                f"{boundaries[index - 1]}: each schedule must begin after the one before it. They are "
+                "counts since the start of the run, not lengths."
+            )
+    begins = (0, *boundaries)
+
+    def joined(count: torch.Tensor, /) -> torch.Tensor:
+        rate = rate_at(schedules[-1], (count - begins[-1]).clamp(min=0))
+        for index in reversed(range(len(boundaries))):
+            begin, end = begins[index], boundaries[index]
+            # Held inside its span: outside it a rate may overflow, and through `where` an infinity
+            # that is not chosen still makes gradients NaN.
+            inside = count.clamp(begin, end) - begin
+            rate = torch.where(count < end, rate_at(schedules[index], inside), rate)
+        return rate
+
+    return joined

@@ -1,0 +1,72 @@
+"""A picture of a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._rate import rate_at
+from ftrain.optim.protocol import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_schedule"]
+
+
+def plot_schedule(
+    schedule: Schedule | Mapping[str, Schedule], steps: int, *, ax: Axes | None = None
+) -> Figure:
+    """Draw the rates of the updates 0 to `steps`, of one schedule or of several by name.
+
+    Every count is drawn, none left out between samples. A figure of its own touches no global state of
+    matplotlib and needs no display.
+
+    Args:
+        schedule: a schedule, or a dict of names and schedules to compare.
+        steps: the last count drawn, >= 1.
+        ax: axes to draw into; default: those of a new figure.
+
+    Returns:
+        The figure: `plot_schedule(...).savefig("schedule.png")`.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says how to get it.
+
+    >>> from ftrain import optim
+    >>> figure = plot_schedule(optim.warmup_cosine(1e-3, 100, 2000), 2000)
+    >>> float(figure.axes[0].get_lines()[0].get_ydata().max())
+    0.001
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  # optional
+    except ImportError as error:
+        raise ImportError(
+            "plot_schedule draws with matplotlib, which is not installed. Write "
+            "`pip install 'ftrain[examples]'`, or `pip install matplotlib`."
+        ) from error
+    _checks.positive_int("steps", steps)
+    named = schedule if isinstance(schedule, Mapping) else {"": schedule}
+    if ax is None:
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        ax = figure.subplots()
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="0.9")
+        ax.set_axisbelow(True)
+    counts = torch.arange(steps + 1)
+    for name, entry in named.items():
+        rates = torch.vmap(lambda count, entry=entry: rate_at(entry, count))(counts)
+        ax.plot(counts.numpy(), rates.numpy(), label=name or None, linewidth=2)
+    ax.set_xlim(0, steps)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("updates applied")
+    ax.set_ylabel("learning rate")
+    if any(named):
+        ax.legend(frameon=False)
+    root = ax.get_figure(root=True)
+    assert root is not None  # axes that are drawn into belong to a figure
+    return root

@@ -1,0 +1,155 @@
+"""Curves that begin with a straight line up: how most networks are trained."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim.protocol import Hyperparameter, Schedule
+from ftrain.optim.schedules._numbers import progress, wide
+from ftrain.optim.schedules.cosine import cosine
+from ftrain.optim.schedules.decay import constant, linear
+from ftrain.optim.schedules.join import join
+
+__all__ = ["inverse_sqrt", "linear_warmup", "warmup_cosine", "warmup_stable_decay"]
+
+_Shape = Literal["linear", "sqrt"]
+
+
+def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0) -> Schedule:
+    """A straight line from `start` at count 0 to `peak` at count `steps`, then flat.
+
+    `start + (peak - start) min(t / steps, 1)`. With `start=0` the first update has rate 0: it moves
+    moments, not parameters (as in optax and nanoGPT).
+
+    Args:
+        peak: the rate reached; a finite number >= 0 or a 0-d tensor.
+        steps: updates until it is reached, >= 1.
+        start: the rate of the first update.
+
+    >>> warmup = linear_warmup(1.0, 4)
+    >>> [warmup(torch.tensor(t)).item() for t in range(6)]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    _checks.non_negative("peak", peak)
+    return linear(start, peak, steps)
+
+
+def warmup_cosine(
+    peak: Hyperparameter, warmup_steps: int, total_steps: int, end: Hyperparameter = 0.0
+) -> Schedule:
+    """A linear warmup from 0 to `peak`, then half a cosine down to `end` at count `total_steps`.
+
+    `optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps, end)`.
+
+    Args:
+        peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
+        warmup_steps: updates of the warmup, >= 0. They are part of `total_steps`.
+        total_steps: updates until `end` is reached, more than `warmup_steps`.
+        end: the rate from there on.
+
+    Raises:
+        ValueError: nothing is left for the decay.
+
+    >>> rate = warmup_cosine(1.0, 2, 6, end=0.1)
+    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
+    [0.0, 0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
+    """
+    _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
+    _checks.positive_int("total_steps", total_steps)
+    if total_steps <= warmup_steps:
+        raise ValueError(
+            f"total_steps counts the warmup too: {total_steps} leaves nothing to decay over after "
+            f"{warmup_steps} of warmup. Write `warmup_cosine(peak, {warmup_steps}, "
+            f"{warmup_steps + max(total_steps, 1)})` if you meant {total_steps} updates of decay."
+        )
+    decay = cosine(peak, total_steps - warmup_steps, end)
+    return _after_warmup(peak, warmup_steps, [decay], [])
+
+
+def warmup_stable_decay(
+    peak: Hyperparameter,
+    warmup_steps: int,
+    stable_steps: int,
+    decay_steps: int,
+    end: Hyperparameter = 0.0,
+    *,
+    shape: _Shape = "linear",
+) -> Schedule:
+    """A linear warmup from 0 to `peak`, `peak` for long, then down to `end`.
+
+    The decay is `end + (peak - end) (1 - x)`, or `(1 - sqrt(x))` with `shape="sqrt"`, where `x` is
+    the part of it that is done. Runs of different lengths share all of their beginning: a longer one
+    goes on from a state saved before the decay.
+
+    Args:
+        peak: the highest rate; a finite number >= 0 or a 0-d tensor.
+        warmup_steps: updates of the warmup, >= 0.
+        stable_steps: updates at `peak`, >= 0.
+        decay_steps: updates of the decay, >= 1.
+        end: the rate from count `warmup_steps + stable_steps + decay_steps` on.
+        shape: of the decay: `"linear"`, or `"sqrt"`, steep at first.
+
+    Source: Hu et al. 2024, "MiniCPM: Unveiling the Potential of Small Language Models with Scalable
+    Training Strategies"; Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations".
+
+    >>> rate = warmup_stable_decay(1.0, 2, 3, 4)
+    >>> [rate(torch.tensor(t)).item() for t in range(11)]
+    [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
+    _checks.positive_int("stable_steps", stable_steps, at_least=0)
+    _checks.positive_int("decay_steps", decay_steps)
+    _checks.non_negative("peak", peak)
+    _checks.non_negative("end", end)
+    if shape not in get_args(_Shape):
+        raise ValueError(f"shape must be 'linear' or 'sqrt', got {shape!r}.")
+
+    def decay(count: torch.Tensor, /) -> torch.Tensor:
+        done = progress(count, decay_steps)
+        top, bottom = wide(peak, count), wide(end, count)
+        return top + (bottom - top) * (done if shape == "linear" else done.sqrt())
+
+    if stable_steps == 0:
+        return _after_warmup(peak, warmup_steps, [decay], [])
+    return _after_warmup(peak, warmup_steps, [constant(peak), decay], [stable_steps])
+
+
+def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter = 0.0) -> Schedule:
+    """A linear warmup to `peak`, then down with the root of the count: `peak sqrt(warmup_steps / t)`.
+
+    Vaswani's rate is `peak = (width warmup_steps)^-1/2`; T5's, which is flat and then falls, has
+    `start=peak`.
+
+    Args:
+        peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
+        warmup_steps: updates of the warmup, >= 1: the unit in which the decay counts.
+        start: the rate of the first update.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need".
+
+    >>> rate = inverse_sqrt(1.0, 4)
+    >>> [rate(torch.tensor(t)).item() for t in (0, 2, 4, 16, 64)]
+    [0.0, 0.5, 1.0, 0.5, 0.25]
+    """
+    _checks.non_negative("peak", peak)
+    _checks.non_negative("start", start)
+    _checks.positive_int("warmup_steps", warmup_steps)
+
+    def decay(count: torch.Tensor, /) -> torch.Tensor:
+        return wide(peak, count) * (warmup_steps / (warmup_steps + count.to(torch.float64))).sqrt()
+
+    return join([linear(start, peak, warmup_steps), decay], [warmup_steps])
+
+
+def _after_warmup(
+    peak: Hyperparameter, warmup_steps: int, schedules: list[Schedule], boundaries: list[int]
+) -> Schedule:
+    """`schedules`, which meet at `boundaries`, moved behind a warmup; or as they are without one."""
+    if warmup_steps == 0:
+        return join(schedules, boundaries) if boundaries else schedules[0]
+    moved = [warmup_steps + boundary for boundary in boundaries]
+    return join([linear(0.0, peak, warmup_steps), *schedules], [warmup_steps, *moved])
