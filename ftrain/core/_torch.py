@@ -7,6 +7,7 @@ met in one file. Written for torch 2.11 and later, and run on 2.13.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import platform
 import sys
@@ -39,7 +40,9 @@ __all__ = [
     "inductor_compile",
     "inside_functorch",
     "interning",
+    "is_amd_with_avx512",
     "nodes_ever",
+    "onednn_product",
     "recurrent_kernels",
     "scan_operator",
     "tensor_guard",
@@ -48,6 +51,7 @@ __all__ = [
     "without_autocast",
 ]
 
+_kept: list[torch.library.Library] = []
 _guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
 
 # What tracing raises when Python asks for a tensor's value, or a shape depends on one (2.0 and later).
@@ -110,6 +114,50 @@ def _skips_compiler_probe(config: Any) -> bool:
     """
     usual = sys.platform == "linux" and platform.machine() == "x86_64"
     return usual and getattr(config.cpp, "vec_isa_ok", True) is None
+
+
+def onednn_product() -> Any:
+    """An operator `(a, weight, bias) -> a @ weight.T + bias` by oneDNN in a compiled graph, or `None`.
+
+    It is inductor's own operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), handed
+    factors of any strides where inductor itself would first make them contiguous. `None` where MKL is
+    as good: on processors other than AMD's with AVX-512.
+    """
+    linear = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if linear is None or not has_onednn or not is_amd_with_avx512():
+        return None
+    return _product_operator(linear)
+
+
+@functools.cache
+def _product_operator(linear: Any) -> Any:
+    from torch._inductor import lowering  # noqa: PLC0415  costs a second
+
+    rest: Any = ("none", [], "")  # no activation
+    library: Any = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define("product(Tensor a, Tensor weight, Tensor? bias) -> Tensor")
+    library.impl("product", lambda *args: linear(*args, *rest), "CompositeExplicitAutograd")
+    _kept.append(library)  # it unregisters its operators when it goes
+    product = torch.ops.ftrain.product.default
+    call = lowering.fallback_handler(linear, add_to_fallback_set=False)
+    lowering.register_lowering(product, type_promotion_kind=None)(lambda *args: call(*args, *rest))
+    return product
+
+
+@functools.cache
+def is_amd_with_avx512() -> bool:
+    """Whether this is a processor whose AVX-512 MKL leaves unused."""
+    if (
+        not sys.platform.startswith("linux")
+        or "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    ):
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            return any("AuthenticAMD" in line for line in cpuinfo if line.startswith("vendor_id"))
+    except OSError:
+        return False
 
 
 def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:

@@ -11,9 +11,29 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-__all__ = ["MergeEqual", "ReadBeforeWrite"]
+from ftrain.core.compile._products import FasterProducts
+
+__all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
 
 copy_ = torch.ops.aten.copy_.default
+
+
+def passes(donates: bool) -> dict[str, Any]:
+    """Inductor's settings for a graph of ours; `donates` says whether it writes to its inputs."""
+    last = _InTurn(FasterProducts(), *([ReadBeforeWrite()] if donates else []))
+    return {"post_grad_custom_pre_pass": MergeEqual(), "post_grad_custom_post_pass": last}
+
+
+class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+    def __init__(self, *passes: CustomGraphPass) -> None:
+        self.passes = passes
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for each in self.passes:
+            each(graph)
+
+    def uuid(self) -> Any:
+        return "+".join(each.uuid() for each in self.passes)
 
 
 class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch

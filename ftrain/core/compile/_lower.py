@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
@@ -48,12 +48,9 @@ def lower(
     try:
         with torch.no_grad(), _torch.without_autocast():
             # Imported here because torch's compiler takes a second to load.
-            from ftrain.core.compile._inductor import MergeEqual, ReadBeforeWrite  # noqa: PLC0415
+            from ftrain.core.compile import _inductor  # noqa: PLC0415
 
-            config: dict[str, Any] = {"post_grad_custom_pre_pass": MergeEqual()}
-            if donates:
-                config["post_grad_custom_post_pass"] = ReadBeforeWrite()
-            compiled = _torch.inductor_compile(graph, tensors, mode, config)
+            compiled = _torch.inductor_compile(graph, tensors, mode, _inductor.passes(donates))
     except Exception as error:
         if _is_compiler_missing(error):
             raise CompilerMissingError(

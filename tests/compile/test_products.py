@@ -1,0 +1,84 @@
+"""Products through oneDNN are products, the same at every call, and only those that are worth it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ftrain.core import _torch
+from ftrain.core.compile import compile
+from ftrain.core.compile._products import FasterProducts
+
+ROWS, IN, OUT = 96, 160, 192  # 5.9 MFLOP
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """As on a processor where oneDNN is the faster one."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(_torch, "is_amd_with_avx512", lambda: True)
+    assert _torch.onednn_product() is not None
+
+
+def linear_and_gradients(x, w, b, g):
+    """The three products of a linear layer, and the one with the larger factor on the other side."""
+    return x @ w.t(), torch.addmm(b, x, w.t()), g @ w, g.t() @ x, (x.t() @ g).t() + 1
+
+
+def inputs(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(ROWS, IN), (OUT, IN), (OUT,), (ROWS, OUT)]
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def replaced(fn, args):
+    with _torch.fake_mode() as mode:
+        graph = _torch.trace(fn, [mode.from_tensor(x) for x in args])
+        FasterProducts()(graph.graph)
+    graph.graph.lint()
+    return sum("ftrain.product" in str(node.target) for node in graph.graph.nodes), graph
+
+
+@pytest.mark.usefixtures("onednn")
+def test_every_large_product_is_replaced_and_gives_the_same_numbers():
+    args = inputs()
+    count, graph = replaced(linear_and_gradients, args)
+    assert count == 5
+    graph.recompile()
+    exact = linear_and_gradients(*[x.double() for x in args])
+    for found, plain, true in zip(graph(*args), linear_and_gradients(*args), exact, strict=True):
+        assert found.shape == true.shape
+        # As close to float64 as torch's own product is.
+        error, usual = (found - true).norm(), (plain - true).norm()
+        assert error <= 2 * usual
+
+
+@pytest.mark.usefixtures("onednn")
+def test_small_and_other_products_stay():
+    assert replaced(linear_and_gradients, inputs(torch.float64))[0] == 0
+    assert replaced(lambda x, y: x @ y, [torch.ones(16, 16), torch.ones(16, 16)])[0] == 0
+
+    def scaled(x, w, b, g):
+        return torch.addmm(b, x, w.t(), alpha=2.0)
+
+    assert replaced(scaled, inputs())[0] == 0
+
+
+def test_other_processors_keep_their_library(monkeypatch):
+    monkeypatch.setattr(_torch, "is_amd_with_avx512", lambda: False)
+    assert replaced(linear_and_gradients, inputs())[0] == 0
+
+
+@pytest.mark.inductor
+@pytest.mark.usefixtures("onednn")
+def test_compiled_products_are_the_same_bits_at_every_call():
+    args = inputs()
+    step = compile(linear_and_gradients)
+    first = step(*args)
+    for plain, compiled in zip(linear_and_gradients(*args), first, strict=True):
+        torch.testing.assert_close(compiled, plain)
+    for _ in range(20):
+        moved = [x.clone() for x in args]
+        for a, b in zip(first, step(*moved), strict=True):
+            assert a.contiguous().view(torch.uint8).equal(b.contiguous().view(torch.uint8))
