@@ -1,0 +1,89 @@
+"""Adadelta: steps in the units of the parameters, from the sizes of the steps before."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdadeltaState", "adadelta"]
+
+
+class AdadeltaState(NamedTuple):
+    """The state of `adadelta`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        nu: running mean of the squared gradients, a tree like the parameters; at least float32.
+        delta: running mean of the squared steps (before the rate), likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    nu: PyTree
+    delta: PyTree
+
+
+def adadelta(
+    learning_rate: LearningRate = 1.0, rho: Hyperparameter = 0.9, eps: Hyperparameter = 1e-6
+) -> GradientTransformation:
+    """An adaptive rate with units that fit.
+
+    `u = -rate d`, with `d = sqrt(x + eps) / sqrt(v + eps) g`, `v = rho v + (1 - rho) g^2` and, after
+    that, `x = rho x + (1 - rho) d^2`: both `torch.optim.Adadelta` and `optax.adadelta`, but for
+    rounding.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        rho: decay of both means, in [0, 1).
+        eps: >= 0, added under the roots. At 0 nothing ever moves.
+
+    Returns:
+        A transformation with an `AdadeltaState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method".
+
+    >>> optimizer = adadelta(eps=0.01)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.3015,  0.3123])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("rho", rho)
+    _checks.non_negative("eps", eps)
+
+    def init(params: PyTree) -> AdadeltaState:
+        return AdadeltaState(
+            *started(params, learning_rate), zeros_like(params), zeros_like(params)
+        )
+
+    def update(
+        grads: PyTree, state: AdadeltaState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdadeltaState]:
+        rate = rate_at(learning_rate, state.count)
+        updates, nu, delta = each_leaf(
+            _rule, grads, params, {"nu": state.nu, "delta": state.delta}, (rho, 1 - rho, eps, -rate)
+        )
+        return updates, AdadeltaState(state.count + 1, rate.float(), nu, delta)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (v, x) = leaf.grad, leaf.memory
+    rho, one_rho, eps, step = leaf.scalars
+    v = torch.addcmul(v * rho, g * one_rho, g)
+    d = (x + eps).sqrt() / (v + eps).sqrt() * g
+    x = torch.addcmul(x * rho, d * one_rho, d)
+    return d * step, v, x

@@ -1,0 +1,89 @@
+"""Adagrad: each step divided by the root of all squared gradients so far."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdagradState", "adagrad"]
+
+
+class AdagradState(NamedTuple):
+    """The state of `adagrad`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        nu: sum of the squared gradients, a tree like the parameters; at least float32.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    nu: PyTree
+
+
+def adagrad(
+    learning_rate: LearningRate,
+    eps: Hyperparameter = 1e-10,
+    *,
+    initial_accumulator_value: float = 0.0,
+) -> GradientTransformation:
+    """Gradient descent with a rate for each coordinate.
+
+    `u = -rate g / (sqrt(v) + eps)`, with `v = v + g^2`.
+
+    That is `torch.optim.Adagrad`; its `lr_decay` is the schedule
+    `lambda count: rate / (1 + lr_decay * count)`. `optax.adagrad` puts `eps` under the root and
+    starts the sum at 0.1.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        eps: >= 0, added outside the root.
+        initial_accumulator_value: >= 0, where the sum starts.
+
+    Returns:
+        A transformation with an `AdagradState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods for Online Learning and
+    Stochastic Optimization".
+
+    >>> optimizer = adagrad(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1000,  0.1000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("initial_accumulator_value", initial_accumulator_value)
+
+    def init(params: PyTree) -> AdagradState:
+        sums = tree.map(lambda z: z + initial_accumulator_value, zeros_like(params))
+        return AdagradState(*started(params, learning_rate), sums)
+
+    def update(
+        grads: PyTree, state: AdagradState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdagradState]:
+        rate = rate_at(learning_rate, state.count)
+        updates, nu = each_leaf(_rule, grads, params, {"nu": state.nu}, (eps, -rate))
+        return updates, AdagradState(state.count + 1, rate.float(), nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (v,) = leaf.grad, leaf.memory
+    eps, step = leaf.scalars
+    v = torch.addcmul(v, g, g)
+    return g * step / (v.sqrt() + eps), v

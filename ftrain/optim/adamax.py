@@ -1,0 +1,94 @@
+"""Adamax: Adam with the largest gradient of late in place of the mean of squares."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdamaxState", "adamax"]
+
+
+class AdamaxState(NamedTuple):
+    """The state of `adamax`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: their decaying maximum, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def adamax(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+) -> GradientTransformation:
+    """Adam in the infinity norm.
+
+    `u = -rate m / (1 - b1^t) / v`, with `m = b1 m + (1 - b1) g` and `v = max(b2 v, |g| + eps)`: both
+    `torch.optim.Adamax` and `optax.adamax`, but for rounding.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the maximum, in [0, 1).
+        eps: >= 0, added to the size of each gradient.
+
+    Returns:
+        A transformation with an `AdamaxState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", section 7.1.
+
+    >>> optimizer = adamax(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1000,  0.1000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+
+    def init(params: PyTree) -> AdamaxState:
+        return AdamaxState(*started(params, learning_rate), zeros_like(params), zeros_like(params))
+
+    def update(
+        grads: PyTree, state: AdamaxState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdamaxState]:
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        updates, mu, nu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            (1 - b1, b2, eps, -rate / debias(b1, count)),
+        )
+        return updates, AdamaxState(count, rate.float(), mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, v) = leaf.grad, leaf.memory
+    one_b1, b2, eps, step = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    v = torch.maximum(v * b2, g.abs() + eps)
+    return m * step / v, m, v

@@ -1,0 +1,119 @@
+"""AMSGrad: Adam whose divisor never shrinks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AMSGradState", "amsgrad"]
+
+
+class AMSGradState(NamedTuple):
+    """The state of `amsgrad`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+        nu_max: the largest `nu` so far, element by element.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+    nu_max: PyTree
+
+
+def amsgrad(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    *,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam with the largest mean of squares so far.
+
+    `u = -rate (m / (1 - b1^t) / (sqrt(w / (1 - b2^t)) + eps) + weight_decay p)`, with the moments of
+    `adam` and `w = max(w, v)`.
+
+    That is `amsgrad=True` of `torch.optim.Adam` and `AdamW`. `optax.amsgrad` takes the maximum
+    after the correction, over `v / (1 - b2^t)`: its first gradients weigh more, and for ever.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction.
+        weight_decay: >= 0, decoupled: multiplied by the rate. For an L2 penalty write
+            `chain(add_decayed_weights(...), amsgrad(...))`.
+        mask: what decays: a tree of bools or a function from parameters to one.
+
+    Returns:
+        A transformation with an `AMSGradState`. `update` needs `params` for weight decay only.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond".
+
+    >>> optimizer = amsgrad(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1000,  0.1000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("weight_decay", weight_decay)
+    decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
+
+    def init(params: PyTree) -> AMSGradState:
+        if decays:
+            mask_leaves(mask, params)
+        moments = (zeros_like(params) for _ in range(3))
+        return AMSGradState(*started(params, learning_rate), *moments)
+
+    def update(
+        grads: PyTree, state: AMSGradState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AMSGradState]:
+        masked = None
+        if decays:
+            params = _checks.needed("amsgrad with weight_decay", params)
+            masked = mask_leaves(mask, params)
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        updates, mu, nu, nu_max = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu, "nu_max": state.nu_max},
+            (1 - b1, b2, 1 - b2, debias(b2, count).sqrt(), eps, -rate / debias(b1, count)),
+            mask=masked,
+            shrink=rate * weight_decay,
+        )
+        return updates, AMSGradState(count, rate.float(), mu, nu, nu_max)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, v, largest) = leaf.grad, leaf.memory
+    one_b1, b2, one_b2, root, eps, step = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    v = torch.addcmul(v * b2, g * one_b2, g)
+    largest = torch.maximum(largest, v)
+    return m * step / (largest.sqrt() / root + eps), m, v, largest

@@ -1,0 +1,142 @@
+"""NAdam: Adam that looks ahead along its momentum, as Nesterov's method does."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["NAdamState", "nadam"]
+
+
+class NAdamState(NamedTuple):
+    """The state of `nadam`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu_product: float64, 0-d. The product of the momenta of all updates done.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu_product: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def nadam(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    *,
+    momentum_decay: Hyperparameter | None = 4e-3,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam with Nesterov's momentum.
+
+    `u = -rate (d / (sqrt(v / (1 - b2^t)) + eps) + weight_decay p)`, where
+    `d = a' m / (1 - a_1 ... a_t a') + (1 - a_t) g / (1 - a_1 ... a_t)`, with the moments of `adam`,
+    `a_t = b1 (1 - 0.96^(t momentum_decay) / 2)` and `a'` its next value.
+
+    That is `torch.optim.NAdam`. `optax.nadam` keeps the momentum constant, `a_t = b1`: write
+    `momentum_decay=None` for it.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, and what the momentum rises to, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+        momentum_decay: >= 0, how fast the momentum rises from `b1 / 2`; None for constant `b1`.
+        weight_decay: >= 0, decoupled: multiplied by the rate. For torch's L2 penalty write
+            `chain(add_decayed_weights(...), nadam(...))`.
+        mask: what decays: a tree of bools or a function from parameters to one.
+
+    Returns:
+        A transformation with an `NAdamState`. `update` needs `params` for weight decay only.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam".
+
+    >>> optimizer = nadam(0.1, momentum_decay=None)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1474,  0.1474])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("weight_decay", weight_decay)
+    if momentum_decay is not None:
+        _checks.non_negative("momentum_decay", momentum_decay)
+    decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
+
+    def momentum(t: torch.Tensor) -> torch.Tensor:
+        full = double(b1, t.device)
+        if momentum_decay is None:
+            return full
+        return full * (1 - 0.5 * 0.96 ** (t * double(momentum_decay, t.device)))
+
+    def init(params: PyTree) -> NAdamState:
+        count, rate = started(params, learning_rate)
+        if decays:
+            mask_leaves(mask, params)
+        return NAdamState(
+            count, rate, double(1.0, count.device), zeros_like(params), zeros_like(params)
+        )
+
+    def update(
+        grads: PyTree, state: NAdamState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, NAdamState]:
+        masked = None
+        if decays:
+            params = _checks.needed("nadam with weight_decay", params)
+            masked = mask_leaves(mask, params)
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        t = count.to(torch.float64)
+        now, ahead = momentum(t), momentum(t + 1)
+        product = state.mu_product * now
+        updates, mu, nu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            (
+                1 - b1,
+                b2,
+                1 - b2,
+                debias(b2, count),
+                eps,
+                -rate * (1 - now) / (1 - product),
+                -rate * ahead / (1 - product * ahead),
+            ),
+            mask=masked,
+            shrink=rate * weight_decay,
+        )
+        return updates, NAdamState(count, rate.float(), product, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, v) = leaf.grad, leaf.memory
+    one_b1, b2, one_b2, seen, eps, of_gradient, of_mean = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    v = torch.addcmul(v * b2, g * one_b2, g)
+    return (g * of_gradient + m * of_mean) / ((v / seen).sqrt() + eps), m, v

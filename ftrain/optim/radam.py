@@ -1,0 +1,133 @@
+"""RAdam: Adam that waits with its adaptive rate until the variance it divides by is known."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["RAdamState", "radam"]
+
+
+class RAdamState(NamedTuple):
+    """The state of `radam`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def radam(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    *,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam with a rectified variance.
+
+    `u = -rate (s m / (1 - b1^t) + weight_decay p)`, with the moments of `adam` and
+    `s = r sqrt(1 - b2^t) / (sqrt(v) + eps)` once `n > 5`, else 1. There
+    `n = n' - 2 t b2^t / (1 - b2^t)` is how many gradients `v` averages over, `n' = 2 / (1 - b2) - 1`,
+    and `r = sqrt((n - 4) (n - 2) n' / ((n' - 4) (n' - 2) n))`.
+
+    That is `torch.optim.RAdam`. `optax.radam` corrects `v` before it adds `eps`: as small as the two
+    are, they differ where a gradient is of the size of `eps`.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1). Up to 2/3 the step is never adaptive.
+        eps: >= 0, added outside the root, before the correction of `v`.
+        weight_decay: >= 0, decoupled: multiplied by the rate. For torch's L2 penalty write
+            `chain(add_decayed_weights(...), radam(...))`.
+        mask: what decays: a tree of bools or a function from parameters to one.
+
+    Returns:
+        A transformation with an `RAdamState`. `update` needs `params` for weight decay only.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Liu, Jiang, He, Chen, Liu, Gao, Han 2020, "On the Variance of the Adaptive Learning Rate
+    and Beyond".
+
+    >>> optimizer = radam(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1000,  0.2000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("weight_decay", weight_decay)
+    decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
+
+    def init(params: PyTree) -> RAdamState:
+        count, rate = started(params, learning_rate)
+        if decays:
+            mask_leaves(mask, params)
+        return RAdamState(count, rate, zeros_like(params), zeros_like(params))
+
+    def update(
+        grads: PyTree, state: RAdamState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, RAdamState]:
+        masked = None
+        if decays:
+            params = _checks.needed("radam with weight_decay", params)
+            masked = mask_leaves(mask, params)
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        adaptive, rectifier = _rectifier(b2, count)
+        updates, mu, nu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            (1 - b1, b2, 1 - b2, eps, -rate / debias(b1, count), adaptive, rectifier),
+            mask=masked,
+            shrink=rate * weight_decay,
+        )
+        return updates, RAdamState(count, rate.float(), mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rectifier(b2: Hyperparameter, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 if the step is adaptive, else 0; and `r sqrt(1 - b2^t)`, finite either way."""
+    decay, t = double(b2, count.device), count.to(torch.float64)
+    seen = debias(b2, count)
+    longest = 2 / (1 - decay) - 1
+    length = longest - 2 * t * decay**t / seen
+    adaptive = length > 5
+    n, most = torch.where(adaptive, length, 6.0), torch.where(adaptive, longest, 6.0)
+    squared = (n - 4) * (n - 2) * most / ((most - 4) * (most - 2) * n)
+    return adaptive.to(torch.float64), (squared * seen).sqrt()
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, v) = leaf.grad, leaf.memory
+    one_b1, b2, one_b2, eps, step, adaptive, rectifier = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    v = torch.addcmul(v * b2, g * one_b2, g)
+    scale = torch.where(torch.as_tensor(adaptive > 0), rectifier / (v.sqrt() + eps), 1.0)
+    return m * step * scale, m, v

@@ -1,0 +1,121 @@
+"""RMSprop: gradients divided by the root of the running mean of their squares."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["RMSpropState", "rmsprop"]
+
+
+class RMSpropState(NamedTuple):
+    """The state of `rmsprop`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        nu: running mean of the squared gradients, a tree like the parameters; at least float32.
+        mu: running mean of the gradients, likewise; `()` unless centered.
+        momentum: the decaying sum of scaled gradients, likewise; `()` without momentum.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    nu: PyTree
+    mu: PyTree
+    momentum: PyTree
+
+
+def rmsprop(
+    learning_rate: LearningRate,
+    alpha: Hyperparameter = 0.99,
+    eps: Hyperparameter = 1e-8,
+    *,
+    momentum: Hyperparameter = 0.0,
+    centered: bool = False,
+) -> GradientTransformation:
+    """Gradient descent in units of the gradient's recent size.
+
+    `u = -rate d`, with `d = g / (sqrt(v) + eps)` and `v = alpha v + (1 - alpha) g^2`. Centered, the
+    root is of the variance `v - m^2` (never less than 0), with `m = alpha m + (1 - alpha) g`. With
+    momentum `u = -rate b` and `b = momentum b + d`.
+
+    That is `torch.optim.RMSprop`. `optax.rmsprop` says `decay` (0.9) for `alpha`, puts `eps` under
+    the root unless `eps_in_sqrt=False`, and multiplies by the rate before it sums momentum: under
+    a schedule its past gradients keep their old rates.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        alpha: decay of the means, in [0, 1).
+        eps: >= 0, added outside the root.
+        momentum: in [0, 1). At the number 0 no sum is kept; at a tensor one always is.
+        centered: whether to divide by the standard deviation.
+
+    Returns:
+        A transformation with an `RMSpropState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop"; centered: Graves 2013, "Generating
+    Sequences With Recurrent Neural Networks".
+
+    >>> optimizer = rmsprop(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-1.0000,  1.0000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("alpha", alpha)
+    _checks.non_negative("eps", eps)
+    _checks.fraction("momentum", momentum)
+    remembers = isinstance(momentum, torch.Tensor) or momentum > 0
+
+    def init(params: PyTree) -> RMSpropState:
+        return RMSpropState(
+            *started(params, learning_rate),
+            zeros_like(params),
+            zeros_like(params) if centered else (),
+            zeros_like(params) if remembers else (),
+        )
+
+    def rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+        g, (v, *others) = leaf.grad, leaf.memory
+        alpha, one_alpha, eps, momentum, step = leaf.scalars
+        v = torch.addcmul(v * alpha, g * one_alpha, g)
+        square, kept = v, [v]
+        if centered:
+            m = torch.lerp(others.pop(0), g, one_alpha)
+            square = torch.addcmul(v, m, m, value=-1).clamp(min=0)
+            kept.append(m)
+        direction = g / (square.sqrt() + eps)
+        if remembers:
+            direction = others.pop(0) * momentum + direction
+            kept.append(direction)
+        return direction * step, *kept
+
+    def update(
+        grads: PyTree, state: RMSpropState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, RMSpropState]:
+        rate = rate_at(learning_rate, state.count)
+        memory = {"nu": state.nu}
+        if centered:
+            memory["mu"] = state.mu
+        if remembers:
+            memory["momentum"] = state.momentum
+        scalars = (alpha, 1 - alpha, eps, momentum, -rate)
+        updates, *kept = each_leaf(rule, grads, params, memory, scalars)
+        new = dict(zip(memory, kept, strict=True))
+        return updates, RMSpropState(
+            state.count + 1, rate.float(), new["nu"], new.get("mu", ()), new.get("momentum", ())
+        )
+
+    return GradientTransformation(init, update)
