@@ -19,14 +19,30 @@ from ftrain.optim.adam import AdamState, ScaleByAdamState, adam, adamw, scale_by
 from ftrain.optim.adamax import AdamaxState, adamax
 from ftrain.optim.amsgrad import AMSGradState, amsgrad
 from ftrain.optim.chain import chain, identity
-from ftrain.optim.clip import clip_by_global_norm
+from ftrain.optim.clip import adaptive_clip, clip, clip_by_block_rms, clip_by_global_norm
+from ftrain.optim.directions import ScaleByLionState, ScaleByRmsState, scale_by_lion, scale_by_rms
 from ftrain.optim.masks import Mask, everything, matrices
 from ftrain.optim.momentum import TraceState, trace
 from ftrain.optim.nadam import NAdamState, nadam
+from ftrain.optim.noise import AddNoiseState, add_noise
+from ftrain.optim.normalize import (
+    centralize,
+    normalize_by_update_norm,
+    scale_by_param_block_rms,
+    scale_by_sign,
+    scale_by_trust_ratio,
+)
+from ftrain.optim.plateau import ReduceOnPlateauState, reduce_on_plateau
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, Init, Schedule, Update
 from ftrain.optim.radam import RAdamState, radam
 from ftrain.optim.rmsprop import RMSpropState, rmsprop
-from ftrain.optim.scale import ScaleByLearningRateState, scale, scale_by_learning_rate
+from ftrain.optim.scale import (
+    ScaleByLearningRateState,
+    ScaleByScheduleState,
+    scale,
+    scale_by_learning_rate,
+    scale_by_schedule,
+)
 from ftrain.optim.schedules import (
     constant,
     cosine,
@@ -46,6 +62,7 @@ from ftrain.optim.schedules import (
 )
 from ftrain.optim.sgd import SGDState, sgd
 from ftrain.optim.weight_decay import add_decayed_weights
+from ftrain.optim.zero_nans import ZeroNansState, zero_nans
 
 __all__ = [
     "AMSGradState",
@@ -53,6 +70,7 @@ __all__ = [
     "AdagradState",
     "AdamState",
     "AdamaxState",
+    "AddNoiseState",
     "GradientTransformation",
     "Hyperparameter",
     "Init",
@@ -60,21 +78,31 @@ __all__ = [
     "NAdamState",
     "RAdamState",
     "RMSpropState",
+    "ReduceOnPlateauState",
     "SGDState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
+    "ScaleByLionState",
+    "ScaleByRmsState",
+    "ScaleByScheduleState",
     "Schedule",
     "TraceState",
     "Update",
+    "ZeroNansState",
     "adadelta",
     "adagrad",
     "adam",
     "adamax",
     "adamw",
+    "adaptive_clip",
     "add_decayed_weights",
+    "add_noise",
     "amsgrad",
     "apply_updates",
+    "centralize",
     "chain",
+    "clip",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "constant",
     "cosine",
@@ -89,18 +117,27 @@ __all__ = [
     "linear_warmup",
     "matrices",
     "nadam",
+    "normalize_by_update_norm",
     "one_cycle",
     "piecewise_constant",
     "plot_schedule",
     "polynomial",
     "radam",
+    "reduce_on_plateau",
     "rmsprop",
     "scale",
     "scale_by_adam",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_param_block_rms",
+    "scale_by_rms",
+    "scale_by_schedule",
+    "scale_by_sign",
+    "scale_by_trust_ratio",
     "sgd",
     "step",
     "trace",
     "warmup_cosine",
     "warmup_stable_decay",
+    "zero_nans",
 ]

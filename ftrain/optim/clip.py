@@ -1,7 +1,8 @@
-"""Clipping: gradients of bounded length."""
+"""Clipping: gradients of bounded length, all together, leaf by leaf, unit by unit or entry by entry."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ import torch
 from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.optim import _checks
-from ftrain.optim._leaves import gradients, placed
+from ftrain.optim._leafwise import leafwise, leafwise_with_params
+from ftrain.optim._leaves import compute_dtype, gradients, placed
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
-__all__ = ["clip_by_global_norm"]
+__all__ = ["adaptive_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
 
 
 def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
@@ -55,3 +57,95 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
         return tree.unflatten(treedef, [clipped(g) for g in leaves]), state
 
     return GradientTransformation(init, update)
+
+
+def clip(max_delta: Hyperparameter) -> GradientTransformation:
+    """Cut every entry to `[-max_delta, max_delta]`.
+
+    `torch.nn.utils.clip_grad_value_` and `optax.clip`, to the bit. An infinite entry is cut as well,
+    a NaN stays.
+
+    Args:
+        max_delta: a finite number >= 0, in units of the gradient.
+
+    >>> clip(1.0).update({"w": torch.tensor([3.0, -0.5])}, ())[0]
+    {'w': tensor([ 1.0000, -0.5000])}
+    """
+    _checks.non_negative("max_delta", max_delta)
+    return leafwise(lambda g, bound: torch.clamp(g, -bound, bound).to(g.dtype), max_delta)
+
+
+def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
+    """Shrink each leaf by itself so that the root of its mean square is at most `threshold`.
+
+    `u = g / max(1, rms(g) / threshold)`, as `optax.clip_by_block_rms`: Adafactor's update clipping.
+
+    Args:
+        threshold: a finite number > 0, in units of the gradient.
+
+    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+
+    >>> clip_by_block_rms(1.0).update({"a": torch.tensor([3.0, 3.0]), "b": torch.tensor([0.5])}, ())[0]
+    {'a': tensor([1., 1.]), 'b': tensor([0.5000])}
+    """
+    _checks.positive("threshold", threshold)
+
+    def clipped(g: torch.Tensor, threshold: Hyperparameter) -> torch.Tensor:
+        if not g.numel():
+            return g
+        wide = g.to(compute_dtype(g.dtype))
+        return (wide / torch.clamp(block_rms(wide) / threshold, min=1.0)).to(g.dtype)
+
+    return leafwise(clipped, threshold)
+
+
+def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> GradientTransformation:
+    """Shrink each unit's gradient to at most `clipping` times the length of the unit's weights (AGC).
+
+    `u = g min(1, clipping max(||p||, eps) / ||g||)`, where norms are those of a unit: a row of a
+    matrix, a filter of a convolution (all but the first axis, torch's layout), a whole vector, a
+    scalar. `optax.adaptive_grad_clip` takes units along JAX's layout, the last axis. The paper leaves
+    out the last layer.
+
+    Args:
+        clipping: the largest ratio of gradient to weights, a finite number >= 0; the paper's is 0.01.
+        eps: the length that shorter weights count as, >= 0: with 0, weights of zero stay zero.
+
+    Returns:
+        A transformation without state. `update` needs `params`.
+
+    Raises:
+        ValueError: `update` is called without parameters.
+
+    Source: Brock, De, Smith, Simonyan 2021, "High-Performance Large-Scale Image Recognition Without
+    Normalization".
+
+    >>> params = {"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}
+    >>> adaptive_clip(0.1).update({"w": torch.full((2, 2), 0.1)}, (), params)[0]
+    {'w': tensor([[0.1000, 0.1000], [0.0707, 0.0707]])}
+    """
+    _checks.non_negative("clipping", clipping)
+    _checks.non_negative("eps", eps)
+
+    def clipped(
+        g: torch.Tensor, p: torch.Tensor, clipping: Hyperparameter, eps: Hyperparameter
+    ) -> torch.Tensor:
+        dtype = compute_dtype(p.dtype)
+        grad_norm, param_norm = _unit_norm(g, dtype), _unit_norm(p, dtype)
+        max_norm = torch.clamp(param_norm, min=eps) * clipping
+        shorter = max_norm / torch.clamp(grad_norm, min=1e-6)
+        return (g * torch.where(grad_norm > max_norm, shorter, 1.0)).to(g.dtype)
+
+    return leafwise_with_params("adaptive_clip", clipped, clipping, eps)
+
+
+def block_rms(x: torch.Tensor) -> torch.Tensor:
+    """The root of the mean square of a tensor that is not empty, as a 0-d tensor."""
+    norm: torch.Tensor = torch.linalg.vector_norm(x)
+    return norm / math.sqrt(x.numel())
+
+
+def _unit_norm(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    dims = tuple(range(1, x.ndim)) if x.ndim > 1 else None
+    norm: torch.Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=x.ndim > 1, dtype=dtype)
+    return norm

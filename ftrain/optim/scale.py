@@ -1,4 +1,4 @@
-"""Multiplication by a factor: a fixed one, or the learning rate."""
+"""Multiplication by a factor: a fixed one, one that follows a schedule, or the learning rate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree, Schedule
 
-__all__ = ["ScaleByLearningRateState", "scale", "scale_by_learning_rate"]
+__all__ = [
+    "ScaleByLearningRateState",
+    "ScaleByScheduleState",
+    "scale",
+    "scale_by_learning_rate",
+    "scale_by_schedule",
+    "scaled",
+]
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -25,6 +32,18 @@ class ScaleByLearningRateState(NamedTuple):
 
     count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
     learning_rate: torch.Tensor
+
+
+class ScaleByScheduleState(NamedTuple):
+    """The state of `scale_by_schedule`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        factor: float32, 0-d. The factor of the last update; before the first, of the first.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    factor: torch.Tensor
 
 
 def scale(factor: Hyperparameter) -> GradientTransformation:
@@ -76,6 +95,45 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformatio
     ) -> tuple[PyTree, PyTree]:
         rate = rate_at(learning_rate, state.count)
         return _scaled_tree(grads, -rate), ScaleByLearningRateState(state.count + 1, rate.float())
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
+    """Multiply every gradient by a factor that follows a schedule: `u = schedule(count) g`.
+
+    The factor may have either sign. A learning rate, which goes against the gradient and is reported
+    as `learning_rate`, is `scale_by_learning_rate`.
+
+    Args:
+        schedule: a function from the count (first 0) to the factor.
+
+    Raises:
+        TypeError: `schedule` is a number: that is `scale`.
+
+    >>> from ftrain import optim
+    >>> warmup = scale_by_schedule(optim.linear(0.5, 1.0, 2))
+    >>> params = {"w": torch.tensor([2.0])}
+    >>> updates, state = warmup.update(params, warmup.init(params))
+    >>> updates, state.factor
+    ({'w': tensor([1.])}, tensor(0.5000))
+    """
+    if not callable(schedule) or isinstance(schedule, torch.Tensor):
+        raise TypeError(
+            f"schedule is a function of the count, got {type(schedule).__name__} {schedule!r}. For a "
+            "factor that stays write `scale(factor)`."
+        )
+
+    def init(params: PyTree) -> ScaleByScheduleState:
+        leaves, _ = parameters(params)
+        count = zero_count(first_device(leaves))
+        return ScaleByScheduleState(count, rate_at(schedule, count).float())
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        factor = rate_at(schedule, state.count)
+        return _scaled_tree(grads, factor), ScaleByScheduleState(state.count + 1, factor.float())
 
     return GradientTransformation(init, update)
 

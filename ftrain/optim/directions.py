@@ -1,0 +1,125 @@
+"""Directions with a memory of one moment, for composition: those of RMSprop and of Lion.
+
+The direction of Adam is in `adam.py`, momentum in `momentum.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim.normalize import signs
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["ScaleByLionState", "ScaleByRmsState", "scale_by_lion", "scale_by_rms"]
+
+
+class ScaleByRmsState(NamedTuple):
+    """The state of `scale_by_rms`.
+
+    Attributes:
+        nu: running mean of the squared gradients, a tree like the parameters; at least float32.
+    """
+
+    nu: PyTree
+
+
+class ScaleByLionState(NamedTuple):
+    """The state of `scale_by_lion`.
+
+    Attributes:
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+    """
+
+    mu: PyTree
+
+
+def scale_by_rms(
+    decay: Hyperparameter = 0.99, eps: Hyperparameter = 1e-8
+) -> GradientTransformation:
+    """The direction of RMSprop: `u = g / (sqrt(v) + eps)`, with `v = decay v + (1 - decay) g^2`.
+
+    `eps` is outside the root and `decay` 0.99 as in `torch.optim.RMSprop`; `optax.scale_by_rms` has
+    0.9, and the same `eps` with `eps_in_sqrt=False`. `v` starts at zero and is not corrected for it.
+
+    Args:
+        decay: of the squares, in [0, 1).
+        eps: >= 0, in units of the gradient.
+
+    Returns:
+        A transformation with a `ScaleByRmsState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop".
+
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> direction = scale_by_rms(0.75)
+    >>> direction.update(params, direction.init(params))[0]
+    {'w': tensor([ 2., -2.])}
+    """
+    _checks.fraction("decay", decay)
+    _checks.non_negative("eps", eps)
+
+    def scaled(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+        (v,), (decay_, rest, eps_) = leaf.memory, leaf.scalars
+        new = torch.addcmul(v * decay_, leaf.grad * rest, leaf.grad)
+        return leaf.grad / (new.sqrt() + eps_), new
+
+    def init(params: PyTree) -> ScaleByRmsState:
+        return ScaleByRmsState(zeros_like(params))
+
+    def update(
+        grads: PyTree, state: ScaleByRmsState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ScaleByRmsState]:
+        scalars = (decay, 1 - decay, eps)
+        updates, nu = each_leaf(scaled, grads, params, {"nu": state.nu}, scalars)
+        return updates, ScaleByRmsState(nu)
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> GradientTransformation:
+    """The direction of Lion: `u = sign(b1 m + (1 - b1) g)`, then `m = b2 m + (1 - b2) g`.
+
+    Args:
+        b1: the weight of the past in the step, in [0, 1).
+        b2: decay of the mean, in [0, 1).
+
+    Returns:
+        A transformation with a `ScaleByLionState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms".
+
+    >>> params = {"w": torch.tensor([3.0, -0.5])}
+    >>> direction = scale_by_lion()
+    >>> direction.update(params, direction.init(params))[0]
+    {'w': tensor([ 1., -1.])}
+    """
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+
+    def signed(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+        (m,), (one_b1, one_b2) = leaf.memory, leaf.scalars
+        return signs(torch.lerp(m, leaf.grad, one_b1)), torch.lerp(m, leaf.grad, one_b2)
+
+    def init(params: PyTree) -> ScaleByLionState:
+        return ScaleByLionState(zeros_like(params))
+
+    def update(
+        grads: PyTree, state: ScaleByLionState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ScaleByLionState]:
+        updates, mu = each_leaf(signed, grads, params, {"mu": state.mu}, (1 - b1, 1 - b2))
+        return updates, ScaleByLionState(mu)
+
+    return GradientTransformation(init, update)

@@ -1,0 +1,175 @@
+"""Directions without their length: signs, unit norms, lengths taken from the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.norm import global_norm
+from ftrain.optim import _checks
+from ftrain.optim._leafwise import leafwise, leafwise_with_params
+from ftrain.optim._leaves import compute_dtype, gradients
+from ftrain.optim.clip import block_rms
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.scale import scaled
+
+__all__ = [
+    "centralize",
+    "normalize_by_update_norm",
+    "scale_by_param_block_rms",
+    "scale_by_sign",
+    "scale_by_trust_ratio",
+    "signs",
+]
+
+
+def centralize() -> GradientTransformation:
+    """Take from each unit's gradient its mean: `u = g - mean(g)` over all axes but the first.
+
+    Vectors and scalars stay as they are. In torch's layout a unit is a row of a matrix or a filter of
+    a convolution; `optax.centralize` takes the same axes.
+
+    Source: Yong, Huang, Hua, Zhang 2020, "Gradient Centralization: A New Optimization Technique for
+    Deep Neural Networks".
+
+    >>> centralize().update({"w": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([1.0, 3.0])}, ())[0]
+    {'w': tensor([[-1.,  1.]]), 'b': tensor([1., 3.])}
+    """
+
+    def centered(g: torch.Tensor) -> torch.Tensor:
+        wide = g.to(compute_dtype(g.dtype))
+        if g.ndim < 2 or not g.numel():
+            return wide
+        return wide - wide.mean(tuple(range(1, g.ndim)), keepdim=True)
+
+    return leafwise(centered)
+
+
+def scale_by_sign() -> GradientTransformation:
+    """The sign of every entry: -1, 0 or 1; NaN for NaN.
+
+    Source: Bernstein, Wang, Azizzadenesheli, Anandkumar 2018, "signSGD: Compressed Optimisation for
+    Non-Convex Problems".
+
+    >>> scale_by_sign().update({"w": torch.tensor([3.0, -0.5, 0.0])}, ())[0]
+    {'w': tensor([ 1., -1.,  0.])}
+    """
+    return leafwise(lambda g: signs(g.to(compute_dtype(g.dtype))))
+
+
+def normalize_by_update_norm(
+    scale_factor: Hyperparameter = 1.0, eps: Hyperparameter = 1e-6
+) -> GradientTransformation:
+    """Give all gradients together one length: `u = scale_factor g / (||g|| + eps)`.
+
+    The norm is that of the whole tree, as in `optax.normalize_by_update_norm`.
+
+    Args:
+        scale_factor: the length, a finite number >= 0.
+        eps: >= 0, in units of the gradient: what is much shorter stays short.
+
+    >>> normalize_by_update_norm(10.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]
+    {'w': tensor([6.0000, 8.0000])}
+    """
+    _checks.non_negative("scale_factor", scale_factor)
+    _checks.non_negative("eps", eps)
+
+    def init(params: PyTree) -> PyTree:
+        return ()
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        leaves, treedef = gradients(grads)
+        factor = scale_factor / (global_norm(grads) + eps)
+        return tree.unflatten(treedef, scaled(leaves, factor)), state
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_trust_ratio(
+    trust_coefficient: Hyperparameter = 1.0,
+    *,
+    min_norm: Hyperparameter = 0.0,
+    eps: Hyperparameter = 0.0,
+) -> GradientTransformation:
+    """Make each leaf's update as long as its parameters.
+
+    `u = trust_coefficient g ||p|| / (||g|| + eps)`; where either norm is zero, `u = g`. What LARS and
+    LAMB do to their directions; `optax.scale_by_trust_ratio`.
+
+    Args:
+        trust_coefficient: the length of an update in lengths of its parameters, >= 0.
+        min_norm: what shorter norms, of either, count as, >= 0.
+        eps: >= 0, in units of the gradient.
+
+    Returns:
+        A transformation without state. `update` needs `params`.
+
+    Raises:
+        ValueError: `update` is called without parameters.
+
+    Source: You, Gitman, Ginsburg 2017, "Large Batch Training of Convolutional Networks".
+
+    >>> params = {"w": torch.tensor([6.0, 8.0])}
+    >>> scale_by_trust_ratio(0.1).update({"w": torch.tensor([0.3, 0.4])}, (), params)[0]
+    {'w': tensor([0.6000, 0.8000])}
+    """
+    _checks.non_negative("trust_coefficient", trust_coefficient)
+    _checks.non_negative("min_norm", min_norm)
+    _checks.non_negative("eps", eps)
+
+    def trusted(
+        g: torch.Tensor,
+        p: torch.Tensor,
+        coefficient: Hyperparameter,
+        min_norm: Hyperparameter,
+        eps: Hyperparameter,
+    ) -> torch.Tensor:
+        dtype = compute_dtype(p.dtype)
+        grad_norm = torch.linalg.vector_norm(g, dtype=dtype).clamp(min=min_norm)
+        param_norm = torch.linalg.vector_norm(p, dtype=dtype).clamp(min=min_norm)
+        zero = (grad_norm == 0) | (param_norm == 0)
+        # No 0 / 0 in the branch that is not taken: it would make hypergradients NaN.
+        ratio = coefficient * param_norm / torch.where(zero, 1.0, grad_norm + eps)
+        return g.to(dtype) * torch.where(zero, 1.0, ratio)
+
+    return leafwise_with_params("scale_by_trust_ratio", trusted, trust_coefficient, min_norm, eps)
+
+
+def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransformation:
+    """Multiply each leaf by the root mean square of its parameters: `u = g max(rms(p), min_scale)`.
+
+    Steps relative to the size of the weights, as in Adafactor; `optax.scale_by_param_block_rms`.
+
+    Args:
+        min_scale: the size that smaller parameters count as, >= 0: with 0, zeros stay zeros.
+
+    Returns:
+        A transformation without state. `update` needs `params`.
+
+    Raises:
+        ValueError: `update` is called without parameters.
+
+    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+
+    >>> params = {"w": torch.tensor([2.0, -2.0])}
+    >>> scale_by_param_block_rms().update({"w": torch.tensor([1.0, 0.5])}, (), params)[0]
+    {'w': tensor([2., 1.])}
+    """
+    _checks.non_negative("min_scale", min_scale)
+
+    def relative(g: torch.Tensor, p: torch.Tensor, min_scale: Hyperparameter) -> torch.Tensor:
+        dtype = compute_dtype(p.dtype)
+        if not p.numel():
+            return g.to(dtype)
+        return g.to(dtype) * block_rms(p.to(dtype)).clamp(min=min_scale)
+
+    return leafwise_with_params("scale_by_param_block_rms", relative, min_scale)
+
+
+def signs(x: torch.Tensor) -> torch.Tensor:
+    """-1, 0 or 1 for each entry, and NaN for NaN, which `torch.sign` would hide as 0."""
+    return torch.where(x.isnan(), x, x.sign())

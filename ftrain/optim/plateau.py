@@ -1,0 +1,178 @@
+"""Smaller steps once the loss has stopped falling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._leaves import first_device, gradients, parameters
+from ftrain.optim._rate import double, zero_count
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.scale import scaled
+
+__all__ = ["ReduceOnPlateauState", "reduce_on_plateau"]
+
+_Mode = Literal["min", "max"]
+_ThresholdMode = Literal["rel", "abs"]
+
+
+class ReduceOnPlateauState(NamedTuple):
+    """The state of `reduce_on_plateau`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        scale: float64, 0-d. What updates are multiplied by now.
+        best: float64, 0-d. The best value so far; before the first an infinity.
+        total: float64, 0-d. The sum of the values since the last comparison.
+        bad_count: int64, 0-d. Comparisons without improvement, one after the other.
+        cooldown_count: int64, 0-d. Comparisons still to come of which bad ones do not count.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    scale: torch.Tensor
+    best: torch.Tensor
+    total: torch.Tensor
+    bad_count: torch.Tensor
+    cooldown_count: torch.Tensor
+
+
+def reduce_on_plateau(
+    factor: Hyperparameter = 0.1,
+    patience: int = 10,
+    *,
+    mode: _Mode = "min",
+    threshold: Hyperparameter = 1e-4,
+    threshold_mode: _ThresholdMode = "rel",
+    cooldown: int = 0,
+    min_scale: Hyperparameter = 0.0,
+    accumulation_size: int = 1,
+) -> GradientTransformation:
+    """Multiply updates by a scale that shrinks whenever a value has stopped getting better.
+
+    `u = scale g`, and `scale = max(factor scale, min_scale)` at the comparison that makes more than
+    `patience` bad ones in a row. The last link of a chain, behind the algorithm whose steps it
+    shrinks; the `learning_rate` that the algorithm reports is the one before it.
+
+    The value is `value=` where `update` is given that, and else `loss=`, which a training step hands
+    in. The rule is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose `step` is one
+    comparison (it ignores changes of the rate below 1e-8; this does not).
+    `optax.contrib.reduce_on_plateau` shrinks one comparison earlier, at the `patience`-th bad one.
+
+    Args:
+        factor: in (0, 1).
+        patience: bad comparisons in a row that change nothing, >= 0.
+        mode: `"min"`, lower values are better; `"max"`, higher ones are.
+        threshold: by how much a value must be better to count, >= 0 and, where it is relative, < 1.
+        threshold_mode: `"rel"`, as a part of the best value; `"abs"`, in its units.
+        cooldown: comparisons after a reduction of which bad ones do not count, >= 0.
+        min_scale: the smallest scale, in [0, 1].
+        accumulation_size: how many values are averaged for one comparison, >= 1: losses of single
+            batches are too noisy to compare.
+
+    Returns:
+        A transformation with a `ReduceOnPlateauState`, all of the schedule's memory.
+
+    Raises:
+        ValueError: an option out of its range; `update` is given neither `value` nor `loss`.
+        TypeError: the value is no number and no 0-d tensor.
+
+    >>> from ftrain import optim
+    >>> optimizer = optim.chain(optim.sgd(1.0), reduce_on_plateau(0.5, patience=1))
+    >>> params = {"w": torch.tensor([1.0])}
+    >>> state = optimizer.init(params)
+    >>> for loss in (1.0, 0.9, 0.9, 0.9, 0.9):
+    ...     updates, state = optimizer.update(params, state, params, loss=torch.tensor(loss))
+    ...     print(updates["w"].item(), end=" ")
+    -1.0 -1.0 -1.0 -0.5 -0.5
+    """
+    _checks.fraction("factor", factor)
+    _checks.positive("factor", factor)
+    _checks.positive_int("patience", patience, at_least=0)
+    _checks.positive_int("cooldown", cooldown, at_least=0)
+    _checks.positive_int("accumulation_size", accumulation_size)
+    _checks.non_negative("min_scale", min_scale)
+    if not isinstance(min_scale, torch.Tensor) and min_scale > 1:
+        raise ValueError(f"min_scale must lie in [0, 1], got {min_scale!r}.")
+    if mode not in get_args(_Mode):
+        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}.")
+    if threshold_mode not in get_args(_ThresholdMode):
+        raise ValueError(f"threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}.")
+    (_checks.fraction if threshold_mode == "rel" else _checks.non_negative)("threshold", threshold)
+    worst = math.inf if mode == "min" else -math.inf
+
+    def init(params: PyTree) -> ReduceOnPlateauState:
+        leaves, _ = parameters(params)
+        device = first_device(leaves)
+        return ReduceOnPlateauState(
+            count=zero_count(device),
+            scale=double(1.0, device),
+            best=double(worst, device),
+            total=double(0.0, device),
+            bad_count=zero_count(device),
+            cooldown_count=zero_count(device),
+        )
+
+    def is_better(value: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        margin = double(threshold, value.device)
+        if threshold_mode == "rel":
+            return value < best * (1 - margin) if mode == "min" else value > best * (1 + margin)
+        return value < best - margin if mode == "min" else value > best + margin
+
+    def compared(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
+        """The state after one comparison, of the mean of the values that its total sums."""
+        value = state.total / accumulation_size
+        better = is_better(value, state.best)
+        cooling = state.cooldown_count > 0
+        bad = torch.where(better | cooling, 0, state.bad_count + 1)
+        reduce = bad > patience
+        smaller = torch.maximum(
+            state.scale * double(factor, value.device), double(min_scale, value.device)
+        )
+        return ReduceOnPlateauState(
+            count=state.count,
+            scale=torch.where(reduce, smaller, state.scale),
+            best=torch.where(better, value, state.best),
+            total=torch.zeros_like(state.total),
+            bad_count=torch.where(reduce, 0, bad),
+            cooldown_count=torch.where(reduce, cooldown, state.cooldown_count - cooling.long()),
+        )
+
+    def update(
+        grads: PyTree, state: ReduceOnPlateauState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ReduceOnPlateauState]:
+        leaves, treedef = gradients(grads)
+        count = state.count + 1
+        summed = state._replace(count=count, total=state.total + _value(extra, count.device))
+        due = count % accumulation_size == 0
+        new = ReduceOnPlateauState(
+            *(
+                torch.where(due, one, other)
+                for one, other in zip(compared(summed), summed, strict=True)
+            )
+        )
+        return tree.unflatten(treedef, scaled(leaves, new.scale)), new
+
+    return GradientTransformation(init, update)
+
+
+def _value(extra: dict[str, Any], device: torch.device) -> torch.Tensor:
+    name = "value" if extra.get("value") is not None else "loss"
+    value = extra.get(name)
+    if value is None:
+        raise ValueError(
+            "`reduce_on_plateau` reads the loss and got none: call `update(grads, state, params, "
+            "loss=loss)` (a training step does), or `value=` for another value than the loss."
+        )
+    if isinstance(value, torch.Tensor) and not value.ndim:
+        return double(value.detach(), device)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return double(value, device)
+    shown = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    raise TypeError(
+        f"`reduce_on_plateau` reads one number, and `{name}` is a {type(value).__name__} {shown}. Give "
+        "it a 0-d tensor, such as `loss.mean()`."
+    )

@@ -1,0 +1,55 @@
+"""NaNs made zeros, and counted as found."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim._leaves import gradients, parameters
+from ftrain.optim.protocol import GradientTransformation, PyTree
+
+__all__ = ["ZeroNansState", "zero_nans"]
+
+
+class ZeroNansState(NamedTuple):
+    """The state of `zero_nans`.
+
+    Attributes:
+        found_nan: a tree like the parameters, of bools, 0-d: whether the last update had a NaN there.
+    """
+
+    found_nan: PyTree
+
+
+def zero_nans() -> GradientTransformation:
+    """Replace each NaN by 0 and say in the state which leaves had one; infinities stay.
+
+    A training step that skips or raises on non-finite gradients never hands one on: this is for steps
+    with `nonfinite="ignore"`.
+
+    Returns:
+        A transformation with a `ZeroNansState`.
+
+    >>> grads = {"a": torch.tensor([float("nan"), 1.0]), "b": torch.tensor(2.0)}
+    >>> clean = zero_nans()
+    >>> clean.update(grads, clean.init(grads))
+    ({'a': tensor([0., 1.]), 'b': tensor(2.)},
+     ZeroNansState(found_nan={'a': tensor(True), 'b': tensor(False)}))
+    """
+
+    def init(params: PyTree) -> ZeroNansState:
+        leaves, treedef = parameters(params)
+        none = [torch.zeros((), dtype=torch.bool, device=p.device) for p in leaves]
+        return ZeroNansState(tree.unflatten(treedef, none))
+
+    def update(
+        grads: PyTree, state: ZeroNansState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ZeroNansState]:
+        leaves, treedef = gradients(grads)
+        clean = [torch.where(g.isnan(), 0.0, g) for g in leaves]
+        found = [g.isnan().any() for g in leaves]
+        return tree.unflatten(treedef, clean), ZeroNansState(tree.unflatten(treedef, found))
+
+    return GradientTransformation(init, update)
