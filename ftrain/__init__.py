@@ -13,7 +13,7 @@ from ftrain.core import errors, random, tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.compile import compile
 from ftrain.core.functional import bind, value_and_grad
-from ftrain.core.gradients import Gradients, gradients
+from ftrain.core.gradients import GradientFn, Gradients, gradients
 from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
 from ftrain.core.precision import LossScale, Policy
 from ftrain.core.scan import scan
@@ -21,6 +21,7 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, commit, make_steps, update
 
 __all__ = [
+    "GradientFn",
     "Gradients",
     "Last",
     "LossScale",

@@ -15,12 +15,18 @@ from ftrain.core.state import TrainState
 @contextlib.contextmanager
 def isolated(device_type: str) -> Iterator[None]:
     """None of the caller's modes inside: no autocast, no grad, no inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        if not torch.is_autocast_enabled(device_type):
-            yield
-            return
-        with torch.autocast(device_type, enabled=False):
-            yield
+    with torch.inference_mode(False), torch.no_grad(), without_autocast(device_type):
+        yield
+
+
+@contextlib.contextmanager
+def without_autocast(device_type: str) -> Iterator[None]:
+    """The caller's autocast is off inside."""
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    with torch.autocast(device_type, enabled=False):
+        yield
 
 
 def check_state(state: Any) -> None:

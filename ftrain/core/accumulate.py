@@ -114,6 +114,15 @@ def accumulate_micro_batches(
     return Accumulated(totals, weight, buffers, metrics)
 
 
+def each_part(batch: Any, k: int, key: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
+    """The keys and the parts that `accumulate_micro_batches` goes through, one by one."""
+    parts, k = parts_of(batch, k)
+    if not isinstance(parts, list):
+        stacked = parts
+        parts = [tree.map(lambda x, i=i: x[i], stacked) for i in range(k)]
+    return list(random.split(key, k).unbind()), parts
+
+
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
     """The weight where there is any, else 1: what a micro-batch's total is scaled down by."""
     return torch.where(weight == 0, torch.ones_like(weight), weight)

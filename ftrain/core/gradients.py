@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from ftrain.core import random, tree
-from ftrain.core._checks import check_batch, check_state, isolated
+from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
 from ftrain.core._loss import LossFn, call_loss, split_loss
 from ftrain.core._nonfinite import require_finite
 from ftrain.core.accumulate import (
@@ -21,6 +22,7 @@ from ftrain.core.accumulate import (
     Micro,
     MicroBatches,
     accumulate_micro_batches,
+    each_part,
     parts_of,
     safe_weight,
     wide,
@@ -31,7 +33,7 @@ from ftrain.core.norm import global_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.state import TrainState
 
-__all__ = ["Gradients", "LossFn", "NonFinite", "gradients"]
+__all__ = ["GradientFn", "Gradients", "LossFn", "NonFinite", "gradients"]
 
 GradReduce = Callable[[Any, torch.Tensor], tuple[Any, torch.Tensor]]
 NonFinite = Literal["skip", "raise", "ignore"]
@@ -57,6 +59,31 @@ class Gradients(NamedTuple):
     metrics: Metrics
 
 
+@dataclass(frozen=True)
+class GradientFn:
+    """The function `(state, batch) -> Gradients`, with `closures` for optimizers that ask for more."""
+
+    _found: Callable[[TrainState, Any], Gradients]
+    _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
+
+    def __call__(self, state: TrainState, batch: Any) -> Gradients:
+        """What this batch says about this state."""
+        return self._found(state, batch)
+
+    def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
+        """The loss of this batch as a function of the parameters, for line searches and the like.
+
+        Key, buffers and micro-batches are those of the gradients, so that at `state.params` both
+        functions give what `self(state, batch)` gives. Hand them on as extra arguments:
+        `update(optimizer, state, found, **gradients.closures(state, batch))`.
+
+        Returns:
+            `value_fn(params) -> loss`, 0-d, to be differentiated as its caller likes, and
+            `grad_fn(params) -> grads`, like `Gradients.grads`: unscaled, averaged, reduced.
+        """
+        return self._closures(state, batch)
+
+
 def gradients(
     model: nn.Module | Callable[[], nn.Module] | Bound,
     loss_fn: LossFn,
@@ -65,7 +92,7 @@ def gradients(
     accumulate: int = 1,
     nonfinite: NonFinite = "skip",
     grad_reduce: GradReduce | None = None,
-) -> Callable[[TrainState, Any], Gradients]:
+) -> GradientFn:
     """The function `(state, batch) -> Gradients` that a training step begins with.
 
     Args:
@@ -99,7 +126,9 @@ def gradients(
         raise ValueError(f"{bound} has no parameter with requires_grad: there is nothing to train")
     one = _forward_backward(bound, loss_fn, policy)
 
-    def all_parts(state: TrainState, scale: Any, key: torch.Tensor, batch: Any) -> Accumulated:
+    def all_parts(state: TrainState, key: torch.Tensor, batch: Any) -> Accumulated:
+        scale = state.scaler.scale if scaling else None
+
         def micro(buffers: Any, key: torch.Tensor, part: Any) -> Micro:
             return one(state.params, scale, buffers, key, part)
 
@@ -130,8 +159,7 @@ def gradients(
         with isolated(state.step.device.type):
             keys = random.split(state.rng)
             rng, key = keys[0].clone(), keys[1]
-            scale = state.scaler.scale if scaling else None
-            found = all_parts(state, scale, key, policy.cast(batch))
+            found = all_parts(state, key, policy.cast(batch))
             grads = _averaged(found, state, scaling)
             norm = global_norm(grads)
             finite = torch.isfinite(norm)
@@ -155,7 +183,61 @@ def gradients(
             Metrics(metrics),
         )
 
-    return gradients_of
+    value = _loss_of(bound, loss_fn, policy, accumulate, grad_reduce)
+    return GradientFn(gradients_of, _closures(all_parts, value, policy))
+
+
+def _closures(
+    all_parts: Callable[..., Accumulated], value: Callable[..., torch.Tensor], policy: Policy
+) -> Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]:
+    def closures_of(state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
+        def grad_fn(params: Any) -> Any:
+            with isolated(state.step.device.type):
+                at = state.replace(params=params)
+                found = all_parts(at, random.split(state.rng)[1], policy.cast(batch))
+                return _averaged(found, at, policy.loss_scale)
+
+        def value_fn(params: Any) -> torch.Tensor:
+            with without_autocast(state.step.device.type):
+                return value(params, state.buffers, random.split(state.rng)[1], policy.cast(batch))
+
+        return {"value_fn": value_fn, "grad_fn": grad_fn}
+
+    return closures_of
+
+
+def _loss_of(
+    bound: Bound, loss_fn: LossFn, policy: Policy, accumulate: int, grad_reduce: GradReduce | None
+) -> Callable[..., torch.Tensor]:
+    """The mean loss of a batch, `(params, buffers, key, batch) -> loss`: the forward pass alone."""
+    where = describe(loss_fn)
+
+    def one(params: Any, buffers: Any, key: torch.Tensor, part: Any) -> tuple[Any, Any, Any]:
+        with random.keyed(key, bound.skeleton.module):
+            out, after = bound.call(
+                lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
+                params,
+                buffers,
+                True,
+            )
+        total, metrics = split_loss(out, where)
+        weight = metrics.entries["loss"].weight
+        return total.to(weight.dtype), weight, after
+
+    def value(params: Any, buffers: Any, key: torch.Tensor, batch: Any) -> torch.Tensor:
+        if accumulate == 1 and not isinstance(batch, MicroBatches):
+            total, weight, _ = one(params, buffers, key, batch)
+        else:
+            total, weight = torch.zeros((), device=key.device), torch.zeros((), device=key.device)
+            for part_key, part in zip(*each_part(batch, accumulate, key), strict=True):
+                part_total, part_weight, buffers = one(params, buffers, part_key, part)
+                total, weight = total + part_total, weight + part_weight
+        if grad_reduce is not None:
+            total, weight = grad_reduce(total, weight)
+        mean: torch.Tensor = total / safe_weight(weight)
+        return mean
+
+    return value
 
 
 def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable[..., Micro]:

@@ -117,7 +117,8 @@ def make_steps(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         found = gradients_of(state, batch)
-        new_state = commit(state, update(optimizer, state, found), found)
+        closures = gradients_of.closures(state, batch)
+        new_state = commit(state, update(optimizer, state, found, **closures), found)
         rates = {
             path: rate
             for path, rate in tree.find(new_state.opt_state, "learning_rate").items()
@@ -150,18 +151,19 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
         )
 
 
-def update(optimizer: Optimizer, state: TrainState, found: Gradients) -> TrainState:
+def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: Any) -> TrainState:
     """The state that these gradients propose: new parameters, optimizer state and step count.
 
     Args:
         optimizer: its `update` is given the loss too, `update(grads, opt_state, params, loss=...)`.
         state: the state that the gradients were taken at.
         found: what `gradients` gave.
+        **extra: handed to the optimizer's `update` as they are; `gradients.closures(state, batch)`
+            are what line searches, sharpness-aware and second-order methods ask for.
     """
     with isolated(state.step.device.type):
-        updates, opt_state = optimizer.update(
-            found.grads, state.opt_state, state.params, loss=found.metrics["loss"]
-        )
+        extra = {"loss": found.metrics["loss"], **extra}
+        updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params, **extra)
         return state.replace(
             step=state.step + 1,
             params=apply_updates(state.params, updates),
