@@ -1,0 +1,234 @@
+"""From positions to a batch: the one function that runs in the process or in its workers.
+
+A batch is a pure function of its request. Randomness is keyed by (seed, epoch, position), never drawn
+from a stream that workers share out.
+
+Read next: `loader.py`, which makes the requests.
+"""
+
+from __future__ import annotations
+
+import random as python_random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from ftrain.core import random, tree
+from ftrain.data._hash import words
+
+Augment = Callable[[Any, Tensor], Any]
+Collate = Callable[[list[Any]], Any]
+
+
+@runtime_checkable
+class Gather(Protocol):
+    """A dataset that makes a whole batch at once: `__len__`, and `gather(indices) -> batch`."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Tensor) -> Any:
+        """The rows with these indices, int64 `(b,)`, as one tree."""
+
+
+class Request(NamedTuple):
+    """What one batch of one rank is made of.
+
+    Attributes:
+        seed: of the run's data.
+        epoch: of these samples.
+        positions: `(b,)`; where the rows stand in the epoch.
+        indices: `(b,)`; which samples they are.
+        weight: `(b,)`, 0 for rows that only fill the batch; `None` where none is asked for.
+    """
+
+    seed: int
+    epoch: int
+    positions: NDArray[np.int64]  # not tensors: those travel to workers by shared memory, slower
+    indices: NDArray[np.int64]
+    weight: NDArray[np.float32] | None
+
+
+class Arrays:
+    """A tree of tensors or arrays whose first axis counts samples."""
+
+    def __init__(self, arrays: Any) -> None:
+        found, self._structure = tree.flatten(arrays)
+        paths = tree.paths(arrays)
+        self._leaves = [_tensor(leaf, path) for leaf, path in zip(found, paths, strict=True)]
+        if not self._leaves:
+            raise ValueError("the dataset holds no tensor")
+        first = self._leaves[0].shape[0]
+        for leaf, path in zip(self._leaves, paths, strict=True):
+            if leaf.shape[0] != first:
+                raise ValueError(
+                    f"the arrays of a dataset have one length: dataset{paths[0]} has {first} rows, "
+                    f"dataset{path} has {leaf.shape[0]}"
+                )
+        self._length = first
+
+    def __len__(self) -> int:
+        return self._length
+
+    def gather(self, indices: Tensor) -> Any:
+        """The rows with these indices."""
+        rows = [leaf.index_select(0, indices.to(leaf.device)) for leaf in self._leaves]
+        return tree.unflatten(self._structure, rows)
+
+
+class Fetch:
+    """`Fetch(...)[request]` is the batch: a map-style dataset over requests, for torch's workers."""
+
+    def __init__(self, dataset: Any, augment: Augment | None, collate: Collate | None) -> None:
+        self.dataset, self.augment = dataset, augment
+        self.collate = collate or default_collate
+        self.at_once = isinstance(dataset, Gather)
+
+    def __getitem__(self, request: Request) -> Any:
+        if self.at_once:
+            batch = self.dataset.gather(torch.from_numpy(request.indices))
+            if self.augment is not None:
+                batch = self._augmented(batch, request)
+        else:
+            with preserved_generators():
+                batch = self.collate(self._samples(request))
+        return (
+            batch if request.weight is None else weighted(batch, torch.from_numpy(request.weight))
+        )
+
+    def _augmented(self, batch: Any, request: Request) -> Any:
+        keys = sample_keys(request.seed, request.epoch, request.positions)
+        device = next(
+            (leaf.device for leaf in tree.leaves(batch) if isinstance(leaf, Tensor)), keys.device
+        )
+        try:
+            return torch.vmap(self.augment)(batch, keys.to(device))
+        except Exception as error:
+            error.add_note(
+                "augment(sample, key) is called on all rows of an in-memory batch at once, by "
+                "torch.vmap. Write it in torch operations with draws from ftrain.random; if it cannot "
+                "be vmapped, pass the samples as a list, and it is called for each."
+            )
+            raise
+
+    def _samples(self, request: Request) -> list[Any]:
+        keys = sample_keys(request.seed, request.epoch, request.positions)
+        indices = request.indices.tolist()
+        if self.augment is None and hasattr(self.dataset, "__getitems__"):
+            seed_generators(keys[0])
+            return list(self.dataset.__getitems__(indices))
+        samples = []
+        for index, key in zip(indices, keys.unbind(0), strict=True):
+            seed_generators(key)
+            try:
+                sample = self.dataset[index]
+                samples.append(sample if self.augment is None else self.augment(sample, key))
+            except Exception as error:
+                error.add_note(f"while fetching sample {index} of the dataset")
+                raise
+        return samples
+
+
+def as_dataset(dataset: Any) -> Any:
+    """What `Fetch` reads from: arrays become `Arrays`, the rest must have length and items."""
+    if isinstance(dataset, TensorDataset):
+        return Arrays(dataset.tensors)
+    if isinstance(dataset, Gather):
+        return dataset
+    is_tree = not isinstance(dataset, list) and not tree.structure(dataset).is_leaf()
+    if isinstance(dataset, (Tensor, np.ndarray)) or is_tree:
+        return Arrays(dataset)
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return dataset
+    if hasattr(dataset, "__iter__"):
+        raise TypeError(
+            f"{type(dataset).__name__} can only be iterated over: it has no length or no items. Write "
+            "data.Stream(dataset, batch_size) instead of data.Loader"
+        )
+    raise TypeError(
+        f"{type(dataset).__name__} is no dataset: pass a tree of tensors or arrays, or an object with "
+        "__len__ and __getitem__"
+    )
+
+
+def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) -> Tensor:
+    """The keys that samples are augmented with, a pure function of (seed, epoch, position).
+
+    Args:
+        seed: of the cursor.
+        epoch: of the cursor.
+        positions: int64 `(n,)`: places in the epoch's order.
+
+    Returns:
+        int32 `(n, 2)`: `fold_in(key of (seed, epoch), position)`. Unrelated to the keys of a training
+        state with the same seed.
+
+    >>> sample_keys(0, 1, torch.arange(3)).shape
+    torch.Size([3, 2])
+    """
+    epoch_key = torch.from_numpy(words("augment", seed, epoch)[:2].view(np.int32))
+    return random.fold_in(epoch_key, torch.as_tensor(positions))
+
+
+def seed_generators(key: Tensor) -> None:
+    """Seed the global generators of torch (CPU), numpy and Python from one key.
+
+    So that a dataset which draws from them, as torchvision's transforms do, gives a sample the same
+    draws in every worker.
+    """
+    high, low = key.tolist()
+    seed = (high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed & (2**63 - 1))
+    python_random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """The global generators of torch (CPU), numpy and Python afterwards are as they were before."""
+    torch_state = torch.default_generator.get_state()
+    numpy_state, python_state = np.random.get_state(), python_random.getstate()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(torch_state)
+        np.random.set_state(numpy_state)
+        python_random.setstate(python_state)
+
+
+def weighted(batch: Any, weight: Tensor) -> Any:
+    """The batch with its weights: an entry "weight" in a dict, else the pair (batch, weight)."""
+    if not isinstance(batch, dict):
+        return batch, weight
+    if "weight" in batch:
+        raise ValueError(
+            'last="pad" adds an entry "weight" to each batch, but the dataset has one already: rename it'
+        )
+    return {**batch, "weight": weight}
+
+
+def _tensor(leaf: Any, path: str) -> Tensor:
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        leaf = torch.from_numpy(leaf)
+    if not isinstance(leaf, Tensor):
+        raise TypeError(
+            f"dataset{path} is {_described(leaf)}: an in-memory dataset is a tree of tensors or numeric "
+            "arrays whose first axis counts samples. A list of samples, or an object with __len__ "
+            "and __getitem__, is read sample by sample"
+        )
+    if leaf.ndim == 0:
+        raise ValueError(f"dataset{path} is a single number: the first axis must count samples")
+    return leaf
+
+
+def _described(leaf: Any) -> str:
+    if isinstance(leaf, np.ndarray):
+        return f"an array of {leaf.dtype}"
+    if hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__"):
+        return f"a dataset of its own ({type(leaf).__name__}; choose a split, such as dataset['train'])"
+    return f"{type(leaf).__name__}"

@@ -1,0 +1,112 @@
+"""Where a run stands in its data: three integers that belong to whoever consumes.
+
+Read next: `loader.py`, which turns a cursor into the batches that follow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain.data import _json
+
+__all__ = ["Cursor"]
+
+#: Goes up when the order that (seed, epoch, position) stand for changes.
+ORDER = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the data; the batches from there on are a pure function of it.
+
+    A loader hands out each batch with the cursor behind it: keep the one of the last batch you used,
+    and nothing prefetched is ever counted. Save `to_json()` beside the state.
+
+    Attributes:
+        seed: of the order and of the augmentations.
+        epoch: passes over the data before this one.
+        position: samples of this epoch that were consumed, by all ranks together (for a `Stream`,
+            batches). So a run may go on with another batch size or number of ranks.
+        state: what a stateful `Stream` needs to go on; `None` for every `Loader`.
+
+    >>> cursor = Cursor(seed=0, epoch=2, position=128)
+    >>> cursor.to_json()
+    {'order': 1, 'seed': 0, 'epoch': 2, 'position': 128}
+    >>> Cursor.from_json(cursor.to_json()) == cursor
+    True
+    """
+
+    seed: int
+    epoch: int = 0
+    position: int = 0
+    state: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `json.dumps` takes.
+
+        Raises:
+            TypeError: the state of a stream holds what JSON cannot; the message names it.
+        """
+        numbers = {
+            "order": ORDER,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+        }
+        if self.state is None:
+            return numbers
+        return {**numbers, "state": _json.encode(self.state, "the stream's state")}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Cursor:
+        """The cursor that `to_json` was called on.
+
+        Raises:
+            ValueError: an entry is missing, is no count, or comes from a newer version of ftrain.
+        """
+        try:
+            order, seed, epoch, position = (
+                content[name] for name in ("order", "seed", "epoch", "position")
+            )
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"no cursor: {content!r}. Pass what `cursor.to_json()` returned: a dict with "
+                "order, seed, epoch and position"
+            ) from None
+        if order != ORDER:
+            raise ValueError(
+                f"the cursor counts in data order {order!r}, this version of ftrain knows {ORDER}: "
+                "continue with the version that saved it, or start the data anew with loader.start()"
+            )
+        cursor = cls(seed, epoch, position, _json.decode(content.get("state")))
+        check(cursor)
+        return cursor
+
+
+def check(cursor: Cursor) -> None:
+    """Refuse what is no place in any data."""
+    if not isinstance(cursor, Cursor):
+        raise TypeError(
+            f"a cursor is a data.Cursor, not {type(cursor).__name__}: write loader.start(), or "
+            "data.Cursor.from_json(...) for one that was saved"
+        )
+    check_seed(cursor.seed)
+    for name in ("epoch", "position"):
+        value = getattr(cursor, name)
+        if not is_count(value, 0):
+            raise ValueError(f"cursor.{name} counts from 0, found {value!r}")
+
+
+def check_seed(seed: object) -> None:
+    """A seed is an integer of 64 bits, signed or not."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"a seed is an integer, not {type(seed).__name__} {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"a seed has 64 bits: {seed} lies outside [-2**63, 2**64)")
+
+
+def is_count(value: object, least: int) -> bool:
+    """Whether this is a whole number from `least` up."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

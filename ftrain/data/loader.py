@@ -1,0 +1,298 @@
+"""The loader: batches from a cursor on, each with the cursor behind it.
+
+    loader = data.Loader(dataset, batch_size=64, seed=0)
+    cursor = loader.start()
+    for batch, cursor in loader.batches(cursor, epochs=10):
+        state, metrics = step(state, batch)
+        ...                                     # save cursor.to_json() beside the state
+
+Nothing is kept in the loader: it is a value. Entering at batch a million costs what entering at the
+first one does.
+
+Read next: `samplers.py` for the order, `_fetch.py` for how a batch is made.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from ftrain.data._device import transferred
+from ftrain.data._fetch import Augment, Collate, Fetch, Request, as_dataset
+from ftrain.data.cursor import Cursor, check, check_seed, is_count
+from ftrain.data.samplers import Sampler, Sequential, Shuffled
+
+__all__ = ["Loader"]
+
+Last = Literal["drop", "keep", "pad"]
+
+#: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
+_AT_ONCE = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loader:
+    """Batches of a dataset in an order that only (seed, epoch, position) decide.
+
+    Attributes:
+        dataset: a tree of tensors or arrays whose first axis counts samples (read by indexing alone); an
+            object with `gather(indices) -> batch`; or a list or any object with `__len__` and
+            `__getitem__`, such as a torch or Hugging Face dataset (read sample by sample).
+        batch_size: samples in a batch, over all ranks together.
+        seed: of order and augmentation: an integer of 64 bits.
+        shuffle: each epoch in another order; False: as the samples lie.
+        sampler: another order, such as `Weighted(...)`, in place of those two.
+        last: a last batch that is not full: `"drop"`, `"keep"`, or `"pad"`: filled up with rows of
+            weight zero, so that every batch has one shape; each batch then gets a float32 `(rows,)` of
+            weights, as its entry `"weight"` if it is a dict, else as `(batch, weight)`. Default: drop,
+            but keep all samples where neither shuffle nor sampler is used.
+        augment: `augment(sample, key) -> sample`; `key` is an `ftrain.random` key that (seed, epoch,
+            position) decide. On in-memory data it is vmapped over the batch, else called for each
+            sample, in the workers.
+        collate: `collate(samples) -> batch` for data read sample by sample; default: torch's.
+        workers: processes that fetch; 0: this one does. No batch depends on it.
+        prefetch: batches that each worker has ready; and whether batches go to a CUDA device ahead.
+        device: where batches go; `None`: they stay where the data is.
+        rank: which rows of each batch are this process's.
+        ranks: how many processes share each batch; divides `batch_size`.
+        start_method: how workers start: `"fork"`, `"spawn"`, `"forkserver"`; `None`: Python's default.
+
+    Raises:
+        TypeError: the dataset is none, or can only be iterated over (`Stream` takes those).
+        ValueError: an option is out of its range, or there is no full batch and `last="drop"`.
+
+    >>> loader = Loader({"x": torch.arange(10)}, batch_size=4, seed=0)
+    >>> len(loader)
+    2
+    >>> [batch["x"].shape for batch in loader]
+    [torch.Size([4]), torch.Size([4])]
+    >>> for batch, cursor in loader.batches(loader.start(), epochs=2):
+    ...     print(cursor)
+    Cursor(seed=0, epoch=0, position=4, state=None)
+    Cursor(seed=0, epoch=1, position=0, state=None)
+    Cursor(seed=0, epoch=1, position=4, state=None)
+    Cursor(seed=0, epoch=2, position=0, state=None)
+    """
+
+    dataset: Any
+    batch_size: int
+    _: dataclasses.KW_ONLY
+    seed: int = 0
+    shuffle: bool = True
+    sampler: Sampler | None = None
+    last: Last | None = None
+    augment: Augment | None = None
+    collate: Collate | None = None
+    workers: int = 0
+    prefetch: int = 2
+    device: torch.device | str | None = None
+    rank: int = 0
+    ranks: int = 1
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None
+    _fetch: Fetch = dataclasses.field(init=False, repr=False)
+    _order: Sampler = dataclasses.field(init=False, repr=False)
+    _last: Last = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_options(self)
+        source = as_dataset(self.dataset)
+        if not len(source):
+            raise ValueError("the dataset is empty")
+        ordered = Shuffled if self.shuffle else Sequential
+        order = ordered(len(source)) if self.sampler is None else self.sampler
+        plain = self.sampler is None and not self.shuffle
+        last = self.last or ("keep" if plain else "drop")
+        if last == "keep" and self.ranks > 1:
+            raise ValueError(
+                "the last batch cannot be kept as it is where ranks share each batch: some would get "
+                'fewer rows, or none. Write last="pad" (rows of weight zero) or last="drop"'
+            )
+        if last == "drop" and len(order) < self.batch_size:
+            raise ValueError(
+                f"{len(order)} samples make no batch of {self.batch_size}: write a smaller "
+                'batch_size, or last="keep" or last="pad"'
+            )
+        # Derived, and fixed like the rest.
+        object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
+        object.__setattr__(self, "_order", order)
+        object.__setattr__(self, "_last", last)
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same on every rank."""
+        return self._remaining(0)
+
+    def start(self) -> Cursor:
+        """The cursor before the first batch of the first epoch."""
+        return Cursor(self.seed)
+
+    def at(self, step: int) -> Cursor:
+        """The cursor after `step` batches from the start."""
+        if not is_count(step, 0):
+            raise ValueError(f"a step counts from 0, found {step!r}")
+        epoch, batches = divmod(step, len(self))
+        return Cursor(self.seed, epoch, batches * self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of the first epoch, alone."""
+        return (batch for batch, _ in self.batches())
+
+    def batches(
+        self, cursor: Cursor | None = None, epochs: int | None = 1
+    ) -> Iterator[tuple[Any, Cursor]]:
+        """The batches from `cursor` on, each with the cursor behind it.
+
+        Args:
+            cursor: where to begin, and with which seed; `None`: at the start.
+            epochs: how many epochs to enter, what is left of the cursor's own included; `None`: no
+                end. Workers are started once for all of them.
+
+        Yields:
+            `(batch, cursor)`; after the last batch of epoch e the cursor is (seed, e + 1, 0).
+
+        Raises:
+            ValueError: the cursor lies behind the end of an epoch, or belongs to a stream.
+        """
+        cursor = self.start() if cursor is None else cursor
+        check(cursor)
+        if cursor.state is not None:
+            raise ValueError("this cursor belongs to a data.Stream, not to a Loader")
+        if cursor.position > len(self._order):
+            raise ValueError(
+                f"the cursor stands at sample {cursor.position} of an epoch of {len(self._order)}: it "
+                "was made for other data"
+            )
+        if epochs is not None and not is_count(epochs, 0):
+            raise ValueError(f"epochs counts from 0 (None: no end), found {epochs!r}")
+        return self._run(cursor, epochs)
+
+    def _run(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Any, Cursor]]:
+        planned = self._plan(cursor, epochs)
+        fetched = (
+            _in_workers(self, planned)
+            if self.workers
+            else ((self._fetch[request], after) for request, after in planned)
+        )
+        if self.device is None:
+            return fetched
+        return transferred(fetched, torch.device(self.device), ahead=min(self.prefetch, 1))
+
+    def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
+        """The requests from `cursor` on, each with the cursor behind it."""
+        seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
+        if not self._remaining(position):  # fewer samples are left than another batch size needs
+            epoch, position = epoch + 1, 0
+        end = None if epochs is None else epoch + epochs
+        while epoch != end:
+            left = self._remaining(position)
+            while left:
+                block = self._block(seed, epoch, position)
+                for row in range(len(block.positions)):
+                    left -= 1
+                    position += self.batch_size
+                    after = Cursor(seed, epoch, position) if left else Cursor(seed, epoch + 1)
+                    weight = None if block.weight is None else block.weight[row]
+                    yield (
+                        Request(seed, epoch, block.positions[row], block.indices[row], weight),
+                        after,
+                    )
+            epoch, position = epoch + 1, 0
+
+    def _remaining(self, position: int) -> int:
+        """Batches from this position to the end of its epoch."""
+        whole, rest = divmod(len(self._order) - position, self.batch_size)
+        return whole + (rest > 0 and self._last != "drop")
+
+    def _block(self, seed: int, epoch: int, position: int) -> _Block:
+        """This rank's rows of the next batches: many at once, but a partial one alone."""
+        n, rows = len(self._order), self.batch_size // self.ranks
+        whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
+        columns = self.rank * rows + np.arange(rows, dtype=np.int64)
+        starts = position + self.batch_size * np.arange(max(whole, 1), dtype=np.int64)
+        positions = starts[:, None] + columns
+        weight = None
+        if self._last == "pad":
+            weight = (positions < n).astype(np.float32)
+            positions = np.minimum(positions, n - 1)
+        elif not whole:
+            positions = positions[:, : n - position]
+        indices = self._order.at(positions, seed=seed, epoch=epoch)
+        self._check_indices(indices)
+        return _Block(positions, indices, weight)
+
+    def _check_indices(self, indices: NDArray[np.int64]) -> None:
+        low, high, n = indices.min(), indices.max(), len(self._fetch.dataset)
+        if low < 0 or high >= n:
+            raise IndexError(
+                f"the sampler asks for sample {low if low < 0 else high} of a dataset of {n}: it was "
+                "made for other data"
+            )
+
+
+class _Block(NamedTuple):
+    """Requests computed together: a row for each."""
+
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    weight: NDArray[np.float32] | None
+
+
+def _in_workers(
+    loader: Loader, planned: Iterator[tuple[Request, Cursor]]
+) -> Iterator[tuple[Any, Cursor]]:
+    """Batches made by torch's worker processes, in order."""
+    cursors: collections.deque[Cursor] = collections.deque()
+
+    def requests() -> Iterator[Request]:
+        for request, after in planned:
+            cursors.append(after)
+            yield request
+
+    fetched: DataLoader[Any] = DataLoader(
+        loader._fetch,  # type: ignore[arg-type]  # a map from requests, as good as a Dataset
+        sampler=requests(),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=loader.workers,
+        prefetch_factor=max(1, loader.prefetch),
+        multiprocessing_context=loader.start_method,
+        # Without one of its own, iter(DataLoader) draws a seed from the global generator.
+        generator=torch.Generator(),
+    )
+    for batch in fetched:
+        yield batch, cursors.popleft()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _check_options(loader: Loader) -> None:
+    check_seed(loader.seed)
+    for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 0), ("ranks", 1)):
+        value = getattr(loader, name)
+        if not is_count(value, least):
+            raise ValueError(f"{name} is a whole number from {least} up, found {value!r}")
+    if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
+        raise ValueError(
+            f"rank counts from 0 to ranks - 1 = {loader.ranks - 1}, found {loader.rank!r}"
+        )
+    if loader.batch_size % loader.ranks:
+        raise ValueError(
+            f"batch_size counts the samples of all ranks: {loader.batch_size} cannot be shared by "
+            f"{loader.ranks} equally"
+        )
+    if loader.last not in (None, "drop", "keep", "pad"):
+        raise ValueError(f'last is "drop", "keep" or "pad", found {loader.last!r}')
+    if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
+        raise TypeError(
+            f"a sampler has __len__ and at(positions, seed=..., epoch=...); found "
+            f"{type(loader.sampler).__name__}. torch's samplers keep a state of their own: write "
+            "data.Shuffled, data.Weighted, ..."
+        )
