@@ -13,14 +13,21 @@ Read next: `protocol.py`, the pair; `adam.py`, a whole algorithm.
 
 from ftrain.core.norm import global_norm
 from ftrain.core.optimizer import apply_updates
+from ftrain.optim.adabelief import AdaBeliefState, adabelief
 from ftrain.optim.adadelta import AdadeltaState, adadelta
+from ftrain.optim.adafactor import AdafactorState, adafactor
 from ftrain.optim.adagrad import AdagradState, adagrad
 from ftrain.optim.adam import AdamState, ScaleByAdamState, adam, adamw, scale_by_adam
 from ftrain.optim.adamax import AdamaxState, adamax
+from ftrain.optim.adan import AdanState, adan
 from ftrain.optim.amsgrad import AMSGradState, amsgrad
+from ftrain.optim.asgd import ASGDState, asgd
 from ftrain.optim.chain import chain, identity
 from ftrain.optim.clip import adaptive_clip, clip, clip_by_block_rms, clip_by_global_norm
 from ftrain.optim.directions import ScaleByLionState, ScaleByRmsState, scale_by_lion, scale_by_rms
+from ftrain.optim.lamb import LAMBState, lamb
+from ftrain.optim.lars import LARSState, lars
+from ftrain.optim.lion import LionState, lion
 from ftrain.optim.masks import Mask, everything, matrices
 from ftrain.optim.momentum import TraceState, trace
 from ftrain.optim.nadam import NAdamState, nadam
@@ -36,6 +43,7 @@ from ftrain.optim.plateau import ReduceOnPlateauState, reduce_on_plateau
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, Init, Schedule, Update
 from ftrain.optim.radam import RAdamState, radam
 from ftrain.optim.rmsprop import RMSpropState, rmsprop
+from ftrain.optim.rprop import RpropState, rprop
 from ftrain.optim.scale import (
     ScaleByLearningRateState,
     ScaleByScheduleState,
@@ -62,23 +70,32 @@ from ftrain.optim.schedules import (
 )
 from ftrain.optim.sgd import SGDState, sgd
 from ftrain.optim.weight_decay import add_decayed_weights
+from ftrain.optim.yogi import YogiState, yogi
 from ftrain.optim.zero_nans import ZeroNansState, zero_nans
 
 __all__ = [
     "AMSGradState",
+    "ASGDState",
+    "AdaBeliefState",
     "AdadeltaState",
+    "AdafactorState",
     "AdagradState",
     "AdamState",
     "AdamaxState",
+    "AdanState",
     "AddNoiseState",
     "GradientTransformation",
     "Hyperparameter",
     "Init",
+    "LAMBState",
+    "LARSState",
+    "LionState",
     "Mask",
     "NAdamState",
     "RAdamState",
     "RMSpropState",
     "ReduceOnPlateauState",
+    "RpropState",
     "SGDState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
@@ -88,17 +105,22 @@ __all__ = [
     "Schedule",
     "TraceState",
     "Update",
+    "YogiState",
     "ZeroNansState",
+    "adabelief",
     "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
     "adamax",
     "adamw",
+    "adan",
     "adaptive_clip",
     "add_decayed_weights",
     "add_noise",
     "amsgrad",
     "apply_updates",
+    "asgd",
     "centralize",
     "chain",
     "clip",
@@ -113,8 +135,11 @@ __all__ = [
     "identity",
     "inverse_sqrt",
     "join",
+    "lamb",
+    "lars",
     "linear",
     "linear_warmup",
+    "lion",
     "matrices",
     "nadam",
     "normalize_by_update_norm",
@@ -125,6 +150,7 @@ __all__ = [
     "radam",
     "reduce_on_plateau",
     "rmsprop",
+    "rprop",
     "scale",
     "scale_by_adam",
     "scale_by_learning_rate",
@@ -139,5 +165,6 @@ __all__ = [
     "trace",
     "warmup_cosine",
     "warmup_stable_decay",
+    "yogi",
     "zero_nans",
 ]

@@ -1,0 +1,21 @@
+"""How long a layer's step may be: as long as the layer itself."""
+
+from __future__ import annotations
+
+import torch
+
+from ftrain.optim.protocol import Hyperparameter
+
+__all__ = ["trust_ratio"]
+
+
+def trust_ratio(
+    param: torch.Tensor,
+    direction: torch.Tensor,
+    coefficient: Hyperparameter = 1.0,
+    eps: Hyperparameter = 0.0,
+) -> torch.Tensor:
+    """`coefficient ||p|| / (||d|| + eps)`, and 1 where either norm is 0; scalars already placed."""
+    length, step = torch.linalg.vector_norm(param), torch.linalg.vector_norm(direction)
+    stuck = (length == 0) | (step == 0)
+    return torch.where(stuck, 1.0, coefficient * length / torch.where(stuck, 1.0, step + eps))

@@ -1,0 +1,111 @@
+"""AdaBelief: Adam divided by how far gradients stray from their mean, not by their size."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdaBeliefState", "adabelief"]
+
+
+class AdaBeliefState(NamedTuple):
+    """The state of `adabelief`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squared distance from it, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def adabelief(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-16,
+    *,
+    eps_root: Hyperparameter = 1e-16,
+) -> GradientTransformation:
+    """Adam by the belief in its gradients.
+
+    `u = -rate m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps)`, with `m = b1 m + (1 - b1) g` and
+    `s = b2 s + (1 - b2) (g - m)^2 + eps_root`.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1). At 0 a gradient never strays from its mean.
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `s`.
+        eps_root: >= 0, added to `s` at each update.
+
+    Returns:
+        A transformation with an `AdaBeliefState`. For decoupled decay write
+        `chain(adabelief(...), ...)` as `adamw` is written in parts.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Zhuang, Tang, Ding et al. 2020, "AdaBelief Optimizer: Adapting Stepsizes by the Belief in
+    Observed Gradients".
+
+    >>> optimizer = adabelief(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1111,  0.1111])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("eps_root", eps_root)
+
+    def init(params: PyTree) -> AdaBeliefState:
+        return AdaBeliefState(
+            *started(params, learning_rate), zeros_like(params), zeros_like(params)
+        )
+
+    def update(
+        grads: PyTree, state: AdaBeliefState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdaBeliefState]:
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        updates, mu, nu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            (
+                1 - b1,
+                b2,
+                1 - b2,
+                debias(b2, count),
+                eps,
+                eps_root,
+                -rate / debias(b1, count),
+            ),
+        )
+        return updates, AdaBeliefState(count, rate.float(), mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, s) = leaf.grad, leaf.memory
+    one_b1, b2, one_b2, seen, eps, eps_root, step = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    error = g - m
+    s = torch.addcmul(s * b2, error * one_b2, error) + eps_root
+    return m * step / ((s / seen).sqrt() + eps), m, s

@@ -1,0 +1,188 @@
+"""Adafactor: adaptive steps whose memory for a matrix is one row and one column."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._each import started
+from ftrain.optim._leaves import agreeing, compute_dtype, parameters, placed
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdafactorState", "adafactor"]
+
+
+class AdafactorState(NamedTuple):
+    """The state of `adafactor`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        row: mean squares of each row, a tree like the parameters with last dimension 1; empty for
+            vectors and scalars. At least float32.
+        column: mean squares of each column, likewise, with last dimension but one 1.
+        nu: mean squares of vectors and scalars; empty for the others.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    row: PyTree
+    column: PyTree
+    nu: PyTree
+
+
+def adafactor(
+    learning_rate: LearningRate,
+    beta2_decay: Hyperparameter = -0.8,
+    *,
+    eps1: Hyperparameter | None = None,
+    eps2: Hyperparameter = 1e-3,
+    d: Hyperparameter = 1.0,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adaptive steps in sublinear memory, relative to the size of each parameter.
+
+    `u = -a x / max(1, rms(x) / d) - rate weight_decay p`, with `x = g / sqrt(v)` and
+    `a = max(eps2, rms(p)) min(rate, 1 / sqrt(t))`. Vectors: `v = b v + (1 - b) g^2` with
+    `1 - b = t^beta2_decay`. Matrices: `v = r c / mean(r)` from the means `r` and `c` of `g^2` over rows
+    and columns, kept in the same way. Tensors of more dimensions are stacks of matrices in their
+    last two.
+
+    That is `torch.optim.Adafactor`. `optax.adafactor` factors the two largest dimensions, and only
+    from 128 on, has no `1 / sqrt(t)`, adds 1e-30 to `g^2` where this bounds `v`, and does not
+    multiply the decay by the rate.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0). It
+            is relative: at 0.01 a step changes parameters by about one in a hundred.
+        beta2_decay: <= 0, the power of the update's number that new squares weigh.
+        eps1: >= 0, a bound below `mean(r)` and `sqrt(v)`; None for the machine epsilon of the dtype
+            computed in.
+        eps2: >= 0, the least size that a parameter is taken to have.
+        d: > 0, where the root mean square of `x` is clipped.
+        weight_decay: >= 0, multiplied by the rate.
+        mask: what decays: a tree of bools or a function from parameters to one.
+
+    Returns:
+        A transformation with an `AdafactorState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+
+    >>> optimizer = adafactor(0.1)
+    >>> params = {"w": torch.tensor([[1.0, -2.0], [3.0, 4.0]])}
+    >>> state = optimizer.init(params)
+    >>> optimizer.update(params, state, params)[0]
+    {'w': tensor([[-0.2121,  0.3000],
+            [-0.2846, -0.2683]])}
+    >>> state.row["w"].shape, state.column["w"].shape, state.nu["w"].shape
+    (torch.Size([2, 1]), torch.Size([1, 2]), torch.Size([0]))
+    """
+    check_learning_rate(learning_rate)
+    _checks.finite("beta2_decay", beta2_decay)
+    _checks.non_negative("eps2", eps2)
+    _checks.positive("d", d)
+    _checks.non_negative("weight_decay", weight_decay)
+    if eps1 is not None:
+        _checks.non_negative("eps1", eps1)
+    if not isinstance(beta2_decay, torch.Tensor) and beta2_decay > 0:
+        raise ValueError(f"beta2_decay must be <= 0, got {beta2_decay!r}. Write -0.8 for 0.8.")
+
+    def init(params: PyTree) -> AdafactorState:
+        leaves, treedef = parameters(params)
+        mask_leaves(mask, params)
+        memories = [_zeros(p) for p in leaves]
+        kept = (tree.unflatten(treedef, [m[i] for m in memories]) for i in range(3))
+        return AdafactorState(*started(params, learning_rate), *kept)
+
+    def update(
+        grads: PyTree, state: AdafactorState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdafactorState]:
+        params = _checks.needed("adafactor", params)
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        decays = mask_leaves(mask, params)
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        t = count.to(torch.float64)
+        place = placed(
+            t ** double(beta2_decay, t.device),
+            torch.minimum(rate, 1 / t.sqrt()),
+            eps2,
+            d,
+            rate * weight_decay,
+            0.0 if eps1 is None else eps1,
+        )
+        olds = zip(*map(tree.leaves, (state.row, state.column, state.nu)), strict=True)
+        columns: list[list[torch.Tensor]] = [[], [], [], []]
+        for grad, param, old, masked in zip(gs, ps, olds, decays, strict=True):
+            dtype = old[0].dtype
+            weight, relative, eps2_, d_, shrink, least = place(param.device, dtype)
+            least = torch.finfo(dtype).eps if eps1 is None else least
+            g, p = grad.to(dtype), param.to(dtype)
+            variance, *new = _variance(g, old, weight, least)
+            x = g * variance.clamp(min=least * least).rsqrt()
+            step = _rms(p).clamp(min=eps2_) * relative / (_rms(x) / d_).clamp(min=1.0)
+            u = x * -step
+            results = (u - p * shrink if masked else u, *map(like, new, old))
+            for column, value in zip(columns, results, strict=True):
+                column.append(value)
+        updates, *kept = (tree.unflatten(treedef, column) for column in columns)
+        return updates, AdafactorState(count, rate.float(), *kept)
+
+    return GradientTransformation(init, update)
+
+
+def _zeros(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The memory of one parameter: row, column and the squares of vectors."""
+    dtype = compute_dtype(p.dtype)
+    if p.ndim < 2:
+        return (
+            p.new_zeros(0, dtype=dtype),
+            p.new_zeros(0, dtype=dtype),
+            torch.zeros_like(p, dtype=dtype),
+        )
+    *stack, rows, columns = p.shape
+    return (
+        p.new_zeros((*stack, rows, 1), dtype=dtype),
+        p.new_zeros((*stack, 1, columns), dtype=dtype),
+        p.new_zeros(0, dtype=dtype),
+    )
+
+
+def _variance(
+    g: torch.Tensor,
+    memory: tuple[torch.Tensor, ...],
+    weight: Hyperparameter,
+    least: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    """The estimate for each element, and the memory it is made from."""
+    row, column, nu = memory
+    square = g.square()
+    if g.ndim < 2:
+        nu = torch.lerp(nu, square, weight)
+        return nu, row.clone(), column.clone(), nu
+    row = torch.lerp(row, _mean(square, -1), weight)
+    column = torch.lerp(column, _mean(square, -2), weight)
+    return row * column / _mean(row, -2).clamp(min=least), row, column, nu.clone()
+
+
+def _mean(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The mean over one dimension, kept; 0 where that is empty."""
+    return x.sum(dim, keepdim=True) / max(x.shape[dim], 1)
+
+
+def _rms(x: torch.Tensor) -> torch.Tensor:
+    """The root mean square of all elements; 0 where there are none."""
+    norm: torch.Tensor = torch.linalg.vector_norm(x)
+    return norm / math.sqrt(max(x.numel(), 1))

@@ -1,0 +1,143 @@
+"""Adan: Adam with Nesterov's momentum from the differences between gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["AdanState", "adan"]
+
+
+class AdanState(NamedTuple):
+    """The state of `adan`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        diff: running mean of the differences between successive gradients, likewise.
+        nu: running mean of the squares of the gradients extrapolated by them, likewise.
+        previous: the last gradient, likewise; zeros before the first.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    diff: PyTree
+    nu: PyTree
+    previous: PyTree
+
+
+def adan(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.98,
+    b2: Hyperparameter = 0.92,
+    b3: Hyperparameter = 0.99,
+    eps: Hyperparameter = 1e-8,
+    *,
+    eps_root: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adaptive Nesterov momentum.
+
+    `u = -rate ((m / (1 - b1^t) + b2 d / (1 - b2^t)) / (sqrt(v / (1 - b3^t) + eps_root) + eps)
+    + weight_decay p)`, with `m = b1 m + (1 - b1) g`, `d = b2 d + (1 - b2) (g - g')`,
+    `v = b3 v + (1 - b3) (g + b2 (g - g'))^2` and `g'` the gradient before (`g' = g` at first).
+
+    Betas are weights of the past, as in Adam and in the authors' code; the paper writes `1 - b`.
+    Decay is decoupled as in `adamw`; the paper divides by `1 + rate weight_decay` instead.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the mean difference, and the weight of differences, in [0, 1).
+        b3: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root.
+        eps_root: >= 0, added under it.
+        weight_decay: >= 0, multiplied by the rate.
+        mask: what decays: a tree of bools or a function from parameters to one.
+
+    Returns:
+        A transformation with an `AdanState`. `update` needs `params` for weight decay only.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Xie, Zhou, Li, Lin, Yan 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster
+    Optimizing Deep Models".
+
+    >>> optimizer = adan(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.1000,  0.1000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.fraction("b3", b3)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("eps_root", eps_root)
+    _checks.non_negative("weight_decay", weight_decay)
+    decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
+
+    def init(params: PyTree) -> AdanState:
+        if decays:
+            mask_leaves(mask, params)
+        memory = (zeros_like(params) for _ in range(4))
+        return AdanState(*started(params, learning_rate), *memory)
+
+    def update(
+        grads: PyTree, state: AdanState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdanState]:
+        masked = None
+        if decays:
+            params = _checks.needed("adan with weight_decay", params)
+            masked = mask_leaves(mask, params)
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        updates, *memory = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "diff": state.diff, "nu": state.nu, "previous": state.previous},
+            (
+                (state.count > 0).to(torch.float64),
+                1 - b1,
+                b2,
+                1 - b2,
+                b3,
+                1 - b3,
+                -rate / debias(b1, count),
+                -rate * b2 / debias(b2, count),
+                debias(b3, count),
+                eps,
+                eps_root,
+            ),
+            mask=masked,
+            shrink=rate * weight_decay,
+        )
+        return updates, AdanState(count, rate.float(), *memory)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, d, v, previous) = leaf.grad, leaf.memory
+    started, one_b1, b2, one_b2, b3, one_b3, of_mean, of_diff, seen, eps, eps_root = leaf.scalars
+    change = (g - previous) * started
+    ahead = g + change * b2
+    m = torch.lerp(m, g, one_b1)
+    d = torch.lerp(d, change, one_b2)
+    v = torch.addcmul(v * b3, ahead * one_b3, ahead)
+    u = (m * of_mean + d * of_diff) / ((v / seen + eps_root).sqrt() + eps)
+    return u, m, d, v, g.clone()

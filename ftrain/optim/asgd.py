@@ -1,0 +1,95 @@
+"""ASGD: gradient descent that also keeps the average of its path."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["ASGDState", "asgd"]
+
+
+class ASGDState(NamedTuple):
+    """The state of `asgd`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        average: mean of the parameters after `t0` updates, their latest value before; a tree like
+            them, at least float32. What to evaluate.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    average: PyTree
+
+
+def asgd(
+    learning_rate: LearningRate,
+    lambd: Hyperparameter = 1e-4,
+    alpha: Hyperparameter = 0.75,
+    *,
+    t0: float = 1e6,
+) -> GradientTransformation:
+    """Averaged stochastic gradient descent.
+
+    `u = -eta (g + lambd p)` with `eta = rate / (1 + lambd rate count)^alpha`, and after it
+    `a = a + (p - a) / max(1, count - t0)`, where `count` is the number of updates before this one:
+    `torch.optim.ASGD`, but for rounding.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        lambd: >= 0, how fast the step shrinks, and an L2 penalty on all parameters.
+        alpha: >= 0, the power by which it shrinks.
+        t0: >= 0, the number of updates after which the average starts.
+
+    Returns:
+        A transformation with an `ASGDState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Polyak, Juditsky 1992, "Acceleration of stochastic approximation by averaging".
+
+    >>> optimizer = asgd(0.1, t0=1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> updates, state.average
+    ({'w': tensor([-0.1000,  0.2000])}, {'w': tensor([ 0.9000, -1.8000])})
+    """
+    check_learning_rate(learning_rate)
+    _checks.non_negative("lambd", lambd)
+    _checks.non_negative("alpha", alpha)
+    _checks.non_negative("t0", t0)
+
+    def init(params: PyTree) -> ASGDState:
+        return ASGDState(*started(params, learning_rate), zeros_like(params))
+
+    def update(
+        grads: PyTree, state: ASGDState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ASGDState]:
+        params = _checks.needed("asgd", params)
+        rate = rate_at(learning_rate, state.count)
+        done, shrink = state.count.to(torch.float64), double(lambd, rate.device)
+        eta = rate / (1 + shrink * rate * done) ** double(alpha, rate.device)
+        weight = 1 / (done - t0).clamp(min=1)
+        updates, average = each_leaf(
+            _rule, grads, params, {"average": state.average}, (-eta, -eta * shrink, weight)
+        )
+        return updates, ASGDState(state.count + 1, rate.float(), average)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, p, (average,) = leaf.grad, leaf.param, leaf.memory
+    step, shrink, weight = leaf.scalars
+    u = p * shrink + g * step
+    return u, torch.lerp(average, p + u, weight)

@@ -1,0 +1,123 @@
+"""LAMB: Adam whose step for each layer is as long as the layer, for very large batches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim._trust import trust_ratio
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["LAMBState", "lamb"]
+
+
+class LAMBState(NamedTuple):
+    """The state of `lamb`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def lamb(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-6,
+    *,
+    weight_decay: Hyperparameter = 0.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam with layerwise adaptation.
+
+    `u = -rate ||p|| / ||d|| d`, with `d = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) +
+    weight_decay p` and the moments of `adam`. Where a norm is 0 the ratio is 1. Where the mask is
+    false there is neither ratio nor decay: Adam.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+        weight_decay: >= 0, multiplied by rate and ratio.
+        mask: a tree of bools or a function from parameters to one: what is adapted and decays.
+            Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
+            optax does.
+
+    Returns:
+        A transformation with a `LAMBState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: You, Li, Reddi et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT
+    in 76 minutes".
+
+    >>> optimizer = lamb(0.1)
+    >>> params = {"w": torch.tensor([[3.0, -4.0]])}
+    >>> optimizer.update(params, optimizer.init(params), params)[0]
+    {'w': tensor([[-0.3536,  0.3536]])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("weight_decay", weight_decay)
+
+    def init(params: PyTree) -> LAMBState:
+        mask_leaves(mask, params)
+        return LAMBState(*started(params, learning_rate), zeros_like(params), zeros_like(params))
+
+    def update(
+        grads: PyTree, state: LAMBState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, LAMBState]:
+        params = _checks.needed("lamb", params)
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        updates, mu, nu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            (
+                1 - b1,
+                b2,
+                1 - b2,
+                debias(b1, count),
+                debias(b2, count),
+                eps,
+                weight_decay,
+                -rate,
+            ),
+            mask=mask_leaves(mask, params),
+        )
+        return updates, LAMBState(count, rate.float(), mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, p, (m, v) = leaf.grad, leaf.param, leaf.memory
+    one_b1, b2, one_b2, seen1, seen2, eps, weight_decay, step = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    v = torch.addcmul(v * b2, g * one_b2, g)
+    d = m / seen1 / ((v / seen2).sqrt() + eps)
+    if not leaf.masked:
+        return d * step, m, v
+    d = d + p * weight_decay
+    return d * (trust_ratio(p, d) * step), m, v

@@ -1,0 +1,117 @@
+"""LARS: momentum whose step for each layer is in proportion to the layer, for very large batches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim._trust import trust_ratio
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["LARSState", "lars"]
+
+
+class LARSState(NamedTuple):
+    """The state of `lars`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        momentum: the decaying sum of steps, rates included, a tree like the parameters; at least
+            float32.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    momentum: PyTree
+
+
+def lars(
+    learning_rate: LearningRate,
+    momentum: Hyperparameter = 0.9,
+    *,
+    weight_decay: Hyperparameter = 0.0,
+    trust_coefficient: Hyperparameter = 1e-3,
+    eps: Hyperparameter = 0.0,
+    nesterov: bool = False,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Momentum with layerwise adaptation.
+
+    `u = m`, with `m = momentum m - rate r d`, `d = g + weight_decay p` and
+    `r = trust_coefficient ||p|| / (||d|| + eps)`, 1 where a norm is 0. With Nesterov's look-ahead
+    `u = momentum m - rate r d`. Where the mask is false `d = g` and `r = 1`: plain momentum.
+
+    As in the paper and in optax, and unlike `sgd`, the rate is inside the sum: past steps keep the
+    rates they had.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        momentum: in [0, 1).
+        weight_decay: >= 0, multiplied by rate and ratio.
+        trust_coefficient: > 0, how large a part of a layer one step may change.
+        eps: >= 0, added to the norm of `d`.
+        nesterov: whether to look ahead.
+        mask: a tree of bools or a function from parameters to one: what is adapted and decays.
+            Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
+            optax does.
+
+    Returns:
+        A transformation with a `LARSState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: You, Gitman, Ginsburg 2017, "Large Batch Training of Convolutional Networks".
+
+    >>> optimizer = lars(1.0, trust_coefficient=0.1)
+    >>> params = {"w": torch.tensor([[3.0, -4.0]])}
+    >>> optimizer.update({"w": torch.tensor([[0.0, 2.0]])}, optimizer.init(params), params)[0]
+    {'w': tensor([[ 0.0000, -0.5000]])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("momentum", momentum)
+    _checks.non_negative("weight_decay", weight_decay)
+    _checks.positive("trust_coefficient", trust_coefficient)
+    _checks.non_negative("eps", eps)
+
+    def init(params: PyTree) -> LARSState:
+        mask_leaves(mask, params)
+        return LARSState(*started(params, learning_rate), zeros_like(params))
+
+    def rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+        d, p, (m,) = leaf.grad, leaf.param, leaf.memory
+        decay, weight_decay, trust_coefficient, eps, step = leaf.scalars
+        ratio: Hyperparameter = 1.0
+        if leaf.masked:
+            d = d + p * weight_decay
+            ratio = trust_ratio(p, d, trust_coefficient, eps)
+        step = d * (ratio * step)
+        m = m * decay + step
+        # A sum and an update in one memory would be two outputs that alias.
+        return (m * decay + step if nesterov else m.clone()), m
+
+    def update(
+        grads: PyTree, state: LARSState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, LARSState]:
+        params = _checks.needed("lars", params)
+        rate = rate_at(learning_rate, state.count)
+        updates, sums = each_leaf(
+            rule,
+            grads,
+            params,
+            {"momentum": state.momentum},
+            (momentum, weight_decay, trust_coefficient, eps, -rate),
+            mask=mask_leaves(mask, params),
+        )
+        return updates, LARSState(state.count + 1, rate.float(), sums)
+
+    return GradientTransformation(init, update)

@@ -1,0 +1,100 @@
+"""Lion: steps of one size, in the direction of a sign."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["LionState", "lion"]
+
+
+class LionState(NamedTuple):
+    """The state of `lion`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+
+
+def lion(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.99,
+    *,
+    weight_decay: Hyperparameter = 1e-3,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Sign descent along two averages of one memory.
+
+    `u = -rate (sign(b1 m + (1 - b1) g) + weight_decay p)` and then `m = b2 m + (1 - b2) g`. Every
+    coordinate moves by the rate: take a third to a tenth of AdamW's rate, and that much more decay.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: weight of the memory in the direction, in [0, 1).
+        b2: decay of the memory, in [0, 1).
+        weight_decay: >= 0, multiplied by the rate.
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
+            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+
+    Returns:
+        A transformation with a `LionState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Chen, Liang, Huang et al. 2023, "Symbolic Discovery of Optimization Algorithms".
+
+    >>> optimizer = lion(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params), params)[0]
+    {'w': tensor([-0.1000,  0.1000])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("weight_decay", weight_decay)
+
+    def init(params: PyTree) -> LionState:
+        mask_leaves(mask, params)
+        return LionState(*started(params, learning_rate), zeros_like(params))
+
+    def update(
+        grads: PyTree, state: LionState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, LionState]:
+        params = _checks.needed("lion", params)
+        rate = rate_at(learning_rate, state.count)
+        updates, mu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu},
+            (1 - b1, 1 - b2, -rate),
+            mask=mask_leaves(mask, params),
+            shrink=rate * weight_decay,
+        )
+        return updates, LionState(state.count + 1, rate.float(), mu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m,) = leaf.grad, leaf.memory
+    one_b1, one_b2, step = leaf.scalars
+    return torch.lerp(m, g, one_b1).sign() * step, torch.lerp(m, g, one_b2)

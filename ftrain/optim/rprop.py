@@ -1,0 +1,110 @@
+"""Rprop: a step size for each coordinate, from the signs of its gradients alone; for full batches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree, Schedule
+
+__all__ = ["RpropState", "rprop"]
+
+
+class RpropState(NamedTuple):
+    """The state of `rprop`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        step_size: the size of the next steps, a tree like the parameters; at least float32.
+        previous: the last gradient, likewise; 0 where its sign had changed.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    step_size: PyTree
+    previous: PyTree
+
+
+def rprop(
+    learning_rate: Hyperparameter | Schedule = 1e-2,
+    eta_minus: Hyperparameter = 0.5,
+    eta_plus: Hyperparameter = 1.2,
+    *,
+    min_step_size: Hyperparameter = 1e-6,
+    max_step_size: Hyperparameter = 50.0,
+) -> GradientTransformation:
+    """Resilient backpropagation.
+
+    `u = -s sign(g)`, where `s` grows by `eta_plus` while the gradient keeps its sign, and shrinks
+    by `eta_minus` where it changes; there this step is left out, and the next one leaves `s`
+    alone. That is `torch.optim.Rprop`; `optax.rprop` takes each step one update late.
+
+    Args:
+        learning_rate: the first size of every step: a finite number >= 0 or a 0-d tensor. Not a
+            schedule: the sizes go their own way.
+        eta_minus: the factor at a change of sign, in [0, 1).
+        eta_plus: the factor otherwise, > 1.
+        min_step_size: the least size of a step, >= 0.
+        max_step_size: the largest, > 0.
+
+    Returns:
+        A transformation with an `RpropState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Riedmiller, Braun 1993, "A direct adaptive method for faster backpropagation learning:
+    the RPROP algorithm".
+
+    >>> optimizer = rprop(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> _, state = optimizer.update(params, optimizer.init(params))
+    >>> optimizer.update(params, state)[0]
+    {'w': tensor([-0.1200,  0.1200])}
+    """
+    if not isinstance(learning_rate, torch.Tensor) and callable(learning_rate):
+        raise TypeError(
+            "rprop takes no schedule: its learning_rate is the first size of every step, and each "
+            "step's size goes its own way from there. Write `rprop(1e-2)`."
+        )
+    _checks.non_negative("learning_rate", learning_rate)
+    _checks.fraction("eta_minus", eta_minus)
+    _checks.positive("eta_plus", eta_plus)
+    _checks.non_negative("min_step_size", min_step_size)
+    _checks.positive("max_step_size", max_step_size)
+    if not isinstance(eta_plus, torch.Tensor) and eta_plus <= 1:
+        raise ValueError(f"eta_plus must be greater than 1, got {eta_plus!r}.")
+
+    def init(params: PyTree) -> RpropState:
+        count, _ = started(params, 0.0)
+        sizes = tree.map(lambda z: torch.zeros_like(z) + learning_rate, zeros_like(params))
+        return RpropState(count, sizes, zeros_like(params))
+
+    def update(
+        grads: PyTree, state: RpropState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, RpropState]:
+        updates, sizes, previous = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"step_size": state.step_size, "previous": state.previous},
+            (eta_minus, eta_plus, min_step_size, max_step_size),
+        )
+        return updates, RpropState(state.count + 1, sizes, previous)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (size, previous) = leaf.grad, leaf.memory
+    eta_minus, eta_plus, least, most = leaf.scalars
+    agreement = g * previous
+    factor = torch.where(agreement > 0, eta_plus, torch.where(agreement < 0, eta_minus, 1.0))
+    size = (size * factor).clamp(min=least).clamp(max=most)
+    g = torch.where(agreement < 0, 0.0, g)
+    return -g.sign() * size, size, g

@@ -1,0 +1,102 @@
+"""Yogi: Adam whose mean of squares moves by additions, so that it never collapses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._leaves import zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["YogiState", "yogi"]
+
+
+class YogiState(NamedTuple):
+    """The state of `yogi`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: their additive mean of squares, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def yogi(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-3,
+    *,
+    initial_accumulator_value: float = 1e-6,
+) -> GradientTransformation:
+    """Adam with additive squares.
+
+    `u = -rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`, with `m = b1 m + (1 - b1) g` and
+    `v = v - (1 - b2) sign(v - g^2) g^2`. `optax.yogi` starts `m` at 1e-6 too, where this starts it
+    at 0.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+        initial_accumulator_value: >= 0, where `v` starts.
+
+    Returns:
+        A transformation with a `YogiState`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Zaheer, Reddi, Sachan, Kale, Kumar 2018, "Adaptive Methods for Nonconvex Optimization".
+
+    >>> optimizer = yogi(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> optimizer.update(params, optimizer.init(params))[0]
+    {'w': tensor([-0.0999,  0.0999])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("initial_accumulator_value", initial_accumulator_value)
+
+    def init(params: PyTree) -> YogiState:
+        squares = tree.map(lambda z: z + initial_accumulator_value, zeros_like(params))
+        return YogiState(*started(params, learning_rate), zeros_like(params), squares)
+
+    def update(
+        grads: PyTree, state: YogiState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, YogiState]:
+        count, rate = state.count + 1, rate_at(learning_rate, state.count)
+        updates, mu, nu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            (1 - b1, 1 - b2, debias(b2, count), eps, -rate / debias(b1, count)),
+        )
+        return updates, YogiState(count, rate.float(), mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    g, (m, v) = leaf.grad, leaf.memory
+    one_b1, one_b2, seen, eps, step = leaf.scalars
+    m = torch.lerp(m, g, one_b1)
+    square = g.square()
+    v = v - (v - square).sign() * square * one_b2
+    return m * step / ((v / seen).sqrt() + eps), m, v
