@@ -22,14 +22,19 @@ from ftrain.optim.adamax import AdamaxState, adamax
 from ftrain.optim.adan import AdanState, adan
 from ftrain.optim.amsgrad import AMSGradState, amsgrad
 from ftrain.optim.asgd import ASGDState, asgd
+from ftrain.optim.averages import EmaState, SwaState, ema, swa
 from ftrain.optim.chain import chain, identity
 from ftrain.optim.clip import adaptive_clip, clip, clip_by_block_rms, clip_by_global_norm
 from ftrain.optim.directions import ScaleByLionState, ScaleByRmsState, scale_by_lion, scale_by_rms
+from ftrain.optim.get import get
 from ftrain.optim.lamb import LAMBState, lamb
 from ftrain.optim.lars import LARSState, lars
 from ftrain.optim.lion import LionState, lion
-from ftrain.optim.masks import Mask, everything, matrices
+from ftrain.optim.lookahead import LookaheadState, lookahead
+from ftrain.optim.masked import freeze, masked, set_to_zero
+from ftrain.optim.masks import Mask, everything, matching, matrices
 from ftrain.optim.momentum import TraceState, trace
+from ftrain.optim.multi_steps import MultiStepsState, multi_steps
 from ftrain.optim.nadam import NAdamState, nadam
 from ftrain.optim.noise import AddNoiseState, add_noise
 from ftrain.optim.normalize import (
@@ -39,11 +44,13 @@ from ftrain.optim.normalize import (
     scale_by_sign,
     scale_by_trust_ratio,
 )
+from ftrain.optim.partition import partition
 from ftrain.optim.plateau import ReduceOnPlateauState, reduce_on_plateau
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, Init, Schedule, Update
 from ftrain.optim.radam import RAdamState, radam
 from ftrain.optim.rmsprop import RMSpropState, rmsprop
 from ftrain.optim.rprop import RpropState, rprop
+from ftrain.optim.sam import asam, sam
 from ftrain.optim.scale import (
     ScaleByLearningRateState,
     ScaleByScheduleState,
@@ -69,7 +76,9 @@ from ftrain.optim.schedules import (
     warmup_stable_decay,
 )
 from ftrain.optim.sgd import SGDState, sgd
+from ftrain.optim.skip import SkipState, skip_large_updates, skip_nonfinite
 from ftrain.optim.weight_decay import add_decayed_weights
+from ftrain.optim.with_hyperparams import HyperparamsState, set_hyperparams, with_hyperparams
 from ftrain.optim.yogi import YogiState, yogi
 from ftrain.optim.zero_nans import ZeroNansState, zero_nans
 
@@ -84,13 +93,17 @@ __all__ = [
     "AdamaxState",
     "AdanState",
     "AddNoiseState",
+    "EmaState",
     "GradientTransformation",
     "Hyperparameter",
+    "HyperparamsState",
     "Init",
     "LAMBState",
     "LARSState",
     "LionState",
+    "LookaheadState",
     "Mask",
+    "MultiStepsState",
     "NAdamState",
     "RAdamState",
     "RMSpropState",
@@ -103,6 +116,8 @@ __all__ = [
     "ScaleByRmsState",
     "ScaleByScheduleState",
     "Schedule",
+    "SkipState",
+    "SwaState",
     "TraceState",
     "Update",
     "YogiState",
@@ -120,6 +135,7 @@ __all__ = [
     "add_noise",
     "amsgrad",
     "apply_updates",
+    "asam",
     "asgd",
     "centralize",
     "chain",
@@ -129,8 +145,11 @@ __all__ = [
     "constant",
     "cosine",
     "cosine_restarts",
+    "ema",
     "everything",
     "exponential",
+    "freeze",
+    "get",
     "global_norm",
     "identity",
     "inverse_sqrt",
@@ -140,10 +159,15 @@ __all__ = [
     "linear",
     "linear_warmup",
     "lion",
+    "lookahead",
+    "masked",
+    "matching",
     "matrices",
+    "multi_steps",
     "nadam",
     "normalize_by_update_norm",
     "one_cycle",
+    "partition",
     "piecewise_constant",
     "plot_schedule",
     "polynomial",
@@ -151,6 +175,7 @@ __all__ = [
     "reduce_on_plateau",
     "rmsprop",
     "rprop",
+    "sam",
     "scale",
     "scale_by_adam",
     "scale_by_learning_rate",
@@ -160,11 +185,17 @@ __all__ = [
     "scale_by_schedule",
     "scale_by_sign",
     "scale_by_trust_ratio",
+    "set_hyperparams",
+    "set_to_zero",
     "sgd",
+    "skip_large_updates",
+    "skip_nonfinite",
     "step",
+    "swa",
     "trace",
     "warmup_cosine",
     "warmup_stable_decay",
+    "with_hyperparams",
     "yogi",
     "zero_nans",
 ]

@@ -1,4 +1,4 @@
-"""Which parameters a transformation touches: trees of bools, and functions that make them.
+"""Which parameters a transformation touches: patterns of names, trees of bools, functions.
 
 A mask depends on structure, shapes and names, never on values: it is read in Python, once for each
 trace.
@@ -6,16 +6,21 @@ trace.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from typing import TypeAlias
+
+import torch
 
 from ftrain.core import tree
 from ftrain.optim.protocol import PyTree
 
-__all__ = ["Mask", "everything", "mask_leaves", "matrices"]
+__all__ = ["Mask", "everything", "mask_leaves", "matching", "matrices", "names"]
 
-Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
-"""A tree of bools of the parameters' structure, or a function from parameters to one."""
+Mask: TypeAlias = str | PyTree | Callable[[PyTree], PyTree]
+"""A regular expression, searched for in each parameter's name (`"bias$"`); a tree of bools of the
+parameters' structure; or a function from parameters to one."""
 
 
 def matrices(params: PyTree) -> PyTree:
@@ -38,13 +43,47 @@ def everything(params: PyTree) -> PyTree:
     return tree.map(lambda p: True, params)
 
 
+def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree], PyTree]:
+    """A mask from a predicate of a parameter's name and tensor.
+
+    Args:
+        predicate: `(name, parameter) -> bool`; the name is the keys, fields and indices on the way
+            to it, joined by dots (as `nn.Module.named_parameters` has it). It may look at shape and
+            dtype, not at values.
+
+    >>> import torch
+    >>> params = {"embed.weight": torch.zeros(9, 2), "head.weight": torch.zeros(3, 2)}
+    >>> matching(lambda name, p: p.ndim >= 2 and "embed" not in name)(params)
+    {'embed.weight': False, 'head.weight': True}
+    """
+
+    def mask(params: PyTree) -> PyTree:
+        flat, treedef = tree.flatten(params)
+        return tree.unflatten(
+            treedef, [predicate(*pair) for pair in zip(names(treedef), flat, strict=True)]
+        )
+
+    return mask
+
+
+@functools.lru_cache(maxsize=256)
+def names(treedef: tree.TreeDef) -> tuple[str, ...]:
+    """What each leaf is called: the keys, fields and indices on the way to it, joined by dots."""
+    return tuple(
+        ".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor)
+        for accessor in treedef.accessors()
+    )
+
+
 def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
     """The mask's bools in the order of the parameters' leaves.
 
     Raises:
-        ValueError: the mask's structure is not that of `params`.
+        ValueError: the mask's structure is not that of `params`; a pattern that no name contains.
         TypeError: an entry is not a bool.
     """
+    if isinstance(mask, str):
+        return list(_found(mask, tree.structure(params)))
     bools = mask(params) if callable(mask) else mask
     flat, treedef = tree.flatten(bools)
     if treedef != tree.structure(params):
@@ -60,3 +99,15 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
                 "True or False, known before any tensor is (compare shapes and names, not values)."
             )
     return flat
+
+
+@functools.lru_cache(maxsize=256)
+def _found(pattern: str, treedef: tree.TreeDef) -> tuple[bool, ...]:
+    found = tuple(re.search(pattern, name) is not None for name in names(treedef))
+    if found and not any(found):
+        listed = ", ".join(names(treedef)[:5]) + (", ..." if len(found) > 5 else "")
+        raise ValueError(
+            f"no parameter's name contains the pattern {pattern!r}. There are {len(found)}: {listed}. "
+            "Patterns are regular expressions, searched for anywhere in the name."
+        )
+    return found

@@ -1,0 +1,60 @@
+"""Some leaves of a tree: the others leave holes, so that what is left keeps its shape and its paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim._leaves import compute_dtype
+from ftrain.optim.protocol import PyTree
+
+__all__ = ["Masked", "narrowed", "part", "unchanged"]
+
+
+class Masked(NamedTuple):
+    """Stands where a leaf was left out; a node without leaves (`None` is none to `torch.vmap`)."""
+
+
+def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
+    """The tree with `Masked()` in the place of each leaf that is not kept.
+
+    >>> part({"a": 1, "b": 2}, [True, False])
+    {'a': 1, 'b': Masked()}
+    """
+    flat, treedef = tree.flatten(values)
+    kept = [leaf if wanted else Masked() for leaf, wanted in zip(flat, keep, strict=True)]
+    return tree.unflatten(treedef, kept)
+
+
+def narrowed(
+    extra: Mapping[str, Any], params: PyTree | None, keep: Sequence[bool]
+) -> dict[str, Any]:
+    """The extra arguments for an optimizer that sees a part of the parameters.
+
+    Functions of the parameters become functions of the part; the rest stay as they are here.
+    """
+    found = dict(extra)
+    if params is None:
+        return found
+    flat, treedef = tree.flatten(params)
+
+    def whole(some: PyTree) -> PyTree:
+        mine = iter(tree.leaves(some))
+        return tree.unflatten(
+            treedef, [next(mine) if kept else leaf for leaf, kept in zip(flat, keep, strict=True)]
+        )
+
+    value_fn, grad_fn = found.get("value_fn"), found.get("grad_fn")
+    if value_fn is not None:
+        found["value_fn"] = lambda some: value_fn(whole(some))
+    if grad_fn is not None:
+        found["grad_fn"] = lambda some: part(grad_fn(whole(some)), keep)
+    return found
+
+
+def unchanged(leaf: torch.Tensor) -> torch.Tensor:
+    """The update that keeps every bit of a parameter like this: `x + -0.0` is `x`, `-0.0` included."""
+    return torch.full_like(leaf, -0.0, dtype=compute_dtype(leaf.dtype))

@@ -1,0 +1,177 @@
+"""Averages of the parameters, kept in the optimizer's state: `ema` and `swa`.
+
+The weights are never swapped. To evaluate an average, pass it as the parameters:
+
+    average = optim.get(state.opt_state, "ema")
+    metrics = eval_step(state.replace(params=average), batch)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import apply_updates, like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed
+from ftrain.optim._rate import double, zero_count
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["EmaState", "SwaState", "ema", "swa"]
+
+
+class EmaState(NamedTuple):
+    """The state of `ema`.
+
+    Attributes:
+        updates_averaged: int64, 0-d. Updates that the average has seen.
+        ema: the average, a tree like the parameters; at least float32.
+        inner: the optimizer's own state.
+    """
+
+    updates_averaged: torch.Tensor
+    ema: PyTree
+    inner: PyTree
+
+
+class SwaState(NamedTuple):
+    """The state of `swa`.
+
+    Attributes:
+        updates_seen: int64, 0-d. Updates done so far.
+        averaged: int64, 0-d. How many parameters the average is the mean of.
+        swa: the average, a tree like the parameters, at least float32; before `start` a copy of them.
+        inner: the optimizer's own state.
+    """
+
+    updates_seen: torch.Tensor
+    averaged: torch.Tensor
+    swa: PyTree
+    inner: PyTree
+
+
+def ema(
+    inner: GradientTransformation, decay: Hyperparameter = 0.999, *, warmup: bool = True
+) -> GradientTransformation:
+    """An exponential moving average of the parameters beside an optimizer, which it leaves as it is.
+
+    `a = d a + (1 - d) p` after each update, from `a = p` before the first. With warmup
+    `d = min(decay, (1 + t) / (10 + t))` at the update after `t` others, so that a short run's average
+    forgets its start; without, `d = decay`.
+
+    Put it outermost, around all that changes the updates: it averages what the parameters become. Around
+    `multi_steps` it would average at each micro-step; inside, at each update.
+
+    Args:
+        inner: the whole optimizer.
+        decay: in [0, 1).
+        warmup: whether the decay grows from 0.1 to `decay`.
+
+    Returns:
+        A transformation with an `EmaState`. `update` needs `params`.
+
+    Raises:
+        ValueError: `decay` out of its range; `update` is called without parameters.
+
+    Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; the warmup is
+    that of TensorFlow's `ExponentialMovingAverage(num_updates)`.
+
+    >>> from ftrain import optim
+    >>> optimizer = ema(optim.sgd(1.0), 0.5, warmup=False)
+    >>> params = {"w": torch.tensor([2.0])}
+    >>> updates, state = optimizer.update({"w": torch.tensor([1.0])}, optimizer.init(params), params)
+    >>> optim.apply_updates(params, updates), optim.get(state, "ema")
+    ({'w': tensor([1.])}, {'w': tensor([1.5000])})
+    """
+    _checks.fraction("decay", decay)
+
+    def init(params: PyTree) -> EmaState:
+        leaves, _ = parameters(params)
+        return EmaState(zero_count(first_device(leaves)), _copies(params), inner.init(params))
+
+    def update(
+        grads: PyTree, state: EmaState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, EmaState]:
+        params = _checks.needed("ema", params)
+        updates, new = inner.update(grads, state.inner, params, **extra)
+        kept: Hyperparameter = decay
+        if warmup:
+            t = state.updates_averaged.to(torch.float64)
+            kept = torch.minimum((1 + t) / (10 + t), double(decay, t.device))
+        average = _towards(state.ema, apply_updates(params, updates), 1 - kept)
+        return updates, EmaState(state.updates_averaged + 1, average, new)
+
+    return GradientTransformation(init, update)
+
+
+def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTransformation:
+    """Stochastic weight averaging: the plain mean of the parameters late in a run.
+
+    The mean of the parameters after updates `start`, `start + every`, `start + 2 every`, ... (the first
+    update is number 1); up to `start` the average is the parameters themselves. The rate of the
+    averaging phase is the optimizer's schedule: constant or cyclic in the paper. Layers with statistics
+    (BatchNorm) need those of the averaged weights: run the model over some batches with them.
+
+    Args:
+        inner: the whole optimizer.
+        start: updates before the first average, >= 1.
+        every: updates from one to the next, >= 1; the length of a cycle.
+
+    Returns:
+        A transformation with a `SwaState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a count below 1; `update` is called without parameters.
+
+    Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson 2018, "Averaging Weights Leads to Wider Optima
+    and Better Generalization".
+
+    >>> from ftrain import optim
+    >>> optimizer = swa(optim.sgd(1.0), start=2)
+    >>> params = {"w": torch.tensor([5.0])}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> params, optim.get(state, "swa")  # the mean of 3 and 2
+    ({'w': tensor([2.])}, {'w': tensor([2.5000])})
+    """
+    _checks.positive_int("start", start)
+    _checks.positive_int("every", every)
+
+    def init(params: PyTree) -> SwaState:
+        leaves, _ = parameters(params)
+        device = first_device(leaves)
+        return SwaState(zero_count(device), zero_count(device), _copies(params), inner.init(params))
+
+    def update(
+        grads: PyTree, state: SwaState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SwaState]:
+        params = _checks.needed("swa", params)
+        updates, new = inner.update(grads, state.inner, params, **extra)
+        seen = state.updates_seen + 1
+        takes = (seen >= start) & ((seen - start) % every == 0)
+        averaged = state.averaged + takes
+        share = torch.where(takes, 1 / averaged.to(torch.float64).clamp(min=1), 0.0)
+        share = torch.where(seen <= start, 1.0, share)
+        average = _towards(state.swa, apply_updates(params, updates), share)
+        return updates, SwaState(seen, averaged, average, new)
+
+    return GradientTransformation(init, update)
+
+
+def _copies(params: PyTree) -> PyTree:
+    return tree.map(lambda p: p.to(compute_dtype(p.dtype), copy=True), params)
+
+
+def _towards(average: PyTree, params: PyTree, share: Hyperparameter) -> PyTree:
+    """`average + share (params - average)`, leaf by leaf; exact at a share of 0 and of 1."""
+    place = placed(share)
+
+    def moved(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        (share_here,) = place(a.device, a.dtype)
+        return like(torch.lerp(a, p.to(a.dtype), share_here), a)
+
+    return tree.map(moved, average, params)

@@ -1,0 +1,88 @@
+"""Reading an optimizer's state by name, however deeply its parts are nested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import optree
+
+from ftrain.core import tree
+from ftrain.optim.protocol import PyTree
+
+__all__ = ["get", "locate"]
+
+
+def get(state: PyTree, name: str, *within: str) -> Any:
+    """What the one field called `name` holds: a tensor, or a whole tree such as `mu` or `ema`.
+
+    Fields of states come before keys of dicts, so that a parameter called `count` hides nothing.
+    Several names lead inwards: `get(state, "backbone", "count")` is the count in what `backbone` holds.
+
+    Args:
+        state: an optimizer's state, or any other tree.
+        name: of a field (`learning_rate`, `count`, `mu`, `ema`), a group or a hyper-parameter.
+        *within: names to be found in what the one before holds.
+
+    Raises:
+        LookupError: nothing is called so; the message lists the names there are.
+        ValueError: several are; the message lists their paths.
+
+    >>> import torch
+    >>> from ftrain import optim
+    >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3))
+    >>> state = optimizer.init({"w": torch.ones(2)})
+    >>> get(state, "learning_rate"), get(state, "mu")
+    (tensor(0.0010), {'w': tensor([0., 0.])})
+    """
+    return locate(state, name, *within)[1]
+
+
+def locate(state: PyTree, name: str, *within: str) -> tuple[str, Any]:
+    """What `get` finds, and its path."""
+    path, value = _one(state, name)
+    if not within:
+        return path, value
+    deeper, value = locate(value, *within)
+    return path + deeper, value
+
+
+def _one(state: PyTree, name: str) -> tuple[str, Any]:
+    found = [(path, value) for path, field, value in _holders(state) if field == name]
+    if not found:
+        found = [(path, value) for path, key, value in _holders(state, keys=True) if key == name]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        fields = dict.fromkeys(field for _, field, _ in _holders(state))
+        keys = dict.fromkeys(str(key) for _, key, _ in _holders(state, keys=True))
+        listed = ", ".join([*fields, *keys][:20])
+        raise LookupError(
+            f"nothing in this state is called {name!r}. There are: {listed or 'none'}."
+        )
+    paths = "\n".join(f"  {path}" for path, _ in found)
+    raise ValueError(
+        f"{len(found)} places in this state are called {name!r}:\n{paths}\nName what holds the one you "
+        f'mean first, `optim.get(state, "<holder>", {name!r})`, or write the path: `state{found[0][0]}`.'
+    )
+
+
+def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
+    """What a node holds: path, name, child, and whether it is a field of a class; `[]` at a leaf."""
+    if node is None or optree.tree_is_leaf(node, namespace=tree.NAMESPACE):
+        return []
+    below, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
+    fields = getattr(node, "_fields", None) if isinstance(node, tuple) else None
+    if fields is not None:
+        return [(f".{f}", f, child, True) for f, child in zip(fields, below, strict=True)]
+    if isinstance(node, (dict, list, tuple)):
+        return [(f"[{e!r}]", e, child, False) for e, child in zip(entries, below, strict=True)]
+    return [(f".{e}", e, child, True) for e, child in zip(entries, below, strict=True)]
+
+
+def _holders(node: PyTree, path: str = "", *, keys: bool = False) -> Iterator[tuple[str, Any, Any]]:
+    """Path, name and content of each field, or of each key, in the order of the leaves."""
+    for step, name, child, is_field in _children(node):
+        if is_field != keys:
+            yield path + step, name, child
+        yield from _holders(child, path + step, keys=keys)

@@ -1,0 +1,99 @@
+"""Lookahead: weights that follow slowly where an optimizer has gone ahead."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters, placed
+from ftrain.optim._rate import zero_count
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["LookaheadState", "lookahead"]
+
+
+class LookaheadState(NamedTuple):
+    """The state of `lookahead`.
+
+    Attributes:
+        fast_steps: int64, 0-d. Updates since the weights last met, less than `k`.
+        slow: the slow weights, a tree like the parameters; at least float32.
+        inner: the state of the optimizer that goes ahead.
+    """
+
+    fast_steps: torch.Tensor
+    slow: PyTree
+    inner: PyTree
+
+
+def lookahead(
+    inner: GradientTransformation, k: int = 6, alpha: Hyperparameter = 0.5
+) -> GradientTransformation:
+    """k steps forward, one step back.
+
+    At every k-th update, with `p` the parameters that `inner` has arrived at: `s = s + alpha (p - s)`,
+    `p = s`. The moments of `inner` go on as they are. To evaluate the slow weights between two meetings
+    pass `optim.get(opt_state, "slow")` as the parameters.
+
+    Args:
+        inner: the optimizer that goes ahead.
+        k: updates from one meeting to the next, >= 1.
+        alpha: how far the slow weights follow, in [0, 1].
+
+    Returns:
+        A transformation with a `LookaheadState`. `update` needs `params`.
+
+    Raises:
+        ValueError: `k` or `alpha` out of their range; `update` is called without parameters.
+
+    Source: Zhang, Lucas, Hinton, Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back"; `k` and
+    `alpha` as in its image experiments.
+
+    >>> from ftrain import optim
+    >>> optimizer = lookahead(optim.sgd(1.0), k=2)
+    >>> params = {"w": torch.tensor([4.0])}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> params, state.slow  # half the way from 4 to 2
+    ({'w': tensor([3.])}, {'w': tensor([3.])})
+    """
+    _checks.positive_int("k", k)
+    _checks.non_negative("alpha", alpha)
+    if not isinstance(alpha, torch.Tensor) and alpha > 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}.")
+    returns = isinstance(alpha, torch.Tensor) or alpha < 1
+
+    def init(params: PyTree) -> LookaheadState:
+        leaves, _ = parameters(params)
+        slow = tree.map(lambda p: p.to(compute_dtype(p.dtype), copy=True), params)
+        return LookaheadState(zero_count(first_device(leaves)), slow, inner.init(params))
+
+    def update(
+        grads: PyTree, state: LookaheadState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, LookaheadState]:
+        params = _checks.needed("lookahead", params)
+        updates, new = inner.update(grads, state.inner, params, **extra)
+        (slows, ps, us), treedef = agreeing(
+            ("state.slow", state.slow), ("params", params), ("updates", updates), strict_dtype=False
+        )
+        steps = state.fast_steps + 1
+        meets = steps == k
+        place = placed(1 - alpha)
+        moves, followed = [], []
+        for s, p, u in zip(slows, ps, us, strict=True):
+            (back,) = place(s.device, s.dtype)
+            met = meets.to(s.device)
+            moves.append(torch.where(met, u - back * (p + u - s), u) if returns else u)
+            followed.append(like(torch.where(met, p + u, s), s))
+        return (
+            tree.unflatten(treedef, moves),
+            LookaheadState(torch.where(meets, 0, steps), tree.unflatten(treedef, followed), new),
+        )
+
+    return GradientTransformation(init, update)

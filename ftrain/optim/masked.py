@@ -1,0 +1,117 @@
+"""Optimizers for a part of the parameters: `masked`, `freeze` and `set_to_zero`.
+
+Read next: `partition.py`, several optimizers for several parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim._leaves import agreeing, gradients
+from ftrain.optim._parts import narrowed, part, unchanged
+from ftrain.optim.masks import Mask, mask_leaves
+from ftrain.optim.protocol import GradientTransformation, PyTree
+
+__all__ = ["freeze", "masked", "set_to_zero"]
+
+
+def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
+    """Apply a link of a chain to some leaves only; gradients of the others pass as they are.
+
+    For links such as `trace` or `add_decayed_weights`. Around a whole optimizer the gradients that
+    pass would be added to the parameters: write `freeze` for parameters that stay, `partition` for
+    several optimizers.
+
+    Args:
+        inner: sees the leaves whose mask is true, in the tree's own shape, `Masked()` elsewhere.
+        mask: a pattern of names, a tree of bools, or a function from parameters to one.
+
+    Returns:
+        A transformation with the state of `inner` for those leaves.
+
+    Raises:
+        ValueError: the mask's structure is not that of the parameters, or the pattern is in no name.
+
+    >>> from ftrain import optim
+    >>> link = masked(optim.scale(-0.1), "weight$")
+    >>> grads = {"weight": torch.tensor([1.0]), "bias": torch.tensor([1.0])}
+    >>> link.update(grads, link.init(grads))[0]
+    {'weight': tensor([-0.1000]), 'bias': tensor([1.])}
+    """
+    return _on_part(inner, lambda params: mask_leaves(mask, params), lambda grad: grad)
+
+
+def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
+    """Keep parameters as they are, bit for bit; `inner` moves the others and has no state for these.
+
+    Args:
+        inner: the optimizer of all other parameters; clipping inside it sees their gradients only.
+        mask: which to keep: a pattern of names, a tree of bools, or a function from parameters to one.
+
+    Returns:
+        A transformation with the state of `inner` for the parameters that move.
+
+    Raises:
+        ValueError: the mask's structure is not that of the parameters, or the pattern is in no name.
+
+    >>> from ftrain import optim
+    >>> optimizer = freeze(optim.sgd(0.1), "^backbone")
+    >>> params = {"backbone.w": torch.tensor([1.0]), "head.w": torch.tensor([1.0])}
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> optim.apply_updates(params, updates)
+    {'backbone.w': tensor([1.]), 'head.w': tensor([0.9000])}
+    """
+    return _on_part(
+        inner, lambda params: [not frozen for frozen in mask_leaves(mask, params)], unchanged
+    )
+
+
+def set_to_zero() -> GradientTransformation:
+    """Keep every parameter as it is: the optimizer of a group of `partition` that does not move.
+
+    The updates are `-0.0`, which added to any number gives that number, to the bit.
+
+    >>> set_to_zero().update({"w": torch.tensor([3.0])}, ())[0]
+    {'w': tensor([-0.])}
+    """
+
+    def init(params: PyTree) -> PyTree:
+        return ()
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        leaves, treedef = gradients(grads)
+        return tree.unflatten(treedef, [unchanged(g) for g in leaves]), state
+
+    return GradientTransformation(init, update)
+
+
+def _on_part(
+    inner: GradientTransformation,
+    kept: Callable[[PyTree], list[bool]],
+    other: Callable[[torch.Tensor], torch.Tensor],
+) -> GradientTransformation:
+    def init(params: PyTree) -> PyTree:
+        return inner.init(part(params, kept(params)))
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        keep = kept(grads if params is None else params)
+        if params is not None:
+            agreeing(("params", params), ("grads", grads))
+        given = None if params is None else part(params, keep)
+        updates, state = inner.update(
+            part(grads, keep), state, given, **narrowed(extra, params, keep)
+        )
+        mine = iter(tree.leaves(updates))
+        flat, treedef = gradients(grads)
+        merged = [next(mine) if k else other(g) for g, k in zip(flat, keep, strict=True)]
+        return tree.unflatten(treedef, merged), state
+
+    return GradientTransformation(init, update)

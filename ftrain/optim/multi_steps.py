@@ -1,0 +1,140 @@
+"""Accumulation across steps: one update for several gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._cond import changed_if
+from ftrain.optim._leaves import agreeing, first_device, parameters, placed
+from ftrain.optim._parts import unchanged
+from ftrain.optim._rate import double, zero_count
+from ftrain.optim.protocol import GradientTransformation, PyTree
+
+__all__ = ["MultiStepsState", "multi_steps"]
+
+Steps = int | Callable[[torch.Tensor], torch.Tensor | int]
+
+
+class MultiStepsState(NamedTuple):
+    """The state of `multi_steps`.
+
+    Attributes:
+        micro_step: int64, 0-d. Gradients gathered since the last update.
+        updates_done: int64, 0-d. Updates of the inner optimizer: what a scheduled `k` is given.
+        weight: float64, 0-d. The weight of the gradients gathered.
+        loss: float64, 0-d. Their losses, weighted, where losses are handed in.
+        total: their weighted sum, a tree like the parameters; at least float32.
+        inner: the optimizer's own state.
+    """
+
+    micro_step: torch.Tensor
+    updates_done: torch.Tensor
+    weight: torch.Tensor
+    loss: torch.Tensor
+    total: PyTree
+    inner: PyTree
+
+
+def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformation:
+    """Gather the gradients of `k` steps, and update once with their mean.
+
+    `inner` runs at every k-th step only: in eager mode by an `if` on the counter (which waits for an
+    accelerator), in a compiled step by a branch of the program. At the others the parameters stay as
+    they are, bit for bit. Schedules inside count updates, not steps.
+
+    `make_steps(accumulate=k)` cuts one batch into micro-batches within a step; this is for batches that
+    come one at a time.
+
+    Args:
+        inner: the optimizer of the mean gradients. It is handed the mean of the losses too, but no
+            `value_fn` and no `grad_fn`: those know the last batch alone. Wrap the other way round,
+            `sam(multi_steps(...))`.
+        k: steps for an update, >= 1; or a function of the number of updates done (int64, 0-d).
+
+    Returns:
+        A transformation with a `MultiStepsState`. Its `update` takes `weight=`, a 0-d tensor or number:
+        what each gradient counts in the mean, such as its tokens. Without it all count the same.
+
+    Raises:
+        ValueError: `k` below 1; gradients of other structure or shape.
+
+    >>> from ftrain import optim
+    >>> optimizer = multi_steps(optim.sgd(1.0), 2)
+    >>> params = {"w": torch.tensor([5.0])}
+    >>> state = optimizer.init(params)
+    >>> for g in (1.0, 3.0):
+    ...     updates, state = optimizer.update({"w": torch.tensor([g])}, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    ...     params
+    {'w': tensor([5.])}
+    {'w': tensor([3.])}
+    """
+    if not callable(k):
+        _checks.positive_int("k", k)
+
+    def init(params: PyTree) -> MultiStepsState:
+        leaves, treedef = parameters(params)
+        count = zero_count(first_device(leaves))
+        zero = double(0.0, count.device)
+        total = tree.unflatten(treedef, [unchanged(p) for p in leaves])
+        return MultiStepsState(count, count.clone(), zero, zero.clone(), total, inner.init(params))
+
+    def update(
+        grads: PyTree,
+        state: MultiStepsState,
+        params: PyTree | None = None,
+        *,
+        weight: torch.Tensor | float | None = None,
+        loss: torch.Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MultiStepsState]:
+        if params is not None:
+            agreeing(("params", params), ("grads", grads))
+        (totals, gs), treedef = agreeing(
+            ("state.total", state.total), ("grads", grads), strict_dtype=False
+        )
+        device = state.weight.device
+        share = double(1.0 if weight is None else weight, device)
+        gathered = state.weight + share
+        losses = state.loss if loss is None else state.loss + share * double(loss, device)
+        place = placed(share)
+        sums = [
+            t + (g.to(t.dtype) if weight is None else g.to(t.dtype) * place(t.device, t.dtype)[0])
+            for t, g in zip(totals, gs, strict=True)
+        ]
+        steps = state.micro_step + 1
+        is_last = steps >= (k(state.updates_done) if callable(k) else k)
+        rest = {**extra, "value_fn": None, "grad_fn": None}
+
+        def step(value: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            whole = torch.where(gathered == 0, 1.0, gathered)
+            divide = placed(whole)
+            means = [t / divide(t.device, t.dtype)[0] for t in sums]
+            if loss is not None:
+                rest["loss"] = (losses / whole).to(loss.dtype)
+            return inner.update(tree.unflatten(treedef, means), value[1], params, **rest)
+
+        still = tree.unflatten(treedef, [unchanged(t) for t in totals])
+        updates, new = changed_if(is_last, step, (still, state.inner))
+
+        def reset(value: torch.Tensor, start: float = 0.0) -> torch.Tensor:
+            return torch.where(is_last.to(value.device), start, value)
+
+        return updates, MultiStepsState(
+            torch.where(is_last, 0, steps),
+            state.updates_done + is_last,
+            reset(gathered),
+            reset(losses),
+            tree.unflatten(
+                treedef, [like(reset(s, -0.0), t) for s, t in zip(sums, totals, strict=True)]
+            ),
+            new,
+        )
+
+    return GradientTransformation(init, update)

@@ -1,0 +1,120 @@
+"""Parameter groups: each part of the parameters has an optimizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain.core import tree
+from ftrain.optim._leaves import agreeing
+from ftrain.optim._parts import narrowed, part
+from ftrain.optim.masks import Mask, mask_leaves, names
+from ftrain.optim.protocol import GradientTransformation, PyTree
+
+__all__ = ["partition"]
+
+
+def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> GradientTransformation:
+    """Several optimizers, each for the parameters that its mask picks; the first that fits wins.
+
+        optimizer = optim.partition({
+            "frozen": ("^embed", optim.set_to_zero()),
+            "backbone": ("^backbone", optim.adamw(1e-4)),
+            "head": (optim.everything, optim.adamw(1e-3)),
+        })
+
+    Each optimizer is what it would be alone, on its own part: a `clip_by_global_norm` inside a group
+    measures that group's gradients (for the norm of all write it before,
+    `chain(clip_by_global_norm(1.0), partition(...))`), and `adamw` decays what its own mask says, by
+    default no norms, no biases.
+
+    Args:
+        groups: name -> (mask, optimizer), tried in this order. A mask is a pattern of names, a tree of
+            bools, or a function from parameters to one, such as `optim.matching(predicate)`; end with
+            `optim.everything` for the rest.
+
+    Returns:
+        A transformation whose state is a dict of the groups' states: `optim.get(state, "head",
+        "learning_rate")` is a group's learning rate, and a training step reports each.
+
+    Raises:
+        ValueError: a parameter is in no group, a pattern in no name, or gradients differ in structure
+            from the parameters; the message names the path.
+        TypeError: a group is not a pair of mask and optimizer.
+
+    >>> import torch
+    >>> from ftrain import optim
+    >>> optimizer = partition({
+    ...     "backbone": ("^backbone", optim.sgd(0.1)),
+    ...     "head": (optim.everything, optim.sgd(1.0)),
+    ... })
+    >>> params = {"backbone.w": torch.ones(1), "head.w": torch.ones(1)}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> updates
+    {'backbone.w': tensor([-0.1000]), 'head.w': tensor([-1.])}
+    >>> optim.get(state, "backbone", "learning_rate")
+    tensor(0.1000)
+    """
+    for name, group in groups.items():
+        _check_group(name, group)
+    optimizers = {name: optimizer for name, (_, optimizer) in groups.items()}
+
+    def owners(params: PyTree) -> list[str]:
+        """The name of each leaf's group."""
+        flat = [mask_leaves(mask, params) for mask, _ in groups.values()]
+        found = []
+        for index, path in enumerate(names(tree.structure(params))):
+            mine = [name for name, mask in zip(groups, flat, strict=True) if mask[index]]
+            if not mine:
+                raise ValueError(
+                    f"the parameter {path} is in none of the groups {', '.join(groups)}. Give the rest "
+                    'a group of its own, the last: `"rest": (optim.everything, optim.adamw(1e-3))`, '
+                    "or `optim.set_to_zero()` if it is not to move."
+                )
+            found.append(mine[0])
+        return found
+
+    def init(params: PyTree) -> dict[str, PyTree]:
+        of = owners(params)
+        return {
+            name: optimizer.init(part(params, [owner == name for owner in of]))
+            for name, optimizer in optimizers.items()
+        }
+
+    def update(
+        grads: PyTree, state: dict[str, PyTree], params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, dict[str, PyTree]]:
+        if params is not None:
+            agreeing(("params", params), ("grads", grads))
+        if not isinstance(state, dict) or state.keys() != groups.keys():
+            raise ValueError(
+                f"a partition into {', '.join(groups)} has a dict of their states, got "
+                f"{list(state) if isinstance(state, dict) else type(state).__name__}. Pass the state "
+                "that its own `init` or `update` returned."
+            )
+        of = owners(grads if params is None else params)
+        moved, states = {}, {}
+        for name, optimizer in optimizers.items():
+            keep = [owner == name for owner in of]
+            given = None if params is None else part(params, keep)
+            updates, states[name] = optimizer.update(
+                part(grads, keep), state[name], given, **narrowed(extra, params, keep)
+            )
+            moved[name] = iter(tree.leaves(updates))
+        merged = [next(moved[owner]) for owner in of]
+        return tree.unflatten(tree.structure(grads), merged), states
+
+    return GradientTransformation(init, update)
+
+
+def _check_group(name: str, group: object) -> None:
+    if (
+        not isinstance(group, tuple)
+        or isinstance(group, GradientTransformation)
+        or len(group) != 2
+        or not isinstance(group[1], GradientTransformation)
+    ):
+        raise TypeError(
+            f"the group {name!r} is {group!r}, not a pair of a mask and an optimizer. Write "
+            f'`{{{name!r}: ("^backbone", optim.adamw(1e-4)), ...}}`.'
+        )

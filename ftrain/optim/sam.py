@@ -1,0 +1,130 @@
+"""Sharpness-aware minimization: descend by the gradient at the worst place near by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.norm import global_norm
+from ftrain.core.optimizer import apply_updates
+from ftrain.optim import _checks
+from ftrain.optim._leaves import agreeing, compute_dtype
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.scale import scaled
+
+__all__ = ["asam", "sam"]
+
+_TINY = 1e-12  # keeps a zero gradient from dividing by zero, as in both papers' code
+
+
+def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTransformation:
+    """Sharpness-aware minimization: `inner` is handed the gradient at `p + rho g / ||g||`.
+
+    Each update takes a second gradient, of the same batch with the same random draws: `grad_fn`, which
+    a training step hands in. Clipping belongs inside, `sam(chain(clip_by_global_norm(1.0), ...))`.
+    A step that skips non-finite gradients looks at the first one only: where the second may overflow,
+    write `sam(skip_nonfinite(...))`.
+
+    Args:
+        inner: the optimizer of the second gradients.
+        rho: the distance, a finite number >= 0.
+
+    Returns:
+        A transformation with the state of `inner`. `update` needs `params` and `grad_fn`.
+
+    Raises:
+        ValueError: `rho` out of its range; `update` is called without `params` or `grad_fn`.
+
+    Source: Foret, Kleiner, Mobahi, Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently
+    Improving Generalization".
+
+    >>> from ftrain import optim
+    >>> optimizer = sam(optim.sgd(0.1), rho=1.0)
+    >>> params = {"w": torch.tensor([2.0])}
+    >>> gradient = lambda params: {"w": 2 * params["w"]}  # of w squared
+    >>> updates, _ = optimizer.update(
+    ...     gradient(params), optimizer.init(params), params, grad_fn=gradient
+    ... )
+    >>> updates  # by the gradient at 3
+    {'w': tensor([-0.6000])}
+    """
+    _checks.non_negative("rho", rho)
+
+    def climb(grads: list[torch.Tensor], params: list[torch.Tensor]) -> list[torch.Tensor]:
+        return scaled(grads, rho / (global_norm(grads) + _TINY))
+
+    return _elsewhere("sam", inner, climb)
+
+
+def asam(
+    inner: GradientTransformation, rho: Hyperparameter = 0.5, eta: Hyperparameter = 0.01
+) -> GradientTransformation:
+    """Adaptive SAM: as `sam`, in a neighbourhood that scales with the parameters.
+
+    `inner` is handed the gradient at `p + rho T^2 g / ||T g||`, with `T = |p| + eta`. (The authors' code
+    leaves biases unscaled, `T = 1`; the paper's equation, and this, scale all.)
+
+    Args:
+        inner: the optimizer of the second gradients.
+        rho: the distance, relative to the parameters; a finite number >= 0.
+        eta: >= 0; lets parameters at zero take part.
+
+    Returns:
+        A transformation with the state of `inner`. `update` needs `params` and `grad_fn`.
+
+    Raises:
+        ValueError: a number out of its range; `update` is called without `params` or `grad_fn`.
+
+    Source: Kwon, Kim, Park, Choi 2021, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
+    Learning of Deep Neural Networks".
+
+    >>> from ftrain import optim
+    >>> optimizer = asam(optim.sgd(0.1), rho=0.5, eta=0.0)
+    >>> params = {"w": torch.tensor([2.0])}
+    >>> gradient = lambda params: {"w": 2 * params["w"]}  # of w squared
+    >>> updates, _ = optimizer.update(
+    ...     gradient(params), optimizer.init(params), params, grad_fn=gradient
+    ... )
+    >>> updates  # by the gradient at 3
+    {'w': tensor([-0.6000])}
+    """
+    _checks.non_negative("rho", rho)
+    _checks.non_negative("eta", eta)
+
+    def climb(grads: list[torch.Tensor], params: list[torch.Tensor]) -> list[torch.Tensor]:
+        sizes = [p.abs().to(compute_dtype(p.dtype)) + eta for p in params]
+        stretched = [size * g.to(size.dtype) for size, g in zip(sizes, grads, strict=True)]
+        steps = scaled(stretched, rho / (global_norm(stretched) + _TINY))
+        return [size * step for size, step in zip(sizes, steps, strict=True)]
+
+    return _elsewhere("asam", inner, climb)
+
+
+Climb = Callable[[list[torch.Tensor], list[torch.Tensor]], list[torch.Tensor]]
+
+
+def _elsewhere(name: str, inner: GradientTransformation, climb: Climb) -> GradientTransformation:
+    def update(
+        grads: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        *,
+        grad_fn: Callable[[PyTree], PyTree] | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, PyTree]:
+        params = _checks.needed(name, params)
+        if grad_fn is None:
+            raise ValueError(
+                f"`{name}` takes a second gradient of the batch and got no `grad_fn`: call "
+                "`update(grads, state, params, grad_fn=...)`, a function from parameters to gradients. "
+                "A training step of `make_steps` hands it in; inside `multi_steps` there is none "
+                f"(`{name}(multi_steps(...))` has one)."
+            )
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        worst = apply_updates(params, tree.unflatten(treedef, climb(gs, ps)))
+        return inner.update(grad_fn(worst), state, params, grad_fn=grad_fn, **extra)
+
+    return GradientTransformation(inner.init, update)

@@ -1,0 +1,112 @@
+"""Updates that are left out: those of non-finite or of too large gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.norm import global_norm
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import first_device, gradients, parameters
+from ftrain.optim._parts import unchanged
+from ftrain.optim._rate import zero_count
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["SkipState", "skip_large_updates", "skip_nonfinite"]
+
+
+class SkipState(NamedTuple):
+    """The state of `skip_nonfinite` and `skip_large_updates`.
+
+    Attributes:
+        skipped: int64, 0-d. Updates left out so far.
+        inner: the state of the optimizer that was not asked at those.
+    """
+
+    skipped: torch.Tensor
+    inner: PyTree
+
+
+def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
+    """Leave out the updates of gradients that are not finite.
+
+    Parameters and the state of `inner` stay as they are, bit for bit, if any gradient is infinite or
+    NaN, or their norm exceeds float32: the criterion of `make_steps(nonfinite="skip")`, for loops of
+    one's own, and for gradients that a link before this one has made.
+
+    Args:
+        inner: the optimizer.
+
+    Returns:
+        A transformation with a `SkipState`.
+
+    >>> from ftrain import optim
+    >>> optimizer = skip_nonfinite(optim.sgd(0.1))
+    >>> params = {"w": torch.tensor([1.0, 2.0])}
+    >>> grads = {"w": torch.tensor([1.0, torch.inf])}
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+    >>> optim.apply_updates(params, updates), state.skipped, state.inner.count
+    ({'w': tensor([1., 2.])}, tensor(1), tensor(0))
+    """
+    return _skip(inner, torch.isfinite)
+
+
+def skip_large_updates(
+    inner: GradientTransformation, max_norm: Hyperparameter
+) -> GradientTransformation:
+    """Leave out the updates of gradients whose global norm exceeds `max_norm`, or is NaN.
+
+    Parameters and the state of `inner` stay as they are, bit for bit.
+
+    Args:
+        inner: the optimizer.
+        max_norm: a number >= 0 or a 0-d tensor, in units of the gradient; infinite skips NaN only.
+
+    Returns:
+        A transformation with a `SkipState`.
+
+    >>> from ftrain import optim
+    >>> optimizer = skip_large_updates(optim.sgd(0.1), 4.0)
+    >>> params = {"w": torch.tensor([3.0, 4.0])}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> optim.apply_updates(params, updates), state.skipped
+    ({'w': tensor([3., 4.])}, tensor(1))
+    """
+    if isinstance(max_norm, torch.Tensor) or max_norm != torch.inf:
+        _checks.non_negative("max_norm", max_norm)
+    return _skip(inner, lambda norm: norm <= max_norm)
+
+
+def _skip(
+    inner: GradientTransformation, applies: Callable[[torch.Tensor], torch.Tensor]
+) -> GradientTransformation:
+    def init(params: PyTree) -> SkipState:
+        leaves, _ = parameters(params)
+        return SkipState(zero_count(first_device(leaves)), inner.init(params))
+
+    def update(
+        grads: PyTree, state: SkipState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SkipState]:
+        gradients(grads)
+        # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
+        good = applies(global_norm(grads)).to(state.skipped.device)
+        updates, new = inner.update(grads, state.inner, params, **extra)
+        return (
+            tree.map(lambda u: torch.where(good.to(u.device), u, unchanged(u)), updates),
+            SkipState(state.skipped + ~good, tree.map(chosen(good), new, state.inner)),
+        )
+
+    return GradientTransformation(init, update)
+
+
+def chosen(condition: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The leaf that a state goes on with: the new one where the condition holds, else the old."""
+
+    def choose(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        return like(torch.where(condition.to(new.device), new, old), old)
+
+    return choose

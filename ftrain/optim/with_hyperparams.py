@@ -1,0 +1,157 @@
+"""Hyper-parameters as tensors in the state: to read, to set between steps, to map over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.optim import _checks
+from ftrain.optim._leaves import first_device, parameters
+from ftrain.optim._rate import double
+from ftrain.optim.get import locate
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["HyperparamsState", "set_hyperparams", "with_hyperparams"]
+
+
+class HyperparamsState(NamedTuple):
+    """The state of `with_hyperparams`.
+
+    Attributes:
+        hyperparams: name -> float64, 0-d: what the next update will use.
+        inner: the optimizer's own state.
+    """
+
+    hyperparams: dict[str, torch.Tensor]
+    inner: PyTree
+
+
+def with_hyperparams(
+    build: Callable[..., GradientTransformation], **hyperparams: Any
+) -> GradientTransformation:
+    """An optimizer whose numbers are tensors in its state, not constants of the program.
+
+    `build(**hyperparams)` with every number among them kept in the state: in float64, so that eager
+    updates are those of the plain optimizer to the bit. Setting one (`set_hyperparams`) compiles
+    nothing anew; stacking them (`torch.vmap`) is a sweep.
+
+    Args:
+        build: what makes the optimizer, such as `optim.adamw`.
+        **hyperparams: its arguments. Numbers and 0-d tensors go into the state; the rest (schedules,
+            masks, bools) is handed to `build` as it is. A whole number that counts something (`k=5`)
+            is no hyper-parameter: bind it, `functools.partial(optim.lookahead, k=5)`.
+
+    Returns:
+        A transformation with a `HyperparamsState`.
+
+    Raises:
+        ValueError: a number out of its range, as `build` says.
+        TypeError: `build` knows no such argument; or there is no number among them.
+
+    >>> from ftrain import optim
+    >>> optimizer = with_hyperparams(optim.sgd, learning_rate=0.1, momentum=0.9)
+    >>> params = {"w": torch.tensor([1.0])}
+    >>> state = set_hyperparams(optimizer.init(params), learning_rate=0.5)
+    >>> optimizer.update(params, state, params)[0]
+    {'w': tensor([-0.5000])}
+    """
+    numbers = {name: value for name, value in hyperparams.items() if _is_number(value)}
+    rest = {name: value for name, value in hyperparams.items() if name not in numbers}
+    if not numbers:
+        raise TypeError(
+            "with_hyperparams found no number to keep in the state: name them, "
+            "`with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)`."
+        )
+    build(**hyperparams)  # what is out of range raises here, before any tensor is seen
+
+    def init(params: PyTree) -> HyperparamsState:
+        leaves, _ = parameters(params)
+        device = first_device(leaves)
+        values = {name: double(value, device).clone() for name, value in numbers.items()}
+        return HyperparamsState(values, build(**values, **rest).init(params))
+
+    def update(
+        grads: PyTree, state: HyperparamsState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, HyperparamsState]:
+        inner = build(**state.hyperparams, **rest)
+        updates, new = inner.update(grads, state.inner, params, **extra)
+        kept = {name: value.clone() for name, value in state.hyperparams.items()}
+        return updates, HyperparamsState(kept, new)
+
+    return GradientTransformation(init, update)
+
+
+def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> PyTree:
+    """The state with hyper-parameters of `with_hyperparams` set; the next update uses them.
+
+    Args:
+        state: an optimizer's state that holds a `HyperparamsState` somewhere.
+        *within: where there are several, the names that lead to one: a group of `partition`.
+        **values: numbers or tensors; for a vmapped state a number for all rows, or a tensor of rows.
+
+    Returns:
+        A new state; the old one stays as it was.
+
+    Raises:
+        LookupError: no hyper-parameter is called so, or the names lead nowhere.
+        ValueError: several are, a number is out of its range, or a tensor has another shape.
+
+    >>> from ftrain import optim
+    >>> optimizer = with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)
+    >>> state = set_hyperparams(optimizer.init({"w": torch.ones(2)}), weight_decay=0.0)
+    >>> optim.get(state, "hyperparams")["weight_decay"]
+    tensor(0., dtype=torch.float64)
+    """
+    prefix = locate(state, *within)[0] if within else ""
+    leaves, treedef = tree.flatten(state)
+    paths = tree.paths(state)
+    for name, value in values.items():
+        where = [p for p in paths if p.startswith(prefix) and p.endswith(_entry(name))]
+        if len(where) != 1:
+            raise _not_one(name, where, [p for p in paths if ".hyperparams[" in p])
+        index = paths.index(where[0])
+        leaves[index] = _replaced(name, leaves[index], value)
+    return tree.unflatten(treedef, leaves)
+
+
+def _entry(name: str) -> str:
+    return f".hyperparams[{name!r}]"
+
+
+def _not_one(name: str, where: list[str], there_are: list[str]) -> Exception:
+    if where:
+        listed = "\n".join(f"  {path}" for path in where)
+        return ValueError(
+            f"{len(where)} hyper-parameters in this state are called {name!r}:\n{listed}\nName what "
+            f'holds the one you mean, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
+        )
+    listed = ", ".join(there_are) or "none; `with_hyperparams` keeps them"
+    return LookupError(f"no hyper-parameter in this state is called {name!r}. There are: {listed}.")
+
+
+def _replaced(name: str, old: torch.Tensor, value: Hyperparameter) -> torch.Tensor:
+    check = _CHECKS.get(name, _checks.finite)
+    if not isinstance(value, torch.Tensor):
+        check(name, value)
+    elif value.shape not in (old.shape, ()):
+        raise ValueError(
+            f"{name} has shape {tuple(old.shape)} in this state, and is given a tensor of shape "
+            f"{tuple(value.shape)}. Stack states (`torch.vmap(optimizer.init)`) to hold a value a row."
+        )
+    return double(value, old.device).detach().expand(old.shape).clone()
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float, torch.Tensor))
+
+
+# What the names of this library mean, as the optimizers themselves check it.
+_CHECKS: dict[str, Callable[[str, Hyperparameter], None]] = {
+    **dict.fromkeys(("learning_rate", "weight_decay", "eps", "max_norm"), _checks.non_negative),
+    **dict.fromkeys(("b1", "b2", "b3", "momentum", "decay"), _checks.fraction),
+}
