@@ -89,8 +89,9 @@ def lookahead(
         for s, p, u in zip(slows, ps, us, strict=True):
             (back,) = place(s.device, s.dtype)
             met = meets.to(s.device)
-            moves.append(torch.where(met, u - back * (p + u - s), u) if returns else u)
-            followed.append(like(torch.where(met, p + u, s), s))
+            move = torch.where(met, u - back * (p + u - s), u) if returns else u
+            moves.append(move)
+            followed.append(like(torch.where(met, p + move, s), s))
         return (
             tree.unflatten(treedef, moves),
             LookaheadState(torch.where(meets, 0, steps), tree.unflatten(treedef, followed), new),
