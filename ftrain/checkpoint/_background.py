@@ -1,0 +1,62 @@
+"""One piece of work beside the loop, whose failure cannot go unnoticed."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+__all__ = ["Background"]
+
+
+class Background:
+    """Runs one function at a time in a thread; what it raises comes out of the next `wait`.
+
+    At the end of the process the thread is waited for, and a failure that nobody was told of ends the
+    process with status 1: a run whose last checkpoint is missing has not succeeded.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Begin; waits for the one before, and raises what that raised."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._failure = error
+
+        # Not a daemon: the interpreter waits for it.
+        self._thread = threading.Thread(target=run, name="ftrain-checkpoint")
+        atexit.register(self._report_at_exit)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the work is done; raises what it raised, once."""
+        thread = self._thread
+        if thread is None:
+            return
+        thread.join()
+        self._thread = None
+        atexit.unregister(self._report_at_exit)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _report_at_exit(self) -> None:
+        try:
+            self.wait()
+        except BaseException:
+            traceback.print_exc()
+            # What atexit functions raise is printed and forgotten. Run the others, then say it.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)

@@ -1,0 +1,64 @@
+"""What the bits of a run depend on beside its state: recorded when saving, compared when loading."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["PRNG", "changes", "fingerprint", "versions"]
+
+# How a key becomes numbers. Another implementation would go on with other draws.
+PRNG = "threefry2x32-20, jax_threefry_partitionable"
+
+
+def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The build, the processor, the threads and the switches that floating-point bits depend on.
+
+    Args:
+        given: what only the caller knows, such as how the step was compiled.
+    """
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "torch commit": torch.version.git_version,
+        "machine": platform.machine(),
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "onednn": bool(torch.backends.mkldnn.enabled),
+    }
+    if torch.cuda.is_available():
+        found |= {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]  # torch
+            "cudnn benchmark": torch.backends.cudnn.benchmark,
+            "cudnn tf32": torch.backends.cudnn.allow_tf32,
+            "cublas workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        }
+    return {**found, **(given or {})}
+
+
+def versions() -> dict[str, str]:
+    """The versions of what wrote a checkpoint: for people; nothing is decided by them."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("ftrain", "optree", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, as sentences."""
+    return [
+        f"{name}: {saved.get(name)!r} when saved, {now.get(name)!r} now"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]

@@ -1,0 +1,128 @@
+"""What is to be saved, read off a state before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ftrain.checkpoint import _determinism, _json, _structure, _tensors
+from ftrain.checkpoint.manifest import Leaf, Manifest
+from ftrain.core import tree
+
+__all__ = ["Draft", "draft"]
+
+_MOST_IN_A_FILE = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A checkpoint without files.
+
+    Attributes:
+        manifest: all but the sizes and hashes of the files.
+        files: for each file name the tensors that go into it, by path.
+    """
+
+    manifest: Manifest
+    files: dict[str, dict[str, torch.Tensor]]
+
+    def snapshot(self) -> Draft:
+        """With copies of the tensors, so that the state may be donated while this is written."""
+        copies = {
+            file: {path: tensor.detach().clone() for path, tensor in tensors.items()}
+            for file, tensors in self.files.items()
+        }
+        return dataclasses.replace(self, files=copies)
+
+
+def draft(
+    state: Any,
+    metadata: Any,
+    step: int | None,
+    metrics: Mapping[str, Any] | None,
+    fingerprint: Mapping[str, Any] | None,
+) -> Draft:
+    """Check a state and describe it.
+
+    Raises:
+        TypeError: a leaf is no tensor, or the metadata are no JSON; the message names the place.
+        ValueError: a tensor cannot be stored (sparse, quantised, without values).
+    """
+    paths, leaves = tree.paths(state), tree.leaves(state)
+    if len(set(paths)) != len(paths):
+        raise ValueError("two leaves of the state have one path: two keys of a dict look the same")
+    described: list[Leaf] = []
+    first: dict[Any, Leaf] = {}
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    for path, (tensor, file) in zip(paths, _spread(paths, leaves), strict=True):
+        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        original = first.get(memory) if tensor.numel() else None
+        leaf = Leaf(
+            path=path,
+            dtype=str(_tensors.name_of(tensor.dtype)),
+            shape=tuple(tensor.shape),
+            strides=tuple(tensor.stride()),
+            file=original.file if original else file,
+            alias=original.path if original else None,
+        )
+        if original is None:
+            first[memory] = leaf
+            files.setdefault(file, {})[path] = tensor
+        described.append(leaf)
+    return Draft(
+        Manifest(
+            leaves=tuple(described),
+            files=(),
+            structure=_structure.describe(state),
+            metadata=_checked(metadata, "metadata"),
+            step=None if step is None else int(step),
+            metrics={str(name): float(value) for name, value in (metrics or {}).items()},
+            determinism=_checked(_determinism.fingerprint(fingerprint), "fingerprint"),
+            versions=_determinism.versions(),
+        ),
+        # Wide elements first, which leaves every tensor of the file aligned to its own.
+        {
+            file: dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+            for file, tensors in files.items()
+        },
+    )
+
+
+def _spread(paths: list[str], leaves: list[Any]) -> list[tuple[torch.Tensor, str]]:
+    """Each leaf with the file it goes to: in order, a few gigabytes a file."""
+    found, index, filled = [], 0, 0
+    for path, leaf in zip(paths, leaves, strict=True):
+        _check(path or "the root", leaf)
+        size = leaf.numel() * leaf.element_size()
+        if filled and filled + size > _MOST_IN_A_FILE:
+            index, filled = index + 1, 0
+        filled += size
+        found.append((leaf, f"tensors-{index:05d}.safetensors"))
+    return found
+
+
+def _check(where: str, leaf: Any) -> None:
+    if not isinstance(leaf, torch.Tensor):
+        raise TypeError(
+            f"the leaf at {where} is {type(leaf).__name__} {str(leaf)[:80]!r}, not a tensor. A state "
+            "holds tensors only: write torch.tensor(...) for a number, or put it into `metadata`."
+        )
+    if leaf.layout != torch.strided or leaf.is_nested:
+        raise ValueError(
+            f"the leaf at {where} has layout {leaf.layout}; only dense tensors are saved. "
+            "Write leaf.to_dense(), or save its parts."
+        )
+    if leaf.is_meta:
+        raise ValueError(f"the leaf at {where} is on the meta device: it has no values to save")
+    if _tensors.name_of(leaf.dtype) is None:
+        raise ValueError(
+            f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
+        )
+
+
+def _checked(value: Any, where: str) -> Any:
+    """As it will be read back."""
+    return _json.decode_floats(_json.encode_user(value, where))

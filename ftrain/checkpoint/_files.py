@@ -1,0 +1,132 @@
+"""Every file operation of this package, so that a test can let each of them fail.
+
+A test replaces `system` by a subclass of `Files` whose `call` raises, counts or records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["Files", "replaced", "system"]
+
+
+class Files:
+    """The operating system's file calls; every failure carries the path it happened at."""
+
+    def call(self, operation: str, path: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Do one thing. All others come through here."""
+        try:
+            return function(*args)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = path
+            raise
+
+    # writing
+
+    def make_directory(self, path: str) -> None:
+        self.call("mkdir", path, os.mkdir, path)
+
+    def create(self, path: str) -> int:
+        """A new file to write to; it must not exist."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return int(self.call("open", path, os.open, path, flags, 0o666))
+
+    def write(self, descriptor: int, data: memoryview, path: str) -> None:
+        """All of `data`, however little the system takes at a time."""
+        while data:
+            written = self.call("write", path, os.write, descriptor, data)
+            if written <= 0:
+                raise OSError(errno.EIO, "nothing was written", path)
+            data = data[written:]
+
+    def sync(self, descriptor: int, path: str) -> None:
+        self.call("fsync", path, os.fsync, descriptor)
+
+    def sync_directory(self, path: str) -> None:
+        descriptor = self.open_directory(path)
+        try:
+            self.call("fsync directory", path, os.fsync, descriptor)
+        finally:
+            self.close(descriptor, path)
+
+    def rename(self, source: str, target: str) -> None:
+        self.call("rename", target, os.rename, source, target)
+
+    def unlink(self, path: str) -> None:
+        self.call("unlink", path, os.unlink, path)
+
+    def remove_directory(self, path: str) -> None:
+        self.call("rmdir", path, os.rmdir, path)
+
+    def close(self, descriptor: int, path: str) -> None:
+        self.call("close", path, os.close, descriptor)
+
+    # reading
+
+    def list(self, path: str) -> list[str]:
+        return sorted(self.call("list", path, os.listdir, path))
+
+    def open_directory(self, path: str) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return int(self.call("open directory", path, os.open, path, flags))
+
+    def open_inside(self, directory: int, name: str, path: str) -> int:
+        """A regular file of an open directory, never a link, a pipe or a device."""
+        # O_NONBLOCK: opening a pipe would wait for its other end.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = int(self.call("open", path, lambda: os.open(name, flags, dir_fd=directory)))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.ELOOP, "not a regular file", path)
+        return descriptor
+
+    def size(self, descriptor: int, path: str) -> int:
+        return int(self.call("stat", path, os.fstat, descriptor).st_size)
+
+    def read_into(self, descriptor: int, buffer: memoryview, path: str) -> int:
+        """How many bytes were read: fewer than asked for only at the end of the file."""
+        done = 0
+        while done < len(buffer):
+            count = self.call("read", path, os.readv, descriptor, [buffer[done:]])
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def modified(self, path: str) -> float:
+        return float(self.call("stat", path, os.stat, path).st_mtime)
+
+    # locks
+
+    def lock(self, descriptor: int, path: str) -> bool:
+        """Whether an exclusive lock was to be had at once; it goes with the open file."""
+        try:
+            self.call("lock", path, fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def open_lock(self, path: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return int(self.call("open", path, os.open, path, flags, 0o666))
+
+
+system = Files()
+
+
+@contextlib.contextmanager
+def replaced(files: Files) -> Iterator[None]:
+    """Let every operation of this process go through `files`, for tests."""
+    global system  # noqa: PLW0603
+    before, system = system, files
+    try:
+        yield
+    finally:
+        system = before

@@ -1,0 +1,94 @@
+"""JSON with one spelling for each value, read strictly: a manifest that was changed does not parse."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain.checkpoint.errors import CheckpointCorruptError
+
+__all__ = ["decode_floats", "encode_user", "parse", "render"]
+
+_FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
+
+
+def render(content: Mapping[str, Any]) -> bytes:
+    """One field a line, lists of objects one object a line, keys sorted: for people and for hashes."""
+    fields = (f" {_line(key)}: {_value(content[key])}" for key in sorted(content))
+    return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
+
+
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """The inverse of `render`.
+
+    Raises:
+        CheckpointCorruptError: it is no JSON object, or not in the one spelling (which repeated keys,
+            infinities and numbers of other widths are not).
+    """
+    try:
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise CheckpointCorruptError(f"{path}: a JSON object was expected")
+        same = render(content) == data
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
+        raise CheckpointCorruptError(f"{path} is not JSON: {_brief(error)}") from None
+    if not same:
+        raise CheckpointCorruptError(f"{path} is not spelled as ftrain writes it: it was edited")
+    return content
+
+
+def encode_user(value: Any, where: str) -> Any:
+    """A user's value as JSON that reads back equal (tuples come back as lists).
+
+    Raises:
+        TypeError: something in it has no JSON form; the message names the place.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
+    if isinstance(value, (list, tuple)):
+        return [encode_user(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{where}: the key {key!r} is {type(key).__name__}; JSON has string keys only, "
+                    f"write {str(key)!r}"
+                )
+            if key == _FLOAT:
+                raise TypeError(f"{where}: the key {_FLOAT!r} is taken; use another")
+        return {key: encode_user(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+    raise TypeError(
+        f"{where} is {type(value).__name__}, which JSON cannot hold. Tensors belong into the state "
+        "(TrainState.extras, say); write float(x), int(x), str(x) or x.tolist() for the rest."
+    )
+
+
+def decode_floats(value: Any) -> Any:
+    """What `encode_user` was given."""
+    if isinstance(value, list):
+        return [decode_floats(entry) for entry in value]
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT} and value[_FLOAT] in ("inf", "-inf", "nan"):
+            return float(value[_FLOAT])
+        return {key: decode_floats(entry) for key, entry in value.items()}
+    return value
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return "[\n  " + ",\n  ".join(map(_line, value)) + "\n ]"
+    return _line(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(", ", ": "), allow_nan=False)
+
+
+def _brief(error: Exception) -> str:
+    return ascii(str(error))[1:121]

@@ -1,0 +1,189 @@
+"""Reading a checkpoint that nobody vouches for: each byte is checked before anything believes it.
+
+The directory is opened once and its files through it, so that a checkpoint which is moved away meanwhile
+is still read as one; links, pipes and names with a slash are not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+
+from ftrain.checkpoint import _files, _safetensors, _tensors
+from ftrain.checkpoint._hashing import CHUNK, Hashing
+from ftrain.checkpoint.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    CheckpointReadError,
+)
+from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Leaf, Manifest
+
+__all__ = ["Opened", "opened"]
+
+_MOST_MANIFEST = 512 << 20
+_MOST_SUMS = 16 << 20
+
+Place = Callable[[Leaf], memoryview | None]
+
+
+class Opened:
+    """A checkpoint whose manifest was read and found whole; its tensors were not yet."""
+
+    def __init__(self, directory: int, path: str) -> None:
+        self._directory = directory
+        self.path = path
+        rendered = self._read_small(MANIFEST, _MOST_MANIFEST)
+        sums = self._read_small(SUMS, _MOST_SUMS)
+        sha256 = hashlib.sha256(rendered).hexdigest().encode()
+        if sha256 + b"  " + MANIFEST.encode() not in sums.splitlines():
+            raise CheckpointCorruptError(
+                f"{self._path(MANIFEST)} is not what was written: its sha256 is {sha256.decode()}, "
+                f"and {SUMS} has another"
+            )
+        self.manifest = Manifest.parse(rendered, self._path(MANIFEST))
+        if self.manifest.sums(rendered) != sums:
+            raise CheckpointCorruptError(
+                f"{self._path(SUMS)} is not what was written: it does not list what {MANIFEST} does"
+            )
+
+    def read(self, place: Place) -> None:
+        """Read every file once, each tensor's bytes to where `place` says (`None`: only checked).
+
+        Raises:
+            CheckpointCorruptError: a byte is not what was written; what was read is void then.
+        """
+        leaves: dict[str, dict[str, Leaf]] = {file.name: {} for file in self.manifest.files}
+        for leaf in self.manifest.leaves:
+            if leaf.alias is None:
+                leaves[leaf.file][leaf.path] = leaf
+        for record in self.manifest.files:
+            self._read_file(record, leaves[record.name], place)
+
+    def _read_file(self, record: FileRecord, leaves: dict[str, Leaf], place: Place) -> None:
+        path = self._path(record.name)
+        with self._open(record.name) as descriptor, Hashing() as hashing:
+            size = _files.system.size(descriptor, path)
+            if size != record.size:
+                raise CheckpointCorruptError(f"{path} has {size} bytes, {record.size} were written")
+            first = self._take(descriptor, 8, path)
+            length = _safetensors.header_length(first, size, path)
+            text = self._take(descriptor, length, path)
+            hashing.feed(memoryview(first))
+            hashing.feed(memoryview(text))
+            entries = _safetensors.parse_header(text, size - 8 - length, path)
+            _check_listed(entries, leaves, path)
+            scratch = _Scratch()
+            for entry in entries:
+                target = place(leaves[entry.name])
+                for start in range(0, entry.end - entry.begin, CHUNK):
+                    count = min(CHUNK, entry.end - entry.begin - start)
+                    part = scratch.next(count) if target is None else target[start : start + count]
+                    if _files.system.read_into(descriptor, part, path) < count:
+                        raise CheckpointCorruptError(f"{path} became shorter while it was read")
+                    hashing.feed(part)
+            if hashing.hexdigest() != record.sha256:
+                raise CheckpointCorruptError(
+                    f"{path} is not what was written: its sha256 is {hashing.hexdigest()}, the "
+                    f"manifest has {record.sha256}"
+                )
+
+    def _read_small(self, name: str, most: int) -> bytes:
+        path = self._path(name)
+        with self._open(name) as descriptor:
+            size = _files.system.size(descriptor, path)
+            if size > most:
+                raise CheckpointCorruptError(f"{path} has {size} bytes; {most} is the most")
+            return self._take(descriptor, size, path)
+
+    def _take(self, descriptor: int, count: int, path: str) -> bytes:
+        buffer = bytearray(count)
+        done = _files.system.read_into(descriptor, memoryview(buffer), path)
+        return bytes(buffer[:done])
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        path = self._path(name)
+        try:
+            descriptor = _files.system.open_inside(self._directory, name, path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise CheckpointCorruptError(f"{path} is missing") from None
+            if error.errno == errno.ELOOP:
+                raise CheckpointCorruptError(f"{path} is not a regular file") from None
+            raise
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
+    """A checkpoint's directory, held open.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+        CheckpointCorruptError: its manifest is not what was written.
+        CheckpointReadError: the system refused.
+    """
+    path = os.path.abspath(os.fspath(path))
+    try:
+        directory = _files.system.open_directory(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFoundError(_nothing(path)) from None
+    except OSError as error:
+        raise CheckpointReadError("open the checkpoint", error, "Check who may read it.") from error
+    try:
+        yield Opened(directory, path)
+    except OSError as error:
+        raise CheckpointReadError("read the checkpoint", error, "Check the disk.") from error
+    finally:
+        os.close(directory)
+
+
+class _Scratch:
+    """Two buffers in turn: while one is hashed, the other is read into."""
+
+    def __init__(self) -> None:
+        self._buffers = [bytearray(), bytearray()]
+
+    def next(self, count: int) -> memoryview:
+        self._buffers.reverse()
+        if len(self._buffers[0]) < count:
+            self._buffers[0] = bytearray(count)
+        return memoryview(self._buffers[0])[:count]
+
+
+def _check_listed(entries: list[_safetensors.Entry], leaves: dict[str, Leaf], path: str) -> None:
+    """The header and the manifest must tell the same."""
+    for entry in entries:
+        leaf = leaves.get(entry.name)
+        dtype = None if leaf is None else _tensors.by_name(leaf.dtype)
+        if leaf is None or dtype is None:
+            raise CheckpointCorruptError(
+                f"{path} holds {ascii(entry.name)[:120]}, which the manifest does not list there"
+            )
+        if (entry.dtype, entry.shape) != _tensors.stored_as(dtype, leaf.shape):
+            raise CheckpointCorruptError(
+                f"{path}: {entry.name} is {entry.dtype}{entry.shape}, the manifest says "
+                f"{leaf.dtype}{list(leaf.shape)}"
+            )
+    if len(entries) != len(leaves):
+        missing = sorted(leaves.keys() - {entry.name for entry in entries})
+        raise CheckpointCorruptError(f"{path} lacks {ascii(missing[0])[:120]}")
+
+
+def _nothing(path: str) -> str:
+    parent = os.path.dirname(path)
+    try:
+        beside = [entry for entry in _files.system.list(parent) if not entry.startswith(".")]
+    except OSError:
+        return f"there is no checkpoint at {path}, nor a directory {parent}"
+    listed = ", ".join(beside[-5:]) or "nothing"
+    return f"there is no checkpoint at {path}; {parent} holds {listed}"

@@ -1,0 +1,84 @@
+"""Which checkpoints of a run to keep: a pure function of what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+__all__ = ["Entry", "Policy"]
+
+Mode = Literal["min", "max"]
+
+
+class Entry(NamedTuple):
+    """One checkpoint of a run.
+
+    Attributes:
+        step: its number.
+        metrics: as given when it was saved.
+        seconds: when it was finished.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What to keep; see `Store`."""
+
+    last: int | None
+    best: int | None
+    metric: str
+    mode: Mode
+    every_steps: int | None
+    every_hours: float | None
+
+    def __post_init__(self) -> None:
+        for name, value in (("keep_last", self.last), ("keep_best", self.best)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(
+                    f"{name} must be a whole number above zero or None, found {value!r}"
+                )
+        for name, every in (
+            ("keep_every_steps", self.every_steps),
+            ("keep_every_hours", self.every_hours),
+        ):
+            if every is not None and not every > 0:
+                raise ValueError(f"{name} must be above zero or None, found {every!r}")
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', found {self.mode!r}")
+
+    def kept(self, entries: Iterable[Entry]) -> set[int]:
+        """The steps to keep.
+
+        >>> policy = Policy(2, 1, "loss", "min", None, None)
+        >>> sorted(policy.kept(Entry(step, {"loss": abs(step - 2)}, 0.0) for step in range(6)))
+        [2, 4, 5]
+        """
+        entries = sorted(entries)
+        if self.last is None:
+            return {entry.step for entry in entries}
+        kept = {entry.step for entry in entries[-self.last :]}
+        if self.best is not None:
+            kept |= {entry.step for entry in self.ranked(entries)[: self.best]}
+        if self.every_steps is not None:
+            kept |= {entry.step for entry in entries if entry.step % self.every_steps == 0}
+        if self.every_hours is not None:
+            due = -math.inf
+            for entry in sorted(entries, key=lambda entry: (entry.seconds, entry.step)):
+                if entry.seconds >= due:
+                    kept.add(entry.step)
+                    due = entry.seconds + 3600 * self.every_hours
+        return kept
+
+    def ranked(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those that have the metric, the best first, the earlier of two equals first; no NaNs."""
+        sign = 1.0 if self.mode == "min" else -1.0
+        with_metric = [e for e in entries if not math.isnan(e.metrics.get(self.metric, math.nan))]
+        return sorted(
+            with_metric, key=lambda entry: (sign * entry.metrics[self.metric], entry.step)
+        )

@@ -1,0 +1,113 @@
+"""The safetensors format: eight bytes of header length, a JSON header, the tensors one after another.
+
+Written and read here, and not by the `safetensors` package, so that each byte is hashed on its way, goes
+through descriptors of our own (which can be synced, and say why they fail), and arrives in fresh memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.checkpoint import _tensors
+from ftrain.checkpoint.errors import CheckpointCorruptError
+
+__all__ = ["Entry", "header", "header_length", "parse_header"]
+
+_MOST_HEADER = 100_000_000  # the format's own bound
+_ALIGNMENT = 64
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: where its bytes lie, counted from the end of the header."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
+    """The head of a file whose tensors follow in this order, each by name, dtype and shape."""
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        stored, stored_shape = _tensors.stored_as(dtype, shape)
+        content[name] = {"dtype": stored, "shape": stored_shape, "data_offsets": [begin, end]}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def header_length(first: bytes, size: int, path: str) -> int:
+    """The length that the first eight bytes of a file announce."""
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > min(size - 8, _MOST_HEADER):
+        raise CheckpointCorruptError(
+            f"{path} is not a safetensors file: its header would be longer than it is allowed to be "
+            f"({length} bytes in a file of {size})"
+        )
+    return length
+
+
+def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
+    """The tensors of a file in the order of their bytes.
+
+    Raises:
+        CheckpointCorruptError: the header is not JSON, names a tensor twice, knows a dtype that is none,
+            or its tensors do not fill the file exactly: overlaps, holes, shapes of another size.
+    """
+
+    def fail(reason: str) -> CheckpointCorruptError:
+        return CheckpointCorruptError(f"{path}: bad safetensors header: {reason}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name appears twice")
+        return found
+
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise fail(ascii(str(error))[:120]) from None
+    if not isinstance(content, dict):
+        raise fail("it is no object")
+    content.pop("__metadata__", None)
+    entries = []
+    for name, given in content.items():
+        entry = _entry(name, given)
+        if entry is None:
+            raise fail(f"the entry of {ascii(name)[:120]} is not one of a tensor")
+        entries.append(entry)
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    end = 0
+    for entry in entries:
+        if entry.begin != end:
+            raise fail(f"{ascii(entry.name)[:120]} begins at {entry.begin}, not at {end}")
+        end = entry.end
+    if end != data_size:
+        raise fail(f"its tensors take {end} bytes, the file has {data_size}")
+    return entries
+
+
+def _entry(name: str, given: Any) -> Entry | None:
+    """The entry, if it is well formed and its size is that of its shape."""
+    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
+        return None
+    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
+    numbers = isinstance(shape, list) and isinstance(offsets, list) and [*shape, *offsets]
+    if not isinstance(numbers, list) or len(offsets) != 2 or len(shape) > 64:
+        return None
+    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        return None
+    known = _tensors.in_header(dtype) if isinstance(dtype, str) else None
+    if known is None or math.prod(shape) * known.itemsize != offsets[1] - offsets[0]:
+        return None
+    return Entry(name, dtype, shape, *offsets)

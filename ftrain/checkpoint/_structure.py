@@ -1,0 +1,77 @@
+"""A tree's containers as JSON: what a checkpoint must share with the state it is loaded into."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optree
+
+from ftrain.core import tree
+
+__all__ = ["describe", "first_difference"]
+
+_LEAF = "*"
+
+
+def describe(node: Any) -> Any:
+    """`"*"` for a leaf, `null` for `None`, `[type, [[entry, child], ...]]` for a container.
+
+    >>> describe({"w": 0, "layers": (1, None)})
+    ['dict', [["['layers']", ['tuple', [['[0]', '*'], ['[1]', None]]]], ["['w']", '*']]]
+    """
+    if node is None:
+        return None
+    if optree.tree_is_leaf(node, namespace=tree.NAMESPACE):
+        return _LEAF
+    children, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
+    if dataclasses.is_dataclass(node):
+        names = [f".{entry}" for entry in entries]
+    elif hasattr(node, "_fields"):
+        names = [f".{field}" for field in node._fields]
+    else:
+        names = [f"[{entry!r}]" for entry in entries]
+    pairs = zip(names, children, strict=True)
+    return [type(node).__name__, [[name, describe(child)] for name, child in pairs]]
+
+
+def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
+    """Where two descriptions part, as a sentence; `None` where they do not."""
+    if saved == wanted:
+        return None
+    where = f"at {path}" if path else "at the root"
+    if not _is_container(saved) or not _is_container(wanted) or saved[0] != wanted[0]:
+        return f"{where} the checkpoint has {_kind(saved)}, `like` has {_kind(wanted)}"
+    ours, theirs = dict(saved[1]), dict(wanted[1])
+    for name, child in ours.items():
+        if name not in theirs:
+            return f"{path}{name} is in the checkpoint, but not in `like`"
+        deeper = first_difference(child, theirs[name], path + name)
+        if deeper is not None:
+            return deeper
+    for name in theirs:
+        if name not in ours:
+            return f"{path}{name} is in `like`, but not in the checkpoint"
+    return f"{where} the entries come in another order"
+
+
+def _is_container(found: Any) -> bool:
+    """Whether this is what `describe` makes of a container; a hostile manifest may hold anything."""
+    return (
+        isinstance(found, list)
+        and len(found) == 2
+        and isinstance(found[0], str)
+        and isinstance(found[1], list)
+        and all(
+            isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+            for entry in found[1]
+        )
+    )
+
+
+def _kind(found: Any) -> str:
+    if found is None:
+        return "None"
+    if found == _LEAF:
+        return "a tensor"
+    return f"a {found[0][:80]}" if _is_container(found) else "something unreadable"

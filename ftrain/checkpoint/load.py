@@ -1,0 +1,205 @@
+"""Loading: the exact state that was saved, or an error that says what is not as it was.
+
+Read next: `restore.py`, for states that are meant to differ; `_read.py`, how files are read.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from ftrain.checkpoint import _determinism, _structure, _tensors
+from ftrain.checkpoint._read import Opened, opened
+from ftrain.checkpoint.errors import CheckpointMismatchError, DeterminismWarning
+from ftrain.checkpoint.manifest import Leaf, Manifest
+from ftrain.core import tree
+
+__all__ = ["load", "verify"]
+
+T = TypeVar("T")
+OnChange = Literal["warn", "raise", "ignore"]
+
+_LISTED = 8
+
+
+def load(
+    path: str | os.PathLike[str],
+    like: T,
+    *,
+    fingerprint: Mapping[str, Any] | None = None,
+    on_change: OnChange = "warn",
+) -> tuple[T, Any]:
+    """The state that was saved, to the bit, for going on as if never stopped.
+
+    Every byte is hashed on its way in. Tensors come in fresh memory with the strides they had, on the
+    devices that `like` has them on; leaves that were one tensor are one again.
+
+    Args:
+        path: the checkpoint's directory.
+        like: a state of the same structure, shapes, dtypes and strides, such as `init_state(0)`; its
+            values do not matter.
+        fingerprint: as given to `save`.
+        on_change: what to do if the bits of the run may come out differently here: another torch,
+            number of threads, processor, or fingerprint.
+
+    Returns:
+        `(state, metadata)`.
+
+    Raises:
+        CheckpointMismatchError: the saved state is not like `like`; the message lists where. To load
+            what fits, use `restore`.
+        CheckpointCorruptError: a byte is not what was written.
+        CheckpointVersionError: it was written by a newer ftrain.
+        CheckpointNotFoundError: there is no checkpoint here.
+        CheckpointReadError: the system refused.
+
+    >>> import tempfile
+    >>> from ftrain.checkpoint import save
+    >>> path = tempfile.mkdtemp() + "/first"
+    >>> _ = save(path, {"w": torch.arange(3.0)}, metadata={"epoch": 3})
+    >>> load(path, like={"w": torch.zeros(3)})
+    ({'w': tensor([0., 1., 2.])}, {'epoch': 3})
+    """
+    with opened(path) as source:
+        _check_same_kind(source, like)
+        _check_determinism(source, fingerprint, on_change)
+        treedef = tree.structure(like)
+        return tree.unflatten(
+            treedef, read_leaves(source, tree.leaves(like))
+        ), source.manifest.metadata
+
+
+def verify(path: str | os.PathLike[str]) -> Manifest:
+    """Read all of a checkpoint, check every byte, and return its manifest.
+
+    Raises:
+        CheckpointCorruptError: a byte is not what was written.
+        CheckpointVersionError: it was written by a newer ftrain.
+        CheckpointNotFoundError: there is no checkpoint here.
+        CheckpointReadError: the system refused.
+    """
+    with opened(path) as source:
+        source.read(lambda leaf: None)
+        return source.manifest
+
+
+def read_leaves(source: Opened, likes: list[Any]) -> list[torch.Tensor]:
+    """The tensors of a checkpoint in order, on the devices of these and with their `requires_grad`."""
+    leaves = source.manifest.leaves
+    likes_of = {leaf.path: like for leaf, like in zip(leaves, likes, strict=True)}
+    found = read_tensors(source, {path: _device(like) for path, like in likes_of.items()})
+    for path, like in likes_of.items():
+        found[path].requires_grad_(like.requires_grad)
+    return [found[leaf.path] for leaf in leaves]
+
+
+def read_tensors(source: Opened, devices: Mapping[str, torch.device]) -> dict[str, torch.Tensor]:
+    """The tensors at these paths, each in fresh memory on its device; all others are only checked."""
+    dense: dict[str, torch.Tensor] = {}
+    for leaf in source.manifest.leaves:
+        name = leaf.alias or leaf.path
+        if leaf.path in devices and name not in dense:
+            dense[name] = torch.empty(leaf.shape, dtype=_tensors.by_name(leaf.dtype))
+
+    def place(leaf: Leaf) -> memoryview | None:
+        target = dense.get(leaf.path)
+        return None if target is None else _tensors.memory_of(target)
+
+    source.read(place)
+    placed: dict[tuple[str, torch.device], torch.Tensor] = {}
+    found = {}
+    for leaf in source.manifest.leaves:
+        if leaf.path in devices:
+            key = (leaf.alias or leaf.path, devices[leaf.path])
+            if key not in placed:
+                placed[key] = _placed(dense[key[0]], leaf, key[1])
+            found[leaf.path] = placed[key]
+    return found
+
+
+def _placed(dense: torch.Tensor, leaf: Leaf, device: torch.device) -> torch.Tensor:
+    if dense.device == device and dense.stride() == leaf.strides:
+        return dense
+    laid_out = _tensors.empty(leaf.shape, leaf.strides, dense.dtype, device)
+    _tensors.fill(laid_out, dense)
+    return laid_out
+
+
+def _device(like: torch.Tensor) -> torch.device:
+    return torch.device("cpu") if like.is_meta else like.device
+
+
+def _check_same_kind(source: Opened, like: Any) -> None:
+    """Refuse any difference before a tensor is allocated."""
+    manifest = source.manifest
+    difference = _structure.first_difference(manifest.structure, _structure.describe(like))
+    if difference is not None:
+        raise CheckpointMismatchError(f"{source.path} holds another state: {difference}. {_REMEDY}")
+    paths, likes = tree.paths(like), tree.leaves(like)
+    if [leaf.path for leaf in manifest.leaves] != paths:
+        raise CheckpointMismatchError(
+            f"{source.path} lists its leaves in another order than `like` does. {_REMEDY}"
+        )
+    differences = [
+        f"  {leaf.path or 'the root'}: {text}"
+        for leaf, tensor in zip(manifest.leaves, likes, strict=True)
+        if (text := _leaf_difference(leaf, tensor)) is not None
+    ]
+    if differences:
+        more = len(differences) - _LISTED
+        listed = "\n".join(differences[:_LISTED]) + (f"\n  ... and {more} more" if more > 0 else "")
+        raise CheckpointMismatchError(
+            f"{source.path} holds another state than `like`:\n{listed}\n{_REMEDY}"
+        )
+    if manifest.prng != _determinism.PRNG:
+        raise CheckpointMismatchError(
+            f"{source.path} was saved under the random generator {manifest.prng!r}; this ftrain has "
+            f"{_determinism.PRNG!r}, and the run would go on with other numbers. {_REMEDY}"
+        )
+
+
+_REMEDY = (
+    "Resuming needs the state as it was; to take over what fits, and learn what does not, use "
+    "ftrain.checkpoint.restore."
+)
+
+
+def _leaf_difference(leaf: Leaf, like: Any) -> str | None:
+    if not isinstance(like, torch.Tensor):
+        return f"`like` has a {type(like).__name__} here, not a tensor"
+    saved, wanted = f"{leaf.dtype}{list(leaf.shape)}", f"{_name(like.dtype)}{list(like.shape)}"
+    if saved != wanted:
+        return f"{saved} in the checkpoint, {wanted} in `like`"
+    if not _tensors.same_strides(leaf.shape, leaf.strides, like.stride()):
+        return f"strides {leaf.strides} in the checkpoint, {like.stride()} in `like`"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_determinism(
+    source: Opened, fingerprint: Mapping[str, Any] | None, on_change: OnChange
+) -> None:
+    if on_change == "ignore":
+        return
+    now = _determinism.fingerprint(fingerprint)
+    changed = _determinism.changes(source.manifest.determinism, now)
+    if not changed:
+        return
+    listed = "\n".join(f"  {change}" for change in changed)
+    if on_change == "raise":
+        raise CheckpointMismatchError(
+            f"{source.path} was saved where bits come out differently:\n{listed}\n"
+            "Restore these, or load with on_change='warn'."
+        )
+    warnings.warn(
+        f"going on from {source.path} may not give the bits of an undisturbed run:\n{listed}",
+        DeterminismWarning,
+        stacklevel=3,
+    )

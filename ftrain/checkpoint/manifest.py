@@ -1,0 +1,252 @@
+"""The manifest: what a checkpoint holds, and the sha256 of every file that holds it.
+
+    run/step-000000000100/
+        tensors-00000.safetensors     the leaves, named by their paths
+        manifest.json                 this
+        SHA256SUMS                    of all of them, written last; `sha256sum --check SHA256SUMS`
+
+Read next: `save.py`, which writes one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+from typing import Any, NamedTuple, TypeVar
+
+from ftrain.checkpoint import _json, _tensors
+from ftrain.checkpoint._determinism import PRNG
+from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointVersionError
+
+__all__ = ["FileRecord", "Leaf", "Manifest"]
+
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+FORMAT = "ftrain checkpoint"
+VERSION = (1, 0)
+FEATURES: frozenset[str] = frozenset()  # what `required_features` may ask of a reader
+
+T = TypeVar("T")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class FileRecord(NamedTuple):
+    """One file of tensors.
+
+    Attributes:
+        name: without a directory.
+        size: in bytes.
+        sha256: of all its bytes.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Leaf(NamedTuple):
+    """One tensor of the state.
+
+    Attributes:
+        path: the Python that reaches it: `.params['weight']`. Its name in the file, too.
+        dtype: `"float32"`.
+        shape: its axes.
+        strides: its memory layout, in elements; the file holds it in row-major order.
+        file: the name of the file that holds it.
+        alias: the path of an earlier leaf that is the same tensor; then `file` holds that one.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    file: str
+    alias: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        leaves: the tensors, in the order of `tree.leaves`.
+        files: the files that hold them.
+        structure: the containers around them.
+        metadata: the caller's own JSON: data cursor, epoch, configuration.
+        step: the update the state has reached, where the caller said.
+        metrics: numbers to choose the best by.
+        determinism: what the bits of the run depend on beside the state.
+        versions: of the libraries that wrote it.
+        prng: how the state's keys become random numbers.
+        version: of the format, major and minor.
+        digest: the sha256 of the manifest; two checkpoints with one digest are equal.
+    """
+
+    leaves: tuple[Leaf, ...]
+    files: tuple[FileRecord, ...]
+    structure: Any
+    metadata: Any
+    step: int | None
+    metrics: dict[str, float]
+    determinism: dict[str, Any]
+    versions: dict[str, str]
+    prng: str = PRNG
+    version: tuple[int, int] = VERSION
+    digest: str = dataclasses.field(default="", compare=False)
+
+    def render(self) -> bytes:
+        """The bytes of `manifest.json`."""
+        return _json.render(
+            {
+                "format": FORMAT,
+                "version": list(self.version),
+                "required_features": [],
+                "step": self.step,
+                "metrics": _json.encode_user(self.metrics, "metrics"),
+                "metadata": _json.encode_user(self.metadata, "metadata"),
+                "prng": self.prng,
+                "determinism": self.determinism,
+                "versions": self.versions,
+                "structure": self.structure,
+                "files": [record._asdict() for record in self.files],
+                "leaves": [leaf._asdict() for leaf in self.leaves],
+            }
+        )
+
+    def sums(self, rendered: bytes) -> bytes:
+        """The bytes of `SHA256SUMS`, in the form that `sha256sum --check` reads."""
+        hashes = [(record.sha256, record.name) for record in self.files]
+        hashes.append((hashlib.sha256(rendered).hexdigest(), MANIFEST))
+        return "".join(f"{sha256}  {name}\n" for sha256, name in hashes).encode()
+
+    @staticmethod
+    def parse(data: bytes, path: str) -> Manifest:
+        """The manifest that `render` made these bytes of.
+
+        Raises:
+            CheckpointVersionError: a newer version of ftrain is needed to read it.
+            CheckpointCorruptError: it is not a manifest, or asks for what no checkpoint holds.
+        """
+        content = _json.parse(data, path)
+        _check_version(content, path)
+        try:
+            return Manifest(
+                leaves=_leaves(content["leaves"], content["files"]),
+                files=tuple(_file(entry) for entry in content["files"]),
+                structure=content["structure"],
+                metadata=_json.decode_floats(content["metadata"]),
+                step=None if content["step"] is None else _count(content["step"]),
+                metrics=_numbers(_json.decode_floats(content["metrics"])),
+                determinism=_of(dict, content["determinism"]),
+                versions=_of(dict, content["versions"]),
+                prng=_of(str, content["prng"]),
+                version=tuple(content["version"]),
+                digest=hashlib.sha256(data).hexdigest(),
+            )
+        except KeyError as error:
+            raise CheckpointCorruptError(f"{path} has no {error}") from None
+        except (_MalformedError, RecursionError) as error:
+            raise CheckpointCorruptError(f"{path}: {error}") from None
+
+
+class _MalformedError(Exception):
+    """A field is not what it must be."""
+
+
+def _check_version(content: dict[str, Any], path: str) -> None:
+    version = content.get("version")
+    if (
+        content.get("format") != FORMAT
+        or not isinstance(version, list)
+        or [type(number) for number in version] != [int, int]
+    ):
+        raise CheckpointCorruptError(f"{path} is not the manifest of an ftrain checkpoint")
+    features = content.get("required_features")
+    if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
+        raise CheckpointCorruptError(f"{path}: `required_features` is no list of names")
+    if version[0] > VERSION[0]:
+        raise CheckpointVersionError(
+            f"{path} has format version {version[0]}.{version[1]}; this ftrain reads up to "
+            f"{VERSION[0]}.x. Install the version of ftrain that wrote it, or a newer one"
+            + _written_by(content)
+        )
+    unknown = sorted(set(features) - FEATURES)
+    if unknown:
+        raise CheckpointVersionError(
+            f"{path} needs a reader that knows {', '.join(map(ascii, unknown))}; this ftrain does not. "
+            f"Install the version of ftrain that wrote it, or a newer one{_written_by(content)}"
+        )
+    if version[0] < 1 or version[1] < 0:
+        raise CheckpointCorruptError(f"{path}: there is no format version {version}")
+
+
+def _written_by(content: dict[str, Any]) -> str:
+    writers = content.get("versions")
+    writer = writers.get("ftrain") if isinstance(writers, dict) else None
+    return f" (it was {writer!a})." if isinstance(writer, str) else "."
+
+
+def _leaves(entries: Any, files: Any) -> tuple[Leaf, ...]:
+    names = [_file(entry).name for entry in _of(list, files)]
+    if len(set(names)) != len(names):
+        raise _MalformedError("a file appears twice")
+    found: dict[str, Leaf] = {}
+    for entry in _of(list, entries):
+        leaf = _leaf(entry)
+        if leaf.path in found:
+            raise _MalformedError(f"the leaf {leaf.path!a} appears twice")
+        if leaf.file not in names:
+            raise _MalformedError(f"the leaf {leaf.path!a} lies in no file of the checkpoint")
+        if leaf.alias is not None:
+            first = found.get(leaf.alias)
+            if first != leaf._replace(path=leaf.alias, alias=None):
+                raise _MalformedError(f"the leaf {leaf.path!a} is an alias of no earlier one")
+        found[leaf.path] = leaf
+    return tuple(found.values())
+
+
+def _leaf(entry: Any) -> Leaf:
+    if not isinstance(entry, dict) or not entry.keys() >= set(Leaf._fields):
+        raise _MalformedError("a leaf is not described")
+    shape = tuple(_count(n) for n in _of(list, entry["shape"]))
+    strides = tuple(_count(n) for n in _of(list, entry["strides"]))
+    path, dtype, alias = _of(str, entry["path"]), _of(str, entry["dtype"]), entry["alias"]
+    if len(shape) != len(strides) or len(shape) > 64 or math.prod(shape) >= 2**63:
+        raise _MalformedError(f"the leaf {path!a} has an impossible shape")
+    if _tensors.by_name(dtype) is None:
+        raise _MalformedError(f"the leaf {path!a} has an unknown dtype {dtype!a}")
+    if alias is not None:
+        _of(str, alias)
+    return Leaf(path, dtype, shape, strides, _of(str, entry["file"]), alias)
+
+
+def _file(entry: Any) -> FileRecord:
+    if not isinstance(entry, dict) or not entry.keys() >= set(FileRecord._fields):
+        raise _MalformedError("a file is not described")
+    name, sha256 = _of(str, entry["name"]), _of(str, entry["sha256"])
+    if not _FILE_NAME.fullmatch(name) or name in (MANIFEST, SUMS):
+        raise _MalformedError(f"{name!a} is no name for a file of tensors")
+    if not _SHA256.fullmatch(sha256):
+        raise _MalformedError(f"the sha256 of {name} is none")
+    return FileRecord(name, _count(entry["size"]), sha256)
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    if not all(type(number) in (int, float) for number in _of(dict, value).values()):
+        raise _MalformedError("a metric is not a number")
+    return {name: float(number) for name, number in value.items()}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise _MalformedError(f"a count was expected, found {ascii(value)[:80]}")
+    return value
+
+
+def _of(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise _MalformedError(f"expected a {kind.__name__}, found {ascii(value)[:80]}")
+    return value

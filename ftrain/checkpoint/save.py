@@ -1,0 +1,260 @@
+"""Saving: write aside, sync, and appear under the final name in one instant.
+
+    1. a directory `.tmp-...` beside the final one, locked by its writer
+    2. the tensors, each file hashed as it is written, then synced
+    3. the manifest, then SHA256SUMS, each synced; the directory synced
+    4. rename to the final name; the parent directory synced
+    5. only now the checkpoint counts: what is older may be deleted
+
+A process that is killed, a disk that is full, a machine that loses power: before 4 the checkpoint is not
+there, after 4 it is whole. Directories that dead writers left behind are swept by the next writer.
+
+Read next: `load.py`; `store.py`, which keeps many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ftrain.checkpoint import _files, _safetensors, _tensors
+from ftrain.checkpoint._draft import Draft, draft
+from ftrain.checkpoint._hashing import CHUNK, Hashing
+from ftrain.checkpoint._locks import Lock
+from ftrain.checkpoint.errors import CheckpointExistsError, CheckpointWriteError
+from ftrain.checkpoint.load import verify
+from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Manifest
+
+__all__ = ["save"]
+
+_TMP, _TRASH = ".tmp-", ".trash-"
+
+
+def save(
+    path: str | os.PathLike[str],
+    state: Any,
+    *,
+    metadata: Any = None,
+    step: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write a state to a new directory, atomically and durably.
+
+    When this returns, the checkpoint outlives a crash of the machine; when it raises, `path` is as it
+    was. Equal states give equal bytes: no time, host or process id is in them.
+
+    Args:
+        path: the directory to make; its parents are made, too. What is there is never overwritten:
+            saving the same content again changes nothing, other content is refused.
+        state: any tree of tensors. Their strides are kept, and which leaves are the same tensor.
+        metadata: JSON of the caller's: data cursor, epoch, configuration. Infinities and NaNs are kept.
+        step: the update this state has reached.
+        metrics: numbers, by which a `Store` can tell the best.
+        fingerprint: what the run's bits depend on and ftrain cannot see, such as how the step was
+            compiled; compared at loading.
+
+    Returns:
+        The manifest; its `digest` names the content.
+
+    Raises:
+        CheckpointWriteError: the system refused; has `path` and `errno`.
+        CheckpointExistsError: `path` holds something else.
+        TypeError: a leaf is no tensor, or the metadata are no JSON.
+        ValueError: a tensor is sparse, quantised or on the meta device.
+
+    >>> import tempfile
+    >>> directory = tempfile.mkdtemp()
+    >>> manifest = save(f"{directory}/first", {"w": torch.zeros(2)}, metadata={"epoch": 3})
+    >>> sorted(os.listdir(f"{directory}/first"))
+    ['SHA256SUMS', 'manifest.json', 'tensors-00000.safetensors']
+    """
+    return publish(draft(state, metadata, step, metrics, fingerprint), os.fspath(path))
+
+
+def publish(content: Draft, path: str) -> Manifest:
+    """Make the checkpoint appear at `path`."""
+    path = os.path.abspath(path)
+    parent, name = os.path.split(path)
+    with refusals(f"save the checkpoint {path}"):
+        make_directories(parent)
+        temporary = os.path.join(parent, f"{_TMP}{name}-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            _files.system.make_directory(temporary)
+            with contextlib.closing(Lock.directory(temporary)):
+                sweep(parent)
+                manifest = _write(content, temporary)
+                if _appear(temporary, path, manifest):
+                    return manifest
+        except BaseException:
+            remove_tree(temporary)
+            raise
+        remove_tree(temporary)
+        _files.system.sync_directory(parent)
+        return manifest
+
+
+def remove_tree(path: str) -> OSError | None:
+    """Delete a directory of files; the error if something would not go, tried twice."""
+    failure: OSError | None = None
+    for _ in range(2):
+        failure = None
+        try:
+            for name in _files.system.list(path):
+                try:
+                    _files.system.unlink(os.path.join(path, name))
+                except IsADirectoryError:
+                    remove_tree(os.path.join(path, name))
+            _files.system.remove_directory(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            failure = error
+            continue
+        return None
+    return failure
+
+
+def discard(path: str) -> OSError | None:
+    """Delete a checkpoint: out of sight in one instant, then file by file."""
+    parent, name = os.path.split(path)
+    trash = os.path.join(parent, f"{_TRASH}{name}-{os.getpid()}-{secrets.token_hex(4)}")
+    failure: OSError | None = None
+    for _ in range(2):
+        try:
+            _files.system.rename(path, trash)
+        except OSError as error:
+            failure = error
+            continue
+        return remove_tree(trash)
+    return failure
+
+
+def sweep(directory: str) -> None:
+    """Delete what writers that are no more have left half done; never what one is at work on."""
+    with contextlib.suppress(OSError):
+        for name in _files.system.list(directory):
+            if name.startswith((_TMP, _TRASH)):
+                left = os.path.join(directory, name)
+                with contextlib.suppress(OSError):
+                    lock = Lock.directory(left)
+                    try:
+                        if lock.held:
+                            remove_tree(left)
+                    finally:
+                        lock.close()
+
+
+def _write(content: Draft, directory: str) -> Manifest:
+    """Write and sync every file of a checkpoint, the sums last."""
+    records = tuple(
+        _write_tensors(tensors, directory, name) for name, tensors in content.files.items()
+    )
+    manifest = dataclasses.replace(content.manifest, files=records)
+    rendered = manifest.render()
+    record = _write_file(directory, MANIFEST, [memoryview(rendered)])
+    _write_file(directory, SUMS, [memoryview(manifest.sums(rendered))])
+    _files.system.sync_directory(directory)
+    return dataclasses.replace(manifest, digest=record.sha256)
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], directory: str, name: str) -> FileRecord:
+    def parts() -> Iterator[memoryview]:
+        yield memoryview(
+            _safetensors.header([(path, t.dtype, t.shape) for path, t in tensors.items()])
+        )
+        for tensor in tensors.values():
+            yield _tensors.row_major(tensor)
+
+    return _write_file(directory, name, parts())
+
+
+def _write_file(directory: str, name: str, parts: Any) -> FileRecord:
+    path, size = os.path.join(directory, name), 0
+    descriptor = _files.system.create(path)
+    try:
+        with Hashing() as hashing:
+            for part in parts:
+                size += len(part)
+                for start in range(0, len(part), CHUNK):
+                    chunk = part[start : start + CHUNK]
+                    hashing.feed(chunk)
+                    _files.system.write(descriptor, chunk, path)
+            sha256 = hashing.hexdigest()
+        _files.system.sync(descriptor, path)
+    finally:
+        _files.system.close(descriptor, path)
+    return FileRecord(name, size, sha256)
+
+
+def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
+    """Rename and make it last; whether that was needed, or the same content is there already."""
+    parent = os.path.dirname(path)
+    try:
+        _files.system.rename(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        _check_same(path, manifest)
+        return False
+    try:
+        _files.system.sync_directory(parent)
+    except BaseException:
+        # It may or may not survive a crash; who is told that saving failed must find it gone.
+        discard(path)
+        raise
+    return True
+
+
+def _check_same(path: str, manifest: Manifest) -> None:
+    try:
+        there = verify(path).digest
+    except Exception:
+        there = None
+    if there != manifest.digest:
+        what = "something that is no valid checkpoint" if there is None else "another checkpoint"
+        raise CheckpointExistsError(
+            f"{path} holds {what}, and nothing is overwritten. Save under a name that is free; "
+            "a Store numbers them by step."
+        )
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and its parents, each of them to last."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        try:
+            _files.system.make_directory(directory)
+        except FileExistsError:  # by another process, in the meantime
+            if not os.path.isdir(directory):
+                raise
+        _files.system.sync_directory(os.path.dirname(directory))
+
+
+@contextlib.contextmanager
+def refusals(action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointWriteError(action, error, _remedy(error)) from error
+
+
+def _remedy(error: OSError) -> str:
+    what = {
+        errno.ENOSPC: "The disk is full: free some space.",
+        errno.EDQUOT: "The quota is used up: free some space.",
+        errno.EACCES: "Choose a directory that may be written to.",
+        errno.EROFS: "The file system is read-only: choose another.",
+        errno.ENOTDIR: "A part of the path is a file: choose another name.",
+    }.get(error.errno or 0, "")
+    return f"{what} The state in memory and older checkpoints are as they were.".strip()

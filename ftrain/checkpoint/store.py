@@ -1,0 +1,364 @@
+"""A run's checkpoints: numbered, kept by a policy, found again when they verify.
+
+Read next: `save.py`, how one is written; `_retention.py`, which stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ftrain.checkpoint import _files
+from ftrain.checkpoint._background import Background
+from ftrain.checkpoint._draft import Draft, draft
+from ftrain.checkpoint._locks import Lock
+from ftrain.checkpoint._read import opened
+from ftrain.checkpoint._retention import Entry, Mode, Policy
+from ftrain.checkpoint.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointLockedError,
+    CheckpointNotFoundError,
+    CheckpointReadError,
+    CorruptCheckpointWarning,
+)
+from ftrain.checkpoint.load import OnChange, load, verify
+from ftrain.checkpoint.manifest import SUMS
+from ftrain.checkpoint.save import discard, make_directories, publish, refusals
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_NAME = re.compile(r"step-(\d{12})")
+_LOCK = ".lock"
+
+
+class Store:
+    """A directory of checkpoints `step-000000000100`, one writer at a time, any number of readers.
+
+    A new checkpoint is durable before an old one goes, and what is deleted disappears in one instant; a
+    reader never sees half of one. The first `save` locks the directory until the store is closed or its
+    process ends; reading takes no lock.
+
+    Args:
+        directory: made when first saved to.
+        keep_last: how many of the newest to keep; `None` keeps all.
+        keep_best: how many to keep by `metric`.
+        metric: the name of the metric in `save(..., metrics=...)`; NaNs are never the best.
+        mode: whether a smaller or a larger metric is better.
+        keep_every_steps: keep steps that are multiples of this.
+        keep_every_hours: keep one for every so many hours.
+        asynchronous: write in a thread: `save` returns when the state is copied. One save is in
+            flight; what goes wrong is raised by the next `save`, `wait` or `close`, and by the end of
+            the process.
+        donates: whether the loop gives its states away (`ftrain.compile(..., donate=True)`) or writes
+            to them, so that an asynchronous save must copy them first. `False`: an immutable state is
+            its own snapshot, and `save` returns at once.
+        fingerprint: as for `checkpoint.save`; compared at loading.
+
+    Raises:
+        ValueError: a policy that keeps nothing.
+
+    >>> import tempfile, torch
+    >>> with Store(tempfile.mkdtemp(), keep_last=2, keep_best=1) as store:
+    ...     for step, loss in enumerate([3.0, 1.0, 2.0, 4.0]):
+    ...         path = store.save({"w": torch.tensor(step)}, step=step, metrics={"loss": loss})
+    >>> store.steps()
+    [1, 2, 3]
+    >>> store.load(like={"w": torch.tensor(0)})[0]
+    {'w': tensor(3)}
+    >>> store.best().name
+    'step-000000000001'
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int | None = 3,
+        keep_best: int | None = None,
+        metric: str = "loss",
+        mode: Mode = "min",
+        keep_every_steps: int | None = None,
+        keep_every_hours: float | None = None,
+        asynchronous: bool = False,
+        donates: bool = True,
+        fingerprint: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.directory = pathlib.Path(os.path.abspath(directory))
+        self._policy = Policy(
+            keep_last, keep_best, metric, mode, keep_every_steps, keep_every_hours
+        )
+        self._asynchronous, self._donates = asynchronous, donates
+        self._fingerprint = dict(fingerprint or {})
+        self._background = Background()
+        self._lock: Lock | None = None
+        self._entries: dict[int, Entry] = {}
+
+    def save(
+        self,
+        state: Any,
+        *,
+        step: int,
+        metadata: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> pathlib.Path:
+        """Save under the number of a step, then delete what the policy does not keep.
+
+        Args:
+            state: a tree of tensors.
+            step: 0 or more. The same content may be saved again under it; other content is refused,
+                unless what is there does not verify.
+            metadata: JSON: the data cursor and whatever else the loop needs to go on.
+            metrics: numbers, by which the best are chosen.
+
+        Returns:
+            Where the checkpoint is, or will be when an asynchronous save is done.
+
+        Raises:
+            CheckpointWriteError: the system refused; an asynchronous save raises it later.
+            CheckpointLockedError: another writer is at work here.
+            CheckpointExistsError: another state was saved under this step.
+        """
+        self._background.wait()
+        step = int(step)
+        if not 0 <= step < 10**12:
+            raise ValueError(f"a step is a number from 0 to 10**12 - 1, found {step}")
+        path = self._path(step)
+        content = draft(state, metadata, step, metrics, self._fingerprint)
+        self._acquire()
+        if not self._asynchronous:
+            self._publish(content, step)
+            return path
+        if self._donates:
+            content = content.snapshot()
+        self._background.start(lambda: self._publish(content, step))
+        return path
+
+    def load(
+        self,
+        like: T,
+        *,
+        step: int | None = None,
+        default: Any = None,
+        on_change: OnChange = "warn",
+    ) -> tuple[T, Any]:
+        """The newest state that verifies, or that of a step; see `checkpoint.load`.
+
+        Args:
+            like: a state of the same kind.
+            step: which; default the newest. One that does not verify is passed over with a
+                `CorruptCheckpointWarning`, unless it was asked for by its step.
+            default: the metadata to begin with: where there is no checkpoint yet, `(like, default)` is
+                returned.
+            on_change: as for `checkpoint.load`.
+
+        Returns:
+            `(state, metadata)`.
+
+        Raises:
+            CheckpointNotFoundError: there is none, and no `default` was given.
+            CheckpointCorruptError: there are some, and none of them verifies.
+            CheckpointMismatchError: the saved state is not like `like`.
+        """
+        self._background.wait()
+
+        def read(path: pathlib.Path) -> tuple[T, Any]:
+            return load(path, like, fingerprint=self._fingerprint, on_change=on_change)
+
+        if step is not None:
+            return read(self._path(step))
+        found = self._first(read, lambda: reversed(self.steps()))
+        if found is not None:
+            return found[1]
+        if default is None:
+            raise CheckpointNotFoundError(
+                f"there is no checkpoint in {self.directory} yet. To begin with `like` then, give the "
+                "metadata to begin with: store.load(like, default={...})."
+            )
+        return like, default
+
+    def latest(self) -> pathlib.Path | None:
+        """The newest checkpoint that verifies, each byte of it; `None` where there is none."""
+        found = self._first(verify, lambda: reversed(self.steps()))
+        return None if found is None else found[0]
+
+    def best(self) -> pathlib.Path | None:
+        """The best checkpoint by the store's metric that verifies; `None` where there is none."""
+        found = self._first(
+            verify, lambda: [entry.step for entry in self._policy.ranked(self._all_entries())]
+        )
+        return None if found is None else found[0]
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, in order."""
+        try:
+            names = _files.system.list(str(self.directory))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointReadError("list the checkpoints", error, "Check who may.") from error
+        return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+
+    def delete(self, step: int) -> None:
+        """Delete the checkpoint of a step, to go back behind it.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+            CheckpointWriteError: the system refused.
+        """
+        self._background.wait()
+        self._acquire()
+        if step not in self.steps():
+            raise CheckpointNotFoundError(f"{self.directory} has no step {step}: {self.steps()}")
+        self._discard([step])
+
+    def wait(self) -> None:
+        """Until the save in flight is durable; raises what it raised."""
+        self._background.wait()
+
+    def close(self) -> None:
+        """Wait, and let another writer have the directory."""
+        try:
+            self._background.wait()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.directory)!r}, steps={self.steps()})"
+
+    def _publish(self, content: Draft, step: int) -> None:
+        path = str(self._path(step))
+        try:
+            publish(content, path)
+        except CheckpointExistsError:
+            if _verifies(path):
+                raise
+            _warn_corrupt(path, "it is replaced by a new one")
+            with refusals(f"replace the checkpoint {path}"):
+                _raise(discard(path))
+            publish(content, path)
+        entries = self._all_entries()
+        kept = self._policy.kept(entries) | {step}
+        self._discard([entry.step for entry in entries if entry.step not in kept])
+
+    def _discard(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            with refusals(f"delete the old checkpoint of step {step} (the new one is safe)"):
+                _raise(discard(str(self._path(step))))
+            self._entries.pop(step, None)
+
+    def _all_entries(self) -> list[Entry]:
+        """What there is to choose from; what cannot be read is neither kept count of nor deleted."""
+        found = []
+        for step in self.steps():
+            if step not in self._entries:
+                path = str(self._path(step))
+                with contextlib.suppress(CheckpointError, OSError), opened(path) as source:
+                    seconds = _files.system.modified(os.path.join(path, SUMS))
+                    self._entries[step] = Entry(step, source.manifest.metrics, seconds)
+            if step in self._entries:
+                found.append(self._entries[step])
+        return found
+
+    def _first(
+        self, read: Callable[[pathlib.Path], R], steps: Callable[[], Iterable[int]]
+    ) -> tuple[pathlib.Path, R] | None:
+        """The first checkpoint that can be read, looking again where one is deleted meanwhile.
+
+        Raises:
+            CheckpointCorruptError: there were some, and not one could be.
+        """
+        failures: dict[int, CheckpointError] = {}
+        for path, step in self._candidates(steps, failures):
+            try:
+                return path, read(path)
+            except CheckpointNotFoundError:
+                continue
+            except CheckpointCorruptError as error:
+                failure: CheckpointError = error
+            except CheckpointReadError as error:
+                if error.errno != errno.EIO:
+                    raise
+                failure = error
+            if path.is_dir():  # else it was deleted while it was read
+                _warn_corrupt(path, f"an older one is looked for ({failure})")
+                failures[step] = failure
+        if failures:
+            raise CheckpointCorruptError(
+                f"no checkpoint in {self.directory} verifies: "
+                + "; ".join(str(failure) for failure in failures.values())
+            )
+        return None
+
+    def _candidates(
+        self, steps: Callable[[], Iterable[int]], failures: Mapping[int, CheckpointError]
+    ) -> Iterator[tuple[pathlib.Path, int]]:
+        """The next to try, listed afresh each time: retention may be at work in another process."""
+        while True:
+            remaining = [step for step in steps() if step not in failures]
+            if not remaining:
+                return
+            yield self._path(remaining[0]), remaining[0]
+
+    def _acquire(self) -> None:
+        if self._lock is not None and self._lock.held:
+            return
+        path = str(self.directory / _LOCK)
+        with refusals(f"lock {self.directory}"):
+            make_directories(str(self.directory))
+            lock = Lock.file(path)
+        if not lock.held:
+            lock.close()
+            raise CheckpointLockedError(
+                f"{self.directory} is being written to by another process, or by another Store of this "
+                "one. Close that first (store.close()), or save to another directory."
+            )
+        self._lock = lock
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.directory / f"step-{step:012d}"
+
+
+def _verifies(path: str) -> bool:
+    try:
+        verify(path)
+    except CheckpointCorruptError:
+        return False
+    return True
+
+
+def _warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
+    warnings.warn(
+        f"the checkpoint {path} does not verify: {consequence}",
+        CorruptCheckpointWarning,
+        stacklevel=5,
+    )
+
+
+def _raise(error: OSError | None) -> None:
+    if error is not None:
+        raise error
