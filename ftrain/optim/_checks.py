@@ -7,12 +7,22 @@ would be a host sync.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ftrain.optim.protocol import Hyperparameter, PyTree
 
-__all__ = ["finite", "fraction", "needed", "non_negative", "positive", "positive_int"]
+__all__ = [
+    "finite",
+    "fraction",
+    "function_needed",
+    "needed",
+    "non_negative",
+    "positive",
+    "positive_int",
+]
 
 
 def finite(name: str, value: Hyperparameter) -> None:
@@ -54,6 +64,19 @@ def needed(algorithm: str, params: PyTree | None) -> PyTree:
             f"`{algorithm}` reads the parameters and got none: call `update(grads, state, params)`."
         )
     return params
+
+
+def function_needed(
+    algorithm: str, name: str, value: Callable[[PyTree], Any] | None
+) -> Callable[[PyTree], Any]:
+    """The function of the parameters, or the error that says who calls it."""
+    if not callable(value):
+        raise ValueError(
+            f"`{algorithm}` calls `{name}` at other parameters and got {value!r}. Steps made by "
+            f"`ftrain.make_steps` hand it in; by hand write `update(grads, state, params, "
+            f"{name}=...)`, a pure function of the parameters alone."
+        )
+    return value
 
 
 def _is_number(name: str, value: Hyperparameter) -> bool:

@@ -1,8 +1,9 @@
 """Work that is done at some updates only: a branch that a compiled step takes or leaves.
 
-`torch.where` would do the work at every update and throw most of it away. Here the branch is an operator
-of the graph (`torch.cond`'s), traced by ftrain as `ftrain.scan` traces its body, and Python's own `if` in
-eager mode. Under `torch.vmap` each row may decide otherwise, so there both sides are computed.
+`torch.where` would do the work at every update and throw most of it away. Here the branch is an
+operator of the graph (that of `torch.cond`), traced by ftrain as `ftrain.scan` traces its body, and
+Python's own `if` in eager mode. Under `torch.vmap` each row may decide for itself, so there both sides
+are computed.
 """
 
 from __future__ import annotations

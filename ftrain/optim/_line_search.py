@@ -1,0 +1,117 @@
+"""A line search that is one loop of the graph: it brackets a good step, then zooms in on it.
+
+Each turn evaluates one trial and decides by `torch.where` what is known then; once a trial is good,
+the turns that are left do nothing. The loop is `ftrain.scan`, so that a compiled step holds the loss
+function once, however many trials there may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ftrain.core.scan import scan
+from ftrain.optim._cond import changed_if
+
+__all__ = ["strong_wolfe"]
+
+Line = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From the length of a step (float64, 0-d) to the value there and the slope along the line."""
+
+T, VALUE, SLOPE = range(3)  # of a point
+
+
+class Bracket(NamedTuple):
+    """What is known. A point is float64 `(3,)`: step, value, slope.
+
+    Attributes:
+        found: bool, 0-d. `low` meets both conditions.
+        trial: float64, 0-d. The next step to try.
+        low: the best point that decreases the value enough; the start, as long as there is none.
+        high: the other end of the bracket; infinitely far, as long as there is none.
+    """
+
+    found: torch.Tensor
+    trial: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+def strong_wolfe(
+    line: Line,
+    value: torch.Tensor,
+    slope: torch.Tensor,
+    first: torch.Tensor,
+    *,
+    trials: int,
+    c1: float,
+    c2: float,
+) -> torch.Tensor:
+    """A step `t` with `f(t) <= f(0) + c1 t f'(0)` and `|f'(t)| <= c2 |f'(0)|`.
+
+    Within the rounding of `f` the first condition is taken from the slopes, as in Hager and Zhang
+    (2005, "A New Conjugate Gradient Method with Guaranteed Descent"): near the minimum values differ by
+    rounding only.
+
+    Args:
+        line: the function along the line.
+        value: 0-d, `f(0)`.
+        slope: 0-d, `f'(0)`, negative.
+        first: float64, 0-d. The first trial.
+        trials: how many at most.
+        c1: of the sufficient decrease.
+        c2: of the curvature.
+
+    Returns:
+        float64, 0-d: the step; if none met both conditions, the best that met the first one; 0 if none
+        did.
+
+    Source: Nocedal, Wright 2006, "Numerical Optimization", algorithms 3.5 and 3.6.
+    """
+    rounding = 4 * torch.finfo(value.dtype).eps
+    value, slope = value.double(), slope.double()
+    slack = value.abs() * rounding
+
+    def tried(bracket: Bracket) -> Bracket:
+        _, t, low, high = bracket
+        f, d = line(t)
+        point = torch.stack([t, f.double(), d.double()])
+        f, d = point[VALUE], point[SLOPE]
+        decreases = (f <= value + c1 * t * slope) | (
+            (f <= value + slack) & (d <= (2 * c1 - 1) * slope)
+        )
+        found = decreases & (d.abs() <= -c2 * slope)
+        somewhere = torch.isfinite(high[T]) | (low[T] > 0)
+        too_far = ~decreases | ((f >= low[VALUE]) & somewhere)
+        passed = d * (high[T] - low[T]) >= 0  # the minimum lies before this point
+        new_high = torch.where(too_far, point, torch.where(passed, low, high))
+        new_low = torch.where(too_far, low, point)
+        between = _between(new_low, new_high)
+        trial = torch.where(torch.isfinite(new_high[T]), between, 2 * t)
+        return Bracket(found, trial, torch.where(found, point, new_low), new_high)
+
+    def body(bracket: Bracket, _: None) -> tuple[Bracket, tuple[()]]:
+        return changed_if(~bracket.found, tried, bracket), ()
+
+    zero = torch.zeros_like(value)
+    start = Bracket(
+        torch.zeros_like(value, dtype=torch.bool),
+        first.double().clone(),
+        torch.stack([zero, value, slope]),
+        torch.stack([zero + torch.inf, zero + torch.inf, zero]),
+    )
+    last, _ = scan(body, start, None, trials)
+    return last.low[T]
+
+
+def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Where the cubic through both points is least, a tenth of the bracket off its ends."""
+    (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
+    s = da + db - 3 * (fa - fb) / (a - b)
+    root = (s * s - da * db).clamp(min=0).sqrt() * torch.sign(b - a)
+    least = b - (b - a) * (db + root - s) / (db - da + 2 * root)
+    middle, half = (a + b) / 2, (a - b).abs() / 2
+    least = torch.where(torch.isfinite(least), least, middle)
+    return torch.minimum(torch.maximum(least, middle - 0.8 * half), middle + 0.8 * half)

@@ -1,0 +1,284 @@
+"""L-BFGS: steps along an inverse Hessian that is remembered as pairs of differences.
+
+`scale_by_lbfgs` is the direction alone, for composition; `lbfgs` goes along it as far as a line search
+says. Made for full batches and smooth functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.functional import value_and_grad
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
+from ftrain.optim._line_search import strong_wolfe
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.protocol import GradientTransformation, PyTree
+
+__all__ = ["LBFGSState", "ScaleByLBFGSState", "lbfgs", "scale_by_lbfgs"]
+
+ValueFn = Callable[[PyTree], torch.Tensor]
+
+
+class ScaleByLBFGSState(NamedTuple):
+    """The state of `scale_by_lbfgs`. All parameters are one vector of `n` elements, at least float32.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        params: `(n,)`. The parameters of the last update.
+        grads: `(n,)`. Its gradients.
+        steps: `(memory_size, n)`. Differences of parameters, the newest last.
+        changes: `(memory_size, n)`. Those of the gradients.
+        weights: `(memory_size,)`. One by the product of the two; 0 where there is no pair yet.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    params: torch.Tensor
+    grads: torch.Tensor
+    steps: torch.Tensor
+    changes: torch.Tensor
+    weights: torch.Tensor
+
+
+class LBFGSState(NamedTuple):
+    """The state of `lbfgs`. All parameters are one vector of `n` elements, at least float32.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The first step tried at the last update; before the first update,
+            at the first.
+        step_size: float32, 0-d. The step that was taken; 0 where none was good, and before the first.
+        params: `(n,)`. The parameters of the last update.
+        grads: `(n,)`. Its gradients.
+        steps: `(memory_size, n)`. Differences of parameters, the newest last.
+        changes: `(memory_size, n)`. Those of the gradients.
+        weights: `(memory_size,)`. One by the product of the two; 0 where there is no pair yet.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    step_size: torch.Tensor
+    params: torch.Tensor
+    grads: torch.Tensor
+    steps: torch.Tensor
+    changes: torch.Tensor
+    weights: torch.Tensor
+
+
+def lbfgs(
+    learning_rate: LearningRate = 1.0,
+    memory_size: int = 10,
+    *,
+    line_search_fn: Literal["strong_wolfe"] | None = "strong_wolfe",
+    max_line_search_steps: int = 20,
+    c1: float = 1e-4,
+    c2: float = 0.9,
+) -> GradientTransformation:
+    """Quasi-Newton steps, as long as a line search finds good.
+
+    `u = -t H g`, where `H` is the inverse Hessian that `scale_by_lbfgs` remembers and `t` is a step with
+    `f(p + u) <= f(p) + c1 u'g` and `|u' f'(p + u)| <= c2 |u'g|`, searched from `learning_rate` on.
+
+    A trial takes one value and one gradient of `value_fn`; the search stops at the first good one, also
+    in a compiled step. If none is good, the best that decreases the value is taken, or no step at all:
+    then the memory is cleared, and the next direction is that of the gradient.
+
+    Args:
+        learning_rate: the first step that is tried, or without a search the step that is taken; a
+            number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        memory_size: pairs of differences remembered, >= 1; each takes twice the parameters' memory.
+        line_search_fn: `"strong_wolfe"`, or `None` for steps of `learning_rate`.
+        max_line_search_steps: trials at most, >= 1.
+        c1: sufficient decrease, with `0 < c1 < c2`.
+        c2: sufficient flattening, below 1.
+
+    Returns:
+        A transformation with an `LBFGSState`. `update` needs `params` and, for the search, `value_fn`, a
+        function `params -> loss`; the steps of `ftrain.make_steps` hand it in. `loss=`, where it is
+        given, is taken for the value at `params`.
+
+    Raises:
+        ValueError: an option out of its range; there is no `value_fn`; gradients of other structure or
+            shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Liu, Nocedal 1989, "On the limited memory BFGS method for large scale optimization";
+    Nocedal, Wright 2006, "Numerical Optimization", algorithms 7.4 and 7.5.
+
+    >>> from ftrain import optim
+    >>> def rosenbrock(p):
+    ...     return (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2
+    >>> optimizer = lbfgs()
+    >>> params = {"x": torch.tensor(-1.0), "y": torch.tensor(1.0)}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(30):
+    ...     grads = torch.func.grad(rosenbrock)(params)
+    ...     updates, state = optimizer.update(grads, state, params, value_fn=rosenbrock)
+    ...     params = optim.apply_updates(params, updates)
+    >>> bool(rosenbrock(params) < 1e-8)
+    True
+    """
+    check_learning_rate(learning_rate)
+    _checks.positive_int("memory_size", memory_size)
+    _checks.positive_int("max_line_search_steps", max_line_search_steps)
+    if line_search_fn not in ("strong_wolfe", None):
+        raise ValueError(f"line_search_fn must be 'strong_wolfe' or None, got {line_search_fn!r}.")
+    if not 0 < c1 < c2 < 1:
+        raise ValueError(f"c1 and c2 must fulfil 0 < c1 < c2 < 1, got {c1!r} and {c2!r}.")
+    preconditioner = scale_by_lbfgs(memory_size)
+
+    def init(params: PyTree) -> LBFGSState:
+        count, *memory = preconditioner.init(params)
+        rate = rate_at(learning_rate, count).float()
+        return LBFGSState(count, rate, torch.zeros_like(rate), *memory)
+
+    def update(
+        grads: PyTree,
+        state: LBFGSState,
+        params: PyTree | None = None,
+        *,
+        value_fn: ValueFn | None = None,
+        loss: torch.Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, LBFGSState]:
+        params = _checks.needed("lbfgs", params)
+        count, _, _, *memory = state
+        rate = rate_at(learning_rate, count)
+        direction, new = preconditioner.update(grads, ScaleByLBFGSState(count, *memory), params)
+        step = rate
+        if line_search_fn is not None:
+            value_fn = _checks.function_needed("lbfgs", "value_fn", value_fn)
+            value = value_fn(params) if loss is None else loss
+            line = _line(value_fn, params, direction)
+            slope = -_inner(grads, direction, count.device)
+            step = strong_wolfe(
+                line, value, slope, rate, trials=max_line_search_steps, c1=c1, c2=c2
+            )
+            # No step, no new pair: the next direction would be this one again.
+            kept = torch.where(step > 0, new.weights, torch.zeros_like(new.weights))
+            new = new._replace(weights=kept)
+        updates = tree.map(lambda d: d * -step.to(d.device, d.dtype), direction)
+        return updates, LBFGSState(new.count, rate.float(), step.float(), *new[1:])
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
+    """The direction of L-BFGS, without step size and sign: `u = H g`.
+
+    `H` is the inverse Hessian that fulfils `H y = s` for the last pairs of differences, `s` of the
+    parameters and `y` of the gradients, and is `s'y / y'y` times the identity beyond them;
+    `min(1, 1 / |g|)` times the identity before there are any. A pair whose curvature `s'y` is not
+    positive says nothing of a minimum, and is not remembered.
+
+    Args:
+        memory_size: pairs remembered, >= 1.
+
+    Returns:
+        A transformation with a `ScaleByLBFGSState`. `update` needs `params`.
+
+    Raises:
+        ValueError: `memory_size` is out of its range; gradients of other structure or shape than the
+            parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Nocedal, Wright 2006, "Numerical Optimization", algorithm 7.4.
+
+    >>> direction = scale_by_lbfgs()
+    >>> params = {"w": torch.tensor([0.3, 0.4])}
+    >>> direction.update(params, direction.init(params), params)[0]  # |g| = 1/2
+    {'w': tensor([0.3000, 0.4000])}
+    """
+    _checks.positive_int("memory_size", memory_size)
+
+    def init(params: PyTree) -> ScaleByLBFGSState:
+        leaves, _ = parameters(params)
+        count = zero_count(first_device(leaves))
+        zeros = torch.zeros_like(_vector(leaves))
+        pairs = zeros.new_zeros(memory_size, len(zeros))
+        return ScaleByLBFGSState(
+            count, zeros, zeros.clone(), pairs, pairs.clone(), zeros.new_zeros(memory_size)
+        )
+
+    def update(
+        grads: PyTree, state: ScaleByLBFGSState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ScaleByLBFGSState]:
+        params = _checks.needed("scale_by_lbfgs", params)
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        p, g = _vector(ps), _vector(gs)
+        s, y = p - state.params, g - state.grads
+        curvature = s @ y
+        least = torch.finfo(p.dtype).eps * s.norm() * y.norm()
+        curved = (state.count > 0) & (curvature > least)
+        weight = torch.where(curved, 1 / curvature, 0)
+
+        def remembered(memory: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+            return torch.where(curved, torch.cat([memory[1:], last[None]]), memory)
+
+        steps, changes = remembered(state.steps, s), remembered(state.changes, y)
+        weights = remembered(state.weights, weight)
+        direction = _preconditioned(g, steps, changes, weights)
+        new = ScaleByLBFGSState(state.count + 1, p, g, steps, changes, weights)
+        return tree.unflatten(treedef, _leaves(direction, ps)), new
+
+    return GradientTransformation(init, update)
+
+
+def _preconditioned(
+    g: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """`H g` by the two loops over the pairs."""
+    pairs = list(zip(steps.unbind(), changes.unbind(), weights.unbind(), strict=True))
+    along = []
+    for s, y, weight in reversed(pairs):
+        along.append(weight * (s @ g))
+        g = g - along[-1] * y
+    newest = weights[-1] * (changes[-1] @ changes[-1])
+    before_any = (1 / g.norm()).clamp(max=1)
+    r = g * torch.where(newest > 0, 1 / newest, before_any)
+    for (s, y, weight), a in zip(pairs, reversed(along), strict=True):
+        r = r + (a - weight * (y @ r)) * s
+    return r
+
+
+def _line(value_fn: ValueFn, params: PyTree, direction: PyTree) -> Any:
+    """The value and the slope at `params - t direction`, rounded as `apply_updates` rounds."""
+
+    def line(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def moved(p: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+            return like(p + d * -t.to(d.device, d.dtype), p)
+
+        value, grads = value_and_grad(value_fn)(tree.map(moved, params, direction))
+        return value, -_inner(grads, direction, t.device)
+
+    return line
+
+
+def _inner(a: PyTree, b: PyTree, device: torch.device) -> torch.Tensor:
+    products = [
+        (x.to(y.dtype) * y).sum().to(device, torch.float64)
+        for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True)
+    ]
+    return sum(products, double(0.0, device))
+
+
+def _vector(leaves: list[torch.Tensor]) -> torch.Tensor:
+    """All leaves one after the other, in the widest dtype that any of them is computed in."""
+    dtype = torch.float32
+    for leaf in leaves:
+        dtype = torch.promote_types(dtype, compute_dtype(leaf.dtype))
+    if not leaves:
+        return torch.zeros(0)
+    return torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves])
+
+
+def _leaves(vector: torch.Tensor, ps: list[torch.Tensor]) -> list[torch.Tensor]:
+    parts = torch.split(vector, [p.numel() for p in ps]) if ps else ()
+    return [
+        part.reshape(p.shape).to(compute_dtype(p.dtype)) for part, p in zip(parts, ps, strict=True)
+    ]

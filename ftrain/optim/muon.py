@@ -1,0 +1,261 @@
+"""Muon: momentum whose matrices are made orthogonal, and AdamW for everything that is no matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import (
+    agreeing,
+    compute_dtype,
+    first_device,
+    parameters,
+    placed,
+    zeros_like,
+)
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["MuonState", "muon", "orthogonalize"]
+
+Coefficients = tuple[float, float, float]
+QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
+
+
+class MuonState(NamedTuple):
+    """The state of `muon`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        adam_learning_rate: float32, 0-d. The same for the parameters that AdamW takes.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        nu: running mean of their squares for the parameters that AdamW takes, likewise; shape `(0,)`
+            for the others.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    adam_learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def muon(
+    learning_rate: LearningRate = 1e-3,
+    momentum: Hyperparameter = 0.95,
+    *,
+    nesterov: bool = True,
+    weight_decay: Hyperparameter = 0.1,
+    ns_steps: int = 5,
+    ns_coefficients: Coefficients = QUINTIC,
+    ns_dtype: torch.dtype | None = torch.bfloat16,
+    eps: float = 1e-7,
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "original",
+    orthogonal: Mask = matrices,
+    adam_learning_rate: LearningRate | None = None,
+    adam_b1: Hyperparameter = 0.9,
+    adam_b2: Hyperparameter = 0.999,
+    adam_eps: Hyperparameter = 1e-8,
+    adam_weight_decay: Hyperparameter = 0.0,
+) -> GradientTransformation:
+    """Momentum, orthogonalized: every direction of a matrix gets a step of the same length.
+
+    For matrices `u = -rate (f O + weight_decay p)`, where `m = momentum m + (1 - momentum) g` and
+    `O` is the orthogonal factor (approximately) of `momentum m + (1 - momentum) g`, of `m` itself
+    without `nesterov`; `f` makes up for the shape. A parameter of more than two dimensions is taken
+    as `(first, all others)`, as convolutions are meant; a stack of layers' weights would be mixed up.
+
+    All other parameters take the step of `adamw`. The method is meant for hidden layers: its authors
+    give embeddings and output layers to AdamW too, which is said with `orthogonal`.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        momentum: in [0, 1).
+        nesterov: whether to look ahead.
+        weight_decay: >= 0, multiplied by the rate; of the orthogonalized parameters.
+        ns_steps: Newton-Schulz iterations, from 1 to 99.
+        ns_coefficients: `(a, b, c)` of the iteration `X -> a X + b (X X') X + c (X X')^2 X`.
+        ns_dtype: what these are computed in; `None`: in the dtype of the momentum.
+        eps: the least norm that a matrix is divided by.
+        adjust_lr_fn: `"original"`: `f = sqrt(max(1, rows / columns))`; `"match_rms_adamw"`:
+            `f = 0.2 sqrt(max(rows, columns))`, for rates that were found with AdamW.
+        orthogonal: which parameters are orthogonalized; a tree of bools, or a function from parameters
+            to one. Default: `optim.matrices`, all of two or more dimensions.
+        adam_learning_rate: the rate of the others; default: the same as of the matrices.
+        adam_b1: decay of their mean, in [0, 1).
+        adam_b2: decay of their squares, in [0, 1).
+        adam_eps: >= 0.
+        adam_weight_decay: >= 0.
+
+    Returns:
+        A transformation with a `MuonState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; a parameter without two dimensions is to be
+            orthogonalized; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein 2024, "Muon: An optimizer for hidden
+    layers in neural networks"; `match_rms_adamw`: Liu, Su, et al. 2025, "Muon is Scalable for LLM
+    Training".
+
+    >>> from ftrain import optim
+    >>> def hidden(params):  # as the authors advise
+    ...     return {name: p.ndim == 2 and "embedding" not in name for name, p in params.items()}
+    >>> optimizer = muon(0.02, orthogonal=hidden, adam_learning_rate=3e-4)
+    >>> params = {"embedding.weight": torch.ones(5, 2), "layer.weight": torch.eye(2)}
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update(params, state, params)
+    >>> state.nu["layer.weight"].shape, state.nu["embedding.weight"].shape
+    (torch.Size([0]), torch.Size([5, 2]))
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("momentum", momentum)
+    _checks.non_negative("weight_decay", weight_decay)
+    _check_newton_schulz(ns_steps, ns_coefficients)
+    _checks.non_negative("eps", eps)
+    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    check_learning_rate(adam_rate)
+    _checks.fraction("adam_b1", adam_b1)
+    _checks.fraction("adam_b2", adam_b2)
+    _checks.non_negative("adam_eps", adam_eps)
+    _checks.non_negative("adam_weight_decay", adam_weight_decay)
+    if adjust_lr_fn not in ("original", "match_rms_adamw"):
+        raise ValueError(
+            f"adjust_lr_fn must be 'original' or 'match_rms_adamw', got {adjust_lr_fn!r}."
+        )
+
+    def init(params: PyTree) -> MuonState:
+        leaves, treedef = parameters(params)
+        chosen = _chosen(orthogonal, params)
+        count = zero_count(first_device(leaves))
+        squares = [
+            torch.zeros(0, dtype=compute_dtype(p.dtype), device=p.device)
+            if matrix
+            else torch.zeros_like(p, dtype=compute_dtype(p.dtype))
+            for p, matrix in zip(leaves, chosen, strict=True)
+        ]
+        return MuonState(
+            count,
+            rate_at(learning_rate, count).float(),
+            rate_at(adam_rate, count).float(),
+            zeros_like(params),
+            tree.unflatten(treedef, squares),
+        )
+
+    def update(
+        grads: PyTree, state: MuonState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, MuonState]:
+        params = _checks.needed("muon", params)
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (means, _), _ = agreeing(("state.mu", state.mu), ("grads", grads), strict_dtype=False)
+        squares = tree.leaves(state.nu)
+        chosen = _chosen(orthogonal, params)
+        rate, others = rate_at(learning_rate, state.count), rate_at(adam_rate, state.count)
+        t = (state.count + 1).to(torch.float64)
+        first = others / (1 - double(adam_b1, t.device) ** t)
+        root = (1 - double(adam_b2, t.device) ** t).sqrt()
+        of_muon = placed(1 - momentum, momentum, rate, rate * weight_decay)
+        of_adam = placed(
+            1 - adam_b1, adam_b2, 1 - adam_b2, root, adam_eps, first, others * adam_weight_decay
+        )
+        updates, mu, nu = [], [], []
+        for p, grad, m, v, matrix in zip(ps, gs, means, squares, chosen, strict=True):
+            g, here = grad.to(m.dtype), p.to(m.dtype)
+            if matrix:
+                one_momentum, momentum_, rate_, shrink = of_muon(m.device, m.dtype)
+                new_m = torch.lerp(m, g, one_momentum)
+                ahead = torch.lerp(g, new_m, momentum_) if nesterov else new_m
+                wide = ahead.flatten(1)
+                o = orthogonalize(wide, ns_steps, ns_coefficients, eps, ns_dtype).view(p.shape)
+                u = o * (rate_ * _for_shape(wide, adjust_lr_fn))
+                new_v = v.clone()
+            else:
+                one_b1, b2, one_b2, root_, eps_, rate_, shrink = of_adam(m.device, m.dtype)
+                new_m = torch.lerp(m, g, one_b1)
+                new_v = torch.addcmul(v * b2, g * one_b2, g)
+                u = new_m * rate_ / (new_v.sqrt() / root_ + eps_)
+            updates.append(-u - here * shrink)
+            mu.append(like(new_m, m))
+            nu.append(like(new_v, v))
+        new = MuonState(
+            state.count + 1,
+            rate.float(),
+            others.float(),
+            tree.unflatten(treedef, mu),
+            tree.unflatten(treedef, nu),
+        )
+        return tree.unflatten(treedef, updates), new
+
+    return GradientTransformation(init, update)
+
+
+def orthogonalize(
+    matrix: torch.Tensor,
+    ns_steps: int = 5,
+    ns_coefficients: Coefficients = QUINTIC,
+    eps: float = 1e-7,
+    ns_dtype: torch.dtype | None = torch.bfloat16,
+) -> torch.Tensor:
+    """Nearly the orthogonal factor `U V'` of `U S V'`, by matrix products alone.
+
+    `X = matrix / |matrix|_F`, then `X = a X + b (X X') X + c (X X')^2 X`, some times. With the default
+    coefficients the singular values end up between 0.7 and 1.2, not at 1: that costs learning nothing.
+
+    Args:
+        matrix: floating, `(rows, columns)`.
+        ns_steps: iterations.
+        ns_coefficients: `(a, b, c)`.
+        eps: the least norm that the matrix is divided by.
+        ns_dtype: what is computed in; `None`: in the matrix's own dtype.
+
+    Returns:
+        A matrix of the same shape and dtype.
+
+    >>> orthogonalize(torch.diag(torch.tensor([3.0, 4.0]))).diag().round()
+    tensor([1., 1.])
+    """
+    a, b, c = ns_coefficients
+    x = matrix if ns_dtype is None else matrix.to(ns_dtype)
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.mT
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(ns_steps):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrix.dtype)
+
+
+def _chosen(orthogonal: Mask, params: PyTree) -> list[bool]:
+    chosen = mask_leaves(orthogonal, params)
+    for index, (p, matrix) in enumerate(zip(tree.leaves(params), chosen, strict=True)):
+        if matrix and p.ndim < 2:
+            path = tree.paths(params)[index] or "the root"
+            raise ValueError(
+                f"`orthogonal` is true at {path}, a parameter of shape {tuple(p.shape)}: only matrices "
+                "can be made orthogonal. `optim.matrices` leaves vectors and scalars out."
+            )
+    return chosen
+
+
+def _for_shape(matrix: torch.Tensor, adjust_lr_fn: str) -> float:
+    rows, columns = matrix.shape
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / max(columns, 1)))
+
+
+def _check_newton_schulz(ns_steps: int, ns_coefficients: Coefficients) -> None:
+    _checks.positive_int("ns_steps", ns_steps)
+    if ns_steps >= 100:
+        raise ValueError(f"ns_steps must be below 100 (5 is usual), got {ns_steps}.")
+    if len(ns_coefficients) != 3:
+        raise ValueError(f"ns_coefficients are three numbers (a, b, c), got {ns_coefficients!r}.")

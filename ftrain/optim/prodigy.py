@@ -1,0 +1,195 @@
+"""Prodigy: Adam that finds its own rate, from how far the parameters have come along their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import (
+    agreeing,
+    compute_dtype,
+    first_device,
+    parameters,
+    placed,
+    plus,
+    zeros_like,
+)
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["ProdigyState", "prodigy"]
+
+Placed = Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]
+
+
+class ProdigyState(NamedTuple):
+    """The state of `prodigy`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The factor of the last update; before the first, of the first.
+        distance: float64, 0-d. The estimate `d` of the distance to the solution; it never falls.
+        numerator: float64, 0-d. What the gradients say about that distance, a decaying sum.
+        mu: running mean of the scaled gradients `d g`, a tree like the parameters; at least float32.
+        nu: running mean of their squares, likewise.
+        grad_sum: decaying sum of the gradients, likewise.
+        start: the parameters at the beginning, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    distance: torch.Tensor
+    numerator: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+    grad_sum: PyTree
+    start: PyTree
+
+
+def prodigy(
+    learning_rate: LearningRate = 1.0,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    b3: Hyperparameter | None = None,
+    eps: Hyperparameter = 1e-8,
+    *,
+    d0: float = 1e-6,
+    d_coef: Hyperparameter = 1.0,
+    weight_decay: Hyperparameter = 0.0,
+    safeguard_warmup: bool = False,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam whose rate is an estimate of the distance to the solution.
+
+    `u = -s (m / (sqrt(v) + d' eps) + weight_decay p)` with
+    `s = d rate sqrt(1 - b2^t) / (1 - b1^t)`, `m = b1 m + (1 - b1) d g`,
+    `v = b2 v + (1 - b2) (d g)^2`; and the estimate `d' = max(d, d_coef r / |q|_1)`, where
+    `r = b3 r + d s <g, p_0 - p> / d0` and `q = b3 q + d s g / d0`.
+
+    Args:
+        learning_rate: a factor, best left at 1; a number >= 0, a 0-d tensor, or a schedule with 1 as
+            its peak (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        b3: decay of the sums behind the estimate, in [0, 1). Default: `sqrt(b2)`.
+        eps: >= 0, multiplied by the estimate.
+        d0: the first estimate, > 0; too small costs some updates, too large cannot be undone.
+        d_coef: a factor of the estimate, > 0.
+        weight_decay: >= 0, decoupled.
+        safeguard_warmup: leave the rate out of `q` (`s` becomes `d`), for long warmups.
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
+            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+
+    Returns:
+        A transformation with a `ProdigyState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Mishchenko, Defazio 2023, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner".
+
+    >>> from ftrain import optim
+    >>> optimizer = prodigy()
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(100):
+    ...     updates, state = optimizer.update(params, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> bool(params["w"].abs().max() < 0.5)  # without a rate to choose
+    True
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("weight_decay", weight_decay)
+    _checks.positive("d0", d0)
+    _checks.positive("d_coef", d_coef)
+    if b3 is None:
+        b3 = b2**0.5
+    _checks.fraction("b3", b3)
+    decay_of_sums = b3  # for the closure, never None
+
+    def init(params: PyTree) -> ProdigyState:
+        leaves, treedef = parameters(params)
+        mask_leaves(mask, params)
+        device = first_device(leaves)
+        count = zero_count(device)
+        start = [p.to(compute_dtype(p.dtype), copy=True) for p in leaves]
+        return ProdigyState(
+            count,
+            rate_at(learning_rate, count).float(),
+            double(d0, device),
+            double(0.0, device),
+            zeros_like(params),
+            zeros_like(params),
+            zeros_like(params),
+            tree.unflatten(treedef, start),
+        )
+
+    def update(
+        grads: PyTree, state: ProdigyState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ProdigyState]:
+        params = _checks.needed("prodigy", params)
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        agreeing(("state.mu", state.mu), ("grads", grads), strict_dtype=False)
+        shrinks = mask_leaves(mask, params)
+        device = state.count.device
+        rate = rate_at(learning_rate, state.count)
+        t = (state.count + 1).to(torch.float64)
+        corrected = (1 - double(b2, device) ** t).sqrt() / (1 - double(b1, device) ** t)
+        d = state.distance
+        step = d * rate * corrected
+        added = d * (d if safeguard_warmup else step) / d0
+        mu, nu, grad_sum, come, size = _advanced(
+            placed(1 - b1, b2, 1 - b2, decay_of_sums, d, added), state, ps, gs
+        )
+        numerator = state.numerator * decay_of_sums + d / d0 * step * come
+        estimate = torch.where(size > 0, d_coef * numerator / size, 0.0)
+        distance = torch.maximum(d, estimate)
+        place = placed(-step, distance * eps, step * weight_decay)
+        updates = []
+        for m, v, p, shrink in zip(mu, nu, ps, shrinks, strict=True):
+            step_, eps_, decay_ = place(m.device, m.dtype)
+            u = m * step_ / (v.sqrt() + eps_)
+            updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
+        new = ProdigyState(
+            state.count + 1,
+            rate.float(),
+            distance,
+            numerator,
+            tree.unflatten(treedef, mu),
+            tree.unflatten(treedef, nu),
+            tree.unflatten(treedef, grad_sum),
+            tree.map(torch.clone, state.start),
+        )
+        return tree.unflatten(treedef, updates), new
+
+    return GradientTransformation(init, update)
+
+
+def _advanced(
+    place: Placed, state: ProdigyState, ps: list[torch.Tensor], gs: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """The new means, squares and sums; `<g, p_0 - p>`, and the absolute size of the sums."""
+    zero = torch.zeros_like(state.distance)
+    mu, nu, grad_sum, along, sizes = [], [], [], [zero], [zero]
+    columns = (tree.leaves(part) for part in (state.mu, state.nu, state.grad_sum, state.start))
+    for m, v, q, p0, p, grad in zip(*columns, ps, gs, strict=True):
+        one_b1, b2, one_b2, b3, d, added = place(m.device, m.dtype)
+        g = grad.to(m.dtype)
+        dg = g * d
+        mu.append(like(torch.lerp(m, dg, one_b1), m))
+        nu.append(like(torch.addcmul(v * b2, dg * one_b2, dg), v))
+        grad_sum.append(like(plus(q * b3, g, added), q))
+        along.append((g * (p0 - p.to(m.dtype))).sum().to(zero.device, zero.dtype))
+        sizes.append(grad_sum[-1].abs().sum().to(zero.device, zero.dtype))
+    return mu, nu, grad_sum, torch.stack(along).sum(), torch.stack(sizes).sum()

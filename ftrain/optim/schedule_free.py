@@ -1,0 +1,293 @@
+"""Schedule-Free: averaging in the place of a falling learning rate; no end of the run to plan for.
+
+Three points: `z` takes the steps, `x` is their average and what is evaluated, and gradients are taken
+between them, at `y = (1 - b1) z + b1 x`. The parameters that a training step holds are `y`; the state
+holds `z`; `schedule_free_eval_params` gives `x`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._leaves import (
+    agreeing,
+    compute_dtype,
+    first_device,
+    parameters,
+    placed,
+    zeros_like,
+)
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = [
+    "ScheduleFreeState",
+    "schedule_free_adamw",
+    "schedule_free_eval_params",
+    "schedule_free_sgd",
+]
+
+
+class ScheduleFreeState(NamedTuple):
+    """The state of `schedule_free_sgd` and `schedule_free_adamw`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        max_learning_rate: float64, 0-d. The largest rate so far.
+        weight_sum: float64, 0-d. The sum of the weights of the averaged points.
+        b1: float64, 0-d. How far gradients are taken towards the average.
+        z: the points that take the steps, a tree like the parameters; at least float32.
+        nu: running mean of the squared gradients, likewise; `()` for SGD.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    max_learning_rate: torch.Tensor
+    weight_sum: torch.Tensor
+    b1: torch.Tensor
+    z: PyTree
+    nu: PyTree
+
+
+def schedule_free_adamw(
+    learning_rate: LearningRate = 0.0025,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    *,
+    weight_decay: Hyperparameter = 0.0,
+    weight_lr_power: float = 2.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Schedule-Free AdamW.
+
+    `z' = z - rate (g / (sqrt(v / (1 - b2^t)) + eps) + weight_decay y)` with
+    `v = b2 v + (1 - b2) g^2`; `x' = (1 - c) x + c z'`, `y' = (1 - b1) z' + b1 x'`, where
+    `c = w_t / (w_1 + ... + w_t)` and `w_t = (largest rate so far)^weight_lr_power`.
+
+    The update is that of `y`, the parameters. Evaluate with `schedule_free_eval_params`.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0). A warmup
+            helps; a decay is what this does without.
+        b1: in (0, 1). Takes the place of momentum; more for longer runs (0.95, 0.98).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+        weight_decay: >= 0, multiplied by the rate, of `y`.
+        weight_lr_power: how much less the points of a warmup count in the average.
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
+            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+
+    Returns:
+        A transformation with a `ScheduleFreeState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled".
+
+    >>> from ftrain import optim
+    >>> optimizer = schedule_free_adamw(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(100):
+    ...     updates, state = optimizer.update(params, state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> bool(schedule_free_eval_params(state, params)["w"].abs().max() < 0.5)
+    True
+    """
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    return _schedule_free(
+        "schedule_free_adamw", learning_rate, b1, (b2, eps), weight_decay, weight_lr_power, mask
+    )
+
+
+def schedule_free_sgd(
+    learning_rate: LearningRate = 1.0,
+    b1: Hyperparameter = 0.9,
+    *,
+    weight_decay: Hyperparameter = 0.0,
+    weight_lr_power: float = 2.0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Schedule-Free gradient descent.
+
+    `z' = z - rate (g + weight_decay y)`, `x' = (1 - c) x + c z'`, `y' = (1 - b1) z' + b1 x'`, where
+    `c = w_t / (w_1 + ... + w_t)` and `w_t = (largest rate so far)^weight_lr_power`.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: in (0, 1). Takes the place of momentum.
+        weight_decay: >= 0, an L2 penalty at `y`.
+        weight_lr_power: how much less the points of a warmup count in the average.
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`.
+
+    Returns:
+        A transformation with a `ScheduleFreeState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled".
+
+    >>> optimizer = schedule_free_sgd(0.5)
+    >>> params = {"w": torch.tensor([1.0])}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> updates, state.z
+    ({'w': tensor([-0.5000])}, {'w': tensor([0.5000])})
+    """
+    return _schedule_free(
+        "schedule_free_sgd", learning_rate, b1, None, weight_decay, weight_lr_power, mask
+    )
+
+
+def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
+    """The averaged parameters `x = z + (y - z) / b1`: what to evaluate, and to keep in the end.
+
+    A pure function: training goes on from `params` as if nothing had been looked at.
+
+    Args:
+        state: a `ScheduleFreeState`, or the state of a chain or wrapper that holds exactly one.
+        params: the parameters `y` that this state belongs to.
+
+    Returns:
+        A tree like `params`, of the same dtypes.
+
+    Raises:
+        ValueError: there is no `ScheduleFreeState` in the state, or several; `params` are of another
+            structure or shape.
+
+    >>> from ftrain import optim
+    >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), schedule_free_sgd(0.5))
+    >>> params = {"w": torch.tensor([1.0])}
+    >>> state = optimizer.init(params)
+    >>> schedule_free_eval_params(state, params)
+    {'w': tensor([1.])}
+    """
+    found = _states(state)
+    if len(found) != 1:
+        raise ValueError(
+            f"found {len(found)} states of a schedule-free optimizer in a {type(state).__name__}, where "
+            "there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
+        )
+    own = found[0]
+    (zs, ys), treedef = agreeing(("state.z", own.z), ("params", params), strict_dtype=False)
+    place = placed(own.b1)
+    out = []
+    for z, y in zip(zs, ys, strict=True):
+        (b1,) = place(z.device, z.dtype)
+        out.append(like(z + (y.to(z.dtype) - z) / b1, y))
+    return tree.unflatten(treedef, out)
+
+
+def _states(state: PyTree) -> list[ScheduleFreeState]:
+    if isinstance(state, ScheduleFreeState):
+        return [state]
+    if isinstance(state, dict):
+        state = tuple(state.values())
+    if isinstance(state, (tuple, list)):
+        return [found for part in state for found in _states(part)]
+    return []
+
+
+def _schedule_free(
+    name: str,
+    learning_rate: LearningRate,
+    b1: Hyperparameter,
+    adam: tuple[Hyperparameter, Hyperparameter] | None,
+    weight_decay: Hyperparameter,
+    weight_lr_power: float,
+    mask: Mask,
+) -> GradientTransformation:
+    """Both algorithms; `adam` is `(b2, eps)` where the gradients are scaled."""
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.positive("b1", b1)
+    _checks.non_negative("weight_decay", weight_decay)
+    _checks.non_negative("weight_lr_power", weight_lr_power)
+    decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
+
+    def init(params: PyTree) -> ScheduleFreeState:
+        leaves, treedef = parameters(params)
+        mask_leaves(mask, params)
+        device = first_device(leaves)
+        count = zero_count(device)
+        copies = [p.to(compute_dtype(p.dtype), copy=True) for p in leaves]
+        return ScheduleFreeState(
+            count,
+            rate_at(learning_rate, count).float(),
+            double(0.0, device),
+            double(0.0, device),
+            double(b1, device).clone(),
+            tree.unflatten(treedef, copies),
+            zeros_like(params) if adam else (),
+        )
+
+    def update(
+        grads: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ScheduleFreeState]:
+        params = _checks.needed(name, params)
+        (ys, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (zs, _), _ = agreeing(("state.z", state.z), ("grads", grads), strict_dtype=False)
+        shrinks = mask_leaves(mask, params)
+        rate = rate_at(learning_rate, state.count)
+        largest = torch.maximum(state.max_learning_rate, rate)
+        weight = largest**weight_lr_power
+        weight_sum = state.weight_sum + weight
+        # Without a rate yet there is nothing to average: a warmup from 0 begins so.
+        share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
+        # y' - y, for x = z + (y - z) / b1, without that division.
+        along = 1 - state.b1 * (1 - share)
+        ds, nu = (gs, state.nu) if adam is None else _scaled(gs, state, *adam)
+        place = placed(rate, rate * weight_decay, along, share)
+        updates, new_zs = [], []
+        for z, y, d, shrink in zip(zs, ys, ds, shrinks, strict=True):
+            rate_, decay_, along_, share_ = place(z.device, z.dtype)
+            here = y.to(z.dtype)
+            move = d.to(z.dtype) * -rate_
+            if decays and shrink:
+                move = move - here * decay_
+            updates.append(move * along_ + (z - here) * share_)
+            new_zs.append(like(z + move, z))
+        new = ScheduleFreeState(
+            state.count + 1,
+            rate.float(),
+            largest,
+            weight_sum,
+            state.b1.clone(),
+            tree.unflatten(treedef, new_zs),
+            nu,
+        )
+        return tree.unflatten(treedef, updates), new
+
+    return GradientTransformation(init, update)
+
+
+def _scaled(
+    gs: list[torch.Tensor], state: ScheduleFreeState, b2: Hyperparameter, eps: Hyperparameter
+) -> tuple[list[torch.Tensor], PyTree]:
+    """Adam's direction without a mean, and the new squares."""
+    squares, treedef = tree.flatten(state.nu)
+    t = (state.count + 1).to(torch.float64)
+    root = (1 - double(b2, t.device) ** t).sqrt()
+    place = placed(b2, 1 - b2, root, eps)
+    directions, nu = [], []
+    for v, grad in zip(squares, gs, strict=True):
+        b2_, one_b2, root_, eps_ = place(v.device, v.dtype)
+        g = grad.to(v.dtype)
+        new = torch.addcmul(v * b2_, g * one_b2, g)
+        directions.append(g / (new.sqrt() / root_ + eps_))
+        nu.append(like(new, v))
+    return directions, tree.unflatten(treedef, nu)

@@ -1,0 +1,270 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._cond import changed_if
+from ftrain.optim._leaves import (
+    agreeing,
+    compute_dtype,
+    first_device,
+    parameters,
+    placed,
+    zeros_like,
+)
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["SOAPState", "soap"]
+
+Side = torch.Tensor | None  # of a matrix: None where it keeps the basis that it has
+
+
+class SOAPState(NamedTuple):
+    """The state of `soap`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        mu: running mean of the gradients in the eigenbases, a tree like the parameters; at least
+            float32.
+        nu: running mean of their squares there, likewise.
+        grams: for each preconditioned side of each parameter the running mean of `G G'` (rows) or
+            `G' G` (columns): a tuple of square matrices, in the order of the parameters' leaves.
+        bases: their eigenvectors, as columns, the largest eigenvalue first: likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    mu: PyTree
+    nu: PyTree
+    grams: tuple[torch.Tensor, ...]
+    bases: tuple[torch.Tensor, ...]
+
+
+def soap(
+    learning_rate: LearningRate = 3e-3,
+    b1: Hyperparameter = 0.95,
+    b2: Hyperparameter = 0.95,
+    eps: Hyperparameter = 1e-8,
+    *,
+    weight_decay: Hyperparameter = 0.01,
+    b3: Hyperparameter | None = None,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10_000,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Adam in the basis where the gradients of a matrix are least correlated.
+
+    `u = -rate (Q_L N Q_R' + weight_decay p)`, `N = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`,
+    where `m` and `v` are Adam's moments of `Q_L' G Q_R`, and the columns of `Q_L`, `Q_R` are the
+    eigenvectors of `L = b3 L + (1 - b3) G G'` and `R = b3 R + (1 - b3) G' G`.
+
+    The eigenvectors are followed by one step of orthogonal iteration, `Q = qr(L Q)`, every
+    `precondition_frequency` updates, and at each of the first that many: they start from the identity,
+    where this is Adam. There is no eigendecomposition, which would fail on a gradient that is not
+    finite. Vectors and scalars are left to Adam; a parameter of more than two dimensions is taken as
+    `(first, all others)`.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the squares, in [0, 1).
+        eps: >= 0, added outside the root, after the correction of `v`.
+        weight_decay: >= 0, multiplied by the rate.
+        b3: decay of `L` and `R`, in [0, 1). Default: `b2`.
+        precondition_frequency: updates between two refreshments of the eigenvectors, >= 1. In a compiled
+            step the others do not pay for it; under `torch.vmap` all do.
+        max_precondition_dim: a side longer than this keeps its own basis (a vocabulary, for instance).
+        mask: which parameters decay; a tree of bools or a function from parameters to one. Default:
+            `optim.matrices`, no decay on vectors and scalars.
+
+    Returns:
+        A transformation with a `SOAPState`. `update` needs `params`.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
+            parameters; gradients of other structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+
+    Source: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade 2024, "SOAP: Improving
+    and Stabilizing Shampoo using Adam".
+
+    >>> optimizer = soap(0.1)
+    >>> params = {"w": torch.tensor([[1.0, -2.0], [0.0, 3.0]]), "b": torch.zeros(3)}
+    >>> state = optimizer.init(params)
+    >>> [tuple(basis.shape) for basis in state.bases]
+    [(2, 2), (2, 2)]
+    >>> updates, state = optimizer.update(params, state, params)
+    >>> bool((updates["w"] * params["w"]).sum() < 0)
+    True
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    decay = b2 if b3 is None else b3
+    _checks.fraction("b3", decay)
+    _checks.non_negative("eps", eps)
+    _checks.non_negative("weight_decay", weight_decay)
+    _checks.positive_int("precondition_frequency", precondition_frequency)
+    _checks.positive_int("max_precondition_dim", max_precondition_dim)
+
+    def init(params: PyTree) -> SOAPState:
+        leaves, _ = parameters(params)
+        mask_leaves(mask, params)
+        count = zero_count(first_device(leaves))
+        bases = [
+            torch.eye(side, dtype=compute_dtype(p.dtype), device=p.device)
+            for p in leaves
+            for side in _sides(p, max_precondition_dim)
+            if side is not None
+        ]
+        return SOAPState(
+            count,
+            rate_at(learning_rate, count).float(),
+            zeros_like(params),
+            zeros_like(params),
+            tuple(torch.zeros_like(basis) for basis in bases),
+            tuple(bases),
+        )
+
+    def update(
+        grads: PyTree, state: SOAPState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SOAPState]:
+        params = _checks.needed("soap", params)
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (means, squares, _), _ = agreeing(
+            ("state.mu", state.mu), ("state.nu", state.nu), ("grads", grads), strict_dtype=False
+        )
+        shrinks = mask_leaves(mask, params)
+        places = _places(ps, max_precondition_dim)
+        rate = rate_at(learning_rate, state.count)
+        t = (state.count + 1).to(torch.float64)
+        step = -rate / (1 - double(b1, t.device) ** t)
+        root = (1 - double(b2, t.device) ** t).sqrt()
+        place = placed(1 - b1, b2, 1 - b2, root, eps, step, rate * weight_decay, 1 - decay)
+        updates, mu, nu = [], [], []
+        grams = list(state.grams)
+        for p, grad, m, v, shrink, (left, right) in zip(
+            ps, gs, means, squares, shrinks, places, strict=True
+        ):
+            one_b1, b2_, one_b2, root_, eps_, step_, decay_, one_b3 = place(m.device, m.dtype)
+            g = grad.to(m.dtype)
+            basis = _at(state.bases, left), _at(state.bases, right)
+            turned = _turned(g, *basis)
+            new_m = torch.lerp(m, turned, one_b1)
+            new_v = torch.addcmul(v * b2_, turned * one_b2, turned)
+            u = _turned_back(new_m * step_ / (new_v.sqrt() / root_ + eps_), *basis)
+            updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
+            mu.append(like(new_m, m))
+            nu.append(like(new_v, v))
+            # After the step, so that it does not see its own gradient.
+            wide = g.flatten(1) if g.ndim > 1 else g
+            if left is not None:
+                grams[left] = torch.lerp(grams[left], wide @ wide.mT, one_b3)
+            if right is not None:
+                grams[right] = torch.lerp(grams[right], wide.mT @ wide, one_b3)
+
+        def refreshed(old: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            return _refreshed(places, grams, *old)
+
+        due = (state.count % precondition_frequency == 0) | (state.count < precondition_frequency)
+        mu, nu, bases = changed_if(due, refreshed, (mu, nu, list(state.bases)))
+        new = SOAPState(
+            state.count + 1,
+            rate.float(),
+            tree.unflatten(treedef, mu),
+            tree.unflatten(treedef, nu),
+            tuple(grams),
+            tuple(bases),
+        )
+        return tree.unflatten(treedef, updates), new
+
+    return GradientTransformation(init, update)
+
+
+def _refreshed(
+    places: list[tuple[int | None, int | None]],
+    grams: list[torch.Tensor],
+    mu: list[torch.Tensor],
+    nu: list[torch.Tensor],
+    bases: list[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """The bases after a step of orthogonal iteration, and the moments in them.
+
+    The mean is turned; the squares cannot be, and only follow the order of the columns.
+    """
+    new = list(bases)
+    mu, nu = list(mu), list(nu)
+    for index, (left, right) in enumerate(places):
+        if left is None and right is None:
+            continue
+        m = _turned_back(mu[index], _at(bases, left), _at(bases, right))
+        v = nu[index].flatten(1)
+        if left is not None:
+            new[left], order = _iterated(grams[left], bases[left])
+            v = v.index_select(0, order)
+        if right is not None:
+            new[right], order = _iterated(grams[right], bases[right])
+            v = v.index_select(1, order)
+        mu[index] = _turned(m, _at(new, left), _at(new, right))
+        nu[index] = v.view(nu[index].shape)
+    return mu, nu, new
+
+
+def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`qr(gram basis)`, and the order in which it takes the columns: largest eigenvalue first."""
+    image = gram @ basis
+    order = (basis * image).sum(0).argsort(descending=True, stable=True)
+    return torch.linalg.qr(image.index_select(1, order)).Q, order
+
+
+def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
+    """The lengths of the two sides of a parameter that are preconditioned."""
+    if p.ndim < 2:
+        return None, None
+    rows, columns = p.shape[0], math.prod(p.shape[1:])
+    return rows if rows <= longest else None, columns if columns <= longest else None
+
+
+def _places(ps: list[torch.Tensor], longest: int) -> list[tuple[int | None, int | None]]:
+    """Where in the state the two sides of each parameter have their matrices."""
+    places, taken = [], 0
+    for p in ps:
+        pair: list[int | None] = []
+        for side in _sides(p, longest):
+            pair.append(None if side is None else taken)
+            taken += side is not None
+        places.append((pair[0], pair[1]))
+    return places
+
+
+def _at(bases: Any, place: int | None) -> Side:
+    return None if place is None else bases[place]
+
+
+def _turned(x: torch.Tensor, left: Side, right: Side) -> torch.Tensor:
+    """`Q_L' X Q_R`."""
+    return _between(None if left is None else left.mT, x, right)
+
+
+def _turned_back(x: torch.Tensor, left: Side, right: Side) -> torch.Tensor:
+    """`Q_L X Q_R'`."""
+    return _between(left, x, None if right is None else right.mT)
+
+
+def _between(left: Side, x: torch.Tensor, right: Side) -> torch.Tensor:
+    if left is None and right is None:
+        return x
+    wide = x.flatten(1)
+    wide = wide if left is None else left @ wide
+    wide = wide if right is None else wide @ right
+    return wide.reshape(x.shape)

@@ -1,0 +1,234 @@
+"""Sophia-H: momentum divided by an estimate of the curvature, each step clipped element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import random, tree
+from ftrain.core.functional import value_and_grad
+from ftrain.core.optimizer import like
+from ftrain.optim import _checks
+from ftrain.optim._cond import changed_if
+from ftrain.optim._leaves import agreeing, first_device, parameters, placed, zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["SophiaState", "hutchinson_diagonal", "sophia"]
+
+ValueFn = Callable[[PyTree], torch.Tensor]
+
+
+class SophiaState(NamedTuple):
+    """The state of `sophia`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        key: int32, shape (2,). The key of the next estimate.
+        mu: running mean of the gradients, a tree like the parameters; at least float32.
+        hessian: running mean of the estimates of the Hessian's diagonal, likewise.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    key: torch.Tensor
+    mu: PyTree
+    hessian: PyTree
+
+
+def sophia(
+    learning_rate: LearningRate,
+    b1: Hyperparameter = 0.965,
+    b2: Hyperparameter = 0.99,
+    eps: Hyperparameter = 1e-8,
+    *,
+    gamma: Hyperparameter = 0.01,
+    clip_threshold: Hyperparameter = 1.0,
+    update_interval: int = 10,
+    weight_decay: Hyperparameter = 1e-4,
+    key: int | torch.Tensor = 0,
+    mask: Mask = matrices,
+) -> GradientTransformation:
+    """Momentum over curvature, clipped: a light second-order method for language models.
+
+    `u = -rate (clip(m / (1 - b1^t) / max(gamma h, eps), clip_threshold) + weight_decay p)`, where
+    `m = b1 m + (1 - b1) g`, and after every `update_interval`-th update, the first included,
+    `h = b2 h + (1 - b2) z (H z)`: Hutchinson's estimate of the diagonal of the Hessian `H`, with
+    signs `z` drawn from the key in the state.
+
+    `H z` is the derivative of the gradient of `value_fn`, so the loss must be differentiable twice.
+    In a compiled step the other updates do not pay for it; under `torch.vmap` all do.
+
+    Args:
+        learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
+        b1: decay of the mean, in [0, 1).
+        b2: decay of the estimates, in [0, 1).
+        eps: >= 0, the least curvature that is divided by.
+        gamma: > 0. More of it clips fewer elements; aim at half of them.
+        clip_threshold: > 0, the longest step of an element, in rates.
+        update_interval: updates between two estimates, >= 1.
+        weight_decay: >= 0, multiplied by the rate.
+        key: of the estimates' signs; a seed, or a key (int32, `(2,)`).
+        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
+            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+
+    Returns:
+        A transformation with a `SophiaState`. `update` needs `params` and `value_fn`, a function
+        `params -> loss`; the steps of `ftrain.make_steps` hand it in.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range; there is no `value_fn`; gradients of other
+            structure or shape than the parameters.
+        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        NotImplementedError: the loss uses an operator that cannot be differentiated twice.
+
+    Source: Liu, Li, Hall, Liang, Ma 2023, "Sophia: A Scalable Stochastic Second-order Optimizer for
+    Language Model Pre-training". As in optax, the signs are Rademacher's where the paper draws
+    normals, the mean is corrected, and an estimate serves from the next update on.
+
+    >>> optimizer = sophia(0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> state = optimizer.init(params)
+    >>> grads = {"w": torch.tensor([6.0, -12.0])}  # of 3 w^2
+    >>> updates, state = optimizer.update(
+    ...     grads, state, params, value_fn=lambda params: 3 * params["w"].square().sum()
+    ... )
+    >>> state.hessian  # a hundredth of 6, the second derivative
+    {'w': tensor([0.0600, 0.0600])}
+    """
+    check_learning_rate(learning_rate)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.non_negative("eps", eps)
+    _checks.positive("gamma", gamma)
+    _checks.positive("clip_threshold", clip_threshold)
+    _checks.positive_int("update_interval", update_interval)
+    _checks.non_negative("weight_decay", weight_decay)
+    first_key = random.key(key) if isinstance(key, int) else key
+    random.split(first_key)  # raises unless this is a single key
+
+    def init(params: PyTree) -> SophiaState:
+        leaves, _ = parameters(params)
+        mask_leaves(mask, params)
+        device = first_device(leaves)
+        count = zero_count(device)
+        return SophiaState(
+            count,
+            rate_at(learning_rate, count).float(),
+            first_key.clone().to(device),
+            zeros_like(params),
+            zeros_like(params),
+        )
+
+    def update(
+        grads: PyTree,
+        state: SophiaState,
+        params: PyTree | None = None,
+        *,
+        value_fn: ValueFn | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, SophiaState]:
+        params = _checks.needed("sophia", params)
+        value_fn = _checks.function_needed("sophia", "value_fn", value_fn)
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (means, hs, _), _ = agreeing(
+            ("state.mu", state.mu),
+            ("state.hessian", state.hessian),
+            ("grads", grads),
+            strict_dtype=False,
+        )
+        shrinks = mask_leaves(mask, params)
+        rate = rate_at(learning_rate, state.count)
+        t = (state.count + 1).to(torch.float64)
+        correction = 1 - double(b1, t.device) ** t
+        place = placed(1 - b1, correction, gamma, eps, clip_threshold, rate, rate * weight_decay)
+        updates, mu = [], []
+        for p, grad, m, h, shrink in zip(ps, gs, means, hs, shrinks, strict=True):
+            one_b1, correction_, gamma_, eps_, most, rate_, decay_ = place(m.device, m.dtype)
+            new_m = torch.lerp(m, grad.to(m.dtype), one_b1)
+            # clamp takes numbers or tensors as its bounds, and is typed for either alone.
+            curvature = torch.clamp(h * gamma_, min=eps_)
+            u = torch.clamp(new_m / correction_ / curvature, -most, most) * -rate_  # type: ignore[arg-type]
+            updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
+            mu.append(like(new_m, m))
+
+        def estimated(old: tuple[torch.Tensor, PyTree]) -> tuple[torch.Tensor, PyTree]:
+            keys = random.split(old[0])
+            diagonal = hutchinson_diagonal(value_fn, params, keys[1])
+            return keys[0], _mean(old[1], diagonal, b2)
+
+        due = state.count % update_interval == 0
+        next_key, hessian = changed_if(due, estimated, (state.key, state.hessian))
+        new = SophiaState(
+            state.count + 1, rate.float(), next_key, tree.unflatten(treedef, mu), hessian
+        )
+        return tree.unflatten(treedef, updates), new
+
+    return GradientTransformation(init, update)
+
+
+def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) -> PyTree:
+    """An unbiased estimate of the Hessian's diagonal: `z * (H z)`, with random signs `z`.
+
+    Exact where the Hessian is diagonal; else the variance of an element is the sum of the squares of
+    the others in its row.
+
+    Args:
+        value_fn: `params -> loss`, 0-d, differentiable twice.
+        params: a tree of floating tensors.
+        key: int32, shape (2,). Leaf `i` has the signs of `fold_in(key, i)`.
+
+    Returns:
+        A tree like `params`.
+
+    Raises:
+        NotImplementedError: an operator in `value_fn` has no second derivative.
+
+    Source: Hutchinson 1990, "A Stochastic Estimator of the Trace of the Influence Matrix for
+    Laplacian Smoothing Splines".
+
+    >>> cubes = lambda params: params["w"].pow(3).sum()
+    >>> hutchinson_diagonal(cubes, {"w": torch.tensor([1.0, 2.0])}, random.key(0))
+    {'w': tensor([ 6., 12.])}
+    """
+    leaves, treedef = parameters(params)
+    signs = [
+        random.bernoulli(key, 0.5, p.shape, folds=(i,)).to(p.dtype) * 2 - 1
+        for i, p in enumerate(leaves)
+    ]
+
+    def slope(params: PyTree) -> torch.Tensor:
+        _, grads = value_and_grad(value_fn, differentiable=True)(params)
+        products = [(g * z).sum() for g, z in zip(tree.leaves(grads), signs, strict=True)]
+        # The gradient of a linear function depends on nothing; so it still has one, which is zero.
+        products += [0.0 * p.sum() for p in tree.leaves(params)]
+        return torch.stack([product.to(torch.float64) for product in products]).sum()
+
+    if not leaves:
+        return params
+    try:
+        _, turned = value_and_grad(slope)(params)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"the loss cannot be differentiated twice, which Hessian products need: {error}. If it is "
+            "attention, choose the form that can: `with torch.nn.attention.sdpa_kernel("
+            "torch.nn.attention.SDPBackend.MATH):` around the model's call in the loss function."
+        ) from error
+    products = [h * z for h, z in zip(tree.leaves(turned), signs, strict=True)]
+    return tree.unflatten(treedef, products)
+
+
+def _mean(old: PyTree, new: PyTree, b2: Hyperparameter) -> PyTree:
+    place = placed(1 - b2)
+
+    def one(h: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
+        (one_b2,) = place(h.device, h.dtype)
+        return torch.lerp(h, estimate.to(h.dtype), one_b2)
+
+    return tree.map(one, old, new)
