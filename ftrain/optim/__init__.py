@@ -29,12 +29,14 @@ from ftrain.optim.directions import ScaleByLionState, ScaleByRmsState, scale_by_
 from ftrain.optim.get import get
 from ftrain.optim.lamb import LAMBState, lamb
 from ftrain.optim.lars import LARSState, lars
+from ftrain.optim.lbfgs import LBFGSState, ScaleByLBFGSState, lbfgs, scale_by_lbfgs
 from ftrain.optim.lion import LionState, lion
 from ftrain.optim.lookahead import LookaheadState, lookahead
 from ftrain.optim.masked import freeze, masked, set_to_zero
 from ftrain.optim.masks import Mask, everything, matching, matrices
 from ftrain.optim.momentum import TraceState, trace
 from ftrain.optim.multi_steps import MultiStepsState, multi_steps
+from ftrain.optim.muon import MuonState, muon, orthogonalize
 from ftrain.optim.nadam import NAdamState, nadam
 from ftrain.optim.noise import AddNoiseState, add_noise
 from ftrain.optim.normalize import (
@@ -46,6 +48,7 @@ from ftrain.optim.normalize import (
 )
 from ftrain.optim.partition import partition
 from ftrain.optim.plateau import ReduceOnPlateauState, reduce_on_plateau
+from ftrain.optim.prodigy import ProdigyState, prodigy
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, Init, Schedule, Update
 from ftrain.optim.radam import RAdamState, radam
 from ftrain.optim.rmsprop import RMSpropState, rmsprop
@@ -57,6 +60,12 @@ from ftrain.optim.scale import (
     scale,
     scale_by_learning_rate,
     scale_by_schedule,
+)
+from ftrain.optim.schedule_free import (
+    ScheduleFreeState,
+    schedule_free_adamw,
+    schedule_free_eval_params,
+    schedule_free_sgd,
 )
 from ftrain.optim.schedules import (
     constant,
@@ -77,6 +86,8 @@ from ftrain.optim.schedules import (
 )
 from ftrain.optim.sgd import SGDState, sgd
 from ftrain.optim.skip import SkipState, skip_large_updates, skip_nonfinite
+from ftrain.optim.soap import SOAPState, soap
+from ftrain.optim.sophia import SophiaState, hutchinson_diagonal, sophia
 from ftrain.optim.weight_decay import add_decayed_weights
 from ftrain.optim.with_hyperparams import HyperparamsState, set_hyperparams, with_hyperparams
 from ftrain.optim.yogi import YogiState, yogi
@@ -100,23 +111,30 @@ __all__ = [
     "Init",
     "LAMBState",
     "LARSState",
+    "LBFGSState",
     "LionState",
     "LookaheadState",
     "Mask",
     "MultiStepsState",
+    "MuonState",
     "NAdamState",
+    "ProdigyState",
     "RAdamState",
     "RMSpropState",
     "ReduceOnPlateauState",
     "RpropState",
     "SGDState",
+    "SOAPState",
     "ScaleByAdamState",
+    "ScaleByLBFGSState",
     "ScaleByLearningRateState",
     "ScaleByLionState",
     "ScaleByRmsState",
     "ScaleByScheduleState",
     "Schedule",
+    "ScheduleFreeState",
     "SkipState",
+    "SophiaState",
     "SwaState",
     "TraceState",
     "Update",
@@ -151,11 +169,13 @@ __all__ = [
     "freeze",
     "get",
     "global_norm",
+    "hutchinson_diagonal",
     "identity",
     "inverse_sqrt",
     "join",
     "lamb",
     "lars",
+    "lbfgs",
     "linear",
     "linear_warmup",
     "lion",
@@ -164,13 +184,16 @@ __all__ = [
     "matching",
     "matrices",
     "multi_steps",
+    "muon",
     "nadam",
     "normalize_by_update_norm",
     "one_cycle",
+    "orthogonalize",
     "partition",
     "piecewise_constant",
     "plot_schedule",
     "polynomial",
+    "prodigy",
     "radam",
     "reduce_on_plateau",
     "rmsprop",
@@ -178,6 +201,7 @@ __all__ = [
     "sam",
     "scale",
     "scale_by_adam",
+    "scale_by_lbfgs",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_param_block_rms",
@@ -185,11 +209,16 @@ __all__ = [
     "scale_by_schedule",
     "scale_by_sign",
     "scale_by_trust_ratio",
+    "schedule_free_adamw",
+    "schedule_free_eval_params",
+    "schedule_free_sgd",
     "set_hyperparams",
     "set_to_zero",
     "sgd",
     "skip_large_updates",
     "skip_nonfinite",
+    "soap",
+    "sophia",
     "step",
     "swa",
     "trace",
