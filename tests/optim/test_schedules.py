@@ -287,18 +287,23 @@ def test_inverse_sqrt(peak, warmup, start):
 @given(peaks, st.lists(st.integers(1, 20), min_size=1, max_size=3))
 @settings(max_examples=20)
 def test_join(peak, lengths):
-    """torch's SequentialLR forgets the first rate of a scheduler that is not first, so optax alone."""
     boundaries = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    ours = [optim.linear(0.0, peak, 5), optim.exponential(peak, 0.9), optim.cosine(peak, 7),
-            optim.constant(peak / 2)]  # fmt: skip
-    theirs = [optax.linear_schedule(0.0, peak, 5), optax.exponential_decay(peak, 1, 0.9),
-              optax.cosine_decay_schedule(peak, 7), optax.constant_schedule(peak / 2)]  # fmt: skip
     number = len(boundaries) + 1
-    expected = optax_rates(
-        lambda: optax.join_schedules(theirs[:number], boundaries), boundaries[-1] + 10
+    ours = [optim.linear(peak / 8, peak, 5), optim.exponential(peak, 0.9), optim.cosine(peak, 40),
+            optim.constant(peak)]  # fmt: skip
+    optaxs = [optax.linear_schedule(peak / 8, peak, 5), optax.exponential_decay(peak, 1, 0.9),
+              optax.cosine_decay_schedule(peak, 40), optax.constant_schedule(peak)]  # fmt: skip
+    found = curve(optim.join(ours[:number], boundaries), boundaries[-1] + 10)
+    assert found == close(
+        optax_rates(lambda: optax.join_schedules(optaxs[:number], boundaries), len(found)), peak
     )
-    joined = optim.join(ours[:number], boundaries)
-    assert curve(joined, boundaries[-1] + 10) == close(expected, peak)
+
+    def sequential(o):
+        each = [lr_scheduler.LinearLR(o, 1 / 8, total_iters=5), lr_scheduler.ExponentialLR(o, 0.9),
+                lr_scheduler.CosineAnnealingLR(o, 40), lr_scheduler.ConstantLR(o, 1.0)]  # fmt: skip
+        return lr_scheduler.SequentialLR(o, each[:number], boundaries)
+
+    assert found == close(torch_rates(peak, sequential, len(found)), peak, 1e-9)
 
 
 def test_join_calls_each_schedule_inside_its_span_only():
