@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+import ftrain
 from ftrain import optim
 from ftrain.core import tree
 
@@ -28,10 +29,11 @@ class Case(NamedTuple):
     """One line of the table: an optimizer, and what the products and the documentation need of it.
 
     `build` takes a rate (number, 0-d tensor or schedule). `oracles` names the independent
-    implementations that its lines in `parity.py` hold it against. `needs` names the extra arguments
-    without which `update` raises ("loss", "value_fn", "grad_fn"). `one_rate` says that its state
-    holds exactly one `learning_rate`, and only counts of updates as `count`. `exact_rows` says that
-    a vmapped row is a single run to the bit (no reductions or products inside), else to rounding.
+    implementations that `parity.py` holds it against. `needs` names the extra arguments
+    without which `update` raises ("loss", "value_fn", "grad_fn"). `one_rate` says that it takes a
+    schedule, and that its state holds one `learning_rate` and only counts of updates as `count`.
+    `exact_rows` says that a vmapped row is a single run to the bit (no reductions or products
+    inside), else to rounding.
     """
 
     build: Callable[[Any], optim.GradientTransformation]
@@ -50,6 +52,60 @@ CASES: dict[str, Case] = {
     ),
     "adam": Case(optim.adam, oracles=("torch", "optax")),
     "adamw": Case(lambda rate: optim.adamw(rate, weight_decay=1e-3), oracles=("torch", "optax")),
+    "nadam": Case(optim.nadam, oracles=("torch", "optax")),
+    "radam": Case(
+        lambda rate: optim.radam(rate, weight_decay=1e-3),
+        Rates(1e-1, 1e-2, 1e-1), ("torch", "optax"),
+    ),
+    "adamax": Case(optim.adamax, Rates(1e-1, 1e-2, 3e-2), ("torch", "optax")),
+    "amsgrad": Case(optim.amsgrad, oracles=("torch",)),
+    "adagrad": Case(optim.adagrad, Rates(1.0, 1e-1, 1e-1), ("torch", "optax")),
+    "adadelta": Case(optim.adadelta, Rates(10.0, 1.0, 1.0), ("torch", "optax")),
+    "rmsprop": Case(optim.rmsprop, oracles=("torch", "optax")),
+    "rmsprop, centered": Case(
+        lambda rate: optim.rmsprop(rate, 0.9, momentum=0.5, centered=True),
+        Rates(3e-2, 1e-3, 1e-2),
+    ),
+    "lion": Case(optim.lion, Rates(1e-1, 1e-2, 1e-2), ("optax",)),
+    "lamb": Case(
+        lambda rate: optim.lamb(rate, weight_decay=1e-3, mask=optim.everything),
+        Rates(3e-2, 3e-2, 2e-2), ("optax",), exact_rows=False,
+    ),
+    "lars": Case(
+        lambda rate: optim.lars(rate, trust_coefficient=0.1, mask=optim.everything),
+        Rates(3e-2, 3e-2, 3e-2), ("optax",), exact_rows=False,
+    ),
+    "lars, some": Case(lambda rate: optim.lars(rate, nesterov=True), Rates(1e-2, 5e-4, 1.0)),
+    "adafactor": Case(
+        lambda rate: optim.adafactor(rate, weight_decay=1e-3),
+        Rates(3e-2, 1e-1, 3e-2), ("torch", "optax"), exact_rows=False,
+    ),
+    "adan": Case(optim.adan, oracles=("optax",)),
+    "yogi": Case(optim.yogi, oracles=("optax",)),
+    "adabelief": Case(optim.adabelief, oracles=("optax",)),
+    "asgd": Case(lambda rate: optim.asgd(rate, t0=10), Rates(1e-2, 1e-3, 3e-1), ("torch",)),
+    "rprop": Case(optim.rprop, Rates(1e-2, 1e-2, 1e-2), ("torch",), one_rate=False),
+    "muon": Case(optim.muon, oracles=("torch", "optax"), exact_rows=False),
+    "soap": Case(optim.soap, exact_rows=False),
+    "sophia": Case(
+        lambda rate: optim.sophia(rate, gamma=0.1, update_interval=3),
+        oracles=("optax",), needs=("value_fn",), exact_rows=False,
+    ),
+    "schedule-free sgd": Case(
+        lambda rate: optim.schedule_free_sgd(rate, weight_decay=1e-3),
+        Rates(1e-2, 1e-3, 1e-1), ("optax",),
+    ),
+    "schedule-free adamw": Case(
+        lambda rate: optim.schedule_free_adamw(rate, weight_decay=1e-3),
+        Rates(3e-1, 1e-1, 1e-2), ("optax",),
+    ),
+    "prodigy": Case(optim.prodigy, Rates(1.0, 1.0, 1.0), ("optax",), exact_rows=False),
+    "lbfgs": Case(
+        optim.lbfgs, Rates(1.0, 1.0, 1.0), ("torch", "optax"), ("value_fn",), exact_rows=False
+    ),
+    "lbfgs, no search": Case(
+        lambda rate: optim.lbfgs(rate, 3, line_search_fn=None), Rates(0.5, 0.5, 0.5), exact_rows=False
+    ),
     "clipped adamw": Case(
         lambda rate: optim.chain(
             optim.clip_by_global_norm(1.0), optim.adamw(rate, 0.8, 0.9, mask=optim.everything)
@@ -124,24 +180,30 @@ PROBLEMS = {"parabola": parabola, "rosenbrock": rosenbrock, "mlp": mlp}
 
 
 def gradient(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.Tensor, dict]:
+    """The cheapest in eager mode; `ftrain.value_and_grad` where it is mapped or compiled."""
     flat, treedef = tree.flatten(params)
     flat = [p.detach().requires_grad_() for p in flat]
     value = loss(tree.unflatten(treedef, flat))
     return value.detach(), tree.unflatten(treedef, torch.autograd.grad(value, flat))
 
 
-def advance(optimizer, loss, params, state) -> tuple:
+def advance(optimizer, loss, params, state, differentiate=gradient) -> tuple:
     """One step of training with everything that a training step hands in."""
-    value, grads = gradient(loss, params)
+    value, grads = differentiate(loss, params)
     updates, state = optimizer.update(
         grads,
         state,
         params,
         loss=value,
         value_fn=loss,
-        grad_fn=lambda p: gradient(loss, p)[1],
+        grad_fn=lambda p: differentiate(loss, p)[1],
     )
     return optim.apply_updates(params, updates), state
+
+
+def composable(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.Tensor, dict]:
+    """`gradient` for what is compiled, mapped or scanned."""
+    return ftrain.value_and_grad(loss)(params)
 
 
 def spec(t) -> tuple:

@@ -8,14 +8,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ftrain import optim
 from ftrain.core import tree
-from tests.optim.cases import CASES, OPTIMIZERS, PROBLEMS, advance, gradient, random_tree, spec
+from tests.optim.cases import CASES, OPTIMIZERS, PROBLEMS, advance, random_tree, spec
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("problem", PROBLEMS)
 @every_case
 def test_descends(name, problem, dtype):
@@ -29,18 +28,17 @@ def test_descends(name, problem, dtype):
     assert loss(params) < falls_to * first
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.one_rate])
 def test_a_schedule_is_a_rate(name):
     params, loss, steps, falls_to = PROBLEMS["mlp"](torch.float32)
     schedule = optim.warmup_cosine(CASES[name].rates.mlp, 10, steps)
-    fixed, scheduled = OPTIMIZERS[name](0.1), OPTIMIZERS[name](schedule)
+    fixed, scheduled = CASES[name].build(0.1), CASES[name].build(schedule)
     state, first = scheduled.init(params), loss(params)
     assert spec(state) == spec(fixed.init(params))
     for count in range(steps):
         (reported,) = tree.find(state, "learning_rate").values()
         assert reported == schedule(torch.tensor(max(count - 1, 0))).float()
-        updates, state = scheduled.update(gradient(loss, params)[1], state, params)
-        params = optim.apply_updates(params, updates)
+        params, state = advance(scheduled, loss, params, state)
     assert loss(params) < falls_to * first
 
 
@@ -104,7 +102,7 @@ def test_is_pure(name):
     two = optimizer.update(grads, state, params)
     assert tree.digest(one) == tree.digest(two)
     assert tree.digest((grads, state, params)) == before
-    taken = {x.data_ptr() for x in tree.leaves((grads, state, params))}
+    taken = {x.data_ptr() for x in tree.leaves((grads, state, params)) if x.numel()}
     outputs = tree.leaves((one[1], optim.apply_updates(params, one[0])))
     assert not taken & {x.data_ptr() for x in outputs}
 
@@ -121,10 +119,11 @@ def test_extra_arguments_are_ignored(name):
 
 @every_optimizer
 def test_a_vmapped_row_is_a_single_run(name):
-    """To the bit: every operation is elementwise or a reduction of one row in the same order."""
+    """To the bit where every operation is elementwise; sums and products of rows round anew."""
     shapes = [(), (7,), (8, 5)]
     rows = [random_tree(seed, shapes, torch.float32) for seed in range(4)]
-    optimizer = OPTIMIZERS[name](optim.cosine(0.1, 10))
+    case = CASES[name]
+    optimizer = case.build(optim.cosine(0.1, 10) if case.one_rate else 0.1)
     params = tree.map(lambda *xs: torch.stack(xs), *rows)
     state = torch.vmap(optimizer.init)(params)
     singles = [(row, optimizer.init(row)) for row in rows]
@@ -139,13 +138,16 @@ def test_a_vmapped_row_is_a_single_run(name):
             singles[i] = (optim.apply_updates(p, u), new)
     for i, single in enumerate(singles):
         row = tree.map(lambda x, i=i: x[i], (params, state))
-        assert tree.digest(row) == tree.digest(single)
+        if case.exact_rows:
+            assert tree.digest(row) == tree.digest(single)
+        torch.testing.assert_close(row, single, rtol=1e-5, atol=1e-6)
 
 
 @every_optimizer
 def test_traces_on_fake_tensors_and_the_trace_repeats(name):
     params = layouts()
-    optimizer = OPTIMIZERS[name](optim.warmup_cosine(0.1, 2, 10))
+    case = CASES[name]
+    optimizer = case.build(optim.warmup_cosine(0.1, 2, 10) if case.one_rate else 0.1)
 
     def step(grads, state, params):
         updates, state = optimizer.update(grads, state, params)
@@ -161,7 +163,7 @@ def test_traces_on_fake_tensors_and_the_trace_repeats(name):
         params, state = expected
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
+@every_optimizer
 def test_trees_of_every_size(name):
     for params in [{}, torch.ones(2, 2), [torch.ones(1 + i % 3) for i in range(300)]]:
         optimizer = OPTIMIZERS[name](0.1)
