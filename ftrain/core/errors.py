@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CompilerMissingError",
+    "DataError",
     "DonatedStateError",
     "DonationError",
     "ImpureFunctionError",
@@ -44,3 +45,7 @@ class CompilerMissingError(RuntimeError):
 
 class RecompileWarning(UserWarning):
     """A compiled function is compiled again because its arguments changed in kind."""
+
+
+class DataError(ValueError):
+    """A file of data is damaged, or not what it was said to be; says where, and what to do."""

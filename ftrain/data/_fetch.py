@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from ftrain.core import random, tree
 from ftrain.data._hash import words
@@ -119,14 +119,15 @@ class Fetch:
     def _samples(self, request: Request) -> list[Any]:
         keys = sample_keys(request.seed, request.epoch, request.positions)
         indices = request.indices.tolist()
-        if self.augment is None and hasattr(self.dataset, "__getitems__"):
+        read: Any = None
+        if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Subset):
             seed_generators(keys[0])
-            return list(self.dataset.__getitems__(indices))
+            read = self.dataset.__getitems__(indices)
         samples = []
-        for index, key in zip(indices, keys.unbind(0), strict=True):
+        for row, (index, key) in enumerate(zip(indices, keys.unbind(0), strict=True)):
             seed_generators(key)
             try:
-                sample = self.dataset[index]
+                sample = self.dataset[index] if read is None else read[row]
                 samples.append(sample if self.augment is None else self.augment(sample, key))
             except Exception as error:
                 error.add_note(f"while fetching sample {index} of the dataset")
@@ -138,11 +139,11 @@ def as_dataset(dataset: Any) -> Any:
     """What `Fetch` reads from: arrays become `Arrays`, the rest must have length and items."""
     if isinstance(dataset, TensorDataset):
         return Arrays(dataset.tensors)
-    if isinstance(dataset, Gather):
-        return dataset
     is_tree = not isinstance(dataset, list) and not tree.structure(dataset).is_leaf()
     if isinstance(dataset, (Tensor, np.ndarray)) or is_tree:
         return Arrays(dataset)
+    if isinstance(dataset, Gather):
+        return dataset
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return dataset
     if hasattr(dataset, "__iter__"):
@@ -172,7 +173,7 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
     torch.Size([3, 2])
     """
     epoch_key = torch.from_numpy(words("augment", seed, epoch)[:2].view(np.int32))
-    return random.fold_in(epoch_key, torch.as_tensor(positions))
+    return random.fold_in(epoch_key, torch.as_tensor(positions, device="cpu"))
 
 
 def seed_generators(key: Tensor) -> None:

@@ -1,0 +1,38 @@
+"""Handwritten digits that need no download.
+
+Read next: `splits.py`, to hold a part of them out.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+__all__ = ["digits"]
+
+
+def digits() -> dict[str, Tensor]:
+    """1,797 scans of handwritten digits, as they come with scikit-learn.
+
+    Returns:
+        `image`, float32 `(1797, 1, 8, 8)` from 0 to 1, and `label`, int64 `(1797,)` from 0 to 9.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    >>> from ftrain import data
+    >>> rest, held_out = data.split(data.digits(), 360)
+    >>> rest["image"].shape
+    torch.Size([1437, 1, 8, 8])
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
+    """
+    try:
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError:
+        raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from None
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    return {"image": images, "label": torch.tensor(labels, dtype=torch.int64)}

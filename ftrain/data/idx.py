@@ -1,0 +1,139 @@
+"""The idx format of the MNIST files, gzipped or not.
+
+Two zero bytes, one for the type, one for the number of axes; each axis as four bytes, the largest
+first; then the numbers, row by row.
+
+Read next: `digits.py`, handwritten digits without a download.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftrain.core.errors import DataError
+from ftrain.data._files import PathLike, existing, existing_folder
+
+__all__ = ["idx", "mnist"]
+
+_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def idx(path: PathLike) -> Tensor:
+    """The array of an idx file.
+
+    Args:
+        path: the file; that it is gzipped is seen by its content, not by its name.
+
+    Returns:
+        uint8, int8, int16, int32, float32 or float64, of the shape that the file says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: another magic number, fewer or more numbers than announced, damaged compression.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> content = bytes([0, 0, 8, 2, 0, 0, 0, 1, 0, 0, 0, 3, 7, 8, 9])
+    >>> _ = (folder / "tiny-idx2-ubyte").write_bytes(content)
+    >>> idx(folder / "tiny-idx2-ubyte")
+    tensor([[7, 8, 9]], dtype=torch.uint8)
+
+    Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", 1998.
+    """
+    path = existing(path)
+    with path.open("rb") as raw:
+        gzipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        try:
+            if not gzipped:
+                return _read(raw, path)
+            with gzip.open(raw) as unpacked:
+                return _read(unpacked, path)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path} is damaged: {error}. Get the file again; its compression does not hold"
+            ) from None
+
+
+def mnist(folder: PathLike) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The four files of MNIST, or of a set in its form (Fashion-MNIST, KMNIST), in one folder.
+
+    Args:
+        folder: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+            `t10k-labels-idx1-ubyte`, each gzipped (`.gz`) or not.
+
+    Returns:
+        `(train, test)`: dicts of `image`, float32 `(n, 1, 28, 28)` from 0 to 1, and `label`, int64
+        `(n,)`.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says which.
+        DataError: a file is damaged, or there are more images than labels, or the reverse.
+    """
+    place = existing_folder(folder)
+    train, test = (_labelled(place, part) for part in ("train", "t10k"))
+    return train, test
+
+
+def _labelled(folder: Path, part: str) -> dict[str, Tensor]:
+    image_path, label_path = (
+        _file(folder, f"{part}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
+    images, labels = idx(image_path), idx(label_path)
+    for path, array, axes in ((image_path, images, 3), (label_path, labels, 1)):
+        if array.ndim != axes:
+            raise DataError(
+                f"{path} has {array.ndim} axes instead of {axes}: it is another file renamed"
+            )
+    if len(images) != len(labels):
+        raise DataError(
+            f"{image_path} has {len(images)} images, {label_path} {len(labels)} labels: one belongs to "
+            "another set"
+        )
+    return {"image": images[:, None].to(torch.float32) / 255, "label": labels.to(torch.int64)}
+
+
+def _file(folder: Path, name: str) -> Path:
+    dotted = name.replace("-idx", ".idx")  # as some mirrors have it
+    for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise FileNotFoundError(f"there is no file {name} or {name}.gz in {folder.resolve()}")
+
+
+def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or not head[3]:
+        raise DataError(
+            f"{path} is no idx file: it begins with {head.hex(' ') or 'nothing'}, not with 00 00, a "
+            "type (08 for bytes) and a number of axes. Is it a web page in place of a download?"
+        )
+    dtype, axes = np.dtype(_TYPES[head[2]]), head[3]
+    sizes = file.read(4 * axes)
+    if len(sizes) < 4 * axes:
+        raise DataError(f"{path} ends within its header. Get the file again")
+    shape = struct.unpack(f">{axes}i", sizes)
+    if min(shape) < 0:
+        raise DataError(f"{path} announces the shape {shape}: its header is damaged")
+    announced = math.prod(shape) * dtype.itemsize
+    content = bytearray()
+    # In pieces: a damaged header may announce more than the memory holds.
+    while piece := file.read(min(1 << 24, announced + 1 - len(content))):
+        content += piece
+    if len(content) != announced:
+        found = "more" if len(content) > announced else f"{len(content):,}"
+        raise DataError(
+            f"{path} announces {announced:,} bytes of numbers (shape {shape}), and has {found}. Get the "
+            "file again"
+        )
+    array = np.frombuffer(content, dtype=dtype).reshape(shape)
+    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))

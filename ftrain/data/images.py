@@ -1,0 +1,117 @@
+"""Folders of images, a folder for each class.
+
+Read next: `loader.py`; `augment` and `workers` are made for this.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftrain.core.errors import DataError
+from ftrain.data._files import PathLike, existing_folder
+
+__all__ = ["Images", "images"]
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class Images:
+    """The images in a folder's folders: a dataset that a `Loader` reads sample by sample.
+
+    Attributes:
+        classes: the folders' names, sorted; a label is a place here.
+        files: `(path, label)` of each sample, sorted by class, then by name.
+        size: `(height, width)` of every sample.
+        mode: `"RGB"`, `"L"` (grey) or another mode of Pillow.
+    """
+
+    def __init__(self, folder: PathLike, size: tuple[int, int] | None, mode: str) -> None:
+        self._pillow = _pillow()
+        self.mode, self._resize = mode, size is not None
+        place = existing_folder(folder)
+        found = sorted(entry for entry in place.iterdir() if entry.is_dir())
+        self.classes = [entry.name for entry in found]
+        self.files = [
+            (path, label)
+            for label, entry in enumerate(found)
+            for path in sorted(entry.rglob("*"))
+            if path.suffix.lower() in _SUFFIXES and path.is_file()
+        ]
+        if not self.files:
+            raise DataError(
+                f"{place} holds no folders with images: an image belongs into a folder with the name of "
+                f"its class, such as {place / 'cat' / '1.png'}"
+            )
+        if size is None:
+            size = tuple(reversed(self._opened(0).size))
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`{"image": float32 (channels, height, width) from 0 to 1, "label": int}`."""
+        path, label = self.files[index]
+        image = self._opened(index)
+        height, width = self.size
+        try:
+            image = image.convert(self.mode)
+        except (OSError, ValueError, SyntaxError) as error:  # where Pillow decodes
+            raise DataError(f"{path} is damaged: {error}. Make or copy the file again") from None
+        if self._resize:
+            image = image.resize((width, height), self._pillow.Resampling.BILINEAR)
+        if image.size != (width, height):
+            raise DataError(
+                f"{path} has {image.height} x {image.width} pixels, {self.files[0][0]} has {height} x "
+                f"{width}: images of a batch have one size. Pass size=({height}, {width}) to scale them"
+            )
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+        return {"image": pixels, "label": label}
+
+    def _opened(self, index: int) -> Any:
+        path = self.files[index][0]
+        try:
+            return self._pillow.open(path)
+        except (OSError, self._pillow.DecompressionBombError) as error:
+            raise DataError(f"{path} is no image that Pillow can read: {error}") from None
+
+
+def images(folder: PathLike, *, size: tuple[int, int] | None = None, mode: str = "RGB") -> Images:
+    """The images in `folder/<class>/<name>.png` (.jpg, .webp, ...), read when they are asked for.
+
+    Args:
+        folder: holds a folder for each class.
+        size: `(height, width)` to scale every image to; default: they have one size already.
+        mode: `"RGB"` for three channels, `"L"` for one.
+
+    Returns:
+        A dataset whose samples are `{"image": ..., "label": int}`, the image float32 `(channels, height,
+        width)` from 0 to 1, and the class names in `.classes`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: it holds no images; and, when a sample is read, the file that is damaged.
+        ImportError: Pillow is not installed.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> from PIL import Image
+    >>> (folder / "pets" / "cat").mkdir(parents=True)
+    >>> Image.new("RGB", (6, 4)).save(folder / "pets" / "cat" / "1.png")
+    >>> pets = images(folder / "pets")
+    >>> pets.classes, pets[0]["image"].shape, pets[0]["label"]
+    (['cat'], torch.Size([3, 4, 6]), 0)
+    """
+    return Images(folder, size, mode)
+
+
+def _pillow() -> Any:
+    try:
+        return importlib.import_module("PIL.Image")
+    except ImportError:
+        raise ImportError("images are read with Pillow: pip install pillow") from None

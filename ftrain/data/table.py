@@ -1,0 +1,182 @@
+"""Tables of text: CSV files as columns of numbers.
+
+Read next: `text.py`, for text that is no table.
+"""
+
+from __future__ import annotations
+
+import csv as python_csv
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftrain.core.errors import DataError
+from ftrain.data._files import PathLike, existing, not_utf8
+
+__all__ = ["csv"]
+
+Rows = list[tuple[int, list[str]]]  # with the number of the line that each ends on
+
+
+def csv(
+    path: PathLike,
+    *,
+    target: str | None = None,
+    columns: Sequence[str] | None = None,
+    integers: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] | None = None,
+    missing: float | None = None,
+    delimiter: str = ",",
+    header: bool = True,
+) -> dict[str, Tensor]:
+    """The columns of a CSV file as tensors.
+
+    Args:
+        path: the file, in UTF-8; cells may be quoted.
+        target: the column to predict.
+        columns: which columns to read; default: all.
+        integers: columns to read as int64.
+        categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
+        missing: the number that stands for an empty cell; default: an empty cell is an error.
+        delimiter: what stands between cells, such as `"\\t"` or `";"`.
+        header: whether the first line names the columns; if not, they are called "0", "1", ...
+
+    Returns:
+        float32 `(n,)` by column, or int64 where `integers` or `categories` say so. With a target: `x`,
+        float32 `(n, columns)`, the other columns side by side, and `y`, the target `(n,)`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: a cell is not the number it must be, a line has another number of cells than the
+            header, a column is not there; the message names file, line, column and remedy.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "pets.csv").write_text("weight,age,kind\\n4.5,2,cat\\n31.0,5,dog\\n")
+    >>> csv(folder / "pets.csv", target="kind", categories={"kind": ["cat", "dog"]})
+    {'x': tensor([[ 4.5000,  2.0000], [31.0000,  5.0000]]), 'y': tensor([0, 1])}
+    """
+    path = existing(path)
+    names, rows = _rows(path, delimiter, header)
+    categories = dict(categories or {})
+    for asked in (*(columns or ()), *integers, *categories, *((target,) if target else ())):
+        if asked not in names:
+            raise DataError(f"{path} has no column {asked!r}; it has {', '.join(map(repr, names))}")
+    chosen = [name for name in names if columns is None or name in columns or name == target]
+    found: dict[str, Tensor] = {}
+    for name in chosen:
+        cells = Column(path, name, [(line, row[names.index(name)]) for line, row in rows], missing)
+        if name in categories:
+            found[name] = cells.categories(categories[name])
+        elif name in integers:
+            found[name] = cells.integers()
+        else:
+            found[name] = cells.numbers()
+    if target is None:
+        return found
+    features = [values.to(torch.float32) for name, values in found.items() if name != target]
+    if not features:
+        raise DataError(f"{path}: no column is left beside the target {target!r}")
+    return {"x": torch.stack(features, dim=1), "y": found[target]}
+
+
+class Column:
+    """The cells of one column, with the lines they stand on."""
+
+    def __init__(
+        self, path: Path, name: str, cells: list[tuple[int, str]], missing: float | None
+    ) -> None:
+        self.path, self.name, self.cells, self.missing = path, name, cells, missing
+
+    def numbers(self) -> Tensor:
+        """float32 `(n,)`."""
+        with np.errstate(over="ignore"):
+            values = np.array(self._each(float, self._number), dtype=np.float64)
+            result = values.astype(np.float32)
+        too_large = np.nonzero(np.isinf(result) & ~np.isinf(values))[0]
+        if len(too_large):
+            line, cell = self.cells[too_large[0]]
+            raise self._wrong(line, cell, "is too large for float32: scale the column first")
+        return torch.from_numpy(result)
+
+    def integers(self) -> Tensor:
+        """int64 `(n,)`."""
+        remedy = "is no integer of 64 bits. Leave the column out of integers=..."
+
+        def one(cell: str) -> int:
+            value = int(self.missing if not cell.strip() and self.missing is not None else cell)
+            if not -(2**63) <= value < 2**63:
+                raise ValueError
+            return value
+
+        return torch.tensor(self._each(one, lambda cell: remedy), dtype=torch.int64)
+
+    def categories(self, words: Sequence[str]) -> Tensor:
+        """int64 `(n,)`: places in `words`."""
+        places = {word: place for place, word in enumerate(words)}
+        remedy = f"is none of the categories {list(words)!r}: correct it, or add it"
+        found = self._each(lambda cell: places[cell.strip()], lambda cell: remedy)
+        return torch.tensor(found, dtype=torch.int64)
+
+    def _each(self, convert: Callable[[str], Any], remedy: Callable[[str], str]) -> list[Any]:
+        values = []
+        for line, cell in self.cells:
+            try:
+                values.append(convert(cell))
+            except (ValueError, KeyError, OverflowError):
+                if convert is float and not cell.strip() and self.missing is not None:
+                    values.append(self.missing)
+                else:
+                    raise self._wrong(line, cell, remedy(cell)) from None
+        return values
+
+    def _number(self, cell: str) -> str:
+        if not cell.strip():
+            return "is empty. Pass missing=... to put a number there (float('nan') is one)"
+        words = sorted({cell.strip() for _, cell in itertools.islice(self.cells, 1000)})
+        listed = ", ".join(map(repr, words[:6])) + (", ..." if len(words) > 6 else "")
+        return (
+            f"is not a number. Correct it; if the column holds words, pass categories={{{self.name!r}: "
+            f"[{listed}]}}; or leave the column out with columns=[...]"
+        )
+
+    def _wrong(self, line: int, cell: str, what: str) -> DataError:
+        return DataError(f"{self.path}, line {line}, column {self.name!r}: {cell!r} {what}")
+
+
+def _rows(path: Path, delimiter: str, header: bool) -> tuple[list[str], Rows]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = python_csv.reader(file, delimiter=delimiter, strict=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
+    except python_csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}. A quote that is part of a cell is written twice"
+        ) from None
+    if len(rows) <= header:
+        raise DataError(f"{path} has no rows" + (" below its header" if header else ""))
+    names = [name.strip() for name in rows[0][1]] if header else _numbered(rows[0][1])
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}, line {rows[0][0]}: two columns are called {twice!r}: rename one")
+    rows = rows[header:]
+    for line, row in rows:
+        if len(row) != len(names):
+            hint = (
+                "" if len(names) > 1 else ". Do other characters separate the cells? delimiter=..."
+            )
+            raise DataError(
+                f"{path}, line {line}: {len(row)} cells, but {len(names)} columns{hint}"
+            )
+    return names, rows
+
+
+def _numbered(cells: Iterable[str]) -> list[str]:
+    return [str(place) for place, _ in enumerate(cells)]

@@ -1,0 +1,234 @@
+"""Text as numbers: characters, bytes, or tokens that another program made; cut into windows.
+
+    text = data.text("book.txt")
+    rest, held_out = text.split(0.1)
+    loader = data.Loader(rest.windows(65), batch_size=12)       # int64 (12, 65): 64 predictions each
+
+Read next: `loader.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftrain.core.errors import DataError
+from ftrain.data._files import PathLike, decoded, existing
+from ftrain.data.arrays import npy
+from ftrain.data.cursor import is_count
+
+__all__ = ["Text", "Windows", "standard_library", "text", "tokens"]
+
+
+class Windows:
+    """Pieces of one length out of a long row of tokens: a dataset that a `Loader` reads at once.
+
+    Args:
+        tokens: integers `(n,)`: a tensor or array, in memory or memory-mapped.
+        length: tokens in a window; for next-token prediction the context plus one.
+        stride: from the start of one window to that of the next. 1: every window there is, as for
+            training; `length - 1`: each token predicted once, as for evaluation.
+
+    Raises:
+        ValueError: there are fewer tokens than a window has.
+
+    >>> windows = Windows(torch.arange(7), length=3, stride=2)
+    >>> len(windows), windows.gather(torch.tensor([0, 2])).tolist()
+    (3, [[0, 1, 2], [4, 5, 6]])
+    """
+
+    def __init__(self, tokens: Tensor | Any, length: int, stride: int = 1) -> None:
+        self.tokens = torch.as_tensor(tokens)
+        self.length, self.stride = length, stride
+        for name, value in (("length", length), ("stride", stride)):
+            if not is_count(value, 1):
+                raise ValueError(f"{name} counts from 1, found {value!r}")
+        if self.tokens.ndim != 1 or self.tokens.is_floating_point():
+            raise ValueError(
+                f"tokens are integers (n,), found {self.tokens.dtype} {tuple(self.tokens.shape)}"
+            )
+        if len(self.tokens) < length:
+            raise ValueError(
+                f"{len(self.tokens)} tokens make no window of {length}: take more text, or a "
+                "smaller length"
+            )
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - self.length) // self.stride + 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return self.gather(torch.tensor([index]))[0]
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """The windows with these numbers, int64 `(len(indices), length)`."""
+        places = indices[:, None] * self.stride + torch.arange(self.length)
+        if self.tokens.device.type == "cpu":  # numpy indexes the unsigned types too
+            return torch.from_numpy(self.tokens.numpy()[places.numpy()].astype(np.int64))
+        return self.tokens[places.to(self.tokens.device)].to(torch.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """A text as numbers, and back.
+
+    Attributes:
+        tokens: `(n,)`, in the smallest integer type that fits.
+        alphabet: its characters, sorted, a token being a place here; `None`: the tokens are bytes.
+
+    >>> greeting = Text.of("hello")
+    >>> greeting.alphabet, greeting.tokens.tolist()
+    ('ehlo', [1, 0, 2, 2, 3])
+    >>> greeting.decode(greeting.encode("hole"))
+    'hole'
+    """
+
+    tokens: Tensor
+    alphabet: str | None = None
+
+    @classmethod
+    def of(cls, content: str) -> Text:
+        """The text of a string, over the characters in it."""
+        points = np.frombuffer(content.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        used = np.nonzero(np.bincount(points))[0] if len(points) else points
+        dtype = np.uint8 if len(used) <= 256 else np.int32
+        place = np.zeros(used[-1] + 1 if len(used) else 0, dtype=dtype)
+        place[used] = np.arange(len(used))
+        return cls(torch.from_numpy(place[points]), "".join(map(chr, used.tolist())))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are to choose from."""
+        return 256 if self.alphabet is None else len(self.alphabet)
+
+    def encode(self, content: str) -> Tensor:
+        """The tokens of a string, int64 `(n,)`.
+
+        Raises:
+            ValueError: a character is not in the alphabet.
+        """
+        if self.alphabet is None:
+            return torch.tensor(list(content.encode()), dtype=torch.int64)
+        places = {character: place for place, character in enumerate(self.alphabet)}
+        strange = next((c for c in content if c not in places), None)
+        if strange is not None:
+            raise ValueError(f"the text this alphabet comes from has no {strange!r}")
+        return torch.tensor([places[c] for c in content], dtype=torch.int64)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """The string of these tokens; bytes that are no UTF-8 become replacement signs."""
+        numbers = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        if self.alphabet is None:
+            return bytes(numbers).decode(errors="replace")
+        return "".join(self.alphabet[number] for number in numbers)
+
+    def split(self, held_out: float) -> tuple[Text, Text]:
+        """The beginning, and the last `held_out` (a share) of it, over one alphabet."""
+        cut = len(self) - round(held_out * len(self))
+        if not 0 < cut < len(self):
+            raise ValueError(f"held_out={held_out!r} of {len(self)} tokens leaves one part empty")
+        return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
+
+    def windows(self, length: int, stride: int = 1) -> Windows:
+        """`Windows` over the tokens."""
+        return Windows(self.tokens, length, stride)
+
+
+def text(path: PathLike, unit: Literal["characters", "bytes"] = "characters") -> Text:
+    """A text file as numbers.
+
+    Args:
+        path: the file.
+        unit: `"characters"` (the file is UTF-8, and is read whole), or `"bytes"` (any file;
+            memory-mapped, so it may be larger than the memory).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is empty, or no UTF-8.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "a.txt").write_text("abba")
+    >>> text(folder / "a.txt").tokens
+    tensor([0, 1, 1, 0], dtype=torch.uint8)
+    >>> text(folder / "a.txt", unit="bytes").tokens
+    tensor([97, 98, 98, 97], dtype=torch.uint8)
+    """
+    if unit not in ("characters", "bytes"):
+        raise ValueError(f'unit is "characters" or "bytes", found {unit!r}')
+    path = existing(path)
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty: name a file with some text in it")
+    if unit == "bytes":
+        return Text(tokens(path, "uint8"))
+    return Text.of(decoded(path))
+
+
+def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
+    """Tokens that another program wrote, memory-mapped: one number after the other, or an `.npy` file.
+
+    Args:
+        path: the file. Writes to the tensor never reach it.
+        dtype: of the numbers in a raw file (numpy's name for it, in this machine's byte order).
+
+    Returns:
+        Integers `(n,)`, for `Windows`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is empty, or its size is no multiple of a token's.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> np.array([1, 2, 50256], dtype=np.uint16).tofile(folder / "train.bin")
+    >>> Windows(tokens(folder / "train.bin"), length=2).gather(torch.tensor([1]))
+    tensor([[    2, 50256]])
+    """
+    path = existing(path)
+    if path.suffix == ".npy":
+        return npy(path, mmap=True)
+    kind, size = np.dtype(dtype), path.stat().st_size
+    if kind.kind not in "iu":
+        raise ValueError(f"tokens are integers, found dtype {dtype!r}")
+    if not size or size % kind.itemsize:
+        raise DataError(
+            f"{path} has {size:,} bytes, which are no whole number of {kind.name} tokens"
+            + (": it is cut short, or dtype is another" if size else ": it is empty")
+        )
+    # Copy on write: torch has no tensors that cannot be written.
+    return torch.from_numpy(np.memmap(path, dtype=kind, mode="c"))
+
+
+def standard_library(characters: int = 1_000_000) -> Text:
+    """The beginning of Python's own sources, its modules in the order of their names.
+
+    Text of some length on every machine, without a network; what it says depends on Python's version.
+
+    Raises:
+        FileNotFoundError: this Python comes without its sources.
+
+    >>> len(standard_library(10_000))
+    10000
+    """
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    content = ""
+    for module in modules:
+        if len(content) >= characters:
+            break
+        content += module.read_text(encoding="utf-8")
+    if not content:
+        raise FileNotFoundError(
+            "this Python comes without its sources: name a file instead, data.text(path)"
+        )
+    return Text.of(content[:characters])
