@@ -26,7 +26,9 @@ from ftrain.checkpoint.errors import (
 )
 from ftrain.checkpoint.load import load, verify
 from ftrain.checkpoint.manifest import FileRecord, Leaf, Manifest
+from ftrain.checkpoint.restore import Report, restore
 from ftrain.checkpoint.save import save
+from ftrain.checkpoint.state_dicts import export_state_dict, import_state_dict
 from ftrain.checkpoint.store import Store
 
 __all__ = [
@@ -44,8 +46,12 @@ __all__ = [
     "FileRecord",
     "Leaf",
     "Manifest",
+    "Report",
     "Store",
+    "export_state_dict",
+    "import_state_dict",
     "load",
+    "restore",
     "save",
     "verify",
 ]

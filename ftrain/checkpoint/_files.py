@@ -77,8 +77,8 @@ class Files:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         return int(self.call("open directory", path, os.open, path, flags))
 
-    def open_inside(self, directory: int, name: str, path: str) -> int:
-        """A regular file of an open directory, never a link, a pipe or a device."""
+    def open_regular(self, name: str, path: str, directory: int | None = None) -> int:
+        """A regular file (of an open directory), never a link, a pipe or a device."""
         # O_NONBLOCK: opening a pipe would wait for its other end.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = int(self.call("open", path, lambda: os.open(name, flags, dir_fd=directory)))

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._hashing import CHUNK, Hashing
@@ -21,12 +21,13 @@ from ftrain.checkpoint.errors import (
 )
 from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Leaf, Manifest
 
-__all__ = ["Opened", "opened"]
+__all__ = ["Opened", "opened", "read_body", "read_header"]
 
 _MOST_MANIFEST = 512 << 20
 _MOST_SUMS = 16 << 20
 
 Place = Callable[[Leaf], memoryview | None]
+Feed = Callable[[memoryview], object]
 
 
 class Opened:
@@ -68,22 +69,10 @@ class Opened:
             size = _files.system.size(descriptor, path)
             if size != record.size:
                 raise CheckpointCorruptError(f"{path} has {size} bytes, {record.size} were written")
-            first = self._take(descriptor, 8, path)
-            length = _safetensors.header_length(first, size, path)
-            text = self._take(descriptor, length, path)
-            hashing.feed(memoryview(first))
-            hashing.feed(memoryview(text))
-            entries = _safetensors.parse_header(text, size - 8 - length, path)
+            entries = read_header(descriptor, path, hashing.feed)
             _check_listed(entries, leaves, path)
-            scratch = _Scratch()
-            for entry in entries:
-                target = place(leaves[entry.name])
-                for start in range(0, entry.end - entry.begin, CHUNK):
-                    count = min(CHUNK, entry.end - entry.begin - start)
-                    part = scratch.next(count) if target is None else target[start : start + count]
-                    if _files.system.read_into(descriptor, part, path) < count:
-                        raise CheckpointCorruptError(f"{path} became shorter while it was read")
-                    hashing.feed(part)
+            targets = ((entry, place(leaves[entry.name])) for entry in entries)
+            read_body(descriptor, path, targets, hashing.feed)
             if hashing.hexdigest() != record.sha256:
                 raise CheckpointCorruptError(
                     f"{path} is not what was written: its sha256 is {hashing.hexdigest()}, the "
@@ -96,18 +85,13 @@ class Opened:
             size = _files.system.size(descriptor, path)
             if size > most:
                 raise CheckpointCorruptError(f"{path} has {size} bytes; {most} is the most")
-            return self._take(descriptor, size, path)
-
-    def _take(self, descriptor: int, count: int, path: str) -> bytes:
-        buffer = bytearray(count)
-        done = _files.system.read_into(descriptor, memoryview(buffer), path)
-        return bytes(buffer[:done])
+            return _take(descriptor, size, path)
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[int]:
         path = self._path(name)
         try:
-            descriptor = _files.system.open_inside(self._directory, name, path)
+            descriptor = _files.system.open_regular(name, path, self._directory)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise CheckpointCorruptError(f"{path} is missing") from None
@@ -145,6 +129,41 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
         raise CheckpointReadError("read the checkpoint", error, "Check the disk.") from error
     finally:
         os.close(directory)
+
+
+def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Entry]:
+    """The tensors of an open safetensors file, in the order of their bytes, which come next."""
+    size = _files.system.size(descriptor, path)
+    first = _take(descriptor, 8, path)
+    length = _safetensors.header_length(first, size, path)
+    text = _take(descriptor, length, path)
+    feed(memoryview(first))
+    feed(memoryview(text))
+    return _safetensors.parse_header(text, size - 8 - length, path)
+
+
+def read_body(
+    descriptor: int,
+    path: str,
+    targets: Iterable[tuple[_safetensors.Entry, memoryview | None]],
+    feed: Feed,
+) -> None:
+    """Read the tensors one after another, each to where it belongs (`None`: nowhere)."""
+    scratch = _Scratch()
+    for entry, target in targets:
+        size = entry.end - entry.begin
+        for start in range(0, size, CHUNK):
+            count = min(CHUNK, size - start)
+            part = scratch.next(count) if target is None else target[start : start + count]
+            if _files.system.read_into(descriptor, part, path) < count:
+                raise CheckpointCorruptError(f"{path} became shorter while it was read")
+            feed(part)
+
+
+def _take(descriptor: int, count: int, path: str) -> bytes:
+    buffer = bytearray(count)
+    done = _files.system.read_into(descriptor, memoryview(buffer), path)
+    return bytes(buffer[:done])
 
 
 class _Scratch:

@@ -83,8 +83,8 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
     entries = []
     for name, given in content.items():
         entry = _entry(name, given)
-        if entry is None:
-            raise fail(f"the entry of {ascii(name)[:120]} is not one of a tensor")
+        if isinstance(entry, str):
+            raise fail(f"{ascii(name)[:120]} {entry}")
         entries.append(entry)
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     end = 0
@@ -97,17 +97,18 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
     return entries
 
 
-def _entry(name: str, given: Any) -> Entry | None:
-    """The entry, if it is well formed and its size is that of its shape."""
+def _entry(name: str, given: Any) -> Entry | str:
+    """The entry, or what is wrong with it."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-        return None
+        return "is not described by dtype, shape and data_offsets"
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
-    numbers = isinstance(shape, list) and isinstance(offsets, list) and [*shape, *offsets]
-    if not isinstance(numbers, list) or len(offsets) != 2 or len(shape) > 64:
-        return None
-    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        return None
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return "has a shape or offsets that are no lists"
+    if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *offsets)):
+        return "has an impossible shape or offset"
     known = _tensors.in_header(dtype) if isinstance(dtype, str) else None
-    if known is None or math.prod(shape) * known.itemsize != offsets[1] - offsets[0]:
-        return None
+    if known is None:
+        return f"has the unknown dtype {ascii(dtype)[:40]}"
+    if math.prod(shape) * known.itemsize != offsets[1] - offsets[0]:
+        return f"is {dtype}{shape}, but has {offsets[1] - offsets[0]} bytes"
     return Entry(name, dtype, shape, *offsets)

@@ -16,6 +16,7 @@ __all__ = [
     "by_name",
     "empty",
     "fill",
+    "in_header",
     "memory_of",
     "name_of",
     "row_major",
@@ -43,9 +44,10 @@ _NATIVE = {
     torch.float8_e5m2: "F8_E5M2",
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
 }
 # Of these the header says bytes, with one more axis; their name stands in the manifest.
-_AS_BYTES = (torch.complex32, torch.complex128, torch.float8_e8m0fnu)
+_AS_BYTES = (torch.complex32, torch.complex128)
 
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*_NATIVE, *_AS_BYTES)}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}

@@ -159,8 +159,8 @@ def _write(content: Draft, directory: str) -> Manifest:
     )
     manifest = dataclasses.replace(content.manifest, files=records)
     rendered = manifest.render()
-    record = _write_file(directory, MANIFEST, [memoryview(rendered)])
-    _write_file(directory, SUMS, [memoryview(manifest.sums(rendered))])
+    record = write_file(directory, MANIFEST, [memoryview(rendered)])
+    write_file(directory, SUMS, [memoryview(manifest.sums(rendered))])
     _files.system.sync_directory(directory)
     return dataclasses.replace(manifest, digest=record.sha256)
 
@@ -173,10 +173,10 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], directory: str, name: st
         for tensor in tensors.values():
             yield _tensors.row_major(tensor)
 
-    return _write_file(directory, name, parts())
+    return write_file(directory, name, parts())
 
 
-def _write_file(directory: str, name: str, parts: Any) -> FileRecord:
+def write_file(directory: str, name: str, parts: Any) -> FileRecord:
     path, size = os.path.join(directory, name), 0
     descriptor = _files.system.create(path)
     try:

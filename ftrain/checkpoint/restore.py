@@ -1,0 +1,170 @@
+"""Taking over what fits: pretrained weights, another head, another optimizer.
+
+Read next: `load.py`, for going on exactly; `state_dicts.py`, for weights of other programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from ftrain.checkpoint import _tensors
+from ftrain.checkpoint._read import opened
+from ftrain.checkpoint.load import read_tensors
+from ftrain.core import tree
+
+__all__ = ["Report", "restore"]
+
+T = TypeVar("T")
+_LISTED = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `restore` did, by the paths of `like`. Print it.
+
+    Attributes:
+        loaded: these leaves come from the source.
+        converted: those of them whose floating dtype changed, and how.
+        missing: the source has none of these; they are those of `like`.
+        different: another shape or kind is there, which is said; they are those of `like`.
+        left: `where` asked to leave these alone.
+        unused: paths of the source that nothing asked for.
+
+    >>> Report(("['w']",), missing=("['b']",)).complete
+    False
+    """
+
+    loaded: tuple[str, ...]
+    converted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    different: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every leaf that was asked for was found and fitted."""
+        return not self.missing and not self.different
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for title, entries in (
+            ("converted", self.converted),
+            ("missing from the source", self.missing),
+            ("different", self.different),
+            ("left alone", self.left),
+            ("unused from the source", self.unused),
+        ):
+            if entries:
+                parts.append(f"{len(entries)} {title}:")
+                reasons = entries if isinstance(entries, Mapping) else dict.fromkeys(entries, "")
+                for path, reason in list(reasons.items())[:_LISTED]:
+                    parts.append(f"  {path or 'the root'}{': ' if reason else ''}{reason}")
+                if len(entries) > _LISTED:
+                    parts.append(f"  ... and {len(entries) - _LISTED} more")
+        return "\n".join(parts)
+
+
+def restore(
+    source: str | os.PathLike[str] | Any,
+    like: T,
+    *,
+    where: Callable[[str], str | None] | None = None,
+) -> tuple[T, Report]:
+    """A state like this one, with all tensors that fit taken from another.
+
+    A leaf is taken over if the source has one of its shape at the same path; floating dtypes are
+    converted. Every other leaf stays the one of `like`, and the report names it.
+
+    Args:
+        source: the directory of a checkpoint, or a tree of tensors such as `import_state_dict` gives.
+        like: the state, or a part of it, to start from.
+        where: for a leaf's path in `like` the path to look at in the source, `None` to leave it alone;
+            default: the same path. Paths are as `tree.paths` writes them.
+
+    Returns:
+        `(state, report)`. No new tensor shares memory with the source.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointCorruptError, CheckpointVersionError, CheckpointReadError: as
+            `load`.
+
+    >>> old = {"body": torch.ones(2), "head": torch.ones(10)}
+    >>> new, report = restore(old, like={"body": torch.zeros(2), "head": torch.zeros(3)})
+    >>> new
+    {'body': tensor([1., 1.]), 'head': tensor([0., 0., 0.])}
+    >>> print(report)
+    1 tensors loaded
+    1 different:
+      ['head']: float32[10] in the source, float32[3] in `like`
+    """
+    paths, likes = tree.paths(like), tree.leaves(like)
+    asked = {path: path if where is None else where(path) for path in paths}
+    if isinstance(source, (str, os.PathLike)):
+        with opened(source) as checkpoint:
+            described = {
+                leaf.path: torch.empty(
+                    leaf.shape, dtype=_tensors.by_name(leaf.dtype), device="meta"
+                )
+                for leaf in checkpoint.manifest.leaves
+            }
+            report = _compare(asked, dict(zip(paths, likes, strict=True)), described)
+            wanted = {str(asked[path]): torch.device("cpu") for path in report.loaded}
+            found = read_tensors(checkpoint, wanted)
+    else:
+        found = dict(zip(tree.paths(source), tree.leaves(source), strict=True))
+        report = _compare(asked, dict(zip(paths, likes, strict=True)), found)
+    loaded = set(report.loaded)
+    leaves = [
+        _like(found[str(asked[path])], leaf) if path in loaded else leaf
+        for path, leaf in zip(paths, likes, strict=True)
+    ]
+    return tree.unflatten(tree.structure(like), leaves), report
+
+
+def _compare(
+    asked: Mapping[str, str | None], likes: Mapping[str, Any], source: Mapping[str, Any]
+) -> Report:
+    loaded, converted, missing, different, left = [], {}, [], {}, []
+    for path, origin in asked.items():
+        if origin is None:
+            left.append(path)
+        elif origin not in source:
+            missing.append(path)
+        elif (reason := _difference(source[origin], likes[path])) is not None:
+            different[path] = reason
+        else:
+            loaded.append(path)
+            if source[origin].dtype != likes[path].dtype:
+                converted[path] = f"{_kind(source[origin])} to {_kind(likes[path])}"
+    wanted = set(asked.values())
+    unused = tuple(path for path in source if path not in wanted)
+    return Report(tuple(loaded), converted, tuple(missing), different, tuple(left), unused)
+
+
+def _difference(saved: Any, like: Any) -> str | None:
+    """Why one cannot take the place of the other."""
+    if isinstance(saved, torch.Tensor) and isinstance(like, torch.Tensor):
+        floating = saved.is_floating_point() and like.is_floating_point()
+        if saved.shape == like.shape and (saved.dtype == like.dtype or floating):
+            return None
+    return f"{_kind(saved)} in the source, {_kind(like)} in `like`"
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _like(found: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """These values in memory of their own, with the layout of `like`."""
+    device = torch.device("cpu") if like.is_meta else like.device
+    new = _tensors.empty(like.shape, like.stride(), like.dtype, device)
+    _tensors.fill(new, found.detach())
+    return new.requires_grad_(like.requires_grad)

@@ -1,0 +1,206 @@
+"""Weights of other programs, and for them: plain state dicts, names as they are.
+
+A state dict is `{name: tensor}`: what `module.state_dict()` gives, and the files on the Hugging Face hub
+hold. `restore` puts one into a state.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from ftrain.checkpoint import _files, _safetensors, _tensors
+from ftrain.checkpoint._read import read_body, read_header
+from ftrain.checkpoint.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    CheckpointReadError,
+)
+from ftrain.checkpoint.save import make_directories, refusals, write_file
+
+__all__ = ["export_state_dict", "import_state_dict"]
+
+Format = Literal["safetensors", "torch"]
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MOST_INDEX = 256 << 20
+
+
+def export_state_dict(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    format: Format = "safetensors",
+) -> None:
+    """Write `{name: tensor}` as one file, atomically; a file that is there is replaced.
+
+    Args:
+        path: the file; `model.safetensors` is what others look for.
+        tensors: such as `{**state.params, **state.buffers}`. A parameter that a module has under two
+            names stands under the first: `module.load_state_dict(..., strict=False)` finds the other.
+        format: `"torch"` writes what `torch.save` does, for programs that read nothing else.
+
+    Raises:
+        CheckpointWriteError: the system refused.
+        TypeError: a value is no tensor.
+        ValueError: a tensor has a dtype or layout that the format does not know.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/model.safetensors"
+    >>> export_state_dict(path, {"fc.weight": torch.ones(1, 2)})
+    >>> import_state_dict(path)
+    {'fc.weight': tensor([[1., 1.]])}
+    """
+    for name, tensor in tensors.items():
+        _check(name, tensor, format)
+    path = os.path.abspath(os.fspath(path))
+    directory, name = os.path.split(path)
+    with refusals(f"export to {path}"):
+        make_directories(directory)
+        temporary = f".tmp-{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        there = os.path.join(directory, temporary)
+        try:
+            write_file(directory, temporary, _parts(tensors, format))
+            _files.system.rename(there, path)
+        except BaseException:
+            if os.path.lexists(there):
+                _files.system.unlink(there)
+            raise
+        _files.system.sync_directory(directory)
+
+
+def import_state_dict(
+    path: str | os.PathLike[str], *, format: Format = "safetensors"
+) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name, on the CPU, in fresh memory.
+
+    Args:
+        path: a safetensors file, or a directory with `model.safetensors` or, in several parts,
+            `model.safetensors.index.json`, as on the Hugging Face hub.
+        format: `"torch"` reads a `torch.save`d state dict with `weights_only=True`. That format is
+            Python's pickle, which `weights_only` restricts and which was broken out of before
+            (CVE-2025-32434, CVE-2026-24747): only for files you trust.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointCorruptError: the file is not what it must be; a pickle, say.
+        CheckpointReadError: the system refused.
+    """
+    path = os.path.abspath(os.fspath(path))
+    try:
+        if format == "torch":
+            return _import_torch(path)
+        if not os.path.isdir(path):
+            return _import_file(path)
+        if os.path.exists(os.path.join(path, _SINGLE)):
+            return _import_file(os.path.join(path, _SINGLE))
+        return _import_parts(path)
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"there are no weights at {error.filename}") from None
+    except OSError as error:
+        raise CheckpointReadError("read the weights", error, "Check who may read it.") from error
+
+
+def _parts(tensors: Mapping[str, torch.Tensor], format: Format) -> list[memoryview]:
+    if format == "torch":
+        buffer = io.BytesIO()
+        torch.save({name: t.detach().cpu().clone() for name, t in tensors.items()}, buffer)
+        return [buffer.getbuffer()]
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header = _safetensors.header([(name, t.dtype, t.shape) for name, t in ordered])
+    return [memoryview(header), *(_tensors.row_major(tensor) for _, tensor in ordered)]
+
+
+def _import_file(path: str) -> dict[str, torch.Tensor]:
+    # Hub caches keep their files behind links, so these are followed.
+    descriptor = _files.system.open_regular(os.path.realpath(path), path)
+    try:
+        entries = read_header(descriptor, path, lambda _: None)
+        found = {
+            entry.name: torch.empty(entry.shape, dtype=_tensors.in_header(entry.dtype))
+            for entry in entries
+        }
+        targets = ((entry, _tensors.memory_of(found[entry.name])) for entry in entries)
+        read_body(descriptor, path, targets, lambda _: None)
+    except CheckpointCorruptError as error:
+        if not _looks_pickled(path):
+            raise
+        raise CheckpointCorruptError(
+            f"{path} was written by torch.save: it is a pickle, which can run code when it is read. If "
+            "you trust it, write import_state_dict(path, format='torch')."
+        ) from error
+    finally:
+        os.close(descriptor)
+    return dict(sorted(found.items()))
+
+
+def _import_parts(directory: str) -> dict[str, torch.Tensor]:
+    index = os.path.join(directory, _INDEX)
+    with open(index, "rb") as file:
+        text = file.read(_MOST_INDEX)
+    try:
+        names = json.loads(text)["weight_map"]
+        files = sorted(set(names.values()))
+        safe = all(os.path.basename(name) == name for name in files)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise CheckpointCorruptError(f"{index} has no weight_map of names and files") from None
+    if not safe:
+        raise CheckpointCorruptError(f"{index} names a file outside of its directory")
+    found: dict[str, torch.Tensor] = {}
+    for name in files:
+        found |= _import_file(os.path.join(directory, name))
+    if found.keys() != names.keys():
+        odd = sorted(found.keys() ^ names.keys())[0]
+        raise CheckpointCorruptError(f"{index} and its files disagree about {odd!a}")
+    return found
+
+
+def _import_torch(path: str) -> dict[str, torch.Tensor]:
+    with open(path, "rb") as file:
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # many kinds, for a file that is not one
+            raise CheckpointCorruptError(
+                f"{path} is no torch.save'd state dict: {error}"
+            ) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        inside = f" with {list(content)[:8]}" if isinstance(content, Mapping) else ""
+        raise CheckpointCorruptError(
+            f"{path} holds a {type(content).__name__}{inside}, not names and tensors. Take the state "
+            "dict out of it first, and save that."
+        )
+    return {
+        str(name): t.detach().clone(memory_format=torch.contiguous_format)
+        for name, t in content.items()
+    }
+
+
+def _check(name: Any, tensor: Any, format: Format) -> None:
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"a state dict is names and tensors; {name!r} is {type(name).__name__} and holds a "
+            f"{type(tensor).__name__}"
+        )
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        raise ValueError(f"{name!r} is not a dense tensor with values")
+    if format not in ("safetensors", "torch"):
+        raise ValueError(f"format must be 'safetensors' or 'torch', found {format!r}")
+    stored = _tensors.name_of(tensor.dtype) and _tensors.stored_as(tensor.dtype, ())
+    if format == "safetensors" and (not stored or stored[1]):
+        raise ValueError(f"{name!r} is {tensor.dtype}, which safetensors does not know")
+
+
+def _looks_pickled(path: str) -> bool:
+    with open(path, "rb") as file:
+        first = file.read(4)
+    return first.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
