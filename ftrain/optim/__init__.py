@@ -26,6 +26,7 @@ from ftrain.optim.averages import EmaState, SwaState, ema, swa
 from ftrain.optim.chain import chain, identity
 from ftrain.optim.clip import adaptive_clip, clip, clip_by_block_rms, clip_by_global_norm
 from ftrain.optim.directions import ScaleByLionState, ScaleByRmsState, scale_by_lion, scale_by_rms
+from ftrain.optim.from_torch import FromTorchState, from_torch
 from ftrain.optim.get import get
 from ftrain.optim.lamb import LAMBState, lamb
 from ftrain.optim.lars import LARSState, lars
@@ -105,6 +106,7 @@ __all__ = [
     "AdanState",
     "AddNoiseState",
     "EmaState",
+    "FromTorchState",
     "GradientTransformation",
     "Hyperparameter",
     "HyperparamsState",
@@ -167,6 +169,7 @@ __all__ = [
     "everything",
     "exponential",
     "freeze",
+    "from_torch",
     "get",
     "global_norm",
     "hutchinson_diagonal",

@@ -1,0 +1,190 @@
+"""One step of a `torch.optim.Optimizer` as a pure function: on copies, and thrown away.
+
+In eager mode the optimizer runs as it does anywhere. Where tensors have no values, in a trace or under
+`torch.vmap`, it runs as `torch.compile` would have it run: told that it is being compiled, `capturable`
+where it can be, and without asking a 0-d tensor for its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import UserDict, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ftrain.core import _torch
+from ftrain.core.compile._trace import is_tracing
+from ftrain.core.functional import in_transform
+
+__all__ = ["Entries", "first_entries", "stepped"]
+
+Entries = dict[str, Any]
+"""What an optimizer remembers of one parameter, by its own names."""
+
+
+def stepped(
+    make: type[torch.optim.Optimizer],
+    options: Mapping[str, Any],
+    rate: torch.Tensor,
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    entries: Sequence[Entries],
+    numbers: Collection[str] = (),
+) -> tuple[list[torch.Tensor], list[Entries]]:
+    """The parameters and what is remembered of them after one step; the arguments stay as they are.
+
+    Args:
+        make: the class.
+        options: its arguments, less the learning rate.
+        rate: the learning rate; float64, 0-d.
+        params: of any floating dtype.
+        grads: like `params`.
+        entries: the memory of each parameter, in tensors.
+        numbers: which of its names the optimizer keeps as Python numbers.
+    """
+    symbolic = _without_values(params)
+    copies = [_own(p, symbolic) for p in params]
+    optimizer = _made(make, options, rate, copies, symbolic)
+    optimizer.state = defaultdict(dict)
+    for copy, grad, entry in zip(copies, grads, entries, strict=True):
+        copy.grad = _own(grad, symbolic)
+        mine = {
+            name: value.item() if name in numbers and not symbolic else _own(value, symbolic)
+            for name, value in entry.items()
+        }
+        if mine:
+            optimizer.state[copy] = mine
+    _step(optimizer, symbolic)
+    new = [copy.to(p.dtype) for copy, p in zip(copies, params, strict=True)]
+    return new, [dict(optimizer.state.get(copy, {})) for copy in copies]
+
+
+def first_entries(
+    make: type[torch.optim.Optimizer],
+    options: Mapping[str, Any],
+    rate: torch.Tensor,
+    params: Sequence[torch.Tensor],
+) -> list[Entries]:
+    """What the optimizer would remember of each parameter before its first step.
+
+    torch fills its state in the course of the first step. So one is taken, with gradients of zero, and
+    what it puts down first is what it starts from; what it puts down after its own initialisation is
+    a result, for which nothing remembered stands at zero (the momentum of SGD).
+    """
+    symbolic = _without_values(params)
+    copies = [p.detach().clone() for p in params]
+    optimizer = _made(make, options, rate, copies, symbolic)
+    given = {id(p): entry for p, entry in optimizer.state.items()}
+    first = [_FirstValues() for _ in copies]
+    for copy, entry in zip(copies, first, strict=True):
+        entry.update(given.get(id(copy), {}))
+        copy.grad = torch.zeros_like(copy)
+    state: Any = dict(zip(copies, first, strict=True))
+    optimizer.state = state
+    initialise = getattr(optimizer, "_init_group", None)
+
+    def then_late(*args: Any, **kwargs: Any) -> Any:
+        assert initialise is not None
+        found = initialise(*args, **kwargs)
+        for entry in first:
+            entry.late = True
+        return found
+
+    if initialise is not None:
+        optimizer._init_group = then_late  # type: ignore[attr-defined]
+    _step(optimizer, symbolic)
+    return [entry.first for entry in first]
+
+
+def _made(
+    make: type[torch.optim.Optimizer],
+    options: Mapping[str, Any],
+    rate: torch.Tensor,
+    params: list[torch.Tensor],
+    symbolic: bool,
+) -> torch.optim.Optimizer:
+    optimizer = make(params, **options)  # type: ignore[call-arg]  # the arguments of its kind
+    (group,) = optimizer.param_groups
+    if symbolic and "capturable" in group:
+        group["capturable"] = True
+    if "lr" in group:
+        group["lr"] = rate if symbolic else rate.item()
+    return optimizer
+
+
+def _step(optimizer: torch.optim.Optimizer, symbolic: bool) -> None:
+    # Without the hooks around it: the profiler's mark is an operator, and would stand in the graph.
+    step = type(optimizer).step
+    with _as_compiled() if symbolic else contextlib.nullcontext():
+        getattr(step, "__wrapped__", step)(optimizer)
+
+
+def _own(value: torch.Tensor, symbolic: bool) -> torch.Tensor:
+    if symbolic and value.ndim == 0:
+        # Counts: `1 - b ** t` in float32 is off by 5e-5 at first, and torch takes it in Python floats.
+        return value.detach().to(torch.float64, copy=True)
+    return value.detach().clone()
+
+
+class _FirstValues(UserDict[str, Any]):
+    """Keeps a copy of what is put under each name first."""
+
+    def __init__(self) -> None:
+        self.first: Entries = {}
+        self.late = False
+        super().__init__()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self.first:
+            copy = value.clone() if isinstance(value, torch.Tensor) else value
+            late = self.late and isinstance(value, torch.Tensor)
+            self.first[name] = torch.zeros_like(value) if late else copy
+        super().__setitem__(name, value)
+
+
+def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
+    return is_tracing() or in_transform() or any(isinstance(t, _torch.FakeTensor) for t in tensors)
+
+
+@contextlib.contextmanager
+def _as_compiled() -> Iterator[None]:
+    """What torch's optimizers ask before they read a number off the device (2.1 and later)."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        with _Factors():
+            yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+class _Factors(TorchFunctionMode):
+    """`x.addcdiv_(a, b, value=t)` and the like with a tensor `t`, which torch would make a number."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        factor = kwargs.get(_FACTORS.get(name, ""))
+        if not isinstance(factor, torch.Tensor):
+            return func(*args, **kwargs)
+        x, *rest = args
+        rest = [y.to(x.dtype) for y in rest]
+        if name.startswith("addcdiv"):
+            term = rest[0] / rest[1]
+        elif name.startswith("addcmul"):
+            term = rest[0] * rest[1]
+        else:
+            term = rest[0]
+        term = term * (-factor if name.startswith("sub") else factor).to(x.dtype)
+        return x.add_(term) if name.endswith("_") else x + term
+
+
+_FACTORS = {
+    "addcdiv": "value", "addcdiv_": "value", "addcmul": "value", "addcmul_": "value",
+    "add": "alpha", "add_": "alpha", "sub": "alpha", "sub_": "alpha",
+}  # fmt: skip

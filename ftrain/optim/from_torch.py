@@ -1,0 +1,208 @@
+"""Any `torch.optim.Optimizer` as a pair of pure functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
+from ftrain.optim._parts import Masked
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
+from ftrain.optim._torch_step import Entries, first_entries, stepped
+from ftrain.optim.protocol import GradientTransformation, PyTree
+
+__all__ = ["FromTorchState", "from_torch"]
+
+
+class FromTorchState(NamedTuple):
+    """The state of `from_torch`.
+
+    Attributes:
+        count: int64, 0-d. Updates done so far.
+        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        entries: what the optimizer remembers, name -> a tree like the parameters (`Masked()` where it
+            has nothing under that name). Numbers are 0-d tensors.
+    """
+
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    learning_rate: torch.Tensor
+    entries: dict[str, PyTree]
+
+
+def from_torch(
+    optimizer: type[torch.optim.Optimizer], *, lr: LearningRate | None = None, **options: Any
+) -> GradientTransformation:
+    """A class of `torch.optim`, or any like them, as a `GradientTransformation`.
+
+    Each update makes an optimizer of copies, hands it its memory, lets it step, and returns what
+    changed: nothing outside is touched, and the update is torch's own, within the one rounding of
+    `p + (p_new - p)`. Parameters of low precision are updated in float32. Compiled with the step
+    around it where `torch.compile` can compile the optimizer. Where ftrain has the algorithm, its own is
+    faster: every update here copies parameters, gradients and memory.
+
+    Args:
+        optimizer: the class, such as `torch.optim.Adagrad`.
+        lr: a finite number >= 0, a 0-d tensor, or a schedule; the class's own default without it.
+        **options: the other arguments of the class. `foreach=False` unless given.
+
+    Returns:
+        A transformation with a `FromTorchState`. `update` needs `params`.
+
+    Raises:
+        TypeError: not such a class; it knows no such option; it needs a closure (L-BFGS).
+        ValueError: an option out of its range, as the class says; or it keeps memory in its groups.
+
+    >>> from ftrain import optim
+    >>> adagrad = from_torch(torch.optim.Adagrad, lr=0.1)
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> updates, state = adagrad.update(params, adagrad.init(params), params)
+    >>> updates, optim.get(state, "sum")
+    ({'w': tensor([-0.1000,  0.1000])}, {'w': tensor([1., 4.])})
+    """
+    if lr is not None:
+        check_learning_rate(lr)
+    options, default, numbers = _probed(optimizer, options)
+    rate: LearningRate = default if lr is None else lr
+
+    def at(count: torch.Tensor) -> torch.Tensor:
+        return rate_at(rate, count)
+
+    def init(params: PyTree) -> FromTorchState:
+        leaves, treedef = parameters(params)
+        wide = [p.to(compute_dtype(p.dtype)) for p in leaves]
+        count = zero_count(first_device(leaves))
+        first = at(count)
+        entries = first_entries(optimizer, options, first, wide) if leaves else []
+        return FromTorchState(count, first.float(), _by_name(entries, treedef, wide))
+
+    def update(
+        grads: PyTree, state: FromTorchState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, FromTorchState]:
+        if params is None:
+            raise ValueError(
+                f"`from_torch({optimizer.__name__})` reads the parameters and got none: call "
+                "`update(grads, state, params)`."
+            )
+        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        now = at(state.count)
+        new_state = FromTorchState(state.count + 1, now.float(), state.entries)
+        if not ps:
+            return grads, new_state
+        old = _by_leaf(state.entries, treedef)
+        wide = [p.to(compute_dtype(p.dtype)) for p in ps]
+        new, entries = stepped(
+            optimizer,
+            options,
+            now,
+            wide,
+            [g.to(p.dtype) for g, p in zip(gs, wide, strict=True)],
+            old,
+            numbers,
+        )
+        kept = [_like(optimizer, entry, was) for entry, was in zip(entries, old, strict=True)]
+        updates = [after - before for after, before in zip(new, wide, strict=True)]
+        return tree.unflatten(treedef, updates), new_state._replace(
+            entries=_by_name(kept, treedef, wide)
+        )
+
+    return GradientTransformation(init, update)
+
+
+def _probed(
+    optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> tuple[dict[str, Any], float, frozenset[str]]:
+    """The options, the class's own learning rate, and which of its entries are Python numbers."""
+    if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"from_torch takes a class such as torch.optim.Adagrad and its arguments, found "
+            f"{optimizer!r}. Write `from_torch(torch.optim.Adagrad, lr=0.1)`."
+        )
+    name = optimizer.__name__
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{name}.step needs a closure that evaluates the loss again, so it is no function of the "
+            "gradients. `optim.lbfgs` is one of the loss."
+        )
+    if issubclass(optimizer, torch.optim.SGD) and options.get("dampening", 0):
+        raise ValueError(
+            "torch.optim.SGD dampens no first gradient, and remembers nothing that tells it which is "
+            "the first. Write `optim.sgd(rate, momentum, dampening=...)`, which counts."
+        )
+    if "foreach" in inspect.signature(optimizer).parameters:
+        options = {"foreach": False, **options}
+    param = torch.zeros(2, 2)
+    param.grad = torch.zeros(2, 2)
+    probe = optimizer([param], **options)
+    (group,) = probe.param_groups
+    before = {key: value for key, value in group.items() if key != "params"}
+    probe.step()
+    changed = [key for key, value in before.items() if group[key] is not value]
+    if changed:
+        raise ValueError(
+            f"{name} keeps memory in its parameter groups ({', '.join(changed)}), where it is no part "
+            "of the state of each parameter: it would be lost."
+        )
+    entries = probe.state.get(param, {})
+    for key, value in entries.items():
+        if value is not None and not isinstance(value, (int, float, torch.Tensor)):
+            raise TypeError(
+                f"{name} remembers {key!r} as a {type(value).__name__}; a state holds tensors."
+            )
+    numbers = frozenset(key for key, value in entries.items() if isinstance(value, (int, float)))
+    return options, before.get("lr", 0.0), numbers
+
+
+def _by_name(
+    entries: Sequence[Entries], treedef: tree.TreeDef, params: Sequence[torch.Tensor]
+) -> dict[str, PyTree]:
+    """From a dict for each leaf to a tree for each name; numbers become 0-d tensors."""
+    found = {}
+    for name in dict.fromkeys(name for entry in entries for name in entry):
+        column = [
+            _as_tensor(entry[name], p.device) if entry.get(name) is not None else Masked()
+            for entry, p in zip(entries, params, strict=True)
+        ]
+        if any(isinstance(value, torch.Tensor) for value in column):
+            found[name] = tree.unflatten(treedef, column)
+    return found
+
+
+def _by_leaf(entries: dict[str, PyTree], treedef: tree.TreeDef) -> list[Entries]:
+    """Back to a dict for each leaf."""
+    columns = {name: treedef.flatten_up_to(values) for name, values in entries.items()}
+    return [
+        {name: column[i] for name, column in columns.items() if isinstance(column[i], torch.Tensor)}
+        for i in range(treedef.num_leaves)
+    ]
+
+
+def _as_tensor(value: Any, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    dtype = torch.int64 if isinstance(value, int) else torch.float64
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def _like(optimizer: type, entry: Entries, was: Entries) -> Entries:
+    entry = {name: value for name, value in entry.items() if value is not None}
+    if entry.keys() != was.keys():
+        raise ValueError(
+            f"{optimizer.__name__} remembered {sorted(was)} of a parameter and now {sorted(entry)}: its "
+            "state changes in kind from step to step."
+        )
+    found = {}
+    for name, old in was.items():
+        new = _as_tensor(entry[name], old.device)
+        if new.shape != old.shape:
+            raise ValueError(
+                f"{optimizer.__name__} remembered {name!r} of shape {tuple(old.shape)} and now of "
+                f"{tuple(new.shape)}: its state changes in kind from step to step."
+            )
+        found[name] = like(new, old)
+    return found
