@@ -51,8 +51,10 @@ def plot_schedule(
         ) from error
     _checks.positive_int("steps", steps)
     named = schedule if isinstance(schedule, Mapping) else {"": schedule}
+    own = ax is None
     if ax is None:
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        width = 8.4 if any(named) else 6.4
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
         ax = figure.subplots()
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.9")
@@ -65,7 +67,9 @@ def plot_schedule(
     ax.set_ylim(bottom=0)
     ax.set_xlabel("updates applied")
     ax.set_ylabel("learning rate")
-    if any(named):
+    if any(named) and own:
+        figure.legend(loc="outside right upper", frameon=False)  # six curves leave no room inside
+    elif any(named):
         ax.legend(frameon=False)
     root = ax.get_figure(root=True)
     assert root is not None  # axes that are drawn into belong to a figure
