@@ -1,0 +1,278 @@
+"""What happens in a run, as frozen values: `Trainer.events` yields them, callbacks are shown them.
+
+    TrainBegin
+      EpochBegin
+        BatchBegin  [BackwardEnd]  BatchEnd  [WindowEnd]  [EvaluateBegin EvaluateEnd]  [Saved]  [Logged]
+      EpochEnd  [EvaluateBegin EvaluateEnd]  [Saved]  [Logged]
+    TrainEnd, after a Failure where something went wrong
+
+Read next: `callback.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ftrain.core.metrics import Metrics
+from ftrain.loop.result import EpochResult, Status
+
+__all__ = [
+    "BackwardEnd",
+    "BatchBegin",
+    "BatchEnd",
+    "EpochBegin",
+    "EpochEnd",
+    "EvaluateBegin",
+    "EvaluateEnd",
+    "Event",
+    "Failure",
+    "Logged",
+    "Notice",
+    "Plan",
+    "Progress",
+    "Saved",
+    "TrainBegin",
+    "TrainEnd",
+    "WindowEnd",
+]
+
+
+class Progress(NamedTuple):
+    """How far a run has come, in Python numbers: reading them waits for nothing.
+
+    Attributes:
+        epoch: epochs finished; at an `EpochEnd` the finished one still counts as the current one.
+        step: training steps taken, those skipped for a non-finite gradient included. The x-axis of
+            every log.
+        batch: steps taken in the current epoch.
+        samples: rows trained on.
+        tokens: tokens trained on; 0 where the batches hold none.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a call of `fit` is going to do.
+
+    Attributes:
+        epochs: epochs to reach, counted from the run's first; `None`: no such end.
+        max_steps: steps to reach, counted from the run's first; `None`: no such end.
+        steps_per_epoch: as far as the data's `len` tells; `None` where it has none.
+        log_every: steps in a log window.
+        eval_every: steps between evaluations; `None`: at the end of each epoch.
+    """
+
+    epochs: int | None
+    max_steps: int | None
+    steps_per_epoch: int | None
+    log_every: int
+    eval_every: int | None
+
+    @property
+    def total_steps(self) -> int | None:
+        """The step at which the run is complete; `None` where nobody knows."""
+        by_epochs = (
+            None
+            if self.epochs is None or self.steps_per_epoch is None
+            else self.epochs * self.steps_per_epoch
+        )
+        known = [steps for steps in (by_epochs, self.max_steps) if steps is not None]
+        return min(known, default=None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        progress: how far the run has come.
+        seconds: since `fit` was called. Callback states that are to be equal after an interruption must
+            not depend on it.
+        state: the training state at this moment. It may be donated to the next step: what a callback
+            keeps beyond its call, it must clone.
+    """
+
+    progress: Progress
+    seconds: float
+    state: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainBegin(Event):
+    """A run begins, or goes on.
+
+    Attributes:
+        plan: what it is going to do.
+        resumed: whether it goes on from a checkpoint; then callbacks were given back their states.
+    """
+
+    plan: Plan
+    resumed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EpochBegin(Event):
+    """An epoch begins; one that a resumed run enters in its midst does not begin again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchBegin(Event):
+    """A batch is about to be trained on.
+
+    Attributes:
+        batch: as it goes into the step: `MicroBatches` where it is accumulated.
+    """
+
+    batch: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BackwardEnd(Event):
+    """Gradients are there: sent where the step's metrics hold their norms by layer.
+
+    Forward, backward and update are one graph, so that this comes after the step.
+
+    Attributes:
+        norms: `{path: 0-d tensor}`, the metrics called `grad_norm/<path>`; on the device.
+    """
+
+    norms: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchEnd(Event):
+    """A step was taken.
+
+    Attributes:
+        batch: what it was trained on.
+        metrics: what the step returned, on the device. To read a value is to wait for it: look at
+            `WindowEnd` instead.
+    """
+
+    batch: Any
+    metrics: Metrics | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WindowEnd(Event):
+    """The last `log_every` steps were read. Values that callbacks add with `Log` join the same row.
+
+    Attributes:
+        values: the metrics over the window, as Python floats; `grad_norm_min` and `grad_norm_max` too.
+        steps: in the window.
+        samples: in the window.
+        tokens: in the window.
+        duration: seconds that the window took, without evaluation and checkpoints.
+    """
+
+    values: Mapping[str, float]
+    steps: int
+    samples: int
+    tokens: int
+    duration: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluateBegin(Event):
+    """An evaluation begins.
+
+    Attributes:
+        n_batches: as far as the data's `len` tells.
+    """
+
+    n_batches: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluateEnd(Event):
+    """An evaluation is done.
+
+    Attributes:
+        result: its metrics over all of the data.
+    """
+
+    result: EpochResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EpochEnd(Event):
+    """An epoch is over; its evaluation, where one is due, comes right after.
+
+    Attributes:
+        result: the metrics over its batches, as they were met.
+    """
+
+    result: EpochResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Saved(Event):
+    """A checkpoint was written, or is being written where the store works in the background.
+
+    Attributes:
+        tag: what it was asked for with: "step", "best", "interrupted", "last", ...
+        path: where; `None` where the store does not say.
+    """
+
+    tag: str
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Logged(Event):
+    """One row for the loggers: everything that is known of a window, an evaluation or an epoch.
+
+    Attributes:
+        split: "train" (a window), "eval", "epoch" (an epoch's training metrics), or the name that a
+            `Log` action gave.
+        values: flat names and Python floats.
+    """
+
+    split: str
+    values: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Notice(Event):
+    """Something that a person should know, and that a log should keep; also given as a Python warning.
+
+    Attributes:
+        message: in words: a step repeated for want of memory, steps skipped, data that ended early.
+    """
+
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure(Event):
+    """The run cannot go on. It is saved if it can be, then `TrainEnd` follows.
+
+    Attributes:
+        exception: what was raised.
+        where: "step", "data", "evaluate", "save" or "callback NAME".
+        state: the last whole state; `None` where it is lost.
+    """
+
+    exception: BaseException
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainEnd(Event):
+    """The run is over, one way or another; always the last event.
+
+    Attributes:
+        status: "completed", "stopped", "interrupted" or "failed".
+        reason: in words.
+    """
+
+    status: Status
+    reason: str

@@ -1,0 +1,194 @@
+"""What a run leaves behind: frozen, printable, JSON.
+
+Read next: `trainer.py`, which makes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ftrain.core.state import TrainState
+
+__all__ = ["EpochResult", "FitResult", "Status"]
+
+Status = Literal["completed", "stopped", "interrupted", "failed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochResult:
+    """Metrics over one pass: an epoch of training, or an evaluation.
+
+    Attributes:
+        split: "train" or "eval".
+        epoch: epochs finished before it.
+        step: training steps taken by its end.
+        metrics: `{name: value}`: each the exact merge over all batches (a weighted mean is one division
+            by the true weight). Of training: `loss`, `grad_norm` (the mean) with `grad_norm_min` and
+            `grad_norm_max`, `learning_rate` (the last), `skipped` (a count), and the loss function's
+            own.
+        samples: rows seen.
+        tokens: tokens seen; 0 where there are none.
+        duration: seconds; `None` for an epoch that an interrupted run has brought along (clocks are
+            not part of a checkpoint).
+
+    >>> result = EpochResult("eval", 0, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
+    >>> print(result)
+    eval   epoch 0  step 100  loss 0.5  accuracy 0.9  180 samples/s  2.0 s
+    >>> EpochResult.from_json(result.to_json()) == result
+    True
+    """
+
+    split: str
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+    samples: int
+    tokens: int
+    duration: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """`metrics["loss"]`; NaN where there is none."""
+        return self.metrics.get("loss", math.nan)
+
+    @property
+    def perplexity(self) -> float | None:
+        """The exponential of the token-weighted mean loss; `None` where there are no tokens."""
+        if not self.tokens or "loss" not in self.metrics:
+            return None
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Rows a second; `None` where no time was taken."""
+        return self.samples / self.duration if self.duration else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens a second; `None` where there are none, or no time was taken."""
+        return self.tokens / self.duration if self.duration and self.tokens else None
+
+    def values(self) -> dict[str, float]:
+        """One flat row: the metrics, and what follows from them."""
+        extra = {
+            "perplexity": self.perplexity,
+            "duration": self.duration,
+            "samples_per_second": self.samples_per_second,
+            "tokens_per_second": self.tokens_per_second,
+        }
+        found = {name: value for name, value in extra.items() if value is not None}
+        return {**self.metrics, **found}
+
+    def to_json(self, *, clock: bool = True) -> dict[str, Any]:
+        """A dict that `json.dumps` takes.
+
+        Args:
+            clock: whether durations go along; a checkpoint leaves them out, so that two runs of the
+                same steps make the same bytes.
+        """
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **content,
+            "metrics": dict(self.metrics),
+            "duration": self.duration if clock else None,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> EpochResult:
+        """The result that `to_json` was called on."""
+        return cls(**content)
+
+    def __str__(self) -> str:
+        parts = [f"{self.split:<5}", f"epoch {self.epoch}", f"step {self.step}"]
+        hidden = ("grad_norm_min", "grad_norm_max")
+        for name, value in self.metrics.items():
+            if name == "grad_norm" and hidden[0] in self.metrics:
+                low, high = (self.metrics[each] for each in hidden)
+                parts.append(f"grad_norm {value:.4g} ({low:.4g} to {high:.4g})")
+            elif name not in hidden and not (name == "skipped" and value == 0):
+                parts.append(f"{name} {value:.4g}")
+        if self.perplexity is not None:
+            parts.append(f"perplexity {self.perplexity:.4g}")
+        if self.samples_per_second is not None:
+            parts.append(f"{self.samples_per_second:.4g} samples/s")
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:.4g} tokens/s")
+        if self.duration is not None:
+            parts.append(f"{self.duration:.1f} s")
+        return "  ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """How a run ended, and what it has come to.
+
+    Attributes:
+        state: the training state; `None` only where a failure destroyed it.
+        history: a result for each epoch and each evaluation, in order.
+        status: "completed" (all epochs or steps), "stopped" (a callback asked for it), "interrupted"
+            (a signal; go on with `resume`), or "failed".
+        reason: in words: "3 epochs", "early stopping: ...", "SIGINT", or the exception.
+        step: training steps taken.
+        epoch: epochs finished.
+        checkpoint: the last one written, if there is a store.
+        signal: the number of the signal that interrupted it; a shell expects 128 more as exit code.
+        error: what was raised, where the status is "failed".
+    """
+
+    state: TrainState | Any
+    history: tuple[EpochResult, ...]
+    status: Status
+    reason: str = ""
+    step: int = 0
+    epoch: int = 0
+    checkpoint: str | None = None
+    signal: int | None = None
+    error: BaseException | None = None
+
+    @property
+    def train(self) -> EpochResult | None:
+        """The last epoch's training metrics."""
+        return self._last("train")
+
+    @property
+    def eval(self) -> EpochResult | None:
+        """The last evaluation."""
+        return self._last("eval")
+
+    @property
+    def exit_code(self) -> int:
+        """What a command should exit with: 0, 1 where it failed, 130 after Ctrl-C, 143 after SIGTERM."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return 1 if self.status == "failed" else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the state, as a dict that `json.dumps` takes."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "step": self.step,
+            "epoch": self.epoch,
+            "checkpoint": self.checkpoint,
+            "signal": self.signal,
+            "error": None if self.error is None else f"{type(self.error).__name__}: {self.error}",
+            "history": [result.to_json() for result in self.history],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.status} at step {self.step}, epoch {self.epoch}: {self.reason}"]
+        lines += [f"  {result}" for result in (self.train, self.eval) if result is not None]
+        if self.checkpoint is not None:
+            lines.append(f"  checkpoint {self.checkpoint}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _last(self, split: str) -> EpochResult | None:
+        return next((result for result in reversed(self.history) if result.split == split), None)

@@ -1,0 +1,104 @@
+"""Everything of a run that must survive it: one value, which is what a checkpoint holds.
+
+The tensors of `train` are saved as they are, so that `checkpoint.load(path, like=state)` reads any
+checkpoint of a run; all else is JSON and becomes its metadata.
+
+Read next: `trainer.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain.core.state import TrainState
+from ftrain.data import Cursor
+from ftrain.loop._running import Running
+from ftrain.loop.callback import Stop
+from ftrain.loop.events import Progress
+from ftrain.loop.result import EpochResult
+
+__all__ = ["LoopState"]
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopState:
+    """A run between two steps.
+
+    Attributes:
+        train: the training state.
+        progress: how far it has come.
+        cursor: where it stands in the training data; behind the last batch that was trained on.
+        window: metrics since the last row of the log.
+        epoch: metrics since the epoch began.
+        history: results of the epochs and evaluations so far.
+        callbacks: `{name: state}`, JSON.
+        accumulate: how many of the loader's batches make one step.
+        micro_batches: into how many parts each of them is cut, because memory did not suffice.
+        nonfinite: how many steps in a row were skipped for a non-finite gradient.
+        stop: what ended the run, if something did.
+        unlogged: rows that the loggers had not been handed when this was saved, `(split, values)`.
+    """
+
+    train: TrainState | Any
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    cursor: Cursor | None = None
+    window: Running = dataclasses.field(default_factory=Running)
+    epoch: Running = dataclasses.field(default_factory=Running)
+    history: tuple[EpochResult, ...] = ()
+    callbacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    accumulate: int = 1
+    micro_batches: int = 1
+    nonfinite: int = 0
+    stop: Stop | None = None
+    unlogged: tuple[tuple[str, Mapping[str, float]], ...] = ()
+
+    def metadata(self) -> dict[str, Any]:
+        """All but `train`, as JSON; without clocks: two runs of the same steps make the same bytes."""
+        return {
+            "version": _VERSION,
+            "progress": self.progress._asdict(),
+            "data": None if self.cursor is None else self.cursor.to_json(),
+            "window": self.window.to_json(),
+            "epoch": self.epoch.to_json(),
+            "history": [result.to_json(clock=False) for result in self.history],
+            "callbacks": dict(self.callbacks),
+            "accumulate": self.accumulate,
+            "micro_batches": self.micro_batches,
+            "nonfinite": self.nonfinite,
+            "stop": None if self.stop is None else dataclasses.asdict(self.stop),
+            "unlogged": [[split, dict(values)] for split, values in self.unlogged],
+        }
+
+    @classmethod
+    def from_metadata(cls, train: TrainState | Any, content: Mapping[str, Any]) -> LoopState:
+        """The value whose `metadata` this is.
+
+        Raises:
+            ValueError: it is not what a trainer saved, or comes from a newer version of ftrain.
+        """
+        version = content.get("version") if isinstance(content, Mapping) else None
+        if version != _VERSION:
+            raise ValueError(
+                f"this checkpoint holds no run that a trainer can go on with (version {version!r}, "
+                f"expected {_VERSION}): it was saved by other means, or by a newer ftrain. To start a "
+                "new run from its weights, load the state and hand it to fit without `resume`."
+            )
+        stop = content["stop"]
+        return cls(
+            train=train,
+            progress=Progress(**content["progress"]),
+            cursor=None if content["data"] is None else Cursor.from_json(content["data"]),
+            window=Running.from_json(content["window"]),
+            epoch=Running.from_json(content["epoch"]),
+            history=tuple(EpochResult.from_json(result) for result in content["history"]),
+            callbacks=dict(content["callbacks"]),
+            accumulate=content["accumulate"],
+            micro_batches=content["micro_batches"],
+            nonfinite=content["nonfinite"],
+            stop=None if stop is None else Stop(**stop),
+            unlogged=tuple((split, values) for split, values in content["unlogged"]),
+        )
