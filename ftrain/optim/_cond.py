@@ -44,14 +44,17 @@ def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T
     def flat(*leaves: torch.Tensor) -> list[torch.Tensor]:
         with loop_body():  # draws from outside would depend on which branch is taken
             new = tree.leaves(change(tree.unflatten(treedef, leaves)))
-        return [like(x, leaf) for x, leaf in zip(new, leaves, strict=True)]
+        return [
+            leaf.clone() if x is leaf else like(x, leaf)
+            for x, leaf in zip(new, leaves, strict=True)
+        ]
 
     if not old:
         return value
     if in_transform():
         new = [torch.where(predicate, x, leaf) for x, leaf in zip(flat(*old), old, strict=True)]
         new = [like(x, leaf) for x, leaf in zip(new, old, strict=True)]
-    elif is_tracing():
+    elif is_tracing() or isinstance(predicate, _torch.FakeTensor):
         new = _operator(predicate, flat, old)
     else:
         new = flat(*old) if bool(predicate) else [x.clone() for x in old]

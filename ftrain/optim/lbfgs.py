@@ -213,8 +213,9 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         p, g = _vector(ps), _vector(gs)
         s, y = p - state.params, g - state.grads
         curvature = s @ y
-        least = torch.finfo(p.dtype).eps * s.norm() * y.norm()
-        curved = (state.count > 0) & (curvature > least)
+        # At the minimum both are rounding noise: torch.optim asks for 1e-10, in any dtype.
+        eps = torch.finfo(p.dtype).eps
+        curved = (state.count > 0) & (curvature > eps * (s.norm() * y.norm() + eps**0.5))
         weight = torch.where(curved, 1 / curvature, 0)
 
         def remembered(memory: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

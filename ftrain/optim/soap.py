@@ -25,6 +25,8 @@ from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["SOAPState", "soap"]
 
+SHIFT = 1e-3  # of the mean eigenvalue
+Moments = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]
 Side = torch.Tensor | None  # of a matrix: None where it keeps the basis that it has
 
 
@@ -173,11 +175,16 @@ def soap(
             if right is not None:
                 grams[right] = torch.lerp(grams[right], wide.mT @ wide, one_b3)
 
-        def refreshed(old: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-            return _refreshed(places, grams, *old)
+        matters = [index for index, place in enumerate(places) if place != (None, None)]
+
+        def refreshed(old: Moments) -> Moments:
+            return _refreshed([places[index] for index in matters], grams, *old)
 
         due = (state.count % precondition_frequency == 0) | (state.count < precondition_frequency)
-        mu, nu, bases = changed_if(due, refreshed, (mu, nu, list(state.bases)))
+        old = [mu[index] for index in matters], [nu[index] for index in matters], list(state.bases)
+        means, squares, bases = changed_if(due, refreshed, old)
+        for index, m, v in zip(matters, means, squares, strict=True):
+            mu[index], nu[index] = m, v
         new = SOAPState(
             state.count + 1,
             rate.float(),
@@ -197,34 +204,39 @@ def _refreshed(
     mu: list[torch.Tensor],
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """The bases after a step of orthogonal iteration, and the moments in them.
+) -> Moments:
+    """The moments in the bases that a step of orthogonal iteration makes, and these.
 
     The mean is turned; the squares cannot be, and only follow the order of the columns.
     """
     new = list(bases)
-    mu, nu = list(mu), list(nu)
-    for index, (left, right) in enumerate(places):
-        if left is None and right is None:
-            continue
-        m = _turned_back(mu[index], _at(bases, left), _at(bases, right))
-        v = nu[index].flatten(1)
+    means, squares = [], []
+    for m, v, (left, right) in zip(mu, nu, places, strict=True):
+        plain = _turned_back(m, _at(bases, left), _at(bases, right))
+        wide = v.flatten(1)
         if left is not None:
             new[left], order = _iterated(grams[left], bases[left])
-            v = v.index_select(0, order)
+            wide = wide.index_select(0, order)
         if right is not None:
             new[right], order = _iterated(grams[right], bases[right])
-            v = v.index_select(1, order)
-        mu[index] = _turned(m, _at(new, left), _at(new, right))
-        nu[index] = v.view(nu[index].shape)
-    return mu, nu, new
+            wide = wide.index_select(1, order)
+        means.append(_turned(plain, _at(new, left), _at(new, right)))
+        squares.append(wide.view(v.shape))
+    return means, squares, new
 
 
 def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`qr(gram basis)`, and the order in which it takes the columns: largest eigenvalue first."""
+    """`qr(gram basis)`, and the order in which it takes the columns: largest eigenvalue first.
+
+    The shift has the same eigenvectors. It keeps directions that no gradient has shown yet where they
+    are; without it they would be whatever rounding makes of them. So would the signs, but for the last
+    line, with which columns turn as little as they can.
+    """
     image = gram @ basis
     order = (basis * image).sum(0).argsort(descending=True, stable=True)
-    return torch.linalg.qr(image.index_select(1, order)).Q, order
+    image = image + SHIFT * gram.diagonal().mean() * basis
+    q, r = torch.linalg.qr(image.index_select(1, order))
+    return torch.where(r.diagonal() < 0, -q, q), order
 
 
 def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:

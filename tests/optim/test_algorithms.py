@@ -140,7 +140,8 @@ def test_a_vmapped_row_is_a_single_run(name):
         row = tree.map(lambda x, i=i: x[i], (params, state))
         if case.exact_rows:
             assert tree.digest(row) == tree.digest(single)
-        torch.testing.assert_close(row, single, rtol=1e-5, atol=1e-6)
+        tolerance = case.row_tolerance
+        torch.testing.assert_close(row, single, rtol=tolerance, atol=tolerance / 10)
 
 
 @every_optimizer
@@ -155,7 +156,8 @@ def test_traces_on_fake_tensors_and_the_trace_repeats(name):
 
     state = optimizer.init(params)
     graph = make_fx(step, tracing_mode="fake")(params, state, params)
-    assert not [n for n in graph.graph.nodes if n.op == "get_attr"]  # no tensor burnt in
+    constants = [getattr(graph, n.target) for n in graph.graph.find_nodes(op="get_attr")]
+    assert not [c for c in constants if isinstance(c, torch.Tensor)]  # no tensor burnt in
     for _ in range(3):
         expected = step(params, state, params)
         found = graph(params, state, params)
