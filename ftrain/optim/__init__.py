@@ -89,6 +89,7 @@ from ftrain.optim.sgd import SGDState, sgd
 from ftrain.optim.skip import SkipState, skip_large_updates, skip_nonfinite
 from ftrain.optim.soap import SOAPState, soap
 from ftrain.optim.sophia import SophiaState, hutchinson_diagonal, sophia
+from ftrain.optim.state_dicts import export_state_dict, import_state_dict
 from ftrain.optim.weight_decay import add_decayed_weights
 from ftrain.optim.with_hyperparams import HyperparamsState, set_hyperparams, with_hyperparams
 from ftrain.optim.yogi import YogiState, yogi
@@ -168,12 +169,14 @@ __all__ = [
     "ema",
     "everything",
     "exponential",
+    "export_state_dict",
     "freeze",
     "from_torch",
     "get",
     "global_norm",
     "hutchinson_diagonal",
     "identity",
+    "import_state_dict",
     "inverse_sqrt",
     "join",
     "lamb",

@@ -10,7 +10,7 @@ import optree
 from ftrain.core import tree
 from ftrain.optim.protocol import PyTree
 
-__all__ = ["get", "locate"]
+__all__ = ["get", "locate", "nodes"]
 
 
 def get(state: PyTree, name: str, *within: str) -> Any:
@@ -45,6 +45,13 @@ def locate(state: PyTree, name: str, *within: str) -> tuple[str, Any]:
         return path, value
     deeper, value = locate(value, *within)
     return path + deeper, value
+
+
+def nodes(state: PyTree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node and leaf of a state with its path, outermost first."""
+    yield path, state
+    for step, _, child, _ in _children(state):
+        yield from nodes(child, path + step)
 
 
 def _one(state: PyTree, name: str) -> tuple[str, Any]:

@@ -1,0 +1,371 @@
+"""To and from the `state_dict` of an optimizer's twin in `torch.optim`.
+
+A run that was started there goes on here, and the other way round. What crosses over is memory: moments,
+sums, counts. Hyper-parameters are said anew, in the call that makes the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim.adadelta import AdadeltaState
+from ftrain.optim.adafactor import AdafactorState
+from ftrain.optim.adagrad import AdagradState
+from ftrain.optim.adam import AdamState
+from ftrain.optim.adamax import AdamaxState
+from ftrain.optim.amsgrad import AMSGradState
+from ftrain.optim.asgd import ASGDState
+from ftrain.optim.from_torch import FromTorchState
+from ftrain.optim.get import nodes
+from ftrain.optim.masks import names as names_of
+from ftrain.optim.nadam import NAdamState
+from ftrain.optim.protocol import PyTree
+from ftrain.optim.radam import RAdamState
+from ftrain.optim.rmsprop import RMSpropState
+from ftrain.optim.rprop import RpropState
+from ftrain.optim.sgd import SGDState
+
+__all__ = ["export_state_dict", "import_state_dict"]
+
+Names = nn.Module | Sequence[str]
+
+_MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+
+# Which class of torch.optim keeps the memory of a state, and under which names.
+_TWINS: dict[type, tuple[tuple[str, ...], dict[str, str]]] = {
+    SGDState: (("SGD",), {"momentum": "momentum_buffer"}),
+    AdamState: (("Adam", "AdamW"), _MOMENTS),
+    AMSGradState: (("Adam", "AdamW"), {**_MOMENTS, "nu_max": "max_exp_avg_sq"}),
+    NAdamState: (("NAdam",), _MOMENTS),
+    RAdamState: (("RAdam",), _MOMENTS),
+    AdamaxState: (("Adamax",), {"mu": "exp_avg", "nu": "exp_inf"}),
+    AdagradState: (("Adagrad",), {"nu": "sum"}),
+    AdadeltaState: (("Adadelta",), {"nu": "square_avg", "delta": "acc_delta"}),
+    RMSpropState: (
+        ("RMSprop",),
+        {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"},
+    ),
+    ASGDState: (("ASGD",), {"average": "ax"}),
+    RpropState: (("Rprop",), {"step_size": "step_size", "previous": "prev"}),
+    AdafactorState: (
+        ("Adafactor",),
+        {"row": "row_var", "column": "col_var", "nu": "variance"},
+    ),
+}
+
+
+def import_state_dict(
+    state_dict: Mapping[str, Any], opt_state: PyTree, names: Names, *, count: int | None = None
+) -> PyTree:
+    """An optimizer's state that goes on where a `torch.optim` twin's stopped.
+
+        optimizer = optim.adamw(1e-3, weight_decay=0.01, mask=optim.everything)
+        opt_state = optim.import_state_dict(torch_optimizer.state_dict(), optimizer.init(params), model)
+
+    Args:
+        state_dict: of `SGD`, `Adam`, `AdamW`, `NAdam`, `RAdam`, `Adamax`, `Adagrad`, `Adadelta`,
+            `RMSprop`, `ASGD`, `Rprop` or `Adafactor`, or of any class for `from_torch`.
+        opt_state: a state of the ftrain optimizer for the same parameters, as its `init` makes it; it
+            says which algorithm is meant. It may be nested, in `chain`, `ema` or `partition`: every part
+            with a twin is filled, the rest stays.
+        names: the parameters' names in the order in which the torch optimizer was given them: the
+            module, for `model.parameters()`, or a list. Names in the dict itself (`param_names`) win.
+        count: how many updates were done; for SGD alone, which does not say.
+
+    Returns:
+        A new state.
+
+    Raises:
+        ValueError: the dict is not of the twin, parameters or shapes differ, the parameters have not
+            all been updated equally often; the message names the parameter.
+
+    >>> from ftrain import optim
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> theirs = torch.optim.Adam([weight], lr=0.1)
+    >>> weight.grad = torch.ones(2)
+    >>> theirs.step()
+    >>> state = optim.adam(0.1).init({"w": torch.ones(2)})
+    >>> import_state_dict(theirs.state_dict(), state, ["w"]).mu
+    {'w': tensor([0.1000, 0.1000])}
+    """
+    entries, rates = _by_name(state_dict, names)
+    leaves, treedef = tree.flatten(opt_state)
+    index_of = {path: index for index, path in enumerate(tree.paths(opt_state))}
+    parts = _parts(opt_state)
+    _check_all_taken(entries, {name for part in parts for name in part.names})
+    for part in parts:
+        for path, value in _imported(part, entries, rates, count).items():
+            leaves[index_of[path]] = _fitted(path, value, leaves[index_of[path]])
+    return tree.unflatten(treedef, leaves)
+
+
+def export_state_dict(
+    opt_state: PyTree, twin: torch.optim.Optimizer, names: Names
+) -> dict[str, Any]:
+    """What `twin.load_state_dict` takes to go on where an ftrain optimizer has stopped.
+
+        theirs = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+        theirs.load_state_dict(optim.export_state_dict(state.opt_state, theirs, model))
+
+    Args:
+        opt_state: the state, nested or not, of an optimizer that has a twin (`import_state_dict`).
+        twin: an instance of the twin, made with its hyper-parameters; it is not changed.
+        names: the parameters' names in the order of `twin`'s, or their module.
+
+    Returns:
+        A dict like `twin.state_dict()`, with the groups of `twin` and the memory of `opt_state`.
+
+    Raises:
+        ValueError: `twin` is of another algorithm; a parameter that moves is not among its own.
+
+    >>> from ftrain import optim
+    >>> params = {"w": torch.ones(2)}
+    >>> optimizer = optim.adam(0.1)
+    >>> _, state = optimizer.update(params, optimizer.init(params), params)
+    >>> theirs = torch.optim.Adam([torch.nn.Parameter(params["w"])], lr=0.1)
+    >>> theirs.load_state_dict(export_state_dict(state, theirs, ["w"]))
+    >>> theirs.state_dict()["state"][0]["exp_avg"]
+    tensor([0.1000, 0.1000])
+    """
+    order = _order_of(twin, names)
+    state: dict[int, dict[str, Any]] = {}
+    for part in _parts(opt_state):
+        _check_twin(part, twin)
+        for name, entry in _exported(part, twin).items():
+            if name not in order:
+                raise ValueError(
+                    f"{name} is no parameter of this {type(twin).__name__}: {_listed(order)}."
+                )
+            state[order[name]] = entry
+    groups = twin.state_dict()["param_groups"]
+    return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+
+class _Part(NamedTuple):
+    """A state with a twin, somewhere in an optimizer's state.
+
+    Attributes:
+        path: where it is.
+        state: itself.
+        columns: torch's name of a memory -> path and tensor of each parameter that has it, by name.
+        names: the parameters that it has a memory of.
+    """
+
+    path: str
+    state: Any
+    columns: dict[str, dict[str, tuple[str, torch.Tensor]]]
+    names: list[str]
+
+
+def _parts(opt_state: PyTree) -> list[_Part]:
+    found = []
+    for path, state in nodes(opt_state):
+        if isinstance(state, FromTorchState):
+            trees = {
+                key: (f"{path}.entries[{key!r}]", value) for key, value in state.entries.items()
+            }
+        elif type(state) in _TWINS:
+            _, fields = _TWINS[type(state)]
+            trees = {to: (f"{path}.{own}", getattr(state, own)) for own, to in fields.items()}
+        else:
+            continue
+        columns = {key: _column(where, value) for key, (where, value) in trees.items()}
+        names = list(dict.fromkeys(name for column in columns.values() for name in column))
+        found.append(_Part(path, state, columns, names))
+    if not found:
+        raise ValueError(
+            "no part of this optimizer's state has a twin in torch.optim. There are twins of "
+            f"{', '.join(kind.__name__.removesuffix('State') for kind in _TWINS)}, and `from_torch`."
+        )
+    return found
+
+
+def _column(path: str, values: PyTree) -> dict[str, tuple[str, torch.Tensor]]:
+    flat, treedef = tree.flatten(values)
+    rows = zip(names_of(treedef), tree.paths(values), flat, strict=True)
+    return {name: (path + below, leaf) for name, below, leaf in rows}
+
+
+def _imported(
+    part: _Part, entries: Mapping[str, dict[str, Any]], rates: Mapping[str, Any], count: int | None
+) -> dict[str, Any]:
+    """What stands where in the new state, by path."""
+    missing = [name for name in part.names if name not in entries]
+    if missing:
+        raise ValueError(
+            f"the torch state knows no parameter {_listed(missing)}; it has {_listed(entries)}. Give "
+            "the names in the order in which the torch optimizer was given the parameters."
+        )
+    mine = {name: entries[name] for name in part.names}
+    done = _count(part, mine, count)
+    found: dict[str, Any] = {f"{part.path}.count": done}
+    rate = next((rates[name] for name in mine), None)
+    if rate is not None and hasattr(part.state, "learning_rate"):
+        found[f"{part.path}.learning_rate"] = rate
+    if not any(mine.values()):
+        return found
+    for key, column in part.columns.items():
+        for name, (path, old) in column.items():
+            if old.numel() == 0 and key not in mine[name]:
+                continue  # Adafactor has rows and columns of matrices only
+            if mine[name].get(key) is None:
+                raise ValueError(
+                    f"the torch state of {name} has no {key!r}, which {type(part.state).__name__} "
+                    f"needs: it has {_listed(mine[name]) or 'nothing'}. Is it another algorithm's, or "
+                    "were its options others?"
+                )
+            found[path] = mine[name][key]
+    known = {*part.columns, "step", "eta", "mu", "mu_product"}
+    unknown = {key for entry in mine.values() for key, v in entry.items() if v is not None} - known
+    if unknown:
+        raise ValueError(
+            f"the torch state remembers {_listed(sorted(unknown))}, for which "
+            f"{type(part.state).__name__} has no place: it is another algorithm's, or its options were "
+            "others (amsgrad, centered, momentum)."
+        )
+    if isinstance(part.state, NAdamState):
+        found[f"{part.path}.mu_product"] = _one("mu_product", mine)
+    return found
+
+
+def _count(part: _Part, mine: Mapping[str, dict[str, Any]], count: int | None) -> int:
+    if any("step" in entry for entry in mine.values()):
+        return int(_one("step", mine))
+    if count is not None:
+        return count
+    if not any(mine.values()):
+        return 0
+    if isinstance(part.state, (SGDState, FromTorchState)):
+        raise ValueError(
+            "the torch state does not say how many updates were done, which schedules go by: say it, "
+            "`import_state_dict(..., count=1000)`."
+        )
+    raise ValueError("the torch state has no 'step': it is another algorithm's.")
+
+
+def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
+    """The value that all parameters have in common."""
+    values = {name: float(entry[key]) if key in entry else 0.0 for name, entry in mine.items()}
+    (first, value), *rest = values.items()
+    for name, other in rest:
+        if other != value:
+            raise ValueError(
+                f"{first} has {key} {value:g} and {name} {other:g}. ftrain counts updates once for all "
+                "parameters, and cannot go on with parameters that were updated unequally often."
+            )
+    return value
+
+
+def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        return torch.full_like(old, value)
+    if value.shape != old.shape:
+        raise ValueError(
+            f"the torch state has shape {tuple(value.shape)} for state{path}, which has shape "
+            f"{tuple(old.shape)}. Are the names in the order of the torch optimizer's parameters?"
+        )
+    return like(value.detach().to(device=old.device, dtype=old.dtype, copy=True), old)
+
+
+def _by_name(
+    state_dict: Mapping[str, Any], names: Names
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What torch remembers of each parameter, and its learning rate."""
+    if not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError(
+            f"an optimizer's state_dict has 'state' and 'param_groups', found {_listed(state_dict)}. "
+            "In a checkpoint it is one entry of several."
+        )
+    groups = state_dict["param_groups"]
+    ids = [index for group in groups for index in group["params"]]
+    if all("param_names" in group for group in groups):
+        order = [name for group in groups for name in group["param_names"]]
+    elif isinstance(names, nn.Module):
+        order = [name for name, _ in names.named_parameters()]
+    else:
+        order = list(names)
+    _check_length(order, ids)
+    rate = {index: group.get("lr") for group in groups for index in group["params"]}
+    entries = {name: state_dict["state"].get(i, {}) for name, i in zip(order, ids, strict=True)}
+    return entries, {name: rate[i] for name, i in zip(order, ids, strict=True)}
+
+
+def _check_all_taken(entries: Mapping[str, dict[str, Any]], taken: set[str]) -> None:
+    left = [name for name, entry in entries.items() if entry and name not in taken]
+    if left and taken:
+        raise ValueError(
+            f"the torch state remembers {_listed(left)}, which this optimizer does not move. Give it "
+            "the state of an optimizer of the same parameters."
+        )
+
+
+def _order_of(twin: torch.optim.Optimizer, names: Names) -> dict[str, int]:
+    """The index that torch gives to each parameter, by name."""
+    params = [p for group in twin.param_groups for p in group["params"]]
+    if isinstance(names, nn.Module):
+        called = {id(p): name for name, p in names.named_parameters()}
+        return {called[id(p)]: index for index, p in enumerate(params) if id(p) in called}
+    order = list(names)
+    _check_length(order, params)
+    return {name: index for index, name in enumerate(order)}
+
+
+def _check_length(order: Sequence[str], ids: Sequence[Any]) -> None:
+    if len(order) != len(ids):
+        raise ValueError(
+            f"the torch optimizer has {len(ids)} parameters, and {len(order)} names are given: "
+            f"{_listed(order)}. Give one for each, frozen ones included, in its order."
+        )
+
+
+def _check_twin(part: _Part, twin: torch.optim.Optimizer) -> None:
+    if isinstance(part.state, FromTorchState):
+        return
+    classes, columns = _TWINS[type(part.state)]
+    amsgrad = bool(twin.param_groups[0].get("amsgrad"))
+    fits = type(twin).__name__ in classes and amsgrad == ("max_exp_avg_sq" in columns.values())
+    if not fits:
+        raise ValueError(
+            f"the twin of {type(part.state).__name__} is torch.optim.{' or '.join(classes)}"
+            f"{' with amsgrad=True' if 'max_exp_avg_sq' in columns.values() else ''}, not "
+            f"{type(twin).__name__}{' with amsgrad=True' if amsgrad else ''}."
+        )
+
+
+def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What torch is to remember of each parameter."""
+    step = float(part.state.count)
+    if not step:
+        return {}  # torch begins by itself
+    common: dict[str, torch.Tensor] = {}
+    if not isinstance(part.state, (SGDState, FromTorchState)):
+        common["step"] = torch.tensor(step)
+    if isinstance(part.state, NAdamState):
+        common["mu_product"] = part.state.mu_product.to(torch.float32)
+    if isinstance(part.state, ASGDState):
+        group = twin.param_groups[0]
+        shrunk = (1 + group["lambd"] * float(group["lr"]) * step) ** group["alpha"]
+        common["eta"] = torch.tensor(float(group["lr"]) / shrunk)
+        common["mu"] = torch.tensor(1 / max(1.0, step - group["t0"]))
+    found: dict[str, dict[str, Any]] = {}
+    for name in part.names:
+        found[name] = {key: value.clone() for key, value in common.items()}
+        for key, column in part.columns.items():
+            if name in column and not _is_left_out(part.state, column[name][1]):
+                found[name][key] = column[name][1].detach().clone()
+    return found
+
+
+def _is_left_out(state: Any, leaf: torch.Tensor) -> bool:
+    return isinstance(state, AdafactorState) and leaf.numel() == 0
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:5]) + (", ..." if len(every) > 5 else "")

@@ -1,0 +1,446 @@
+"""What each wrapper is for, as laws over random trees, weights and settings."""
+
+from __future__ import annotations
+
+import copy
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import OPTIMIZERS, SHAPES, random_tree, ulps
+
+names = st.sampled_from(sorted(OPTIMIZERS))
+seeds = st.integers(0, 2**31)
+masks = st.lists(st.booleans(), min_size=len(SHAPES), max_size=len(SHAPES))
+
+
+def steps(optimizer, seed, n, *, params=None, extra=lambda step: {}):
+    """The parameters after each of `n` updates with random gradients, and the last state."""
+    params = params or random_tree(seed, SHAPES, torch.float32, 1.0)
+    state, history = optimizer.init(params), []
+    for step in range(n):
+        grads = random_tree(seed + step + 1, SHAPES, torch.float32)
+        grads = {name: grads[name] for name in params}
+        updates, state = optimizer.update(grads, state, params, **extra(step))
+        params = optim.apply_updates(params, updates)
+        history.append(params)
+    return history, state
+
+
+def dict_of(mask):
+    return {f"p{i}": bit for i, bit in enumerate(mask)}
+
+
+# --- parts ---
+
+
+@given(names, masks, seeds)
+@settings(max_examples=30)
+def test_masked_leaves_are_untouched_and_the_others_are_as_alone(name, mask, seed):
+    params, grads = (random_tree(seed + i, SHAPES, torch.float32) for i in range(2))
+    optimizer = OPTIMIZERS[name](0.1)
+    chosen = [key for key, bit in dict_of(mask).items() if bit]
+    alone, _ = optimizer.update(
+        *({k: t[k] for k in chosen} for t in (grads,)),
+        optimizer.init({k: params[k] for k in chosen}),
+        {k: params[k] for k in chosen},
+    )
+    masked = optim.masked(optimizer, dict_of(mask))
+    updates, _ = masked.update(grads, masked.init(params), params)
+    frozen = optim.freeze(optimizer, {key: not bit for key, bit in dict_of(mask).items()})
+    moved, _ = frozen.update(grads, frozen.init(params), params)
+    for key, bit in dict_of(mask).items():
+        assert tree.digest(updates[key]) == tree.digest(alone[key] if bit else grads[key])
+        if bit:
+            assert tree.digest(moved[key]) == tree.digest(alone[key])
+    after = optim.apply_updates(params, moved)
+    for key, bit in dict_of(mask).items():
+        assert bit or tree.digest(after[key]) == tree.digest(params[key])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_frozen_parameters_keep_every_bit(dtype):
+    """Signed zeros, infinities and denormals included. (A NaN of bfloat16 stays one, not its bits.)"""
+    odd = [-0.0, 0.0, torch.inf, -torch.inf, torch.finfo(dtype).tiny / 2]
+    params = {"w": torch.tensor(odd, dtype=dtype)}
+    updates, _ = optim.set_to_zero().update(params, ())
+    assert tree.digest(optim.apply_updates(params, updates)) == tree.digest(params)
+
+
+@given(
+    st.lists(names, min_size=3, max_size=3),
+    st.lists(st.integers(0, 2), min_size=5, max_size=5),
+    seeds,
+)
+@settings(max_examples=20)
+def test_partition_is_separate_optimizers(three, owners, seed):
+    groups = {
+        f"g{i}": ({f"p{j}": owner == i for j, owner in enumerate(owners)}, OPTIMIZERS[name](0.1))
+        for i, name in enumerate(three)
+    }
+    together, _ = steps(optim.partition(groups), seed, 3)
+    start = random_tree(seed, SHAPES, torch.float32, 1.0)
+    for i, (_, optimizer) in enumerate(groups.values()):
+        mine = {f"p{j}": start[f"p{j}"] for j, owner in enumerate(owners) if owner == i}
+        if mine:
+            alone, _ = steps(optimizer, seed, 3, params=mine)
+            for found, expected in zip(together, alone, strict=True):
+                assert tree.digest({k: found[k] for k in mine}) == tree.digest(expected)
+
+
+def test_groups_by_pattern_predicate_and_order():
+    """No decay on norms and biases is adamw's default; a smaller rate on the backbone is a line."""
+    params = {
+        "backbone.conv.weight": torch.ones(2, 2),
+        "backbone.norm.weight": torch.ones(2),
+        "head.weight": torch.ones(2, 2),
+        "head.bias": torch.ones(2),
+    }
+    optimizer = optim.partition(
+        {
+            "backbone": (r"^backbone\.", optim.adamw(1e-4, weight_decay=0.5)),
+            "head": (optim.everything, optim.adamw(1e-3, weight_decay=0.5)),
+        }
+    )
+    state = optimizer.init(params)
+    zeros = tree.map(torch.zeros_like, params)
+    updates, state = optimizer.update(zeros, state, params)
+    assert {name: round(u.flatten()[0].item(), 7) for name, u in updates.items()} == {
+        "backbone.conv.weight": -5e-5,
+        "backbone.norm.weight": 0,
+        "head.weight": -5e-4,
+        "head.bias": 0,
+    }
+    assert optim.get(state, "backbone", "learning_rate") == torch.tensor(1e-4)
+    assert optim.get(state, "head", "learning_rate") == torch.tensor(1e-3)
+    no_biases = optim.matching(lambda name, p: not name.endswith("bias") and p.ndim > 1)
+    assert no_biases(params) == {name: p.ndim == 2 for name, p in params.items()}
+
+
+def test_names_are_those_of_modules_whatever_the_tree():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    nested = [dict(layer.named_parameters()) for layer in module]
+    seen = []
+    optim.matching(lambda name, p: seen.append(name) or True)(nested)
+    assert sorted(seen) == sorted(name for name, _ in module.named_parameters())
+
+
+def test_a_step_reports_the_rate_of_each_group():
+    init_state, train_step, _ = ftrain.make_steps(
+        lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)),
+        lambda model, batch: model(batch).square().mean(),
+        optim.partition(
+            {"first": ("^0", optim.adamw(1e-4)), "rest": (optim.everything, optim.sgd(1e-2))}
+        ),
+    )
+    _, metrics = train_step(init_state(0), torch.ones(4, 2))
+    assert metrics["learning_rate['first'].learning_rate"] == torch.tensor(1e-4)
+    assert metrics["learning_rate['rest'].learning_rate"] == torch.tensor(1e-2)
+
+
+def test_functions_of_the_parameters_reach_a_group_as_functions_of_its_part():
+    """SAM on one group climbs in that group alone, with the others where they are."""
+    params = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+
+    def gradient(p):
+        return {"a": 2 * p["a"] * p["b"], "b": (p["a"] ** 2).sum().reshape(1)}
+
+    optimizer = optim.partition(
+        {"a": ("a", optim.sam(optim.sgd(1.0), 0.5)), "b": ("b", optim.sgd(1.0))}
+    )
+    grads = gradient(params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, grad_fn=gradient)
+    climbed = params["a"] + 0.5 * grads["a"] / grads["a"].norm()
+    torch.testing.assert_close(updates["a"], -gradient({**params, "a": climbed})["a"])
+    torch.testing.assert_close(updates["b"], -grads["b"])
+
+
+# --- updates gathered, or left out ---
+
+
+@given(names, st.integers(1, 5), seeds)
+@settings(max_examples=25)
+def test_k_steps_are_one_update_with_the_mean(name, k, seed):
+    """To the bit: parameters untouched in between, then the update with the mean gradient."""
+    inner = OPTIMIZERS[name](0.1)
+    optimizer = optim.multi_steps(inner, k)
+    params = expected = random_tree(seed, SHAPES, torch.float32, 1.0)
+    state, inner_state = optimizer.init(params), inner.init(params)
+    for cycle in range(2):
+        total = None
+        for micro in range(k):
+            grads = random_tree(seed + 10 * cycle + micro + 1, SHAPES, torch.float32)
+            total = grads if total is None else tree.map(torch.add, total, grads)
+            updates, state = optimizer.update(grads, state, params)
+            params = optim.apply_updates(params, updates)
+            if micro < k - 1:
+                assert tree.digest(params) == tree.digest(expected)
+                assert tree.digest(state.inner) == tree.digest(inner_state)
+                assert state.micro_step == micro + 1
+        mean = tree.map(lambda t: t / k, total)
+        updates, inner_state = inner.update(mean, inner_state, expected)
+        expected = optim.apply_updates(expected, updates)
+        assert tree.digest(params) == tree.digest(expected)
+        assert tree.digest(state.inner) == tree.digest(inner_state)
+        assert (state.updates_done, state.micro_step) == (cycle + 1, 0)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=6), seeds)
+@settings(max_examples=25)
+def test_weights_are_exact(weights, seed):
+    """The mean is `sum w g / sum w`, micro-steps of no weight included; losses likewise."""
+    seen = []
+
+    def spy(grads, state, params=None, **extra):
+        seen.append((grads, extra["loss"], extra["value_fn"]))
+        return grads, state
+
+    optimizer = optim.multi_steps(optim.GradientTransformation(lambda p: (), spy), len(weights))
+    params = random_tree(seed, SHAPES, torch.float32)
+    state, total = optimizer.init(params), sum(weights)
+    every = [random_tree(seed + i, SHAPES, torch.float64) for i in range(len(weights))]
+    for i, (weight, grads) in enumerate(zip(weights, every, strict=True)):
+        _, state = optimizer.update(
+            tree.map(torch.Tensor.float, grads), state, params,
+            weight=torch.tensor(weight), loss=torch.tensor(float(i)), value_fn=target_of_last,
+        )  # fmt: skip
+    ((mean, loss, value_fn),) = seen
+    assert value_fn is None  # it knows the last batch only
+    share = [w / max(total, 1) for w in weights]
+    assert loss.item() == pytest.approx(sum(w * i for i, w in enumerate(share)), rel=1e-6)
+    for key, found in mean.items():
+        terms = [w * g[key] for w, g in zip(share, every, strict=True)]
+        # One rounding for each product, sum and the quotient, of the largest partial sum.
+        size = sum(t.abs() for t in terms)
+        assert ((found - sum(terms)).abs() <= (len(terms) + 3) * 6e-8 * size).all()
+
+
+def target_of_last(params):
+    raise AssertionError
+
+
+def test_scheduled_k_and_the_inner_optimizer_s_cost():
+    """k grows with the updates done; the inner optimizer is called at the last micro-steps only."""
+    calls = []
+
+    def spy(grads, state, params=None, **extra):
+        calls.append(grads["w"].item())
+        return grads, state
+
+    optimizer = optim.multi_steps(
+        optim.GradientTransformation(lambda p: (), spy), lambda count: 1 + count
+    )
+    params = {"w": torch.tensor(0.0)}
+    state, when = optimizer.init(params), []
+    for step in range(10):
+        before = len(calls)
+        updates, state = optimizer.update({"w": torch.tensor(float(step))}, state, params)
+        params = optim.apply_updates(params, updates)
+        when.append(len(calls) - before)
+    assert when == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1]
+    assert calls == [0.0, 1.5, 4.0, 7.5]
+
+
+def test_multi_steps_in_a_compiled_graph_is_a_branch():
+    optimizer = optim.multi_steps(optim.adamw(0.1), 3)
+    params = random_tree(0, [(4, 3)], torch.float32)
+    compiled = ftrain.compile(optimizer.update, backend="eager")
+    graph = compiled.graph(params, optimizer.init(params), params)
+    operators = [str(node.target) for node in graph.graph.nodes]
+    assert any("cond" in operator for operator in operators)
+    assert not any("sqrt" in operator for operator in operators)  # Adam is inside the branch
+
+
+@given(names, st.integers(0, 4), st.sampled_from([torch.nan, torch.inf, -torch.inf]), seeds)
+@settings(max_examples=25)
+def test_a_skipped_update_leaves_everything_bit_for_bit(name, where, bad, seed):
+    """And a run with skipped updates is the run without those gradients."""
+    for wrap in (optim.skip_nonfinite, lambda o: optim.skip_large_updates(o, 1e6)):
+        optimizer = wrap(OPTIMIZERS[name](0.1))
+        params = plain_params = random_tree(seed, SHAPES, torch.float32, 1.0)
+        plain = OPTIMIZERS[name](0.1)
+        state, plain_state = optimizer.init(params), plain.init(params)
+        for step in range(5):
+            grads = random_tree(seed + step, SHAPES, torch.float32, 1.0)
+            if step == where:
+                grads["p2"][3] = bad
+            updates, state = optimizer.update(grads, state, params)
+            params = optim.apply_updates(params, updates)
+            if step != where:
+                updates, plain_state = plain.update(grads, plain_state, plain_params)
+                plain_params = optim.apply_updates(plain_params, updates)
+            assert tree.digest(params) == tree.digest(plain_params)
+            assert tree.digest(state.inner) == tree.digest(plain_state)
+        assert state.skipped == 1
+
+
+def test_large_is_larger_than_the_limit():
+    params = {"w": torch.tensor([3.0, 4.0])}
+    for limit, skipped in ((5.0, 0), (4.999, 1), (torch.tensor(4.0), 1)):
+        optimizer = optim.skip_large_updates(optim.sgd(0.1), limit)
+        _, state = optimizer.update(params, optimizer.init(params), params)
+        assert state.skipped == skipped
+
+
+# --- averages and lookahead ---
+
+
+@given(st.floats(0, 0.9999), st.booleans(), seeds)
+@settings(max_examples=20)
+def test_ema_is_its_equation(decay, warmup, seed):
+    """Against float64, within a rounding a step of the largest number averaged."""
+    history, state = steps(optim.ema(optim.sgd(1e-3), decay, warmup=warmup), seed, 12)
+    average = tree.map(torch.Tensor.double, random_tree(seed, SHAPES, torch.float32, 1.0))
+    size = tree.map(torch.Tensor.abs, average)
+    for t, params in enumerate(history):
+        d = min(decay, (1 + t) / (10 + t)) if warmup else decay
+        average = tree.map(lambda a, p: d * a + (1 - d) * p.double(), average, params)  # noqa: B023
+        size = tree.map(lambda s, p: torch.maximum(s, p.abs()), size, params)
+    for key, found in optim.get(state, "ema").items():
+        assert ((found - average[key]).abs() <= 12 * 1.2e-7 * size[key]).all()
+
+
+@given(st.integers(1, 4), st.integers(1, 3), seeds)
+@settings(max_examples=10)
+def test_swa_is_torch_s_averaged_model(start, every, seed):
+    history, state = steps(optim.swa(optim.sgd(1e-3), start, every), seed, 9)
+    holder = torch.nn.ParameterDict({k: torch.nn.Parameter(v) for k, v in history[0].items()})
+    averaged, n = torch.optim.swa_utils.AveragedModel(holder), 0
+    for number, params in enumerate(history, 1):
+        for key, p in holder.items():
+            p.data = params[key]
+        if number >= start and (number - start) % every == 0:
+            averaged.update_parameters(holder)
+            n += 1
+    assert state.averaged == n
+    for key, expected in averaged.module.items():
+        # The last bits of a quotient, a difference and a sum, at each averaging.
+        terms = [params[key] for params in history]
+        assert ulps(optim.get(state, "swa")[key], expected.detach(), *terms) <= 2 * n
+
+
+@given(st.integers(1, 4), st.sampled_from([0.0, 0.3, 0.5, 1.0]), seeds)
+@settings(max_examples=10)
+def test_lookahead_is_optax_s(k, alpha, seed):
+    params = random_tree(seed, SHAPES, torch.float32, 1.0)
+    ours, theirs = (
+        optim.lookahead(optim.sgd(0.1, 0.9), k, alpha),
+        optax.lookahead(optax.sgd(0.1, 0.9), k, alpha),
+    )
+    state = ours.init(params)
+    both = optax.LookaheadParams.init_synced(to_jax(params))
+    their_state = theirs.init(both)
+    for step in range(7):
+        grads = random_tree(seed + step, SHAPES, torch.float32, 1.0)
+        updates, state = ours.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        moved, their_state = theirs.update(to_jax(grads), their_state, both)
+        both = optax.apply_updates(both, moved)
+        for found, expected in ((params, both.fast), (state.slow, both.slow)):
+            for key, value in found.items():
+                wanted = torch.tensor(np.asarray(expected[key]))
+                torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
+        if (step + 1) % k == 0:
+            assert tree.digest(state.slow) == tree.digest(params)
+
+
+def test_an_average_is_evaluated_by_passing_it():
+    """Training goes on as if nobody had looked; the weights are where they were."""
+    init_state, train_step, eval_step = ftrain.make_steps(
+        lambda: torch.nn.Linear(3, 1),
+        lambda model, batch: (model(batch) - 1).square().mean(),
+        optim.ema(optim.sgd(0.1), 0.5),
+    )
+    state, batch = init_state(0), torch.ones(4, 3)
+    for _ in range(3):
+        state, _ = train_step(state, batch)
+    before = tree.digest(state)
+    average = optim.get(state.opt_state, "ema")
+    there, here = eval_step(state.replace(params=average), batch), eval_step(state, batch)
+    assert there["loss"] > here["loss"]  # the average lags behind
+    assert tree.digest(state) == before
+
+
+# --- sharpness ---
+
+
+@given(st.floats(0.01, 1.0), st.booleans(), seeds)
+@settings(max_examples=15)
+def test_sam_and_asam_are_their_equations(rho, adaptive, seed):
+    """In float64 against the equations of the papers, written out."""
+    w = {"a": torch.randn(3, 2, generator=torch.Generator().manual_seed(seed)).double(),
+         "b": torch.randn(4, generator=torch.Generator().manual_seed(seed + 1)).double()}  # fmt: skip
+
+    def gradient(p):
+        return {"a": p["a"] ** 3 + p["b"].sum(), "b": torch.exp(p["b"]) + p["a"].sum()}
+
+    wrap = optim.asam if adaptive else optim.sam
+    optimizer = wrap(optim.sgd(1.0), rho)
+    updates, _ = optimizer.update(gradient(w), optimizer.init(w), w, grad_fn=gradient)
+    g, p = (torch.cat([t["a"].flatten(), t["b"]]) for t in (gradient(w), w))
+    size = p.abs() + 0.01 if adaptive else torch.ones_like(p)
+    far = p + rho * size**2 * g / (size * g).norm()
+    there = gradient({"a": far[:6].reshape(3, 2), "b": far[6:]})
+    for key, expected in there.items():
+        torch.testing.assert_close(updates[key], -expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sam_is_optax_s():
+    params = random_tree(0, [(3, 2), (4,)], torch.float32, 0.0)
+    ours = optim.sam(optim.sgd(0.1), 0.05)
+    gradient = lambda p: tree.map(lambda w: w**3 - w, p)  # noqa: E731
+    theirs = optax.contrib.sam(
+        optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)),
+        sync_period=2, opaque_mode=True, reset_state=False,
+    )  # fmt: skip
+    state, theirs_state, their_params = (
+        ours.init(params),
+        theirs.init(to_jax(params)),
+        to_jax(params),
+    )
+    for _ in range(5):
+        updates, state = ours.update(gradient(params), state, params, grad_fn=gradient)
+        params = optim.apply_updates(params, updates)
+        grad = lambda p, _=None: {k: v**3 - v for k, v in p.items()}  # noqa: E731
+        moved, theirs_state = theirs.update(
+            grad(their_params), theirs_state, their_params, grad_fn=grad
+        )
+        their_params = optax.apply_updates(their_params, moved)
+        for key, value in params.items():
+            wanted = torch.tensor(np.asarray(their_params[key]))
+            torch.testing.assert_close(value, wanted, rtol=2e-6, atol=1e-6)
+
+
+def test_sam_in_a_training_step_takes_the_gradient_elsewhere():
+    """Against a step written by hand; the random draws of both passes are the same."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+    def loss_fn(model, batch):
+        return (model(batch) - 1).square().mean()
+
+    init_state, train_step, _ = ftrain.make_steps(module, loss_fn, optim.sam(optim.sgd(0.1), 0.5))
+    batch = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    state, _ = train_step(init_state(0), batch)
+    hand = copy.deepcopy(module)
+    weights = list(hand.parameters())
+    grads = torch.autograd.grad(loss_fn(hand, batch), weights)
+    norm = torch.stack([g.norm() for g in grads]).norm()
+    start = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for w, g in zip(weights, grads, strict=True):
+            w.add_(0.5 * g / norm)
+    there = torch.autograd.grad(loss_fn(hand, batch), weights)
+    for (name, _), w, g in zip(hand.named_parameters(), start, there, strict=True):
+        torch.testing.assert_close(state.params[name], w - 0.1 * g, rtol=1e-5, atol=1e-6)
+
+
+def to_jax(t):
+    return {key: jnp.asarray(value.numpy()) for key, value in t.items()}
