@@ -23,7 +23,7 @@ class Lock:
         try:
             self.held = _files.system.lock(descriptor, path)
         except BaseException:
-            os.close(descriptor)
+            self.close()
             raise
         _open.add(self)
 

@@ -1,0 +1,96 @@
+"""A save under a file system that keeps as little as it may: nothing acknowledged is ever lost."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ftrain import checkpoint
+from ftrain.checkpoint import _files
+from ftrain.testing import describe_difference
+from tests.checkpoint.faults import Event, Recording
+from tests.checkpoint.states import train_state
+from tests.checkpoint.weak_disk import Disk, materialise
+
+ACKNOWLEDGED = Event("acknowledged", "")
+
+
+def crash_states(
+    base: Path, skip: tuple[str, ...] = (), until: frozenset[str] | None = None
+) -> Counter[str]:
+    """Save steps 2 and 3 over 1, keeping one; what the loader makes of every state after a crash.
+
+    Args:
+        skip: operations that the disk is not told of, as if the code had forgotten them.
+        until: stop when all of these have been found.
+    """
+    directory = base / "run"
+    with checkpoint.Store(directory, keep_last=1) as store:
+        store.save(train_state(1), step=1)
+    disk, recording = Disk(directory), Recording()
+    with _files.replaced(recording), checkpoint.Store(directory, keep_last=1) as store:
+        for step in (2, 3):
+            store.save(train_state(step), step=step)
+            recording.events.append(ACKNOWLEDGED)
+
+    found: Counter[str] = Counter()
+    acknowledged, seen = 1, set()
+    for event in [Event("", ""), *recording.events]:
+        acknowledged += event == ACKNOWLEDGED
+        if event.operation not in skip:
+            disk.do(event)
+        for state in disk.states():
+            key = (acknowledged, frozenset(state.items()))
+            if key in seen:
+                continue
+            seen.add(key)
+            found[judge(state, base / "crashed", acknowledged)] += 1
+            if until is not None and until <= found.keys():
+                return found
+    return found
+
+
+def judge(state: dict[str, bytes | None], directory: Path, acknowledged: int) -> str:
+    shutil.rmtree(directory, ignore_errors=True)
+    materialise(state, directory)
+    store = checkpoint.Store(directory, keep_last=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", checkpoint.CorruptCheckpointWarning)
+        try:
+            loaded, _ = store.load(like=train_state(0))
+        except checkpoint.CheckpointError:
+            return "nothing loadable"
+    step = int(loaded.step)
+    if describe_difference(loaded, train_state(step)) is not None:
+        return "silently corrupt"
+    if step < acknowledged:
+        return "acknowledged lost"
+    # The run goes on from here.
+    with store:
+        store.save(train_state(4), step=4)
+    assert not list(directory.glob(".tmp-*")) + list(directory.glob(".trash-*"))
+    return "good"
+
+
+def test_no_crash_loses_anything(memory_path):
+    found = crash_states(memory_path)
+    assert found.keys() == {"good"}, found
+    assert found["good"] > 200
+
+
+@pytest.mark.parametrize(
+    ("skip", "loses"),
+    [
+        ("fsync directory", {"acknowledged lost", "nothing loadable"}),
+        ("fsync", {"nothing loadable"}),
+    ],
+)
+def test_each_sync_is_needed(memory_path, skip, loses):
+    """The model can find faults: without these operations there are some."""
+    found = crash_states(memory_path, (skip,), frozenset(loses))
+    assert found.keys() >= loses
+    assert "silently corrupt" not in found

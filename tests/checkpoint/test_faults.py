@@ -1,0 +1,166 @@
+"""Every operation of a save fails once: the old or the new checkpoint loads, and nobody is misled."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from ftrain import checkpoint, tree
+from ftrain.checkpoint import _files
+from ftrain.testing import assert_same_bits
+from tests.checkpoint.faults import Failing
+from tests.checkpoint.states import train_state
+
+CODES = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, None)
+
+
+def fill(directory: Path) -> None:
+    with checkpoint.Store(directory, keep_last=2) as store:
+        for step in (1, 2):
+            store.save(train_state(step), step=step, metadata={"step": step})
+
+
+def save_third(directory: Path) -> None:
+    """Writes step 3, and deletes step 1."""
+    with checkpoint.Store(directory, keep_last=2) as store:
+        store.save(train_state(3), step=3, metadata={"step": 3})
+
+
+def operations(directory: Path) -> list[str]:
+    fill(directory)
+    counting = Failing(-1, None)
+    with _files.replaced(counting):
+        save_third(directory)
+    return counting.operations
+
+
+def test_the_operations_are_all_there(tmp_path):
+    found = operations(tmp_path)
+    assert {
+        "open", "write", "fsync", "fsync directory", "rename", "unlink", "mkdir", "rmdir", "close", "lock",
+        "list",
+    } <= set(found)  # fmt: skip
+    assert found.count("fsync") == 3
+    assert found.count("fsync directory") == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "sticky"),
+    [*((code, False) for code in CODES), (errno.ENOSPC, True)],
+    ids=["ENOSPC", "EIO", "EACCES", "EROFS", "short", "disk full"],
+)
+def test_every_operation_fails_once(memory_path, code, sticky):
+    """`sticky`: and so does every one of its kind after it."""
+    count = len(operations(memory_path / "counted"))
+    fill(memory_path / "two")
+    refused = 0
+    for k in range(count):
+        directory = memory_path / str(k)
+        shutil.copytree(memory_path / "two", directory)
+        state = train_state(3)
+        before = tree.digest(state)
+        failing = Failing(k, code, sticky)
+        error = None
+        with _files.replaced(failing), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                save_third(directory)
+            except checkpoint.CheckpointError as found:
+                error = found
+        assert tree.digest(state) == before
+        where = f"operation {k}, {failing.operations[k]}: {error}"
+        if error is not None:
+            assert isinstance(error, (checkpoint.CheckpointWriteError, checkpoint.CheckpointReadError))
+            assert error.errno == code, where
+            assert error.path.startswith(str(directory)), where
+            assert str(directory) in str(error)
+            assert os.strerror(code) in str(error)
+            refused += 1
+        assert code is not None or error is None, where  # short writes are gone on with
+        store = checkpoint.Store(directory)
+        expected = store.steps()[-1]
+        assert expected in (2, 3), where
+        assert expected == 3 or error is not None, where
+        loaded, metadata = store.load(like=train_state(0))
+        assert_same_bits(loaded, train_state(expected), where)
+        assert metadata == {"step": expected}
+        for step in store.steps():
+            checkpoint.verify(directory / f"step-{step:012d}")
+        left = [name for name in os.listdir(directory) if name.startswith((".tmp", ".trash"))]
+        if not (sticky and failing.failed in ("unlink", "rmdir", "list", "rename")):
+            assert not left, where
+        # The next save, on a disk that is well again, sweeps what could not be deleted.
+        with store:
+            store.save(train_state(4), step=4)
+        assert sorted(os.listdir(directory)) == [".lock", *(f"step-{s:012d}" for s in store.steps())]
+        assert_same_bits(store.load(like=train_state(0))[0], train_state(4), where)
+    assert (refused > 10) == (code is not None)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_plain_save_leaves_nothing_behind(memory_path, code):
+    for k in range(100):
+        failing = Failing(k, code)
+        path = memory_path / "made" / f"{k}"
+        try:
+            with _files.replaced(failing):
+                checkpoint.save(path, train_state(1))
+        except checkpoint.CheckpointWriteError as error:
+            assert error.errno == code
+            assert not path.exists(), failing.operations[k]
+        else:
+            checkpoint.verify(path)
+            if failing.failed is None:
+                break
+        if path.parent.exists():
+            assert [p for p in os.listdir(path.parent) if p.startswith(".")] == []
+    assert failing.failed is None
+
+
+def test_an_export_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoint.export_state_dict(path, {"w": train_state(1).params["w"]})
+    before = path.read_bytes()
+    checkpoint.export_state_dict(tmp_path / "new", {"w": train_state(2).params["w"]})
+    after = (tmp_path / "new").read_bytes()
+    (tmp_path / "new").unlink()
+    for k in range(100):
+        failing = Failing(k, errno.ENOSPC)
+        try:
+            with _files.replaced(failing):
+                checkpoint.export_state_dict(path, {"w": train_state(2).params["w"]})
+        except checkpoint.CheckpointWriteError as error:
+            assert error.errno == errno.ENOSPC
+            assert os.listdir(tmp_path) == ["model.safetensors"]
+            if failing.failed != "fsync directory":
+                assert path.read_bytes() in (before, ) or failing.failed == "open directory"
+        else:
+            break
+    assert failing.failed is None
+
+
+def test_a_real_limit(tmp_path):
+    """Beyond RLIMIT_FSIZE a write is short first, then refused."""
+    import resource
+    import signal
+
+    import torch
+
+    checkpoint.save(tmp_path / "small", train_state(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(checkpoint.CheckpointWriteError, match="File too large") as caught:
+            checkpoint.save(tmp_path / "large", {"w": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.path.endswith("tensors-00000.safetensors")
+    assert os.listdir(tmp_path) == ["small"]
