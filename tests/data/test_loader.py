@@ -1,0 +1,337 @@
+"""Batches are a function of the cursor: entered anywhere, split in any way, they are the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Subset, TensorDataset
+
+from ftrain import random, tree
+from ftrain.data import (
+    ByLength,
+    Cursor,
+    Loader,
+    Mixed,
+    Shuffled,
+    Stream,
+    Weighted,
+    Windows,
+    concat,
+    sample_keys,
+    split,
+)
+from ftrain.testing import assert_same_bits
+
+N = 53
+ROWS = torch.arange(N)
+DATA = {"x": torch.randn(N, 3, generator=torch.Generator().manual_seed(0)), "i": ROWS}
+
+
+def noisy(sample, key):
+    return {**sample, "x": sample["x"] + random.normal(key, sample["x"].shape)}
+
+
+def assert_same(found, expected):
+    """The same batches, to the bit, and the same cursors."""
+    assert len(found) == len(expected)
+    for (a, after_a), (b, after_b) in zip(found, expected, strict=True):
+        assert after_a == after_b
+        assert_same_bits(a, b)
+
+
+SAMPLERS = {
+    "shuffled": lambda: None,
+    "weighted": lambda: Weighted(ROWS % 3, samples=60),
+    "by length": lambda: ByLength(ROWS % 7, group=8, window=2),
+    "mixed": lambda: Mixed([13, 40], [0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize("last", ["drop", "keep", "pad"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_remainder_from_every_cursor_is_the_same(sampler, last):
+    loader = Loader(DATA, 8, seed=5, sampler=SAMPLERS[sampler](), last=last, augment=noisy)
+    whole = list(loader.batches(epochs=3))
+    assert len(whole) == 3 * len(loader)
+    for done, (_, after) in enumerate(whole, start=1):
+        cursor = Cursor.from_json(json.loads(json.dumps(after.to_json())))
+        again = Loader(DATA, 8, seed=99, sampler=SAMPLERS[sampler](), last=last, augment=noisy)
+        assert_same(list(again.batches(cursor, epochs=3 - cursor.epoch)), whole[done:])
+        assert again.at(done) == Cursor(99, cursor.epoch, cursor.position)
+
+
+@given(
+    n=st.integers(1, 60),
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_the_order_does_not_depend_on_how_it_is_cut(n, sizes, seed):
+    """Batches of changing size, each from the cursor of the last, give one order."""
+    data = torch.arange(n)
+    expected = Shuffled(n).at(np.arange(n), seed=seed, epoch=0).tolist()
+    cursor, found = Cursor(seed), []
+    for size in itertools.cycle(sizes):
+        batch, cursor = next(Loader(data, size, last="keep").batches(cursor))
+        found += batch.tolist()
+        if cursor.epoch:
+            break
+    assert found == expected
+
+
+@given(
+    n=st.integers(1, 70),
+    ranks=st.integers(1, 4),
+    rows=st.integers(1, 5),
+    last=st.sampled_from(["drop", "pad"]),
+    shuffle=st.booleans(),
+)
+def test_ranks_share_each_batch(n, ranks, rows, last, shuffle):
+    if last == "drop" and n < ranks * rows:
+        return
+    options = {"last": last, "shuffle": shuffle, "seed": 3}
+    alone = list(Loader({"i": torch.arange(n)}, ranks * rows, **options).batches(epochs=2))
+    loaders = [
+        Loader({"i": torch.arange(n)}, ranks * rows, rank=rank, ranks=ranks, **options)
+        for rank in range(ranks)
+    ]
+    assert {len(loader) for loader in loaders} == {len(alone) // 2}
+    shares = zip(*(loader.batches(epochs=2) for loader in loaders), strict=True)
+    for (whole, after), parts in zip(alone, shares, strict=True):
+        assert {cursor for _, cursor in parts} == {after}
+        assert_same_bits(tree.map(lambda *rows: torch.cat(rows), *(p for p, _ in parts)), whole)
+
+
+@given(n=st.integers(1, 40), rows=st.integers(1, 9), ranks=st.integers(1, 3))
+def test_padding_counts_each_sample_once(n, rows, ranks):
+    found = torch.zeros(n)
+    for rank in range(ranks):
+        loader = Loader(
+            {"i": torch.arange(n)}, rows * ranks, shuffle=False, last="pad", rank=rank, ranks=ranks
+        )
+        for batch in loader:
+            assert batch["i"].shape == batch["weight"].shape == (rows,)
+            found.index_add_(0, batch["i"], batch["weight"])
+    assert (found == 1).all()
+
+
+def test_resuming_far_inside_touches_no_sample_before():
+    class Counted:
+        def __init__(self):
+            self.asked = []
+
+        def __len__(self):
+            return 10**9
+
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return index
+
+    data = Counted()
+    cursor = Loader(data, 64).at(10**6)
+    assert cursor == Cursor(0, 0, 64 * 10**6)
+    batch, after = next(Loader(data, 64).batches(cursor))
+    assert data.asked == batch.tolist()
+    assert len(set(data.asked)) == 64
+    assert after.position == cursor.position + 64
+
+
+class Point(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: x,
+        lambda x, y: x.numpy(),
+        lambda x, y: (x, y),
+        lambda x, y: {"x": x, "y": y.numpy()},
+        lambda x, y: {"a": {"x": x}, "b": (y,)},
+        Point,
+    ],
+)
+def test_a_batch_has_the_tree_of_its_dataset(make):
+    x, y = torch.randn(10, 2), torch.arange(10)
+    data = make(x, y)
+    batches = list(Loader(data, 4, shuffle=False))
+    assert len(batches) == 3
+    for batch, rows in zip(batches, (slice(0, 4), slice(4, 8), slice(8, 10)), strict=True):
+        expected = tree.map(lambda leaf, rows=rows: torch.as_tensor(leaf)[rows], data)
+        assert tree.structure(batch) == tree.structure(expected)
+        assert_same_bits(batch, expected)
+
+
+def test_padded_batches_that_are_no_dicts_come_as_pairs():
+    (x, y), weight = list(Loader((ROWS, ROWS), 10, shuffle=False, last="pad"))[-1]
+    assert x.tolist() == y.tolist() == [50, 51, 52] + [52] * 7
+    assert weight.tolist() == [1.0] * 3 + [0.0] * 7
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"i": i} for i in range(N)],
+        TensorDataset(ROWS),
+        Subset([{"i": i} for i in range(N)], range(N)),
+        Windows(ROWS, length=1),
+    ],
+)
+def test_the_order_does_not_depend_on_the_kind_of_dataset(data):
+    def numbers(batch):
+        return tree.leaves(batch)[0].flatten().tolist()
+
+    expected = [numbers(batch) for batch in Loader({"i": ROWS}, 8, seed=1)]
+    assert [numbers(batch) for batch in Loader(data, 8, seed=1)] == expected
+
+
+def test_augmentation_of_arrays_is_that_of_samples():
+    """In memory it is vmapped over the batch; a list is augmented one by one: the same bits."""
+    samples = [{"x": x, "i": i} for x, i in zip(DATA["x"], DATA["i"], strict=True)]
+    at_once = list(Loader(DATA, 8, augment=noisy).batches(epochs=2))
+    one_by_one = list(Loader(samples, 8, augment=noisy).batches(epochs=2))
+    assert_same(at_once, one_by_one)
+    batch = at_once[0][0]
+    expected = noisy({"x": DATA["x"][batch["i"][3]]}, sample_keys(0, 0, torch.tensor([3]))[0])
+    assert_same_bits(batch["x"][3], expected["x"])
+
+
+def test_a_sample_drawn_twice_is_augmented_in_two_ways():
+    loader = Loader({"x": torch.zeros(1, 4)}, 6, sampler=Weighted([1.0], samples=6), augment=noisy)
+    assert len(torch.unique(next(iter(loader))["x"], dim=0)) == 6
+
+
+def test_augmentation_keys_are_distinct_and_not_those_of_a_state():
+    places = torch.arange(1000)
+    keys = torch.cat([sample_keys(seed, epoch, places) for seed in (0, 1) for epoch in (0, 1)])
+    roots = torch.cat([random.split(random.key(0), 8), random.key(0)[None]])
+    assert len(torch.unique(torch.cat([keys, roots]), dim=0)) == 4009
+
+
+def test_the_default_keeps_every_sample_in_order_and_drops_a_rest_when_shuffled():
+    assert [len(b["i"]) for b in Loader(DATA, 10, shuffle=False)] == [10] * 5 + [3]
+    assert [len(b["i"]) for b in Loader(DATA, 10)] == [10] * 5
+
+
+def test_epochs_none_never_ends_and_zero_is_nothing():
+    loader = Loader(DATA, 50)
+    assert [c.epoch for _, c in itertools.islice(loader.batches(epochs=None), 5)] == [1, 2, 3, 4, 5]
+    assert list(loader.batches(epochs=0)) == []
+
+
+def test_a_cursor_with_too_little_left_for_a_larger_batch_goes_to_the_next_epoch():
+    batch, after = next(Loader(DATA, 40).batches(Cursor(0, 0, 30)))
+    assert after == Cursor(0, 2, 0)
+    assert_same_bits(batch, next(Loader(DATA, 40).batches(Cursor(0, 1)))[0])
+
+
+def test_batches_share_no_memory_with_the_data():
+    data = {"x": torch.zeros(4, 2)}
+    next(iter(Loader(data, 4, shuffle=False)))["x"].fill_(1)
+    assert not data["x"].any()
+
+
+@pytest.mark.parametrize("data", [DATA, [0, 1, 2], Windows(ROWS, 2)])
+def test_a_part_held_out_and_put_back(data):
+    def numbers(part):
+        return [row for batch in Loader(part, 1, shuffle=False) for row in _rows(batch)]
+
+    rest, held_out = split(data, 1)
+    assert len(numbers(held_out)) == 1
+    assert sorted(numbers(concat(rest, held_out))) == sorted(numbers(data))
+    assert numbers(split(data, 1)[1]) == numbers(held_out)
+
+
+def _rows(batch):
+    leaves = [leaf.reshape(len(leaf), -1).tolist() for leaf in tree.leaves(batch)]
+    return list(zip(*leaves, strict=True))
+
+
+class OnlyIterable:
+    def __iter__(self):
+        return iter(range(3))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: Loader(OnlyIterable(), 2), TypeError, "data.Stream"),
+        (lambda: Loader(3, 2), TypeError, "no dataset"),
+        (lambda: Loader({}, 2), ValueError, "holds no tensor"),
+        (lambda: Loader([], 2), ValueError, "empty"),
+        (lambda: Loader({"x": ROWS, "y": ROWS[1:]}, 2), ValueError, r"\['y'\] has 52"),
+        (lambda: Loader({"x": ROWS, "y": "labels"}, 2), TypeError, r"dataset\['y'\] is"),
+        (lambda: Loader({"train": Windows(ROWS, 2)}, 2), TypeError, "choose a split"),
+        (lambda: Loader({"x": torch.tensor(1)}, 2), ValueError, "single number"),
+        (lambda: Loader(DATA, 0), ValueError, "batch_size is a whole number from 1"),
+        (lambda: Loader(DATA, 2.0), ValueError, "found 2.0"),
+        (lambda: Loader(DATA, 100), ValueError, "make no batch of 100"),
+        (lambda: Loader(DATA, 2, seed=0.5), TypeError, "a seed is an integer"),
+        (lambda: Loader(DATA, 2, seed=2**64), ValueError, "64 bits"),
+        (lambda: Loader(DATA, 9, ranks=2), ValueError, "cannot be shared by 2"),
+        (lambda: Loader(DATA, 8, ranks=2, rank=2), ValueError, "rank counts from 0"),
+        (lambda: Loader(DATA, 8, ranks=2, shuffle=False), ValueError, 'last="pad"'),
+        (lambda: Loader(DATA, 8, last="pud"), ValueError, "found 'pud'"),
+        (lambda: Loader(DATA, 8, sampler=range(3)), TypeError, "a sampler has"),
+        (lambda: list(Loader(DATA, 8, sampler=Shuffled(99))), IndexError, "dataset of 53"),
+        (lambda: Loader(DATA, 8).batches(Cursor(0, 0, 54)), ValueError, "made for other data"),
+        (lambda: Loader(DATA, 8).batches(Cursor(0, -1)), ValueError, "cursor.epoch"),
+        (lambda: Loader(DATA, 8).batches({"seed": 0}), TypeError, "from_json"),
+        (lambda: Loader(DATA, 8).batches(Cursor(0, state={})), ValueError, "data.Stream"),
+        (lambda: Loader(DATA, 8).batches(epochs=-1), ValueError, "epochs counts"),
+        (lambda: Loader(DATA, 8).at(-1), ValueError, "a step counts"),
+        (lambda: list(Loader({"weight": ROWS}, 8, last="pad")), ValueError, "rename it"),
+        (lambda: split(DATA, 53), ValueError, "parts empty"),
+        (lambda: concat(), ValueError, "nothing to put together"),
+        (lambda: concat({"a": ROWS}, {"b": ROWS}), ValueError, "structure"),
+    ],
+)
+def test_nonsense_is_named_at_once(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"seed": 0}, "no cursor"),
+        (None, "no cursor"),
+        ({"order": 2, "seed": 0, "epoch": 0, "position": 0}, "data order 2"),
+        ({"order": 1, "seed": 0, "epoch": -1, "position": 0}, "cursor.epoch"),
+        ({"order": 1, "seed": 0, "epoch": 0, "position": True}, "cursor.position"),
+    ],
+)
+def test_a_damaged_cursor_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        Cursor.from_json(content)
+
+
+def test_the_error_of_a_sample_names_it():
+    class Broken(list):
+        def __getitem__(self, index):
+            raise RuntimeError("the disk")
+
+    with pytest.raises(RuntimeError) as caught:
+        list(Loader(Broken(range(3)), 1, shuffle=False))
+    assert caught.value.__notes__ == ["while fetching sample 0 of the dataset"]
+
+
+def test_an_augmentation_that_cannot_be_vmapped_says_what_to_do():
+    def branching(sample, key):
+        return sample if random.uniform(key) < 0.5 else -sample
+
+    with pytest.raises(RuntimeError) as caught:
+        list(Loader(torch.zeros(4), 2, augment=branching))
+    assert "torch.vmap" in caught.value.__notes__[0]
+    assert len(list(Loader(list(torch.zeros(4)), 2, augment=branching))) == 2
+
+
+def test_a_stream_is_not_a_loader_but_iterates_alike():
+    assert [b.tolist() for b in Stream(OnlyIterable(), 2)] == [[0, 1], [2]]

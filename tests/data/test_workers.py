@@ -1,0 +1,151 @@
+"""No batch depends on who fetches it, and nobody's global generators move."""
+
+from __future__ import annotations
+
+import pickle
+import random as python_random
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain import random
+from ftrain.data import Cursor, Loader, Stream
+from tests.data.test_loader import assert_same
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+WORKERS = (0, 1, 2, 4)
+
+
+class Samples:
+    """Draws from all three global generators, as datasets out there do."""
+
+    def __len__(self):
+        return 37
+
+    def __getitem__(self, index):
+        noise = python_random.random() + float(np.random.rand()) + torch.rand(2)
+        return {"i": index, "x": noise}
+
+
+def augment(sample, key):
+    return {**sample, "x": sample["x"] * random.normal(key, (2,)) + torch.rand(2)}
+
+
+def loader(workers, **options):
+    return Loader(Samples(), 4, seed=7, workers=workers, augment=augment, last="pad", **options)
+
+
+def generators():
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        pickle.dumps(np.random.get_state()),
+        python_random.getstate(),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return list(loader(0).batches(epochs=3))
+
+
+@pytest.mark.parametrize("before", WORKERS)
+def test_workers_swapped_at_the_resume(before, undisturbed):
+    """Stopped in the middle of an epoch, with batches prefetched; resumed with any number."""
+    stop = 14  # of 30
+    run = loader(before).batches(epochs=3)
+    first = [next(run) for _ in range(stop)]
+    run.close()
+    assert_same(first, undisturbed[:stop])
+    cursor = Cursor.from_json(first[-1][1].to_json())
+    for after in WORKERS:
+        assert_same(list(loader(after).batches(cursor, epochs=2)), undisturbed[stop:])
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_prefetch_changes_nothing(prefetch, undisturbed):
+    assert_same(list(loader(2, prefetch=prefetch).batches(epochs=3)), undisturbed)
+
+
+def test_spawned_workers_give_the_same(undisturbed):
+    assert_same(list(loader(1, start_method="spawn").batches(epochs=3)), undisturbed)
+
+
+def test_arrays_may_be_fetched_by_workers_too():
+    data = {"i": torch.arange(37), "x": torch.ones(37, 2)}
+
+    def loaded(workers):
+        return list(Loader(data, 4, workers=workers, augment=noisy).batches())
+
+    assert_same(loaded(2), loaded(0))
+
+
+def noisy(sample, key):
+    return {**sample, "x": sample["x"] * random.normal(key, (2,))}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_global_generator_moves_between_batches(workers):
+    before = generators()
+    for _ in loader(workers).batches(epochs=2):
+        assert generators() == before
+    assert generators() == before
+
+
+def test_what_others_draw_meanwhile_changes_nothing(undisturbed):
+    found = []
+    for item in loader(0).batches(epochs=3):
+        torch.rand(3), np.random.rand(), python_random.random()
+        found.append(item)
+    assert_same(found, undisturbed)
+
+
+def test_a_run_that_is_left_ends_its_workers():
+    run = loader(2).batches()
+    next(run)
+    children = torch.multiprocessing.active_children()
+    assert len(children) == 2
+    run.close()
+    del run
+    for child in children:
+        child.join(timeout=20)
+    assert not any(child.is_alive() for child in children)
+    assert threading.active_count() < 20
+
+
+def test_an_error_in_a_worker_names_the_sample():
+    with pytest.raises(RuntimeError, match="while fetching sample 2 of the dataset"):
+        list(Loader(Broken(range(4)), 1, shuffle=False, workers=1))
+
+
+class Broken(list):
+    def __getitem__(self, index):
+        if index == 2:
+            raise RuntimeError("the disk")
+        return index
+
+
+def test_a_plain_data_loader_as_a_stream_is_repeatable_and_moves_nothing():
+    """Shuffled from the global generator, with draws in its dataset: seeded by (seed, epoch, batch)."""
+
+    def stream(workers=0):
+        source = torch.utils.data.DataLoader(
+            Samples(), batch_size=4, shuffle=True, num_workers=workers
+        )
+        return Stream(source, seed=3)
+
+    before = generators()
+    whole = list(stream().batches(epochs=2))
+    assert generators() == before
+    torch.rand(7)
+    assert_same(list(stream().batches(epochs=2)), whole)
+    assert sorted(int(i) for batch, _ in whole[:10] for i in batch["i"]) == list(range(37))
+    assert whole[0][0]["i"].tolist() != whole[10][0]["i"].tolist()  # another epoch, another order
+    for done in (1, 9, 10, 13):
+        cursor = whole[done - 1][1]
+        assert_same(list(stream().batches(cursor, epochs=2 - cursor.epoch)), whole[done:])
+    with_workers = list(stream(2).batches(epochs=2))
+    cursor = with_workers[4][1]
+    assert_same(list(stream(2).batches(cursor, epochs=2)), with_workers[5:])
