@@ -9,40 +9,24 @@ Training is three pure functions over one immutable state:
 Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`.
 """
 
-from ftrain.core import errors, random, tree
-from ftrain.core.accumulate import MicroBatches
-from ftrain.core.compile import compile
-from ftrain.core.functional import bind, value_and_grad
-from ftrain.core.gradients import GradientFn, Gradients, gradients
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
-from ftrain.core.precision import LossScale, Policy
-from ftrain.core.scan import scan
-from ftrain.core.state import TrainState
-from ftrain.core.step import Steps, commit, make_steps, update
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "GradientFn",
-    "Gradients",
-    "Last",
-    "LossScale",
-    "Max",
-    "Mean",
-    "Metrics",
-    "MicroBatches",
-    "Min",
-    "Policy",
-    "Steps",
-    "Sum",
-    "TrainState",
-    "bind",
-    "commit",
-    "compile",
-    "errors",
-    "gradients",
-    "make_steps",
-    "random",
-    "scan",
-    "tree",
-    "update",
-    "value_and_grad",
-]
+if TYPE_CHECKING:
+    from ftrain._public import *  # noqa: F403
+    from ftrain._public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Every public name, when the first is asked for: `ftrain --help` does not wait for torch."""
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import ftrain._public as public  # noqa: PLC0415  # it imports torch: a second
+
+        globals().update({each: getattr(public, each) for each in public.__all__})
+        globals()["__all__"] = public.__all__
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

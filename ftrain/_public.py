@@ -1,0 +1,39 @@
+"""The public names, in one import; `ftrain` hands them on when the first is asked for."""
+
+from ftrain.core import errors, random, tree
+from ftrain.core.accumulate import MicroBatches
+from ftrain.core.compile import compile
+from ftrain.core.functional import bind, value_and_grad
+from ftrain.core.gradients import GradientFn, Gradients, gradients
+from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
+from ftrain.core.precision import LossScale, Policy
+from ftrain.core.scan import scan
+from ftrain.core.state import TrainState
+from ftrain.core.step import Steps, commit, make_steps, update
+
+__all__ = [
+    "GradientFn",
+    "Gradients",
+    "Last",
+    "LossScale",
+    "Max",
+    "Mean",
+    "Metrics",
+    "MicroBatches",
+    "Min",
+    "Policy",
+    "Steps",
+    "Sum",
+    "TrainState",
+    "bind",
+    "commit",
+    "compile",
+    "errors",
+    "gradients",
+    "make_steps",
+    "random",
+    "scan",
+    "tree",
+    "update",
+    "value_and_grad",
+]

@@ -1,0 +1,169 @@
+"""What pydantic found, in the words of a configuration: key, place, what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ftrain.config._places import Path, Places, join
+from ftrain.config.errors import Problem, nearest
+from ftrain.config.schema import Checkpoint, Config, Data, EarlyStopping, Optimizer
+
+__all__ = ["explained", "keys"]
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": Data,
+    "optimizer": Optimizer,
+    "checkpoint": Checkpoint,
+    "early_stopping": EarlyStopping,
+}
+
+#: What the keys of other trainers are called here.
+_ELSEWHERE = {
+    "lr": "optimizer.learning_rate",
+    "max_lr": "optimizer.learning_rate",
+    "base_lr": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "betas": "optimizer.b1 and optimizer.b2",
+    "momentum": "optimizer.momentum",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "lr_scheduler_type": "schedule.name",
+    "warmup_steps": "schedule.warmup_steps",
+    "warmup_ratio": "schedule.warmup_steps, as a share of the run such as 0.1",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "steps": "max_steps",
+    "max_iters": "max_steps",
+    "num_steps": "max_steps",
+    "train_batch_size": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "num_workers": "workers",
+    "dataloader_num_workers": "workers",
+    "gradient_accumulation_steps": "accumulate",
+    "accumulate_grad_batches": "accumulate",
+    "grad_accum": "accumulate",
+    "gradient_clip_val": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "max_norm": "max_grad_norm",
+    "bf16": "precision: bf16-mixed",
+    "fp16": "precision: 16-mixed",
+    "dtype": "precision",
+    "torch_compile": "compile",
+    "log_every_n_steps": "log_every",
+    "logging_steps": "log_every",
+    "log_interval": "log_every",
+    "eval_steps": "eval_every",
+    "eval_interval": "eval_every",
+    "val_check_interval": "eval_every",
+    "save_steps": "checkpoint.every",
+    "save_every": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep_last",
+    "save_top_k": "checkpoint.keep_best",
+    "monitor": "early_stopping.monitor or checkpoint.monitor",
+    "patience": "early_stopping.patience",
+    "min_delta": "early_stopping.min_delta",
+    "out_dir": "output_dir",
+    "save_dir": "output_dir",
+    "dump_dir": "output_dir",
+    "default_root_dir": "output_dir",
+    "criterion": "loss",
+    "dataset": "data",
+    "train_data": "data",
+    "accelerator": "device",
+}
+
+
+def explained(error: ValidationError, places: Places) -> list[Problem]:
+    """One problem for each key; the first that pydantic has for it."""
+    problems: dict[str, Problem] = {}
+    for found in error.errors(include_url=False, include_context=True):
+        path = _path(found["loc"])
+        key = join(path)
+        message = _message(found, path)
+        where = path[:-1] if found["type"] == "missing" else path
+        problems.setdefault(key, Problem(key, places.of(where), message))
+    return list(problems.values())
+
+
+def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its pydantic field, dotted, in the order of the schema."""
+    for name, field in section.model_fields.items():
+        yield prefix + name, field
+        if not prefix and name in _SECTIONS:
+            yield from keys(_SECTIONS[name], name + ".")
+
+
+def _path(loc: tuple[int | str, ...]) -> Path:
+    """pydantic's location, less what it adds for the branches of a union."""
+    return tuple(part for part in loc if not (isinstance(part, str) and part in _BRANCHES))
+
+
+#: Names by which pydantic calls a union's branches; none is a key here.
+_BRANCHES = {"constrained-int", "constrained-float", "int", "float"}
+
+
+def _message(found: ErrorDetails, path: Path) -> str:
+    kind, value = found["type"], found["input"]
+    if kind == "extra_forbidden":
+        return "there is no such key. " + _nearest(path)
+    if kind == "missing":
+        return _missing(path)
+    says = found["msg"].replace("Input should be", "must be").replace("'", "")
+    for pydantics, ours in _WORDS.items():
+        says = says.replace(pydantics, ours)
+    return f"{says}; found {_shown(value)}"
+
+
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid tuple": "a list",
+    "a finite number": "a finite number",
+    "greater than or equal to": "at least",
+    "a valid dictionary or instance of Checkpoint": "a mapping of keys to values",
+    "a valid dictionary or instance of EarlyStopping": "a mapping such as {patience: 3}",
+}
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _nearest(path: Path) -> str:
+    *parents, last = path
+    name, section = str(last), join(tuple(parents))
+    if name in _ELSEWHERE and not parents:
+        return f"Here it is called {_ELSEWHERE[name]}"
+    known = list(_SECTIONS[section].model_fields if section in _SECTIONS else Config.model_fields)
+    prefix = section + "." if section else ""
+    near = nearest(name, known)
+    if near:
+        return f"Did you mean {prefix}{near}?"
+    leaves = {key.rpartition(".")[2]: key for key, _ in keys()}
+    near = nearest(name, leaves)
+    if near:
+        return f"Did you mean {leaves[near]}?"
+    return f"Known are: {', '.join(known)}"
+
+
+def _missing(path: Path) -> str:
+    examples = {
+        "model": "a registered name or `file.py:Class`, such as `model: model.py:Net`",
+        "data": "a registered name or `file.py:function`, such as `data: digits`",
+        "early_stopping.patience": "how many evaluations without a better value end the run",
+        "name": "what to build: a registered name or `file.py:attribute`",
+    }
+    key = join(path)
+    return f"is missing: {examples.get(key) or examples.get(str(path[-1]), 'write it')}"

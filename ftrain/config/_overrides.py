@@ -1,0 +1,69 @@
+"""`key.path=value` arguments, put into what the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftrain.config._places import Path, Places, join
+from ftrain.config._yaml import parse_yaml
+from ftrain.config.errors import ConfigError
+
+__all__ = ["apply_overrides"]
+
+
+def apply_overrides(
+    data: dict[str, Any], places: Places, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The data with each of them put in; a section or list on the way that is not there is made."""
+    for override in overrides:
+        path, value = _parsed(override)
+        data = _put(data, path, value, (), f"the command line ({override})")
+        for known in [*places.lines, *places.overrides]:
+            if known[: len(path)] == path:  # what stood there is gone
+                places.lines.pop(known, None)
+                places.overrides.pop(known, None)
+        places.overrides[path] = override
+    return data
+
+
+def _parsed(override: str) -> tuple[Path, Any]:
+    place = f"the command line ({override})"
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError.at(
+            "",
+            place,
+            "an argument after the file must be key=value, such as optimizer.learning_rate=1e-3",
+        )
+    try:
+        value, _ = parse_yaml(text, place)
+    except ConfigError as error:
+        why = error.problems[0].message
+        raise ConfigError.at(key, place, f"{why}. Quote a text: {key}='\"...\"'") from None
+    return tuple(int(part) if part.isdecimal() else part for part in keys), value
+
+
+def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
+    """What stands at `done`, with `value` put at `path` below it."""
+    if not path:
+        return value
+    key, here = path[0], (*done, path[0])
+    if parent is None:
+        parent = [] if isinstance(key, int) else {}
+    elif isinstance(parent, str):
+        parent = {"name": parent}  # the short form of a component
+    if isinstance(parent, dict):
+        name = str(key)  # a number is a name where there is no list
+        return {**parent, name: _put(parent.get(name), path[1:], value, here, place)}
+    if not isinstance(parent, list):
+        raise ConfigError.at(
+            join((*done, *path)), place, f"{join(done)} is {parent!r}, which has no keys of its own"
+        )
+    if not isinstance(key, int) or key > len(parent):
+        raise ConfigError.at(
+            join(here), place, f"{join(done)} is a list: write a number from 0 to {len(parent)}"
+        )
+    below = parent[key] if key < len(parent) else None
+    return [*parent[:key], _put(below, path[1:], value, here, place), *parent[key + 1 :]]

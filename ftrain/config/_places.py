@@ -1,0 +1,51 @@
+"""Where each key of a configuration is written."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["Path", "Places", "join"]
+
+#: The keys from the root down; an int where a list is entered.
+Path = tuple[str | int, ...]
+
+
+@dataclasses.dataclass
+class Places:
+    """The line of every key in a file, and which keys the command line has set.
+
+    Attributes:
+        name: the file, as the user called it.
+        lines: path to line, counted from 1.
+        overrides: path to the argument that set it.
+    """
+
+    name: str
+    lines: dict[Path, int] = dataclasses.field(default_factory=dict)
+    overrides: dict[Path, str] = dataclasses.field(default_factory=dict)
+
+    def of(self, path: Path) -> str:
+        """The nearest place that is known: the key's own, that of one below it, or its parent's.
+
+        >>> places = Places("a.yaml", {("epochs",): 3}, {("seed",): "seed=1"})
+        >>> places.of(("epochs",)), places.of(("seed",)), places.of(("other",))
+        ('a.yaml:3', 'the command line (seed=1)', 'a.yaml')
+        """
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overrides:
+                return f"the command line ({self.overrides[path[:length]]})"
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}"
+            for deeper, override in self.overrides.items():
+                if deeper[:length] == path[:length]:
+                    return f"the command line ({override})"
+        return self.name
+
+
+def join(path: Path) -> str:
+    """The dotted form.
+
+    >>> join(("callbacks", 0, "patience"))
+    'callbacks.0.patience'
+    """
+    return ".".join(map(str, path))

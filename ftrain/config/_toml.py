@@ -1,0 +1,97 @@
+"""TOML with the place of every key. `tomllib` decides what is TOML; this finds the lines."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from typing import Any
+
+from ftrain.config._places import Path, Places
+from ftrain.config.errors import ConfigError
+
+__all__ = ["parse_toml"]
+
+
+def parse_toml(text: str, name: str) -> tuple[Any, Places]:
+    """The document, and the place of each of its keys."""
+    try:
+        parsed = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, _, where = str(error).partition(" (at line ")
+        line = where.split(",")[0]
+        place = f"{name}:{line}" if line.isdecimal() else name
+        raise ConfigError.at("", place, f"this is no TOML: {message}") from None
+    except RecursionError:
+        raise ConfigError.at("", name, "this is nested too deeply") from None
+    return parsed, _places(text.splitlines(), name)
+
+
+def _places(lines: list[str], name: str) -> Places:
+    """A statement ends with the first line at which it parses by itself."""
+    places = Places(name, {(): 1})
+    table: Path = ()
+    entered: Counter[Path] = Counter()
+    at = 0
+    while at < len(lines):
+        begin, statement, parsed = at, "", None
+        while parsed is None and at < len(lines):
+            statement += lines[at] + "\n"
+            at += 1
+            parsed = _parsed(statement)
+        if (
+            parsed is None
+        ):  # it stands for more than its lines: leave the rest to the parents' places
+            at = begin + 1
+            continue
+        if statement.lstrip().startswith("["):
+            table = _entered(_only_path(parsed), statement.lstrip().startswith("[["), entered)
+            places.lines.setdefault(table, begin + 1)
+        else:
+            for path in _paths(parsed):
+                places.lines.setdefault((*table, *path), begin + 1)
+    return places
+
+
+def _parsed(statement: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(statement)
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return None
+
+
+def _only_path(parsed: Any) -> tuple[str, ...]:
+    """The keys of a header, from the table that it makes by itself."""
+    path: tuple[str, ...] = ()
+    while isinstance(parsed, (dict, list)) and parsed:
+        if isinstance(parsed, list):
+            parsed = parsed[0]
+            continue
+        key, parsed = next(iter(parsed.items()))
+        path = (*path, key)
+    return path
+
+
+def _entered(keys: tuple[str, ...], is_array: bool, entered: Counter[Path]) -> Path:
+    """The header's path, with the index of the newest element where an array of tables is entered."""
+    path: Path = ()
+    for depth, key in enumerate(keys):
+        path = (*path, key)
+        if is_array and depth == len(keys) - 1:
+            entered[path] += 1
+        if entered[path]:
+            path = (*path, entered[path] - 1)
+    return path
+
+
+def _paths(value: Any, path: Path = ()) -> list[Path]:
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    found = [path] if path else []
+    for key, child in children:
+        found += _paths(child, (*path, key))
+    return found

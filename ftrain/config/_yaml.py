@@ -1,0 +1,128 @@
+"""YAML with the place of every key, read by the rules of YAML 1.2.
+
+PyYAML follows version 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is 8.
+The resolver here is 1.2's core schema, so that a learning rate is a number and a country a country.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from ftrain.config._places import Path, Places, join
+from ftrain.config.errors import ConfigError
+
+__all__ = ["parse_yaml", "scalar"]
+
+#: A configuration is written by a person: more than this is an alias that explodes.
+MOST_NODES = 100_000
+DEEPEST = 60
+
+
+def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
+    """The document, and the place of each of its keys."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError.at("", place, f"this is no YAML: {_reason(error)}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError.at("", name, f"this is no YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError.at("", name, "this is nested too deeply") from None
+    reader = _Reader(name)
+    return (None if node is None else reader.read(node, ())), reader.places
+
+
+def scalar(text: str) -> Any:
+    """What a plain scalar stands for, as 1.2's core schema has it.
+
+    >>> scalar("1e-3"), scalar("no"), scalar("010"), scalar("true"), scalar("")
+    (0.001, 'no', 10, True, None)
+    """
+    for pattern, convert in _SCALARS:
+        if pattern.fullmatch(text):
+            return convert(text)
+    return text
+
+
+def _integer(text: str) -> int | float:
+    digits = text.lstrip("+-")
+    base = {"0x": 16, "0o": 8}.get(digits[:2], 10)
+    # Longer ones are refused by Python itself; no setting has so many digits.
+    return int(text, base) if len(text) < 4000 else float("inf")
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"~|null|Null|NULL|"), lambda _: None),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+    (re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), _integer),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), _float),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), _float),
+)
+
+
+#: What a node has without a tag of its own (`!` says: a string).
+_TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only; no tag is resolved, so none is run."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    parts = [part for part in (error.context, error.problem) if part]
+    reason = ", ".join(parts)
+    if "\\t" in reason:
+        reason += " (indent with spaces, not with tabs)"
+    return reason
+
+
+class _Reader:
+    """Nodes to values; counts what it makes."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.places, self.made = name, Places(name), 0
+
+    def read(self, node: yaml.Node, path: Path) -> Any:
+        self.made += 1
+        place = f"{self.name}:{node.start_mark.line + 1}"
+        if self.made > MOST_NODES or len(path) > DEEPEST:
+            raise ConfigError.at(join(path[:3]), place, "this is far too large for a configuration")
+        if node.tag not in _TAGS:
+            raise ConfigError.at(
+                join(path), place, f"the tag {node.tag} is not used here; write the value alone"
+            )
+        self.places.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None and node.tag != "!"
+        return scalar(str(node.value)) if plain else str(node.value)
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.value == "":
+                raise ConfigError.at(join(path), f"{self.name}:{line}", "a key must be a name")
+            here = (*path, key.value)
+            if key.value in found:
+                before = self.places.lines[here]
+                raise ConfigError.at(
+                    join(here), f"{self.name}:{line}", f"is written twice; first in line {before}"
+                )
+            self.places.lines[here] = line
+            found[key.value] = self.read(value, here)
+        return found

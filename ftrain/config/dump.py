@@ -1,0 +1,108 @@
+"""A configuration as YAML: what was resolved, every default written out.
+
+    load(file) -> dump -> the same bytes, however often
+
+Read next: `load.py`, the way in.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ftrain.config.registry import is_file
+from ftrain.config.resolve import Resolved
+from ftrain.config.schema import Config
+
+__all__ = ["dump", "relocated"]
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML; `load` makes the same of it.
+
+    >>> from ftrain.config import load
+    >>> text = dump(load({"model": "mlp", "data": "digits", "epochs": 3}))
+    >>> text.splitlines()[:5]
+    ['model:', '  name: mlp', 'data:', '  name: digits', '  held_out: null']
+    """
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
+    """The configuration as it reads when it stands in another folder: paths lead to the same files."""
+    config = resolved.config
+    data = config.model_dump(mode="json")
+
+    def moved(path: str) -> str:
+        if os.path.isabs(path):
+            return path
+        target = os.path.abspath(config.base / path)
+        try:
+            return pathlib.PurePath(os.path.relpath(target, folder)).as_posix()
+        except ValueError:  # another drive
+            return target
+
+    def moved_name(name: str) -> str:
+        file, colon, attribute = name.rpartition(":")
+        return moved(file) + colon + attribute if colon and is_file(file) else name
+
+    data["imports"] = [moved(name) if is_file(name) else name for name in data["imports"]]
+    single = (resolved.model, resolved.data, resolved.loss, resolved.optimizer, resolved.schedule)
+    for target in (*single, *resolved.callbacks):
+        if target is None:
+            continue
+        section: Any = data
+        for key in target.path:
+            section = section[key]
+        section["name"] = moved_name(section["name"])
+        for name in target.files:
+            section[name] = moved(os.path.expanduser(section[name]))
+    found = Config.model_validate(data)
+    found._base = folder
+    found._places.name = os.fspath(folder / "config.yaml")
+    return found
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Plain values as YAML that 1.1 and 1.2 read alike."""
+    text: str = yaml.dump(
+        dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that one of the two versions would take for something else."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _sequence(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    flat = not any(isinstance(item, (dict, list)) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if "e" in text and "." not in text:  # 1e-05 is a text in YAML 1.1
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:float", {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)
+    )
+
+
+_Dumper.add_representer(list, _sequence)
+_Dumper.add_representer(float, _float)
+for kind, pattern in (
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
+    ("int", r"0o[0-7]+|[-+]?[0-9]+"),
+):
+    _Dumper.add_implicit_resolver(
+        f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), list("-+.0123456789")
+    )

@@ -1,0 +1,84 @@
+"""The one error of this package: which key, where it is written, what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+__all__ = ["ConfigError", "Problem", "did_you_mean", "nearest"]
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        key: the dotted path, such as `optimizer.learning_rate`; empty where the whole is meant.
+        place: where that is written: `digits.yaml:7`, `the command line`, or the file alone.
+        message: what was found, and what to write instead.
+    """
+
+    key: str
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.key, self.message) if part)
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; every problem that was found is in it.
+
+    Attributes:
+        problems: at least one `Problem`; `key` and `place` are those of the first.
+
+    >>> error = ConfigError([Problem("epochs", "digits.yaml:2", "must be a whole number")])
+    >>> print(error)
+    digits.yaml:2: epochs: must be a whole number
+    >>> error.key, error.place
+    ('epochs', 'digits.yaml:2')
+    """
+
+    problems: tuple[Problem, ...]
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def at(cls, key: str, place: str | os.PathLike[str], message: str) -> ConfigError:
+        """The error of one problem."""
+        return cls([Problem(key, os.fspath(place), message)])
+
+    @property
+    def key(self) -> str:
+        """The dotted path of the first problem's key."""
+        return self.problems[0].key
+
+    @property
+    def place(self) -> str:
+        """Where the first problem is written."""
+        return self.problems[0].place
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that this one is most like, if it is like one."""
+    lowered = {candidate.lower(): candidate for candidate in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[near[0]] if near else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest known name, or all of them.
+
+    >>> did_you_mean("adamm", ["adam", "sgd"])
+    'Did you mean adam?'
+    >>> did_you_mean("zzz", ["adam", "sgd"])
+    'Known are: adam, sgd'
+    """
+    names = sorted(set(known))
+    near = nearest(name, names)
+    if near:
+        return f"Did you mean {near}?"
+    return f"Known are: {', '.join(names)}" if names else "There are none"

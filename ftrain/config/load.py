@@ -1,0 +1,140 @@
+"""A `Config` from a file and the command line: defaults < file < `key.path=value`.
+
+    config = load("digits.yaml", ["epochs=3", "optimizer.learning_rate=1e-3"])
+
+Read next: `dump.py`, its way back to a file; `build.py`, which makes a run of it.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ftrain.config._explain import explained
+from ftrain.config._json import parse_json
+from ftrain.config._overrides import apply_overrides
+from ftrain.config._places import Places
+from ftrain.config._toml import parse_toml
+from ftrain.config._yaml import parse_yaml
+from ftrain.config.errors import ConfigError, Problem
+from ftrain.config.schema import Config
+
+__all__ = ["load", "parse"]
+
+_FORMATS = {".yaml": parse_yaml, ".yml": parse_yaml, ".json": parse_json, ".toml": parse_toml}
+
+
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Config:
+    """The configuration in a file (or a dict), with `overrides` on top.
+
+    Args:
+        source: a `.yaml`, `.yml`, `.json` or `.toml` file, or a dict of the same keys.
+        overrides: `key.path=value`, the value in YAML: `epochs=3`, `model.widths=[64, 32]`,
+            `callbacks.0.every=10`, `schedule=null`. A whole section may be set: `optimizer=sgd`.
+
+    Returns:
+        The checked configuration. It remembers where each key is written.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed; a key is not known, twice there, or of another
+            type; keys do not go together. All problems that were found are in it.
+
+    >>> config = load({"model": "linear", "data": "digits", "epochs": 3}, ["optimizer.name=sgd"])
+    >>> config.epochs, config.optimizer.name, config.optimizer.learning_rate
+    (3, 'sgd', 0.001)
+    >>> load({"model": "linear", "data": "digits", "epoch": 3})
+    Traceback (most recent call last):
+        ...
+    ftrain.config.errors.ConfigError: the configuration: epoch: there is no such key. Did you mean ...
+    """
+    if isinstance(source, Mapping):
+        return _checked(dict(source), Places("the configuration"), overrides, None)
+    path = pathlib.Path(source)
+    return parse(_read(path), path, overrides)
+
+
+def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a text that stands, or could stand, in the file `path`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise ConfigError.at(
+            "",
+            path,
+            f"the name of a configuration ends in {', '.join(_FORMATS)}; found {path.name!r}",
+        )
+    data, places = _FORMATS[path.suffix.lower()](text, os.fspath(path))
+    if data is None:
+        raise ConfigError.at("", path, "the file is empty. `ftrain init` writes one to start from")
+    if not isinstance(data, dict):
+        raise ConfigError.at(
+            "", path, f"must be keys with values, such as `epochs: 10`; found {_kind(data)}"
+        )
+    return _checked(data, places, overrides, path.parent)
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        message = "there is no such file. `ftrain init` writes a configuration to start from"
+    except IsADirectoryError:
+        message = "this is a directory"
+        if (path / "config.yaml").exists():
+            message += f"; the configuration of the run in it is {path / 'config.yaml'}"
+    except UnicodeDecodeError as error:
+        message = f"this is no text in UTF-8: byte {error.start} does not fit"
+    except (OSError, ValueError) as error:
+        message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    raise ConfigError.at("", path, message)
+
+
+def _checked(
+    data: dict[str, Any],
+    places: Places,
+    overrides: Sequence[str],
+    base: pathlib.Path | None,
+) -> Config:
+    data = apply_overrides(data, places, overrides)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explained(error, places)) from None
+    problems = [
+        Problem(key, places.of(tuple(key.split("."))), message)
+        for key, message in _contradictions(config)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    config._places, config._base = places, base or pathlib.Path()
+    return config
+
+
+def _contradictions(config: Config) -> list[tuple[str, str]]:
+    """What each key allows and two together do not."""
+    found = []
+    if config.epochs is None and config.max_steps is None:
+        found.append(
+            ("epochs", "how long to train is missing: write `epochs: 10` or `max_steps: 1000`")
+        )
+    if config.batch_size % config.accumulate:
+        found.append(
+            (
+                "accumulate",
+                f"batch_size {config.batch_size} cannot be cut into {config.accumulate} equal "
+                "micro-batches: write a divisor of it",
+            )
+        )
+    return found
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else repr(value)[:40]

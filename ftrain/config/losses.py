@@ -1,0 +1,116 @@
+"""Losses that need no file: sums with their counts, so that means over any batches merge exactly.
+
+Each reads its batch by name: `input` and `target` say under which, `x` and `y` by default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ftrain.core.metrics import Mean
+
+__all__ = ["binary_cross_entropy", "cross_entropy", "mse", "next_token"]
+
+Loss = tuple[Mean, dict[str, Mean]]
+
+
+def cross_entropy(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    label_smoothing: float = 0.0,
+) -> Loss:
+    """Of classes, in nats, with the accuracy beside it.
+
+    Args:
+        model: gives logits `(n, classes)`.
+        batch: a dict; the targets are int64 `(n,)`; a `weight` `(n,)` of rows is taken into account.
+        input: the name of what goes into the model.
+        target: the name of the classes.
+        label_smoothing: the share that is spread over all classes.
+    """
+    logits, labels = model(_entry(batch, input)), _entry(batch, target)
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    hits = (logits.argmax(-1) == labels).to(each.dtype)
+    return _mean(each, batch), {"accuracy": _mean(hits.detach(), batch)}
+
+
+def binary_cross_entropy(
+    model: nn.Module, batch: Any, *, input: str = "x", target: str = "y"
+) -> Loss:
+    """Of yes and no, in nats, with the accuracy beside it.
+
+    Args:
+        model: gives logits `(n,)` or `(n, 1)`.
+        batch: a dict; the targets are 0 or 1, `(n,)`.
+        input: the name of what goes into the model.
+        target: the name of the answers.
+    """
+    answers = _entry(batch, target)
+    logits = model(_entry(batch, input)).view(answers.shape)
+    each = F.binary_cross_entropy_with_logits(logits, answers.to(logits.dtype), reduction="none")
+    hits = ((logits > 0) == (answers > 0.5)).to(each.dtype)
+    return _mean(each, batch), {"accuracy": _mean(hits.detach(), batch)}
+
+
+def mse(model: nn.Module, batch: Any, *, input: str = "x", target: str = "y") -> Loss:
+    """The mean squared error of numbers, with the mean absolute error beside it.
+
+    Args:
+        model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
+        batch: a dict.
+        input: the name of what goes into the model.
+        target: the name of the numbers to predict.
+    """
+    wanted = _entry(batch, target)
+    error = (model(_entry(batch, input)).view(wanted.shape) - wanted).flatten(
+        1 if wanted.ndim > 1 else 0
+    )
+    if error.ndim > 1:
+        return _mean(error.square().mean(1), batch), {
+            "mae": _mean(error.detach().abs().mean(1), batch)
+        }
+    return _mean(error.square(), batch), {"mae": _mean(error.detach().abs(), batch)}
+
+
+def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
+    """Each token of a window (but the first) from those before it, in nats.
+
+    Args:
+        model: `(n, length) -> logits (n, length, vocabulary)`.
+        batch: windows, int64 `(n, length + 1)`.
+        ignore: tokens that are not to be predicted, such as padding.
+    """
+    logits, targets = model(batch[:, :-1]), batch[:, 1:]
+    total = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="sum"
+    )
+    return Mean(total, (targets != ignore).sum())
+
+
+def _entry(batch: Any, name: str) -> torch.Tensor:
+    if not isinstance(batch, dict):
+        raise TypeError(
+            f"this loss reads its batch by name ({name!r}), but a batch is a {type(batch).__name__}: "
+            "let the data give dicts, or write a loss of your own: file.py:loss_fn"
+        )
+    if name not in batch:
+        raise KeyError(
+            f"the batch has no {name!r}; it has {', '.join(map(repr, batch))}. Say which are meant: "
+            f"loss: {{name: ..., input: {next(iter(batch))}, target: ...}}"
+        )
+    found: torch.Tensor = batch[name]
+    return found
+
+
+def _mean(each: torch.Tensor, batch: Any) -> Mean:
+    weight = batch.get("weight")
+    if weight is None:
+        return Mean(each.sum(), torch.tensor(len(each), device=each.device))
+    return Mean((each * weight).sum(), weight.sum())

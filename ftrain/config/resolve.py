@@ -1,0 +1,221 @@
+"""Names to what they name, and arguments against signatures, before anything is built or trained.
+
+Arguments are checked by the annotations of what takes them: an unknown one is answered with "did you
+mean", a text for a number is refused, lists become tuples where those are asked for. An argument that is
+annotated as a `pathlib.Path` is sought beside the configuration.
+
+Read next: `build.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import pathlib
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ftrain.config._places import Path, join
+from ftrain.config.errors import ConfigError, Problem, did_you_mean
+from ftrain.config.registry import Kind, find, load_module
+from ftrain.config.schema import Component, Config
+
+__all__ = ["Resolved", "Target", "reference", "resolve"]
+
+_REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a component names, and its checked arguments.
+
+    Attributes:
+        path: the component's place in the configuration, such as `("optimizer",)`.
+        component: what was written.
+        function: what it names.
+        arguments: keyword arguments; a `${data.NAME}` still stands as it is written.
+        files: the names of those that are paths.
+    """
+
+    path: Path
+    component: Component
+    function: Any
+    arguments: Mapping[str, Any]
+    files: tuple[str, ...] = ()
+
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of this name."""
+        return name in _parameters(self.function)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """Everything a configuration names.
+
+    Attributes:
+        config: what was resolved.
+        model: builds the module.
+        data: makes the data.
+        loss: the loss function.
+        optimizer: makes the optimizer.
+        schedule: makes the schedule.
+        callbacks: make the callbacks.
+    """
+
+    config: Config
+    model: Target
+    data: Target
+    loss: Target
+    optimizer: Target
+    schedule: Target | None
+    callbacks: tuple[Target, ...]
+
+
+#: Parameters that the run fills in: not to be written, and not missed.
+_FILLED: dict[Kind, int] = {"loss": 2, "optimizer": 1, "schedule": 1}
+
+
+def resolve(config: Config) -> Resolved:
+    """Import what is named and check every argument.
+
+    Raises:
+        ConfigError: something is not there, cannot be imported, or does not take these arguments; all
+            problems that were found are in it.
+    """
+    for index, module in enumerate(config.imports):
+        place = config.places.of(("imports", index))
+        load_module(module, config.base, f"imports.{index}", place)
+    problems: list[Problem] = []
+
+    def target(kind: Kind, component: Component, *path: str | int) -> Target | None:
+        try:
+            return _target(config, kind, component, path)
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return None
+
+    found = {
+        "model": target("model", config.model, "model"),
+        "data": target("data", config.data, "data"),
+        "loss": target("loss", config.loss, "loss"),
+        "optimizer": target("optimizer", config.optimizer, "optimizer"),
+        "schedule": config.schedule and target("schedule", config.schedule, "schedule"),
+    }
+    callbacks = [
+        target("callback", one, "callbacks", index) for index, one in enumerate(config.callbacks)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return Resolved(config, callbacks=tuple(callbacks), **found)  # type: ignore[arg-type]  # none is None
+
+
+def reference(value: object) -> str | None:
+    """The NAME of a `${data.NAME}`.
+
+    >>> reference("${data.classes}"), reference("classes")
+    ('classes', None)
+    """
+    found = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return found[1] if found else None
+
+
+def _target(config: Config, kind: Kind, component: Component, path: Path) -> Target:
+    key = join(path)
+    function = find(
+        kind, component.name, config.base, f"{key}.name", config.places.of((*path, "name"))
+    )
+    written = dict(component.arguments)
+    parameters = _parameters(function)
+    if kind == "data" and config.data.held_out is not None and "held_out" in parameters:
+        written["held_out"] = config.data.held_out
+    filled = list(parameters)[: _FILLED.get(kind, 0)]
+    hints = _hints(function)
+    problems, arguments, files = [], {}, []
+
+    def problem(name: str, message: str) -> None:
+        problems.append(Problem(f"{key}.{name}", config.places.of((*path, name)), message))
+
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    open_to = [
+        name
+        for name, parameter in parameters.items()
+        if name not in filled
+        and parameter.kind
+        in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    ]
+    for name, value in written.items():
+        if name in filled:
+            problem(name, f"{component.name} gets its {name} from the run: leave it out")
+        elif name not in open_to and not open_ended:
+            problem(name, f"{component.name} takes no {name}. {did_you_mean(name, open_to)}")
+        elif reference(value) is not None and kind in ("model", "loss", "callback"):
+            arguments[name] = value
+        else:
+            try:
+                arguments[name], is_path = _converted(value, hints.get(name), config.base)
+                files += [name] if is_path else []
+            except ValueError as error:
+                problem(name, str(error))
+    missing = [
+        name
+        for name in open_to
+        if parameters[name].default is inspect.Parameter.empty and name not in written
+    ]
+    for name in missing if kind != "schedule" else ():  # the run's own numbers go into a schedule
+        problem(name, f"{component.name} needs {name}: write it")
+    if problems:
+        raise ConfigError(problems)
+    return Target(path, component, function, arguments, tuple(files))
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in: takes what it takes
+        return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _hints(function: Any) -> Mapping[str, Any]:
+    init = function.__init__ if inspect.isclass(function) else function
+    try:
+        return typing.get_type_hints(init)
+    except Exception:  # an annotation that cannot be evaluated checks nothing
+        return {}
+
+
+def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
+    """The value as the annotation wants it, and whether it is a path; `ValueError` if it cannot be."""
+    if hint is None or hint is Any:
+        return value, False
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception:
+        try:
+            adapter = TypeAdapter(hint)  # dataclasses and models bring a configuration of their own
+        except Exception:  # pydantic has no schema for this annotation: it checks nothing
+            return value, False
+    try:
+        found = adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise ValueError(_refused(error, value, hint)) from None
+    except ValueError as error:
+        raise ValueError(f"{error}; found {value!r}") from None
+    if isinstance(found, pathlib.Path):
+        return base / found.expanduser(), True
+    return found, False
+
+
+def _refused(error: ValidationError, value: Any, hint: Any) -> str:
+    reasons = [found["msg"].replace("Input should be", "must be") for found in error.errors()]
+    reason = reasons[0] if len(set(reasons)) == 1 else f"must be {_spelled(hint)}"
+    return f"{reason}; found {value!r}"
+
+
+def _spelled(hint: Any) -> str:
+    text = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint)
+    return re.sub(r"\b(?:[a-z_]+\.)+", "", text or str(hint))

@@ -1,0 +1,211 @@
+"""What a configuration may hold: every key, its type, its default, and what it is for.
+
+Names are those that people know. What is built by name (model, data, loss, optimizer, schedule,
+callbacks) is a `Component`: a name and the arguments that go with it, checked against the signature of
+what it names when the run is built.
+
+Read next: `load.py`, which makes a `Config` from a file and the command line.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
+
+from ftrain.config._places import Places
+
+__all__ = ["Checkpoint", "Component", "Config", "Data", "EarlyStopping", "Optimizer"]
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Component(BaseModel):
+    """Something that is built by name: `{name: ..., argument: value, ...}`, or the name alone.
+
+    The name is a registered one, or an import path: `package.module:attribute`, or `file.py:attribute`
+    with the file sought beside the configuration. All other keys are its arguments.
+
+    >>> Component.model_validate("digits").arguments
+    {}
+    >>> Component.model_validate({"name": "model.py:Net", "width": 64}).arguments
+    {'width': 64}
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError(
+                "component", "must be a name, or a mapping with a name and arguments"
+            )
+        return value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Component):
+    """A `Component` with a learning rate.
+
+    Attributes:
+        name: one of `ftrain.optim`, such as `adamw`, or an import path; it is called with the learning
+            rate (or the schedule) first.
+        learning_rate: the rate; with a schedule, its peak.
+    """
+
+    name: Annotated[str, Field(min_length=1)] = "adamw"
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+
+
+class Data(Component):
+    """A `Component` with a part held out for evaluation.
+
+    Attributes:
+        held_out: how many samples to hold out, or which share of them. A function that has an argument
+            of this name gets it; else the samples are chosen at random, the same for every seed. Null:
+            none, or what the function itself holds out.
+    """
+
+    held_out: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class Checkpoint(_Section):
+    """When the run is saved, and which checkpoints are kept."""
+
+    every: Count | None = None
+    """Steps between checkpoints; null: at the end of each epoch."""
+    every_minutes: Positive | None = None
+    """Minutes between checkpoints, beside those."""
+    keep_last: Count = 3
+    """How many of the newest are kept."""
+    keep_best: Natural = 1
+    """How many of the best by `monitor` are kept beside those."""
+    monitor: str = "eval/loss"
+    """The metric that says which are best: `eval/` or `train/` and its name."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less of it is better, or more."""
+    asynchronous: bool = False
+    """Write in the background while the next steps run."""
+
+
+class EarlyStopping(_Section):
+    """When a run that no longer gets better ends."""
+
+    patience: Count
+    """Evaluations without a better value after which the run stops."""
+    monitor: str = "eval/loss"
+    """The metric: `eval/` or `train/` and its name."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less of it is better, or more."""
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """How much better a value must be to count."""
+
+
+class Config(_Section):
+    """A training run: everything that decides its bits, and where it is written.
+
+    Made by `load`; frozen. Two runs of one resolved configuration, on one machine, end with the same
+    bytes.
+    """
+
+    model: Component
+    """What is trained: a function (or class) that builds an `nn.Module`."""
+    data: Data
+    """What it is trained on: a function that returns the training data, or `(training, held out)`."""
+    loss: Component = Component(name="cross_entropy")
+    """`loss_fn(model, batch, **arguments)`."""
+    imports: Annotated[tuple[str, ...], _LISTED] = ()
+    """Modules or files that are imported first, because they register names."""
+
+    seed: Seed = 0
+    """Of weights, order, dropout and augmentation."""
+    epochs: Count | None = None
+    """Passes over the training data."""
+    max_steps: Count | None = None
+    """Updates; the run ends with whichever of the two comes first."""
+
+    batch_size: Count = 32
+    """Samples in an update."""
+    accumulate: Count = 1
+    """Micro-batches that each batch is cut into, to save memory; the result is the same."""
+    eval_batch_size: Count | None = None
+    """Samples at a time in an evaluation; null: `batch_size`."""
+    workers: Natural = 0
+    """Processes that fetch data; no batch depends on it."""
+
+    optimizer: Optimizer = Optimizer(name="adamw", learning_rate=1e-3)
+    """Its name, `learning_rate`, and its other arguments, such as `weight_decay`."""
+    schedule: Component | None = None
+    """The course of the learning rate, one of `ftrain.optim`'s schedules; null: constant."""
+    max_grad_norm: Positive | None = None
+    """Gradients with a larger global norm are scaled down to it; null: never."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    """Of the arithmetic in the step."""
+    nonfinite: Literal["skip", "raise", "ignore"] = "skip"
+    """What a gradient that is infinite or NaN does."""
+
+    compile: bool = True
+    """The whole step as one graph of machine code; needs a C++ compiler."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ...; auto: CUDA where there is any."""
+    threads: Count | None = None
+    """CPU threads; null: torch's own choice. Bits on the CPU depend on it."""
+    deterministic: bool = True
+    """Only algorithms that give the same bits each time."""
+
+    log_every: Count = 50
+    """Steps between two lines of the training log."""
+    eval_every: Count | None = None
+    """Steps between evaluations; null: at the end of each epoch."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the run is saved, and what is kept."""
+    early_stopping: EarlyStopping | None = None
+    """When a run that no longer gets better ends; null: never."""
+    callbacks: Annotated[tuple[Component, ...], _LISTED] = ()
+    """What else looks on, by registered name or import path."""
+    progress: bool = True
+    """A bar where there is a terminal, a line every few seconds elsewhere."""
+    output_dir: Annotated[str, Field(min_length=1)] = "runs/default"
+    """The run's directory, seen from where the command is started."""
+
+    fast_dev_run: bool = False
+    """A few steps and one evaluation through everything, to see whether it runs."""
+    overfit_batches: Natural = 0
+    """Train and evaluate on this many batches only, to see whether it can learn; 0: on all."""
+    detect_anomaly: bool = False
+    """Eager mode, and an error at the first operation whose gradient is NaN."""
+
+    _places: Places = PrivateAttr(default_factory=lambda: Places("the configuration"))
+    _base: pathlib.Path = PrivateAttr(default_factory=pathlib.Path)
+
+    @property
+    def places(self) -> Places:
+        """Where each key was written."""
+        return self._places
+
+    @property
+    def base(self) -> pathlib.Path:
+        """The directory from which files are sought: that of the configuration."""
+        return self._base
