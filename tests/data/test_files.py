@@ -1,0 +1,416 @@
+"""Data at hand: each round trip, and each damage as an error with file, place and remedy."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from ftrain import data
+from ftrain.core.errors import DataError
+from ftrain.testing import assert_same_bits
+
+# Arrays.
+
+
+def test_arrays_come_back(tmp_path):
+    arrays = {
+        "f": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "big endian": np.arange(3, dtype=">i4"),
+        "bool": np.array([True, False]),
+        "unsigned": np.array([1, 2**16 - 1], dtype=np.uint16),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez_compressed(tmp_path / "c.npz", **arrays)
+    for name in ("a.npz", "c.npz"):
+        found = data.npz(tmp_path / name)
+        assert {key: value.tolist() for key, value in found.items()} == {
+            key: value.tolist() for key, value in arrays.items()
+        }
+    np.save(tmp_path / "f.npy", arrays["f"])
+    for mmap in (False, True):
+        assert_same_bits(data.npy(tmp_path / "f.npy", mmap=mmap), torch.from_numpy(arrays["f"]))
+    save_file({"x": torch.arange(3)}, tmp_path / "s.safetensors")
+    assert data.safetensors(tmp_path / "s.safetensors")["x"].tolist() == [0, 1, 2]
+
+
+def test_writes_to_a_mapped_array_stay_in_memory(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    data.npy(tmp_path / "x.npy", mmap=True)[0] = 1
+    assert data.npy(tmp_path / "x.npy").tolist() == [0, 0, 0]
+
+
+def write_pickle(path):
+    np.savez(path, x=np.array([{"a": 1}], dtype=object))
+
+
+def write_words(path):
+    np.savez(path, x=np.array(["a", "b"]))
+
+
+def write_flipped(path):
+    np.savez(path, x=np.zeros(1000))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def write_cut(path):
+    np.savez(path, x=np.zeros(1000))
+    path.write_bytes(path.read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_pickle, "'x' holds Python objects, which only pickle can load"),
+        (write_words, "array 'x': <U1 is no dtype of torch"),
+        (write_flipped, "the array 'x' is damaged"),
+        (write_cut, "is no .npz file"),
+        (lambda path: path.write_bytes(b""), "is no .npz file"),
+    ],
+)
+def test_a_damaged_npz_is_named(tmp_path, write, message):
+    path = tmp_path / "it.npz"
+    write(path)
+    with pytest.raises(DataError, match=message) as caught:
+        data.npz(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_damaged_npy_or_safetensors_is_named(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(1000))
+    whole = (tmp_path / "x.npy").read_bytes()
+    for content in (whole[:200], whole[:30], b"", b"x" * 1000, whole[:8] + b"\xff" * 100):
+        (tmp_path / "x.npy").write_bytes(content)
+        for mmap in (False, True):
+            with pytest.raises(DataError, match=r"x\.npy"):
+                data.npy(tmp_path / "x.npy", mmap=mmap)
+    save_file({"x": torch.zeros(100)}, tmp_path / "x.safetensors")
+    whole = (tmp_path / "x.safetensors").read_bytes()
+    for content in (whole[:200], whole[:4], b"", b"\xff" * 1000):
+        (tmp_path / "x.safetensors").write_bytes(content)
+        with pytest.raises(DataError, match=r"x\.safetensors"):
+            data.safetensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "read", [data.npz, data.npy, data.safetensors, data.csv, data.text, data.tokens, data.idx]
+)
+def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path, read):
+    (tmp_path / "pets.csv").write_text("a\n1\n")
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*pets\.csv"):
+        read(tmp_path / "pet.csv")
+    with pytest.raises(FileNotFoundError, match="the folder .* does not exist either"):
+        read(tmp_path / "nowhere" / "pets.csv")
+    with pytest.raises(DataError, match="is a folder"):
+        read(tmp_path)
+
+
+# idx.
+
+TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def idx_bytes(array, code):
+    head = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    return head + array.astype(TYPES[code]).tobytes()
+
+
+@given(
+    code=st.sampled_from(sorted(TYPES)),
+    shape=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    zipped=st.booleans(),
+)
+def test_idx_of_every_type_and_shape(tmp_path_factory, code, shape, zipped):
+    path = tmp_path_factory.mktemp("idx") / "x"
+    array = np.arange(np.prod(shape)).reshape(shape) % 100
+    content = idx_bytes(array, code)
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    found = data.idx(path)
+    assert tuple(found.shape) == tuple(shape)
+    assert found.tolist() == array.astype(TYPES[code]).tolist()
+
+
+IDX = idx_bytes(np.zeros((3, 2, 2)), 0x08)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>", "is no idx file: it begins with 3c 68 74 6d"),
+        (b"", "begins with nothing"),
+        (b"\0\0\x07\x01" + bytes(8), "is no idx file"),
+        (IDX[:9], "ends within its header"),
+        (IDX[:-1], r"announces 12 bytes of numbers \(shape \(3, 2, 2\)\), and has 11"),
+        (IDX + b"\0", "has more"),
+        (b"\0\0\x08\x03" + b"\x7f\xff\xff\xff" * 3, "and has 0"),
+        (b"\0\0\x08\x01" + b"\xff" * 4, "its header is damaged"),
+        (gzip.compress(IDX)[:-9], "compression does not hold"),
+        (gzip.compress(IDX)[:-8] + bytes(8), "compression does not hold"),
+        (gzip.compress(b"<html>"), "is no idx file"),
+    ],
+)
+def test_a_damaged_idx_is_named(tmp_path, content, message):
+    (tmp_path / "it").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        data.idx(tmp_path / "it")
+    assert str(tmp_path / "it") in str(caught.value)
+
+
+def write_mnist(folder, labels=5):
+    folder.mkdir()
+    images = np.arange(5 * 28 * 28).reshape(5, 28, 28) % 256
+    for part in ("train", "t10k"):
+        content = idx_bytes(images, 0x08)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+        content = idx_bytes(np.arange(labels), 0x08)
+        (folder / f"{part}-labels.idx1-ubyte").write_bytes(content)
+
+
+def test_a_folder_of_mnist(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    train, test = data.mnist(tmp_path / "mnist")
+    assert train["image"].shape == (5, 1, 28, 28)
+    assert train["image"].max() == 1.0
+    assert test["label"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_wrong_folder_of_mnist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        data.mnist(tmp_path / "mnist")
+    write_mnist(tmp_path / "mnist", labels=4)
+    with pytest.raises(DataError, match="5 images, .* 4 labels"):
+        data.mnist(tmp_path / "mnist")
+    labels = tmp_path / "mnist" / "train-labels.idx1-ubyte"
+    labels.unlink()
+    with pytest.raises(FileNotFoundError, match="no file train-labels-idx1-ubyte"):
+        data.mnist(tmp_path / "mnist")
+    labels.write_bytes(IDX)
+    with pytest.raises(DataError, match="3 axes instead of 1"):
+        data.mnist(tmp_path / "mnist")
+
+
+# Tables.
+
+
+def table(tmp_path, content, **options):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return data.csv(path, **options)
+
+
+def test_columns_of_a_table(tmp_path):
+    content = '\ufeffa, b,"c ""q"""\r\n1,2.5,x\r\n\r\n-3,1e2,"y"\r\n'
+    found = table(tmp_path, content, integers=["a"], categories={'c "q"': ["y", "x"]})
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "a": [1, -3],
+        "b": [2.5, 100.0],
+        'c "q"': [1, 0],
+    }
+    assert [values.dtype for values in found.values()] == [torch.int64, torch.float32, torch.int64]
+
+
+def test_features_and_target(tmp_path):
+    found = table(tmp_path, "1;2;3\n4;5;6\n", header=False, delimiter=";", target="1")
+    assert found["x"].tolist() == [[1, 3], [4, 6]]
+    assert found["y"].tolist() == [2, 5]
+    found = table(tmp_path, "a,b,c\n1,2,word\n", columns=["a"], target="b", integers=["b"])
+    assert (found["x"].tolist(), found["y"].tolist()) == ([[1]], [2])
+
+
+def test_an_empty_cell_is_what_it_is_said_to_be(tmp_path):
+    found = table(tmp_path, "a,b\n1,\n,2\n", missing=-1.0, integers=["b"])
+    assert (found["a"].tolist(), found["b"].tolist()) == ([1, -1], [-1, 2])
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
+def test_numbers_survive_the_text(tmp_path_factory, numbers):
+    content = "a\n" + "".join(f"{number!r}\n" for number in numbers)
+    found = table(tmp_path_factory.mktemp("csv"), content)["a"]
+    assert_same_bits(found, torch.tensor(numbers, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a,b\n1,2\n3,four\n", {}, r"line 3, column 'b': 'four' is not a number.*\['2', 'four'\]"),
+        ('a,b\n"x\ny",2\n1,z\n', {"categories": {"a": ["x\ny", "1"]}}, "line 4, column 'b': 'z'"),
+        ("a,b\n1,\n", {}, "line 2, column 'b': '' is empty. Pass missing="),
+        ("a,b\n1,2\n1,2,3\n", {}, "line 3: 3 cells, but 2 columns"),
+        ("a;b\n1,5;2\n", {}, "line 2: 2 cells, but 1 columns.*delimiter"),
+        ("a\n1e39\n", {}, "line 2, column 'a': '1e39' is too large for float32"),
+        ("a\n1.5\n", {"integers": ["a"]}, "line 2, column 'a': '1.5' is no integer"),
+        (f"a\n{2**63}\n", {"integers": ["a"]}, "is no integer of 64 bits"),
+        ("a\n\n ,\n", {}, "line 3: 2 cells"),
+        ("a\nx\n", {"categories": {"a": ["y"]}}, r"line 2, column 'a': 'x' is none of .*\['y'\]"),
+        ("a,b\n1,2\n", {"target": "c"}, "has no column 'c'; it has 'a', 'b'"),
+        ("a,b\n1,2\n", {"columns": ["d"]}, "has no column 'd'"),
+        ("a\n1\n", {"target": "a"}, "no column is left beside the target"),
+        ("a,a\n1,2\n", {}, "line 1: two columns are called 'a'"),
+        ("a,b\n", {}, "has no rows below its header"),
+        ("", {"header": False}, "has no rows"),
+        ('a\n"x"y\n', {}, "line 2: "),
+        ('a\n"open\n', {}, "unexpected end of data"),
+        (b"a\n\xff\n", {}, "no text in UTF-8.*iconv"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, content, options, message):
+    with pytest.raises(DataError, match=message) as caught:
+        table(tmp_path, content, **options)
+    assert str(tmp_path / "t.csv") in str(caught.value)
+
+
+# Text.
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_characters_come_back(content):
+    text = data.Text.of(content)
+    assert text.decode(text.tokens) == content
+    assert text.decode(text.encode(content)) == content
+    assert text.vocabulary == len(set(content))
+    assert text.tokens.dtype == (torch.uint8 if text.vocabulary <= 256 else torch.int32)
+
+
+def test_an_alphabet_of_more_than_a_byte():
+    content = "".join(map(chr, range(1000, 1300)))
+    assert data.Text.of(content).decode(data.Text.of(content).tokens) == content
+
+
+def test_bytes_of_a_file(tmp_path):
+    (tmp_path / "t").write_bytes("größe".encode() + b"\xff")
+    text = data.text(tmp_path / "t", unit="bytes")
+    assert (text.vocabulary, len(text)) == (256, 8)
+    assert text.decode(text.tokens) == "größe\ufffd"
+    assert text.encode("ö").tolist() == [0xC3, 0xB6]
+
+
+@given(
+    n=st.integers(1, 60),
+    length=st.integers(1, 10),
+    stride=st.integers(1, 12),
+    dtype=st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64]),
+)
+def test_windows_are_slices(n, length, stride, dtype):
+    if n < length:
+        return
+    tokens = torch.from_numpy(np.arange(n).astype(dtype))
+    windows = data.Windows(tokens, length, stride)
+    expected = torch.arange(n).unfold(0, length, stride)
+    assert_same_bits(windows.gather(torch.arange(len(windows))), expected.contiguous())
+    assert_same_bits(windows[len(windows) - 1], expected[-1].contiguous())
+
+
+def test_a_stride_of_the_context_predicts_each_token_once():
+    text = data.standard_library(1000)
+    rest, held_out = text.split(0.1)
+    assert (len(rest), len(held_out)) == (900, 100)
+    targets = torch.cat(
+        [w[:, 1:].flatten() for w in data.Loader(held_out.windows(12, 11), 2, shuffle=False)]
+    )
+    assert_same_bits(targets, held_out.tokens[1:].long())
+
+
+def test_tokens_stay_on_the_disk(tmp_path):
+    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "t.bin")
+    np.save(tmp_path / "t.npy", np.arange(1000, dtype=np.uint16))
+    for name in ("t.bin", "t.npy"):
+        tokens = data.tokens(tmp_path / name)
+        tokens[3] = 7
+        assert data.tokens(tmp_path / name).tolist() == list(range(1000))
+
+
+def test_damaged_text_is_named(tmp_path):
+    path = tmp_path / "t"
+    path.write_bytes(b"")
+    for read in (data.text, data.tokens):
+        with pytest.raises(DataError, match="empty"):
+            read(path)
+    path.write_bytes(b"ab\xffc")
+    with pytest.raises(DataError, match="byte 2.*iconv"):
+        data.text(path)
+    path.write_bytes(b"abc")
+    with pytest.raises(DataError, match="no whole number of uint16 tokens"):
+        data.tokens(path)
+    with pytest.raises(ValueError, match="unit is"):
+        data.text(path, unit="words")
+    with pytest.raises(ValueError, match="has no 'z'"):
+        data.text(path).encode("az")
+    with pytest.raises(ValueError, match="make no window of 9"):
+        data.text(path).windows(9)
+    with pytest.raises(ValueError, match="one part empty"):
+        data.text(path).split(0.0)
+
+
+# Images.
+
+
+def write_images(folder, size=(6, 4)):
+    from PIL import Image
+
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            colour = (label * 255, i, 0)
+            Image.new("RGB", size, colour).save(folder / name / f"{i}.png")
+
+
+def test_a_folder_of_images(tmp_path):
+    write_images(tmp_path / "pets")
+    pets = data.images(tmp_path / "pets")
+    assert (pets.classes, len(pets)) == (["cat", "dog"], 6)
+    batch = next(iter(data.Loader(pets, 6, shuffle=False, workers=1)))
+    assert batch["image"].shape == (6, 3, 4, 6)
+    assert batch["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch["image"][:, 0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    grey = data.images(tmp_path / "pets", size=(2, 3), mode="L")
+    assert grey[5]["image"].shape == (1, 2, 3)
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "pets"
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        data.images(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match="with the name of its class"):
+        data.images(folder)
+    write_images(folder)
+    Image.new("RGB", (3, 3)).save(folder / "cat" / "2.png")
+    with pytest.raises(DataError, match=r"2\.png has 3 x 3 pixels, .*0\.png has 4 x 6.*size="):
+        data.images(folder)[2]
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "cat" / "2.png")
+    whole = (folder / "cat" / "2.png").read_bytes()
+    (folder / "cat" / "2.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"2\.png is damaged"):
+        data.images(folder)[2]
+    (folder / "cat" / "2.png").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"2\.png is no image"):
+        data.images(folder)[2]
+
+
+def test_the_digits():
+    digits = data.digits()
+    assert digits["image"].shape == (1797, 1, 8, 8)
+    assert digits["image"].aminmax() == (0.0, 1.0)
+    assert torch.bincount(digits["label"]).tolist() == [
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]

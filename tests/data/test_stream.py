@@ -1,0 +1,111 @@
+"""Streams: exact where their source is, and plain about it where it is not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain.data import Cursor, Stream
+from tests.data.test_loader import assert_same
+
+
+class Plain:
+    """An iterable dataset with nothing to say about itself."""
+
+    def __init__(self, n=10):
+        self.n, self.started = n, 0
+
+    def __iter__(self):
+        self.started += 1
+        for i in range(self.n):
+            yield {"i": torch.tensor(i), "noise": torch.rand(2)}
+
+
+class Stateful(Plain):
+    """With a state of its own, in types that JSON lacks; draws from a generator of its own."""
+
+    def __init__(self, n=10):
+        super().__init__(n)
+        self.epoch, self.next, self.resumed = 0, 0, False
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def state_dict(self):
+        return {"next": (self.next,), 3: torch.tensor([self.next]), "b": b"\0", "n": np.int64(5)}
+
+    def load_state_dict(self, state):
+        assert state[3].tolist() == list(state["next"])
+        assert (state["b"], int(state["n"])) == (b"\0", 5)
+        self.next, self.resumed = state["next"][0], True
+
+    def __iter__(self):
+        self.started += 1
+        self.next = self.next if self.resumed else 0
+        self.resumed = False
+        while self.next < self.n:
+            self.next += 1
+            yield {"i": torch.tensor(self.next - 1 + 100 * self.epoch), "noise": torch.zeros(2)}
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3, 10, 99])
+@pytest.mark.parametrize("source", [Plain, Stateful])
+def test_the_remainder_from_every_cursor_is_the_same(source, batch_size):
+    whole = list(Stream(source(), batch_size, seed=1).batches(epochs=3))
+    per_epoch = len(whole) // 3
+    assert [c.epoch for _, c in whole[per_epoch - 1 :: per_epoch]] == [1, 2, 3]
+    assert whole[-1][1] == Cursor(1, 3, 0)
+    for done, (_, after) in enumerate(whole, start=1):
+        cursor = Cursor.from_json(json.loads(json.dumps(after.to_json())))
+        again = Stream(source(), batch_size).batches(cursor, epochs=3 - cursor.epoch)
+        for (a, here), (b, expected) in zip(again, whole[done:], strict=True):
+            assert (here.seed, here.epoch, here.position) == (1, expected.epoch, expected.position)
+            assert_same([(a, None)], [(b, None)])
+
+
+def test_a_state_is_used_and_nothing_is_read_twice():
+    _, cursor = list(Stream(Stateful(), 3).batches())[1]
+    source = Stateful()
+    batch, _ = next(Stream(source, 3).batches(cursor))
+    assert batch["i"].tolist() == [6, 7, 8]
+    assert source.next == 10  # one batch ahead, and not more
+
+
+def test_epochs_differ_and_are_told():
+    stream = Stream(Stateful(2))
+    assert [int(batch["i"]) for batch, _ in stream.batches(epochs=2)] == [0, 1, 100, 101]
+    noise = [batch["noise"][0].item() for batch, _ in Stream(Plain(2)).batches(epochs=2)]
+    assert len(set(noise)) == 4
+
+
+def test_the_items_of_a_loader_come_as_they_are():
+    loader = torch.utils.data.DataLoader(range(4), batch_size=2)
+    assert [batch.tolist() for batch in Stream(loader)] == [[0, 1], [2, 3]]
+
+
+class Empty:
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: Stream(iter(range(3))), TypeError, "starts anew"),
+        (lambda: Stream(i for i in range(3)), TypeError, "starts anew"),
+        (lambda: Stream(3), TypeError, "starts anew"),
+        (lambda: Stream(range(3), 0), ValueError, "batch_size counts from 1"),
+        (lambda: Stream(range(3), seed="a"), TypeError, "a seed is an integer"),
+        (lambda: list(Stream(Empty())), ValueError, "yielded nothing in epoch 0"),
+        (lambda: list(Stream(range(3)).batches(Cursor(0, 0, 9))), ValueError, "has only 3"),
+        (lambda: list(Stream(range(3)).batches(Cursor(0, 0, 1, {}))), ValueError, "another kind"),
+        (lambda: Stream(range(3)).batches(epochs=1.5), ValueError, "epochs counts"),
+        (lambda: Cursor(0, state={"a": object()}).to_json(), TypeError, r"state\['a'\] is object"),
+    ],
+)
+def test_nonsense_is_named(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
