@@ -7,7 +7,7 @@ import torch
 
 from ftrain.core import _torch
 from ftrain.core.compile import compile
-from ftrain.core.compile._products import FasterProducts
+from ftrain.core.compile._products import FasterProducts, InlineProducts
 
 ROWS, IN, OUT = 96, 160, 192  # 5.9 MFLOP
 
@@ -68,6 +68,32 @@ def test_small_and_other_products_stay():
 def test_other_processors_keep_their_library(monkeypatch):
     monkeypatch.setattr(_torch, "is_amd_with_avx512", lambda: False)
     assert replaced(linear_and_gradients, inputs())[0] == 0
+
+
+def small_inputs(dtype):
+    return [x[: x.shape[0] // 8, ..., : x.shape[-1] // 8] if x.ndim > 1 else x[:24]
+            for x in inputs(dtype)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_products_become_loops(dtype):
+    args = [x.contiguous() for x in small_inputs(dtype)]
+    with _torch.fake_mode() as mode:
+        graph = _torch.trace(linear_and_gradients, [mode.from_tensor(x) for x in args])
+        InlineProducts()(graph.graph)
+        graph.graph.lint()
+    graph.recompile()
+    assert not any("mm" in str(node.target) for node in graph.graph.nodes)
+    for found, plain in zip(graph(*args), linear_and_gradients(*args), strict=True):
+        torch.testing.assert_close(found, plain)
+
+
+def test_products_in_lower_precision_and_of_larger_size_are_not_inlined():
+    for args in ([torch.ones(4, 4).bfloat16()] * 2, [torch.ones(32, 32)] * 2):
+        with _torch.fake_mode() as mode:
+            graph = _torch.trace(torch.mm, [mode.from_tensor(x) for x in args])
+            InlineProducts()(graph.graph)
+        assert any("mm" in str(node.target) for node in graph.graph.nodes)
 
 
 @pytest.mark.inductor

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from ftrain.core.compile._products import FasterProducts
+from ftrain.core.compile._products import FasterProducts, InlineProducts
 
 __all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
 
@@ -20,8 +20,9 @@ copy_ = torch.ops.aten.copy_.default
 
 def passes(donates: bool) -> dict[str, Any]:
     """Inductor's settings for a graph of ours; `donates` says whether it writes to its inputs."""
+    first = _InTurn(MergeEqual(), InlineProducts())
     last = _InTurn(FasterProducts(), *([ReadBeforeWrite()] if donates else []))
-    return {"post_grad_custom_pre_pass": MergeEqual(), "post_grad_custom_post_pass": last}
+    return {"post_grad_custom_pre_pass": first, "post_grad_custom_post_pass": last}
 
 
 class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -25,12 +25,12 @@ def lower(
     backend: Backend,
     mode: str | None,
     *,
-    donates: bool,
+    n_donated: int,
 ) -> Lowered:
     """Compile a traced graph for inputs like these, the captured ones included; it is used up.
 
     Args:
-        donates: the graph writes to its inputs.
+        n_donated: how many inputs, the first ones, the graph writes to.
 
     Raises:
         CompilerMissingError: inductor found no C++ compiler.
@@ -50,7 +50,9 @@ def lower(
             # Imported here because torch's compiler takes a second to load.
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
-            compiled = _torch.inductor_compile(graph, tensors, mode, _inductor.passes(donates))
+            compiled = _torch.inductor_compile(
+                graph, tensors, mode, _inductor.passes(n_donated > 0)
+            )
     except Exception as error:
         if _is_compiler_missing(error):
             raise CompilerMissingError(
@@ -60,7 +62,27 @@ def lower(
                 f"uncompiled function give the same results more slowly. ({first_line(error)})"
             ) from error
         raise
-    return lambda inputs: compiled(*inputs)
+    return _shortened(compiled, n_donated)
+
+
+def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
+    """From the second call on the code itself, where the first has shown that this is the same."""
+    code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
+    tried = False
+
+    def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        nonlocal code, tried
+        if code is not None:
+            # What the code overwrites, autograd is told of.
+            torch.autograd.graph.increment_version(inputs[:n_donated])
+            return code(list(inputs))  # it empties the list
+        if tried:
+            return compiled(*inputs)  # type: ignore[no-any-return]
+        tried = True
+        outputs, code = _torch.first_run(compiled, inputs)
+        return outputs
+
+    return run
 
 
 def _forget(graph: fx.GraphModule) -> None:

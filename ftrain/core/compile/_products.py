@@ -1,4 +1,4 @@
-"""Matrix products by the faster of a CPU's two libraries.
+"""Matrix products of a CPU: tiny ones as loops, large ones by the faster of its two libraries.
 
 torch computes float32 products on a CPU with MKL, which uses AVX-512 on Intel's processors only. On an
 AMD EPYC (Zen 4, two cores) oneDNN, which torch carries for its convolutions, is twice as fast:
@@ -11,7 +11,6 @@ Imported only when something is compiled, like `_inductor`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -20,12 +19,29 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from ftrain.core import _torch
 
-__all__ = ["FasterProducts"]
+__all__ = ["FasterProducts", "InlineProducts"]
 
 aten = torch.ops.aten
 
-# Below this the call itself is what takes the time, and MKL's is 3 µs shorter.
-_LEAST_FLOPS = 4e6
+# In multiplications. Between the two, MKL's shorter call decides.
+_INLINE_AT_MOST = 8192
+_ONEDNN_FROM = 2_000_000
+
+
+class InlineProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+    """Tiny matrix products as loops of the kernels around them: a call alone takes 3 µs.
+
+    A step of three 16-wide layers on 8 rows has eight of 2,048 multiplications each.
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for node, a, b, bias in _products(graph):
+            if _is_real(a, b) and _count(a, b) <= _INLINE_AT_MOST:
+                _inline(graph, node, a, b, bias)
+
+    def uuid(self) -> Any:
+        """Inductor's cache key for this pass."""
+        return "ftrain.InlineProducts.1"
 
 
 class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
@@ -39,13 +55,8 @@ class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
         product = _torch.onednn_product()
         if product is None:
             return
-        for node in list(graph.find_nodes(op="call_function", target=aten.mm.default)):
-            a, b = node.args
-            if _worthwhile(a, b):
-                _replace(graph, node, product, a, b, None)
-        for node in list(graph.find_nodes(op="call_function", target=aten.addmm.default)):
-            bias, a, b = node.args
-            if _worthwhile(a, b) and bias.meta["val"].ndim == 1 and not node.kwargs:
+        for node, a, b, bias in _products(graph):
+            if _is_real(a, b) and _dtype(a) == torch.float32 and _count(a, b) >= _ONEDNN_FROM:
                 _replace(graph, node, product, a, b, bias)
 
     def uuid(self) -> Any:
@@ -53,36 +64,73 @@ class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
         return "ftrain.FasterProducts.1"
 
 
+def _products(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:
+    """`(node, a, b, bias)` for every `a @ b` and `a @ b + bias` with a bias of one row."""
+    found: list[Any] = []
+    for node in graph.find_nodes(op="call_function", target=aten.mm.default):
+        found.append((node, *node.args, None))
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        bias, a, b = node.args
+        if bias.meta["val"].ndim == 1 and not node.kwargs:
+            found.append((node, a, b, bias))
+    return found
+
+
 def _replace(
     graph: fx.Graph, node: fx.Node, product: Any, a: fx.Node, b: fx.Node, bias: fx.Node | None
 ) -> None:
     """`a @ b + bias` as `linear(a, b.T, bias)`, or as `linear(b.T, a).T`: its weight is transposed."""
-
-    def add(target: Any, *args: Any) -> fx.Node:
-        new = graph.call_function(target, args)
-        values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in args]
-        new.meta["val"] = target(*values)
-        return new
-
     with graph.inserting_before(node):
-        transposed = add(aten.permute.default, b, [1, 0])
+        transposed = _add(graph, aten.permute.default, b, [1, 0])
         if bias is None and _lies_by_columns(a) and _size(b) < _size(a):
-            new = add(aten.permute.default, add(product, transposed, a, None), [1, 0])
+            new = _add(graph, product, transposed, a, None)
+            new = _add(graph, aten.permute.default, new, [1, 0])
         else:
-            new = add(product, a, transposed, bias)
+            new = _add(graph, product, a, transposed, bias)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
 
 
-def _worthwhile(a: fx.Node, b: fx.Node) -> bool:
+def _inline(graph: fx.Graph, node: fx.Node, a: fx.Node, b: fx.Node, bias: fx.Node | None) -> None:
+    """`a @ b + bias` as `(a[:, :, None] * b[None]).sum(1) + bias`, which inductor makes one loop."""
+    with graph.inserting_before(node):
+        rows = _add(graph, aten.unsqueeze.default, a, 2)
+        columns = _add(graph, aten.unsqueeze.default, b, 0)
+        terms = _add(graph, aten.mul.Tensor, rows, columns)
+        new = _add(graph, aten.sum.dim_IntList, terms, [1])
+        if bias is not None:
+            new = _add(graph, aten.add.Tensor, new, bias)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _add(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+    new = graph.call_function(target, args)
+    values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in args]
+    new.meta["val"] = target(*values)
+    return new
+
+
+def _is_real(a: fx.Node, b: fx.Node) -> bool:
+    """Whether both are on the CPU, of one real dtype of full precision, and of known sizes."""
     x, y = a.meta["val"], b.meta["val"]
-    sizes = (*x.shape, y.shape[1])
     return bool(
         x.device.type == "cpu"
-        and x.dtype == y.dtype == torch.float32
-        and all(isinstance(size, int) for size in sizes)
-        and 2 * math.prod(sizes) >= _LEAST_FLOPS
+        and x.dtype == y.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and all(isinstance(size, int) for size in (*x.shape, *y.shape))
     )
+
+
+def _count(a: fx.Node, b: fx.Node) -> int:
+    """How many multiplications a product takes."""
+    rows, inner = a.meta["val"].shape
+    return int(rows * inner * b.meta["val"].shape[1])
+
+
+def _dtype(a: fx.Node) -> torch.dtype:
+    dtype: torch.dtype = a.meta["val"].dtype
+    return dtype
 
 
 def _lies_by_columns(a: fx.Node) -> bool:

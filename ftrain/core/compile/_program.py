@@ -49,7 +49,7 @@ class Program:
         mode: str | None,
     ) -> None:
         inputs = [*tensors, *self.captured.inputs()]
-        lowered = lower(graph, inputs, backend, mode, donates=self.n_donated > 0)
+        lowered = lower(graph, inputs, backend, mode, n_donated=self.n_donated)
         if self.settings[AUTOCAST]:
             self._lowered: Lowered = _under(_torch.without_autocast, lowered)
         else:
