@@ -41,7 +41,7 @@ def adagrad(
     `u = -rate g / (sqrt(v) + eps)`, with `v = v + g^2`.
 
     That is `torch.optim.Adagrad`; its `lr_decay` is the schedule
-    `lambda count: rate / (1 + lr_decay * count)`. `optax.adagrad` puts `eps` under the root and
+    `lambda count: rate / (1 + lr_decay * count.double())`. `optax.adagrad` puts `eps` under the root and
     starts the sum at 0.1.
 
     Args:

@@ -54,6 +54,7 @@ def adan(
     `v = b3 v + (1 - b3) (g + b2 (g - g'))^2` and `g'` the gradient before (`g' = g` at first).
 
     Betas are weights of the past, as in Adam and in the authors' code; the paper writes `1 - b`.
+    `optax.adan` (0.2.8) weighs the differences by `1 - b2`, 0.08, where paper and authors have 0.92.
     Decay is decoupled as in `adamw`; the paper divides by `1 + rate weight_decay` instead.
 
     Args:

@@ -41,7 +41,8 @@ def rprop(
 
     `u = -s sign(g)`, where `s` grows by `eta_plus` while the gradient keeps its sign, and shrinks
     by `eta_minus` where it changes; there this step is left out, and the next one leaves `s`
-    alone. That is `torch.optim.Rprop`; `optax.rprop` takes each step one update late.
+    alone. That is `torch.optim.Rprop`. `optax.rprop` (0.2.8) takes each step one update late, and
+    drops it if the sign has changed by then.
 
     Args:
         learning_rate: the first size of every step: a finite number >= 0 or a 0-d tensor. Not a
@@ -104,7 +105,7 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     g, (size, previous) = leaf.grad, leaf.memory
     eta_minus, eta_plus, least, most = leaf.scalars
     agreement = g * previous
-    factor = torch.where(agreement > 0, eta_plus, torch.where(agreement < 0, eta_minus, 1.0))
-    size = (size * factor).clamp(min=least).clamp(max=most)
+    smaller = torch.where(agreement < 0, size * eta_minus, size)
+    size = torch.where(agreement > 0, size * eta_plus, smaller).clamp(min=least).clamp(max=most)
     g = torch.where(agreement < 0, 0.0, g)
     return -g.sign() * size, size, g
