@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -44,6 +45,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {**found, **(given or {})}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions of what wrote a checkpoint: for people; nothing is decided by them."""
     found = {"python": platform.python_version(), "torch": torch.__version__}

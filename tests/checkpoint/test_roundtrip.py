@@ -81,7 +81,11 @@ def test_equal_states_give_equal_bytes(tmp_path):
 
 def test_the_files_are_what_other_programs_read(tmp_path):
     state = {f"{dtype}": random_bytes((3, 5), dtype, 1) for dtype in DTYPES}
-    state |= {"transposed": torch.randn(3, 5).t(), "scalar": torch.tensor(2.0), "none": torch.empty(0)}
+    state |= {
+        "transposed": torch.randn(3, 5).t(),
+        "scalar": torch.tensor(2.0),
+        "none": torch.empty(0),
+    }
     checkpoint.save(tmp_path / "one", state)
     sums = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     assert subprocess.run(sums, cwd=tmp_path / "one", capture_output=True).returncode == 0
@@ -174,9 +178,15 @@ def test_every_difference_is_refused(tmp_path):
         (state.replace(params={"w": state.params["w"]}), r"\.params\['b'\] is in the checkpoint"),
         (state.replace(extras={}), r"\.extras\['ema'\] is in the checkpoint, but not in `like`"),
         (state.replace(scaler=(torch.ones(1),)), r"\.scaler\[0\] is in `like`, but not"),
-        (state.replace(opt_state=(*moments,)), r"at \.opt_state the checkpoint has a Moments, `like` has a tuple"),
+        (
+            state.replace(opt_state=(*moments,)),
+            r"at \.opt_state the checkpoint has a Moments, `like` has a tuple",
+        ),
         (state.replace(rng=torch.zeros(2)), r"\.rng: int32\[2\] in the checkpoint, float32\[2\]"),
-        (state.replace(buffers={"mean": torch.zeros(4)}), r"float32\[3\] in the checkpoint, float32\[4\]"),
+        (
+            state.replace(buffers={"mean": torch.zeros(4)}),
+            r"float32\[3\] in the checkpoint, float32\[4\]",
+        ),
         (state.replace(extras={"ema": torch.zeros(3, 5)}), r"\.extras\['ema'\]: strides \(1, 3\)"),
         ({"w": 1}, "a TrainState, `like` has a dict"),
         (None, "has a TrainState, `like` has None"),
@@ -188,12 +198,18 @@ def test_every_difference_is_refused(tmp_path):
 def test_where_bits_may_differ_is_said(tmp_path):
     state = {"w": torch.ones(1)}
     checkpoint.save(tmp_path / "one", state, fingerprint={"compiled": "inductor"})
-    checkpoint.load(tmp_path / "one", like=state, fingerprint={"compiled": "inductor"}, on_change="raise")
-    with pytest.warns(checkpoint.DeterminismWarning, match="compiled: 'inductor' when saved, None now"):
+    checkpoint.load(
+        tmp_path / "one", like=state, fingerprint={"compiled": "inductor"}, on_change="raise"
+    )
+    with pytest.warns(
+        checkpoint.DeterminismWarning, match="compiled: 'inductor' when saved, None now"
+    ):
         checkpoint.load(tmp_path / "one", like=state)
     torch.set_num_threads(2)
     with pytest.raises(checkpoint.CheckpointMismatchError, match="threads: 1 when saved, 2 now"):
-        checkpoint.load(tmp_path / "one", like=state, fingerprint={"compiled": "inductor"}, on_change="raise")
+        checkpoint.load(
+            tmp_path / "one", like=state, fingerprint={"compiled": "inductor"}, on_change="raise"
+        )
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -230,7 +246,15 @@ def test_no_code_can_come_from_a_file():
     package = Path(checkpoint.__file__).parent
     for file in package.glob("*.py"):
         text = file.read_text()
-        for word in ("pickle", "eval(", "exec(", "import_module", "torch.load", "torch.save(", "np.load"):
+        for word in (
+            "pickle",
+            "eval(",
+            "exec(",
+            "import_module",
+            "torch.load",
+            "torch.save(",
+            "np.load",
+        ):
             assert word not in text or file.name in ("state_dicts.py", "__init__.py"), (file, word)
     text = (package / "state_dicts.py").read_text()
     assert text.count("torch.load(") == text.count('map_location="cpu", weights_only=True)') == 1

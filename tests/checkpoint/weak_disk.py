@@ -83,7 +83,9 @@ class Disk:
         elif event.operation == "fsync directory":
             self._settle(self.names[event.path])
         elif event.operation == "rename":
-            for path in [p for p in self.names if p == event.source or p.startswith(event.source + "/")]:
+            for path in [
+                p for p in self.names if p == event.source or p.startswith(event.source + "/")
+            ]:
                 self.names[event.path + path[len(event.source) :]] = self.names.pop(path)
             source = os.path.basename(event.source)
             self.pending.append(Change(parent, name, self.names[event.path], source))
