@@ -45,7 +45,8 @@ def add_noise(
         A transformation with an `AddNoiseState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; `key` is no single key.
+        ValueError: a hyper-parameter out of its range; `key` is a tensor, and no single key.
+        TypeError: `key` is neither a tensor nor an integer.
 
     Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep Networks".
 
@@ -59,7 +60,7 @@ def add_noise(
     """
     _checks.non_negative("eta", eta)
     _checks.non_negative("gamma", gamma)
-    first_key = random.key(key) if isinstance(key, int) else key
+    first_key = key if isinstance(key, torch.Tensor) else random.key(key)
     random.split(first_key)  # raises unless this is a single key
 
     def init(params: PyTree) -> AddNoiseState:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ftrain.optim import _checks
-from ftrain.optim._rate import rate_at
+from ftrain.optim._rate import check_learning_rate, rate_at
 from ftrain.optim.protocol import Schedule
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def plot_schedule(
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to get it.
+        TypeError: an entry is no schedule.
+        ValueError: a schedule asks for the value of its count, with which it cannot be compiled either.
 
     >>> from ftrain import optim
     >>> figure = plot_schedule(optim.warmup_cosine(1e-3, 100, 2000), 2000)
@@ -54,23 +56,32 @@ def plot_schedule(
     own = ax is None
     if ax is None:
         width = 8.4 if any(named) else 6.4
-        figure = Figure(figsize=(width, 3.6), layout="constrained")
-        ax = figure.subplots()
+        ax = Figure(figsize=(width, 3.6), layout="constrained").subplots()
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.9")
         ax.set_axisbelow(True)
     counts = torch.arange(steps + 1)
     for name, entry in named.items():
-        rates = torch.vmap(lambda count, entry=entry: rate_at(entry, count))(counts)
-        ax.plot(counts.numpy(), rates.numpy(), label=name or None, linewidth=2)
+        ax.plot(counts.numpy(), _rates(entry, counts).numpy(), label=name or None, linewidth=2)
     ax.set_xlim(0, steps)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("updates applied")
     ax.set_ylabel("learning rate")
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # axes that are drawn into belong to a figure
     if any(named) and own:
         figure.legend(loc="outside right upper", frameon=False)  # six curves leave no room inside
     elif any(named):
         ax.legend(frameon=False)
-    root = ax.get_figure(root=True)
-    assert root is not None  # axes that are drawn into belong to a figure
-    return root
+    return figure
+
+
+def _rates(schedule: Schedule, counts: torch.Tensor) -> torch.Tensor:
+    check_learning_rate(schedule)
+    try:
+        return torch.vmap(lambda count: rate_at(schedule, count))(counts).detach()
+    except RuntimeError as error:
+        raise ValueError(
+            "the schedule cannot be drawn, because it asks for the value of its count; nor can it be "
+            "compiled. Write `torch.where(count < n, a, b)` for `a if count < n else b`."
+        ) from error

@@ -1,0 +1,207 @@
+"""Bad input to transformations and schedules: each mistake is named, with what to write instead."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from ftrain import optim
+
+W, B = torch.ones(2, 2), torch.ones(2)
+PARAMS = {"layers": [{"w": W, "b": B}]}
+
+
+@pytest.mark.parametrize("value", [-1e-3, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (optim.clip, "max_delta"),
+        (optim.clip_by_block_rms, "threshold"),
+        (optim.adaptive_clip, "clipping"),
+        (lambda v: optim.adaptive_clip(0.1, v), "eps"),
+        (optim.normalize_by_update_norm, "scale_factor"),
+        (lambda v: optim.normalize_by_update_norm(eps=v), "eps"),
+        (optim.scale_by_trust_ratio, "trust_coefficient"),
+        (lambda v: optim.scale_by_trust_ratio(min_norm=v), "min_norm"),
+        (lambda v: optim.scale_by_trust_ratio(eps=v), "eps"),
+        (optim.scale_by_param_block_rms, "min_scale"),
+        (optim.scale_by_rms, "decay"),
+        (lambda v: optim.scale_by_rms(eps=v), "eps"),
+        (optim.scale_by_lion, "b1"),
+        (lambda v: optim.scale_by_lion(b2=v), "b2"),
+        (lambda v: optim.add_noise(v, key=0), "eta"),
+        (lambda v: optim.add_noise(0.1, v, key=0), "gamma"),
+        (optim.reduce_on_plateau, "factor"),
+        (lambda v: optim.reduce_on_plateau(threshold=v), "threshold"),
+        (lambda v: optim.reduce_on_plateau(threshold=v, threshold_mode="abs"), "threshold"),
+        (lambda v: optim.reduce_on_plateau(min_scale=v), "min_scale"),
+        (lambda v: optim.linear(v, 1.0, 10), "start"),
+        (lambda v: optim.linear(1.0, v, 10), "end"),
+        (lambda v: optim.polynomial(v, 1.0, 10), "start"),
+        (lambda v: optim.polynomial(1.0, v, 10), "end"),
+        (lambda v: optim.polynomial(1.0, 0.0, 10, v), "power"),
+        (lambda v: optim.exponential(v, 0.5), "start"),
+        (lambda v: optim.exponential(1.0, v), "factor"),
+        (lambda v: optim.exponential(1.0, 0.5, end=v), "end"),
+        (lambda v: optim.step(v, 10), "start"),
+        (lambda v: optim.step(1.0, 10, v), "factor"),
+        (lambda v: optim.piecewise_constant(v, {}), "start"),
+        (lambda v: optim.piecewise_constant(1.0, {5: v}), r"factors\[5\]"),
+        (lambda v: optim.cosine_restarts(v, 10), "peak"),
+        (lambda v: optim.cosine_restarts(1.0, 10, v), "end"),
+        (lambda v: optim.one_cycle(v, 10), "peak"),
+        (lambda v: optim.one_cycle(1.0, 10, pct_start=v), "pct_start"),
+        (lambda v: optim.one_cycle(1.0, 10, div_factor=v), "div_factor"),
+        (lambda v: optim.one_cycle(1.0, 10, final_div_factor=v), "final_div_factor"),
+        (lambda v: optim.warmup_stable_decay(v, 1, 1, 1), "peak"),
+        (lambda v: optim.warmup_stable_decay(1.0, 1, 1, 1, v), "end"),
+        (lambda v: optim.inverse_sqrt(v, 10), "peak"),
+        (lambda v: optim.inverse_sqrt(1.0, 10, v), "start"),
+    ],
+)
+def test_numbers_out_of_range(build, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
+        build(value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: optim.clip_by_block_rms(0.0), "threshold must be a finite number > 0, got 0.0"),
+        (lambda: optim.reduce_on_plateau(0.0), "factor must be a finite number > 0"),
+        (lambda: optim.reduce_on_plateau(1.0), r"factor must lie in \[0, 1\)"),
+        (lambda: optim.reduce_on_plateau(mode="best"), "mode must be 'min' or 'max', got 'best'"),
+        (lambda: optim.reduce_on_plateau(threshold=1.0), r"threshold must lie in \[0, 1\)"),
+        (lambda: optim.reduce_on_plateau(threshold_mode="relative"), "must be 'rel' or 'abs'"),
+        (lambda: optim.reduce_on_plateau(min_scale=2.0), r"min_scale must lie in \[0, 1\], got 2"),
+        (lambda: optim.reduce_on_plateau(patience=-1), "patience must be at least 0, got -1"),
+        (lambda: optim.add_noise(0.1, key=torch.zeros(3)), "a key is an int32 tensor of shape"),
+        (
+            lambda: optim.add_noise(0.1, key=torch.zeros(4, 2, dtype=torch.int32)),
+            r"one key of shape \(2,\), found an array of keys \(4, 2\)",
+        ),
+        (lambda: optim.linear(0.1, 0.2, 0), "steps must be at least 1, got 0"),
+        (lambda: optim.piecewise_constant(0.1, {0: 0.5}), "key of factors must be at least 1"),
+        (lambda: optim.cosine_restarts(0.1, 10, factor=0), "factor must be at least 1"),
+        (lambda: optim.one_cycle(0.1, 1), "steps must be at least 2"),
+        (lambda: optim.one_cycle(0.1, 9, anneal_strategy="sin"), "must be 'cos' or 'linear'"),
+        (lambda: optim.warmup_stable_decay(0.1, 1, 1, 0), "decay_steps must be at least 1"),
+        (lambda: optim.warmup_stable_decay(0.1, 1, 1, 1, shape="x"), "must be 'linear' or 'sqrt'"),
+        (lambda: optim.inverse_sqrt(0.1, 0), "warmup_steps must be at least 1"),
+        (lambda: optim.join([], []), "0 schedules meet at 0 counts"),
+        (
+            lambda: optim.join([optim.constant(1.0)] * 2, []),
+            r"at 1 counts, got 0.*\[warmup_steps\]",
+        ),
+        (
+            lambda: optim.join([optim.constant(1.0)] * 3, [100, 50]),
+            r"boundaries\[1\] is 50, but boundaries\[0\] is 100.*not lengths",
+        ),
+    ],
+)
+def test_values(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: optim.clip("1"), "max_delta must be a number, got str '1'"),
+        (lambda: optim.clip(torch.ones(3)), r"max_delta is a tensor of shape \(3,\)"),
+        (lambda: optim.scale_by_schedule(0.5), r"got float 0.5.*write `scale\(factor\)`"),
+        (lambda: optim.add_noise(0.1, key="seed"), "a seed is an integer, not str"),
+        (
+            lambda: optim.reduce_on_plateau(patience=2.5),
+            "patience counts updates: it must be an int",
+        ),
+        (lambda: optim.cosine_restarts(0.1, 10, factor=1.5), "factor .* must be an int, got 1.5"),
+        (lambda: optim.piecewise_constant(0.1, [1, 2]), r"got list \[1, 2\]. Write `piecewise"),
+        (lambda: optim.piecewise_constant(0.1, {0.5: 1.0}), "each key of factors .* got 0.5"),
+        (
+            lambda: optim.join([optim.constant(1.0), 0.1], [5]),
+            r"schedules\[1\] is float 0.1.*constant",
+        ),
+        (
+            lambda: optim.join([optim.constant(1.0)] * 2, [5.0]),
+            r"boundaries\[0\] .* an int, got 5.0",
+        ),
+        (lambda: optim.plot_schedule("cosine", 100), "learning_rate must be a number, got str"),
+    ],
+)
+def test_types(build, message):
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    "name", ["adaptive_clip", "scale_by_trust_ratio", "scale_by_param_block_rms"]
+)
+def test_parameters_left_out(name):
+    transformation = getattr(optim, name)(0.1)
+    with pytest.raises(
+        ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
+    ):
+        transformation.update(PARAMS, transformation.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: optim.adaptive_clip(0.1),
+        optim.scale_by_trust_ratio,
+        optim.scale_by_param_block_rms,
+        optim.scale_by_rms,
+        optim.scale_by_lion,
+    ],
+)
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"layers": [{"w": W}]}, ValueError, r"at \['layers'\]\[0\]: \['b'\] is missing"),
+        ({"layers": [{"w": W, "b": torch.ones(3)}]}, ValueError, r"\['b'\]: shape \(3,\), but"),
+        ({"layers": [{"w": W, "b": B.double()}]}, TypeError, r"\['b'\]: dtype torch.float64, but"),
+        ({"layers": [{"w": W, "b": B.long()}]}, TypeError, r"\['b'\]"),
+    ],
+)
+def test_gradients_unlike_the_parameters(build, grads, error, message):
+    transformation = build()
+    with pytest.raises(error, match=message):
+        transformation.update(grads, transformation.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("build", [optim.zero_nans, optim.centralize, optim.scale_by_sign])
+def test_gradients_that_are_none(build):
+    transformation = build()
+    for leaf in (torch.ones(2).long(), 1.0, W.to_sparse()):
+        with pytest.raises(TypeError, match=r"the gradient at \['w'\] is"):
+            transformation.update({"w": leaf}, transformation.init(PARAMS))
+
+
+def test_a_plateau_of_nothing():
+    transformation = optim.chain(optim.sgd(0.1), optim.reduce_on_plateau())
+    state = transformation.init(PARAMS)
+    with pytest.raises(ValueError, match=r"reads the loss and got none.*loss=loss"):
+        transformation.update(PARAMS, state, PARAMS)
+    with pytest.raises(TypeError, match=r"`loss` is a Tensor of shape \(3,\).*loss.mean"):
+        transformation.update(PARAMS, state, PARAMS, loss=torch.ones(3))
+    with pytest.raises(TypeError, match="`value` is a str 'low'"):
+        transformation.update(PARAMS, state, PARAMS, value="low", loss=torch.ones(()))
+
+
+def test_another_value_than_the_loss():
+    """What is handed in as `value` goes before the loss, and a Python number will do."""
+    transformation = optim.reduce_on_plateau(patience=0)
+    state = transformation.init(PARAMS)
+    _, state = transformation.update(PARAMS, state, value=0.25, loss=torch.tensor(1.0))
+    assert state.best == 0.25
+
+
+def test_a_schedule_that_asks_for_its_count():
+    with pytest.raises(
+        ValueError, match=r"asks for the value of its count.*torch.where\(count < n"
+    ):
+        optim.plot_schedule(lambda count: 0.1 if count < 10 else 0.01, 20)
