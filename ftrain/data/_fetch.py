@@ -9,7 +9,7 @@ Read next: `loader.py`, which makes the requests.
 from __future__ import annotations
 
 import random as python_random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -139,6 +139,8 @@ def as_dataset(dataset: Any) -> Any:
     """What `Fetch` reads from: arrays become `Arrays`, the rest must have length and items."""
     if isinstance(dataset, TensorDataset):
         return Arrays(dataset.tensors)
+    if isinstance(dataset, Mapping) and tree.structure(dataset).is_leaf():
+        dataset = dict(dataset)  # of a kind that trees do not know
     is_tree = not isinstance(dataset, list) and not tree.structure(dataset).is_leaf()
     if isinstance(dataset, (Tensor, np.ndarray)) or is_tree:
         return Arrays(dataset)

@@ -9,7 +9,7 @@ Read next: `loader.py`, which is exact for any number of workers where the data 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ftrain.data.cursor import Cursor, check, check_seed, is_count
 __all__ = ["Stream"]
 
 _END = object()
+_PARTS = ("dataset", "sampler")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,18 +31,21 @@ class Stream:
 
     Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader, Hugging
     Face's IterableDataset) goes on from its own state, which the cursor carries. Any other source is
-    gone through again up to the cursor. Both are exact where the source is, and that is with the
-    same number of its own workers only: they share out a stream, so another number makes another order.
+    gone through again up to the cursor. Both are exact with the same number of the source's own
+    workers only: they share out a stream, so another number makes another order. And some states are
+    not whole: a StatefulDataLoader restores which samples its workers read, not what they draw, and
+    Hugging Face refills a shuffle buffer. Where that matters, `replay=True` does without them.
 
     Whatever the source draws from the global generators of torch (CPU), numpy and Python is decided by
     (seed, epoch, position), and moves none of them for the caller: a plain
-    `DataLoader(dataset, shuffle=True)` gives the same batches every time. `set_epoch(epoch)` is
-    called on a source (or the dataset or sampler of a DataLoader) that has it.
+    `DataLoader(dataset, shuffle=True)` gives the same batches every time. A `set_epoch` or
+    `generator` of the source, or of a DataLoader's dataset or sampler, is told the epoch, or seeded.
 
     Attributes:
         source: an iterable that starts anew each time it is iterated over (no generator).
         batch_size: items to put together; `None`: its items are batches already.
         seed: of what the source draws: an integer of 64 bits.
+        replay: go through the source again up to the cursor, even if it has a state of its own.
         collate: `collate(items) -> batch`, where there is a batch size; default: torch's.
         device: where batches go; `None`: they stay.
 
@@ -60,6 +64,7 @@ class Stream:
     batch_size: int | None = None
     _: dataclasses.KW_ONLY
     seed: int = 0
+    replay: bool = False
     collate: Collate | None = None
     device: torch.device | str | None = None
 
@@ -101,63 +106,72 @@ class Stream:
     def _run(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Any, Cursor]]:
         end = None if epochs is None else cursor.epoch + epochs
         while cursor.epoch != end:
-            following = Cursor(cursor.seed, cursor.epoch + 1)
-            current = None
-            for batch, after in self._epoch(cursor):
-                if current is not None:
-                    yield current
-                current = batch, after
-            if current is None and not cursor.position:
-                raise ValueError(
-                    f"{type(self.source).__name__} yielded nothing in epoch {cursor.epoch}"
-                )
-            if current is not None:
-                yield current[0], following
-            cursor = following
+            cursor = yield from self._epoch(cursor)
 
-    def _epoch(self, cursor: Cursor) -> Iterator[tuple[Any, Cursor]]:
-        """What is left of an epoch; the draws before batch k are seeded by k."""
+    def _epoch(self, cursor: Cursor) -> Generator[tuple[Any, Cursor], None, Cursor]:
+        """What is left of an epoch; returns where the next one begins."""
         seed, epoch = cursor.seed, cursor.epoch
+        restored = cursor.state is not None and not self.replay
+        items = self._begun(cursor, restored)
+        position = cursor.position if restored else 0
+        batch, state = self._read(items, seed, epoch, position)
+        if batch is _END and restored and not position:
+            # Its state was that of a source that has come to its end, and now has come to it again.
+            items = iter(self.source)
+            batch, state = self._read(items, seed, epoch, position)
+        while batch is not _END:
+            position += 1
+            ahead, state_ahead = self._read(items, seed, epoch, position)
+            if position > cursor.position:
+                last = ahead is _END
+                yield (
+                    batch,
+                    Cursor(seed, epoch + 1, 0, state_ahead)
+                    if last
+                    else Cursor(seed, epoch, position, state),
+                )
+            batch, state = ahead, state_ahead
+        if position < max(cursor.position, 1):
+            raise ValueError(
+                f"the cursor stands after batch {cursor.position} of epoch {epoch}, but "
+                f"{type(self.source).__name__} has {position or 'none'}: it is empty, or was made for "
+                "other data"
+            )
+        return Cursor(seed, epoch + 1, 0, state)
+
+    def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
+        """The source's iterator for an epoch: from its own state, or from the epoch's beginning."""
+        key = sample_keys(cursor.seed, cursor.epoch, torch.tensor([0]))[0]
+        with preserved_generators():
+            seed_generators(key)
+            parts: list[Any] = [self.source, *(getattr(self.source, n, None) for n in _PARTS)]
+            for part in parts:
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(cursor.epoch)
+                generator = getattr(part, "generator", None)
+                if isinstance(generator, torch.Generator) and not restored:
+                    generator.manual_seed(int(torch.randint(2**62, ())))
+            if restored:
+                if not hasattr(self.source, "load_state_dict"):
+                    raise ValueError(
+                        f"the cursor carries a source's state, but {type(self.source).__name__} has "
+                        "no load_state_dict: it was made by another kind of source"
+                    )
+                self.source.load_state_dict(cursor.state)
+            return iter(self.source)
+
+    def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
+        """The batch after `position` batches, its draws seeded by that, and the source's state then."""
         stateful = hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")
         with preserved_generators():
-            seed_generators(sample_keys(seed, epoch, torch.tensor([0]))[0])
-            _set_epoch(self.source, epoch)
-            if cursor.state is not None:
-                self._load(cursor.state)
-            items = iter(self.source)
-        position = cursor.position if cursor.state is not None else 0
-        while True:
-            with preserved_generators():
-                seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])
-                batch = self._next(items)
-                state = self.source.state_dict() if stateful else None  # type: ignore[attr-defined]
-            if batch is _END:
-                break
-            position += 1
-            if position > cursor.position:
-                yield batch, Cursor(seed, epoch, position, state)
-        if position < cursor.position:
-            raise ValueError(
-                f"the cursor stands after {cursor.position} batches of epoch {epoch}, but "
-                f"{type(self.source).__name__} has only {position}: it was made for other data"
-            )
-
-    def _load(self, state: Any) -> None:
-        if not hasattr(self.source, "load_state_dict"):
-            raise ValueError(
-                f"the cursor carries the state of a source, but {type(self.source).__name__} has no "
-                "load_state_dict: it was made by another kind of source"
-            )
-        self.source.load_state_dict(state)
+            seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])
+            batch = self._next(items)
+            if not stateful or self.replay:
+                return batch, None
+            return batch, self.source.state_dict()  # type: ignore[attr-defined]
 
     def _next(self, items: Iterator[Any]) -> Any:
         if self.batch_size is None:
             return next(items, _END)
         found = [item for _, item in zip(range(self.batch_size), items, strict=False)]
         return (self.collate or default_collate)(found) if found else _END
-
-
-def _set_epoch(source: Any, epoch: int) -> None:
-    for owner in (source, *(getattr(source, name, None) for name in ("dataset", "sampler"))):
-        if hasattr(owner, "set_epoch"):
-            owner.set_epoch(epoch)

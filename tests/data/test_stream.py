@@ -57,7 +57,7 @@ def test_the_remainder_from_every_cursor_is_the_same(source, batch_size):
     whole = list(Stream(source(), batch_size, seed=1).batches(epochs=3))
     per_epoch = len(whole) // 3
     assert [c.epoch for _, c in whole[per_epoch - 1 :: per_epoch]] == [1, 2, 3]
-    assert whole[-1][1] == Cursor(1, 3, 0)
+    assert (whole[-1][1].epoch, whole[-1][1].position) == (3, 0)
     for done, (_, after) in enumerate(whole, start=1):
         cursor = Cursor.from_json(json.loads(json.dumps(after.to_json())))
         again = Stream(source(), batch_size).batches(cursor, epochs=3 - cursor.epoch)
@@ -72,6 +72,26 @@ def test_a_state_is_used_and_nothing_is_read_twice():
     batch, _ = next(Stream(source, 3).batches(cursor))
     assert batch["i"].tolist() == [6, 7, 8]
     assert source.next == 10  # one batch ahead, and not more
+
+
+def test_a_replay_does_without_the_state():
+    whole = list(Stream(Stateful(), 3, replay=True).batches(epochs=2))
+    assert {cursor.state for _, cursor in whole} == {None}
+    for done, (_, cursor) in enumerate(whole, start=1):
+        again = Stream(Stateful(), 3, replay=True).batches(cursor, epochs=2 - cursor.epoch)
+        assert_same(list(again), whole[done:])
+
+
+def test_a_generator_of_the_source_is_seeded():
+    def stream():
+        generator = torch.Generator().manual_seed(torch.randint(99, ()).item())
+        return Stream(torch.utils.data.DataLoader(range(20), shuffle=True, generator=generator))
+
+    whole = list(stream().batches(epochs=2))
+    assert [b.item() for b, _ in whole[:20]] != [b.item() for b, _ in whole[20:]]
+    for done in (5, 20, 30):
+        cursor = whole[done - 1][1]
+        assert_same(list(stream().batches(cursor, epochs=2 - cursor.epoch)), whole[done:])
 
 
 def test_epochs_differ_and_are_told():
@@ -99,8 +119,8 @@ class Empty:
         (lambda: Stream(3), TypeError, "starts anew"),
         (lambda: Stream(range(3), 0), ValueError, "batch_size counts from 1"),
         (lambda: Stream(range(3), seed="a"), TypeError, "a seed is an integer"),
-        (lambda: list(Stream(Empty())), ValueError, "yielded nothing in epoch 0"),
-        (lambda: list(Stream(range(3)).batches(Cursor(0, 0, 9))), ValueError, "has only 3"),
+        (lambda: list(Stream(Empty())), ValueError, "has none: it is empty"),
+        (lambda: list(Stream(range(3)).batches(Cursor(0, 0, 9))), ValueError, "has 3"),
         (lambda: list(Stream(range(3)).batches(Cursor(0, 0, 1, {}))), ValueError, "another kind"),
         (lambda: Stream(range(3)).batches(epochs=1.5), ValueError, "epochs counts"),
         (lambda: Cursor(0, state={"a": object()}).to_json(), TypeError, r"state\['a'\] is object"),
