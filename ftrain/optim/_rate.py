@@ -16,11 +16,11 @@ __all__ = ["LearningRate", "check_learning_rate", "double", "rate_at", "zero_cou
 LearningRate = Hyperparameter | Schedule
 
 
-def check_learning_rate(learning_rate: LearningRate) -> None:
+def check_learning_rate(learning_rate: LearningRate, name: str = "learning_rate") -> None:
     """Raise unless this is a finite number >= 0, a 0-d tensor or a schedule."""
     if callable(learning_rate) and not isinstance(learning_rate, torch.Tensor):
         return
-    _checks.non_negative("learning_rate", learning_rate)
+    _checks.non_negative(name, learning_rate)
 
 
 def zero_count(device: torch.device) -> torch.Tensor:

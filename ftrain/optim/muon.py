@@ -122,7 +122,7 @@ def muon(
     _check_newton_schulz(ns_steps, ns_coefficients)
     _checks.non_negative("eps", eps)
     adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    check_learning_rate(adam_rate)
+    check_learning_rate(adam_rate, "adam_learning_rate")
     _checks.fraction("adam_b1", adam_b1)
     _checks.fraction("adam_b2", adam_b2)
     _checks.non_negative("adam_eps", adam_eps)
