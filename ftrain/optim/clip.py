@@ -134,7 +134,8 @@ def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> Gradi
         grad_norm, param_norm = _unit_norm(g, dtype), _unit_norm(p, dtype)
         max_norm = torch.clamp(param_norm, min=eps) * clipping
         shorter = max_norm / torch.clamp(grad_norm, min=1e-6)
-        return (g * torch.where(grad_norm > max_norm, shorter, 1.0)).to(g.dtype)
+        factor = torch.where(grad_norm > max_norm, shorter, 1.0)
+        return (g.to(dtype) * factor).to(g.dtype)
 
     return leafwise_with_params("adaptive_clip", clipped, clipping, eps)
 

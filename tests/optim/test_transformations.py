@@ -251,3 +251,48 @@ def test_a_nan_is_not_hidden(name):
     transformation = EVERY[name](0.5)
     updates, _ = transformation.update(params, transformation.init(params), params)
     assert updates["w"][0, 1].isnan()
+
+
+@pytest.mark.inductor
+def test_a_long_chain_through_inductor():
+    """One program, as the eager update within the rounding of sums in another order."""
+    rate = optim.join([optim.linear_warmup(0.1, 3), optim.cosine_restarts(0.1, 2, factor=2)], [3])
+    optimizer = optim.chain(
+        optim.zero_nans(), optim.clip(1e3), optim.add_noise(1e-3, key=0), optim.adaptive_clip(0.5),
+        optim.centralize(), optim.clip_by_block_rms(1.0), optim.scale_by_rms(),
+        optim.scale_by_trust_ratio(), optim.scale_by_schedule(optim.one_cycle(1.0, 10)),
+        optim.scale_by_learning_rate(rate), optim.reduce_on_plateau(0.5, 1),
+    )  # fmt: skip
+    params = random_tree(0, [(), (7,), (33, 5), (4, 3, 2)], torch.float32, 1.0)
+    state = optimizer.init(params)
+    compiled = ftrain.compile(lambda g, s, p, loss: optimizer.update(g, s, p, loss=loss))
+    for step in range(8):
+        (grads,) = gradients(params, [step])
+        expected = optimizer.update(grads, state, params, loss=LOSS)
+        found = compiled(grads, state, params, LOSS)
+        for ours, wanted in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+            size = wanted.double().abs().max().item()
+            torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6 * size)
+        state = expected[1]
+    assert compiled.n_compiles == 1
+
+
+def test_inside_a_training_step():
+    """Noise from a key, a plateau fed by the step's loss: donated, in one program, as in eager mode."""
+    init_state, train_step, _ = ftrain.make_steps(
+        lambda: torch.nn.Linear(3, 1),
+        lambda model, x: (model(x) - 1).square().mean(),
+        optim.chain(
+            optim.add_noise(0.1, key=3), optim.sgd(0.1), optim.reduce_on_plateau(0.5, patience=0)
+        ),
+        accumulate=2,
+    )
+    eager, compiled = init_state(0), init_state(0)
+    step = ftrain.compile(train_step, backend="eager", donate=True)
+    batch = torch.ones(4, 3)
+    for _ in range(12):
+        eager, _ = train_step(eager, batch)
+        compiled, _ = step(compiled, batch)
+        assert tree.digest(compiled) == tree.digest(eager)
+    assert step.n_compiles == 1
+    assert eager.opt_state[2].scale < 1  # noise keeps the loss from falling for ever

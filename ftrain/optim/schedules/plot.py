@@ -79,7 +79,8 @@ def plot_schedule(
 def _rates(schedule: Schedule, counts: torch.Tensor) -> torch.Tensor:
     check_learning_rate(schedule)
     try:
-        return torch.vmap(lambda count: rate_at(schedule, count))(counts).detach()
+        rates: torch.Tensor = torch.vmap(lambda count: rate_at(schedule, count))(counts)
+        return rates.detach()
     except RuntimeError as error:
         raise ValueError(
             "the schedule cannot be drawn, because it asks for the value of its count; nor can it be "
