@@ -112,7 +112,7 @@ def child(wanted: dict[str, Any]) -> None:
 
 
 def run(
-    quick: bool = False,
+    quick: bool = False,  # one turn is as quick as it gets
     *,
     sizes: Sizes | None = None,
     backend: Literal["inductor", "eager"] = "inductor",
@@ -122,12 +122,10 @@ def run(
     report.note(f"TORCHINDUCTOR_COMPILE_THREADS {torch._inductor.config.compile_threads}")
     cold: dict[Kind, list[First]] = {kind: [] for kind in kinds}
     warm: dict[Kind, list[First]] = {kind: [] for kind in kinds}
-    for turn in range(1 if quick else 2):
-        shift = turn % len(kinds)
-        for kind in kinds[shift:] + kinds[:shift]:
-            with tempfile.TemporaryDirectory(prefix="ftrain-latency-") as folder:
-                cold[kind].append(in_fresh_process(kind, pathlib.Path(folder), sizes, backend))
-                warm[kind].append(in_fresh_process(kind, pathlib.Path(folder), sizes, backend))
+    for kind in kinds:
+        with tempfile.TemporaryDirectory(prefix="ftrain-latency-") as folder:
+            cold[kind].append(in_fresh_process(kind, pathlib.Path(folder), sizes, backend))
+            warm[kind].append(in_fresh_process(kind, pathlib.Path(folder), sizes, backend))
     for name, found in (("cold", cold), ("warm", warm)):
         report.section(f"{name}: seconds from the call of the first step to its result")
         for kind, times in found.items():
