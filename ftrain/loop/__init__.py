@@ -26,6 +26,7 @@ from ftrain.loop.events import (
     Event,
     Failure,
     Logged,
+    LoopWarning,
     Notice,
     Plan,
     Progress,
@@ -36,6 +37,7 @@ from ftrain.loop.events import (
 )
 from ftrain.loop.result import EpochResult, FitResult, Status
 from ftrain.loop.state import LoopState
+from ftrain.loop.trainer import Trainer
 
 __all__ = [
     "Accumulate",
@@ -57,6 +59,7 @@ __all__ = [
     "Log",
     "Logged",
     "LoopState",
+    "LoopWarning",
     "Notice",
     "Plan",
     "Progress",
@@ -67,6 +70,7 @@ __all__ = [
     "Stop",
     "TrainBegin",
     "TrainEnd",
+    "Trainer",
     "WindowEnd",
     "adapt",
 ]

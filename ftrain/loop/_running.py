@@ -9,74 +9,36 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ftrain.core import tree
 from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
 
-__all__ = ["Pending", "Row", "Running", "read"]
+__all__ = ["Column", "Columns", "Running", "read"]
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Last, Max, Mean, Min, Sum)}
+_KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
 _MOST_ENTRIES = 64  # of a metric that is a vector; larger ones are no numbers for a log
 
-Row = dict[str, "Entry"]  # what one step returned, read
 
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A metric whose leaves are numbers (or tensors on the host, for kinds that are not ours).
+class Column(NamedTuple):
+    """One metric over some steps.
 
     Attributes:
-        kind: `Mean`, `Sum`, `Last`, `Max`, `Min`, or the name of another class.
-        leaves: its fields.
-        like: a metric of another class, built alike; `None` where it has not been seen yet.
+        kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
+        fields: for each of its fields a number a step; of another class: the metrics themselves.
     """
 
     kind: str
-    leaves: tuple[Any, ...]
-    like: Any = None
+    fields: tuple[list[Any], ...]
 
-    def merge(self, other: Entry) -> Entry:
-        """The metric over both; `other` came later."""
-        a, b = self.leaves, other.leaves
-        if self.kind in ("Mean", "Sum"):
-            return Entry(self.kind, tuple(x + y for x, y in zip(a, b, strict=True)))
-        if self.kind == "Last":
-            return other
-        if self.kind in ("Max", "Min"):
-            x, y = a[0], b[0]
-            pick = max if self.kind == "Max" else min
-            return Entry(self.kind, (math.nan if math.isnan(x) or math.isnan(y) else pick(x, y),))
-        treedef = tree.structure(other.like)
-        merged = tree.unflatten(treedef, a).merge(tree.unflatten(treedef, b))
-        return Entry(self.kind, tuple(tree.leaves(merged)), other.like)
 
-    def values(self, name: str) -> dict[str, float]:
-        """As flat numbers: one, or one for each entry of a short vector."""
-        if self.kind == "Mean":
-            total, weight = self.leaves
-            return {name: total / weight if weight else math.nan}
-        if self.kind in _KINDS:
-            return {name: self.leaves[0]}
-        if self.like is None:
-            return {}
-        value = tree.unflatten(tree.structure(self.like), self.leaves).value
-        if value.ndim == 0:
-            return {name: float(value)}
-        if value.numel() > _MOST_ENTRIES:
-            return {}
-        return {f"{name}/{i}": float(x) for i, x in enumerate(value.reshape(-1).tolist())}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "leaves": [_encode(leaf) for leaf in self.leaves]}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Entry:
-        return cls(content["kind"], tuple(_decode(leaf) for leaf in content["leaves"]))
+Columns = dict[str, Column]
 
 
 @dataclasses.dataclass
@@ -87,35 +49,60 @@ class Running:
         steps: how many.
         samples: rows.
         tokens: tokens.
-        entries: `{name: Entry}`.
+        entries: `{name: (kind, fields)}`; of a metric of another class, its leaves on the host.
+        like: `{name: metric}`, how metrics of other classes are built, as far as they were seen.
     """
 
     steps: int = 0
     samples: int = 0
     tokens: int = 0
-    entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    entries: dict[str, tuple[str, tuple[Any, ...]]] = dataclasses.field(default_factory=dict)
+    like: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
-    def add(self, row: Row) -> None:
-        """One step's metrics, after all those before."""
-        entries = self.entries
-        for name, entry in row.items():
-            before = entries.get(name)
-            if before is not None and before.kind != entry.kind:
+    def add(self, columns: Columns) -> None:
+        """Some steps' metrics, after all those before.
+
+        Raises:
+            ValueError: a metric has become one of another kind.
+        """
+        for name, (kind, fields) in columns.items():
+            before = self.entries.get(name)
+            if before is not None and before[0] != kind:
                 raise ValueError(
-                    f"metric {name!r} was a {before.kind} and is now a {entry.kind}; it must stay of "
-                    "one kind"
+                    f"metric {name!r} was a {before[0] or 'metric of another class'} and is now a "
+                    f"{kind or 'metric of another class'}; it must stay of one kind"
                 )
-            entries[name] = entry if before is None else before.merge(entry)
+            if kind:
+                folded = _fold(kind, None if before is None else before[1], fields)
+            else:
+                self.like[name] = fields[0][-1]
+                folded = _fold_other(None if before is None else before[1], fields[0])
+            self.entries[name] = (kind, folded)
 
     def values(self) -> dict[str, float]:
-        """`{name: value}`."""
+        """`{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ..."""
         found: dict[str, float] = {}
-        for name, entry in self.entries.items():
-            found |= entry.values(name)
+        for name in sorted(self.entries, key=lambda name: (name != "loss", name)):
+            kind, fields = self.entries[name]
+            if kind == "Mean":
+                total, weight = fields
+                found[name] = total / weight if weight else math.nan
+            elif kind:
+                found[name] = float(fields[0])
+            elif name in self.like:
+                value = tree.unflatten(tree.structure(self.like[name]), fields).value
+                if value.ndim == 0:
+                    found[name] = float(value)
+                elif value.numel() <= _MOST_ENTRIES:
+                    found |= {f"{name}/{i}": float(x) for i, x in enumerate(value.reshape(-1))}
         return found
 
     def to_json(self) -> dict[str, Any]:
-        entries = {name: entry.to_json() for name, entry in self.entries.items()}
+        """As JSON; tensors by their bytes."""
+        entries = {
+            name: [kind, [_encode(field) for field in fields]]
+            for name, (kind, fields) in self.entries.items()
+        }
         return {
             "steps": self.steps,
             "samples": self.samples,
@@ -125,84 +112,100 @@ class Running:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Running:
-        entries = {name: Entry.from_json(entry) for name, entry in content["entries"].items()}
+        """What `to_json` was called on."""
+        entries = {
+            name: (kind, tuple(_decode(field) for field in fields))
+            for name, (kind, fields) in content["entries"].items()
+        }
         return cls(content["steps"], content["samples"], content["tokens"], entries)
 
 
-class Pending:
-    """Steps' metrics that were not read yet; adding one waits for nothing."""
-
-    def __init__(self) -> None:
-        self._steps: list[Any] = []
-
-    def append(self, metrics: Any) -> None:
-        self._steps.append(metrics)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def drain(self) -> list[Row]:
-        """All of them, read in one copy a device; nothing is pending afterwards."""
-        steps, self._steps = self._steps, []
-        return read(steps)
-
-
-def read(steps: Sequence[Any]) -> list[Row]:
-    """What some steps returned, as numbers: one copy from each device, however many there are.
+def read(steps: Sequence[Any]) -> list[Columns]:
+    """What some steps returned, as numbers: one copy for each device and dtype, however many steps.
 
     Args:
-        steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers (those
-            count as a `Mean` of weight one).
+        steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers
+            (those count as a `Mean` of weight one).
+
+    Returns:
+        Columns for each stretch of steps with the same metrics; one where all have the same.
+
+    Raises:
+        TypeError: a metric is no number; the message names it.
     """
-    rows: list[dict[str, tuple[str, list[Any], Any]]] = []
-    wanted: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
+    chunks: list[tuple[Any, list[list[Any]]]] = []  # (layout, for each metric its values)
     for metrics in steps:
-        row: dict[str, tuple[str, list[Any], Any]] = {}
-        for name, metric in _entries(metrics):
-            kind, leaves, like = _parts(name, metric)
-            for i, leaf in enumerate(leaves):
-                if isinstance(leaf, torch.Tensor):
-                    if like is not None:
-                        leaves[i] = leaf.detach().cpu()
-                    else:
-                        wanted.setdefault((leaf.device, leaf.dtype), []).append((leaves, i))
-            row[name] = (kind, leaves, like)
-        rows.append(row)
-    for places in wanted.values():
-        stacked = torch.stack([leaves[i].detach() for leaves, i in places])
-        for (leaves, i), value in zip(places, stacked.tolist(), strict=True):
-            leaves[i] = value
-    return [
-        _with_spread(
-            {name: Entry(kind, tuple(leaves), like) for name, (kind, leaves, like) in row.items()}
-        )
-        for row in rows
+        entries = _entries(metrics)
+        layout = (tuple(entries), tuple(map(type, entries.values())))
+        if not chunks or chunks[-1][0] != layout:
+            chunks.append((layout, [[] for _ in entries]))
+        for column, value in zip(chunks[-1][1], entries.values(), strict=True):
+            column.append(value)
+    found = [
+        {name: _column(name, values) for name, values in zip(layout[0], columns, strict=True)}
+        for layout, columns in chunks
     ]
+    _fetch(
+        [field for chunk in found for kind, fields in chunk.values() if kind for field in fields]
+    )
+    for chunk in found:
+        _add_spread(chunk)
+    return found
 
 
-def _entries(metrics: Any) -> Iterable[tuple[str, Any]]:
+def _fold(
+    kind: str, before: tuple[Any, ...] | None, fields: tuple[list[Any], ...]
+) -> tuple[Any, ...]:
+    """From the left, one after the other: never `sum`, which may compensate."""
+    if kind == "Last":
+        return (fields[0][-1],)
+    starts = (None,) * len(fields) if before is None else before
+    merge = {"Max": _larger, "Min": _smaller}.get(kind, operator.add)
+    return tuple(
+        functools.reduce(merge, field) if start is None else functools.reduce(merge, field, start)
+        for field, start in zip(fields, starts, strict=True)
+    )
+
+
+def _larger(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+def _smaller(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
+
+
+def _fold_other(before: tuple[Any, ...] | None, metrics: list[Any]) -> tuple[Any, ...]:
+    on_host = [tree.map(lambda leaf: leaf.detach().cpu(), metric) for metric in metrics]
+    if before is not None:
+        on_host.insert(0, tree.unflatten(tree.structure(metrics[0]), before))
+    return tuple(tree.leaves(functools.reduce(lambda a, b: a.merge(b), on_host)))
+
+
+def _entries(metrics: Any) -> Mapping[Any, Any]:
     if isinstance(metrics, Metrics):
-        return metrics.entries.items()
+        return metrics.entries
     if isinstance(metrics, Mapping):
-        return ((str(name), value) for name, value in metrics.items())
+        return metrics
     raise TypeError(
         "a step must return `(state, metrics)` with metrics a dict of 0-d tensors, numbers or metrics "
         f"such as ftrain.Mean(total, weight); found {type(metrics).__name__}"
     )
 
 
-def _parts(name: str, metric: Any) -> tuple[str, list[Any], Any]:
-    kind = type(metric).__name__
-    if _KINDS.get(kind) is type(metric) and all(_is_number(leaf) for leaf in metric):
-        return kind, list(metric), None
-    if _is_number(metric):
-        return "Mean", [metric, 1.0], None
-    if callable(getattr(metric, "merge", None)) and not isinstance(metric, torch.Tensor):
-        return kind, tree.leaves(metric), metric
-    found = f"shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
+def _column(name: Any, values: list[Any]) -> Column:
+    first = values[0]
+    kind = _KINDS.get(type(first))
+    if kind is not None and all(map(_is_number, first)):
+        return Column(kind, tuple(map(list, zip(*values, strict=True))))
+    if _is_number(first):
+        return Column("Mean", (values, [1.0] * len(values)))
+    if callable(getattr(first, "merge", None)) and not isinstance(first, torch.Tensor):
+        return Column("", (values,))
+    found = f"shape {tuple(first.shape)}" if isinstance(first, torch.Tensor) else repr(first)
     raise TypeError(
-        f"metric {name!r} must be a 0-d tensor, a number, or a metric such as ftrain.Mean(total, weight); "
-        f"found {found}. Reduce it first: value.mean()."
+        f"metric {name!r} must be a 0-d tensor, a number, or a metric such as "
+        f"ftrain.Mean(total, weight); found {found}. Reduce it first: value.mean()."
     )
 
 
@@ -210,31 +213,45 @@ def _is_number(value: Any) -> bool:
     return value.ndim == 0 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
 
 
-def _with_spread(row: Row) -> Row:
+def _fetch(fields: Iterable[list[Any]]) -> None:
+    """Tensors become numbers, in place, with one copy for each device and dtype."""
+    wanted: dict[tuple[torch.device, torch.dtype], list[list[torch.Tensor]]] = {}
+    for field in fields:
+        if isinstance(field[0], torch.Tensor):
+            wanted.setdefault((field[0].device, field[0].dtype), []).append(field)
+    for columns in wanted.values():
+        with torch.no_grad():
+            numbers = torch.stack([value for column in columns for value in column]).tolist()
+        start = 0
+        for column in columns:
+            column[:], start = numbers[start : start + len(column)], start + len(column)
+
+
+def _add_spread(columns: Columns) -> None:
     """The smallest and the largest gradient norm beside the mean; skipped steps have none."""
-    norm = row.get("grad_norm")
-    if norm is None or norm.kind != "Mean" or not norm.leaves[1]:
-        return row
-    value = norm.leaves[0] / norm.leaves[1]
-    return {**row, "grad_norm_min": Entry("Min", (value,)), "grad_norm_max": Entry("Max", (value,))}
+    norm = columns.get("grad_norm")
+    if norm is None or norm.kind != "Mean":
+        return
+    norms = [total / weight for total, weight in zip(*norm.fields, strict=True) if weight]
+    if norms:
+        columns["grad_norm_min"] = Column("Min", (norms,))
+        columns["grad_norm_max"] = Column("Max", (norms,))
 
 
-def _encode(leaf: Any) -> Any:
-    """A number as it is; a tensor by its bytes."""
-    if not isinstance(leaf, torch.Tensor):
-        return leaf
-    data = leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _encode(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return {
-        "dtype": str(leaf.dtype).removeprefix("torch."),
-        "shape": list(leaf.shape),
+        "dtype": str(value.dtype).removeprefix("torch."),
+        "shape": list(value.shape),
         "bytes": base64.b64encode(data).decode(),
     }
 
 
-def _decode(leaf: Any) -> Any:
-    if not isinstance(leaf, Mapping):
-        return leaf
-    data = bytearray(base64.b64decode(leaf["bytes"]))
-    return (
-        torch.frombuffer(data, dtype=getattr(torch, leaf["dtype"])).clone().reshape(leaf["shape"])
-    )
+def _decode(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    data = bytearray(base64.b64decode(value["bytes"]))
+    dtype = getattr(torch, value["dtype"])
+    return torch.frombuffer(data, dtype=dtype).clone().reshape(value["shape"])

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ftrain.core.metrics import Metrics
-from ftrain.loop.result import EpochResult, Status
+from ftrain.loop.result import EpochResult, FitResult
 
 __all__ = [
     "BackwardEnd",
@@ -29,6 +29,7 @@ __all__ = [
     "Event",
     "Failure",
     "Logged",
+    "LoopWarning",
     "Notice",
     "Plan",
     "Progress",
@@ -37,6 +38,10 @@ __all__ = [
     "TrainEnd",
     "WindowEnd",
 ]
+
+
+class LoopWarning(UserWarning):
+    """Something about a run that a person should know; see `Notice`."""
 
 
 class Progress(NamedTuple):
@@ -170,14 +175,15 @@ class WindowEnd(Event):
         steps: in the window.
         samples: in the window.
         tokens: in the window.
-        duration: seconds that the window took, without evaluation and checkpoints.
+        duration: seconds that the window took, without evaluation and checkpoints; `None` for the first
+            one after a resume, part of which another process did.
     """
 
     values: Mapping[str, float]
     steps: int
     samples: int
     tokens: int
-    duration: float
+    duration: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -185,9 +191,11 @@ class EvaluateBegin(Event):
     """An evaluation begins.
 
     Attributes:
+        name: "" for the run's own; else what an `Evaluate` action called it.
         n_batches: as far as the data's `len` tells.
     """
 
+    name: str = ""
     n_batches: int | None = None
 
 
@@ -197,9 +205,11 @@ class EvaluateEnd(Event):
 
     Attributes:
         result: its metrics over all of the data.
+        name: "" for the run's own; else what an `Evaluate` action called it, of other weights, say.
     """
 
     result: EpochResult
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -242,7 +252,7 @@ class Logged(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """Something that a person should know, and that a log should keep; also given as a Python warning.
+    """Something that a person should know; a `LoopWarning` where no callback listens for it.
 
     Attributes:
         message: in words: a step repeated for want of memory, steps skipped, data that ended early.
@@ -270,9 +280,7 @@ class TrainEnd(Event):
     """The run is over, one way or another; always the last event.
 
     Attributes:
-        status: "completed", "stopped", "interrupted" or "failed".
-        reason: in words.
+        result: what `fit` returns: `result.status`, `result.reason`, `result.history`, ...
     """
 
-    status: Status
-    reason: str
+    result: FitResult

@@ -15,7 +15,7 @@ from typing import Any
 from ftrain.core.state import TrainState
 from ftrain.data import Cursor
 from ftrain.loop._running import Running
-from ftrain.loop.callback import Stop
+from ftrain.loop.callback import Action, Evaluate, Save, Stop
 from ftrain.loop.events import Progress
 from ftrain.loop.result import EpochResult
 
@@ -40,7 +40,9 @@ class LoopState:
         micro_batches: into how many parts each of them is cut, because memory did not suffice.
         nonfinite: how many steps in a row were skipped for a non-finite gradient.
         stop: what ended the run, if something did.
-        unlogged: rows that the loggers had not been handed when this was saved, `(split, values)`.
+        over: whether the current epoch's batches are all done, and only `todo` is left of it.
+        todo: what was asked for at this step and not yet done when this was saved: an evaluation that a
+            signal cut short, and the checkpoint behind it. It is done first when the run goes on.
     """
 
     train: TrainState | Any
@@ -54,7 +56,8 @@ class LoopState:
     micro_batches: int = 1
     nonfinite: int = 0
     stop: Stop | None = None
-    unlogged: tuple[tuple[str, Mapping[str, float]], ...] = ()
+    over: bool = False
+    todo: tuple[Action, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
         """All but `train`, as JSON; without clocks: two runs of the same steps make the same bytes."""
@@ -69,8 +72,9 @@ class LoopState:
             "accumulate": self.accumulate,
             "micro_batches": self.micro_batches,
             "nonfinite": self.nonfinite,
-            "stop": None if self.stop is None else dataclasses.asdict(self.stop),
-            "unlogged": [[split, dict(values)] for split, values in self.unlogged],
+            "stop": None if self.stop is None else _fields(self.stop),
+            "over": self.over,
+            "todo": [[type(action).__name__, _fields(action)] for action in self.todo],
         }
 
     @classmethod
@@ -100,5 +104,13 @@ class LoopState:
             micro_batches=content["micro_batches"],
             nonfinite=content["nonfinite"],
             stop=None if stop is None else Stop(**stop),
-            unlogged=tuple((split, values) for split, values in content["unlogged"]),
+            over=content["over"],
+            todo=tuple(_ACTIONS[kind](**fields) for kind, fields in content["todo"]),
         )
+
+
+_ACTIONS: dict[str, Any] = {kind.__name__: kind for kind in (Evaluate, Save)}
+
+
+def _fields(value: Action) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -1,0 +1,119 @@
+"""Training data as `(batch, cursor)` pairs, whatever it comes as."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from ftrain.core.accumulate import MicroBatches
+from ftrain.data import Cursor, Stream
+
+__all__ = ["Batches", "as_batches", "joined", "length"]
+
+
+class Batches(Protocol):
+    """What a `Loader` and a `Stream` offer."""
+
+    def start(self) -> Cursor:
+        """The cursor before the first batch."""
+
+    def batches(
+        self, cursor: Cursor | None = None, epochs: int | None = 1
+    ) -> Iterator[tuple[Any, Cursor]]:
+        """The batches from a cursor on, each with the cursor behind it."""
+
+
+def as_batches(data: Any, argument: str) -> Batches:
+    """A `Loader` or `Stream` as it is; a list of batches, any re-iterable, or a function of the epoch.
+
+    Raises:
+        TypeError: it is none of these, or can be gone through only once.
+        ValueError: it is empty.
+    """
+    if callable(getattr(data, "batches", None)) and callable(getattr(data, "start", None)):
+        return data  # type: ignore[no-any-return]
+    if isinstance(data, (list, tuple)):
+        if not data:
+            raise ValueError(f"{argument} is empty: there is no batch in it")
+        return _Listed(data)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"{argument} is a {type(data).__name__}, which can be gone through once; a run goes through "
+            "its data again for each epoch, and to resume. Pass a list of batches, a data.Loader, or a "
+            f"function that makes one: {argument}=lambda epoch: batches(...)"
+        )
+    if hasattr(data, "__iter__"):
+        return Stream(data)
+    if callable(data):
+        return Stream(_EpochFunction(data))
+    raise TypeError(
+        f"{argument} must be a data.Loader, a list of batches, another iterable of batches, or a "
+        f"function epoch -> iterable; found {type(data).__name__}"
+    )
+
+
+def length(data: Any) -> int | None:
+    """Batches an epoch, where the data knows."""
+    source: Any = data.source if isinstance(data, Stream) and data.batch_size is None else data
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError):  # an IterableDataset in a DataLoader
+        return None
+
+
+def joined(
+    pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int]
+) -> Iterator[tuple[Any, Cursor]]:
+    """Every k batches as one; never over the end of an epoch, where fewer may be left."""
+    group: list[Any] = []
+    for batch, cursor in pairs:
+        if not group and k() == 1:
+            yield batch, cursor
+            continue
+        group.append(batch)
+        if len(group) >= k() or not cursor.position:
+            yield MicroBatches(tuple(group)) if len(group) > 1 else group[0], cursor
+            group = []
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Listed:
+    """Batches that lie in a list: the same ones in each epoch."""
+
+    listed: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def start(self) -> Cursor:
+        return Cursor(0)
+
+    def batches(
+        self, cursor: Cursor | None = None, epochs: int | None = 1
+    ) -> Iterator[tuple[Any, Cursor]]:
+        cursor = cursor or self.start()
+        seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
+        end = None if epochs is None else epoch + epochs
+        listed, last = self.listed, len(self.listed)
+        while epoch != end:
+            for i in range(position, last):
+                after = i + 1
+                yield (
+                    listed[i],
+                    Cursor(seed, epoch, after) if after < last else Cursor(seed, epoch + 1),
+                )
+            epoch, position = epoch + 1, 0
+
+
+class _EpochFunction:
+    """A function of the epoch, as an iterable that is told which epoch it is."""
+
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self._function, self._epoch = function, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._function(self._epoch))

@@ -1,0 +1,69 @@
+"""Metrics over all of some data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ftrain.core.accumulate import MicroBatches
+from ftrain.loop import _memory
+from ftrain.loop._data import Batches
+from ftrain.loop._running import Running, read
+
+__all__ = ["evaluate"]
+
+_READ_EVERY = 1024  # batches; bounds what waits on the device
+
+
+def evaluate(
+    eval_step: Callable[..., Any],
+    state: Any,
+    data: Batches,
+    count: Callable[[Any], tuple[int, int]],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Running | None:
+    """The metrics of `eval_step` over one pass; `None` where it was interrupted.
+
+    A batch for which memory does not suffice is cut, and so are those after it.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    found, pending, k = Running(), [], 1
+    for batch, _ in data.batches(data.start(), epochs=1):
+        if interrupted():
+            return None
+        parts = None
+        while parts is None:
+            try:
+                parts = [eval_step(state, part) for part in _parts(batch, k)]
+            except Exception as error:
+                if not _memory.is_out_of_memory(error):
+                    raise
+                smaller = _memory.next_cut(batch, k)
+                if smaller is None:
+                    raise MemoryError(_memory.advice(state, batch, k, error)) from error
+                _memory.release(error)
+                k = smaller
+        pending += parts
+        samples, tokens = count(batch)
+        found.steps += 1
+        found.samples += samples
+        found.tokens += tokens
+        if len(pending) >= _READ_EVERY:
+            _fold(found, pending)
+    if not found.steps:
+        raise ValueError("the evaluation data gave no batch")
+    _fold(found, pending)
+    return found
+
+
+def _parts(batch: Any, k: int) -> tuple[Any, ...]:
+    whole = batch if k == 1 else _memory.cut(batch, k)
+    return whole.batches if isinstance(whole, MicroBatches) else (whole,)
+
+
+def _fold(found: Running, pending: list[Any]) -> None:
+    for columns in read(pending):
+        found.add(columns)
+    pending.clear()

@@ -1,0 +1,94 @@
+"""What the steps of a run returned: pending, read at boundaries, folded by window and epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftrain.loop._clock import Clock
+from ftrain.loop._running import Columns, Running, read
+from ftrain.loop.events import Progress
+from ftrain.loop.result import EpochResult
+from ftrain.loop.state import LoopState
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """The metrics of the current log window and epoch.
+
+    Attributes:
+        pending: what the steps since the last reading returned.
+        window: metrics since the last row of the log.
+        epoch: metrics since the epoch began.
+        nonfinite: how many steps in a row were skipped, up to the last reading.
+        skipped: steps of this window that were skipped though no loss scaling explains it,
+            `(step, epoch, batch)`.
+    """
+
+    def __init__(self, loop: LoopState, clock: Clock) -> None:
+        self.pending: list[Any] = []
+        self.window, self.epoch = loop.window, loop.epoch
+        self.nonfinite = loop.nonfinite
+        self.skipped: list[tuple[int, int, int]] = []
+        self._clock = clock
+        self._read_at = loop.progress
+        # Of a window or an epoch that another process began, the duration is not known.
+        self._window_began = None if loop.window.steps else clock.read()
+        self._epoch_began = None if loop.progress.batch else clock.read()
+
+    def read(self, progress: Progress) -> None:
+        """Read what is pending: the one place that waits for the steps."""
+        at, self._read_at = self._read_at, progress
+        found = read(self.pending)
+        self.pending.clear()
+        for running in (self.window, self.epoch):
+            for columns in found:
+                running.add(columns)
+            running.steps += progress.step - at.step
+            running.samples += progress.samples - at.samples
+            running.tokens += progress.tokens - at.tokens
+        n = 0
+        for columns in found:
+            n = self._watch(columns, at, n)
+
+    def begin_epoch(self, progress: Progress) -> None:
+        """From here on another epoch; all steps before were read."""
+        self.epoch = Running()
+        self._read_at = progress
+        self._epoch_began = self._clock.read()
+
+    def end_window(self, progress: Progress) -> tuple[Running, float | None]:
+        """The metrics of the window and its duration; another one begins."""
+        self.read(progress)
+        window, began, now = self.window, self._window_began, self._clock.read()
+        self.window, self._window_began, self.skipped = Running(), now, []
+        return window, None if began is None else now - began
+
+    def epoch_result(self, progress: Progress) -> EpochResult:
+        """The metrics of the epoch so far."""
+        self.read(progress)
+        began, found = self._epoch_began, self.epoch
+        return EpochResult(
+            split="train",
+            epoch=progress.epoch,
+            step=progress.step,
+            metrics=found.values(),
+            samples=found.samples,
+            tokens=found.tokens,
+            duration=None if began is None else self._clock.read() - began,
+        )
+
+    def _watch(self, columns: Columns, at: Progress, n: int) -> int:
+        """Count skipped steps among these, which come n steps behind `at`; how many there are then."""
+        if not columns:
+            return n
+        steps = len(next(iter(columns.values())).fields[0])
+        skipped = columns.get("skipped")
+        if skipped is None or not any(skipped.fields[0]):
+            self.nonfinite = 0
+            return n + steps
+        for i, one in enumerate(skipped.fields[0], n + 1):
+            self.nonfinite = self.nonfinite + 1 if one else 0
+            if one and "loss_scale" not in columns:  # where losses are scaled, skips are routine
+                self.skipped.append((at.step + i, at.epoch, at.batch + i - 1))
+        return n + steps

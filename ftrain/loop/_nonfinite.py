@@ -1,0 +1,98 @@
+"""Where the first infinity or NaN of a step comes from; run only when a run is about to give up."""
+
+from __future__ import annotations
+
+import pathlib
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftrain.core import tree
+
+__all__ = ["first_nonfinite"]
+
+_FOREIGN = (
+    *(str(pathlib.Path(str(module.__file__)).resolve().parent) for module in (torch, optree)),
+    str(pathlib.Path(__file__).resolve().parents[1]),
+)
+
+
+def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
+    """The first non-finite tensor, in words: of the batch, of the state, else a result in a step.
+
+    Args:
+        step: the step itself, not compiled: it is run once more, operator by operator.
+        state: where it happened; it stays as it is.
+        batch: on what it happened.
+    """
+    for name, value in (("batch", batch), ("state", state)):
+        for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
+            bad = _bad(leaf)
+            if bad:
+                return f"{name}{path} holds {bad}"
+    found = _Watch()  # type: ignore[no-untyped-call]  # torch's
+    try:
+        with found:
+            step(state, batch)
+    except Exception:  # a step may raise at what we are looking for
+        pass
+    return found.first or "at this state and batch everything is finite when computed again"
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Remembers the first operator with finite arguments and a non-finite result."""
+
+    first: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.first is None:
+            with torch.no_grad():
+                new = _kinds(result) - _kinds((args, kwargs))
+            if new:
+                bad = next(filter(None, map(_bad, tree.leaves(result))))
+                self.first = f"{func} gives {bad}{_line()}"
+        return result
+
+
+def _kinds(values: Any) -> set[str]:
+    """Which of "NaN" and "infinite" are among these; a mask of -inf is no news where -inf is given."""
+    found = set()
+    for leaf in tree.leaves(values):
+        said = str(leaf) if isinstance(leaf, float) else _bad(leaf) or ""
+        found |= {
+            kind for kind, sign in (("NaN", "nan"), ("infinite", "inf")) if sign in said.lower()
+        }
+    return found
+
+
+def _bad(leaf: Any) -> str | None:
+    """`2 NaN, 1 infinite of 8 values` of a tensor that has any."""
+    if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+        return None
+    if type(leaf) is not torch.Tensor and type(leaf) is not torch.nn.Parameter:
+        return None
+    if leaf.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leaf) or not leaf.numel():
+        return None
+    nan, infinite = int(leaf.isnan().sum()), int(leaf.isinf().sum())
+    said = [f"{nan} NaN"] if nan else []
+    said += [f"{infinite} infinite"] if infinite else []
+    return f"{', '.join(said)} of {leaf.numel()} values" if said else None
+
+
+def _line() -> str:
+    """The innermost line that is neither torch's nor ours."""
+    ours = [
+        frame
+        for frame in traceback.extract_stack()
+        if not frame.filename.startswith((*_FOREIGN, "<"))
+    ]
+    if not ours:
+        return ""
+    return f", at {ours[-1].filename}:{ours[-1].lineno}: {ours[-1].line}"

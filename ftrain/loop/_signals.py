@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: the first asks the run to end in good order, the second ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import types
+from typing import Any
+
+__all__ = ["Signals"]
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """A context in which signals are remembered instead of raised.
+
+    Outside of the main thread, where Python allows no handlers, it does nothing.
+
+    Attributes:
+        received: the number of the first signal; `None` before it.
+    """
+
+    received: int | None
+
+    def __init__(self) -> None:
+        self.received = None
+        self._before: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in _HANDLED:
+                before = signal.getsignal(number)
+                if before is not None:  # else it was set from C, and could not be put back
+                    self._before[number] = before
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a worker that was forked off; its parent ends it
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        if self.received is not None:
+            self.__exit__()
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
+        self.received = number
+        again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        said = f"finishing this step, then saving; {again} again stops at once"
+        # Not print: a handler may run in the midst of one.
+        os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())

@@ -1,0 +1,302 @@
+"""The trainer: epochs, evaluation, checkpoints, signals and callbacks around pure steps.
+
+    steps = ftrain.make_steps(model, loss_fn, optimizer)
+    trainer = Trainer(steps, callbacks=[...], store=checkpoint.Store("runs/first/checkpoints"))
+    result = trainer.fit(steps.init_state(0), train_data, eval_data, epochs=10, resume="auto")
+
+A trainer is a value: it holds options, and no run. A run is in the state that goes in and the result
+that comes out; in between it is a `LoopState`, which is what checkpoints hold.
+
+Read next: `_run.py`, the loop itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from ftrain import checkpoint
+from ftrain.checkpoint import Store
+from ftrain.core import tree
+from ftrain.core.compile import Compiled
+from ftrain.core.compile import compile as compile_step
+from ftrain.core.state import TrainState
+from ftrain.core.step import Steps
+from ftrain.loop._data import as_batches, length
+from ftrain.loop._evaluate import evaluate
+from ftrain.loop._observers import Observers
+from ftrain.loop._run import Parts, Run
+from ftrain.loop._sizes import sizes
+from ftrain.loop.callback import Action, Callback, adapt
+from ftrain.loop.events import Event, Plan, TrainEnd
+from ftrain.loop.result import EpochResult, FitResult
+from ftrain.loop.state import LoopState
+
+__all__ = ["Trainer"]
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+Resume = str | os.PathLike[str] | bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Runs steps over data.
+
+    A run ends in one of four ways, `result.status`: "completed" (all epochs or steps), "stopped" (a
+    callback asked for it), "interrupted" (Ctrl-C or SIGTERM: the step is finished and saved; a second
+    signal stops at once), "failed" (an exception: what can be saved is, and the exception goes on to the
+    caller with the state at `error.fit_result.state`).
+
+    Where memory does not suffice, the same step is taken again with at least twice the micro-batches
+    and the same key, and so are those after it. A checkpoint that cannot be written is a warning,
+    unless it is the last.
+
+    Attributes:
+        steps: what `ftrain.make_steps` returned; or a step of your own, any
+            `(state, batch) -> (state, metrics)`; or a pair of that and `(state, batch) -> metrics`.
+        callbacks: values that watch; see `callback.py`.
+        log_every: steps in a row of the log; only at its end are metrics read.
+        eval_every: steps between evaluations; `None`: at the end of each epoch.
+        save_every: steps between checkpoints; `None`: at the end of each epoch.
+        store: where checkpoints go, a `checkpoint.Store` or a directory; `None`: nowhere.
+        compile: whether steps are compiled; or options for `ftrain.compile`, `{"mode": "max-autotune"}`.
+        donate: whether the new state is written into the old one's memory. The state that `fit` is
+            given is copied first, and stays as it is.
+        accumulate: how many of the data's batches make one step; `Accumulate` changes it on the way.
+        max_skipped: so many steps in a row skipped for a non-finite gradient end the run as failed;
+            looked at when metrics are read. `None`: never.
+        count: `batch -> (samples, tokens)`, for logs and speeds.
+
+    Raises:
+        TypeError: `steps` or a callback is none.
+        ValueError: an option is out of its range.
+
+    >>> import ftrain
+    >>> from ftrain import optim
+    >>> steps = ftrain.make_steps(
+    ...     lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).square().mean(), optim.sgd(0.1)
+    ... )
+    >>> trainer = Trainer(steps, compile=False)
+    >>> batches = [torch.ones(4, 3), -torch.ones(4, 3)]
+    >>> result = trainer.fit(steps.init_state(0), batches, eval_data=batches, epochs=3)
+    >>> result.status, result.step, [each.split for each in result.history]
+    ('completed', 6, ['train', 'eval', 'train', 'eval', 'train', 'eval'])
+    >>> result.eval.loss < result.history[1].loss
+    True
+    """
+
+    steps: Steps | Step | tuple[Step, Callable[[Any, Any], Any]]
+    callbacks: Sequence[Any] = ()
+    _: dataclasses.KW_ONLY
+    log_every: int = 50
+    eval_every: int | None = None
+    save_every: int | None = None
+    store: Store | str | os.PathLike[str] | None = None
+    compile: bool | Mapping[str, Any] = True
+    donate: bool = True
+    accumulate: int = 1
+    max_skipped: int | None = 100
+    count: Callable[[Any], tuple[int, int]] = sizes
+    _step: Step = dataclasses.field(init=False, repr=False, compare=False)
+    _eval_step: Callable[[Any, Any], Any] | None = dataclasses.field(
+        init=False, repr=False, compare=False
+    )
+    _adapted: tuple[Callback, ...] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "eval_every", "save_every", "accumulate", "max_skipped"):
+            value = getattr(self, name)
+            if value is None and name not in ("log_every", "accumulate"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} counts steps from 1 up, found {value!r}")
+        step, eval_step = _steps_of(self.steps)
+        # Derived, and fixed like the rest: fits of one trainer share their programs.
+        object.__setattr__(self, "_step", self._compiled(step, self.donate))
+        object.__setattr__(self, "_eval_step", eval_step and self._compiled(eval_step, False))
+        object.__setattr__(self, "_adapted", tuple(map(adapt, self.callbacks)))
+
+    def fit(
+        self,
+        state: TrainState | Any,
+        train_data: Any,
+        eval_data: Any = None,
+        *,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        resume: Resume = None,
+    ) -> FitResult:
+        """Train until `epochs` or `max_steps` are reached, whichever is first.
+
+        Args:
+            state: where to start; with `resume`, what the saved state is built like.
+            train_data: a `data.Loader` or `data.Stream`; a list of batches, a DataLoader, or any
+                iterable that starts anew each time; or a function `epoch -> iterable`.
+            eval_data: the same, evaluated in one pass from its start; `None`: nothing is evaluated.
+            epochs: passes over the data, counted from the run's first; 0 is none.
+            max_steps: steps, counted from the run's first.
+            resume: `True`: go on from the newest checkpoint in the store; `"auto"`: if there is one;
+                a path: from that checkpoint. Everything goes on as if it had not stopped.
+
+        Returns:
+            The state, the history, and how it ended.
+
+        Raises:
+            ValueError: neither `epochs` nor `max_steps`; no batch in the data; nothing to resume.
+            Exception: what a step, the data or a callback raised.
+        """
+        # Not kept here: where the state is donated, its copy must not be held by this frame.
+        run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
+        del state
+        result = None
+        for event in run.events(lambda kind: kind is TrainEnd):
+            assert isinstance(event, TrainEnd)
+            result = event.result
+        assert result is not None
+        return result
+
+    def events(
+        self,
+        state: TrainState | Any,
+        train_data: Any,
+        eval_data: Any = None,
+        *,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        resume: Resume = None,
+        kinds: tuple[type[Event], ...] = (Event,),
+    ) -> Generator[Event, Iterable[Action] | None, None]:
+        """The same run as a generator of its events; the last is `TrainEnd`, with the result.
+
+        Callbacks see each event first. Actions can be sent back, `events.send([Stop("enough")])`; to
+        leave the loop is to leave the run where it is, unsaved.
+
+        Args:
+            kinds: which events are wanted; the fewer, the less a step costs.
+
+        >>> import ftrain
+        >>> from ftrain import optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> trainer = Trainer(steps, compile=False)
+        >>> for event in trainer.events(steps.init_state(0), [torch.ones(4, 3)], max_steps=1):
+        ...     print(type(event).__name__)
+        TrainBegin
+        EpochBegin
+        BatchBegin
+        BatchEnd
+        EpochEnd
+        Logged
+        WindowEnd
+        Logged
+        TrainEnd
+        """
+        run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
+        del state
+        return run.events(lambda kind: issubclass(kind, kinds))
+
+    def evaluate(self, state: TrainState | Any, data: Any) -> EpochResult:
+        """The metrics of the evaluation step over all of `data`, in one pass from its start.
+
+        Raises:
+            TypeError: there is no evaluation step.
+            ValueError: there is no batch.
+        """
+        if self._eval_step is None:
+            raise TypeError("this trainer has no evaluation step: give it a pair (step, eval_step)")
+        began = time.perf_counter()
+        found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count)
+        assert found is not None
+        step = int(state.step) if isinstance(state, TrainState) else 0
+        seconds = time.perf_counter() - began
+        return EpochResult("eval", 0, step, found.values(), found.samples, found.tokens, seconds)
+
+    def _run(
+        self,
+        state: Any,
+        train_data: Any,
+        eval_data: Any,
+        epochs: int | None,
+        max_steps: int | None,
+        resume: Resume,
+    ) -> Run:
+        _check_end(epochs, max_steps)
+        if eval_data is not None and self._eval_step is None:
+            raise TypeError(
+                "eval_data needs an evaluation step: give Trainer a pair (step, eval_step)"
+            )
+        train = as_batches(train_data, "train_data")
+        per_epoch = length(train)
+        if per_epoch is not None:
+            per_epoch = -(-per_epoch // self.accumulate)
+        store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
+        loop = _loop_state(state, store, resume)
+        resumed = loop is not None
+        if loop is None:
+            if self.donate and isinstance(self._step, Compiled):
+                state = tree.map(torch.clone, state)
+            loop = LoopState(state, accumulate=self.accumulate)
+        step = self._step
+        parts = Parts(
+            step=step,
+            plain_step=getattr(step, "__wrapped__", step),
+            eval_step=self._eval_step,
+            train_data=train,
+            eval_data=None if eval_data is None else as_batches(eval_data, "eval_data"),
+            plan=Plan(epochs, max_steps, per_epoch, self.log_every, self.eval_every),
+            save_every=self.save_every,
+            store=store,
+            max_skipped=self.max_skipped,
+            count=self.count,
+        )
+        return Run(parts, loop, Observers(self._adapted, loop.callbacks), resumed)
+
+    def _compiled(self, step: Callable[..., Any], donate: bool) -> Callable[..., Any]:
+        if isinstance(step, Compiled) or self.compile is False:
+            return step
+        options = {} if self.compile is True else dict(self.compile)
+        return compile_step(step, donate=donate, **options)
+
+
+def _steps_of(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
+    if isinstance(steps, Steps):
+        return steps.train_step, steps.eval_step
+    if isinstance(steps, tuple) and len(steps) == 2 and all(map(callable, steps)):
+        return steps
+    if callable(steps) and not isinstance(steps, torch.nn.Module):
+        return steps, None
+    raise TypeError(
+        "Trainer takes what ftrain.make_steps returned, a step `(state, batch) -> (state, metrics)`, or "
+        f"a pair (step, eval_step); found {type(steps).__name__}"
+    )
+
+
+def _check_end(epochs: int | None, max_steps: int | None) -> None:
+    if epochs is None and max_steps is None:
+        raise ValueError("say where to end: fit(..., epochs=10) or fit(..., max_steps=1000)")
+    for name, value in (("epochs", epochs), ("max_steps", max_steps)):
+        if value is not None and (
+            not isinstance(value, int) or isinstance(value, bool) or value < 0
+        ):
+            raise ValueError(f"{name} counts from 0, found {value!r}")
+
+
+def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | None:
+    """What a run goes on from; `None` where it starts."""
+    how: Literal["auto"] | Resume = resume
+    if how is None or how is False:
+        return None
+    if how is True or how == "auto":
+        if store is None:
+            raise ValueError(
+                f"resume={resume!r} looks into the trainer's store, and it has none: give Trainer one, "
+                "store='runs/first/checkpoints', or resume from a path"
+            )
+        if how == "auto" and not store.steps():
+            return None
+        return LoopState.from_metadata(*store.load(like=state))
+    return LoopState.from_metadata(*checkpoint.load(how, like=state))
