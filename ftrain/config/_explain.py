@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import Problem, nearest
-from ftrain.config.schema import Checkpoint, Config, Data, EarlyStopping, Optimizer
+from ftrain.config.keys import SECTIONS, keys
+from ftrain.config.schema import Config
 
-__all__ = ["explained", "keys"]
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "data": Data,
-    "optimizer": Optimizer,
-    "checkpoint": Checkpoint,
-    "early_stopping": EarlyStopping,
-}
+__all__ = ["explained"]
 
 #: What the keys of other trainers are called here.
 _ELSEWHERE = {
@@ -92,14 +83,6 @@ def explained(error: ValidationError, places: Places) -> list[Problem]:
     return list(problems.values())
 
 
-def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with its pydantic field, dotted, in the order of the schema."""
-    for name, field in section.model_fields.items():
-        yield prefix + name, field
-        if not prefix and name in _SECTIONS:
-            yield from keys(_SECTIONS[name], name + ".")
-
-
 def _path(loc: tuple[int | str, ...]) -> Path:
     """pydantic's location, less what it adds for the branches of a union."""
     return tuple(part for part in loc if not (isinstance(part, str) and part in _BRANCHES))
@@ -146,7 +129,10 @@ def _nearest(path: Path) -> str:
     name, section = str(last), join(tuple(parents))
     if name in _ELSEWHERE and not parents:
         return f"Here it is called {_ELSEWHERE[name]}"
-    known = list(_SECTIONS[section].model_fields if section in _SECTIONS else Config.model_fields)
+    outer, dot, inner = name.partition(".")
+    if dot and outer in SECTIONS and not parents:
+        return f"Write it as a section: `{outer}:`, and below it `{inner}:`"
+    known = list(SECTIONS[section].model_fields if section in SECTIONS else Config.model_fields)
     prefix = section + "." if section else ""
     near = nearest(name, known)
     if near:

@@ -18,13 +18,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from ftrain.config.errors import ConfigError, did_you_mean
 
-__all__ = ["Kind", "find", "is_file", "load_module", "names", "register"]
+__all__ = ["KINDS", "Kind", "find", "is_file", "load_module", "names", "register"]
 
 Kind = Literal["model", "data", "loss", "optimizer", "schedule", "callback"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 T = TypeVar("T", bound=Callable[..., Any])
 
 #: By kind and name: the thing itself, or where it lies, so that nothing is imported before it is used.
@@ -61,8 +62,8 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
     >>> "identity" in names("model")
     True
     """
-    if kind not in _REGISTERED:
-        raise ValueError(f"there is no kind {kind!r}. {did_you_mean(kind, _REGISTERED)}")
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind {kind!r}. {did_you_mean(kind, KINDS)}")
 
     def decorate(found: T) -> T:
         there = _REGISTERED[kind].get(name)
@@ -105,16 +106,17 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
 
 def _from_library(kind: Kind) -> dict[str, Any]:
     """What other rooms offer under their own names."""
+    if kind not in ("optimizer", "schedule"):
+        return {}
+    from ftrain import optim  # noqa: PLC0415  # it imports torch, which a wrong key need not wait for
+    from ftrain.optim import schedules  # noqa: PLC0415
+
+    public = _public(optim)
     if kind == "optimizer":
-        from ftrain import optim  # noqa: PLC0415  # it imports torch, which a wrong key need not wait for
-
-        return {name: one for name, one in _public(optim).items() if _first(one) == "learning_rate"}
-    if kind == "schedule":
-        from ftrain.optim import schedules  # noqa: PLC0415
-
-        composed = ("join", "plot_schedule")
-        return {name: one for name, one in _public(schedules).items() if name not in composed}
-    return {}
+        whole = (name for name in public if not name.startswith("scale_by_"))
+        return {name: public[name] for name in whole if _first(public[name]) == "learning_rate"}
+    simple = (name for name in schedules.__all__ if name not in ("join", "plot_schedule"))
+    return {name: public[name] for name in (*simple, "reduce_on_plateau")}
 
 
 def _public(module: ModuleType) -> dict[str, Any]:

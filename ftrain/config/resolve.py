@@ -20,12 +20,16 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ftrain import optim
 from ftrain.config._places import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
 from ftrain.config.registry import Kind, find, load_module
 from ftrain.config.schema import Component, Config
 
-__all__ = ["Resolved", "Target", "reference", "resolve"]
+__all__ = ["Resolved", "Target", "reference", "resolve", "run_length"]
+
+#: Adam's, where neither the configuration nor the optimizer has one.
+DEFAULT_RATE = 1e-3
 
 _REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
 
@@ -76,7 +80,7 @@ class Resolved:
     callbacks: tuple[Target, ...]
 
 
-#: Parameters that the run fills in: not to be written, and not missed.
+#: How many parameters, from the first on, the run fills in: `(model, batch)`, the learning rate.
 _FILLED: dict[Kind, int] = {"loss": 2, "optimizer": 1, "schedule": 1}
 
 
@@ -104,14 +108,16 @@ def resolve(config: Config) -> Resolved:
         "data": target("data", config.data, "data"),
         "loss": target("loss", config.loss, "loss"),
         "optimizer": target("optimizer", config.optimizer, "optimizer"),
-        "schedule": config.schedule and target("schedule", config.schedule, "schedule"),
+        "schedule": target("schedule", config.schedule, "schedule") if config.schedule else None,
     }
     callbacks = [
         target("callback", one, "callbacks", index) for index, one in enumerate(config.callbacks)
     ]
     if problems:
         raise ConfigError(problems)
-    return Resolved(config, callbacks=tuple(callbacks), **found)  # type: ignore[arg-type]  # none is None
+    assert found["optimizer"] is not None  # there would be a problem
+    config = _with_rate(config, found["optimizer"])
+    return Resolved(config, callbacks=tuple(callbacks), **found)  # type: ignore[arg-type]  # likewise
 
 
 def reference(value: object) -> str | None:
@@ -124,6 +130,24 @@ def reference(value: object) -> str | None:
     return found[1] if found else None
 
 
+def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
+    """A fact about the data, or a number of steps that is written as a share of the run."""
+    if kind == "schedule":
+        return name.endswith("steps") and isinstance(value, float) and 0 < value < 1
+    return kind in ("model", "loss", "callback") and reference(value) is not None
+
+
+def _with_rate(config: Config, optimizer: Target) -> Config:
+    """The learning rate written out: the optimizer's own where none is given."""
+    if config.optimizer.learning_rate is not None:
+        return config
+    parameters = _parameters(optimizer.function)
+    default = next((p.default for p in parameters.values()), None)
+    own = default if isinstance(default, float) else DEFAULT_RATE
+    filled = config.optimizer.model_copy(update={"learning_rate": own})
+    return config.model_copy(update={"optimizer": filled})
+
+
 def _target(config: Config, kind: Kind, component: Component, path: Path) -> Target:
     key = join(path)
     function = find(
@@ -134,6 +158,8 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     if kind == "data" and config.data.held_out is not None and "held_out" in parameters:
         written["held_out"] = config.data.held_out
     filled = list(parameters)[: _FILLED.get(kind, 0)]
+    if function is optim.reduce_on_plateau:
+        filled = []  # it stands behind the optimizer, not in its learning rate
     hints = _hints(function)
     problems, arguments, files = [], {}, []
 
@@ -153,7 +179,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
             problem(name, f"{component.name} gets its {name} from the run: leave it out")
         elif name not in open_to and not open_ended:
             problem(name, f"{component.name} takes no {name}. {did_you_mean(name, open_to)}")
-        elif reference(value) is not None and kind in ("model", "loss", "callback"):
+        elif _filled_in_later(kind, name, value):
             arguments[name] = value
         else:
             try:
@@ -161,13 +187,10 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
                 files += [name] if is_path else []
             except ValueError as error:
                 problem(name, str(error))
-    missing = [
-        name
-        for name in open_to
-        if parameters[name].default is inspect.Parameter.empty and name not in written
-    ]
-    for name in missing if kind != "schedule" else ():  # the run's own numbers go into a schedule
-        problem(name, f"{component.name} needs {name}: write it")
+    for name in open_to:
+        needed = parameters[name].default is inspect.Parameter.empty and name not in written
+        if needed and not (kind == "schedule" and name in run_length(component.name)):
+            problem(name, f"{component.name} needs {name}: write it")
     if problems:
         raise ConfigError(problems)
     return Target(path, component, function, arguments, tuple(files))
@@ -186,6 +209,12 @@ def _hints(function: Any) -> Mapping[str, Any]:
         return typing.get_type_hints(init)
     except Exception:  # an annotation that cannot be evaluated checks nothing
         return {}
+
+
+def run_length(schedule: str) -> tuple[str, ...]:
+    """The arguments of a schedule that are the run's number of steps, or what is left of it."""
+    whole = ("steps",) if schedule in ("cosine", "linear", "one_cycle", "polynomial") else ()
+    return (*whole, "total_steps", "stable_steps")
 
 
 def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:

@@ -45,9 +45,12 @@ class Component(BaseModel):
     {'width': 64}
     """
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
+    )
 
     name: Annotated[str, Field(min_length=1)]
+    """A registered name, `file.py:NAME`, or `package.module:NAME`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -67,28 +70,22 @@ class Component(BaseModel):
 
 
 class Optimizer(Component):
-    """A `Component` with a learning rate.
-
-    Attributes:
-        name: one of `ftrain.optim`, such as `adamw`, or an import path; it is called with the learning
-            rate (or the schedule) first.
-        learning_rate: the rate; with a schedule, its peak.
-    """
+    """A `Component` with a learning rate."""
 
     name: Annotated[str, Field(min_length=1)] = "adamw"
-    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    """One of `ftrain.optim`, such as `adamw`, or an import path; it is called with the learning rate (or
+    the schedule) first, and its own arguments, such as `weight_decay`."""
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """The rate; with a schedule, its peak. Null: the optimizer's own, or 0.001."""
 
 
 class Data(Component):
-    """A `Component` with a part held out for evaluation.
-
-    Attributes:
-        held_out: how many samples to hold out, or which share of them. A function that has an argument
-            of this name gets it; else the samples are chosen at random, the same for every seed. Null:
-            none, or what the function itself holds out.
-    """
+    """A `Component` with a part held out for evaluation."""
 
     held_out: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """How many samples to hold out, or which share of them. A function that has an argument of this name
+    gets it; else the samples are chosen at random, the same for every seed. Null: none, or what the
+    function itself holds out."""
 
 
 class Checkpoint(_Section):
@@ -155,8 +152,8 @@ class Config(_Section):
     workers: Natural = 0
     """Processes that fetch data; no batch depends on it."""
 
-    optimizer: Optimizer = Optimizer(name="adamw", learning_rate=1e-3)
-    """Its name, `learning_rate`, and its other arguments, such as `weight_decay`."""
+    optimizer: Optimizer = Optimizer()
+    """What moves the weights."""
     schedule: Component | None = None
     """The course of the learning rate, one of `ftrain.optim`'s schedules; null: constant."""
     max_grad_norm: Positive | None = None
@@ -187,8 +184,8 @@ class Config(_Section):
     """What else looks on, by registered name or import path."""
     progress: bool = True
     """A bar where there is a terminal, a line every few seconds elsewhere."""
-    output_dir: Annotated[str, Field(min_length=1)] = "runs/default"
-    """The run's directory, seen from where the command is started."""
+    output_dir: Annotated[str, Field(min_length=1)] | None = None
+    """The run's directory, seen from where the command is started; null: `runs/` and the file's name."""
 
     fast_dev_run: bool = False
     """A few steps and one evaluation through everything, to see whether it runs."""

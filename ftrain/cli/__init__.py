@@ -1,0 +1,64 @@
+"""The command line: `ftrain train config.yaml`, and what one does with a run afterwards.
+
+Nothing heavy is imported before a command asks for it: `ftrain --help` answers at once. Each command is
+a module of its name in `commands/`.
+
+Exit codes: 0 done (also when stopped early), 1 an error, 2 a command or configuration that cannot be
+used, 130 after Ctrl-C, 143 after SIGTERM.
+
+Read next: `_dispatch.py`, which runs a command; `commands/train.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main"]
+
+#: Each command and what it does, in the order of a first day.
+COMMANDS = {
+    "init": "write a commented configuration and a model that train as they are",
+    "train": "train what a configuration says",
+    "resume": "go on with a run that was interrupted",
+    "eval": "evaluate a run on its held-out data",
+    "plot": "draw the curves of one run or several",
+    "runs": "list the runs in a directory",
+    "config": "print what would run, or every key there is",
+    "lr-find": "search for a learning rate",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code.
+
+    Args:
+        argv: the arguments after `ftrain`; default: the process's.
+
+    >>> main(["--help"])
+    usage: ftrain COMMAND ...
+    ...
+    0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    from ftrain.cli._dispatch import dispatch  # noqa: PLC0415  # 0.1 s that `--help` need not wait for
+
+    return dispatch(arguments[0], arguments[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ftrain COMMAND ...",
+            "",
+            *lines,
+            "",
+            "`ftrain COMMAND --help` says more.",
+            "Begin with `ftrain init`, then `ftrain train config.yaml`.",
+        ]
+    )

@@ -1,0 +1,42 @@
+"""Print what would run, every default written out; without a file, every key there is."""
+
+from __future__ import annotations
+
+import argparse
+
+from ftrain.config.keys import described
+from ftrain.config.load import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    parser.add_argument(
+        "config", nargs="?", help="a .yaml, .json or .toml file; none: list all keys"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="put on top of the file")
+    parser.add_argument(
+        "--names", action="store_true", help="list the names that can be built, by kind"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, then print."""
+    if options.names:
+        return _names()
+    if options.config is None:
+        print(described())
+        return 0
+    config = load(options.config, options.overrides)
+    from ftrain.config.dump import dump  # noqa: PLC0415  # imports torch: after the keys are checked
+    from ftrain.config.resolve import resolve  # noqa: PLC0415
+
+    print(dump(resolve(config).config), end="")
+    return 0
+
+
+def _names() -> int:
+    from ftrain.config.registry import KINDS, names  # noqa: PLC0415  # imports torch
+
+    for kind in KINDS:
+        print(f"{kind}: {', '.join(names(kind))}")
+    return 0

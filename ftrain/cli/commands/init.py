@@ -1,0 +1,34 @@
+"""Write a commented configuration and a model that train as they are."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import pathlib
+import sys
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    parser.add_argument("folder", nargs="?", default=".", help="where to write; default: here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write both files, or neither where one is there already."""
+    folder = pathlib.Path(options.folder)
+    skeleton = importlib.resources.files("ftrain.cli") / "skeleton"
+    files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}
+    there = [str(path) for path in files.values() if path.exists()]
+    if there:
+        print(
+            f"ftrain init: {' and '.join(there)} exist already, and nothing is overwritten. Name "
+            "another folder: ftrain init FOLDER",
+            file=sys.stderr,
+        )
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in files.items():
+        path.write_text(skeleton.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+        print(f"wrote {path}")
+    print(f"now: ftrain train {files['config.yaml']}")
+    return 0

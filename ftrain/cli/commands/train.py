@@ -1,0 +1,49 @@
+"""Train what a configuration says.
+
+Keys can be set behind the file: ftrain train config.yaml epochs=5 optimizer.learning_rate=1e-3
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ftrain.config.load import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    add = parser.add_argument
+    add("config", help="a .yaml, .json or .toml file; `ftrain init` writes one")
+    add("overrides", nargs="*", metavar="key=value", help="put on top of the file")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory, steps, FLOPs; train nothing",
+    )
+    add("--fast-dev-run", action="store_true", help="a few steps through everything, kept nowhere")
+    add("--overfit-batches", type=int, metavar="N", help="train and evaluate on N batches only")
+    add("--detect-anomaly", action="store_true", help="eager; stop where a gradient becomes NaN")
+    add("--overwrite", action="store_true", help="delete the run that the directory holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; the exit code says how it ended."""
+    flags = []
+    if options.fast_dev_run:
+        flags.append("fast_dev_run=true")
+    if options.detect_anomaly:
+        flags.append("detect_anomaly=true")
+    if options.overfit_batches is not None:
+        flags.append(f"overfit_batches={options.overfit_batches}")
+    config = load(options.config, [*options.overrides, *flags])
+
+    if options.dry_run:
+        from ftrain.cli.dry_run import dry_run  # noqa: PLC0415  # imports torch: after the keys are checked
+
+        print(dry_run(config))
+        return 0
+    from ftrain.config.run import train  # noqa: PLC0415
+
+    result = train(config, overwrite=options.overwrite)
+    print(result)
+    return result.exit_code

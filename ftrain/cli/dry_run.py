@@ -1,0 +1,119 @@
+"""What a run would take: parameters, memory, steps, FLOPs; nothing is trained.
+
+One gradient is computed in eager mode, to count what the backward pass keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+import ftrain
+from ftrain.config.build import Parts, build
+from ftrain.config.run import directory, environment
+from ftrain.config.schema import Config
+from ftrain.core import tree
+
+__all__ = ["dry_run"]
+
+
+def dry_run(config: Config) -> str:
+    """A table of what `ftrain train` would need."""
+    with environment(config):
+        parts = build(config)
+        batch = _first_batch(parts.train)
+        state = parts.init_state()
+        flops, kept = _measured(parts, state, batch)
+    config = parts.config
+    params = list(state.params.values())
+    carried = [leaf for leaf in tree.leaves(state.opt_state) if isinstance(leaf, torch.Tensor)]
+    gradients = _bytes(params)
+    total = _bytes(tree.leaves(state)) + gradients + kept + _bytes(tree.leaves(batch))
+    steps = parts.total_steps
+    per_epoch = len(parts.train) if hasattr(parts.train, "__len__") else None
+    epochs = f", {steps / per_epoch:.4g} epochs of {per_epoch:,}" if steps and per_epoch else ""
+    rows = [
+        ("model", config.model.name),
+        ("parameters", f"{sum(p.numel() for p in params):,} in {len(params)} tensors"),
+        ("batch", _described(batch)),
+        ("steps", f"{steps:,}{epochs}" if steps else "unknown: the data has no length"),
+        ("held out", _batches(parts.held_out)),
+        (
+            "FLOPs",
+            f"{_quantity(flops)} a step"
+            + (f", {_quantity(flops * steps)} in all" if steps else ""),
+        ),
+        ("memory", f"{_size(total)}, about, on {parts.device}"),
+        ("  parameters", _size(_bytes(params))),
+        ("  buffers", _size(_bytes(state.buffers.values()))),
+        ("  optimizer", f"{_size(_bytes(carried))} ({config.optimizer.name})"),
+        ("  gradients", _size(gradients)),
+        ("  activations", f"{_size(kept)} (kept for the backward pass, eager)"),
+        ("precision", config.precision),
+        ("run directory", str(directory(config))),
+    ]
+    return "\n".join(f"{name:<16}{value}" for name, value in rows)
+
+
+def _first_batch(train: Any) -> Any:
+    return train[0] if isinstance(train, list) else next(iter(train.batches()))[0]
+
+
+def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
+    """FLOPs of a forward and backward pass, and the bytes that it keeps between the two."""
+    config = parts.config
+    gradients = ftrain.gradients(
+        parts.model, parts.loss_fn, precision=config.precision, accumulate=config.accumulate
+    )
+    own = {leaf.untyped_storage().data_ptr() for leaf in tree.leaves((state, batch))}
+    seen: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda t: t):
+        gradients(state, batch)
+    return counter.get_total_flops(), sum(seen.values()) // config.accumulate
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _described(batch: Any) -> str:
+    leaves = zip(tree.paths(batch), tree.leaves(batch), strict=True)
+    return ", ".join(
+        f"{path or 'tensor'} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
+        for path, leaf in leaves
+    )
+
+
+def _batches(held_out: Any) -> str:
+    if held_out is None:
+        return "nothing: there will be no evaluation"
+    return f"{len(held_out):,} batches" if hasattr(held_out, "__len__") else "a stream"
+
+
+def _size(count: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+        count /= 1024  # type: ignore[assignment]  # a share of it from here on
+    return f"{count:.3g} GiB"
+
+
+def _quantity(count: int) -> str:
+    if count < 1000:
+        return str(count)
+    scaled, unit = float(count), ""
+    for unit in ("thousand", "million", "billion", "trillion", "quadrillion"):
+        scaled /= 1000
+        if scaled < 1000:
+            break
+    return f"{scaled:.3g} {unit}"

@@ -1,0 +1,305 @@
+"""From a configuration to what is trained: data, model, loss, optimizer, steps.
+
+    parts = build(load("digits.yaml"))
+    state = parts.init_state()
+    for batch in parts.train: state, metrics = parts.steps.train_step(state, batch)
+
+Read next: `run.py`, which hands the parts to a `Trainer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+import ftrain
+from ftrain import data as loading
+from ftrain import optim
+from ftrain.config.errors import ConfigError, did_you_mean
+from ftrain.config.resolve import Resolved, Target, reference, resolve, run_length
+from ftrain.config.schema import Config
+from ftrain.config.sources import Data
+from ftrain.core import tree
+from ftrain.core.errors import DataError
+
+__all__ = ["Parts", "build"]
+
+#: Steps of a `fast_dev_run`, and batches of its evaluation.
+DEV_STEPS, DEV_EVAL_BATCHES = 4, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A run, built but not begun.
+
+    Attributes:
+        resolved: what the configuration names, and the configuration itself with every value filled in.
+        train: a loader, stream or list of training batches.
+        held_out: the same for evaluation; `None`: nothing is held out.
+        facts: what the data told about itself.
+        total_steps: updates in the whole run; `None`: neither data nor configuration tell.
+        model: the bound model.
+        loss_fn: `loss_fn(model, batch)`.
+        schedule: count to learning rate; `None`: constant.
+        optimizer: the whole chain.
+        steps: the three functions.
+        callbacks: those of the configuration.
+        device: where the run takes place.
+    """
+
+    resolved: Resolved
+    train: Any
+    held_out: Any
+    facts: Mapping[str, Any]
+    total_steps: int | None
+    model: Any
+    loss_fn: Callable[..., Any]
+    schedule: Callable[[torch.Tensor], torch.Tensor] | None
+    optimizer: Any
+    steps: ftrain.Steps
+    callbacks: tuple[Any, ...]
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The configuration, every value filled in."""
+        return self.resolved.config
+
+    def init_state(self) -> ftrain.TrainState:
+        """The state before the first step, on the run's device; the same bits for every device."""
+        state = self.steps.init_state(self.config.seed)
+        moved: ftrain.TrainState = tree.map(lambda leaf: leaf.to(self.device), state)
+        return moved
+
+
+def build(config: Config) -> Parts:
+    """Import, check and make everything that a configuration names.
+
+    Raises:
+        ConfigError: something cannot be imported, does not take its arguments, or refuses them; the
+            error in one's own code is its `__cause__`.
+    """
+    resolved = resolve(config)
+    config = resolved.config
+    device = _device(config)
+    found = _data(resolved)
+    train, held_out = _loaders(config, found, device)
+    total = _total_steps(config, train)
+    facts = dict(found.facts)
+
+    target = resolved.model
+    arguments = _filled(target, facts, config)
+    model = _made(config, target, lambda: ftrain.bind(lambda: target.function(**arguments)))
+    losses = _filled(resolved.loss, facts, config)
+    loss_fn = resolved.loss.function
+    schedule, optimizer = _optimizer(resolved, total)
+    steps = ftrain.make_steps(
+        model,
+        functools.partial(loss_fn, **losses) if losses else loss_fn,
+        optimizer,
+        precision=config.precision,
+        accumulate=config.accumulate,
+        nonfinite="raise" if config.detect_anomaly else config.nonfinite,
+    )
+    callbacks = tuple(
+        _made(config, one, functools.partial(one.function, **_filled(one, facts, config)))
+        for one in resolved.callbacks
+    )
+    return Parts(
+        resolved=resolved,
+        train=train,
+        held_out=held_out,
+        facts=facts,
+        total_steps=total,
+        model=model,
+        loss_fn=loss_fn,
+        schedule=schedule,
+        optimizer=optimizer,
+        steps=steps,
+        callbacks=callbacks,
+        device=device,
+    )
+
+
+def _device(config: Config) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(config.device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        message = f"cannot be used here ({reason}): write cpu, cuda, cuda:1, ... or auto"
+        raise ConfigError.at("device", config.places.of(("device",)), message) from None
+    return found
+
+
+def _data(resolved: Resolved) -> Data:
+    """What the data function returns, with a part held out."""
+    config, target = resolved.config, resolved.data
+    made = _made(config, target, functools.partial(target.function, **target.arguments))
+    held_out, place = config.data.held_out, config.places.of(("data",))
+    if not isinstance(made, Data):
+        pair = type(made) is tuple and len(made) == 2
+        if pair and all(isinstance(part, torch.Tensor) for part in made):
+            raise ConfigError.at(
+                "data",
+                place,
+                f"{config.data.name} returned two tensors: inputs and targets, or training and held "
+                'out? Return {"x": inputs, "y": targets} for the first, a pair of such for the second',
+            )
+        made = Data(*made) if pair else Data(made)
+    if held_out is None or target.takes("held_out"):
+        return made
+    if made.held_out is not None:
+        message = f"{config.data.name} holds a part out already: leave held_out out"
+        raise ConfigError.at("data.held_out", config.places.of(("data", "held_out")), message)
+    try:
+        return Data(*loading.split(made.train, held_out), made.facts)
+    except (TypeError, ValueError) as error:
+        place = config.places.of(("data", "held_out"))
+        raise ConfigError.at("data.held_out", place, str(error)) from None
+
+
+def _loaders(config: Config, found: Data, device: torch.device) -> tuple[Any, Any]:
+    place = device if device.type != "cpu" else None
+
+    def batches(dataset: Any, training: bool) -> Any:
+        if isinstance(dataset, (loading.Loader, loading.Stream)):
+            return dataset
+        size = config.batch_size if training else config.eval_batch_size or config.batch_size
+        if hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+            return loading.Stream(dataset, size, seed=config.seed, device=place)
+        return loading.Loader(
+            dataset,
+            size,
+            seed=config.seed,
+            shuffle=training,
+            workers=config.workers,
+            device=place,
+        )
+
+    def checked(dataset: Any, training: bool) -> Any:
+        try:
+            return batches(dataset, training)
+        except (TypeError, ValueError) as error:
+            name = "batch_size" if training or not config.eval_batch_size else "eval_batch_size"
+            key = name if "make no batch" in str(error) else "data"
+            says = str(error).partition(", or last=")[0]
+            raise ConfigError.at(key, config.places.of((key,)), says) from None
+
+    train = checked(found.train, True)
+    held_out = None if found.held_out is None else checked(found.held_out, False)
+    if config.overfit_batches:
+        train = _first(train, config.overfit_batches)
+        held_out = train
+    elif config.fast_dev_run and held_out is not None:
+        held_out = _first(held_out, DEV_EVAL_BATCHES)
+    return train, held_out
+
+
+def _first(batches: Any, n: int) -> list[Any]:
+    """The first n batches as a list: the same ones in each epoch."""
+    pairs = batches.batches(epochs=1)
+    return [batch for (batch, _), _ in zip(pairs, range(n), strict=False)]
+
+
+def _total_steps(config: Config, train: Any) -> int | None:
+    limits = [config.max_steps]
+    if config.epochs is not None and hasattr(train, "__len__"):
+        with contextlib.suppress(TypeError):  # a stream over something without a length
+            limits.append(config.epochs * len(train))
+    if config.fast_dev_run:
+        limits.append(DEV_STEPS)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _optimizer(resolved: Resolved, total: int | None) -> tuple[Any, Any]:
+    """The schedule and the chain: clip, then the algorithm, then what shrinks its steps."""
+    config, course = resolved.config, resolved.schedule
+    rate, schedule = config.optimizer.learning_rate, None
+    after = []
+    if course is not None and course.function is optim.reduce_on_plateau:
+        after = [_made(config, course, functools.partial(course.function, **course.arguments))]
+    elif course is not None:
+        arguments = _in_steps(config, course, total)
+        schedule = _made(config, course, functools.partial(course.function, rate, **arguments))
+    target = resolved.optimizer
+    algorithm = _made(
+        config, target, functools.partial(target.function, schedule or rate, **target.arguments)
+    )
+    before = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
+    return schedule, optim.chain(*before, algorithm, *after)
+
+
+def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
+    """The schedule's arguments with shares of the run as steps, and the run's length filled in."""
+    arguments = dict(course.arguments)
+    shares = [
+        name
+        for name, value in arguments.items()
+        if name.endswith("steps") and isinstance(value, float) and 0 < value < 1
+    ]
+    left = [name for name in run_length(course.component.name) if course.takes(name)]
+    left = [name for name in left if name not in arguments]
+    if total is None and (shares or left):
+        raise ConfigError.at(
+            "max_steps",
+            config.places.of(("schedule",)),
+            "the schedule must know the run's length, and the data does not tell it: write max_steps",
+        )
+    for name in shares:
+        arguments[name] = int(arguments[name] * (total or 0))
+    for name in left:
+        taken = sum(arguments.get(f"{part}_steps", 0) for part in ("warmup", "decay"))
+        arguments[name] = (total or 0) - (taken if name == "stable_steps" else 0)
+    return arguments
+
+
+def _filled(target: Target, facts: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The arguments with what the data told in place of `${data.NAME}`."""
+    filled = {}
+    for name, value in target.arguments.items():
+        asked = reference(value)
+        if asked is not None and asked not in facts:
+            key = ".".join(map(str, (*target.path, name)))
+            says = f"{config.data.name} says nothing about {asked!r}. {did_you_mean(asked, facts)}"
+            raise ConfigError.at(key, config.places.of((*target.path, name)), says)
+        filled[name] = value if asked is None else facts[asked]
+    return filled
+
+
+def _made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
+    """What `make` returns; an error in it names the component, its place, and the line that raised."""
+    key, place = ".".join(map(str, target.path)), config.places.of(target.path)
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except (DataError, FileNotFoundError) as error:
+        raise ConfigError.at(key, place, str(error)) from None
+    except Exception as error:
+        name, kind = target.component.name, type(error).__name__
+        if ":" not in name:
+            raise ConfigError.at(key, place, f"{name}: {error}") from None
+        says = f"{name} raised {kind}: {error}{_line(error)}"
+        raise ConfigError.at(key, place, says) from error
+
+
+def _line(error: Exception) -> str:
+    """The last line outside of ftrain and of installed packages."""
+    house = os.path.dirname(ftrain.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith((house, "<")) and "-packages" not in f.filename
+    ]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

@@ -1,0 +1,182 @@
+"""A run from its configuration: the directory, the trainer, and `fit`.
+
+    result = train(load("digits.yaml"))
+
+A run directory holds `config.yaml` (every value written out: the same run again), `metrics.jsonl`,
+`metrics.csv`, `train.log`, `checkpoints/` and `curves.png`.
+
+Read next: `ftrain/loop/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ftrain.checkpoint import Store
+from ftrain.config import _watchers
+from ftrain.config.build import Parts, build
+from ftrain.config.dump import dump, relocated
+from ftrain.config.errors import ConfigError
+from ftrain.config.schema import Config
+from ftrain.loop import FitResult
+from ftrain.loop.trainer import Trainer
+
+__all__ = ["Run", "prepare", "train"]
+
+#: What a run writes into its directory.
+FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "train.log", "curves.png", "curves.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready to begin, or to go on.
+
+    Attributes:
+        parts: what was built.
+        folder: its directory.
+        trainer: with the configuration's callbacks, loggers and store.
+    """
+
+    parts: Parts
+    folder: pathlib.Path
+    trainer: Trainer
+
+    def fit(self, *, resume: bool = False) -> FitResult:
+        """Train to the end; with `resume`, from the newest checkpoint."""
+        config = self.parts.config
+        with environment(config):
+            return self.trainer.fit(
+                self.parts.init_state(),
+                self.parts.train,
+                self.parts.held_out,
+                epochs=config.epochs,
+                max_steps=self.parts.total_steps if config.fast_dev_run else config.max_steps,
+                resume="auto" if resume else None,
+            )
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
+    """Train what a configuration says.
+
+    Args:
+        config: from `load`.
+        resume: go on from the newest checkpoint in its directory; from the start if there is none.
+        overwrite: delete the run that the directory holds.
+
+    Returns:
+        The state at the end, the history, and how it ended.
+
+    Raises:
+        ConfigError: the configuration cannot be used; the directory holds a run already.
+    """
+    with prepare(config, resume=resume, overwrite=overwrite) as run:
+        return run.fit(resume=resume)
+
+
+@contextlib.contextmanager
+def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Run]:
+    """The run, built and with its directory; a `fast_dev_run`'s is temporary.
+
+    Raises:
+        ConfigError: as `train`.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.fast_dev_run:
+            folder = pathlib.Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="ftrain-"))
+            )
+        else:
+            folder = directory(config)
+            if not resume:
+                _free(config, folder, overwrite)
+        with environment(config):
+            parts = build(config)
+            callbacks = _watchers.watchers(parts, folder)
+        saved = relocated(parts.resolved, folder.absolute())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump(saved), encoding="utf-8")
+        yield Run(parts, folder, _trainer(parts, folder, callbacks))
+
+
+def directory(config: Config) -> pathlib.Path:
+    """Where the run is written: `output_dir`, or `runs/` and the name of the file."""
+    if config.output_dir is not None:
+        return pathlib.Path(config.output_dir).expanduser()
+    stem = pathlib.PurePath(config.places.name).stem
+    return pathlib.Path("runs") / (stem if stem.isprintable() and stem else "run")
+
+
+def store(config: Config, folder: pathlib.Path) -> Store:
+    """The run's checkpoints, kept as the configuration says."""
+    options = config.checkpoint
+    return Store(
+        folder / "checkpoints",
+        keep_last=options.keep_last,
+        keep_best=options.keep_best or None,
+        metric=options.monitor,
+        mode=options.mode,
+        asynchronous=options.asynchronous,
+        donates=config.compile,
+    )
+
+
+@contextlib.contextmanager
+def environment(config: Config) -> Iterator[None]:
+    """Threads, determinism and anomaly mode as the configuration says; as they were afterwards."""
+    threads = torch.get_num_threads()
+    was = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False
+        with torch.autograd.set_detect_anomaly(config.detect_anomaly):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(was, warn_only=only_warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Trainer:
+    config = parts.config
+    return Trainer(
+        parts.steps,
+        callbacks,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        save_every=config.checkpoint.every,
+        store=store(config, folder),
+        compile=config.compile and not config.detect_anomaly,
+    )
+
+
+def _free(config: Config, folder: pathlib.Path, overwrite: bool) -> None:
+    """Make sure that the directory holds no run."""
+    there = [name for name in (*FILES, "checkpoints") if (folder / name).exists()]
+    if folder.exists() and not folder.is_dir():
+        message = f"{folder} is a file: write another output_dir"
+        raise ConfigError.at("output_dir", config.places.of(("output_dir",)), message)
+    if not there:
+        return
+    if not overwrite:
+        raise ConfigError.at(
+            "output_dir",
+            config.places.of(("output_dir",)),
+            f"{folder} holds a run already. Go on with it: ftrain resume {folder}; keep it, and write "
+            f"elsewhere: output_dir={folder}-2; or delete it: --overwrite",
+        )
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
