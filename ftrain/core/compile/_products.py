@@ -11,6 +11,7 @@ Imported only when something is compiled, like `_inductor`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -64,16 +65,18 @@ class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
         return "ftrain.FasterProducts.1"
 
 
-def _products(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:
-    """`(node, a, b, bias)` for every `a @ b` and `a @ b + bias` with a bias of one row."""
-    found: list[Any] = []
+def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:
+    """`(node, a, b, bias)` for every `a @ b` and `a @ b + bias` with a bias of one row.
+
+    One at a time: in `a @ b @ c`, the first product may be replaced before the second is read.
+    """
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
-        found.append((node, *node.args, None))
+        left, right = node.args
+        yield node, left, right, None
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         bias, a, b = node.args
         if bias.meta["val"].ndim == 1 and not node.kwargs:
-            found.append((node, a, b, bias))
-    return found
+            yield node, a, b, bias
 
 
 def _replace(
