@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -67,10 +67,8 @@ def load(
     with opened(path) as source:
         _check_same_kind(source, like)
         _check_determinism(source, fingerprint, on_change)
-        treedef = tree.structure(like)
-        return tree.unflatten(
-            treedef, read_leaves(source, tree.leaves(like))
-        ), source.manifest.metadata
+        leaves = _read_leaves(source, tree.leaves(like))
+        return tree.unflatten(tree.structure(like), leaves), source.manifest.metadata
 
 
 def verify(path: str | os.PathLike[str]) -> Manifest:
@@ -87,37 +85,39 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
         return source.manifest
 
 
-def read_leaves(source: Opened, likes: list[Any]) -> list[torch.Tensor]:
-    """The tensors of a checkpoint in order, on the devices of these and with their `requires_grad`."""
-    leaves = source.manifest.leaves
-    likes_of = {leaf.path: like for leaf, like in zip(leaves, likes, strict=True)}
-    found = read_tensors(source, {path: _device(like) for path, like in likes_of.items()})
-    for path, like in likes_of.items():
-        found[path].requires_grad_(like.requires_grad)
-    return [found[leaf.path] for leaf in leaves]
+def read_dense(source: Opened, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """The tensors at these paths, row-major in fresh memory on the CPU; all others are only checked.
 
-
-def read_tensors(source: Opened, devices: Mapping[str, torch.device]) -> dict[str, torch.Tensor]:
-    """The tensors at these paths, each in fresh memory on its device; all others are only checked."""
-    dense: dict[str, torch.Tensor] = {}
-    for leaf in source.manifest.leaves:
-        name = leaf.alias or leaf.path
-        if leaf.path in devices and name not in dense:
-            dense[name] = torch.empty(leaf.shape, dtype=_tensors.by_name(leaf.dtype))
+    Leaves that are one tensor come as one.
+    """
+    names = {leaf.path: leaf.alias or leaf.path for leaf in source.manifest.leaves}
+    needed = {names[path] for path in wanted}
+    dense = {
+        leaf.path: torch.empty(leaf.shape, dtype=_tensors.by_name(leaf.dtype))
+        for leaf in source.manifest.leaves
+        if leaf.path in needed
+    }
 
     def place(leaf: Leaf) -> memoryview | None:
         target = dense.get(leaf.path)
         return None if target is None else _tensors.memory_of(target)
 
     source.read(place)
+    return {path: dense[names[path]] for path in wanted}
+
+
+def _read_leaves(source: Opened, likes: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors in order, in the layout they had, on the devices of these."""
+    leaves = source.manifest.leaves
+    dense = read_dense(source, [leaf.path for leaf in leaves])
     placed: dict[tuple[str, torch.device], torch.Tensor] = {}
-    found = {}
-    for leaf in source.manifest.leaves:
-        if leaf.path in devices:
-            key = (leaf.alias or leaf.path, devices[leaf.path])
-            if key not in placed:
-                placed[key] = _placed(dense[key[0]], leaf, key[1])
-            found[leaf.path] = placed[key]
+    found = []
+    for leaf, like in zip(leaves, likes, strict=True):
+        device = torch.device("cpu") if like.is_meta else like.device
+        key = (leaf.alias or leaf.path, device)
+        if key not in placed:
+            placed[key] = _placed(dense.pop(leaf.path), leaf, device)
+        found.append(placed[key].requires_grad_(like.requires_grad))
     return found
 
 
@@ -127,10 +127,6 @@ def _placed(dense: torch.Tensor, leaf: Leaf, device: torch.device) -> torch.Tens
     laid_out = _tensors.empty(leaf.shape, leaf.strides, dense.dtype, device)
     _tensors.fill(laid_out, dense)
     return laid_out
-
-
-def _device(like: torch.Tensor) -> torch.device:
-    return torch.device("cpu") if like.is_meta else like.device
 
 
 def _check_same_kind(source: Opened, like: Any) -> None:

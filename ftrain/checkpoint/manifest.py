@@ -190,16 +190,23 @@ def _written_by(content: dict[str, Any]) -> str:
 
 
 def _leaves(entries: Any, files: Any) -> tuple[Leaf, ...]:
-    names = [_file(entry).name for entry in _of(list, files)]
-    if len(set(names)) != len(names):
+    records = [_file(entry) for entry in _of(list, files)]
+    room = {record.name: record.size for record in records}
+    if len(room) != len(records):
         raise _MalformedError("a file appears twice")
     found: dict[str, Leaf] = {}
     for entry in _of(list, entries):
         leaf = _leaf(entry)
         if leaf.path in found:
             raise _MalformedError(f"the leaf {leaf.path!a} appears twice")
-        if leaf.file not in names:
+        if leaf.file not in room:
             raise _MalformedError(f"the leaf {leaf.path!a} lies in no file of the checkpoint")
+        dtype = _tensors.by_name(leaf.dtype)
+        if dtype is None or math.prod(leaf.shape) * dtype.itemsize > room[leaf.file]:
+            raise _MalformedError(
+                f"the leaf {leaf.path!a} is {leaf.dtype!a}{list(leaf.shape)[:8]}, which its file is too "
+                "small for, or no dtype at all"
+            )
         if leaf.alias is not None:
             first = found.get(leaf.alias)
             if first != leaf._replace(path=leaf.alias, alias=None):
@@ -214,10 +221,8 @@ def _leaf(entry: Any) -> Leaf:
     shape = tuple(_count(n) for n in _of(list, entry["shape"]))
     strides = tuple(_count(n) for n in _of(list, entry["strides"]))
     path, dtype, alias = _of(str, entry["path"]), _of(str, entry["dtype"]), entry["alias"]
-    if len(shape) != len(strides) or len(shape) > 64 or math.prod(shape) >= 2**63:
+    if len(shape) != len(strides) or len(shape) > 64:
         raise _MalformedError(f"the leaf {path!a} has an impossible shape")
-    if _tensors.by_name(dtype) is None:
-        raise _MalformedError(f"the leaf {path!a} has an unknown dtype {dtype!a}")
     if alias is not None:
         _of(str, alias)
     return Leaf(path, dtype, shape, strides, _of(str, entry["file"]), alias)

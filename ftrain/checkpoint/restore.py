@@ -14,7 +14,7 @@ import torch
 
 from ftrain.checkpoint import _tensors
 from ftrain.checkpoint._read import opened
-from ftrain.checkpoint.load import read_tensors
+from ftrain.checkpoint.load import read_dense
 from ftrain.core import tree
 
 __all__ = ["Report", "restore"]
@@ -114,8 +114,7 @@ def restore(
                 for leaf in checkpoint.manifest.leaves
             }
             report = _compare(asked, dict(zip(paths, likes, strict=True)), described)
-            wanted = {str(asked[path]): torch.device("cpu") for path in report.loaded}
-            found = read_tensors(checkpoint, wanted)
+            found = read_dense(checkpoint, {str(asked[path]) for path in report.loaded})
     else:
         found = dict(zip(tree.paths(source), tree.leaves(source), strict=True))
         report = _compare(asked, dict(zip(paths, likes, strict=True)), found)

@@ -1,0 +1,60 @@
+"""Checkpoints as an enemy writes them: anything inside, and every hash right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ftrain.checkpoint import _json
+
+DATA = "tensors-00000.safetensors"
+
+
+def split(file: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a safetensors file."""
+    length = int.from_bytes(file[:8], "little")
+    return json.loads(file[8 : 8 + length]), file[8 + length :]
+
+
+def join(header: Any, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def seal(path: Path, manifest: bytes) -> None:
+    """Write this manifest, and sums of whatever is there."""
+    (path / "manifest.json").write_bytes(manifest)
+    sums = [(path / DATA, DATA), (path / "manifest.json", "manifest.json")]
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for file, name in sums]
+    (path / "SHA256SUMS").write_text("".join(lines))
+
+
+def change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Let `change` edit the manifest, which is then spelled and hashed as it should be."""
+    content = json.loads((path / "manifest.json").read_bytes())
+    changed = change(content)
+    seal(path, changed if isinstance(changed, bytes) else _json.render(content))
+
+
+def change_data(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Let `change` edit the file of tensors; the manifest gets its size and hash."""
+    (path / DATA).write_bytes(file := change((path / DATA).read_bytes()))
+
+    def record(content: dict[str, Any]) -> None:
+        content["files"][0] |= {"size": len(file), "sha256": hashlib.sha256(file).hexdigest()}
+
+    change_manifest(path, record)
+
+
+def change_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Let `change` edit the header of the file of tensors."""
+
+    def edit(file: bytes) -> bytes:
+        header, data = split(file)
+        changed = change(header)
+        return join(header if changed is None else changed, data)
+
+    change_data(path, edit)

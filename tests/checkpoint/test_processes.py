@@ -1,0 +1,38 @@
+"""Short forms of the campaigns that fork; forks want a process without threads, so each gets one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(campaign: str, count: int) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.checkpoint.{campaign}", "--count", str(count)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)\b", done.stdout)}
+
+
+def test_a_hundred_kills():
+    found = run("campaign_kills", 100)
+    assert found["kills"] == 100
+    assert found["lost"] == found["unreadable"] == found["wrong_bits"] == found["left"] == 0
+    assert found["steps"] > 50, "killed too early to have saved anything"
+    assert found["in_save"] > 5, "never killed inside a save"
+
+
+def test_two_thousand_polls():
+    found = run("campaign_polls", 2000)
+    assert found["polls"] == 2000
+    assert found["torn"] == found["back"] == found["intruded"] == 0
+    assert found["seen"] > 20, "the writer stood still"
