@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import draws, latency, measure, memory, speed
+from benchmarks import draws, latency, loading, measure, memory, speed
 from benchmarks.contenders import Sizes
 
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
@@ -66,6 +66,11 @@ def test_memory():
 def test_draws():
     report = draws.run(True, numbers=1000, backend="eager")
     assert len(report.content["targets"]) == 4
+
+
+def test_loading():
+    report = loading.run(True)
+    assert len(report.content["targets"]) == 3
 
 
 @pytest.mark.parametrize("kind", latency.TITLES)
