@@ -1,0 +1,248 @@
+"""L-BFGS: directions against optax and torch, steps against the conditions they must meet."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ftrain
+from ftrain import optim
+from ftrain.core import tree
+from ftrain.optim._line_search import strong_wolfe
+from tests.optim.cases import random_tree
+
+MATRIX = random_tree(0, [(30, 10)], torch.float64, 0.0)["p0"]
+
+
+def convex(params, module=torch, matrix=MATRIX):
+    """Logistic losses and a parabola, over one vector of 8 and a matrix of one row."""
+    ys = matrix @ module.concatenate([params["w"], params["m"][0]])
+    return module.log(1 + module.exp(ys)).sum() / 30 + 0.05 * (ys**2).sum()
+
+
+def start():
+    found = random_tree(1, [(8,), (1, 2)], torch.float64, 0.0)
+    return {"w": found["p0"], "m": found["p1"]}
+
+
+@pytest.mark.parametrize("memory_size", [1, 3, 10])
+def test_directions_are_optax_s(memory_size):
+    """Over 30 fixed steps along them, each on its own parameters; the memory is overwritten on the way.
+
+    To 1e-10: two loops over ten pairs, whose differences cancel more and more near the minimum.
+    """
+    ours = optim.lbfgs(0.3, memory_size, line_search_fn=None)
+    theirs = optax.chain(optax.scale_by_lbfgs(memory_size), optax.scale(-0.3))
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        params = start()
+        their_params = {name: jnp.asarray(p.numpy()) for name, p in params.items()}
+        matrix = jnp.asarray(MATRIX.numpy())
+        state, reference = ours.init(params), theirs.init(their_params)
+        grad = jax.jit(jax.grad(lambda p: convex(p, jnp, matrix)))
+        update = jax.jit(theirs.update)
+        for t in range(30):
+            _, grads = ftrain.value_and_grad(convex)(params)
+            updates, state = ours.update(grads, state, params)
+            params = optim.apply_updates(params, updates)
+            updates, reference = update(grad(their_params), reference, their_params)
+            their_params = optax.apply_updates(their_params, updates)
+            for name, found in params.items():
+                wanted = torch.tensor(np.asarray(their_params[name]))
+                assert (found - wanted).norm() <= 1e-10 * wanted.norm(), (t, name)
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    assert optim.global_norm(grads) < 1e-3
+
+
+def test_fixed_steps_are_torch_s():
+    """Where both start from the gradient itself: |g|_1 < 1 (torch's rule), |g|_2 < 1 (optax's, ours)."""
+    ours = optim.lbfgs(0.5, 4, line_search_fn=None)
+    params = start()
+
+    def small(params):
+        return 0.02 * convex(params)
+
+    _, grads = ftrain.value_and_grad(small)(params)
+    assert sum(g.abs().sum() for g in grads.values()) < 1
+    state = ours.init(params)
+    theirs = {name: nn.Parameter(p.clone()) for name, p in sorted(params.items())}
+    reference = torch.optim.LBFGS(
+        list(theirs.values()), 0.5, max_iter=1, history_size=4, tolerance_grad=0, tolerance_change=0
+    )
+
+    def closure():
+        reference.zero_grad()
+        loss = small(theirs)
+        loss.backward()
+        return loss
+
+    for _ in range(12):
+        _, grads = ftrain.value_and_grad(small)(params)
+        updates, state = ours.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        reference.step(closure)
+        for name, found in params.items():
+            assert (found - theirs[name].detach()).norm() <= 1e-10 * found.norm()
+
+
+def quintic(c):
+    """A function of one variable whose slope at 0 is negative and which grows in the end."""
+    a, b, d = c
+    return lambda t: a * (t - b) ** 2 + d * torch.cos(3 * t) * torch.exp(-t) + 1e-3 * t**4
+
+
+@given(
+    st.tuples(st.floats(0.01, 10), st.floats(0.1, 20), st.floats(-0.3, 0.3)),
+    st.floats(-3, 2).map(lambda e: 10.0**e),
+    st.sampled_from([0.1, 0.5, 0.9]),
+)
+@settings(max_examples=60)
+def test_a_step_that_is_found_meets_both_conditions(c, first, c2):
+    f = quintic(c)
+    slope_at = torch.func.grad(f)
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    value, slope = f(zero), slope_at(zero)
+    if slope >= 0:
+        return
+    trials = 0
+
+    def line(t):
+        nonlocal trials
+        trials += 1
+        return f(t), slope_at(t)
+
+    t = strong_wolfe(
+        line, value, slope, torch.tensor(first, dtype=torch.float64), trials=40, c1=1e-4, c2=c2
+    )
+    assert t > 0
+    assert f(t) <= value + 1e-4 * t * slope + 1e-14 * value.abs()
+    assert slope_at(t).abs() <= c2 * slope.abs()
+    assert trials < 40
+
+
+def test_the_search_stops_at_the_first_good_trial():
+    calls = 0
+
+    def value_fn(params):
+        nonlocal calls
+        calls += 1
+        return convex(params)
+
+    optimizer, params = optim.lbfgs(), start()
+    state = optimizer.init(params)
+    for t in range(8):
+        calls = 0
+        loss, grads = ftrain.value_and_grad(convex)(params)
+        updates, state = optimizer.update(grads, state, params, value_fn=value_fn, loss=loss)
+        params = optim.apply_updates(params, updates)
+        if t > 2:
+            assert calls == 1  # quasi-Newton steps are good as they are
+    calls, (_, grads) = 0, ftrain.value_and_grad(convex)(params)
+    optimizer.update(grads, state, params, value_fn=value_fn)
+    assert calls == 2  # without a loss, its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_parabola_is_solved_in_few_steps(dtype):
+    """Twelve directions, so at most twelve steps with exact searches; the searches here are not."""
+    matrix = MATRIX.mT.to(dtype) @ MATRIX.to(dtype)
+
+    def value_fn(p):
+        return 0.5 * p @ matrix @ p
+
+    optimizer, params = optim.lbfgs(memory_size=12), torch.ones(10, dtype=dtype)
+    state, first = optimizer.init(params), value_fn(params)
+    for _ in range(25):
+        _, grads = ftrain.value_and_grad(value_fn)(params)
+        updates, state = optimizer.update(grads, state, params, value_fn=value_fn)
+        params = optim.apply_updates(params, updates)
+    bound = {torch.float64: 1e-18, torch.float32: 1e-9, torch.bfloat16: 1e-3}[dtype]
+    assert value_fn(params) < bound * first
+
+
+def test_without_a_good_step_none_is_taken_and_the_memory_is_cleared():
+    """A loss that rises wherever one goes, as a wrong gradient would have it."""
+    optimizer, params = optim.lbfgs(max_line_search_steps=5), start()
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, grads = ftrain.value_and_grad(convex)(params)
+        updates, state = optimizer.update(grads, state, params, value_fn=convex)
+        params = optim.apply_updates(params, updates)
+    assert (state.weights > 0).any()
+    wrong = tree.map(torch.neg, ftrain.value_and_grad(convex)(params)[1])
+    updates, state = optimizer.update(wrong, state, params, value_fn=convex)
+    assert all(torch.equal(u, torch.zeros_like(u)) for u in tree.leaves(updates))
+    assert state.step_size == 0
+    assert not state.weights.any()
+
+
+def test_pairs_without_curvature_are_not_remembered():
+    optimizer = optim.scale_by_lbfgs(3)
+    params = {"w": torch.zeros(2)}
+    state = optimizer.init(params)
+    for x in (0.0, 1.0, 2.0):
+        params = {"w": torch.full((2,), x)}
+        _, state = optimizer.update({"w": -params["w"]}, state, params)  # a maximum
+        assert not state.weights.any()
+
+
+def squares(model, batch):
+    x, y = batch
+    return (model(x) - y).square().mean()
+
+
+def test_in_a_training_step():
+    """Compiled it is the eager step, and holds the model a fixed number of times, not once a trial."""
+    x = random_tree(0, [(32, 4)], torch.float32, 0.0)["p0"]
+    batch = (x, x[:, :1].sin() + x[:, 1:2] * x[:, 2:3])
+    build = lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))  # noqa: E731
+    sizes = []
+    for trials in (3, 30):
+        optimizer = optim.lbfgs(max_line_search_steps=trials)
+        steps = ftrain.make_steps(build, squares, optimizer)
+        state = steps.init_state(0)
+        compiled = ftrain.compile(steps.train_step, backend="eager")
+        graph = compiled.graph(state, batch)
+        sizes.append(sum(len(m.graph.nodes) for m in graph.modules() if hasattr(m, "graph")))
+        first = steps.eval_step(state, batch)["loss"]
+        for _ in range(20):
+            expected, _ = steps.train_step(state, batch)
+            found, _ = compiled(state, batch)
+            assert tree.digest(found) == tree.digest(expected)
+            state = expected
+        assert compiled.n_compiles == 1
+        assert steps.eval_step(state, batch)["loss"] < 0.1 * first
+    assert sizes[0] == sizes[1]
+
+
+def test_without_the_loss():
+    optimizer, params = optim.lbfgs(), start()
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"`lbfgs` calls `value_fn` .* got None"):
+        optimizer.update(params, state, params)
+    with pytest.raises(ValueError, match="`lbfgs` reads the parameters"):
+        optimizer.update(params, state, value_fn=convex)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
+        ({"memory_size": 0}, "memory_size must be at least 1"),
+        ({"max_line_search_steps": 0}, "max_line_search_steps must be at least 1"),
+        ({"line_search_fn": "armijo"}, "'strong_wolfe' or None, got 'armijo'"),
+        ({"c1": 0.9, "c2": 0.1}, "0 < c1 < c2 < 1"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        optim.lbfgs(**kwargs)

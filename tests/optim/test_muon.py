@@ -1,0 +1,125 @@
+"""Muon: what orthogonalizing does to singular values, and who gets what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import PROBLEMS, gradient, random_tree, ulps
+
+sides = st.integers(1, 9)
+seeds = st.integers(0, 2**31)
+
+
+def matrix(seed, rows, columns, dtype=torch.float64):
+    return torch.randn(
+        rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
+
+
+@given(seeds, sides, sides, st.integers(1, 6))
+@settings(max_examples=50)
+def test_the_iteration_acts_on_singular_values_alone(seed, rows, columns, steps):
+    """The oracle: a decomposition, and the odd polynomial on each singular value."""
+    m = matrix(seed, rows, columns)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    u, s, v = torch.linalg.svd(m, full_matrices=False)
+    s = s / s.norm()
+    for _ in range(steps):
+        s = a * s + b * s**3 + c * s**5
+    found = optim.orthogonalize(m, steps, ns_dtype=None)
+    torch.testing.assert_close(found, u * s @ v, rtol=0, atol=1e-12)
+
+
+@given(seeds, sides, sides)
+@settings(max_examples=20)
+def test_neither_length_nor_orientation_matter(seed, rows, columns):
+    m = matrix(seed, rows, columns)
+    o = optim.orthogonalize(m, ns_dtype=None)
+    # The bound: five iterations magnify rounding, by at most 3.4445^5 = 485 at a small value.
+    torch.testing.assert_close(optim.orthogonalize(m.mT, ns_dtype=None).mT, o, rtol=0, atol=1e-12)
+    torch.testing.assert_close(optim.orthogonalize(1e3 * m, ns_dtype=None), o, rtol=0, atol=1e-12)
+
+
+def test_singular_values_end_near_one():
+    """From a thousandth of the norm on; in bfloat16 too, where its 8 bits allow."""
+    u, _, v = torch.linalg.svd(matrix(0, 6, 6))
+    m = u * torch.tensor([1.0, 0.5, 0.1, 0.05, 0.01, 0.005]) @ v
+    for dtype, low, high in ((None, 0.68, 1.21), (torch.bfloat16, 0.6, 1.3)):
+        s = torch.linalg.svdvals(optim.orthogonalize(m, ns_dtype=dtype))
+        assert s.min() > low
+        assert s.max() < high
+
+
+def test_what_is_no_matrix_takes_the_step_of_adamw():
+    """To rounding: the decay is taken off in the same place, the sign is not."""
+    params = random_tree(0, [(), (7,), (33, 5)], torch.float32, 1.0)
+    ours = optim.muon(0.02, adam_learning_rate=1e-2, adam_weight_decay=0.1)
+    theirs = optim.adamw(1e-2, weight_decay=0.1, mask=optim.everything)
+    state, reference = ours.init(params), theirs.init(params)
+    for t in range(5):
+        grads = random_tree(t + 1, [(), (7,), (33, 5)], torch.float32, 1.0)
+        updates, state = ours.update(grads, state, params)
+        expected, reference = theirs.update(grads, reference, params)
+        for name in ("p0", "p1"):
+            assert ulps(updates[name], expected[name]) <= 1
+            assert tree.digest(state.mu[name]) == tree.digest(reference.mu[name])
+            assert tree.digest(state.nu[name]) == tree.digest(reference.nu[name])
+        assert not torch.allclose(updates["p2"], expected["p2"], rtol=0.1)
+
+
+def test_convolutions_are_flattened_to_first_by_all_others():
+    weight = matrix(0, 4, 18, torch.float32)
+    optimizer = optim.muon(0.1)
+    flat, _ = optimizer.update([weight], optimizer.init([weight]), [weight])
+    filters = weight.view(4, 2, 3, 3)
+    found, _ = optimizer.update([filters], optimizer.init([filters]), [filters])
+    assert torch.equal(found[0].view(4, 18), flat[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_default_descends(dtype):
+    """In bfloat16 products, which the table of cases does without for the sake of its bits."""
+    params, loss, steps, falls_to = PROBLEMS["mlp"](dtype)
+    optimizer = optim.muon(0.02)
+    state, first = optimizer.init(params), loss(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(gradient(loss, params)[1], state, params)
+        params = optim.apply_updates(params, updates)
+    assert loss(params) < falls_to * first
+
+
+def test_no_second_memory_for_matrices():
+    params = {"w": torch.ones(30, 20), "b": torch.ones(30)}
+    nu = optim.muon(0.1).init(params).nu
+    assert {name: tuple(v.shape) for name, v in nu.items()} == {"w": (0,), "b": (30,)}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: optim.muon(-1.0), "learning_rate must be a finite number >= 0"),
+        (lambda: optim.muon(float("nan")), "learning_rate must be"),
+        (lambda: optim.muon(0.1, 1.0), r"momentum must lie in \[0, 1\)"),
+        (lambda: optim.muon(0.1, ns_steps=0), "ns_steps must be at least 1"),
+        (lambda: optim.muon(0.1, ns_steps=100), "ns_steps must be below 100"),
+        (lambda: optim.muon(0.1, ns_coefficients=(1.0, 2.0)), "three numbers"),
+        (lambda: optim.muon(0.1, adjust_lr_fn="none"), "'original' or 'match_rms_adamw'"),
+        (lambda: optim.muon(0.1, adam_learning_rate=-1.0), "learning_rate must be"),
+        (
+            lambda: optim.muon(0.1, orthogonal=optim.everything).init({"b": torch.ones(3)}),
+            r"true at \['b'\], a parameter of shape \(3,\): only matrices",
+        ),
+        (
+            lambda: optim.muon(0.1).update([torch.ones(2, 2)], optim.muon(0.1).init([torch.ones(2, 2)])),
+            "`muon` reads the parameters",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,208 @@
+"""Sophia-H: what the estimate is, when it is taken, and optax's with the same signs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ftrain
+from ftrain import optim, random
+from ftrain.core import tree
+from tests.optim.cases import random_tree
+
+MATRIX = random_tree(0, [(12, 7)], torch.float64, 0.0)["p0"]
+
+
+def valley(params, module=torch, matrix=MATRIX):
+    """Smooth, not separable, with another curvature everywhere."""
+    ys = matrix @ params["w"] + params["b"]
+    return module.log(1 + module.exp(ys)).sum() + (params["w"] ** 4).sum()
+
+
+def start(dtype=torch.float64):
+    found = random_tree(1, [(7,), ()], dtype, 0.0)
+    return {"w": found["p0"], "b": found["p1"]}
+
+
+def signs_of_float32(loss):
+    """optax's estimator, but for the draw: under 64-bit types it compares float64 words with 1/2."""
+
+    def update(grads, key, params, **extra):
+        key, subkey = jax.random.split(key)
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(subkey, len(leaves))
+        heads = [
+            jax.random.bernoulli(k, jnp.float32(0.5), p.shape)
+            for k, p in zip(keys, leaves, strict=True)
+        ]
+        signs = treedef.unflatten([2.0 * h - 1.0 for h in heads])
+        product = jax.jvp(jax.grad(loss), (params,), (signs,))[1]
+        return jax.tree.map(jnp.multiply, product, signs), key
+
+    return optax.GradientTransformationExtraArgs(lambda params: jax.random.key(0), update)
+
+
+def test_optax_with_the_same_signs():
+    """Its keys are drawn and split as ours are; 100 steps, each on its own parameters, to 1e-12."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        ours = optim.sophia(1e-2, gamma=0.5, weight_decay=0.1, mask=optim.everything)
+        matrix = jnp.asarray(MATRIX.numpy())
+
+        def loss(p):
+            return valley(p, jnp, matrix)
+
+        theirs = optax.contrib.sophia(
+            1e-2, gamma=0.5, weight_decay=0.1, hessian_diagonal_fn=signs_of_float32(loss)
+        )
+        params = start()
+        their_params = {name: jnp.asarray(p.numpy()) for name, p in params.items()}
+        state, reference = ours.init(params), theirs.init(their_params)
+
+        @jax.jit
+        def step(p, s):
+            updates, s = theirs.update(jax.grad(loss)(p), s, p)
+            return optax.apply_updates(p, updates), s
+
+        for t in range(100):
+            _, grads = ftrain.value_and_grad(valley)(params)
+            updates, state = ours.update(grads, state, params, value_fn=valley)
+            params = optim.apply_updates(params, updates)
+            their_params, reference = step(their_params, reference)
+            for name, found in params.items():
+                wanted = torch.tensor(np.asarray(their_params[name]))
+                assert (found - wanted).norm() <= 1e-12 * wanted.norm(), (t, name)
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_a_diagonal_hessian_is_found_exactly(seed):
+    params = random_tree(seed, [(3, 2), (), (0,), (5,)], torch.float64, 1.0)
+
+    def cubes(p):
+        return sum((x**3).sum() for x in p.values())
+
+    found = optim.hutchinson_diagonal(cubes, params, random.key(seed))
+    expected = tree.map(lambda p: 6 * p, params)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_the_estimate_is_unbiased():
+    """The mean over 4000 keys, against the diagonal of the whole Hessian, in standard errors."""
+    params = start()
+    keys = random.split(random.key(5), 4000)
+    found = torch.vmap(lambda key: optim.hutchinson_diagonal(valley, params, key)["w"])(keys)
+    whole = torch.func.hessian(lambda w: valley({**params, "w": w}))(params["w"])
+    error = found.std(0) / len(keys) ** 0.5
+    assert ((found.mean(0) - whole.diagonal()).abs() / error).max() < 5
+
+
+def test_a_loss_without_curvature_has_the_estimate_zero():
+    found = optim.hutchinson_diagonal(lambda p: p["w"].sum(), {"w": torch.ones(3)}, random.key(0))
+    assert torch.equal(found["w"], torch.zeros(3))
+
+
+def test_estimates_are_taken_at_some_updates_and_move_the_key_then():
+    optimizer = optim.sophia(1e-2, update_interval=3)
+    params = start()
+    state, calls, moved = optimizer.init(params), 0, []
+
+    def value_fn(p):
+        nonlocal calls
+        calls += 1
+        return valley(p)
+
+    for t in range(8):
+        _, grads = ftrain.value_and_grad(valley)(params)
+        before = state
+        updates, state = optimizer.update(grads, state, params, value_fn=value_fn)
+        params = optim.apply_updates(params, updates)
+        changed = [tree.digest(a) != tree.digest(b) for a, b in
+                   ((before.key, state.key), (before.hessian, state.hessian))]  # fmt: skip
+        assert changed[0] == changed[1]
+        moved += [t] * changed[0]
+    assert moved == [0, 3, 6]
+    assert calls == 3
+
+
+def test_a_key_is_a_seed_or_a_key():
+    for key in (7, random.key(7)):
+        state = optim.sophia(0.1, key=key).init(start())
+        assert torch.equal(state.key, random.key(7))
+    with pytest.raises(ValueError, match="one key of shape"):
+        optim.sophia(0.1, key=random.split(random.key(0)))
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.dropout(y.transpose(1, 2).flatten(2))
+
+
+def square(model, batch):
+    return model(batch).square().mean()
+
+
+def square_by_math(model, batch):
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        return square(model, batch)
+
+
+def test_in_a_training_step():
+    """The step hands the loss in, dropout mask and all; compiled it is the eager step."""
+    steps = ftrain.make_steps(Attends, square_by_math, optim.sophia(1e-2, update_interval=2))
+    state = steps.init_state(0)
+    compiled = ftrain.compile(steps.train_step, backend="eager")
+    batch = random.normal(random.key(1), (3, 5, 8))
+    for _ in range(4):
+        found, expected = compiled(state, batch), steps.train_step(state, batch)
+        assert tree.digest(found[0]) == tree.digest(expected[0])
+        state = expected[0]
+    assert compiled.n_compiles == 1
+    hessians = tree.leaves(state.opt_state.hessian)
+    assert all(h.abs().max() > 0 for h in hessians)
+
+
+def test_a_loss_that_cannot_be_differentiated_twice():
+    steps = ftrain.make_steps(Attends, square, optim.sophia(1e-2))
+    with pytest.raises(NotImplementedError, match=r"differentiated twice.*SDPBackend.MATH"):
+        steps.train_step(steps.init_state(0), torch.randn(3, 5, 8))
+
+
+def test_without_the_loss():
+    optimizer, params = optim.sophia(0.1), start()
+    with pytest.raises(ValueError, match=r"`sophia` calls `value_fn` .* got None. Steps made by"):
+        optimizer.update(params, optimizer.init(params), params)
+    with pytest.raises(ValueError, match="`sophia` reads the parameters"):
+        optimizer.update(params, optimizer.init(params), value_fn=valley)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
+        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
+        ({"gamma": 0.0}, "gamma must be a finite number > 0"),
+        ({"clip_threshold": 0.0}, "clip_threshold must be a finite number > 0"),
+        ({"update_interval": 0}, "update_interval must be at least 1"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        optim.sophia(**{"learning_rate": 0.1, **kwargs})
