@@ -101,19 +101,15 @@ def _batches(held_out: Any) -> str:
 
 
 def _size(count: int) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        count /= 1024  # type: ignore[assignment]  # a share of it from here on
-    return f"{count:.3g} GiB"
+    return _scaled(count, 1024, ("bytes", "KiB", "MiB", "GiB", "TiB"))
 
 
 def _quantity(count: int) -> str:
-    if count < 1000:
-        return str(count)
-    scaled, unit = float(count), ""
-    for unit in ("thousand", "million", "billion", "trillion", "quadrillion"):
-        scaled /= 1000
-        if scaled < 1000:
-            break
-    return f"{scaled:.3g} {unit}"
+    return _scaled(count, 1000, ("", "thousand", "million", "billion", "trillion", "quadrillion"))
+
+
+def _scaled(count: float, by: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while count >= by and power < len(units) - 1:
+        count, power = count / by, power + 1
+    return f"{count:.3g} {units[power]}".rstrip()

@@ -10,6 +10,7 @@ mistake is a `ConfigError` that names key and place. Read next: `schema.py`, for
 
 from ftrain.config.errors import ConfigError, Problem
 from ftrain.config.load import load
+from ftrain.config.registry import register
 from ftrain.config.schema import Config
 
-__all__ = ["Config", "ConfigError", "Problem", "load"]
+__all__ = ["Config", "ConfigError", "Problem", "load", "register"]

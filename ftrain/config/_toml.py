@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from ftrain.config._places import Path, Places
+from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import ConfigError
 
 __all__ = ["parse_toml"]
@@ -23,7 +24,16 @@ def parse_toml(text: str, name: str) -> tuple[Any, Places]:
         raise ConfigError.at("", place, f"this is no TOML: {message}") from None
     except RecursionError:
         raise ConfigError.at("", name, "this is nested too deeply") from None
-    return parsed, _places(text.splitlines(), name)
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError.at("", name, f"this is no TOML: {error}") from None
+    places = _places(text.splitlines(), name)
+    for path, value in _leaves(parsed):
+        if not isinstance(value, (str, int, float)):
+            message = (
+                f"a {type(value).__name__} is not used here; put it in quotes to make it a text"
+            )
+            raise ConfigError.at(join(path), places.of(path), message)
+    return parsed, places
 
 
 def _places(lines: list[str], name: str) -> Places:
@@ -55,7 +65,7 @@ def _places(lines: list[str], name: str) -> Places:
 def _parsed(statement: str) -> dict[str, Any] | None:
     try:
         return tomllib.loads(statement)
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 
@@ -84,14 +94,20 @@ def _entered(keys: tuple[str, ...], is_array: bool, entered: Counter[Path]) -> P
 
 
 def _paths(value: Any, path: Path = ()) -> list[Path]:
-    children = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
+    """Every path in the value, those of lists and tables too."""
     found = [path] if path else []
-    for key, child in children:
+    for key, child in _children(value):
         found += _paths(child, (*path, key))
     return found
+
+
+def _leaves(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+    if not isinstance(value, (dict, list)):
+        return [(path, value)]
+    return [leaf for key, child in _children(value) for leaf in _leaves(child, (*path, key))]
+
+
+def _children(value: Any) -> Iterable[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()

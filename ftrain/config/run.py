@@ -110,8 +110,8 @@ def directory(config: Config) -> pathlib.Path:
     """Where the run is written: `output_dir`, or `runs/` and the name of the file."""
     if config.output_dir is not None:
         return pathlib.Path(config.output_dir).expanduser()
-    stem = pathlib.PurePath(config.places.name).stem
-    return pathlib.Path("runs") / (stem if stem.isprintable() and stem else "run")
+    source = pathlib.PurePath(config.places.name)
+    return pathlib.Path("runs") / (source.stem if source.suffix else "run")
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:
