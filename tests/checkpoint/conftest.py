@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import tempfile
@@ -17,3 +18,12 @@ def memory_path(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="ftrain-test-") as name:
         yield pathlib.Path(name)
+
+
+@pytest.fixture(scope="module")
+def memory_path_factory(tmp_path_factory):
+    """A new path in memory at each call, for Hypothesis."""
+    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=shared, prefix="ftrain-test-") as name:
+        counter = itertools.count()
+        yield lambda: pathlib.Path(name) / str(next(counter))

@@ -22,6 +22,7 @@ from ftrain import checkpoint
 from tests.checkpoint.forge import DATA, change_data, change_header, change_manifest, join, split
 from tests.checkpoint.states import train_state
 
+CRATER = Path(tempfile.gettempdir()) / "ftrain-was-here"
 CASES: dict[str, Callable[[Path], Any]] = {}
 
 
@@ -29,7 +30,7 @@ class Bomb:
     """Unpickling it would run a command."""
 
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/ftrain-was-here",)
+        return os.system, (f"touch {CRATER}",)
 
 
 def case(name: str) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
@@ -350,7 +351,7 @@ def main() -> int:
                 complaints.append(f"took {grown // 1000} MB")
             failures += [f"{case_name}: {text}" for text in complaints + seen]
             seen.clear()
-    assert not os.path.exists("/tmp/ftrain-was-here")
+    assert not CRATER.exists()
     print("\n".join(failures) or f"{len(CASES)} hostile checkpoints refused")
     return bool(failures)
 

@@ -34,8 +34,8 @@ def blank(state):
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @settings(max_examples=150)
 @given(state=trees())
-def test_any_tree_of_any_tensors(tmp_path_factory, state):
-    path = tmp_path_factory.mktemp("any") / "one"
+def test_any_tree_of_any_tensors(memory_path_factory, state):
+    path = memory_path_factory()
     before = tree.leaves(tree.map(bytes_of, state))
     checkpoint.save(path, state)
     loaded, metadata = checkpoint.load(path, like=blank(state))

@@ -79,8 +79,8 @@ def test_the_policy(entries, last, best, mode, every, hours):
     last=st.integers(1, 3),
     best=st.none() | st.integers(1, 2),
 )
-def test_the_store_follows_its_policy(tmp_path_factory, steps, last, best):
-    directory = tmp_path_factory.mktemp("store")
+def test_the_store_follows_its_policy(memory_path_factory, steps, last, best):
+    directory = memory_path_factory()
     model: dict[int, float] = {}
     with checkpoint.Store(directory, keep_last=last, keep_best=best) as store:
         for step in steps:
