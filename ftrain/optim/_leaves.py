@@ -20,6 +20,7 @@ __all__ = [
     "parameters",
     "placed",
     "plus",
+    "root",
     "zeros_like",
 ]
 
@@ -120,6 +121,16 @@ def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tens
     if isinstance(factor, torch.Tensor):
         return torch.addcmul(x, y, factor)
     return torch.add(x, y, alpha=factor)
+
+
+def root(squares: torch.Tensor) -> torch.Tensor:
+    """The square root, with a slope of zero at zero, where that of `sqrt` is infinite.
+
+    An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
+    every hypergradient NaN. What is below the smallest normal number counts as that number: beside an
+    `eps` the value is that of `sqrt` to the bit.
+    """
+    return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 
 
 def _floating(values: PyTree, noun: str, remedy: str) -> tuple[list[torch.Tensor], tree.TreeDef]:

@@ -11,7 +11,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, each_leaf
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim.normalize import signs
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -70,7 +70,7 @@ def scale_by_rms(
     def scaled(leaf: Leaf) -> tuple[torch.Tensor, ...]:
         (v,), (decay_, rest, eps_) = leaf.memory, leaf.scalars
         new = torch.addcmul(v * decay_, leaf.grad * rest, leaf.grad)
-        return leaf.grad / (_root(new) + eps_), new
+        return leaf.grad / (root(new) + eps_), new
 
     def init(params: PyTree) -> ScaleByRmsState:
         return ScaleByRmsState(zeros_like(params))
@@ -123,9 +123,3 @@ def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> Gradie
         return updates, ScaleByLionState(mu)
 
     return GradientTransformation(init, update)
-
-
-def _root(squares: torch.Tensor) -> torch.Tensor:
-    """Square roots whose slope at zero is taken as zero: a gradient of 0 makes no hypergradient NaN."""
-    zero = squares == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
