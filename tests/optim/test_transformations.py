@@ -253,6 +253,17 @@ def test_a_nan_is_not_hidden(name):
     assert updates["w"][0, 1].isnan()
 
 
+@pytest.mark.parametrize(("grad", "param"), [(0.0, 2.0), (2.0, 0.0), (0.0, 0.0)])
+def test_a_norm_of_zero_leaves_the_gradient_alone(grad, param):
+    """And without an `eps`, nothing divides by it: the slopes are numbers too."""
+    coefficient = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    g, p = ({"w": torch.full((3,), v, dtype=torch.float64)} for v in (grad, param))
+    updates, _ = optim.scale_by_trust_ratio(coefficient).update(g, (), p)
+    assert torch.equal(updates["w"], g["w"])
+    (slope,) = torch.autograd.grad(updates["w"].sum(), coefficient)
+    assert slope == 0
+
+
 @pytest.mark.inductor
 def test_a_long_chain_through_inductor():
     """One program, as the eager update within the rounding of sums in another order."""
