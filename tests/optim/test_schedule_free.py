@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import optax
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +11,37 @@ from hypothesis import strategies as st
 from ftrain import optim
 from ftrain.core import tree
 from tests.optim.cases import SHAPES, random_tree
+from tests.optim.parity import BOUNDS, EVERY, Parity, decays, difference, drawn, slow, small
 
 BOTH = [optim.schedule_free_sgd, optim.schedule_free_adamw]
+SGD = Parity(
+    "schedule_free_sgd", "optax",
+    drawn((-3, -1), b1=st.floats(0.5, 0.98), decay=decays),
+    lambda h: optim.schedule_free_sgd(h["rate"], h["b1"], weight_decay=h["decay"], mask=EVERY),
+    lambda h: optax.contrib.schedule_free_sgd(
+        h["rate"], b1=h["b1"], weight_decay=h["decay"]
+    ),
+)  # fmt: skip
+ADAMW = Parity(
+    "schedule_free_adamw", "optax",
+    drawn(b1=st.floats(0.5, 0.98), b2=slow, eps=small, decay=decays),
+    lambda h: optim.schedule_free_adamw(
+        h["rate"], h["b1"], h["b2"], h["eps"], weight_decay=h["decay"], mask=EVERY
+    ),
+    lambda h: optax.contrib.schedule_free_adamw(
+        h["rate"], b1=h["b1"], b2=h["b2"], eps=h["eps"], weight_decay=h["decay"]
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [SGD, ADAMW], ids=lambda row: row.algorithm)
+@given(st.data())
+@settings(max_examples=3)
+def test_100_steps_are_optax_s(row, data):
+    """At a constant rate: with a schedule optax weighs a step by the rate of the one after it."""
+    h, seed = data.draw(row.hyper), data.draw(st.integers(0, 2**31))
+    for dtype, bound in BOUNDS.items():
+        assert difference(row, h, seed, dtype) <= bound, dtype
 
 
 @pytest.mark.parametrize("build", BOTH)
