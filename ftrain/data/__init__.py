@@ -35,7 +35,7 @@ from ftrain.data.arrays import npy, npz, safetensors
 from ftrain.data.cursor import Cursor
 from ftrain.data.digits import digits
 from ftrain.data.idx import idx, mnist
-from ftrain.data.images import Images, images
+from ftrain.data.images import images
 from ftrain.data.loader import Loader
 from ftrain.data.samplers import ByLength, Mixed, Sampler, Sequential, Shuffled, Weighted
 from ftrain.data.splits import concat, split
@@ -46,7 +46,6 @@ from ftrain.data.text import Text, Windows, standard_library, text, tokens
 __all__ = [
     "ByLength",
     "Cursor",
-    "Images",
     "Loader",
     "Mixed",
     "Sampler",

@@ -9,6 +9,7 @@ Read next: `loader.py`, which makes the requests.
 from __future__ import annotations
 
 import random as python_random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -93,9 +94,10 @@ class Fetch:
         if self.at_once:
             batch = self.dataset.gather(torch.from_numpy(request.indices))
             if self.augment is not None:
-                batch = self._augmented(batch, request)
+                with one_thread():
+                    batch = self._augmented(batch, request)
         else:
-            with preserved_generators():
+            with one_thread(), preserved_generators():
                 batch = self.collate(self._samples(request))
         return (
             batch if request.weight is None else weighted(batch, torch.from_numpy(request.weight))
@@ -204,6 +206,17 @@ def preserved_generators() -> Iterator[None]:
         python_random.setstate(python_state)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What torch computes on the CPU here has the bits that it has in a worker, which has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def weighted(batch: Any, weight: Tensor) -> Any:
     """The batch with its weights: an entry "weight" in a dict, else the pair (batch, weight)."""
     if not isinstance(batch, dict):
@@ -217,7 +230,11 @@ def weighted(batch: Any, weight: Tensor) -> Any:
 
 def _tensor(leaf: Any, path: str) -> Tensor:
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
-        leaf = torch.from_numpy(leaf)
+        if not leaf.dtype.isnative or min(leaf.strides, default=0) < 0:  # torch has neither
+            leaf = leaf.astype(leaf.dtype.newbyteorder("="), order="C")
+        with warnings.catch_warnings():  # of arrays that cannot be written: rows are only read
+            warnings.simplefilter("ignore", UserWarning)
+            leaf = torch.from_numpy(leaf)
     if not isinstance(leaf, Tensor):
         raise TypeError(
             f"dataset{path} is {_described(leaf)}: an in-memory dataset is a tree of tensors or numeric "

@@ -29,7 +29,7 @@ def permuted(positions: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.in
     """Where a permutation of `n` sends these positions; two words of `keys` for each round.
 
     Args:
-        positions: int64, each in [0, n); any shape.
+        positions: int64, each in [0, n); one axis or more.
         n: the length, from 1 to 2^32.
         keys: uint32 `(16,)`; they choose the permutation.
 

@@ -14,7 +14,7 @@ import torch
 from ftrain.core.errors import DataError
 from ftrain.data._files import PathLike, existing_folder
 
-__all__ = ["Images", "images"]
+__all__ = ["images"]
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 

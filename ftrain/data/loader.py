@@ -81,7 +81,7 @@ class Loader:
     Cursor(seed=0, epoch=2, position=0, state=None)
     """
 
-    dataset: Any
+    dataset: Any = dataclasses.field(repr=False)
     batch_size: int
     _: dataclasses.KW_ONLY
     seed: int = 0

@@ -34,7 +34,7 @@ class Sampler(Protocol):
         """Samples an epoch."""
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The samples at these positions, int64 of any shape, each in [0, len(self))."""
+        """The samples at these positions: int64 of one axis or more, each in [0, len(self))."""
 
 
 class Sequential:

@@ -39,7 +39,7 @@ def csv(
     Args:
         path: the file, in UTF-8; cells may be quoted.
         target: the column to predict.
-        columns: which columns to read; default: all.
+        columns: which columns to read, in this order; default: all.
         integers: columns to read as int64.
         categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
         missing: the number that stands for an empty cell; default: an empty cell is an error.
@@ -67,7 +67,9 @@ def csv(
     for asked in (*(columns or ()), *integers, *categories, *((target,) if target else ())):
         if asked not in names:
             raise DataError(f"{path} has no column {asked!r}; it has {', '.join(map(repr, names))}")
-    chosen = [name for name in names if columns is None or name in columns or name == target]
+    chosen = list(names if columns is None else columns)
+    if target is not None and target not in chosen:
+        chosen.append(target)
     found: dict[str, Tensor] = {}
     for name in chosen:
         cells = Column(path, name, [(line, row[names.index(name)]) for line, row in rows], missing)

@@ -223,6 +223,8 @@ def test_features_and_target(tmp_path):
     assert found["y"].tolist() == [2, 5]
     found = table(tmp_path, "a,b,c\n1,2,word\n", columns=["a"], target="b", integers=["b"])
     assert (found["x"].tolist(), found["y"].tolist()) == ([[1]], [2])
+    found = table(tmp_path, "a,b,c\n1,2,3\n", columns=["c", "a"])
+    assert list(found) == ["c", "a"]
 
 
 def test_an_empty_cell_is_what_it_is_said_to_be(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 from typing import NamedTuple
@@ -167,6 +168,42 @@ def test_a_batch_has_the_tree_of_its_dataset(make):
         expected = tree.map(lambda leaf, rows=rows: torch.as_tensor(leaf)[rows], data)
         assert tree.structure(batch) == tree.structure(expected)
         assert_same_bits(batch, expected)
+
+
+def test_arrays_that_torch_cannot_hold_or_write(recwarn):
+    fixed = np.arange(6.0)
+    fixed.flags.writeable = False
+    data = {"fixed": fixed, "turned": np.arange(6)[::-1], "foreign": np.arange(6, dtype=">i4")}
+    batch = next(iter(Loader(data, 6, shuffle=False)))
+    assert {name: rows.tolist() for name, rows in batch.items()} == {
+        "fixed": [0, 1, 2, 3, 4, 5],
+        "turned": [5, 4, 3, 2, 1, 0],
+        "foreign": [0, 1, 2, 3, 4, 5],
+    }
+    assert not recwarn.list
+
+
+def test_a_mapping_of_another_kind_is_a_tree():
+    data = collections.UserDict(DATA)
+    assert_same(list(Loader(data, 8).batches()), list(Loader(DATA, 8).batches()))
+
+
+def test_batches_go_to_a_device():
+    here = list(Loader(DATA, 8, device="cpu").batches())
+    assert_same(here, list(Loader(DATA, 8).batches()))
+    for batch in Loader(DATA, 8, device="meta"):
+        assert batch["x"].device.type == batch["i"].device.type == "meta"
+        assert batch["x"].shape == (8, 3)
+    assert [b.device.type for b in Stream(OnlyIterable(), 3, device="meta")] == ["meta"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_go_to_a_cuda_device_ahead(prefetch):
+    there = list(Loader(DATA, 8, augment=noisy, device="cuda", prefetch=prefetch).batches(epochs=2))
+    found = [(tree.map(torch.Tensor.cpu, batch), cursor) for batch, cursor in there]
+    assert_same(found, list(Loader(DATA, 8, augment=noisy).batches(epochs=2)))
 
 
 def test_padded_batches_that_are_no_dicts_come_as_pairs():

@@ -86,6 +86,20 @@ def noisy(sample, key):
     return {**sample, "x": sample["x"] * random.normal(key, (2,))}
 
 
+def averaged(sample, key):
+    return sample + random.normal(key, (100_000,)).mean()
+
+
+@pytest.mark.parametrize("data", [torch.zeros(6, 1), list(torch.zeros(6, 1))])
+def test_the_threads_of_this_process_change_nothing(data):
+    """A long sum has other bits with other threads; workers have one."""
+    torch.set_num_threads(2)
+    (averaged(torch.zeros(1), random.key(0)), torch.ones(9, 9) @ torch.ones(9, 9))  # has a pool now
+    here = list(Loader(data, 2, augment=averaged).batches())
+    assert torch.get_num_threads() == 2
+    assert_same(list(Loader(data, 2, augment=averaged, workers=2).batches()), here)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_global_generator_moves_between_batches(workers):
     before = generators()
