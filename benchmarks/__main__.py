@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 
-NAMES = ("speed", "memory", "draws", "latency")
+NAMES = ("speed", "memory", "draws", "loading", "latency", "chains")
+LONG = ("optimizers",)  # a quarter of an hour: only by name
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"which ones: {', '.join(NAMES)}; default all")
+    parser.add_argument(
+        "names", nargs="*", help=f"default: {', '.join(NAMES)}; also: {', '.join(LONG)}"
+    )
     parser.add_argument("--quick", action="store_true", help="few turns: checks the plumbing only")
     parser.add_argument("--no-save", action="store_true", help="print only")
     options = parser.parse_args()
     flags = [
         f"--{flag}" for flag in ("quick", "no-save") if getattr(options, flag.replace("-", "_"))
     ]
-    unknown = sorted(set(options.names) - set(NAMES))
+    unknown = sorted(set(options.names) - {*NAMES, *LONG})
     if unknown:
         parser.error(f"no benchmark is named {', '.join(unknown)}")
     start, failed = time.monotonic(), []

@@ -1,0 +1,268 @@
+"""Muon, SOAP and Schedule-Free against AdamW: updates that a small GPT needs to a held-out loss.
+
+    python -m benchmarks.optimizers            # 600 updates, five seeds: about a quarter of an hour
+    python -m benchmarks.optimizers --quick    # checks the plumbing only
+
+The claims of the papers, in miniature. The model is that of `examples/char_gpt.py` with 2 layers of
+width 64, the text Python's standard library, the batch 16 windows of 64 characters. All have the same
+initial weights and batches for each seed, gradients clipped at 1, a decay of 0.1 on matrices, a warmup
+over a twentieth of the run; then half a cosine to zero, but for Schedule-Free, which needs none.
+
+Each has one rate that is tuned: on a seed that is not used again, over a grid that is widened until its
+best is not at an edge. All else is what the authors advise. Muon orthogonalizes the blocks' matrices and
+gives embeddings to AdamW at the same rate, which `match_rms_adamw` makes fit both.
+
+The target is the worst loss that AdamW ends with over its five seeds. So AdamW is there at its last
+updates, by its own schedule; the figure of the others is how much sooner they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+import ftrain
+from benchmarks.measure import Report, arguments
+from examples import char_gpt
+from ftrain import optim, random
+
+Schedule = Callable[[torch.Tensor], torch.Tensor]
+TUNING_SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much is trained and how often it is looked at."""
+
+    steps: int = 600
+    seeds: int = 5
+    eval_every: int = 20
+    eval_windows: int = 256
+    batch: int = 16
+    layers: int = 2
+    width: int = 64
+    context: int = 64
+    widen: int = 3  # how many rates a grid may grow by
+
+
+class Contender(NamedTuple):
+    """An optimizer as a function of its schedule, and the rates to begin the search with."""
+
+    build: Callable[[Schedule], optim.GradientTransformation]
+    rates: tuple[float, ...]
+    decays: bool = True
+
+
+def hidden_matrices(params: dict[str, torch.Tensor]) -> dict[str, bool]:
+    return {name: p.ndim == 2 and name.startswith("blocks") for name, p in params.items()}
+
+
+CONTENDERS = {
+    "AdamW": Contender(
+        lambda rate: optim.adamw(rate, 0.9, 0.99, weight_decay=0.1), (3e-3, 6e-3, 1.2e-2)
+    ),
+    "Muon": Contender(
+        lambda rate: optim.muon(
+            rate,
+            orthogonal=hidden_matrices,
+            adjust_lr_fn="match_rms_adamw",
+            adam_b2=0.99,
+            adam_weight_decay=0.1,
+        ),
+        (3e-3, 6e-3, 1.2e-2),
+    ),
+    "SOAP": Contender(lambda rate: optim.soap(rate, weight_decay=0.1), (3e-3, 6e-3, 1.2e-2)),
+    "Schedule-Free": Contender(
+        lambda rate: optim.schedule_free_adamw(rate, 0.9, 0.99, weight_decay=0.1),
+        (6e-3, 1.2e-2, 2.4e-2),
+        decays=False,
+    ),
+}
+
+
+class Curve(NamedTuple):
+    """The held-out loss of one run, `(updates, loss)`, and the seconds of an update."""
+
+    held_out: list[tuple[int, float]]
+    seconds: float
+
+    @property
+    def end(self) -> float:
+        loss = self.held_out[-1][1]
+        return loss if math.isfinite(loss) else math.inf
+
+    def updates_to(self, target: float) -> float:
+        return next((float(step) for step, loss in self.held_out if loss <= target), math.inf)
+
+
+class Trainer:
+    """One contender, compiled once: seed and rate are in the state."""
+
+    def __init__(
+        self, contender: Contender, budget: Budget, text: char_gpt.Text, backend: Any
+    ) -> None:
+        options = model_options(budget)
+        model = ftrain.bind(lambda: char_gpt.GPT(len(text.alphabet), options))
+        gradients = ftrain.gradients(model, char_gpt.loss_fn)
+        warmup = max(1, budget.steps // 20)
+        shape = (
+            optim.warmup_cosine(1.0, warmup, budget.steps)
+            if contender.decays
+            else optim.linear_warmup(1.0, warmup)
+        )
+
+        def optimizer(peak: torch.Tensor) -> optim.GradientTransformation:
+            # From count 1 on: at 0 the rate is 0, an update lost.
+            return optim.chain(
+                optim.clip_by_global_norm(1.0),
+                contender.build(lambda count: peak * shape(count + 1)),
+            )
+
+        def train_step(state: ftrain.TrainState, batch: torch.Tensor) -> ftrain.TrainState:
+            found = gradients(state, batch)
+            proposed = ftrain.update(optimizer(state.extras["peak"]), state, found)
+            return ftrain.commit(state, proposed, found)
+
+        def evaluated(state: ftrain.TrainState, windows: torch.Tensor) -> torch.Tensor:
+            params = state.params
+            if not contender.decays:
+                params = optim.schedule_free_eval_params(state.opt_state, params)
+            run = model.call(
+                lambda module: char_gpt.loss_fn(module, windows), params, state.buffers, False
+            )
+            loss: torch.Tensor = run[0]
+            return loss
+
+        self.budget, self.text = budget, text
+        steps = ftrain.make_steps(model, char_gpt.loss_fn, optim.sgd(0.0))
+        self.start = steps.init_state
+        self.optimizer = optimizer
+        self.train_step = ftrain.compile(train_step, donate=True, backend=backend)
+        self.evaluate = ftrain.compile(evaluated, backend=backend)
+        windows = text.held_out.unfold(0, text.context + 1, text.context)
+        spread = torch.linspace(0, len(windows) - 1, min(budget.eval_windows, len(windows)))
+        self.windows = windows[spread.long()].clone()
+
+    def run(self, seed: int, rate: float) -> Curve:
+        peak = torch.tensor(rate, dtype=torch.float64)
+        state = self.start(seed)
+        state = state.replace(
+            opt_state=self.optimizer(peak).init(state.params), extras={"peak": peak}
+        )
+        data_key = random.fold_in(random.key(seed), 2)
+        held_out, seconds = [], []
+        for step in range(self.budget.steps + 1):
+            if step % self.budget.eval_every == 0 or step == self.budget.steps:
+                held_out.append((step, self.evaluate(state, self.windows).item()))
+            if step < self.budget.steps:
+                batch = self.text.windows(random.fold_in(data_key, step), self.budget.batch)
+                begun = time.perf_counter()
+                state = self.train_step(state, batch)
+                seconds.append(time.perf_counter() - begun)
+        return Curve(held_out, statistics.fmean(seconds[1:]))
+
+
+def model_options(budget: Budget) -> argparse.Namespace:
+    sizes = {"layers": budget.layers, "width": budget.width, "context": budget.context}
+    flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    return char_gpt.arguments(flags)
+
+
+def tuned(
+    end_at: Callable[[float], float], rates: Sequence[float], widen: int
+) -> dict[float, float]:
+    """The end of a run at each rate; the grid grows by factors of two while its best is at an edge."""
+    ends = {rate: end_at(rate) for rate in rates}
+    for _ in range(widen):
+        best = min(ends, key=lambda rate: ends[rate])
+        if best not in (min(ends), max(ends)):
+            break
+        rate = best / 2 if best == min(ends) else best * 2
+        ends[rate] = end_at(rate)
+    return ends
+
+
+def run(budget: Budget, backend: Any = "inductor") -> Report:
+    report = Report("optimizers", "Muon, SOAP and Schedule-Free against AdamW: a small GPT")
+    text = char_gpt.Text.of(char_gpt.standard_library(), budget.context)
+    report.content["budget"] = dataclasses.asdict(budget)
+    report.content["curves"] = {}
+    curves: dict[str, list[Curve]] = {}
+    for name, contender in CONTENDERS.items():
+        report.section(f"{name}: the loss after {budget.steps} updates, by rate")
+        trainer = Trainer(contender, budget, text, backend)
+
+        def end_at(rate: float, trainer: Trainer = trainer) -> float:
+            return trainer.run(TUNING_SEED, rate).end
+
+        ends = tuned(end_at, contender.rates, budget.widen)
+        for rate, end in sorted(ends.items()):
+            if math.isinf(end):
+                report.note(f"{name}: no finite loss at rate {rate:.1e}")
+            else:
+                report.figure(f"{name}: tuning at {rate:.1e}", end, "nats", f"rate {rate:.1e}")
+        best = min(ends, key=lambda rate: ends[rate])
+        if best in (min(ends), max(ends)):
+            report.note(f"{name}: the best rate is at the edge of its grid")
+        curves[name] = [trainer.run(seed, best) for seed in range(budget.seeds)]
+        report.content["curves"][name] = {
+            "rate": best,
+            "held_out": [curve.held_out for curve in curves[name]],
+        }
+    compare(report, curves, budget)
+    return report
+
+
+def compare(report: Report, curves: dict[str, list[Curve]], budget: Budget) -> None:
+    target = max(curve.end for curve in curves["AdamW"])
+    report.section(f"all seeds; the target is {target:.4f} nats, AdamW's worst end")
+    report.figure("target", target, "nats", "held-out loss to reach")
+    for name, runs in curves.items():
+        ends = [curve.end for curve in runs]
+        report.figure(f"{name}: end", statistics.fmean(ends), "nats", f"{name}, at the end, mean")
+        if len(ends) > 1:
+            spread = statistics.stdev(ends)
+            report.figure(f"{name}: spread", spread, "nats", f"{name}, standard deviation")
+        updates = [curve.updates_to(target) for curve in runs]
+        missed = sum(math.isinf(x) for x in updates)
+        if missed:
+            report.note(f"{name} does not reach the target on {missed} of {len(runs)} seeds")
+        if 2 * missed < len(runs):
+            middle = statistics.median(updates)
+            report.figure(f"{name}: updates", middle, "", f"{name}, updates to the target, median")
+            share = middle / statistics.median(c.updates_to(target) for c in curves["AdamW"])
+            report.figure(f"{name}: share", share, "x", f"{name}, of AdamW's updates")
+        seconds = statistics.median(curve.seconds for curve in runs)
+        report.figure(f"{name}: update", 1e3 * seconds, "ms", f"{name}, an update")
+    report.note(f"looked at every {budget.eval_every} updates, on {budget.eval_windows} windows")
+
+
+QUICK = Budget(
+    steps=20,
+    seeds=2,
+    eval_every=5,
+    eval_windows=8,
+    batch=4,
+    layers=1,
+    width=16,
+    context=16,
+    widen=0,
+)
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    report = run(QUICK, "eager") if options.quick else run(Budget())
+    if not options.no_save and not options.quick:
+        report.save()
+
+
+if __name__ == "__main__":
+    main()
