@@ -15,7 +15,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import apply_updates, like
 from ftrain.optim import _checks
-from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed
+from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed, plus
 from ftrain.optim._rate import double, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -100,7 +100,13 @@ def ema(
         if warmup:
             t = state.updates_averaged.to(torch.float64)
             kept = torch.minimum((1 + t) / (10 + t), double(decay, t.device))
-        average = _towards(state.ema, apply_updates(params, updates), 1 - kept)
+        place = placed(1 - kept)
+
+        def moved(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+            (share,) = place(a.device, a.dtype)
+            return like(plus(a, p.to(a.dtype) - a, share), a)
+
+        average = tree.map(moved, state.ema, apply_updates(params, updates))
         return updates, EmaState(state.updates_averaged + 1, average, new)
 
     return GradientTransformation(init, update)
@@ -156,7 +162,13 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
         averaged = state.averaged + takes
         share = torch.where(takes, 1 / averaged.to(torch.float64).clamp(min=1), 0.0)
         share = torch.where(seen <= start, 1.0, share)
-        average = _towards(state.swa, apply_updates(params, updates), share)
+        place = placed(share)
+
+        def moved(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+            (share_here,) = place(a.device, a.dtype)  # exact at 0 and at 1, as lerp is
+            return like(torch.lerp(a, p.to(a.dtype), share_here), a)
+
+        average = tree.map(moved, state.swa, apply_updates(params, updates))
         return updates, SwaState(seen, averaged, average, new)
 
     return GradientTransformation(init, update)
@@ -164,14 +176,3 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
 
 def _copies(params: PyTree) -> PyTree:
     return tree.map(lambda p: p.to(compute_dtype(p.dtype), copy=True), params)
-
-
-def _towards(average: PyTree, params: PyTree, share: Hyperparameter) -> PyTree:
-    """`average + share (params - average)`, leaf by leaf; exact at a share of 0 and of 1."""
-    place = placed(share)
-
-    def moved(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        (share_here,) = place(a.device, a.dtype)
-        return like(torch.lerp(a, p.to(a.dtype), share_here), a)
-
-    return tree.map(moved, average, params)

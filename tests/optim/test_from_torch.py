@@ -1,0 +1,232 @@
+"""Any class of torch.optim as a pure pair: torch's own steps, whatever they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import SHAPES, random_tree, spec, ulps
+
+CLASSES = {
+    "SGD": (torch.optim.SGD, {"lr": 0.1}),
+    "SGD momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
+    "SGD nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "Adam": (torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
+    "Adam amsgrad": (torch.optim.Adam, {"amsgrad": True}),
+    "AdamW": (torch.optim.AdamW, {"betas": (0.5, 0.9)}),
+    "NAdam": (torch.optim.NAdam, {}),
+    "RAdam": (torch.optim.RAdam, {}),
+    "Adamax": (torch.optim.Adamax, {}),
+    "Adagrad": (torch.optim.Adagrad, {"lr_decay": 0.1, "initial_accumulator_value": 0.1}),
+    "Adadelta": (torch.optim.Adadelta, {}),
+    "RMSprop": (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
+    "Rprop": (torch.optim.Rprop, {"lr": 0.1}),
+    "ASGD": (torch.optim.ASGD, {}),
+    "Adafactor": (torch.optim.Adafactor, {}),
+    "Muon": (torch.optim.Muon, {}),
+}
+ASKS_FOR_NUMBERS = ("Adafactor",)  # torch's own takes `.item()` of a norm
+every_class = pytest.mark.parametrize("name", CLASSES)
+
+
+def shapes_of(name):
+    if name == "Muon":  # for matrices
+        return [(4, 3), (5, 5)]
+    # Adafactor of torch divides by the number of elements.
+    return [shape for shape in SHAPES if shape != (0,) or name != "Adafactor"]
+
+
+@every_class
+@given(st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=3)
+def test_steps_are_torch_s(name, seed, dtype):
+    """Within 1 ulp of the sum, the rounding of `p + (p_new - p)`; the memory to the bit."""
+    make, options = CLASSES[name]
+    optimizer = optim.from_torch(make, **options)
+    params = random_tree(seed, shapes_of(name), dtype, 1.0)
+    state, layout = optimizer.init(params), spec(optimizer.init(params))
+    theirs = {key: torch.nn.Parameter(p.clone()) for key, p in params.items()}
+    foreach = {} if name == "Muon" else {"foreach": False}
+    reference = make(theirs.values(), **options, **foreach)
+    for step in range(5):
+        grads = random_tree(seed + step + 1, shapes_of(name), dtype)
+        for key, q in theirs.items():
+            q.data.copy_(params[key])
+            q.grad = grads[key].clone()
+        reference.step()
+        before = tree.digest((grads, state, params))
+        updates, new_state = optimizer.update(grads, state, params)
+        assert tree.digest((grads, state, params)) == before
+        state = new_state
+        assert spec(state) == layout
+        new = optim.apply_updates(params, updates)
+        for key, q in theirs.items():
+            assert ulps(new[key], q.detach(), params[key], updates[key]) <= 1, (step, key)
+            for entry, expected in reference.state[q].items():
+                if expected is not None:
+                    assert tree.digest(state.entries[entry][key]) == tree.digest(expected), entry
+        params = new
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in ASKS_FOR_NUMBERS])
+def test_compiled_is_eager(name):
+    """Within 4 ulp of the larger of parameter and step: torch divides in another order there."""
+    make, options = CLASSES[name]
+    options = {**options, "lr": optim.linear_warmup(0.1, 3, start=0.01)}
+    if name == "Rprop":  # whose step sizes begin at a number
+        options["lr"] = 0.1
+    optimizer = optim.from_torch(make, **options)
+    update = ftrain.compile(optimizer.update, backend="eager")
+    params = random_tree(0, shapes_of(name), torch.float32, 1.0)
+    state = optimizer.init(params)
+    for step in range(4):
+        grads = random_tree(step + 1, shapes_of(name), torch.float32)
+        found, found_state = update(grads, state, params)
+        expected, state = optimizer.update(grads, state, params)
+        assert spec(found_state) == spec(state)
+        for key, wanted in expected.items():
+            # ASGD keeps its step size in float32, rounded here and there.
+            assert ulps(found[key], wanted, params[key]) <= (64 if name == "ASGD" else 4)
+        params = optim.apply_updates(params, expected)
+    assert update.n_compiles == 1
+
+
+def test_what_asks_for_numbers_says_so_when_compiled():
+    optimizer = optim.from_torch(torch.optim.Adafactor)
+    params = {"w": torch.ones(3, 2)}
+    update = ftrain.compile(optimizer.update, backend="eager")
+    with pytest.raises(ftrain.errors.TraceError, match="asks for the value of a tensor"):
+        update(params, optimizer.init(params), params)
+
+
+# Those whose in-place operators torch can map (`maximum(out=)` of Adamax it cannot), more or less fast.
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["SGD momentum", "AdamW", "Adagrad", "RMSprop", "RAdam"])
+def test_a_vmapped_row_is_a_single_run(name):
+    make, options = CLASSES[name]
+    optimizer = optim.from_torch(make, **options)
+    rows = [random_tree(seed, SHAPES, torch.float32, 1.0) for seed in range(3)]
+    params = tree.map(lambda *xs: torch.stack(xs), *rows)
+    state = torch.vmap(optimizer.init)(params)
+    singles = [(row, optimizer.init(row)) for row in rows]
+    for _ in range(3):
+        updates, state = torch.vmap(optimizer.update)(params, state, params)
+        new = torch.vmap(optim.apply_updates)(params, updates)
+        for i, (p, s) in enumerate(singles):
+            u, s = optimizer.update(p, s, p)  # noqa: PLW2901
+            singles[i] = (optim.apply_updates(p, u), s)
+        params = new
+    for i, (expected, _) in enumerate(singles):
+        for key, wanted in expected.items():
+            torch.testing.assert_close(params[key][i], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_low_precision_parameters_have_float32_memory():
+    params = {"w": torch.ones(3, 2, dtype=torch.bfloat16)}
+    optimizer = optim.from_torch(torch.optim.Adam)
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    assert updates["w"].dtype is torch.float32
+    assert state.entries["exp_avg"]["w"].dtype is torch.float32
+
+
+def test_a_schedule_is_a_rate_and_is_reported():
+    schedule = optim.linear_warmup(1.0, 4, start=0.25)
+    optimizer = optim.from_torch(torch.optim.SGD, lr=schedule)
+    params = {"w": torch.ones(2)}
+    state = optimizer.init(params)
+    for count in range(4):
+        updates, state = optimizer.update({"w": torch.ones(2)}, state, params)
+        assert optim.get(state, "learning_rate") == schedule(torch.tensor(count)).float()
+        torch.testing.assert_close(
+            updates["w"], -torch.full((2,), schedule(torch.tensor(count)).float())
+        )
+
+
+class Odd(torch.optim.Optimizer):
+    """One of a user's own: Python numbers, what is put down late, and no `_init_group`."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                entry = self.state[p]
+                if not entry:
+                    entry.update(step=0, anchor=p.clone(), size=1.0)
+                entry["step"] += 1
+                entry["size"] *= 0.5
+                p.add_(p.grad, alpha=-group["lr"] * entry["size"] / entry["step"])
+                p.lerp_(entry["anchor"], 0.1)
+
+
+class Hoarder(Odd):
+    def step(self, closure=None):
+        self.param_groups[0]["k"] = self.param_groups[0].get("k", 0) + 1
+        self.param_groups[0]["lr"] = self.param_groups[0]["lr"] * 0.5
+
+
+def test_a_class_of_one_s_own():
+    optimizer = optim.from_torch(Odd, lr=0.5)
+    params = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}
+    theirs = [torch.nn.Parameter(p.clone()) for p in params.values()]
+    reference, state = Odd(theirs, lr=0.5), optimizer.init(params)
+    assert {k: v["b"].item() for k, v in state.entries.items()} == {
+        "step": 0, "anchor": 3.0, "size": 1.0,
+    }  # fmt: skip
+    for step in range(4):
+        for q in theirs:
+            q.grad = q.detach() + step
+        reference.step()
+        grads = tree.map(lambda p: p + step, params)  # noqa: B023
+        updates, state = optimizer.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        for found, expected in zip(params.values(), theirs, strict=True):
+            torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=0)
+    assert state.entries["step"]["w"] == 4
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: optim.from_torch(torch.optim.LBFGS), TypeError, "LBFGS.step needs a closure"),
+        (lambda: optim.from_torch(torch.nn.Linear), TypeError, "takes a class such as"),
+        (
+            lambda: optim.from_torch(torch.optim.SGD([torch.ones(1)])),
+            TypeError,
+            r"from_torch\(torch.optim.Adagrad, lr=0.1\)",
+        ),
+        (lambda: optim.from_torch(torch.optim.Adam, lr=-1.0), ValueError, "learning_rate must be"),
+        (lambda: optim.from_torch(torch.optim.Adam, betas=(2, 0)), ValueError, "Invalid beta"),
+        (lambda: optim.from_torch(torch.optim.Adam, rho=1), TypeError, "unexpected keyword"),
+        (
+            lambda: optim.from_torch(torch.optim.SGD, momentum=0.9, dampening=0.5),
+            ValueError,
+            "dampens no first gradient",
+        ),
+        (lambda: optim.from_torch(Hoarder), ValueError, "memory in its parameter groups .lr"),
+    ],
+)
+def test_what_cannot_be_a_pair(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_parameters_left_out():
+    optimizer = optim.from_torch(torch.optim.Adam)
+    params = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"`from_torch\(Adam\)` reads the parameters"):
+        optimizer.update(params, optimizer.init(params))
+
+
+def test_an_empty_tree():
+    optimizer = optim.from_torch(torch.optim.Adam)
+    updates, state = optimizer.update({}, optimizer.init({}), {})
+    assert updates == {}
+    assert state.count == 1
