@@ -97,6 +97,13 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     )
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # PyYAML takes these for the end of a line wherever they are not escaped.
+    style = '"' if any(end in value for end in "\n\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(list, _sequence)
 _Dumper.add_representer(float, _float)
 for kind, pattern in (

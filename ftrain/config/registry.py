@@ -211,6 +211,6 @@ def _attribute(found: Any, module: str, attribute: str, key: str, place: str) ->
         raise ConfigError.at(
             key,
             place,
-            f"{module}:{attribute} is a {type(holder).__name__}: name a function or class",
+            f"{module}:{attribute} is {holder!r:.40}: name a function or class",
         )
     return holder

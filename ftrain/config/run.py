@@ -3,7 +3,7 @@
     result = train(load("digits.yaml"))
 
 A run directory holds `config.yaml` (every value written out: the same run again), `metrics.jsonl`,
-`metrics.csv`, `train.log`, `checkpoints/` and `curves.png`.
+`metrics.csv`, `train.log`, `checkpoints/`, `curves.png`, and when it is over `result.json`.
 
 Read next: `ftrain/loop/trainer.py`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import tempfile
@@ -32,7 +33,7 @@ from ftrain.loop.trainer import Trainer
 __all__ = ["Run", "prepare", "train"]
 
 #: What a run writes into its directory.
-FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "train.log", "curves.png", "curves.html")
+FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "train.log", "curves.png", "result.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,10 @@ class Run:
     def fit(self, *, resume: bool = False) -> FitResult:
         """Train to the end; with `resume`, from the newest checkpoint."""
         config = self.parts.config
+        outcome = self.folder / "result.json"
+        outcome.unlink(missing_ok=True)
         with environment(config):
-            return self.trainer.fit(
+            result = self.trainer.fit(
                 self.parts.init_state(),
                 self.parts.train,
                 self.parts.held_out,
@@ -61,6 +64,8 @@ class Run:
                 max_steps=self.parts.total_steps if config.fast_dev_run else config.max_steps,
                 resume="auto" if resume else None,
             )
+        outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        return result
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:

@@ -108,6 +108,8 @@ def text(path: pathlib.Path | None = None, context: int = 64, held_out: float = 
         context: characters that the model sees at a time.
         held_out: the share at the end of the text to evaluate on, each character predicted once.
     """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out is a share of the text, between 0 and 1; found {held_out:g}")
     whole = data.standard_library() if path is None else data.text(path)
     name = "the standard library" if path is None else path
     needed = int((context + 1) / min(held_out, 1 - held_out)) + 1

@@ -42,8 +42,6 @@ def run(options: argparse.Namespace) -> int:
 
         print(dry_run(config))
         return 0
-    from ftrain.config.run import train  # noqa: PLC0415
+    from ftrain.cli._training import report  # noqa: PLC0415
 
-    result = train(config, overwrite=options.overwrite)
-    print(result)
-    return result.exit_code
+    return report(config, overwrite=options.overwrite)

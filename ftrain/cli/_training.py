@@ -1,0 +1,24 @@
+"""What `train` and `resume` share: the run, and what is said of it."""
+
+from __future__ import annotations
+
+import sys
+
+from ftrain.config.run import directory, train
+from ftrain.config.schema import Config
+
+__all__ = ["report"]
+
+
+def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Train, say how it ended and what can be done next; the exit code."""
+    result = train(config, resume=resume, overwrite=overwrite)
+    print(result)
+    folder = directory(config)
+    if config.fast_dev_run:
+        print("everything ran; nothing was kept")
+    elif result.status == "interrupted":
+        print(f"go on with: ftrain resume {folder}", file=sys.stderr)
+    else:
+        print(f"run: {folder}")
+    return result.exit_code

@@ -1,0 +1,39 @@
+"""Evaluate a run on its held-out data.
+
+On other data: ftrain eval runs/prices data.path=new.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ftrain.cli._runs import load_run, run_folder
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    add = parser.add_argument
+    add("run", help="the run's directory, such as runs/digits")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to its config.yaml, for this once",
+    )
+    add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the metrics over the held-out data."""
+    folder = run_folder(options.run)
+    config = load_run(folder, options.overrides)
+    from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # imports torch: after the keys are checked
+
+    path, result = evaluate(config, folder, options.checkpoint)
+    if options.json:
+        print(json.dumps({**result.to_json(), "checkpoint": str(path)}))
+    else:
+        print(f"{path}\n{result}")
+    return 0

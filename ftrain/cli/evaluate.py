@@ -1,0 +1,53 @@
+"""A run's checkpoint on its held-out data."""
+
+from __future__ import annotations
+
+import pathlib
+
+from ftrain import checkpoint
+from ftrain.config.build import build
+from ftrain.config.errors import ConfigError
+from ftrain.config.run import environment, store
+from ftrain.config.schema import Config
+from ftrain.loop import EpochResult
+from ftrain.loop.trainer import Trainer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    config: Config, folder: pathlib.Path, which: str = "best"
+) -> tuple[pathlib.Path, EpochResult]:
+    """The checkpoint that was taken, and the metrics over the held-out data.
+
+    Args:
+        config: of the run.
+        folder: its directory.
+        which: `"best"`, `"latest"`, or the path of a checkpoint.
+
+    Raises:
+        ConfigError: there is no checkpoint, or nothing is held out.
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    path = _checkpoint(config, folder, which)
+    with environment(config):
+        parts = build(config)
+        if parts.held_out is None:
+            message = f"{config.data.name} holds nothing out: write data.held_out=0.2, for instance"
+            raise ConfigError.at("data", config.places.of(("data",)), message)
+        state, _ = checkpoint.load(path, like=parts.init_state())
+        # One pass is not worth a compile.
+        return path, Trainer(parts.steps, compile=False).evaluate(state, parts.held_out)
+
+
+def _checkpoint(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
+    kept = store(config, folder)
+    if which not in ("best", "latest"):
+        path = pathlib.Path(which)
+        inside = folder / "checkpoints" / which
+        return inside if inside.is_dir() and not path.exists() else path
+    found = (kept.best() if which == "best" else None) or kept.latest()
+    if found is None:
+        message = f"{folder} holds no checkpoint yet: ftrain resume {folder}"
+        raise ConfigError.at("", str(folder / "checkpoints"), message)
+    return found

@@ -1,0 +1,236 @@
+"""Defaults < file < command line, in three formats; what is said of mistakes."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftrain.config import Config, ConfigError, load
+from ftrain.config._json import parse_json
+from ftrain.config._toml import parse_toml
+from ftrain.config._yaml import parse_yaml, scalar
+from ftrain.config.load import parse
+from tests.config.formats import FORMATS, trees, write
+
+PARSERS = {"yaml": parse_yaml, "json": parse_json, "toml": parse_toml}
+MINIMAL = {"model": "mlp", "data": "digits", "epochs": 3}
+
+
+def said(text: str, *overrides: str, form: str = "yaml") -> str:
+    with pytest.raises(ConfigError) as error:
+        parse(text, pathlib.Path(f"run.{form}"), overrides)
+    return str(error.value)
+
+
+def without_none(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: without_none(value) for key, value in tree.items() if value is not None}
+    return [without_none(v) for v in tree if v is not None] if isinstance(tree, list) else tree
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@given(tree=trees)
+def test_what_is_written_is_read_and_each_key_has_its_line(form: str, tree: Any) -> None:
+    text = write(tree, form)
+    found, places = PARSERS[form](text, "a")
+    assert (found or {}) == (without_none(tree) if form == "toml" else tree)
+    lines = text.splitlines()
+
+    def check(value: Any, path: tuple[Any, ...]) -> None:
+        for key, child in value.items():
+            here = (*path, key)
+            line = lines[places.lines[here] - 1]
+            spelled = {key, key.encode("unicode_escape").decode().replace("\\x", "\\u00")}
+            assert any(one in line for one in spelled), (here, line)
+            if isinstance(child, dict):
+                check(child, here)
+
+    check(found or {}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("3E+4", 3e4),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-.inf", -float("inf")),
+        ("0x1F", 31),
+        ("010", 10),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("True", True),
+        ("~", None),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("2026-11-21", "2026-11-21"),
+        ("e5", "e5"),
+        ("-", "-"),
+        ("+3", 3),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    found = scalar(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_that_python_prints_is_one(number: float) -> None:
+    assert scalar(repr(number)) == number
+    assert isinstance(scalar(repr(number)), float)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_defaults_then_file_then_command_line(form: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / f"run.{form}"
+    path.write_text(write({**MINIMAL, "seed": 5, "batch_size": 16}, form))
+    config = load(path, ["seed=6", "optimizer.name=sgd", "optimizer.momentum=0.9"])
+    assert (config.seed, config.batch_size, config.log_every) == (
+        6,
+        16,
+        Config.model_fields["log_every"].default,
+    )
+    assert config.optimizer.arguments == {"momentum": 0.9}
+    assert config.places.of(("seed",)) == "the command line (seed=6)"
+    assert config.places.of(("batch_size",)).startswith(f"{path}:")
+
+
+def test_a_later_argument_wins_and_lists_grow_at_their_end() -> None:
+    config = load(
+        MINIMAL, ["seed=1", "seed=2", "callbacks.0=a", "callbacks.1.name=b", "callbacks.1.every=3"]
+    )
+    assert config.seed == 2
+    assert [one.name for one in config.callbacks] == ["a", "b"]
+    assert config.callbacks[1].arguments == {"every": 3}
+
+
+def test_the_short_form_of_a_component_takes_arguments() -> None:
+    config = load(MINIMAL, ["model.width=3"])
+    assert (config.model.name, config.model.arguments) == ("mlp", {"width": 3})
+    replaced = load({**MINIMAL, "optimizer": {"name": "sgd", "momentum": 0.9}}, ["optimizer=adamw"])
+    assert replaced.optimizer.arguments == {}
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = load(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD + "epoch: 3", "run.yaml:4: epoch: there is no such key. Did you mean epochs?"),
+        (
+            GOOD + "lr: 3",
+            "run.yaml:4: lr: there is no such key. Here it is called optimizer.learning_rate",
+        ),
+        (GOOD + "learning_rat: 3", "Did you mean optimizer.learning_rate?"),
+        (GOOD + "keep_last: 3", "Did you mean checkpoint.keep_last?"),
+        (GOOD + "gradient_clip_val: 3", "Here it is called max_grad_norm"),
+        (
+            GOOD + "checkpoint.every: 3",
+            "Write it as a section: `checkpoint:`, and below it `every:`",
+        ),
+        (
+            GOOD + "checkpoint: {evry: 3}",
+            "run.yaml:4: checkpoint.evry: there is no such key. Did you mean checkpoint.every?",
+        ),
+        (GOOD + "zzz: 3", "Known are: model, data, loss"),
+        (GOOD + "seed: 1\nseed: 2", "run.yaml:5: seed: is written twice; first in line 4"),
+        (GOOD + "seed: one", "run.yaml:4: seed: must be a whole number; found 'one'"),
+        (GOOD + "seed: 1.0", "seed: must be a whole number; found 1.0"),
+        (GOOD + "seed: true", "seed: must be a whole number; found true"),
+        (GOOD + "seed: -1", "seed: must be at least 0; found -1"),
+        (GOOD + "compile: yes", "compile: must be true or false; found 'yes'"),
+        (GOOD + "max_grad_norm: 0", "must be greater than 0; found 0"),
+        (GOOD + "max_grad_norm: .nan", "must be a finite number; found nan"),
+        (
+            GOOD + "precision: bf16",
+            "must be 32-true, bf16-mixed, 16-mixed or bf16-true; found 'bf16'",
+        ),
+        (GOOD + "early_stopping: true", "must be a mapping such as {patience: 3}; found true"),
+        (GOOD + "early_stopping: {}", "early_stopping.patience: is missing: how many evaluations"),
+        (
+            GOOD + "batch_size: 10\naccumulate: 3",
+            "run.yaml:5: accumulate: batch_size 10 cannot be cut into 3",
+        ),
+        (GOOD + "callbacks: progress", "callbacks: must be a list; found 'progress'"),
+        (GOOD + "callbacks: [{every: 3}]", "callbacks.0.name: is missing"),
+        (
+            GOOD + "schedule: 3",
+            "schedule: must be a name, or a mapping with a name and arguments; found 3",
+        ),
+        ("data: digits\nepochs: 3", "run.yaml: model: is missing"),
+        ("model: mlp\ndata: digits", "run.yaml: epochs: how long to train is missing"),
+        ("model: mlp\n\tdata: digits", "indent with spaces, not with tabs"),
+        ("", "run.yaml: the file is empty. `ftrain init`"),
+        ("- 3", "must be keys with values, such as `epochs: 10`; found a list"),
+        ("model: [", "run.yaml:1: this is no YAML"),
+    ],
+)
+def test_what_is_said(text: str, expected: str) -> None:
+    assert expected in said(text)
+
+
+def test_all_problems_are_in_one_error() -> None:
+    lines = said("model: mlp\ndata: digits\nepoch: 3\nseed: x\nlr: 3").splitlines()
+    assert [line.split(":")[1] for line in lines] == ["4", "3", "5"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "the command line (seed): an argument after the file must be key=value"),
+        ("=3", "must be key=value"),
+        ("seed=x", "the command line (seed=x): seed: must be a whole number; found 'x'"),
+        (
+            "epohs=3",
+            "the command line (epohs=3): epohs: there is no such key. Did you mean epochs?",
+        ),
+        ("seed.deeper=3", "seed.deeper: seed is 1, which has no keys of its own"),
+        ("callbacks.3=x", "callbacks.3: callbacks is a list: write a number from 0 to 0"),
+        ("model=[", "model: this is no YAML"),
+    ],
+)
+def test_what_is_said_of_the_command_line(override: str, expected: str) -> None:
+    assert expected in said(GOOD + "seed: 1\ncallbacks: []", override)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: None, "there is no such file. `ftrain init`"),
+        (lambda path: path.mkdir(), "this is a directory"),
+        (lambda path: path.write_bytes(b"a: \xff"), "this is no text in UTF-8: byte 3"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: pathlib.Path, make: Any, expected: str) -> None:
+    path = tmp_path / "run.yaml"
+    make(path)
+    with pytest.raises(ConfigError, match=expected) as error:
+        load(path)
+    assert error.value.place == str(path)
+
+
+def test_a_file_of_another_kind(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "run.ini").write_text("a=3")
+    with pytest.raises(
+        ConfigError, match=r"ends in \.yaml, \.yml, \.json, \.toml; found 'run\.ini'"
+    ):
+        load(tmp_path / "run.ini")
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load(tmp_path / "run.yaml").epochs == 3

@@ -1,0 +1,209 @@
+"""Names and import paths, arguments against signatures, and the way back to a file."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftrain.config import ConfigError, load, register
+from ftrain.config.dump import dump, relocated, to_yaml
+from ftrain.config.load import parse
+from ftrain.config.registry import names
+from ftrain.config.resolve import resolve
+from tests.config.formats import configs, scalars, trees, write
+
+HERE = pathlib.Path(__file__).parent
+GOOD: dict[str, Any] = {"model": "project.py:Net", "data": "project.py:data", "epochs": 3}
+
+
+def said(*overrides: str, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        resolve(parse(write({**GOOD, **changes}, "yaml"), HERE / "run.yaml", overrides))
+    return str(error.value)
+
+
+def resolved(**changes: Any) -> Any:
+    return resolve(parse(write({**GOOD, **changes}, "yaml"), HERE / "run.yaml"))
+
+
+def test_names_and_import_paths() -> None:
+    found = resolved(loss="tests.config.project:loss_fn", optimizer="sgd", schedule="cosine")
+    assert found.model.function.__name__ == "Net"
+    assert found.loss.function.__name__ == "loss_fn"
+    assert found.optimizer.function.__name__ == "sgd"
+    assert found.schedule.function.__name__ == "cosine"
+
+
+def test_one_file_is_imported_once() -> None:
+    found = resolved(loss="project.py:loss_fn")
+    assert (
+        sys.modules[found.loss.function.__module__] is sys.modules[found.model.function.__module__]
+    )
+
+
+def test_a_file_named_like_a_module_of_pythons(tmp_path: pathlib.Path) -> None:
+    shutil.copy(HERE / "project.py", tmp_path / "json.py")
+    (tmp_path / "run.yaml").write_text(
+        write({**GOOD, "model": "json.py:Net", "data": "json.py:data"}, "yaml")
+    )
+    text = (tmp_path / "json.py").read_text().replace("test-net", "test-net-2")
+    (tmp_path / "json.py").write_text(text)
+    assert resolve(load(tmp_path / "run.yaml")).model.function.__name__ == "Net"
+    assert hasattr(sys.modules["json"], "dumps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"model": "mpl"},
+            "run.yaml:1: model.name: there is no model called 'mpl'. Did you mean mlp?",
+        ),
+        ({"optimizer": "adamm"}, "there is no optimizer called 'adamm'. Did you mean adam?"),
+        ({"optimizer": "chain"}, "there is no optimizer called 'chain'"),
+        ({"schedule": "join"}, "there is no schedule called 'join'"),
+        ({"model": "project.py"}, "Write which part of the file is meant: project.py:NAME"),
+        ({"model": "project.py:Nett"}, "project.py has no 'Nett'. Did you mean Net?"),
+        (
+            {"model": "nowhere.py:Net"},
+            f"there is no file {HERE / 'nowhere.py'} (written as nowhere.py)",
+        ),
+        (
+            {"model": "nowhere:Net"},
+            "there is no module 'nowhere'. A file is written with its ending",
+        ),
+        ({"model": "tests.nowhere:Net"}, "there is no module 'tests.nowhere'"),
+        (
+            {"model": "project.py:not_callable"},
+            "project.py:not_callable is 3: name a function or class",
+        ),
+        (
+            {"model": {"name": "project.py:Net", "widht": 3}},
+            "model.widht: project.py:Net takes no widht. Did you mean width?",
+        ),
+        (
+            {"model": {"name": "project.py:Net", "width": "3"}},
+            "model.width: must be a valid integer; found '3'",
+        ),
+        ({"model": {"name": "project.py:Net", "kind": "c"}}, "must be 'a' or 'b'; found 'c'"),
+        ({"model": "mlp"}, "model.inputs: mlp needs inputs: write it"),
+        ({"optimizer": {"name": "sgd", "params": 3}}, "sgd takes no params"),
+        (
+            {"loss": {"name": "project.py:loss_fn", "batch": 3}},
+            "gets its batch from the run: leave it out",
+        ),
+        ({"schedule": {"name": "warmup_cosine", "peak": 3}}, "gets its peak from the run"),
+        ({"schedule": "warmup_cosine"}, "schedule.warmup_steps: warmup_cosine needs warmup_steps"),
+        ({"imports": ["nowhere"]}, "imports.0: there is no module 'nowhere'"),
+    ],
+)
+def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
+    assert expected in said(**changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("def f(:", "broken.py is no Python: {file}:1: invalid syntax"),
+        ("x = 3\nraise ValueError('no')", "importing broken.py raised ValueError: no ({file}:2)"),
+        (
+            "import nowhere_else",
+            "raised ModuleNotFoundError: No module named 'nowhere_else' ({file}:1)",
+        ),
+        ("import sys\nsys.exit(3)", 'put what it runs under `if __name__ == "__main__":`'),
+    ],
+)
+def test_files_that_cannot_be_imported(tmp_path: pathlib.Path, content: str, expected: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(content)
+    (tmp_path / "run.yaml").write_text(write({**GOOD, "model": "broken.py:Net"}, "yaml"))
+    with pytest.raises(ConfigError) as error:
+        resolve(load(tmp_path / "run.yaml"))
+    sys.modules.pop("broken", None)
+    assert expected.format(file=file) in str(error.value)
+
+
+def test_lists_become_what_the_signature_asks_for() -> None:
+    found = resolved(
+        model={"name": "project.py:Net", "shape": [1, 2]},
+        data={"name": "project.py:data", "path": "x"},
+    )
+    assert found.model.arguments["shape"] == (1, 2)
+    assert found.data.arguments["path"] == HERE / "x"
+    assert resolved(model={"name": "project.py:any_of", "x": [1, "a"]}).model.arguments == {
+        "x": [1, "a"]
+    }
+
+
+def test_the_rate_is_the_optimizers_own_where_none_is_written() -> None:
+    assert resolved(optimizer="prodigy").config.optimizer.learning_rate == 1.0
+    assert resolved(optimizer="adamw").config.optimizer.learning_rate == 1e-3
+    assert (
+        resolved(optimizer={"name": "adamw", "learning_rate": 3}).config.optimizer.learning_rate
+        == 3
+    )
+
+
+def test_registering() -> None:
+    @register("loss", "test-loss")
+    def loss_fn(model: object, batch: object) -> object:
+        return model
+
+    assert "test-loss" in names("loss")
+    with pytest.raises(ValueError, match="a loss called 'mse' already"):
+        register("loss", "mse")(loss_fn)
+    with pytest.raises(ValueError, match="no kind 'modle'. Did you mean model"):
+        register("modle", "x")  # type: ignore[arg-type]
+
+
+# The way back to a file.
+
+
+@given(trees)
+def test_yaml_is_read_as_it_was_written(tree: dict[str, Any]) -> None:
+    text = to_yaml(tree)
+    config = {"name": "x", **{f"_{key}": value for key, value in tree.items()}}
+    component = parse(to_yaml({**GOOD, "model": config}), HERE / "run.yaml").model
+    assert component.arguments == {f"_{key}": value for key, value in tree.items()}
+    assert text == to_yaml(tree)
+
+
+@given(scalars | st.floats(allow_nan=False) | st.text(max_size=12))
+def test_every_value_comes_back_as_itself(value: Any) -> None:
+    found = parse(
+        to_yaml({**GOOD, "model": {"name": "x", "a": value}}), HERE / "run.yaml"
+    ).model.arguments["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("config", configs())
+def test_a_dump_is_a_fixpoint_wherever_it_lies(
+    config: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    found = resolve(parse(write(config, "yaml"), HERE / "run.yaml"))
+    folder = tmp_path / "deeper" / "run"
+    folder.mkdir(parents=True)
+    text = dump(relocated(found, folder))
+    (folder / "config.yaml").write_text(text)
+    again = resolve(load(folder / "config.yaml"))
+    assert dump(relocated(again, folder)) == text
+    assert again.model.function is found.model.function
+    assert again.data.arguments == found.data.arguments
+
+
+def test_paths_lead_to_the_same_files_from_elsewhere(tmp_path: pathlib.Path) -> None:
+    found = resolved(data={"name": "project.py:data", "path": "project.py"}, imports=["project.py"])
+    moved = relocated(found, tmp_path)
+    there = os.path.relpath(HERE / "project.py", tmp_path)
+    assert moved.model.name == f"{there}:Net"
+    assert moved.data.arguments["path"] == there
+    assert moved.imports == (there,)
+    assert os.path.samefile(tmp_path / there, HERE / "project.py")
