@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ftrain.optim.protocol import Hyperparameter, PyTree
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = [
     "finite",
@@ -20,6 +20,7 @@ __all__ = [
     "function_needed",
     "needed",
     "non_negative",
+    "optimizer",
     "positive",
     "positive_int",
 ]
@@ -55,6 +56,15 @@ def positive_int(name: str, value: int, at_least: int = 1) -> None:
         raise TypeError(f"{name} counts updates: it must be an int, got {value!r}.")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+
+
+def optimizer(wrapper: str, inner: object) -> None:
+    """Raise unless `inner` is something that `wrapper` can go around."""
+    if not isinstance(inner, GradientTransformation):
+        raise TypeError(
+            f"`{wrapper}` goes around an optimizer such as `optim.adamw(1e-3)`, its first argument, and "
+            f"found a {type(inner).__name__}."
+        )
 
 
 def needed(algorithm: str, params: PyTree | None) -> PyTree:

@@ -106,7 +106,7 @@ def _made(
     params: list[torch.Tensor],
     symbolic: bool,
 ) -> torch.optim.Optimizer:
-    optimizer = make(params, **options)  # type: ignore[call-arg]  # the arguments of its kind
+    optimizer = make(params, **options)
     (group,) = optimizer.param_groups
     if symbolic and "capturable" in group:
         group["capturable"] = True

@@ -85,6 +85,7 @@ def ema(
     >>> optim.apply_updates(params, updates), optim.get(state, "ema")
     ({'w': tensor([1.])}, {'w': tensor([1.5000])})
     """
+    _checks.optimizer("ema", inner)
     _checks.fraction("decay", decay)
 
     def init(params: PyTree) -> EmaState:
@@ -144,6 +145,7 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
     >>> params, optim.get(state, "swa")  # the mean of 3 and 2
     ({'w': tensor([2.])}, {'w': tensor([2.5000])})
     """
+    _checks.optimizer("swa", inner)
     _checks.positive_int("start", start)
     _checks.positive_int("every", every)
 

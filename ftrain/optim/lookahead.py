@@ -63,6 +63,7 @@ def lookahead(
     >>> params, state.slow  # half the way from 4 to 2
     ({'w': tensor([3.])}, {'w': tensor([3.])})
     """
+    _checks.optimizer("lookahead", inner)
     _checks.positive_int("k", k)
     _checks.non_negative("alpha", alpha)
     if not isinstance(alpha, torch.Tensor) and alpha > 1:

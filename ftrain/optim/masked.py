@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.optim import _checks
 from ftrain.optim._leaves import agreeing, gradients
 from ftrain.optim._parts import narrowed, part, unchanged
 from ftrain.optim.masks import Mask, mask_leaves
@@ -42,6 +43,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     >>> link.update(grads, link.init(grads))[0]
     {'weight': tensor([-0.1000]), 'bias': tensor([1.])}
     """
+    _checks.optimizer("masked", inner)
     return _on_part(inner, lambda params: mask_leaves(mask, params), lambda grad: grad)
 
 
@@ -65,6 +67,7 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     >>> optim.apply_updates(params, updates)
     {'backbone.w': tensor([1.]), 'head.w': tensor([0.9000])}
     """
+    _checks.optimizer("freeze", inner)
     return _on_part(
         inner, lambda params: [not frozen for frozen in mask_leaves(mask, params)], unchanged
     )

@@ -57,6 +57,12 @@ def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree
     {'embed.weight': False, 'head.weight': True}
     """
 
+    if not callable(predicate):
+        raise TypeError(
+            f"matching takes a function of name and parameter, and {predicate!r} is not callable. A "
+            "pattern of names is a mask by itself."
+        )
+
     def mask(params: PyTree) -> PyTree:
         flat, treedef = tree.flatten(params)
         return tree.unflatten(
@@ -103,7 +109,10 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
 
 @functools.lru_cache(maxsize=256)
 def _found(pattern: str, treedef: tree.TreeDef) -> tuple[bool, ...]:
-    found = tuple(re.search(pattern, name) is not None for name in names(treedef))
+    try:
+        found = tuple(re.search(pattern, name) is not None for name in names(treedef))
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}.") from error
     if found and not any(found):
         listed = ", ".join(names(treedef)[:5]) + (", ..." if len(found) > 5 else "")
         raise ValueError(

@@ -75,6 +75,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
     {'w': tensor([5.])}
     {'w': tensor([3.])}
     """
+    _checks.optimizer("multi_steps", inner)
     if not callable(k):
         _checks.positive_int("k", k)
 
@@ -99,6 +100,11 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         (totals, gs), treedef = agreeing(
             ("state.total", state.total), ("grads", grads), strict_dtype=False
         )
+        if isinstance(weight, torch.Tensor) and weight.ndim:
+            raise ValueError(
+                f"weight is a tensor of shape {tuple(weight.shape)}; it must be 0-d, what this gradient "
+                "counts in the mean."
+            )
         device = state.weight.device
         share = double(1.0 if weight is None else weight, device)
         gathered = state.weight + share

@@ -55,6 +55,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
     >>> optim.get(state, "backbone", "learning_rate")
     tensor(0.1000)
     """
+    _check_groups(groups)
     for name, group in groups.items():
         _check_group(name, group)
     optimizers = {name: optimizer for name, (_, optimizer) in groups.items()}
@@ -105,6 +106,16 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
         return tree.unflatten(tree.structure(grads), merged), states
 
     return GradientTransformation(init, update)
+
+
+def _check_groups(groups: object) -> None:
+    if not isinstance(groups, Mapping):
+        raise TypeError(
+            "partition takes a dict from a group's name to its mask and its optimizer, and found a "
+            f"{type(groups).__name__}."
+        )
+    if not groups:
+        raise ValueError("a partition needs at least one group.")
 
 
 def _check_group(name: str, group: object) -> None:

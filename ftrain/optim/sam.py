@@ -107,6 +107,8 @@ Climb = Callable[[list[torch.Tensor], list[torch.Tensor]], list[torch.Tensor]]
 
 
 def _elsewhere(name: str, inner: GradientTransformation, climb: Climb) -> GradientTransformation:
+    _checks.optimizer(name, inner)
+
     def update(
         grads: PyTree,
         state: PyTree,

@@ -52,6 +52,7 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
     >>> optim.apply_updates(params, updates), state.skipped, state.inner.count
     ({'w': tensor([1., 2.])}, tensor(1), tensor(0))
     """
+    _checks.optimizer("skip_nonfinite", inner)
     return _skip(inner, torch.isfinite)
 
 
@@ -76,6 +77,7 @@ def skip_large_updates(
     >>> optim.apply_updates(params, updates), state.skipped
     ({'w': tensor([3., 4.])}, tensor(1))
     """
+    _checks.optimizer("skip_large_updates", inner)
     if isinstance(max_norm, torch.Tensor) or max_norm != torch.inf:
         _checks.non_negative("max_norm", max_norm)
     return _skip(inner, lambda norm: norm <= max_norm)

@@ -1,0 +1,134 @@
+"""Bad input to a wrapper gets an error that says what was found, where, and what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ftrain import optim
+
+PARAMS = {"layers": [{"w": torch.ones(2, 2), "b": torch.ones(2)}]}
+SGD = optim.sgd(0.1)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: optim.multi_steps(SGD, 0), ValueError, "k must be at least 1, got 0"),
+        (lambda: optim.multi_steps(SGD, 2.0), TypeError, "k counts updates: it must be an int"),
+        (lambda: optim.lookahead(SGD, 0), ValueError, "k must be at least 1"),
+        (lambda: optim.lookahead(SGD, 5, 1.5), ValueError, r"alpha must lie in \[0, 1\], got 1.5"),
+        (lambda: optim.ema(SGD, 1.0), ValueError, r"decay must lie in \[0, 1\), got 1.0"),
+        (lambda: optim.ema(SGD, float("nan")), ValueError, "decay must lie"),
+        (lambda: optim.swa(SGD, 0), ValueError, "start must be at least 1"),
+        (lambda: optim.swa(SGD, 1, 0), ValueError, "every must be at least 1"),
+        (lambda: optim.sam(SGD, -0.1), ValueError, "rho must be a finite number >= 0, got -0.1"),
+        (lambda: optim.asam(SGD, eta=-1.0), ValueError, "eta must be a finite number >= 0"),
+        (lambda: optim.skip_large_updates(SGD, -1.0), ValueError, "max_norm must be a finite"),
+        (
+            lambda: optim.skip_large_updates(SGD, float("nan")),
+            ValueError,
+            "max_norm must be a fini",
+        ),
+        (lambda: optim.partition({}), ValueError, "a partition needs at least one group"),
+        (lambda: optim.partition({"all": SGD}), TypeError, r"'all' is Gradient.*not a pair"),
+        (lambda: optim.partition({"all": (SGD, "w")}), TypeError, "not a pair of a mask and an"),
+        (lambda: optim.partition([("w", SGD)]), TypeError, "takes a dict .* found a list"),
+        (lambda: optim.ema(optim.sgd), TypeError, "`ema` goes around an optimizer .* a function"),
+        (lambda: optim.freeze("w", SGD), TypeError, "`freeze` goes around an optimizer .* a str"),
+        (lambda: optim.masked([SGD], "w"), TypeError, "`masked` goes around .* found a list"),
+        (lambda: optim.sam(0.1), TypeError, "`sam` goes around an optimizer .* found a float"),
+        (lambda: optim.multi_steps(4, SGD), TypeError, "`multi_steps` goes around an optimizer"),
+        (lambda: optim.matching("w")(PARAMS), TypeError, "is not callable"),
+    ],
+)
+def test_arguments(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_masks_that_do_not_fit():
+    for wrap in (optim.masked, optim.freeze, lambda o, m: optim.partition({"g": (m, o)})):
+        with pytest.raises(ValueError, match=r"at \['layers'\]\[0\]: \['b'\] is missing"):
+            wrap(SGD, {"layers": [{"w": True}]}).init(PARAMS)
+        with pytest.raises(
+            ValueError, match=r"contains the pattern 'wieght'. There are 2: layers.0.b, layers.0.w"
+        ):
+            wrap(SGD, "wieght").init(PARAMS)
+        with pytest.raises(TypeError, match=r"mask at \['layers'\]\[0\]\['b'\] is int 1"):
+            wrap(SGD, {"layers": [{"w": True, "b": 1}]}).init(PARAMS)
+    with pytest.raises(
+        ValueError, match=r"the pattern '\[' is no regular expression: unterminated"
+    ):
+        optim.masked(SGD, "[").init(PARAMS)
+
+
+def test_a_parameter_without_a_group():
+    with pytest.raises(
+        ValueError, match=r"layers.0.b is in none of the groups weights.*everything"
+    ):
+        optim.partition({"weights": ("w$", SGD)}).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda o: optim.masked(o, "w"),
+        lambda o: optim.freeze(o, "w"),
+        lambda o: optim.partition({"all": (optim.everything, o)}),
+        lambda o: optim.multi_steps(o, 2),
+        lambda o: optim.lookahead(o, 2),
+        optim.ema,
+        optim.sam,
+        optim.skip_nonfinite,
+    ],
+)
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"layers": [{"w": torch.ones(2, 2)}]}, ValueError, r"\['b'\] is missing"),
+        (
+            {"layers": [{"w": torch.ones(2, 2), "b": torch.ones(3)}]},
+            ValueError,
+            r"\['b'\]: shape \(3,\), but",
+        ),
+        (
+            {"layers": [{"w": torch.ones(2, 2), "b": torch.ones(2).double()}]},
+            TypeError,
+            r"\['b'\]: dtype torch.float64",
+        ),
+    ],
+)
+def test_gradients_unlike_the_parameters(wrap, grads, error, message):
+    optimizer = wrap(optim.adamw(0.1))
+    state = optimizer.init(PARAMS)
+    with pytest.raises(error, match=message):
+        optimizer.update(grads, state, PARAMS, grad_fn=lambda p: grads)
+
+
+@pytest.mark.parametrize("name", ["ema", "swa", "lookahead", "sam", "asam"])
+def test_parameters_left_out(name):
+    wrap = getattr(optim, name)
+    optimizer = wrap(SGD, 1) if name == "swa" else wrap(SGD)
+    with pytest.raises(ValueError, match=rf"`{name}` reads the parameters and got none"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), grad_fn=lambda p: p)
+
+
+def test_a_second_gradient_that_nobody_gives():
+    with pytest.raises(ValueError, match=r"`sam` takes a second gradient .* got no `grad_fn`"):
+        optim.sam(SGD).update(PARAMS, SGD.init(PARAMS), PARAMS)
+    inside = optim.multi_steps(optim.asam(SGD), 1)
+    with pytest.raises(ValueError, match=r"`asam\(multi_steps\(...\)\)` has one"):
+        inside.update(PARAMS, inside.init(PARAMS), PARAMS, grad_fn=lambda p: p)
+
+
+def test_states_of_another_partition():
+    optimizer = optim.partition({"all": (optim.everything, SGD)})
+    with pytest.raises(ValueError, match="a partition into all has a dict of their states, got"):
+        optimizer.update(PARAMS, SGD.init(PARAMS), PARAMS)
+
+
+def test_weights_that_are_no_numbers():
+    optimizer = optim.multi_steps(SGD, 2)
+    with pytest.raises(ValueError, match=r"weight is a tensor of shape \(2,\); it must be 0-d"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, weight=torch.ones(2))
