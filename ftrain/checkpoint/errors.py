@@ -18,9 +18,16 @@ __all__ = [
     "DeterminismWarning",
 ]
 
+_LONGEST = 5000
+
 
 class CheckpointError(Exception):
     """What every error of this package is."""
+
+    def __init__(self, message: str) -> None:
+        # A hostile file chooses its names: whatever they hold, the message can be printed.
+        shown = message if len(message) <= _LONGEST else message[:_LONGEST] + " ..."
+        super().__init__(shown.encode(errors="backslashreplace").decode())
 
 
 class _FileError(CheckpointError):

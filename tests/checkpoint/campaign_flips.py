@@ -1,6 +1,7 @@
 """Damage: `python -m tests.checkpoint.campaign_flips --count 100000`.
 
-One random bit of one file of a checkpoint is flipped, over all files and bytes alike; loading must refuse.
+One random bit of one file of a checkpoint is flipped, over all files and bytes alike; loading
+must refuse.
 """
 
 from __future__ import annotations

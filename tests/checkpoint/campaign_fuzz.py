@@ -1,8 +1,8 @@
 """Mutated manifests and headers: `python -m tests.checkpoint.campaign_fuzz --count 100000`.
 
-Every hash is set right after the mutation, so that what is tested is the reader behind the hashes. It may
-load what is still consistent; else only a `CheckpointError` may come out of it, at once, and without
-much memory.
+Every hash is set right after the mutation, so that what is tested is the reader behind the
+hashes. It may load what is still consistent; else only a `CheckpointError` may come out of it, at
+once, and without much memory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from tests.checkpoint.forge import DATA, join, seal, split
 from tests.checkpoint.states import train_state
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**32, 2**53 + 1, 2**62, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308,
-    "", "*", ".", "..", "../x", "/", "\0", "\ud800", "é", "a" * 300, "F32", "float32", "U8", "int64", ".step",
-    ".params['w']", ".params['b']", DATA, [], {}, [[]], [0], [0, 0], [1, 2, 3], [-1], {"a": 1}, [None],
-    {"__float__": "inf"}, {"__float__": []}, ["dict", []], ["dict", [["['a']", "*"]]],
+    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**32, 2**53 + 1, 2**62, 2**63, 2**64, 10**30, 0.5, -0.0,
+    1e308, "", "*", ".", "..", "../x", "/", "\0", "\ud800", "é", "a" * 300, "F32", "float32", "U8",
+    "int64", ".step", ".params['w']", ".params['b']", DATA, [], {}, [[]], [0], [0, 0], [1, 2, 3], [-1],
+    {"a": 1}, [None], {"__float__": "inf"}, {"__float__": []}, ["dict", []],
+    ["dict", [["['a']", "*"]]],
 ]  # fmt: skip
 
 
@@ -126,6 +127,11 @@ def mutant(path: Path, manifest: bytes, file: bytes, dice: random.Random) -> Non
     seal(path, rendered)
 
 
+def printable(error: Exception) -> bool:
+    """Whether a message can be shown, whatever names the file had."""
+    return len(str(error)) < 10_000 and "\ud800" not in str(error)
+
+
 def campaign(count: int, seed: int = 0) -> Result:
     """Read `count` mutants, each in one of the ways there are."""
     torch.set_num_threads(1)
@@ -154,9 +160,7 @@ def campaign(count: int, seed: int = 0) -> Result:
                 dice.choice(readers)()
                 found["loaded"] += 1
             except checkpoint.CheckpointError as error:
-                found["refused"] += 1
-                assert len(str(error)) < 10_000
-                str(error).encode()
+                found["refused" if printable(error) else "other"] += 1
             except Exception as error:
                 found["other"] += 1
                 print(repr(error)[:500])

@@ -1,16 +1,18 @@
 """SIGKILL at random moments: `python -m tests.checkpoint.campaign_kills --count 10000`.
 
 A process is forked that resumes a run, takes steps, saves each, and says over a pipe which of its
-checkpoints it was told are safe. It is killed within milliseconds, and another goes on. After each kill:
+checkpoints it was told are safe. It is killed within milliseconds, and another goes on. After
+each kill:
 
 - the newest checkpoint loads, and is at least as new as the last one acknowledged;
 - its bits are those of the undisturbed run at that step;
 - every other checkpoint of the store verifies, too.
 
-At the end the run is finished undisturbed; nothing but whole checkpoints may be left. Every run is one of
-four kinds: saving in the loop or beside it, a small state or one of several megabytes, which goes through
-the hashing thread. What a killed process wrote is in the system's hands, synced or not, so the campaign may
-as well run in memory; what a crash of the machine leaves is the subject of `weak_disk.py`.
+At the end the run is finished undisturbed; nothing but whole checkpoints may be left. Every run
+is one of four kinds: saving in the loop or beside it, a small state or one of several megabytes,
+which goes through the hashing thread. What a killed process wrote is in the system's hands,
+synced or not, so the campaign may as well run in memory; what a crash of the machine leaves is
+the subject of `weak_disk.py`.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Run:
 
     def __init__(self, directory: Path, size: int, asynchronous: bool) -> None:
         self.directory, self.size, self.asynchronous = directory, size, asynchronous
+        self.window = 0.04
         self.digests = [ftrain.tree.digest(state := self.start())]
         for _ in range(STEPS):
             state = self.step(state)
@@ -110,7 +113,9 @@ def campaign(count: int, seed: int = 0, base: str | None = None, verbose: bool =
         for kill in range(count):
             which = dice.choices(range(len(runs)), weights=[4, 4, 1, 1])[0]
             run = runs[which]
-            told = _work_until_killed(run, dice.uniform(0.0, 0.04 if run.size == 100 else 0.12))
+            told = _work_until_killed(run, dice.uniform(0.0, run.window))
+            # A busy machine gets further in a longer time only: a few steps for each kill.
+            run.window = min(0.5, run.window * 1.05) if len(told) < 2 else run.window / 1.02
             acknowledged[which] = max([acknowledged[which], *told])
             steps += len(told)
             in_save += any(path.name.startswith(".tmp-") for path in run.directory.glob(".*"))

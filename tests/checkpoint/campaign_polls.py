@@ -1,9 +1,9 @@
 """A reader beside two writers: `python -m tests.checkpoint.campaign_polls --count 10000`.
 
-One process saves as fast as it can, keeping a single checkpoint, so that each is deleted milliseconds after
-it appeared; a second tries to write to the same directory, and must be refused every time; this one loads
-the newest again and again. What it loads must have the bits of its step, its steps must never go back, and
-nothing may look damaged.
+One process saves as fast as it can, keeping a single checkpoint, so that each is deleted
+milliseconds after it appeared; a second tries to write to the same directory, and must be refused
+every time; this one loads the newest again and again. What it loads must have the bits of its
+step, its steps must never go back, and nothing may look damaged.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def operations(directory: Path) -> list[str]:
 def test_the_operations_are_all_there(tmp_path):
     found = operations(tmp_path)
     assert {
-        "open", "write", "fsync", "fsync directory", "rename", "unlink", "mkdir", "rmdir", "close", "lock",
-        "list",
+        "open", "write", "fsync", "fsync directory", "rename", "unlink", "mkdir", "rmdir", "close",
+        "lock", "list",
     } <= set(found)  # fmt: skip
     assert found.count("fsync") == 3
     assert found.count("fsync directory") == 2
@@ -115,9 +115,9 @@ def test_a_plain_save_leaves_nothing_behind(memory_path, code):
         try:
             with _files.replaced(failing):
                 checkpoint.save(path, train_state(1))
-        except checkpoint.CheckpointWriteError as error:
-            assert error.errno == code
-            assert not path.exists(), failing.operations[k]
+        except checkpoint.CheckpointWriteError as refused:
+            found = (refused.errno, path.exists())
+            assert found == (code, False), failing.operations[k]
         else:
             checkpoint.verify(path)
             if failing.failed is None:
@@ -139,8 +139,9 @@ def test_an_export_leaves_nothing_behind(tmp_path):
         try:
             with _files.replaced(failing):
                 checkpoint.export_state_dict(path, {"w": train_state(2).params["w"]})
-        except checkpoint.CheckpointWriteError as error:
-            assert error.errno == errno.ENOSPC
+        except checkpoint.CheckpointWriteError as refused:
+            found = refused.errno
+            assert found == errno.ENOSPC
             assert os.listdir(tmp_path) == ["model.safetensors"]
             assert path.read_bytes() in (before, after)  # after: only its directory was not synced
         else:

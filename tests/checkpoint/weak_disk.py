@@ -1,9 +1,10 @@
 """What a machine that loses power may leave behind: the states that a weak file system allows.
 
-The model: a file's bytes are on disk once the file was synced; until then any of nothing, half of them,
-zeros, or all of them is there. A name (made, moved, removed) is on disk once its directory was synced; until
-then each change of a name may be there or not, whatever its neighbours did, as long as what it changes
-exists. This allows more than ext4, xfs or btrfs do; it is a model, and no proof about any of them.
+The model: a file's bytes are on disk once the file was synced; until then any of nothing, half of
+them, zeros, or all of them is there. A name (made, moved, removed) is on disk once its directory
+was synced; until then each change of a name may be there or not, whatever its neighbours did, as
+long as what it changes exists. This allows more than ext4, xfs or btrfs do; it is a model, and no
+proof about any of them.
 """
 
 from __future__ import annotations
