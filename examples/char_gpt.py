@@ -148,6 +148,19 @@ class GPT(nn.Module):
         return logits
 
 
+def gpt(
+    characters: int,
+    layers: int = 4,
+    heads: int = 4,
+    width: int = 128,
+    context: int = 64,
+    dropout: float = 0.0,
+) -> GPT:
+    """The model from plain numbers, as a configuration names them: `char_gpt.py:gpt`."""
+    options = {"layers": layers, "heads": heads, "width": width}
+    return GPT(characters, argparse.Namespace(**options, context=context, dropout=dropout))
+
+
 class Block(nn.Module):
     """Attention, then a perceptron, each on normalised input and added to what came in."""
 

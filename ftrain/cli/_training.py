@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from ftrain.config.run import directory, train
@@ -13,8 +14,10 @@ __all__ = ["report"]
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
     """Train, say how it ended and what can be done next; the exit code."""
     result = train(config, resume=resume, overwrite=overwrite)
-    print(result)
     folder = directory(config)
+    if config.fast_dev_run:
+        result = dataclasses.replace(result, checkpoint=None)
+    print(result)
     if config.fast_dev_run:
         print("everything ran; nothing was kept")
     elif result.status == "interrupted":

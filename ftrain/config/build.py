@@ -31,8 +31,8 @@ from ftrain.core.errors import DataError
 
 __all__ = ["Parts", "build"]
 
-#: Steps of a `fast_dev_run`, and batches of its evaluation.
-DEV_STEPS, DEV_EVAL_BATCHES = 4, 2
+#: Batches in the evaluation of a `fast_dev_run`.
+DEV_EVAL_BATCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +216,6 @@ def _total_steps(config: Config, train: Any) -> int | None:
     if config.epochs is not None and hasattr(train, "__len__"):
         with contextlib.suppress(TypeError):  # a stream over something without a length
             limits.append(config.epochs * len(train))
-    if config.fast_dev_run:
-        limits.append(DEV_STEPS)
     return min((limit for limit in limits if limit is not None), default=None)
 
 

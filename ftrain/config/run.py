@@ -32,6 +32,9 @@ from ftrain.loop.trainer import Trainer
 
 __all__ = ["Run", "prepare", "train"]
 
+#: Steps of a `fast_dev_run`.
+DEV_STEPS = 4
+
 #: What a run writes into its directory.
 FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "train.log", "curves.png", "result.json")
 
@@ -61,7 +64,7 @@ class Run:
                 self.parts.train,
                 self.parts.held_out,
                 epochs=config.epochs,
-                max_steps=self.parts.total_steps if config.fast_dev_run else config.max_steps,
+                max_steps=DEV_STEPS if config.fast_dev_run else config.max_steps,
                 resume="auto" if resume else None,
             )
         outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -139,19 +142,20 @@ def environment(config: Config) -> Iterator[None]:
     threads = torch.get_num_threads()
     was = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic  # a module with a property, which types do not know
+    filled = memory.fill_uninitialized_memory
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            memory.fill_uninitialized_memory = False
         with torch.autograd.set_detect_anomaly(config.detect_anomaly):
             yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(was, warn_only=only_warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
 
 
 def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Trainer:
