@@ -80,15 +80,12 @@ class Ledger:
 
     def _watch(self, columns: Columns, at: Progress, n: int) -> int:
         """Count skipped steps among these, which come n steps behind `at`; how many there are then."""
-        if not columns:
-            return n
-        steps = len(next(iter(columns.values())).fields[0])
-        skipped = columns.get("skipped")
+        steps, skipped = columns.steps, columns.columns.get("skipped")
         if skipped is None or not any(skipped.fields[0]):
             self.nonfinite = 0
             return n + steps
         for i, one in enumerate(skipped.fields[0], n + 1):
             self.nonfinite = self.nonfinite + 1 if one else 0
-            if one and "loss_scale" not in columns:  # where losses are scaled, skips are routine
+            if one and "loss_scale" not in columns.columns:  # else skips are routine
                 self.skipped.append((at.step + i, at.epoch, at.batch + i - 1))
         return n + steps

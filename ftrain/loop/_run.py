@@ -24,6 +24,7 @@ from ftrain.loop import _memory
 from ftrain.loop._clock import Clock
 from ftrain.loop._data import Batches, joined, length
 from ftrain.loop._evaluate import evaluate
+from ftrain.loop._garbage import Garbage
 from ftrain.loop._keeper import Keeper
 from ftrain.loop._ledger import Ledger
 from ftrain.loop._nonfinite import first_nonfinite
@@ -100,7 +101,7 @@ class Run:
         self.clock = Clock()
         self.ledger = Ledger(loop, self.clock)
         self.keeper = Keeper(parts.store, loop, resumed)
-        self.signals = Signals()
+        self.signals, self.garbage = Signals(), Garbage()
         self.state: Any = loop.train
         self.progress = loop.progress
         self.cursor = loop.cursor or parts.train_data.start()
@@ -114,7 +115,7 @@ class Run:
     def events(self, wanted: Callable[[type[Event]], bool]) -> Events:
         """All events; those that are neither wanted nor heard by a callback are not made."""
         self.wanted = wanted
-        with self.signals:
+        with self.signals, self.garbage:
             try:
                 yield from self._train()
                 yield from self._finish()
@@ -140,15 +141,19 @@ class Run:
     def _batches(self, pairs: Iterator[tuple[Any, Any]]) -> Events:
         step, count = self.parts.step, self.parts.count
         pending, signals = self.ledger.pending, self.signals
-        begins, ends = self._heard(BatchBegin), self._heard(BatchEnd)
-        norms = self._heard(BackwardEnd)
+        begins, begins_wanted = self._heard(BatchBegin), self.wanted(BatchBegin)
+        ends, ends_wanted = self._heard(BatchEnd), self.wanted(BatchEnd)
+        norms, clock = self._heard(BackwardEnd), self.clock
         boundary = self._next_boundary()
         self.where = "data"
         for batch, cursor in pairs:
             if not self.progress.batch:
                 yield from self._show(EpochBegin(*self._now()))
             if begins:
-                yield from self._show(BatchBegin(*self._now(), batch))
+                begin = BatchBegin(self.progress, clock.total(), self.state, batch)
+                self._tell(begin)
+                if begins_wanted:
+                    self._ask((yield begin) or (), begin)
             if self.todo:
                 yield from self._settle()
             self.where = "step"
@@ -173,7 +178,10 @@ class Run:
             if norms:
                 yield from self._show_norms(metrics)
             if ends:
-                yield from self._show(BatchEnd(*self._now(), batch, metrics))
+                end = BatchEnd(self.progress, clock.total(), self.state, batch, metrics)
+                self._tell(end)
+                if ends_wanted:
+                    self._ask((yield end) or (), end)
             if n == boundary or self.over or self.todo or signals.received is not None:
                 yield from self._boundary(batch)
                 if self._status() is not None:
@@ -203,6 +211,7 @@ class Run:
         if self.over if parts.save_every is None else n % parts.save_every == 0:
             self.todo.append(Save("epoch" if parts.save_every is None else "step"))
         yield from self._settle()
+        self.garbage.collect()
         if hopeless is not None:
             self.where = "step"
             raise NonFiniteError(hopeless)
@@ -474,16 +483,24 @@ class Run:
         return bool(self.observers.hearing(kind)) or self.wanted(kind)
 
     def _show(self, event: Event, strict: bool = True) -> Events:
-        asked = self.observers.show(event)
+        self._tell(event, strict)
         if self.wanted(type(event)):
-            asked += (yield event) or ()
-        for action in asked:
-            self.todo.append(_checked(action, event))
-        if self.observers.failed is not None:
-            (name, error), self.observers.failed = self.observers.failed, None
+            self._ask((yield event) or (), event)
+
+    def _tell(self, event: Event, strict: bool = True) -> None:
+        """Show an event to the callbacks."""
+        observers = self.observers
+        asked = observers.show(event)
+        if asked:
+            self._ask(asked, event)
+        if observers.failed is not None:
+            (name, error), observers.failed = observers.failed, None
             if strict:
                 self.where = f"callback {name}"
                 raise error
+
+    def _ask(self, actions: Iterable[Action], event: Event) -> None:
+        self.todo += [_checked(action, event) for action in actions]
 
     def _notice(self, message: str) -> Events:
         if not self._heard(Notice):

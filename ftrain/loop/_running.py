@@ -31,14 +31,24 @@ class Column(NamedTuple):
 
     Attributes:
         kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
-        fields: for each of its fields a number a step; of another class: the metrics themselves.
+        fields: for each of its fields a number a step, of "Last" the last alone; of another class: the
+            metrics themselves.
     """
 
     kind: str
     fields: tuple[list[Any], ...]
 
 
-Columns = dict[str, Column]
+class Columns(NamedTuple):
+    """What some steps returned that have the same metrics.
+
+    Attributes:
+        steps: how many.
+        columns: `{name: Column}`.
+    """
+
+    steps: int
+    columns: dict[str, Column]
 
 
 @dataclasses.dataclass
@@ -65,7 +75,7 @@ class Running:
         Raises:
             ValueError: a metric has become one of another kind.
         """
-        for name, (kind, fields) in columns.items():
+        for name, (kind, fields) in columns.columns.items():
             before = self.entries.get(name)
             if before is not None and before[0] != kind:
                 raise ValueError(
@@ -133,23 +143,25 @@ def read(steps: Sequence[Any]) -> list[Columns]:
     Raises:
         TypeError: a metric is no number; the message names it.
     """
-    chunks: list[tuple[Any, list[list[Any]]]] = []  # (layout, for each metric its values)
+    chunks: list[list[Any]] = []  # [layout, number of steps, for each metric its values]
     for metrics in steps:
         entries = _entries(metrics)
         layout = (tuple(entries), tuple(map(type, entries.values())))
         if not chunks or chunks[-1][0] != layout:
-            chunks.append((layout, [[] for _ in entries]))
-        for column, value in zip(chunks[-1][1], entries.values(), strict=True):
+            chunks.append([layout, 0, [[] for _ in entries]])
+        chunks[-1][1] += 1
+        for column, value in zip(chunks[-1][2], entries.values(), strict=True):
             column.append(value)
     found = [
-        {name: _column(name, values) for name, values in zip(layout[0], columns, strict=True)}
-        for layout, columns in chunks
+        Columns(
+            n, {name: _column(name, values) for name, values in zip(names, columns, strict=True)}
+        )
+        for (names, _), n, columns in chunks
     ]
-    _fetch(
-        [field for chunk in found for kind, fields in chunk.values() if kind for field in fields]
-    )
+    columns = [column for chunk in found for column in chunk.columns.values() if column.kind]
+    _fetch(field for column in columns for field in column.fields)
     for chunk in found:
-        _add_spread(chunk)
+        _add_spread(chunk.columns)
     return found
 
 
@@ -197,6 +209,8 @@ def _column(name: Any, values: list[Any]) -> Column:
     first = values[0]
     kind = _KINDS.get(type(first))
     if kind is not None and all(map(_is_number, first)):
+        if kind == "Last":
+            values = values[-1:]
         return Column(kind, tuple(map(list, zip(*values, strict=True))))
     if _is_number(first):
         return Column("Mean", (values, [1.0] * len(values)))
@@ -214,10 +228,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _fetch(fields: Iterable[list[Any]]) -> None:
-    """Tensors become numbers, in place, with one copy for each device and dtype."""
-    wanted: dict[tuple[torch.device, torch.dtype], list[list[torch.Tensor]]] = {}
+    """Tensors become numbers, in place: one by one from the host, in one copy from a device."""
+    wanted: dict[tuple[torch.device, torch.dtype], list[list[Any]]] = {}
     for field in fields:
-        if isinstance(field[0], torch.Tensor):
+        if not isinstance(field[0], torch.Tensor):
+            continue
+        if field[0].is_cpu:  # 0.3 µs each; stacking them takes 1.3
+            field[:] = [value.item() for value in field]
+        else:
             wanted.setdefault((field[0].device, field[0].dtype), []).append(field)
     for columns in wanted.values():
         with torch.no_grad():
@@ -227,7 +245,7 @@ def _fetch(fields: Iterable[list[Any]]) -> None:
             column[:], start = numbers[start : start + len(column)], start + len(column)
 
 
-def _add_spread(columns: Columns) -> None:
+def _add_spread(columns: dict[str, Column]) -> None:
     """The smallest and the largest gradient norm beside the mean; skipped steps have none."""
     norm = columns.get("grad_norm")
     if norm is None or norm.kind != "Mean":

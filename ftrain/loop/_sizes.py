@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,20 +22,17 @@ def sizes(batch: Any) -> tuple[int, int]:
     >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
     (4, 64)
     """
+    if type(batch) is dict:  # the common case, at every step
+        for value in batch.values():
+            if isinstance(value, torch.Tensor) and value.dim():
+                for name in _TOKENS:
+                    if name in batch:
+                        return value.size(0), batch[name].numel()
+                return value.size(0), 0
     if isinstance(batch, MicroBatches):
         found = [sizes(part) for part in batch.batches]
         return sum(samples for samples, _ in found), sum(tokens for _, tokens in found)
-    if not isinstance(batch, Mapping):
-        return _rows(batch), 0
-    tokens = next((batch[name] for name in _TOKENS if name in batch), None)
-    samples = next((_rows(value) for value in batch.values() if _rows(value)), 0)
-    return samples, tokens.numel() if isinstance(tokens, torch.Tensor) else 0
-
-
-def _rows(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.size(0) if value.dim() else 0
-    leaves = tree.leaves(value)
-    return next(
-        (leaf.size(0) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()), 0
-    )
+    for leaf in tree.leaves(batch):
+        if isinstance(leaf, torch.Tensor) and leaf.dim():
+            return leaf.size(0), 0
+    return 0, 0
