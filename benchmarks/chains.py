@@ -32,7 +32,7 @@ from ftrain import optim
 Kind = Literal["alone", "chain"]
 Backend = Literal["inductor", "eager"]
 TITLES: dict[Kind, str] = {"alone": "AdamW", "chain": "AdamW + clip + schedule + EMA"}
-CHILD_LIMIT = 900  # seconds
+CHILD_LIMIT = 1800  # seconds
 
 
 class Size(NamedTuple):

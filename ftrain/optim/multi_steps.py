@@ -52,8 +52,8 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
     come one at a time.
 
     Args:
-        inner: the optimizer of the mean gradients. It is handed the mean of the losses too, but no
-            `value_fn` and no `grad_fn`: those know the last batch alone. Wrap the other way round,
+        inner: the optimizer of the mean gradients. It is handed the mean of the losses too. It may call
+            neither `value_fn` nor `grad_fn`, which know the last batch alone: wrap the other way round,
             `sam(multi_steps(...))`.
         k: steps for an update, >= 1; or a function of the number of updates done (int64, 0-d).
 
@@ -116,7 +116,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         ]
         steps = state.micro_step + 1
         is_last = steps >= (k(state.updates_done) if callable(k) else k)
-        rest = {**extra, "value_fn": None, "grad_fn": None}
+        rest = {**extra, "value_fn": _of_last("value_fn"), "grad_fn": _of_last("grad_fn")}
 
         def step(value: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             whole = torch.where(gathered == 0, 1.0, gathered)
@@ -144,3 +144,14 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         )
 
     return GradientTransformation(init, update)
+
+
+def _of_last(name: str) -> Callable[[PyTree], PyTree]:
+    def refuse(params: PyTree) -> PyTree:
+        raise ValueError(
+            f"an optimizer inside `multi_steps` calls `{name}`, which knows the last batch alone, not "
+            "the others whose gradients were gathered. Wrap the other way round, such as "
+            "`sam(multi_steps(...))`, or take one batch a step with `make_steps(accumulate=k)`."
+        )
+
+    return refuse

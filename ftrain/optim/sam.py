@@ -118,15 +118,9 @@ def _elsewhere(name: str, inner: GradientTransformation, climb: Climb) -> Gradie
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
         params = _checks.needed(name, params)
-        if grad_fn is None:
-            raise ValueError(
-                f"`{name}` takes a second gradient of the batch and got no `grad_fn`: call "
-                "`update(grads, state, params, grad_fn=...)`, a function from parameters to gradients. "
-                "A training step of `make_steps` hands it in; inside `multi_steps` there is none "
-                f"(`{name}(multi_steps(...))` has one)."
-            )
+        there = _checks.function_needed(name, "grad_fn", grad_fn)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         worst = apply_updates(params, tree.unflatten(treedef, climb(gs, ps)))
-        return inner.update(grad_fn(worst), state, params, grad_fn=grad_fn, **extra)
+        return inner.update(there(worst), state, params, grad_fn=grad_fn, **extra)
 
     return GradientTransformation(inner.init, update)

@@ -213,7 +213,8 @@ def test_weights_are_exact(weights, seed):
             weight=torch.tensor(weight), loss=torch.tensor(float(i)), value_fn=target_of_last,
         )  # fmt: skip
     ((mean, loss, value_fn),) = seen
-    assert value_fn is None  # it knows the last batch only
+    with pytest.raises(ValueError, match="knows the last batch alone"):
+        value_fn(params)
     share = [w / max(total, 1) for w in weights]
     assert loss.item() == pytest.approx(sum(w * i for i, w in enumerate(share)), rel=1e-6)
     for key, found in mean.items():
