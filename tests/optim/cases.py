@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ CASES: dict[str, Case] = {
         lambda rate: optim.adafactor(rate, weight_decay=1e-3),
         Rates(3e-2, 1e-1, 3e-2), ("torch", "optax"), exact_rows=False,
     ),
-    "adan": Case(optim.adan, oracles=("optax",)),
+    "adan": Case(optim.adan, oracles=("optax", "paper")),
     "yogi": Case(optim.yogi, oracles=("optax",)),
     "adabelief": Case(optim.adabelief, oracles=("optax",)),
     "asgd": Case(lambda rate: optim.asgd(rate, t0=10), Rates(1e-2, 1e-3, 3e-1), ("torch",)),
@@ -134,10 +135,27 @@ CASES: dict[str, Case] = {
         ),
         GRADIENT_SIZED,
     ),
+    "ema of lookahead": Case(lambda rate: optim.ema(optim.lookahead(optim.adam(rate)), 0.9)),
+    "gathered over two": Case(lambda rate: optim.multi_steps(optim.adam(rate), 2)),
+    "sam": Case(lambda rate: optim.sam(optim.adam(rate), 0.01), needs=("grad_fn",)),
+    "torch's adamw": Case(
+        lambda rate: optim.from_torch(torch.optim.AdamW, lr=rate), exact_rows=False
+    ),
 }  # fmt: skip
 
 OPTIMIZERS = {name: case.build for name, case in CASES.items() if not case.needs}
 """Those that need nothing but gradients and parameters."""
+
+
+def algorithms() -> set[str]:
+    """The public functions whose first argument is a rate."""
+    found = set()
+    for name in optim.__all__:
+        value = getattr(optim, name)
+        if inspect.isfunction(value) and not name.startswith("scale_by"):
+            first = next(iter(inspect.signature(value).parameters), None)
+            found |= {name} if first == "learning_rate" else set()
+    return found
 
 
 class Problem(NamedTuple):

@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
-from tests.optim.cases import random_tree, ulps
+from tests.optim.cases import CASES, random_tree, ulps
 
 pytestmark = pytest.mark.inductor
 SHAPES = [(33, 5), (7,), (), (64, 16), (3, 3), (9,)]
@@ -46,3 +46,27 @@ def test_the_step_compiles_once_and_repeats_no_schedule():
         ):
             assert ulps(ours, wanted, p, torch.tensor(0.1)) <= 4
         params, state = expected
+
+
+def test_a_branch_and_a_factored_matrix():
+    """Inductor sums in another order: the norm of a few roundings, 1e-6."""
+    names = ["radam", "adafactor"]
+    optimizers = {name: CASES[name].build(0.1) for name in names}
+
+    def step(grads, states, params):
+        updates, new = {}, {}
+        for name, optimizer in optimizers.items():
+            updates[name], new[name] = optimizer.update(grads, states[name], params)
+        return updates, new
+
+    params = random_tree(0, [(33, 5)], torch.float32, 0.5)
+    states = {name: optimizer.init(params) for name, optimizer in optimizers.items()}
+    compiled = ftrain.compile(step)
+    for count in range(8):  # RAdam adapts from the sixth on
+        grads = random_tree(count + 1, [(33, 5)], torch.float32, 1.0)
+        found, expected = compiled(grads, states, params), step(grads, states, params)
+        for ours, wanted in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+            assert (ours - wanted).double().norm() <= 1e-6 * wanted.double().norm()
+        states = expected[1]
+    assert compiled.n_compiles == 1

@@ -1,0 +1,160 @@
+"""Every hyper-parameter of every algorithm: checked by its name, and as good as a tensor."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+
+import pytest
+import torch
+
+from ftrain import optim
+from ftrain.core import tree
+from tests.optim.cases import algorithms, random_tree
+
+ALGORITHMS = sorted(algorithms())
+SHAPES = [(3, 2), (2,)]
+
+
+def hyper_parameters(name: str) -> list[str]:
+    """The arguments that are numbers or 0-d tensors, the rate included."""
+    parameters = inspect.signature(getattr(optim, name)).parameters.values()
+    kinds = ("Hyperparameter", "LearningRate", "float")
+    return [p.name for p in parameters if any(kind in str(p.annotation) for kind in kinds)]
+
+
+RULED_TOGETHER = {("lbfgs", "c1"), ("lbfgs", "c2")}  # 0 < c1 < c2 < 1, in a message of its own
+EVERY = [
+    (name, argument)
+    for name in ALGORITHMS
+    for argument in hyper_parameters(name)
+    if (name, argument) not in RULED_TOGETHER
+]
+
+
+def build(name: str, **hyper):
+    """The algorithm at a rate, and with momentum where other arguments are refused without."""
+    needs = {"dampening": {"momentum": 0.9}} if name == "sgd" else {}
+    extra = {k: v for argument in hyper for k, v in needs.get(argument, {}).items()}
+    return getattr(optim, name)(**{"learning_rate": 0.1, **extra, **hyper})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_numbers_out_of_range(name, argument, value):
+    if (argument, value) == ("beta2_decay", -1.0):
+        pytest.skip("a power below zero")
+    with pytest.raises(ValueError, match=rf"{argument} must .*{re.escape(repr(value))}"):
+        build(name, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(n, a) for n, a in EVERY if a in ("b1", "b2", "b3", "momentum", "rho") and n != "prodigy"]
+    + [("rmsprop", "alpha"), ("rprop", "eta_minus")],
+)
+def test_decays_of_one(name, argument):
+    with pytest.raises(ValueError, match=rf"{argument} must lie in \[0, 1\), got 1.0"):
+        build(name, **{argument: 1.0})
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_types(name, argument):
+    for value, message in (("0.1", "must be a number, got str"), (torch.ones(2), "0-d floating")):
+        with pytest.raises(TypeError, match=rf"{argument} .*{message}"):
+            build(name, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.rprop(optim.constant(0.1)), r"takes no schedule.*rprop\(1e-2\)"),
+        (lambda: optim.rprop(eta_plus=1.0), "eta_plus must be greater than 1, got 1.0"),
+        (lambda: optim.adafactor(0.1, 0.8), r"beta2_decay must be <= 0, got 0.8. Write -0.8"),
+        (lambda: optim.lars(0.1, trust_coefficient=0.0), "trust_coefficient must be .* > 0"),
+        (lambda: optim.adafactor(0.1, d=0.0), "d must be a finite number > 0"),
+    ],
+)
+def test_values(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+READERS = {
+    "adafactor": optim.adafactor(0.1),
+    "asgd": optim.asgd(0.1),
+    "lamb": optim.lamb(0.1),
+    "lars": optim.lars(0.1),
+    "lion": optim.lion(0.1),
+    "adan with weight_decay": optim.adan(0.1, weight_decay=0.1),
+    "amsgrad with weight_decay": optim.amsgrad(0.1, weight_decay=0.1),
+    "nadam with weight_decay": optim.nadam(0.1, weight_decay=0.1),
+    "radam with weight_decay": optim.radam(0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_parameters_left_out(name):
+    params = random_tree(0, SHAPES, torch.float32)
+    optimizer = READERS[name]
+    with pytest.raises(
+        ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
+    ):
+        optimizer.update(params, optimizer.init(params))
+
+
+MASKED = [n for n in ALGORITHMS if "mask" in inspect.signature(getattr(optim, n)).parameters]
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_another_structure(name):
+    params = {"layers": [{"w": torch.ones(2, 2), "b": torch.ones(2)}]}
+    optimizer = build(name, weight_decay=0.1, mask={"layers": [{"w": True}]})
+    with pytest.raises(ValueError, match=r"at \['layers'\]\[0\]: \['b'\] is missing"):
+        optimizer.init(params)
+
+
+TENSORS = {
+    "adadelta": ("rho", "eps"),
+    "adafactor": ("beta2_decay", "eps1", "eps2", "d", "weight_decay"),
+    "adagrad": ("eps",),
+    "adamax": ("b1", "b2", "eps"),
+    "adan": ("b1", "b2", "b3", "eps", "eps_root", "weight_decay"),
+    "adabelief": ("b1", "b2", "eps", "eps_root"),
+    "amsgrad": ("b1", "b2", "eps", "weight_decay"),
+    "asgd": ("lambd", "alpha"),
+    "lamb": ("b1", "b2", "eps", "weight_decay"),
+    "lars": ("momentum", "weight_decay", "trust_coefficient", "eps"),
+    "lion": ("b1", "b2", "weight_decay"),
+    "nadam": ("b1", "b2", "eps", "momentum_decay", "weight_decay"),
+    "radam": ("b1", "b2", "eps", "weight_decay"),
+    "rmsprop": ("alpha", "eps", "momentum"),
+    "rprop": ("eta_minus", "eta_plus", "min_step_size", "max_step_size"),
+    "yogi": ("b1", "b2", "eps"),
+}
+VALUES = {"beta2_decay": -0.7, "d": 1.5, "eta_plus": 1.3, "max_step_size": 3.0, "b2": 0.95}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_sweep_over_all_hyper_parameters(name):
+    """Two runs in one call are the two with Python numbers, to the rounding of float32."""
+    arguments = ("learning_rate", *TENSORS[name])
+    values = [
+        torch.tensor([v := VALUES.get(a, 0.3), v * 0.9], dtype=torch.float64) for a in arguments
+    ]
+    params, *grads = (random_tree(t, SHAPES, torch.float32, 0.5) for t in range(5))
+
+    def run(*hyper):
+        optimizer = build(name, **dict(zip(arguments, hyper, strict=True)))
+        state, now = optimizer.init(params), params
+        for g in grads:
+            updates, state = optimizer.update(g, state, now)
+            now = optim.apply_updates(now, updates)
+        return now
+
+    mapped = torch.vmap(run)(*values)
+    for i in range(2):
+        alone = run(*(float(v[i]) for v in values))
+        for found, expected in zip(tree.leaves(mapped), tree.leaves(alone), strict=True):
+            torch.testing.assert_close(found[i], expected, rtol=1e-5, atol=1e-5)
