@@ -58,16 +58,23 @@ class Run:
         config = self.parts.config
         outcome = self.folder / "result.json"
         outcome.unlink(missing_ok=True)
-        with environment(config):
-            result = self.trainer.fit(
-                self.parts.init_state(),
-                self.parts.train,
-                self.parts.held_out,
-                epochs=config.epochs,
-                max_steps=DEV_STEPS if config.fast_dev_run else config.max_steps,
-                resume="auto" if resume else None,
-            )
-        outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        result = None
+        try:
+            with environment(config):
+                result = self.trainer.fit(
+                    self.parts.init_state(),
+                    self.parts.train,
+                    self.parts.held_out,
+                    epochs=config.epochs,
+                    max_steps=DEV_STEPS if config.fast_dev_run else config.max_steps,
+                    resume="auto" if resume else None,
+                )
+        except Exception as error:
+            result = getattr(error, "fit_result", None)
+            raise
+        finally:
+            if result is not None:
+                outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
         return result
 
 

@@ -97,6 +97,7 @@ def configs() -> list[dict[str, Any]]:
             "data": "project.py:pair",
             "loss": "cross_entropy",
             "optimizer": "adamw",
+            "batch_size": 4,
             "max_steps": 3,
         },
     ]

@@ -1,0 +1,223 @@
+"""Each command, as it is typed: what it prints, what it leaves, its exit code."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+import types
+
+import pytest
+
+from ftrain.cli import COMMANDS, main
+from ftrain.config import load
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Where the command is typed."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def project(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> pathlib.Path:
+    """The same, after `ftrain init`, in a smaller version."""
+    assert main(["init"]) == 0
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(re.sub(r"(?m)^epochs: .*$", "epochs: 2", config))
+    capsys.readouterr()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(folder: pathlib.Path) -> object:
+    """A `model.py` of one test is not that of the next."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(arguments: list[str], capsys: Captured) -> None:
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
+
+
+def test_without_a_command(capsys: Captured) -> None:
+    assert main([]) == 2
+    assert "ftrain init" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str, capsys: Captured) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"usage: ftrain {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "ftrain: no command trian. Did you mean train?"),
+        (["--trian"], "no option --trian"),
+        (["train"], "the following arguments are required: config"),
+        (["train", "none.yaml"], "none.yaml: there is no such file. `ftrain init`"),
+        (["train", "none.yaml", "--fast"], "none.yaml"),
+        (["resume", "none"], "none: is no directory. `ftrain train CONFIG` makes one"),
+        (["eval", "."], "holds no run (it has no config.yaml)"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    arguments: list[str], said: str, folder: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert "Traceback" not in printed.err
+    assert not printed.out
+
+
+def test_init_writes_what_trains_as_it_is(folder: pathlib.Path, capsys: Captured) -> None:
+    assert main(["init"]) == 0
+    assert main(["train", "config.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "completed at step 750, epoch 30" in said
+    run = folder / "runs" / "config"
+    found = json.loads((run / "result.json").read_text())
+    # Seeds 0 to 4: 0.99 to 1.0 in all.
+    assert found["history"][-1]["metrics"]["accuracy"] > 0.95
+    config = load(folder / "config.yaml")
+    assert config.model.name == "model.py:Net"
+
+
+def test_init_overwrites_nothing(folder: pathlib.Path, capsys: Captured) -> None:
+    (folder / "model.py").write_text("mine")
+    assert main(["init"]) == 1
+    assert "model.py exist already" in capsys.readouterr().err
+    assert (folder / "model.py").read_text() == "mine"
+    assert not (folder / "config.yaml").exists()
+    assert main(["init", "other"]) == 0
+    assert (folder / "other" / "config.yaml").exists()
+
+
+def test_a_day_with_a_run(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "epochs=1", "--overwrite", "seed=1"]) == 0
+    assert "run: runs/config" in capsys.readouterr().out
+    assert main(["train", "config.yaml"]) == 2
+    assert "ftrain resume runs/config" in capsys.readouterr().err
+    assert main(["resume", "runs/config", "epochs=2"]) == 0
+    assert "completed at step 50, epoch 2" in capsys.readouterr().out
+    assert main(["resume", "runs/config"]) == 0  # there is nothing left to do
+    assert "completed at step 50" in capsys.readouterr().out
+
+    for checkpoint in ("best", "latest", "step-000000000025"):
+        assert main(["eval", "runs/config", "--checkpoint", checkpoint, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["split"], found["samples"]) == ("eval", 400)
+    assert found["step"] == 25
+
+    assert main(["train", "config.yaml", "output_dir=runs/other", "max_steps=3"]) == 0
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["run", "status", "step"]
+    assert [row.split()[:3] for row in rows] == [
+        ["config", "completed", "50"],
+        ["other", "completed", "3"],
+    ]
+    assert main(["runs", "--sort", "step"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("other")
+    assert main(["runs", "--sort", "beauty"]) == 2
+
+
+def test_a_lost_run_lists_those_there_are(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "max_steps=1"]) == 0
+    capsys.readouterr()
+    assert main(["resume", "runs/confg"]) == 2
+    assert "There are: runs/config" in capsys.readouterr().err
+
+
+def test_config_prints_what_would_run(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["config", "config.yaml", "epochs=7"]) == 0
+    text = capsys.readouterr().out
+    (project / "printed.yaml").write_text(text)
+    assert (
+        load(project / "printed.yaml").model_dump()
+        == load(project / "config.yaml", ["epochs=7"]).model_dump()
+    )
+    assert main(["config", "config.yaml", "model.widht=7"]) == 2
+    assert "Did you mean width?" in capsys.readouterr().err
+
+
+def test_config_lists_keys_and_names(capsys: Captured) -> None:
+    assert main(["config"]) == 0
+    said = capsys.readouterr().out
+    assert "\ncheckpoint.keep_last: 3\n" in said
+    assert main(["config", "--names"]) == 0
+    assert "adamw" in capsys.readouterr().out
+
+
+def test_a_dry_run_trains_nothing(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "--dry-run"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["parameters"] in ("4,482 in 6 tensors", "17.5 KiB")
+    assert rows["steps"] == "50, 2 epochs of 25"
+    # Forward 2 (2 64 + 64 64 + 64 2) a row; backward twice that, less the input's gradient.
+    forward = 2 * 64 * (2 * 64 + 64 * 64 + 64 * 2)
+    assert rows["FLOPs"].startswith(f"{(3 * forward - 2 * 64 * 2 * 64) / 1e6:.3g} million a step")
+    assert not (project / "runs").exists()
+
+
+def test_a_fast_dev_run(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "--fast-dev-run"]) == 0
+    assert "everything ran; nothing was kept" in capsys.readouterr().out
+    assert not (project / "runs").exists()
+
+
+def test_overfitting(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "--overfit-batches", "1", "--detect-anomaly"]) == 0
+    saved = load(project / "runs" / "config" / "config.yaml")
+    assert (saved.overfit_batches, saved.detect_anomaly) == (1, True)
+
+
+def test_options_may_stand_anywhere(project: pathlib.Path) -> None:
+    assert main(["train", "--fast-dev-run", "config.yaml", "seed=1"]) == 0
+    assert main(["train", "config.yaml", "seed=1", "--fast-dev-run", "epochs=1"]) == 0
+
+
+def test_an_error_in_ones_own_code_keeps_its_trace(project: pathlib.Path) -> None:
+    broken = (project / "model.py").read_text().replace("self.layers(x)", "self.layrs(x)")
+    (project / "model.py").write_text(broken)
+    with pytest.raises(AttributeError, match="layrs"):
+        main(["train", "config.yaml"])
+
+
+def test_a_damaged_checkpoint_is_named(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "max_steps=2"]) == 0
+    (path,) = (project / "runs/config/checkpoints").glob("step-*/*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    capsys.readouterr()
+    assert main(["eval", "runs/config", "--checkpoint", path.parent.name]) == 1
+    said = capsys.readouterr().err
+    assert path.name in said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_outside_of_a_run(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    module = types.SimpleNamespace(__doc__="", arguments=lambda parser: None, run=interrupted)
+    monkeypatch.setitem(sys.modules, "ftrain.cli.commands.runs", module)
+    assert main(["runs"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,309 @@
+"""From names to parts: data and what it tells, shares of a run, errors in one's own code."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain import data as loading
+from ftrain import optim
+from ftrain.config import ConfigError
+from ftrain.config.build import Parts, build
+from ftrain.config.load import parse
+from ftrain.core import tree
+from tests.config.formats import configs, write
+
+HERE = pathlib.Path(__file__).parent
+GOOD: dict[str, Any] = {
+    "model": "project.py:Net",
+    "data": "project.py:data",
+    "epochs": 3,
+    "batch_size": 8,
+}
+
+
+def built(*overrides: str, base: pathlib.Path = HERE, **changes: Any) -> Parts:
+    return build(parse(write({**GOOD, **changes}, "yaml"), base / "run.yaml", overrides))
+
+
+def said(base: pathlib.Path = HERE, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        built(base=base, **changes)
+    assert error.value.place.startswith(str(base / "run.yaml"))
+    return str(error.value)
+
+
+def user_file(folder: pathlib.Path, content: str) -> str:
+    """A file of the user's own; each test has another name for it, as modules stay imported."""
+    name = f"own_{folder.name.replace('-', '_')}.py"
+    (folder / name).write_text("import torch\n" + content)
+    return name
+
+
+@pytest.mark.parametrize("config", configs())
+def test_each_configuration_takes_a_step(config: dict[str, Any]) -> None:
+    parts = build(parse(write(config, "yaml"), HERE / "run.yaml"))
+    state = parts.init_state()
+    new_state, metrics = parts.steps.train_step(state, next(iter(parts.train.batches()))[0])
+    assert int(new_state.step) == 1
+    assert metrics["loss"].isfinite()
+
+
+def test_the_state_is_a_function_of_the_seed() -> None:
+    digests = [tree.digest(built(f"seed={seed}").init_state()) for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_is_held_out_does_not_depend_on_the_seed() -> None:
+    first, second = (
+        built(f"seed={seed}", data={"name": "project.py:data", "held_out": 0.25}) for seed in "01"
+    )
+    assert torch.equal(first.held_out.dataset["x"], second.held_out.dataset["x"])
+    assert (len(first.train.dataset["x"]), len(first.held_out.dataset["x"])) == (18, 6)
+
+
+def test_a_function_that_holds_out_itself_is_asked_to() -> None:
+    parts = built(
+        data={"name": "digits", "held_out": 100}, model={"name": "mlp", "inputs": 64, "outputs": 10}
+    )
+    assert len(parts.held_out.dataset["y"]) == 100
+    assert "holds a part out already" in said(data={"name": "project.py:pair", "held_out": 0.5})
+
+
+def test_a_whole_pass_is_evaluated_in_order() -> None:
+    parts = built(data="project.py:pair", eval_batch_size=5)
+    assert [len(batch["y"]) for batch in parts.held_out] == [5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "loading.Loader({'x': x}, 4)",
+        "loading.Stream([{'x': x}])",
+        "range(9)",
+        "[x, x]",
+        "torch.utils.data.TensorDataset(x, x)",
+        "iter_only()",
+    ],
+)
+def test_data_may_come_as_anything(made: str, tmp_path: pathlib.Path) -> None:
+    content = f"""
+from ftrain import data as loading
+class iter_only:
+    def __iter__(self): return iter(range(20))
+x = torch.arange(12.)
+def data(): return {made}
+"""
+    name = user_file(tmp_path, content)
+    parts = built(
+        base=tmp_path, model="tests.config.project:Net", data=f"{name}:data", batch_size=2
+    )
+    assert isinstance(parts.train, (loading.Loader, loading.Stream))
+    assert next(iter(parts.train.batches())) is not None
+
+
+def test_what_the_data_tells(tmp_path: pathlib.Path) -> None:
+    model = {"name": "mlp", "inputs": "${data.features}", "outputs": "${data.classes}"}
+    parts = built(data="digits", model=model)
+    assert parts.model.init(torch.zeros(2, dtype=torch.int32))[0]["5.weight"].shape == (10, 64)
+    model["outputs"] = "${data.clases}"
+    message = said(data="digits", model=model)
+    assert "model.outputs: digits says nothing about 'clases'. Did you mean classes?" in message
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "cosine"}, optim.cosine(0.1, 9)),
+        ({"name": "cosine", "steps": 5}, optim.cosine(0.1, 5)),
+        ({"name": "warmup_cosine", "warmup_steps": 0.34}, optim.warmup_cosine(0.1, 3, 9)),
+        (
+            {"name": "warmup_cosine", "warmup_steps": 2, "end": 0.01},
+            optim.warmup_cosine(0.1, 2, 9, 0.01),
+        ),
+        (
+            {"name": "warmup_stable_decay", "warmup_steps": 1, "decay_steps": 0.34},
+            optim.warmup_stable_decay(0.1, 1, 5, 3),
+        ),
+        ({"name": "step", "steps": 2}, optim.step(0.1, 2)),
+        (
+            {"name": "piecewise_constant", "factors": {"3": 0.5}},
+            optim.piecewise_constant(0.1, {3: 0.5}),
+        ),
+        ({"name": "linear", "end": 0.0}, optim.linear(0.1, 0.0, 9)),
+    ],
+)
+def test_schedules_know_the_run(schedule: Any, expected: Any) -> None:
+    parts = built(schedule=schedule, optimizer={"name": "sgd", "learning_rate": 0.1})
+    assert parts.total_steps == 9
+    assert parts.schedule is not None
+    for count in map(torch.tensor, range(12)):
+        assert torch.equal(parts.schedule(count), expected(count))
+
+
+def test_the_run_ends_with_what_comes_first() -> None:
+    assert built().total_steps == 9
+    assert built("max_steps=4").total_steps == 4
+    assert built("max_steps=40").total_steps == 9
+    assert built("max_steps=40", "epochs=null").total_steps == 40
+
+
+def test_a_stream_has_no_length_to_schedule_by(tmp_path: pathlib.Path) -> None:
+    content = "class Endless:\n    def __iter__(self): return iter([{'x': torch.ones(3)}])\n"
+    name = user_file(tmp_path, content)
+    model = "tests.config.project:Net"
+    message = said(tmp_path, model=model, data=f"{name}:Endless", schedule="cosine")
+    assert "write max_steps" in message
+
+
+def test_a_plateau_stands_behind_the_optimizer() -> None:
+    parts = built(schedule={"name": "reduce_on_plateau", "patience": 2}, max_grad_norm=1.0)
+    assert parts.schedule is None
+    assert [type(state).__name__ for state in parts.init_state().opt_state][
+        -1
+    ] == "ReduceOnPlateauState"
+
+
+def test_overfitting_takes_the_same_batches_for_both() -> None:
+    parts = built("overfit_batches=2", data="project.py:pair")
+    assert len(parts.train) == 2
+    assert parts.held_out is parts.train
+    assert parts.total_steps == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"model": "project.py:broken"},
+            "project.py:broken raised RuntimeError: the file is not finished (",
+        ),
+        ({"model": "project.py:data"}, "raised TypeError: the model function returned dict"),
+        (
+            {"optimizer": {"name": "sgd", "momentum": 2.0}},
+            "optimizer: sgd: momentum must lie in [0, 1)",
+        ),
+        (
+            {"batch_size": 100},
+            "batch_size: 24 samples make no batch of 100: write a smaller batch_size",
+        ),
+        (
+            {"data": {"name": "project.py:data", "held_out": 100}},
+            "data.held_out: held_out=100 of 24 samples",
+        ),
+        (
+            {"data": {"name": "project.py:data", "path": "x"}},
+            f"data: there is no file {HERE / 'x'}",
+        ),
+        ({"device": "quantum"}, "device: cannot be used here"),
+        ({"schedule": {"name": "warmup_cosine", "warmup_steps": 20}}, "schedule: warmup_cosine: "),
+    ],
+)
+def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
+    assert expected in said(**changes)
+
+
+def test_two_tensors_may_mean_two_things(tmp_path: pathlib.Path) -> None:
+    name = user_file(tmp_path, "def pair(): return torch.ones(3), torch.ones(3)\n")
+    message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:pair")
+    assert 'Return {"x": inputs, "y": targets}' in message
+
+
+# Data that need no code.
+
+
+def table(folder: pathlib.Path, rows: int = 20) -> pathlib.Path:
+    lines = ["weight,age,kind,price"]
+    lines += [f"{i},{i % 3},{'cat' if i % 2 else 'dog'},{10 * i}" for i in range(rows)]
+    (folder / "pets.csv").write_text("\n".join(lines) + "\n")
+    return folder / "pets.csv"
+
+
+def test_a_table_of_classes(tmp_path: pathlib.Path) -> None:
+    table(tmp_path)
+    model = {
+        "name": "mlp",
+        "inputs": "${data.features}",
+        "outputs": "${data.classes}",
+        "hidden": [],
+    }
+    data = {"name": "csv", "path": "pets.csv", "target": "kind"}
+    parts = built(base=tmp_path, model=model, data=data)
+    assert parts.facts == {"features": 3, "classes": 2, "names": ["cat", "dog"]}
+    x = parts.train.dataset["x"]
+    assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-6)
+    assert parts.train.dataset["y"].dtype == torch.int64
+
+
+def test_a_table_of_numbers(tmp_path: pathlib.Path) -> None:
+    table(tmp_path)
+    data = {"name": "csv", "path": "pets.csv", "target": "price", "standardize": False}
+    parts = built(
+        base=tmp_path, model={"name": "mlp", "inputs": 3, "outputs": 1}, data=data, loss="mse"
+    )
+    assert parts.facts == {"features": 3}
+    assert set(parts.train.dataset["x"][:, 2].tolist()) == {0.0, 1.0}  # words have become places
+    metrics = parts.steps.eval_step(parts.init_state(), next(iter(parts.held_out)))
+    assert sorted(metrics) == ["loss", "mae"]
+
+
+def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
+    table(tmp_path)
+    data = {"name": "csv", "path": "pets.csv", "target": "age", "classes": True}
+    parts = built(base=tmp_path, model={"name": "mlp", "inputs": 3, "outputs": 3}, data=data)
+    assert parts.facts["names"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"path": "none.csv", "target": "kind"}, "there is no file"),
+        (
+            {"path": "pets.csv", "target": "knd"},
+            "has no column 'knd'; it has 'weight', 'age', 'kind', 'price'",
+        ),
+        (
+            {"path": "pets.csv", "target": "kind", "classes": False},
+            "holds words: it is a class, not a number",
+        ),
+    ],
+)
+def test_what_is_said_of_tables(
+    data: dict[str, Any], expected: str, tmp_path: pathlib.Path
+) -> None:
+    table(tmp_path)
+    model = {"name": "mlp", "inputs": 3, "outputs": 2}
+    assert expected in said(tmp_path, model=model, data={"name": "csv", **data})
+
+
+def test_a_text(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "poem.txt").write_text("to be or not to be " * 40)
+    data = {"name": "text", "path": "poem.txt", "context": 8}
+    parts = built(
+        base=tmp_path, model="tests.config.project:Net", data=data, loss="next_token", batch_size=4
+    )
+    assert next(iter(parts.train)).shape == (4, 9)
+    assert (parts.facts["vocabulary"], parts.facts["context"]) == (7, 8)
+    predicted = sum(len(batch) * 8 for batch in parts.held_out)
+    assert predicted <= 76 < predicted + 9  # each held-out character once
+    assert "needs 3,011: take more text" in said(
+        tmp_path, model="tests.config.project:Net", data={**data, "context": 300}
+    )
+    assert "is a share of the text" in said(
+        tmp_path, model="tests.config.project:Net", data={**data, "held_out": 5}
+    )
+
+
+def test_arrays(tmp_path: pathlib.Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((10, 3), np.float32), y=np.arange(10) % 2)
+    parts = built(
+        base=tmp_path, model="tests.config.project:Net", data={"name": "arrays", "path": "a.npz"}
+    )
+    assert len(parts.held_out.dataset["y"]) == 2
+    assert "ends in neither .npz" in said(
+        tmp_path, model="tests.config.project:Net", data={"name": "arrays", "path": "a.pkl"}
+    )

@@ -1,0 +1,174 @@
+"""A run directory holds what makes the same run again, to the byte."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from ftrain.checkpoint import Store
+from ftrain.config import ConfigError, load
+from ftrain.config.run import directory, environment, train
+from tests.config.formats import write
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture
+def project(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A user's folder: a configuration and the files that it names."""
+    source = (HERE / "project.py").read_text().replace('@register("model", "test-net")\n', "")
+    (tmp_path / "project.py").write_text(source)
+    config = {
+        "model": {"name": "project.py:Net", "dropout": 0.2},
+        "data": {"name": "project.py:data", "held_out": 0.25, "path": "project.py"},
+        "epochs": 3,
+        "batch_size": 4,
+        "schedule": "cosine",
+        "compile": False,
+        "log_every": 2,
+        "progress": False,
+    }
+    (tmp_path / "tiny.yaml").write_text(write(config, "yaml"))
+    return tmp_path
+
+
+def tensors(folder: pathlib.Path) -> bytes:
+    """The newest checkpoint's bytes."""
+    newest = Store(folder / "checkpoints").latest()
+    assert newest is not None
+    return b"".join(path.read_bytes() for path in sorted(newest.glob("*.safetensors")))
+
+
+def manifest(folder: pathlib.Path) -> Any:
+    newest = Store(folder / "checkpoints").latest()
+    assert newest is not None
+    return (newest / "manifest.json").read_bytes()
+
+
+def run(project: pathlib.Path, name: str, *overrides: str, **options: Any) -> pathlib.Path:
+    folder = project / "runs" / name
+    train(load(project / "tiny.yaml", [*overrides, f"output_dir={folder}"]), **options)
+    return folder
+
+
+def test_the_saved_configuration_is_the_same_run(project: pathlib.Path) -> None:
+    first = run(project, "first", "seed=3")
+    second = project / "deeper" / "still" / "second"
+    train(load(first / "config.yaml", [f"output_dir={second}"]))
+    assert tensors(first) == tensors(second)
+    assert manifest(first) == manifest(second)
+    third = run(project, "third", "seed=4")
+    assert tensors(first) != tensors(third)
+
+
+def test_the_saved_configuration_is_a_fixpoint(project: pathlib.Path) -> None:
+    folder = run(project, "run")
+    before = (folder / "config.yaml").read_bytes()
+    train(load(folder / "config.yaml"), overwrite=True)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_that_is_moved_as_a_whole_still_runs(
+    project: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = run(project, "run")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "project"
+    shutil.copytree(project, elsewhere)
+    (project / "project.py").unlink()
+    moved = elsewhere / "runs" / "run"
+    train(load(moved / "config.yaml", [f"output_dir={moved}"]), overwrite=True)
+    assert tensors(folder) == tensors(moved)
+
+
+def test_stopping_and_resuming_is_not_stopping(project: pathlib.Path) -> None:
+    whole = run(project, "whole", "schedule=null")
+    part = run(project, "part", "schedule=null", "max_steps=5")
+    train(load(part / "config.yaml", ["max_steps=null", f"output_dir={part}"]), resume=True)
+    assert tensors(whole) == tensors(part)
+
+
+def test_a_run_is_not_overwritten_unless_asked(project: pathlib.Path) -> None:
+    folder = run(project, "run")
+    before = tensors(folder)
+    with pytest.raises(ConfigError, match="holds a run already") as error:
+        run(project, "run", "seed=9")
+    assert error.value.key == "output_dir"
+    assert f"ftrain resume {folder}" in str(error.value)
+    assert tensors(folder) == before
+    (folder / "notes.txt").write_text("mine")
+    run(project, "run", "seed=9", overwrite=True)
+    assert tensors(folder) != before
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_nothing_is_written_where_nothing_can_run(project: pathlib.Path) -> None:
+    with pytest.raises(ConfigError):
+        run(project, "run", "model.width=x")
+    with pytest.raises(ConfigError, match="make no batch"):
+        run(project, "run", "batch_size=1000")
+    assert not (project / "runs").exists()
+
+
+def test_the_outcome_is_written(project: pathlib.Path) -> None:
+    folder = run(project, "run")
+    found = json.loads((folder / "result.json").read_text())
+    assert (found["status"], found["step"], found["epoch"]) == ("completed", 12, 3)
+
+
+def test_so_is_a_failure(project: pathlib.Path) -> None:
+    (project / "fails.py").write_text("def loss_fn(model, batch):\n    return model(batch['z'])\n")
+    with pytest.raises(KeyError, match="z"):
+        run(project, "run", "loss=fails.py:loss_fn")
+    found = json.loads((project / "runs" / "run" / "result.json").read_text())
+    assert (found["status"], found["step"]) == ("failed", 0)
+    assert found["error"].startswith("KeyError")
+
+
+def test_a_fast_dev_run_leaves_nothing(project: pathlib.Path) -> None:
+    result = train(
+        load(project / "tiny.yaml", ["fast_dev_run=true", f"output_dir={project / 'runs'}"])
+    )
+    assert (result.step, result.status) == (4, "completed")
+    assert result.eval is not None
+    assert not (project / "runs").exists()
+
+
+def test_overfitting_two_batches_learns_them(project: pathlib.Path) -> None:
+    options = ["overfit_batches=2", "epochs=60", "model.dropout=0", "schedule=null"]
+    rate = "optimizer.learning_rate=0.05"
+    result = train(load(project / "tiny.yaml", [*options, rate, f"output_dir={project / 'run'}"]))
+    assert result.eval is not None
+    assert result.eval.loss < 0.05
+
+
+def test_anomaly_mode_names_what_made_the_nan(project: pathlib.Path) -> None:
+    (project / "nan.py").write_text(
+        "import torch\ndef loss_fn(model, batch):\n    return (model(batch['x']) * 0).sqrt().sum()\n"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="returned nan values") as error:
+            run(project, "run", "detect_anomaly=true", "loss=nan.py:loss_fn")
+    assert "MulBackward0" in str(error.value)
+
+
+def test_the_environment_is_as_before(project: pathlib.Path) -> None:
+    before = torch.get_num_threads()
+    with environment(load(project / "tiny.yaml", [f"threads={before + 1}"])):
+        assert torch.get_num_threads() == before + 1
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_where_a_run_is_written(project: pathlib.Path) -> None:
+    assert directory(load(project / "tiny.yaml")) == pathlib.Path("runs/tiny")
+    assert directory(load({"model": "mlp", "data": "digits", "epochs": 1})) == pathlib.Path(
+        "runs/run"
+    )
