@@ -16,18 +16,28 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
 
 import ftrain
+from benchmarks.contenders import Sizes
+from benchmarks.latency import in_fresh_process
 from benchmarks.measure import Report, Turns, arguments, die_unless, take_turns
 from ftrain import checkpoint
 
 TENSORS = 48
 
 
-def run(quick: bool = False, *, megabytes: int = 1000, directory: str | None = None) -> Report:
+def run(
+    quick: bool = False,
+    *,
+    megabytes: int = 1000,
+    directory: str | None = None,
+    sizes: Sizes | None = None,
+    backend: Literal["inductor", "eager"] = "inductor",
+) -> Report:
     report = Report(
         "checkpoints", f"A state of {megabytes} MB: save, load, and what a loop waits for"
     )
@@ -77,6 +87,8 @@ def run(quick: bool = False, *, megabytes: int = 1000, directory: str | None = N
         )  # fmt: skip
         _report(report, "load", turns, [plain, copied], megabytes)
         _asynchronous(report, base, state, rounds)
+    with tempfile.TemporaryDirectory(prefix="ftrain-benchmark-") as name:
+        _compile_cache(report, Path(name), sizes, backend)
     return report
 
 
@@ -136,6 +148,25 @@ def _asynchronous(report: Report, base: Path, state: dict[str, torch.Tensor], ro
         "asynchronous save of donated states over a copy",
         turns.ratio("save, donated states", "tree.map(torch.clone)"), "at most", 1.1,
     )  # fmt: skip
+
+
+def _compile_cache(
+    report: Report, base: Path, sizes: Sizes | None, backend: Literal["inductor", "eager"]
+) -> None:
+    """The first step of a process on a machine with no cache, and with the run's copied there."""
+    cold = in_fresh_process("ours", base / "run", sizes, backend)
+    shutil.copytree(base / "run", base / "another" / "machine")
+    shutil.rmtree(base / "run")
+    resumed = in_fresh_process("ours", base / "another" / "machine", sizes, backend)
+    report.section(
+        "The compile cache beside the checkpoints: seconds of a process's first GPT step"
+    )
+    report.figure("compile: cold", cold.call, "s", "no cache on this machine")
+    report.figure("compile: resumed", resumed.call, "s", "the run's cache copied here")
+    report.figure("compile: speed-up", cold.call / resumed.call, "x", "first step")
+    report.figure(
+        "compile: process", cold.process / resumed.process, "x", "from the process's start"
+    )
 
 
 if __name__ == "__main__":

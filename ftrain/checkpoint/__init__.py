@@ -11,6 +11,7 @@ over what fits from a state that differs.
 Read next: `save.py`.
 """
 
+from ftrain.checkpoint.compile_cache import compile_cache
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -48,6 +49,7 @@ __all__ = [
     "Manifest",
     "Report",
     "Store",
+    "compile_cache",
     "export_state_dict",
     "import_state_dict",
     "load",

@@ -58,7 +58,7 @@ class Run:
         self.directory, self.size, self.asynchronous = directory, size, asynchronous
         self.window = 0.04
         self.digests = [ftrain.tree.digest(state := self.start())]
-        for _ in range(STEPS):
+        for _ in range(STEPS + 1):
             state = self.step(state)
             self.digests.append(ftrain.tree.digest(state))
 
@@ -175,11 +175,11 @@ def _inspect(run: Run) -> tuple[int, bool, bool]:
 
 def _finish(run: Run) -> int:
     """Complete the run; how many things it leaves that it should not, or 1 if its bits are wrong."""
-    run.work(None)
+    run.work(None, until=STEPS + 1)  # one save at least, which sweeps
     found, readable, same = _inspect(run)
     odd = [p.name for p in run.directory.iterdir() if not p.name.startswith("step-")]
     shutil.rmtree(run.directory)
-    return (found != STEPS or not readable or not same) + (odd != [".lock"])
+    return (found != STEPS + 1 or not readable or not same) + (odd != [".lock"])
 
 
 if __name__ == "__main__":
