@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.optim import parity
+from tests.optim import page
 from tests.optim.cases import CASES, algorithms
-from tests.optim.parity import BOUNDS, PARITY, difference
+from tests.optim.parity import BOUNDS, difference
+from tests.optim.parity_table import PARITY
 
 
 @pytest.mark.parametrize("row", PARITY, ids=lambda row: f"{row.algorithm}-{row.oracle}")
@@ -21,16 +22,16 @@ def test_100_steps_are_the_oracle_s(row, data):
 
 
 def test_the_page_reports_what_is_tested():
-    figures = parity.figures_in(parity.table())
-    assert list(figures) == [(row.algorithm, row.oracle) for row in PARITY]
-    assert parity.render(figures) == parity.table()
+    figures = page.figures_in(page.table())
+    assert list(figures) == [(row.algorithm, row.oracle) for row in page.ROWS]
+    assert page.render(figures) == page.table()
     for found in figures.values():
         assert all(float(x) <= bound for x, bound in zip(found, BOUNDS.values(), strict=True))
 
 
 def test_every_algorithm_has_its_lines():
-    assert algorithms() == set(parity.NOTES)
+    assert algorithms() == set(page.NOTES)
     for name, case in CASES.items():
         algorithm = name.replace(" ", "_").replace("-", "_")
-        found = {row.oracle for row in PARITY if row.algorithm == algorithm}
-        assert found | set(parity.ELSEWHERE.get(algorithm, ())) == {*case.oracles}, name
+        found = {row.oracle for row in page.ROWS if row.algorithm == algorithm}
+        assert found | set(page.ELSEWHERE.get(algorithm, ())) == {*case.oracles}, name
