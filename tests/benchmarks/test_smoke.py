@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import draws, latency, loading, measure, memory, speed
+from benchmarks import checkpoints, draws, latency, loading, measure, memory, speed
 from benchmarks.contenders import Sizes
 
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
@@ -81,3 +81,9 @@ def test_first_step(kind):
 def test_latency_in_a_fresh_process():
     report = latency.run(True, sizes=TINY, backend="eager", kinds=("ours",))
     assert report.content["figures"]["cold: ours"]["value"] > 0
+
+
+def test_checkpoints():
+    report = checkpoints.run(True, megabytes=1, sizes=TINY, backend="eager")
+    assert len(report.content["targets"]) == 3
+    assert report.content["figures"]["compile: speed-up"]["value"] > 0
