@@ -11,7 +11,7 @@ from __future__ import annotations
 import random as python_random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -89,6 +89,8 @@ class Fetch:
         self.dataset, self.augment = dataset, augment
         self.collate = collate or default_collate
         self.at_once = isinstance(dataset, Gather)
+        # Seeding takes 7 us a sample: not for what lies ready in a list.
+        self.may_draw = augment is not None or type(dataset) is not list
 
     def __getitem__(self, request: Request) -> Any:
         if self.at_once:
@@ -97,7 +99,7 @@ class Fetch:
                 with one_thread():
                     batch = self._augmented(batch, request)
         else:
-            with one_thread(), preserved_generators():
+            with one_thread(), preserved_generators() if self.may_draw else nullcontext():
                 batch = self.collate(self._samples(request))
         return (
             batch if request.weight is None else weighted(batch, torch.from_numpy(request.weight))
@@ -119,12 +121,16 @@ class Fetch:
             raise
 
     def _samples(self, request: Request) -> list[Any]:
-        keys = sample_keys(request.seed, request.epoch, request.positions)
         indices = request.indices.tolist()
-        read: Any = None
+        if not self.may_draw:
+            return [self.dataset[index] for index in indices]
+        keys = sample_keys(request.seed, request.epoch, request.positions)
+        read: list[Any] | None = None
         if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Subset):
             seed_generators(keys[0])
-            read = self.dataset.__getitems__(indices)
+            read = list(self.dataset.__getitems__(indices))
+            if self.augment is None:
+                return read
         samples = []
         for row, (index, key) in enumerate(zip(indices, keys.unbind(0), strict=True)):
             seed_generators(key)

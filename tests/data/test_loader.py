@@ -240,6 +240,29 @@ def test_augmentation_of_arrays_is_that_of_samples():
     assert_same_bits(batch["x"][3], expected["x"])
 
 
+def test_a_dataset_that_reads_many_at_once_is_let():
+    """As Hugging Face datasets do: one read a batch, then each sample augmented with its own key."""
+
+    class ReadsMany:
+        reads = 0
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            raise AssertionError("one by one")
+
+        def __getitems__(self, indices):
+            self.reads += 1
+            return [{"x": DATA["x"][i], "i": DATA["i"][i]} for i in indices]
+
+    for augment in (None, noisy):
+        data = ReadsMany()
+        found = list(Loader(data, 8, augment=augment).batches())
+        assert_same(found, list(Loader(DATA, 8, augment=augment).batches()))
+        assert data.reads == len(found)
+
+
 def test_a_sample_drawn_twice_is_augmented_in_two_ways():
     loader = Loader({"x": torch.zeros(1, 4)}, 6, sampler=Weighted([1.0], samples=6), augment=noisy)
     assert len(torch.unique(next(iter(loader))["x"], dim=0)) == 6
