@@ -136,11 +136,7 @@ CASES: dict[str, Case] = {
         GRADIENT_SIZED,
     ),
     "ema of lookahead": Case(lambda rate: optim.ema(optim.lookahead(optim.adam(rate)), 0.9)),
-    "gathered over two": Case(lambda rate: optim.multi_steps(optim.adam(rate), 2)),
     "sam": Case(lambda rate: optim.sam(optim.adam(rate), 0.01), needs=("grad_fn",)),
-    "torch's adamw": Case(
-        lambda rate: optim.from_torch(torch.optim.AdamW, lr=rate), exact_rows=False
-    ),
 }  # fmt: skip
 
 OPTIMIZERS = {name: case.build for name, case in CASES.items() if not case.needs}
