@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import checkpoints, draws, latency, loading, measure, memory, speed
+from benchmarks import chains, checkpoints, draws, latency, loading, measure, memory, speed
 from benchmarks.contenders import Sizes
 
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
@@ -87,3 +87,12 @@ def test_checkpoints():
     report = checkpoints.run(True, megabytes=1, sizes=TINY, backend="eager")
     assert len(report.content["targets"]) == 3
     assert report.content["figures"]["compile: speed-up"]["value"] > 0
+
+
+def test_chains():
+    report = chains.run(True, size=chains.Size(layers=2, width=8, batch=4), backend="eager")
+    whats = [target["what"] for target in report.content["targets"]]
+    assert whats == [
+        "a training step: the chain over AdamW",
+        "cold compile, processor time: the chain over AdamW",
+    ]
