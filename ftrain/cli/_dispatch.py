@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ftrain.cli import COMMANDS
+from ftrain.cli._traces import trimmed
 from ftrain.config.errors import ConfigError, did_you_mean
 
 __all__ = ["dispatch"]
@@ -31,13 +32,18 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
+    parser.add_argument("--traceback", action="store_true", help="after an error, show every frame")
+    options = argparse.Namespace(traceback=False)
     try:
-        code: int = module.run(parser.parse_intermixed_args(rest))
+        parser.parse_intermixed_args(rest, options)
+        code: int = module.run(options)
         sys.stdout.flush()
         return code
     except SystemExit as stopped:  # argparse, which has said why
         return stopped.code if isinstance(stopped.code, int) else 2
     except ConfigError as error:
+        if error.__cause__ is not None:  # it was raised in the user's own code
+            print(trimmed(error.__cause__, options.traceback), file=sys.stderr)
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -47,14 +53,14 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _explains_itself(error):
-            raise
-        print(f"ftrain {name}: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(note, file=sys.stderr)
+        ours = type(error).__module__.startswith("ftrain.")  # the message is all that is needed
+        if ours and not options.traceback:
+            print(
+                f"ftrain {name}: {error}",
+                *getattr(error, "__notes__", ()),
+                sep="\n",
+                file=sys.stderr,
+            )
+        else:
+            print(trimmed(error, options.traceback), file=sys.stderr)
         return 1
-
-
-def _explains_itself(error: Exception) -> bool:
-    """Whether the message is all that the user needs; a trace leads to a place in their own code."""
-    return type(error).__module__.startswith("ftrain.")

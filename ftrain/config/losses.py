@@ -35,7 +35,19 @@ def cross_entropy(
         target: the name of the classes.
         label_smoothing: the share that is spread over all classes.
     """
-    logits, labels = model(_entry(batch, input)), _entry(batch, target)
+    labels = _entry(batch, target)
+    if labels.is_floating_point():
+        raise TypeError(
+            f"cross_entropy wants classes, integers from 0, and batch[{target!r}] holds {labels.dtype} "
+            "numbers. For numbers to predict write `loss: mse`; for a csv whose numbers are classes, "
+            "`data.classes: true`"
+        )
+    logits = model(_entry(batch, input))
+    if logits.ndim != 2 or labels.ndim != 1:
+        raise ValueError(
+            f"cross_entropy wants logits (n, classes) and classes (n,); the model gives "
+            f"{tuple(logits.shape)}, batch[{target!r}] is {tuple(labels.shape)}"
+        )
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     hits = (logits.argmax(-1) == labels).to(each.dtype)
     return _mean(each, batch), {"accuracy": _mean(hits.detach(), batch)}
@@ -53,7 +65,7 @@ def binary_cross_entropy(
         target: the name of the answers.
     """
     answers = _entry(batch, target)
-    logits = model(_entry(batch, input)).view(answers.shape)
+    logits = _as_targets(model(_entry(batch, input)), answers, target)
     each = F.binary_cross_entropy_with_logits(logits, answers.to(logits.dtype), reduction="none")
     hits = ((logits > 0) == (answers > 0.5)).to(each.dtype)
     return _mean(each, batch), {"accuracy": _mean(hits.detach(), batch)}
@@ -69,14 +81,9 @@ def mse(model: nn.Module, batch: Any, *, input: str = "x", target: str = "y") ->
         target: the name of the numbers to predict.
     """
     wanted = _entry(batch, target)
-    error = (model(_entry(batch, input)).view(wanted.shape) - wanted).flatten(
-        1 if wanted.ndim > 1 else 0
-    )
-    if error.ndim > 1:
-        return _mean(error.square().mean(1), batch), {
-            "mae": _mean(error.detach().abs().mean(1), batch)
-        }
-    return _mean(error.square(), batch), {"mae": _mean(error.detach().abs(), batch)}
+    error = _as_targets(model(_entry(batch, input)), wanted, target) - wanted
+    each = error.reshape(len(error), -1)  # one row a sample, however many numbers it has
+    return _mean(each.square().mean(1), batch), {"mae": _mean(each.detach().abs().mean(1), batch)}
 
 
 def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
@@ -107,6 +114,16 @@ def _entry(batch: Any, name: str) -> torch.Tensor:
         )
     found: torch.Tensor = batch[name]
     return found
+
+
+def _as_targets(found: torch.Tensor, wanted: torch.Tensor, target: str) -> torch.Tensor:
+    """The model's numbers in the shape of the targets: `(n, 1)` is `(n,)`."""
+    if found.numel() != wanted.numel():
+        raise ValueError(
+            f"the model gives {tuple(found.shape)}, and there are {tuple(wanted.shape)} numbers in "
+            f"batch[{target!r}]: a number for each is wanted"
+        )
+    return found.reshape(wanted.shape)
 
 
 def _mean(each: torch.Tensor, batch: Any) -> Mean:

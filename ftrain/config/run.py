@@ -186,7 +186,7 @@ def _free(config: Config, folder: pathlib.Path, overwrite: bool) -> None:
         raise ConfigError.at("output_dir", config.places.of(("output_dir",)), message)
     if not there:
         return
-    if not overwrite:
+    if not overwrite and not _came_to_nothing(folder):
         raise ConfigError.at(
             "output_dir",
             config.places.of(("output_dir",)),
@@ -196,3 +196,12 @@ def _free(config: Config, folder: pathlib.Path, overwrite: bool) -> None:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _came_to_nothing(folder: pathlib.Path) -> bool:
+    """Whether the run in it failed before its first step: then there is nothing to lose."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and (found.get("status"), found.get("step")) == ("failed", 0)

@@ -89,7 +89,7 @@ def test_init_writes_what_trains_as_it_is(folder: pathlib.Path, capsys: Captured
     assert main(["init"]) == 0
     assert main(["train", "config.yaml"]) == 0
     said = capsys.readouterr().out
-    assert "completed at step 750, epoch 30" in said
+    assert "completed at step 500, epoch 20" in said
     run = folder / "runs" / "config"
     found = json.loads((run / "result.json").read_text())
     # Seeds 0 to 4: 0.99 to 1.0 in all.
@@ -193,11 +193,29 @@ def test_options_may_stand_anywhere(project: pathlib.Path) -> None:
     assert main(["train", "config.yaml", "seed=1", "--fast-dev-run", "epochs=1"]) == 0
 
 
-def test_an_error_in_ones_own_code_keeps_its_trace(project: pathlib.Path) -> None:
-    broken = (project / "model.py").read_text().replace("self.layers(x)", "self.layrs(x)")
-    (project / "model.py").write_text(broken)
-    with pytest.raises(AttributeError, match="layrs"):
-        main(["train", "config.yaml"])
+def test_an_error_in_ones_own_code_leads_there(project: pathlib.Path, capsys: Captured) -> None:
+    whole = (project / "model.py").read_text()
+    (project / "model.py").write_text(whole.replace("self.layers(x)", "self.layrs(x)"))
+    assert main(["train", "config.yaml"]) == 1
+    said = capsys.readouterr().err
+    line = whole[: whole.index("self.layers(x)")].count("\n") + 1
+    assert f'model.py", line {line}, in forward' in said
+    assert said.count("File ") == 1
+    assert "has no attribute 'layrs'" in said
+    assert "while computing `cross_entropy`" in said
+    # A run that failed before its first step is in nobody's way.
+    assert main(["train", "config.yaml", "--traceback"]) == 1
+    assert capsys.readouterr().err.count("File ") > 10
+
+
+def test_an_error_while_building_leads_there_too(project: pathlib.Path, capsys: Captured) -> None:
+    whole = (project / "model.py").read_text()
+    (project / "model.py").write_text(whole.replace("super().__init__()", "super().__init__(3)"))
+    assert main(["train", "config.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "super().__init__(3)" in said
+    line = (project / "config.yaml").read_text().splitlines().index("model:") + 1
+    assert f"config.yaml:{line}: model: model.py:Net raised TypeError" in said
 
 
 def test_a_damaged_checkpoint_is_named(project: pathlib.Path, capsys: Captured) -> None:

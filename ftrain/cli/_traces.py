@@ -1,0 +1,33 @@
+"""Tracebacks that lead to the user's own lines, past forty frames of ftrain and torch."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+
+import ftrain
+
+__all__ = ["trimmed"]
+
+_OTHERS = tuple(
+    os.path.dirname(path) if path.endswith(".py") else path
+    for path in (
+        ftrain.__file__,
+        *(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")),
+    )
+)
+
+
+def trimmed(error: BaseException, everything: bool = False) -> str:
+    """The traceback without frames of ftrain, of installed packages and of Python's library."""
+    if everything:
+        return "".join(traceback.format_exception(error)).rstrip()
+    found = traceback.TracebackException.from_exception(error, compact=True)
+    own = [frame for frame in found.stack if not frame.filename.startswith((*_OTHERS, "<"))]
+    message = "".join(found.format_exception_only()).rstrip()
+    hint = "(--traceback shows every frame)"
+    if not own:
+        return f"{message}\n{hint}"
+    trace = "".join(traceback.StackSummary.from_list(own).format())
+    return f"Traceback, your own lines of it:\n{trace}{message}\n{hint}"

@@ -1,0 +1,98 @@
+"""The losses are torch's; parts merge to the whole, and rows of weight zero do not count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ftrain.config import losses
+from ftrain.core.metrics import Mean
+
+KINDS: dict[str, Any] = {
+    "cross_entropy": lambda out, y: F.cross_entropy(out, y),
+    "binary_cross_entropy": lambda out, y: F.binary_cross_entropy_with_logits(out[:, 0], y.float()),
+    "mse": lambda out, y: F.mse_loss(out[:, 0], y.float()),
+}
+
+
+def batch(name: str, n: int, seed: int) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    draws = torch.Generator().manual_seed(seed)
+    classes = 3 if name == "cross_entropy" else 1
+    y = torch.randint(0, max(classes, 2), (n,), generator=draws)
+    x = torch.randn(n, 4, generator=draws)
+    return nn.Linear(4, classes), {"x": x, "y": y if classes > 1 else y.float()}
+
+
+def value(found: Any) -> torch.Tensor:
+    mean = found[0] if isinstance(found, tuple) else found
+    assert isinstance(mean, Mean)
+    return mean.value
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(n=st.integers(1, 9), seed=st.integers(0, 99))
+def test_it_is_torchs(name: str, n: int, seed: int) -> None:
+    model, data = batch(name, n, seed)
+    expected = KINDS[name](model(data["x"]), data["y"])
+    assert torch.allclose(value(getattr(losses, name)(model, data)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(n=st.integers(2, 9), cut=st.integers(1, 8), seed=st.integers(0, 99))
+def test_parts_merge_to_the_whole_and_padding_counts_nothing(
+    name: str, n: int, cut: int, seed: int
+) -> None:
+    cut = min(cut, n - 1)
+    model, data = batch(name, n, seed)
+    loss = getattr(losses, name)
+    whole, extra = loss(model, data)
+    first, second = (
+        loss(model, {k: v[part] for k, v in data.items()}) for part in (slice(cut), slice(cut, n))
+    )
+    assert torch.allclose(first[0].merge(second[0]).value, whole.value, atol=1e-6)
+    (metric,) = extra
+    assert torch.allclose(
+        first[1][metric].merge(second[1][metric]).value, extra[metric].value, atol=1e-6
+    )
+    weight = (torch.arange(n) < cut).float()
+    padded = loss(model, {**data, "weight": weight})
+    assert torch.allclose(padded[0].value, first[0].value, atol=1e-6)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_next_token_counts_tokens(n: int, length: int, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    windows = torch.randint(0, 5, (n, length + 1), generator=draws)
+    windows[0, -1] = -100  # padding
+    model = nn.Embedding(5, 5)
+    found = losses.next_token(model, windows)
+    assert int(found.weight) == n * length - 1
+    if n * length > 1:
+        logits = model(windows[:, :-1].clamp(min=0)).flatten(0, 1)
+        expected = F.cross_entropy(logits, windows[:, 1:].flatten())
+        assert torch.allclose(found.value, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "data", "says"),
+    [
+        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2)}, "write `loss: mse`"),
+        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2, 2).long()}, r"is \(2, 2\)"),
+        ("mse", {"x": torch.ones(2, 4), "y": torch.ones(2, 2)}, r"the model gives \(2, 1\)"),
+        (
+            "mse",
+            {"image": torch.ones(2, 4), "y": torch.ones(2)},
+            "the batch has no 'x'; it has 'image', 'y'",
+        ),
+        ("mse", torch.ones(2, 4), "a batch is a Tensor"),
+    ],
+)
+def test_what_is_said(loss: str, data: Any, says: str) -> None:
+    with pytest.raises((TypeError, ValueError, KeyError), match=says):
+        getattr(losses, loss)(nn.Linear(4, 1), data)
