@@ -66,7 +66,7 @@ def hidden_matrices(params: dict[str, torch.Tensor]) -> dict[str, bool]:
 
 CONTENDERS = {
     "AdamW": Contender(
-        lambda rate: optim.adamw(rate, 0.9, 0.99, weight_decay=0.1), (3e-3, 6e-3, 1.2e-2)
+        lambda rate: optim.adamw(rate, 0.9, 0.99, weight_decay=0.1), (1.5e-3, 3e-3, 6e-3)
     ),
     "Muon": Contender(
         lambda rate: optim.muon(
@@ -76,7 +76,7 @@ CONTENDERS = {
             adam_b2=0.99,
             adam_weight_decay=0.1,
         ),
-        (3e-3, 6e-3, 1.2e-2),
+        (6e-3, 1.2e-2, 2.4e-2),
     ),
     "SOAP": Contender(lambda rate: optim.soap(rate, weight_decay=0.1), (3e-3, 6e-3, 1.2e-2)),
     "Schedule-Free": Contender(

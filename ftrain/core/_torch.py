@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import detect_fake_mode
+from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.scan import scan_op
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -35,6 +36,7 @@ __all__ = [
     "any_autocast",
     "aside",
     "autocast_state",
+    "cond_operator",
     "fake_mode",
     "first_run",
     "function_mode_depth",
@@ -322,6 +324,16 @@ def scan_operator(
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         return list(scan_op(body, list(carry), list(xs), tuple(captured)))
+
+
+def cond_operator(
+    predicate: torch.Tensor,
+    taken: fx.GraphModule,
+    left: fx.GraphModule,
+    operands: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """One of two graphs as one operator (2.4 and later). `torch.cond` would trace them once more."""
+    return list(cond_op(predicate, taken, left, tuple(operands)))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Work that is done at some updates only: a branch that a compiled step takes or leaves.
 
-`torch.where` would do the work at every update and throw most of it away. Here the branch is an
-operator of the graph (that of `torch.cond`), traced by ftrain as `ftrain.scan` traces its body, and
-Python's own `if` in eager mode. Under `torch.vmap` each row may decide for itself, so there both sides
-are computed.
+`torch.where` would do the work at every update and throw most of it away: SOAP on a GPT of 0.8 M
+parameters, with new bases every tenth update, takes 175 ms an update so and 40 with a branch (compiled,
+one core). The branch is an operator of the graph (that of `torch.cond`), traced by ftrain as
+`ftrain.scan` traces its body, and Python's own `if` in eager mode. Under `torch.vmap` each row may
+decide for itself, so there both sides are computed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch._higher_order_ops.cond import cond_op
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile._trace import BodyGraph, is_tracing
@@ -75,4 +75,4 @@ def _operator(
 
     with _torch.aside():
         left = _torch.trace_inner(keep, [torch.empty_like(x) for x in operands])
-    return list(cond_op(predicate, taken.module, left, tuple(operands)))
+    return _torch.cond_operator(predicate, taken.module, left, operands)
