@@ -30,9 +30,12 @@ class Draft:
     files: dict[str, dict[str, torch.Tensor]]
 
     def snapshot(self) -> Draft:
-        """With copies of the tensors, so that the state may be donated while this is written."""
+        """With copies of the tensors, so that the state may be donated while this is written.
+
+        A device's tensors are copied to the host: the writing thread knows nothing of its streams.
+        """
         copies = {
-            file: {path: tensor.detach().clone() for path, tensor in tensors.items()}
+            file: {path: _copy(tensor) for path, tensor in tensors.items()}
             for file, tensors in self.files.items()
         }
         return dataclasses.replace(self, files=copies)
@@ -121,6 +124,11 @@ def _check(where: str, leaf: Any) -> None:
         raise ValueError(
             f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
         )
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
 
 
 def _checked(value: Any, where: str) -> Any:

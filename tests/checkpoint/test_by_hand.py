@@ -1,0 +1,43 @@
+"""A loop of ten lines, killed and run again: the final checkpoint is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("by_hand.py")
+ROOT = Path(__file__).parents[2]
+STEPS = 3 * 28  # three epochs of 1,797 samples in batches of 64
+
+
+def start(directory: Path) -> subprocess.Popen[bytes]:
+    directory.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(SCRIPT)], cwd=directory, env=environment)
+
+
+def newest(directory: Path) -> int:
+    return max((int(p.name[5:]) for p in directory.glob("run/step-*")), default=0)
+
+
+def test_killed_twice_and_run_again(tmp_path):
+    undisturbed = start(tmp_path / "undisturbed")
+    dice = random.Random(0)
+    for stop in (dice.randrange(5, 40), dice.randrange(45, 80)):
+        process = start(tmp_path / "killed")
+        while newest(tmp_path / "killed") < stop:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert stop <= newest(tmp_path / "killed") < STEPS
+    assert start(tmp_path / "killed").wait(120) == 0
+    assert undisturbed.wait(120) == 0
+    for file in ("SHA256SUMS", "manifest.json", "tensors-00000.safetensors"):
+        final = Path("run") / f"step-{STEPS:012d}" / file
+        found, expected = (tmp_path / name / final for name in ("killed", "undisturbed"))
+        assert found.read_bytes() == expected.read_bytes()
