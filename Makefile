@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit bench laws clean
+.PHONY: demo test lint types unit bench laws parity clean
 
 demo: $(VENV)/examples
 	$(PY) examples/digits.py
@@ -26,6 +26,10 @@ unit: $(VENV)/dev
 # The ten laws, each on four models in every precision.
 laws: $(VENV)/dev
 	$(PY) -m pytest tests/laws -v
+
+# Every optimizer against torch.optim and optax over 100 steps; rewrites docs/optimizers.md.
+parity: $(VENV)/dev
+	$(PY) -m tests.optim.page
 
 # Speed, memory, draws and compile latency against hand-written loops. Latency alone takes over eight minutes.
 bench: $(VENV)/examples
