@@ -78,10 +78,10 @@ CONTENDERS = {
         ),
         (6e-3, 1.2e-2, 2.4e-2),
     ),
-    "SOAP": Contender(lambda rate: optim.soap(rate, weight_decay=0.1), (3e-3, 6e-3, 1.2e-2)),
+    "SOAP": Contender(lambda rate: optim.soap(rate, weight_decay=0.1), (6e-3, 1.2e-2, 2.4e-2)),
     "Schedule-Free": Contender(
         lambda rate: optim.schedule_free_adamw(rate, 0.9, 0.99, weight_decay=0.1),
-        (6e-3, 1.2e-2, 2.4e-2),
+        (3e-3, 6e-3, 1.2e-2),
         decays=False,
     ),
 }
