@@ -182,13 +182,15 @@ def parts_of(batch: Any, k: int) -> tuple[Any, int]:
     """The parts of a batch and their number, as `accumulate_micro_batches` wants them.
 
     Raises:
-        ValueError: `MicroBatches` of another number than `accumulate`, or of different structures.
+        ValueError: `MicroBatches` of no multiple of `accumulate`, or of different structures.
     """
     if not isinstance(batch, MicroBatches):
         return cut(batch, k), k
     parts = list(batch.batches)
-    if not parts or (k != 1 and len(parts) != k):
-        raise ValueError(f"MicroBatches holds {len(parts)} batches, but accumulate={k}")
+    if not parts or len(parts) % k:
+        raise ValueError(
+            f"MicroBatches holds {len(parts)} batches, but accumulate={k}: it takes {k}, or a multiple"
+        )
     for i, part in enumerate(parts[1:], 1):
         difference = tree.first_difference(parts[0], part)
         if difference is not None:

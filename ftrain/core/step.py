@@ -130,6 +130,7 @@ def make_steps(
         }
         return new_state, Metrics({**found.metrics.entries, **reported})
 
+    train_step.accumulate = accumulate  # type: ignore[attr-defined]  # for who cuts batches further
     return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
 
 
@@ -203,7 +204,12 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
 
     with isolated(state.step.device.type):
         chosen = tree.map(choose, kept, proposed)
-    return chosen.replace(scaler=found.scaler, rng=found.rng)  # type: ignore[no-any-return]
+        rng = found.rng
+        if found.finite is not None:
+            # The same key either way; but now all that a donated state is overwritten with waits for the
+            # last gradient, and a step that runs out of memory before it leaves the state whole.
+            rng = torch.where(found.finite, rng, rng)
+    return chosen.replace(scaler=found.scaler, rng=rng)  # type: ignore[no-any-return]
 
 
 def _check_fixpoint(old: TrainState, new: TrainState) -> None:

@@ -1,7 +1,7 @@
 """Garbage collection at the boundaries of a run instead of in the midst of its steps.
 
 Steps hand over small objects that live until the next row of the log, which makes Python look through
-all that it holds again and again: 8 µs a step, measured on the three-layer MLP of `benchmarks/trainers.py`.
+all that it holds again and again: 8 µs a step, measured on a three-layer MLP.
 """
 
 from __future__ import annotations

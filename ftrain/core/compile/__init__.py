@@ -62,7 +62,8 @@ def compile(
             state, which `fn` returns first or alone, is written into its memory inside the program, and
             the old one raises `DonatedStateError` when touched. Its tensors live on as the new state's
             leaves: whatever else holds them sees them change. An error while tracing or compiling leaves
-            the state as it was; if the program itself fails while it runs, the state is lost.
+            the state as it was, and so does one in the program before its first write (no memory for an
+            activation, a non-finite gradient that is to be raised); after that the state is lost.
         mode: `torch.compile`'s modes: "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs".
         backend: "eager" runs the traced graph operator by operator and needs no compiler.
 

@@ -27,6 +27,7 @@ from ftrain.core.compile._call import Call, global_settings
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._program import Program
 from ftrain.core.compile._trace import Traced, is_tracing, trace
+from ftrain.core.compile._written import had_written
 from ftrain.core.errors import RecompileWarning
 
 __all__ = ["Compiled"]
@@ -166,8 +167,9 @@ class Compiled(Generic[P, R]):
         caller = _caller()
         try:
             output = program(tensors)
-        except BaseException:
-            _donate.poison(state, self._name, caller, failed=True)
+        except BaseException as error:
+            if had_written(error):
+                _donate.poison(state, self._name, caller, failed=True)
             raise
         _donate.poison(state, self._name, caller)
         new = output if program.whole else output[0]
