@@ -38,7 +38,7 @@ class Observers:
                 f"the checkpoint holds the states of callbacks that this trainer does not have: {lost}. "
                 "They are dropped.",
                 CallbackWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
 
     def hearing(self, kind: type[Event]) -> list[tuple[str, Callback]]:

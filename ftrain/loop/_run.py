@@ -383,6 +383,7 @@ class Run:
             missing = "eval_data" if parts.eval_data is None else "an eval_step"
             raise ValueError(f"a callback asked for an evaluation, but the run has no {missing}")
         self.where = "evaluate"
+        before = dict(self.observers.states)
         yield from self._show(EvaluateBegin(*self._now(), name, length(parts.eval_data)))
         with self.clock.paused() as pause:
             found = evaluate(
@@ -394,6 +395,7 @@ class Run:
                 lambda: action.state is None and self.signals.received is not None,
             )
         if found is None:
+            self.observers.states = before  # it will begin again
             return False
         self.todo.pop(0)
         self.evaluated.add(name)

@@ -1,0 +1,99 @@
+"""A run that was interrupted anywhere and goes on is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrain import checkpoint
+from ftrain.loop import BatchEnd, EpochEnd, EvaluateBegin, EvaluateEnd, WindowEnd
+from tests.loop.runs import Counts, Interrupts, digest, fit, trainer
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"eval_every": 4, "save_every": 5},
+    {"log_every": 4, "accumulate": 3},
+]
+
+
+def whole(store: pathlib.Path) -> Any:
+    """The newest checkpoint's metadata."""
+    latest = checkpoint.Store(store).latest()
+    assert latest is not None
+    return json.loads((latest / "manifest.json").read_text())["metadata"]
+
+
+@pytest.fixture(scope="module", params=range(len(OPTIONS)))
+def undisturbed(request: Any, tmp_path_factory: Any) -> Any:
+    options = OPTIONS[request.param]
+    store = tmp_path_factory.mktemp("whole")
+    result = fit(trainer(Counts(), store=store, **options), epochs=3)
+    assert result.status == "completed"
+    return options, result, whole(store)
+
+
+@pytest.mark.parametrize("kind", [BatchEnd, WindowEnd, EpochEnd, EvaluateBegin, EvaluateEnd])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("n", [1, 2])
+def test_interrupted_anywhere(
+    undisturbed: Any, kind: Any, number: int, n: int, tmp_path: pathlib.Path
+) -> None:
+    options, result, metadata = undisturbed
+    first = fit(trainer(Counts(), Interrupts(number, kind, n), store=tmp_path, **options), epochs=3)
+    assert first.status == "interrupted"
+    assert first.signal == number
+    assert first.exit_code == 128 + number
+    second = fit(trainer(Counts(), store=tmp_path, **options), epochs=3, resume=True)
+    assert second.status == "completed"
+    assert digest(second) == digest(result)
+    again = whole(tmp_path)
+    again["callbacks"].pop("Interrupts", None)
+    assert again == metadata
+    strip = [[each.to_json(clock=False) for each in r.history] for r in (second, result)]
+    assert strip[0] == strip[1]
+
+
+@settings(max_examples=8, deadline=None)
+@given(stops=st.lists(st.integers(1, 5), max_size=4))
+def test_in_many_pieces(stops: list[int], tmp_path_factory: Any) -> None:
+    store = tmp_path_factory.mktemp("pieces")
+    expected = fit(trainer(Counts()), max_steps=20)
+    at = 0
+    for more in stops:
+        at = min(at + more, 20)
+        made = trainer(Counts(), Interrupts(signal.SIGINT, BatchEnd, more), store=store)
+        fit(made, max_steps=20, resume="auto")
+    result = fit(trainer(Counts(), store=store), max_steps=20, resume="auto")
+    assert digest(result) == digest(expected)
+    assert result.status == "completed"
+
+
+def test_a_stopped_run_stays_stopped(tmp_path: pathlib.Path) -> None:
+    made = trainer(Counts(stop_after=2), store=tmp_path)
+    result = fit(made, epochs=5)
+    assert (result.status, result.reason, result.epoch) == ("stopped", "enough", 2)
+    again = fit(made, epochs=5, resume=True)
+    assert (again.status, again.reason, again.step) == ("stopped", "enough", result.step)
+    assert digest(again) == digest(result)
+
+
+def test_nothing_to_resume(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="has none"):
+        fit(trainer(), epochs=1, resume=True)
+    with pytest.raises(checkpoint.CheckpointNotFoundError):
+        fit(trainer(store=tmp_path), epochs=1, resume=True)
+    assert fit(trainer(store=tmp_path), epochs=1, resume="auto").status == "completed"
+
+
+def test_a_checkpoint_of_another_kind(tmp_path: pathlib.Path) -> None:
+    from tests.loop.runs import STEPS
+
+    checkpoint.save(tmp_path / "plain", STEPS.init_state(0), metadata={"mine": 1})
+    with pytest.raises(ValueError, match="holds no run"):
+        fit(trainer(), epochs=1, resume=tmp_path / "plain")
