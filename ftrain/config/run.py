@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ftrain.checkpoint import Store
+from ftrain.checkpoint._locks import Lock
 from ftrain.config import _watchers
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
@@ -110,13 +111,15 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             )
         else:
             folder = directory(config)
-            if not resume:
-                _free(config, folder, overwrite)
+            _check_free(config, folder, resume or overwrite)
         with environment(config):
             parts = build(config)
             callbacks = _watchers.watchers(parts, folder)
         saved = relocated(parts.resolved, folder.absolute())
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(config, folder)
+        stack.enter_context(_alone(config, folder))
+        if not resume:
+            _clear(folder)
         (folder / "config.yaml").write_text(dump(saved), encoding="utf-8")
         yield Run(parts, folder, _trainer(parts, folder, callbacks))
 
@@ -178,30 +181,53 @@ def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Traine
     )
 
 
-def _free(config: Config, folder: pathlib.Path, overwrite: bool) -> None:
-    """Make sure that the directory holds no run."""
-    there = [name for name in (*FILES, "checkpoints") if (folder / name).exists()]
-    if folder.exists() and not folder.is_dir():
-        message = f"{folder} is a file: write another output_dir"
-        raise ConfigError.at("output_dir", config.places.of(("output_dir",)), message)
-    if not there:
-        return
-    if not overwrite and not _came_to_nothing(folder):
-        raise ConfigError.at(
-            "output_dir",
-            config.places.of(("output_dir",)),
+def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
+    """Refuse a directory that holds a run, unless there is nothing to lose."""
+    there = any((folder / name).exists() for name in (*FILES, "checkpoints"))
+    if there and not may_hold_a_run and not _came_to_nothing(folder):
+        raise _refusal(
+            config,
             f"{folder} holds a run already. Go on with it: ftrain resume {folder}; keep it, and write "
             f"elsewhere: output_dir={folder}-2; or delete it: --overwrite",
         )
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _came_to_nothing(folder: pathlib.Path) -> bool:
-    """Whether the run in it failed before its first step: then there is nothing to lose."""
+    """Whether the run in it failed before its first step."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and (found.get("status"), found.get("step")) == ("failed", 0)
+
+
+def _make(config: Config, folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(config, f"{folder} cannot be made: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
+    """Nobody else trains in this directory: a lock that ends with the process, however it ends."""
+    lock = Lock.file(str(folder / ".lock"))
+    try:
+        if not lock.held:
+            raise _refusal(
+                config, f"another process is training in {folder}: wait for it, or end it"
+            )
+        yield
+    finally:
+        lock.close()
+
+
+def _clear(folder: pathlib.Path) -> None:
+    """Delete what a run has left there, and nothing else."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _refusal(config: Config, message: str) -> ConfigError:
+    return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

@@ -13,7 +13,7 @@ import torch
 
 from ftrain.checkpoint import Store
 from ftrain.config import ConfigError, load
-from ftrain.config.run import directory, environment, train
+from ftrain.config.run import directory, environment, prepare, train
 from tests.config.formats import write
 
 HERE = pathlib.Path(__file__).parent
@@ -105,6 +105,25 @@ def test_a_run_is_not_overwritten_unless_asked(project: pathlib.Path) -> None:
     run(project, "run", "seed=9", overwrite=True)
     assert tensors(folder) != before
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_one_directory(project: pathlib.Path) -> None:
+    folder = run(project, "run")
+    before = tensors(folder)
+    config = load(folder / "config.yaml", [f"output_dir={folder}"])
+    with prepare(config, resume=True):
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ConfigError, match="another process is training in"):
+                train(config, **options)
+    assert tensors(folder) == before
+    train(config, resume=True)  # the lock is gone
+
+
+def test_a_directory_that_cannot_be_made(project: pathlib.Path) -> None:
+    (project / "runs").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot be made") as error:
+        run(project, "run")
+    assert error.value.key == "output_dir"
 
 
 def test_nothing_is_written_where_nothing_can_run(project: pathlib.Path) -> None:
