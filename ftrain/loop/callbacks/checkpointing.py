@@ -1,0 +1,107 @@
+"""When checkpoints are written, beyond what the trainer does by itself."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from ftrain.loop.callback import Action, Save
+from ftrain.loop.callbacks._monitor import Mode, Monitor
+from ftrain.loop.events import BatchEnd, Event, TrainBegin
+
+__all__ = ["Checkpointing", "CheckpointingState"]
+
+
+class CheckpointingState(TypedDict):
+    """What the best were so far.
+
+    Attributes:
+        best: the values of the best k, best first.
+    """
+
+    best: list[float]
+
+
+class Checkpointing:
+    """Asks for a checkpoint every so many steps or minutes, and whenever a value is among the best k.
+
+    The trainer writes them to its store, which decides how long each stays. For the best three by
+    accuracy, say so to both:
+
+        store = checkpoint.Store(folder, keep_best=3, metric="eval/accuracy", mode="max")
+        Checkpointing(best=3, monitor="eval/accuracy", mode="max")
+
+    Args:
+        every: steps between two checkpoints.
+        minutes: of training between two; what the state is at each step does not depend on it.
+        best: how many of the best values are worth one.
+        monitor: `eval/` or `train/` and the name of the metric; the store is told its value under this
+            name, and under its own (`"loss"` for `"eval/loss"`).
+        mode: whether less of it is better, or more.
+
+    Raises:
+        ValueError: an argument is out of its range; nothing is asked for; the metric does not exist.
+
+    >>> import tempfile, torch, ftrain
+    >>> from ftrain import checkpoint, loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(1.0))
+    >>> store = checkpoint.Store(tempfile.mkdtemp(), keep_last=1, keep_best=1, mode="max")
+    >>> trainer = loop.Trainer(steps, [Checkpointing(best=1, mode="max")], compile=False, store=store)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], [torch.ones(4, 3)], epochs=3)
+    >>> store.best().name, store.steps()  # the loss only falls
+    ('step-000000000001', [1, 3])
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int | None = None,
+        minutes: float | None = None,
+        best: int = 0,
+        monitor: str = "eval/loss",
+        mode: Mode = "min",
+    ) -> None:
+        for name, value in (("every", every), ("minutes", minutes)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be more than 0, found {value!r}")
+        if best < 0 or (every is None and minutes is None and not best):
+            raise ValueError(
+                "say when to save: Checkpointing(every=1000), Checkpointing(minutes=15) or "
+                "Checkpointing(best=1)"
+            )
+        self.every, self.minutes, self.best = every, minutes, best
+        self._monitor = Monitor(monitor, mode)
+        self._saved = 0.0  # seconds of this process; no part of the run
+        by_step = every is not None or minutes is not None
+        self.listens: tuple[type[Event], ...] = (TrainBegin, BatchEnd) if by_step else ()
+        self.listens += (self._monitor.event,) if best else ()
+
+    def init(self) -> CheckpointingState:
+        """No value yet."""
+        return {"best": []}
+
+    def __call__(
+        self, state: CheckpointingState, event: Event
+    ) -> tuple[CheckpointingState, tuple[Action, ...]]:
+        """Ask for a checkpoint, if it is time."""
+        if isinstance(event, BatchEnd):
+            if self.every is not None and event.progress.step % self.every == 0:
+                return state, (Save("step"),)
+            if self.minutes is not None and event.seconds - self._saved >= 60 * self.minutes:
+                self._saved = event.seconds
+                return state, (Save("time"),)
+            return state, ()
+        if isinstance(event, TrainBegin):
+            self._saved = event.seconds
+            return state, ()
+        return self._compare(state, self._monitor.value(event))
+
+    def _compare(
+        self, state: CheckpointingState, value: float | None
+    ) -> tuple[CheckpointingState, tuple[Action, ...]]:
+        monitor, best = self._monitor, state["best"]
+        full = len(best) >= self.best
+        if value is None or not monitor.is_better(value, best[-1] if full else None):
+            return state, ()
+        ranked = sorted([*best, value], reverse=monitor.mode == "max")[: self.best]
+        metrics: dict[str, Any] = {monitor.name: value, monitor.metric: value}
+        return {"best": ranked}, (Save("best", metrics),)

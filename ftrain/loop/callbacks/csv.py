@@ -1,0 +1,68 @@
+"""A log as a table, for spreadsheets and people."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ftrain.loop.callbacks import _lines
+from ftrain.loop.callbacks._rows import RowLogger
+
+__all__ = ["CSVLogger"]
+
+
+class CSVLogger(RowLogger):
+    """Writes `metrics.csv`: `step,epoch,split,time`, then a column for each metric.
+
+    A metric that is first seen late gets its column then: the table is written again, at once. Where a
+    row knows no value of a column, it is empty. Splits and resuming are as for `JSONLLogger`.
+
+    Args:
+        path: of the file; its directory is made.
+
+    >>> import tempfile, torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> path = tempfile.mkdtemp() + "/metrics.csv"
+    >>> trainer = loop.Trainer(steps, [CSVLogger(path)], compile=False, log_every=1)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
+    >>> [(row["step"], row["split"]) for row in csv.DictReader(open(path))]
+    [('1', 'train'), ('1', 'epoch')]
+    """
+
+    _columns: list[str]
+
+    def _begin(self, rows: int) -> tuple[int, float]:
+        kept = list(csv.DictReader(_lines.keep(self.path, rows + 1)))
+        # In the order in which they came up; those that only rows behind the cut have are gone.
+        self._columns = list(
+            dict.fromkeys(name for row in kept for name, x in row.items() if name and x)
+        )
+        _lines.replace(self.path, _table(self._columns, kept) if kept else "")
+        return len(kept), float(kept[-1].get("time") or 0.0) if kept else 0.0
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        new = [name for name in row if name not in self._columns]
+        if new or not self.path.exists():
+            there: list[dict[str, str]] = []
+            if self.path.exists():
+                with self.path.open(encoding="utf-8", newline="") as file:
+                    there = list(csv.DictReader(file))
+            columns = [*self._columns, *new]
+            _lines.replace(self.path, _table(columns, [*there, row]))
+            self._columns = columns
+        else:
+            _lines.append(self.path, _line(row.get(name, "") for name in self._columns))
+
+
+def _table(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = [_line(columns), *(_line(row.get(name, "") for name in columns) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(values: Iterable[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(values)
+    return buffer.getvalue()

@@ -1,0 +1,95 @@
+"""The end of a run that no longer gets better."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TypedDict
+
+from ftrain.loop.callback import Action, Stop
+from ftrain.loop.callbacks._monitor import Mode, Monitor
+from ftrain.loop.events import Event, LoopWarning, TrainEnd
+
+__all__ = ["EarlyStopping", "EarlyStoppingState"]
+
+
+class EarlyStoppingState(TypedDict):
+    """What early stopping has seen.
+
+    Attributes:
+        best: the best value so far; `None` before the first.
+        best_step: the step that it was seen at.
+        waited: values since then, none of them better.
+    """
+
+    best: float | None
+    best_step: int
+    waited: int
+
+
+class EarlyStopping:
+    """Stops after `patience` values in a row that are no better than the best before them.
+
+    The weights stay as they are then; those of the best step are in the store, if it keeps them
+    (`checkpoint.Store(keep_best=1)` and `Checkpointing(best=1)`).
+
+    Args:
+        patience: evaluations (of `train/...` metrics: epochs) without a better value that are borne.
+        monitor: `eval/` or `train/` and the name of the metric.
+        mode: whether less of it is better, or more.
+        min_delta: how much better a value must be to count. NaN is never better.
+
+    Raises:
+        ValueError: an argument is out of its range; the metric does not exist.
+
+    >>> import torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
+    >>> trainer = loop.Trainer(steps, [EarlyStopping(2)], compile=False)
+    >>> data = [torch.ones(4, 3)]
+    >>> result = trainer.fit(steps.init_state(0), data, data, epochs=100)
+    >>> print(result.status, result.reason)
+    stopped early stopping: eval/loss was no better 2 times in a row; best ... at step 1
+    """
+
+    def __init__(
+        self,
+        patience: int,
+        *,
+        monitor: str = "eval/loss",
+        mode: Mode = "min",
+        min_delta: float = 0.0,
+    ) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience counts evaluations from 1 up, found {patience!r}")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta is a difference of at least 0, found {min_delta!r}")
+        self.patience, self.min_delta = patience, min_delta
+        self._monitor = Monitor(monitor, mode)
+        self.listens = (self._monitor.event, TrainEnd)
+
+    def init(self) -> EarlyStoppingState:
+        """Nothing seen."""
+        return {"best": None, "best_step": 0, "waited": 0}
+
+    def __call__(
+        self, state: EarlyStoppingState, event: Event
+    ) -> tuple[EarlyStoppingState, tuple[Action, ...]]:
+        """Compare a new value with the best one."""
+        monitor, best = self._monitor, state["best"]
+        if isinstance(event, TrainEnd):
+            if best is None and not state["waited"] and event.result.status == "completed":
+                said = f"early stopping has seen no {monitor.name}: the run had no such evaluation"
+                warnings.warn(said, LoopWarning, stacklevel=2)
+            return state, ()
+        value, step = monitor.value(event), event.progress.step
+        if value is None:
+            return state, ()
+        if monitor.is_better(value, best, self.min_delta):
+            return {"best": value, "best_step": step, "waited": 0}, ()
+        waited = state["waited"] + 1
+        new: EarlyStoppingState = {**state, "waited": waited}
+        if waited < self.patience:
+            return new, ()
+        seen = "never a number" if best is None else f"best {best:.6g} at step {state['best_step']}"
+        times = "once" if waited == 1 else f"{waited} times in a row"
+        return new, (Stop(f"early stopping: {monitor.name} was no better {times}; {seen}"),)

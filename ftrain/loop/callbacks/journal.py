@@ -1,0 +1,77 @@
+"""`train.log`: all that happened in a run, with the time of day."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import traceback
+
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks import _format, _lines
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.events import Event, Failure, Logged, Notice, Saved, TrainBegin, TrainEnd
+
+__all__ = ["FileLogger"]
+
+
+class FileLogger:
+    """Writes lines for a person to a text file: rows, checkpoints, notes, failures with their traceback.
+
+    It is a journal: nothing is ever taken out of it. Where a run goes on from a checkpoint it says so,
+    and the lines of steps that are taken again follow; for a log without repetitions see `JSONLLogger`.
+
+    Args:
+        path: of the file; its directory is made.
+
+    >>> import tempfile, torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> path = tempfile.mkdtemp() + "/train.log"
+    >>> trainer = loop.Trainer(steps, [FileLogger(path)], compile=False, log_every=1)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
+    >>> print(open(path).read())
+    2... begins: to step 1
+    2... train  epoch 0  step 1  loss ...
+    2... epoch  epoch 0  step 1  loss ...
+    2... completed at step 1, epoch 1: 1 steps
+    """
+
+    listens = (TrainBegin, Logged, Notice, Saved, Failure, TrainEnd)
+    on_error = "warn"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+
+    def init(self) -> None:
+        """Nothing: a journal is not part of a run."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Write the event down."""
+        if is_main():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+            _lines.append(self.path, f"{now}  {_said(event)}")
+        return None, ()
+
+
+def _said(event: Event) -> str:
+    progress = event.progress
+    if isinstance(event, Logged):
+        return _format.row(event.split, progress, event.values)
+    if isinstance(event, Saved):
+        return f"saved {event.path or ''} ({event.tag})"
+    if isinstance(event, Notice):
+        return f"note: {event.message}"
+    if isinstance(event, Failure):
+        trace = "".join(traceback.format_exception(event.exception)).rstrip()
+        return f"failed ({event.where}) after step {progress.step}:\n{trace}"
+    if isinstance(event, TrainBegin):
+        plan = event.plan
+        ends = [] if plan.epochs is None else [f"epoch {plan.epochs}"]
+        ends += [] if plan.max_steps is None else [f"step {plan.max_steps}"]
+        begins = f"goes on from step {progress.step}" if event.resumed else "begins"
+        return f"{begins}: to {' or '.join(ends)}"
+    assert isinstance(event, TrainEnd)
+    result = event.result
+    return f"{result.status} at step {result.step}, epoch {result.epoch}: {result.reason}"

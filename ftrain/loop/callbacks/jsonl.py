@@ -1,0 +1,55 @@
+"""A log as JSON lines: one object a row, for programs to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain.loop.callbacks import _lines
+from ftrain.loop.callbacks._rows import RowLogger
+
+__all__ = ["JSONLLogger"]
+
+
+class JSONLLogger(RowLogger):
+    """Writes `metrics.jsonl`: `{"step": 50, "epoch": 0, "split": "train", "time": 1.5, "loss": 0.3}`.
+
+    `split` is "train" for a window of `log_every` steps, "epoch" for an epoch's training metrics, "eval"
+    for an evaluation. `time` counts seconds of training over all processes. NaN and infinity, which JSON
+    does not know, are `null`.
+
+    A new run begins the file anew. A resumed one cuts it back to where its checkpoint was: no row is
+    there twice, none is missing.
+
+    Args:
+        path: of the file; its directory is made.
+
+    >>> import tempfile, torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> path = tempfile.mkdtemp() + "/metrics.jsonl"
+    >>> trainer = loop.Trainer(steps, [JSONLLogger(path)], compile=False, log_every=1)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
+    >>> [(row["step"], row["split"]) for row in map(json.loads, open(path))]
+    [(1, 'train'), (1, 'epoch')]
+    """
+
+    def _begin(self, rows: int) -> tuple[int, float]:
+        kept = _lines.keep(self.path, rows)
+        return len(kept), _time(kept[-1]) if kept else 0.0
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        _lines.append(self.path, json.dumps({name: _finite(value) for name, value in row.items()}))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _time(line: str) -> float:
+    try:
+        return float(json.loads(line)["time"])
+    except (ValueError, TypeError, KeyError):  # somebody else's line
+        return 0.0

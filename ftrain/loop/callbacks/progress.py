@@ -1,0 +1,186 @@
+"""How far a run is: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks._format import clock, number
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.events import (
+    BatchEnd,
+    EvaluateBegin,
+    EvaluateEnd,
+    Event,
+    Plan,
+    TrainBegin,
+    TrainEnd,
+    WindowEnd,
+)
+
+__all__ = ["ProgressBar"]
+
+
+class ProgressBar:
+    """Shows epoch, step, speed, the time that is left, and the last losses that were read.
+
+    It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it waits
+    for no step, and a step costs it one comparison. Where the stream is no terminal, it prints a plain
+    line every few seconds instead. Ranks other than 0 are silent.
+
+    Args:
+        refresh: seconds between two looks of the bar.
+        every: seconds between two plain lines.
+        stream: where to; default: standard error.
+
+    >>> import torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
+    >>> trainer = loop.Trainer(steps, [ProgressBar(every=0, stream=sys.stdout)], compile=False)
+    >>> result = trainer.fit(steps.init_state(0), [torch.zeros(4, 3)], epochs=1)
+    epoch 1/1  step 1/1 (100%)  ... steps/s  0:00 left
+    epoch 1/1  step 1/1 (100%)  loss ... steps/s ... done
+    """
+
+    listens = (TrainBegin, BatchEnd, WindowEnd, EvaluateBegin, EvaluateEnd, TrainEnd)
+    on_error = "warn"
+
+    def __init__(
+        self, *, refresh: float = 0.2, every: float = 10.0, stream: TextIO | None = None
+    ) -> None:
+        self._refresh, self._every, self._wanted = refresh, every, stream
+        self._display: _Bar | _Lines | None = None
+        self._due = float("inf")
+
+    def init(self) -> None:
+        """Nothing: what it shows is not part of a run."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Show the event, if it is time."""
+        if type(event) is BatchEnd:
+            if event.seconds < self._due:
+                return None, ()
+            self._show(event)
+        elif isinstance(event, TrainBegin):
+            self._begin(event)
+        elif self._display is not None:
+            self._tell(self._display, event)
+        return None, ()
+
+    def _begin(self, event: TrainBegin) -> None:
+        self._display, self._due = None, float("inf")
+        if not is_main():
+            return
+        stream = sys.stderr if self._wanted is None else self._wanted
+        kind = _Bar if stream.isatty() else _Lines
+        self._display = kind(event, stream)
+        self._due = event.seconds + self._interval()
+
+    def _tell(self, display: _Bar | _Lines, event: Event) -> None:
+        if isinstance(event, WindowEnd):
+            display.values |= {k: event.values[k] for k in ("loss",) if k in event.values}
+        elif isinstance(event, EvaluateBegin):
+            display.doing = "evaluating"
+            if isinstance(display, _Bar):
+                self._show(event)
+        elif isinstance(event, EvaluateEnd):
+            display.doing = ""
+            name = f"{event.name} loss" if event.name else "eval loss"
+            display.values[name] = event.result.loss
+            if isinstance(display, _Bar):
+                self._show(event)
+        elif isinstance(event, TrainEnd):
+            display.end(event)
+            self._display, self._due = None, float("inf")
+
+    def _show(self, event: Event) -> None:
+        if self._display is not None:
+            self._display.show(event)
+            self._due = event.seconds + self._interval()
+
+    def _interval(self) -> float:
+        return self._refresh if isinstance(self._display, _Bar) else self._every
+
+
+class _Bar:
+    """A bar in a terminal."""
+
+    def __init__(self, event: TrainBegin, stream: TextIO) -> None:
+        self.values: dict[str, float] = {}
+        self.doing = ""
+        self._plan = event.plan
+        self._bar = _Tqdm(
+            total=event.plan.total_steps,
+            initial=event.progress.step,
+            unit="step",
+            file=stream,
+            dynamic_ncols=True,
+            mininterval=0,
+            miniters=1,
+        )
+
+    def show(self, event: Event) -> None:
+        self._bar.set_description_str(self.doing or _epoch(self._plan, event), refresh=False)
+        self._bar.set_postfix_str(_values(self.values, ", ", "="), refresh=False)
+        if event.progress.step > self._bar.n:
+            self._bar.update(event.progress.step - self._bar.n)  # shows it too
+        else:
+            self._bar.refresh()
+
+    def end(self, event: TrainEnd) -> None:
+        self.doing = ""
+        self.show(event)
+        self._bar.close()
+
+
+class _Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+    monitor_interval = 0  # no thread: it is refreshed from here
+
+
+class _Lines:
+    """A line every few seconds."""
+
+    def __init__(self, event: TrainBegin, stream: TextIO) -> None:
+        self.values: dict[str, float] = {}
+        self.doing = ""
+        self._plan, self._stream = event.plan, stream
+        self._began = self._last = (event.progress.step, event.seconds)
+
+    def show(self, event: Event) -> None:
+        step, total = event.progress.step, self._plan.total_steps
+        speed = self._speed(event, self._last)
+        self._last = (step, event.seconds)
+        left = ""
+        if total is not None and speed:
+            left = f"{clock(max(total - step, 0) / speed)} left"
+        self._print(event, f"{number(speed)} steps/s", left)
+
+    def end(self, event: TrainEnd) -> None:
+        speed = self._speed(event, self._began)
+        how = "done" if event.result.status == "completed" else event.result.status
+        self._print(event, f"{number(speed)} steps/s", f"{clock(event.seconds)} {how}")
+
+    def _speed(self, event: Event, since: tuple[int, float]) -> float:
+        step, seconds = since
+        return (event.progress.step - step) / max(event.seconds - seconds, 1e-9)
+
+    def _print(self, event: Event, *more: str) -> None:
+        step, total = event.progress.step, self._plan.total_steps
+        of = f"/{total} ({step / total:.0%})" if total else ""
+        values = _values(self.values, "  ", " ")
+        parts = [_epoch(self._plan, event), f"step {step}{of}", values, *more]
+        print("  ".join(filter(None, parts)), file=self._stream, flush=True)
+
+
+def _epoch(plan: Plan, event: Event) -> str:
+    epoch = event.progress.epoch + 1
+    if plan.epochs is None:
+        return f"epoch {epoch}"
+    return f"epoch {min(epoch, plan.epochs)}/{plan.epochs}"
+
+
+def _values(values: dict[str, Any], between: str, equals: str) -> str:
+    return between.join(f"{name}{equals}{value:.4g}" for name, value in values.items())
