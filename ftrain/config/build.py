@@ -48,7 +48,6 @@ class Parts:
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
         schedule: count to learning rate; `None`: constant.
-        optimizer: the whole chain.
         steps: the three functions.
         callbacks: those of the configuration.
         device: where the run takes place.
@@ -62,7 +61,6 @@ class Parts:
     model: Any
     loss_fn: Callable[..., Any]
     schedule: Callable[[torch.Tensor], torch.Tensor] | None
-    optimizer: Any
     steps: ftrain.Steps
     callbacks: tuple[Any, ...]
     device: torch.device
@@ -71,6 +69,10 @@ class Parts:
     def config(self) -> Config:
         """The configuration, every value filled in."""
         return self.resolved.config
+
+    def steps_at(self, learning_rate: Any) -> ftrain.Steps:
+        """The same steps with this learning rate in place of the schedule; a number or a 0-d tensor."""
+        return _steps(self.config, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
 
     def init_state(self) -> ftrain.TrainState:
         """The state before the first step, on the run's device; the same bits for every device."""
@@ -99,15 +101,10 @@ def build(config: Config) -> Parts:
     model = _made(config, target, lambda: ftrain.bind(lambda: target.function(**arguments)))
     losses = _filled(resolved.loss, facts, config)
     loss_fn = resolved.loss.function
-    schedule, optimizer = _optimizer(resolved, total)
-    steps = ftrain.make_steps(
-        model,
-        functools.partial(loss_fn, **losses) if losses else loss_fn,
-        optimizer,
-        precision=config.precision,
-        accumulate=config.accumulate,
-        nonfinite="raise" if config.detect_anomaly else config.nonfinite,
-    )
+    if losses:
+        loss_fn = functools.partial(loss_fn, **losses)
+    schedule = _schedule(resolved, total)
+    optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
         _made(config, one, functools.partial(one.function, **_filled(one, facts, config)))
         for one in resolved.callbacks
@@ -121,8 +118,7 @@ def build(config: Config) -> Parts:
         model=model,
         loss_fn=loss_fn,
         schedule=schedule,
-        optimizer=optimizer,
-        steps=steps,
+        steps=_steps(config, model, loss_fn, optimizer),
         callbacks=callbacks,
         device=device,
     )
@@ -219,22 +215,36 @@ def _total_steps(config: Config, train: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _optimizer(resolved: Resolved, total: int | None) -> tuple[Any, Any]:
-    """The schedule and the chain: clip, then the algorithm, then what shrinks its steps."""
-    config, course = resolved.config, resolved.schedule
-    rate, schedule = config.optimizer.learning_rate, None
-    after = []
-    if course is not None and course.function is optim.reduce_on_plateau:
-        after = [_made(config, course, functools.partial(course.function, **course.arguments))]
-    elif course is not None:
-        arguments = _in_steps(config, course, total)
-        schedule = _made(config, course, functools.partial(course.function, rate, **arguments))
-    target = resolved.optimizer
-    algorithm = _made(
-        config, target, functools.partial(target.function, schedule or rate, **target.arguments)
+def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> ftrain.Steps:
+    return ftrain.make_steps(
+        model,
+        loss_fn,
+        optimizer,
+        precision=config.precision,
+        accumulate=config.accumulate,
+        nonfinite="raise" if config.detect_anomaly else config.nonfinite,
     )
-    before = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
-    return schedule, optim.chain(*before, algorithm, *after)
+
+
+def _schedule(resolved: Resolved, total: int | None) -> Any:
+    """The course of the learning rate; `None` where it is constant."""
+    config, course = resolved.config, resolved.schedule
+    if course is None or course.function is optim.reduce_on_plateau:
+        return None
+    rate, arguments = config.optimizer.learning_rate, _in_steps(config, course, total)
+    return _made(config, course, functools.partial(course.function, rate, **arguments))
+
+
+def _chain(resolved: Resolved, rate: Any) -> Any:
+    """Clip, then the algorithm, then what shrinks its steps."""
+    config, target, course = resolved.config, resolved.optimizer, resolved.schedule
+    links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
+    links.append(
+        _made(config, target, functools.partial(target.function, rate, **target.arguments))
+    )
+    if course is not None and course.function is optim.reduce_on_plateau:
+        links.append(_made(config, course, functools.partial(course.function, **course.arguments)))
+    return optim.chain(*links)
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Search for a learning rate: one short run in which it grows with every step.
+
+Nothing is trained, and nothing is kept but the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from ftrain.config.load import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    add = parser.add_argument
+    add("config", help="a .yaml, .json or .toml file")
+    add("overrides", nargs="*", metavar="key=value", help="put on top of the file")
+    add("--lowest", type=float, default=1e-7, metavar="RATE", help="the first rate; default: 1e-7")
+    add("--highest", type=float, default=10.0, metavar="RATE", help="the last rate; default: 10")
+    add(
+        "--steps",
+        type=int,
+        default=100,
+        metavar="N",
+        help="steps from one to the other; default: 100",
+    )
+    add("--out", type=pathlib.Path, help="the picture; default: lr_find.png in the run's directory")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the suggestion, and how to take it."""
+    config = load(options.config, options.overrides)
+    from ftrain.cli.find_rate import find_rate  # noqa: PLC0415  # imports torch: after the keys are checked
+
+    found, picture = find_rate(config, options.lowest, options.highest, options.steps, options.out)
+    print(found)
+    print(f"picture: {picture}")
+    if found.suggestion is None:
+        return 1
+    rate = f"optimizer.learning_rate={found.suggestion:.2g}"
+    print(f"take it: {' '.join(['ftrain train', options.config, *options.overrides, rate])}")
+    return 0

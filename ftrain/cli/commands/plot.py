@@ -1,0 +1,50 @@
+"""Draw the curves of one run or several: a picture, or a page to look around in.
+
+ftrain plot runs/first                        # runs/first/curves.png
+ftrain plot runs/first runs/second            # curves.png, with both
+ftrain plot runs/* --out comparison.html      # a page that needs nothing else
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from ftrain.cli._runs import run_folder
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="directories of runs")
+    add("--out", type=pathlib.Path, help="a .png, .svg, .pdf or .html file")
+    add(
+        "--metric",
+        action="append",
+        metavar="NAME",
+        help="draw this one; may be given several times",
+    )
+    add("--x", choices=("step", "epoch", "time"), default="step", help="what runs to the right")
+    add("--smooth", type=float, default=0.0, metavar="W", help="of training curves: 0 to below 1")
+    add("--dark", action="store_true", help="light on dark")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the picture, and say where it is."""
+    folders = [run_folder(name) for name in options.runs]
+    out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
+    from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
+
+    if out.suffix.lower() == ".html":
+        plots.page(folders, out, metrics=options.metric)
+    else:
+        plots.curves(
+            folders,
+            out,
+            metrics=options.metric,
+            x=options.x,
+            smooth=options.smooth,
+            dark=options.dark,
+        )
+    print(out)
+    return 0
