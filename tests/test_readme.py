@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,34 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), namespace)
+
+
+def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """The README's `train.py` in processes of its own: killed three times on the way, or never."""
+    (snippet,) = re.findall(
+        r"^```python\n(# train.py.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE
+    )
+    script = tmp_path / "train.py"
+    script.write_text(snippet)
+    last = "step-000000000084"
+    ends = []
+    for name, kill_at in (("undisturbed", ()), ("killed", (5, 31, 60))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for step in kill_at:
+            process = subprocess.Popen([sys.executable, str(script)], cwd=folder)
+            wanted = folder / "run" / f"step-{step:012d}"
+            deadline = time.monotonic() + 120
+            while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert process.poll() is None, "it ended by itself"
+            process.kill()
+            process.wait()
+        subprocess.run([sys.executable, str(script)], cwd=folder, check=True)
+        leaves = (folder / "run" / last).glob("*.safetensors")
+        ends.append([leaf.read_bytes() for leaf in sorted(leaves)])
+    assert ends[0]
+    assert ends[0] == ends[1]
 
 
 def test_commands_exist() -> None:

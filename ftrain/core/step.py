@@ -156,14 +156,16 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
     """The state that these gradients propose: new parameters, optimizer state and step count.
 
     Args:
-        optimizer: its `update` is given the loss too, `update(grads, opt_state, params, loss=...)`.
+        optimizer: its `update` is given the loss and its weight too,
+            `update(grads, opt_state, params, loss=..., weight=...)`.
         state: the state that the gradients were taken at.
         found: what `gradients` gave.
         **extra: handed to the optimizer's `update` as they are; `gradients.closures(state, batch)`
             are what line searches, sharpness-aware and second-order methods ask for.
     """
     with isolated(state.step.device.type):
-        extra = {"loss": found.metrics["loss"], **extra}
+        weight = found.metrics.entries["loss"].weight
+        extra = {"loss": found.metrics["loss"], "weight": weight, **extra}
         updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params, **extra)
         return state.replace(
             step=state.step + 1,
