@@ -26,7 +26,7 @@ import torch
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._draft import Draft, draft
-from ftrain.checkpoint._hashing import CHUNK, Hashing
+from ftrain.checkpoint._hashing import CHUNK, EarlySync, Hashing
 from ftrain.checkpoint._locks import Lock
 from ftrain.checkpoint.errors import CheckpointExistsError, CheckpointWriteError
 from ftrain.checkpoint.load import verify
@@ -180,13 +180,15 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
     path, size = os.path.join(directory, name), 0
     descriptor = _files.system.create(path)
     try:
-        with Hashing() as hashing:
+        early = EarlySync(lambda: _files.system.sync(descriptor, path))
+        with contextlib.closing(early), Hashing() as hashing:
             for part in parts:
                 size += len(part)
                 for start in range(0, len(part), CHUNK):
                     chunk = part[start : start + CHUNK]
                     hashing.feed(chunk)
                     _files.system.write(descriptor, chunk, path)
+                    early.wrote(len(chunk))
             sha256 = hashing.hexdigest()
         _files.system.sync(descriptor, path)
     finally:

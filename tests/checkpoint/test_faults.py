@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from ftrain import checkpoint, tree
 from ftrain.checkpoint import _files
@@ -127,6 +128,27 @@ def test_a_plain_save_leaves_nothing_behind(memory_path, code):
     assert failing.failed is None
 
 
+def test_an_error_that_an_early_sync_is_told_of_alone(memory_path, monkeypatch):
+    """Linux reports a failed write-back once for each open file; the sync at the end may succeed."""
+    from ftrain.checkpoint import _hashing
+
+    monkeypatch.setattr(_hashing, "_BETWEEN_SYNCS", 1000)
+    state = {str(i): torch.zeros(500) for i in range(20)}
+    syncs = Failing(-1, None)
+    with _files.replaced(syncs):
+        checkpoint.save(memory_path / "one", state)
+    assert syncs.operations.count("fsync") > 3
+    for i, k in enumerate(k for k, name in enumerate(syncs.operations) if name == "fsync"):
+        with _files.replaced(Failing(k, errno.EIO)):
+            try:
+                checkpoint.save(memory_path / f"two{i}", state)
+            except checkpoint.CheckpointWriteError:
+                assert os.listdir(memory_path) == ["one"]
+                continue
+        checkpoint.verify(memory_path / f"two{i}")  # another order: the fault hit no sync, or none
+        shutil.rmtree(memory_path / f"two{i}")
+
+
 def test_an_export_leaves_nothing_behind(tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoint.export_state_dict(path, {"w": train_state(1).params["w"]})
@@ -153,8 +175,6 @@ def test_a_real_limit(tmp_path):
     """Beyond RLIMIT_FSIZE a write is short first, then refused."""
     import resource
     import signal
-
-    import torch
 
     checkpoint.save(tmp_path / "small", train_state(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
