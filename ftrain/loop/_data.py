@@ -46,7 +46,7 @@ def as_batches(data: Any, argument: str) -> Batches:
     if hasattr(data, "__iter__"):
         return Stream(data)
     if callable(data):
-        return Stream(_EpochFunction(data))
+        return Stream(EpochFunction(data))
     raise TypeError(
         f"{argument} must be a data.Loader, a list of batches, another iterable of batches, or a "
         f"function epoch -> iterable; found {type(data).__name__}"
@@ -106,7 +106,7 @@ class _Listed:
             epoch, position = epoch + 1, 0
 
 
-class _EpochFunction:
+class EpochFunction:
     """A function of the epoch, as an iterable that is told which epoch it is."""
 
     def __init__(self, function: Callable[[int], Any]) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from ftrain.checkpoint import Store
 from ftrain.core import tree
-from ftrain.core.errors import DonatedStateError, NonFiniteError
+from ftrain.core.errors import DonatedStateError, NonFiniteError, RecompileWarning
 from ftrain.loop import _memory
 from ftrain.loop._clock import Clock
 from ftrain.loop._data import Batches, joined, length
@@ -77,6 +77,7 @@ class Parts:
         plan: where the run ends.
         save_every: steps between checkpoints; `None`: at the end of each epoch.
         store: where they go.
+        owns_store: whether it was made for this run, and is closed with it.
         max_skipped: steps skipped in a row that end the run.
         count: `batch -> (samples, tokens)`.
     """
@@ -89,6 +90,7 @@ class Parts:
     plan: Plan
     save_every: int | None
     store: Store | None
+    owns_store: bool
     max_skipped: int | None
     count: Callable[[Any], tuple[int, int]]
 
@@ -122,6 +124,9 @@ class Run:
             except Exception as error:
                 yield from self._fail(error)
                 raise
+            finally:
+                if self.parts.store is not None and self.parts.owns_store:
+                    self.parts.store.close()
 
     def _train(self) -> Events:
         plan = self.parts.plan
@@ -296,7 +301,9 @@ class Run:
                 f"micro-batches, and so are those to come; accumulate={k} does so from the start"
             )
             try:
-                self.state, metrics = self.parts.step(self.state, _memory.cut(batch, k))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RecompileWarning)  # the notice has said why
+                    self.state, metrics = self.parts.step(self.state, _memory.cut(batch, k))
             except Exception as again:
                 error = again
             else:

@@ -250,6 +250,7 @@ class Trainer:
             plan=Plan(epochs, max_steps, per_epoch, self.log_every, self.eval_every),
             save_every=self.save_every,
             store=store,
+            owns_store=store is not self.store,
             max_skipped=self.max_skipped,
             count=self.count,
         )

@@ -24,7 +24,9 @@ def loss_fn(module: Any, batch: Any) -> Any:
     logits = module(batch["x"])
     n = torch.tensor(float(len(batch["y"])))
     loss = F.cross_entropy(logits, batch["y"], reduction="sum")
-    return ftrain.Mean(loss, n), {"accuracy": ftrain.Mean((logits.argmax(-1) == batch["y"]).sum(), n)}
+    return ftrain.Mean(loss, n), {
+        "accuracy": ftrain.Mean((logits.argmax(-1) == batch["y"]).sum(), n)
+    }
 
 
 @functools.cache
@@ -52,7 +54,9 @@ def eval_data() -> data.Loader:
 
 
 def trainer(*callbacks: Any, **options: Any) -> Trainer:
-    return Trainer(options.pop("steps", STEPS), callbacks, **{"compile": False, "log_every": 3, **options})
+    return Trainer(
+        options.pop("steps", STEPS), callbacks, **{"compile": False, "log_every": 3, **options}
+    )
 
 
 def fit(made: Trainer, seed: int = 0, **options: Any) -> Any:

@@ -1,0 +1,240 @@
+"""Whatever goes wrong, the state is not lost, and the message says what and where."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+
+import ftrain
+from ftrain import checkpoint, tree
+from ftrain.core.errors import NonFiniteError
+from ftrain.loop import BatchEnd, CallbackWarning, Failure, LoopWarning, Notice, TrainEnd, Trainer
+from tests.loop.runs import STEPS, digest, fit, rows, steps, trainer
+
+BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in range(6)]
+BAD = {
+    "x": BATCHES[0]["x"].clone().index_fill_(0, torch.tensor([1]), torch.nan),
+    "y": BATCHES[0]["y"],
+}
+
+
+class Raises:
+    def __init__(self, n: int, on_error: str = "raise") -> None:
+        self.n, self.on_error, self.listens = n, on_error, (BatchEnd,)
+
+    def init(self) -> int:
+        return 0
+
+    def __call__(self, state: int, event: Any) -> Any:
+        if event.progress.step == self.n:
+            raise KeyError("a bug of mine")
+        return state + 1, ()
+
+
+def test_a_failing_callback_fails_the_run_and_saves_it(tmp_path: Any) -> None:
+    seen: list[Any] = []
+
+    class Sees:
+        def on_batch_end(self, event: Any) -> None:
+            seen.append(event.progress.step)
+
+        def on_failure(self, event: Any) -> None:
+            seen.append((event.where, type(event.exception).__name__))
+
+        def on_train_end(self, event: Any) -> None:
+            seen.append(event.result.status)
+
+    with pytest.raises(KeyError, match="a bug of mine") as found:
+        fit(trainer(Raises(4), Sees(), store=tmp_path), epochs=2)
+    assert seen == [1, 2, 3, 4, ("callback Raises", "KeyError"), "failed"]
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert result.step == 4
+    assert result.checkpoint.endswith("step-000000000004")
+    assert any("callback Raises" in note for note in found.value.__notes__)
+    again = fit(trainer(store=tmp_path), epochs=2, resume=True)
+    assert digest(again) == digest(fit(trainer(), epochs=2))
+
+
+def test_a_failing_reporter_does_not() -> None:
+    with pytest.warns(CallbackWarning, match="Raises raised KeyError.*the run goes on"):
+        result = fit(trainer(Raises(4, "warn")), epochs=1)
+    assert result.status == "completed"
+
+
+def test_a_failing_step() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        if int(state.step) == 2:
+            raise ZeroDivisionError("in my loss")
+        return STEPS.train_step(state, batch)
+
+    events = Trainer(step, compile=False).events(
+        STEPS.init_state(0), BATCHES, epochs=1, kinds=(Failure, TrainEnd)
+    )
+    failure, end = next(events), next(events)
+    assert isinstance(failure, Failure)
+    assert failure.where == "step"
+    assert isinstance(end, TrainEnd)
+    assert (end.result.status, end.result.step, end.result.exit_code) == ("failed", 2, 1)
+    with pytest.raises(ZeroDivisionError, match="in my loss"):
+        next(events)
+
+
+def test_failing_data() -> None:
+    def data(epoch: int) -> Any:
+        yield BATCHES[0]
+        yield BATCHES[1]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone") as found:
+        trainer().fit(STEPS.init_state(0), data, epochs=1)
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert result.step >= 1
+    assert int(result.state.step) == result.step
+
+
+class Full(checkpoint.Store):
+    """A disk that is full at some steps."""
+
+    full: tuple[int, ...] = ()
+
+    def save(self, state: Any, *, step: int, **options: Any) -> Any:
+        if step in self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().save(state, step=step, **options)
+
+
+def test_a_full_disk_is_a_warning(tmp_path: Any) -> None:
+    store = Full(tmp_path)
+    store.full = (2, 4)
+    with pytest.warns(LoopWarning, match="no checkpoint of step 2.*No space left"):
+        result = fit(trainer(store=store, save_every=2), max_steps=6)
+    assert result.status == "completed"
+    assert result.checkpoint.endswith("step-000000000006")
+    assert digest(result) == digest(fit(trainer(), max_steps=6))
+
+
+def test_a_full_disk_at_the_end_fails_with_the_state(tmp_path: Any) -> None:
+    store = Full(tmp_path)
+    store.full = (6,)
+    with pytest.warns(LoopWarning), pytest.raises(OSError, match="No space left") as found:
+        fit(trainer(store=store, save_every=2), max_steps=6)
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert tree.digest(result.state) == digest(fit(trainer(), max_steps=6))
+    assert result.checkpoint.endswith("step-000000000004")
+
+
+def test_skipped_steps_are_named() -> None:
+    notices: list[str] = []
+
+    class Sees:
+        def on_notice(self, event: Notice) -> None:
+            notices.append(event.message)
+
+    result = trainer(Sees(), log_every=6).fit(
+        STEPS.init_state(0), [*BATCHES[:3], BAD, *BATCHES[4:]], epochs=1
+    )
+    assert result.train.metrics["skipped"] == 1
+    assert notices == [
+        "1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 0, batch 3)"
+    ]
+
+
+def test_too_many_in_a_row_end_the_run() -> None:
+    batches = [*BATCHES[:2], *[BAD] * 4]
+    with pytest.warns(LoopWarning), pytest.raises(NonFiniteError) as found:
+        trainer(log_every=6, max_skipped=3).fit(STEPS.init_state(0), batches, epochs=1)
+    message = str(found.value)
+    assert "4 steps in a row" in message
+    assert "step 6, batch 5 of epoch 0: batch['x'] holds 4 NaN of 32 values" in message
+    good = trainer().fit(STEPS.init_state(0), BATCHES[:2], epochs=1)
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert tree.digest(result.state.params) == tree.digest(good.state.params)
+
+
+def test_the_first_operator_is_named() -> None:
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return torch.sqrt(model(batch["x"]) - 1e6).mean()  # the line that is meant
+
+    bad = ftrain.make_steps(lambda: torch.nn.Linear(4, 1), loss_fn, ftrain.optim.sgd(0.1))
+    with pytest.warns(LoopWarning), pytest.raises(NonFiniteError, match="aten.sqrt") as found:
+        Trainer(bad, compile=False, max_skipped=1, log_every=1).fit(
+            bad.init_state(0), BATCHES, epochs=1
+        )
+    assert "test_failures.py" in str(found.value)
+    assert "the line that is meant" in str(found.value)
+
+
+@pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
+def test_a_step_that_raises_at_once(compiled: Any) -> None:
+    """`nonfinite="raise"`, donated too: the state before the step is whole."""
+    with pytest.raises(NonFiniteError, match="non-finite gradient at step 2") as found:
+        Trainer(steps(nonfinite="raise"), compile=compiled).fit(
+            STEPS.init_state(0), [*BATCHES[:2], BAD], epochs=1
+        )
+    notes = "\n".join(found.value.__notes__)
+    assert "batch['x'] holds 4 NaN of 32 values" in notes
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert int(result.state.step) == 2
+
+
+PROGRAM = """
+    import os, signal, sys
+    sys.path.insert(0, {root!r})
+    from ftrain.loop import BatchEnd
+    from tests.loop.runs import Counts, fit, trainer
+    class Slow:
+        listens = (BatchEnd,)
+        def init(self): return None
+        def __call__(self, state, event):
+            if event.progress.step == 2:
+                for _ in range({times}):
+                    os.kill(os.getpid(), signal.{name})
+            return state, ()
+    result = fit(trainer(Slow(), store={store!r}), epochs=2)
+    sys.exit(result.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "code"),
+    [("SIGINT", 1, 130), ("SIGTERM", 1, 143), ("SIGINT", 2, 130), ("SIGTERM", 2, 143)],
+)
+def test_signals_of_a_process(name: str, times: int, code: int, tmp_path: Any) -> None:
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = textwrap.dedent(
+        PROGRAM.format(root=root, times=times, name=name, store=str(tmp_path))
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (code, -getattr(signal, name)), done.stderr
+    assert "finishing this step, then saving" in done.stderr
+    steps_saved = checkpoint.Store(tmp_path).steps()
+    assert steps_saved == ([2] if times == 1 else [])
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    fit(trainer(), max_steps=1)
+    events = trainer().events(STEPS.init_state(0), BATCHES, epochs=1)
+    next(events)
+    events.close()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_in_a_thread_there_are_no_handlers() -> None:
+    import threading
+
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(fit(trainer(), max_steps=2)))
+    thread.start()
+    thread.join()
+    assert found[0].status == "completed"

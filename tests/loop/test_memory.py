@@ -1,0 +1,148 @@
+"""Out of memory: the same step again in smaller parts, to the bits of a run that began with them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import ftrain
+from ftrain import tree
+from ftrain.loop import BatchEnd, LoopWarning, Trainer
+from ftrain.loop._memory import cut, next_cut
+from tests.compile.test_written import FailsAt
+from tests.loop.runs import STEPS, rows, steps, trainer
+
+BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in range(3)]
+
+
+class Injected:
+    """A compiled, donated step of which one call finds no memory at its n-th allocation."""
+
+    def __init__(self, step: Any, call: int, n: int) -> None:
+        self.step, self.call, self.n = step, call, n
+        self.__wrapped__ = step.__wrapped__
+        self.calls = 0
+        self.failed = False
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        self.calls += 1
+        if self.calls != self.call:
+            return self.step(state, batch)
+        try:
+            with FailsAt(self.n):
+                return self.step(state, batch)
+        except torch.OutOfMemoryError:
+            self.failed = True
+            raise
+
+
+@functools.cache
+def donated(accumulate: int) -> Any:
+    step = ftrain.compile(steps(accumulate=accumulate).train_step, donate=True, backend="eager")
+    step(copy(STEPS.init_state(9)), BATCHES[0])  # compiled: tracing allocates nothing of its own
+    return step
+
+
+def copy(state: Any) -> Any:
+    return tree.map(torch.clone, state)
+
+
+@functools.cache
+def expected(call: int) -> str:
+    """Steps in one part up to a call, in two from there on."""
+    state = copy(STEPS.init_state(0))
+    for i, batch in enumerate(BATCHES, 1):
+        state, _ = donated(2 if i >= call else 1)(state, batch)
+    return tree.digest(state)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("n", range(1, 51))
+def test_recovered_at_each_allocation(call: int, n: int) -> None:
+    step = Injected(donated(1), call, n)
+    with pytest.warns(LoopWarning, match=f"out of memory at step {call}: .* 2 micro-batches"):
+        result = Trainer(step, compile=False).fit(copy(STEPS.init_state(0)), BATCHES, epochs=1)
+    assert step.failed
+    assert tree.digest(result.state) == expected(call)
+
+
+@pytest.mark.parametrize(("accumulate", "parts"), [(1, 4), (2, 4), (4, 8)])
+def test_again_and_again(accumulate: int, parts: int) -> None:
+    """Only so many parts fit; what is cut starts from what the step cuts already."""
+
+    def step(state: Any, batch: Any) -> Any:
+        k = len(batch.batches) if isinstance(batch, ftrain.MicroBatches) else accumulate
+        if k < parts:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made.train_step(state, batch)
+
+    made = steps(accumulate=accumulate)
+    step.accumulate = accumulate  # type: ignore[attr-defined]
+    with pytest.warns(LoopWarning):
+        result = Trainer(step, compile=False).fit(STEPS.init_state(0), BATCHES, epochs=1)
+    whole = steps(accumulate=parts)
+    there = Trainer(whole, compile=False).fit(STEPS.init_state(0), BATCHES, epochs=1)
+    assert tree.digest(result.state) == tree.digest(there.state)
+
+
+def test_no_way_out_says_what_to_change() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    with pytest.warns(LoopWarning), pytest.raises(torch.OutOfMemoryError) as found:
+        Trainer(step, compile=False).fit(STEPS.init_state(0), BATCHES, epochs=1)
+    message = str(found.value)
+    assert "The batch of 8 rows is in 8 parts already" in message
+    assert "The state takes" in message
+    assert "bf16-mixed" in message
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert result.status == "failed"
+    assert tree.digest(result.state) == tree.digest(STEPS.init_state(0))
+
+
+def test_an_evaluation_is_cut_too() -> None:
+    def eval_step(state: Any, batch: Any) -> Any:
+        if len(batch["x"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return STEPS.eval_step(state, batch)
+
+    state = STEPS.init_state(0)
+    found = trainer(steps=(STEPS.train_step, eval_step)).evaluate(state, BATCHES)
+    whole = trainer().evaluate(state, BATCHES)
+    assert found.samples == whole.samples == 24
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order
+
+
+def test_cuts() -> None:
+    batch = {"x": torch.arange(12).reshape(12, 1), "scale": torch.tensor(2.0)}
+    assert next_cut(batch, 1) == 2
+    assert next_cut(batch, 4) == 12  # 8 does not divide 12
+    assert next_cut(batch, 12) is None
+    parts = cut(batch, 3).batches
+    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+    assert all(part["scale"] == 2.0 for part in parts)
+    assert len(cut(cut(batch, 3), 2).batches) == 6
+
+
+def test_it_stays_cut_in_a_checkpoint(tmp_path: Any) -> None:
+    from ftrain import checkpoint
+    from ftrain.loop import LoopState, Stop
+
+    class Once:
+        listens = (BatchEnd,)
+
+        def init(self) -> Any:
+            return None
+
+        def __call__(self, state: Any, event: Any) -> Any:
+            return state, [Stop("one")]
+
+    step = Injected(donated(1), 1, 5)
+    made = Trainer(step, [Once()], compile=False, store=tmp_path)
+    with pytest.warns(LoopWarning):
+        made.fit(copy(STEPS.init_state(0)), BATCHES, epochs=1)
+    loaded = checkpoint.Store(tmp_path).load(like=STEPS.init_state(0))
+    assert LoopState.from_metadata(*loaded).micro_batches == 2

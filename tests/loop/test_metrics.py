@@ -1,0 +1,186 @@
+"""Averages are exact: over ragged batches, over any way of reading them, over a resume."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import ftrain
+from ftrain import Last, Max, Mean, Metrics, Min, Sum, data, optim
+from ftrain.loop import EpochResult, Trainer
+from ftrain.loop._running import Running, read
+from tests.loop.runs import STEPS, loss_fn, rows, trainer
+
+numbers = st.floats(-1e6, 1e6, width=32) | st.just(math.nan)
+KINDS = {"Sum": Sum, "Last": Last, "Max": Max, "Min": Min}
+
+
+@given(
+    values=st.lists(st.tuples(numbers, st.integers(0, 5), numbers), min_size=1, max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+    saved=st.booleans(),
+)
+def test_when_they_are_read_makes_no_difference(values: Any, cuts: list[int], saved: bool) -> None:
+    steps = [
+        Metrics(
+            {
+                "mean": Mean(torch.tensor(a), torch.tensor(w)),
+                **{name: kind(torch.tensor(b)) for name, kind in KINDS.items()},
+            }
+        )
+        for a, w, b in values
+    ]
+    at_once = Running()
+    for columns in read(steps):
+        at_once.add(columns)
+    in_parts = Running()
+    bounds = sorted({0, len(steps), *(min(c, len(steps)) for c in cuts)})
+    for low, high in itertools.pairwise(bounds):
+        for columns in read(steps[low:high]):
+            in_parts.add(columns)
+        if saved:
+            in_parts = Running.from_json(json.loads(json.dumps(in_parts.to_json())))
+    assert repr(in_parts.values()) == repr(at_once.values())  # NaN equals NaN
+    folded = steps[0]
+    for each in steps[1:]:
+        folded = folded.merge(each)
+    for name in ("Last", "Max", "Min"):
+        assert repr(at_once.values()[name]) == repr(float(folded[name]))
+
+
+@given(n=st.integers(2, 60), batch=st.integers(1, 61))
+def test_an_epoch_over_ragged_batches_is_one_over_all(n: int, batch: int) -> None:
+    state, everything = STEPS.init_state(0), rows(n)
+    ragged = data.Loader(everything, batch, shuffle=False, last="keep")
+    found = trainer().evaluate(state, ragged)
+    whole = trainer().evaluate(state, [everything])
+    assert found.samples == whole.samples == n
+    assert found.metrics["accuracy"] == whole.metrics["accuracy"]
+    assert found.loss == pytest.approx(whole.loss, rel=4e-7)
+
+
+def test_training_metrics_over_ragged_batches_too() -> None:
+    """With a rate of zero and no dropout, every batch meets the same function."""
+    steps = ftrain.make_steps(lambda: nn.Linear(4, 3), loss_fn, optim.sgd(0.0))
+    batches = [{k: v[a:b] for k, v in rows().items()} for a, b in ((0, 7), (7, 8), (8, 60))]
+    result = Trainer(steps, compile=False).fit(steps.init_state(0), batches, [rows()], epochs=1)
+    assert result.train.loss == pytest.approx(result.eval.loss, rel=4e-7)
+    assert result.train.metrics["accuracy"] == result.eval.metrics["accuracy"]
+
+
+def test_perplexity_is_of_the_token_weighted_mean() -> None:
+    def token_loss(module: Any, batch: Any) -> Mean:
+        mask = batch["mask"]
+        logits = module(batch["tokens"])
+        each = F.cross_entropy(logits.flatten(0, 1), batch["tokens"].flatten(), reduction="none")
+        return Mean((each * mask.flatten()).sum(), mask.sum())
+
+    steps = ftrain.make_steps(lambda: nn.Embedding(7, 7), token_loss, optim.sgd(0.0))
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 7, (10, 5), generator=g)
+    mask = (torch.rand(10, 5, generator=g) < 0.6).float()
+    everything = {"tokens": tokens, "mask": mask}
+    batches = [{k: v[a:b] for k, v in everything.items()} for a, b in ((0, 1), (1, 7), (7, 10))]
+    state = steps.init_state(0)
+    found = Trainer(steps, compile=False).evaluate(state, batches)
+    logits = state.params["weight"][tokens].double()
+    each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    expected = math.exp(float((each * mask.flatten()).sum() / mask.sum()))
+    assert found.tokens == 50
+    assert found.perplexity == pytest.approx(expected, rel=1e-6)
+    assert found.values()["perplexity"] == found.perplexity
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_learning_rate_follows_updates(k: int) -> None:
+    """One batch of 12 rows or k smaller ones a step: the same rates at the same steps."""
+
+    class Rates:
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_window_end(self, event: Any) -> None:
+            self.seen.append(event.values["learning_rate"])
+
+    rates = Rates()
+    batches = [{name: x[:4] for name, x in rows().items()}] * 12
+    made = trainer(rates, log_every=1, accumulate=k)
+    made.fit(STEPS.init_state(0), batches, max_steps=4)
+    plain = Rates()
+    trainer(plain, log_every=1).fit(STEPS.init_state(0), batches, max_steps=4)
+    assert rates.seen == plain.seen
+
+
+def test_accumulated_batches_are_one_big_batch() -> None:
+    batches = [{name: x[4 * i : 4 * i + 4] for name, x in rows().items()} for i in range(4)]
+    steps = ftrain.make_steps(lambda: nn.Linear(4, 3), loss_fn, optim.sgd(0.1))
+    joined = Trainer(steps, compile=False, accumulate=4).fit(steps.init_state(0), batches, epochs=1)
+    whole = [{name: x[:16] for name, x in rows().items()}]
+    once = Trainer(steps, compile=False).fit(steps.init_state(0), whole, epochs=1)
+    assert joined.step == once.step == 1
+    for name, mine in joined.state.params.items():
+        torch.testing.assert_close(mine, once.state.params[name], rtol=1e-6, atol=1e-7)
+
+
+def test_gradient_norms_have_a_spread() -> None:
+    result = trainer().fit(STEPS.init_state(0), [rows()], epochs=1, max_steps=1)
+    metrics = result.train.metrics
+    assert metrics["grad_norm_min"] == metrics["grad_norm"] == metrics["grad_norm_max"] > 0
+    result = trainer(log_every=1).fit(STEPS.init_state(0), [rows(), rows(seed=2)], epochs=3)
+    metrics = result.train.metrics
+    assert metrics["grad_norm_min"] < metrics["grad_norm"] < metrics["grad_norm_max"]
+
+
+def test_metrics_of_ones_own() -> None:
+    class Confusion(NamedTuple):
+        counts: torch.Tensor
+
+        @property
+        def value(self) -> torch.Tensor:
+            return self.counts / self.counts.sum()
+
+        def merge(self, other: Any) -> Any:
+            return Confusion(self.counts + other.counts)
+
+    def step(state: Any, batch: Any) -> Any:
+        return state, {"confusion": Confusion(batch), "plain": 2.0, "tensor": batch.sum()}
+
+    state = STEPS.init_state(0)
+    batches = [torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])]
+    result = Trainer(step, compile=False).fit(state, batches, epochs=1)
+    expected = {"confusion/0": 0.375, "confusion/1": 0.625, "plain": 2.0, "tensor": 4.0}
+    assert result.train.metrics == expected
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"loss": torch.zeros(2)}, r"metric 'loss' must be a 0-d tensor.*shape \(2,\)"),
+        ({"loss": "low"}, "metric 'loss' must be a 0-d tensor"),
+        (3.0, "a step must return"),
+    ],
+)
+def test_what_is_no_metric(metrics: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        Trainer(lambda state, batch: (state, metrics), compile=False).fit(
+            STEPS.init_state(0), [rows()], epochs=1
+        )
+
+
+def test_results_are_json_and_read_well() -> None:
+    result = trainer().fit(STEPS.init_state(0), [rows()], [rows()], epochs=2)
+    content = json.loads(json.dumps(result.to_json()))
+    assert [EpochResult.from_json(each) for each in content["history"]] == list(result.history)
+    text = str(result)
+    assert text.startswith("completed at step 2, epoch 2: 2 epochs\n")
+    assert "samples/s" in text
+    assert "grad_norm" in text

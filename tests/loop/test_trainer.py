@@ -1,0 +1,383 @@
+"""What a run does: where it ends, what data may be, what callbacks can ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import ftrain
+from ftrain import tree
+from ftrain.loop import (
+    Accumulate,
+    BatchEnd,
+    CallbackWarning,
+    EpochEnd,
+    Evaluate,
+    EvaluateEnd,
+    Log,
+    Replace,
+    Save,
+    Stop,
+    TrainEnd,
+    Trainer,
+    adapt,
+)
+from tests.loop.runs import STEPS, digest, fit, rows, train_data, trainer
+
+BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in range(3)]
+
+
+def run(data: Any, **options: Any) -> Any:
+    return trainer().fit(STEPS.init_state(0), data, **options)
+
+
+def names(**options: Any) -> list[str]:
+    made = trainer(log_every=2)
+    events = made.events(STEPS.init_state(0), BATCHES, BATCHES, **options)
+    return [type(event).__name__ for event in events]
+
+
+def test_the_order_of_events() -> None:
+    batch = ["BatchBegin", "BatchEnd"]
+    evaluated = ["EvaluateBegin", "EvaluateEnd"]
+    assert names(epochs=1) == [
+        "TrainBegin", "EpochBegin", *batch, *batch, "WindowEnd", "Logged", *batch, "EpochEnd",
+        *evaluated, "Logged", "Logged", "WindowEnd", "Logged", "TrainEnd",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ends", "step", "epoch", "reason"),
+    [
+        ({"epochs": 2}, 6, 2, "2 epochs"),
+        ({"max_steps": 4}, 4, 1, "4 steps"),
+        ({"epochs": 2, "max_steps": 100}, 6, 2, "2 epochs"),
+        ({"epochs": 9, "max_steps": 3}, 3, 1, "3 steps"),
+        ({"epochs": 0}, 0, 0, "0 epochs"),
+        ({"max_steps": 0}, 0, 0, "0 steps"),
+    ],
+)
+def test_where_it_ends(ends: Any, step: int, epoch: int, reason: str) -> None:
+    result = run(BATCHES, **ends)
+    assert (result.status, result.step, result.epoch, result.reason) == (
+        "completed", step, epoch, reason,
+    )  # fmt: skip
+    assert int(result.state.step) == step
+    if not step:
+        assert result.history == ()
+        assert digest(result) == tree.digest(STEPS.init_state(0))
+
+
+def test_one_batch() -> None:
+    result = run(BATCHES[:1], epochs=3)
+    assert (result.step, result.epoch) == (3, 3)
+    assert len(result.history) == 3
+
+
+def test_an_unfinished_epoch_is_in_the_result() -> None:
+    result = fit(trainer(), max_steps=4)
+    assert [each.split for each in result.history] == ["eval", "train"]
+    assert result.train.samples == 32
+    assert result.eval.step == 4
+
+
+class EndsEarly:
+    """Says it has ten batches, and has three."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Any:
+        return iter(BATCHES)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BATCHES,
+        tuple(BATCHES),
+        EndsEarly(),
+        lambda epoch: iter(BATCHES),
+        ftrain.data.Stream(BATCHES),
+        DataLoader([{k: v[i] for k, v in rows(24).items()} for i in range(24)], batch_size=8),
+    ],
+    ids=["list", "tuple", "ends early", "function", "stream", "DataLoader"],
+)
+def test_what_data_may_be(data: Any) -> None:
+    result = run(data, epochs=2)
+    assert (result.step, result.epoch) == (6, 2)
+    assert digest(result) == digest(run(BATCHES, epochs=2))
+
+
+def test_a_function_of_the_epoch() -> None:
+    seen: list[int] = []
+
+    def data(epoch: int) -> Any:
+        seen.append(epoch)
+        return BATCHES[: epoch + 1]
+
+    assert run(data, epochs=3).step == 6
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "said"),
+    [
+        ([], ValueError, "train_data is empty"),
+        (iter(BATCHES), TypeError, "can be gone through once.*train_data=lambda epoch"),
+        (3, TypeError, "train_data must be a data.Loader.*found int"),
+        (lambda epoch: [], ValueError, "EpochFunction has none: it is empty"),
+    ],
+)
+def test_what_data_may_not_be(data: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        run(data, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"log_every": 0}, "log_every counts steps from 1 up, found 0"),
+        ({"eval_every": 1.5}, "eval_every counts"),
+        ({"accumulate": True}, "accumulate counts"),
+    ],
+)
+def test_options_out_of_range(options: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        trainer(**options)
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(ValueError, match="say where to end"):
+        run(BATCHES)
+    with pytest.raises(ValueError, match="epochs counts from 0, found -1"):
+        run(BATCHES, epochs=-1)
+    with pytest.raises(TypeError, match="needs an evaluation step"):
+        trainer(steps=STEPS.train_step).fit(STEPS.init_state(0), BATCHES, BATCHES, epochs=1)
+    with pytest.raises(TypeError, match="Trainer takes what ftrain.make_steps returned"):
+        Trainer(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the run has no eval_data"):
+        Asks.once(Evaluate()).fit(STEPS.init_state(0), BATCHES, epochs=1)
+
+
+def test_a_step_of_ones_own() -> None:
+    """Any function of a state and a batch; the state any tree."""
+
+    def step(state: torch.Tensor, batch: torch.Tensor) -> Any:
+        return state + batch.sum(), {"sum": batch.sum()}
+
+    result = Trainer(step, compile=False).fit(torch.tensor(0.0), [torch.ones(2)] * 3, epochs=2)
+    assert result.state == 12
+    assert result.train.metrics == {"sum": 2.0}
+
+
+class Asks:
+    """Asks for something at the n-th event of a kind."""
+
+    def __init__(self, action: Any, kind: Any = BatchEnd, n: int = 1) -> None:
+        self.action, self.n, self.listens = action, n, (kind,)
+
+    def init(self) -> int:
+        return 0
+
+    def __call__(self, state: int, event: Any) -> Any:
+        action = self.action(event) if callable(self.action) else self.action
+        return state + 1, [action] if state + 1 == self.n else ()
+
+    @classmethod
+    def once(cls, action: Any, **options: Any) -> Trainer:
+        return trainer(cls(action), **options)
+
+
+def test_stop() -> None:
+    result = fit(Asks.once(Stop("enough")), epochs=5)
+    assert (result.status, result.reason, result.step) == ("stopped", "enough", 1)
+
+
+def test_a_resumable_stop(tmp_path: Any) -> None:
+    made = trainer(Asks(Stop("time", resumable=True), n=5), store=tmp_path)
+    assert fit(made, epochs=2).reason == "time"
+    result = fit(trainer(store=tmp_path), epochs=2, resume=True)
+    assert result.status == "completed"
+    assert digest(result) == digest(fit(trainer(), epochs=2))
+
+
+def test_replace() -> None:
+    other = STEPS.init_state(7)
+    result = fit(Asks.once(Replace(other)), max_steps=1)
+    assert digest(result) == tree.digest(other)
+    with pytest.raises(ValueError, match="built otherwise"):
+        fit(Asks.once(Replace({"w": torch.zeros(1)})), max_steps=1)
+
+
+def test_replace_under_donation() -> None:
+    def halved(event: Any) -> Any:
+        params = tree.map(lambda p: 0.5 * p, event.state.params)
+        return Replace(event.state.replace(params=params))
+
+    results = [
+        fit(Asks.once(halved, compile=compiled), max_steps=4)
+        for compiled in (False, {"backend": "eager"})
+    ]
+    assert digest(results[0]) == digest(results[1])
+
+
+def test_accumulate_from_the_next_step_on() -> None:
+    result = trainer(Asks(Accumulate(2))).fit(STEPS.init_state(0), BATCHES * 2, epochs=1)
+    assert result.step == 4  # 1, 2, 2, and the last alone
+    assert result.train.samples == 48
+
+
+def test_evaluations_are_done_once_a_step_and_by_name() -> None:
+    seen: list[tuple[str, float]] = []
+
+    class Sees:
+        def on_evaluate_end(self, event: Any) -> None:
+            seen.append((event.name, event.result.loss))
+
+    def smaller(event: Any) -> Any:
+        params = tree.map(lambda p: 0 * p, event.state.params)
+        return Evaluate(event.state.replace(params=params), "zero")
+
+    made = trainer(
+        Asks(Evaluate()), Asks(Evaluate()), Asks(smaller, EvaluateEnd), Sees(), eval_every=50
+    )
+    result = fit(made, max_steps=1)
+    assert [name for name, _ in seen] == ["", "zero"]
+    assert seen[1][1] == pytest.approx(1.0986, abs=1e-4)
+    assert [each.split for each in result.history[:2]] == ["eval", "eval/zero"]
+
+
+def test_values_join_the_row_of_their_event() -> None:
+    logged: list[tuple[str, dict[str, float]]] = []
+
+    class Sees:
+        def on_logged(self, event: Any) -> None:
+            logged.append((event.split, dict(event.values)))
+
+    made = trainer(
+        Asks(Log({"mine": torch.tensor(2.0)}), EpochEnd), Asks(Log({"other": 1}, "extra")), Sees()
+    )
+    fit(made, epochs=1)
+    assert next(row for split, row in logged if split == "epoch")["mine"] == 2.0
+    assert ("extra", {"other": 1.0}) in logged
+
+
+def test_saves_of_one_step_are_one(tmp_path: Any) -> None:
+    seen: list[Any] = []
+
+    class Sees:
+        def on_saved(self, event: Any) -> None:
+            seen.append((event.progress.step, event.tag))
+
+    store = ftrain.checkpoint.Store(tmp_path, keep_best=1, metric="eval")
+    made = trainer(Asks(Save("a")), Asks(Save("best", {"eval": 1.0})), Sees(), store=store)
+    fit(made, max_steps=3)
+    assert seen == [(1, "best"), (3, "last")]
+    assert store.best().name == "step-000000000001"  # type: ignore[union-attr]
+
+
+def test_a_callback_that_answers_itself_is_stopped() -> None:
+    class Echo:
+        def on_logged(self, event: Any) -> Any:
+            return Log({"again": 1.0})
+
+    with pytest.raises(RuntimeError, match="answers its own request"):
+        fit(trainer(Echo()), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (object(), "is no callback"),
+        (Asks, "pass a callback, not its class"),
+        (
+            type("Typo", (), {"on_epoch_edn": lambda self, event: None})(),
+            "Probably meant: on_epoch_end",
+        ),
+    ],
+)
+def test_what_is_no_callback(callback: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        trainer(callback)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(None, "returns `\\(state, actions\\)`"), ((0, [3]), "list of actions"), (5, "returns")],
+)
+def test_what_is_no_answer(answer: Any, said: str) -> None:
+    class Wrong:
+        def init(self) -> int:
+            return 0
+
+        def __call__(self, state: Any, event: Any) -> Any:
+            return answer
+
+    with pytest.raises(TypeError, match=said):
+        fit(trainer(Wrong()), epochs=1)
+
+
+def test_a_plain_class_keeps_what_it_remembers(tmp_path: Any) -> None:
+    class Counter:
+        def __init__(self) -> None:
+            self.epochs = 0
+
+        def on_epoch_end(self, event: Any) -> Any:
+            self.epochs += 1
+            return Stop("two") if self.epochs == 2 else None
+
+        def state_dict(self) -> Any:
+            return {"epochs": self.epochs}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.epochs = state["epochs"]
+
+    fit(trainer(Counter(), store=tmp_path), epochs=1)
+    second = Counter()
+    result = fit(trainer(second, store=tmp_path), epochs=9, resume=True)
+    assert (result.status, result.epoch, second.epochs) == ("stopped", 2, 2)
+    assert adapt(second).name == "Counter"  # type: ignore[attr-defined]
+
+
+def test_two_of_a_name_have_two_states(tmp_path: Any) -> None:
+    fit(trainer(Asks(Log({})), Asks(Log({}), n=9), store=tmp_path), max_steps=2)
+    _, metadata = ftrain.checkpoint.Store(tmp_path).load(like=STEPS.init_state(0))
+    assert metadata["callbacks"] == {"Asks": 2, "Asks_2": 2}
+    with pytest.warns(CallbackWarning, match="Asks_2"):
+        fit(trainer(Asks(Log({})), store=tmp_path), max_steps=3, resume=True)
+
+
+def test_actions_can_be_sent() -> None:
+    events = trainer().events(
+        STEPS.init_state(0), train_data(), eval_data(), epochs=5, kinds=(BatchEnd, TrainEnd)
+    )
+    assert isinstance(next(events), BatchEnd)
+    last = events.send([Stop("by hand")])
+    assert isinstance(last, TrainEnd)
+    assert last.result.reason == "by hand"
+
+
+def test_a_trainer_is_a_value() -> None:
+    made = trainer()
+    assert digest(fit(made, epochs=1)) == digest(fit(made, epochs=1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.log_every = 3  # type: ignore[misc]
+
+
+def test_norms_by_layer_are_shown() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        return state, {"loss": batch.sum(), "grad_norm/layers.0": torch.tensor(2.0)}
+
+    seen: list[Any] = []
+
+    class Sees:
+        def on_backward_end(self, event: Any) -> None:
+            seen.append({name: float(x) for name, x in event.norms.items()})
+
+    Trainer(step, [Sees()], compile=False).fit(torch.zeros(1), [torch.ones(1)], epochs=1)
+    assert seen == [{"layers.0": 2.0}]
