@@ -1,0 +1,76 @@
+"""The step that a search runs: any step of the user's, on a copy of the state."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.compile import Compiled
+from ftrain.core.compile import compile as compile_step
+from ftrain.core.errors import RecompileWarning
+from ftrain.core.step import Steps
+
+__all__ = ["CompileOptions", "Step", "compiled", "copied", "is_factory", "quietly", "step_of"]
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+CompileOptions = bool | Mapping[str, Any]
+
+
+def is_factory(steps: Any) -> bool:
+    """Whether this is a function of the learning rate alone, and no step."""
+    if isinstance(steps, (Steps, Compiled, tuple)) or not callable(steps):
+        return False
+    try:
+        parameters = inspect.signature(steps).parameters.values()
+    except (TypeError, ValueError):  # a builtin
+        return False
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def step_of(steps: Any, what: str) -> Step:
+    """The training step of what a user passes for one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(steps, Steps):
+        return steps.train_step
+    if isinstance(steps, tuple) and steps and callable(steps[0]):
+        return steps[0]  # type: ignore[no-any-return]
+    if callable(steps) and not isinstance(steps, torch.nn.Module):
+        return steps
+    raise TypeError(
+        f"{what} takes what ftrain.make_steps returned, or a step `(state, batch) -> (state, metrics)`; "
+        f"found {type(steps).__name__}"
+    )
+
+
+def compiled(step: Step, options: CompileOptions) -> Step:
+    """The step as it is run: compiled with donation, so that it takes the memory that training takes."""
+    if options is False or isinstance(step, Compiled):
+        return step
+    return compile_step(step, donate=True, **({} if options is True else dict(options)))
+
+
+def copied(state: Any) -> Any:
+    """The state in memory of its own: whatever becomes of it, the caller's stays."""
+    return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, state)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warning that another size compiles another program: here that is meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecompileWarning)
+        yield

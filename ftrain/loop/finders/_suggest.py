@@ -1,0 +1,99 @@
+"""From the losses of a sweep to a rate: plain arithmetic on lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["SMOOTH", "capped", "smooth", "stops_at", "suggest"]
+
+#: Width of the smoothing kernel, as a share of the sweep. It looks to both sides: nothing lags.
+SMOOTH = 0.02
+
+#: What a loss must fall by, as a share of where it began, before that counts as falling.
+_FALLS = 0.01
+
+
+def smooth(losses: Sequence[float], width: float) -> list[float]:
+    """Each loss averaged with its finite neighbours, weighed by a Gaussian `width` steps wide.
+
+    >>> smooth([1.0, 1.0, 1.0], 2.0)
+    [1.0, 1.0, 1.0]
+    """
+    reach = max(1, math.ceil(3 * width))
+    weights = [math.exp(-0.5 * (d / max(width, 0.5)) ** 2) for d in range(reach + 1)]
+    found = []
+    for i, centre in enumerate(losses):
+        if not math.isfinite(centre):
+            found.append(centre)
+            continue
+        # As far as both sides reach, so that a slope at an end is not flattened.
+        span = min(reach, i, len(losses) - 1 - i)
+        near = [
+            (weights[abs(d)], losses[i + d])
+            for d in range(-span, span + 1)
+            if math.isfinite(losses[i + d])
+        ]
+        found.append(sum(w * v for w, v in near) / sum(w for w, _ in near))
+    return found
+
+
+def stops_at(losses: Sequence[float], diverged: float, width: int) -> int | None:
+    """The first step at which a sweep has diverged; `None` while it has not.
+
+    A step is judged by the mean of the last `width` losses, and by nothing after it: what is found does
+    not depend on how often one looks.
+    """
+    recent = [
+        sum(losses[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(losses))
+    ]
+    lowest = first = losses[0]
+    for i, value in enumerate(recent):
+        if not math.isfinite(value):
+            return i
+        lowest = min(lowest, value)
+        if value > max(first, _ceiling(first, lowest, diverged)):
+            return i
+    return None
+
+
+def capped(losses: Sequence[float], diverged: float) -> list[float]:
+    """The losses, with those that exploded cut off: a neighbour's 1e20 says nothing about a step."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return list(losses)
+    ceiling = max(finite[0], _ceiling(finite[0], min(finite), diverged))
+    return [min(loss, ceiling) if math.isfinite(loss) else loss for loss in losses]
+
+
+def _ceiling(first: float, lowest: float, diverged: float) -> float:
+    return lowest + diverged * max(first - lowest, abs(first))
+
+
+def suggest(rates: Sequence[float], even: Sequence[float]) -> tuple[float | None, float | None]:
+    """The rate of the steepest fall, and that of the lowest loss; `None` twice where nothing falls."""
+    finite = [i for i, value in enumerate(even) if math.isfinite(value)]
+    if not finite:
+        return None, None
+    bottom = min(finite, key=lambda i: even[i])
+    first = even[finite[0]]
+    if first - even[bottom] <= _FALLS * max(abs(first), 1e-12):
+        return None, None
+    reach = max(1, round(SMOOTH * len(rates)))
+    slopes = {i: _slope(even, i, reach) for i in finite if i <= bottom}
+    steepest = min(slopes, key=lambda i: slopes[i])
+    return rates[steepest], rates[bottom]
+
+
+def _slope(even: Sequence[float], i: int, reach: int) -> float:
+    """The fall around a step, by least squares over its neighbours; rates are even in the logarithm."""
+    near = [
+        (j - i, even[j])
+        for j in range(i - reach, i + reach + 1)
+        if 0 <= j < len(even) and math.isfinite(even[j])
+    ]
+    n = len(near)
+    if n < 2:
+        return 0.0
+    centre, mean = sum(x for x, _ in near) / n, sum(y for _, y in near) / n
+    return sum((x - centre) * (y - mean) for x, y in near) / sum((x - centre) ** 2 for x, _ in near)

@@ -1,0 +1,207 @@
+"""The batch-size finder: doubling until memory does not suffice, then bisection.
+
+    found = finders.batch_size(steps, state, batch, highest=4096)
+    print(found.size)
+
+Each size is tried on a copy of the state, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.loop import _memory
+from ftrain.loop.finders._steps import CompileOptions, Step, compiled, copied, quietly, step_of
+
+__all__ = ["BatchSizes", "Trial", "batch_size"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One size that was tried.
+
+    Attributes:
+        size: rows.
+        fits: whether the steps ran.
+        peak_bytes: device memory at its highest; `None` on a CPU, which does not count it.
+    """
+
+    size: int
+    fits: bool
+    peak_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSizes:
+    """What a search for the largest batch has found.
+
+    Attributes:
+        size: the largest that ran.
+        too_large: the smallest that did not; `None` where even `highest` did.
+        trials: every size that was tried, in order.
+    """
+
+    size: int
+    too_large: int | None
+    trials: tuple[Trial, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `json.dumps` takes."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        end = "the largest asked for" if self.too_large is None else f"{self.too_large} does not"
+        lines = [f"a batch of {self.size} fits; {end}"]
+        for trial in self.trials:
+            peak = "" if trial.peak_bytes is None else f"  {trial.peak_bytes / 2**20:,.0f} MiB"
+            lines.append(f"{trial.size:>8}  {'fits' if trial.fits else 'out of memory'}{peak}")
+        return "\n".join(lines)
+
+
+def batch_size(
+    steps: Any,
+    state: Any,
+    batch: Any,
+    *,
+    start: int = 2,
+    highest: int = 8192,
+    multiple: int = 1,
+    n_steps: int = 2,
+    compile: CompileOptions = False,
+) -> BatchSizes:
+    """The largest batch that a training step has memory for; the state stays as it is.
+
+    Sizes are doubled from `start` until one runs out of memory (halved where `start` does already), then
+    the gap is halved. Each is tried on
+    a fresh copy of the state. On a GPU leave a few per cent of room: a long run breaks its memory into
+    pieces. On a CPU the system may end the process before torch is refused memory: give a `highest` that
+    the machine can hold.
+
+    Args:
+        steps: what `ftrain.make_steps` returned, or a step `(state, batch) -> (state, metrics)`.
+        state: the training state. Not changed.
+        batch: a batch, whose rows (the first axis) are repeated or cut to the size; or a function
+            `size -> batch`.
+        start: the first size; at least 2 for BatchNorm.
+        highest: no size above it is tried.
+        multiple: sizes between doublings are multiples of this: 8 where the hardware likes that.
+        n_steps: steps at each size.
+        compile: eager steps take a little more memory than compiled ones, and a size takes no compile;
+            True or options for `ftrain.compile` measure the compiled, donated step itself.
+
+    Returns:
+        The sizes; `.size` is the answer.
+
+    Raises:
+        MemoryError: not even one row fits; the message lists what to change.
+        ValueError: an option is out of its range; the batch has no rows.
+
+    >>> def step(state, batch):
+    ...     if len(batch) > 100:
+    ...         raise torch.OutOfMemoryError("CUDA out of memory.")
+    ...     return state, {}
+    >>> found = batch_size(step, {}, torch.ones(4, 3))
+    >>> found.size, found.too_large, [trial.size for trial in found.trials]
+    (100, 101, [2, 4, 8, 16, 32, 64, 128, 96, 112, 104, 100, 102, 101])
+    """
+    _check(start, highest, multiple, n_steps)
+    step = compiled(step_of(steps, "finders.batch_size"), compile)
+    make = _batches_of(batch)
+    trials: list[Trial] = []
+
+    def fits(size: int) -> bool:
+        trial, error = _tried(step, state, make, size, n_steps)
+        trials.append(trial)
+        if error is not None and size == 1:
+            raise MemoryError(_memory.advice(state, make(1), 1, error)) from error
+        return trial.fits
+
+    size, too_large = start, None
+    while not fits(size):
+        size, too_large = size // 2, size
+    while size < highest and too_large is None:
+        larger = min(2 * size, highest)
+        if fits(larger):
+            size = larger
+        else:
+            too_large = larger
+    while too_large is not None:
+        middle = (size + too_large) // 2 // multiple * multiple
+        middle = middle if middle > size else middle + multiple
+        if not size < middle < too_large:
+            break
+        if fits(middle):
+            size = middle
+        else:
+            too_large = middle
+    return BatchSizes(size, too_large, tuple(trials))
+
+
+def _tried(
+    step: Step, state: Any, make: Callable[[int], Any], size: int, n_steps: int
+) -> tuple[Trial, BaseException | None]:
+    """A few steps at one size; nothing that they took is held afterwards."""
+    devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
+    on_cuda = any(device.type == "cuda" for device in devices)
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with quietly():
+            batch, current = make(size), copied(state)
+            for _ in range(n_steps):
+                current, _ = step(current, batch)
+            if on_cuda:
+                torch.cuda.synchronize()
+    except Exception as error:
+        if not _memory.is_out_of_memory(error):
+            error.add_note(f"raised by a step at batch size {size}, which finders.batch_size tried")
+            raise
+        _memory.release(error)
+        return Trial(size, False), error
+    finally:
+        batch = current = None
+        gc.collect()
+        if on_cuda:
+            torch.cuda.empty_cache()
+    return Trial(size, True, torch.cuda.max_memory_allocated() if on_cuda else None), None
+
+
+def _batches_of(batch: Any) -> Callable[[int], Any]:
+    """`size -> batch`."""
+    if callable(batch) and not isinstance(batch, torch.Tensor):
+        return batch  # type: ignore[no-any-return]
+    tensors = [leaf for leaf in tree.leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+    rows = {len(leaf) for leaf in tensors}
+    if len(rows) != 1 or 0 in rows:
+        raise ValueError(
+            f"the tensors of the batch have {sorted(rows) or 'no'} rows; to repeat them they must have "
+            "the same number, at least one. Pass a function instead, `lambda size: ...`."
+        )
+    (n,) = rows
+
+    def of(size: int) -> Any:
+        def cut(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
+                return leaf
+            whole = leaf.repeat(math.ceil(size / n), *(1 for _ in leaf.shape[1:]))
+            return whole[:size].clone()
+
+        return tree.map(cut, batch)
+
+    return of
+
+
+def _check(start: int, highest: int, multiple: int, n_steps: int) -> None:
+    counts = {"start": start, "highest": highest, "multiple": multiple, "n_steps": n_steps}
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be an integer from 1 up, found {count!r}")
+    if highest < start:
+        raise ValueError(f"highest={highest} is below start={start}")

@@ -1,0 +1,256 @@
+"""The learning-rate finder: one short run in which the rate grows with every step.
+
+    found = finders.learning_rate(steps, state, train_data)
+    print(found)                      # what to take, and why
+    found.plot("lr_find.png")
+
+The sweep is a function of the state: it runs on a copy. The rate is a tensor, so that there is one
+program for all rates; losses are read every `look_every` steps, in one transfer.
+
+Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.loop._data import as_batches
+from ftrain.loop.finders._steps import CompileOptions, Step, compiled, copied, is_factory, step_of
+from ftrain.loop.finders._suggest import SMOOTH, capped, smooth, stops_at, suggest
+from ftrain.optim import set_hyperparams
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ftrain.loop.plots import Path
+
+__all__ = ["RateSweep", "learning_rate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSweep:
+    """Losses over learning rates, and what follows from them.
+
+    Attributes:
+        rates: of each step, growing.
+        losses: of each step, taken before it; the last is where the loss had risen too far, or was not
+            finite.
+        smoothed: the losses without their noise: an average over neighbours on both sides.
+        suggestion: the rate at which the loss falls fastest; `None` where it never falls.
+        lowest: the rate at which the smoothed loss is lowest: already too high to train with; `None`
+            where it never falls.
+        diverged: whether the loss rose so far, or became so large, that the sweep ended early.
+
+    >>> sweep = RateSweep((1e-3, 1e-2, 1e-1), (2.0, 1.0, 4.0), (2.0, 1.0, 4.0), 1e-2, 1e-2, True)
+    >>> RateSweep.from_json(sweep.to_json()) == sweep
+    True
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float | None
+    lowest: float | None
+    diverged: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `json.dumps` takes; a loss that is not finite is `None`."""
+        content = dataclasses.asdict(self)
+        for name in ("losses", "smoothed"):
+            content[name] = [value if math.isfinite(value) else None for value in content[name]]
+        return {**content, "rates": list(self.rates)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> RateSweep:
+        """The sweep that `to_json` was called on; a loss that was not finite is NaN."""
+        series = {
+            name: tuple(math.nan if value is None else value for value in content[name])
+            for name in ("rates", "losses", "smoothed")
+        }
+        return cls(**{**content, **series})
+
+    def plot(
+        self, out: Path | None = None, *, title: str | None = None, dark: bool = False
+    ) -> Figure:
+        """Draw it: losses over rates on a logarithmic axis, with the suggestion.
+
+        Args:
+            out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
+            title: above the picture.
+            dark: light on dark.
+
+        Returns:
+            The figure.
+
+        Raises:
+            ImportError: matplotlib is not installed; the message says how to get it.
+        """
+        from ftrain.loop.finders._picture import rate_picture  # noqa: PLC0415  # draws with an extra
+
+        return rate_picture(self, out, title, dark)
+
+    def __str__(self) -> str:
+        first, last = self.rates[0], self.rates[-1]
+        swept = f"{len(self.rates)} steps from {first:.3g} to {last:.3g}"
+        end = f"; the loss diverged at {last:.3g}" if self.diverged else ""
+        if self.suggestion is None or self.lowest is None:
+            advice = (
+                "make the sweep begin lower" if self.diverged else "sweep further, or for longer"
+            )
+            return f"no suggestion: the loss does not fall in {swept}{end}; {advice}"
+        return (
+            f"suggested learning rate {self.suggestion:.2g} (the loss falls fastest there, and is "
+            f"lowest at {self.lowest:.2g})\n{swept}{end}"
+        )
+
+
+def learning_rate(
+    steps: Any,
+    state: Any,
+    train_data: Any,
+    *,
+    lowest: float = 1e-7,
+    highest: float = 10.0,
+    n_steps: int = 100,
+    diverged: float = 2.0,
+    look_every: int = 20,
+    compile: CompileOptions = True,
+) -> RateSweep:
+    r"""Sweep the learning rate from `lowest` to `highest` in one short run; the state stays as it is.
+
+    Step $i$ of $n$ is taken with $\eta_i = \eta_0 (\eta_1 / \eta_0)^{i / (n - 1)}$. The suggestion is
+    the rate at which the smoothed loss falls fastest over $\log \eta$, before its minimum.
+
+    Args:
+        steps: what `ftrain.make_steps` returned, or a step, whose optimizer keeps its rate in the state,
+            `optim.with_hyperparams(optim.adamw, learning_rate=...)`; or a function of the rate,
+            `lambda rate: ftrain.make_steps(model, loss_fn, optim.adamw(rate))`. It is called once, with
+            a 0-d tensor that takes each value in turn.
+        state: where the sweep starts: from `init_state`, or of a trained model. Not changed.
+        train_data: a `data.Loader`, a list of batches, or any iterable that starts anew each time; it is
+            gone through again where it is shorter than the sweep.
+        lowest: the first rate, > 0.
+        highest: the last rate.
+        n_steps: how many steps, at least 10.
+        diverged: the sweep ends where the mean of the last few losses is this many times as far above the
+            lowest as that is below the start (at least, as the start is high), or is not finite.
+        look_every: how often the losses are read; the result is the same for any.
+        compile: whether the step is compiled; or options for `ftrain.compile`.
+
+    Returns:
+        The sweep, with `.suggestion`.
+
+    Raises:
+        TypeError: the rate of `steps` is a constant.
+        ValueError: an option is out of its range; there is no batch.
+
+    >>> import ftrain
+    >>> from ftrain import optim
+    >>> def loss_fn(model, batch):
+    ...     return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+    >>> def steps(rate):
+    ...     return ftrain.make_steps(lambda: torch.nn.Linear(3, 1), loss_fn, optim.sgd(rate))
+    >>> state = steps(0.1).init_state(0)
+    >>> found = learning_rate(steps, state, [torch.eye(3)], n_steps=50, compile=False)
+    >>> 0.01 < found.suggestion < 0.3, 1 < found.lowest < 3, found.diverged
+    (True, True, True)
+
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
+    """
+    _check(lowest, highest, n_steps, diverged, look_every)
+    device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))
+    wanted = torch.logspace(
+        math.log10(lowest), math.log10(highest), n_steps, dtype=torch.float64, device=device
+    )
+    rates = [float(rate) for rate in wanted.cpu()]
+    step = _stepper(steps, state, compile)
+    state = copied(state)
+    losses: list[float] = []
+    unread: list[torch.Tensor] = []
+    batches = as_batches(train_data, "train_data").batches(epochs=None)
+    end: int | None = None
+    for (batch, _), rate in zip(batches, wanted.unbind(), strict=False):
+        state, metrics = step(state, batch, rate)
+        unread.append(_loss(metrics))
+        if len(unread) == look_every or len(losses) + len(unread) == n_steps:
+            losses += torch.stack(unread).tolist()
+            unread.clear()
+            end = stops_at(losses, diverged, max(2, round(SMOOTH * n_steps)))
+            if end is not None:
+                losses = losses[: end + 1]
+                break
+    if not losses:
+        raise ValueError("train_data made no batch: there is nothing to sweep over")
+    rates = rates[: len(losses)]
+    even = smooth(capped(losses, diverged), SMOOTH * n_steps)
+    best, bottom = suggest(rates, even)
+    return RateSweep(tuple(rates), tuple(losses), tuple(even), best, bottom, end is not None)
+
+
+def _stepper(
+    steps: Any, state: Any, options: CompileOptions
+) -> Callable[[Any, Any, torch.Tensor], tuple[Any, Any]]:
+    """`(state, batch, rate) -> (state, metrics)`, one program for all rates."""
+    if is_factory(steps):
+        device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))
+        current = torch.zeros((), dtype=torch.float64, device=device)
+        made = compiled(step_of(steps(current), "the function of the rate"), options)
+
+        def with_rate(state: Any, batch: Any, rate: torch.Tensor) -> tuple[Any, Any]:
+            current.copy_(rate)  # what a program captures is read afresh at each call
+            return made(state, batch)
+
+        return with_rate
+    inner: Step = compiled(step_of(steps, "finders.learning_rate"), options)
+    settable = [p for p in tree.paths(state) if p.endswith(".hyperparams['learning_rate']")]
+    if not settable:
+        raise TypeError(
+            "the learning rate of this step is a constant of its program, which no sweep can change. "
+            "Keep it in the state, `optim.with_hyperparams(optim.adamw, learning_rate=1e-3)`, or pass a "
+            "function of the rate, `lambda rate: ftrain.make_steps(model, loss_fn, optim.adamw(rate))`."
+        )
+    if not hasattr(state, "opt_state"):
+        raise TypeError(
+            f"the state is a {type(state).__name__} without `opt_state`, where the rate is set; pass a "
+            "function of the rate instead, `lambda rate: my_step_with(rate)`."
+        )
+
+    def set_and_step(state: Any, batch: Any, rate: torch.Tensor) -> tuple[Any, Any]:
+        opt_state = set_hyperparams(state.opt_state, learning_rate=rate)
+        return inner(state.replace(opt_state=opt_state), batch)
+
+    return set_and_step
+
+
+def _loss(metrics: Any) -> torch.Tensor:
+    try:
+        loss = metrics["loss"]
+    except (KeyError, TypeError, IndexError):
+        names = (
+            ", ".join(map(str, metrics)) if isinstance(metrics, dict) else type(metrics).__name__
+        )
+        raise TypeError(
+            f"the step's metrics hold no 'loss' to look at; found {names}. Return "
+            "`state, {'loss': loss}`."
+        ) from None
+    found: torch.Tensor = torch.as_tensor(loss).detach().to(torch.float64)
+    return found.clone() if found is loss else found  # the next step may write there
+
+
+def _check(lowest: float, highest: float, n_steps: int, diverged: float, look_every: int) -> None:
+    if not 0 < lowest < highest < math.inf:
+        raise ValueError(
+            f"a sweep goes from a rate above 0 up: lowest={lowest!r}, highest={highest!r}; the defaults "
+            "are 1e-7 and 10"
+        )
+    for name, count, least in (("n_steps", n_steps, 10), ("look_every", look_every, 1)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise ValueError(f"{name} must be an integer from {least} up, found {count!r}")
+    if not diverged > 0:
+        raise ValueError(f"diverged must be above 0, found {diverged!r}")

@@ -1,0 +1,24 @@
+"""Pictures of runs: curves as an image or as a page, and what a model sees and says.
+
+Drawing needs matplotlib (`pip install 'ftrain[examples]'`); the page needs nothing.
+
+Read next: `run_log.py`, what is drawn.
+"""
+
+from ftrain.loop.plots.curves import curves
+from ftrain.loop.plots.images import image_grid
+from ftrain.loop.plots.page import page
+from ftrain.loop.plots.run_log import Curve, Path, RunLog, read_run, read_runs
+from ftrain.loop.plots.summary import summary
+
+__all__ = [
+    "Curve",
+    "Path",
+    "RunLog",
+    "curves",
+    "image_grid",
+    "page",
+    "read_run",
+    "read_runs",
+    "summary",
+]

@@ -1,0 +1,157 @@
+"""How pictures look: colours that the colour-blind can tell apart, on white and on near-black."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ftrain.loop.plots.run_log import RunLog
+
+__all__ = ["DARK", "LIGHT", "Theme", "dress", "label", "new_figure", "ordered", "theme"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """Colours of one mode.
+
+    Attributes:
+        background: of the page.
+        panel: of a chart.
+        text: of titles.
+        quiet: of labels and ticks.
+        grid: of lines behind the curves.
+        series: one a run.
+    """
+
+    background: str
+    panel: str
+    text: str
+    quiet: str
+    grid: str
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    background="#ffffff",
+    panel="#ffffff",
+    text="#1f2430",
+    quiet="#667085",
+    grid="#e8eaee",
+    series=(
+        "#2f6fde",
+        "#e4702e",
+        "#1f9d6b",
+        "#c43d82",
+        "#7a57d1",
+        "#b58a00",
+        "#1a9fb5",
+        "#8c5a3c",
+    ),
+)
+DARK = Theme(
+    background="#12151c",
+    panel="#191d26",
+    text="#e8eaf0",
+    quiet="#9aa3b2",
+    grid="#2a303c",
+    series=(
+        "#6ba1ff",
+        "#ff9a5c",
+        "#4bcf9a",
+        "#f07ab3",
+        "#ab8eff",
+        "#e3bd3f",
+        "#4fcbe0",
+        "#c99372",
+    ),
+)
+
+#: The order of charts; what is not here follows by name.
+FIRST = (
+    "loss",
+    "accuracy",
+    "perplexity",
+    "learning_rate",
+    "grad_norm",
+    "samples_per_second",
+    "tokens_per_second",
+)
+
+#: Metrics that say little as a curve.
+HIDDEN = ("grad_norm_min", "grad_norm_max", "duration", "skipped", "samples", "tokens", "batch")
+
+
+def theme(dark: bool) -> Theme:
+    """The colours of a mode."""
+    return DARK if dark else LIGHT
+
+
+def label(metric: str) -> str:
+    """A metric's name as a title.
+
+    >>> label("grad_norm"), label("memory/peak_bytes")
+    ('grad norm', 'memory / peak bytes')
+    """
+    return metric.replace("_", " ").replace("/", " / ")
+
+
+def ordered(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the order of their charts: the known ones, plain names, then groups (`memory/peak`)."""
+
+    def rank(name: str) -> tuple[int, bool, str]:
+        return (FIRST.index(name) if name in FIRST else len(FIRST), "/" in name, name)
+
+    return sorted(dict.fromkeys(metrics), key=rank)
+
+
+def shown(logs: Sequence[RunLog]) -> list[str]:
+    """What is worth a chart of its own: all but counts that stayed zero, extremes and groups."""
+    found = []
+    for metric in ordered(name for log in logs for name in log.curves):
+        values = [v for log in logs for c in log.curves.get(metric, {}).values() for v in c.values]
+        counted = metric == "skipped" and any(values)
+        if counted or (metric not in HIDDEN and "/" not in metric):
+            found.append(metric)
+    return found
+
+
+def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
+    """A figure of its own: no global state of matplotlib, no display.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says how to get it.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  # optional
+    except ImportError as error:
+        raise ImportError(
+            f"{what} draws with matplotlib, which is not installed. Write "
+            "`pip install 'ftrain[examples]'`, or `pip install matplotlib`."
+        ) from error
+    return Figure(
+        figsize=(width, height), layout="constrained", facecolor=theme(dark).background, dpi=150
+    )
+
+
+def dress(ax: Axes, dark: bool) -> None:
+    """The frame, grid and ticks of one chart."""
+    colours = theme(dark)
+    ax.set_facecolor(colours.panel)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(colours.grid)
+    ax.grid(color=colours.grid, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=colours.quiet, labelsize=8, length=0, which="both")
+    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        text.set_color(colours.text)
+
+
+def write(figure: Figure, out: Any) -> None:
+    """The figure as a file; where `out` is `None`, none."""
+    if out is not None:
+        figure.savefig(out, facecolor=figure.get_facecolor())

@@ -1,0 +1,203 @@
+"""The curves of one run or several, in one picture.
+
+Read next: `page.py`, the same to look around in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from ftrain.core.errors import DataError
+from ftrain.loop.plots._style import dress, label, new_figure, shown, theme, write
+from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["curves", "smoothed"]
+
+Axis = Literal["step", "epoch", "time"]
+
+_AXES = {"step": "steps", "epoch": "epochs", "time": "times"}
+_UNITS = {"step": "step", "epoch": "epoch", "time": "time (s)"}
+_LOG_RANGE = 30.0  # a loss that falls this many times over is read better on a logarithmic axis
+
+
+def curves(
+    runs: Runs,
+    out: Path | None = None,
+    *,
+    metrics: Sequence[str] | None = None,
+    x: Axis = "step",
+    smooth: float = 0.0,
+    title: str | None = None,
+    dark: bool = False,
+) -> Figure:
+    """Draw the metrics of runs: a chart a metric, a colour a run, held-out data with dots.
+
+    Args:
+        runs: run directories, `metrics.jsonl` files or `RunLog`s; one or several.
+        out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
+        metrics: which to draw, in this order; default: all that were logged, without groups such as
+            `layers/...`, at most eight.
+        x: what runs to the right: "step", "epoch" or "time" (seconds).
+        smooth: weight of the past in a running average of training curves, in [0, 1); what was logged
+            stays visible behind it.
+        title: above the picture.
+        dark: light on dark.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: a run has no log; no run has such a metric.
+        ImportError: matplotlib is not installed; the message says how to get it.
+        ValueError: an option is out of its range.
+
+    >>> import json, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rows = [{"step": n, "split": "train", "loss": 1 / n} for n in (1, 2, 4)]
+    ...     text = "".join(json.dumps(row) + chr(10) for row in rows)
+    ...     _ = (pathlib.Path(folder) / "metrics.jsonl").write_text(text)
+    ...     figure = curves(folder, pathlib.Path(folder) / "curves.png")
+    >>> [ax.get_title(loc="left") for ax in figure.axes]
+    ['loss']
+    """
+    if x not in _AXES:
+        raise ValueError(f"x must be one of {', '.join(_AXES)}; found {x!r}")
+    if not 0 <= smooth < 1:
+        raise ValueError(f"smooth must lie in [0, 1), found {smooth!r}")
+    logs = read_runs(runs)
+    chosen = _chosen(logs, metrics)
+    columns = min(len(chosen), 3 if len(chosen) > 4 else 2)
+    rows = -(-len(chosen) // columns)
+    width = 7.2 if columns == 1 else 4.8 * columns
+    figure = new_figure("plots.curves", width, 3.1 * rows + 0.5, dark)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for index, ax in enumerate(grid.flat):
+        if index >= len(chosen):
+            ax.set_visible(False)
+            continue
+        dress(ax, dark)
+        ax.set_title(label(chosen[index]), loc="left", fontsize=10, fontweight="bold")
+        _draw(ax, logs, chosen[index], x, smooth, dark)
+        if index + columns >= len(chosen):
+            ax.set_xlabel(_UNITS[x], fontsize=8, color=theme(dark).quiet)
+    _legend(figure, logs, chosen, dark)
+    if title is not None:
+        figure.suptitle(title, color=theme(dark).text, fontsize=12, x=0.01, ha="left")
+    write(figure, out)
+    return figure
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """A running average, `weight` of it the past; without the start's pull to zero, over NaN too.
+
+    >>> smoothed([1.0, 1.0, float("nan"), 3.0], 0.5)
+    [1.0, 1.0, 1.0, 2.142857142857143]
+    """
+    found, total, mass = [], 0.0, 0.0
+    for value in values:
+        if math.isfinite(value):
+            total = weight * total + value
+            mass = weight * mass + 1
+        found.append(total / mass if mass else math.nan)
+    return found
+
+
+def _chosen(logs: Sequence[RunLog], metrics: Sequence[str] | None) -> list[str]:
+    there = shown(logs)
+    if metrics is None:
+        every = list(dict.fromkeys(name for log in logs for name in log.curves))
+        return (there or every)[:8]
+    known = {name for log in logs for name in log.curves}
+    for name in metrics:
+        if name not in known:
+            raise DataError(f"no run has logged {name!r}. There are: {', '.join(sorted(known))}.")
+    return list(metrics)
+
+
+def _draw(
+    ax: Axes, logs: Sequence[RunLog], metric: str, x: Axis, smooth: float, dark: bool
+) -> None:
+    values: list[float] = []
+    for index, log in enumerate(logs):
+        for split, curve in _splits(log, metric).items():
+            colour, style = _look(logs, index, split, dark)
+            at = getattr(curve, _AXES[x])
+            values += [value for value in curve.values if math.isfinite(value)]
+            if split == "train" and smooth:
+                ax.plot(at, curve.values, color=colour, alpha=0.25, linewidth=0.9)
+                ax.plot(at, smoothed(curve.values, smooth), color=colour, linewidth=1.8)
+            elif split == "train":
+                ax.plot(at, curve.values, color=colour, linewidth=1.6, marker=_alone(curve))
+            else:
+                few = len(at) <= 60
+                ax.plot(at, curve.values, style, color=colour, linewidth=1.6, ms=3.5 * few)
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if low > 0 and high / low > _LOG_RANGE:
+        ax.set_yscale("log")
+    elif metric == "learning_rate":
+        ax.set_ylim(bottom=0)
+    ax.margins(x=0.02)
+
+
+def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
+    """Training first; whole epochs only where no windows were logged."""
+    found = dict(log.curves.get(metric, {}))
+    if "train" in found:
+        found.pop("epoch", None)
+    return dict(sorted(found.items(), key=lambda item: item[0] not in ("train", "epoch")))
+
+
+def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
+    """A colour a run; where there is one run, a colour a split."""
+    colours = theme(dark).series
+    if len(logs) == 1:
+        every = [s for s in _all_splits(logs) if s != "train"]
+        index = 0 if split == "train" else 1 + every.index(split)
+        return colours[index % len(colours)], "o-"
+    return colours[index % len(colours)], "o--"
+
+
+def _alone(curve: Curve) -> str | None:
+    return "o" if len(curve.values) == 1 else None
+
+
+def _all_splits(logs: Sequence[RunLog]) -> list[str]:
+    names = {split for log in logs for splits in log.curves.values() for split in splits}
+    return sorted(names, key=lambda name: (name != "train", name))
+
+
+def _legend(figure: Figure, logs: Sequence[RunLog], chosen: Sequence[str], dark: bool) -> None:
+    from matplotlib.lines import Line2D  # noqa: PLC0415  # optional
+
+    used = {split for log in logs for metric in chosen for split in _splits(log, metric)}
+    splits = [name for name in _all_splits(logs) if name in used]
+    entries = []
+    if len(logs) == 1:
+        for split in splits:
+            colour, style = _look(logs, 0, split, dark)
+            marker = "" if split == "train" else style[0]
+            entries.append(Line2D([], [], color=colour, marker=marker, ms=4, lw=2, label=split))
+        if len(entries) == 1:
+            return
+    else:
+        for index, log in enumerate(logs):
+            colour, _ = _look(logs, index, "train", dark)
+            entries.append(Line2D([], [], color=colour, lw=2.5, label=log.name))
+        quiet = theme(dark).quiet
+        for split in splits if len(splits) > 1 else ():
+            dots = {"ls": "--", "marker": "o", "ms": 4} if split != "train" else {}
+            entries.append(Line2D([], [], color=quiet, lw=1.5, label=split, **dots))
+    figure.legend(
+        handles=entries,
+        loc="outside lower center",
+        ncols=min(len(entries), 5),
+        frameon=False,
+        fontsize=9,
+        labelcolor=theme(dark).text,
+    )

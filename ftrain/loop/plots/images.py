@@ -1,0 +1,125 @@
+"""Pictures of what a model sees and says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ftrain.loop.plots._style import new_figure, theme, write
+from ftrain.loop.plots.run_log import Path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["image_grid"]
+
+
+def image_grid(
+    images: torch.Tensor,
+    predictions: Sequence[Any] | torch.Tensor | None = None,
+    targets: Sequence[Any] | torch.Tensor | None = None,
+    out: Path | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    columns: int | None = None,
+    title: str | None = None,
+    dark: bool = False,
+) -> Figure:
+    """Draw a batch of images, each with what was predicted; what is wrong in red, with what is right.
+
+    Args:
+        images: any dtype, `(n, height, width)`, `(n, channels, height, width)` or
+            `(n, height, width, channels)`, with 1, 3 or 4 channels. Each picture's own smallest and
+            largest values become black and white, where they do not lie in [0, 1] (or are bytes).
+        predictions: labels, or scores of shape `(n, classes)`, of which the largest counts.
+        targets: the right labels.
+        out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
+        names: what the labels 0, 1, ... are called.
+        columns: default: about as many as rows.
+        title: above the picture.
+        dark: light on dark.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says how to get it.
+        ValueError: shapes that are no images, or lengths that differ.
+
+    >>> figure = image_grid(torch.rand(6, 1, 8, 8), torch.eye(6), [0, 1, 2, 3, 4, 0])
+    >>> [ax.get_title() for ax in figure.axes][4:6]
+    ['4', '5 (is 0)']
+    """
+    pictures = _as_pictures(images)
+    n = len(pictures)
+    said = _labels(predictions, "predictions", n, names)
+    right = _labels(targets, "targets", n, names)
+    columns = min(n, columns or math.ceil(math.sqrt(1.6 * n)))
+    rows = -(-n // columns)
+    heading = 0.35 if title else 0.0
+    figure = new_figure("plots.image_grid", 1.05 * columns, 1.25 * rows + heading, dark)
+    colours = theme(dark)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for i, ax in enumerate(grid.flat):
+        ax.set_axis_off()
+        if i >= n:
+            ax.set_visible(False)
+            continue
+        flat = pictures[i].shape[-1] == 1
+        ax.imshow(
+            pictures[i, ..., 0] if flat else pictures[i],
+            cmap="gray" if flat else None,
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
+        wrong = bool(said and right and said[i] != right[i])
+        text = f"{said[i]} (is {right[i]})" if wrong else (said or right or [""] * n)[i]
+        colour = colours.quiet if not (said and right) else colours.series[3 if wrong else 2]
+        ax.set_title(text, fontsize=8, color=colour, pad=2, fontweight="bold" if wrong else None)
+    if title is not None:
+        figure.suptitle(title, color=colours.text, fontsize=11)
+    write(figure, out)
+    return figure
+
+
+def _as_pictures(images: torch.Tensor) -> Any:
+    """`(n, height, width, channels)` in [0, 1], as a NumPy array."""
+    if images.ndim == 3:
+        images = images.unsqueeze(-1)
+    elif images.ndim == 4 and images.shape[1] in (1, 3, 4):
+        images = images.movedim(1, -1)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or not len(images):
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; write (n, height, width), "
+            "(n, channels, height, width) or (n, height, width, channels), with 1, 3 or 4 channels"
+        )
+    is_bytes = images.dtype == torch.uint8
+    values = images.detach().cpu().to(torch.float32).nan_to_num()
+    if is_bytes:
+        values = values / 255
+    low, high = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
+    stretched = (values - low) / (high - low).clamp_min(1e-12)
+    inside = (low >= 0) & (high <= 1)
+    return torch.where(inside, values, stretched).numpy()
+
+
+def _labels(
+    given: Sequence[Any] | torch.Tensor | None, what: str, n: int, names: Sequence[str] | None
+) -> list[str] | None:
+    if given is None:
+        return None
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        given = (given.argmax(1) if given.ndim == 2 else given).tolist()
+    if len(given) != n:
+        raise ValueError(f"{n} images, but {len(given)} {what}")
+    return [
+        names[each]
+        if names is not None and isinstance(each, int) and each < len(names)
+        else str(each)
+        for each in given
+    ]

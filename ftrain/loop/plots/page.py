@@ -1,0 +1,168 @@
+"""A page of curves to look around in: one HTML file that needs nothing else.
+
+The page is `_page.html` with `_page.css`, `_page.js` and the curves as JSON put in. It opens from a disk
+or a mail, loads nothing from anywhere (its content policy forbids it), and the same logs make the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.resources
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ftrain.loop.plots._style import DARK, HIDDEN, LIGHT, Theme, label, ordered
+from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs
+from ftrain.loop.plots.summary import better, summary
+
+__all__ = ["page"]
+
+#: Points of a curve that a page keeps; more than a screen has columns.
+POINTS = 2000
+
+
+def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> str:
+    """The curves of runs as one HTML file: values under the pointer, zoom, smoothing, light and dark.
+
+    Long curves are thinned to what a screen can show; the highest and lowest points stay.
+
+    Args:
+        runs: run directories, `metrics.jsonl` files or `RunLog`s; one or several.
+        out: the file to write; `None`: none.
+        title: of the page; default: the runs' names.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: a run has no log.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = pathlib.Path(folder) / "metrics.jsonl"
+    ...     _ = log.write_text('{"step": 5, "split": "eval", "loss": 2}')
+    ...     page(folder, title="first try").count("<title>first try</title>")
+    1
+    """
+    logs = read_runs(runs)
+    names = ", ".join(log.name for log in logs[:4]) + (", ..." if len(logs) > 4 else "")
+    parts = {
+        "TITLE": html.escape(title or names),
+        "CSS": _colours() + _resource("_page.css"),
+        "DATA": _json({"title": title or names, **_content(logs)}),
+        "JS": _resource("_page.js"),
+    }
+    text = _resource("_page.html")
+    pieces = text.split("%%")  # what is put in is not looked at again
+    made = "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+    if out is not None:
+        pathlib.Path(out).write_text(made, encoding="utf-8")
+    return made
+
+
+def thinned(curve: Curve, points: int = POINTS) -> list[int]:
+    """Which points of a curve to keep: the first, the last, and of each stretch the extremes.
+
+    >>> thinned(Curve(*[tuple(map(float, range(10)))] * 4), 4)
+    [0, 4, 5, 9]
+    """
+    n = len(curve.values)
+    if n <= points:
+        return list(range(n))
+    kept = {0, n - 1}
+    stretches = points // 2
+    for i in range(stretches):
+        stretch = range(i * n // stretches, (i + 1) * n // stretches)
+        finite = [j for j in stretch if math.isfinite(curve.values[j])]
+        if len(finite) < len(stretch):
+            kept.add(next(j for j in stretch if not math.isfinite(curve.values[j])))
+        if finite:
+            kept.add(min(finite, key=lambda j: curve.values[j]))
+            kept.add(max(finite, key=lambda j: curve.values[j]))
+    return sorted(kept)
+
+
+def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
+    rows = summary(logs)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return {
+        "runs": [log.name for log in logs],
+        "metrics": [
+            {
+                "name": metric,
+                "label": label(metric),
+                "group": _group(metric),
+                "series": [
+                    _series(index, split, curve)
+                    for index, log in enumerate(logs)
+                    for split, curve in sorted(log.curves.get(metric, {}).items())
+                ],
+            }
+            for metric in ordered(name for log in logs for name in log.curves)
+        ],
+        "columns": [{"name": column, "better": better(column)} for column in columns],
+        "rows": [[row.get(column) for column in columns] for row in rows],
+    }
+
+
+def _group(metric: str) -> str:
+    """The section of the page; "" is the first, which is open."""
+    if "/" in metric:
+        return metric.partition("/")[0]
+    return "more" if metric in HIDDEN else ""
+
+
+def _series(run: int, split: str, curve: Curve) -> dict[str, Any]:
+    kept = thinned(curve)
+    axes = {"step": curve.steps, "epoch": curve.epochs, "time": curve.times, "y": curve.values}
+    return {
+        "run": run,
+        "split": split,
+        **{name: [_rounded(values[i]) for i in kept] for name, values in axes.items()},
+    }
+
+
+def _rounded(value: float) -> float | int | None:
+    """Six digits, which is more than a screen shows; `None` for what JSON does not have."""
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.6g}") if abs(value) < 1e15 and value != int(value) else value
+    return int(short) if short == int(short) and abs(short) < 1e15 else short
+
+
+def _json(content: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _colours() -> str:
+    """The themes as custom properties."""
+
+    def properties(colours: Theme) -> str:
+        series = "".join(f"--s{i}:{colour};" for i, colour in enumerate(colours.series))
+        return (
+            f"--background:{colours.background};--panel:{colours.panel};--text:{colours.text};"
+            f"--quiet:{colours.quiet};--grid:{colours.grid};{series}"
+        )
+
+    return (
+        f":root{{color-scheme:light;{properties(LIGHT)}}}\n"
+        f":root[data-theme=dark]{{color-scheme:dark;{properties(DARK)}}}\n"
+    )
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,188 @@
+"""What a run has logged, as curves: `metrics.jsonl` read.
+
+Read next: `curves.py`, the picture; `page.py`, the page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ftrain.core.errors import DataError
+
+__all__ = ["Curve", "Path", "RunLog", "Runs", "read_run", "read_runs"]
+
+Path = str | os.PathLike[str]
+
+#: Of a row of the log, what says where it belongs and is no metric.
+KEYS = ("step", "epoch", "split", "time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One metric of one split, in the order of the steps.
+
+    Attributes:
+        steps: training steps.
+        epochs: epochs finished; NaN where the log does not say.
+        times: seconds since the run began; NaN where the log does not say.
+        values: NaN where the metric was not finite.
+    """
+
+    steps: tuple[float, ...]
+    epochs: tuple[float, ...]
+    times: tuple[float, ...]
+    values: tuple[float, ...]
+
+    @property
+    def last(self) -> float:
+        """The value at the last step."""
+        return self.values[-1]
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value; NaN where none is finite."""
+        return min((value for value in self.values if math.isfinite(value)), default=math.nan)
+
+    @property
+    def highest(self) -> float:
+        """The largest value; NaN where none is finite."""
+        return max((value for value in self.values if math.isfinite(value)), default=math.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLog:
+    """The curves of one run.
+
+    Attributes:
+        name: what a legend calls it.
+        path: the file that was read.
+        curves: metric -> split -> curve.
+    """
+
+    name: str
+    path: pathlib.Path
+    curves: Mapping[str, Mapping[str, Curve]]
+
+    @property
+    def step(self) -> int:
+        """The last step that is logged."""
+        found = (c.steps[-1] for splits in self.curves.values() for c in splits.values())
+        return int(max(found, default=0))
+
+
+Runs = Path | RunLog | Iterable[Path | RunLog]
+
+
+def read_run(path: Path, name: str | None = None) -> RunLog:
+    """The curves of a run: its directory, or a log in the same format.
+
+    A line that a crash cut short is left out. Where a step was logged twice (a run that went on from an
+    earlier checkpoint), the later row counts.
+
+    Args:
+        path: a run directory, or a `.jsonl` file of rows `{"step": 100, "split": "train", "loss": 0.5}`.
+        name: for legends; default: the directory's.
+
+    Raises:
+        DataError: there is no log, or nothing in it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = pathlib.Path(folder) / "metrics.jsonl"
+    ...     _ = log.write_text('{"step": 5, "split": "eval", "loss": 2}')
+    ...     read_run(folder, "mine").curves["loss"]["eval"].values
+    (2.0,)
+    """
+    given = pathlib.Path(path)
+    file = given / "metrics.jsonl" if given.is_dir() else given
+    if not file.is_file():
+        raise DataError(_no_log(given))
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in _rows(file):
+        rows.setdefault((row["split"], row["step"]), {}).update(row)
+    found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    for (split, step), row in sorted(rows.items(), key=lambda item: item[0][1]):
+        where = (step, _number(row.get("epoch")), _number(row.get("time")))
+        for metric, value in row.items():
+            if metric not in KEYS and _is_number(value):
+                found.setdefault(metric, {}).setdefault(split, []).append((*where, _number(value)))
+    if not found:
+        raise DataError(
+            f"{file} holds no row with a step and a metric yet. Rows come at every `log_every` steps: "
+            "plot it when the first is there."
+        )
+    curves = {
+        metric: {split: Curve(*zip(*points, strict=True)) for split, points in splits.items()}
+        for metric, splits in found.items()
+    }
+    return RunLog(name or file.resolve().parent.name, file, curves)
+
+
+def read_runs(runs: Runs) -> tuple[RunLog, ...]:
+    """The curves of several runs, each under a name that no other has.
+
+    Raises:
+        DataError: a run has no log; or no run is given.
+    """
+    several: Iterable[Path | RunLog]
+    several = [runs] if isinstance(runs, (str, os.PathLike, RunLog)) else list(runs)
+    logs = [each if isinstance(each, RunLog) else read_run(each) for each in several]
+    if not logs:
+        raise DataError("no run to plot: give a run directory, such as runs/digits")
+    return tuple(
+        dataclasses.replace(log, name=name) for log, name in zip(logs, _names(logs), strict=True)
+    )
+
+
+def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            yield {**row, "split": str(row.get("split", "train"))}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    return float(value) if _is_number(value) and math.isfinite(value) else math.nan
+
+
+def _names(logs: Sequence[RunLog]) -> list[str]:
+    """The last parts of each path, as many as tell the runs apart; numbered if nothing does."""
+    names = [log.name for log in logs]
+    parents = [log.path.resolve().parent.parts for log in logs]
+    depth = 1
+    while len(set(names)) < len(names) and depth < max(map(len, parents)):
+        depth += 1
+        names = [
+            "/".join(parts[-depth:]) if [log.name for log in logs].count(log.name) > 1 else log.name
+            for log, parts in zip(logs, parents, strict=True)
+        ]
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            names[index] = f"{name} ({seen[name]})"
+    return names
+
+
+def _no_log(path: pathlib.Path) -> str:
+    if not path.exists():
+        around = sorted(path.parent.glob("*/metrics.jsonl")) if path.parent.is_dir() else []
+        what = f"{path} does not exist"
+    else:
+        around = sorted(path.glob("*/metrics.jsonl")) or sorted(path.glob("*/*/metrics.jsonl"))
+        what = f"{path} holds no metrics.jsonl"
+    there = ", ".join(str(file.parent) for file in around[:10])
+    return f"{what}. " + (f"There are: {there}." if there else "`ftrain train CONFIG` writes one.")

@@ -1,0 +1,103 @@
+"""Runs side by side: how far each came, how good it is, and in which settings they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ftrain.loop.plots._style import ordered
+from ftrain.loop.plots.run_log import RunLog, Runs, read_runs
+
+__all__ = ["summary"]
+
+#: Of these the smallest value is the best.
+LOWER = ("loss", "perplexity", "error", "nll", "mae", "mse", "rmse", "wer", "cer")
+
+#: Of these the largest is.
+HIGHER = ("accuracy", "f1", "auc", "bleu", "rouge", "recall", "precision", "iou", "r2", "top")
+
+#: Settings that say where a run lies, and not what it is.
+_PLACES = ("output_dir", "name", "run_name")
+
+
+def summary(runs: Runs) -> list[dict[str, float | int | str]]:
+    """A row a run: name, last step, seconds, metrics at the end and at their best, and settings.
+
+    Args:
+        runs: run directories, `metrics.jsonl` files or `RunLog`s.
+
+    Returns:
+        Rows with the keys `run`, `step`, `seconds`, `eval/loss (best)`, `eval/loss`, `train/loss`, ...;
+        and of `config.yaml` what is not the same in all runs, `optimizer.learning_rate`.
+
+    Raises:
+        DataError: a run has no log.
+    """
+    logs = read_runs(runs)
+    settings = _differing([_settings(log) for log in logs])
+    return [_row(log) | own for log, own in zip(logs, settings, strict=True)]
+
+
+def better(metric: str) -> int:
+    """1 where more of this metric is better, -1 where less is, 0 where that is not known.
+
+    >>> better("loss"), better("top5_accuracy"), better("learning_rate")
+    (-1, 1, 0)
+    """
+    words = metric.lower().replace("/", "_").split("_")
+    if any(word.startswith(HIGHER) for word in words):
+        return 1
+    return -1 if any(word.startswith(LOWER) for word in words) else 0
+
+
+def _row(log: RunLog) -> dict[str, float | int | str]:
+    row: dict[str, float | int | str] = {"run": log.name, "step": log.step}
+    times = [c.times[-1] for splits in log.curves.values() for c in splits.values()]
+    known = [time for time in times if math.isfinite(time)]
+    if known:
+        row["seconds"] = max(known)
+    for metric in ordered(log.curves):
+        sign = better(metric)
+        if not sign:
+            continue
+        splits = log.curves[metric]
+        for split in sorted(splits, key=lambda name: (name != "eval", name)):
+            curve = splits[split]
+            if split not in ("train", "epoch"):
+                row[f"{split}/{metric} (best)"] = curve.highest if sign > 0 else curve.lowest
+            if split != "epoch" or "train" not in splits:
+                row[f"{split}/{metric}"] = curve.last
+    return row
+
+
+def _settings(log: RunLog) -> dict[str, str]:
+    """`config.yaml` beside the log, flat; `{}` where there is none that can be read."""
+    try:
+        text = (log.path.parent / "config.yaml").read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return dict(_flat(content, "")) if isinstance(content, Mapping) else {}
+
+
+def _flat(content: Any, prefix: str) -> list[tuple[str, str]]:
+    if isinstance(content, Mapping) and content:
+        return [
+            pair
+            for key, value in content.items()
+            for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(content, float):
+        return [(prefix, f"{content:g}")]
+    return [(prefix, str(content))]
+
+
+def _differing(settings: Sequence[Mapping[str, str]]) -> list[dict[str, float | int | str]]:
+    keys = list(dict.fromkeys(key for own in settings for key in own))
+    kept = [
+        key for key in keys if key not in _PLACES and len({own.get(key) for own in settings}) > 1
+    ]
+    return [{key: own.get(key, "") for key in kept} for own in settings]
