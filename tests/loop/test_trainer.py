@@ -354,7 +354,7 @@ def test_two_of_a_name_have_two_states(tmp_path: Any) -> None:
 
 def test_actions_can_be_sent() -> None:
     events = trainer().events(
-        STEPS.init_state(0), train_data(), eval_data(), epochs=5, kinds=(BatchEnd, TrainEnd)
+        STEPS.init_state(0), train_data(), max_steps=9, kinds=(BatchEnd, TrainEnd)
     )
     assert isinstance(next(events), BatchEnd)
     last = events.send([Stop("by hand")])
