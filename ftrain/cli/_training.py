@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from ftrain.config.run import directory, train
+from ftrain.config.run import train
 from ftrain.config.schema import Config
 
 __all__ = ["report"]
@@ -14,7 +14,7 @@ __all__ = ["report"]
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
     """Train, say how it ended and what can be done next; the exit code."""
     result = train(config, resume=resume, overwrite=overwrite)
-    folder = directory(config)
+    folder = config.folder
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
     print(result)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ftrain
 from ftrain.config.build import Parts, build
-from ftrain.config.run import directory, environment
+from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 
@@ -53,7 +53,7 @@ def dry_run(config: Config) -> str:
         ("  gradients", _size(gradients)),
         ("  activations", f"{_size(kept)} (kept for the backward pass, eager)"),
         ("precision", config.precision),
-        ("run directory", str(directory(config))),
+        ("run directory", str(config.folder)),
     ]
     return "\n".join(f"{name:<16}{value}" for name, value in rows)
 

@@ -7,7 +7,7 @@ import pathlib
 import torch
 
 from ftrain.config.build import build
-from ftrain.config.run import directory, environment
+from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.loop import finders
@@ -27,7 +27,7 @@ def find_rate(
         steps: from one to the other.
         out: the picture; `None`: `lr_find.png` in the run's directory.
     """
-    out = directory(config) / "lr_find.png" if out is None else out
+    out = config.folder / "lr_find.png" if out is None else out
     with environment(config):
         parts = build(config)
         start = parts.steps_at(torch.tensor(lowest, dtype=torch.float64)).init_state(config.seed)

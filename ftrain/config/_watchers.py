@@ -1,4 +1,4 @@
-"""The callbacks that every run has: progress, logs, curves, early stopping.
+"""The callbacks that every run has: progress, logs, checkpoints of the best, early stopping.
 
 Read next: `ftrain/loop/callbacks/`.
 """
@@ -6,13 +6,83 @@ Read next: `ftrain/loop/callbacks/`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from ftrain.config.build import Parts
+from ftrain.config.errors import ConfigError
+from ftrain.config.schema import Checkpoint, EarlyStopping
+from ftrain.loop import callbacks
 
 __all__ = ["watchers"]
 
 
 def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
-    """In the order in which they look; the configuration's own are last."""
-    return [*parts.callbacks]
+    """What looks on: the configuration's own callbacks, then those that the schema has keys for.
+
+    Raises:
+        ConfigError: a metric that is monitored cannot be there.
+    """
+    config = parts.config
+    found: list[Any] = [*parts.callbacks, callbacks.Throughput()]
+    if config.early_stopping is not None:
+        found.append(_early_stopping(parts, config.early_stopping))
+    if _keeps_best(parts) or config.checkpoint.every_minutes is not None:
+        found.append(_checkpointing(parts, config.checkpoint))
+    found += [
+        callbacks.JSONLLogger(folder / "metrics.jsonl"),
+        callbacks.CSVLogger(folder / "metrics.csv"),
+        callbacks.FileLogger(folder / "train.log"),
+        callbacks.ConsoleLogger(),
+    ]
+    return [*found, callbacks.ProgressBar()] if config.progress else found
+
+
+def _early_stopping(parts: Parts, options: EarlyStopping) -> Any:
+    return _monitoring(
+        parts,
+        "early_stopping",
+        options.monitor,
+        lambda: callbacks.EarlyStopping(
+            options.patience,
+            monitor=options.monitor,
+            mode=options.mode,
+            min_delta=options.min_delta,
+        ),
+    )
+
+
+def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
+    return _monitoring(
+        parts,
+        "checkpoint",
+        options.monitor if _keeps_best(parts) else "train/loss",
+        lambda: callbacks.Checkpointing(
+            minutes=options.every_minutes,
+            best=options.keep_best if _keeps_best(parts) else 0,
+            monitor=options.monitor,
+            mode=options.mode,
+        ),
+    )
+
+
+def _keeps_best(parts: Parts) -> bool:
+    """Whether there is a best: where nothing is held out, the default metric does not exist."""
+    options = parts.config.checkpoint
+    by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
+    return bool(options.keep_best) and not by_default
+
+
+def _monitoring(parts: Parts, section: str, monitor: str, make: Callable[[], Any]) -> Any:
+    config, path = parts.config, (section, "monitor")
+    if monitor.startswith("eval/") and parts.held_out is None:
+        raise ConfigError.at(
+            ".".join(path),
+            config.places.of(path),
+            f"{config.data.name} holds nothing out, so there is no {monitor}: write data.held_out=0.2, "
+            "for instance, or monitor train/loss",
+        )
+    try:
+        return make()
+    except ValueError as error:
+        raise ConfigError.at(".".join(path), config.places.of(path), str(error)) from None

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import pathlib
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -81,8 +82,12 @@ class Parts:
         return moved
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, folder: pathlib.Path | None = None) -> Parts:
     """Import, check and make everything that a configuration names.
+
+    Args:
+        config: from `load`.
+        folder: what `${run}` stands for in arguments of callbacks; default: `config.folder`.
 
     Raises:
         ConfigError: something cannot be imported, does not take its arguments, or refuses them; the
@@ -106,7 +111,7 @@ def build(config: Config) -> Parts:
     schedule = _schedule(resolved, total)
     optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
-        _made(config, one, functools.partial(one.function, **_filled(one, facts, config)))
+        _made(config, one, functools.partial(one.function, **_in_run(one, facts, config, folder)))
         for one in resolved.callbacks
     )
     return Parts(
@@ -282,6 +287,17 @@ def _filled(target: Target, facts: Mapping[str, Any], config: Config) -> dict[st
             raise ConfigError.at(key, config.places.of((*target.path, name)), says)
         filled[name] = value if asked is None else facts[asked]
     return filled
+
+
+def _in_run(
+    target: Target, facts: Mapping[str, Any], config: Config, folder: pathlib.Path | None
+) -> dict[str, Any]:
+    """The arguments of a callback, with the run's directory in place of `${run}`."""
+    run = str(config.folder if folder is None else folder)
+    return {
+        name: value.replace("${run}", run) if isinstance(value, str) else value
+        for name, value in _filled(target, facts, config).items()
+    }
 
 
 def _made(config: Config, target: Target, make: Callable[[], Any]) -> Any:

@@ -106,6 +106,10 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
 
 def _from_library(kind: Kind) -> dict[str, Any]:
     """What other rooms offer under their own names."""
+    if kind == "callback":
+        from ftrain.loop import callbacks  # noqa: PLC0415
+
+        return {name: getattr(callbacks, name) for name in callbacks.__all__}
     if kind not in ("optimizer", "schedule"):
         return {}
     from ftrain import optim  # noqa: PLC0415  # it imports torch, which a wrong key need not wait for

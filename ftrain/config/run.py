@@ -28,7 +28,9 @@ from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
+from ftrain.core.errors import DataError
 from ftrain.loop import FitResult
+from ftrain.loop.plots.curves import curves
 from ftrain.loop.trainer import Trainer
 
 __all__ = ["Run", "prepare", "train"]
@@ -76,7 +78,13 @@ class Run:
         finally:
             if result is not None:
                 outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+            self.draw()
         return result
+
+    def draw(self) -> None:
+        """Draw `curves.png`, if matplotlib is there and anything was logged."""
+        with contextlib.suppress(ImportError, DataError):
+            curves(self.folder, self.folder / "curves.png", title=self.folder.name)
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
@@ -110,10 +118,10 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="ftrain-"))
             )
         else:
-            folder = directory(config)
+            folder = config.folder
             _check_free(config, folder, resume or overwrite)
         with environment(config):
-            parts = build(config)
+            parts = build(config, folder)
             callbacks = _watchers.watchers(parts, folder)
         saved = relocated(parts.resolved, folder.absolute())
         _make(config, folder)
@@ -122,14 +130,6 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             _clear(folder)
         (folder / "config.yaml").write_text(dump(saved), encoding="utf-8")
         yield Run(parts, folder, _trainer(parts, folder, callbacks))
-
-
-def directory(config: Config) -> pathlib.Path:
-    """Where the run is written: `output_dir`, or `runs/` and the name of the file."""
-    if config.output_dir is not None:
-        return pathlib.Path(config.output_dir).expanduser()
-    source = pathlib.PurePath(config.places.name)
-    return pathlib.Path("runs") / (source.stem if source.suffix else "run")
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:

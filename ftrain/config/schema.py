@@ -206,3 +206,11 @@ class Config(_Section):
     def base(self) -> pathlib.Path:
         """The directory from which files are sought: that of the configuration."""
         return self._base
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The run's directory: `output_dir`, or `runs/` and the name of the file."""
+        if self.output_dir is not None:
+            return pathlib.Path(self.output_dir).expanduser()
+        source = pathlib.PurePath(self._places.name)
+        return pathlib.Path("runs") / (source.stem if source.suffix else "run")

@@ -13,7 +13,7 @@ import torch
 
 from ftrain.checkpoint import Store
 from ftrain.config import ConfigError, load
-from ftrain.config.run import directory, environment, prepare, train
+from ftrain.config.run import environment, prepare, train
 from tests.config.formats import write
 
 HERE = pathlib.Path(__file__).parent
@@ -187,7 +187,5 @@ def test_the_environment_is_as_before(project: pathlib.Path) -> None:
 
 
 def test_where_a_run_is_written(project: pathlib.Path) -> None:
-    assert directory(load(project / "tiny.yaml")) == pathlib.Path("runs/tiny")
-    assert directory(load({"model": "mlp", "data": "digits", "epochs": 1})) == pathlib.Path(
-        "runs/run"
-    )
+    assert load(project / "tiny.yaml").folder == pathlib.Path("runs/tiny")
+    assert load({"model": "mlp", "data": "digits", "epochs": 1}).folder == pathlib.Path("runs/run")
