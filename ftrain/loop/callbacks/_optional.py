@@ -1,0 +1,30 @@
+"""Packages that only some runs need."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["need"]
+
+
+def need(module: str, who: str, package: str) -> Any:
+    """The module, imported.
+
+    Raises:
+        ImportError: it is not there; the message says how to get it.
+
+    >>> need("no_such_module", "WandbLogger", "wandb")
+    Traceback (most recent call last):
+    ImportError: WandbLogger needs wandb, which is not installed. Write `pip install wandb`.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is not None and not module.startswith(error.name.partition(".")[0]):
+            found = f"cannot be imported ({error})" if error.name != package else "is not installed"
+        else:
+            found = "is not installed"
+        raise ImportError(
+            f"{who} needs {package}, which {found}. Write `pip install {package}`."
+        ) from error

@@ -1,0 +1,27 @@
+"""When a callback that shows something is due."""
+
+from __future__ import annotations
+
+from ftrain.loop.events import BatchEnd, EvaluateEnd, Event
+
+__all__ = ["When"]
+
+
+class When:
+    """Every so many steps; without a number, at each evaluation of the weights themselves.
+
+    Attributes:
+        listens: the kind of event that is needed for it.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        if every is not None and (not isinstance(every, int) or every < 1):
+            raise ValueError(f"every counts steps from 1 up, found {every!r}")
+        self.every = every
+        self.listens: tuple[type[Event], ...] = (EvaluateEnd if every is None else BatchEnd,)
+
+    def is_due(self, event: Event) -> bool:
+        """Whether this is the moment."""
+        if isinstance(event, EvaluateEnd):
+            return not event.name
+        return self.every is not None and event.progress.step % self.every == 0

@@ -1,0 +1,68 @@
+"""How many batches make one step, changing over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from ftrain.loop.callback import Accumulate, Action
+from ftrain.loop.events import BatchEnd, EpochEnd, Event, TrainBegin
+
+__all__ = ["AccumulationSchedule"]
+
+
+class AccumulationSchedule:
+    """Joins k of the loader's batches into one step, from given epochs or steps on.
+
+    Gradients are divided by the true total weight: a step over k batches is the step over one that is k
+    times as large. Each new k compiles a step of its own.
+
+    Args:
+        schedule: `{epoch or step: k}`, counted from 0; before the first of them k is 1.
+        by: what it counts.
+
+    Raises:
+        ValueError: an entry is out of its range.
+
+    >>> import torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> trainer = loop.Trainer(steps, [AccumulationSchedule({0: 1, 1: 2})], compile=False)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)] * 4, epochs=2)
+    >>> [epoch.step for epoch in result.history]  # four steps, then two
+    [4, 6]
+    """
+
+    def __init__(
+        self, schedule: Mapping[int, int], *, by: Literal["epoch", "step"] = "epoch"
+    ) -> None:
+        if by not in ("epoch", "step"):
+            raise ValueError(f"by is 'epoch' or 'step', found {by!r}")
+        entries = {int(start): int(k) for start, k in schedule.items()}
+        if not entries or any(start < 0 or k < 1 for start, k in entries.items()):
+            raise ValueError(
+                f"a schedule is {{{by} from 0 up: batches from 1 up}}, such as {{0: 1, 5: 4}}; found "
+                f"{dict(schedule)!r}"
+            )
+        self.by, self.schedule = by, dict(sorted(entries.items()))
+        self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
+
+    def init(self) -> None:
+        """Nothing: k follows from the progress."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Ask for the k of what comes next, where it changes."""
+        now = event.progress.epoch if self.by == "epoch" else event.progress.step
+        if isinstance(event, EpochEnd):
+            now += 1  # the finished one is the current one still
+        if isinstance(event, TrainBegin) or now in self.schedule:
+            return None, (Accumulate(self.at(now)),)
+        return None, ()
+
+    def at(self, now: int) -> int:
+        """The k at an epoch or step.
+
+        >>> [AccumulationSchedule({0: 1, 5: 4}).at(epoch) for epoch in (0, 4, 5, 100)]
+        [1, 1, 4, 4]
+        """
+        return next((k for start, k in reversed(self.schedule.items()) if start <= now), 1)

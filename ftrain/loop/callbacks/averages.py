@@ -1,0 +1,156 @@
+"""Averages of a metric over rows of the log: what a noisy curve comes to."""
+
+from __future__ import annotations
+
+import math
+from typing import TypedDict
+
+from ftrain.loop.callback import Action, Log
+from ftrain.loop.events import EvaluateEnd, Event, WindowEnd
+
+__all__ = ["RunningAverage", "RunningState", "WindowedAverage", "WindowedState"]
+
+
+class WindowedState(TypedDict):
+    """The last values.
+
+    Attributes:
+        values: oldest first.
+        weights: how many steps each stands for; 1 for an evaluation.
+    """
+
+    values: list[float]
+    weights: list[int]
+
+
+class RunningState(TypedDict):
+    """An exponential average that began at zero.
+
+    Attributes:
+        total: of weighted values.
+        weight: of all that it has seen; 1 in the long run. The average is `total / weight`.
+    """
+
+    total: float
+    weight: float
+
+
+class WindowedAverage:
+    """Adds the mean of a metric over its last few rows, `loss_windowed`.
+
+    Args:
+        metric: `train/` (windows of `log_every` steps, weighted by their steps) or `eval/` and its name.
+        rows: how many.
+
+    Raises:
+        ValueError: an argument is out of its range; the metric does not exist.
+
+    >>> import torch
+    >>> from ftrain import loop
+    >>> def step(state, batch):
+    ...     return state, {"loss": batch.mean()}
+    >>> trainer = loop.Trainer(step, [WindowedAverage(rows=2)], compile=False, log_every=1)
+    >>> data = [torch.full((4, 3), x) for x in (1.0, 2.0, 4.0)]
+    >>> events = trainer.events(None, data, epochs=1, kinds=(loop.Logged,))
+    >>> [event.values["loss_windowed"] for event in events if event.split == "train"]
+    [1.0, 1.5, 3.0]
+    """
+
+    def __init__(self, metric: str = "train/loss", *, rows: int = 10) -> None:
+        if not isinstance(rows, int) or rows < 1:
+            raise ValueError(f"rows counts from 1 up, found {rows!r}")
+        self.rows = rows
+        self._metric = _Metric(metric)
+        self.listens = (self._metric.event,)
+
+    def init(self) -> WindowedState:
+        """No value yet."""
+        return {"values": [], "weights": []}
+
+    def __call__(
+        self, state: WindowedState, event: Event
+    ) -> tuple[WindowedState, tuple[Action, ...]]:
+        """The mean over the last rows, this one included."""
+        value, weight = self._metric.of(event)
+        if value is None:
+            return state, ()
+        values = [*state["values"], value][-self.rows :]
+        weights = [*state["weights"], weight][-self.rows :]
+        mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+        new: WindowedState = {"values": values, "weights": weights}
+        return new, (Log({f"{self._metric.name}_windowed": mean}),)
+
+
+class RunningAverage:
+    r"""Adds an exponential average of a metric, `loss_running`.
+
+    $a \leftarrow d^n a + (1 - d^n) x$ for a row of mean $x$ over $n$ steps, corrected for its start at
+    zero as in Adam. So it hardly depends on `log_every`. Values that are no finite number are passed
+    over; the metric itself shows them.
+
+    Args:
+        metric: `train/` or `eval/` (where each row counts as one step) and its name.
+        decay: $d$, in [0, 1).
+
+    Raises:
+        ValueError: an argument is out of its range; the metric does not exist.
+
+    >>> import torch
+    >>> from ftrain import loop
+    >>> def step(state, batch):
+    ...     return state, {"loss": batch.mean()}
+    >>> trainer = loop.Trainer(step, [RunningAverage(decay=0.5)], compile=False, log_every=1)
+    >>> data = [torch.full((4, 3), x) for x in (1.0, 4.0)]
+    >>> events = trainer.events(None, data, epochs=1, kinds=(loop.Logged,))
+    >>> [event.values["loss_running"] for event in events if event.split == "train"]
+    [1.0, 3.0]
+    """
+
+    def __init__(self, metric: str = "train/loss", *, decay: float = 0.99) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), found {decay!r}")
+        self.decay = decay
+        self._metric = _Metric(metric)
+        self.listens = (self._metric.event,)
+
+    def init(self) -> RunningState:
+        """No value yet."""
+        return {"total": 0.0, "weight": 0.0}
+
+    def __call__(
+        self, state: RunningState, event: Event
+    ) -> tuple[RunningState, tuple[Action, ...]]:
+        """The average, this row included."""
+        value, n = self._metric.of(event)
+        if value is None or not math.isfinite(value):
+            return state, ()
+        kept = self.decay**n
+        total = kept * state["total"] + (1 - kept) * value
+        weight = kept * state["weight"] + (1 - kept)
+        new: RunningState = {"total": total, "weight": weight}
+        return new, (Log({f"{self._metric.name}_running": total / weight}),)
+
+
+class _Metric:
+    """A metric of the rows of training, or of evaluations."""
+
+    def __init__(self, metric: str) -> None:
+        split, _, self.name = metric.partition("/")
+        if split not in ("train", "eval") or not self.name:
+            raise ValueError(
+                f"metric is 'train/NAME' or 'eval/NAME', found {metric!r}. Write 'train/loss'"
+            )
+        self.event: type[Event] = WindowEnd if split == "train" else EvaluateEnd
+
+    def of(self, event: Event) -> tuple[float | None, int]:
+        """Value, and the steps that it stands for."""
+        if isinstance(event, EvaluateEnd):
+            if event.name:
+                return None, 0
+            values, n = event.result.values(), 1
+        else:
+            assert isinstance(event, WindowEnd)
+            values, n = dict(event.values), event.steps
+        if self.name not in values:
+            raise ValueError(f"there is no metric {self.name!r} to average: {', '.join(values)}")
+        return values[self.name], n

@@ -1,0 +1,79 @@
+"""The curves of a run as a picture that is drawn anew on the way."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+
+from ftrain.loop import plots
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks._optional import need
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.events import Event, Logged, TrainEnd
+
+__all__ = ["Curves"]
+
+_SHARE = 0.02  # of a run's time, at most, goes into drawing
+
+
+class Curves:
+    """Draws the log into a picture after epochs and evaluations, and when the run ends.
+
+    It reads what `JSONLLogger` writes, so it comes after it in the list of callbacks; a resumed run's
+    picture shows all of it. Drawing takes up to a second, so it is left out where it would take more
+    than a fiftieth of the time.
+
+    Args:
+        path: of the picture, `.png`, `.svg` or `.pdf`.
+        log: the file of `JSONLLogger`; default: `metrics.jsonl` beside the picture.
+        every: seconds between two pictures, at least.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    >>> import tempfile, torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> logs = [loop.callbacks.JSONLLogger(folder / "metrics.jsonl"), Curves(folder / "curves.png")]
+    >>> trainer = loop.Trainer(steps, logs, compile=False, log_every=1)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=2)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['curves.png', 'metrics.jsonl']
+    """
+
+    listens = (Logged, TrainEnd)
+    on_error = "warn"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        log: str | os.PathLike[str] | None = None,
+        every: float = 30.0,
+    ) -> None:
+        need("matplotlib", "Curves", "matplotlib")
+        self.path = pathlib.Path(path)
+        self.log = self.path.with_name("metrics.jsonl") if log is None else pathlib.Path(log)
+        self.every = every
+        self._due = every  # seconds of this process; no part of the run
+
+    def init(self) -> None:
+        """Nothing: the log is in its file."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Draw, if it is time."""
+        ends = isinstance(event, TrainEnd)
+        due = isinstance(event, Logged) and event.split != "train" and event.seconds >= self._due
+        if (ends or due) and is_main() and self.log.exists() and self.log.stat().st_size:
+            began = time.perf_counter()
+            # Under another name first: who looks at the picture never sees half of it.
+            draft = self.path.with_name(f".{self.path.name}.new{self.path.suffix}")
+            plots.curves(self.log, draft)
+            os.replace(draft, self.path)
+            took = time.perf_counter() - began
+            self._due = event.seconds + max(self.every, took / _SHARE)
+        if ends:
+            self._due = self.every  # of the next call of `fit`
+        return None, ()

@@ -1,0 +1,51 @@
+"""How much memory a run takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from ftrain.loop.callback import Action, Log
+from ftrain.loop.events import Event, WindowEnd
+
+__all__ = ["MemoryMonitor"]
+
+
+class MemoryMonitor:
+    """Adds `memory/peak_mib` to the rows of training.
+
+    On a GPU: the most that tensors held since the row before. Elsewhere: the most that the process has
+    ever held, which never falls.
+
+    >>> import torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> trainer = loop.Trainer(steps, [MemoryMonitor()], compile=False, log_every=1)
+    >>> data = [torch.ones(4, 3)]
+    >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
+    >>> next(events).values["memory/peak_mib"] > 10
+    True
+    """
+
+    listens = (WindowEnd,)
+    on_error = "warn"
+
+    def init(self) -> None:
+        """Nothing: memory is not part of a run."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """The peak."""
+        return None, (Log({"memory/peak_mib": _peak() / 2**20}),)
+
+
+def _peak() -> float:
+    """Bytes."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+        found = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return float(found)
+    # In KiB, but for macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,0 +1,71 @@
+"""Rows of the log for MLflow."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks._optional import need
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.events import Event, Logged, TrainBegin, TrainEnd
+
+__all__ = ["MLflowLogger", "MLflowState"]
+
+_STATUS = {"failed": "FAILED", "interrupted": "KILLED"}
+
+
+class MLflowState(TypedDict):
+    """Which run is written to.
+
+    Attributes:
+        run_id: as MLflow gave it; `None` before it began.
+    """
+
+    run_id: str | None
+
+
+class MLflowLogger:
+    """Logs `train/loss`, `eval/loss`, ... over the step.
+
+    A resumed run goes on in the same run of MLflow, whose id is in the checkpoint. MLflow deletes
+    nothing: values of steps that are taken again are there twice, and equal.
+
+    Args:
+        experiment: its name.
+        tracking_uri: of the server or folder; default: MLflow's own.
+        **options: for `mlflow.start_run`: `run_name`, `tags`, ...
+
+    Raises:
+        ImportError: mlflow is not installed.
+
+    >>> callback = MLflowLogger("digits", run_name="first")  # doctest: +SKIP
+    """
+
+    listens = (TrainBegin, Logged, TrainEnd)
+    on_error = "warn"
+
+    def __init__(self, experiment: str, *, tracking_uri: str | None = None, **options: Any) -> None:
+        self._mlflow = need("mlflow", "MLflowLogger", "mlflow")
+        self._experiment, self._uri, self._options = experiment, tracking_uri, options
+
+    def init(self) -> MLflowState:
+        """No run yet."""
+        return {"run_id": None}
+
+    def __call__(self, state: MLflowState, event: Event) -> tuple[MLflowState, tuple[Action, ...]]:
+        """Hand the row on."""
+        if not is_main():
+            return state, ()
+        if isinstance(event, TrainBegin):
+            if self._uri is not None:
+                self._mlflow.set_tracking_uri(self._uri)
+            self._mlflow.set_experiment(self._experiment)
+            run_id = state["run_id"] if event.resumed else None
+            run = self._mlflow.start_run(run_id=run_id, **self._options)
+            return {"run_id": run.info.run_id}, ()
+        if isinstance(event, Logged):
+            row = {f"{event.split}/{name}": value for name, value in event.values.items()}
+            self._mlflow.log_metrics(row, step=event.progress.step)
+        elif isinstance(event, TrainEnd):
+            self._mlflow.end_run(_STATUS.get(event.result.status, "FINISHED"))
+        return state, ()

@@ -1,0 +1,90 @@
+"""A trace of some steps: which operator took how long, and where."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import torch.profiler
+
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.events import BatchBegin, BatchEnd, Event, TrainEnd
+
+__all__ = ["Profiler"]
+
+
+class Profiler:
+    """Traces a few steps with `torch.profiler`, once, into `trace-step-10.json` and a table beside it.
+
+    Open the trace in https://ui.perfetto.dev or chrome://tracing. The table, `trace-step-10.txt`, lists
+    the operators that took the most time.
+
+    Args:
+        folder: where to; it is made.
+        start: steps before the first that is traced: leave out compilation and warming up.
+        steps: how many are traced.
+        memory: whether allocations are recorded too.
+
+    Raises:
+        ValueError: a count is out of its range.
+
+    >>> import tempfile, torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> folder = tempfile.mkdtemp()
+    >>> trainer = loop.Trainer(steps, [Profiler(folder, start=2, steps=1)], compile=False)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=4)
+    >>> sorted(path.name for path in pathlib.Path(folder).iterdir())
+    ['trace-step-3.json', 'trace-step-3.txt']
+    """
+
+    listens = (BatchBegin, BatchEnd, TrainEnd)
+    on_error = "warn"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        start: int = 10,
+        steps: int = 5,
+        memory: bool = False,
+    ) -> None:
+        if start < 0 or steps < 1:
+            raise ValueError(f"start counts from 0, steps from 1; found {start!r} and {steps!r}")
+        self.folder, self.start, self.steps, self.memory = (
+            pathlib.Path(folder),
+            start,
+            steps,
+            memory,
+        )
+        self._running: Any = None
+
+    def init(self) -> None:
+        """Nothing: a trace is not part of a run."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Begin or end the trace, if it is time."""
+        step = event.progress.step
+        if isinstance(event, BatchBegin):
+            if step == self.start and self._running is None and is_main():
+                self._running = torch.profiler.profile(
+                    profile_memory=self.memory, record_shapes=self.memory
+                )
+                self._running.start()
+        elif self._running is not None and (
+            isinstance(event, TrainEnd) or step >= self.start + self.steps
+        ):
+            self._write()
+        return None, ()
+
+    def _write(self) -> None:
+        found, self._running = self._running, None
+        found.stop()  # waits for the device
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"trace-step-{self.start + 1}"
+        found.export_chrome_trace(str(self.folder / f"{name}.json"))
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table = found.key_averages().table(sort_by=by, row_limit=50)
+        (self.folder / f"{name}.txt").write_text(table, encoding="utf-8")

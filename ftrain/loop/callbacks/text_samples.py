@@ -1,0 +1,70 @@
+"""Texts that a model writes on the way."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks import _lines
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.callbacks._when import When
+from ftrain.loop.events import Event
+
+__all__ = ["TextSamples"]
+
+
+class TextSamples:
+    r"""Writes what a function makes of the state to `step-00000500.txt`, a file each time.
+
+    A run that takes steps again writes the same files again, so that there is one of each.
+
+    Args:
+        generate: `state -> text`, or several; pure, if the files of two runs are to be equal: draw from
+            a key of its own, `random.key(0)`.
+        folder: where to; it is made.
+        every: steps; default: at each evaluation.
+
+    Raises:
+        ValueError: `every` is out of its range.
+
+    >>> import tempfile, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> folder = tempfile.mkdtemp()
+    >>> samples = TextSamples(lambda state: ["To be", "or not"], folder, every=2)
+    >>> trainer = loop.Trainer(steps, [samples], compile=False)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=3)
+    >>> [(path.name, path.read_text()) for path in pathlib.Path(folder).iterdir()]
+    [('step-00000002.txt', 'To be\n\nor not\n')]
+    """
+
+    on_error = "warn"
+
+    def __init__(
+        self,
+        generate: Callable[[Any], str | Sequence[str]],
+        folder: str | os.PathLike[str],
+        *,
+        every: int | None = None,
+    ) -> None:
+        self.generate, self.folder, self._when = generate, pathlib.Path(folder), When(every)
+        self.listens = self._when.listens
+
+    def init(self) -> None:
+        """Nothing: the files have their steps' names."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Write a file, if it is time."""
+        if self._when.is_due(event) and is_main():
+            with torch.no_grad():
+                found = self.generate(event.state)
+            texts = [found] if isinstance(found, str) else found
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"step-{event.progress.step:08d}.txt"
+            _lines.replace(path, "\n\n".join(texts) + "\n")
+        return None, ()

@@ -1,0 +1,49 @@
+"""The end of the time that a run may take."""
+
+from __future__ import annotations
+
+from ftrain.loop.callback import Action, Stop
+from ftrain.loop.callbacks._format import clock
+from ftrain.loop.events import BatchEnd, Event
+
+__all__ = ["TimeLimit"]
+
+
+class TimeLimit:
+    """Stops a run after some time, in good order; `resume` goes on from there.
+
+    The time is that of one call of `fit`, from its start, compilation and evaluations included: leave
+    room for the step at hand and the last checkpoint.
+
+    Args:
+        hours: and minutes and seconds are added up.
+        minutes: see hours.
+        seconds: see hours.
+
+    Raises:
+        ValueError: the limit is not more than 0.
+
+    >>> import torch, ftrain
+    >>> from ftrain import loop, optim
+    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+    >>> trainer = loop.Trainer(steps, [TimeLimit(seconds=1e-9)], compile=False)
+    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], epochs=100)
+    >>> print(result.status, result.step, result.reason)
+    stopped 1 time limit of 0:00
+    """
+
+    listens = (BatchEnd,)
+
+    def __init__(self, *, hours: float = 0.0, minutes: float = 0.0, seconds: float = 0.0) -> None:
+        self.seconds = 3600 * hours + 60 * minutes + seconds
+        if not self.seconds > 0:
+            raise ValueError("give a time: TimeLimit(hours=8), TimeLimit(minutes=90)")
+
+    def init(self) -> None:
+        """Nothing: each call of `fit` has its own time."""
+
+    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+        """Ask for the end, if it is time."""
+        if event.seconds < self.seconds:
+            return None, ()
+        return None, (Stop(f"time limit of {clock(self.seconds)}", resumable=True),)

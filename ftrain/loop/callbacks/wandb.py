@@ -1,0 +1,68 @@
+"""Rows of the log for Weights & Biases."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from ftrain.loop.callback import Action
+from ftrain.loop.callbacks._optional import need
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.events import Event, Logged, TrainBegin, TrainEnd
+
+__all__ = ["WandbLogger", "WandbState"]
+
+
+class WandbState(TypedDict):
+    """Which run is written to.
+
+    Attributes:
+        id: of the run, as the service gave it; `None` before it began.
+    """
+
+    id: str | None
+
+
+class WandbLogger:
+    """Logs `train/loss`, `eval/loss`, ... over the step.
+
+    A resumed run goes on in the same run of the service, whose id is in the checkpoint; rows of steps
+    that it has already are ignored there. Two runs of the same steps have equal checkpoints if they are
+    given their ids.
+
+    Args:
+        project: of the service.
+        **options: for `wandb.init`: `name`, `id`, `config`, `mode="offline"`, `dir`, ...
+
+    Raises:
+        ImportError: wandb is not installed.
+
+    >>> callback = WandbLogger("digits", name="first", mode="offline")  # doctest: +SKIP
+    """
+
+    listens = (TrainBegin, Logged, TrainEnd)
+    on_error = "warn"
+
+    def __init__(self, project: str, **options: Any) -> None:
+        self._wandb = need("wandb", "WandbLogger", "wandb")
+        self._options = {"project": project, **options}
+        self._run: Any = None
+
+    def init(self) -> WandbState:
+        """The id that was asked for."""
+        return {"id": self._options.get("id")}
+
+    def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, tuple[Action, ...]]:
+        """Hand the row on."""
+        if not is_main():
+            return state, ()
+        if isinstance(event, TrainBegin):
+            how = {"id": state["id"], "resume": "allow"} if event.resumed and state["id"] else {}
+            self._run = self._wandb.init(**{**self._options, **how})
+            return {"id": self._run.id}, ()
+        if isinstance(event, Logged):
+            row = {f"{event.split}/{name}": value for name, value in event.values.items()}
+            self._run.log({**row, "epoch": event.progress.epoch}, step=event.progress.step)
+        elif isinstance(event, TrainEnd) and self._run is not None:
+            self._run.finish(exit_code=event.result.exit_code)
+            self._run = None
+        return state, ()

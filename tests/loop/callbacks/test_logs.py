@@ -1,0 +1,229 @@
+"""Logs are continuous: whatever happens to a run, each row is there once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrain.checkpoint import Store
+from ftrain.loop import BatchEnd, CallbackWarning, Logged, Progress
+from ftrain.loop.callbacks import CSVLogger, FileLogger, JSONLLogger, Throughput, _lines
+from tests.loop.runs import STEPS, Interrupts, eval_data, fit, train_data, trainer
+
+CLOCKS = ("time", "duration", "steps_per_second", "samples_per_second", "tokens_per_second")
+OPTIONS: dict[str, Any] = {"log_every": 3, "save_every": 4, "eval_every": 5}
+
+
+def logged(folder: pathlib.Path, *more: Any, **options: Any) -> Any:
+    logs = [JSONLLogger(folder / "metrics.jsonl"), CSVLogger(folder / "metrics.csv")]
+    return trainer(*logs, Throughput(), *more, **{**OPTIONS, **options})
+
+
+def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in found]
+
+
+def table(folder: pathlib.Path) -> list[dict[str, str]]:
+    """Without clocks, and without what is empty."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in CLOCKS and v} for row in found]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: Any) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fit(logged(folder, store=folder / "checkpoints"), epochs=2)
+    return folder
+
+
+def test_rows_and_table_hold_the_same(undisturbed: pathlib.Path) -> None:
+    as_text = [{k: str(v) for k, v in row.items()} for row in rows(undisturbed)]
+    assert as_text == table(undisturbed)
+    steps = [(row["split"], row["step"]) for row in rows(undisturbed)]
+    assert len(steps) == len(set(steps))
+    assert [step for split, step in steps if split == "train"] == [3, 6, 9, 12, 14]
+    assert [step for split, step in steps if split == "eval"] == [5, 10, 14]
+    assert [step for split, step in steps if split == "epoch"] == [7, 14]
+
+
+@settings(max_examples=12, deadline=None)
+@given(deaths=st.lists(st.integers(1, 40), min_size=1, max_size=3), torn=st.booleans())
+def test_killed_anywhere(
+    undisturbed: pathlib.Path, tmp_path_factory: Any, deaths: list[int], torn: bool
+) -> None:
+    """A process that dies leaves its files as they are, and saves nothing more."""
+    folder = tmp_path_factory.mktemp("killed")
+    for n in deaths:
+        with Store(folder / "checkpoints") as store:
+            events = logged(folder, store=store).events(
+                STEPS.init_state(0), train_data(), eval_data(), epochs=2, resume="auto"
+            )
+            for i, _ in enumerate(events):
+                if i == n:
+                    break
+            events.close()
+        if torn:
+            for name in ("metrics.jsonl", "metrics.csv"):
+                with (folder / name).open("a") as file:
+                    file.write('{"step": 3, "epo')
+    fit(logged(folder, store=folder / "checkpoints"), epochs=2, resume="auto")
+    assert rows(folder) == rows(undisturbed)
+    assert table(folder) == table(undisturbed)
+
+
+@pytest.mark.parametrize("kind", [BatchEnd, Logged])
+@pytest.mark.parametrize("n", [2, 5])
+def test_interrupted(undisturbed: pathlib.Path, tmp_path: pathlib.Path, kind: Any, n: int) -> None:
+    import signal
+
+    stop = Interrupts(signal.SIGINT, kind, n)
+    fit(logged(tmp_path, stop, store=tmp_path / "checkpoints"), epochs=2)
+    with pytest.warns(CallbackWarning, match="Interrupts"):
+        fit(logged(tmp_path, store=tmp_path / "checkpoints"), epochs=2, resume=True)
+    assert rows(tmp_path) == rows(undisturbed)
+    assert table(tmp_path) == table(undisturbed)
+
+
+def test_a_finished_run_goes_on(undisturbed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The last row stood for a window that was not full: now it is, or the same row again."""
+    store = tmp_path / "checkpoints"
+    fit(logged(tmp_path, store=store, eval_every=None), max_steps=11)
+    fit(logged(tmp_path, store=store), epochs=2, resume=True)
+    ours = [row for row in rows(tmp_path) if row["split"] == "train"]
+    assert ours == [row for row in rows(undisturbed) if row["split"] == "train"]
+    before = rows(tmp_path)
+    fit(logged(tmp_path, store=store), epochs=2, resume=True)
+    assert rows(tmp_path) == before
+
+
+def test_time_goes_on(tmp_path: pathlib.Path) -> None:
+    store = tmp_path / "checkpoints"
+    fit(logged(tmp_path, store=store), epochs=1)
+    fit(logged(tmp_path, store=store), epochs=2, resume=True)
+    times = [json.loads(line)["time"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert times == sorted(times)
+
+
+def test_a_new_run_begins_anew(tmp_path: pathlib.Path) -> None:
+    for _ in range(2):
+        fit(logged(tmp_path), max_steps=3)
+    assert [row["step"] for row in rows(tmp_path) if row["split"] == "train"] == [3]
+    assert len(rows(tmp_path)) == len(table(tmp_path))
+
+
+def test_a_lost_file_is_begun_again(tmp_path: pathlib.Path) -> None:
+    store = tmp_path / "checkpoints"
+    fit(logged(tmp_path, store=store), epochs=1)
+    for name in ("metrics.jsonl", "metrics.csv"):
+        (tmp_path / name).unlink()
+    for epochs in (2, 3):
+        fit(logged(tmp_path, store=store), epochs=epochs, resume=True)
+    steps = [row["step"] for row in rows(tmp_path) if row["split"] == "epoch"]
+    assert steps == [14, 21]
+    assert [row["step"] for row in table(tmp_path) if row["split"] == "epoch"] == ["14", "21"]
+
+
+def row_of(**values: float) -> Logged:
+    return Logged(Progress(), 1.0, None, "train", values)
+
+
+def test_no_number_is_json_all_the_same(tmp_path: pathlib.Path) -> None:
+    logger = JSONLLogger(tmp_path / "log")
+    logger(logger.init(), row_of(loss=float("nan"), norm=float("inf")))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    row = json.loads((tmp_path / "log").read_text(), parse_constant=refuse)
+    assert row["loss"] is None
+    assert row["norm"] is None
+
+
+@pytest.mark.parametrize("kind", [JSONLLogger, CSVLogger, FileLogger])
+def test_other_ranks_write_nothing(
+    kind: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    logger = kind(tmp_path / "log")
+    state, _ = logger(logger.init(), row_of(loss=1.0))
+    assert state in (None, {"rows": 1})  # as on rank 0: states are equal on all
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "log"
+    _lines.append(path, "first")
+
+    class Full(pathlib.PosixPath):
+        def open(self, *args: Any, **options: Any) -> Any:
+            file = super().open(*args, **options)
+            write = file.write
+
+            class Half:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(file, name)
+
+                def __enter__(self) -> Any:
+                    return self
+
+                def __exit__(self, *_: Any) -> None:
+                    file.close()
+
+                def write(self, data: Any) -> int:
+                    write(data[:3])
+                    raise OSError(28, "No space left on device")
+
+            return Half()
+
+    with pytest.raises(OSError, match="No space"):
+        _lines.append(Full(path), "second")
+    assert path.read_text() == "first\n"
+
+
+def test_a_failing_logger_costs_rows_not_the_run(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.warns(CallbackWarning, match="JSONLLogger raised IsADirectoryError"):
+        result = fit(logged(tmp_path), epochs=1)
+    assert result.status == "completed"
+    assert table(tmp_path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lines=st.lists(st.text('ab," é', max_size=5), max_size=6),
+    n=st.integers(0, 8),
+    tail=st.text("xy", max_size=3),
+)
+def test_keeping_lines(tmp_path_factory: Any, lines: list[str], n: int, tail: str) -> None:
+    path = tmp_path_factory.mktemp("lines") / "log"
+    path.write_text("".join(line + "\n" for line in lines) + tail)
+    assert _lines.keep(path, n) == lines[:n]
+    assert path.read_text() == "".join(line + "\n" for line in lines[:n])
+
+
+def test_the_journal_keeps_all(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "train.log"
+    store = tmp_path / "checkpoints"
+    fit(trainer(FileLogger(path), store=store), epochs=1)
+    fit(trainer(FileLogger(path), store=store), epochs=2, resume=True)
+    text = path.read_text()
+    assert "begins: to epoch 1\n" in text
+    assert "goes on from step 7: to epoch 2\n" in text
+    assert "completed at step 14, epoch 2: 2 epochs" in text
+    assert text.count("saved ") == 2
+
+    class Breaks:
+        def on_batch_end(self, event: Any) -> None:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(trainer(FileLogger(path), Breaks()), epochs=1)
+    assert "failed (callback Breaks) after step 1:\nTraceback" in path.read_text()
