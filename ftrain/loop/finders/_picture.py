@@ -22,7 +22,7 @@ def rate_picture(sweep: RateSweep, out: Path | None, title: str | None, dark: bo
     blue, orange = colours.series[:2]
     figure = new_figure("a learning-rate sweep", 7.2, 4.0, dark)
     ax = figure.subplots()
-    dress(ax, dark)
+    dress(ax, dark, title or "learning-rate sweep")
     ax.set_xscale("log")
     ax.plot(sweep.rates, sweep.losses, ".", color=colours.quiet, alpha=0.45, ms=5)
     ax.plot(sweep.rates, sweep.smoothed, color=blue, linewidth=2)
@@ -48,8 +48,7 @@ def rate_picture(sweep: RateSweep, out: Path | None, title: str | None, dark: bo
             fontsize=11,
             fontweight="bold",
         )
-    ax.set_title(title or "learning-rate sweep", loc="left", fontsize=11, fontweight="bold")
-    ax.set_xlabel("learning rate", fontsize=9)
-    ax.set_ylabel("training loss", fontsize=9)
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("training loss")
     write(figure, out)
     return figure

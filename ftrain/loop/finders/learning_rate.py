@@ -138,8 +138,8 @@ def learning_rate(
         lowest: the first rate, > 0.
         highest: the last rate.
         n_steps: how many steps, at least 10.
-        diverged: the sweep ends where the mean of the last few losses is this many times as far above the
-            lowest as that is below the start (at least, as the start is high), or is not finite.
+        diverged: the sweep ends where the mean of the last few losses is this many times as far above
+            the lowest as that is below the start (at least, as the start is high), or is not finite.
         look_every: how often the losses are read; the result is the same for any.
         compile: whether the step is compiled; or options for `ftrain.compile`.
 

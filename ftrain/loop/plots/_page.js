@@ -7,7 +7,7 @@ const EDGE = { left: 52, right: 12, top: 8, bottom: 26 };
 const SPLITS = [...new Set(data.metrics.flatMap((m) => m.series.map((s) => s.split)))]
   .sort((a, b) => (b === "train") - (a === "train") || a.localeCompare(b));
 const ONE = data.runs.length === 1;
-const view = { x: "step", smooth: 0, log: false, zoom: null, hiddenRuns: new Set(), hiddenSplits: new Set() };
+const view = { x: "step", smooth: 0, log: false, zoom: null, reach: null, hiddenRuns: new Set(), hiddenSplits: new Set() };
 if (SPLITS.includes("train") && SPLITS.includes("epoch")) view.hiddenSplits.add("epoch");
 const charts = [];
 
@@ -88,7 +88,14 @@ function smoothed(values, weight) {
 function visible(metric) {
   return metric.series.filter((s) => !view.hiddenRuns.has(s.run) && !view.hiddenSplits.has(s.split))
     .filter((s) => s[view.x].some((v) => v !== null))
-    .map((s) => ({ s, x: s[view.x], y: view.smooth && s.split === "train" ? smoothed(s.y, view.smooth) : s.y }));
+    .map((s) => ({ s, x: s[view.x], y: view.smooth && s.split === "train" && metric.name !== "learning_rate" ? smoothed(s.y, view.smooth) : s.y }));
+}
+
+// One range for all charts, so that what is above one another happened together.
+function reach() {
+  const shown = data.metrics.flatMap((m) => m.series).filter((s) => !view.hiddenRuns.has(s.run) && !view.hiddenSplits.has(s.split));
+  const [low, high] = range(shown.flatMap((s) => s[view.x]));
+  return [low > 0 && low < 0.2 * high ? 0 : low, high];
 }
 
 function range(values) {
@@ -114,7 +121,7 @@ function draw(chart) {
   box.setAttribute("viewBox", `0 0 ${W} ${H}`);
   box.replaceChildren();
   const curves = visible(metric);
-  let [x0, x1] = view.zoom || range(curves.flatMap((c) => c.x));
+  let [x0, x1] = view.zoom || view.reach;
   const inside = curves.flatMap((c) => c.y.filter((_, i) => c.x[i] !== null && c.x[i] >= x0 && c.x[i] <= x1));
   const raw = curves.flatMap((c) => (c.y === c.s.y ? [] : c.s.y.filter((_, i) => c.x[i] >= x0 && c.x[i] <= x1)));
   const log = view.log && inside.some((v) => v > 0);
@@ -211,6 +218,7 @@ function hover(at, source, event) {
 function redraw() {
   hover(null);
   by("reset").hidden = !view.zoom;
+  view.reach = reach();
   for (const chart of charts) if (chart.box.clientWidth) draw(chart);
 }
 
@@ -318,8 +326,8 @@ function table() {
     const tr = el("tr");
     data.rows[i].forEach((value, j) => {
       const column = data.columns[j].name;
-      const text = value === null ? "" : column === "seconds" ? clock(value) : typeof value === "number" ? number(value) : value;
-      const td = el("td", { class: `${words[j] ? "word" : ""} ${value !== null && value === best[j] ? "best" : ""}`.trim() }, text);
+      const text = value === null ? "" : value === false ? "NaN" : column === "seconds" ? clock(value) : typeof value === "number" ? number(value) : value;
+      const td = el("td", { class: `${words[j] ? "word" : ""} ${value === best[j] && value !== null ? "best" : ""}`.trim() }, text);
       if (j === 0 && !ONE) td.prepend(el("i", { style: `background:var(--s${i % 8})` }));
       tr.append(td);
     });
@@ -332,7 +340,7 @@ function table() {
       const down = th.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       for (const other of head.children) other.removeAttribute("aria-sort");
       th.setAttribute("aria-sort", down > 0 ? "ascending" : "descending");
-      const [a, b] = [(i) => data.rows[i][j], (v) => v === null || v === ""];
+      const [a, b] = [(i) => data.rows[i][j], (v) => v === null || v === false || v === ""];
       order.sort((p, q) => b(a(p)) - b(a(q)) || down * (typeof a(p) === "number" ? a(p) - a(q) : String(a(p)).localeCompare(a(q), "en", { numeric: true })));
       fill();
     };
@@ -349,16 +357,13 @@ function table() {
 function theme() {
   const root = document.documentElement;
   const wish = matchMedia("(prefers-color-scheme: dark)");
-  const set = () => { root.dataset.theme = wish.matches ? "dark" : "light"; };
-  set();
-  wish.addEventListener("change", set);
-  by("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : wish.matches);
+  by("theme").addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; });
 }
 
 theme();
 document.querySelector("h1").textContent = data.title;
-const last = Math.max(...data.rows.map((row) => row[1]));
-by("about").textContent = `${ONE ? "one run" : `${data.runs.length} runs`} · ${last.toLocaleString("en")} steps`;
+by("about").textContent = `${ONE ? "one run" : `${data.runs.length} runs`} · ${data.last.toLocaleString("en")} steps`;
 controls();
 sections();
 table();

@@ -20,28 +20,34 @@ class Theme:
     """Colours of one mode.
 
     Attributes:
-        background: of the page.
-        panel: of a chart.
+        page: of the page, around its charts.
+        panel: of a chart, and of a picture.
+        edge: of frames.
         text: of titles.
         quiet: of labels and ticks.
         grid: of lines behind the curves.
+        wrong: of a prediction that is.
         series: one a run.
     """
 
-    background: str
+    page: str
     panel: str
+    edge: str
     text: str
     quiet: str
     grid: str
+    wrong: str
     series: tuple[str, ...]
 
 
 LIGHT = Theme(
-    background="#ffffff",
+    page="#f5f6f8",
     panel="#ffffff",
+    edge="#e1e4ea",
     text="#1f2430",
     quiet="#667085",
     grid="#e8eaee",
+    wrong="#cf2f2a",
     series=(
         "#2f6fde",
         "#e4702e",
@@ -54,11 +60,13 @@ LIGHT = Theme(
     ),
 )
 DARK = Theme(
-    background="#12151c",
+    page="#12151c",
     panel="#191d26",
+    edge="#2a303c",
     text="#e8eaf0",
     quiet="#9aa3b2",
     grid="#2a303c",
+    wrong="#ff7b72",
     series=(
         "#6ba1ff",
         "#ff9a5c",
@@ -133,22 +141,26 @@ def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
             f"{what} draws with matplotlib, which is not installed. Write "
             "`pip install 'ftrain[examples]'`, or `pip install matplotlib`."
         ) from error
-    return Figure(
-        figsize=(width, height), layout="constrained", facecolor=theme(dark).background, dpi=150
-    )
+    figure = Figure((width, height), layout="constrained", facecolor=theme(dark).panel, dpi=150)
+    engine = figure.get_layout_engine()
+    assert engine is not None  # the constrained one
+    engine.set(w_pad=0.1, h_pad=0.1)
+    return figure
 
 
-def dress(ax: Axes, dark: bool) -> None:
-    """The frame, grid and ticks of one chart."""
+def dress(ax: Axes, dark: bool, title: str) -> None:
+    """The frame, grid, ticks and title of one chart."""
     colours = theme(dark)
     ax.set_facecolor(colours.panel)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(colours.grid)
-    ax.grid(color=colours.grid, linewidth=0.8)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.spines["bottom"].set_color(colours.grid)
+    ax.grid(axis="y", color=colours.grid, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(colors=colours.quiet, labelsize=8, length=0, which="both")
-    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
-        text.set_color(colours.text)
+    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=colours.text)
+    for name in (ax.xaxis.label, ax.yaxis.label):
+        name.set_color(colours.quiet)
+        name.set_fontsize(8)
 
 
 def write(figure: Figure, out: Any) -> None:

@@ -81,11 +81,12 @@ def curves(
         if index >= len(chosen):
             ax.set_visible(False)
             continue
-        dress(ax, dark)
-        ax.set_title(label(chosen[index]), loc="left", fontsize=10, fontweight="bold")
-        _draw(ax, logs, chosen[index], x, smooth, dark)
+        metric = chosen[index]
+        dress(ax, dark, label(metric))
+        _draw(ax, logs, metric, x, 0.0 if metric == "learning_rate" else smooth, dark)
         if index + columns >= len(chosen):
-            ax.set_xlabel(_UNITS[x], fontsize=8, color=theme(dark).quiet)
+            ax.set_xlabel(_UNITS[x])
+        ax.set_xlim(*_reach(logs, chosen, x))
     _legend(figure, logs, chosen, dark)
     if title is not None:
         figure.suptitle(title, color=theme(dark).text, fontsize=12, x=0.01, ha="left")
@@ -138,11 +139,26 @@ def _draw(
                 few = len(at) <= 60
                 ax.plot(at, curve.values, style, color=colour, linewidth=1.6, ms=3.5 * few)
     low, high = min(values, default=0.0), max(values, default=0.0)
-    if low > 0 and high / low > _LOG_RANGE:
-        ax.set_yscale("log")
-    elif metric == "learning_rate":
+    if metric == "learning_rate":
         ax.set_ylim(bottom=0)
-    ax.margins(x=0.02)
+    elif low > 0 and high / low > _LOG_RANGE:
+        ax.set_yscale("log")
+
+
+def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[float, float]:
+    """One range for all charts, so that what is above one another happened together."""
+    at = [
+        value
+        for log in logs
+        for metric in chosen
+        for curve in _splits(log, metric).values()
+        for value in getattr(curve, _AXES[x])
+        if math.isfinite(value)
+    ]
+    low, high = min(at, default=0.0), max(at, default=1.0)
+    low = 0.0 if 0 < low < 0.2 * high else low
+    room = 0.015 * (high - low) or 0.5
+    return low - room, high + room
 
 
 def _splits(log: RunLog, metric: str) -> dict[str, Curve]:

@@ -78,10 +78,11 @@ def image_grid(
         )
         wrong = bool(said and right and said[i] != right[i])
         text = f"{said[i]} (is {right[i]})" if wrong else (said or right or [""] * n)[i]
-        colour = colours.quiet if not (said and right) else colours.series[3 if wrong else 2]
+        known = bool(said and right)
+        colour = colours.wrong if wrong else colours.series[2] if known else colours.quiet
         ax.set_title(text, fontsize=8, color=colour, pad=2, fontweight="bold" if wrong else None)
     if title is not None:
-        figure.suptitle(title, color=colours.text, fontsize=11)
+        figure.suptitle(title, color=colours.text, fontsize=11, x=0.01, ha="left")
     write(figure, out)
     return figure
 

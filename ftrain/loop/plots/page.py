@@ -105,7 +105,8 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
             for metric in ordered(name for log in logs for name in log.curves)
         ],
         "columns": [{"name": column, "better": better(column)} for column in columns],
-        "rows": [[row.get(column) for column in columns] for row in rows],
+        "rows": [[_cell(row.get(column)) for column in columns] for row in rows],
+        "last": max(log.step for log in logs),
     }
 
 
@@ -134,18 +135,15 @@ def _rounded(value: float) -> float | int | None:
     return int(short) if short == int(short) and abs(short) < 1e15 else short
 
 
+def _cell(value: Any) -> Any:
+    """An entry of the table: `False` for a number that is not finite, `None` where there is none."""
+    return False if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _json(content: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _colours() -> str:
@@ -154,13 +152,15 @@ def _colours() -> str:
     def properties(colours: Theme) -> str:
         series = "".join(f"--s{i}:{colour};" for i, colour in enumerate(colours.series))
         return (
-            f"--background:{colours.background};--panel:{colours.panel};--text:{colours.text};"
-            f"--quiet:{colours.quiet};--grid:{colours.grid};{series}"
+            f"--page:{colours.page};--panel:{colours.panel};--edge:{colours.edge};--text:{colours.text};"
+            f"--quiet:{colours.quiet};--grid:{colours.grid};--accent:{colours.series[0]};{series}"
         )
 
+    dark = f"color-scheme:dark;{properties(DARK)}"
     return (
         f":root{{color-scheme:light;{properties(LIGHT)}}}\n"
-        f":root[data-theme=dark]{{color-scheme:dark;{properties(DARK)}}}\n"
+        f"@media(prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}\n"
+        f":root[data-theme=dark]{{{dark}}}\n"
     )
 
 

@@ -24,21 +24,21 @@ _PLACES = ("output_dir", "name", "run_name")
 
 
 def summary(runs: Runs) -> list[dict[str, float | int | str]]:
-    """A row a run: name, last step, seconds, metrics at the end and at their best, and settings.
+    """A row a run: name, settings, last step, seconds, and metrics at their best and at the end.
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s.
 
     Returns:
-        Rows with the keys `run`, `step`, `seconds`, `eval/loss (best)`, `eval/loss`, `train/loss`, ...;
-        and of `config.yaml` what is not the same in all runs, `optimizer.learning_rate`.
+        Rows with the keys `run`; of `config.yaml` what is not the same in all runs, such as
+        `optimizer.learning_rate`; `step`, `seconds`, `eval/loss (best)`, `eval/loss`, `train/loss`, ...
 
     Raises:
         DataError: a run has no log.
     """
     logs = read_runs(runs)
     settings = _differing([_settings(log) for log in logs])
-    return [_row(log) | own for log, own in zip(logs, settings, strict=True)]
+    return [{"run": log.name, **own, **_row(log)} for log, own in zip(logs, settings, strict=True)]
 
 
 def better(metric: str) -> int:
@@ -54,7 +54,7 @@ def better(metric: str) -> int:
 
 
 def _row(log: RunLog) -> dict[str, float | int | str]:
-    row: dict[str, float | int | str] = {"run": log.name, "step": log.step}
+    row: dict[str, float | int | str] = {"step": log.step}
     times = [c.times[-1] for splits in log.curves.values() for c in splits.values()]
     known = [time for time in times if math.isfinite(time)]
     if known:
