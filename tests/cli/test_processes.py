@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
 import pathlib
-import re
+import random
 import signal
 import subprocess
 import sys
@@ -12,49 +12,9 @@ import time
 
 import pytest
 
-from ftrain.checkpoint import Store
-from ftrain.cli import main
+from tests.cli import interruptions
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ftrain", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def init(folder: pathlib.Path) -> pathlib.Path:
-    """A run of 50 steps with dropout, which saves at each fifth."""
-    assert main(["init", str(folder)]) == 0
-    config = (folder / "config.yaml").read_text()
-    for key, value in (("epochs", "2"), ("dropout", "0.2")):
-        config = re.sub(rf"(?m)^( *){key}: .*$", rf"\g<1>{key}: {value}", config)
-    config = config.replace("checkpoint:\n", "checkpoint:\n  every: 5\n")
-    (folder / "config.yaml").write_text(config)
-    return folder / "config.yaml"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes that a run ends with if nothing happens to it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    process = started(folder, "train", str(init(folder)))
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    return final(folder / "runs" / "config")
-
-
-def final(folder: pathlib.Path) -> bytes:
-    newest = Store(folder / "checkpoints").latest()
-    assert newest is not None
-    files = sorted([*newest.glob("*.safetensors"), newest / "manifest.json"])
-    return newest.name.encode() + b"".join(path.read_bytes() for path in files)
+TRAIN = ["train", str(interruptions.DIGITS), *interruptions.SMALL]
 
 
 def test_help_is_there_at_once() -> None:
@@ -85,26 +45,33 @@ def test_a_wrong_key_does_not_wait_for_torch(tmp_path: pathlib.Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
-)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The digits in small, with nothing happening to them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    interruptions.finished(folder, *TRAIN, "output_dir=run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("number", interruptions.SIGNALS)
 def test_a_run_that_is_stopped_and_resumed_ends_the_same(
-    undisturbed: bytes, tmp_path: pathlib.Path, number: signal.Signals, code: int
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
-    init(tmp_path)
-    run = tmp_path / "runs" / "config"
-    process = started(tmp_path, "train", "config.yaml")
-    store = run / "checkpoints"
-    while process.poll() is None and len(list(store.glob("step-*"))) < 2:
+    draws = random.Random(int(number))
+    train = [*TRAIN, "output_dir=run"]
+    happened = interruptions.disturbed(tmp_path, train, "run", [number], draws, 0.1)
+    assert len(happened) == 2, "it was over before the signal came"
+    assert happened[0] == f"{number.name}: {interruptions.SIGNALS[number]}"
+    assert interruptions.differences(tmp_path / "run", undisturbed) == []
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
+    process = interruptions.started(tmp_path, *TRAIN, "output_dir=run", "epochs=1000")
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+        assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    if number != signal.SIGKILL:
-        assert "go on with: ftrain resume runs/config" in said
-    resumed = started(tmp_path, "resume", "runs/config")
-    said, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, said
-    assert "completed at step 50" in said
-    assert final(run) == undisturbed
+    assert process.returncode == 143
+    assert "go on with: ftrain resume run" in said
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"

@@ -1,0 +1,153 @@
+"""Runs that are stopped by signals at random moments and resumed, against one that is left alone.
+
+    python -m tests.cli.interruptions --runs 20           # a campaign on the digits; minutes
+
+What must be equal: the checkpoints that are kept, byte for byte; the rows of the log and the results,
+but for what a clock says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ftrain.config import load
+from ftrain.config.run import store
+
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+DIGITS = pathlib.Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
+#: The digits in small, with everything on that decides or remembers.
+SMALL = (
+    "epochs=3",
+    "compile=false",
+    "log_every=4",
+    "eval_every=9",
+    "checkpoint.every=5",
+    "checkpoint.keep_best=2",
+    "checkpoint.every_minutes=0.01",
+    "early_stopping={patience: 4, monitor: eval/loss}",
+)
+
+
+def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
+    """`ftrain ...`, typed in this folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ftrain", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finished(folder: pathlib.Path, *arguments: str) -> str:
+    """What it says; it must end well."""
+    process = started(folder, *arguments)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return said
+
+
+def checkpoints(run: pathlib.Path) -> dict[str, bytes]:
+    """The newest and the best, by name: all of their bytes."""
+    kept = store(load(run / "config.yaml"), run)
+    found = {"latest": kept.latest(), "best": kept.best()}
+    return {
+        f"{name} {path.name}/{file.name}": file.read_bytes()
+        for name, path in found.items()
+        if path is not None
+        for file in sorted(path.iterdir())
+    }
+
+
+def log(run: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, without what a clock says."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    clocks = ("time", "duration")
+    return [
+        {k: v for k, v in row.items() if k not in clocks and not k.endswith("_per_second")}
+        for row in rows
+    ]
+
+
+def results(run: pathlib.Path) -> dict[str, Any]:
+    """`result.json`, without what a clock says and where it lies."""
+    found: dict[str, Any] = json.loads((run / "result.json").read_text())
+    for result in found["history"]:
+        del result["duration"]
+    return {name: value for name, value in found.items() if name != "checkpoint"}
+
+
+def differences(run: pathlib.Path, undisturbed: pathlib.Path) -> list[str]:
+    """What is not equal."""
+    ours, theirs = checkpoints(run), checkpoints(undisturbed)
+    found = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    return found + [part.__name__ for part in (log, results) if part(run) != part(undisturbed)]
+
+
+def disturbed(
+    folder: pathlib.Path,
+    train: Sequence[str],
+    run: str,
+    signals: Sequence[signal.Signals],
+    draws: random.Random,
+    longest: float,
+) -> list[str]:
+    """Train, with a signal after a random time for each of `signals`, and to the end; what happened."""
+    happened = []
+    for number in (*signals, None):
+        began = (folder / run / "config.yaml").exists()
+        process = started(folder, *(["resume", run] if began else train))
+        if number is not None:
+            checkpoint = folder / run / "checkpoints"
+            before = set(checkpoint.glob("step-*"))
+            while process.poll() is None and set(checkpoint.glob("step-*")) <= before:
+                time.sleep(0.005)  # at work: before that a signal meets a program that is starting
+            time.sleep(draws.uniform(0, longest))
+            process.send_signal(number)
+        said, _ = process.communicate(timeout=600)
+        code = process.returncode
+        over = "completed at step" in said or "stopped at step" in said  # it met the program's end
+        expected = 0 if number is None else SIGNALS[number]
+        assert code == expected or over, f"exit code {code}, expected {expected}: {said}"
+        happened.append(f"{number.name if number else 'end'}: {code}")
+        if over:
+            break
+    return happened
+
+
+def campaign(runs: int, seed: int) -> int:
+    """How many of so many disturbed runs differ from the undisturbed one."""
+    draws, failed = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        train = ["train", str(DIGITS), *SMALL]
+        finished(folder, *train, "output_dir=undisturbed")
+        for i in range(runs):
+            signals = [draws.choice(list(SIGNALS)) for _ in range(draws.randint(1, 4))]
+            run = f"run-{i}"
+            happened = disturbed(folder, [*train, f"output_dir={run}"], run, signals, draws, 2.0)
+            found = differences(folder / run, folder / "undisturbed")
+            failed += bool(found)
+            print(f"{run}: {', '.join(happened)}: {found or 'equal'}", flush=True)
+    print(f"{runs - failed} of {runs} equal")
+    return failed
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    sys.exit(bool(campaign(options.runs, options.seed)))
