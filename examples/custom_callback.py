@@ -17,8 +17,7 @@ from torch import nn
 
 import ftrain
 from ftrain import data, optim
-from ftrain.loop import Action, EpochEnd, EvaluateEnd, Event, FitResult, Log, Stop
-from ftrain.loop.trainer import Trainer
+from ftrain.loop import Action, EpochEnd, EvaluateEnd, Event, FitResult, Log, Stop, Trainer
 
 
 class StopWhenGood:

@@ -15,7 +15,7 @@ from torch import nn
 
 import ftrain
 from ftrain import data, optim, tree
-from ftrain.loop.trainer import Trainer
+from ftrain.loop import Trainer
 
 x = torch.linspace(-1, 1, 64)[:, None]
 LOADER = data.Loader({"x": x, "y": x.square()}, batch_size=16, seed=0)

@@ -10,7 +10,6 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.run import environment, store
 from ftrain.config.schema import Config
 from ftrain.loop import EpochResult
-from ftrain.loop.trainer import Trainer
 
 __all__ = ["evaluate"]
 
@@ -37,7 +36,7 @@ def evaluate(
             raise ConfigError.at("data", config.places.of(("data",)), message)
         state, _ = checkpoint.load(path, like=parts.init_state())
         # One pass is not worth a compile.
-        return path, Trainer(parts.steps, compile=False).evaluate(state, parts.held_out)
+        return path, parts.trainer(compile=False).evaluate(state, parts.held_out)
 
 
 def _checkpoint(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:

@@ -5,6 +5,7 @@ Read next: `ftrain/loop/callbacks/`.
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,10 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
         callbacks.FileLogger(folder / "train.log"),
         callbacks.ConsoleLogger(),
     ]
+    if config.ema is not None and parts.held_out is not None:
+        found.append(callbacks.EMAEvaluation())
+    if importlib.util.find_spec("matplotlib") is not None:
+        found.append(callbacks.Curves(folder / "curves.png"))  # reads what the JSONL logger wrote
     return [*found, callbacks.ProgressBar()] if config.progress else found
 
 

@@ -15,7 +15,7 @@ import functools
 import os
 import pathlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from ftrain.config.schema import Config
 from ftrain.config.sources import Data
 from ftrain.core import tree
 from ftrain.core.errors import DataError
+from ftrain.loop import Trainer
+from ftrain.loop.callbacks import GradientMonitor, monitored_steps
 
 __all__ = ["Parts", "build"]
 
@@ -45,6 +47,7 @@ class Parts:
         train: a loader, stream or list of training batches.
         held_out: the same for evaluation; `None`: nothing is held out.
         facts: what the data told about itself.
+        sizes: `batch -> (samples, tokens)`; `None`: the trainer's.
         total_steps: updates in the whole run; `None`: neither data nor configuration tell.
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
@@ -58,6 +61,7 @@ class Parts:
     train: Any
     held_out: Any
     facts: Mapping[str, Any]
+    sizes: Callable[[Any], tuple[int, int]] | None
     total_steps: int | None
     model: Any
     loss_fn: Callable[..., Any]
@@ -70,6 +74,12 @@ class Parts:
     def config(self) -> Config:
         """The configuration, every value filled in."""
         return self.resolved.config
+
+    def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
+        """A trainer of the steps, which counts samples and tokens as the data says."""
+        if self.sizes is not None:
+            options["count"] = self.sizes
+        return Trainer(self.steps, callbacks, **options)
 
     def steps_at(self, learning_rate: Any) -> ftrain.Steps:
         """The same steps with this learning rate in place of the schedule; a number or a 0-d tensor."""
@@ -119,6 +129,7 @@ def build(config: Config, folder: pathlib.Path | None = None) -> Parts:
         train=train,
         held_out=held_out,
         facts=facts,
+        sizes=found.sizes,
         total_steps=total,
         model=model,
         loss_fn=loss_fn,
@@ -163,7 +174,8 @@ def _data(resolved: Resolved) -> Data:
         message = f"{config.data.name} holds a part out already: leave held_out out"
         raise ConfigError.at("data.held_out", config.places.of(("data", "held_out")), message)
     try:
-        return Data(*loading.split(made.train, held_out), made.facts)
+        train, rest = loading.split(made.train, held_out)
+        return made._replace(train=train, held_out=rest)
     except (TypeError, ValueError) as error:
         place = config.places.of(("data", "held_out"))
         raise ConfigError.at("data.held_out", place, str(error)) from None
@@ -221,7 +233,10 @@ def _total_steps(config: Config, train: Any) -> int | None:
 
 
 def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> ftrain.Steps:
-    return ftrain.make_steps(
+    make = ftrain.make_steps
+    if any(one.name == GradientMonitor.__name__ for one in config.callbacks):
+        make = monitored_steps  # the same steps to the bit, with the norms that it looks at
+    return make(
         model,
         loss_fn,
         optimizer,
@@ -241,7 +256,7 @@ def _schedule(resolved: Resolved, total: int | None) -> Any:
 
 
 def _chain(resolved: Resolved, rate: Any) -> Any:
-    """Clip, then the algorithm, then what shrinks its steps."""
+    """Clip, then the algorithm, then what shrinks its steps; around all of it the average."""
     config, target, course = resolved.config, resolved.optimizer, resolved.schedule
     links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
     links.append(
@@ -249,7 +264,8 @@ def _chain(resolved: Resolved, rate: Any) -> Any:
     )
     if course is not None and course.function is optim.reduce_on_plateau:
         links.append(_made(config, course, functools.partial(course.function, **course.arguments)))
-    return optim.chain(*links)
+    whole = optim.chain(*links)
+    return whole if config.ema is None else optim.ema(whole, config.ema)
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:

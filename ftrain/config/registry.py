@@ -109,7 +109,8 @@ def _from_library(kind: Kind) -> dict[str, Any]:
     if kind == "callback":
         from ftrain.loop import callbacks  # noqa: PLC0415
 
-        return {name: getattr(callbacks, name) for name in callbacks.__all__}
+        found = {name: getattr(callbacks, name) for name in callbacks.__all__}
+        return {name: one for name, one in found.items() if inspect.isclass(one)}
     if kind not in ("optimizer", "schedule"):
         return {}
     from ftrain import optim  # noqa: PLC0415  # it imports torch, which a wrong key need not wait for

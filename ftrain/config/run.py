@@ -28,10 +28,7 @@ from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
-from ftrain.core.errors import DataError
-from ftrain.loop import FitResult
-from ftrain.loop.plots.curves import curves
-from ftrain.loop.trainer import Trainer
+from ftrain.loop import FitResult, Trainer
 
 __all__ = ["Run", "prepare", "train"]
 
@@ -78,13 +75,7 @@ class Run:
         finally:
             if result is not None:
                 outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-            self.draw()
         return result
-
-    def draw(self) -> None:
-        """Draw `curves.png`, if matplotlib is there and anything was logged."""
-        with contextlib.suppress(ImportError, DataError):
-            curves(self.folder, self.folder / "curves.png", title=self.folder.name)
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
@@ -170,8 +161,7 @@ def environment(config: Config) -> Iterator[None]:
 
 def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Trainer:
     config = parts.config
-    return Trainer(
-        parts.steps,
+    return parts.trainer(
         callbacks,
         log_every=config.log_every,
         eval_every=config.eval_every,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv as python_csv
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +28,13 @@ class Data(NamedTuple):
         train: what `ftrain.data.Loader` takes, or a loader itself.
         held_out: the same, for evaluation; `None`: nothing.
         facts: what `${data.NAME}` stands for in the arguments of model, loss and callbacks.
+        sizes: `batch -> (samples, tokens)` for logs and perplexity; `None`: the trainer's.
     """
 
     train: Any
     held_out: Any = None
     facts: Mapping[str, Any] = {}
+    sizes: Callable[[Any], tuple[int, int]] | None = None
 
 
 def digits(held_out: Share = 360) -> Data:
@@ -120,7 +122,14 @@ def text(path: pathlib.Path | None = None, context: int = 64, held_out: float = 
         )
     train, rest = whole.split(held_out)
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
-    return Data(train.windows(context + 1), rest.windows(context + 1, stride=context), facts)
+    windows = train.windows(context + 1), rest.windows(context + 1, stride=context)
+    return Data(*windows, facts, predicted)
+
+
+def predicted(windows: torch.Tensor) -> tuple[int, int]:
+    """Windows, and tokens that are predicted: all of a window but the first."""
+    samples, length = windows.shape
+    return samples, samples * (length - 1)
 
 
 def arrays(path: pathlib.Path, held_out: Share = 0.2) -> Data:

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,9 @@ SMALL = (
     "checkpoint.keep_best=2",
     "checkpoint.every_minutes=0.01",
     "early_stopping={patience: 4, monitor: eval/loss}",
+    "ema=0.9",
+    "callbacks=[GradientMonitor, LearningRateMonitor, WindowedAverage, RunningAverage, PhaseTimes, "
+    "{name: AccumulationSchedule, schedule: {0: 1, 2: 2}}, {name: TimeLimit, hours: 1}]",
 )
 
 
@@ -74,11 +78,8 @@ def checkpoints(run: pathlib.Path) -> dict[str, bytes]:
 def log(run: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`, without what a clock says."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    clocks = ("time", "duration")
-    return [
-        {k: v for k, v in row.items() if k not in clocks and not k.endswith("_per_second")}
-        for row in rows
-    ]
+    clocks = re.compile(r"time(/.*)?|(.*/)?duration|.*_per_second")
+    return [{k: v for k, v in row.items() if not clocks.fullmatch(k)} for row in rows]
 
 
 def results(run: pathlib.Path) -> dict[str, Any]:

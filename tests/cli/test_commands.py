@@ -91,6 +91,16 @@ def test_init_writes_what_trains_as_it_is(folder: pathlib.Path, capsys: Captured
     said = capsys.readouterr().out
     assert "completed at step 500, epoch 20" in said
     run = folder / "runs" / "config"
+    files = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    assert files == {
+        "config.yaml",
+        "metrics.jsonl",
+        "metrics.csv",
+        "train.log",
+        "checkpoints",
+        "curves.png",
+        "result.json",
+    }
     found = json.loads((run / "result.json").read_text())
     # Seeds 0 to 4: 0.99 to 1.0 in all.
     assert found["history"][-1]["metrics"]["accuracy"] > 0.95
@@ -136,6 +146,36 @@ def test_a_day_with_a_run(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["runs", "--sort", "step"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("other")
     assert main(["runs", "--sort", "beauty"]) == 2
+
+
+def test_curves_of_one_run_and_of_two(project: pathlib.Path, capsys: Captured) -> None:
+    for name in ("first", "second"):
+        assert main(["train", "config.yaml", f"output_dir=runs/{name}", "epochs=1"]) == 0
+    (project / "runs/first/curves.png").unlink()
+    capsys.readouterr()
+    assert main(["plot", "runs/first"]) == 0
+    assert capsys.readouterr().out == "runs/first/curves.png\n"
+    assert main(["plot", "runs/first", "runs/second", "--metric", "loss", "--dark"]) == 0
+    assert (project / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "runs/first", "runs/second", "--out", "page.html"]) == 0
+    page = (project / "page.html").read_text()
+    assert "first" in page
+    assert not re.search(r"(src|href)=.https?:", page)  # it needs nothing else
+    assert main(["plot", "runs/first", "--metric", "los"]) == 1
+    assert "'los'" in capsys.readouterr().err
+
+
+def test_a_learning_rate_is_found_and_nothing_is_trained(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["lr-find", "config.yaml", "--steps", "60", "seed=2"]) == 0
+    said = capsys.readouterr().out
+    assert "suggested learning rate" in said
+    assert (project / "runs/config/lr_find.png").read_bytes().startswith(b"\x89PNG")
+    command = said.splitlines()[-1].removeprefix("take it: ftrain ").split()
+    assert command[:3] == ["train", "config.yaml", "seed=2"]
+    assert 1e-4 < float(command[-1].partition("=")[2]) < 1
+    assert main([*command, "max_steps=1"]) == 0  # the picture is in nobody's way
 
 
 def test_a_lost_run_lists_those_there_are(project: pathlib.Path, capsys: Captured) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from ftrain.checkpoint import Store
 from ftrain.config import ConfigError, load
-from ftrain.config.run import environment, prepare, train
+from ftrain.config.run import environment, prepare, store, train
 from tests.config.formats import write
 
 HERE = pathlib.Path(__file__).parent
@@ -164,6 +164,53 @@ def test_overfitting_two_batches_learns_them(project: pathlib.Path) -> None:
     result = train(load(project / "tiny.yaml", [*options, rate, f"output_dir={project / 'run'}"]))
     assert result.eval is not None
     assert result.eval.loss < 0.05
+
+
+def test_the_best_is_kept_and_a_run_that_gets_worse_stops(project: pathlib.Path) -> None:
+    options = ["epochs=50", "schedule=null", "optimizer={name: sgd, learning_rate: 0.5}"]
+    folder = run(project, "run", *options, "early_stopping.patience=2", "checkpoint.keep_last=1")
+    found = json.loads((folder / "result.json").read_text())
+    losses = [each["metrics"]["loss"] for each in found["history"] if each["split"] == "eval"]
+    assert found["status"] == ("stopped" if len(losses) < 50 else "completed")
+    if found["status"] == "stopped":
+        assert min(losses) == losses[-3]
+    best = store(load(folder / "config.yaml"), folder).best()
+    assert best is not None
+    steps = [each["step"] for each in found["history"] if each["split"] == "eval"]
+    assert int(best.name.partition("-")[2]) == steps[losses.index(min(losses))]
+
+
+def test_what_is_monitored_must_be_there(project: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="holds nothing out, so there is no eval/loss") as error:
+        run(project, "run", "data.held_out=null", "early_stopping.patience=2")
+    assert error.value.key == "early_stopping.monitor"
+    with pytest.raises(ConfigError, match="Write 'eval/loss'") as error:
+        run(project, "run", "early_stopping={patience: 2, monitor: loss}")
+    assert not (project / "runs").exists()
+    train(load(project / "tiny.yaml", ["data.held_out=null", f"output_dir={project / 'run'}"]))
+
+
+def test_an_average_is_evaluated_beside_the_weights(project: pathlib.Path) -> None:
+    plain, averaged = run(project, "plain"), run(project, "averaged", "ema=0.9")
+    rows = [json.loads(line) for line in (averaged / "metrics.jsonl").read_text().splitlines()]
+    assert all("ema/loss" in row for row in rows if row["split"] == "eval")
+    last = [json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()][-1]
+    assert rows[-1]["loss"] == last["loss"]
+
+
+def test_callbacks_by_name(project: pathlib.Path) -> None:
+    (project / "own.py").write_text(
+        "class Seen:\n"
+        "    def __init__(self, folder): self.folder = folder\n"
+        "    def on_epoch_end(self, event): open(self.folder + '/seen', 'a').write('.')\n"
+    )
+    folder = run(
+        project,
+        "run",
+        "callbacks=[GradientMonitor, {name: own.py:Seen, folder: '${run}'}]",
+    )
+    assert (folder / "seen").read_text() == "..."
+    assert '"grad_norm/layers.0"' in (folder / "metrics.jsonl").read_text()
 
 
 def test_anomaly_mode_names_what_made_the_nan(project: pathlib.Path) -> None:

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
 
     if out.suffix.lower() == ".html":
-        plots.page(folders, out, metrics=options.metric)
+        plots.page(folders, out)
     else:
         plots.curves(
             folders,

@@ -70,4 +70,5 @@ class Monitor:
         """Whether nothing but this event could have had it."""
         if not isinstance(event, self.event):
             return False
-        return "/" not in self.metric or (prefix.count("/") > 1 and self.name.startswith(prefix))
+        own = prefix.count("/") == 1  # of the run, not of averaged weights or the like
+        return own if "/" not in self.metric else (not own and self.name.startswith(prefix))
