@@ -62,7 +62,9 @@ class Hashing:
 
 
 class EarlySync:
-    """Sends what was written to the disk while more is written: a gigabyte then takes 1.7 s, not 2.0.
+    """Sends what was written to the disk while more is written: 1.14 times as fast for a gigabyte.
+
+    (The median of nine pairs; 1.19 in another measurement.)
 
     Only the last sync makes a file durable; but an error of an earlier one may be reported to that one
     alone, so `close` raises it.

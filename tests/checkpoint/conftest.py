@@ -9,6 +9,8 @@ import tempfile
 
 import pytest
 
+collect_ignore = ["by_hand.py"]  # a script: collecting doctests would import it, and train
+
 
 @pytest.fixture
 def memory_path(tmp_path):

@@ -1,0 +1,114 @@
+"""Exact resume, at every step, each in a fresh process: `python -m tests.checkpoint.campaign_resume`.
+
+For both runs of `resumed.py`: one process takes all steps undisturbed and saves the end only; another
+saves after every step; then every one of its checkpoints is gone on from in a process of its own, to the
+end. Each file of that last checkpoint must have the bytes of the undisturbed run's (state, cursor, the
+loss of every step), 40 of 40.
+
+Then with 0, 1, 2 and 4 workers before the stop, and again each after it: 16 of 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.checkpoint.resumed import RUNS, STEPS, content
+
+WORKERS = (0, 1, 2, 4)
+STOP = 17  # amid an epoch, with batches prefetched
+
+
+class Result(NamedTuple):
+    """How many of so many resumed runs ended in the bytes of the undisturbed one."""
+
+    run: str
+    stopped: str
+    equal: int
+    of: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.run}, {self.stopped}: {self.equal} of {self.of} ({self.seconds:.0f} s)"
+
+
+def process(name: str, source: Path | str, workers: int, target: Path, *options: str) -> None:
+    """Train in a fresh process."""
+    subprocess.run(
+        [sys.executable, "-m", "tests.checkpoint.resumed"]
+        + [name, str(source), str(workers), str(target), *options],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"},
+    )
+
+
+def at(store: Path, step: int) -> Path:
+    """Where a store has a step."""
+    return store / f"step-{step:012d}"
+
+
+class Campaign:
+    """Runs in a directory, `jobs` at a time."""
+
+    def __init__(self, directory: Path, jobs: int) -> None:
+        self.directory, self.jobs = directory, jobs
+
+    def every_step(self, name: str) -> Result:
+        """Stopped after each step, from none to all but one."""
+        begun, place = time.perf_counter(), self.directory / name
+        whole, store = place / "whole", place / "each"
+        process(name, "-", 2, whole)
+        process(name, "-", 2, store, "--each")
+        cases = [(at(store, step), 2, place / f"from-{step}") for step in range(STEPS)]
+        equal = self._equal(name, whole, cases)
+        return Result(name, "at every step", equal, len(cases), time.perf_counter() - begun)
+
+    def swapped(self, name: str) -> Result:
+        """Every number of workers before the stop, and after it; `every_step` comes first."""
+        begun, place = time.perf_counter(), self.directory / name
+        stores = {2: place / "each"}
+        for before in set(WORKERS) - {2}:
+            stores[before] = place / f"each-{before}"
+            process(name, "-", before, stores[before], "--each")
+        cases = [
+            (at(stores[before], STOP), after, place / f"swapped-{before}-{after}")
+            for before in WORKERS
+            for after in WORKERS
+        ]
+        equal = self._equal(name, place / "whole", cases)
+        return Result(name, "workers swapped", equal, len(cases), time.perf_counter() - begun)
+
+    def _equal(self, name: str, whole: Path, cases: list[tuple[Path, int, Path]]) -> int:
+        def ends_the_same(case: tuple[Path, int, Path]) -> bool:
+            process(name, *case)
+            return content(case[2]) == content(whole)
+
+        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+            return sum(pool.map(ends_the_same, cases))
+
+
+def main() -> None:
+    """The whole of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ftrain-resume-") as directory:
+        campaign = Campaign(Path(directory), options.jobs)
+        results = []
+        for name in RUNS:
+            for part in (campaign.every_step, campaign.swapped):
+                results.append(part(name))
+                print(results[-1], flush=True)
+    sys.exit(any(result.equal < result.of for result in results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Law 7 with everything on: a run that is stopped and gone on with ends in the bytes of one that was not.
+
+`python -m tests.checkpoint.campaign_resume` stops at every step; here at a few.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.campaign_resume import at
+from tests.checkpoint.resumed import STEPS, content, finish, save_each
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+FINISH = """
+import sys
+from pathlib import Path
+from tests.checkpoint.resumed import finish
+
+name, *sources = sys.argv[1:]
+for source in sources:
+    finish(name, Path(source), 1, Path(source + "-end"))
+"""
+
+
+@pytest.mark.parametrize(("name", "stops"), [("convnet", (1, 28)), ("char-gpt", (17, 39))])
+def test_stopped_and_resumed_in_a_fresh_process(
+    name: str, stops: tuple[int, ...], tmp_path: Path
+) -> None:
+    """After the first step, at the end of an epoch, amid one with batches prefetched, before the last."""
+    finish(name, None, 0, tmp_path / "whole")
+    save_each(name, None, 2, tmp_path / "each")
+    whole = content(tmp_path / "whole")
+    assert content(at(tmp_path / "each", STEPS)) == whole
+    sources = [at(tmp_path / "each", stop) for stop in stops]
+    subprocess.run(
+        [sys.executable, "-c", FINISH, name, *map(str, sources)],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"},
+    )
+    for source in sources:
+        assert content(source) != whole
+        assert content(source.with_name(source.name + "-end")) == whole
