@@ -48,16 +48,17 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Nothing: k follows from the progress."""
+        """Nothing: the run itself knows its k."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Ask for the k of what comes next, where it changes."""
         now = event.progress.epoch if self.by == "epoch" else event.progress.step
+        if isinstance(event, TrainBegin):
+            # A checkpoint knows its k; at the end of an epoch it is the next one's already.
+            return None, (() if event.resumed else (Accumulate(self.at(now)),))
         if isinstance(event, EpochEnd):
             now += 1  # the finished one is the current one still
-        if isinstance(event, TrainBegin) or now in self.schedule:
-            return None, (Accumulate(self.at(now)),)
-        return None, ()
+        return None, ((Accumulate(self.at(now)),) if now in self.schedule else ())
 
     def at(self, now: int) -> int:
         """The k at an epoch or step.

@@ -1,0 +1,254 @@
+"""What stops, saves and changes a run: against plain code that says what should happen."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrain import checkpoint, optim, tree
+from ftrain.loop import (
+    Accumulate,
+    EpochEnd,
+    EpochResult,
+    EvaluateEnd,
+    LoopWarning,
+    Progress,
+    Save,
+    Stop,
+    TrainBegin,
+    callbacks,
+)
+from tests.loop.runs import STEPS, digest, eval_data, fit, loss_fn, model, train_data, trainer
+
+NUMBERS = st.floats(-4, 4, width=16) | st.just(math.nan)
+
+
+def evaluated(step: int, name: str = "", **metrics: float) -> EvaluateEnd:
+    result = EpochResult("eval", 0, step, metrics, 1, 0)
+    return EvaluateEnd(Progress(step=step), float(step), None, result, name)
+
+
+def told(callback: Any, events: list[Any]) -> tuple[Any, list[tuple[int, Any]]]:
+    """The last state and, by event, what was asked for; the state goes through JSON each time."""
+    state, asked = callback.init(), []
+    for i, event in enumerate(events):
+        before = json.dumps(state)
+        new, actions = callback(state, event)
+        assert json.dumps(state) == before  # it is left as it was
+        asked += [(i, action) for action in actions]
+        state = json.loads(json.dumps(new))
+    return state, asked
+
+
+@given(
+    values=st.lists(NUMBERS, max_size=20),
+    patience=st.integers(1, 4),
+    delta=st.sampled_from([0.0, 0.5]),
+    sign=st.sampled_from([1, -1]),
+)
+def test_early_stopping(values: list[float], patience: int, delta: float, sign: int) -> None:
+    stops, best, best_at = [], math.inf, -1
+    for i, value in enumerate(values):
+        if value < best - delta:
+            best, best_at = value, i
+        elif i - best_at >= patience:
+            stops.append(i)
+    callback = callbacks.EarlyStopping(
+        patience, mode="min" if sign > 0 else "max", min_delta=delta, monitor="eval/x"
+    )
+    _, asked = told(callback, [evaluated(i, x=sign * v) for i, v in enumerate(values)])
+    assert [i for i, _ in asked] == stops
+    assert all(isinstance(action, Stop) and not action.resumable for _, action in asked)
+
+
+@given(values=st.lists(NUMBERS, max_size=20), k=st.integers(1, 4), sign=st.sampled_from([1, -1]))
+def test_best_k(values: list[float], k: int, sign: int) -> None:
+    """Saved is what was among the best k of those so far; so the best k of all are."""
+    saves, so_far = [], []
+    for i, value in enumerate(values):
+        if not math.isnan(value):
+            if sum(v <= value for v in so_far) < k:
+                saves.append(i)
+            so_far.append(value)
+    callback = callbacks.Checkpointing(best=k, mode="min" if sign > 0 else "max", monitor="eval/x")
+    state, asked = told(callback, [evaluated(i, x=sign * v) for i, v in enumerate(values)])
+    assert [i for i, _ in asked] == saves
+    assert [sign * v for v in state["best"]] == sorted(so_far)[:k]
+    for i, action in asked:
+        assert isinstance(action, Save)
+        assert action.metrics == {"eval/x": sign * values[i], "x": sign * values[i]}
+
+
+def test_the_store_keeps_the_best(tmp_path: pathlib.Path) -> None:
+    store = checkpoint.Store(tmp_path, keep_last=1, keep_best=2, metric="eval/loss")
+    result = fit(trainer(callbacks.Checkpointing(best=2), store=store, eval_every=2), epochs=4)
+    losses = {each.step: each.loss for each in result.history if each.split == "eval"}
+    ranked = sorted(losses, key=lambda step: losses[step])
+    assert store.steps() == sorted({*ranked[:2], result.step})
+    assert store.best() == tmp_path / f"step-{ranked[0]:012d}"
+
+
+def test_checkpoints_by_steps_and_minutes(tmp_path: pathlib.Path) -> None:
+    store = checkpoint.Store(tmp_path, keep_last=None)
+    fit(trainer(callbacks.Checkpointing(every=3), store=store, save_every=1000), max_steps=7)
+    assert store.steps() == [3, 6, 7]
+    store = checkpoint.Store(tmp_path / "time", keep_last=None)
+    by_time = callbacks.Checkpointing(minutes=1e-9)
+    fit(trainer(by_time, store=store, save_every=1000), max_steps=3)
+    assert store.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("monitor", ["eval/loss", "train/loss"])
+def test_decisions_are_those_of_the_undisturbed_run(monitor: Any, tmp_path: pathlib.Path) -> None:
+    def made(folder: str) -> Any:
+        store = checkpoint.Store(tmp_path / folder, keep_last=1, keep_best=2, metric=monitor)
+        watching = [
+            callbacks.EarlyStopping(2, monitor=monitor, min_delta=0.05),
+            callbacks.Checkpointing(best=2, monitor=monitor),
+        ]
+        return trainer(*watching, store=store), store
+
+    run, undisturbed = made("undisturbed")
+    expected = fit(run, epochs=40)
+    assert expected.status == "stopped"
+    for epochs in (2, 3, 40):
+        run, store = made("resumed")
+        result = fit(run, epochs=epochs, resume="auto")
+        store.close()
+    assert (result.status, result.reason) == (expected.status, expected.reason)
+    assert digest(result) == digest(expected)
+    assert store.steps() == undisturbed.steps()
+    assert store.best().name == undisturbed.best().name  # type: ignore[union-attr]
+
+
+def test_monitors_teach() -> None:
+    with pytest.raises(ValueError, match="Write 'eval/loss'"):
+        callbacks.EarlyStopping(1, monitor="loss")
+    watching = callbacks.EarlyStopping(1, monitor="eval/acuracy")
+    with pytest.raises(ValueError, match="Did you mean 'eval/accuracy'"):
+        watching(watching.init(), evaluated(1, loss=1.0, accuracy=0.5))
+    named = callbacks.EarlyStopping(1, monitor="eval/ema/loss")
+    assert told(named, [evaluated(1, loss=0.0)] * 3)[1] == []
+    assert len(told(named, [evaluated(1, "ema", loss=0.0)] * 3)[1]) == 2
+    with pytest.raises(ValueError, match="say when to save"):
+        callbacks.Checkpointing()
+    with pytest.raises(ValueError, match="patience"):
+        callbacks.EarlyStopping(0)
+
+
+def test_early_stopping_without_an_evaluation_says_so() -> None:
+    made = trainer(callbacks.EarlyStopping(1))
+    with pytest.warns(LoopWarning, match="has seen no eval/loss"):
+        made.fit(STEPS.init_state(0), train_data(), epochs=1)
+
+
+@pytest.mark.parametrize("by", ["epoch", "step"])
+def test_accumulation(by: Any, tmp_path: pathlib.Path) -> None:
+    """The batches of each step, also where the run was cut into pieces."""
+
+    class Sizes:
+        def __init__(self) -> None:
+            self.found: list[int] = []
+
+        def on_batch_end(self, event: Any) -> None:
+            self.found.append(len(tree.leaves(event.batch)) // 2)
+
+    schedule = {"epoch": {1: 3, 2: 7}, "step": {0: 2, 3: 1, 5: 4}}[by]
+    expected = {"epoch": [1] * 7 + [3, 3, 1] + [7], "step": [2, 2, 2, 1, 1, 4, 2, 4, 3]}[by]
+    for ends in ((3,), (1, 2, 3)):
+        sizes = Sizes()
+        for end in ends:
+            made = trainer(
+                callbacks.AccumulationSchedule(schedule, by=by), sizes, store=tmp_path / str(ends)
+            )
+            fit(made, epochs=end, resume="auto")
+        assert sizes.found == expected
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(1, 9), min_size=1))
+def test_accumulation_follows_from_the_progress(schedule: dict[int, int]) -> None:
+    callback, k = callbacks.AccumulationSchedule(schedule), 1
+    result = EpochResult("train", 0, 0, {}, 1, 0)
+    for epoch in range(11):
+        k = schedule.get(epoch, k)
+        now = Progress(epoch=epoch)
+        begin = TrainBegin(now, 0.0, None, None)  # type: ignore[arg-type]  # not looked at
+        assert list(callback(None, begin)[1]) == [Accumulate(k)]
+        asked = list(callback(None, EpochEnd(now, 0.0, None, result))[1])
+        following = schedule.get(epoch + 1)
+        assert asked == ([] if following is None else [Accumulate(following)])
+
+
+def test_accumulation_refuses_nonsense() -> None:
+    for schedule in ({}, {-1: 2}, {0: 0}):
+        with pytest.raises(ValueError, match="a schedule is"):
+            callbacks.AccumulationSchedule(schedule)
+
+
+def test_a_time_limit_can_be_resumed(tmp_path: pathlib.Path) -> None:
+    expected = fit(trainer(), epochs=2)
+    limit = callbacks.TimeLimit(seconds=1e-9)
+    for _ in range(3):
+        result = fit(trainer(limit, store=tmp_path), epochs=2, resume="auto")
+        assert result.status == "stopped"
+    assert result.step == 3
+    assert digest(fit(trainer(store=tmp_path), epochs=2, resume=True)) == digest(expected)
+    with pytest.raises(ValueError, match="give a time"):
+        callbacks.TimeLimit()
+
+
+@pytest.mark.parametrize("where", ["ema", "swa", "target"])
+def test_averaged_weights_are_evaluated(where: str) -> None:
+    import ftrain
+
+    inner = optim.adamw(1e-2)
+    optimizer = {"ema": optim.ema(inner, 0.9), "swa": optim.swa(inner, 2)}.get(where, inner)
+    steps = ftrain.make_steps(model, loss_fn, optimizer)
+    state = steps.init_state(0)
+    average = tree.map(lambda p: torch.full_like(p, 0.1, dtype=torch.float64), state.params)
+    if where == "target":
+        state = state.replace(extras={"target": average})
+    made = trainer(callbacks.EMAEvaluation(where), steps=steps)
+    result = made.fit(state, train_data(), eval_data(), epochs=1)
+    found = next(each for each in result.history if each.split == f"eval/{where}")
+    if where != "target":
+        average = optim.get(result.state.opt_state, where)
+    params = tree.map(lambda a, p: a.to(p.dtype), average, state.params)
+    expected = made.evaluate(result.state.replace(params=params), eval_data())
+    assert found.metrics == expected.metrics
+    assert found.metrics != result.eval.metrics  # type: ignore[union-attr]
+
+
+def test_no_average_is_said() -> None:
+    with pytest.raises(LookupError, match=r"optim.ema\(optimizer, 0.999\)"):
+        fit(trainer(callbacks.EMAEvaluation()), epochs=1)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
+def test_averages(values: list[float], rows: int) -> None:
+    from ftrain.loop import WindowEnd
+
+    events = [
+        WindowEnd(Progress(), 0.0, None, {"loss": v}, i + 1, 1, 0, None)
+        for i, v in enumerate(values)
+    ]
+    _, asked = told(callbacks.WindowedAverage(rows=rows), events)
+    for i, action in asked:
+        last = range(max(0, i - rows + 1), i + 1)
+        mean = sum(values[j] * (j + 1) for j in last) / sum(j + 1 for j in last)
+        assert action.values["loss_windowed"] == pytest.approx(mean, abs=1e-12)
+    # As if each step had had the mean of its window: an exponential average step by step.
+    _, asked = told(callbacks.RunningAverage(decay=0.8), events)
+    total = weight = 0.0
+    for i, action in asked:
+        for _ in range(i + 1):
+            total, weight = 0.8 * total + 0.2 * values[i], 0.8 * weight + 0.2
+        assert action.values["loss_running"] == pytest.approx(total / weight, abs=1e-9)

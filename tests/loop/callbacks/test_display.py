@@ -1,0 +1,171 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ftrain.loop import CallbackWarning, LoopWarning, Trainer, callbacks
+from tests.loop.runs import STEPS, fit, trainer
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def last_line(stream: io.StringIO) -> str:
+    return stream.getvalue().replace("\n", "\r").strip("\r").split("\r")[-1]
+
+
+def test_bar() -> None:
+    stream = Terminal()
+    fit(trainer(callbacks.ProgressBar(refresh=0, stream=stream)), epochs=2)
+    text = stream.getvalue()
+    assert "epoch 1/2:" in text
+    assert "evaluating" in text
+    assert "7/14" in text
+    line = last_line(stream)
+    assert line.startswith("epoch 2/2: 100%")
+    assert "14/14" in line
+    assert ", loss=" in line
+    assert ", eval loss=" in line
+
+
+def test_the_bar_is_refreshed_by_the_clock() -> None:
+    stream = Terminal()
+    fit(trainer(callbacks.ProgressBar(refresh=1e9, stream=stream)), epochs=3)
+    # At the beginning and the end, and around each of three evaluations.
+    assert stream.getvalue().count("\r") <= 2 * (2 + 2 * 3)
+
+
+def test_lines_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    fit(trainer(callbacks.ProgressBar(every=0, stream=stream)), epochs=1)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 7 + 1
+    assert lines[0].startswith("epoch 1/1  step 1/7 (14%)  ")
+    assert lines[0].endswith("left")
+    assert "step 7/7 (100%)  loss " in lines[-1]
+    assert "  eval loss " in lines[-1]
+    assert lines[-1].endswith("done")
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_resumed_bar_begins_where_it_was(tmp_path: pathlib.Path) -> None:
+    fit(trainer(store=tmp_path), epochs=1)
+    stream = Terminal()
+    bar = callbacks.ProgressBar(refresh=1e9, stream=stream)
+    fit(trainer(bar, store=tmp_path), epochs=2, resume=True)
+    assert "50%" in stream.getvalue().split("\r")[1]
+
+
+def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setenv("RANK", "3")
+    stream = Terminal()
+    fit(trainer(callbacks.ProgressBar(stream=stream), callbacks.ConsoleLogger(None)), epochs=1)
+    assert not stream.getvalue()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rows_stand_above_the_bar() -> None:
+    """No line of the log is left on the bar's own line."""
+    stream = Terminal()
+    fit(
+        trainer(
+            callbacks.ConsoleLogger(None, stream=stream),
+            callbacks.ProgressBar(refresh=0, stream=stream),
+        ),
+        epochs=1,
+    )
+    rows = [line for line in stream.getvalue().split("\n") if "  step " in line]
+    assert len(rows) == 5  # three windows, the epoch, its evaluation
+    for row in rows:
+        assert row.split("\r")[-1].startswith(("train  epoch", "epoch  epoch", "eval   epoch"))
+
+
+def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
+    def out_of_memory(state: Any, batch: Any) -> Any:
+        if len(batch["y"] if isinstance(batch, dict) else batch.batches[0]["y"]) > 4:
+            raise torch.OutOfMemoryError("told so")
+        return STEPS.train_step(state, batch)
+
+    stream = io.StringIO()
+    console = callbacks.ConsoleLogger(stream=stream)
+    made = Trainer((out_of_memory, STEPS.eval_step), [console], compile=False, store=tmp_path)
+    fit(made, epochs=1)
+    assert "note: out of memory at step 1" in stream.getvalue()
+    fit(made, epochs=2, resume=True)
+    assert "going on from step 7, epoch 0" in stream.getvalue()
+
+
+def test_pictures_and_texts(tmp_path: pathlib.Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, 8, 6, generator=g)
+    made = trainer(
+        callbacks.ImageGrid(lambda state: images, tmp_path / "images"),
+        callbacks.ImageGrid(lambda state: (images[:1, :1], ["7"]), tmp_path / "titled", every=3),
+        callbacks.TextSamples(lambda state: f"at {int(state.step)}", tmp_path / "texts", every=3),
+        callbacks.JSONLLogger(tmp_path / "metrics.jsonl"),
+        callbacks.Curves(tmp_path / "curves.png", every=0),
+    )
+    fit(made, epochs=1)
+    assert (tmp_path / "texts" / "step-00000003.txt").read_text() == "at 3\n"
+    names = ["images/step-00000007.png", "titled/step-00000006.png", "curves.png"]
+    for name in names:
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2
+    assert not list(tmp_path.rglob("*.new*"))
+    with pytest.warns(CallbackWarning, match=r"found \(5, 8\)"):
+        fit(trainer(callbacks.ImageGrid(lambda state: images[:, 0, :, 0], tmp_path)), epochs=1)
+
+
+def test_a_trace_that_the_end_cuts_short(tmp_path: pathlib.Path) -> None:
+    profiler = callbacks.Profiler(tmp_path, start=6, steps=100, memory=True)
+    fit(trainer(profiler, callbacks.PhaseTimes()), epochs=1)
+    assert "aten::addmm" in (tmp_path / "trace-step-7.json").read_text()
+    assert "aten::addmm" in (tmp_path / "trace-step-7.txt").read_text()
+
+
+def test_phases_are_all_of_the_time() -> None:
+    from ftrain.loop import Logged, WindowEnd
+
+    class Sums:
+        def __init__(self) -> None:
+            self.told, self.ended = 0.0, 0.0
+
+        def on_window_end(self, event: WindowEnd) -> None:
+            self.ended = event.seconds
+
+        def on_logged(self, event: Logged) -> None:
+            self.told += sum(v for name, v in event.values.items() if name.startswith("time/"))
+
+    sums = Sums()
+    fit(trainer(callbacks.PhaseTimes(), sums), epochs=2)
+    # The end's row is told in full; nothing comes behind it but TrainEnd.
+    assert sums.told == pytest.approx(sums.ended, rel=0.05)
+
+
+def test_gradients_are_named(recwarn: pytest.WarningsRecorder) -> None:
+    from ftrain.loop import Progress, WindowEnd
+
+    monitor, state, said = callbacks.GradientMonitor(), None, []
+    state = monitor.init()
+    norms = [(1.0, 1.0), (1.0, 1e-9), (1.0, 1e-9), (1.0, 1.0), (900.0, 1.0), (float("nan"), 1.0)]
+    for step, (a, b) in enumerate(norms):
+        values = {"grad_norm/enc.0": a, "grad_norm/head": b, "loss": 1.0}
+        event = WindowEnd(Progress(step=step), 0.0, None, values, 1, 1, 0, None)
+        state, _ = monitor(state, event)
+        said += [str(w.message) for w in recwarn.list if w.category is LoopWarning]
+        recwarn.clear()
+    assert [each.split(":")[:2] for each in said] == [
+        ["step 1", " vanishing gradient in layer head"],
+        ["step 4", " exploding gradient in layer enc.0"],
+    ]
+    with pytest.warns(CallbackWarning, match="monitored_steps"):
+        fit(trainer(callbacks.GradientMonitor()), epochs=1)
