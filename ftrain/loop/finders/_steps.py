@@ -49,7 +49,8 @@ def step_of(steps: Any, what: str) -> Step:
     if isinstance(steps, tuple) and steps and callable(steps[0]):
         return steps[0]  # type: ignore[no-any-return]
     if callable(steps) and not isinstance(steps, torch.nn.Module):
-        return steps
+        step: Step = steps
+        return step
     raise TypeError(
         f"{what} takes what ftrain.make_steps returned, or a step `(state, batch) -> (state, metrics)`; "
         f"found {type(steps).__name__}"

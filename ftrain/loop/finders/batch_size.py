@@ -167,8 +167,8 @@ def _tried(
         return Trial(size, False), error
     finally:
         batch = current = None
-        gc.collect()
         if on_cuda:
+            gc.collect()
             torch.cuda.empty_cache()
     return Trial(size, True, torch.cuda.max_memory_allocated() if on_cuda else None), None
 

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
 const NS = "http://www.w3.org/2000/svg";
-const EDGE = { left: 52, right: 12, top: 8, bottom: 26 };
+const EDGE = { left: 52, right: 16, top: 8, bottom: 26 };
 const SPLITS = [...new Set(data.metrics.flatMap((m) => m.series.map((s) => s.split)))]
   .sort((a, b) => (b === "train") - (a === "train") || a.localeCompare(b));
 const ONE = data.runs.length === 1;
@@ -73,6 +73,7 @@ function logTicks(low, high) {
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
     for (const k of [1, 2, 5]) if (k * 10 ** e >= low && k * 10 ** e <= high) found.push(+(k * 10 ** e).toPrecision(3));
   const decades = found.filter((v) => Number.isInteger(+Math.log10(v).toFixed(9)));
+  if (found.length < 3) return ticks(low, high, 5).filter((v) => v > 0);
   const chosen = found.length > 7 && decades.length > 1 ? decades : found;
   return chosen.filter((_, i) => i % Math.ceil(chosen.length / 6) === 0);
 }
@@ -148,8 +149,9 @@ function draw(chart) {
   const across = Math.max(2, Math.floor(W / 90));
   const xs = view.x === "time" ? clockTicks(x0, x1, across) : ticks(x0, x1, across, view.x === "step");
   for (const v of xs) {
-    const anchor = X(v) > W - 30 ? "end" : X(v) < EDGE.left + 8 ? "start" : "middle";
-    box.append(svg("text", { x: Math.min(X(v), W - EDGE.right), y: H - 8, "text-anchor": anchor }, view.x === "time" ? clock(v) : number(v)));
+    const text = view.x === "time" ? clock(v) : number(v);
+    const half = 3.3 * text.length; // about, at 11 px
+    box.append(svg("text", { x: Math.min(X(v), W - half), y: H - 8, "text-anchor": "middle" }, text));
   }
   grid.setAttribute("d", d);
   box.append(grid);

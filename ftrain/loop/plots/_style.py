@@ -91,7 +91,16 @@ FIRST = (
 )
 
 #: Metrics that say little as a curve.
-HIDDEN = ("grad_norm_min", "grad_norm_max", "duration", "skipped", "samples", "tokens", "batch")
+HIDDEN = (
+    "grad_norm_min",
+    "grad_norm_max",
+    "duration",
+    "skipped",
+    "samples",
+    "steps_per_second",
+    "tokens",
+    "batch",
+)
 
 
 def theme(dark: bool) -> Theme:
@@ -136,16 +145,14 @@ def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
     """
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  # optional
+        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(
             f"{what} draws with matplotlib, which is not installed. Write "
             "`pip install 'ftrain[examples]'`, or `pip install matplotlib`."
         ) from error
-    figure = Figure((width, height), layout="constrained", facecolor=theme(dark).panel, dpi=150)
-    engine = figure.get_layout_engine()
-    assert engine is not None  # the constrained one
-    engine.set(w_pad=0.1, h_pad=0.1)
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    return Figure((width, height), layout=layout, facecolor=theme(dark).panel, dpi=150)
 
 
 def dress(ax: Axes, dark: bool, title: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ftrain.core.errors import DataError
 from ftrain.loop.plots._style import dress, label, new_figure, shown, theme, write
-from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs
+from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,17 +95,17 @@ def curves(
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """A running average, `weight` of it the past; without the start's pull to zero, over NaN too.
+    """A running average, `weight` of it the past, without the start's pull to zero; NaN stays NaN.
 
     >>> smoothed([1.0, 1.0, float("nan"), 3.0], 0.5)
-    [1.0, 1.0, 1.0, 2.142857142857143]
+    [1.0, 1.0, nan, 2.142857142857143]
     """
     found, total, mass = [], 0.0, 0.0
     for value in values:
         if math.isfinite(value):
             total = weight * total + value
             mass = weight * mass + 1
-        found.append(total / mass if mass else math.nan)
+        found.append(total / mass if math.isfinite(value) else math.nan)
     return found
 
 
@@ -163,7 +163,7 @@ def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[floa
 
 def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
     """Training first; whole epochs only where no windows were logged."""
-    found = dict(log.curves.get(metric, {}))
+    found = splits_of(log, metric)
     if "train" in found:
         found.pop("epoch", None)
     return dict(sorted(found.items(), key=lambda item: item[0] not in ("train", "epoch")))
@@ -207,8 +207,10 @@ def _legend(figure: Figure, logs: Sequence[RunLog], chosen: Sequence[str], dark:
             entries.append(Line2D([], [], color=colour, lw=2.5, label=log.name))
         quiet = theme(dark).quiet
         for split in splits if len(splits) > 1 else ():
-            dots = {"ls": "--", "marker": "o", "ms": 4} if split != "train" else {}
-            entries.append(Line2D([], [], color=quiet, lw=1.5, label=split, **dots))
+            style, marker = ("-", "") if split == "train" else ("--", "o")
+            entries.append(
+                Line2D([], [], color=quiet, lw=1.5, ls=style, marker=marker, ms=4, label=split)
+            )
     figure.legend(
         handles=entries,
         loc="outside lower center",

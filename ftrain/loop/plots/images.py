@@ -76,11 +76,12 @@ def image_grid(
             vmax=1,
             interpolation="nearest",
         )
-        wrong = bool(said and right and said[i] != right[i])
-        text = f"{said[i]} (is {right[i]})" if wrong else (said or right or [""] * n)[i]
-        known = bool(said and right)
-        colour = colours.wrong if wrong else colours.series[2] if known else colours.quiet
-        ax.set_title(text, fontsize=8, color=colour, pad=2, fontweight="bold" if wrong else None)
+        text, colour, weight = (said or right or [""] * n)[i], colours.quiet, "normal"
+        if said and right and said[i] != right[i]:
+            text, colour, weight = f"{said[i]} (is {right[i]})", colours.wrong, "bold"
+        elif said and right:
+            colour = colours.series[2]
+        ax.set_title(text, fontsize=8, color=colour, pad=2, fontweight=weight)
     if title is not None:
         figure.suptitle(title, color=colours.text, fontsize=11, x=0.01, ha="left")
     write(figure, out)

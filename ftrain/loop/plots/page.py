@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftrain.loop.plots._style import DARK, HIDDEN, LIGHT, Theme, label, ordered
-from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs
+from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
 from ftrain.loop.plots.summary import better, summary
 
 __all__ = ["page"]
@@ -99,7 +99,7 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
                 "series": [
                     _series(index, split, curve)
                     for index, log in enumerate(logs)
-                    for split, curve in sorted(log.curves.get(metric, {}).items())
+                    for split, curve in sorted(splits_of(log, metric).items())
                 ],
             }
             for metric in ordered(name for log in logs for name in log.curves)

@@ -5,6 +5,7 @@ Read next: `curves.py`, the picture; `page.py`, the page.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 from ftrain.core.errors import DataError
 
-__all__ = ["Curve", "Path", "RunLog", "Runs", "read_run", "read_runs"]
+__all__ = ["Curve", "Path", "RunLog", "Runs", "read_run", "read_runs", "splits_of"]
 
 Path = str | os.PathLike[str]
 
@@ -29,9 +30,10 @@ class Curve:
 
     Attributes:
         steps: training steps.
-        epochs: epochs finished; NaN where the log does not say.
+        epochs: passes over the data, with their fractions where the log says when each ended; NaN where
+            it says nothing.
         times: seconds since the run began; NaN where the log does not say.
-        values: NaN where the metric was not finite.
+        values: NaN where the metric was not finite (`null` in the log).
     """
 
     steps: tuple[float, ...]
@@ -107,10 +109,12 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
     for row in _rows(file):
         rows.setdefault((row["split"], row["step"]), {}).update(row)
     found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    ends = sorted(step for split, step in rows if split == "epoch")
     for (split, step), row in sorted(rows.items(), key=lambda item: item[0][1]):
-        where = (step, _number(row.get("epoch")), _number(row.get("time")))
+        epoch = _passes(step, ends) if ends else _number(row.get("epoch"))
+        where = (step, epoch, _number(row.get("time")))
         for metric, value in row.items():
-            if metric not in KEYS and _is_number(value):
+            if metric not in KEYS and (value is None or _is_number(value)):
                 found.setdefault(metric, {}).setdefault(split, []).append((*where, _number(value)))
     if not found:
         raise DataError(
@@ -140,6 +144,14 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
     )
 
 
+def splits_of(log: RunLog, metric: str) -> dict[str, Curve]:
+    """The curves of a metric that belong into one chart: speeds of training, not beside evaluation's."""
+    found = dict(log.curves.get(metric, {}))
+    if metric.endswith("_per_second") and "train" in found:
+        return {"train": found["train"]}
+    return found
+
+
 def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -148,6 +160,17 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
             continue
         if isinstance(row, dict) and _is_number(row.get("step")):
             yield {**row, "split": str(row.get("split", "train"))}
+
+
+def _passes(step: float, ends: Sequence[float]) -> float:
+    """Epochs at a step, from the steps at which each ended; the one under way is as long as the last."""
+    done = bisect.bisect_right(ends, step)
+    if done == len(ends):
+        begin, size = ends[-1], ends[-1] - (ends[-2] if len(ends) > 1 else 0)
+    else:
+        begin = ends[done - 1] if done else 0
+        size = ends[done] - begin
+    return done + (step - begin) / size if size else float(done)
 
 
 def _is_number(value: object) -> bool:
@@ -160,15 +183,18 @@ def _number(value: Any) -> float:
 
 def _names(logs: Sequence[RunLog]) -> list[str]:
     """The last parts of each path, as many as tell the runs apart; numbered if nothing does."""
-    names = [log.name for log in logs]
-    parents = [log.path.resolve().parent.parts for log in logs]
-    depth = 1
-    while len(set(names)) < len(names) and depth < max(map(len, parents)):
-        depth += 1
-        names = [
-            "/".join(parts[-depth:]) if [log.name for log in logs].count(log.name) > 1 else log.name
-            for log, parts in zip(logs, parents, strict=True)
-        ]
+    given = [log.name for log in logs]
+    folders = [log.path.resolve().parent.parts for log in logs]
+    names = list(given)
+    for name in set(given):
+        alike = [index for index, other in enumerate(given) if other == name]
+        different = {folders[index] for index in alike}
+        if len(different) > 1:
+            depth = 1
+            while len({folder[-depth:] for folder in different}) < len(different):
+                depth += 1
+            for index in alike:
+                names[index] = "/".join(folders[index][-depth:])
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         seen[name] = seen.get(name, 0) + 1

@@ -1,0 +1,127 @@
+"""The batch-size finder: the largest that fits, found in few tries, on a state that stays as it is."""
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim
+from ftrain.core import tree
+from ftrain.loop import finders
+
+
+def bounded(limit, seen=None):
+    """A step with memory for so many rows."""
+
+    def step(state, batch):
+        if seen is not None:
+            seen.append(len(batch))
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return state, {}
+
+    return step
+
+
+@given(
+    limit=st.integers(1, 5000),
+    start=st.integers(1, 64),
+    multiple=st.sampled_from([1, 8, 32]),
+    highest=st.integers(64, 4096),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_largest_that_fits(limit, start, multiple, highest):
+    with mock.patch("gc.collect"):  # a tenth of a second each, and nothing here holds memory
+        found = finders.batch_size(
+            bounded(limit),
+            {},
+            torch.ones(3),
+            start=start,
+            highest=highest,
+            multiple=multiple,
+            n_steps=1,
+        )
+    assert found.size <= min(limit, highest)
+    if limit >= highest:
+        assert found.size == highest
+        assert found.too_large is None
+    else:
+        assert found.size <= limit < found.too_large
+        assert found.too_large - found.size <= (1 if multiple == 1 else 2 * multiple - 1)
+    assert all(trial.fits == (trial.size <= limit) for trial in found.trials)
+    sizes = [trial.size for trial in found.trials]
+    assert len(set(sizes)) == len(sizes) <= 26  # 12 doublings, as many halvings, two ends
+
+
+def test_steps_run_on_batches_of_the_size_and_the_state_keeps_its_bytes():
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append((len(batch["x"]), len(batch["y"])))
+        return ((model(batch["x"]) - batch["y"]) * batch["scale"]).square().mean()
+
+    steps = ftrain.make_steps(lambda: torch.nn.Linear(3, 1), loss_fn, optim.adamw(1e-3))
+    state = steps.init_state(0)
+    before = tree.digest(state)
+    batch = {"x": torch.ones(5, 3), "y": torch.ones(5, 1), "scale": torch.tensor(2.0)}
+    found = finders.batch_size(steps, state, batch, highest=12, n_steps=1)
+    assert (found.size, found.too_large) == (12, None)
+    assert set(seen) == {(2, 2), (4, 4), (8, 8), (12, 12)}
+    assert tree.digest(state) == before
+    again = finders.batch_size(steps, state, batch, highest=4, compile={"backend": "eager"})
+    assert again.size == 4
+    assert tree.digest(state) == before
+
+
+def test_a_donated_state_that_is_lost_on_the_way_is_a_copy():
+    steps = ftrain.make_steps(
+        lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
+    )
+    state = steps.init_state(0)
+    before = tree.digest(state)
+    step = ftrain.compile(steps.train_step, donate=True, backend="eager")
+
+    def lost(state, batch):
+        new = step(state, batch)
+        if len(batch) > 6:
+            raise MemoryError("after the old state was written over")
+        return new
+
+    found = finders.batch_size(lost, state, torch.ones(2, 3), highest=16)
+    assert (found.size, found.too_large) == (6, 7)
+    assert tree.digest(state) == before
+
+
+def test_not_even_one_row():
+    steps = ftrain.make_steps(
+        lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
+    )
+    with pytest.raises(MemoryError, match="What saves memory"):
+        finders.batch_size(bounded(0), steps.init_state(0), torch.ones(2, 3))
+
+
+def test_other_errors_pass_with_the_size_they_were_met_at():
+    def step(state, batch):
+        raise ValueError("Expected more than 1 value per channel")
+
+    with pytest.raises(ValueError, match="more than 1 value") as caught:
+        finders.batch_size(step, {}, torch.ones(2, 3))
+    assert "at batch size 2" in caught.value.__notes__[0]
+
+
+def test_a_function_makes_the_batches_and_what_has_no_rows_is_said():
+    seen = []
+    found = finders.batch_size(
+        bounded(9, seen), {}, lambda size: torch.ones(size), highest=32, n_steps=1
+    )
+    assert found.size == 9
+    assert seen[:3] == [2, 4, 8]
+    assert "a batch of 9 fits; 10 does not" in str(found)
+    assert found.to_json()["trials"][0] == {"size": 2, "fits": True, "peak_bytes": None}
+    with pytest.raises(ValueError, match=r"have \[2, 3\] rows"):
+        finders.batch_size(bounded(1), {}, (torch.ones(2), torch.ones(3)))
+    with pytest.raises(ValueError, match="highest=1 is below"):
+        finders.batch_size(bounded(1), {}, torch.ones(2), highest=1)

@@ -1,0 +1,216 @@
+"""The learning-rate finder: what it leaves as it was, what it costs, and what it says."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim
+from ftrain.core import tree
+from ftrain.loop import Trainer, finders
+from ftrain.loop.finders._suggest import smooth, stops_at, suggest
+
+EAGER = {"backend": "eager"}
+
+
+def data(n=7, rows=16):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(rows, 3, generator=generator) for _ in range(n)]
+
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 1))
+
+
+def loss_fn(model, batch):
+    return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+
+
+def of_rate(rate, algorithm=optim.adamw):
+    return ftrain.make_steps(model, loss_fn, algorithm(rate))
+
+
+def settable(algorithm=optim.adamw):
+    return ftrain.make_steps(model, loss_fn, optim.with_hyperparams(algorithm, learning_rate=1e-3))
+
+
+@pytest.mark.parametrize("compile", [False, EAGER])
+@pytest.mark.parametrize("steps", [of_rate, settable()])
+def test_the_state_keeps_its_bytes_and_training_after_is_training_without(steps, compile):
+    made = steps(1e-3) if callable(steps) else steps
+    state = made.init_state(0)
+    before = tree.digest(state)
+    seed = torch.random.get_rng_state()
+    finders.learning_rate(steps, state, data(), n_steps=40, compile=compile)
+    assert tree.digest(state) == before
+    assert torch.equal(seed, torch.random.get_rng_state())
+    trainer = Trainer(made, compile=False)
+    after = trainer.fit(state, data(), max_steps=5).state
+    assert tree.digest(after) == tree.digest(
+        trainer.fit(made.init_state(0), data(), max_steps=5).state
+    )
+
+
+def test_a_rate_in_the_state_and_a_function_of_the_rate_and_compiled_steps_agree():
+    plain, kept = of_rate(1e-3), settable()
+    found = [
+        finders.learning_rate(of_rate, plain.init_state(0), data(), compile=False),
+        finders.learning_rate(of_rate, plain.init_state(0), data(), compile=EAGER),
+        finders.learning_rate(kept, kept.init_state(0), data(), compile=False),
+        finders.learning_rate(kept.train_step, kept.init_state(0), data(), compile=EAGER),
+    ]
+    assert all(each == found[0] for each in found)
+
+
+def test_the_losses_are_those_of_training_by_hand_at_these_rates():
+    found = finders.learning_rate(
+        of_rate, of_rate(1.0).init_state(0), data(), n_steps=12, compile=False
+    )
+    state = of_rate(1.0).init_state(0)
+    for i, loss in enumerate(found.losses):
+        rate = torch.tensor(found.rates[i], dtype=torch.float64)
+        state, metrics = of_rate(rate).train_step(state, data()[i % 7])
+        assert float(metrics["loss"]) == loss
+    steps = [math.log10(b / a) for a, b in zip(found.rates, found.rates[1:], strict=False)]
+    assert steps == pytest.approx([8 / 11] * len(steps))
+
+
+@pytest.mark.parametrize("look_every", [1, 7, 100])
+def test_how_often_one_looks_changes_nothing(look_every):
+    sgd = lambda rate: of_rate(rate, optim.sgd)  # noqa: E731
+    state = sgd(1.0).init_state(0)
+    usual = finders.learning_rate(sgd, state, data(), compile=False)
+    assert usual.diverged
+    assert usual == finders.learning_rate(sgd, state, data(), compile=False, look_every=look_every)
+
+
+def test_all_rates_share_one_program():
+    kept = settable()
+    step = ftrain.compile(kept.train_step, donate=True, **EAGER)
+    finders.learning_rate(step, kept.init_state(0), data())
+    assert step.n_compiles == 1
+
+
+def test_losses_are_read_in_one_transfer_every_so_often(monkeypatch):
+    kept = settable()
+    state, reads = kept.init_state(0), []
+    for name in ("item", "tolist", "__float__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _original=original, _name=name):
+            reads.append(_name)
+            return _original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    finders.learning_rate(
+        kept, state, data(), n_steps=60, look_every=20, highest=1e-2, compile=False
+    )
+    few = len(reads)
+    reads.clear()
+    finders.learning_rate(
+        kept, state, data(), n_steps=60, look_every=60, highest=1e-2, compile=False
+    )
+    assert few - len(reads) == 2, (few, len(reads))  # three looks, one look; nothing a step
+
+
+def test_the_suggestion_trains_better_than_rates_far_from_it():
+    found = finders.learning_rate(of_rate, of_rate(1.0).init_state(0), data(), compile=False)
+    assert found.suggestion < found.lowest
+
+    def after(rate):
+        steps = of_rate(rate)
+        result = Trainer(steps, compile=False).fit(steps.init_state(0), data(), max_steps=60)
+        return result.history[-1].loss
+
+    good = after(found.suggestion)
+    assert good < after(found.suggestion / 30)
+    assert good < after(found.suggestion * 30)
+
+
+def test_a_loss_that_is_not_finite_ends_the_sweep_and_is_written_as_null():
+    def steps(rate):
+        return lambda state, batch: (
+            state,
+            {"loss": torch.where(rate > 1e-3, torch.nan, 2 - 500 * rate)},
+        )
+
+    found = finders.learning_rate(steps, {"w": torch.zeros(1)}, [0], compile=False)
+    assert found.diverged
+    assert math.isnan(found.losses[-1])
+    assert all(map(math.isfinite, found.losses[:-1]))
+    assert found.lowest <= 1e-3
+    text = json.dumps(found.to_json(), allow_nan=False)
+    again = finders.RateSweep.from_json(json.loads(text))
+    assert again.rates == found.rates
+    assert again.suggestion == found.suggestion
+
+
+@pytest.mark.parametrize("loss", [1.0, math.nan])
+def test_where_nothing_falls_there_is_no_suggestion_and_a_reason(loss):
+    def steps(rate):
+        return lambda state, batch: (state, {"loss": torch.tensor(loss) + 0 * rate})
+
+    found = finders.learning_rate(steps, {"w": torch.zeros(1)}, [0], compile=False)
+    assert found.suggestion is None
+    assert "no suggestion: the loss does not fall" in str(found)
+
+
+def test_what_cannot_be_swept_is_said():
+    plain = of_rate(1e-3)
+    state = plain.init_state(0)
+    with pytest.raises(TypeError, match=r"is a constant of its program.*with_hyperparams"):
+        finders.learning_rate(plain, state, data())
+    with pytest.raises(TypeError, match="hold no 'loss'"):
+        finders.learning_rate(
+            lambda rate: lambda state, batch: (state, {"nll": rate}), state, data(), compile=False
+        )
+    with pytest.raises(ValueError, match="a rate above 0 up"):
+        finders.learning_rate(of_rate, state, data(), lowest=0.0)
+    with pytest.raises(ValueError, match="n_steps"):
+        finders.learning_rate(of_rate, state, data(), n_steps=3)
+    with pytest.raises(ValueError, match="train_data is empty"):
+        finders.learning_rate(of_rate, state, [])
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=60), st.floats(0.5, 4), st.integers(2, 5)
+)
+@settings(max_examples=100, deadline=None)
+def test_a_sweep_ends_by_what_came_before(losses, diverged, width):
+    end = stops_at(losses, diverged, width)
+    for n in range(1, len(losses)):
+        seen = stops_at(losses[:n], diverged, width)
+        assert seen == (end if end is not None and end < n else None)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=60), st.floats(0.5, 4))
+@settings(max_examples=100, deadline=None)
+def test_smoothing_stays_within_and_turns_with_its_input(losses, width):
+    even = smooth(losses, width)
+    assert min(losses) - 1e-9 <= min(even) <= max(even) <= max(losses) + 1e-9
+    assert smooth(losses[::-1], width)[::-1] == pytest.approx(even, abs=1e-9)
+
+
+@given(st.floats(-5.5, -0.5), st.floats(0.15, 0.5))
+@settings(max_examples=50, deadline=None)
+def test_the_steepest_fall_of_a_known_curve_is_found(centre, width):
+    at = [-7 + 8 * i / 99 for i in range(100)]
+    even = [2 - math.tanh((x - centre) / width) for x in at]
+    best, _ = suggest([10**x for x in at], even)
+    assert math.log10(best) == pytest.approx(centre, abs=0.13)  # 1.5 of the steps of the sweep
+
+
+def test_the_picture_marks_the_suggestion(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = finders.learning_rate(
+        of_rate, of_rate(1.0).init_state(0), data(), n_steps=40, compile=False
+    )
+    figure = found.plot(tmp_path / "sweep.png", title="a sweep", dark=True)
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    (ax,) = figure.axes
+    assert ax.get_title(loc="left") == "a sweep"
+    assert [text.get_text() for text in ax.texts] == [f"{found.suggestion:.2g}"]

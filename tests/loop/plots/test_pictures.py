@@ -1,0 +1,170 @@
+"""Pictures and the page: what they show, what they need, and that they ask nobody for anything."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ftrain.core.errors import DataError
+from ftrain.loop import plots
+from tests.loop.plots.test_run_log import write
+
+
+@pytest.fixture
+def runs(tmp_path):
+    def rows(scale):
+        for step in range(10, 101, 10):
+            yield {
+                "step": step,
+                "epoch": step // 50,
+                "split": "train",
+                "time": step / 10,
+                "loss": None if step == 50 else scale / step,
+                "learning_rate": 1e-3,
+                "skipped": 0,
+                "layers/first": 0.5,
+            }
+        yield {
+            "step": 100,
+            "epoch": 2,
+            "split": "eval",
+            "time": 11.0,
+            "loss": scale / 90,
+            "accuracy": 0.9,
+        }
+
+    return [write(tmp_path / name, rows(scale)) for name, scale in (("one", 20.0), ("two", 30.0))]
+
+
+class Elements(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+def content(page):
+    return json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.S)[1])
+
+
+def test_a_page_holds_the_curves_and_is_the_same_each_time(runs, tmp_path):
+    page = plots.page(runs, tmp_path / "page.html", title="two runs")
+    assert (
+        (tmp_path / "page.html").read_text(encoding="utf-8")
+        == page
+        == plots.page(runs, title="two runs")
+    )
+    found = content(page)
+    assert found["runs"] == ["one", "two"]
+    assert [m["name"] for m in found["metrics"]] == [
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "skipped",
+        "layers/first",
+    ]
+    series = found["metrics"][0]["series"]
+    assert [(s["run"], s["split"]) for s in series] == [
+        (0, "eval"),
+        (0, "train"),
+        (1, "eval"),
+        (1, "train"),
+    ]
+    assert series[1]["step"] == list(range(10, 101, 10))
+    assert series[1]["y"][4] is None
+    assert series[1]["y"][0] == 2
+
+
+def test_a_page_needs_nothing_else(runs):
+    page = plots.page(runs)
+    parser = Elements()
+    parser.feed(page)
+    policy = next(a["content"] for tag, a in parser.found if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    for tag, attributes in parser.found:
+        assert tag not in ("link", "img", "iframe", "base", "object", "embed")
+        assert not {"src", "href", "srcset", "action"} & set(attributes), (tag, attributes)
+    addresses = set(re.findall(r"https?://[^\s\"'`]+", page))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # a namespace, which nobody fetches
+    assert "@import" not in page
+    assert "url(" not in re.search(r"<style>(.*?)</style>", page, re.S)[1]
+
+
+def test_names_from_outside_stay_text(tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    folder = write(tmp_path / "run", [{"step": 1, "split": evil, "loss": 1.0, evil: 2.0}])
+    page = plots.page(folder, title=evil)
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 2
+    assert content(page)["title"] == evil
+
+
+def test_curves_a_chart_a_metric(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = plots.curves(runs, tmp_path / "curves.png", smooth=0.5, title="two", dark=True)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in shown] == ["loss", "accuracy", "learning rate"]
+    assert len({ax.get_xlim() for ax in shown}) == 1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one", "two", "train", "eval"]
+    one = plots.curves(runs[0], metrics=["layers/first"], x="time")
+    (line,) = one.axes[0].get_lines()
+    assert list(line.get_xdata()) == [float(n) for n in range(1, 11)]
+
+
+def test_what_cannot_be_drawn_is_said(runs):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(DataError, match="no run has logged 'los'. There are: accuracy, "):
+        plots.curves(runs, metrics=["los"])
+    with pytest.raises(ValueError, match="x must be one of step, epoch, time"):
+        plots.curves(runs, x="samples")
+    with pytest.raises(ValueError, match=r"smooth must lie in \[0, 1\)"):
+        plots.curves(runs, smooth=1.0)
+
+
+def test_an_image_grid_names_what_is_wrong(tmp_path):
+    pytest.importorskip("matplotlib")
+    scores = torch.eye(3)[[0, 1, 1]]
+    figure = plots.image_grid(
+        torch.rand(3, 3, 8, 8) * 5 - 2,
+        scores,
+        torch.tensor([0, 1, 2]),
+        tmp_path / "grid.png",
+        names=["cat", "dog", "owl"],
+    )
+    assert (tmp_path / "grid.png").exists()
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == [
+        "cat",
+        "dog",
+        "dog (is owl)",
+    ]
+    for shape in ((3, 8, 8), (3, 1, 8, 8), (3, 8, 8, 4)):
+        plots.image_grid(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"images have shape \(3, 5, 8, 8\)"):
+        plots.image_grid(torch.rand(3, 5, 8, 8))
+    with pytest.raises(ValueError, match="3 images, but 2 predictions"):
+        plots.image_grid(torch.rand(3, 8, 8), [1, 2])
+
+
+def test_the_page_needs_no_matplotlib_and_the_picture_says_how_to_get_it(runs):
+    code = f"""
+import sys
+from ftrain.loop import plots
+assert "matplotlib" not in sys.modules
+sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None
+plots.page({str(runs[0])!r})
+try:
+    plots.curves({str(runs[0])!r})
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'ftrain[examples]'" in done.stdout
