@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-NAMES = ("speed", "memory", "draws", "loading", "checkpoints", "latency", "chains")
+NAMES = ("speed", "trainers", "memory", "draws", "loading", "checkpoints", "latency", "chains")
 LONG = ("optimizers",)  # a quarter of an hour: only by name
 
 

@@ -30,7 +30,8 @@ from ftrain.core.step import Steps
 from ftrain.loop._data import as_batches, length
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._observers import Observers
-from ftrain.loop._run import Parts, Run
+from ftrain.loop._parts import Parts
+from ftrain.loop._run import Run
 from ftrain.loop._sizes import sizes
 from ftrain.loop.callback import Action, Callback, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd

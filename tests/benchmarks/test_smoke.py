@@ -7,7 +7,17 @@ import json
 import pytest
 import torch
 
-from benchmarks import chains, checkpoints, draws, latency, loading, measure, memory, speed
+from benchmarks import (
+    chains,
+    checkpoints,
+    draws,
+    latency,
+    loading,
+    measure,
+    memory,
+    speed,
+    trainers,
+)
 from benchmarks.contenders import Sizes
 
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
@@ -81,6 +91,11 @@ def test_first_step(kind):
 def test_latency_in_a_fresh_process():
     report = latency.run(True, sizes=TINY, backend="eager", kinds=("ours",))
     assert report.content["figures"]["cold: ours"]["value"] > 0
+
+
+def test_trainers():
+    report = trainers.run(True, backend="eager")
+    assert len(report.content["targets"]) == 1
 
 
 def test_checkpoints():

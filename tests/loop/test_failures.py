@@ -180,7 +180,7 @@ def test_a_step_that_raises_at_once(compiled: Any) -> None:
             STEPS.init_state(0), [*BATCHES[:2], BAD], epochs=1
         )
     notes = "\n".join(found.value.__notes__)
-    assert "batch['x'] holds 4 NaN of 32 values" in notes
+    assert "At step 3, batch 2 of epoch 0: batch['x'] holds 4 NaN of 32 values" in notes
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert int(result.state.step) == 2
 

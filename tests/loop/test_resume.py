@@ -15,6 +15,9 @@ from ftrain import checkpoint
 from ftrain.loop import BatchEnd, EpochEnd, EvaluateBegin, EvaluateEnd, WindowEnd
 from tests.loop.runs import Counts, Interrupts, digest, fit, trainer
 
+# The callback that interrupts is not there when the run goes on.
+pytestmark = pytest.mark.filterwarnings("ignore::ftrain.loop.CallbackWarning")
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"eval_every": 4, "save_every": 5},

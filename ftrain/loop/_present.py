@@ -1,0 +1,237 @@
+"""A run as it is at a moment: what it has come to, who watches it, and what was asked of it.
+
+Read next: `_run.py`, which takes it from step to step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+from ftrain.core import tree
+from ftrain.loop._clock import Clock
+from ftrain.loop._data import length
+from ftrain.loop._evaluate import evaluate
+from ftrain.loop._keeper import Keeper
+from ftrain.loop._ledger import Ledger
+from ftrain.loop._observers import Observers
+from ftrain.loop._parts import Parts
+from ftrain.loop._signals import Signals
+from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Replace, Save, Stop
+from ftrain.loop.events import (
+    EpochEnd,
+    EvaluateBegin,
+    EvaluateEnd,
+    Event,
+    Logged,
+    LoopWarning,
+    Notice,
+    Progress,
+    Saved,
+)
+from ftrain.loop.result import EpochResult
+from ftrain.loop.state import LoopState
+
+__all__ = ["Events", "Present"]
+
+_ORDER: tuple[type[Action], ...] = (Replace, Accumulate, Evaluate, Stop, Log, Save)
+_ROW: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "epoch"}
+_MOST_ROUNDS = 100
+
+Events = Generator[Event, Iterable[Action] | None, None]
+
+
+class Present:
+    """The moving parts of a run.
+
+    Attributes:
+        state: the training state; `None` once it is lost.
+        progress: how far the run has come.
+        cursor: behind the last batch that was trained on.
+        ledger: metrics of the window and the epoch.
+        keeper: checkpoints.
+        observers: callbacks and their states.
+        signals: whether one was received.
+        history: results so far.
+        todo: what was asked for and is not done yet.
+        evaluated: evaluations that were done at this step, by name.
+        where: what would have to be blamed now.
+        wanted: which events the generator's consumer wants.
+    """
+
+    def __init__(self, parts: Parts, loop: LoopState, observers: Observers, resumed: bool) -> None:
+        self.parts, self.observers = parts, observers
+        self.clock = Clock()
+        self.ledger = Ledger(loop, self.clock)
+        self.keeper = Keeper(parts.store, loop, resumed)
+        self.signals = Signals()
+        self.state: Any = loop.train
+        self.progress = loop.progress
+        self.cursor = loop.cursor or parts.train_data.start()
+        self.history = list(loop.history)
+        self.accumulate, self.micro_batches = loop.accumulate, loop.micro_batches
+        self.stop, self.over = loop.stop, loop.over
+        self.todo = list(loop.todo)
+        self.evaluated: set[str] = set()
+        self.where = "data"
+        self.wanted: Callable[[type[Event]], bool] = lambda kind: False
+
+    def header(self) -> tuple[Progress, float, Any]:
+        """What every event begins with."""
+        return self.progress, self.clock.total(), self.state
+
+    def heard(self, kind: type[Event]) -> bool:
+        return bool(self.observers.hearing(kind)) or self.wanted(kind)
+
+    def show(self, event: Event, strict: bool = True) -> Events:
+        self.tell(event, strict)
+        if self.wanted(type(event)):
+            self.ask((yield event) or (), event)
+
+    def tell(self, event: Event, strict: bool = True) -> None:
+        """Show an event to the callbacks."""
+        observers = self.observers
+        asked = observers.show(event)
+        if asked:
+            self.ask(asked, event)
+        if observers.failed is not None:
+            (name, error), observers.failed = observers.failed, None
+            if strict:
+                self.where = f"callback {name}"
+                raise error
+
+    def ask(self, actions: Iterable[Action], event: Event) -> None:
+        self.todo += [_checked(action, event) for action in actions]
+
+    def notice(self, message: str) -> Events:
+        if not self.heard(Notice):
+            warnings.warn(message, LoopWarning, stacklevel=2)
+        yield from self.show(Notice(*self.header(), message))
+
+    def do(self) -> Events:
+        """All that was asked for, in order; an evaluation that a signal cuts short stays to be done."""
+        for _ in range(_MOST_ROUNDS):
+            if not self.todo:
+                return
+            self.todo.sort(key=lambda action: _ORDER.index(type(action)))
+            action = self.todo[0]
+            if isinstance(action, Evaluate):
+                if not (yield from self._evaluate(action)):
+                    yield from self.log()
+                    return
+            elif isinstance(action, Log):
+                yield from self.log()
+            elif isinstance(action, Save):
+                saves, self.todo = [each for each in self.todo if isinstance(each, Save)], []
+                metrics = {name: x for save in saves for name, x in save.metrics.items()}
+                yield from self.save(saves[-1].tag, metrics)
+            else:
+                self.todo.pop(0)
+                self._change(action)
+        raise RuntimeError(
+            f"callbacks asked for more than {_MOST_ROUNDS} things at step {self.progress.step}: one "
+            f"answers its own request, such as a Log at Logged. Left: {self.todo[:3]}"
+        )
+
+    def _change(self, action: Action) -> None:
+        if isinstance(action, Replace):
+            difference = tree.first_difference(self.state, action.state)
+            if difference is not None:
+                raise ValueError(f"Replace with a state that is built otherwise: {difference}")
+            self.state = action.state
+        elif isinstance(action, Accumulate):
+            self.accumulate = action.k
+        elif isinstance(action, Stop):
+            self.stop = self.stop or action
+
+    def _evaluate(self, action: Evaluate) -> Generator[Any, Any, bool]:
+        """Whether it was done; not where a signal cut it short."""
+        name, parts = action.name, self.parts
+        if name in self.evaluated:
+            self.todo.pop(0)
+            return True
+        if parts.eval_data is None or parts.eval_step is None:
+            missing = "eval_data" if parts.eval_data is None else "an eval_step"
+            raise ValueError(f"a callback asked for an evaluation, but the run has no {missing}")
+        self.where = "evaluate"
+        before = dict(self.observers.states)
+        yield from self.show(EvaluateBegin(*self.header(), name, length(parts.eval_data)))
+        with self.clock.paused() as pause:
+            found = evaluate(
+                parts.eval_step,
+                self.state if action.state is None else action.state,
+                parts.eval_data,
+                parts.count,
+                # A state of its own cannot be kept for later.
+                lambda: action.state is None and self.signals.received is not None,
+            )
+        if found is None:
+            self.observers.states = before  # it will begin again
+            return False
+        self.todo.pop(0)
+        self.evaluated.add(name)
+        split = f"eval/{name}" if name else "eval"
+        epoch, n, *_ = self.progress
+        seen = (found.samples, found.tokens, pause.seconds)
+        result = EpochResult(split, epoch, n, found.values(), *seen)
+        self.history.append(result)
+        prefix = f"{name}/" if name else ""
+        row = {f"{prefix}{key}": value for key, value in result.values().items()}
+        self.todo.append(Log(row, "eval"))
+        yield from self.show(EvaluateEnd(*self.header(), result, name))
+        return True
+
+    def log(self) -> Events:
+        rows: dict[str, dict[str, float]] = {}
+        for action in self.todo:
+            if isinstance(action, Log):
+                values = {name: float(value) for name, value in action.values.items()}
+                rows.setdefault(action.split or "train", {}).update(values)
+        self.todo = [action for action in self.todo if not isinstance(action, Log)]
+        for split, row in rows.items():
+            yield from self.show(Logged(*self.header(), split, row))
+
+    def save(self, tag: str, metrics: Any) -> Events:
+        """A checkpoint; where it cannot be written, the run goes on without."""
+        n = self.progress.step
+        if not self.keeper.due(n):
+            return
+        self.where = "save"
+        with self.clock.paused():
+            saved = self.keeper.save(self.loop_state(), metrics)
+        if saved:
+            yield from self.show(Saved(*self.header(), tag, self.keeper.path))
+        else:
+            yield from self.notice(f"no checkpoint of step {n}: {self.keeper.error}")
+
+    def loop_state(self) -> LoopState:
+        """All that must survive."""
+        self.ledger.read(self.progress)
+        return LoopState(
+            train=self.state,
+            progress=self.progress,
+            cursor=self.cursor,
+            window=self.ledger.window,
+            epoch=self.ledger.epoch,
+            history=tuple(self.history),
+            callbacks=self.observers.states,
+            accumulate=self.accumulate,
+            micro_batches=self.micro_batches,
+            nonfinite=self.ledger.nonfinite,
+            stop=None if self.stop is None or self.stop.resumable else self.stop,
+            over=self.over,
+            todo=tuple(each for each in self.todo if isinstance(each, (Evaluate, Save))),
+        )
+
+
+def _checked(action: Action, event: Event) -> Action:
+    if type(action) not in _ORDER:
+        known = ", ".join(kind.__name__ for kind in _ORDER)
+        raise TypeError(f"a callback asked for {action!r}; there are {known}")
+    if isinstance(action, Accumulate) and action.k < 1:
+        raise ValueError(f"Accumulate takes a number of batches from 1 up, found {action.k!r}")
+    if isinstance(action, Log) and action.split is None:
+        return dataclasses.replace(action, split=_ROW.get(type(event), "train"))
+    return action
