@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -117,7 +118,7 @@ class _Bar:
             initial=event.progress.step,
             unit="step",
             file=stream,
-            dynamic_ncols=True,
+            **_shape(stream),
             mininterval=0,
             miniters=1,
         )
@@ -173,6 +174,15 @@ class _Lines:
         values = _values(self.values, "  ", " ")
         parts = [_epoch(self._plan, event), f"step {step}{of}", values, *more]
         print("  ".join(filter(None, parts)), file=self._stream, flush=True)
+
+
+def _shape(stream: TextIO) -> dict[str, Any]:
+    """Of the terminal; one that does not know its own says 0, and tqdm would show nothing there."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {"dynamic_ncols": True} if size.columns and size.lines else {"ncols": 80, "nrows": 24}
 
 
 def _epoch(plan: Plan, event: Event) -> str:

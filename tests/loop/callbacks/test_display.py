@@ -169,3 +169,16 @@ def test_gradients_are_named(recwarn: pytest.WarningsRecorder) -> None:
     ]
     with pytest.warns(CallbackWarning, match="monitored_steps"):
         fit(trainer(callbacks.GradientMonitor()), epochs=1)
+
+
+def test_a_terminal_without_a_size_has_a_bar_too() -> None:
+    import os
+
+    ours, theirs = os.openpty()  # 0 rows, 0 columns
+    with os.fdopen(theirs, "w") as stream:
+        fit(trainer(callbacks.ProgressBar(refresh=1e9, stream=stream)), epochs=1)
+        stream.flush()
+        shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "epoch 1/1: 100%" in shown
+    assert "7/7" in shown
