@@ -21,6 +21,7 @@ __all__ = [
     "needed",
     "non_negative",
     "optimizer",
+    "own_state",
     "positive",
     "positive_int",
 ]
@@ -74,6 +75,18 @@ def needed(algorithm: str, params: PyTree | None) -> PyTree:
             f"`{algorithm}` reads the parameters and got none: call `update(grads, state, params)`."
         )
     return params
+
+
+def own_state(algorithm: str, kind: type, state: object) -> None:
+    """Raise unless `state` is one that the algorithm's own `init` or `update` has returned."""
+    if not isinstance(state, kind):
+        article = "an" if type(state).__name__[0] in "AEIOU" else "a"
+        raise TypeError(
+            f"`{algorithm}` goes on from its own {kind.__name__}, and was handed {article} "
+            f"{type(state).__name__}: the state of another optimizer, or the pair that `update` "
+            "returned. Write `state = optimizer.init(params)` and `updates, state = "
+            "optimizer.update(grads, state, params)`."
+        )
 
 
 def function_needed(

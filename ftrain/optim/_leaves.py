@@ -128,7 +128,7 @@ def root(squares: torch.Tensor) -> torch.Tensor:
 
     An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
     every hypergradient NaN. What is below the smallest normal number counts as that number: beside an
-    `eps` the value is that of `sqrt` to the bit.
+    `eps` of 1e-11 or more the value is that of `sqrt` to the bit, and without one `0 / root(0)` is 0.
     """
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 

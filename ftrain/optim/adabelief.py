@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -81,6 +81,7 @@ def adabelief(
     def update(
         grads: PyTree, state: AdaBeliefState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdaBeliefState]:
+        _checks.own_state("adabelief", AdaBeliefState, state)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,
@@ -108,4 +109,4 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     m = torch.lerp(m, g, one_b1)
     error = g - m
     s = torch.addcmul(s * b2, error * one_b2, error) + eps_root
-    return m * step / ((s / seen).sqrt() + eps), m, s
+    return m * step / (root(s / seen) + eps), m, s

@@ -71,6 +71,7 @@ def adadelta(
     def update(
         grads: PyTree, state: AdadeltaState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdadeltaState]:
+        _checks.own_state("adadelta", AdadeltaState, state)
         rate = rate_at(learning_rate, state.count)
         updates, nu, delta = each_leaf(
             _rule, grads, params, {"nu": state.nu, "delta": state.delta}, (rho, 1 - rho, eps, -rate)

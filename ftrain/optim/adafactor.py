@@ -110,6 +110,7 @@ def adafactor(
     def update(
         grads: PyTree, state: AdafactorState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdafactorState]:
+        _checks.own_state("adafactor", AdafactorState, state)
         params = _checks.needed("adafactor", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         decays = mask_leaves(mask, params)

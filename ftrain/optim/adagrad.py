@@ -9,7 +9,7 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -75,6 +75,7 @@ def adagrad(
     def update(
         grads: PyTree, state: AdagradState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdagradState]:
+        _checks.own_state("adagrad", AdagradState, state)
         rate = rate_at(learning_rate, state.count)
         updates, nu = each_leaf(_rule, grads, params, {"nu": state.nu}, (eps, -rate))
         return updates, AdagradState(state.count + 1, rate.float(), nu)
@@ -86,4 +87,4 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     g, (v,) = leaf.grad, leaf.memory
     eps, step = leaf.scalars
     v = torch.addcmul(v, g, g)
-    return g * step / (v.sqrt() + eps), v
+    return g * step / (root(v) + eps), v

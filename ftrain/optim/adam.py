@@ -14,7 +14,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
-from ftrain.optim._leaves import agreeing, first_device, parameters, placed, zeros_like
+from ftrain.optim._leaves import agreeing, first_device, parameters, placed, root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -111,6 +111,7 @@ def adamw(
     def update(
         grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamState]:
+        _checks.own_state("adamw", AdamState, state)
         params = _checks.needed("adamw", params)
         decays = mask_leaves(mask, params)
         rate = rate_at(learning_rate, state.count)
@@ -173,6 +174,7 @@ def adam(
     def update(
         grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamState]:
+        _checks.own_state("adam", AdamState, state)
         rate = rate_at(learning_rate, state.count)
         moments = ScaleByAdamState(state.count, state.mu, state.nu)
         updates, (count, mu, nu) = _advance((b1, b2, eps), grads, moments, params, factor=-rate)
@@ -213,6 +215,7 @@ def scale_by_adam(
     def update(
         grads: PyTree, state: ScaleByAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByAdamState]:
+        _checks.own_state("scale_by_adam", ScaleByAdamState, state)
         return _advance((b1, b2, eps), grads, state, params)
 
     return GradientTransformation(init, update)
@@ -256,15 +259,15 @@ def _advance(
     count = state.count + 1
     t = count.to(torch.float64)
     step = factor / (1 - double(b1, t.device) ** t)
-    root = (1 - double(b2, t.device) ** t).sqrt()
-    place = placed(1 - b1, b2, 1 - b2, root, eps, step, shrink)
+    correction = (1 - double(b2, t.device) ** t).sqrt()
+    place = placed(1 - b1, b2, 1 - b2, correction, eps, step, shrink)
     updates, mu, nu = [], [], []
     for index, (m, v, grad, p) in enumerate(zip(means, squares, gs, ps, strict=True)):
-        one_b1, b2_, one_b2, root_, eps_, step_, shrink_ = place(m.device, m.dtype)
+        one_b1, b2_, one_b2, correction_, eps_, step_, shrink_ = place(m.device, m.dtype)
         g = grad.to(m.dtype)
         new_m = torch.lerp(m, g, one_b1)
         new_v = torch.addcmul(v * b2_, g * one_b2, g)
-        u = new_m * step_ / (new_v.sqrt() / root_ + eps_)
+        u = new_m * step_ / (root(new_v) / correction_ + eps_)
         updates.append(u - p * shrink_ if decays and decays[index] else u)
         mu.append(like(new_m, m))
         nu.append(like(new_v, v))

@@ -73,6 +73,7 @@ def adamax(
     def update(
         grads: PyTree, state: AdamaxState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamaxState]:
+        _checks.own_state("adamax", AdamaxState, state)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,

@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -101,6 +101,7 @@ def adan(
     def update(
         grads: PyTree, state: AdanState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdanState]:
+        _checks.own_state("adan", AdanState, state)
         masked = None
         if decays:
             params = _checks.needed("adan with weight_decay", params)
@@ -140,5 +141,5 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     m = torch.lerp(m, g, one_b1)
     d = torch.lerp(d, change, one_b2)
     v = torch.addcmul(v * b3, ahead * one_b3, ahead)
-    u = (m * of_mean + d * of_diff) / ((v / seen + eps_root).sqrt() + eps)
+    u = (m * of_mean + d * of_diff) / (root(v / seen + eps_root) + eps)
     return u, m, d, v, g.clone()

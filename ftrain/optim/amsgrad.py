@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -91,6 +91,7 @@ def amsgrad(
     def update(
         grads: PyTree, state: AMSGradState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AMSGradState]:
+        _checks.own_state("amsgrad", AMSGradState, state)
         masked = None
         if decays:
             params = _checks.needed("amsgrad with weight_decay", params)
@@ -112,8 +113,8 @@ def amsgrad(
 
 def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     g, (m, v, largest) = leaf.grad, leaf.memory
-    one_b1, b2, one_b2, root, eps, step = leaf.scalars
+    one_b1, b2, one_b2, correction, eps, step = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     largest = torch.maximum(largest, v)
-    return m * step / (largest.sqrt() / root + eps), m, v, largest
+    return m * step / (root(largest) / correction + eps), m, v, largest

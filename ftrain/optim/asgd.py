@@ -75,6 +75,7 @@ def asgd(
     def update(
         grads: PyTree, state: ASGDState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ASGDState]:
+        _checks.own_state("asgd", ASGDState, state)
         params = _checks.needed("asgd", params)
         rate = rate_at(learning_rate, state.count)
         done, shrink = state.count.to(torch.float64), double(lambd, rate.device)

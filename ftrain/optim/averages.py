@@ -95,6 +95,7 @@ def ema(
     def update(
         grads: PyTree, state: EmaState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, EmaState]:
+        _checks.own_state("ema", EmaState, state)
         params = _checks.needed("ema", params)
         updates, new = inner.update(grads, state.inner, params, **extra)
         kept: Hyperparameter = decay
@@ -157,6 +158,7 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
     def update(
         grads: PyTree, state: SwaState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SwaState]:
+        _checks.own_state("swa", SwaState, state)
         params = _checks.needed("swa", params)
         updates, new = inner.update(grads, state.inner, params, **extra)
         seen = state.updates_seen + 1

@@ -78,6 +78,7 @@ def scale_by_rms(
     def update(
         grads: PyTree, state: ScaleByRmsState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByRmsState]:
+        _checks.own_state("scale_by_rms", ScaleByRmsState, state)
         scalars = (decay, 1 - decay, eps)
         updates, nu = each_leaf(scaled, grads, params, {"nu": state.nu}, scalars)
         return updates, ScaleByRmsState(nu)
@@ -119,6 +120,7 @@ def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> Gradie
     def update(
         grads: PyTree, state: ScaleByLionState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByLionState]:
+        _checks.own_state("scale_by_lion", ScaleByLionState, state)
         updates, mu = each_leaf(signed, grads, params, {"mu": state.mu}, (1 - b1, 1 - b2))
         return updates, ScaleByLionState(mu)
 

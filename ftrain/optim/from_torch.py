@@ -10,6 +10,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.optimizer import like
+from ftrain.optim import _checks
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
 from ftrain.optim._parts import Masked
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
@@ -83,6 +84,7 @@ def from_torch(
     def update(
         grads: PyTree, state: FromTorchState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, FromTorchState]:
+        _checks.own_state("from_torch", FromTorchState, state)
         if params is None:
             raise ValueError(
                 f"`from_torch({optimizer.__name__})` reads the parameters and got none: call "

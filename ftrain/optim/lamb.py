@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim._trust import trust_ratio
 from ftrain.optim.masks import Mask, mask_leaves, matrices
@@ -87,6 +87,7 @@ def lamb(
     def update(
         grads: PyTree, state: LAMBState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LAMBState]:
+        _checks.own_state("lamb", LAMBState, state)
         params = _checks.needed("lamb", params)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
@@ -116,7 +117,7 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     one_b1, b2, one_b2, seen1, seen2, eps, weight_decay, step = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
-    d = m / seen1 / ((v / seen2).sqrt() + eps)
+    d = m / seen1 / (root(v / seen2) + eps)
     if not leaf.masked:
         return d * step, m, v
     d = d + p * weight_decay

@@ -102,6 +102,7 @@ def lars(
     def update(
         grads: PyTree, state: LARSState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LARSState]:
+        _checks.own_state("lars", LARSState, state)
         params = _checks.needed("lars", params)
         rate = rate_at(learning_rate, state.count)
         updates, sums = each_leaf(

@@ -146,6 +146,7 @@ def lbfgs(
         loss: torch.Tensor | None = None,
         **extra: Any,
     ) -> tuple[PyTree, LBFGSState]:
+        _checks.own_state("lbfgs", LBFGSState, state)
         params = _checks.needed("lbfgs", params)
         count, _, _, *memory = state
         rate = rate_at(learning_rate, count)
@@ -208,6 +209,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
     def update(
         grads: PyTree, state: ScaleByLBFGSState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByLBFGSState]:
+        _checks.own_state("scale_by_lbfgs", ScaleByLBFGSState, state)
         params = _checks.needed("scale_by_lbfgs", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         p, g = _vector(ps), _vector(gs)

@@ -11,6 +11,7 @@ from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
+from ftrain.optim.normalize import signs
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["LionState", "lion"]
@@ -78,6 +79,7 @@ def lion(
     def update(
         grads: PyTree, state: LionState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LionState]:
+        _checks.own_state("lion", LionState, state)
         params = _checks.needed("lion", params)
         rate = rate_at(learning_rate, state.count)
         updates, mu = each_leaf(
@@ -97,4 +99,4 @@ def lion(
 def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     g, (m,) = leaf.grad, leaf.memory
     one_b1, one_b2, step = leaf.scalars
-    return torch.lerp(m, g, one_b1).sign() * step, torch.lerp(m, g, one_b2)
+    return signs(torch.lerp(m, g, one_b1)) * step, torch.lerp(m, g, one_b2)

@@ -78,6 +78,7 @@ def lookahead(
     def update(
         grads: PyTree, state: LookaheadState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LookaheadState]:
+        _checks.own_state("lookahead", LookaheadState, state)
         params = _checks.needed("lookahead", params)
         updates, new = inner.update(grads, state.inner, params, **extra)
         (slows, ps, us), treedef = agreeing(

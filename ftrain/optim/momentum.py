@@ -57,6 +57,7 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
     def update(
         grads: PyTree, state: TraceState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, TraceState]:
+        _checks.own_state("trace", TraceState, state)
         if params is not None:
             agreeing(("params", params), ("grads", grads))
         (sums, gs), treedef = agreeing(

@@ -95,6 +95,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         loss: torch.Tensor | None = None,
         **extra: Any,
     ) -> tuple[PyTree, MultiStepsState]:
+        _checks.own_state("multi_steps", MultiStepsState, state)
         if params is not None:
             agreeing(("params", params), ("grads", grads))
         (totals, gs), treedef = agreeing(
@@ -124,6 +125,8 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
             means = [t / divide(t.device, t.dtype)[0] for t in sums]
             if loss is not None:
                 rest["loss"] = (losses / whole).to(loss.dtype)
+            if weight is not None:
+                rest["weight"] = gathered
             return inner.update(tree.unflatten(treedef, means), value[1], params, **rest)
 
         still = tree.unflatten(treedef, [unchanged(t) for t in totals])

@@ -10,15 +10,17 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._each import debias
 from ftrain.optim._leaves import (
     agreeing,
     compute_dtype,
     first_device,
     parameters,
     placed,
+    root,
     zeros_like,
 )
-from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -153,18 +155,23 @@ def muon(
     def update(
         grads: PyTree, state: MuonState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, MuonState]:
+        _checks.own_state("muon", MuonState, state)
         params = _checks.needed("muon", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         (means, _), _ = agreeing(("state.mu", state.mu), ("grads", grads), strict_dtype=False)
         squares = tree.leaves(state.nu)
         chosen = _chosen(orthogonal, params)
         rate, others = rate_at(learning_rate, state.count), rate_at(adam_rate, state.count)
-        t = (state.count + 1).to(torch.float64)
-        first = others / (1 - double(adam_b1, t.device) ** t)
-        root = (1 - double(adam_b2, t.device) ** t).sqrt()
+        count = state.count + 1
         of_muon = placed(1 - momentum, momentum, rate, rate * weight_decay)
         of_adam = placed(
-            1 - adam_b1, adam_b2, 1 - adam_b2, root, adam_eps, first, others * adam_weight_decay
+            1 - adam_b1,
+            adam_b2,
+            1 - adam_b2,
+            debias(adam_b2, count).sqrt(),
+            adam_eps,
+            others / debias(adam_b1, count),
+            others * adam_weight_decay,
         )
         updates, mu, nu = [], [], []
         for p, grad, m, v, matrix in zip(ps, gs, means, squares, chosen, strict=True):
@@ -178,15 +185,15 @@ def muon(
                 u = o * (rate_ * _for_shape(wide, adjust_lr_fn))
                 new_v = v.clone()
             else:
-                one_b1, b2, one_b2, root_, eps_, rate_, shrink = of_adam(m.device, m.dtype)
+                one_b1, b2, one_b2, correction_, eps_, rate_, shrink = of_adam(m.device, m.dtype)
                 new_m = torch.lerp(m, g, one_b1)
                 new_v = torch.addcmul(v * b2, g * one_b2, g)
-                u = new_m * rate_ / (new_v.sqrt() / root_ + eps_)
+                u = new_m * rate_ / (root(new_v) / correction_ + eps_)
             updates.append(-u - here * shrink)
             mu.append(like(new_m, m))
             nu.append(like(new_v, v))
         new = MuonState(
-            state.count + 1,
+            count,
             rate.float(),
             others.float(),
             tree.unflatten(treedef, mu),

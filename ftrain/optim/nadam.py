@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -104,6 +104,7 @@ def nadam(
     def update(
         grads: PyTree, state: NAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, NAdamState]:
+        _checks.own_state("nadam", NAdamState, state)
         masked = None
         if decays:
             params = _checks.needed("nadam with weight_decay", params)
@@ -139,4 +140,4 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     one_b1, b2, one_b2, seen, eps, of_gradient, of_mean = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
-    return (g * of_gradient + m * of_mean) / ((v / seen).sqrt() + eps), m, v
+    return (g * of_gradient + m * of_mean) / (root(v / seen) + eps), m, v

@@ -71,6 +71,7 @@ def add_noise(
     def update(
         grads: PyTree, state: AddNoiseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AddNoiseState]:
+        _checks.own_state("add_noise", AddNoiseState, state)
         leaves, treedef = gradients(grads)
         count = state.count + 1
         variance = eta / count.to(torch.float64) ** double(gamma, count.device)

@@ -144,6 +144,7 @@ def reduce_on_plateau(
     def update(
         grads: PyTree, state: ReduceOnPlateauState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ReduceOnPlateauState]:
+        _checks.own_state("reduce_on_plateau", ReduceOnPlateauState, state)
         leaves, treedef = gradients(grads)
         count = state.count + 1
         summed = state._replace(count=count, total=state.total + _value(extra, count.device))

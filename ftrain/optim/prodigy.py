@@ -17,6 +17,7 @@ from ftrain.optim._leaves import (
     parameters,
     placed,
     plus,
+    root,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
@@ -138,6 +139,7 @@ def prodigy(
     def update(
         grads: PyTree, state: ProdigyState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ProdigyState]:
+        _checks.own_state("prodigy", ProdigyState, state)
         params = _checks.needed("prodigy", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         agreeing(("state.mu", state.mu), ("grads", grads), strict_dtype=False)
@@ -159,7 +161,7 @@ def prodigy(
         updates = []
         for m, v, p, shrink in zip(mu, nu, ps, shrinks, strict=True):
             step_, eps_, decay_ = place(m.device, m.dtype)
-            u = m * step_ / (v.sqrt() + eps_)
+            u = m * step_ / (root(v) + eps_)
             updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
         new = ProdigyState(
             state.count + 1,

@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -92,6 +92,7 @@ def radam(
     def update(
         grads: PyTree, state: RAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RAdamState]:
+        _checks.own_state("radam", RAdamState, state)
         masked = None
         if decays:
             params = _checks.needed("radam with weight_decay", params)
@@ -129,5 +130,5 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     one_b1, b2, one_b2, eps, step, adaptive, rectifier = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
-    scale = torch.where(torch.as_tensor(adaptive > 0), rectifier / (v.sqrt() + eps), 1.0)
+    scale = torch.where(torch.as_tensor(adaptive > 0), rectifier / (root(v) + eps), 1.0)
     return m * step * scale, m, v

@@ -8,7 +8,7 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -96,7 +96,7 @@ def rmsprop(
             m = torch.lerp(others.pop(0), g, one_alpha)
             square = torch.addcmul(v, m, m, value=-1).clamp(min=0)
             kept.append(m)
-        direction = g / (square.sqrt() + eps)
+        direction = g / (root(square) + eps)
         if remembers:
             direction = others.pop(0) * momentum + direction
             kept.append(direction)
@@ -105,6 +105,7 @@ def rmsprop(
     def update(
         grads: PyTree, state: RMSpropState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RMSpropState]:
+        _checks.own_state("rmsprop", RMSpropState, state)
         rate = rate_at(learning_rate, state.count)
         memory = {"nu": state.nu}
         if centered:

@@ -89,6 +89,7 @@ def rprop(
     def update(
         grads: PyTree, state: RpropState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RpropState]:
+        _checks.own_state("rprop", RpropState, state)
         updates, sizes, previous = each_leaf(
             _rule,
             grads,

@@ -93,6 +93,7 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformatio
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
+        _checks.own_state("scale_by_learning_rate", ScaleByLearningRateState, state)
         rate = rate_at(learning_rate, state.count)
         return _scaled_tree(grads, -rate), ScaleByLearningRateState(state.count + 1, rate.float())
 
@@ -132,6 +133,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
+        _checks.own_state("scale_by_schedule", ScaleByScheduleState, state)
         factor = rate_at(schedule, state.count)
         return _scaled_tree(grads, factor), ScaleByScheduleState(state.count + 1, factor.float())
 

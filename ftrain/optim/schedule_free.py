@@ -20,6 +20,7 @@ from ftrain.optim._leaves import (
     first_device,
     parameters,
     placed,
+    root,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
@@ -238,6 +239,7 @@ def _schedule_free(
     def update(
         grads: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScheduleFreeState]:
+        _checks.own_state(name, ScheduleFreeState, state)
         params = _checks.needed(name, params)
         (ys, gs), treedef = agreeing(("params", params), ("grads", grads))
         (zs, _), _ = agreeing(("state.z", state.z), ("grads", grads), strict_dtype=False)
@@ -281,13 +283,13 @@ def _scaled(
     """Adam's direction without a mean, and the new squares."""
     squares, treedef = tree.flatten(state.nu)
     t = (state.count + 1).to(torch.float64)
-    root = (1 - double(b2, t.device) ** t).sqrt()
-    place = placed(b2, 1 - b2, root, eps)
+    correction = (1 - double(b2, t.device) ** t).sqrt()
+    place = placed(b2, 1 - b2, correction, eps)
     directions, nu = [], []
     for v, grad in zip(squares, gs, strict=True):
-        b2_, one_b2, root_, eps_ = place(v.device, v.dtype)
+        b2_, one_b2, correction_, eps_ = place(v.device, v.dtype)
         g = grad.to(v.dtype)
         new = torch.addcmul(v * b2_, g * one_b2, g)
-        directions.append(g / (new.sqrt() / root_ + eps_))
+        directions.append(g / (root(new) / correction_ + eps_))
         nu.append(like(new, v))
     return directions, tree.unflatten(treedef, nu)

@@ -53,7 +53,7 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
     ({'w': tensor([1., 2.])}, tensor(1), tensor(0))
     """
     _checks.optimizer("skip_nonfinite", inner)
-    return _skip(inner, torch.isfinite)
+    return _skip("skip_nonfinite", inner, torch.isfinite)
 
 
 def skip_large_updates(
@@ -80,11 +80,11 @@ def skip_large_updates(
     _checks.optimizer("skip_large_updates", inner)
     if isinstance(max_norm, torch.Tensor) or max_norm != torch.inf:
         _checks.non_negative("max_norm", max_norm)
-    return _skip(inner, lambda norm: norm <= max_norm)
+    return _skip("skip_large_updates", inner, lambda norm: norm <= max_norm)
 
 
 def _skip(
-    inner: GradientTransformation, applies: Callable[[torch.Tensor], torch.Tensor]
+    name: str, inner: GradientTransformation, applies: Callable[[torch.Tensor], torch.Tensor]
 ) -> GradientTransformation:
     def init(params: PyTree) -> SkipState:
         leaves, _ = parameters(params)
@@ -93,6 +93,7 @@ def _skip(
     def update(
         grads: PyTree, state: SkipState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
+        _checks.own_state(name, SkipState, state)
         gradients(grads)
         # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
         good = applies(global_norm(grads)).to(state.skipped.device)

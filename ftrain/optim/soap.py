@@ -11,15 +11,17 @@ from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._cond import changed_if
+from ftrain.optim._each import debias
 from ftrain.optim._leaves import (
     agreeing,
     compute_dtype,
     first_device,
     parameters,
     placed,
+    root,
     zeros_like,
 )
-from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -143,6 +145,7 @@ def soap(
     def update(
         grads: PyTree, state: SOAPState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SOAPState]:
+        _checks.own_state("soap", SOAPState, state)
         params = _checks.needed("soap", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         (means, squares, _), _ = agreeing(
@@ -151,22 +154,21 @@ def soap(
         shrinks = mask_leaves(mask, params)
         places = _places(ps, max_precondition_dim)
         rate = rate_at(learning_rate, state.count)
-        t = (state.count + 1).to(torch.float64)
-        step = -rate / (1 - double(b1, t.device) ** t)
-        root = (1 - double(b2, t.device) ** t).sqrt()
-        place = placed(1 - b1, b2, 1 - b2, root, eps, step, rate * weight_decay, 1 - decay)
+        count = state.count + 1
+        step, correction = -rate / debias(b1, count), debias(b2, count).sqrt()
+        place = placed(1 - b1, b2, 1 - b2, correction, eps, step, rate * weight_decay, 1 - decay)
         updates, mu, nu = [], [], []
         grams = list(state.grams)
         for p, grad, m, v, shrink, (left, right) in zip(
             ps, gs, means, squares, shrinks, places, strict=True
         ):
-            one_b1, b2_, one_b2, root_, eps_, step_, decay_, one_b3 = place(m.device, m.dtype)
+            one_b1, b2_, one_b2, correction_, eps_, step_, decay_, one_b3 = place(m.device, m.dtype)
             g = grad.to(m.dtype)
             basis = _at(state.bases, left), _at(state.bases, right)
             turned = _turned(g, *basis)
             new_m = torch.lerp(m, turned, one_b1)
             new_v = torch.addcmul(v * b2_, turned * one_b2, turned)
-            u = _turned_back(new_m * step_ / (new_v.sqrt() / root_ + eps_), *basis)
+            u = _turned_back(new_m * step_ / (root(new_v) / correction_ + eps_), *basis)
             updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
             mu.append(like(new_m, m))
             nu.append(like(new_v, v))
@@ -188,7 +190,7 @@ def soap(
         for index, m, v in zip(matters, means, squares, strict=True):
             mu[index], nu[index] = m, v
         new = SOAPState(
-            state.count + 1,
+            count,
             rate.float(),
             tree.unflatten(treedef, mu),
             tree.unflatten(treedef, nu),

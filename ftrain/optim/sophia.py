@@ -132,6 +132,7 @@ def sophia(
         value_fn: ValueFn | None = None,
         **extra: Any,
     ) -> tuple[PyTree, SophiaState]:
+        _checks.own_state("sophia", SophiaState, state)
         params = _checks.needed("sophia", params)
         value_fn = _checks.function_needed("sophia", "value_fn", value_fn)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))

@@ -76,6 +76,7 @@ def with_hyperparams(
     def update(
         grads: PyTree, state: HyperparamsState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, HyperparamsState]:
+        _checks.own_state("with_hyperparams", HyperparamsState, state)
         inner = build(**state.hyperparams, **rest)
         updates, new = inner.update(grads, state.inner, params, **extra)
         kept = {name: value.clone() for name, value in state.hyperparams.items()}
@@ -97,7 +98,8 @@ def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> Py
 
     Raises:
         LookupError: no hyper-parameter is called so, or the names lead nowhere.
-        ValueError: several are, a number is out of its range, or a tensor has another shape.
+        ValueError: several are, a number is out of the range that this library's optimizers have for its
+            name, or a tensor has another shape.
 
     >>> from ftrain import optim
     >>> optimizer = with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)
@@ -150,8 +152,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, torch.Tensor))
 
 
-# What the names of this library mean, as the optimizers themselves check it.
+_FRACTIONS = "b1 b2 b3 momentum decay adam_b1 adam_b2 eta_minus"
+_POSITIVES = "d d0 d_coef eta_plus trust_coefficient clip_threshold max_step_size"
+_NON_NEGATIVES = """
+    learning_rate adam_learning_rate weight_decay adam_weight_decay dampening momentum_decay
+    eps adam_eps eps1 eps2 eps_root alpha lambd rho eta gamma t0
+    max_norm min_step_size weight_lr_power initial_accumulator_value
+"""
+
+# What all optimizers of this library that have a number of such a name ask of it; where they differ, the
+# mildest: `rho` is a distance in `sam`, a fraction in `adadelta`.
 _CHECKS: dict[str, Callable[[str, Hyperparameter], None]] = {
-    **dict.fromkeys(("learning_rate", "weight_decay", "eps", "max_norm"), _checks.non_negative),
-    **dict.fromkeys(("b1", "b2", "b3", "momentum", "decay"), _checks.fraction),
+    **dict.fromkeys(_FRACTIONS.split(), _checks.fraction),
+    **dict.fromkeys(_POSITIVES.split(), _checks.positive),
+    **dict.fromkeys(_NON_NEGATIVES.split(), _checks.non_negative),
 }

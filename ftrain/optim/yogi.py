@@ -9,7 +9,7 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._each import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import zeros_like
+from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -80,6 +80,7 @@ def yogi(
     def update(
         grads: PyTree, state: YogiState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, YogiState]:
+        _checks.own_state("yogi", YogiState, state)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,
@@ -99,4 +100,4 @@ def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
     m = torch.lerp(m, g, one_b1)
     square = g.square()
     v = v - (v - square).sign() * square * one_b2
-    return m * step / ((v / seen).sqrt() + eps), m, v
+    return m * step / (root(v / seen) + eps), m, v

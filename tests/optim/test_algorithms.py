@@ -220,3 +220,36 @@ def test_hypergradients_flow_through_two_updates(name):
 
     rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(after, rate)
+
+
+ROOTS = [n for n in OPTIMIZERS if n not in ("lbfgs, no search", "rprop")]
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_hypergradients_where_gradients_are_zero(name):
+    """An entry that no batch has used: the infinite slope of a square root is at none of its moments."""
+
+    def after(rate):
+        optimizer = CASES[name].build(rate)
+        params = {"w": torch.tensor([[1.0, 2.0], [0.5, -1.0]]), "b": torch.tensor([1.0, 0.0])}
+        state = optimizer.init(params)
+        for _ in range(3):
+            used = {"w": params["w"] * torch.tensor([[1.0, 0.0], [1.0, 1.0]]), "b": 0 * params["b"]}
+            updates, state = optimizer.update(used, state, params)
+            params = optim.apply_updates(params, updates)
+        return params["w"].square().sum() + params["b"].sum()
+
+    rate = torch.tensor(CASES[name].rates.mlp, requires_grad=True)
+    (slope,) = torch.autograd.grad(after(rate), rate)
+    assert slope.isfinite()
+    assert slope != 0
+
+
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n not in ("rprop", "lbfgs, no search")])
+def test_a_nan_is_never_hidden(name):
+    """Where a gradient is NaN the parameter becomes NaN: it does not just stop, and look well."""
+    params = {"w": torch.ones(2, 2)}
+    optimizer = CASES[name].build(0.1)
+    grads = {"w": torch.tensor([[1.0, torch.nan], [1.0, 1.0]])}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    assert optim.apply_updates(params, updates)["w"][0, 1].isnan()

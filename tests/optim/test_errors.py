@@ -233,3 +233,55 @@ def test_states_of_another_chain():
 def test_schedules_that_return_no_rate(schedule, error, message):
     with pytest.raises(error, match=message):
         optim.sgd(schedule).init(PARAMS)
+
+
+def foreign(name: str) -> object:
+    """A state that the optimizer of this name has never returned."""
+    other = "adam" if name != "adam" else "sgd"
+    return OPTIMIZERS[other](0.1).init(PARAMS)
+
+
+ONES_OWN_STATE = [
+    n
+    for n, build in OPTIMIZERS.items()
+    if hasattr(build(0.1).init(PARAMS), "_fields") and n != "adamw"
+]
+
+
+@pytest.mark.parametrize("name", ONES_OWN_STATE)
+def test_states_of_another_optimizer(name):
+    optimizer = OPTIMIZERS[name](0.1)
+    kind = type(optimizer.init(PARAMS)).__name__
+    with pytest.raises(
+        TypeError, match=rf"goes on from its own {kind}, and was .* an? (Adam|SGD)State"
+    ):
+        optimizer.update(PARAMS, foreign(name), PARAMS)
+
+
+def test_the_pair_that_update_returned_is_no_state():
+    optimizer = optim.adamw(0.1)
+    pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    with pytest.raises(
+        TypeError, match=r"`adamw` .* a tuple: .* `updates, state = optimizer.update"
+    ):
+        optimizer.update(PARAMS, pair, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        optim.trace(0.9), optim.scale_by_adam(), optim.scale_by_rms(), optim.scale_by_lion(),
+        optim.scale_by_lbfgs(), optim.scale_by_learning_rate(0.1), optim.add_noise(0.1, key=0),
+        optim.scale_by_schedule(optim.constant(1.0)), optim.zero_nans(), optim.reduce_on_plateau(),
+        optim.skip_nonfinite(optim.sgd(0.1)), optim.skip_large_updates(optim.sgd(0.1), 1.0),
+        optim.lookahead(optim.sgd(0.1)), optim.ema(optim.sgd(0.1)), optim.swa(optim.sgd(0.1), 1),
+        optim.multi_steps(optim.sgd(0.1), 2), optim.sophia(0.1), optim.lbfgs(),
+        optim.with_hyperparams(optim.sgd, learning_rate=0.1),
+        optim.from_torch(torch.optim.SGD, lr=0.1),
+    ],
+)  # fmt: skip
+def test_states_of_another_link(link):
+    with pytest.raises(
+        TypeError, match=r"goes on from its own \w+State, and was handed an AdamState"
+    ):
+        link.update(PARAMS, optim.adam(0.1).init(PARAMS), PARAMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -102,6 +103,18 @@ def test_parameters_left_out(name):
         ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
     ):
         optimizer.update(params, optimizer.init(params))
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_what_an_optimizer_refuses_its_state_refuses(name, argument):
+    """`set_hyperparams` on a state that holds this number, for one that is below the range."""
+    if argument == "beta2_decay":
+        pytest.skip("a power below zero")
+    start = 2.0 if argument == "eta_plus" else 0.1
+    optimizer = optim.with_hyperparams(functools.partial(build, name), **{argument: start})
+    params = random_tree(0, SHAPES, torch.float32)
+    with pytest.raises(ValueError, match=rf"{argument} must .*-1.0"):
+        optim.set_hyperparams(optimizer.init(params), **{argument: -1.0})
 
 
 MASKED = [n for n in ALGORITHMS if "mask" in inspect.signature(getattr(optim, n)).parameters]

@@ -178,3 +178,15 @@ def test_trees_of_every_size(wrapper):
         updates, new = update(optimizer, params, state, params)
         assert spec(new) == spec(state)
         assert spec(optim.apply_updates(params, updates)) == spec(params)
+
+
+def test_gathering_twice_keeps_the_weights():
+    """Two by two, and two of those: the mean of all four by their weights."""
+    optimizer = optim.multi_steps(optim.multi_steps(optim.sgd(1.0), 2), 2)
+    params = {"w": torch.tensor([5.0])}
+    state = optimizer.init(params)
+    for gradient, weight in ((1.0, 1.0), (1.0, 1.0), (4.0, 3.0), (4.0, 3.0)):
+        grads = {"w": torch.tensor([gradient])}
+        updates, state = optimizer.update(grads, state, params, weight=weight)
+        params = optim.apply_updates(params, updates)
+    assert params["w"].item() == 5.0 - (2 * 1.0 + 6 * 4.0) / 8
