@@ -78,7 +78,7 @@ class Arrays:
 
     def gather(self, indices: Tensor) -> Any:
         """The rows with these indices."""
-        rows = [leaf.index_select(0, indices.to(leaf.device)) for leaf in self._leaves]
+        rows = [_rows(leaf, indices.to(leaf.device)) for leaf in self._leaves]
         return tree.unflatten(self._structure, rows)
 
 
@@ -93,6 +93,15 @@ class Fetch:
         self.may_draw = augment is not None or type(dataset) is not list
 
     def __getitem__(self, request: Request) -> Any:
+        try:
+            return self._batch(request)
+        except StopIteration as error:  # out of a worker, it would end the epoch as if it were over
+            raise RuntimeError(
+                "the dataset raised StopIteration for a sample that its length promises: let "
+                "__getitem__ return it, or __len__ be smaller"
+            ) from error
+
+    def _batch(self, request: Request) -> Any:
         if self.at_once:
             batch = self.dataset.gather(torch.from_numpy(request.indices))
             if self.augment is not None:
@@ -234,9 +243,20 @@ def weighted(batch: Any, weight: Tensor) -> Any:
     return {**batch, "weight": weight}
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def _rows(leaf: Tensor, indices: Tensor) -> Tensor:
+    signed = _SIGNED.get(leaf.dtype)  # torch indexes no others
+    if signed is None:
+        return leaf.index_select(0, indices)
+    return leaf.view(signed).index_select(0, indices).view(leaf.dtype)
+
+
 def _tensor(leaf: Any, path: str) -> Tensor:
-    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
-        if not leaf.dtype.isnative or min(leaf.strides, default=0) < 0:  # torch has neither
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" and leaf.dtype.char not in "gG":
+        odd = any(stride < 0 or stride % leaf.itemsize for stride in leaf.strides)
+        if odd or not leaf.dtype.isnative:  # torch has neither
             leaf = leaf.astype(leaf.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():  # of arrays that cannot be written: rows are only read
             warnings.simplefilter("ignore", UserWarning)
@@ -249,7 +269,7 @@ def _tensor(leaf: Any, path: str) -> Tensor:
         )
     if leaf.ndim == 0:
         raise ValueError(f"dataset{path} is a single number: the first axis must count samples")
-    return leaf
+    return leaf.detach()
 
 
 def _described(leaf: Any) -> str:

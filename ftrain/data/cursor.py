@@ -16,6 +16,9 @@ __all__ = ["Cursor"]
 #: Goes up when the order that (seed, epoch, position) stand for changes.
 ORDER = 1
 
+# A position counted over all epochs (of up to 2^32 samples) fits 63 bits.
+_EPOCHS = 2**31
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cursor:
@@ -80,7 +83,11 @@ class Cursor:
                 f"the cursor counts in data order {order!r}, this version of ftrain knows {ORDER}: "
                 "continue with the version that saved it, or start the data anew with loader.start()"
             )
-        cursor = cls(seed, epoch, position, _json.decode(content.get("state")))
+        try:
+            state = _json.decode(content.get("state"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the cursor's state is damaged: {error!r}") from None
+        cursor = cls(seed, epoch, position, state)
         check(cursor)
         return cursor
 
@@ -97,6 +104,8 @@ def check(cursor: Cursor) -> None:
         value = getattr(cursor, name)
         if not is_count(value, 0):
             raise ValueError(f"cursor.{name} counts from 0, found {value!r}")
+    if cursor.epoch >= _EPOCHS or cursor.position >= 2**63:
+        raise ValueError(f"no run gets as far as {cursor}")
 
 
 def check_seed(seed: object) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ftrain.data._device import transferred
-from ftrain.data._fetch import Augment, Collate, Fetch, Request, as_dataset
+from ftrain.data._fetch import Augment, Collate, Fetch, Gather, Request, as_dataset
 from ftrain.data.cursor import Cursor, check, check_seed, is_count
 from ftrain.data.samplers import Sampler, Sequential, Shuffled
 
@@ -56,7 +56,8 @@ class Loader:
         augment: `augment(sample, key) -> sample`; `key` is an `ftrain.random` key that (seed, epoch,
             position) decide. On in-memory data it is vmapped over the batch, else called for each
             sample, in the workers.
-        collate: `collate(samples) -> batch` for data read sample by sample; default: torch's.
+        collate: `collate(samples) -> batch` for data read sample by sample (refused for other data);
+            default: torch's.
         workers: processes that fetch; 0: this one does. No batch depends on it.
         prefetch: batches that each worker has ready; and whether batches go to a CUDA device ahead.
         device: where batches go; `None`: they stay where the data is.
@@ -105,6 +106,11 @@ class Loader:
         source = as_dataset(self.dataset)
         if not len(source):
             raise ValueError("the dataset is empty")
+        if self.collate is not None and isinstance(source, Gather):
+            raise ValueError(
+                "collate puts samples together, but this dataset gives whole batches at once: leave it "
+                "out, or pass a list of samples"
+            )
         ordered = Shuffled if self.shuffle else Sequential
         order = ordered(len(source)) if self.sampler is None else self.sampler
         plain = self.sampler is None and not self.shuffle
@@ -223,10 +229,17 @@ class Loader:
         elif not whole:
             positions = positions[:, : n - position]
         indices = self._order.at(positions, seed=seed, epoch=epoch)
-        self._check_indices(indices)
+        self._check_indices(indices, positions)
         return _Block(positions, indices, weight)
 
-    def _check_indices(self, indices: NDArray[np.int64]) -> None:
+    def _check_indices(self, indices: Any, positions: NDArray[np.int64]) -> None:
+        found = (getattr(indices, "dtype", None), getattr(indices, "shape", None))
+        if not isinstance(indices, np.ndarray) or found != (np.int64, positions.shape):
+            raise TypeError(
+                f"at(...) of {type(self._order).__name__} returned {type(indices).__name__} with dtype "
+                f"and shape {found}: it must return a numpy array of int64, with the shape of the "
+                f"positions, here {positions.shape}"
+            )
         low, high, n = indices.min(), indices.max(), len(self._fetch.dataset)
         if low < 0 or high >= n:
             raise IndexError(

@@ -105,7 +105,8 @@ class Weighted:
         values = np.asarray(weights, dtype=np.float64)
         _check_weights(values)
         self.n = _checked_length(len(values) if samples is None else samples)
-        self._ends = np.cumsum(values)
+        # By a power of two, which changes no draw: neither the sum nor a product may leave the range.
+        self._ends = np.cumsum(np.ldexp(values, -np.frexp(values.max())[1]))
         self._last = int(np.nonzero(values)[0][-1])
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ Read next: `loader.py`, which takes what these return.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
     """
     source = as_dataset(dataset)
     n = len(source)
+    if not isinstance(held_out, (int, float)) or isinstance(held_out, bool) or math.isnan(held_out):
+        raise ValueError(f"held_out is a number of samples or a share of them, found {held_out!r}")
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
         raise ValueError(f"held_out={held_out!r} of {n} samples leaves one of the two parts empty")
@@ -55,7 +58,7 @@ def concat(*datasets: Any) -> Any:
         datasets: trees of tensors of one structure, or map-style datasets.
 
     Raises:
-        ValueError: there is none, or the trees differ in structure.
+        ValueError: there is none, or they differ in kind, structure, dtypes or shapes.
 
     >>> both = concat({"x": torch.zeros(2)}, {"x": torch.ones(1)})
     >>> both["x"]
@@ -64,7 +67,20 @@ def concat(*datasets: Any) -> Any:
     if not datasets:
         raise ValueError("nothing to put together: concat(first, second, ...)")
     sources = [as_dataset(dataset) for dataset in datasets]
-    if all(isinstance(source, Arrays) for source in sources):
-        whole = [source.gather(torch.arange(len(source))) for source in sources]
-        return tree.map(lambda *leaves: torch.cat(leaves), *whole)
-    return ConcatDataset(sources)
+    arrays = [isinstance(source, Arrays) for source in sources]
+    if not any(arrays):
+        return ConcatDataset(sources)
+    if not all(arrays):
+        raise ValueError(
+            "trees of tensors and datasets read sample by sample cannot be put together: make the "
+            "tensors a list of samples"
+        )
+    whole = [source.gather(torch.arange(len(source))) for source in sources]
+    for path, *leaves in zip(tree.paths(whole[0]), *map(tree.leaves, whole), strict=False):
+        kinds = [(leaf.dtype, tuple(leaf.shape[1:])) for leaf in leaves]
+        if len(set(kinds)) > 1:
+            raise ValueError(
+                f"the samples at {path or 'the root'} differ in dtype or shape: "
+                + ", ".join(f"{dtype} {shape}" for dtype, shape in dict.fromkeys(kinds))
+            )
+    return tree.map(lambda *leaves: torch.cat(leaves), *whole)

@@ -127,8 +127,15 @@ class Text:
         return torch.tensor([places[c] for c in content], dtype=torch.int64)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The string of these tokens; bytes that are no UTF-8 become replacement signs."""
-        numbers = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        """The string of these tokens; bytes that are no UTF-8 become replacement signs.
+
+        Raises:
+            ValueError: a number is no token.
+        """
+        numbers = tokens.flatten().tolist() if isinstance(tokens, Tensor) else tokens
+        strange = next((n for n in numbers if not 0 <= n < self.vocabulary), None)
+        if strange is not None:
+            raise ValueError(f"{strange} is no token: they lie in [0, {self.vocabulary})")
         if self.alphabet is None:
             return bytes(numbers).decode(errors="replace")
         return "".join(self.alphabet[number] for number in numbers)
@@ -221,6 +228,8 @@ def standard_library(characters: int = 1_000_000) -> Text:
     >>> len(standard_library(10_000))
     10000
     """
+    if not is_count(characters, 1):
+        raise ValueError(f"characters counts from 1, found {characters!r}")
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     content = ""
     for module in modules:

@@ -1,0 +1,119 @@
+"""Odd data and odd samplers: read as what they are, or refused in words that say what to write."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain.data import Cursor, Loader, Sequential, Text, Weighted, concat, split, standard_library
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+class Ends:
+    """Raises StopIteration amid its length, as one built on an iterator does."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return next(iter(())) if index == 5 else index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_ends_too_early_does_not_end_the_epoch(workers):
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(Loader(Ends(), 2, shuffle=False, workers=workers))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_arrays(dtype):
+    whole = np.array([0, 1, np.iinfo(dtype).max], dtype=dtype)
+    for data in (whole, torch.from_numpy(whole)):
+        (batch,) = Loader(data, 3, shuffle=False)
+        assert batch.dtype == getattr(torch, dtype)
+        assert batch.numpy().tolist() == whole.tolist()
+
+
+def test_a_field_of_records():
+    records = np.array([(1, 2), (3, 4)], dtype=[("a", "u1"), ("b", "<i4")])
+    assert next(iter(Loader(records["b"], 2, shuffle=False))).tolist() == [2, 4]
+
+
+def test_batches_carry_no_graph():
+    data = torch.ones(4, requires_grad=True)
+    assert not next(iter(Loader(data, 2))).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
+def test_wide_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match="dataset is an array of"):
+        Loader(np.zeros(3, dtype=dtype), 1)
+
+
+def test_a_collate_that_would_never_be_called_is_refused():
+    with pytest.raises(ValueError, match="whole batches at once"):
+        Loader(torch.arange(4), 2, collate=list)
+
+
+class Order(Sequential):
+    def __init__(self, change):
+        super().__init__(4)
+        self.change = change
+
+    def at(self, positions, *, seed, epoch):
+        return self.change(positions)
+
+
+@pytest.mark.parametrize(
+    "change", [list, lambda p: p.astype(float), lambda p: p[:1], lambda p: torch.from_numpy(p)]
+)
+def test_a_sampler_that_returns_something_else_is_named(change):
+    with pytest.raises(TypeError, match="Order returned .* must return a numpy array of int64"):
+        list(Loader(torch.arange(4), 2, sampler=Order(change)))
+
+
+@pytest.mark.parametrize("scale", [1e-323, 1e-300, 1.0, 1e300, 4e307])
+def test_the_scale_of_weights_changes_no_draw(scale):
+    places = np.arange(2000)
+    drawn = Weighted([1.0 * scale, 0.0, 3.0 * scale], samples=2000).at(places, seed=0, epoch=0)
+    assert 400 < int((drawn == 0).sum()) < 600
+    assert not (drawn == 1).any()
+
+
+@pytest.mark.parametrize("position", [(2**31, 0), (0, 2**63)])
+def test_a_place_that_no_run_reaches(position):
+    with pytest.raises(ValueError, match="no run gets as far"):
+        Loader(torch.arange(4), 2).batches(Cursor(0, *position))
+
+
+@pytest.mark.parametrize(
+    "state", [{"__ftrain__": "array"}, {"__ftrain__": "array", "value": ["O", [1], "AAAA"]}]
+)
+def test_a_damaged_state_of_a_stream(state):
+    with pytest.raises(ValueError, match="state is damaged"):
+        Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, "state": state})
+
+
+@pytest.mark.parametrize(
+    "second", [[1, 2], torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64), {"x": torch.zeros(2)}]
+)
+def test_what_cannot_be_put_together(second):
+    with pytest.raises(ValueError, match="cannot be put together|differ"):
+        concat(torch.arange(3), second)
+
+
+@pytest.mark.parametrize("held_out", ["1", True, float("nan"), None])
+def test_shares_that_are_none(held_out):
+    with pytest.raises(ValueError, match="held_out"):
+        split(torch.arange(4), held_out)
+
+
+def test_tokens_that_are_none():
+    for text in (Text.of("ab"), Text(torch.arange(2))):
+        for token in (-1, 256):
+            with pytest.raises(ValueError, match="is no token"):
+                text.decode([token])
+    with pytest.raises(ValueError, match="characters counts from 1"):
+        standard_library(0)
