@@ -46,8 +46,8 @@ def load(
             type; keys do not go together. All problems that were found are in it.
 
     >>> config = load({"model": "linear", "data": "digits", "epochs": 3}, ["optimizer.name=sgd"])
-    >>> config.epochs, config.optimizer.name, config.optimizer.learning_rate
-    (3, 'sgd', 0.001)
+    >>> config.epochs, config.optimizer.name, config.log_every
+    (3, 'sgd', 50)
     >>> load({"model": "linear", "data": "digits", "epoch": 3})
     Traceback (most recent call last):
         ...
