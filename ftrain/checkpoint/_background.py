@@ -21,6 +21,9 @@ class Background:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
+        # Not Thread.join: interrupted by Ctrl-C, it takes the thread for dead ever after (CPython 3.11).
+        self._done = threading.Event()
+        self._process = os.getpid()
         self._failure: BaseException | None = None
 
     def start(self, work: Callable[[], object]) -> None:
@@ -32,7 +35,11 @@ class Background:
                 work()
             except BaseException as error:
                 self._failure = error
+            finally:
+                done.set()
 
+        done = self._done = threading.Event()
+        self._process = os.getpid()
         # Not a daemon: the interpreter waits for it.
         self._thread = threading.Thread(target=run, name="ftrain-checkpoint")
         atexit.register(self._report_at_exit)
@@ -43,7 +50,9 @@ class Background:
         thread = self._thread
         if thread is None:
             return
-        thread.join()
+        if self._process == os.getpid():  # in a forked child there is no such thread
+            self._done.wait()
+            thread.join()
         self._thread = None
         atexit.unregister(self._report_at_exit)
         failure, self._failure = self._failure, None

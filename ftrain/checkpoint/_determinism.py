@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ftrain.checkpoint import _json
+
 __all__ = ["PRNG", "changes", "fingerprint", "versions"]
 
 # How a key becomes numbers. Another implementation would go on with other draws.
@@ -42,7 +44,9 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "cublas workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         }
-    return {**found, **(given or {})}
+    # As JSON holds it: a tuple or a NaN must not differ from itself, read back.
+    encoded: dict[str, Any] = _json.encode_user({**found, **(given or {})}, "fingerprint")
+    return encoded
 
 
 @functools.cache

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -12,7 +13,7 @@ from ftrain.checkpoint import _determinism, _json, _structure, _tensors
 from ftrain.checkpoint.manifest import Leaf, Manifest
 from ftrain.core import tree
 
-__all__ = ["Draft", "draft"]
+__all__ = ["Draft", "draft", "step_number"]
 
 _MOST_IN_A_FILE = 4 << 30
 
@@ -81,9 +82,9 @@ def draft(
             files=(),
             structure=_structure.describe(state),
             metadata=_checked(metadata, "metadata"),
-            step=None if step is None else int(step),
-            metrics={str(name): float(value) for name, value in (metrics or {}).items()},
-            determinism=_checked(_determinism.fingerprint(fingerprint), "fingerprint"),
+            step=None if step is None else step_number(step),
+            metrics={str(name): _number(name, value) for name, value in (metrics or {}).items()},
+            determinism=_determinism.fingerprint(fingerprint),
             versions=_determinism.versions(),
         ),
         # Wide elements first, which leaves every tensor of the file aligned to its own.
@@ -92,6 +93,24 @@ def draft(
             for file, tensors in files.items()
         },
     )
+
+
+def step_number(step: SupportsIndex) -> int:
+    """A step as an int, if it is one that a checkpoint can have."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        raise TypeError(f"a step is a whole number, found {step!r}") from None
+    if not 0 <= number < 10**12:
+        raise ValueError(f"a step is a number from 0 to 10**12 - 1, found {number}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"metrics[{name!r}] is {value!r}, not a number") from None
 
 
 def _spread(paths: list[str], leaves: list[Any]) -> list[tuple[torch.Tensor, str]]:

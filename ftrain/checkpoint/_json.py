@@ -11,6 +11,8 @@ from ftrain.checkpoint.errors import CheckpointCorruptError
 
 __all__ = ["decode_floats", "encode_user", "parse", "render"]
 
+_MOST_BITS = 4096
+_DEEPEST = 100  # deeper JSON may not be read where the stack is deep already
 _FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
 
 
@@ -39,7 +41,7 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     return content
 
 
-def encode_user(value: Any, where: str) -> Any:
+def encode_user(value: Any, where: str, depth: int = 0) -> Any:
     """A user's value as JSON that reads back equal (tuples come back as lists).
 
     Raises:
@@ -48,11 +50,17 @@ def encode_user(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
+        if value.bit_length() > _MOST_BITS:  # Python itself reads no more than 4,300 digits
+            raise TypeError(
+                f"{where} is a number of {value.bit_length()} bits; {_MOST_BITS} is the most"
+            )
         return int(value)
+    if depth == _DEEPEST:
+        raise TypeError(f"{where[:200]}... is nested {depth} levels deep, or contains itself")
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
     if isinstance(value, (list, tuple)):
-        return [encode_user(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+        return [encode_user(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -62,7 +70,9 @@ def encode_user(value: Any, where: str) -> Any:
                 )
             if key == _FLOAT:
                 raise TypeError(f"{where}: the key {_FLOAT!r} is taken; use another")
-        return {key: encode_user(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+        return {
+            key: encode_user(entry, f"{where}[{key!r}]", depth + 1) for key, entry in value.items()
+        }
     raise TypeError(
         f"{where} is {type(value).__name__}, which JSON cannot hold. Tensors belong into the state "
         "(TrainState.extras, say); write float(x), int(x), str(x) or x.tolist() for the rest."

@@ -94,7 +94,10 @@ class Opened:
             descriptor = _files.system.open_regular(name, path, self._directory)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                raise CheckpointCorruptError(f"{path} is missing") from None
+                hint = ""
+                if name == MANIFEST:
+                    hint = f". If {self.path} is a store, write Store(...).load(like=state)"
+                raise CheckpointCorruptError(f"{path} is missing{hint}") from None
             if error.errno == errno.ELOOP:
                 raise CheckpointCorruptError(f"{path} is not a regular file") from None
             raise

@@ -38,17 +38,19 @@ class Policy:
     every_hours: float | None
 
     def __post_init__(self) -> None:
-        for name, value in (("keep_last", self.last), ("keep_best", self.best)):
+        for name, value in (
+            ("keep_last", self.last),
+            ("keep_best", self.best),
+            ("keep_every_steps", self.every_steps),
+        ):
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(
                     f"{name} must be a whole number above zero or None, found {value!r}"
                 )
-        for name, every in (
-            ("keep_every_steps", self.every_steps),
-            ("keep_every_hours", self.every_hours),
-        ):
-            if every is not None and not every > 0:
-                raise ValueError(f"{name} must be above zero or None, found {every!r}")
+        if self.every_hours is not None and not self.every_hours > 0:
+            raise ValueError(
+                f"keep_every_hours must be above zero or None, found {self.every_hours!r}"
+            )
         if self.mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', found {self.mode!r}")
 

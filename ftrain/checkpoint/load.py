@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -117,7 +117,9 @@ def _read_leaves(source: Opened, likes: list[torch.Tensor]) -> list[torch.Tensor
         key = (leaf.alias or leaf.path, device)
         if key not in placed:
             placed[key] = _placed(dense.pop(leaf.path), leaf, device)
-        found.append(placed[key].requires_grad_(like.requires_grad))
+        if like.requires_grad:  # of leaves that are one tensor, any
+            placed[key].requires_grad_()
+        found.append(placed[key])
     return found
 
 
@@ -182,6 +184,8 @@ def _name(dtype: torch.dtype) -> str:
 def _check_determinism(
     source: Opened, fingerprint: Mapping[str, Any] | None, on_change: OnChange
 ) -> None:
+    if on_change not in get_args(OnChange):
+        raise ValueError(f"on_change must be one of {get_args(OnChange)}, found {on_change!r}")
     if on_change == "ignore":
         return
     now = _determinism.fingerprint(fingerprint)

@@ -68,7 +68,7 @@ def save(
         CheckpointWriteError: the system refused; has `path` and `errno`.
         CheckpointExistsError: `path` holds something else.
         TypeError: a leaf is no tensor, or the metadata are no JSON.
-        ValueError: a tensor is sparse, quantised or on the meta device.
+        ValueError: a tensor is sparse, quantised or on the meta device; a step is negative.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -258,5 +258,7 @@ def _remedy(error: OSError) -> str:
         errno.EACCES: "Choose a directory that may be written to.",
         errno.EROFS: "The file system is read-only: choose another.",
         errno.ENOTDIR: "A part of the path is a file: choose another name.",
+        errno.EEXIST: "A part of the path is a file, or a link to nothing: choose another name.",
+        errno.ENAMETOOLONG: "Choose a shorter name.",
     }.get(error.errno or 0, "")
     return f"{what} The state in memory and older checkpoints are as they were.".strip()

@@ -57,6 +57,10 @@ def export_state_dict(
     >>> import_state_dict(path)
     {'fc.weight': tensor([[1., 1.]])}
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"found a {type(tensors).__name__}: pass names and tensors, such as module.state_dict()"
+        )
     for name, tensor in tensors.items():
         _check(name, tensor, format)
     path = os.path.abspath(os.fspath(path))
@@ -191,6 +195,8 @@ def _check(name: Any, tensor: Any, format: Format) -> None:
             f"a state dict is names and tensors; {name!r} is {type(name).__name__} and holds a "
             f"{type(tensor).__name__}"
         )
+    if name == "__metadata__" and format == "safetensors":
+        raise ValueError(f"the name {name!r} is the format's own: choose another")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         raise ValueError(f"{name!r} is not a dense tensor with values")
     if format not in ("safetensors", "torch"):

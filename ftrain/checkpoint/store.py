@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ftrain.checkpoint import _files
 from ftrain.checkpoint._background import Background
-from ftrain.checkpoint._draft import Draft, draft
+from ftrain.checkpoint._draft import Draft, draft, step_number
 from ftrain.checkpoint._locks import Lock
 from ftrain.checkpoint._read import opened
 from ftrain.checkpoint._retention import Entry, Mode, Policy
@@ -131,9 +131,7 @@ class Store:
             CheckpointExistsError: another state was saved under this step.
         """
         self._background.wait()
-        step = int(step)
-        if not 0 <= step < 10**12:
-            raise ValueError(f"a step is a number from 0 to 10**12 - 1, found {step}")
+        step = step_number(step)
         path = self._path(step)
         content = draft(state, metadata, step, metrics, self._fingerprint)
         self._acquire()

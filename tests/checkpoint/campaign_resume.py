@@ -41,9 +41,9 @@ class Result(NamedTuple):
 
 def process(name: str, source: Path | str, workers: int, target: Path, *options: str) -> None:
     """Train in a fresh process."""
+    arguments = [name, str(source), str(workers), str(target), *options]
     subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.resumed"]
-        + [name, str(source), str(workers), str(target), *options],
+        [sys.executable, "-m", "tests.checkpoint.resumed", *arguments],
         check=True,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"},

@@ -46,12 +46,12 @@ class Run:
         else:
             like = self.init(1)  # its values do not matter
             state, saved = checkpoint.load(source, like=like, on_change="raise")
-        cursor, losses = data.Cursor.from_json(saved["cursor"]), list(saved["losses"])
+        begin, losses = data.Cursor.from_json(saved["cursor"]), saved["losses"]
         yield len(losses), state, saved
         if len(losses) == STEPS:
             return
         loader = dataclasses.replace(self.loader, workers=workers)
-        for batch, cursor in loader.batches(cursor, epochs=None):
+        for batch, cursor in loader.batches(begin, epochs=None):
             state, metrics = self.step(state, batch)
             losses = [*losses, float(metrics["loss"])]
             yield len(losses), state, {"cursor": cursor.to_json(), "losses": losses}

@@ -1,4 +1,4 @@
-"""Law 7 with everything on: a run that is stopped and gone on with ends in the bytes of one that was not.
+"""Law 7 with everything on: a run that is stopped and resumed ends in the bytes of one that was not.
 
 `python -m tests.checkpoint.campaign_resume` stops at every step; here at a few.
 """
@@ -32,7 +32,7 @@ for source in sources:
 def test_stopped_and_resumed_in_a_fresh_process(
     name: str, stops: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """After the first step, at the end of an epoch, amid one with batches prefetched, before the last."""
+    """After the first step, at an epoch's end, amid one with batches prefetched, before the last."""
     finish(name, None, 0, tmp_path / "whole")
     save_each(name, None, 2, tmp_path / "each")
     whole = content(tmp_path / "whole")

@@ -1,0 +1,168 @@
+"""Odd arguments: what was saved can be loaded, and what could not be is refused when it is saved."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain import checkpoint
+from ftrain.checkpoint import _files
+
+ONE = {"a": torch.ones(1)}
+
+
+def saved(path, state=ONE, **options):
+    checkpoint.save(path, state, **options)
+    return checkpoint.load(path, like=state, on_change="ignore")
+
+
+@pytest.mark.parametrize("step", [-1, 2**70, 10**12, 3.7, "5", torch.tensor(3.0), math.nan])
+def test_a_step_that_is_none(step, tmp_path):
+    """-1 was once saved, and found corrupt when it was loaded; 3.7 was saved as 3."""
+    for save in (
+        lambda: checkpoint.save(tmp_path / "one", ONE, step=step),
+        lambda: checkpoint.Store(tmp_path).save(ONE, step=step),
+    ):
+        with pytest.raises((TypeError, ValueError), match="a step is a"):
+            save()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", [0, 10**12 - 1, torch.tensor(3), np.int64(3)])
+def test_a_step_that_is_one(step, tmp_path):
+    with checkpoint.Store(tmp_path) as store:
+        store.save(ONE, step=step)
+        assert store.steps() == [int(step)]
+        assert checkpoint.verify(store.latest()).step == int(step)
+
+
+@pytest.mark.parametrize("value", [None, "low", torch.ones(2)])
+def test_a_metric_that_is_no_number(value, tmp_path):
+    with pytest.raises(TypeError, match=r"metrics\['loss'\] is .* not a number"):
+        checkpoint.save(tmp_path / "one", ONE, metrics={"loss": value})
+
+
+def nested(depth):
+    value: object = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_metadata_too_deep_or_endless_or_too_long(tmp_path):
+    """Deep JSON can be read only where the stack is not deep already."""
+    endless: list[object] = []
+    endless.append(endless)
+    for value in (nested(101), nested(5000), endless):
+        with pytest.raises(TypeError, match="nested 100 levels deep, or contains itself"):
+            checkpoint.save(tmp_path / "one", ONE, metadata=value)
+    with pytest.raises(TypeError, match="is a number of .* bits"):
+        checkpoint.save(tmp_path / "one", ONE, metadata={"n": 10**5000})
+    for value in (nested(100), {"n": 2**4096 - 1}):
+        assert saved(tmp_path / str(id(value)), metadata=value)[1] == value
+
+
+@pytest.mark.parametrize("value", [(1, 2), math.nan, [math.inf], {"a": (1,)}])
+def test_a_fingerprint_is_equal_to_itself_read_back(value, tmp_path):
+    fingerprint = {"mine": value}
+    checkpoint.save(tmp_path / "one", ONE, fingerprint=fingerprint)
+    checkpoint.load(tmp_path / "one", ONE, fingerprint=fingerprint, on_change="raise")
+    with pytest.raises(checkpoint.CheckpointMismatchError, match="mine"):
+        checkpoint.load(tmp_path / "one", ONE, fingerprint={"mine": 3}, on_change="raise")
+
+
+def test_an_unknown_on_change_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "one", ONE)
+    with pytest.raises(ValueError, match="on_change must be one of"):
+        checkpoint.load(tmp_path / "one", ONE, on_change="raises")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("every", [0.5, 0, True])
+def test_keeping_every_half_step_is_refused(every, tmp_path):
+    with pytest.raises(ValueError, match="keep_every_steps must be a whole number"):
+        checkpoint.Store(tmp_path, keep_every_steps=every)
+
+
+def test_tied_leaves_of_which_one_wants_gradients(tmp_path):
+    tied = torch.ones(2)
+    checkpoint.save(tmp_path / "one", {"a": tied, "b": tied})
+    like = {"a": torch.zeros(2, requires_grad=True), "b": torch.zeros(2)}
+    state, _ = checkpoint.load(tmp_path / "one", like)
+    assert state["a"] is state["b"]
+    assert state["a"].requires_grad
+
+
+def test_the_directory_of_a_store_is_no_checkpoint(tmp_path):
+    with checkpoint.Store(tmp_path) as store:
+        store.save(ONE, step=1)
+    with pytest.raises(checkpoint.CheckpointCorruptError, match=r"write Store\(...\).load"):
+        checkpoint.load(tmp_path, ONE)
+
+
+def test_a_link_to_nothing_in_the_path(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with pytest.raises(checkpoint.CheckpointWriteError, match="a link to nothing: choose"):
+            checkpoint.save(tmp_path / name / "one", ONE)
+
+
+@pytest.mark.parametrize("name", ["日本 é\n", "\udcff", "n" * 200, "a'b\"c"])
+def test_names_of_directories(name, tmp_path):
+    assert torch.equal(saved(tmp_path / name)[0]["a"], ONE["a"])
+    (tmp_path / "linked").symlink_to(tmp_path / name)
+    assert torch.equal(checkpoint.load(tmp_path / "linked", ONE)[0]["a"], ONE["a"])
+
+
+def test_names_that_a_state_dict_cannot_have(tmp_path):
+    with pytest.raises(ValueError, match="the format's own"):
+        checkpoint.export_state_dict(tmp_path / "w", {"__metadata__": torch.ones(1)})
+    with pytest.raises(TypeError, match="module.state_dict"):
+        checkpoint.export_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+def test_an_interrupted_wait_can_be_waited_for_again(tmp_path, monkeypatch):
+    """Ctrl-C ended the first wait; the second returned at once, and the checkpoint was not there."""
+    go_on = threading.Event()
+    write = _files.Files.create
+
+    def slowly(self, path):
+        assert go_on.wait(60)
+        return write(self, path)
+
+    monkeypatch.setattr(_files.Files, "create", slowly)
+    store = checkpoint.Store(tmp_path, asynchronous=True)
+    store.save(ONE, step=1)
+    interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.wait()
+    assert store.steps() == []
+    threading.Timer(0.3, go_on.set).start()
+    store.wait()
+    assert store.steps() == [1]
+    store.close()
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_save(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    write = _files.Files.create
+    monkeypatch.setattr(
+        _files.Files, "create", lambda self, path: (go_on.wait(60), write(self, path))[1]
+    )
+    store = checkpoint.Store(tmp_path, asynchronous=True)
+    store.save(ONE, step=1)
+    child = os.fork()
+    if child == 0:
+        store.wait()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    go_on.set()
+    store.close()
+    assert store.steps() == [1]
