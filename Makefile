@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit bench laws parity clean
+.PHONY: demo test lint types unit bench laws parity campaign clean
 
 demo: $(VENV)/examples
 	$(PY) examples/digits.py
@@ -30,6 +30,10 @@ laws: $(VENV)/dev
 # Every optimizer against torch.optim and optax over 100 steps; rewrites docs/optimizers.md.
 parity: $(VENV)/dev
 	$(PY) -m tests.optim.page
+
+# Long forms of what the suite does briefly: kills (half an hour on a busy machine), flips, polls, mutants, resumes.
+campaign: $(VENV)/dev
+	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 
 # Speed, memory, draws and compile latency against hand-written loops. Latency alone takes over eight minutes.
 bench: $(VENV)/examples

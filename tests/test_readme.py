@@ -22,7 +22,9 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, snippet in enumerate(snippets):
-        exec(compile(snippet, f"README.md, snippet {number}", "exec"), namespace)
+        whole = snippet.startswith("# train.py")  # a script, which stands alone
+        names = {"__name__": "__main__"} if whole else namespace
+        exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
 
 
 def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
