@@ -29,6 +29,7 @@ from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.loop import FitResult, Trainer
+from ftrain.loop.events import TrainEnd
 
 __all__ = ["Run", "prepare", "train"]
 
@@ -47,34 +48,42 @@ class Run:
         parts: what was built.
         folder: its directory.
         trainer: with the configuration's callbacks, loggers and store.
+        written: the configuration as its `config.yaml` will hold it.
     """
 
     parts: Parts
     folder: pathlib.Path
     trainer: Trainer
+    written: str
 
     def fit(self, *, resume: bool = False) -> FitResult:
         """Train to the end; with `resume`, from the newest checkpoint."""
         config = self.parts.config
         outcome = self.folder / "result.json"
-        outcome.unlink(missing_ok=True)
         result = None
         try:
             with environment(config):
-                result = self.trainer.fit(
+                events = self.trainer.events(  # loads the checkpoint, or refuses it
                     self.parts.init_state(),
                     self.parts.train,
                     self.parts.held_out,
                     epochs=config.epochs,
                     max_steps=DEV_STEPS if config.fast_dev_run else config.max_steps,
                     resume="auto" if resume else None,
+                    kinds=(TrainEnd,),
                 )
+                outcome.unlink(missing_ok=True)
+                (self.folder / "config.yaml").write_text(self.written, encoding="utf-8")
+                for event in events:
+                    assert isinstance(event, TrainEnd)
+                    result = event.result
         except Exception as error:
             result = getattr(error, "fit_result", None)
             raise
         finally:
             if result is not None:
                 outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        assert result is not None
         return result
 
 
@@ -114,13 +123,13 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         with environment(config):
             parts = build(config, folder)
             callbacks = _watchers.watchers(parts, folder)
-        saved = relocated(parts.resolved, folder.absolute())
+        written = dump(relocated(parts.resolved, folder.absolute()))
         _make(config, folder)
         stack.enter_context(_alone(config, folder))
         if not resume:
             _clear(folder)
-        (folder / "config.yaml").write_text(dump(saved), encoding="utf-8")
-        yield Run(parts, folder, _trainer(parts, folder, callbacks))
+            (folder / "config.yaml").write_text(written, encoding="utf-8")
+        yield Run(parts, folder, _trainer(parts, folder, callbacks), written)
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:

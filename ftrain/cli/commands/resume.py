@@ -7,6 +7,8 @@ more to do: ftrain resume runs/digits epochs=100
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 
 from ftrain.cli._runs import load_run, run_folder
 
@@ -23,6 +25,27 @@ def run(options: argparse.Namespace) -> int:
     """Train on; the exit code says how it ended."""
     folder = run_folder(options.run)
     config = load_run(folder, options.overrides)
-    from ftrain.cli._training import report  # noqa: PLC0415  # imports torch: after the keys are checked
+    from ftrain.checkpoint import CheckpointMismatchError  # noqa: PLC0415  # imports torch: after the keys are checked
+    from ftrain.cli._training import report  # noqa: PLC0415
 
-    return report(config, resume=True)
+    try:
+        return report(config, resume=True)
+    except CheckpointMismatchError as error:
+        print(_refused(str(folder), options.overrides, str(error)), file=sys.stderr)
+        return 1
+
+
+def _refused(folder: str, overrides: list[str], says: str) -> str:
+    """Why a checkpoint is not gone on from, in words of the command line."""
+    changes = shlex.join(overrides)
+    another = shlex.join([f"{folder}/config.yaml", *overrides, f"output_dir={folder}-2"])
+    differences = [
+        line for line in says.replace("`like`", "this run").splitlines() if line[:2] == "  "
+    ]
+    return "\n".join(
+        [
+            f"ftrain resume: {changes or 'the configuration'} does not fit the checkpoint of {folder}",
+            *differences,
+            f"Nothing was changed. For another model begin a new run: ftrain train {another}",
+        ]
+    )
