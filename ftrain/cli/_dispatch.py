@@ -53,11 +53,14 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        notes = getattr(error, "__notes__", [])
+        # Of Python: nobody catches anything here.
+        notes[:] = [note.partition(" The state after that step: `except")[0] for note in notes]
         ours = type(error).__module__.startswith("ftrain.")  # the message is all that is needed
         if ours and not options.traceback:
             print(
                 f"ftrain {name}: {error}",
-                *getattr(error, "__notes__", ()),
+                *notes,
                 sep="\n",
                 file=sys.stderr,
             )

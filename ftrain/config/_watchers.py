@@ -13,9 +13,13 @@ from typing import Any
 from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Checkpoint, EarlyStopping
-from ftrain.loop import callbacks
+from ftrain.loop import FitResult, callbacks
+from ftrain.loop.callbacks._monitor import Monitor
 
-__all__ = ["watchers"]
+__all__ = ["check_monitored", "watchers"]
+
+#: Metrics that a resumed run's history does not have: clocks are no part of a checkpoint.
+_CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 
 
 def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
@@ -41,6 +45,26 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
     if importlib.util.find_spec("matplotlib") is not None:
         found.append(callbacks.Curves(folder / "curves.png"))  # reads what the JSONL logger wrote
     return [*found, callbacks.ProgressBar()] if config.progress else found
+
+
+def check_monitored(parts: Parts, result: FitResult) -> None:
+    """Refuse a metric that the run's last evaluation did not have: one that failed on it may be resumed.
+
+    Raises:
+        ConfigError: it names the metrics that there are.
+    """
+    config = parts.config
+    watched = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
+    if config.early_stopping is not None:
+        watched.append(("early_stopping", config.early_stopping.monitor))
+    for section, monitor in watched:
+        split, _, metric = monitor.partition("/")
+        last = result.eval if split == "eval" else result.train
+        if last is None or "/" in metric or metric in {*last.values(), *_CLOCKS}:
+            continue
+        error = Monitor(monitor, "min").unknown([f"{split}/{name}" for name in last.values()])
+        path = (section, "monitor")
+        raise ConfigError.at(".".join(path), config.places.of(path), str(error))
 
 
 def _early_stopping(parts: Parts, options: EarlyStopping) -> Any:

@@ -84,6 +84,7 @@ class Run:
             if result is not None:
                 outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
         assert result is not None
+        _watchers.check_monitored(self.parts, result)
         return result
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from ftrain.loop.events import EpochEnd, EvaluateEnd, Event
 
-__all__ = ["Mode", "Monitor"]
+__all__ = ["Mode", "Monitor", "UnknownMetricError"]
 
 Mode = Literal["min", "max"]
+
+
+class UnknownMetricError(ValueError):
+    """A metric that is monitored does not exist."""
 
 
 class Monitor:
@@ -40,7 +45,7 @@ class Monitor:
         """The metric's value, if this event has it.
 
         Raises:
-            ValueError: it is the event that should have had it; the message names what there is.
+            UnknownMetricError: it is the event that should have had it; the message names what there is.
         """
         if isinstance(event, EvaluateEnd):
             prefix = f"eval/{event.name}/" if event.name else "eval/"
@@ -51,12 +56,16 @@ class Monitor:
         values = {prefix + name: value for name, value in event.result.values().items()}
         found = values.get(self.name)
         if found is None and self._should(event, prefix):
-            near = difflib.get_close_matches(self.name, values, 1, 0.5)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"there is no metric {self.name!r} to monitor.{meant} There are {', '.join(values)}"
-            )
+            raise self.unknown(values)
         return found
+
+    def unknown(self, values: Collection[str]) -> UnknownMetricError:
+        """The error that names what there is instead."""
+        near = difflib.get_close_matches(self.name, values, 1, 0.5)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        return UnknownMetricError(
+            f"there is no metric {self.name!r} to monitor.{meant} There are {', '.join(values)}"
+        )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
         """Whether a value is better than another, by more than so much; NaN never is."""
