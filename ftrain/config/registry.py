@@ -93,12 +93,14 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
         return getattr(importlib.import_module(module), attribute)
     if found is None:
         advice = did_you_mean(name, names(kind))
+        if not advice.endswith("?"):
+            advice += "."
         if name.endswith(".py"):
-            advice = f"Write which part of the file is meant: {name}:NAME"
+            advice = f"Write which part of the file is meant: {name}:NAME."
         raise ConfigError.at(
             key,
             place,
-            f"there is no {kind} called {name!r}. {advice}. One's own is written as file.py:NAME or "
+            f"there is no {kind} called {name!r}. {advice} One's own is written as file.py:NAME or "
             "package.module:NAME",
         )
     return found

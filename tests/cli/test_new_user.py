@@ -53,3 +53,23 @@ def test_a_change_that_does_not_fit_the_checkpoint_changes_nothing(
     )
     assert main(command.split()) == 0
     assert main(["resume", "runs/config", "epochs=2"]) == 0
+
+
+def test_a_metric_that_does_not_exist_is_refused_however_often(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["train", "config.yaml", "checkpoint.monitor=eval/acuracy"]) == 1
+    said = capsys.readouterr().err
+    assert "there is no metric 'eval/acuracy' to monitor. Did you mean 'eval/accuracy'?" in said
+    assert "Traceback" not in said
+    assert "except Exception" not in said
+    assert main(["resume", "runs/config"]) != 0
+    assert "there is no metric 'eval/acuracy' to monitor" in capsys.readouterr().err
+    assert main(["resume", "runs/config", "checkpoint.monitor=eval/accuracy"]) == 0
+
+
+def test_a_question_ends_with_one_mark(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["config", "config.yaml", "optimizer=adamww"]) == 2
+    assert "Did you mean adamw? One's own" in capsys.readouterr().err
+    assert main(["config", "config.yaml", "optimizer=qqqqqq"]) == 2
+    assert "?." not in capsys.readouterr().err
