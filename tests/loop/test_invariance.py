@@ -35,7 +35,7 @@ class Logs:
         {"compile": {"backend": "eager"}, "donate": False},
         {"max_skipped": None},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )
 def test_the_trained_bits_stay(options: dict[str, Any], tmp_path: Any) -> None:
     options = {**options, "store": tmp_path} if options.get("store") else dict(options)
