@@ -41,6 +41,10 @@ class Places:
                     return f"the command line ({override})"
         return self.name
 
+    def typed(self, path: Path) -> bool:
+        """Whether the value comes from the command line."""
+        return any(path[:length] in self.overrides for length in range(1, len(path) + 1))
+
 
 def join(path: Path) -> str:
     """The dotted form.

@@ -41,7 +41,9 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
     def moved(path: str) -> str:
         if os.path.isabs(path):
             return path
-        target = os.path.abspath(config.base / path)
+        return relative(os.path.abspath(config.base / path))
+
+    def relative(target: str) -> str:
         try:
             return pathlib.PurePath(os.path.relpath(target, folder)).as_posix()
         except ValueError:  # another drive
@@ -61,7 +63,12 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
             section = section[key]
         section["name"] = moved_name(section["name"])
         for name in target.files:
-            section[name] = moved(os.path.expanduser(section[name]))
+            written = os.path.expanduser(section[name])
+            section[name] = (
+                written
+                if os.path.isabs(written)
+                else relative(os.path.abspath(target.arguments[name]))
+            )
     found = Config.model_validate(data)
     found._base = folder
     found._places.name = os.fspath(folder / "config.yaml")

@@ -2,7 +2,8 @@
 
 Arguments are checked by the annotations of what takes them: an unknown one is answered with "did you
 mean", a text for a number is refused, lists become tuples where those are asked for. An argument that is
-annotated as a `pathlib.Path` is sought beside the configuration.
+annotated as a `pathlib.Path` is sought beside the configuration, or, given on the command line, in the
+current directory.
 
 Read next: `build.py`.
 """
@@ -178,12 +179,15 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
         if name in filled:
             problem(name, f"{component.name} gets its {name} from the run: leave it out")
         elif name not in open_to and not open_ended:
-            problem(name, f"{component.name} takes no {name}. {did_you_mean(name, open_to)}")
+            known = [*open_to, *(["learning_rate"] if kind == "optimizer" else [])]
+            meant = {"lr": "learning_rate"}.get(name, name)
+            problem(name, f"{component.name} takes no {name}. {did_you_mean(meant, known)}")
         elif _filled_in_later(kind, name, value):
             arguments[name] = value
         else:
             try:
-                arguments[name], is_path = _converted(value, hints.get(name), config.base)
+                base = pathlib.Path() if config.places.typed((*path, name)) else config.base
+                arguments[name], is_path = _converted(value, hints.get(name), base)
                 files += [name] if is_path else []
             except ValueError as error:
                 problem(name, str(error))
