@@ -53,9 +53,15 @@ def dry_run(config: Config) -> str:
         ("  gradients", _size(gradients)),
         ("  activations", f"{_size(kept)} (kept for the backward pass, eager)"),
         ("precision", config.precision),
-        ("run directory", str(config.folder)),
+        ("run directory", f"{config.folder}{_occupied(config)}"),
     ]
     return "\n".join(f"{name:<16}{value}" for name, value in rows)
+
+
+def _occupied(config: Config) -> str:
+    if not (config.folder / "config.yaml").is_file():
+        return ""
+    return " (holds a run already: resume it, or write output_dir=... or --overwrite)"
 
 
 def _first_batch(train: Any) -> Any:

@@ -44,7 +44,13 @@ def _checkpoint(config: Config, folder: pathlib.Path, which: str) -> pathlib.Pat
     if which not in ("best", "latest"):
         path = pathlib.Path(which)
         inside = folder / "checkpoints" / which
-        return inside if inside.is_dir() and not path.exists() else path
+        path = inside if inside.is_dir() and not path.exists() else path
+        if path.exists():
+            return path
+        there = sorted(each.name for each in inside.parent.glob("step-*"))
+        has = ", ".join(["best", "latest", *there]) if there else "none"
+        message = f"there is no such checkpoint. {folder} has {has}"
+        raise ConfigError.at("", f"--checkpoint {which}", message)
     found = (kept.best() if which == "best" else None) or kept.latest()
     if found is None:
         message = f"{folder} holds no checkpoint yet: ftrain resume {folder}"

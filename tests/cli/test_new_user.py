@@ -73,3 +73,50 @@ def test_a_question_ends_with_one_mark(project: pathlib.Path, capsys: Captured) 
     assert "Did you mean adamw? One's own" in capsys.readouterr().err
     assert main(["config", "config.yaml", "optimizer=qqqqqq"]) == 2
     assert "?." not in capsys.readouterr().err
+
+
+def test_the_other_name_of_the_learning_rate(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "optimizer.lr=1e-3"]) == 2
+    assert "takes no lr. Did you mean learning_rate?" in capsys.readouterr().err
+    assert main(["train", "config.yaml", "optimizer.qqqq=1e-3"]) == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_a_finished_run_and_its_directory(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "--dry-run"]) == 0
+    assert "holds a run already" not in capsys.readouterr().out
+    assert main(["train", "config.yaml"]) == 0
+    assert "nothing is left to do" not in capsys.readouterr().out
+    assert main(["train", "config.yaml", "--dry-run"]) == 0
+    assert "runs/config (holds a run already" in capsys.readouterr().out
+    assert main(["resume", "runs/config"]) == 0
+    said = "nothing is left to do; more: ftrain resume runs/config epochs=2"
+    assert said in capsys.readouterr().out
+    assert main(["resume", "runs/config", "epochs=2"]) == 0
+    assert "nothing is left to do" not in capsys.readouterr().out
+    assert main(["eval", "runs/config", "--checkpoint", "nope"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/config has best, latest, step-000000000025" in said
+
+
+def test_a_path_that_is_typed_leads_from_where_it_is_typed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ["x,target", *(f"{n},{2 * n}" for n in range(20))]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/prices.yaml").write_text(
+        "model: {name: mlp, inputs: 1, outputs: 1}\ncompile: false\nepochs: 1\n"
+        "batch_size: 4\noutput_dir: runs/prices\n"
+        "data: {name: csv, path: ../x.csv, target: target, held_out: 0.2}\n"
+        "loss: mse\n"
+    )
+    assert main(["train", "configs/prices.yaml"]) == 0
+    (tmp_path / "y.csv").write_text("\n".join(rows))
+    run = str(next(tmp_path.glob("**/runs/prices")))
+    assert main(["eval", run, "data.path=y.csv"]) == 0
+    assert main(["resume", run, "data.path=y.csv", "epochs=2"]) == 0
+    (tmp_path / "x.csv").unlink()
+    assert main(["eval", run]) == 0  # the way from the run to y.csv was written down
+    assert main(["eval", run, "data.path=z.csv"]) == 2
