@@ -5,6 +5,7 @@ Read next: `restore.py`, for states that are meant to differ; `_read.py`, how fi
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -133,6 +134,10 @@ def _placed(dense: torch.Tensor, leaf: Leaf, device: torch.device) -> torch.Tens
 
 def _check_same_kind(source: Opened, like: Any) -> None:
     """Refuse any difference before a tensor is allocated."""
+    if inspect.isroutine(like):
+        raise CheckpointMismatchError(
+            f"`like` is a function; call it: like={getattr(like, '__name__', 'init_state')}(0)"
+        )
     manifest = source.manifest
     difference = _structure.first_difference(manifest.structure, _structure.describe(like))
     if difference is not None:

@@ -31,7 +31,7 @@ from ftrain.checkpoint.errors import (
     CorruptCheckpointWarning,
 )
 from ftrain.checkpoint.load import OnChange, load, verify
-from ftrain.checkpoint.manifest import SUMS
+from ftrain.checkpoint.manifest import MANIFEST, SUMS
 from ftrain.checkpoint.save import discard, make_directories, publish, refusals
 
 __all__ = ["Store"]
@@ -67,7 +67,7 @@ class Store:
         fingerprint: as for `checkpoint.save`; compared at loading.
 
     Raises:
-        ValueError: a policy that keeps nothing.
+        ValueError: a policy that keeps nothing; the directory is a file, or itself a checkpoint.
 
     >>> import tempfile, torch
     >>> with Store(tempfile.mkdtemp(), keep_last=2, keep_best=1) as store:
@@ -96,6 +96,7 @@ class Store:
         fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = pathlib.Path(os.path.abspath(directory))
+        _check_directory(self.directory)
         self._policy = Policy(
             keep_last, keep_best, metric, mode, keep_every_steps, keep_every_hours
         )
@@ -180,9 +181,10 @@ class Store:
         if found is not None:
             return found[1]
         if default is None:
+            there = "" if os.path.isdir(self.directory) else " (there is no such directory)"
             raise CheckpointNotFoundError(
-                f"there is no checkpoint in {self.directory} yet. To begin with `like` then, give the "
-                "metadata to begin with: store.load(like, default={...})."
+                f"there is no checkpoint in {self.directory} yet{there}. To begin with `like` then, "
+                "give the metadata to begin with: store.load(like, default={...})."
             )
         return like, default
 
@@ -339,6 +341,16 @@ class Store:
 
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / f"step-{step:012d}"
+
+
+def _check_directory(directory: pathlib.Path) -> None:
+    if os.path.isfile(directory):
+        raise ValueError(f"{directory} is a file; a store is a directory of checkpoints")
+    if all(os.path.isfile(directory / name) for name in (MANIFEST, SUMS)):
+        raise ValueError(
+            f"{directory} is itself a checkpoint; its store is the parent: "
+            f"Store({str(directory.parent)!r})"
+        )
 
 
 def _verifies(path: str) -> bool:

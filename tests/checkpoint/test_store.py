@@ -398,3 +398,21 @@ def test_a_failure_that_nobody_was_told_of_ends_the_process_with_status_1(tmp_pa
     assert "CheckpointWriteError" in done.stderr
     assert "and a later one\nanother atexit function" in done.stdout
     assert [name for name in os.listdir(tmp_path) if name != ".lock"] == []
+
+
+def test_what_is_no_store_and_no_state_is_named(tmp_path: Path) -> None:
+    state = {"w": torch.ones(2)}
+    missing = checkpoint.Store(tmp_path / "none")
+    with pytest.raises(checkpoint.CheckpointNotFoundError, match="there is no such directory"):
+        missing.load(like=state)
+    with checkpoint.Store(tmp_path / "store") as store:
+        path = store.save(state, step=1)
+        with pytest.raises(
+            checkpoint.CheckpointMismatchError, match="function; call it: like=flip"
+        ):
+            store.load(like=flip)
+    with pytest.raises(ValueError, match=r"itself a checkpoint; its store is the parent: Store\("):
+        checkpoint.Store(path)
+    (tmp_path / "file.py").write_text("")
+    with pytest.raises(ValueError, match=r"file\.py is a file"):
+        checkpoint.Store(tmp_path / "file.py")
