@@ -75,7 +75,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         if not isinstance(total, torch.Tensor) or total.ndim:
             raise TypeError(
                 f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
-                f"`(loss, metrics)`; found {_brief(total)}. Reduce it: loss.mean()."
+                f"`(loss, metrics)`; found {_brief(total)}. {_scalar_remedy(total)}"
             )
         weight = torch.ones_like(total)
     metrics = as_metrics(extra, where)
@@ -105,6 +105,18 @@ def _captured(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
 
 def _is_pair(out: Any) -> bool:
     return isinstance(out, tuple) and not isinstance(out, Mean) and len(out) == 2
+
+
+def _scalar_remedy(found: Any) -> str:
+    if found is None:
+        return "Is a `return` missing?"
+    if isinstance(found, (bool, int, float)):
+        return (
+            "A Python number has left the graph, by .item() or float(): return the tensor itself."
+        )
+    if isinstance(found, dict):
+        return "Return the loss first and named values second: return loss, metrics."
+    return "Reduce it: loss.mean()."
 
 
 def _brief(value: Any) -> str:

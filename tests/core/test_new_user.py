@@ -1,0 +1,37 @@
+"""Mistakes of a first day: each is told what was found and what to write instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ftrain
+from ftrain import optim
+
+BATCH = torch.ones(4, 3)
+
+
+def net() -> nn.Module:
+    return nn.Linear(3, 1)
+
+
+def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+    return model(batch).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda loss: loss.item(), r"found float\. .*left the graph, by \.item\(\)"),
+        (lambda loss: None, r"found NoneType\. Is a `return` missing\?"),
+        (lambda loss: {"loss": loss}, r"found dict\. .*return loss, metrics"),
+        (lambda loss: loss.expand(2), r"found float32\[2\]\. Reduce it: loss\.mean\(\)"),
+    ],
+)
+def test_a_loss_that_is_no_scalar(wrong, hint):
+    steps = ftrain.make_steps(net, lambda m, b: wrong(loss_fn(m, b).detach()), optim.sgd(0.1))
+    with pytest.raises(TypeError, match=hint):
+        steps.train_step(steps.init_state(0), BATCH)
