@@ -99,7 +99,7 @@ def make_steps(
     if not callable(getattr(optimizer, "init", None)):
         raise TypeError(
             f"optimizer must be a pair of functions init and update, such as optim.adamw(1e-3); found "
-            f"{optimizer!r}"
+            f"{optimizer!r}{_optimizer_remedy(optimizer)}"
         )
     bound = bind(model)
     policy = Policy.named(precision)
@@ -132,6 +132,18 @@ def make_steps(
 
     train_step.accumulate = accumulate  # type: ignore[attr-defined]  # for who cuts batches further
     return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
+
+
+def _optimizer_remedy(found: Any) -> str:
+    if isinstance(found, torch.optim.Optimizer):
+        return (
+            ". A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or its "
+            f"like, or ftrain.optim.from_torch(torch.optim.{type(found).__name__}, lr=...)"
+        )
+    name = getattr(found, "__name__", None)
+    if name is not None and callable(found) and not isinstance(found, type):
+        return f". {name} was not called: write {name}(1e-3)"
+    return ""
 
 
 def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy) -> TrainState:

@@ -35,3 +35,15 @@ def test_a_loss_that_is_no_scalar(wrong, hint):
     steps = ftrain.make_steps(net, lambda m, b: wrong(loss_fn(m, b).detach()), optim.sgd(0.1))
     with pytest.raises(TypeError, match=hint):
         steps.train_step(steps.init_state(0), BATCH)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (torch.optim.Adam([torch.zeros(1)]), r"in place: .*from_torch\(torch\.optim\.Adam, lr="),
+        (optim.adamw, r"adamw was not called: write adamw\(1e-3\)"),
+    ],
+)
+def test_an_optimizer_that_is_none(wrong, hint):
+    with pytest.raises(TypeError, match=f"(?s){hint}"):
+        ftrain.make_steps(net, loss_fn, wrong)
