@@ -47,3 +47,15 @@ def test_a_loss_that_is_no_scalar(wrong, hint):
 def test_an_optimizer_that_is_none(wrong, hint):
     with pytest.raises(TypeError, match=f"(?s){hint}"):
         ftrain.make_steps(net, loss_fn, wrong)
+
+
+def test_a_batch_that_weighs_nothing_is_a_step_with_zero_gradients():
+    def masked(model: Any, batch: Any) -> ftrain.Mean:
+        mask = torch.zeros(len(batch))
+        return ftrain.Mean((model(batch).square().mean(-1) * mask).sum(), mask.sum())
+
+    steps = ftrain.make_steps(net, masked, optim.adamw(0.1))
+    new, metrics = steps.train_step(steps.init_state(0), BATCH)
+    assert metrics["loss"].isnan()
+    assert (metrics["grad_norm"], metrics["skipped"], new.step) == (0, 0, 1)
+    assert all(p.isfinite().all() for p in new.params.values())
