@@ -137,8 +137,8 @@ def make_steps(
 def _optimizer_remedy(found: Any) -> str:
     if isinstance(found, torch.optim.Optimizer):
         return (
-            ". A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or its "
-            f"like, or ftrain.optim.from_torch(torch.optim.{type(found).__name__}, lr=...)"
+            ". A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or "
+            f"the like, or ftrain.optim.from_torch(torch.optim.{type(found).__name__}, lr=...)"
         )
     name = getattr(found, "__name__", None)
     if name is not None and callable(found) and not isinstance(found, type):
