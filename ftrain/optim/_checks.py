@@ -85,7 +85,8 @@ def own_state(algorithm: str, kind: type, state: object) -> None:
             f"`{algorithm}` goes on from its own {kind.__name__}, and was handed {article} "
             f"{type(state).__name__}: the state of another optimizer, or the pair that `update` "
             "returned. Write `state = optimizer.init(params)` and `updates, state = "
-            "optimizer.update(grads, state, params)`."
+            "optimizer.update(grads, state, params)`; with `make_steps`, start from the `init_state` "
+            "that it returned together with this `train_step`."
         )
 
 

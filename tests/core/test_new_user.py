@@ -59,3 +59,10 @@ def test_a_batch_that_weighs_nothing_is_a_step_with_zero_gradients():
     assert metrics["loss"].isnan()
     assert (metrics["grad_norm"], metrics["skipped"], new.step) == (0, 0, 1)
     assert all(p.isfinite().all() for p in new.params.values())
+
+
+def test_a_state_of_other_steps():
+    ours = ftrain.make_steps(net, loss_fn, optim.sgd(0.1, 0.9))
+    other = ftrain.make_steps(net, loss_fn, optim.adam(0.1))
+    with pytest.raises(TypeError, match="start from the `init_state` that it returned together"):
+        ours.train_step(other.init_state(0), BATCH)
