@@ -66,3 +66,12 @@ def test_a_state_of_other_steps():
     other = ftrain.make_steps(net, loss_fn, optim.adam(0.1))
     with pytest.raises(TypeError, match="start from the `init_state` that it returned together"):
         ours.train_step(other.init_state(0), BATCH)
+
+
+def test_a_ragged_last_batch_names_both_loaders():
+    double = ftrain.compile(lambda x: x * 2, backend="eager")
+    double(torch.ones(4))
+    with pytest.warns(
+        ftrain.errors.RecompileWarning, match="last='pad' or 'drop' of .*drop_last=True"
+    ):
+        double(torch.ones(3))
