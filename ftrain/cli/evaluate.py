@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from typing import Any
 
 from ftrain import checkpoint
 from ftrain.config.build import build
@@ -10,6 +12,7 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.run import environment, store
 from ftrain.config.schema import Config
 from ftrain.loop import EpochResult
+from ftrain.loop.state import LoopState
 
 __all__ = ["evaluate"]
 
@@ -34,9 +37,19 @@ def evaluate(
         if parts.held_out is None:
             message = f"{config.data.name} holds nothing out: write data.held_out=0.2, for instance"
             raise ConfigError.at("data", config.places.of(("data",)), message)
-        state, _ = checkpoint.load(path, like=parts.init_state())
+        state, metadata = checkpoint.load(path, like=parts.init_state())
         # One pass is not worth a compile.
-        return path, parts.trainer(compile=False).evaluate(state, parts.held_out)
+        result = parts.trainer(compile=False).evaluate(state, parts.held_out)
+        return path, dataclasses.replace(result, epoch=_epoch(state, metadata, result.step))
+
+
+def _epoch(state: Any, metadata: Any, step: int) -> int:
+    """The epoch that the run's own rows of this step have; 0 for a checkpoint of no run."""
+    try:
+        saved = LoopState.from_metadata(state, metadata)
+    except ValueError:
+        return 0
+    return next((e.epoch for e in reversed(saved.history) if e.step == step), saved.progress.epoch)
 
 
 def _checkpoint(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:

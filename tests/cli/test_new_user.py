@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import sys
@@ -120,3 +121,16 @@ def test_a_path_that_is_typed_leads_from_where_it_is_typed(
     (tmp_path / "x.csv").unlink()
     assert main(["eval", run]) == 0  # the way from the run to y.csv was written down
     assert main(["eval", run, "data.path=z.csv"]) == 2
+
+
+def test_an_evaluation_has_the_epoch_of_the_runs_own_rows(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["train", "config.yaml", "epochs=3", "checkpoint.keep_last=3"]) == 0
+    rows = map(json.loads, (project / "runs/config/metrics.jsonl").read_text().splitlines())
+    epochs = {row["step"]: row["epoch"] for row in rows if row["split"] == "eval"}
+    assert sorted(epochs) == [25, 50, 75]
+    for step, epoch in epochs.items():
+        capsys.readouterr()
+        assert main(["eval", "runs/config", "--checkpoint", f"step-{step:012d}", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["epoch"] == epoch
