@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 
 # Before torch is imported: the cache must not be shared with another process that could clean it.
@@ -26,6 +27,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch):
+    """What a test adds to the import path goes with it: spawned processes inherit the path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def pytest_unconfigure() -> None:

@@ -189,7 +189,7 @@ def _visible(folder: pathlib.Path) -> None:
     """As for a script: what lies beside it can be imported."""
     path = os.path.abspath(folder)
     if path not in sys.path:
-        sys.path.insert(0, path)
+        sys.path.append(path)  # last: a file called json.py must not stand in for Python's
 
 
 def _broken(module: str, error: BaseException) -> str:
