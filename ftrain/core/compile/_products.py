@@ -1,7 +1,7 @@
 """Matrix products of a CPU: tiny ones as loops, large ones by the faster of its two libraries.
 
 torch computes float32 products on a CPU with MKL, which uses AVX-512 on Intel's processors only. On an
-AMD EPYC (Zen 4, two cores) oneDNN, which torch carries for its convolutions, is twice as fast:
+AMD EPYC (Zen 5, two cores) oneDNN, which torch carries for its convolutions, is twice as fast:
 
     768 x 128 by 128 x 512, float32         MKL 197, oneDNN 382 GFLOP/s
     the gradient of its weight              MKL 177, oneDNN 349 GFLOP/s
