@@ -28,7 +28,11 @@ from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._draft import Draft, draft
 from ftrain.checkpoint._hashing import CHUNK, EarlySync, Hashing
 from ftrain.checkpoint._locks import Lock
-from ftrain.checkpoint.errors import CheckpointExistsError, CheckpointWriteError
+from ftrain.checkpoint.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointWriteError,
+)
 from ftrain.checkpoint.load import verify
 from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Manifest
 
@@ -218,7 +222,7 @@ def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
 def _check_same(path: str, manifest: Manifest) -> None:
     try:
         there = verify(path).digest
-    except Exception:
+    except CheckpointError:  # what stands there is none, or cannot be read
         there = None
     if there != manifest.digest:
         what = "something that is no valid checkpoint" if there is None else "another checkpoint"
