@@ -227,7 +227,7 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
         return value, False
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:
+    except Exception:  # as below; or the type has a configuration, and takes no other
         try:
             adapter = TypeAdapter(hint)  # dataclasses and models bring a configuration of their own
         except Exception:  # pydantic has no schema for this annotation: it checks nothing
