@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from ftrain.core.cond import changed_if
 from ftrain.core.scan import scan
-from ftrain.optim._cond import changed_if
 
 __all__ = ["strong_wolfe"]
 

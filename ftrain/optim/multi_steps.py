@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core.cond import changed_if
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
-from ftrain.optim._cond import changed_if
 from ftrain.optim._leaves import agreeing, first_device, parameters, placed
 from ftrain.optim._parts import unchanged
 from ftrain.optim._rate import double, zero_count

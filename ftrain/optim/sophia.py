@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import random, tree
+from ftrain.core.cond import changed_if
 from ftrain.core.functional import value_and_grad
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
-from ftrain.optim._cond import changed_if
 from ftrain.optim._leaves import agreeing, first_device, parameters, placed, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
