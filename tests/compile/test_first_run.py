@@ -1,0 +1,46 @@
+"""The wrappers around compiled code are left out only where they were seen to change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._inductor.output_code import CompiledFxGraph
+
+from ftrain.core import _torch
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    """Code of its own behind the class that inductor's code is called through."""
+    monkeypatch.setattr(CompiledFxGraph, "__call__", lambda self, args: self.current_callable(args))
+    made = object.__new__(CompiledFxGraph)
+    made.compiled_fn_runner = None
+    made.current_callable = lambda args: (args[0] + 1,)
+    return made
+
+
+X = torch.ones(2)
+
+
+def test_wrappers_that_hand_on_are_left_out(graph):
+    outputs, code = _torch.first_run(lambda *args: list(graph(list(args))), [X])
+    assert outputs[0].tolist() == [2, 2]
+    assert code is graph.current_callable
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda graph: lambda x: list(graph([x.clone()])),
+        lambda graph: lambda x: [y.clone() for y in graph([x])],
+        lambda graph: lambda x: [*graph([x]), x],
+        lambda graph: lambda x: list(graph([*graph([x])])),
+        lambda graph: lambda x: [x + 1],
+    ],
+    ids=["other input", "other output", "one output more", "two calls", "no call"],
+)
+def test_wrappers_that_do_something_stay(graph, wrapped):
+    usual = CompiledFxGraph.__call__
+    _, code = _torch.first_run(wrapped(graph), [X])
+    assert code is None
+    assert CompiledFxGraph.__call__ is usual
