@@ -18,6 +18,7 @@ from ftrain.checkpoint._read import Opened, opened
 from ftrain.checkpoint.errors import CheckpointMismatchError, DeterminismWarning
 from ftrain.checkpoint.manifest import Leaf, Manifest
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 
 __all__ = ["load", "verify"]
 
@@ -173,7 +174,7 @@ _REMEDY = (
 
 def _leaf_difference(leaf: Leaf, like: Any) -> str | None:
     if not isinstance(like, torch.Tensor):
-        return f"`like` has a {type(like).__name__} here, not a tensor"
+        return f"`like` has {a_or_an(type(like).__name__)} here, not a tensor"
     saved, wanted = f"{leaf.dtype}{list(leaf.shape)}", f"{_name(like.dtype)}{list(like.shape)}"
     if saved != wanted:
         return f"{saved} in the checkpoint, {wanted} in `like`"

@@ -16,6 +16,7 @@ from ftrain.checkpoint import _tensors
 from ftrain.checkpoint._read import opened
 from ftrain.checkpoint.load import read_dense
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 
 __all__ = ["Report", "restore"]
 
@@ -157,7 +158,7 @@ def _difference(saved: Any, like: Any) -> str | None:
 
 def _kind(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
-        return f"a {type(value).__name__}"
+        return a_or_an(type(value).__name__)
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.core.state import TrainState
 
 
@@ -65,6 +66,6 @@ def check_batch(batch: Any, device: torch.device) -> None:
         elif hasattr(leaf, "__array__"):
             path = tree.paths(batch)[index]
             raise TypeError(
-                f"batch{path} is a {type(leaf).__name__}, not a tensor. Convert it where the batch is "
-                "made: torch.from_numpy(x)."
+                f"batch{path} is {a_or_an(type(leaf).__name__)}, not a tensor. Convert it where the "
+                "batch is made: torch.from_numpy(x)."
             )

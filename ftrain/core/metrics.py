@@ -9,11 +9,12 @@ Read next: `accumulate.py`, where the micro-batches' metrics are merged.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an, brief
 
 __all__ = ["Last", "Max", "Mean", "Metric", "Metrics", "Min", "Sum", "as_metrics"]
 
@@ -162,6 +163,18 @@ class Metrics(Mapping[str, torch.Tensor]):
         assert isinstance(value, torch.Tensor)
         return value
 
+    if not TYPE_CHECKING:  # where mypy would take any attribute for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            entries = self.__dict__.get("entries", {})
+            raise AttributeError(
+                f"metrics are read by name, metrics[{name!r}], not metrics.{name}"
+                if name in entries
+                else f"{type(self).__name__} has no attribute {name!r}",
+                name=name,
+                obj=self,
+            )
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -169,7 +182,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         return len(self.entries)
 
     def __repr__(self) -> str:
-        return f"Metrics({', '.join(f'{name}={_brief(self[name])}' for name in self)})"
+        return f"Metrics({', '.join(f'{name}={brief(self[name])}' for name in self)})"
 
     def merge(self, other: Metrics) -> Metrics:
         """The metrics over what both have seen.
@@ -197,8 +210,8 @@ class Metrics(Mapping[str, torch.Tensor]):
             theirs = other.entries[name]
             if type(mine) is not type(theirs):
                 raise ValueError(
-                    f"metric {name!r} is a {type(mine).__name__} in one batch and a "
-                    f"{type(theirs).__name__} in another; it must stay of one kind"
+                    f"metric {name!r} is {a_or_an(type(mine).__name__)} in one batch and "
+                    f"{a_or_an(type(theirs).__name__)} in another; it must stay of one kind"
                 )
         return Metrics(
             {name: mine.merge(other.entries[name]) for name, mine in self.entries.items()}
@@ -220,7 +233,7 @@ def as_metrics(values: Any, where: str) -> Metrics:
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{where} must return `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, "
-            f"but its second value is a {type(values).__name__}"
+            f"but its second value is {a_or_an(type(values).__name__)}"
         )
     return Metrics({str(name): _as_metric(name, value, where) for name, value in values.items()})
 
@@ -243,9 +256,3 @@ def _as_metric(name: Any, value: Any, where: str) -> Metric:
     if not value.is_floating_point():  # two bools would merge to a bool
         value = value.to(torch.float32)
     return Mean(value.detach().clone(), torch.ones_like(value))
-
-
-def _brief(value: torch.Tensor) -> str:
-    if value.ndim or value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return f"{value.item():.6g}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import brief, did_you_mean
 
 
 @tree.register_dataclass
@@ -27,8 +28,9 @@ class TrainState:
         extras: a dict of trees that research code carries along: averaged weights, target networks.
 
     >>> state = TrainState(torch.tensor(0), {"w": torch.zeros(2)}, {}, (), (), torch.zeros(2), {})
-    >>> state.replace(step=state.step + 1).step
-    tensor(1)
+    >>> state.replace(step=state.step + 1)
+    TrainState(step=1, params=1 tensor of 2 float32, buffers=(), opt_state=(), scaler=(), extras=(),
+        cpu, 24 bytes)
     """
 
     step: torch.Tensor
@@ -40,5 +42,61 @@ class TrainState:
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> TrainState:
-        """A copy with these fields changed; the original stays as it was."""
+        """A copy with these fields changed; the original stays as it was.
+
+        Raises:
+            TypeError: there is no such field; the message lists those there are.
+        """
+        for name in changes.keys() - self.__dataclass_fields__.keys():
+            fields = list(self.__dataclass_fields__)
+            raise TypeError(
+                f"a {type(self).__name__} has no field {name!r}.{did_you_mean(name, fields)} It has "
+                f"{', '.join(fields)}; what research code carries along goes into `extras`, a dict."
+            )
         return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        """What there is of it, not the numbers; reads one, the step."""
+        if not all(
+            isinstance(x, torch.Tensor) for x in tree.leaves(self)
+        ):  # as `in_dims` of a vmap
+            fields = (f"{name}={getattr(self, name)!r}" for name in self.__dataclass_fields__)
+            return f"{type(self).__name__}({', '.join(fields)})"
+        parts = [
+            f"step={brief(self.step)}",
+            f"params={_amount(self.params)}",
+            f"buffers={_amount(self.buffers)}",
+            f"opt_state={_kinds(self.opt_state)}",
+            f"scaler={_kinds(self.scaler)}",
+            f"extras={_amount(self.extras)}",
+        ]
+        tensors = tree.leaves(self)
+        parts += dict.fromkeys(str(x.device) for x in tensors)
+        size = sum(x.numel() * x.element_size() for x in tensors)
+        unit, name = next((u, n) for u, n in _UNITS if size >= u or u == 1)
+        parts.append(f"{size / unit:,.4g} {name}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
+
+
+def _amount(values: Any) -> str:
+    """How many tensors, and how many numbers of which dtype."""
+    tensors = tree.leaves(values)
+    if not tensors:
+        return "()"
+    numbers = dict.fromkeys((x.dtype for x in tensors), 0)
+    for x in tensors:
+        numbers[x.dtype] += x.numel()
+    of = " and ".join(f"{n:,} {str(dtype).removeprefix('torch.')}" for dtype, n in numbers.items())
+    return f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''} of {of}"
+
+
+def _kinds(state: Any) -> str:
+    """The classes of a nested state: those of its parts where it is a plain container."""
+    if type(state) is tuple:
+        return f"({', '.join(map(_kinds, state))})"
+    if type(state) is dict:
+        return f"{{{', '.join(f'{key}: {_kinds(part)}' for key, part in state.items())}}}"
+    return type(state).__name__

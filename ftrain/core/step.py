@@ -20,6 +20,7 @@ from torch import nn
 from ftrain.core import random, tree
 from ftrain.core._checks import check_state, isolated
 from ftrain.core._loss import LossFn
+from ftrain.core._words import a_or_an
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
 from ftrain.core.gradients import Gradients, GradReduce, NonFinite, gradients
@@ -174,7 +175,16 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
         found: what `gradients` gave.
         **extra: handed to the optimizer's `update` as they are; `gradients.closures(state, batch)`
             are what line searches, sharpness-aware and second-order methods ask for.
+
+    Raises:
+        TypeError: an argument is not what it is to be; the order is `(optimizer, state, found)`.
     """
+    if not _are_of_update(optimizer, state, found):
+        got = ", ".join(type(x).__name__ for x in (optimizer, state, found))
+        raise TypeError(
+            f"update takes (optimizer, state, found) in this order, and got ({got}). Write found = "
+            "gradients(state, batch), new = ftrain.update(optimizer, state, found)."
+        )
     with isolated(state.step.device.type):
         weight = found.metrics.entries["loss"].weight
         extra = {"loss": found.metrics["loss"], "weight": weight, **extra}
@@ -184,6 +194,11 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
             params=apply_updates(state.params, updates),
             opt_state=opt_state,
         )
+
+
+def _are_of_update(optimizer: Any, state: Any, found: Any) -> bool:
+    is_optimizer = callable(getattr(optimizer, "update", None))
+    return is_optimizer and isinstance(state, TrainState) and isinstance(found, Gradients)
 
 
 def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainState:
@@ -199,10 +214,17 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
         found: what `gradients` gave.
 
     Raises:
+        TypeError: an argument is not what it is to be; the order is `(state, proposed, found)`.
         ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
             the next step could not be the same function; the message names the leaf.
     """
     check_state(state)
+    if not isinstance(proposed, TrainState) or not isinstance(found, Gradients):
+        got = ", ".join(type(x).__name__ for x in (state, proposed, found))
+        raise TypeError(
+            f"commit takes (state, proposed, found) in this order, and got ({got}). Write new = "
+            "ftrain.update(optimizer, state, found), state = ftrain.commit(state, new, found)."
+        )
     proposed = proposed.replace(buffers=found.buffers, scaler=(), rng=found.rng)
     kept = state.replace(scaler=(), rng=found.rng)
     difference = tree.first_difference(kept, proposed)
@@ -230,7 +252,7 @@ def _check_fixpoint(old: TrainState, new: TrainState) -> None:
     for index, (a, b) in enumerate(zip(tree.leaves(old), tree.leaves(new), strict=True)):
         if not isinstance(b, torch.Tensor):
             path = tree.paths(old)[index]
-            raise ValueError(f"a step made state{path} a {type(b).__name__}, not a tensor")
+            raise ValueError(f"a step made state{path} {a_or_an(type(b).__name__)}, not a tensor")
         for what, was, now in (
             ("shape", tuple(a.shape), tuple(b.shape)),
             ("dtype", a.dtype, b.dtype),

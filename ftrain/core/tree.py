@@ -19,6 +19,8 @@ import optree
 import torch
 import torch.utils._pytree as torch_pytree
 
+from ftrain.core._words import a_or_an
+
 __all__ = [
     "NAMESPACE",
     "digest",
@@ -114,7 +116,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
             if isinstance(expected, dict):
                 return f"{where}: {key} is missing"
             return (
-                f"{where}: expected a {type(expected).__name__} of {len(ours)} entries, "
+                f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
                 f"found {len(theirs)}"
             )
         deeper = first_difference(child, theirs[key], path + key)
@@ -125,7 +127,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
         return f"{where}: {extra[0]} was not expected"
     if extra:
         return (
-            f"{where}: expected a {type(expected).__name__} of {len(ours)} entries, "
+            f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
             f"found {len(theirs)}"
         )
     return f"{where}: expected {_kind(expected)}, found {_kind(found)}"
@@ -245,8 +247,8 @@ def _kind(tree: PyTree) -> str:
     if _is_leaf(tree):
         return f"a leaf ({type(tree).__name__})"
     if isinstance(tree, (dict, list, tuple)) and not hasattr(tree, "_fields"):
-        return f"a {type(tree).__name__} of {len(tree)} entries"
-    return f"a {type(tree).__name__}"
+        return f"{a_or_an(type(tree).__name__)} of {len(tree)} entries"
+    return a_or_an(type(tree).__name__)
 
 
 def _children(tree: PyTree) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ftrain.core._words import a_or_an
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = [
@@ -64,7 +65,7 @@ def optimizer(wrapper: str, inner: object) -> None:
     if not isinstance(inner, GradientTransformation):
         raise TypeError(
             f"`{wrapper}` goes around an optimizer such as `optim.adamw(1e-3)`, its first argument, and "
-            f"found a {type(inner).__name__}."
+            f"found {a_or_an(type(inner).__name__)}."
         )
 
 
@@ -80,11 +81,10 @@ def needed(algorithm: str, params: PyTree | None) -> PyTree:
 def own_state(algorithm: str, kind: type, state: object) -> None:
     """Raise unless `state` is one that the algorithm's own `init` or `update` has returned."""
     if not isinstance(state, kind):
-        article = "an" if type(state).__name__[0] in "AEIOU" else "a"
         raise TypeError(
-            f"`{algorithm}` goes on from its own {kind.__name__}, and was handed {article} "
-            f"{type(state).__name__}: the state of another optimizer, or the pair that `update` "
-            "returned. Write `state = optimizer.init(params)` and `updates, state = "
+            f"`{algorithm}` goes on from its own {kind.__name__}, and was handed "
+            f"{a_or_an(type(state).__name__)}: the state of another optimizer, or the pair that "
+            "`update` returned. Write `state = optimizer.init(params)` and `updates, state = "
             "optimizer.update(grads, state, params)`; with `make_steps`, start from the `init_state` "
             "that it returned together with this `train_step`."
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.optim.protocol import Hyperparameter, PyTree
 
 __all__ = [
@@ -145,7 +146,7 @@ def _floating(values: PyTree, noun: str, remedy: str) -> tuple[list[torch.Tensor
 
 def _not_floating(leaf: object) -> str | None:
     if not isinstance(leaf, torch.Tensor):
-        return f"a {type(leaf).__name__}, not a tensor"
+        return f"{a_or_an(type(leaf).__name__)}, not a tensor"
     if not leaf.is_floating_point():
         return f"of dtype {leaf.dtype}"
     if leaf.layout is not torch.strided:
@@ -157,7 +158,7 @@ def _mismatch(
     ours: torch.Tensor, theirs: object, strict_dtype: bool
 ) -> tuple[type[Exception], str] | None:
     if not isinstance(theirs, torch.Tensor):
-        return TypeError, f"expected a tensor, found a {type(theirs).__name__}."
+        return TypeError, f"expected a tensor, found {a_or_an(type(theirs).__name__)}."
     if theirs.layout is not torch.strided:
         return TypeError, f"layout {theirs.layout}. Make it dense first (`.to_dense()`)."
     if theirs.shape != ours.shape:

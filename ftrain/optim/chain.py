@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from ftrain.core._words import a_or_an
 from ftrain.optim.protocol import GradientTransformation, PyTree
 
 __all__ = ["chain", "identity"]
@@ -89,5 +90,5 @@ def _check_link(index: int, link: object) -> None:
 
 def _described(value: object) -> str:
     if isinstance(value, tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"{a_or_an(type(value).__name__)} of {len(value)}"
+    return a_or_an(type(value).__name__)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
@@ -154,7 +155,7 @@ def _probed(
     for key, value in entries.items():
         if value is not None and not isinstance(value, (int, float, torch.Tensor)):
             raise TypeError(
-                f"{name} remembers {key!r} as a {type(value).__name__}; a state holds tensors."
+                f"{name} remembers {key!r} as {a_or_an(type(value).__name__)}; a state holds tensors."
             )
     numbers = frozenset(key for key, value in entries.items() if isinstance(value, (int, float)))
     return options, before.get("lr", 0.0), numbers

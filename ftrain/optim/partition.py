@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.optim._leaves import agreeing
 from ftrain.optim._parts import narrowed, part
 from ftrain.optim.masks import Mask, mask_leaves, names
@@ -111,8 +112,8 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
 def _check_groups(groups: object) -> None:
     if not isinstance(groups, Mapping):
         raise TypeError(
-            "partition takes a dict from a group's name to its mask and its optimizer, and found a "
-            f"{type(groups).__name__}."
+            "partition takes a dict from a group's name to its mask and its optimizer, and found "
+            f"{a_or_an(type(groups).__name__)}."
         )
     if not groups:
         raise ValueError("a partition needs at least one group.")

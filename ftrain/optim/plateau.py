@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.optim import _checks
 from ftrain.optim._leaves import first_device, gradients, parameters
 from ftrain.optim._rate import double, zero_count
@@ -172,8 +173,9 @@ def _value(extra: dict[str, Any], device: torch.device) -> torch.Tensor:
         return double(value.detach(), device)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return double(value, device)
+    kind = a_or_an(type(value).__name__)
     shown = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
     raise TypeError(
-        f"`reduce_on_plateau` reads one number, and `{name}` is a {type(value).__name__} {shown}. Give "
-        "it a 0-d tensor, such as `loss.mean()`."
+        f"`reduce_on_plateau` reads one number, and `{name}` is {kind} {shown}. "
+        "Give it a 0-d tensor, such as `loss.mean()`."
     )

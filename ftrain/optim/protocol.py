@@ -78,3 +78,9 @@ class GradientTransformation(NamedTuple):
 
     init: Init
     update: Update
+
+    def __repr__(self) -> str:
+        """The functions by their names, without addresses."""
+        names = (getattr(f, "__qualname__", type(f).__name__) for f in self)
+        init, update = (name.replace(".<locals>", "") for name in names)
+        return f"{type(self).__name__}(init={init}, update={update})"

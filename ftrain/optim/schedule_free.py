@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._leaves import (
@@ -179,9 +180,10 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
     """
     found = _states(state)
     if len(found) != 1:
+        place = a_or_an(type(state).__name__)
         raise ValueError(
-            f"found {len(found)} states of a schedule-free optimizer in a {type(state).__name__}, where "
-            "there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
+            f"found {len(found)} states of a schedule-free optimizer in {place}, "
+            "where there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
         )
     own = found[0]
     (zs, ys), treedef = agreeing(("state.z", own.z), ("params", params), strict_dtype=False)

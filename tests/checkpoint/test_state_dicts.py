@@ -148,7 +148,7 @@ def test_pickles_only_on_request(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "error", "says"),
     [
-        ({"a": 1}, TypeError, "'a' is str and holds a int"),
+        ({"a": 1}, TypeError, "'a' is str and holds an? int"),
         ({1: torch.ones(1)}, TypeError, "1 is int"),
         ({"a": torch.eye(2).to_sparse()}, ValueError, "not a dense tensor"),
         (

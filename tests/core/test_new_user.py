@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -66,6 +69,76 @@ def test_a_state_of_other_steps():
     other = ftrain.make_steps(net, loss_fn, optim.adam(0.1))
     with pytest.raises(TypeError, match="start from the `init_state` that it returned together"):
         ours.train_step(other.init_state(0), BATCH)
+
+
+def test_the_order_of_arguments():
+    """Of the pieces of a step, whose arguments look alike to who writes them first."""
+    optimizer = optim.sgd(0.1)
+    gradients = ftrain.gradients(net, loss_fn)
+    state = ftrain.make_steps(net, loss_fn, optimizer).init_state(0)
+    found = gradients(state, BATCH)
+    new = ftrain.update(optimizer, state, found)
+    for wrong in (
+        (state, optimizer, found),
+        (optimizer, found, state),
+        (optimizer, state, found.grads),
+    ):
+        got = ", ".join(type(x).__name__ for x in wrong)
+        with pytest.raises(
+            TypeError, match=rf"\(optimizer, state, found\) in this order, and got \({got}\)"
+        ):
+            ftrain.update(*wrong)
+    with pytest.raises(TypeError, match=r"\(state, proposed, found\) in this order, and got"):
+        ftrain.commit(state, found, new)
+
+
+def test_metrics_are_read_by_name():
+    steps = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
+    _, metrics = steps.train_step(steps.init_state(0), BATCH)
+    with pytest.raises(AttributeError, match=r"metrics\['loss'\], not metrics\.loss"):
+        metrics.loss  # noqa: B018
+    with pytest.raises(AttributeError, match="Metrics has no attribute 'perplexity'"):
+        metrics.perplexity  # noqa: B018
+    for same in (copy.deepcopy(metrics), pickle.loads(pickle.dumps(metrics))):
+        assert dict(same) == dict(metrics)
+
+
+def test_a_field_that_the_state_does_not_have():
+    state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
+    with pytest.raises(
+        TypeError, match=r"no field 'param'\. Did you mean 'params'\? It has step, params, .*extras"
+    ):
+        state.replace(param={})
+
+
+def test_a_state_prints_what_there_is_of_it():
+    steps = ftrain.make_steps(
+        lambda: nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32)),
+        loss_fn,
+        optim.chain(optim.clip_by_global_norm(1.0), optim.ema(optim.adamw(1e-3))),
+        precision="16-mixed",
+    )
+    state = steps.init_state(0)
+    assert repr(state) == (
+        "TrainState(step=0, params=4 tensors of 352 float32, buffers=3 tensors of 1 int64 and 64 "
+        "float32, opt_state=((), EmaState), scaler=LossScaleState, extras=(), cpu, 5.94 kB)"
+    )
+    stacked = ftrain.tree.map(lambda x: torch.stack([x, x]), state)
+    assert "step=int64[2], params=4 tensors of 704" in repr(stacked)
+    assert "step=0, params={'0.bias': 0" in repr(ftrain.tree.map(lambda x: 0, state))
+    shown = []
+    torch.vmap(lambda s: (shown.append(repr(s)), s.step)[1])(stacked)
+    assert "step=int64[], params=4 tensors of 352" in shown[0]
+    assert repr(optim.adamw(1e-3)) == "GradientTransformation(init=adamw.init, update=adamw.update)"
+
+
+def test_articles():
+    with pytest.raises(ValueError, match="expected a leaf .*found an OrderedDict"):
+        ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
+    state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
+    found = ftrain.gradients(net, loss_fn)(state, BATCH)
+    with pytest.raises(ValueError, match=r"made state\.step an int, not a tensor"):
+        ftrain.commit(state, state.replace(step=1), found)
 
 
 def test_a_ragged_last_batch_names_both_loaders():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe_key
 from ftrain.core.compile._reader import static_key
 
@@ -96,8 +97,8 @@ class Call:
                 )
             if type(leaf) not in (torch.Tensor, torch.nn.Parameter):
                 raise TypeError(
-                    f"`{self.names[i]}` of `{function}` is a {type(leaf).__name__}; compiled functions "
-                    "take plain tensors. Pass its plain tensors instead."
+                    f"`{self.names[i]}` of `{function}` is {a_or_an(type(leaf).__name__)}; compiled "
+                    "functions take plain tensors. Pass its plain tensors instead."
                 )
             if leaf.is_nested:
                 raise TypeError(

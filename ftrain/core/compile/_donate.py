@@ -16,6 +16,7 @@ import torch
 import torch.utils._pytree as torch_pytree
 
 from ftrain.core import tree
+from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import call_site, describe
 from ftrain.core.errors import DonatedStateError, DonationError
 
@@ -57,7 +58,7 @@ def check_donatable(state: Any) -> None:
     if params is not None and params.frozen and is_node and hasattr(state, "__dict__"):
         return
     raise TypeError(
-        f"donate=True consumes the first argument, and that is {_article(cls.__name__)}. Only a frozen "
+        f"donate=True consumes the first argument, and that is {a_or_an(cls.__name__)}. Only a frozen "
         "dataclass can be marked as used up, so that a later use of it raises instead of reading "
         "overwritten memory. Pass a TrainState, or declare your own:\n\n"
         "    @ftrain.tree.register_dataclass\n"
@@ -137,10 +138,6 @@ def _shared(first: str, second: str) -> str:
         f"would change both. Give them memory of their own before the call, for instance with "
         "tree.map(torch.clone, ...)."
     )
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 @functools.cache
