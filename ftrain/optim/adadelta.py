@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
@@ -31,6 +32,7 @@ class AdadeltaState(NamedTuple):
     delta: PyTree
 
 
+@algorithm
 def adadelta(
     learning_rate: LearningRate = 1.0, rho: Hyperparameter = 0.9, eps: Hyperparameter = 1e-6
 ) -> GradientTransformation:

@@ -10,6 +10,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import started
 from ftrain.optim._leaves import agreeing, compute_dtype, parameters, placed
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
@@ -38,6 +39,7 @@ class AdafactorState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def adafactor(
     learning_rate: LearningRate,
     beta2_decay: Hyperparameter = -0.8,

@@ -8,6 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
@@ -30,6 +31,7 @@ class AdagradState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def adagrad(
     learning_rate: LearningRate,
     eps: Hyperparameter = 1e-10,

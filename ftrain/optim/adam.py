@@ -14,6 +14,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import agreeing, first_device, parameters, placed, root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
@@ -52,6 +53,7 @@ class AdamState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def adamw(
     learning_rate: LearningRate,
     b1: Hyperparameter = 0.9,
@@ -130,6 +132,7 @@ def adamw(
     return GradientTransformation(init, update)
 
 
+@algorithm
 def adam(
     learning_rate: LearningRate,
     b1: Hyperparameter = 0.9,

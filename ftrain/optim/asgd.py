@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
@@ -30,6 +31,7 @@ class ASGDState(NamedTuple):
     average: PyTree
 
 
+@algorithm
 def asgd(
     learning_rate: LearningRate,
     lambd: Hyperparameter = 1e-4,

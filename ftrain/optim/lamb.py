@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
@@ -33,6 +34,7 @@ class LAMBState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def lamb(
     learning_rate: LearningRate,
     b1: Hyperparameter = 0.9,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
@@ -32,6 +33,7 @@ class LARSState(NamedTuple):
     momentum: PyTree
 
 
+@algorithm
 def lars(
     learning_rate: LearningRate,
     momentum: Hyperparameter = 0.9,

@@ -15,6 +15,7 @@ from ftrain.core import tree
 from ftrain.core.functional import value_and_grad
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
 from ftrain.optim._line_search import strong_wolfe
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
@@ -70,6 +71,7 @@ class LBFGSState(NamedTuple):
     weights: torch.Tensor
 
 
+@algorithm
 def lbfgs(
     learning_rate: LearningRate = 1.0,
     memory_size: int = 10,

@@ -10,6 +10,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import debias
 from ftrain.optim._leaves import (
     agreeing,
@@ -49,6 +50,7 @@ class MuonState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def muon(
     learning_rate: LearningRate = 1e-3,
     momentum: Hyperparameter = 0.95,

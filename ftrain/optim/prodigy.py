@@ -10,6 +10,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import (
     agreeing,
     compute_dtype,
@@ -53,6 +54,7 @@ class ProdigyState(NamedTuple):
     start: PyTree
 
 
+@algorithm
 def prodigy(
     learning_rate: LearningRate = 1.0,
     b1: Hyperparameter = 0.9,

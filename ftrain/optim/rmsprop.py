@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
@@ -33,6 +34,7 @@ class RMSpropState(NamedTuple):
     momentum: PyTree
 
 
+@algorithm
 def rmsprop(
     learning_rate: LearningRate,
     alpha: Hyperparameter = 0.99,

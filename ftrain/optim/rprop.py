@@ -8,6 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree, Schedule
@@ -29,6 +30,7 @@ class RpropState(NamedTuple):
     previous: PyTree
 
 
+@algorithm
 def rprop(
     learning_rate: Hyperparameter | Schedule = 1e-2,
     eta_minus: Hyperparameter = 0.5,

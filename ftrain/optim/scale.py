@@ -8,6 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree, Schedule
@@ -68,6 +69,7 @@ def scale(factor: Hyperparameter) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
+@algorithm
 def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformation:
     """Take a step of the learning rate against the direction: `u = -rate(count) g`.
 

@@ -15,6 +15,7 @@ from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import (
     agreeing,
     compute_dtype,
@@ -58,6 +59,7 @@ class ScheduleFreeState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def schedule_free_adamw(
     learning_rate: LearningRate = 0.0025,
     b1: Hyperparameter = 0.9,
@@ -114,6 +116,7 @@ def schedule_free_adamw(
     )
 
 
+@algorithm
 def schedule_free_sgd(
     learning_rate: LearningRate = 1.0,
     b1: Hyperparameter = 0.9,
@@ -180,9 +183,9 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
     """
     found = _states(state)
     if len(found) != 1:
-        place = a_or_an(type(state).__name__)
+        holder = a_or_an(type(state).__name__)
         raise ValueError(
-            f"found {len(found)} states of a schedule-free optimizer in {place}, "
+            f"found {len(found)} states of a schedule-free optimizer in {holder}, "
             "where there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
         )
     own = found[0]

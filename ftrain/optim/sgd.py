@@ -8,6 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import agreeing, first_device, gradients, parameters, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
@@ -34,6 +35,7 @@ class SGDState(NamedTuple):
     momentum: PyTree
 
 
+@algorithm
 def sgd(
     learning_rate: LearningRate,
     momentum: Hyperparameter = 0.0,

@@ -11,6 +11,7 @@ from ftrain.core import tree
 from ftrain.core.cond import changed_if
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import debias
 from ftrain.optim._leaves import (
     agreeing,
@@ -56,6 +57,7 @@ class SOAPState(NamedTuple):
     bases: tuple[torch.Tensor, ...]
 
 
+@algorithm
 def soap(
     learning_rate: LearningRate = 3e-3,
     b1: Hyperparameter = 0.95,

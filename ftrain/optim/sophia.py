@@ -12,6 +12,7 @@ from ftrain.core.cond import changed_if
 from ftrain.core.functional import value_and_grad
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._leaves import agreeing, first_device, parameters, placed, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
@@ -40,6 +41,7 @@ class SophiaState(NamedTuple):
     hessian: PyTree
 
 
+@algorithm
 def sophia(
     learning_rate: LearningRate,
     b1: Hyperparameter = 0.965,

@@ -8,6 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._arguments import algorithm
 from ftrain.optim._each import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
@@ -32,6 +33,7 @@ class YogiState(NamedTuple):
     nu: PyTree
 
 
+@algorithm
 def yogi(
     learning_rate: LearningRate,
     b1: Hyperparameter = 0.9,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import pickle
 import re
 
 import pytest
@@ -171,3 +172,18 @@ def test_a_sweep_over_all_hyper_parameters(name):
         alone = run(*(float(v[i]) for v in values))
         for found, expected in zip(tree.leaves(mapped), tree.leaves(alone), strict=True):
             torch.testing.assert_close(found[i], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_arguments_that_it_does_not_have(name):
+    """Torch's name for one, or a slip; the signature is the function's own."""
+    make = getattr(optim, name)
+    with pytest.raises(
+        TypeError, match=rf"`{name}` has no argument 'lr'\. Write `learning_rate=`.* takes learning"
+    ):
+        make(lr=0.1)
+    with pytest.raises(TypeError, match=r"Did you mean 'learning_rate'\?"):
+        make(learing_rate=0.1)
+    with pytest.raises(TypeError, match=r"no argument 'betas'\. Write `b1=` and `b2=`"):
+        optim.with_hyperparams(make, learning_rate=0.1, betas=(0.9, 0.999))
+    assert pickle.loads(pickle.dumps(make)) is make

@@ -1,0 +1,52 @@
+"""What is said of an argument that an algorithm does not have: most often it is torch's name for one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec
+
+from ftrain.core._words import did_you_mean
+from ftrain.optim.protocol import GradientTransformation
+
+__all__ = ["algorithm"]
+
+_P = ParamSpec("_P")
+
+_NO_SUCH_OPTION = " A compiled step is one graph, and needs no such option."
+_TORCH = {
+    "lr": " Write `learning_rate=`.",
+    "betas": " Write `b1=` and `b2=`.",
+    "amsgrad": " AMSGrad is an algorithm of its own, `optim.amsgrad`.",
+    "maximize": " Negate the loss.",
+    "decoupled_weight_decay": " Decoupled is what `weight_decay` is; a penalty is a link before it, "
+    "`chain(add_decayed_weights(...), ...)`.",
+    **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"), _NO_SUCH_OPTION),
+}
+
+
+def algorithm(
+    build: Callable[_P, GradientTransformation],
+) -> Callable[_P, GradientTransformation]:
+    """The function as it is, but for its answer to an argument that it does not have.
+
+    >>> @algorithm
+    ... def walk(learning_rate): ...
+    >>> walk(lr=0.1)
+    Traceback (most recent call last):
+    TypeError: `walk` has no argument 'lr'. Write `learning_rate=`. It takes learning_rate.
+    """
+    known = list(inspect.signature(build).parameters)
+
+    @functools.wraps(build)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> GradientTransformation:
+        for name in kwargs:
+            if name not in known:
+                remedy = _TORCH.get(name) or did_you_mean(name, known)
+                raise TypeError(
+                    f"`{build.__name__}` has no argument {name!r}.{remedy} It takes {', '.join(known)}."
+                )
+        return build(*args, **kwargs)
+
+    return checked
