@@ -179,12 +179,7 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
     Raises:
         TypeError: an argument is not what it is to be; the order is `(optimizer, state, found)`.
     """
-    if not _are_of_update(optimizer, state, found):
-        got = ", ".join(type(x).__name__ for x in (optimizer, state, found))
-        raise TypeError(
-            f"update takes (optimizer, state, found) in this order, and got ({got}). Write found = "
-            "gradients(state, batch), new = ftrain.update(optimizer, state, found)."
-        )
+    _check_order("update", optimizer=optimizer, state=state, found=found)
     with isolated(state.step.device.type):
         weight = found.metrics.entries["loss"].weight
         extra = {"loss": found.metrics["loss"], "weight": weight, **extra}
@@ -194,11 +189,6 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
             params=apply_updates(state.params, updates),
             opt_state=opt_state,
         )
-
-
-def _are_of_update(optimizer: Any, state: Any, found: Any) -> bool:
-    is_optimizer = callable(getattr(optimizer, "update", None))
-    return is_optimizer and isinstance(state, TrainState) and isinstance(found, Gradients)
 
 
 def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainState:
@@ -218,13 +208,8 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
         ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
             the next step could not be the same function; the message names the leaf.
     """
+    _check_order("commit", state=state, proposed=proposed, found=found)
     check_state(state)
-    if not isinstance(proposed, TrainState) or not isinstance(found, Gradients):
-        got = ", ".join(type(x).__name__ for x in (state, proposed, found))
-        raise TypeError(
-            f"commit takes (state, proposed, found) in this order, and got ({got}). Write new = "
-            "ftrain.update(optimizer, state, found), state = ftrain.commit(state, new, found)."
-        )
     proposed = proposed.replace(buffers=found.buffers, scaler=(), rng=found.rng)
     kept = state.replace(scaler=(), rng=found.rng)
     difference = tree.first_difference(kept, proposed)
@@ -246,6 +231,22 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
             # last gradient, and a step that runs out of memory before it leaves the state whole.
             rng = torch.where(found.finite, rng, rng)
     return chosen.replace(scaler=found.scaler, rng=rng)  # type: ignore[no-any-return]
+
+
+def _check_order(function: str, **given: Any) -> None:
+    """Each argument is what it is called: an optimizer, what `gradients` found, or else a state."""
+    for name, value in given.items():
+        if name == "optimizer":
+            fits = callable(getattr(value, "update", None))
+        else:
+            fits = isinstance(value, Gradients if name == "found" else TrainState)
+        if not fits:
+            got = ", ".join(type(value).__name__ for value in given.values())
+            raise TypeError(
+                f"{function} takes ({', '.join(given)}) in this order, and got ({got}). Write found = "
+                "gradients(state, batch), new = ftrain.update(optimizer, state, found), state = "
+                "ftrain.commit(state, new, found)."
+            )
 
 
 def _check_fixpoint(old: TrainState, new: TrainState) -> None:
