@@ -6,8 +6,9 @@ A three-layer MLP of width 16 on a batch of 8, where the arithmetic is next to n
 whole run of some thousand steps, evaluation and files included. Time is the thread's own (one thread
 does all the work), so that other processes cost only what they do to the caches.
 
-Lightning and Accelerate stand beside it where they are installed, each over an eager loop by hand, which
-is what they wrap.
+Lightning, Accelerate and the Trainer of transformers stand beside it where they are installed
+(`pip install lightning accelerate transformers`), each over an eager loop by hand, which is what they
+wrap, with every extra they let one turn off turned off.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def run(
         if len(others) > 1:
             report.section("Other trainers on the same model, eager, each over the loop it wraps")
             _report(report, turns(others, min(rounds, 5)), steps, EAGER)
-        for name in ("lightning", "accelerate"):
+        for name in ("lightning", "accelerate", "transformers"):
             if importlib.util.find_spec(name) is None:
                 report.note(f"{name} is not installed here, and was not timed")
     return report
@@ -127,6 +128,8 @@ def theirs(folder: pathlib.Path, steps: int) -> Mapping[str, Run]:
         found["Lightning, barebones"] = lambda: _lightning(batches)
     if importlib.util.find_spec("accelerate") is not None:
         found["Accelerate"] = lambda: _accelerate(batches)
+    if importlib.util.find_spec("transformers") is not None:
+        found["transformers.Trainer"] = lambda: _transformers(batches, folder)
     return found
 
 
@@ -144,9 +147,13 @@ def _lightning(batches: Any) -> float:
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), 1e-3)
 
+    class Batches:  # a list would be taken for one loader a batch
+        def __iter__(self) -> Any:
+            return iter(batches)
+
     trainer = lightning.Trainer(barebones=True, max_epochs=1, accelerator="cpu")
     began = time.thread_time()
-    trainer.fit(Module(), torch.utils.data.DataLoader(batches, batch_size=None))
+    trainer.fit(Module(), Batches())
     return time.thread_time() - began
 
 
@@ -162,6 +169,27 @@ def _accelerate(batches: Any) -> float:
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
+    return time.thread_time() - began
+
+
+def _transformers(batches: Any, folder: pathlib.Path) -> float:
+    import transformers  # type: ignore[import-not-found]  # noqa: PLC0415  # optional
+
+    class Model(MLP):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+            return {"loss": torch.nn.functional.mse_loss(super().forward(x), y)}
+
+    options = transformers.TrainingArguments(
+        output_dir=str(folder / "transformers"), use_cpu=True, max_grad_norm=0.0, learning_rate=1e-3,
+        num_train_epochs=1, per_device_train_batch_size=1, lr_scheduler_type="constant",
+        logging_strategy="no", save_strategy="no", eval_strategy="no", report_to=[],
+        disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        Model(16), options, train_dataset=batches, data_collator=lambda rows: rows[0]
+    )
+    began = time.thread_time()
+    trainer.train()
     return time.thread_time() - began
 
 
@@ -183,7 +211,12 @@ def turns(contenders: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def _quietly(contender: Run) -> float:
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    nowhere = io.StringIO()
+    with (
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         return contender()
 
