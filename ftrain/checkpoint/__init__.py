@@ -6,7 +6,7 @@
 
 A checkpoint is a directory of safetensors and a JSON manifest, with the sha256 of every file and
 without any pickle. `save` and `load` are exact, `Store` keeps a run's checkpoints, `restore` takes
-over what fits from a state that differs.
+over what fits from a state that differs. `Lock` is what keeps two writers apart.
 
 Read next: `save.py`.
 """
@@ -26,6 +26,7 @@ from ftrain.checkpoint.errors import (
     DeterminismWarning,
 )
 from ftrain.checkpoint.load import load, verify
+from ftrain.checkpoint.locks import Lock
 from ftrain.checkpoint.manifest import FileRecord, Leaf, Manifest
 from ftrain.checkpoint.restore import Report, restore
 from ftrain.checkpoint.save import save
@@ -46,6 +47,7 @@ __all__ = [
     "DeterminismWarning",
     "FileRecord",
     "Leaf",
+    "Lock",
     "Manifest",
     "Report",
     "Store",

@@ -105,6 +105,14 @@ class Files:
 
     # locks
 
+    def same(self, descriptor: int, path: str) -> bool:
+        """Whether what is open is what stands at the path."""
+        try:
+            there = self.call("stat", path, os.stat, path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(self.call("stat", path, os.fstat, descriptor), there)
+
     def lock(self, descriptor: int, path: str) -> bool:
         """Whether an exclusive lock was to be had at once; it goes with the open file."""
         try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import pathlib
 
-from ftrain.checkpoint.save import make_directories, refusals
+from ftrain.checkpoint._directories import make_directories
+from ftrain.checkpoint.save import refusals
 
 __all__ = ["compile_cache"]
 

@@ -67,7 +67,7 @@ class CheckpointExistsError(CheckpointError):
 
 
 class CheckpointLockedError(CheckpointError):
-    """Another process, or another store of this one, writes to the directory."""
+    """Another process, or another store of this one, writes to the directory, or may."""
 
 
 class CheckpointCorruptError(CheckpointError):

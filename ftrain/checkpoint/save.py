@@ -18,16 +18,15 @@ import contextlib
 import dataclasses
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
+from ftrain.checkpoint._directories import discard, make_directories, workplace
 from ftrain.checkpoint._draft import Draft, draft
 from ftrain.checkpoint._hashing import CHUNK, EarlySync, Hashing
-from ftrain.checkpoint._locks import Lock
 from ftrain.checkpoint.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -37,8 +36,6 @@ from ftrain.checkpoint.load import verify
 from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Manifest
 
 __all__ = ["save"]
-
-_TMP, _TRASH = ".tmp-", ".trash-"
 
 
 def save(
@@ -86,74 +83,14 @@ def save(
 def publish(content: Draft, path: str) -> Manifest:
     """Make the checkpoint appear at `path`."""
     path = os.path.abspath(path)
-    parent, name = os.path.split(path)
+    parent = os.path.dirname(path)
     with refusals(f"save the checkpoint {path}"):
         make_directories(parent)
-        temporary = os.path.join(parent, f"{_TMP}{name}-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            _files.system.make_directory(temporary)
-            with contextlib.closing(Lock.directory(temporary)):
-                sweep(parent)
-                manifest = _write(content, temporary)
-                if _appear(temporary, path, manifest):
-                    return manifest
-        except BaseException:
-            remove_tree(temporary)
-            raise
-        remove_tree(temporary)
-        _files.system.sync_directory(parent)
-        return manifest
-
-
-def remove_tree(path: str) -> OSError | None:
-    """Delete a directory of files; the error if something would not go, tried twice."""
-    failure: OSError | None = None
-    for _ in range(2):
-        failure = None
-        try:
-            for name in _files.system.list(path):
-                try:
-                    _files.system.unlink(os.path.join(path, name))
-                except IsADirectoryError:
-                    remove_tree(os.path.join(path, name))
-            _files.system.remove_directory(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            failure = error
-            continue
-        return None
-    return failure
-
-
-def discard(path: str) -> OSError | None:
-    """Delete a checkpoint: out of sight in one instant, then file by file."""
-    parent, name = os.path.split(path)
-    trash = os.path.join(parent, f"{_TRASH}{name}-{os.getpid()}-{secrets.token_hex(4)}")
-    failure: OSError | None = None
-    for _ in range(2):
-        try:
-            _files.system.rename(path, trash)
-        except OSError as error:
-            failure = error
-            continue
-        return remove_tree(trash)
-    return failure
-
-
-def sweep(directory: str) -> None:
-    """Delete what writers that are no more have left half done; never what one is at work on."""
-    with contextlib.suppress(OSError):
-        for name in _files.system.list(directory):
-            if name.startswith((_TMP, _TRASH)):
-                left = os.path.join(directory, name)
-                with contextlib.suppress(OSError):
-                    lock = Lock.directory(left)
-                    try:
-                        if lock.held:
-                            remove_tree(left)
-                    finally:
-                        lock.close()
+        with workplace(parent) as temporary:
+            manifest = _write(content, temporary)
+            if not _appear(temporary, path, manifest):
+                _files.system.sync_directory(parent)
+    return manifest
 
 
 def _write(content: Draft, directory: str) -> Manifest:
@@ -230,21 +167,6 @@ def _check_same(path: str, manifest: Manifest) -> None:
             f"{path} holds {what}, and nothing is overwritten. Save under a name that is free; "
             "a Store numbers them by step."
         )
-
-
-def make_directories(path: str) -> None:
-    """Make a directory and its parents, each of them to last."""
-    missing = []
-    while path and not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    for directory in reversed(missing):
-        try:
-            _files.system.make_directory(directory)
-        except FileExistsError:  # by another process, in the meantime
-            if not os.path.isdir(directory):
-                raise
-        _files.system.sync_directory(os.path.dirname(directory))
 
 
 @contextlib.contextmanager

@@ -9,20 +9,21 @@ from __future__ import annotations
 import io
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
+from ftrain.checkpoint._directories import make_directories, workplace
 from ftrain.checkpoint._read import read_body, read_header
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     CheckpointReadError,
 )
-from ftrain.checkpoint.save import make_directories, refusals, write_file
+from ftrain.checkpoint.save import refusals, write_file
+from ftrain.core._words import a_or_an
 
 __all__ = ["export_state_dict", "import_state_dict"]
 
@@ -59,24 +60,19 @@ def export_state_dict(
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(
-            f"found a {type(tensors).__name__}: pass names and tensors, such as module.state_dict()"
+            f"found {a_or_an(type(tensors).__name__)}: pass names and tensors, such as "
+            "module.state_dict()"
         )
     for name, tensor in tensors.items():
         _check(name, tensor, format)
     path = os.path.abspath(os.fspath(path))
-    directory, name = os.path.split(path)
+    directory = os.path.dirname(path)
     with refusals(f"export to {path}"):
         make_directories(directory)
-        temporary = f".tmp-{name}-{os.getpid()}-{secrets.token_hex(4)}"
-        there = os.path.join(directory, temporary)
-        try:
-            write_file(directory, temporary, _parts(tensors, format))
-            _files.system.rename(there, path)
-        except BaseException:
-            if os.path.lexists(there):
-                _files.system.unlink(there)
-            raise
-        _files.system.sync_directory(directory)
+        with workplace(directory) as temporary:
+            write_file(temporary, _SINGLE, _parts(tensors, format))
+            _files.system.rename(os.path.join(temporary, _SINGLE), path)
+            _files.system.sync_directory(directory)
 
 
 def import_state_dict(
@@ -180,8 +176,8 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
     ):
         inside = f" with {list(content)[:8]}" if isinstance(content, Mapping) else ""
         raise CheckpointCorruptError(
-            f"{path} holds a {type(content).__name__}{inside}, not names and tensors. Take the state "
-            "dict out of it first, and save that."
+            f"{path} holds {a_or_an(type(content).__name__)}{inside}, not names and tensors. Take the "
+            "state dict out of it first, and save that."
         )
     return {
         str(name): t.detach().clone(memory_format=torch.contiguous_format)
@@ -192,8 +188,8 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
 def _check(name: Any, tensor: Any, format: Format) -> None:
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise TypeError(
-            f"a state dict is names and tensors; {name!r} is {type(name).__name__} and holds a "
-            f"{type(tensor).__name__}"
+            f"a state dict is names and tensors; {name!r} is {type(name).__name__} and holds "
+            f"{a_or_an(type(tensor).__name__)}"
         )
     if name == "__metadata__" and format == "safetensors":
         raise ValueError(f"the name {name!r} is the format's own: choose another")

@@ -6,19 +6,17 @@ Read next: `save.py`, how one is written; `_retention.py`, which stay.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
 from ftrain.checkpoint import _files
 from ftrain.checkpoint._background import Background
+from ftrain.checkpoint._directories import discard, make_directories
 from ftrain.checkpoint._draft import Draft, draft, step_number
-from ftrain.checkpoint._locks import Lock
+from ftrain.checkpoint._numbered import Numbered, warn_corrupt
 from ftrain.checkpoint._read import opened
 from ftrain.checkpoint._retention import Entry, Mode, Policy
 from ftrain.checkpoint.errors import (
@@ -27,19 +25,16 @@ from ftrain.checkpoint.errors import (
     CheckpointExistsError,
     CheckpointLockedError,
     CheckpointNotFoundError,
-    CheckpointReadError,
-    CorruptCheckpointWarning,
 )
 from ftrain.checkpoint.load import OnChange, load, verify
+from ftrain.checkpoint.locks import Lock
 from ftrain.checkpoint.manifest import MANIFEST, SUMS
-from ftrain.checkpoint.save import discard, make_directories, publish, refusals
+from ftrain.checkpoint.save import publish, refusals
 
 __all__ = ["Store"]
 
 T = TypeVar("T")
-R = TypeVar("R")
 
-_NAME = re.compile(r"step-(\d{12})")
 _LOCK = ".lock"
 
 
@@ -104,6 +99,7 @@ class Store:
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()
         self._lock: Lock | None = None
+        self._numbered = Numbered(self.directory)
         self._entries: dict[int, Entry] = {}
 
     def save(
@@ -113,6 +109,7 @@ class Store:
         step: int,
         metadata: Any = None,
         metrics: Mapping[str, Any] | None = None,
+        replace: bool = False,
     ) -> pathlib.Path:
         """Save under the number of a step, then delete what the policy does not keep.
 
@@ -122,26 +119,29 @@ class Store:
                 unless what is there does not verify.
             metadata: JSON: the data cursor and whatever else the loop needs to go on.
             metrics: numbers, by which the best are chosen.
+            replace: whether this may take the place of other content under the same step, which is
+                deleted only when this is durable.
 
         Returns:
             Where the checkpoint is, or will be when an asynchronous save is done.
 
         Raises:
             CheckpointWriteError: the system refused; an asynchronous save raises it later.
-            CheckpointLockedError: another writer is at work here.
+            CheckpointLockedError: another writer is at work here, or may be: somebody deleted or
+                replaced the directory that this store has locked.
             CheckpointExistsError: another state was saved under this step.
         """
         self._background.wait()
         step = step_number(step)
-        path = self._path(step)
+        path = self._numbered.path(step)
         content = draft(state, metadata, step, metrics, self._fingerprint)
         self._acquire()
         if not self._asynchronous:
-            self._publish(content, step)
+            self._publish(content, step, replace)
             return path
         if self._donates:
             content = content.snapshot()
-        self._background.start(lambda: self._publish(content, step))
+        self._background.start(lambda: self._publish(content, step, replace))
         return path
 
     def load(
@@ -176,8 +176,8 @@ class Store:
             return load(path, like, fingerprint=self._fingerprint, on_change=on_change)
 
         if step is not None:
-            return read(self._path(step))
-        found = self._first(read, lambda: reversed(self.steps()))
+            return self._numbered.read(step_number(step), read)
+        found = self._numbered.first(lambda: reversed(self.steps()), read)
         if found is not None:
             return found[1]
         if default is None:
@@ -190,25 +190,19 @@ class Store:
 
     def latest(self) -> pathlib.Path | None:
         """The newest checkpoint that verifies, each byte of it; `None` where there is none."""
-        found = self._first(verify, lambda: reversed(self.steps()))
+        found = self._numbered.first(lambda: reversed(self.steps()), verify)
         return None if found is None else found[0]
 
     def best(self) -> pathlib.Path | None:
         """The best checkpoint by the store's metric that verifies; `None` where there is none."""
-        found = self._first(
-            verify, lambda: [entry.step for entry in self._policy.ranked(self._all_entries())]
+        found = self._numbered.first(
+            lambda: [entry.step for entry in self._policy.ranked(self._all_entries())], verify
         )
         return None if found is None else found[0]
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, in order."""
-        try:
-            names = _files.system.list(str(self.directory))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise CheckpointReadError("list the checkpoints", error, "Check who may.") from error
-        return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+        return self._numbered.steps()
 
     def delete(self, step: int) -> None:
         """Delete the checkpoint of a step, to go back behind it.
@@ -219,6 +213,7 @@ class Store:
         """
         self._background.wait()
         self._acquire()
+        self._settle()
         if step not in self.steps():
             raise CheckpointNotFoundError(f"{self.directory} has no step {step}: {self.steps()}")
         self._discard([step])
@@ -250,25 +245,51 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r}, steps={self.steps()})"
 
-    def _publish(self, content: Draft, step: int) -> None:
-        path = str(self._path(step))
+    def _publish(self, content: Draft, step: int, replace: bool) -> None:
+        self._settle()
+        path = str(self._numbered.path(step))
         try:
-            publish(content, path)
+            if replace and os.path.lexists(path):
+                self._replace(content, step)
+            else:
+                publish(content, path)
         except CheckpointExistsError:
             if _verifies(path):
                 raise
-            _warn_corrupt(path, "it is replaced by a new one")
-            with refusals(f"replace the checkpoint {path}"):
-                _raise(discard(path))
-            publish(content, path)
+            warn_corrupt(path, "it is replaced by a new one")
+            self._replace(content, step)
         entries = self._all_entries()
         kept = self._policy.kept(entries) | {step}
         self._discard([entry.step for entry in entries if entry.step not in kept])
 
+    def _replace(self, content: Draft, step: int) -> None:
+        """The new one is durable under a name that readers prefer; then the old one goes."""
+        publish(content, str(self._numbered.replacement(step)))
+        self._take_place(step)
+
+    def _take_place(self, step: int) -> None:
+        path = str(self._numbered.path(step))
+        with refusals(f"delete what {path} was (the new one is safe)"):
+            if os.path.lexists(path):
+                _raise(discard(path))
+            _files.system.rename(str(self._numbered.replacement(step)), path)
+        self._entries.pop(step, None)
+
+    def _settle(self) -> None:
+        """Finish what a writer that died, or failed, had begun to replace."""
+        for step in self._numbered.unsettled():
+            new = str(self._numbered.replacement(step))
+            if _verifies(new):
+                self._take_place(step)
+            else:
+                warn_corrupt(new, "it is deleted")
+                with refusals(f"delete {new}"):
+                    _raise(discard(new))
+
     def _discard(self, steps: Iterable[int]) -> None:
         for step in steps:
             with refusals(f"delete the old checkpoint of step {step} (the new one is safe)"):
-                _raise(discard(str(self._path(step))))
+                _raise(discard(str(self._numbered.path(step))))
             self._entries.pop(step, None)
 
     def _all_entries(self) -> list[Entry]:
@@ -276,7 +297,7 @@ class Store:
         found = []
         for step in self.steps():
             if step not in self._entries:
-                path = str(self._path(step))
+                path = str(self._numbered.standing(step))
                 with contextlib.suppress(CheckpointError, OSError), opened(path) as source:
                     seconds = _files.system.modified(os.path.join(path, SUMS))
                     self._entries[step] = Entry(step, source.manifest.metrics, seconds)
@@ -284,49 +305,16 @@ class Store:
                 found.append(self._entries[step])
         return found
 
-    def _first(
-        self, read: Callable[[pathlib.Path], R], steps: Callable[[], Iterable[int]]
-    ) -> tuple[pathlib.Path, R] | None:
-        """The first checkpoint that can be read, looking again where one is deleted meanwhile.
-
-        Raises:
-            CheckpointCorruptError: there were some, and not one could be.
-        """
-        failures: dict[int, CheckpointError] = {}
-        for path, step in self._candidates(steps, failures):
-            try:
-                return path, read(path)
-            except CheckpointNotFoundError:
-                continue
-            except CheckpointCorruptError as error:
-                failure: CheckpointError = error
-            except CheckpointReadError as error:
-                if error.errno != errno.EIO:
-                    raise
-                failure = error
-            if path.is_dir():  # else it was deleted while it was read
-                _warn_corrupt(path, f"an older one is looked for ({failure})")
-                failures[step] = failure
-        if failures:
-            raise CheckpointCorruptError(
-                f"no checkpoint in {self.directory} verifies: "
-                + "; ".join(str(failure) for failure in failures.values())
-            )
-        return None
-
-    def _candidates(
-        self, steps: Callable[[], Iterable[int]], failures: Mapping[int, CheckpointError]
-    ) -> Iterator[tuple[pathlib.Path, int]]:
-        """The next to try, listed afresh each time: retention may be at work in another process."""
-        while True:
-            remaining = [step for step in steps() if step not in failures]
-            if not remaining:
-                return
-            yield self._path(remaining[0]), remaining[0]
-
     def _acquire(self) -> None:
         if self._lock is not None and self._lock.held:
-            return
+            with refusals(f"look at the lock of {self.directory}"):
+                if not self._lock.lost():
+                    return
+            raise CheckpointLockedError(
+                f"{self.directory} is no longer the directory that this store has locked: somebody "
+                "deleted, moved or replaced it, and another may be writing to it by now. Look what is "
+                "there; then write store.close(), and save again."
+            )
         path = str(self.directory / _LOCK)
         with refusals(f"lock {self.directory}"):
             make_directories(str(self.directory))
@@ -338,9 +326,6 @@ class Store:
                 "one. Close that first (store.close()), or save to another directory."
             )
         self._lock = lock
-
-    def _path(self, step: int) -> pathlib.Path:
-        return self.directory / f"step-{step:012d}"
 
 
 def _check_directory(directory: pathlib.Path) -> None:
@@ -359,14 +344,6 @@ def _verifies(path: str) -> bool:
     except CheckpointCorruptError:
         return False
     return True
-
-
-def _warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
-    warnings.warn(
-        f"the checkpoint {path} does not verify: {consequence}",
-        CorruptCheckpointWarning,
-        stacklevel=5,
-    )
 
 
 def _raise(error: OSError | None) -> None:

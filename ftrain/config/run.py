@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from ftrain.checkpoint import Store
-from ftrain.checkpoint._locks import Lock
+from ftrain.checkpoint import Lock, Store
 from ftrain.config import _watchers
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
@@ -211,15 +210,12 @@ def _make(config: Config, folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
     """Nobody else trains in this directory: a lock that ends with the process, however it ends."""
-    lock = Lock.file(str(folder / ".lock"))
-    try:
+    with Lock.file(folder / ".lock") as lock:
         if not lock.held:
             raise _refusal(
                 config, f"another process is training in {folder}: wait for it, or end it"
             )
         yield
-    finally:
-        lock.close()
 
 
 def _clear(folder: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from ftrain.data import _json
@@ -33,6 +34,9 @@ class Cursor:
         position: samples of this epoch that were consumed, by all ranks together (for a `Stream`,
             batches). So a run may go on with another batch size or number of ranks.
         state: what a stateful `Stream` needs to go on; `None` for every `Loader`.
+        of: what the position counts in: "100 samples", "a stream". Not a part of the place, but a
+            witness: data of another kind or length refuse the cursor. `None`, in one that was written
+            by hand or saved before there were witnesses, fits everything.
 
     >>> cursor = Cursor(seed=0, epoch=2, position=128)
     >>> cursor.to_json()
@@ -45,6 +49,7 @@ class Cursor:
     epoch: int = 0
     position: int = 0
     state: Any = None
+    of: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` takes.
@@ -52,15 +57,42 @@ class Cursor:
         Raises:
             TypeError: the state of a stream holds what JSON cannot; the message names it.
         """
-        numbers = {
+        found: dict[str, Any] = {
             "order": ORDER,
             "seed": self.seed,
             "epoch": self.epoch,
             "position": self.position,
         }
-        if self.state is None:
-            return numbers
-        return {**numbers, "state": _json.encode(self.state, "the stream's state")}
+        if self.of is not None:
+            found["of"] = self.of
+        if self.state is not None:
+            found["state"] = _json.encode(self.state, "the stream's state")
+        return found
+
+    def check(self, of: str | None = None) -> None:
+        """Refuse what is no place in any data, or not in data of this kind and length.
+
+        Args:
+            of: what the data is that the cursor is about to enter, said in the same words as its `of`.
+
+        Raises:
+            TypeError, ValueError: it does not fit; the message names both.
+        """
+        check_seed(self.seed)
+        for name in ("epoch", "position"):
+            value = getattr(self, name)
+            if not is_count(value, 0):
+                raise ValueError(f"cursor.{name} counts from 0, found {value!r}")
+        if self.epoch >= _EPOCHS or self.position >= 2**63:
+            raise ValueError(f"no run gets as far as {self}")
+        if not isinstance(self.of, (str, NoneType)):
+            raise ValueError(f"cursor.of says what the position counts in, found {self.of!r}")
+        if None not in (of, self.of) and of != self.of:
+            raise ValueError(
+                f"the cursor was made for other data: for {self.of}, and this is {of}. Go on with the "
+                "data that the run began with; or, to begin an epoch of this, write "
+                f"data.Cursor({self.seed}, {self.epoch})"
+            )
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Cursor:
@@ -87,25 +119,20 @@ class Cursor:
             state = _json.decode(content.get("state"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the cursor's state is damaged: {error!r}") from None
-        cursor = cls(seed, epoch, position, state)
-        check(cursor)
+        cursor = cls(seed, epoch, position, state, content.get("of"))
+        cursor.check()
         return cursor
 
 
-def check(cursor: Cursor) -> None:
-    """Refuse what is no place in any data."""
+def checked(cursor: object, of: str) -> Cursor:
+    """A cursor for data of this kind and length."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"a cursor is a data.Cursor, not {type(cursor).__name__}: write loader.start(), or "
             "data.Cursor.from_json(...) for one that was saved"
         )
-    check_seed(cursor.seed)
-    for name in ("epoch", "position"):
-        value = getattr(cursor, name)
-        if not is_count(value, 0):
-            raise ValueError(f"cursor.{name} counts from 0, found {value!r}")
-    if cursor.epoch >= _EPOCHS or cursor.position >= 2**63:
-        raise ValueError(f"no run gets as far as {cursor}")
+    cursor.check(of)
+    return cursor
 
 
 def check_seed(seed: object) -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Augment, Collate, Fetch, Gather, Request, as_dataset
-from ftrain.data.cursor import Cursor, check, check_seed, is_count
+from ftrain.data.cursor import Cursor, check_seed, checked, is_count
 from ftrain.data.samplers import Sampler, Sequential, Shuffled
 
 __all__ = ["Loader"]
@@ -100,6 +100,7 @@ class Loader:
     _fetch: Fetch = dataclasses.field(init=False, repr=False)
     _order: Sampler = dataclasses.field(init=False, repr=False)
     _last: Last = dataclasses.field(init=False, repr=False)
+    _of: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_options(self)
@@ -129,6 +130,7 @@ class Loader:
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
         object.__setattr__(self, "_order", order)
         object.__setattr__(self, "_last", last)
+        object.__setattr__(self, "_of", f"{len(order)} samples")
 
     def __len__(self) -> int:
         """Batches an epoch, the same on every rank."""
@@ -136,14 +138,14 @@ class Loader:
 
     def start(self) -> Cursor:
         """The cursor before the first batch of the first epoch."""
-        return Cursor(self.seed)
+        return self._cursor(self.seed)
 
     def at(self, step: int) -> Cursor:
         """The cursor after `step` batches from the start."""
         if not is_count(step, 0):
             raise ValueError(f"a step counts from 0, found {step!r}")
         epoch, batches = divmod(step, len(self))
-        return Cursor(self.seed, epoch, batches * self.batch_size)
+        return self._cursor(self.seed, epoch, batches * self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of the first epoch, alone."""
@@ -163,10 +165,10 @@ class Loader:
             `(batch, cursor)`; after the last batch of epoch e the cursor is (seed, e + 1, 0).
 
         Raises:
-            ValueError: the cursor lies behind the end of an epoch, or belongs to a stream.
+            ValueError: the cursor lies behind the end of an epoch, or was made by a stream, or for data
+                of another length.
         """
-        cursor = self.start() if cursor is None else cursor
-        check(cursor)
+        cursor = self.start() if cursor is None else checked(cursor, self._of)
         if cursor.state is not None:
             raise ValueError("this cursor belongs to a data.Stream, not to a Loader")
         if cursor.position > len(self._order):
@@ -202,13 +204,20 @@ class Loader:
                 for row in range(len(block.positions)):
                     left -= 1
                     position += self.batch_size
-                    after = Cursor(seed, epoch, position) if left else Cursor(seed, epoch + 1)
+                    after = (
+                        self._cursor(seed, epoch, position)
+                        if left
+                        else self._cursor(seed, epoch + 1)
+                    )
                     weight = None if block.weight is None else block.weight[row]
                     yield (
                         Request(seed, epoch, block.positions[row], block.indices[row], weight),
                         after,
                     )
             epoch, position = epoch + 1, 0
+
+    def _cursor(self, seed: int, epoch: int = 0, position: int = 0) -> Cursor:
+        return Cursor(seed, epoch, position, of=self._of)
 
     def _remaining(self, position: int) -> int:
         """Batches from this position to the end of its epoch."""

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Collate, preserved_generators, sample_keys, seed_generators
-from ftrain.data.cursor import Cursor, check, check_seed, is_count
+from ftrain.data.cursor import Cursor, check_seed, checked, is_count
 
 __all__ = ["Stream"]
 
@@ -80,7 +80,7 @@ class Stream:
 
     def start(self) -> Cursor:
         """The cursor before the first batch of the first epoch."""
-        return Cursor(self.seed)
+        return Cursor(self.seed, of=self._of)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of the first epoch, alone."""
@@ -94,14 +94,24 @@ class Stream:
         The source is read one batch ahead, to know which batch is an epoch's last.
 
         Raises:
-            ValueError: the source ends before the cursor.
+            ValueError: the source ends before the cursor, or the cursor was made by a `Loader`,
+                or for batches of another size.
         """
-        cursor = self.start() if cursor is None else cursor
-        check(cursor)
+        cursor = self.start() if cursor is None else checked(cursor, self._of)
         if epochs is not None and not is_count(epochs, 0):
             raise ValueError(f"epochs counts from 0 (None: no end), found {epochs!r}")
         found = self._run(cursor, epochs)
         return found if self.device is None else transferred(found, torch.device(self.device), 0)
+
+    @property
+    def _of(self) -> str:
+        """What a position counts in; of a source that knows it, with its length."""
+        try:
+            length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
+        except (TypeError, NotImplementedError):  # torch's iterable datasets
+            length = ""
+        batches = "" if self.batch_size is None else f", in batches of {self.batch_size}"
+        return f"a stream{length}{batches}"
 
     def _run(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Any, Cursor]]:
         end = None if epochs is None else cursor.epoch + epochs
@@ -126,9 +136,9 @@ class Stream:
                 last = ahead is _END
                 yield (
                     batch,
-                    Cursor(seed, epoch + 1, 0, state_ahead)
+                    Cursor(seed, epoch + 1, 0, state_ahead, self._of)
                     if last
-                    else Cursor(seed, epoch, position, state),
+                    else Cursor(seed, epoch, position, state, self._of),
                 )
             batch, state = ahead, state_ahead
         if position < max(cursor.position, 1):
@@ -137,7 +147,7 @@ class Stream:
                 f"{type(self.source).__name__} has {position or 'none'}: it is empty, or was made for "
                 "other data"
             )
-        return Cursor(seed, epoch + 1, 0, state)
+        return Cursor(seed, epoch + 1, 0, state, self._of)
 
     def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
         """The source's iterator for an epoch: from its own state, or from the epoch's beginning."""

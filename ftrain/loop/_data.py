@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ftrain.core.accumulate import MicroBatches
 from ftrain.data import Cursor, Stream
 
-__all__ = ["Batches", "as_batches", "joined", "length"]
+__all__ = ["Batches", "Listed", "as_batches", "joined", "length"]
 
 
 class Batches(Protocol):
@@ -36,7 +36,7 @@ def as_batches(data: Any, argument: str) -> Batches:
     if isinstance(data, (list, tuple)):
         if not data:
             raise ValueError(f"{argument} is empty: there is no batch in it")
-        return _Listed(data)
+        return Listed(data)
     if isinstance(data, Iterator):
         raise TypeError(
             f"{argument} is a {type(data).__name__}, which can be gone through once; a run goes through "
@@ -78,7 +78,7 @@ def joined(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Listed:
+class Listed:
     """Batches that lie in a list: the same ones in each epoch."""
 
     listed: Sequence[Any]
@@ -87,12 +87,14 @@ class _Listed:
         return len(self.listed)
 
     def start(self) -> Cursor:
-        return Cursor(0)
+        return Cursor(0, of=f"a list of {len(self.listed)} batches")
 
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
+        of = self.start().of
         cursor = cursor or self.start()
+        cursor.check(of)
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
         end = None if epochs is None else epoch + epochs
         listed, last = self.listed, len(self.listed)
@@ -101,7 +103,9 @@ class _Listed:
                 after = i + 1
                 yield (
                     listed[i],
-                    Cursor(seed, epoch, after) if after < last else Cursor(seed, epoch + 1),
+                    Cursor(seed, epoch, after, of=of)
+                    if after < last
+                    else Cursor(seed, epoch + 1, of=of),
                 )
             epoch, position = epoch + 1, 0
 

@@ -35,10 +35,12 @@ class Keeper:
         assert self._store is not None
         step = loop.progress.step
         try:
-            if self._replaces == step and step in self._store.steps():
-                self._store.delete(step)
             path = self._store.save(
-                loop.train, step=step, metadata=loop.metadata(), metrics=metrics
+                loop.train,
+                step=step,
+                metadata=loop.metadata(),
+                metrics=metrics,
+                replace=step == self._replaces,
             )
         except (CheckpointError, OSError) as error:
             self.error = error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 
-from ftrain import TrainState, random
+from ftrain import TrainState, checkpoint, random
 
 DTYPES = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -94,3 +96,18 @@ def train_state(step: int, size: int = 5) -> TrainState:
 def bytes_of(tensor: torch.Tensor) -> bytes:
     plain = tensor.detach().resolve_conj().cpu().clone(memory_format=torch.contiguous_format)
     return plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+
+
+def flip(path: Path, offset: int = -1) -> None:
+    """One bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def filled(directory: Path, steps: Sequence[int] = (1, 2, 3), **options: Any) -> checkpoint.Store:
+    """A store with these checkpoints."""
+    store = checkpoint.Store(directory, **options)
+    for step in steps:
+        store.save(train_state(step), step=step, metadata={"at": step}, metrics={"loss": -step})
+    return store

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,22 +20,34 @@ from tests.checkpoint.weak_disk import Disk, materialise
 ACKNOWLEDGED = Event("acknowledged", "")
 
 
+def new_steps(store: checkpoint.Store, version: int) -> None:
+    store.save(train_state(version), step=version)
+
+
+def one_step(store: checkpoint.Store, version: int) -> None:
+    store.save(train_state(version), step=1, replace=True)
+
+
 def crash_states(
-    base: Path, skip: tuple[str, ...] = (), until: frozenset[str] | None = None
+    base: Path,
+    save: Callable[[checkpoint.Store, int], None],
+    skip: tuple[str, ...] = (),
+    until: frozenset[str] | None = None,
 ) -> Counter[str]:
-    """Save steps 2 and 3 over 1, keeping one; what the loader makes of every state after a crash.
+    """Save versions 2 and 3 over 1, keeping one; what the loader makes of every state after a crash.
 
     Args:
+        save: as steps of their own, or as replacements.
         skip: operations that the disk is not told of, as if the code had forgotten them.
         until: stop when all of these have been found.
     """
     directory = base / "run"
     with checkpoint.Store(directory, keep_last=1) as store:
-        store.save(train_state(1), step=1)
+        save(store, 1)
     disk, recording = Disk(directory), Recording()
     with _files.replaced(recording), checkpoint.Store(directory, keep_last=1) as store:
-        for step in (2, 3):
-            store.save(train_state(step), step=step)
+        for version in (2, 3):
+            save(store, version)
             recording.events.append(ACKNOWLEDGED)
 
     found: Counter[str] = Counter()
@@ -64,20 +77,22 @@ def judge(state: dict[str, bytes | None], directory: Path, acknowledged: int) ->
             loaded, _ = store.load(like=train_state(0))
         except checkpoint.CheckpointError:
             return "nothing loadable"
-    step = int(loaded.step)
-    if describe_difference(loaded, train_state(step)) is not None:
+    version = int(loaded.step)
+    if describe_difference(loaded, train_state(version)) is not None:
         return "silently corrupt"
-    if step < acknowledged:
+    if version < acknowledged:
         return "acknowledged lost"
     # The run goes on from here.
-    with store:
+    with store, warnings.catch_warnings():
+        warnings.simplefilter("ignore", checkpoint.CorruptCheckpointWarning)
         store.save(train_state(4), step=4)
     assert not list(directory.glob(".tmp-*")) + list(directory.glob(".trash-*"))
     return "good"
 
 
-def test_no_crash_loses_anything(memory_path):
-    found = crash_states(memory_path)
+@pytest.mark.parametrize("save", [new_steps, one_step])
+def test_no_crash_loses_anything(memory_path, save):
+    found = crash_states(memory_path, save)
     assert found.keys() == {"good"}, found
     assert found["good"] > 200
 
@@ -89,8 +104,9 @@ def test_no_crash_loses_anything(memory_path):
         ("fsync", {"nothing loadable"}),
     ],
 )
-def test_each_sync_is_needed(memory_path, skip, loses):
+@pytest.mark.parametrize("save", [new_steps, one_step])
+def test_each_sync_is_needed(memory_path, save, skip, loses):
     """The model can find faults: without these operations there are some."""
-    found = crash_states(memory_path, (skip,), frozenset(loses))
+    found = crash_states(memory_path, save, (skip,), frozenset(loses))
     assert found.keys() >= loses
     assert "silently corrupt" not in found

@@ -1,0 +1,121 @@
+"""Directories that are made, filled and deleted out of sight: nobody ever sees one half done.
+
+What a writer that was killed leaves behind is called `.tmp-...` or `.trash-...`, and is not locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+
+from ftrain.checkpoint import _files
+from ftrain.checkpoint.locks import Lock
+
+__all__ = ["discard", "make_directories", "remove_tree", "workplace"]
+
+# Strict, so that nobody else's directory is taken for one; what stood before the number was a name once.
+_LEFTOVER = re.compile(r"\.(tmp|trash)-(.*-)?[0-9]+-[0-9a-f]{8}", re.DOTALL)
+_TRIES = 10
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and its parents, each of them to last."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        try:
+            _files.system.make_directory(directory)
+        except FileExistsError:  # by another process, in the meantime
+            if not os.path.isdir(directory):
+                raise
+        _files.system.sync_directory(os.path.dirname(directory))
+
+
+@contextlib.contextmanager
+def workplace(parent: str) -> Iterator[str]:
+    """A directory to write in, beside what is to appear; it is gone in the end, unless it was moved.
+
+    It is locked, for others to see that it is in use. What writers that are no more have left behind is
+    swept first.
+    """
+    for _ in range(_TRIES):
+        temporary = os.path.join(parent, _leftover("tmp"))
+        _files.system.make_directory(temporary)
+        try:
+            with _locked(temporary) as ours:
+                if not ours:  # a sweeper found it before it was locked
+                    continue
+                sweep(parent)
+                yield temporary
+        finally:
+            remove_tree(temporary)
+        return
+    raise OSError(errno.EAGAIN, "others delete what is made here", parent)
+
+
+def discard(path: str) -> OSError | None:
+    """Delete a checkpoint: out of sight in one instant, then file by file."""
+    trash = os.path.join(os.path.dirname(path), _leftover("trash"))
+    failure: OSError | None = None
+    for _ in range(2):
+        try:
+            _files.system.rename(path, trash)
+        except OSError as error:
+            failure = error
+            continue
+        return remove_tree(trash)
+    return failure
+
+
+def remove_tree(path: str) -> OSError | None:
+    """Delete a directory of files; the error if something would not go, tried twice."""
+    failure: OSError | None = None
+    for _ in range(2):
+        failure = None
+        try:
+            for name in _files.system.list(path):
+                try:
+                    _files.system.unlink(os.path.join(path, name))
+                except IsADirectoryError:
+                    remove_tree(os.path.join(path, name))
+            _files.system.remove_directory(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            failure = error
+            continue
+        return None
+    return failure
+
+
+def sweep(directory: str) -> None:
+    """Delete what writers that are no more have left half done; never what one is at work on."""
+    with contextlib.suppress(OSError):
+        for name in _files.system.list(directory):
+            left = os.path.join(directory, name)
+            if _LEFTOVER.fullmatch(name) and not os.path.islink(left):
+                with contextlib.suppress(OSError), _locked(left) as dead:
+                    if dead:
+                        remove_tree(left)
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[bool]:
+    """Whether the directory was to be locked, and is still there."""
+    try:
+        lock = Lock.directory(directory)
+    except FileNotFoundError:
+        yield False
+        return
+    with lock:
+        yield lock.held and not lock.lost()
+
+
+def _leftover(kind: str) -> str:
+    return f".{kind}-{os.getpid()}-{secrets.token_hex(4)}"

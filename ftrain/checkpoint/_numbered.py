@@ -1,0 +1,147 @@
+"""Checkpoints in a directory, by number: their names, and reading them while another process writes.
+
+`step-000000000100` is the checkpoint of step 100. `step-000000000100.new`, where there is one, takes its
+place: it is durable, and its writer was about to delete the other, or died over that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from ftrain.checkpoint import _files
+from ftrain.checkpoint.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointReadError,
+    CorruptCheckpointWarning,
+)
+
+__all__ = ["Numbered", "warn_corrupt"]
+
+R = TypeVar("R")
+
+_NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
+
+
+class _Found(NamedTuple):
+    """What stood at a path: the same name may stand for something else a moment later."""
+
+    path: pathlib.Path
+    identity: tuple[int, int, int]
+
+
+class Numbered:
+    """The checkpoints of a directory, whether it is there or not."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+
+    def path(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of a step is, once nothing is under way."""
+        return self.directory / f"step-{step:012d}"
+
+    def replacement(self, step: int) -> pathlib.Path:
+        """Where that is which takes its place."""
+        return self.directory / f"step-{step:012d}.new"
+
+    def standing(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of a step is to be read now."""
+        new = self.replacement(step)
+        return new if os.path.lexists(new) else self.path(step)
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, in order."""
+        return sorted({step for step, _ in self._names()})
+
+    def unsettled(self) -> list[int]:
+        """The steps whose checkpoint is to be replaced."""
+        return [step for step, new in self._names() if new]
+
+    def read(self, step: int, read: Callable[[pathlib.Path], R]) -> R:
+        """What `read` makes of the checkpoint of a step, again if it was replaced meanwhile."""
+        while True:
+            before = _identity(path := self.standing(step))
+            try:
+                return read(path)
+            except (CheckpointNotFoundError, CheckpointCorruptError):
+                after = self.standing(step)
+                if after == path and _identity(after) == before:
+                    raise
+
+    def first(
+        self, steps: Callable[[], Iterable[int]], read: Callable[[pathlib.Path], R]
+    ) -> tuple[pathlib.Path, R] | None:
+        """The first checkpoint that can be read, looking again where one is deleted meanwhile.
+
+        Args:
+            steps: in which order to try; asked afresh each time.
+            read: raises a `CheckpointError` for what it cannot read.
+
+        Raises:
+            CheckpointCorruptError: there were some, and not one could be.
+        """
+        failures: dict[_Found, CheckpointError] = {}
+        while True:
+            left = (found for found in self._candidates(steps()) if found not in failures)
+            found = next(left, None)
+            if found is None:
+                break
+            try:
+                return found.path, read(found.path)
+            except (CheckpointNotFoundError, CheckpointCorruptError) as error:
+                failure: CheckpointError = error
+            except CheckpointReadError as error:
+                if error.errno != errno.EIO:
+                    raise
+                failure = error
+            if _identity(found.path) == found.identity:  # else it went while it was read
+                warn_corrupt(found.path, f"an older one is looked for ({failure})")
+                failures[found] = failure
+        if failures:
+            raise CheckpointCorruptError(
+                f"no checkpoint in {self.directory} verifies: "
+                + "; ".join(str(failure) for failure in failures.values())
+            )
+        return None
+
+    def _candidates(self, steps: Iterable[int]) -> Iterator[_Found]:
+        for step in steps:
+            for path in (self.replacement(step), self.path(step)):
+                identity = _identity(path)
+                if identity is not None:
+                    yield _Found(path, identity)
+
+    def _names(self) -> Iterator[tuple[int, bool]]:
+        try:
+            names = _files.system.list(str(self.directory))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise CheckpointReadError("list the checkpoints", error, "Check who may.") from error
+        for name in names:
+            if found := _NAME.fullmatch(name):
+                yield int(found[1]), found[2] is not None
+
+
+def warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
+    warnings.warn(
+        f"the checkpoint {path} does not verify: {consequence}",
+        CorruptCheckpointWarning,
+        stacklevel=5,
+    )
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int, int] | None:
+    """Of what stands there; the time tells apart two that had one inode after another."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns

@@ -1,0 +1,103 @@
+"""Locks that end with the process that holds them, however it ends; its children do not keep them.
+
+Read next: `store.py`, whose writers hold one.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from types import TracebackType
+
+from ftrain.checkpoint import _files
+
+__all__ = ["Lock"]
+
+
+class Lock:
+    """An exclusive lock on an open file or directory (`flock`), which nobody is kept waiting for.
+
+    It is let go by `close`, at the end of a `with` block, and with the process that took it, even one
+    that is killed. A forked child does not hold it.
+
+    Attributes:
+        held: whether it was to be had; `False` once it is closed.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/.lock"
+    >>> with Lock.file(path) as first, Lock.file(path) as second:
+    ...     first.held, second.held
+    (True, False)
+    """
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor: int | None = descriptor
+        self._path = path
+        try:
+            self.held = _files.system.lock(descriptor, path)
+        except BaseException:
+            self.close()
+            raise
+        _open.add(self)
+
+    @staticmethod
+    def directory(path: str | os.PathLike[str]) -> Lock:
+        """Lock a directory itself.
+
+        Raises:
+            OSError: it cannot be opened, or the file system has no locks.
+        """
+        path = os.path.abspath(path)
+        return Lock(_files.system.open_directory(path), path)
+
+    @staticmethod
+    def file(path: str | os.PathLike[str]) -> Lock:
+        """Lock a file, which is made if it is not there, and stays there.
+
+        Raises:
+            OSError: it cannot be opened, or the file system has no locks.
+        """
+        path = os.path.abspath(path)
+        return Lock(_files.system.open_lock(path), path)
+
+    def lost(self) -> bool:
+        """Whether another may lock the same path: what was locked was deleted, moved or made anew.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        return self._descriptor is None or not _files.system.same(self._descriptor, self._path)
+
+    def close(self) -> None:
+        """Let go."""
+        descriptor, self._descriptor = self._descriptor, None
+        self.held = False
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_open: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    # A forked child (a data loader's worker) holds the same open file: it would keep the lock alive
+    # after its parent was killed.
+    for lock in list(_open):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,120 @@
+"""Which checkpoints of a run stay."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrain import checkpoint
+from ftrain.checkpoint import _files, _retention
+from tests.checkpoint.states import filled, train_state
+
+
+@given(
+    entries=st.lists(
+        st.tuples(st.integers(0, 50), st.floats(-5, 5) | st.just(float("nan")), st.floats(0, 1e5)),
+        min_size=1,
+        unique_by=lambda entry: entry[0],
+    ),
+    last=st.integers(1, 5),
+    best=st.none() | st.integers(1, 3),
+    mode=st.sampled_from(["min", "max"]),
+    every=st.none() | st.integers(1, 10),
+    hours=st.none() | st.floats(0.01, 10),
+)
+def test_the_policy(entries, last, best, mode, every, hours):
+    policy = _retention.Policy(last, best, "loss", mode, every, hours)
+    found = [_retention.Entry(step, {"loss": loss}, seconds) for step, loss, seconds in entries]
+    kept = policy.kept(found)
+    steps = sorted(step for step, _, _ in entries)
+    assert set(steps[-last:]) <= kept <= set(steps)
+    assert (
+        policy.kept([entry for entry in found if entry.step in kept]) == kept
+    )  # nothing more goes
+    if best is not None:
+        losses = sorted(e[1] for e in entries if e[1] == e[1])
+        wanted = losses[:best] if mode == "min" else losses[::-1][:best]
+        assert [e.metrics["loss"] for e in policy.ranked(found)][:best] == wanted
+        assert {e.step for e in policy.ranked(found)[:best]} <= kept
+    if every is not None:
+        assert {step for step in steps if step % every == 0} <= kept
+    if hours is not None:
+        times = sorted(e.seconds for e in found if e.step in kept)
+        for entry in found:  # none is further from one that stays than the interval
+            assert any(0 <= entry.seconds - t < 3600 * hours for t in times)
+
+
+@settings(max_examples=15)
+@given(
+    steps=st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True),
+    last=st.integers(1, 3),
+    best=st.none() | st.integers(1, 2),
+)
+def test_the_store_follows_its_policy(memory_path_factory, steps, last, best):
+    directory = memory_path_factory()
+    model: dict[int, float] = {}
+    with checkpoint.Store(directory, keep_last=last, keep_best=best) as store:
+        for step in steps:
+            loss = (step * 7) % 11
+            store.save({"w": torch.tensor(step)}, step=step, metrics={"loss": loss})
+            model[step] = loss
+            kept = set(sorted(model)[-last:]) | {step}  # the one just saved always stays
+            if best is not None:
+                kept |= set(sorted(model, key=lambda s: (model[s], s))[:best])
+            model = {s: value for s, value in model.items() if s in kept}
+            assert store.steps() == sorted(model)
+    assert store.latest().name == f"step-{max(model):012d}"
+    assert store.best().name == f"step-{min(model, key=lambda s: (model[s], s)):012d}"
+    assert sorted(os.listdir(directory)) == [".lock", *(f"step-{s:012d}" for s in sorted(model))]
+
+
+def test_hours_count_from_when_a_checkpoint_was_finished(tmp_path):
+    store = checkpoint.Store(tmp_path, keep_last=1, keep_every_hours=1.0)
+    for step in range(5):
+        path = store.save(train_state(step), step=step)
+        finished = 1e9 + 1800 * step
+        os.utime(path / "SHA256SUMS", (finished, finished))
+        store._entries.clear()  # as a process that starts anew
+    assert store.steps() == [0, 2, 4]
+    store.save(train_state(5), step=5)
+    assert store.steps() == [0, 2, 4, 5]
+
+
+def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path):
+    log = []
+
+    class Watching(_files.Files):
+        def call(self, operation, path, function, *args):
+            log.append((operation, os.path.basename(path)))
+            return super().call(operation, path, function, *args)
+
+    filled(tmp_path, (1,), keep_last=1)
+    with _files.replaced(Watching()):
+        filled(tmp_path, (2,), keep_last=1)
+    renamed = log.index(("rename", "step-000000000002"))
+    synced = log.index(("fsync directory", tmp_path.name))
+    gone = next(i for i, (op, name) in enumerate(log) if op == "rename" and ".trash" in name)
+    assert renamed < synced < gone
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"keep_last": 0}, "keep_last must be a whole number above zero or None, found 0"),
+        ({"keep_best": 1.5}, "keep_best"),
+        ({"keep_every_hours": 0}, "keep_every_hours must be above zero"),
+        ({"mode": "smallest"}, "mode must be 'min' or 'max'"),
+    ],
+)
+def test_policies_that_make_no_sense(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        checkpoint.Store(tmp_path, **options)
+
+
+def test_steps_are_numbers_that_can_be_sorted(tmp_path):
+    with pytest.raises(ValueError, match="from 0 to 10"):
+        checkpoint.Store(tmp_path).save(train_state(1), step=-1)
