@@ -1,0 +1,57 @@
+"""A run that goes on amid a step's work replaces that step's checkpoint: it never lacks one."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ftrain import data
+from ftrain.checkpoint import Store, _files
+from ftrain.loop._keeper import Keeper
+from tests.checkpoint.faults import Failing
+from tests.loop.runs import STEPS, rows, train_data, trainer
+
+
+def loop(version: int) -> Any:
+    state = {"w": torch.tensor(version)}
+    return SimpleNamespace(
+        progress=SimpleNamespace(step=1), todo=("work",), train=state, metadata=lambda: version
+    )
+
+
+def test_what_a_run_went_on_from_is_there_until_its_replacement_is(tmp_path: Path) -> None:
+    """It was deleted first: a disk that was full then left nothing at all."""
+    for k in range(200):
+        directory = tmp_path / str(k)
+        with Store(directory) as store:
+            assert Keeper(store, loop(1), resumed=False).save(loop(1), {})
+            failing = Failing(k, errno.ENOSPC)
+            with _files.replaced(failing):
+                saved = Keeper(store, loop(1), resumed=True).save(loop(2), {})
+            found, version = Store(directory).load(like=loop(0).train)
+            assert version in ((2,) if saved else (1, 2)), failing.operations[k]
+            assert int(found["w"]) == version
+        if failing.failed is None:
+            break
+    assert k > 20
+    assert version == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (data.Loader(rows(40), 8), "for 60 samples, and this is 40 samples"),
+        (data.Stream([rows(8)] * 4), "for 60 samples, and this is a stream of 4"),
+        ([rows(8)] * 4, "for 60 samples, and this is a list of 4 batches"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, other: Any, says: str) -> None:
+    with Store(tmp_path) as store:
+        trainer(store=store).fit(STEPS.init_state(0), train_data(), max_steps=2)
+    with Store(tmp_path) as store, pytest.raises(ValueError, match=says):
+        trainer(store=store).fit(STEPS.init_state(0), other, epochs=1, resume="auto")
