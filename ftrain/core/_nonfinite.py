@@ -9,9 +9,9 @@ from ftrain.core.errors import NonFiniteError
 
 @torch.library.custom_op("ftrain::require_finite", mutates_args=())
 def require_finite(
-    finite: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
+    finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
 ) -> torch.Tensor:
-    """Whether all of `finite` (bool, one a leaf) hold; raises where one does not.
+    """Whether all of `finite` (bool, one a leaf) hold and the weight is positive; raises where not.
 
     Everything that a step writes must be selected by the result: then nothing is written before this
     has been asked. Waits for the device.
@@ -24,11 +24,20 @@ def require_finite(
             "before the step. Lower the learning rate, clip, look at this batch for NaN, log(0) or a "
             "division by zero; or go on past such steps with nonfinite='skip'."
         )
+    if not weight > 0:
+        raise NonFiniteError(
+            f"the loss at step {step.item()} weighs {weight.item():.6g}: it is the mean of nothing. The "
+            "state is as it was before the step. In Mean(total, weight) the weight is a number of "
+            "samples or tokens, above 0; leave out batches that have none, or go on past them with "
+            "nonfinite='skip'."
+        )
     return finite.all()
 
 
 @require_finite.register_fake
-def _(finite: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str) -> torch.Tensor:
+def _(
+    finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
+) -> torch.Tensor:
     return finite.new_empty(())
 
 
@@ -37,6 +46,7 @@ def _(
     info: object,
     in_dims: tuple[int | None, ...],
     finite: torch.Tensor,
+    weight: torch.Tensor,
     loss: torch.Tensor,
     step: torch.Tensor,
     names: str,
@@ -44,7 +54,7 @@ def _(
     size = info.batch_size  # type: ignore[attr-defined]
     rows = [
         x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip((finite, loss, step), in_dims, strict=False)
+        for x, dim in zip((finite, weight, loss, step), in_dims, strict=False)
     ]
     checked = [require_finite(*row, names) for row in zip(*rows, strict=True)]
     return torch.stack(checked), 0

@@ -34,6 +34,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "any_autocast",
+    "as_compiled",
     "aside",
     "autocast_state",
     "cond_operator",
@@ -344,6 +345,17 @@ def _silent(name: str) -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+@contextlib.contextmanager
+def as_compiled() -> Iterator[None]:
+    """What torch's optimizers ask before they read a number off the device (2.1 and later)."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def with_autograd() -> contextlib.AbstractContextManager[Any]:

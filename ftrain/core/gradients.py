@@ -44,7 +44,8 @@ class Gradients(NamedTuple):
 
     Attributes:
         grads: `{name: tensor}` like `params`: unscaled, averaged over micro-batches, reduced.
-        finite: bool, 0-d: every gradient is finite; `None` where non-finite ones are ignored.
+        finite: bool, 0-d: every gradient is finite, and the loss weighs something; `None` where that
+            is ignored.
         buffers: the buffers after the forward pass.
         scaler: the loss scaler after this step.
         rng: the key for the next step.
@@ -164,11 +165,13 @@ def gradients(
             norm = global_norm(grads)
             finite = torch.isfinite(norm)
             metrics = dict(found.metrics.entries)
+            weight = metrics["loss"].weight if found.weight is None else found.weight
+            good = finite & (weight > 0)
             if nonfinite == "raise":
-                finite = _require_finite(grads, norm, metrics["loss"].value, state.step)
+                good = _require_good(grads, norm, weight, metrics["loss"].value, state.step)
             zero = torch.zeros_like(norm)
-            metrics["grad_norm"] = Mean(torch.where(finite, norm, zero), finite.to(norm.dtype))
-            applied = finite if nonfinite != "ignore" else torch.ones_like(finite)
+            metrics["grad_norm"] = Mean(torch.where(good, norm, zero), good.to(norm.dtype))
+            applied = good if nonfinite != "ignore" else torch.ones_like(good)
             metrics["skipped"] = Sum(torch.logical_not(applied).to(torch.int64))
             scaler = state.scaler
             if scaling is not None:
@@ -176,7 +179,7 @@ def gradients(
                 scaler = scaling.update(state.scaler, finite)
         return Gradients(
             grads,
-            None if nonfinite == "ignore" else finite,
+            None if nonfinite == "ignore" else good,
             found.buffers,
             scaler,
             rng,
@@ -293,15 +296,15 @@ def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) 
     return tree.map(average, found.totals, state.params)
 
 
-def _require_finite(
-    grads: Any, norm: torch.Tensor, loss: torch.Tensor, step: torch.Tensor
+def _require_good(
+    grads: Any, norm: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor
 ) -> torch.Tensor:
     each = [torch.isfinite(g).all() for g in tree.leaves(grads)]
     finite = torch.stack(each)
     # A norm beyond float32 with finite elements: no single one is to blame.
     finite = finite & (torch.isfinite(norm) | ~finite.all())
     names = "\n".join(f"params{path}" for path in tree.paths(grads))
-    checked: torch.Tensor = require_finite(finite, loss, step, names)
+    checked: torch.Tensor = require_finite(finite, weight, loss, step, names)
     return checked
 
 

@@ -38,9 +38,9 @@ class Mean(NamedTuple):
         total: 0-d, $\sum_i w_i x_i$.
         weight: 0-d, $\sum_i w_i$ (samples, tokens, the sum of a mask); not negative.
 
-    As a loss it says what the gradients are divided by: `Mean(loss.sum(), mask.sum())`. Where a whole
-    batch weighs nothing, the gradients of a zero total are zero and the step is taken with them (decay
-    and moments move on); only the loss reported for that step is NaN.
+    As a loss it says what the gradients are divided by: `Mean(loss.sum(), mask.sum())`. A part of a
+    batch may weigh nothing. A whole batch of weight 0, or less, has no mean: the step is skipped or
+    raises as for a gradient that is not finite (`nonfinite="ignore"` takes the gradient of the total).
 
     >>> a, b = Mean(torch.tensor(6.0), torch.tensor(3)), Mean(torch.tensor(2.0), torch.tensor(1))
     >>> a.merge(b).value

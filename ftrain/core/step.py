@@ -69,9 +69,9 @@ def make_steps(
         eval_fn: like `loss_fn`, for `eval_step`; the loss function itself where it is not given.
         precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"`, or a `Policy`.
         accumulate: how many micro-batches each batch is cut into, along the first axis.
-        nonfinite: what a non-finite gradient does. `"skip"`: the state stays as it was, but for
-            scaler and key, and `metrics["skipped"]` is 1. `"raise"`: an error that names the
-            parameter; waits for the device at every step. `"ignore"`: nothing.
+        nonfinite: what a non-finite gradient does, and a loss of no weight. `"skip"`: the state stays
+            as it was, but for scaler and key, and `metrics["skipped"]` is 1. `"raise"`: an error that
+            names the parameter; waits for the device at every step. `"ignore"`: nothing.
         grad_reduce: `(totals, weight) -> (totals, weight)`, what data parallelism needs.
 
     Returns:

@@ -7,9 +7,8 @@ where it can be, and without asking a 0-d tensor for its number.
 
 from __future__ import annotations
 
-import contextlib
 from collections import UserDict, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,8 +117,12 @@ def _made(
 def _step(optimizer: torch.optim.Optimizer, symbolic: bool) -> None:
     # Without the hooks around it: the profiler's mark is an operator, and would stand in the graph.
     step = type(optimizer).step
-    with _as_compiled() if symbolic else contextlib.nullcontext():
-        getattr(step, "__wrapped__", step)(optimizer)
+    step = getattr(step, "__wrapped__", step)
+    if not symbolic:
+        step(optimizer)
+        return
+    with _torch.as_compiled(), _Factors():
+        step(optimizer)
 
 
 def _own(value: torch.Tensor, symbolic: bool) -> torch.Tensor:
@@ -147,18 +150,6 @@ class _FirstValues(UserDict[str, Any]):
 
 def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
     return is_tracing() or in_transform() or any(isinstance(t, _torch.FakeTensor) for t in tensors)
-
-
-@contextlib.contextmanager
-def _as_compiled() -> Iterator[None]:
-    """What torch's optimizers ask before they read a number off the device (2.1 and later)."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        with _Factors():
-            yield
-    finally:
-        torch.compiler._is_compiling_flag = before
 
 
 class _Factors(TorchFunctionMode):

@@ -220,7 +220,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         # At the minimum both are rounding noise: torch.optim asks for 1e-10, in any dtype.
         eps = torch.finfo(p.dtype).eps
         curved = (state.count > 0) & (curvature > eps * (s.norm() * y.norm() + eps**0.5))
-        weight = torch.where(curved, 1 / curvature, 0)
+        weight = torch.where(curved, _reciprocal(curvature, curved), 0)
 
         def remembered(memory: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
             return torch.where(curved, torch.cat([memory[1:], last[None]]), memory)
@@ -244,11 +244,18 @@ def _preconditioned(
         along.append(weight * (s @ g))
         g = g - along[-1] * y
     newest = weights[-1] * (changes[-1] @ changes[-1])
-    before_any = (1 / g.norm()).clamp(max=1)
-    r = g * torch.where(newest > 0, 1 / newest, before_any)
+    norm = g.norm()
+    short = norm <= 1
+    before_any = torch.where(short, 1, _reciprocal(norm, ~short))
+    r = g * torch.where(newest > 0, _reciprocal(newest, newest > 0), before_any)
     for (s, y, weight), a in zip(pairs, reversed(along), strict=True):
         r = r + (a - weight * (y @ r)) * s
     return r
+
+
+def _reciprocal(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """`1 / x` at those; 1 elsewhere, so that a derivative does not meet an infinity that is not used."""
+    return 1 / torch.where(where, x, 1)
 
 
 def _line(value_fn: ValueFn, params: PyTree, direction: PyTree) -> Any:

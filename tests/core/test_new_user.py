@@ -52,16 +52,67 @@ def test_an_optimizer_that_is_none(wrong, hint):
         ftrain.make_steps(net, loss_fn, wrong)
 
 
-def test_a_batch_that_weighs_nothing_is_a_step_with_zero_gradients():
-    def masked(model: Any, batch: Any) -> ftrain.Mean:
-        mask = torch.zeros(len(batch))
-        return ftrain.Mean((model(batch).square().mean(-1) * mask).sum(), mask.sum())
+def weighted(model: Any, batch: Any) -> ftrain.Mean:
+    """The last column is what a row weighs."""
+    return ftrain.Mean(
+        (model(batch[:, :3]).square().mean(-1) * batch[:, 3]).sum(), batch[:, 3].sum()
+    )
 
-    steps = ftrain.make_steps(net, masked, optim.adamw(0.1))
-    new, metrics = steps.train_step(steps.init_state(0), BATCH)
-    assert metrics["loss"].isnan()
-    assert (metrics["grad_norm"], metrics["skipped"], new.step) == (0, 0, 1)
-    assert all(p.isfinite().all() for p in new.params.values())
+
+def rows(*weights: float) -> torch.Tensor:
+    return torch.cat([torch.ones(len(weights), 3), torch.tensor(weights)[:, None]], 1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("weights", "skips"),
+    [
+        ((0.0, 0.0), 1),
+        ((-1.0, -1.0), 1),
+        ((1.0, -1.0), 1),
+        ((0.0, 2.0), 0),
+        ((float("nan"), 1.0), 1),
+    ],
+)
+def test_a_batch_that_weighs_nothing_is_skipped(weights, skips, accumulate, compiled):
+    """`(1, -1)`: a total that is not zero, and no weight to divide it by."""
+    steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), accumulate=accumulate)
+    step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
+    state, batch = steps.init_state(0), rows(*weights)
+    if weights == (1.0, -1.0):
+        batch[0, :3] = 2.0
+    new, metrics = step(state, batch)
+    assert (metrics["skipped"], new.step) == (skips, 1 - skips)
+    same = ftrain.tree.digest((state.params, state.opt_state)) == ftrain.tree.digest(
+        (new.params, new.opt_state)
+    )
+    assert same == bool(skips)
+    if weights == (0.0, 2.0):  # to the bit what the row that counts says alone
+        alone, _ = ftrain.make_steps(net, weighted, optim.adamw(0.1)).train_step(state, rows(2.0))
+        assert ftrain.tree.digest(new.params) == ftrain.tree.digest(alone.params)
+
+
+def test_a_batch_that_weighs_nothing_raises_or_is_let_pass():
+    for nonfinite in ("raise", "ignore"):
+        steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), nonfinite=nonfinite)
+        state = steps.init_state(0)
+        if nonfinite == "raise":
+            with pytest.raises(
+                ftrain.errors.NonFiniteError, match="at step 0 weighs 0: it is the mean"
+            ):
+                steps.train_step(state, rows(0.0, 0.0))
+        else:
+            assert steps.train_step(state, rows(0.0, 0.0))[0].step == 1
+        assert steps.train_step(state, rows(0.0, 1.0))[0].step == 1
+
+
+def test_a_rank_that_weighs_nothing_takes_the_step_of_the_others():
+    steps = ftrain.make_steps(
+        net, weighted, optim.sgd(0.1), grad_reduce=lambda totals, weight: (totals, weight + 3.0)
+    )
+    new, metrics = steps.train_step(steps.init_state(0), rows(0.0))
+    assert (metrics["skipped"], new.step) == (0, 1)
 
 
 def test_a_state_of_other_steps():
