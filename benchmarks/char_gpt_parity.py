@@ -16,20 +16,37 @@ asked to be one, at every evaluation, and not only alike on average.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import statistics
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ftrain
 from benchmarks.measure import Report, die_unless
 from examples import char_gpt
-from ftrain import optim, random
+from ftrain import data, optim
 
-PEAK, END, WARMUP = 1e-3, 1e-4, 100
+PEAK, END = 1e-3, 1e-4
 EARLY = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One run: what both sides are given."""
+
+    text: data.Text
+    steps: int
+    seed: int = 0
+    batch_size: int = 12
+    context: int = 64
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def model(self) -> nn.Module:
+        return char_gpt.GPT(self.text.vocabulary, **{"context": self.context, **self.sizes})
 
 
 class Curve(NamedTuple):
@@ -44,14 +61,23 @@ class Curve(NamedTuple):
     held_out: list[tuple[int, float]]
 
 
-def by_ftrain(options: argparse.Namespace, text: char_gpt.Text) -> Curve:
-    run = char_gpt.train(options, text)
-    return Curve(run.losses, run.held_out)
+def by_ftrain(run: Setting, compiled: bool = True) -> Curve:
+    _, rows = char_gpt.train(
+        run.model,
+        run.text,
+        steps=run.steps,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        context=run.context,
+        compiled=compiled,
+    )
+    losses = torch.tensor([row["loss"] for row in rows if row["split"] == "train"])
+    return Curve(losses, [(row["step"], row["loss"]) for row in rows if row["split"] == "eval"])
 
 
-def by_hand(options: argparse.Namespace, text: char_gpt.Text) -> Curve:
+def by_hand(run: Setting) -> Curve:
     """The loop of nanoGPT's train.py, for one process on a CPU."""
-    model = initial_model(options, text)
+    model = initial_model(run)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -59,33 +85,30 @@ def by_hand(options: argparse.Namespace, text: char_gpt.Text) -> Curve:
         lr=PEAK,
         betas=(0.9, 0.99),
     )
-    data_key = random.fold_in(random.key(options.seed), 2)
+    training, rest = run.text.split(0.1)
+    loader = data.Loader(training.windows(run.context + 1), run.batch_size, seed=run.seed)
+    batches = (batch for batch, _ in loader.batches(epochs=None))
     losses, held_out = [], []
-    for step in range(options.steps):
-        if step % char_gpt.EVAL_EVERY == 0:
-            held_out.append((step, estimate_loss(model, text)))
+    for step in range(run.steps):
         for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, options.steps)
-        batch = text.windows(random.fold_in(data_key, step), options.batch)
-        loss = char_gpt.loss_fn(model, batch)
+            group["lr"] = get_lr(step, run.steps)
+        windows = next(batches)
+        loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-    held_out.append((options.steps, estimate_loss(model, text)))
+        if (step + 1) % 500 == 0 or step + 1 == run.steps:
+            held_out.append((step + 1, estimate_loss(model, rest, run.context)))
     return Curve(torch.stack(losses), held_out)
 
 
-def initial_model(options: argparse.Namespace, text: char_gpt.Text) -> nn.Module:
+def initial_model(run: Setting) -> nn.Module:
     """A module with the weights that ftrain's run starts from."""
-
-    def build() -> nn.Module:
-        return char_gpt.GPT(len(text.alphabet), options)
-
-    init_state = ftrain.make_steps(build, char_gpt.loss_fn, optim.sgd(0.1)).init_state
-    model = build()
-    start = init_state(options.seed).params
+    init_state = ftrain.make_steps(run.model, char_gpt.loss_fn, optim.sgd(0.1)).init_state
+    model = run.model()
+    start = init_state(run.seed).params
     parameters = dict(model.named_parameters())
     die_unless(parameters.keys() == start.keys(), "the two models have other parameters")
     with torch.no_grad():
@@ -96,7 +119,7 @@ def initial_model(options: argparse.Namespace, text: char_gpt.Text) -> nn.Module
 
 def get_lr(step: int, steps: int) -> float:
     """A straight line up to the peak, then half a cosine down."""
-    warmup = min(WARMUP, steps // 10)
+    warmup = steps // 20
     if step < warmup:
         return PEAK * step / warmup
     done = (step - warmup) / (steps - warmup)
@@ -104,11 +127,16 @@ def get_lr(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def estimate_loss(model: nn.Module, text: char_gpt.Text) -> float:
+def estimate_loss(model: nn.Module, text: data.Text, context: int) -> float:
+    """The mean over the whole text, each character predicted once."""
     model.eval()
-    losses = [char_gpt.loss_fn(model, windows).item() for windows in text.held_out_windows()]
+    total, n = 0.0, 0
+    for windows in data.Loader(text.windows(context + 1, stride=context), 142, shuffle=False):
+        logits, targets = model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
+        n += len(targets)
     model.train()
-    return statistics.fmean(losses)
+    return total / n
 
 
 def main() -> None:
@@ -124,15 +152,12 @@ def main() -> None:
 
     report = Report("char_gpt_parity", "Characters: ftrain and nanoGPT's loop on the same text")
     report.content["steps"] = steps
-    standard_library = char_gpt.standard_library()
+    text = data.standard_library()
+    report.note(f"{len(text):,} characters, {text.vocabulary} different")
     ours, theirs = [], []
     for seed in range(asked.seeds):
-        options = char_gpt.arguments(["--steps", str(steps), "--seed", str(seed)])
-        text = char_gpt.Text.of(standard_library, options.context)
-        if seed == 0:
-            report.note(f"{len(standard_library):,} characters, {len(text.alphabet)} different")
-        ours.append(by_ftrain(options, text))
-        theirs.append(by_hand(options, text))
+        ours.append(by_ftrain(Setting(text, steps, seed)))
+        theirs.append(by_hand(Setting(text, steps, seed)))
         report.section(f"seed {seed}")
         for (step, a), (_, b) in zip(ours[-1].held_out, theirs[-1].held_out, strict=True):
             report.figure(f"seed {seed}: ftrain at {step}", a, "nats", f"ftrain, step {step}")

@@ -18,7 +18,6 @@ updates, by its own schedule; the figure of the others is how much sooner they a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import statistics
@@ -31,7 +30,7 @@ import torch
 import ftrain
 from benchmarks.measure import Report, arguments
 from examples import char_gpt
-from ftrain import optim, random
+from ftrain import data, optim
 
 Schedule = Callable[[torch.Tensor], torch.Tensor]
 TUNING_SEED = 1000
@@ -105,11 +104,9 @@ class Curve(NamedTuple):
 class Trainer:
     """One contender, compiled once: seed and rate are in the state."""
 
-    def __init__(
-        self, contender: Contender, budget: Budget, text: char_gpt.Text, backend: Any
-    ) -> None:
-        options = model_options(budget)
-        model = ftrain.bind(lambda: char_gpt.GPT(len(text.alphabet), options))
+    def __init__(self, contender: Contender, budget: Budget, text: data.Text, backend: Any) -> None:
+        sizes = {"context": budget.context, "layers": budget.layers, "width": budget.width}
+        model = ftrain.bind(lambda: char_gpt.GPT(text.vocabulary, **sizes))
         gradients = ftrain.gradients(model, char_gpt.loss_fn)
         warmup = max(1, budget.steps // 20)
         shape = (
@@ -137,18 +134,19 @@ class Trainer:
             run = model.call(
                 lambda module: char_gpt.loss_fn(module, windows), params, state.buffers, False
             )
-            loss: torch.Tensor = run[0]
+            loss: torch.Tensor = run[0].value
             return loss
 
-        self.budget, self.text = budget, text
+        training, held_out = text.split(0.1)
+        self.budget, self.training = budget, training.windows(budget.context + 1)
         steps = ftrain.make_steps(model, char_gpt.loss_fn, optim.sgd(0.0))
         self.start = steps.init_state
         self.optimizer = optimizer
         self.train_step = ftrain.compile(train_step, donate=True, backend=backend)
         self.evaluate = ftrain.compile(evaluated, backend=backend)
-        windows = text.held_out.unfold(0, text.context + 1, text.context)
+        windows = held_out.windows(budget.context + 1, stride=budget.context)
         spread = torch.linspace(0, len(windows) - 1, min(budget.eval_windows, len(windows)))
-        self.windows = windows[spread.long()].clone()
+        self.windows = windows.gather(spread.long())
 
     def run(self, seed: int, rate: float) -> Curve:
         peak = torch.tensor(rate, dtype=torch.float64)
@@ -156,23 +154,17 @@ class Trainer:
         state = state.replace(
             opt_state=self.optimizer(peak).init(state.params), extras={"peak": peak}
         )
-        data_key = random.fold_in(random.key(seed), 2)
+        batches = iter(data.Loader(self.training, self.budget.batch, seed=seed))
         held_out, seconds = [], []
         for step in range(self.budget.steps + 1):
             if step % self.budget.eval_every == 0 or step == self.budget.steps:
                 held_out.append((step, self.evaluate(state, self.windows).item()))
             if step < self.budget.steps:
-                batch = self.text.windows(random.fold_in(data_key, step), self.budget.batch)
+                batch = next(batches)
                 begun = time.perf_counter()
                 state = self.train_step(state, batch)
                 seconds.append(time.perf_counter() - begun)
         return Curve(held_out, statistics.fmean(seconds[1:]))
-
-
-def model_options(budget: Budget) -> argparse.Namespace:
-    sizes = {"layers": budget.layers, "width": budget.width, "context": budget.context}
-    flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    return char_gpt.arguments(flags)
 
 
 def tuned(
@@ -191,7 +183,7 @@ def tuned(
 
 def run(budget: Budget, backend: Any = "inductor") -> Report:
     report = Report("optimizers", "Muon, SOAP and Schedule-Free against AdamW: a small GPT")
-    text = char_gpt.Text.of(char_gpt.standard_library(), budget.context)
+    text = data.standard_library()
     report.content["budget"] = dataclasses.asdict(budget)
     report.content["curves"] = {}
     curves: dict[str, list[Curve]] = {}

@@ -1,10 +1,11 @@
-"""LeNet-5 learns handwritten digits: the first run to make, about a minute on two cores.
+"""LeNet-5 learns handwritten digits, in a loop of one's own: about a minute on two cores.
 
-    python examples/digits.py              # or: make demo
+    python examples/digits.py                      # this loop
+    ftrain train examples/configs/digits.yaml      # the same run, to the bit, from a configuration
 
-One sees a bar with the loss, then one line with the accuracy on digits that were never trained on (about
-99 %) and the path of a picture of the curves, `runs/digits/curves.png`. Most of the time goes into
-compiling the step, once: the machine code is kept, and a second run starts at once.
+One sees a bar, then one line with the accuracy on digits that were never trained on (about 99 %) and the
+path of a picture of the curves. Most of the time goes into compiling the step, once: the machine code is
+kept, and a second run starts at once.
 
 The data are the 1,797 scans of 8 x 8 pixels that come with scikit-learn; 360 of them, always the same,
 are held out. They are enlarged to the 32 x 32 pixels for which LeNet-5 was drawn (LeCun et al. 1998).
@@ -18,60 +19,52 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 from torch import nn
-from tqdm import tqdm  # type: ignore[import-untyped]  # nor has this
+from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
 
 import ftrain
-from ftrain import optim, random
+from ftrain import data, optim
+from ftrain.loop import plots
 
 Batch = dict[str, torch.Tensor]  # image: float32 (n, 1, 32, 32); label: int64 (n,)
 
-BATCH = 64
-HELD_OUT, EVAL_BATCH = 360, 120  # 120 divides 360: one shape, one compiled program
 
-
-def train(options: argparse.Namespace) -> list[Epoch]:
-    """The run: what was seen in each epoch."""
+def train(
+    epochs: int = 60, seed: int = 0, compiled: bool = True
+) -> tuple[ftrain.TrainState, list[dict[str, Any]]]:
+    """The state at the end, and two rows for each epoch: over its batches, and over what is held out."""
     training, held_out = digits()
-    steps_per_epoch = len(training["label"]) // BATCH
-    steps = options.epochs * steps_per_epoch
+    loader = data.Loader(training, batch_size=64, seed=seed)
+    held_out_loader = data.Loader(
+        held_out, batch_size=120, shuffle=False
+    )  # 120 divides 360: one shape
+    steps = epochs * len(loader)
 
     schedule = optim.warmup_cosine(3e-3, steps // 10, steps)
     optimizer = optim.chain(
         optim.clip_by_global_norm(1.0), optim.adamw(schedule, weight_decay=0.05)
     )
     init_state, train_step, eval_step = ftrain.make_steps(LeNet5, loss_fn, optimizer)
-    if not options.no_compile:
-        train_step = ftrain.compile(train_step, donate=True)
-        eval_step = ftrain.compile(eval_step)
+    if compiled:
+        train_step, eval_step = ftrain.compile(train_step, donate=True), ftrain.compile(eval_step)
 
-    state = init_state(options.seed)
-    order_key = random.fold_in(random.key(options.seed), 2)  # 0 and 1 are the state's own
-    epochs = []
-    bar = tqdm(total=steps, desc="training" if options.no_compile else "compiling", mininterval=0.5)
-    for epoch in range(options.epochs):
-        order = random.permutation(random.fold_in(order_key, epoch), len(training["label"]))
-        seen = []
-        for rows in order[: steps_per_epoch * BATCH].view(-1, BATCH):
-            state, metrics = train_step(state, pick(training, rows))
-            seen.append(metrics)
-            if bar.n == 0:
-                bar.unpause()  # the time to compile says nothing about the steps to come
-            bar.update()
-        epochs.append(Epoch(bar.n, merge(seen), evaluate(eval_step, state, held_out)))
-        bar.set_description("training")
-        bar.set_postfix_str(epochs[-1].summary())
-    bar.close()
-    return epochs
+    state, seen, rows = init_state(seed), [], []
+    for batch, cursor in tqdm(loader.batches(epochs=epochs), "training", steps):
+        state, metrics = train_step(state, batch)
+        seen.append(metrics)
+        if cursor.position == 0:  # an epoch is over; only now is a number waited for
+            found = {"train": seen, "eval": [eval_step(state, one) for one in held_out_loader]}
+            where = {"step": int(state.step), "epoch": cursor.epoch}
+            rows += [{**where, "split": split, **merged(found[split])} for split in found]
+            seen = []
+    return state, rows
 
 
 def loss_fn(model: nn.Module, batch: Batch) -> tuple[ftrain.Mean, dict[str, ftrain.Mean]]:
@@ -82,32 +75,9 @@ def loss_fn(model: nn.Module, batch: Batch) -> tuple[ftrain.Mean, dict[str, ftra
     return loss, {"accuracy": ftrain.Mean((logits.argmax(-1) == label).sum(), n)}
 
 
-def evaluate(eval_step: Callable[..., ftrain.Metrics], state: Any, data: Batch) -> ftrain.Metrics:
-    """The metrics over all of `data`."""
-    parts = torch.arange(len(data["label"])).view(-1, EVAL_BATCH)
-    return merge([eval_step(state, pick(data, rows)) for rows in parts])
-
-
-def merge(parts: list[ftrain.Metrics]) -> ftrain.Metrics:
-    """The metrics over all that these have seen."""
-    return functools.reduce(ftrain.Metrics.merge, parts)
-
-
-class Epoch(NamedTuple):
-    """The metrics of one epoch; tensors, until someone looks.
-
-    Attributes:
-        step: updates done at its end.
-        training: over its batches, as they were met (with dropout).
-        held_out: over the held-out digits, at its end.
-    """
-
-    step: int
-    training: ftrain.Metrics
-    held_out: ftrain.Metrics
-
-    def summary(self) -> str:
-        return f"loss {self.training['loss']:.3f}, held out {self.held_out['accuracy']:.1%}"
+def merged(parts: Iterable[ftrain.Metrics]) -> dict[str, float]:
+    """The metrics over all that these have seen, as numbers."""
+    return functools.reduce(ftrain.Metrics.merge, parts).compute()
 
 
 class LeNet5(nn.Module):
@@ -142,81 +112,34 @@ def warped(image: torch.Tensor) -> torch.Tensor:
 
 def digits() -> tuple[Batch, Batch]:
     """The digits as `(training, held_out)`, standardised by what the training digits say."""
-    pixels, labels = load_digits(return_X_y=True)
-    small = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)
-    images = F.interpolate(small, size=(32, 32), mode="bilinear")
-    everything = {"image": images, "label": torch.tensor(labels, dtype=torch.int64)}
-    # A key of its own: whatever the run's seed, the same digits are held out.
-    order = random.permutation(random.key(1998), len(images))
-    held_out, training = pick(everything, order[:HELD_OUT]), pick(everything, order[HELD_OUT:])
+    scans = data.digits()
+    scans["image"] = F.interpolate(scans["image"], size=(32, 32), mode="bilinear")
+    training, held_out = data.split(scans, 360, seed=1998)  # the same ones for every seed of a run
     mean, std = training["image"].mean(), training["image"].std()
     for part in (training, held_out):
         part["image"] = (part["image"] - mean) / std
     return training, held_out
 
 
-def pick(data: Batch, rows: torch.Tensor) -> Batch:
-    """These rows of the data."""
-    return {name: values[rows] for name, values in data.items()}
-
-
-def plot(epochs: list[Epoch], path: pathlib.Path) -> None:
-    """Loss and accuracy against steps, as a PNG."""
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    axes = figure.subplots(1, 2)
-    steps = [epoch.step for epoch in epochs]
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(
-            steps,
-            [float(e.training[name]) for e in epochs],
-            label="training (warped, with dropout)",
-        )
-        axis.plot(steps, [float(e.held_out[name]) for e in epochs], label="held out")
-        axis.set(xlabel="step", ylabel=name)
-        axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(0.9, 1.0)
-    axes[1].legend(loc="lower right", frameon=False)
-    reached = epochs[-1].held_out["accuracy"]
-    figure.suptitle(f"LeNet-5 on handwritten digits: {reached:.1%} of the held-out ones recognised")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="eager mode: no wait, slower steps"
-    )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/digits"))
-    return parser.parse_args(argv)
-
-
-def compiler_found() -> bool:
-    """Whether machine code can be made here; says so where it cannot."""
-    try:
-        ftrain.compile(torch.neg)(torch.zeros(1))
-    except ftrain.errors.CompilerMissingError:
-        print("No C++ compiler (g++ or clang++) was found, so this run does without: eager mode.")
-        return False
-    return True
-
-
 def main(argv: list[str] | None = None) -> float:
-    options = arguments(argv)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--epochs", type=int, default=60)
+    add("--seed", type=int, default=0, help="of weights, order, warps and dropout")
+    add("--no-compile", action="store_true", help="eager mode: no C++ compiler, slower steps")
+    add("--out", type=pathlib.Path, default=pathlib.Path("runs/digits-by-hand"))
+    options = parser.parse_args(argv)
+
     # A second thread gains little on images this small, and waits long for its turn on a busy machine.
     torch.set_num_threads(1)
-    start = time.perf_counter()
-    options.no_compile = options.no_compile or not compiler_found()
-    epochs = train(options)
-    seconds = time.perf_counter() - start
-    accuracy = float(epochs[-1].held_out["accuracy"])
-    picture = options.out / "curves.png"
-    plot(epochs, picture)
-    print(f"{accuracy:.1%} of {HELD_OUT} held-out digits recognised after {seconds:.0f} s")
-    print(f"curves: {picture}")
+    _, rows = train(options.epochs, options.seed, compiled=not options.no_compile)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    log, picture = options.out / "metrics.jsonl", options.out / "curves.png"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))  # what `ftrain plot` reads too
+    plots.curves(log, picture, metrics=["loss", "accuracy"])
+    accuracy: float = rows[-1]["accuracy"]
+    print(f"{accuracy:.1%} of the held-out digits recognised\ncurves: {picture}")
     return accuracy
 
 

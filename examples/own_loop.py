@@ -49,17 +49,15 @@ def with_its_events(epochs: int) -> ftrain.TrainState:
     events = Trainer(STEPS, compile=False).events(
         STEPS.init_state(0), LOADER, epochs=1000, kinds=(EpochEnd, TrainEnd)
     )
-    actions: list[Stop] = []
-    while True:
-        event = events.send(actions or None) if actions else next(events)
-        actions = []
-        if isinstance(event, EpochEnd):
-            print(f"epoch {event.progress.epoch + 1}: mean loss {event.result.loss:.4f}")
-            if event.progress.epoch + 1 == epochs:
-                actions = [Stop("that is enough")]  # what a callback could ask for, sent back
-        elif isinstance(event, TrainEnd):
-            state: ftrain.TrainState = event.result.state
-            return state
+    for epoch, event in enumerate(events, 1):
+        assert isinstance(event, EpochEnd)
+        print(f"epoch {epoch}: mean loss {event.result.loss:.4f}")
+        if epoch == epochs:
+            break
+    end = events.send([Stop("that is enough")])  # what a callback could ask for, sent back
+    assert isinstance(end, TrainEnd)
+    state: ftrain.TrainState = end.result.state
+    return state
 
 
 if __name__ == "__main__":

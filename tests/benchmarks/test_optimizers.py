@@ -28,8 +28,8 @@ def test_a_curve_knows_when_it_was_there():
 
 def test_every_contender_learns(monkeypatch):
     budget = dataclasses.replace(QUICK, steps=8, eval_every=4)
-    text = optimizers.char_gpt.standard_library(20_000)
-    monkeypatch.setattr(optimizers.char_gpt, "standard_library", lambda: text)
+    text = optimizers.data.standard_library(20_000)
+    monkeypatch.setattr(optimizers.data, "standard_library", lambda: text)
     few = {name: one._replace(rates=one.rates[:1]) for name, one in optimizers.CONTENDERS.items()}
     monkeypatch.setattr(optimizers, "CONTENDERS", few)
     report = optimizers.run(budget, "eager")

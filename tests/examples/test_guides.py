@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
-import yaml
 
 from examples import custom_callback, own_loop, resume
 from ftrain.config.keys import keys
 from ftrain.core import tree
+from tests.examples import page
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -19,18 +22,48 @@ def test_coming_from(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
     snippets = re.findall(
         r"^```python\n(.*?)^```", (DOCS / "coming_from.md").read_text(), re.S | re.M
     )
-    assert len(snippets) == 5
+    assert len(snippets) == 8
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "coming_from"}
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"coming_from.md, snippet {number}", "exec"), namespace)
 
 
-def test_the_configuration_of_the_guide_has_keys_that_exist() -> None:
-    (snippet,) = re.findall(
-        r"^```yaml\n(.*?)^```", (DOCS / "configuration.md").read_text(), re.S | re.M
-    )
-    assert yaml.safe_load(snippet).keys() <= {key for key, _ in keys()}
+def test_the_configuration_guide(tmp_path: pathlib.Path) -> None:
+    """Its files are written as they stand, and its commands typed."""
+    guide = (DOCS / "configuration.md").read_text()
+    for content, name in re.findall(r"^```\w+\n(# (\S+)\n.*?)^```", guide, re.S | re.M):
+        (tmp_path / name).write_text(content)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.py", "run.yaml"}
+    rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
+    (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", guide, re.S | re.M)
+    for line in commands.splitlines():
+        typed(tmp_path, *shlex.split(line, comments=True)[1:])
+    mistake = guide.partition("**Mistakes**")[2].partition("    run.yaml")[2].partition("\n")[0]
+    line = (tmp_path / "run.yaml").read_text().partition("optimizer:")[0].count("\n") + 1
+    config = (tmp_path / "run.yaml").read_text().replace("weight_decay", "weight_decy")
+    (tmp_path / "run.yaml").write_text(config)
+    said = typed(tmp_path, "config", "run.yaml", code=2)
+    assert f"run.yaml{mistake}" in said
+    assert f"run.yaml:{line}: " in said
+
+
+def typed(folder: pathlib.Path, *arguments: str, code: int = 0) -> str:
+    """What `ftrain ...` says, typed in this folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ftrain", *arguments],
+        cwd=folder, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_tables_of_the_guide_are_the_schema() -> None:
+    """If this fails: python -m tests.examples.page"""
+    text = page.PAGE.read_text()
+    assert text == page.written(text)
+    assert all(f"| `{key}` |" in text for key, _ in keys())
 
 
 def test_own_callbacks_end_the_run() -> None:

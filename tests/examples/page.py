@@ -1,0 +1,80 @@
+"""The parts of `docs/configuration.md` that the schema and the registry write; a test holds them to it.
+
+python -m tests.examples.page
+"""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import re
+from typing import Any
+
+from ftrain.config import registry
+from ftrain.config.keys import described, keys
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def key_table() -> str:
+    """A row for each key: its default, and what it is for."""
+    said = re.split(r"\n(?=\S)", described())
+    rows = ["| key | default | what it is for |", "|---|---|---|"]
+    for (key, _), text in zip(keys(), said, strict=True):
+        head, *lines = text.splitlines()
+        default = head.removeprefix(f"{key}:").strip()
+        shown = "needed" if default == "(needed)" else f"`{default}`" if default else ""
+        rows.append(f"| `{key}` | {shown} | {' '.join(map(str.strip, lines))} |")
+    return "\n".join(rows)
+
+
+def name_table() -> str:
+    """A row for each name that is built in, with its arguments; the names alone where there are many."""
+    rows = ["| kind | name | what it is |", "|---|---|---|"]
+    filled: tuple[tuple[registry.Kind, int], ...] = (("model", 0), ("data", 0), ("loss", 2))
+    for kind, count in filled:
+        for name, function in _built_in(kind).items():
+            line = (inspect.getdoc(function) or "").partition("\n")[0]
+            rows.append(f"| {kind} | `{name}({_arguments(function, count)})` | {line} |")
+    many: tuple[registry.Kind, ...] = ("optimizer", "schedule", "callback")
+    for kind in many:
+        listed = ", ".join(f"`{name}`" for name in _built_in(kind))
+        rows.append(f"| {kind} | {listed} | |")
+    return "\n".join(rows)
+
+
+def _built_in(kind: registry.Kind) -> dict[str, Any]:
+    """What ftrain itself registers; other tests of this process may have added to it."""
+    found = {n: registry.find(kind, n, pathlib.Path(), "", "") for n in registry.names(kind)}
+    rooms = tuple(
+        f"ftrain.{room}." for room in ("config.models", "config.sources", "config.losses")
+    )
+    rooms += ("ftrain.optim.", "ftrain.loop.")
+    return {n: one for n, one in found.items() if f"{one.__module__}.".startswith(rooms)}
+
+
+def _arguments(function: Any, filled: int) -> str:
+    parameters = list(inspect.signature(function).parameters.values())[filled:]
+    return ", ".join(
+        p.name if p.default is p.empty else f"{p.name}={_yaml(p.default)}" for p in parameters
+    )
+
+
+def _yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else repr(value).replace("'", '"')
+
+
+def written(page: str) -> str:
+    """The page with both tables as they must be."""
+    for name, table in (("keys", key_table()), ("names", name_table())):
+        pattern = rf"<!-- {name} -->\n.*?<!-- end -->"
+        block = f"<!-- {name} -->\n{table}\n<!-- end -->"
+        page, found = re.subn(pattern, lambda _, block=block: block, page, flags=re.S)
+        assert found == 1, name
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
