@@ -16,15 +16,19 @@ from ftrain.core._words import a_or_an
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = [
+    "above_one",
+    "falling_power",
     "finite",
     "fraction",
     "function_needed",
+    "limit",
     "needed",
     "non_negative",
     "optimizer",
     "own_state",
     "positive",
     "positive_int",
+    "share",
 ]
 
 
@@ -50,6 +54,30 @@ def fraction(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` lies in [0, 1)."""
     if _is_number(name, value) and not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
+
+
+def share(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` lies in [0, 1]."""
+    if _is_number(name, value) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+
+
+def above_one(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` is a finite number > 1."""
+    if _is_number(name, value) and not (math.isfinite(value) and value > 1):
+        raise ValueError(f"{name} must be a finite number > 1, got {value!r}.")
+
+
+def falling_power(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` is a finite number <= 0."""
+    if _is_number(name, value) and not (math.isfinite(value) and value <= 0):
+        raise ValueError(f"{name} must be a finite number <= 0, got {value!r}. Write -0.8 for 0.8.")
+
+
+def limit(name: str, value: Hyperparameter) -> None:
+    """Raise unless `value` is a number >= 0; infinite is no limit."""
+    if _is_number(name, value) and not value >= 0:
+        raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
 
 
 def positive_int(name: str, value: int, at_least: int = 1) -> None:

@@ -93,14 +93,12 @@ def adafactor(
     (torch.Size([2, 1]), torch.Size([1, 2]), torch.Size([0]))
     """
     check_learning_rate(learning_rate)
-    _checks.finite("beta2_decay", beta2_decay)
+    _checks.falling_power("beta2_decay", beta2_decay)
     _checks.non_negative("eps2", eps2)
     _checks.positive("d", d)
     _checks.non_negative("weight_decay", weight_decay)
     if eps1 is not None:
         _checks.non_negative("eps1", eps1)
-    if not isinstance(beta2_decay, torch.Tensor) and beta2_decay > 0:
-        raise ValueError(f"beta2_decay must be <= 0, got {beta2_decay!r}. Write -0.8 for 0.8.")
 
     def init(params: PyTree) -> AdafactorState:
         leaves, treedef = parameters(params)

@@ -65,9 +65,7 @@ def lookahead(
     """
     _checks.optimizer("lookahead", inner)
     _checks.positive_int("k", k)
-    _checks.non_negative("alpha", alpha)
-    if not isinstance(alpha, torch.Tensor) and alpha > 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}.")
+    _checks.share("alpha", alpha)
     returns = isinstance(alpha, torch.Tensor) or alpha < 1
 
     def init(params: PyTree) -> LookaheadState:

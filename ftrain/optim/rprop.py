@@ -77,11 +77,9 @@ def rprop(
         )
     _checks.non_negative("learning_rate", learning_rate)
     _checks.fraction("eta_minus", eta_minus)
-    _checks.positive("eta_plus", eta_plus)
+    _checks.above_one("eta_plus", eta_plus)
     _checks.non_negative("min_step_size", min_step_size)
     _checks.positive("max_step_size", max_step_size)
-    if not isinstance(eta_plus, torch.Tensor) and eta_plus <= 1:
-        raise ValueError(f"eta_plus must be greater than 1, got {eta_plus!r}.")
 
     def init(params: PyTree) -> RpropState:
         count, _ = started(params, 0.0)

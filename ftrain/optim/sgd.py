@@ -86,13 +86,11 @@ def sgd(
     """
     check_learning_rate(learning_rate)
     _checks.fraction("momentum", momentum)
-    _checks.non_negative("dampening", dampening)
+    _checks.share("dampening", dampening)
     _checks.non_negative("weight_decay", weight_decay)
     remembers = isinstance(momentum, torch.Tensor) or momentum > 0
     dampens = isinstance(dampening, torch.Tensor) or dampening > 0
     decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
-    if not isinstance(dampening, torch.Tensor) and dampening > 1:
-        raise ValueError(f"dampening must lie in [0, 1], got {dampening!r}.")
     if dampens and not remembers:
         raise ValueError("dampening weighs gradients in the momentum: give a momentum > 0 too.")
     if nesterov and (dampens or not remembers):

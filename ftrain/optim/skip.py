@@ -78,8 +78,7 @@ def skip_large_updates(
     ({'w': tensor([3., 4.])}, tensor(1))
     """
     _checks.optimizer("skip_large_updates", inner)
-    if isinstance(max_norm, torch.Tensor) or max_norm != torch.inf:
-        _checks.non_negative("max_norm", max_norm)
+    _checks.limit("max_norm", max_norm)
     return _skip("skip_large_updates", inner, lambda norm: norm <= max_norm)
 
 

@@ -153,17 +153,21 @@ def _is_number(value: object) -> bool:
 
 
 _FRACTIONS = "b1 b2 b3 momentum decay adam_b1 adam_b2 eta_minus"
-_POSITIVES = "d d0 d_coef eta_plus trust_coefficient clip_threshold max_step_size"
+_POSITIVES = "d d0 d_coef trust_coefficient clip_threshold max_step_size"
 _NON_NEGATIVES = """
-    learning_rate adam_learning_rate weight_decay adam_weight_decay dampening momentum_decay
+    learning_rate adam_learning_rate weight_decay adam_weight_decay momentum_decay
     eps adam_eps eps1 eps2 eps_root alpha lambd rho eta gamma t0
-    max_norm min_step_size weight_lr_power initial_accumulator_value
+    min_step_size weight_lr_power initial_accumulator_value
 """
 
-# What all optimizers of this library that have a number of such a name ask of it; where they differ, the
-# mildest: `rho` is a distance in `sam`, a fraction in `adadelta`.
+# The constructors' own checks. A state does not know who made it: where two of them ask different things
+# of one name, the mildest (`rho` is a distance in `sam`, a fraction in `adadelta`).
 _CHECKS: dict[str, Callable[[str, Hyperparameter], None]] = {
     **dict.fromkeys(_FRACTIONS.split(), _checks.fraction),
     **dict.fromkeys(_POSITIVES.split(), _checks.positive),
     **dict.fromkeys(_NON_NEGATIVES.split(), _checks.non_negative),
+    "beta2_decay": _checks.falling_power,
+    "dampening": _checks.share,
+    "eta_plus": _checks.above_one,
+    "max_norm": _checks.limit,
 }

@@ -24,11 +24,15 @@ SGD = optim.sgd(0.1)
         (lambda: optim.swa(SGD, 1, 0), ValueError, "every must be at least 1"),
         (lambda: optim.sam(SGD, -0.1), ValueError, "rho must be a finite number >= 0, got -0.1"),
         (lambda: optim.asam(SGD, eta=-1.0), ValueError, "eta must be a finite number >= 0"),
-        (lambda: optim.skip_large_updates(SGD, -1.0), ValueError, "max_norm must be a finite"),
+        (
+            lambda: optim.skip_large_updates(SGD, -1.0),
+            ValueError,
+            "max_norm must be a number >= 0, got -1.0",
+        ),
         (
             lambda: optim.skip_large_updates(SGD, float("nan")),
             ValueError,
-            "max_norm must be a fini",
+            "max_norm must be a number >= 0, got nan",
         ),
         (lambda: optim.partition({}), ValueError, "a partition needs at least one group"),
         (lambda: optim.partition({"all": SGD}), TypeError, r"'all' is Gradient.*not a pair"),
