@@ -259,3 +259,16 @@ def ulps(found: torch.Tensor, expected: torch.Tensor, *terms: torch.Tensor) -> f
     size = size.amax(0)
     unit = torch.nextafter(size, torch.full_like(size, torch.inf)) - size
     return ((found.double() - expected.double()).abs() / unit.double()).max().item()
+
+
+def steps(optimizer, seed, n, *, params=None, extra=lambda step: {}):
+    """The parameters after each of `n` updates with random gradients, and the last state."""
+    params = params or random_tree(seed, SHAPES, torch.float32, 1.0)
+    state, history = optimizer.init(params), []
+    for step in range(n):
+        grads = random_tree(seed + step + 1, SHAPES, torch.float32)
+        grads = {name: grads[name] for name in params}
+        updates, state = optimizer.update(grads, state, params, **extra(step))
+        params = optim.apply_updates(params, updates)
+        history.append(params)
+    return history, state
