@@ -30,7 +30,11 @@ class Background:
         """Begin; waits for the one before, and raises what that raised."""
         self.wait()
 
+        begin = threading.Lock()
+
         def run() -> None:
+            with begin:
+                pass
             try:
                 work()
             except BaseException as error:
@@ -41,9 +45,20 @@ class Background:
         done = self._done = threading.Event()
         self._process = os.getpid()
         # Not a daemon: the interpreter waits for it.
-        self._thread = threading.Thread(target=run, name="ftrain-checkpoint")
+        thread = self._thread = threading.Thread(target=run, name="ftrain-checkpoint")
         atexit.register(self._report_at_exit)
-        self._thread.start()
+        # A new thread keeps the interpreter for 5 ms (`sys.getswitchinterval`) before its maker gets it
+        # back: it has to wait for us first.
+        with begin:
+            try:
+                thread.start()
+                return
+            except (
+                RuntimeError
+            ):  # there are no more threads to be had, or no more at this late hour
+                self._thread = None
+                atexit.unregister(self._report_at_exit)
+        work()
 
     def wait(self) -> None:
         """Until the work is done; raises what it raised, once."""

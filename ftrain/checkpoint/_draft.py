@@ -1,4 +1,8 @@
-"""What is to be saved, read off a state before anything is written."""
+"""What is to be saved, read off a state before anything is written.
+
+First `collect`, which the caller waits for: it holds on to the tensors, and to whatever may change when
+the caller goes on. Then `draft`, which an asynchronous save leaves to its thread: paths, aliases, files.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,41 @@ from ftrain.checkpoint import _determinism, _json, _structure, _tensors
 from ftrain.checkpoint.manifest import Leaf, Manifest
 from ftrain.core import tree
 
-__all__ = ["Draft", "draft", "step_number"]
+__all__ = ["Collected", "Draft", "collect", "draft", "step_number"]
 
 _MOST_IN_A_FILE = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """A state and what goes with it, of which only the tensors' bytes may still change.
+
+    Attributes:
+        leaves: the tensors.
+        structure: the containers around them.
+        rest: the fields of the manifest that do not describe the tensors.
+    """
+
+    leaves: list[torch.Tensor]
+    structure: tree.TreeDef
+    rest: dict[str, Any]
+
+    def copied(self) -> Collected:
+        """With copies of the tensors, so that the state may be donated while this is written.
+
+        A device's tensors are copied to the host: the writing thread knows nothing of its streams.
+        Layouts stay, and what is one tensor stays one.
+        """
+        copies: list[torch.Tensor] = []
+        first: dict[int, int] = {}  # by address
+        with torch.no_grad():
+            for leaf in self.leaves:
+                earlier = first.setdefault(leaf.data_ptr(), len(copies))
+                if earlier < len(copies) and _same(leaf, self.leaves[earlier]):
+                    copies.append(copies[earlier])
+                else:
+                    copies.append(_copy(leaf))
+        return dataclasses.replace(self, leaves=copies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,38 +66,48 @@ class Draft:
     manifest: Manifest
     files: dict[str, dict[str, torch.Tensor]]
 
-    def snapshot(self) -> Draft:
-        """With copies of the tensors, so that the state may be donated while this is written.
 
-        A device's tensors are copied to the host: the writing thread knows nothing of its streams.
-        """
-        copies = {
-            file: {path: _copy(tensor) for path, tensor in tensors.items()}
-            for file, tensors in self.files.items()
-        }
-        return dataclasses.replace(self, files=copies)
-
-
-def draft(
+def collect(
     state: Any,
     metadata: Any,
     step: int | None,
     metrics: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any] | None,
-) -> Draft:
-    """Check a state and describe it.
+) -> Collected:
+    """Check a state and what goes with it.
 
     Raises:
         TypeError: a leaf is no tensor, or the metadata are no JSON; the message names the place.
         ValueError: a tensor cannot be stored (sparse, quantised, without values).
     """
-    paths, leaves = tree.paths(state), tree.leaves(state)
+    leaves, structure = tree.flatten(state)
+    for index, leaf in enumerate(leaves):
+        if not _is_plain(leaf):
+            _refuse(tree.paths(state)[index] or "the root", leaf)
+    rest = {
+        "metadata": _checked(metadata, "metadata"),
+        "step": None if step is None else step_number(step),
+        "metrics": {str(name): _number(name, value) for name, value in (metrics or {}).items()},
+        "determinism": _determinism.fingerprint(fingerprint),
+        "versions": _determinism.versions(),
+    }
+    return Collected(leaves, structure, rest)
+
+
+def draft(collected: Collected) -> Draft:
+    """Say where each tensor goes.
+
+    Raises:
+        ValueError: two leaves have one path.
+    """
+    state = tree.unflatten(collected.structure, collected.leaves)
+    paths = tree.paths(state)
     if len(set(paths)) != len(paths):
         raise ValueError("two leaves of the state have one path: two keys of a dict look the same")
     described: list[Leaf] = []
     first: dict[Any, Leaf] = {}
     files: dict[str, dict[str, torch.Tensor]] = {}
-    for path, (tensor, file) in zip(paths, _spread(paths, leaves), strict=True):
+    for path, (tensor, file) in zip(paths, _spread(collected.leaves), strict=True):
         memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         original = first.get(memory) if tensor.numel() else None
         leaf = Leaf(
@@ -76,17 +122,9 @@ def draft(
             first[memory] = leaf
             files.setdefault(file, {})[path] = tensor
         described.append(leaf)
+    structure = _structure.describe(state)
     return Draft(
-        Manifest(
-            leaves=tuple(described),
-            files=(),
-            structure=_structure.describe(state),
-            metadata=_checked(metadata, "metadata"),
-            step=None if step is None else step_number(step),
-            metrics={str(name): _number(name, value) for name, value in (metrics or {}).items()},
-            determinism=_determinism.fingerprint(fingerprint),
-            versions=_determinism.versions(),
-        ),
+        Manifest(leaves=tuple(described), files=(), structure=structure, **collected.rest),
         # Wide elements first, which leaves every tensor of the file aligned to its own.
         {
             file: dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
@@ -113,11 +151,10 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"metrics[{name!r}] is {value!r}, not a number") from None
 
 
-def _spread(paths: list[str], leaves: list[Any]) -> list[tuple[torch.Tensor, str]]:
+def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
     """Each leaf with the file it goes to: in order, a few gigabytes a file."""
     found, index, filled = [], 0, 0
-    for path, leaf in zip(paths, leaves, strict=True):
-        _check(path or "the root", leaf)
+    for leaf in leaves:
         size = leaf.numel() * leaf.element_size()
         if filled and filled + size > _MOST_IN_A_FILE:
             index, filled = index + 1, 0
@@ -126,7 +163,17 @@ def _spread(paths: list[str], leaves: list[Any]) -> list[tuple[torch.Tensor, str
     return found
 
 
-def _check(where: str, leaf: Any) -> None:
+def _is_plain(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, torch.Tensor)
+        and leaf.layout == torch.strided
+        and not leaf.is_nested
+        and not leaf.is_meta
+        and _tensors.name_of(leaf.dtype) is not None
+    )
+
+
+def _refuse(where: str, leaf: Any) -> None:
     if not isinstance(leaf, torch.Tensor):
         raise TypeError(
             f"the leaf at {where} is {type(leaf).__name__} {str(leaf)[:80]!r}, not a tensor. A state "
@@ -139,15 +186,27 @@ def _check(where: str, leaf: Any) -> None:
         )
     if leaf.is_meta:
         raise ValueError(f"the leaf at {where} is on the meta device: it has no values to save")
-    if _tensors.name_of(leaf.dtype) is None:
-        raise ValueError(
-            f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
-        )
+    raise ValueError(
+        f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
+    )
+
+
+def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether two tensors with one address are one tensor."""
+    return one is two or (
+        (one.device, one.dtype, one.shape, one.stride())
+        == (two.device, two.dtype, two.shape, two.stride())
+    )
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+    """On the host, with the same strides."""
+    copy = tensor.clone() if tensor.is_cpu else tensor.cpu()
+    if copy.stride() == tensor.stride():
+        return copy
+    laid_out = _tensors.empty(tensor.shape, tensor.stride(), tensor.dtype, torch.device("cpu"))
+    _tensors.fill(laid_out, copy)
+    return laid_out
 
 
 def _checked(value: Any, where: str) -> Any:

@@ -25,7 +25,7 @@ import torch
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._directories import discard, make_directories, workplace
-from ftrain.checkpoint._draft import Draft, draft
+from ftrain.checkpoint._draft import Draft, collect, draft
 from ftrain.checkpoint._hashing import CHUNK, EarlySync, Hashing
 from ftrain.checkpoint.errors import (
     CheckpointError,
@@ -77,7 +77,7 @@ def save(
     >>> sorted(os.listdir(f"{directory}/first"))
     ['SHA256SUMS', 'manifest.json', 'tensors-00000.safetensors']
     """
-    return publish(draft(state, metadata, step, metrics, fingerprint), os.fspath(path))
+    return publish(draft(collect(state, metadata, step, metrics, fingerprint)), os.fspath(path))
 
 
 def publish(content: Draft, path: str) -> Manifest:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ftrain.checkpoint import _files
 from ftrain.checkpoint._background import Background
 from ftrain.checkpoint._directories import discard, make_directories
-from ftrain.checkpoint._draft import Draft, draft, step_number
+from ftrain.checkpoint._draft import Collected, Draft, collect, draft, step_number
 from ftrain.checkpoint._numbered import Numbered, warn_corrupt
 from ftrain.checkpoint._read import opened
 from ftrain.checkpoint._retention import Entry, Mode, Policy
@@ -134,13 +134,13 @@ class Store:
         self._background.wait()
         step = step_number(step)
         path = self._numbered.path(step)
-        content = draft(state, metadata, step, metrics, self._fingerprint)
+        content = collect(state, metadata, step, metrics, self._fingerprint)
         self._acquire()
         if not self._asynchronous:
             self._publish(content, step, replace)
             return path
         if self._donates:
-            content = content.snapshot()
+            content = content.copied()
         self._background.start(lambda: self._publish(content, step, replace))
         return path
 
@@ -245,7 +245,8 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r}, steps={self.steps()})"
 
-    def _publish(self, content: Draft, step: int, replace: bool) -> None:
+    def _publish(self, collected: Collected, step: int, replace: bool) -> None:
+        content = draft(collected)
         self._settle()
         path = str(self._numbered.path(step))
         try:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 import ftrain
-from ftrain import checkpoint, optim
-from ftrain.checkpoint import _files
+from ftrain import checkpoint, optim, tree
+from ftrain.checkpoint import _background, _determinism, _draft, _files, _structure
 from ftrain.testing import assert_same_bits
 from tests.checkpoint.faults import Failing
-from tests.checkpoint.states import train_state
+from tests.checkpoint.states import bytes_of, train_state, trees
 
 
 class Gate(_files.Files):
@@ -96,6 +97,92 @@ def test_a_failure_is_raised_at_the_next_occasion(tmp_path, how):
     store.save(train_state(3), step=3)
     store.close()
     assert store.steps() == [1, 3]
+
+
+def test_the_caller_waits_for_the_copy_alone(tmp_path, monkeypatch):
+    """Paths, aliases and files of 300 leaves took longer than to copy them."""
+    threads = {}
+    for module, name in ((tree, "paths"), (_structure, "describe"), (_determinism, "fingerprint")):
+        monkeypatch.setattr(module, name, noting(getattr(module, name), threads))
+    with checkpoint.Store(tmp_path, asynchronous=True) as store:
+        store.save(train_state(1), step=1)
+    here = threading.current_thread().name
+    assert threads == {
+        "paths": {"ftrain-checkpoint"},
+        "describe": {"ftrain-checkpoint"},
+        "fingerprint": {here},  # as it was at the call
+    }
+
+
+def noting(function, threads):
+    def noted(*args, **kwargs):
+        threads.setdefault(function.__name__, set()).add(threading.current_thread().name)
+        return function(*args, **kwargs)
+
+    return noted
+
+
+def test_a_new_thread_does_not_take_the_interpreter_at_once():
+    """It did, for 5 ms, before `save` could return."""
+
+    def busy():
+        end = time.perf_counter() + 1.0
+        while time.perf_counter() < end:
+            pass
+
+    background, before = _background.Background(), sys.getswitchinterval()
+    sys.setswitchinterval(2.0)
+    try:
+        began = time.perf_counter()
+        background.start(busy)
+        waited = time.perf_counter() - began
+    finally:
+        sys.setswitchinterval(before)
+        background.wait()
+    assert waited < 0.5
+
+
+def test_what_the_caller_changes_after_the_call_is_not_saved(tmp_path):
+    """The containers, that is: tensors only where they are donated."""
+    gate, state, metadata = Gate(), {"w": torch.ones(2)}, {"at": [1]}
+    with _files.replaced(gate):
+        with checkpoint.Store(tmp_path, asynchronous=True, donates=False) as store:
+            store.save(state, step=1, metadata=metadata)
+            state["w"], state["b"] = torch.zeros(2), torch.zeros(1)
+            metadata["at"].append(2)
+            gate.open.set()
+    loaded, metadata = store.load(like={"w": torch.zeros(2)})
+    assert (loaded["w"].tolist(), metadata) == ([1, 1], {"at": [1]})
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@given(state=trees())
+@settings(max_examples=60)
+def test_copies_keep_layouts_and_ties(state):
+    state = [state, state]
+    copied = _draft.collect(state, None, None, None, None).copied().leaves
+    for leaf, copy in zip(tree.leaves(state), copied, strict=True):
+        assert (copy.shape, copy.dtype, copy.stride()) == (leaf.shape, leaf.dtype, leaf.stride())
+        assert bytes_of(copy) == bytes_of(leaf)
+        assert not leaf.numel() or leaf.data_ptr() != copy.data_ptr()
+    half = len(copied) // 2
+    assert all(a is b for a, b in zip(copied[:half], copied[half:], strict=True) if a.numel())
+
+
+def test_where_there_are_no_more_threads_the_caller_writes(tmp_path, monkeypatch):
+    """The thread that never began was waited for, for ever."""
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with checkpoint.Store(tmp_path, asynchronous=True) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            store.save(train_state(1), step=1)
+        store.wait()
+        assert store.steps() == [1]
+        store.save(train_state(2), step=2)
+    assert store.steps() == [1, 2]
 
 
 def run(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
