@@ -43,7 +43,7 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
     if config.ema is not None and parts.held_out is not None:
         found.append(callbacks.EMAEvaluation())
     if importlib.util.find_spec("matplotlib") is not None:
-        found.append(callbacks.Curves(folder / "curves.png"))  # reads what the JSONL logger wrote
+        found.append(callbacks.Curves(folder / "curves.png"))
     return [*found, callbacks.ProgressBar()] if config.progress else found
 
 

@@ -49,7 +49,7 @@ class Ledger:
             running.tokens += progress.tokens - at.tokens
         n = 0
         for columns in found:
-            n = self._watch(columns, at, n)
+            n = self._watch(columns, at._replace(epoch=progress.epoch), n)
 
     def begin_epoch(self, progress: Progress) -> None:
         """From here on another epoch; all steps before were read."""
@@ -87,5 +87,5 @@ class Ledger:
         for i, one in enumerate(skipped.fields[0], n + 1):
             self.nonfinite = self.nonfinite + 1 if one else 0
             if one and "loss_scale" not in columns.columns:  # else skips are routine
-                self.skipped.append((at.step + i, at.epoch, at.batch + i - 1))
+                self.skipped.append((at.step + i, at.epoch, at.batch + i))
         return n + steps

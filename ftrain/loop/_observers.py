@@ -52,6 +52,13 @@ class Observers:
             ]
         return found
 
+    def monitor_evaluations(self) -> bool:
+        """Whether a callback follows a metric of the evaluations, and wants to know its name early."""
+        return any(
+            str(getattr(callback, "monitor", "")).startswith("eval/")
+            for callback in self._callbacks.values()
+        )
+
     def show(self, event: Event) -> list[Action]:
         """Show an event to all who listen; what they ask for.
 

@@ -12,14 +12,16 @@ from typing import Any
 
 from ftrain.core import tree
 from ftrain.loop._clock import Clock
+from ftrain.loop._compiling import Compiling
 from ftrain.loop._data import length
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._keeper import Keeper
 from ftrain.loop._ledger import Ledger
 from ftrain.loop._observers import Observers
 from ftrain.loop._parts import Parts
+from ftrain.loop._running import Running
 from ftrain.loop._signals import Signals
-from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Replace, Save, Stop
+from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Replace, Save, Stop
 from ftrain.loop.events import (
     EpochEnd,
     EvaluateBegin,
@@ -36,8 +38,8 @@ from ftrain.loop.state import LoopState
 
 __all__ = ["Events", "Present"]
 
-_ORDER: tuple[type[Action], ...] = (Replace, Accumulate, Evaluate, Stop, Log, Save)
-_ROW: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "epoch"}
+_ORDER: tuple[type[Action], ...] = (Note, Replace, Accumulate, Evaluate, Stop, Log, Save)
+_ROW: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
 _MOST_ROUNDS = 100
 
 Events = Generator[Event, Iterable[Action] | None, None]
@@ -123,6 +125,9 @@ class Present:
                     return
             elif isinstance(action, Log):
                 yield from self.log()
+            elif isinstance(action, Note):
+                self.todo.pop(0)
+                yield from self.notice(action.message)
             elif isinstance(action, Save):
                 saves, self.todo = [each for each in self.todo if isinstance(each, Save)], []
                 metrics = {name: x for save in saves for name, x in save.metrics.items()}
@@ -158,15 +163,20 @@ class Present:
         self.where = "evaluate"
         before = dict(self.observers.states)
         yield from self.show(EvaluateBegin(*self.header(), name, length(parts.eval_data)))
+        eval_step, compiled = parts.eval_step, Compiling(self, "evaluation step", parts.eval_step)
+        if compiled.is_due:
+            yield from compiled.begin()
+            eval_step = compiled.timed
         with self.clock.paused() as pause:
             found = evaluate(
-                parts.eval_step,
+                eval_step,
                 self.state if action.state is None else action.state,
                 parts.eval_data,
                 parts.count,
                 # A state of its own cannot be kept for later.
                 lambda: action.state is None and self.signals.received is not None,
             )
+        yield from compiled.end()
         if found is None:
             self.observers.states = before  # it will begin again
             return False
@@ -207,22 +217,26 @@ class Present:
             yield from self.notice(f"no checkpoint of step {n}: {self.keeper.error}")
 
     def loop_state(self) -> LoopState:
-        """All that must survive."""
+        """All that must survive; the same wherever within a step's work it is asked for."""
         self.ledger.read(self.progress)
+        todo = tuple(each for each in self.todo if isinstance(each, (Evaluate, Save)))
+        progress, epoch, over = self.progress, self.ledger.epoch, self.over
+        if over and not todo:  # as it will be when the run has gone to the next epoch
+            progress, epoch, over = progress._replace(batch=0), Running(), False
         return LoopState(
             train=self.state,
-            progress=self.progress,
+            progress=progress,
             cursor=self.cursor,
             window=self.ledger.window,
-            epoch=self.ledger.epoch,
+            epoch=epoch,
             history=tuple(self.history),
             callbacks=self.observers.states,
             accumulate=self.accumulate,
             micro_batches=self.micro_batches,
             nonfinite=self.ledger.nonfinite,
             stop=None if self.stop is None or self.stop.resumable else self.stop,
-            over=self.over,
-            todo=tuple(each for each in self.todo if isinstance(each, (Evaluate, Save))),
+            over=over,
+            todo=todo,
         )
 
 

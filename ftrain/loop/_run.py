@@ -19,8 +19,10 @@ import torch
 from ftrain.core import tree
 from ftrain.core.errors import DonatedStateError, NonFiniteError, RecompileWarning
 from ftrain.loop import _memory
+from ftrain.loop._compiling import Compiling
 from ftrain.loop._data import joined
 from ftrain.loop._garbage import Garbage
+from ftrain.loop._names import eval_metrics
 from ftrain.loop._nonfinite import first_nonfinite
 from ftrain.loop._observers import Observers
 from ftrain.loop._parts import Parts
@@ -73,7 +75,10 @@ class Run:
     def _train(self) -> Events:
         now = self.now
         plan = self.parts.plan
-        yield from now.show(TrainBegin(*now.header(), plan, self.resumed))
+        names = None
+        if now.observers.monitor_evaluations():
+            names = eval_metrics(self.parts.eval_step, now.state, self.parts.eval_data)
+        yield from now.show(TrainBegin(*now.header(), plan, self.resumed, names))
         yield from self._settle()
         if self._status() is not None:
             return
@@ -90,21 +95,14 @@ class Run:
         now = self.now
         step, count = self.parts.step, self.parts.count
         pending, signals = now.ledger.pending, now.signals
-        begins, begins_wanted = now.heard(BatchBegin), now.wanted(BatchBegin)
+        begins, compiling = now.heard(BatchBegin), Compiling(now, "training step", step)
         ends, ends_wanted = now.heard(BatchEnd), now.wanted(BatchEnd)
         norms, clock = now.heard(BackwardEnd), now.clock
         boundary = self._next_boundary()
         now.where = "data"
         for batch, cursor in pairs:
-            if not now.progress.batch:
-                yield from now.show(EpochBegin(*now.header()))
-            if begins:
-                begin = BatchBegin(now.progress, clock.total(), now.state, batch)
-                now.tell(begin)
-                if begins_wanted:
-                    now.ask((yield begin) or (), begin)
-            if now.todo:
-                yield from self._settle()
+            if begins or compiling.is_due or not now.progress.batch:
+                yield from self._before(batch, compiling)
             now.where = "step"
             parts = batch if now.micro_batches == 1 else _memory.cut(batch, now.micro_batches)
             failure = None
@@ -115,6 +113,9 @@ class Run:
             if failure is not None:
                 metrics = yield from self._recover(failure, batch)
                 failure = None  # it would keep memory
+            if compiling.is_due:
+                compiling.done()
+                yield from compiling.end()
             pending.append(metrics)
             samples, tokens = count(batch)
             epoch, n, in_epoch, all_samples, all_tokens = now.progress
@@ -138,8 +139,22 @@ class Run:
                 boundary = self._next_boundary()
             now.where = "data"
         raise ValueError(
-            f"the training data gave no batch in epoch {now.progress.epoch}; each must have one"
+            f"the training data gave no batch in epoch {now.cursor.epoch + 1}; each must have one"
         )
+
+    def _before(self, batch: Any, compiling: Compiling) -> Events:
+        """What is shown before a step, and what is asked for then."""
+        now = self.now
+        if not now.progress.batch:
+            # From the cursor, which a step that fails does not move: no epoch begins twice.
+            now.progress = now.progress._replace(epoch=now.cursor.epoch + 1)
+            yield from now.show(EpochBegin(*now.header()))
+        if now.heard(BatchBegin):
+            yield from now.show(BatchBegin(*now.header(), batch))
+        if now.todo:
+            yield from self._settle()
+        if compiling.is_due:
+            yield from compiling.begin()
 
     def _boundary(self, batch: Any) -> Events:
         """What falls due after a step, and what was asked for."""
@@ -152,11 +167,11 @@ class Run:
         if now.over:
             result = now.ledger.epoch_result(now.progress)
             now.history.append(result)
-            now.todo.append(Log(result.values(), "epoch"))
+            now.todo.append(Log(result.values(), "train_epoch"))
             yield from now.show(EpochEnd(*now.header(), result))
-        if parts.eval_data is not None and (
-            now.over if plan.eval_every is None else n % plan.eval_every == 0
-        ):
+        due = now.over if plan.eval_every is None else n % plan.eval_every == 0
+        # The last evaluation too comes before what is saved at this step, whoever asks for that.
+        if parts.eval_data is not None and (due or self._is_last()):
             now.todo.append(Evaluate())
         if now.over if parts.save_every is None else n % parts.save_every == 0:
             now.todo.append(Save("epoch" if parts.save_every is None else "step"))
@@ -172,25 +187,29 @@ class Run:
         yield from now.do()
         if now.over and not now.todo:
             now.over = False
-            now.progress = now.progress._replace(epoch=now.progress.epoch + 1, batch=0)
+            now.progress = now.progress._replace(batch=0)
             now.ledger.begin_epoch(now.progress)
 
     def _status(self) -> Status | None:
         """Whether the run has ended, and how."""
         now = self.now
-        plan = self.parts.plan
         if now.todo:  # an evaluation was cut short
             return "interrupted"
-        if plan.epochs is not None and now.progress.epoch >= plan.epochs:
-            return "completed"
-        if plan.max_steps is not None and now.progress.step >= plan.max_steps:
+        if self._is_last():
             return "completed"
         if now.stop is not None:
             return "stopped"
         return "interrupted" if now.signals.received is not None else None
 
+    def _is_last(self) -> bool:
+        """Whether all epochs, or all steps, are done."""
+        plan, now = self.parts.plan, self.now
+        return (plan.epochs is not None and now.cursor.epoch >= plan.epochs) or (
+            plan.max_steps is not None and now.progress.step >= plan.max_steps
+        )
+
     def _finish(self) -> Events:
-        """The last evaluation, the last checkpoint, the last row of the log."""
+        """The last checkpoint, the last row of the log; an evaluation, where a finished run has none."""
         now = self.now
         status, n = self._status(), now.progress.step
         evaluated = any(each.split == "eval" and each.step == n for each in now.history)
@@ -237,7 +256,7 @@ class Run:
                 raise error
             if isinstance(error, NonFiniteError):
                 _, n, position, *_ = now.progress
-                error.add_note(self._blame(batch, n + 1, position))
+                error.add_note(self._blame(batch, n + 1, position + 1))
             if not _memory.is_out_of_memory(error):
                 raise error
             least = max(now.micro_batches, getattr(self.parts.plain_step, "accumulate", 1))
@@ -288,7 +307,7 @@ class Run:
             return None
         return (
             f"{ledger.nonfinite} steps in a row were skipped for a non-finite gradient. "
-            f"{self._blame(batch, n, position - 1)} Lower the learning rate, clip, or look at these "
+            f"{self._blame(batch, n, position)} Lower the learning rate, clip, or look at these "
             "batches; max_skipped=None goes on all the same"
         )
 
@@ -304,9 +323,9 @@ class Run:
         if in_epoch and not now.over and error is None:
             history.append(now.ledger.epoch_result(now.progress))  # of the epoch so far
         number = now.signals.received if status == "interrupted" else None
-        by_epochs = plan.epochs is not None and epoch >= plan.epochs
+        by_epochs = plan.epochs is not None and now.cursor.epoch >= plan.epochs
         reasons: dict[Status, str] = {
-            "completed": f"{plan.epochs} epochs" if by_epochs else f"{plan.max_steps} steps",
+            "completed": _n(plan.epochs, "epoch") if by_epochs else _n(plan.max_steps, "step"),
             "stopped": "" if now.stop is None else now.stop.reason,
             "interrupted": "" if number is None else signal.Signals(number).name,
             "failed": f"{type(error).__name__}: {error}",
@@ -337,6 +356,10 @@ def is_intact(state: Any) -> bool:
     except DonatedStateError:
         return False
     return True
+
+
+def _n(n: int | None, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _skips(skipped: list[tuple[int, int, int]], steps: int) -> str:

@@ -10,9 +10,9 @@
             return {"seen": state["seen"] + 1}, stop
 
 At each event all callbacks look first; then what they asked for is done, whoever asked, in this
-order: `Replace`, `Accumulate`, `Evaluate` (whose events may ask for more), `Stop`, `Log`, `Save`. So a
-checkpoint holds the evaluation before it, what early stopping made of it, and how far the logs had got:
-a run that goes on from it repeats no row and loses none.
+order: `Note`, `Replace`, `Accumulate`, `Evaluate` (whose events may ask for more), `Stop`, `Log`,
+`Save`. So a checkpoint holds the evaluation before it, what early stopping made of it, and how far the
+logs had got: a run that goes on from it repeats no row and loses none.
 
 A plain class with methods `on_epoch_end(event)`, `on_batch_end(event)`, ... works too: see `adapt`.
 
@@ -36,6 +36,7 @@ __all__ = [
     "CallbackWarning",
     "Evaluate",
     "Log",
+    "Note",
     "Replace",
     "Save",
     "Stop",
@@ -76,6 +77,17 @@ class CallbackWarning(UserWarning):
 @dataclasses.dataclass(frozen=True)
 class Action:
     """What a callback can ask for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Note(Action):
+    """Tell people something: a `Notice`, which the console and `train.log` show.
+
+    Attributes:
+        message: in words. Where no callback listens for a `Notice`, it is a `LoopWarning`.
+    """
+
+    message: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +177,10 @@ def adapt(callback: Any) -> Callback:
     """A callback as it is, or one made of an object with methods such as `on_epoch_end(event)`.
 
     The methods are named after the events: `on_train_begin`, `on_epoch_begin`, `on_batch_begin`,
-    `on_backward_end`, `on_batch_end`, `on_window_end`, `on_evaluate_begin`, `on_evaluate_end`,
-    `on_epoch_end`, `on_saved`, `on_logged`, `on_notice`, `on_failure`, `on_train_end`. Each may return
-    an action, several, or nothing. With `state_dict()` and `load_state_dict(state)`, what it remembers
-    is saved and given back.
+    `on_backward_end`, `on_batch_end`, `on_window_end`, `on_compile_begin`, `on_compile_end`,
+    `on_evaluate_begin`, `on_evaluate_end`, `on_epoch_end`, `on_saved`, `on_logged`, `on_notice`,
+    `on_failure`, `on_train_end`. Each may return an action, several, or nothing. With `state_dict()`
+    and `load_state_dict(state)`, what it remembers is saved and given back.
 
     Raises:
         TypeError: it is neither; the message says which method was probably meant.

@@ -6,6 +6,8 @@
       EpochEnd  [EvaluateBegin EvaluateEnd]  [Saved]  [Logged]
     TrainEnd, after a Failure where something went wrong
 
+A first call of a compiled step stands between CompileBegin and CompileEnd.
+
 Read next: `callback.py`.
 """
 
@@ -22,6 +24,8 @@ __all__ = [
     "BackwardEnd",
     "BatchBegin",
     "BatchEnd",
+    "CompileBegin",
+    "CompileEnd",
     "EpochBegin",
     "EpochEnd",
     "EvaluateBegin",
@@ -47,11 +51,16 @@ class LoopWarning(UserWarning):
 class Progress(NamedTuple):
     """How far a run has come, in Python numbers: reading them waits for nothing.
 
+    Epochs, steps and batches count from 1, here and wherever a person or a program reads them: in rows
+    of the log, results, messages, the progress bar, on pages. `epochs=20` are the epochs 1 to 20, and
+    what happens behind an epoch's last step (its evaluation, its checkpoint, the run's end) belongs to
+    that epoch. Zero is what has not begun.
+
     Attributes:
-        epoch: epochs finished; at an `EpochEnd` the finished one still counts as the current one.
+        epoch: the current epoch: how many have begun.
         step: training steps taken, those skipped for a non-finite gradient included. The x-axis of
             every log.
-        batch: steps taken in the current epoch.
+        batch: steps taken in the current epoch; 0 again when all that belongs to it is done.
         samples: rows trained on.
         tokens: tokens trained on; 0 where the batches hold none.
     """
@@ -117,10 +126,37 @@ class TrainBegin(Event):
     Attributes:
         plan: what it is going to do.
         resumed: whether it goes on from a checkpoint; then callbacks were given back their states.
+        eval_metrics: the names of the evaluation's metrics, where they are known before the first one
+            and a callback has a `monitor` that asks for it; else `None`.
     """
 
     plan: Plan
     resumed: bool = False
+    eval_metrics: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompileBegin(Event):
+    """A step is about to be compiled: its first call may take half a minute.
+
+    Attributes:
+        what: "training step" or "evaluation step".
+    """
+
+    what: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompileEnd(Event):
+    """It is compiled, and has been taken once.
+
+    Attributes:
+        what: "training step" or "evaluation step".
+        duration: seconds that the call took on the host; no device was waited for.
+    """
+
+    what: str
+    duration: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -241,8 +277,8 @@ class Logged(Event):
     """One row for the loggers: everything that is known of a window, an evaluation or an epoch.
 
     Attributes:
-        split: "train" (a window), "eval", "epoch" (an epoch's training metrics), or the name that a
-            `Log` action gave.
+        split: "train" (means over the last `log_every` steps), "train_epoch" (means over a whole epoch
+            of training), "eval", or the name that a `Log` action gave.
         values: flat names and Python floats.
     """
 
@@ -255,7 +291,8 @@ class Notice(Event):
     """Something that a person should know; a `LoopWarning` where no callback listens for it.
 
     Attributes:
-        message: in words: a step repeated for want of memory, steps skipped, data that ended early.
+        message: in words: a step repeated for want of memory, steps skipped, a layer whose gradient
+            vanishes.
     """
 
     message: str

@@ -22,8 +22,9 @@ class EpochResult:
     """Metrics over one pass: an epoch of training, or an evaluation.
 
     Attributes:
-        split: "train" or "eval".
-        epoch: epochs finished before it.
+        split: "train" (a whole epoch, or as much of it as was trained), "eval", or "eval/NAME" of other
+            weights.
+        epoch: the epoch it belongs to, counted from 1 (see `Progress`); 0 outside of a run.
         step: training steps taken by its end.
         metrics: `{name: value}`: each the exact merge over all batches (a weighted mean is one division
             by the true weight). Of training: `loss`, `grad_norm` (the mean) with `grad_norm_min` and
@@ -34,9 +35,9 @@ class EpochResult:
         duration: seconds; `None` for an epoch that an interrupted run has brought along (clocks are
             not part of a checkpoint).
 
-    >>> result = EpochResult("eval", 0, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
+    >>> result = EpochResult("eval", 1, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
     >>> print(result)
-    eval   epoch 0  step 100  loss 0.5  accuracy 0.9  180 samples/s  2.0 s
+    epoch 1  step 100  eval  loss 0.5  accuracy 0.9  180 samples/s  2.0 s
     >>> EpochResult.from_json(result.to_json()) == result
     True
     """
@@ -105,7 +106,8 @@ class EpochResult:
         return cls(**content)
 
     def __str__(self) -> str:
-        parts = [f"{self.split:<5}", f"epoch {self.epoch}", f"step {self.step}"]
+        what = "train (epoch mean)" if self.split == "train" else self.split
+        parts = [f"epoch {self.epoch}", f"step {self.step}", what]
         hidden = ("grad_norm_min", "grad_norm_max")
         for name, value in self.metrics.items():
             if name == "grad_norm" and hidden[0] in self.metrics:
@@ -135,7 +137,7 @@ class FitResult:
             (a signal; go on with `resume`), or "failed".
         reason: in words: "3 epochs", "early stopping: ...", "SIGINT", or the exception.
         step: training steps taken.
-        epoch: epochs finished.
+        epoch: the epoch that it ended in, counted from 1.
         checkpoint: the last one written, if there is a store.
         signal: the number of the signal that interrupted it; a shell expects 128 more as exit code.
         error: what was raised, where the status is "failed".

@@ -21,7 +21,7 @@ from ftrain.loop.result import EpochResult
 
 __all__ = ["LoopState"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +82,14 @@ class LoopState:
         """The value whose `metadata` this is.
 
         Raises:
-            ValueError: it is not what a trainer saved, or comes from a newer version of ftrain.
+            ValueError: it is not what a trainer saved, or comes from another version of ftrain.
         """
         version = content.get("version") if isinstance(content, Mapping) else None
         if version != _VERSION:
             raise ValueError(
                 f"this checkpoint holds no run that a trainer can go on with (version {version!r}, "
-                f"expected {_VERSION}): it was saved by other means, or by a newer ftrain. To start a "
-                "new run from its weights, load the state and hand it to fit without `resume`."
+                f"expected {_VERSION}): it was saved by other means, or by another version of ftrain. "
+                "To start a new run from its weights, load the state and give it to fit, no `resume`."
             )
         stop = content["stop"]
         return cls(

@@ -143,7 +143,7 @@ def test_skipped_steps_are_named() -> None:
     )
     assert result.train.metrics["skipped"] == 1
     assert notices == [
-        "1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 0, batch 3)"
+        "1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 1, batch 4)"
     ]
 
 
@@ -153,7 +153,7 @@ def test_too_many_in_a_row_end_the_run() -> None:
         trainer(log_every=6, max_skipped=3).fit(STEPS.init_state(0), batches, epochs=1)
     message = str(found.value)
     assert "4 steps in a row" in message
-    assert "step 6, batch 5 of epoch 0: batch['x'] holds 4 NaN of 32 values" in message
+    assert "step 6, batch 6 of epoch 1: batch['x'] holds 4 NaN of 32 values" in message
     good = trainer().fit(STEPS.init_state(0), BATCHES[:2], epochs=1)
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert tree.digest(result.state.params) == tree.digest(good.state.params)
@@ -180,7 +180,7 @@ def test_a_step_that_raises_at_once(compiled: Any) -> None:
             STEPS.init_state(0), [*BATCHES[:2], BAD], epochs=1
         )
     notes = "\n".join(found.value.__notes__)
-    assert "At step 3, batch 2 of epoch 0: batch['x'] holds 4 NaN of 32 values" in notes
+    assert "At step 3, batch 3 of epoch 1: batch['x'] holds 4 NaN of 32 values" in notes
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert int(result.state.step) == 2
 

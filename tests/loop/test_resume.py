@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftrain import checkpoint
-from ftrain.loop import BatchEnd, EpochEnd, EvaluateBegin, EvaluateEnd, WindowEnd
+from ftrain.loop import BatchEnd, EpochEnd, EvaluateBegin, EvaluateEnd, Save, WindowEnd
 from tests.loop.runs import Counts, Interrupts, digest, fit, trainer
 
 # The callback that interrupts is not there when the run goes on.
@@ -100,3 +100,31 @@ def test_a_checkpoint_of_another_kind(tmp_path: pathlib.Path) -> None:
     checkpoint.save(tmp_path / "plain", STEPS.init_state(0), metadata={"mine": 1})
     with pytest.raises(ValueError, match="holds no run"):
         fit(trainer(), epochs=1, resume=tmp_path / "plain")
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"eval_every": 4, "save_every": 7}])
+def test_no_byte_depends_on_when_it_is_saved(
+    options: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    """As a checkpoint every few minutes is: at a step that the clock chooses, the last one too."""
+
+    class SavesAt:
+        listens = (BatchEnd,)
+
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def init(self) -> Any:
+            return None
+
+        def __call__(self, state: Any, event: Any) -> Any:
+            return state, [Save("time")] if event.progress.step == self.step else ()
+
+    found = {}
+    for step in range(15):
+        store = tmp_path / str(step)
+        result = fit(trainer(Counts(), SavesAt(step), store=store, **options), epochs=2)
+        found[step] = whole(store)
+        assert result.eval.step == result.step
+        assert found[step]["history"] == [each.to_json(clock=False) for each in result.history]
+    assert all(one == found[0] for one in found.values())

@@ -54,7 +54,7 @@ def test_the_order_of_events() -> None:
     ("ends", "step", "epoch", "reason"),
     [
         ({"epochs": 2}, 6, 2, "2 epochs"),
-        ({"max_steps": 4}, 4, 1, "4 steps"),
+        ({"max_steps": 4}, 4, 2, "4 steps"),
         ({"epochs": 2, "max_steps": 100}, 6, 2, "2 epochs"),
         ({"epochs": 9, "max_steps": 3}, 3, 1, "3 steps"),
         ({"epochs": 0}, 0, 0, "0 epochs"),
@@ -263,7 +263,7 @@ def test_values_join_the_row_of_their_event() -> None:
         Asks(Log({"mine": torch.tensor(2.0)}), EpochEnd), Asks(Log({"other": 1}, "extra")), Sees()
     )
     fit(made, epochs=1)
-    assert next(row for split, row in logged if split == "epoch")["mine"] == 2.0
+    assert next(row for split, row in logged if split == "train_epoch")["mine"] == 2.0
     assert ("extra", {"other": 1.0}) in logged
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ftrain.loop.events import Progress
+from ftrain.loop.events import CompileBegin, CompileEnd, Progress
 
-__all__ = ["clock", "number", "row"]
+__all__ = ["clock", "compiling", "number", "row"]
 
+_SPLITS = {"train": "train (last steps)", "train_epoch": "train (epoch mean)"}
 _HIDDEN = ("grad_norm_min", "grad_norm_max", "duration")
 _RATES = {
     "steps_per_second": "steps/s",
@@ -19,10 +20,11 @@ _RATES = {
 def row(split: str, progress: Progress, values: Mapping[str, float]) -> str:
     """One line: the values that a person follows; those by layer (`a/b`) are left to files.
 
-    >>> row("train", Progress(0, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
-    'train  epoch 0  step 50  loss 0.25  51.2k samples/s'
+    >>> row("train", Progress(1, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
+    'epoch 1    step 50      train (last steps)  loss 0.25    51.2k samples/s'
     """
-    parts = [f"{split:<5}", f"epoch {progress.epoch}", f"step {progress.step}"]
+    name = _SPLITS.get(split, split)
+    parts = [f"epoch {progress.epoch:<3}", f"step {progress.step:<6}", f"{name:<18}"]
     for name, value in values.items():
         if name in _RATES:
             parts.append(f"{number(value)} {_RATES[name]}")
@@ -31,10 +33,21 @@ def row(split: str, progress: Progress, values: Mapping[str, float]) -> str:
             and "grad_norm/" not in name
             and not (name == "skipped" and not value)
         ):
-            parts.append(f"{name} {value:.4g}")
+            parts.append(f"{name} {value:<6.4g}")
     if "duration" in values:
         parts.append(f"{values['duration']:.1f} s")
-    return "  ".join(parts)
+    return "  ".join(parts).rstrip()
+
+
+def compiling(event: CompileBegin | CompileEnd) -> str:
+    """That a step is compiled, and how long it took.
+
+    >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))
+    'compiled the training step in 28.4 s'
+    """
+    if isinstance(event, CompileEnd):
+        return f"compiled the {event.what} in {event.duration:.1f} s"
+    return f"compiling the {event.what} ..."
 
 
 def number(value: float) -> str:

@@ -7,11 +7,21 @@ import math
 from collections.abc import Collection
 from typing import Literal
 
-from ftrain.loop.events import EpochEnd, EvaluateEnd, Event
+from ftrain.loop.events import EpochEnd, EvaluateEnd, Event, TrainBegin, WindowEnd
 
 __all__ = ["Mode", "Monitor", "UnknownMetricError"]
 
 Mode = Literal["min", "max"]
+
+#: What a result has beside the metrics of its steps.
+_DERIVED = (
+    "duration",
+    "perplexity",
+    "samples_per_second",
+    "tokens_per_second",
+    "grad_norm_min",
+    "grad_norm_max",
+)
 
 
 class UnknownMetricError(ValueError):
@@ -20,6 +30,10 @@ class UnknownMetricError(ValueError):
 
 class Monitor:
     """Which metric, and what makes one value better than another.
+
+    A name that does not exist is found as early as the names are known: of training at the end of the
+    first log window, of an evaluation before the first step where its step is compiled, else at the
+    first evaluation.
 
     Args:
         name: `eval/` or `train/` and the metric's name; `eval/NAME/...` of an evaluation called NAME.
@@ -40,13 +54,22 @@ class Monitor:
             raise ValueError(f"mode is 'min' (less is better) or 'max', found {mode!r}")
         self.name, self.mode, self.metric = name, mode, metric
         self.event: type[Event] = EvaluateEnd if split == "eval" else EpochEnd
+        #: What `value` is to be shown.
+        self.listens: tuple[type[Event], ...] = (
+            TrainBegin if split == "eval" else WindowEnd,
+            self.event,
+        )
 
     def value(self, event: Event) -> float | None:
         """The metric's value, if this event has it.
 
         Raises:
-            UnknownMetricError: it is the event that should have had it; the message names what there is.
+            UnknownMetricError: it is an event that should know it; the message names what there is.
         """
+        if isinstance(event, WindowEnd):
+            self._check("train", tuple(event.values))
+        elif isinstance(event, TrainBegin):
+            self._check("eval", event.eval_metrics)
         if isinstance(event, EvaluateEnd):
             prefix = f"eval/{event.name}/" if event.name else "eval/"
         elif isinstance(event, EpochEnd):
@@ -74,6 +97,17 @@ class Monitor:
         if than is None:
             return True
         return value < than - by if self.mode == "min" else value > than + by
+
+    def _check(self, split: str, names: tuple[str, ...] | None) -> None:
+        """Refuse a metric that cannot come, where all names are known; those of averages are not."""
+        if names is None or not self.name.startswith(f"{split}/"):
+            return
+        whole, _, part = self.metric.partition(
+            "/"
+        )  # of a metric that is a vector: loss/0, loss/1, ...
+        if self.metric in (*names, *_DERIVED) or (part and (whole in names or split == "eval")):
+            return
+        raise self.unknown([f"{split}/{name}" for name in names])
 
     def _should(self, event: Event, prefix: str) -> bool:
         """Whether nothing but this event could have had it."""

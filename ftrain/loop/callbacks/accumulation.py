@@ -12,13 +12,13 @@ __all__ = ["AccumulationSchedule"]
 
 
 class AccumulationSchedule:
-    """Joins k of the loader's batches into one step, from given epochs or steps on.
+    """Joins k of the loader's batches into one step, behind given epochs or steps.
 
     Gradients are divided by the true total weight: a step over k batches is the step over one that is k
     times as large. Each new k compiles a step of its own.
 
     Args:
-        schedule: `{epoch or step: k}`, counted from 0; before the first of them k is 1.
+        schedule: `{n: k}`: k batches a step when n epochs (or steps) are done; before that, 1.
         by: what it counts.
 
     Raises:
@@ -54,16 +54,14 @@ class AccumulationSchedule:
         """Ask for the k of what comes next, where it changes."""
         now = event.progress.epoch if self.by == "epoch" else event.progress.step
         if isinstance(event, TrainBegin):
-            # A checkpoint knows its k; at the end of an epoch it is the next one's already.
+            # A checkpoint knows its k.
             return None, (() if event.resumed else (Accumulate(self.at(now)),))
-        if isinstance(event, EpochEnd):
-            now += 1  # the finished one is the current one still
         return None, ((Accumulate(self.at(now)),) if now in self.schedule else ())
 
     def at(self, now: int) -> int:
-        """The k at an epoch or step.
+        """The k when so many epochs or steps are done.
 
-        >>> [AccumulationSchedule({0: 1, 5: 4}).at(epoch) for epoch in (0, 4, 5, 100)]
+        >>> [AccumulationSchedule({0: 1, 5: 4}).at(done) for done in (0, 4, 5, 100)]
         [1, 1, 4, 4]
         """
         return next((k for start, k in reversed(self.schedule.items()) if start <= now), 1)

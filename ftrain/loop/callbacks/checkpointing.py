@@ -70,10 +70,11 @@ class Checkpointing:
             )
         self.every, self.minutes, self.best = every, minutes, best
         self._monitor = Monitor(monitor, mode)
+        self.monitor = monitor if best else None
         self._saved = 0.0  # seconds of this process; no part of the run
         by_step = every is not None or minutes is not None
         self.listens: tuple[type[Event], ...] = (TrainBegin, BatchEnd) if by_step else ()
-        self.listens += (self._monitor.event,) if best else ()
+        self.listens += self._monitor.listens if best else ()
 
     def init(self) -> CheckpointingState:
         """No value yet."""
@@ -92,8 +93,7 @@ class Checkpointing:
             return state, ()
         if isinstance(event, TrainBegin):
             self._saved = event.seconds
-            return state, ()
-        return self._compare(state, self._monitor.value(event))
+        return self._compare(state, self._monitor.value(event) if self.best else None)
 
     def _compare(
         self, state: CheckpointingState, value: float | None

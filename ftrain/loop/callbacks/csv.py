@@ -29,7 +29,7 @@ class CSVLogger(RowLogger):
     >>> trainer = loop.Trainer(steps, [CSVLogger(path)], compile=False, log_every=1)
     >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
     >>> [(row["step"], row["split"]) for row in csv.DictReader(open(path))]
-    [('1', 'train'), ('1', 'epoch')]
+    [('1', 'train'), ('1', 'train_epoch')]
     """
 
     _columns: list[str]

@@ -10,7 +10,7 @@ from ftrain.loop import plots
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._optional import need
 from ftrain.loop.callbacks._rank import is_main
-from ftrain.loop.events import Event, Logged, TrainEnd
+from ftrain.loop.events import EpochBegin, Event, TrainEnd, WindowEnd
 
 __all__ = ["Curves"]
 
@@ -18,9 +18,9 @@ _SHARE = 0.02  # of a run's time, at most, goes into drawing
 
 
 class Curves:
-    """Draws the log into a picture after epochs and evaluations, and when the run ends.
+    """Draws the log into a picture now and then, and when the run ends.
 
-    It reads what `JSONLLogger` writes, so it comes after it in the list of callbacks; a resumed run's
+    It reads what `JSONLLogger` writes, wherever that stands in the list of callbacks; a resumed run's
     picture shows all of it. Drawing takes up to a second, so it is left out where it would take more
     than a fiftieth of the time.
 
@@ -43,7 +43,8 @@ class Curves:
     ['curves.png', 'metrics.jsonl']
     """
 
-    listens = (Logged, TrainEnd)
+    # At each of them all rows before it are in the file, whichever callback is shown it first.
+    listens = (EpochBegin, WindowEnd, TrainEnd)
     on_error = "warn"
 
     def __init__(
@@ -65,8 +66,8 @@ class Curves:
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Draw, if it is time."""
         ends = isinstance(event, TrainEnd)
-        due = isinstance(event, Logged) and event.split != "train" and event.seconds >= self._due
-        if (ends or due) and is_main() and self.log.exists() and self.log.stat().st_size:
+        there = self.log.exists() and self.log.stat().st_size
+        if (ends or event.seconds >= self._due) and there and is_main():
             began = time.perf_counter()
             # Under another name first: who looks at the picture never sees half of it.
             draft = self.path.with_name(f".{self.path.name}.new{self.path.suffix}")
@@ -76,4 +77,9 @@ class Curves:
             self._due = event.seconds + max(self.every, took / _SHARE)
         if ends:
             self._due = self.every  # of the next call of `fit`
+            if not there and event.progress.step and is_main():
+                raise FileNotFoundError(
+                    f"Curves draws what JSONLLogger writes, and there is no {self.log}: add "
+                    f"JSONLLogger({os.fspath(self.log)!r}) to the callbacks"
+                )
         return None, ()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import TypedDict
 
-from ftrain.loop.callback import Action
-from ftrain.loop.events import Event, LoopWarning, WindowEnd
+from ftrain.loop.callback import Action, Note
+from ftrain.loop.events import Event, WindowEnd
 
 __all__ = ["GradientMonitor", "GradientState"]
 
 _PREFIX = "grad_norm/"
 _DECAY = 0.9  # a window
+_SILENCE = 20  # windows before a layer is named again
+_MOST = 5  # layers in a note
 
 
 class GradientState(TypedDict):
@@ -21,18 +22,21 @@ class GradientState(TypedDict):
 
     Attributes:
         usual: the layer's norm, averaged over windows.
-        said: what was last said about it: "vanishing" or "exploding".
+        said: what was last said about it, "vanishing" or "exploding", if that is still so.
+        silent: for how many windows more it is not named again.
     """
 
     usual: dict[str, float]
     said: dict[str, str]
+    silent: dict[str, int]
 
 
 class GradientMonitor:
-    """Warns where a layer's gradient is nearly nothing, or far more than it was.
+    """Says where a layer's gradient is nearly nothing, or far more than it was, by the layer's path.
 
-    Looks at the means over a window that a step of `monitored_steps` reports. A layer is named once,
-    and again only after it has recovered.
+    Looks at the means over a window that a step of `monitored_steps` reports. What it finds is one
+    `Notice` a window, which the console and `train.log` show. A layer is named once, and again only
+    after it has recovered, at the earliest 20 windows later.
 
     Args:
         vanishing: of a layer whose norm is less than this part of the largest layer's.
@@ -49,11 +53,10 @@ class GradientMonitor:
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
     >>> steps = monitored_steps(model, loss_fn, optim.sgd(0.1))
     >>> trainer = loop.Trainer(steps, [GradientMonitor()], compile=False, log_every=1)
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
-    >>> print(caught[0].message)
-    step 1: vanishing gradient in layer 0: its norm is 0, the largest layer's (1) ...
+    >>> data = [torch.ones(4, 3)]
+    >>> events = trainer.events(steps.init_state(0), data, max_steps=1, kinds=(loop.Notice,))
+    >>> next(events).message
+    "step 1: vanishing gradient in layer 0: its norm is 0, the largest layer's (1) ...
     """
 
     listens = (WindowEnd,)
@@ -68,7 +71,7 @@ class GradientMonitor:
 
     def init(self) -> GradientState:
         """No layer known."""
-        return {"usual": {}, "said": {}}
+        return {"usual": {}, "said": {}, "silent": {}}
 
     def __call__(
         self, state: GradientState, event: Event
@@ -88,22 +91,24 @@ class GradientMonitor:
                 "ftrain.loop.callbacks.monitored_steps(...) in the place of ftrain.make_steps(...)"
             )
         said, usual = dict(state["said"]), dict(state["usual"])
+        silent = {layer: n - 1 for layer, n in state["silent"].items() if n > 1}
+        news = []
         largest = max(norms, key=lambda layer: norms[layer])
         for layer, norm in norms.items():
             kind, against = self._judge(norm, usual.get(layer), largest, norms[largest])
-            if kind and said.get(layer) != kind:
-                warnings.warn(
-                    f"step {event.progress.step}: {kind} gradient in layer {layer}: its norm is "
-                    f"{norm:.3g}, {against}",
-                    LoopWarning,
-                    stacklevel=2,
-                )
+            if kind and said.get(layer) != kind and layer not in silent:
+                news.append(f"{kind} gradient in layer {layer}: its norm is {norm:.3g}, {against}")
+                silent[layer] = _SILENCE
             if kind:
                 said[layer] = kind
             else:
                 said.pop(layer, None)
             usual[layer] = _DECAY * usual.get(layer, norm) + (1 - _DECAY) * norm
-        return {"usual": usual, "said": said}, ()
+        new: GradientState = {"usual": usual, "said": said, "silent": silent}
+        if not news:
+            return new, ()
+        more = [f"and {len(news) - _MOST} layers more"] if len(news) > _MOST else []
+        return new, (Note(f"step {event.progress.step}: {'; '.join([*news[:_MOST], *more])}"),)
 
     def _judge(
         self, norm: float, usual: float | None, largest: str, most: float

@@ -10,7 +10,16 @@ import traceback
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks import _format, _lines
 from ftrain.loop.callbacks._rank import is_main
-from ftrain.loop.events import Event, Failure, Logged, Notice, Saved, TrainBegin, TrainEnd
+from ftrain.loop.events import (
+    CompileEnd,
+    Event,
+    Failure,
+    Logged,
+    Notice,
+    Saved,
+    TrainBegin,
+    TrainEnd,
+)
 
 __all__ = ["FileLogger"]
 
@@ -32,12 +41,12 @@ class FileLogger:
     >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
     >>> print(open(path).read())
     2... begins: to step 1
-    2... train  epoch 0  step 1  loss ...
-    2... epoch  epoch 0  step 1  loss ...
-    2... completed at step 1, epoch 1: 1 steps
+    2... epoch 1    step 1       train (last steps)  loss ...
+    2... epoch 1    step 1       train (epoch mean)  loss ...
+    2... completed at step 1, epoch 1: 1 step
     """
 
-    listens = (TrainBegin, Logged, Notice, Saved, Failure, TrainEnd)
+    listens = (TrainBegin, CompileEnd, Logged, Notice, Saved, Failure, TrainEnd)
     on_error = "warn"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -61,6 +70,8 @@ def _said(event: Event) -> str:
         return _format.row(event.split, progress, event.values)
     if isinstance(event, Saved):
         return f"saved {event.path or ''} ({event.tag})"
+    if isinstance(event, CompileEnd):
+        return _format.compiling(event)
     if isinstance(event, Notice):
         return f"note: {event.message}"
     if isinstance(event, Failure):
@@ -70,7 +81,7 @@ def _said(event: Event) -> str:
         plan = event.plan
         ends = [] if plan.epochs is None else [f"epoch {plan.epochs}"]
         ends += [] if plan.max_steps is None else [f"step {plan.max_steps}"]
-        begins = f"goes on from step {progress.step}" if event.resumed else "begins"
+        begins = f"goes on behind step {progress.step}" if event.resumed else "begins"
         return f"{begins}: to {' or '.join(ends)}"
     assert isinstance(event, TrainEnd)
     result = event.result

@@ -14,11 +14,12 @@ __all__ = ["JSONLLogger"]
 
 
 class JSONLLogger(RowLogger):
-    """Writes `metrics.jsonl`: `{"step": 50, "epoch": 0, "split": "train", "time": 1.5, "loss": 0.3}`.
+    """Writes `metrics.jsonl`: `{"step": 50, "epoch": 1, "split": "train", "time": 1.5, "loss": 0.3}`.
 
-    `split` is "train" for a window of `log_every` steps, "epoch" for an epoch's training metrics, "eval"
-    for an evaluation. `time` counts seconds of training over all processes. NaN and infinity, which JSON
-    does not know, are `null`.
+    `split` is "train" for means over the last `log_every` steps, "train_epoch" for means over a whole
+    epoch of training, "eval" for an evaluation. Epochs and steps count from 1 (see `Progress`). `time`
+    counts seconds of training over all processes. NaN and infinity, which JSON does not know, are
+    `null`.
 
     A new run begins the file anew. A resumed one cuts it back to where its checkpoint was: no row is
     there twice, none is missing.
@@ -33,7 +34,7 @@ class JSONLLogger(RowLogger):
     >>> trainer = loop.Trainer(steps, [JSONLLogger(path)], compile=False, log_every=1)
     >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
     >>> [(row["step"], row["split"]) for row in map(json.loads, open(path))]
-    [(1, 'train'), (1, 'epoch')]
+    [(1, 'train'), (1, 'train_epoch')]
     """
 
     def _begin(self, rows: int) -> tuple[int, float]:

@@ -13,6 +13,8 @@ from ftrain.loop.callbacks._format import clock, number
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import (
     BatchEnd,
+    CompileBegin,
+    CompileEnd,
     EvaluateBegin,
     EvaluateEnd,
     Event,
@@ -27,6 +29,8 @@ __all__ = ["ProgressBar"]
 
 class ProgressBar:
     """Shows epoch, step, speed, the time that is left, and the last losses that were read.
+
+    `train loss` is the mean over the last `log_every` steps, `eval loss` that of the last evaluation.
 
     It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it waits
     for no step, and a step costs it one comparison. Where the stream is no terminal, it prints a plain
@@ -43,10 +47,19 @@ class ProgressBar:
     >>> trainer = loop.Trainer(steps, [ProgressBar(every=0, stream=sys.stdout)], compile=False)
     >>> result = trainer.fit(steps.init_state(0), [torch.zeros(4, 3)], epochs=1)
     epoch 1/1  step 1/1 (100%)  ... steps/s  0:00 left
-    epoch 1/1  step 1/1 (100%)  loss ... steps/s ... done
+    epoch 1/1  step 1/1 (100%)  train loss ... steps/s ... done
     """
 
-    listens = (TrainBegin, BatchEnd, WindowEnd, EvaluateBegin, EvaluateEnd, TrainEnd)
+    listens = (
+        TrainBegin,
+        CompileBegin,
+        CompileEnd,
+        BatchEnd,
+        WindowEnd,
+        EvaluateBegin,
+        EvaluateEnd,
+        TrainEnd,
+    )
     on_error = "warn"
 
     def __init__(
@@ -82,11 +95,15 @@ class ProgressBar:
 
     def _tell(self, display: _Bar | _Lines, event: Event) -> None:
         if isinstance(event, WindowEnd):
-            display.values |= {k: event.values[k] for k in ("loss",) if k in event.values}
-        elif isinstance(event, EvaluateBegin):
-            display.doing = "evaluating"
+            if "loss" in event.values:
+                display.values["train loss"] = event.values["loss"]
+        elif isinstance(event, (CompileBegin, EvaluateBegin)):
+            display.doing = "compiling" if isinstance(event, CompileBegin) else "evaluating"
             if isinstance(display, _Bar):
                 self._show(event)
+        elif isinstance(event, CompileEnd):
+            display.doing = "evaluating" if event.what.startswith("eval") else ""
+            display.leave_out(event.duration)
         elif isinstance(event, EvaluateEnd):
             display.doing = ""
             name = f"{event.name} loss" if event.name else "eval loss"
@@ -125,11 +142,16 @@ class _Bar:
 
     def show(self, event: Event) -> None:
         self._bar.set_description_str(self.doing or _epoch(self._plan, event), refresh=False)
-        self._bar.set_postfix_str(_values(self.values, ", ", "="), refresh=False)
+        self._bar.set_postfix_str(_values(self.values, ", ", " "), refresh=False)
         if event.progress.step > self._bar.n:
             self._bar.update(event.progress.step - self._bar.n)  # shows it too
         else:
             self._bar.refresh()
+
+    def leave_out(self, seconds: float) -> None:
+        """Of the time that speed is reckoned by."""
+        self._bar.start_t += seconds
+        self._bar.last_print_t += seconds
 
     def end(self, event: TrainEnd) -> None:
         self.doing = ""
@@ -159,6 +181,11 @@ class _Lines:
             left = f"{clock(max(total - step, 0) / speed)} left"
         self._print(event, f"{number(speed)} steps/s", left)
 
+    def leave_out(self, seconds: float) -> None:
+        """Of the time that speed is reckoned by."""
+        (began, since), (last, then) = self._began, self._last
+        self._began, self._last = (began, since + seconds), (last, then + seconds)
+
     def end(self, event: TrainEnd) -> None:
         speed = self._speed(event, self._began)
         how = "done" if event.result.status == "completed" else event.result.status
@@ -186,7 +213,7 @@ def _shape(stream: TextIO) -> dict[str, Any]:
 
 
 def _epoch(plan: Plan, event: Event) -> str:
-    epoch = event.progress.epoch + 1
+    epoch = max(event.progress.epoch, 1)
     if plan.epochs is None:
         return f"epoch {epoch}"
     return f"epoch {min(epoch, plan.epochs)}/{plan.epochs}"

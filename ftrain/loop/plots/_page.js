@@ -8,7 +8,7 @@ const SPLITS = [...new Set(data.metrics.flatMap((m) => m.series.map((s) => s.spl
   .sort((a, b) => (b === "train") - (a === "train") || a.localeCompare(b));
 const ONE = data.runs.length === 1;
 const view = { x: "step", smooth: 0, log: false, zoom: null, reach: null, hiddenRuns: new Set(), hiddenSplits: new Set() };
-if (SPLITS.includes("train") && SPLITS.includes("epoch")) view.hiddenSplits.add("epoch");
+if (SPLITS.includes("train") && SPLITS.includes("train_epoch")) view.hiddenSplits.add("train_epoch");
 const charts = [];
 
 function el(name, attributes = {}, text) {

@@ -165,8 +165,8 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
     """Training first; whole epochs only where no windows were logged."""
     found = splits_of(log, metric)
     if "train" in found:
-        found.pop("epoch", None)
-    return dict(sorted(found.items(), key=lambda item: item[0] not in ("train", "epoch")))
+        found.pop("train_epoch", None)
+    return dict(sorted(found.items(), key=lambda item: item[0] not in ("train", "train_epoch")))
 
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:

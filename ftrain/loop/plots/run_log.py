@@ -109,7 +109,7 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
     for row in _rows(file):
         rows.setdefault((row["split"], row["step"]), {}).update(row)
     found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
-    ends = sorted(step for split, step in rows if split == "epoch")
+    ends = sorted(step for split, step in rows if split == "train_epoch")
     for (split, step), row in sorted(rows.items(), key=lambda item: item[0][1]):
         epoch = _passes(step, ends) if ends else _number(row.get("epoch"))
         where = (step, epoch, _number(row.get("time")))

@@ -66,9 +66,9 @@ def _row(log: RunLog) -> dict[str, float | int | str]:
         splits = log.curves[metric]
         for split in sorted(splits, key=lambda name: (name != "eval", name)):
             curve = splits[split]
-            if split not in ("train", "epoch"):
+            if split not in ("train", "train_epoch"):
                 row[f"{split}/{metric} (best)"] = curve.highest if sign > 0 else curve.lowest
-            if split != "epoch" or "train" not in splits:
+            if split != "train_epoch" or "train" not in splits:
                 row[f"{split}/{metric}"] = curve.last
     return row
 

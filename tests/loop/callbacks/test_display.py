@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pathlib
 from typing import Any
@@ -33,8 +34,8 @@ def test_bar() -> None:
     line = last_line(stream)
     assert line.startswith("epoch 2/2: 100%")
     assert "14/14" in line
-    assert ", loss=" in line
-    assert ", eval loss=" in line
+    assert " train loss " in line
+    assert ", eval loss " in line
 
 
 def test_the_bar_is_refreshed_by_the_clock() -> None:
@@ -51,7 +52,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert len(lines) == 7 + 1
     assert lines[0].startswith("epoch 1/1  step 1/7 (14%)  ")
     assert lines[0].endswith("left")
-    assert "step 7/7 (100%)  loss " in lines[-1]
+    assert "step 7/7 (100%)  train loss " in lines[-1]
     assert "  eval loss " in lines[-1]
     assert lines[-1].endswith("done")
     assert "\r" not in stream.getvalue()
@@ -86,7 +87,7 @@ def test_rows_stand_above_the_bar() -> None:
     rows = [line for line in stream.getvalue().split("\n") if "  step " in line]
     assert len(rows) == 5  # three windows, the epoch, its evaluation
     for row in rows:
-        assert row.split("\r")[-1].startswith(("train  epoch", "epoch  epoch", "eval   epoch"))
+        assert row.split("\r")[-1].startswith("epoch 1 ")
 
 
 def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
@@ -101,7 +102,7 @@ def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
     fit(made, epochs=1)
     assert "note: out of memory at step 1" in stream.getvalue()
     fit(made, epochs=2, resume=True)
-    assert "going on from step 7, epoch 0" in stream.getvalue()
+    assert "going on behind step 7, epoch 1" in stream.getvalue()
 
 
 def test_pictures_and_texts(tmp_path: pathlib.Path) -> None:
@@ -121,8 +122,69 @@ def test_pictures_and_texts(tmp_path: pathlib.Path) -> None:
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2
     assert not list(tmp_path.rglob("*.new*"))
-    with pytest.warns(CallbackWarning, match=r"found \(5, 8\)"):
+    with pytest.warns(CallbackWarning, match=r"shape \(5, 8\)"):
         fit(trainer(callbacks.ImageGrid(lambda state: images[:, 0, :, 0], tmp_path)), epochs=1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_curves_hold_all_rows_wherever_they_stand(
+    first: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from ftrain.loop import plots
+    from ftrain.loop.callbacks import curves
+
+    drawn: list[list[tuple[int, str]]] = []
+
+    def draw(log: pathlib.Path, out: pathlib.Path) -> None:
+        rows = map(json.loads, log.read_text().splitlines())
+        drawn.append([(row["step"], row["split"]) for row in rows])
+        out.touch()
+
+    monkeypatch.setattr(plots, "curves", draw)
+    monkeypatch.setattr(curves, "_SHARE", float("inf"))
+    logs = [
+        callbacks.JSONLLogger(tmp_path / "metrics.jsonl"),
+        callbacks.Curves(tmp_path / "curves.png", every=0),
+    ]
+    fit(trainer(*(reversed(logs) if first else logs)), epochs=2)
+    train, epoch, held_out = "train", "train_epoch", "eval"
+    rows = [(3, train), (6, train), (7, epoch), (7, held_out), (9, train), (12, train)]
+    last = [(14, epoch), (14, held_out), (14, train)]
+    whole = [*rows, *last]
+    assert drawn == [whole[:n] for n in (1, 4, 4, 5, 8, 9)]
+
+
+def test_curves_without_a_log_say_what_is_missing(tmp_path: pathlib.Path) -> None:
+    with pytest.warns(CallbackWarning, match="draws what JSONLLogger writes"):
+        fit(trainer(callbacks.Curves(tmp_path / "curves.png")), epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
+def test_compilation_is_announced(tmp_path: pathlib.Path) -> None:
+    stream, terminal = io.StringIO(), Terminal()
+    shown = [
+        callbacks.ConsoleLogger(stream=stream),
+        callbacks.FileLogger(tmp_path / "train.log"),
+        callbacks.ProgressBar(refresh=1e9, stream=terminal),
+    ]
+    made = trainer(*shown, compile={"backend": "eager"})
+    fit(made, epochs=1)
+    lines = stream.getvalue().splitlines()
+    said = [line for line in lines if "compil" in line]
+    assert [line.partition(" in ")[0] for line in said] == [
+        "compiling the training step ...",
+        "compiled the training step",
+        "compiling the evaluation step ...",
+        "compiled the evaluation step",
+    ]
+    assert lines.index(said[1]) < next(i for i, line in enumerate(lines) if "(epoch mean)" in line)
+    assert "compiling: " in terminal.getvalue()
+    assert "compiled the training step in " in (tmp_path / "train.log").read_text()
+    stream.truncate(0)
+    fit(made, epochs=1)  # the programs are there
+    assert "compil" not in stream.getvalue()
 
 
 def test_a_trace_that_the_end_cuts_short(tmp_path: pathlib.Path) -> None:
@@ -151,8 +213,8 @@ def test_phases_are_all_of_the_time() -> None:
     assert sums.told == pytest.approx(sums.ended, rel=0.05)
 
 
-def test_gradients_are_named(recwarn: pytest.WarningsRecorder) -> None:
-    from ftrain.loop import Progress, WindowEnd
+def test_gradients_are_named() -> None:
+    from ftrain.loop import Note, Progress, WindowEnd
 
     monitor, state, said = callbacks.GradientMonitor(), None, []
     state = monitor.init()
@@ -160,15 +222,40 @@ def test_gradients_are_named(recwarn: pytest.WarningsRecorder) -> None:
     for step, (a, b) in enumerate(norms):
         values = {"grad_norm/enc.0": a, "grad_norm/head": b, "loss": 1.0}
         event = WindowEnd(Progress(step=step), 0.0, None, values, 1, 1, 0, None)
-        state, _ = monitor(state, event)
-        said += [str(w.message) for w in recwarn.list if w.category is LoopWarning]
-        recwarn.clear()
+        state, asked = monitor(state, event)
+        said += [note.message for note in asked if isinstance(note, Note)]
     assert [each.split(":")[:2] for each in said] == [
         ["step 1", " vanishing gradient in layer head"],
         ["step 4", " exploding gradient in layer enc.0"],
     ]
+    # A layer that comes and goes is not named each time it does; many layers are one note.
+    for step in range(6, 26):
+        norm = 1e-9 if step % 2 else 1.0
+        values = {f"grad_norm/{i}": norm for i in range(9)} | {"grad_norm/enc": 1.0}
+        event = WindowEnd(Progress(step=step), 0.0, None, values, 1, 1, 0, None)
+        state, asked = monitor(state, event)
+        said += [note.message for note in asked]
+    assert len(said) == 3
+    assert said[2].count("vanishing") == 5
+    assert said[2].endswith("and 4 layers more")
     with pytest.warns(CallbackWarning, match="monitored_steps"):
         fit(trainer(callbacks.GradientMonitor()), epochs=1)
+
+
+def test_findings_about_gradients_are_in_the_log_and_on_the_console(tmp_path: pathlib.Path) -> None:
+    def step(state: Any, batch: Any) -> Any:
+        return state, {"loss": 1.0, "grad_norm/head": 0.0, "grad_norm/body.0": 1.0}
+
+    stream = io.StringIO()
+    seen = [callbacks.ConsoleLogger(stream=stream), callbacks.FileLogger(tmp_path / "train.log")]
+    monitored = Trainer(step, [callbacks.GradientMonitor(), *seen], compile=False, log_every=1)
+    monitored.fit(None, [torch.ones(2)], epochs=1)
+    for text in (stream.getvalue(), (tmp_path / "train.log").read_text()):
+        assert "note: step 1: vanishing gradient in layer head: its norm is 0" in text
+    with pytest.warns(LoopWarning, match="vanishing gradient in layer head"):
+        Trainer(step, [callbacks.GradientMonitor()], compile=False, log_every=1).fit(
+            None, [torch.ones(2)], epochs=1
+        )
 
 
 def test_a_terminal_without_a_size_has_a_bar_too() -> None:
@@ -178,7 +265,11 @@ def test_a_terminal_without_a_size_has_a_bar_too() -> None:
     with os.fdopen(theirs, "w") as stream:
         fit(trainer(callbacks.ProgressBar(refresh=1e9, stream=stream)), epochs=1)
         stream.flush()
-        shown = os.read(ours, 1 << 16).decode()
+        os.set_blocking(ours, False)
+        shown = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:  # a terminal hands over what it holds in pieces
+                shown += os.read(ours, 1 << 16)
     os.close(ours)
-    assert "epoch 1/1: 100%" in shown
-    assert "7/7" in shown
+    assert "epoch 1/1: 100%" in shown.decode()
+    assert "7/7" in shown.decode()

@@ -51,7 +51,7 @@ def test_rows_and_table_hold_the_same(undisturbed: pathlib.Path) -> None:
     assert len(steps) == len(set(steps))
     assert [step for split, step in steps if split == "train"] == [3, 6, 9, 12, 14]
     assert [step for split, step in steps if split == "eval"] == [5, 10, 14]
-    assert [step for split, step in steps if split == "epoch"] == [7, 14]
+    assert [step for split, step in steps if split == "train_epoch"] == [7, 14]
 
 
 @settings(max_examples=12, deadline=None)
@@ -126,9 +126,9 @@ def test_a_lost_file_is_begun_again(tmp_path: pathlib.Path) -> None:
         (tmp_path / name).unlink()
     for epochs in (2, 3):
         fit(logged(tmp_path, store=store), epochs=epochs, resume=True)
-    steps = [row["step"] for row in rows(tmp_path) if row["split"] == "epoch"]
+    steps = [row["step"] for row in rows(tmp_path) if row["split"] == "train_epoch"]
     assert steps == [14, 21]
-    assert [row["step"] for row in table(tmp_path) if row["split"] == "epoch"] == ["14", "21"]
+    assert [row["step"] for row in table(tmp_path) if row["split"] == "train_epoch"] == ["14", "21"]
 
 
 def row_of(**values: float) -> Logged:
@@ -216,7 +216,7 @@ def test_the_journal_keeps_all(tmp_path: pathlib.Path) -> None:
     fit(trainer(FileLogger(path), store=store), epochs=2, resume=True)
     text = path.read_text()
     assert "begins: to epoch 1\n" in text
-    assert "goes on from step 7: to epoch 2\n" in text
+    assert "goes on behind step 7: to epoch 2\n" in text
     assert "completed at step 14, epoch 2: 2 epochs" in text
     assert text.count("saved ") == 2
 

@@ -93,7 +93,7 @@ def test_mlflow(told: Told, tmp_path: pathlib.Path) -> None:
         ("wandb", lambda: callbacks.WandbLogger("x")),
         ("mlflow", lambda: callbacks.MLflowLogger("x")),
         ("matplotlib", lambda: callbacks.Curves("x")),
-        ("matplotlib.figure", lambda: callbacks.ImageGrid(lambda state: state, "x")),
+        ("matplotlib", lambda: callbacks.ImageGrid(lambda state: state, "x")),
     ],
 )
 def test_what_is_missing_is_said_at_once(

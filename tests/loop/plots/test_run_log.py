@@ -57,10 +57,10 @@ def test_a_step_logged_twice_counts_as_it_was_last(tmp_path):
 def test_epochs_have_fractions_where_their_ends_are_logged(tmp_path):
     rows = [
         *(
-            {"step": step, "split": "train", "epoch": 0, "loss": 1.0}
+            {"step": step, "split": "train", "epoch": 1, "loss": 1.0}
             for step in (5, 10, 15, 20, 25)
         ),
-        *({"step": step, "split": "epoch", "epoch": 0, "loss": 1.0} for step in (10, 20)),
+        *({"step": step, "split": "train_epoch", "epoch": 1, "loss": 1.0} for step in (10, 20)),
     ]
     curve = plots.read_run(write(tmp_path / "a", rows)).curves["loss"]["train"]
     assert curve.epochs == (0.5, 1.0, 1.5, 2.0, 2.5)
