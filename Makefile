@@ -9,7 +9,7 @@ PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint 
 .PHONY: demo test lint types unit bench laws parity campaign clean
 
 demo: $(VENV)/examples
-	$(PY) examples/digits.py
+	$(VENV)/bin/ftrain train examples/configs/digits.yaml output_dir=runs/demo --overwrite
 
 test: lint types unit
 

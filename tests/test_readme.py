@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from ftrain.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -55,6 +59,29 @@ def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
     assert ends[0] == ends[1]
 
 
+def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (commands,) = re.findall(r"^```sh\n(ftrain init.*?)^```", README.read_text(), re.S | re.M)
+    for line in commands.splitlines():
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    assert (tmp_path / "runs" / "config" / "curves.png").exists()
+
+
+def test_the_configurations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the files that their first lines speak of; a few steps, not compiled."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(README.parent / "examples" / "char_gpt.py", tmp_path)
+    (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
+    rows = "".join(f"{i % 7},{'north' if i % 2 else 'south'},{1000 + i}\n" for i in range(100))
+    (tmp_path / "houses.csv").write_text("rooms,side,price\n" + rows)
+    found = re.findall(r"^```yaml\n(# (\S+): .*?)^```", README.read_text(), re.S | re.M)
+    assert [name for _, name in found] == ["houses.yaml", "book.yaml"]
+    for content, name in found:
+        (tmp_path / name).write_text(content)
+        assert main(["train", name, "compile=false", "max_steps=3"]) == 0
+        assert main(["eval", f"runs/{Path(name).stem}"]) == 0
+
+
 def test_commands_exist() -> None:
     """Every `make` target and every script that the README names is there."""
     text = README.read_text()
@@ -63,6 +90,8 @@ def test_commands_exist() -> None:
         assert target in targets, target
     for path in re.findall(r"(?:examples|benchmarks|tests)/[\w/]+\.py", text):
         assert (README.parent / path).exists(), path
+    for path in re.findall(r"\]\((docs/[\w.]+)\)|(examples/configs/[\w.]+\.yaml)", text):
+        assert (README.parent / "".join(path)).exists(), path
     for module in re.findall(r"python -m (benchmarks[\w.]*)", text):
         path = README.parent / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module

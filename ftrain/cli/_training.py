@@ -35,5 +35,6 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     elif result.status == "interrupted":
         print(f"go on with: ftrain resume {folder}", file=sys.stderr)
     else:
-        print(f"run: {folder}")
+        curves = folder / "curves.png"
+        print(f"run: {folder}", *[f"curves: {curves}"] * curves.exists(), sep="\n")
     return result.exit_code

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from examples import custom_callback, own_loop, resume
+from ftrain.cli import main
 from ftrain.config.keys import keys
 from ftrain.core import tree
 from tests.examples import page
@@ -29,8 +28,11 @@ def test_coming_from(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(compile(snippet, f"coming_from.md, snippet {number}", "exec"), namespace)
 
 
-def test_the_configuration_guide(tmp_path: pathlib.Path) -> None:
+def test_the_configuration_guide(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its files are written as they stand, and its commands typed."""
+    monkeypatch.chdir(tmp_path)
     guide = (DOCS / "configuration.md").read_text()
     for content, name in re.findall(r"^```\w+\n(# (\S+)\n.*?)^```", guide, re.S | re.M):
         (tmp_path / name).write_text(content)
@@ -39,24 +41,15 @@ def test_the_configuration_guide(tmp_path: pathlib.Path) -> None:
     (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
     (commands,) = re.findall(r"^```sh\n(.*?)^```", guide, re.S | re.M)
     for line in commands.splitlines():
-        typed(tmp_path, *shlex.split(line, comments=True)[1:])
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
     mistake = guide.partition("**Mistakes**")[2].partition("    run.yaml")[2].partition("\n")[0]
     line = (tmp_path / "run.yaml").read_text().partition("optimizer:")[0].count("\n") + 1
     config = (tmp_path / "run.yaml").read_text().replace("weight_decay", "weight_decy")
     (tmp_path / "run.yaml").write_text(config)
-    said = typed(tmp_path, "config", "run.yaml", code=2)
+    assert main(["config", "run.yaml"]) == 2
+    said = capsys.readouterr().err
     assert f"run.yaml{mistake}" in said
     assert f"run.yaml:{line}: " in said
-
-
-def typed(folder: pathlib.Path, *arguments: str, code: int = 0) -> str:
-    """What `ftrain ...` says, typed in this folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ftrain", *arguments],
-        cwd=folder, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def test_the_tables_of_the_guide_are_the_schema() -> None:
