@@ -26,7 +26,8 @@ def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTr
     Each update takes a second gradient, of the same batch with the same random draws: `grad_fn`, which
     a training step hands in. Clipping belongs inside, `sam(chain(clip_by_global_norm(1.0), ...))`.
     A step that skips non-finite gradients looks at the first one only: where the second may overflow,
-    write `sam(skip_nonfinite(...))`.
+    write `sam(skip_nonfinite(...))`. Parameters that stay belong outside, `freeze(sam(...), mask)`:
+    `sam(freeze(...))` looks for the worst place among all parameters, frozen ones included.
 
     Args:
         inner: the optimizer of the second gradients.
