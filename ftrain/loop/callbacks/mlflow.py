@@ -32,7 +32,7 @@ class MLflowLogger:
 
     Args:
         experiment: its name.
-        tracking_uri: of the server or folder; default: MLflow's own.
+        tracking_uri: of the server or database, `sqlite:///mlflow.db`; default: MLflow's own.
         **options: for `mlflow.start_run`: `run_name`, `tags`, ...
 
     Raises:
