@@ -1,0 +1,65 @@
+"""A signal at any place of a run changes nothing; `-m tests.loop.everywhere` goes to all of them."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+from typing import Any
+
+import pytest
+
+from ftrain.checkpoint import Store
+from tests.loop import everywhere
+
+SHORT = 24  # places; a third of a second each
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Any]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    expected = everywhere.outcome(folder / "run", everywhere.run(folder / "run"))
+    return expected, everywhere.places(None, folder / "counted")
+
+
+def test_the_run_has_it_all(undisturbed: Any) -> None:
+    expected, places = undisturbed
+    assert expected["status"] == ("completed", 9, 2, "2 epochs")
+    assert len(places) > 5000
+    assert any(name.startswith("best") for name in expected)
+    assert [(row["step"], row["split"]) for row in expected["log"]] == [
+        (3, "train"),
+        (4, "eval"),
+        (6, "train"),
+        (6, "train_epoch"),
+        (8, "eval"),
+        (9, "train"),
+        (9, "train_epoch"),
+        (9, "eval"),
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_place_changes_nothing(
+    undisturbed: Any, number: int, tmp_path: pathlib.Path
+) -> None:
+    expected, places = undisturbed
+    stride = len(places) // SHORT
+    chosen = places[number * stride // 32 :: stride]  # others for each signal
+    assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
+
+
+def test_a_difference_would_be_found(
+    undisturbed: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, places = undisturbed
+    load = Store.load
+
+    def forgets(self: Store, *args: Any, **options: Any) -> Any:
+        state, metadata = load(self, *args, **options)
+        metadata["window"]["steps"] = 0
+        metadata["window"]["entries"] = {}
+        return state, metadata
+
+    monkeypatch.setattr(Store, "load", forgets)
+    chosen = [place for place in places if place[0].endswith("_run.py")][::200]
+    assert list(everywhere.differences(chosen, expected, tmp_path, signal.SIGTERM))
