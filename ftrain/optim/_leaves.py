@@ -62,6 +62,12 @@ def agreeing(
     for name, other in rest:
         found, found_def = tree.flatten(other)
         if found_def != treedef:
+            for field, value in ((first_name, first_tree), (name, other)):
+                if field.startswith("state.") and isinstance(value, tuple) and not value:
+                    raise ValueError(
+                        f"`{field}` is empty: the optimizer that made this state had other options, and "
+                        "kept none. Give this one the same, or start from its own `init(params)`."
+                    )
             raise ValueError(
                 f"`{name}` and `{first_name}` differ in structure "
                 f"{tree.first_difference(first_tree, other)}. Pass gradients of exactly the tree "

@@ -42,9 +42,10 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        if not isinstance(state, tuple) or len(state) != len(links):
+        own = isinstance(state, tuple) and not hasattr(state, "_fields")
+        if not own or len(state) != len(links):
             raise ValueError(
-                f"a chain of {len(links)} links has a state of {len(links)} entries, got "
+                f"a chain of {len(links)} links has a tuple of their {len(links)} states, got "
                 f"{_described(state)}. Pass the state that its own `init` or `update` returned."
             )
         states = []

@@ -196,8 +196,9 @@ def _like(optimizer: type, entry: Entries, was: Entries) -> Entries:
     entry = {name: value for name, value in entry.items() if value is not None}
     if entry.keys() != was.keys():
         raise ValueError(
-            f"{optimizer.__name__} remembered {sorted(was)} of a parameter and now {sorted(entry)}: its "
-            "state changes in kind from step to step."
+            f"{optimizer.__name__} remembered {sorted(was)} of a parameter and now {sorted(entry)}: "
+            "this is the state of another class or of other options, or one that changes in kind from "
+            "step to step. Start from this optimizer's own `init(params)`."
         )
     found = {}
     for name, old in was.items():

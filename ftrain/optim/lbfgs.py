@@ -212,6 +212,9 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         grads: PyTree, state: ScaleByLBFGSState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByLBFGSState]:
         _checks.own_state("scale_by_lbfgs", ScaleByLBFGSState, state)
+        if len(state.weights) != memory_size:
+            pairs = f"{len(state.weights)} pairs where {memory_size} belong"
+            raise _checks.other_options("lbfgs", pairs)
         params = _checks.needed("scale_by_lbfgs", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         p, g = _vector(ps), _vector(gs)

@@ -107,7 +107,8 @@ def rmsprop(
     def update(
         grads: PyTree, state: RMSpropState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RMSpropState]:
-        _checks.own_state("rmsprop", RMSpropState, state)
+        unused = {"mu": centered, "momentum": remembers}
+        _checks.own_state("rmsprop", RMSpropState, state, [k for k, v in unused.items() if not v])
         rate = rate_at(learning_rate, state.count)
         memory = {"nu": state.nu}
         if centered:

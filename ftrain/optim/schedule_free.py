@@ -244,7 +244,7 @@ def _schedule_free(
     def update(
         grads: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScheduleFreeState]:
-        _checks.own_state(name, ScheduleFreeState, state)
+        _checks.own_state(name, ScheduleFreeState, state, () if adam else ("nu",))
         params = _checks.needed(name, params)
         (ys, gs), treedef = agreeing(("params", params), ("grads", grads))
         (zs, _), _ = agreeing(("state.z", state.z), ("grads", grads), strict_dtype=False)
@@ -257,7 +257,7 @@ def _schedule_free(
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
         # y' - y, for x = z + (y - z) / b1, without that division.
         along = 1 - state.b1 * (1 - share)
-        ds, nu = (gs, state.nu) if adam is None else _scaled(gs, state, *adam)
+        ds, nu = (gs, state.nu) if adam is None else _scaled(grads, state, *adam)
         place = placed(rate, rate * weight_decay, along, share)
         updates, new_zs = [], []
         for z, y, d, shrink in zip(zs, ys, ds, shrinks, strict=True):
@@ -283,10 +283,10 @@ def _schedule_free(
 
 
 def _scaled(
-    gs: list[torch.Tensor], state: ScheduleFreeState, b2: Hyperparameter, eps: Hyperparameter
+    grads: PyTree, state: ScheduleFreeState, b2: Hyperparameter, eps: Hyperparameter
 ) -> tuple[list[torch.Tensor], PyTree]:
     """Adam's direction without a mean, and the new squares."""
-    squares, treedef = tree.flatten(state.nu)
+    (squares, gs), treedef = agreeing(("state.nu", state.nu), ("grads", grads), strict_dtype=False)
     t = (state.count + 1).to(torch.float64)
     correction = (1 - double(b2, t.device) ** t).sqrt()
     place = placed(b2, 1 - b2, correction, eps)

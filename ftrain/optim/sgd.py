@@ -109,7 +109,7 @@ def sgd(
     def update(
         grads: PyTree, state: SGDState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SGDState]:
-        _checks.own_state("sgd", SGDState, state)
+        _checks.own_state("sgd", SGDState, state, () if remembers else ("momentum",))
         rate = rate_at(learning_rate, state.count)
         leaves, treedef = gradients(grads)
         if params is not None:

@@ -155,6 +155,7 @@ def soap(
         )
         shrinks = mask_leaves(mask, params)
         places = _places(ps, max_precondition_dim)
+        _check_bases(state, places)
         rate = rate_at(learning_rate, state.count)
         count = state.count + 1
         step, correction = -rate / debias(b1, count), debias(b2, count).sqrt()
@@ -263,6 +264,12 @@ def _places(ps: list[torch.Tensor], longest: int) -> list[tuple[int | None, int 
             taken += side is not None
         places.append((pair[0], pair[1]))
     return places
+
+
+def _check_bases(state: SOAPState, places: list[tuple[int | None, int | None]]) -> None:
+    sides = sum(place is not None for pair in places for place in pair)
+    if sides != len(state.bases):
+        raise _checks.other_options("soap", f"{len(state.bases)} bases where {sides} belong")
 
 
 def _at(bases: Any, place: int | None) -> Side:

@@ -77,6 +77,9 @@ def with_hyperparams(
         grads: PyTree, state: HyperparamsState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, HyperparamsState]:
         _checks.own_state("with_hyperparams", HyperparamsState, state)
+        if state.hyperparams.keys() != numbers.keys():
+            names = f"{', '.join(state.hyperparams)} where {', '.join(numbers)} belong"
+            raise _checks.other_options("with_hyperparams", names)
         inner = build(**state.hyperparams, **rest)
         updates, new = inner.update(grads, state.inner, params, **extra)
         kept = {name: value.clone() for name, value in state.hyperparams.items()}

@@ -258,6 +258,53 @@ def test_states_of_another_optimizer(name):
         optimizer.update(PARAMS, foreign(name), PARAMS)
 
 
+HYPER = optim.with_hyperparams
+OTHER_OPTIONS = [
+    (optim.sgd(0.1, 0.9), optim.sgd(0.1), "`state.momentum` is empty"),
+    (optim.sgd(0.1), optim.sgd(0.1, 0.9), "it has a `momentum`, for which it has no use"),
+    (optim.rmsprop(0.1, centered=True), optim.rmsprop(0.1), "`state.mu` is empty"),
+    (optim.rmsprop(0.1), optim.rmsprop(0.1, centered=True), "it has a `mu`"),
+    (optim.rmsprop(0.1, momentum=0.5), optim.rmsprop(0.1), "`state.momentum` is empty"),
+    (optim.schedule_free_sgd(), optim.schedule_free_adamw(), "it has a `nu`"),
+    (optim.schedule_free_adamw(), optim.schedule_free_sgd(), "`state.nu` is empty"),
+    (optim.soap(), optim.soap(max_precondition_dim=1), "0 bases where 2 belong"),
+    (optim.soap(max_precondition_dim=1), optim.soap(), "2 bases where 0 belong"),
+    (
+        optim.lbfgs(memory_size=3, line_search_fn=None),
+        optim.lbfgs(memory_size=5, line_search_fn=None),
+        "5 pairs where 3 belong",
+    ),
+    (
+        HYPER(optim.adamw, learning_rate=0.1, weight_decay=0.1),
+        HYPER(optim.adamw, learning_rate=0.1),
+        "it has learning_rate where learning_rate, weight_decay belong",
+    ),
+    (
+        HYPER(optim.adamw, learning_rate=0.1),
+        HYPER(optim.adamw, learning_rate=0.1, weight_decay=0.1),
+        "it has learning_rate, weight_decay where learning_rate belong",
+    ),
+    (
+        optim.from_torch(torch.optim.Adam),
+        optim.from_torch(torch.optim.SGD, lr=0.1),
+        "the state of another class or of other options",
+    ),
+    (
+        optim.chain(optim.identity(), optim.identity(), optim.sgd(0.1)),
+        optim.sgd(0.1),
+        "a tuple of their 3 states, got a SGDState of 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "other", "message"), OTHER_OPTIONS)
+def test_states_of_other_options(optimizer, other, message):
+    """One class of state, or one number of entries: what differs is said, and nothing goes on by it."""
+    _, state = other.update(PARAMS, other.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.update(PARAMS, state, PARAMS)
+
+
 def test_the_pair_that_update_returned_is_no_state():
     optimizer = optim.adamw(0.1)
     pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
