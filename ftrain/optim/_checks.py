@@ -131,7 +131,8 @@ def other_options(algorithm: str, difference: str) -> ValueError:
     """The error that says how a state differs from those that the algorithm makes at its options."""
     return ValueError(
         f"`{algorithm}` was handed the state of an optimizer with other options: it has {difference}. "
-        "Give the optimizer the options of the one that made the state, or start from its own `init(params)`."
+        "Give the optimizer the options of the one that made the state, or start from its own "
+        "`init(params)`."
     )
 
 

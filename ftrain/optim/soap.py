@@ -154,8 +154,7 @@ def soap(
             ("state.mu", state.mu), ("state.nu", state.nu), ("grads", grads), strict_dtype=False
         )
         shrinks = mask_leaves(mask, params)
-        places = _places(ps, max_precondition_dim)
-        _check_bases(state, places)
+        places = _places(ps, max_precondition_dim, len(state.bases))
         rate = rate_at(learning_rate, state.count)
         count = state.count + 1
         step, correction = -rate / debias(b1, count), debias(b2, count).sqrt()
@@ -254,7 +253,9 @@ def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
     return rows if rows <= longest else None, columns if columns <= longest else None
 
 
-def _places(ps: list[torch.Tensor], longest: int) -> list[tuple[int | None, int | None]]:
+def _places(
+    ps: list[torch.Tensor], longest: int, bases: int
+) -> list[tuple[int | None, int | None]]:
     """Where in the state the two sides of each parameter have their matrices."""
     places, taken = [], 0
     for p in ps:
@@ -263,13 +264,9 @@ def _places(ps: list[torch.Tensor], longest: int) -> list[tuple[int | None, int 
             pair.append(None if side is None else taken)
             taken += side is not None
         places.append((pair[0], pair[1]))
+    if taken != bases:
+        raise _checks.other_options("soap", f"{bases} bases where {taken} belong")
     return places
-
-
-def _check_bases(state: SOAPState, places: list[tuple[int | None, int | None]]) -> None:
-    sides = sum(place is not None for pair in places for place in pair)
-    if sides != len(state.bases):
-        raise _checks.other_options("soap", f"{len(state.bases)} bases where {sides} belong")
 
 
 def _at(bases: Any, place: int | None) -> Side:
