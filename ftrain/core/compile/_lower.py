@@ -59,7 +59,8 @@ def lower(
                 "ftrain.compile found no C++ compiler. Install one (Debian, Ubuntu: apt install g++; "
                 "Fedora: dnf install gcc-c++; macOS: xcode-select --install) or name it in the "
                 "environment variable CXX; without one, compile(..., backend='eager') or the plain "
-                f"uncompiled function give the same results more slowly. ({first_line(error)})"
+                "uncompiled function (in a configuration, `compile: false`) give the same results more "
+                f"slowly. ({first_line(error)})"
             ) from error
         raise
     return _shortened(compiled, n_donated)
