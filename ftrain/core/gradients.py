@@ -107,7 +107,8 @@ def gradients(
             its weight, before the one division: sum both over ranks for data parallelism.
 
     Raises:
-        ValueError: an option is out of its range.
+        ValueError: an option is out of its range; nothing is to be trained.
+        TypeError: a parameter is complex.
 
     >>> from torch import nn
     >>> def loss_fn(model, batch):
@@ -123,8 +124,7 @@ def gradients(
     policy = Policy.named(precision)
     scaling = policy.loss_scale
     _check_options(accumulate, nonfinite, scaling)
-    if not bound.skeleton.trainable:
-        raise ValueError(f"{bound} has no parameter with requires_grad: there is nothing to train")
+    _check_parameters(bound)
     one = _forward_backward(bound, loss_fn, policy)
 
     def all_parts(state: TrainState, key: torch.Tensor, batch: Any) -> Accumulated:
@@ -306,6 +306,18 @@ def _require_good(
     names = "\n".join(f"params{path}" for path in tree.paths(grads))
     checked: torch.Tensor = require_finite(finite, weight, loss, step, names)
     return checked
+
+
+def _check_parameters(bound: Bound) -> None:
+    if not bound.skeleton.trainable:
+        raise ValueError(f"{bound} has no parameter with requires_grad: there is nothing to train")
+    for name in bound.skeleton.trainable:
+        dtype = bound.skeleton.module.get_parameter(name).dtype
+        if dtype.is_complex:
+            raise TypeError(
+                f"the parameter {name!r} is {dtype}, and steps train real ones. Register its real and "
+                "imaginary parts, torch.view_as_real(x), and compute with torch.view_as_complex(self.x)."
+            )
 
 
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:

@@ -146,6 +146,8 @@ def _floating(values: PyTree, noun: str, remedy: str) -> tuple[list[torch.Tensor
         problem = _not_floating(leaf)
         if problem:
             path = tree.paths(values)[index] or "the root"
+            if isinstance(leaf, torch.Tensor) and leaf.is_complex():
+                remedy = "Hold real and imaginary parts, torch.view_as_real(x)."
             raise TypeError(f"the {noun} at {path} is {problem}. {remedy}")
     return flat, treedef
 

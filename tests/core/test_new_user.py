@@ -183,6 +183,20 @@ def test_a_state_prints_what_there_is_of_it():
     assert repr(optim.adamw(1e-3)) == "GradientTransformation(init=adamw.init, update=adamw.update)"
 
 
+class Phase(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+def test_complex_parameters():
+    with pytest.raises(TypeError, match=r"'w' is torch\.complex64.*view_as_real"):
+        ftrain.make_steps(Phase, lambda m, b: m.w.abs().sum(), optim.scale(-0.1))
+    for make in (optim.adamw(0.1).init, lambda p: optim.clip_by_global_norm(1.0).update(p, ())):
+        with pytest.raises(TypeError, match=r"\['w'\] is of dtype torch.complex64.*view_as_real"):
+            make({"w": torch.ones(2, dtype=torch.complex64)})
+
+
 def test_articles():
     with pytest.raises(ValueError, match="expected a leaf .*found an OrderedDict"):
         ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
