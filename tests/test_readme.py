@@ -72,10 +72,10 @@ def test_the_configurations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     shutil.copy(README.parent / "examples" / "char_gpt.py", tmp_path)
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
-    rows = "".join(f"{i % 7},{'north' if i % 2 else 'south'},{1000 + i}\n" for i in range(100))
-    (tmp_path / "houses.csv").write_text("rooms,side,price\n" + rows)
+    rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
+    (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
     found = re.findall(r"^```yaml\n(# (\S+): .*?)^```", README.read_text(), re.S | re.M)
-    assert [name for _, name in found] == ["houses.yaml", "book.yaml"]
+    assert [name for _, name in found] == ["irises.yaml", "book.yaml"]
     for content, name in found:
         (tmp_path / name).write_text(content)
         assert main(["train", name, "compile=false", "max_steps=3"]) == 0
