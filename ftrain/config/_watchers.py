@@ -14,9 +14,9 @@ from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Checkpoint, EarlyStopping
 from ftrain.loop import FitResult, callbacks
-from ftrain.loop.callbacks._monitor import Monitor
+from ftrain.loop.callbacks._monitor import Monitor, UnknownMetricError
 
-__all__ = ["check_monitored", "watchers"]
+__all__ = ["check_monitored", "unknown_metric", "watchers"]
 
 #: Metrics that a resumed run's history does not have: clocks are no part of a checkpoint.
 _CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
@@ -53,18 +53,33 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
     Raises:
         ConfigError: it names the metrics that there are.
     """
-    config = parts.config
-    watched = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
-    if config.early_stopping is not None:
-        watched.append(("early_stopping", config.early_stopping.monitor))
-    for section, monitor in watched:
+    for section, monitor in _watched(parts):
         split, _, metric = monitor.partition("/")
         last = result.eval if split == "eval" else result.train
         if last is None or "/" in metric or metric in {*last.values(), *_CLOCKS}:
             continue
         error = Monitor(monitor, "min").unknown([f"{split}/{name}" for name in last.values()])
-        path = (section, "monitor")
-        raise ConfigError.at(".".join(path), config.places.of(path), str(error))
+        raise _at(parts, section, str(error))
+
+
+def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
+    """The same of one that the run itself refused; `None` where a callback of one's own names it."""
+    sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
+    return _at(parts, sections[0], str(error)) if sections else None
+
+
+def _watched(parts: Parts) -> list[tuple[str, str]]:
+    """Sections that name a metric, and which."""
+    config = parts.config
+    found = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
+    if config.early_stopping is not None:
+        found.append(("early_stopping", config.early_stopping.monitor))
+    return found
+
+
+def _at(parts: Parts, section: str, message: str) -> ConfigError:
+    path = (section, "monitor")
+    return ConfigError.at(".".join(path), parts.config.places.of(path), message)
 
 
 def _early_stopping(parts: Parts, options: EarlyStopping) -> Any:

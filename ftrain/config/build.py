@@ -324,13 +324,24 @@ def _made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except (DataError, FileNotFoundError) as error:
-        raise ConfigError.at(key, place, str(error)) from None
+        raise ConfigError.at(key, place, f"{error}{_sought(config, target)}") from None
     except Exception as error:
         name, kind = target.component.name, type(error).__name__
         if ":" not in name:
             raise ConfigError.at(key, place, f"{name}: {error}") from None
         says = f"{name} raised {kind}: {error}{_line(error)}"
         raise ConfigError.at(key, place, says) from error
+
+
+def _sought(config: Config, target: Target) -> str:
+    """From where those of its paths were sought at which there is nothing."""
+    written = target.component.arguments
+    missing = [
+        f". {name} {str(written[name])!r} is sought {config.sought((*target.path, name))}"
+        for name in target.files
+        if name in written and not os.path.exists(target.arguments[name])
+    ]
+    return "".join(missing)
 
 
 def _line(error: Exception) -> str:

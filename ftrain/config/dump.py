@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ftrain.config._places import Path
 from ftrain.config.registry import is_file
 from ftrain.config.resolve import Resolved
 from ftrain.config.schema import Config
@@ -38,10 +39,10 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
     config = resolved.config
     data = config.model_dump(mode="json")
 
-    def moved(path: str) -> str:
+    def moved(path: str, at: Path) -> str:
         if os.path.isabs(path):
             return path
-        return relative(os.path.abspath(config.base / path))
+        return relative(os.path.abspath(config.beside(at) / path))
 
     def relative(target: str) -> str:
         try:
@@ -49,11 +50,14 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
         except ValueError:  # another drive
             return target
 
-    def moved_name(name: str) -> str:
+    def moved_name(name: str, at: Path) -> str:
         file, colon, attribute = name.rpartition(":")
-        return moved(file) + colon + attribute if colon and is_file(file) else name
+        return moved(file, at) + colon + attribute if colon and is_file(file) else name
 
-    data["imports"] = [moved(name) if is_file(name) else name for name in data["imports"]]
+    data["imports"] = [
+        moved(name, ("imports", index)) if is_file(name) else name
+        for index, name in enumerate(data["imports"])
+    ]
     single = (resolved.model, resolved.data, resolved.loss, resolved.optimizer, resolved.schedule)
     for target in (*single, *resolved.callbacks):
         if target is None:
@@ -61,7 +65,7 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
         section: Any = data
         for key in target.path:
             section = section[key]
-        section["name"] = moved_name(section["name"])
+        section["name"] = moved_name(section["name"], (*target.path, "name"))
         for name in target.files:
             written = os.path.expanduser(section[name])
             section[name] = (

@@ -162,7 +162,12 @@ def load_module(module: str, base: pathlib.Path, key: str, place: str) -> Module
 def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> ModuleType:
     path = pathlib.Path(os.path.abspath(path))
     if not path.is_file():
-        raise ConfigError.at(key, place, f"there is no file {path} (written as {written})")
+        raise ConfigError.at(
+            key,
+            place,
+            f"there is no file {path} (written as {written}). A relative path is sought beside the "
+            "configuration, or in the current directory where it is given on the command line",
+        )
     _visible(path.parent)
     spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
     if spec is not None and spec.origin == str(path):

@@ -94,7 +94,7 @@ def resolve(config: Config) -> Resolved:
     """
     for index, module in enumerate(config.imports):
         place = config.places.of(("imports", index))
-        load_module(module, config.base, f"imports.{index}", place)
+        load_module(module, config.beside(("imports", index)), f"imports.{index}", place)
     problems: list[Problem] = []
 
     def target(kind: Kind, component: Component, *path: str | int) -> Target | None:
@@ -151,9 +151,8 @@ def _with_rate(config: Config, optimizer: Target) -> Config:
 
 def _target(config: Config, kind: Kind, component: Component, path: Path) -> Target:
     key = join(path)
-    function = find(
-        kind, component.name, config.base, f"{key}.name", config.places.of((*path, "name"))
-    )
+    at = (*path, "name")
+    function = find(kind, component.name, config.beside(at), f"{key}.name", config.places.of(at))
     written = dict(component.arguments)
     parameters = _parameters(function)
     if kind == "data" and config.data.held_out is not None and "held_out" in parameters:
@@ -186,7 +185,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
             arguments[name] = value
         else:
             try:
-                base = pathlib.Path() if config.places.typed((*path, name)) else config.base
+                base = config.beside((*path, name))
                 arguments[name], is_path = _converted(value, hints.get(name), base)
                 files += [name] if is_path else []
             except ValueError as error:

@@ -28,6 +28,8 @@ from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.loop import FitResult, Trainer
+from ftrain.loop.callbacks import _lines
+from ftrain.loop.callbacks._monitor import UnknownMetricError
 from ftrain.loop.events import TrainEnd
 
 __all__ = ["Run", "prepare", "train"]
@@ -72,16 +74,21 @@ class Run:
                     kinds=(TrainEnd,),
                 )
                 outcome.unlink(missing_ok=True)
-                (self.folder / "config.yaml").write_text(self.written, encoding="utf-8")
+                # At once: a signal that is not taken care of yet leaves the old one or the new one.
+                _lines.replace(self.folder / "config.yaml", self.written)
                 for event in events:
                     assert isinstance(event, TrainEnd)
                     result = event.result
         except Exception as error:
             result = getattr(error, "fit_result", None)
+            if isinstance(error, UnknownMetricError):
+                refusal = _watchers.unknown_metric(self.parts, error)
+                if refusal is not None:
+                    raise refusal from None
             raise
         finally:
             if result is not None:
-                outcome.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+                _lines.replace(outcome, json.dumps(result.to_json(), indent=1) + "\n")
         assert result is not None
         _watchers.check_monitored(self.parts, result)
         return result
@@ -128,7 +135,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         stack.enter_context(_alone(config, folder))
         if not resume:
             _clear(folder)
-            (folder / "config.yaml").write_text(written, encoding="utf-8")
+            _lines.replace(folder / "config.yaml", written)
         yield Run(parts, folder, _trainer(parts, folder, callbacks), written)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from ftrain.config._places import Places
+from ftrain.config._places import Path, Places
 
 __all__ = ["Checkpoint", "Component", "Config", "Data", "EarlyStopping", "Optimizer"]
 
@@ -208,6 +208,18 @@ class Config(_Section):
     def base(self) -> pathlib.Path:
         """The directory from which files are sought: that of the configuration."""
         return self._base
+
+    def beside(self, path: Path) -> pathlib.Path:
+        """From where a relative path at this key is sought: the configuration's directory; the current
+        one, where it was given on the command line.
+        """
+        return pathlib.Path() if self._places.typed(path) else self._base
+
+    def sought(self, path: Path) -> str:
+        """The same in words, for messages."""
+        if self._places.typed(path):
+            return "in the current directory, because it was given on the command line"
+        return f"beside {self._places.name}" if self._base.parts else "in the current directory"
 
     @property
     def folder(self) -> pathlib.Path:

@@ -86,6 +86,39 @@ def test_a_folder_that_is_moved_as_a_whole_still_runs(
     assert tensors(folder) == tensors(moved)
 
 
+def test_a_path_is_sought_from_where_it_is_written(
+    project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file: beside it. On the command line: from the current directory."""
+    here = project / "here"
+    here.mkdir()
+    (here / "other.py").write_text((project / "project.py").read_text())
+    monkeypatch.chdir(here)
+    beside = run(project, "beside")  # project.py:Net of the file
+    typed = run(project, "typed", "model.name=other.py:Net", "data.path=other.py")
+    assert tensors(beside) == tensors(typed)
+    saved = load(typed / "config.yaml")
+    assert saved.model.name == "../../here/other.py:Net"
+    assert saved.data.name == "../../project.py:data"
+    assert saved.data.arguments["path"] == "../../here/other.py"
+    monkeypatch.chdir(project)
+    train(load(typed / "config.yaml", [f"output_dir={typed}", "epochs=4"]), resume=True)
+
+
+def test_a_path_that_leads_nowhere_says_from_where(
+    project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    with pytest.raises(ConfigError, match=r"path 'no.csv' is sought in the current directory, bec"):
+        run(project, "run", "data.path=no.csv")
+    text = (project / "tiny.yaml").read_text().replace("path: project.py", "path: no.csv")
+    (project / "tiny.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"path 'no.csv' is sought beside .*tiny.yaml"):
+        run(project, "run")
+    with pytest.raises(ConfigError, match=r"written as no.py\). A relative path is sought beside"):
+        run(project, "run", "model.name=no.py:Net")
+
+
 def test_stopping_and_resuming_is_not_stopping(project: pathlib.Path) -> None:
     whole = run(project, "whole", "schedule=null")
     part = run(project, "part", "schedule=null", "max_steps=5")
@@ -143,7 +176,7 @@ def test_the_outcome_is_written(project: pathlib.Path) -> None:
 def test_so_is_a_failure(project: pathlib.Path) -> None:
     (project / "fails.py").write_text("def loss_fn(model, batch):\n    return model(batch['z'])\n")
     with pytest.raises(KeyError, match="z"):
-        run(project, "run", "loss=fails.py:loss_fn")
+        run(project, "run", f"loss={project}/fails.py:loss_fn")
     found = json.loads((project / "runs" / "run" / "result.json").read_text())
     assert (found["status"], found["step"]) == ("failed", 0)
     assert found["error"].startswith("KeyError")
@@ -187,6 +220,10 @@ def test_what_is_monitored_must_be_there(project: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="Write 'eval/loss'") as error:
         run(project, "run", "early_stopping={patience: 2, monitor: loss}")
     assert not (project / "runs").exists()
+    with pytest.raises(ConfigError, match="Did you mean 'eval/loss'") as error:
+        run(project, "typo", "early_stopping={patience: 2, monitor: eval/lose}")
+    assert error.value.key == "early_stopping.monitor"
+    assert "the command line" in error.value.place
     train(load(project / "tiny.yaml", ["data.held_out=null", f"output_dir={project / 'run'}"]))
 
 
@@ -207,7 +244,7 @@ def test_callbacks_by_name(project: pathlib.Path) -> None:
     folder = run(
         project,
         "run",
-        "callbacks=[GradientMonitor, {name: own.py:Seen, folder: '${run}'}]",
+        f"callbacks=[GradientMonitor, {{name: {project}/own.py:Seen, folder: '${{run}}'}}]",
     )
     assert (folder / "seen").read_text() == "..."
     assert '"grad_norm/layers.0"' in (folder / "metrics.jsonl").read_text()
@@ -220,7 +257,7 @@ def test_anomaly_mode_names_what_made_the_nan(project: pathlib.Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match="returned nan values") as error:
-            run(project, "run", "detect_anomaly=true", "loss=nan.py:loss_fn")
+            run(project, "run", "detect_anomaly=true", f"loss={project}/nan.py:loss_fn")
     assert "MulBackward0" in str(error.value)
 
 

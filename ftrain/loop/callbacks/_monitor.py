@@ -25,7 +25,15 @@ _DERIVED = (
 
 
 class UnknownMetricError(ValueError):
-    """A metric that is monitored does not exist."""
+    """A metric that is monitored does not exist.
+
+    Attributes:
+        monitor: its name.
+    """
+
+    def __init__(self, monitor: str, message: str) -> None:
+        super().__init__(message)
+        self.monitor = monitor
 
 
 class Monitor:
@@ -87,7 +95,8 @@ class Monitor:
         near = difflib.get_close_matches(self.name, values, 1, 0.5)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         return UnknownMetricError(
-            f"there is no metric {self.name!r} to monitor.{meant} There are {', '.join(values)}"
+            self.name,
+            f"there is no metric {self.name!r} to monitor.{meant} There are {', '.join(values)}",
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrain import checkpoint, optim, tree
+from ftrain import checkpoint, data, optim, tree
 from ftrain.loop import (
     Accumulate,
     EpochEnd,
@@ -25,6 +25,7 @@ from ftrain.loop import (
     TrainBegin,
     callbacks,
 )
+from ftrain.loop._data import EpochFunction
 from tests.loop.runs import STEPS, digest, eval_data, fit, loss_fn, model, train_data, trainer
 
 NUMBERS = st.floats(-4, 4, width=16) | st.just(math.nan)
@@ -183,6 +184,74 @@ def test_accumulation_follows_from_the_progress(schedule: dict[int, int]) -> Non
         assert list(callback(None, begin)[1]) == [Accumulate(k)]
         asked = list(callback(None, EpochEnd(now, 0.0, None, result))[1])
         assert asked == ([Accumulate(k)] if done in schedule else [])
+
+
+@pytest.mark.parametrize(
+    ("make", "monitor", "options", "at", "said"),
+    [
+        # Before the first step, where the evaluation's step is compiled and its data can be looked at.
+        ("stop", "eval/acuracy", {"compile": True}, 0, "Did you mean 'eval/accuracy'?"),
+        ("save", "eval/acuracy", {"compile": True}, 0, "There are eval/loss, eval/accuracy"),
+        # Else at the first evaluation; of training at the end of the first window.
+        ("stop", "eval/acuracy", {}, 7, "Did you mean 'eval/accuracy'?"),
+        ("save", "train/lose", {}, 3, "Did you mean 'train/loss'?"),
+        ("stop", "train/lose", {"compile": True}, 3, "There are train/loss, train/accuracy"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
+def test_an_unknown_metric_is_refused_as_early_as_can_be(
+    make: str, monitor: str, options: Any, at: int, said: str
+) -> None:
+    watch = (
+        callbacks.EarlyStopping(3, monitor=monitor)
+        if make == "stop"
+        else callbacks.Checkpointing(best=1, monitor=monitor)
+    )
+    if options:
+        options = {"compile": {"backend": "eager"}}
+    evaluated = []
+
+    class Counts:
+        def on_evaluate_end(self, event: Any) -> None:
+            evaluated.append(event.progress.step)
+
+    with pytest.raises(ValueError, match="there is no metric") as error:
+        fit(trainer(Counts(), watch, **options), epochs=3)
+    assert said in str(error.value)
+    assert error.value.fit_result.step == at  # type: ignore[attr-defined]  # the trainer's
+    assert evaluated == ([7] if at == 7 else [])
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        "eval/loss",
+        "eval/accuracy",
+        "eval/duration",
+        "eval/other/loss",
+        "train/loss",
+        "train/grad_norm_min",
+        "train/samples_per_second",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:early stopping has seen no")
+@pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
+def test_a_metric_that_will_be_there_is_not_refused(monitor: str) -> None:
+    made = trainer(callbacks.EarlyStopping(9, monitor=monitor), compile={"backend": "eager"})
+    assert fit(made, epochs=2).status == "completed"
+
+
+@pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
+def test_data_that_can_be_gone_through_once_are_not_touched_for_a_name() -> None:
+    looked = []
+
+    def batches(epoch: int) -> Any:
+        looked.append(epoch)
+        return iter(eval_data())
+
+    made = trainer(callbacks.EarlyStopping(9), compile={"backend": "eager"})
+    made.fit(STEPS.init_state(0), train_data(), data.Stream(EpochFunction(batches)), max_steps=5)
+    assert looked == [0]
 
 
 def test_accumulation_refuses_nonsense() -> None:
