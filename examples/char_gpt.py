@@ -31,6 +31,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
 import ftrain
 from ftrain import data, optim, random
 from ftrain.loop import plots
+from ftrain.loop.callbacks import TextSamples
 
 
 def train(
@@ -103,6 +104,19 @@ def write(
 
     _, written = ftrain.scan(one, beginning, random.split(random.key(seed), length))
     return written
+
+
+def samples(folder: str, alphabet: str, heads: int = 4, length: int = 300) -> TextSamples:
+    """For the configuration: what the model writes at each evaluation, a file each time."""
+    text = data.Text(torch.zeros(0), alphabet)
+
+    def written(state: ftrain.TrainState) -> str:
+        context, width = state.params["positions.weight"].shape
+        layers = sum(name.endswith("qkv.weight") for name in state.params)
+        model = functools.partial(GPT, len(alphabet), context, layers, heads, width)
+        return text.decode(write(model, state, torch.zeros(context, dtype=torch.int64), length))
+
+    return TextSamples(written, folder)
 
 
 # The model: GPT-2's layers without biases, as in nanoGPT.

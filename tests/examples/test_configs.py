@@ -46,6 +46,8 @@ def test_the_char_gpt(tmp_path: pathlib.Path) -> None:
     model = functools.partial(char_gpt.GPT, text.vocabulary)
     state, rows = char_gpt.train(model, text, steps=20, compiled=False)
     result = by_configuration("char_gpt.yaml", tmp_path, "max_steps=20")
+    (sample,) = (tmp_path / "samples").iterdir()
+    assert (sample.name, len(sample.read_text())) == ("step-00000020.txt", 301)
     assert tree.digest(result.state) == tree.digest(state)
     assert result.eval is not None
     assert rows[-1]["loss"] == pytest.approx(result.eval.loss, rel=1e-6)
