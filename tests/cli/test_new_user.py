@@ -59,7 +59,7 @@ def test_a_change_that_does_not_fit_the_checkpoint_changes_nothing(
 def test_a_metric_that_does_not_exist_is_refused_however_often(
     project: pathlib.Path, capsys: Captured
 ) -> None:
-    assert main(["train", "config.yaml", "checkpoint.monitor=eval/acuracy"]) == 1
+    assert main(["train", "config.yaml", "checkpoint.monitor=eval/acuracy"]) == 2
     said = capsys.readouterr().err
     assert "there is no metric 'eval/acuracy' to monitor. Did you mean 'eval/accuracy'?" in said
     assert "Traceback" not in said
