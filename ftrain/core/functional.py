@@ -228,7 +228,7 @@ def pull_back(
         value, aux = checked(inputs)
         if closed:
             _refuse_strangers(value, inputs, name)
-        grads = torch.autograd.grad(
+        grads = inputs and torch.autograd.grad(
             value,
             inputs,
             None if seed is None else seed(aux),

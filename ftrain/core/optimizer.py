@@ -71,4 +71,5 @@ def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     new = new.to(old.dtype)
     if new.stride() == old.stride():
         return new
-    return old.new_empty_strided(old.shape, old.stride()).copy_(new)
+    # Of `new`, which may be mapped over where `old` is not.
+    return new.new_empty_strided(old.shape, old.stride()).copy_(new)
