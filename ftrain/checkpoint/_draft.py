@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, SupportsIndex
 
 import torch
@@ -84,6 +85,8 @@ def collect(
     for index, leaf in enumerate(leaves):
         if not _is_plain(leaf):
             _refuse(tree.paths(state)[index] or "the root", leaf)
+    if not isinstance(metrics, (Mapping, NoneType)):
+        raise TypeError(f"metrics is {type(metrics).__name__}; it is names and numbers, a dict")
     rest = {
         "metadata": _checked(metadata, "metadata"),
         "step": None if step is None else step_number(step),
@@ -98,7 +101,7 @@ def draft(collected: Collected) -> Draft:
     """Say where each tensor goes.
 
     Raises:
-        ValueError: two leaves have one path.
+        ValueError: two leaves have one path, or containers are nested too deep.
     """
     state = tree.unflatten(collected.structure, collected.leaves)
     paths = tree.paths(state)
@@ -147,8 +150,8 @@ def step_number(step: SupportsIndex) -> int:
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"metrics[{name!r}] is {value!r}, not a number") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"metrics[{name!r}] is {ascii(value)[:80]}, not a number") from None
 
 
 def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
@@ -170,7 +173,15 @@ def _is_plain(leaf: Any) -> bool:
         and not leaf.is_nested
         and not leaf.is_meta
         and _tensors.name_of(leaf.dtype) is not None
+        and _has_memory(leaf)
     )
+
+
+def _has_memory(leaf: torch.Tensor) -> bool:
+    try:
+        return leaf.data_ptr() != 0 or leaf.numel() == 0
+    except (RuntimeError, ValueError):  # of torch.func, of lazy modules
+        return False
 
 
 def _refuse(where: str, leaf: Any) -> None:
@@ -186,8 +197,14 @@ def _refuse(where: str, leaf: Any) -> None:
         )
     if leaf.is_meta:
         raise ValueError(f"the leaf at {where} is on the meta device: it has no values to save")
+    if _tensors.name_of(leaf.dtype) is None:
+        raise ValueError(
+            f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
+        )
     raise ValueError(
-        f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
+        f"the leaf at {where} ({type(leaf).__name__}) has no memory to save: it is being vmapped, "
+        "differentiated or traced, or its storage was freed, or a lazy module has yet to make it. Save "
+        "outside of such functions, and after the first call."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +16,21 @@ _BETWEEN_SYNCS = 128 << 20
 
 
 class Hashing:
-    """The sha256 of chunks, each hashed while the next is read or the same is written.
+    """The sha256 of chunks, each hashed while the next is read or written.
 
-    At most one chunk is in flight: when `feed` returns, the memory of every chunk but the last is free.
+    A disk stops and goes: where writing has stopped, 16 chunks of hashing ahead make a save take 0.75 of
+    the time that one does (the median of 25 pairs, on a busy machine).
+
+    Args:
+        ahead: how many chunks may wait to be hashed. When `feed` returns, the memory of all but the
+            last `ahead` is free.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 1) -> None:
+        self._ahead = ahead
         self._hash = hashlib.sha256()
         self._pool: ThreadPoolExecutor | None = None
-        self._pending: Future[None] | None = None
+        self._pending: collections.deque[Future[None]] = collections.deque()
 
     def __enter__(self) -> Hashing:
         return self
@@ -35,30 +42,30 @@ class Hashing:
         trace: TracebackType | None,
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
 
     def feed(self, chunk: memoryview) -> None:
-        """Hash this next; its bytes must stay as they are until the following call."""
-        self._settle()
-        if len(chunk) < _WORTH_A_THREAD:
+        """Hash this next; its bytes must stay as they are until `ahead` more were fed."""
+        self._settle(self._ahead - 1)
+        if not self._pending and len(chunk) < _WORTH_A_THREAD:
             self._hash.update(chunk)
             return
         try:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "ftrain-sha256")
-            self._pending = self._pool.submit(self._hash.update, chunk)
+            self._pending.append(self._pool.submit(self._hash.update, chunk))
         except RuntimeError:  # the interpreter is on its way out and starts no more threads
+            self._settle(0)
             self._hash.update(chunk)
 
     def hexdigest(self) -> str:
         """The sha256 of all chunks so far."""
-        self._settle()
+        self._settle(0)
         return self._hash.hexdigest()
 
-    def _settle(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+    def _settle(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
 
 class EarlySync:

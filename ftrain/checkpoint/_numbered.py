@@ -87,12 +87,15 @@ class Numbered:
         Raises:
             CheckpointCorruptError: there were some, and not one could be.
         """
-        failures: dict[_Found, CheckpointError] = {}
+        failures: dict[_Found | None, CheckpointError] = {}
         while True:
-            left = (found for found in self._candidates(steps()) if found not in failures)
-            found = next(left, None)
-            if found is None:
+            for found in self._candidates(steps()):
+                if found not in failures:
+                    break
+            else:
                 break
+            if found is None:
+                continue
             try:
                 return found.path, read(found.path)
             except (CheckpointNotFoundError, CheckpointCorruptError) as error:
@@ -111,12 +114,16 @@ class Numbered:
             )
         return None
 
-    def _candidates(self, steps: Iterable[int]) -> Iterator[_Found]:
+    def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
+        """What there is of these steps, replacements first; `None` for a step that went meanwhile."""
         for step in steps:
-            for path in (self.replacement(step), self.path(step)):
-                identity = _identity(path)
-                if identity is not None:
-                    yield _Found(path, identity)
+            paths = (self.replacement(step), self.path(step))
+            there = [
+                _Found(path, identity)
+                for path in paths
+                if (identity := _identity(path)) is not None
+            ]
+            yield from there or [None]
 
     def _names(self) -> Iterator[tuple[int, bool]]:
         try:
@@ -142,6 +149,8 @@ def _identity(path: pathlib.Path) -> tuple[int, int, int] | None:
     """Of what stands there; the time tells apart two that had one inode after another."""
     try:
         found = os.lstat(path)
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CheckpointReadError("look at the checkpoint", error, "Check who may.") from error
     return found.st_dev, found.st_ino, found.st_ctime_ns

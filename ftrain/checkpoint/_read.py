@@ -19,11 +19,10 @@ from ftrain.checkpoint.errors import (
     CheckpointNotFoundError,
     CheckpointReadError,
 )
-from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Leaf, Manifest
+from ftrain.checkpoint.manifest import MANIFEST, MOST_MANIFEST, SUMS, FileRecord, Leaf, Manifest
 
 __all__ = ["Opened", "opened", "read_body", "read_header"]
 
-_MOST_MANIFEST = 512 << 20
 _MOST_SUMS = 16 << 20
 
 Place = Callable[[Leaf], memoryview | None]
@@ -36,7 +35,7 @@ class Opened:
     def __init__(self, directory: int, path: str) -> None:
         self._directory = directory
         self.path = path
-        rendered = self._read_small(MANIFEST, _MOST_MANIFEST)
+        rendered = self._read_small(MANIFEST, MOST_MANIFEST)
         sums = self._read_small(SUMS, _MOST_SUMS)
         sha256 = hashlib.sha256(rendered).hexdigest().encode()
         if sha256 + b"  " + MANIFEST.encode() not in sums.splitlines():

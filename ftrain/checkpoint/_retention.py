@@ -47,10 +47,9 @@ class Policy:
                 raise ValueError(
                     f"{name} must be a whole number above zero or None, found {value!r}"
                 )
-        if self.every_hours is not None and not self.every_hours > 0:
-            raise ValueError(
-                f"keep_every_hours must be above zero or None, found {self.every_hours!r}"
-            )
+        hours = self.every_hours
+        if hours is not None and not (isinstance(hours, (int, float)) and hours > 0):
+            raise ValueError(f"keep_every_hours must be above zero or None, found {hours!r}")
         if self.mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', found {self.mode!r}")
 

@@ -33,7 +33,11 @@ class Entry(NamedTuple):
 
 
 def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
-    """The head of a file whose tensors follow in this order, each by name, dtype and shape."""
+    """The head of a file whose tensors follow in this order, each by name, dtype and shape.
+
+    Raises:
+        ValueError: it would be longer than readers take.
+    """
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in tensors:
@@ -42,6 +46,11 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
         content[name] = {"dtype": stored, "shape": stored_shape, "data_offsets": [begin, end]}
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > _MOST_HEADER:
+        raise ValueError(
+            f"the names of {len(tensors)} tensors make a header of {len(text)} bytes; "
+            f"safetensors allows {_MOST_HEADER}. Stack tensors, or shorten their names."
+        )
     return len(text).to_bytes(8, "little") + text
 
 

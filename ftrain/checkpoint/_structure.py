@@ -12,9 +12,10 @@ from ftrain.core import tree
 __all__ = ["describe", "first_difference"]
 
 _LEAF = "*"
+_DEEPEST = 100  # deeper JSON may not be read where the stack is deep already
 
 
-def describe(node: Any) -> Any:
+def describe(node: Any, depth: int = 0) -> Any:
     """`"*"` for a leaf, `null` for `None`, `[type, [[entry, child], ...]]` for a container.
 
     >>> describe({"w": 0, "layers": (1, None)})
@@ -24,6 +25,8 @@ def describe(node: Any) -> Any:
         return None
     if optree.tree_is_leaf(node, namespace=tree.NAMESPACE):
         return _LEAF
+    if depth == _DEEPEST:
+        raise ValueError(f"the state's containers are nested more than {_DEEPEST} levels deep")
     children, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
     if dataclasses.is_dataclass(node):
         names = [f".{entry}" for entry in entries]
@@ -32,7 +35,7 @@ def describe(node: Any) -> Any:
     else:
         names = [f"[{entry!r}]" for entry in entries]
     pairs = zip(names, children, strict=True)
-    return [type(node).__name__, [[name, describe(child)] for name, child in pairs]]
+    return [type(node).__name__, [[name, describe(child, depth + 1)] for name, child in pairs]]
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:

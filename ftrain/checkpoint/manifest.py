@@ -24,6 +24,7 @@ __all__ = ["FileRecord", "Leaf", "Manifest"]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+MOST_MANIFEST = 512 << 20  # bytes: a hostile one may not fill the memory
 FORMAT = "ftrain checkpoint"
 VERSION = (1, 0)
 FEATURES: frozenset[str] = frozenset()  # what `required_features` may ask of a reader

@@ -33,9 +33,11 @@ from ftrain.checkpoint.errors import (
     CheckpointWriteError,
 )
 from ftrain.checkpoint.load import verify
-from ftrain.checkpoint.manifest import MANIFEST, SUMS, FileRecord, Manifest
+from ftrain.checkpoint.manifest import MANIFEST, MOST_MANIFEST, SUMS, FileRecord, Manifest
 
 __all__ = ["save"]
+
+_AHEAD = 16  # chunks: what may be hashed while writing stands still
 
 
 def save(
@@ -100,6 +102,11 @@ def _write(content: Draft, directory: str) -> Manifest:
     )
     manifest = dataclasses.replace(content.manifest, files=records)
     rendered = manifest.render()
+    if len(rendered) > MOST_MANIFEST:
+        raise ValueError(
+            f"the metadata make a manifest of {len(rendered)} bytes; {MOST_MANIFEST} is the most. Large "
+            "data belong into the state, as tensors."
+        )
     record = write_file(directory, MANIFEST, [memoryview(rendered)])
     write_file(directory, SUMS, [memoryview(manifest.sums(rendered))])
     _files.system.sync_directory(directory)
@@ -122,7 +129,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
     descriptor = _files.system.create(path)
     try:
         early = EarlySync(lambda: _files.system.sync(descriptor, path))
-        with contextlib.closing(early), Hashing() as hashing:
+        with contextlib.closing(early), Hashing(_AHEAD) as hashing:
             for part in parts:
                 size += len(part)
                 for start in range(0, len(part), CHUNK):

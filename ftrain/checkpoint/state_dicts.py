@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -63,6 +63,7 @@ def export_state_dict(
             f"found {a_or_an(type(tensors).__name__)}: pass names and tensors, such as "
             "module.state_dict()"
         )
+    _check_format(format)
     for name, tensor in tensors.items():
         _check(name, tensor, format)
     path = os.path.abspath(os.fspath(path))
@@ -92,6 +93,7 @@ def import_state_dict(
         CheckpointCorruptError: the file is not what it must be; a pickle, say.
         CheckpointReadError: the system refused.
     """
+    _check_format(format)
     path = os.path.abspath(os.fspath(path))
     try:
         if format == "torch":
@@ -100,6 +102,10 @@ def import_state_dict(
             return _import_file(path)
         if os.path.exists(os.path.join(path, _SINGLE)):
             return _import_file(os.path.join(path, _SINGLE))
+        if not os.path.exists(os.path.join(path, _INDEX)):
+            raise CheckpointNotFoundError(
+                f"there are no weights at {path}: it holds neither {_SINGLE} nor {_INDEX}"
+            )
         return _import_parts(path)
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"there are no weights at {error.filename}") from None
@@ -195,11 +201,14 @@ def _check(name: Any, tensor: Any, format: Format) -> None:
         raise ValueError(f"the name {name!r} is the format's own: choose another")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         raise ValueError(f"{name!r} is not a dense tensor with values")
-    if format not in ("safetensors", "torch"):
-        raise ValueError(f"format must be 'safetensors' or 'torch', found {format!r}")
     stored = _tensors.name_of(tensor.dtype) and _tensors.stored_as(tensor.dtype, ())
     if format == "safetensors" and (not stored or stored[1]):
         raise ValueError(f"{name!r} is {tensor.dtype}, which safetensors does not know")
+
+
+def _check_format(format: Format) -> None:
+    if format not in get_args(Format):
+        raise ValueError(f"format must be 'safetensors' or 'torch', found {format!r}")
 
 
 def _looks_pickled(path: str) -> bool:

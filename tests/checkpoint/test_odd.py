@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftrain import checkpoint
-from ftrain.checkpoint import _files
+from ftrain.checkpoint import _files, _safetensors
 
 ONE = {"a": torch.ones(1)}
 
@@ -42,10 +44,78 @@ def test_a_step_that_is_one(step, tmp_path):
         assert checkpoint.verify(store.latest()).step == int(step)
 
 
-@pytest.mark.parametrize("value", [None, "low", torch.ones(2)])
+@pytest.mark.parametrize("value", [None, "low", torch.ones(2), 10**400])
 def test_a_metric_that_is_no_number(value, tmp_path):
     with pytest.raises(TypeError, match=r"metrics\['loss'\] is .* not a number"):
         checkpoint.save(tmp_path / "one", ONE, metrics={"loss": value})
+
+
+def test_metrics_that_are_no_dict(tmp_path):
+    with pytest.raises(TypeError, match="metrics is list; it is names and numbers"):
+        checkpoint.save(tmp_path / "one", ONE, metrics=[1.0])
+
+
+def freed():
+    tensor = torch.ones(3)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def fake():
+    with FakeTensorMode():
+        return torch.ones(3)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("make", [freed, fake, lambda: torch.nn.LazyLinear(3).weight])
+def test_tensors_without_memory(tmp_path, make, asynchronous):
+    """A tensor whose storage was freed was saved asynchronously: bytes of something else."""
+    store = checkpoint.Store(tmp_path / "run", asynchronous=asynchronous)
+    with pytest.raises(ValueError, match=r"the leaf at \['a'\] .* has no memory to save"):
+        store.save({"a": make()}, step=1)
+    store.close()
+    assert store.steps() == []
+
+
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad])
+def test_saving_inside_of_a_transform(tmp_path, transform):
+    def saving(x):
+        checkpoint.save(tmp_path / "one", {"a": x})
+        return x.sum()
+
+    with pytest.raises(ValueError, match="Save outside of such functions"):
+        transform(saving)(torch.ones(2))
+
+
+def test_containers_too_deep(tmp_path):
+    """They were saved, and found corrupt by a reader whose stack was deeper."""
+
+    def deep(levels):
+        state = torch.ones(1)
+        for _ in range(levels):
+            state = [state]
+        return state
+
+    assert checkpoint.save(tmp_path / "one", deep(100)).leaves
+    for levels in (101, 900):
+        with pytest.raises(ValueError, match="more than 100 levels deep"):
+            checkpoint.save(tmp_path / "two", deep(levels))
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
+    """The bounds against hostile files: a state beyond them was saved, and could not be loaded."""
+    module = sys.modules["ftrain.checkpoint.save"]
+    monkeypatch.setattr(module, "MOST_MANIFEST", 3000)
+    with pytest.raises(ValueError, match="a manifest of .* bytes; 3000 is the most"):
+        checkpoint.save(tmp_path / "one", ONE, metadata="x" * 3000)
+    monkeypatch.setattr(_safetensors, "_MOST_HEADER", 1000)
+    many = {f"name{i}": torch.ones(1) for i in range(30)}
+    with pytest.raises(ValueError, match="the names of 30 tensors make a header of"):
+        checkpoint.save(tmp_path / "one", many)
+    with pytest.raises(ValueError, match="the names of 30 tensors make a header of"):
+        checkpoint.export_state_dict(tmp_path / "one", many)
+    assert not list(tmp_path.iterdir())
 
 
 def nested(depth):
@@ -81,6 +151,25 @@ def test_an_unknown_on_change_is_refused(tmp_path):
     checkpoint.save(tmp_path / "one", ONE)
     with pytest.raises(ValueError, match="on_change must be one of"):
         checkpoint.load(tmp_path / "one", ONE, on_change="raises")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hours", [0, -1, math.nan, "1"])
+def test_keeping_one_for_every_so_many_hours_that_are_none(hours, tmp_path):
+    with pytest.raises(ValueError, match="keep_every_hours must be above zero"):
+        checkpoint.Store(tmp_path, keep_every_hours=hours)
+
+
+def test_formats_of_state_dicts_that_there_are_not(tmp_path):
+    for act in (
+        lambda: checkpoint.export_state_dict(tmp_path / "w", {}, format="pickle"),
+        lambda: checkpoint.import_state_dict(tmp_path / "w", format="pickle"),
+    ):
+        with pytest.raises(ValueError, match="format must be 'safetensors' or 'torch'"):
+            act()
+    with pytest.raises(
+        checkpoint.CheckpointNotFoundError, match="it holds neither model.safetensors nor"
+    ):
+        checkpoint.import_state_dict(tmp_path)
 
 
 @pytest.mark.parametrize("every", [0.5, 0, True])

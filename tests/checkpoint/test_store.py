@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ftrain import checkpoint
+from ftrain.checkpoint import _files
 from ftrain.testing import assert_same_bits
 from tests.checkpoint.states import filled, flip, train_state
 
@@ -235,6 +236,25 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
         found, metadata = checkpoint.Store(tmp_path).load(like=train_state(0), step=step)
     assert metadata == {"at": 9}
     assert_same_bits(found, train_state(9))
+
+
+def test_a_checkpoint_that_goes_between_the_listing_and_the_look(tmp_path):
+    """With keep_last=1, a reader that listed the old one found that there was none at all."""
+    store = filled(tmp_path, (1,), keep_last=1)
+    names = _files.Files.list
+    saved = []
+
+    def listed(self, path):
+        found = names(self, path)
+        if path == str(tmp_path) and not saved:
+            saved.append(2)
+            store.save(train_state(2), step=2, metadata={"at": 2})
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        reader = checkpoint.Store(tmp_path)
+        patch.setattr(_files.Files, "list", listed)
+        assert reader.load(like=train_state(0))[1] == {"at": 2}
 
 
 @pytest.mark.parametrize("what", ["file", "link to nothing", "link to a file"])
