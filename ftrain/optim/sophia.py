@@ -63,7 +63,9 @@ def sophia(
     signs `z` drawn from the key in the state.
 
     `H z` is the derivative of the gradient of `value_fn`, so the loss must be differentiable twice.
-    In a compiled step the other updates do not pay for it; under `torch.vmap` all do.
+    In a compiled step the other updates do not pay for it; under `torch.vmap` all do. With
+    `precision="bf16-mixed"` the product is taken in that precision too: on an MLP and a small GPT the
+    estimate is off by 0.5 to 0.9 % in the norm, where the draw of `z` alone spreads it by 600 %.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

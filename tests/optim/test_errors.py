@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 
@@ -10,7 +11,7 @@ import torch
 
 from ftrain import optim
 from ftrain.core import tree
-from tests.optim.cases import OPTIMIZERS
+from tests.optim.cases import CASES, OPTIMIZERS, handed_in
 
 W, B = torch.ones(2, 2), torch.ones(2)
 PARAMS = {"layers": [{"w": W, "b": B}]}
@@ -91,7 +92,7 @@ def test_types(build, message):
         build()
 
 
-stateful = pytest.mark.parametrize("name", OPTIMIZERS)
+stateful = pytest.mark.parametrize("name", CASES)
 
 
 @stateful
@@ -101,7 +102,7 @@ def test_integer_parameters(name):
         TypeError,
         match=r"parameter at \['layers'\]\[0\]\['table'\] is of dtype torch.int64.*buffers",
     ):
-        OPTIMIZERS[name](0.1).init(params)
+        CASES[name].build(0.1).init(params)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,31 @@ def test_parameters_that_are_none(leaf, what):
     ],
 )
 def test_gradients_unlike_the_parameters(name, grads, error, message):
-    optimizer = OPTIMIZERS[name](0.1)
+    optimizer = CASES[name].build(0.1)
     state = optimizer.init(PARAMS)
     with pytest.raises(error, match=message):
-        optimizer.update(grads, state, PARAMS)
+        optimizer.update(grads, state, PARAMS, **handed_in(PARAMS))
+
+
+READS_NO_PARAMETERS = (
+    "sgd", "momentum", "momentum from parts", "adam", "nadam", "adamax", "amsgrad", "adagrad",
+    "adadelta", "rmsprop", "rmsprop, centered", "adan", "yogi", "adabelief", "rprop",
+)  # fmt: skip
+
+
+@stateful
+def test_parameters_left_out_are_asked_for_or_not_read(name):
+    optimizer, extra = CASES[name].build(0.1), handed_in(PARAMS)
+    state = optimizer.init(PARAMS)
+    grads = tree.map(lambda p: 2 * p, PARAMS)
+    expected = optimizer.update(grads, state, PARAMS, **extra)
+    refused = contextlib.nullcontext()
+    if name not in READS_NO_PARAMETERS:
+        refused = pytest.raises(
+            ValueError, match=r"reads the parameters and got none: call `update\(gr"
+        )
+    with refused:
+        assert tree.digest(optimizer.update(grads, state, **extra)) == tree.digest(expected)
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "momentum from parts"])
