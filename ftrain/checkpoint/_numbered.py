@@ -123,7 +123,10 @@ class Numbered:
                 for path in paths
                 if (identity := _identity(path)) is not None
             ]
-            yield from there or [None]
+            if there:
+                yield from there
+            else:
+                yield None
 
     def _names(self) -> Iterator[tuple[int, bool]]:
         try:
