@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import queue
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 
 __all__ = ["Background"]
@@ -15,64 +17,53 @@ __all__ = ["Background"]
 class Background:
     """Runs one function at a time in a thread; what it raises comes out of the next `wait`.
 
-    At the end of the process the thread is waited for, and a failure that nobody was told of ends the
+    At the end of the process the work is waited for, and a failure that nobody was told of ends the
     process with status 1: a run whose last checkpoint is missing has not succeeded.
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        # Not Thread.join: interrupted by Ctrl-C, it takes the thread for dead ever after (CPython 3.11).
-        self._done = threading.Event()
+        self._job: _Job | None = None
         self._process = os.getpid()
-        self._failure: BaseException | None = None
+        self._end: weakref.finalize[..., Background] | None = None
 
     def start(self, work: Callable[[], object]) -> None:
         """Begin; waits for the one before, and raises what that raised."""
         self.wait()
-
-        begin = threading.Lock()
-
-        def run() -> None:
-            with begin:
-                pass
-            try:
-                work()
-            except BaseException as error:
-                self._failure = error
-            finally:
-                done.set()
-
-        done = self._done = threading.Event()
-        self._process = os.getpid()
-        # Not a daemon: the interpreter waits for it.
-        thread = self._thread = threading.Thread(target=run, name="ftrain-checkpoint")
+        if self._process != os.getpid():  # in a forked child there is no such thread
+            self._process, self._end = os.getpid(), None
+        try:
+            if self._end is None:
+                self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+                _start_thread(self._jobs)
+                self._end = weakref.finalize(self, self._jobs.put, None)
+        except RuntimeError:  # there are no more threads to be had, or no more at this late hour
+            work()
+            return
+        job = _Job(work)
         atexit.register(self._report_at_exit)
-        # A new thread keeps the interpreter for 5 ms (`sys.getswitchinterval`) before its maker gets it
-        # back: it has to wait for us first.
-        with begin:
-            try:
-                thread.start()
-                return
-            except (
-                RuntimeError
-            ):  # there are no more threads to be had, or no more at this late hour
-                self._thread = None
-                atexit.unregister(self._report_at_exit)
-        work()
+        self._jobs.put(job)
+        self._job = job
 
     def wait(self) -> None:
         """Until the work is done; raises what it raised, once."""
-        thread = self._thread
-        if thread is None:
+        job = self._job
+        if job is None:
             return
-        if self._process == os.getpid():  # in a forked child there is no such thread
-            self._done.wait()
-            thread.join()
-        self._thread = None
+        if self._process == os.getpid():
+            job.done.wait()
+        self._job = None
         atexit.unregister(self._report_at_exit)
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        if job.failure is not None:
+            raise job.failure
+
+    def close(self) -> None:
+        """Wait, and let the thread end; another is made if there is more to do."""
+        try:
+            self.wait()
+        finally:
+            end, self._end = self._end, None
+            if end is not None:
+                end()
 
     def _report_at_exit(self) -> None:
         try:
@@ -84,3 +75,40 @@ class Background:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
+
+
+class _Job:
+    """Work, and how it ended."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work: Callable[[], object] | None = work
+        self.done = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        work, self._work = (
+            self._work,
+            None,
+        )  # which holds a copy of the state: gone when this is over
+        assert work is not None
+        try:
+            work()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            del work
+            self.done.set()
+
+
+def _start_thread(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    """One thread for all jobs: to start another, one has to wait until it runs, 4 ms on a busy machine.
+
+    A daemon, which the interpreter does not wait for: `Background` waits at exit for what it has begun.
+    """
+    threading.Thread(target=_serve, args=(jobs,), name="ftrain-checkpoint", daemon=True).start()
+
+
+def _serve(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job

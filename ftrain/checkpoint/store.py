@@ -225,7 +225,7 @@ class Store:
     def close(self) -> None:
         """Wait, and let another writer have the directory."""
         try:
-            self._background.wait()
+            self._background.close()
         finally:
             if self._lock is not None:
                 self._lock.close()

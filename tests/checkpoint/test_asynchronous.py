@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -81,8 +83,7 @@ def test_a_failure_is_raised_at_the_next_occasion(tmp_path, how):
     store.wait()
     with _files.replaced(Failing(6, 28, sticky=True)):
         store.save(train_state(2), step=2)
-        while store._background._thread.is_alive():
-            time.sleep(0.01)
+        assert store._background._job.done.wait(20)
     occasions = {
         "save": lambda: store.save(train_state(3), step=3),
         "wait": store.wait,
@@ -167,6 +168,51 @@ def test_copies_keep_layouts_and_ties(state):
         assert not leaf.numel() or leaf.data_ptr() != copy.data_ptr()
     half = len(copied) // 2
     assert all(a is b for a, b in zip(copied[:half], copied[half:], strict=True) if a.numel())
+
+
+def test_the_copy_is_let_go_when_it_is_written_and_the_thread_when_the_store_is(tmp_path):
+    def threads():
+        return [each for each in threading.enumerate() if each.name == "ftrain-checkpoint"]
+
+    before = len(threads())
+    state = {"w": torch.ones(3)}
+    held = weakref.ref(state["w"])
+    with checkpoint.Store(tmp_path, asynchronous=True, donates=False) as store:
+        for step in (1, 2):
+            store.save(state, step=step)
+        assert store._background._job.done.wait(20)
+        del state
+        gc.collect()
+        assert held() is None
+        assert len(threads()) == before + 1
+    forgotten = checkpoint.Store(tmp_path, asynchronous=True)
+    forgotten.save({"w": torch.ones(3)}, step=3)
+    forgotten.wait()
+    del forgotten
+    gc.collect()
+    for _ in range(1000):
+        if len(threads()) == before:
+            break
+        time.sleep(0.01)
+    assert len(threads()) == before
+
+
+def test_a_forked_child_saves_with_a_thread_of_its_own(tmp_path):
+    with checkpoint.Store(tmp_path, asynchronous=True) as store:
+        store.save(train_state(1), step=1)
+    store.save(train_state(2), step=2)  # the thread is there again
+    store.wait()
+    store.close()
+    store._background.start(lambda: None)
+    child = os.fork()
+    if child == 0:
+        try:
+            store.save(train_state(3), step=3)
+            store.close()
+        finally:
+            os._exit(store.steps() != [1, 2, 3])
+    assert os.waitpid(child, 0)[1] == 0
+    store.close()
 
 
 def test_where_there_are_no_more_threads_the_caller_writes(tmp_path, monkeypatch):
