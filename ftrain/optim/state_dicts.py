@@ -75,7 +75,8 @@ def import_state_dict(
             says which algorithm is meant. It may be nested, in `chain`, `ema` or `partition`: every part
             with a twin is filled, the rest stays.
         names: the parameters' names in the order in which the torch optimizer was given them: the
-            module, for `model.parameters()`, or a list. Names in the dict itself (`param_names`) win.
+            module, for `model.parameters()`, or a list, group after group. Names in the dict itself
+            (`param_names`) win.
         count: how many updates were done; for SGD alone, which does not say.
 
     Returns:
@@ -287,6 +288,12 @@ def _by_name(
     if all("param_names" in group for group in groups):
         order = [name for group in groups for name in group["param_names"]]
     elif isinstance(names, nn.Module):
+        if len(groups) > 1:  # parameters of one shape would change places without a word
+            raise ValueError(
+                f"the torch state has {len(groups)} parameter groups without names, and nothing says "
+                "that they are in the module's order. Give a list of names, group after group: "
+                "[*names_of_the_first, *names_of_the_second]."
+            )
         order = [name for name, _ in names.named_parameters()]
     else:
         order = list(names)

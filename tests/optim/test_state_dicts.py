@@ -226,6 +226,24 @@ def test_groups_become_a_partition(named):
 # --- what does not fit ---
 
 
+def test_groups_without_names_are_not_taken_for_the_module_s_order():
+    """Two layers of one shape would have each other's moments."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    groups = [{"params": list(layer.parameters())} for layer in reversed(model)]
+    reference = torch.optim.Adam(groups, 0.1)
+    for layer, size in zip(model, (1.0, 7.0), strict=True):
+        for p in layer.parameters():
+            p.grad = torch.full_like(p, size)
+    reference.step()
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = optim.adam(0.1).init(params)
+    with pytest.raises(ValueError, match="2 parameter groups without names.* a list of names"):
+        optim.import_state_dict(reference.state_dict(), state, model)
+    names = ["1.weight", "1.bias", "0.weight", "0.bias"]
+    found = optim.import_state_dict(reference.state_dict(), state, names)
+    torch.testing.assert_close(found.mu["1.weight"], torch.full((3, 3), 0.7))
+
+
 def adam_dict(**changes):
     _, _, reference, theirs = start("adam", torch.float32, 0)
     torch_steps(reference, theirs, range(2))
