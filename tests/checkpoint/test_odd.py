@@ -228,10 +228,13 @@ def test_an_interrupted_wait_can_be_waited_for_again(tmp_path, monkeypatch):
     monkeypatch.setattr(_files.Files, "create", slowly)
     store = checkpoint.Store(tmp_path, asynchronous=True)
     store.save(ONE, step=1)
-    interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
-        store.wait()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in parallel tests
+    try:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            store.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert store.steps() == []
     threading.Timer(0.3, go_on.set).start()
     store.wait()
