@@ -64,14 +64,15 @@ def stepped(
 def first_entries(
     make: type[torch.optim.Optimizer],
     options: Mapping[str, Any],
-    rate: torch.Tensor,
+    rate: torch.Tensor | None,
     params: Sequence[torch.Tensor],
 ) -> list[Entries]:
     """What the optimizer would remember of each parameter before its first step.
 
     torch fills its state in the course of the first step. So one is taken, with gradients of zero, and
     what it puts down first is what it starts from; what it puts down after its own initialisation is
-    a result, for which nothing remembered stands at zero (the momentum of SGD).
+    a result, for which nothing remembered stands at zero (the momentum of SGD). Without a `rate`, at
+    the class's own, the kinds of what is remembered are the same.
     """
     symbolic = _without_values(params)
     copies = [p.detach().clone() for p in params]
@@ -101,7 +102,7 @@ def first_entries(
 def _made(
     make: type[torch.optim.Optimizer],
     options: Mapping[str, Any],
-    rate: torch.Tensor,
+    rate: torch.Tensor | None,
     params: list[torch.Tensor],
     symbolic: bool,
 ) -> torch.optim.Optimizer:
@@ -109,7 +110,7 @@ def _made(
     (group,) = optimizer.param_groups
     if symbolic and "capturable" in group:
         group["capturable"] = True
-    if "lr" in group:
+    if "lr" in group and rate is not None:
         group["lr"] = rate if symbolic else rate.item()
     return optimizer
 

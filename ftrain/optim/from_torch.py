@@ -20,6 +20,8 @@ from ftrain.optim.protocol import GradientTransformation, PyTree
 
 __all__ = ["FromTorchState", "from_torch"]
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 class FromTorchState(NamedTuple):
     """The state of `from_torch`.
@@ -70,6 +72,7 @@ def from_torch(
         check_learning_rate(lr)
     options, default, numbers = _probed(optimizer, options)
     rate: LearningRate = default if lr is None else lr
+    kinds: dict[tuple[torch.Size, torch.dtype], Shapes] = {}
 
     def at(count: torch.Tensor) -> torch.Tensor:
         return rate_at(rate, count)
@@ -96,8 +99,16 @@ def from_torch(
         new_state = FromTorchState(state.count + 1, now.float(), state.entries)
         if not ps:
             return grads, new_state
-        old = _by_leaf(state.entries, treedef)
+        old = _by_leaf(state.entries, params, treedef)
         wide = [p.to(compute_dtype(p.dtype)) for p in ps]
+        for index, (p, entry) in enumerate(zip(wide, old, strict=True)):
+            kind = (p.shape, p.dtype)
+            if kind not in kinds:
+                (first,) = first_entries(optimizer, options, None, [p])
+                kinds[kind] = _shapes(first)
+            if _shapes(entry) != kinds[kind]:
+                path = tree.paths(params)[index] or "the root"
+                raise _other_state(optimizer, path, _shapes(entry), kinds[kind])
         new, entries = stepped(
             optimizer,
             options,
@@ -176,13 +187,43 @@ def _by_name(
     return found
 
 
-def _by_leaf(entries: dict[str, PyTree], treedef: tree.TreeDef) -> list[Entries]:
+def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) -> list[Entries]:
     """Back to a dict for each leaf."""
-    columns = {name: treedef.flatten_up_to(values) for name, values in entries.items()}
+    columns = {}
+    for name, values in entries.items():
+        try:
+            columns[name] = treedef.flatten_up_to(values)
+        except ValueError as error:
+            raise ValueError(
+                f"`state.entries[{name!r}]` and `params` differ in structure "
+                f"{tree.first_difference(params, values)}. It is the state of other parameters: start "
+                "from this optimizer's own `init(params)`."
+            ) from error
     return [
         {name: column[i] for name, column in columns.items() if isinstance(column[i], torch.Tensor)}
         for i in range(treedef.num_leaves)
     ]
+
+
+def _shapes(entry: Entries) -> Shapes:
+    """What is remembered of one parameter, by its names and their shapes; a number has `()`."""
+    return {
+        name: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def _other_state(optimizer: type, path: str, found: Shapes, expected: Shapes) -> ValueError:
+    return ValueError(
+        f"`from_torch({optimizer.__name__})` was handed the state of another class, of other options or "
+        f"of other parameters: at {path} it has {_listed(found)} where {_listed(expected)} belongs. "
+        "Give it the state of the optimizer it is, or start from its own `init(params)`."
+    )
+
+
+def _listed(shapes: Shapes) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "nothing"
 
 
 def _as_tensor(value: Any, device: torch.device) -> torch.Tensor:
@@ -197,8 +238,7 @@ def _like(optimizer: type, entry: Entries, was: Entries) -> Entries:
     if entry.keys() != was.keys():
         raise ValueError(
             f"{optimizer.__name__} remembered {sorted(was)} of a parameter and now {sorted(entry)}: "
-            "this is the state of another class or of other options, or one that changes in kind from "
-            "step to step. Start from this optimizer's own `init(params)`."
+            "its state changes in kind from step to step."
         )
     found = {}
     for name, old in was.items():

@@ -309,7 +309,7 @@ OTHER_OPTIONS = [
     (
         optim.from_torch(torch.optim.Adam),
         optim.from_torch(torch.optim.SGD, lr=0.1),
-        "the state of another class or of other options",
+        "['b'] it has nothing where exp_avg (2,), exp_avg_sq (2,), step () belongs",
     ),
     (
         optim.chain(optim.identity(), optim.identity(), optim.sgd(0.1)),

@@ -230,3 +230,28 @@ def test_an_empty_tree():
     updates, state = optimizer.update({}, optimizer.init({}), {})
     assert updates == {}
     assert state.count == 1
+
+
+@every_class
+def test_the_state_of_another_class_is_refused(name):
+    """Unless it is one of the same kind: names and shapes, as those of Adam and AdamW are."""
+    make, options = CLASSES[name]
+    optimizer, params = optim.from_torch(make, **options), {"w": torch.ones(3, 2)}
+    own = spec(optimizer.init(params).entries)
+    for other, its in CLASSES.values():
+        state = optim.from_torch(other, **its).init(params)
+        if spec(state.entries) == own:
+            optimizer.update(params, state, params)
+            continue
+        with pytest.raises(ValueError, match=rf"`from_torch\({make.__name__}\)` .* at \['w'\] it"):
+            optimizer.update(params, state, params)
+
+
+def test_the_state_of_other_parameters_is_refused():
+    optimizer, params = optim.from_torch(torch.optim.Adam), {"w": torch.ones(3), "b": torch.ones(2)}
+    for other, message in [
+        ({"w": torch.ones(3)}, r"`state.entries\['step'\]` and `params` differ .* \['b'\] is missing"),
+        ({"w": torch.ones(2), "b": torch.ones(2)}, r"at \['w'\] it has exp_avg \(2,\).* where exp_avg"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            optimizer.update(params, optimizer.init(other), params)
