@@ -23,9 +23,11 @@ from ftrain.checkpoint.errors import (
     CorruptCheckpointWarning,
 )
 
-__all__ = ["Numbered", "warn_corrupt"]
+__all__ = ["Identity", "Numbered", "identity", "warn_corrupt"]
 
 R = TypeVar("R")
+
+Identity = tuple[int, int, int]
 
 _NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
 
@@ -34,7 +36,7 @@ class _Found(NamedTuple):
     """What stood at a path: the same name may stand for something else a moment later."""
 
     path: pathlib.Path
-    identity: tuple[int, int, int]
+    identity: Identity
 
 
 class Numbered:
@@ -67,12 +69,12 @@ class Numbered:
     def read(self, step: int, read: Callable[[pathlib.Path], R]) -> R:
         """What `read` makes of the checkpoint of a step, again if it was replaced meanwhile."""
         while True:
-            before = _identity(path := self.standing(step))
+            before = identity(path := self.standing(step))
             try:
                 return read(path)
             except (CheckpointNotFoundError, CheckpointCorruptError):
                 after = self.standing(step)
-                if after == path and _identity(after) == before:
+                if after == path and identity(after) == before:
                     raise
 
     def first(
@@ -104,7 +106,7 @@ class Numbered:
                 if error.errno != errno.EIO:
                     raise
                 failure = error
-            if _identity(found.path) == found.identity:  # else it went while it was read
+            if identity(found.path) == found.identity:  # else it went while it was read
                 warn_corrupt(found.path, f"an older one is looked for ({failure})")
                 failures[found] = failure
         if failures:
@@ -119,9 +121,7 @@ class Numbered:
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [
-                _Found(path, identity)
-                for path in paths
-                if (identity := _identity(path)) is not None
+                _Found(path, standing) for path in paths if (standing := identity(path)) is not None
             ]
             if there:
                 yield from there
@@ -148,7 +148,7 @@ def warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
     )
 
 
-def _identity(path: pathlib.Path) -> tuple[int, int, int] | None:
+def identity(path: pathlib.Path) -> Identity | None:
     """Of what stands there; the time tells apart two that had one inode after another."""
     try:
         found = os.lstat(path)

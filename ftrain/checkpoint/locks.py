@@ -5,8 +5,11 @@ Read next: `store.py`, whose writers hold one.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import weakref
+from collections.abc import Iterator
 from types import TracebackType
 
 from ftrain.checkpoint import _files
@@ -91,6 +94,28 @@ class Lock:
 
 
 _open: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+class Turns:
+    """Lets one thread in at a time; others wait.
+
+    A forked child begins anew: the thread that was inside did not come along, and would never leave.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        # Reentrant: a signal handler may save while its own thread does.
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Inside, until the `with` block ends."""
+        if self._process != os.getpid():
+            self._begin()
+        with self._lock:
+            yield
 
 
 def _forget() -> None:

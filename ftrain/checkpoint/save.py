@@ -71,7 +71,8 @@ def save(
         CheckpointWriteError: the system refused; has `path` and `errno`.
         CheckpointExistsError: `path` holds something else.
         TypeError: a leaf is no tensor, or the metadata are no JSON.
-        ValueError: a tensor is sparse, quantised or on the meta device; a step is negative.
+        ValueError: a tensor is sparse, quantised or on the meta device; a step is negative; names or
+            metadata are larger than any reader takes (a manifest of 512 MiB).
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -86,38 +87,59 @@ def publish(content: Draft, path: str) -> Manifest:
     """Make the checkpoint appear at `path`."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
+    headers = _headers(content)
     with refusals(f"save the checkpoint {path}"):
         make_directories(parent)
         with workplace(parent) as temporary:
-            manifest = _write(content, temporary)
+            manifest = _write(content, headers, temporary)
             if not _appear(temporary, path, manifest):
                 _files.system.sync_directory(parent)
     return manifest
 
 
-def _write(content: Draft, directory: str) -> Manifest:
+def _headers(content: Draft) -> dict[str, bytes]:
+    """The head of every file of tensors.
+
+    Raises:
+        ValueError: what is beyond the readers' bounds, before any of it is written.
+    """
+    headers = {
+        name: _safetensors.header([(path, t.dtype, t.shape) for path, t in tensors.items()])
+        for name, tensors in content.files.items()
+    }
+    sizes = {
+        name: len(headers[name]) + sum(t.numel() * t.element_size() for t in tensors.values())
+        for name, tensors in content.files.items()
+    }
+    unhashed = tuple(FileRecord(name, size, "0" * 64) for name, size in sizes.items())
+    length = len(dataclasses.replace(content.manifest, files=unhashed).render())
+    if length > MOST_MANIFEST:
+        raise ValueError(
+            f"the metadata make a manifest of {length} bytes; {MOST_MANIFEST} is the most. Large data "
+            "belong into the state, as tensors."
+        )
+    return headers
+
+
+def _write(content: Draft, headers: Mapping[str, bytes], directory: str) -> Manifest:
     """Write and sync every file of a checkpoint, the sums last."""
     records = tuple(
-        _write_tensors(tensors, directory, name) for name, tensors in content.files.items()
+        _write_tensors(tensors, headers[name], directory, name)
+        for name, tensors in content.files.items()
     )
     manifest = dataclasses.replace(content.manifest, files=records)
     rendered = manifest.render()
-    if len(rendered) > MOST_MANIFEST:
-        raise ValueError(
-            f"the metadata make a manifest of {len(rendered)} bytes; {MOST_MANIFEST} is the most. Large "
-            "data belong into the state, as tensors."
-        )
     record = write_file(directory, MANIFEST, [memoryview(rendered)])
     write_file(directory, SUMS, [memoryview(manifest.sums(rendered))])
     _files.system.sync_directory(directory)
     return dataclasses.replace(manifest, digest=record.sha256)
 
 
-def _write_tensors(tensors: Mapping[str, torch.Tensor], directory: str, name: str) -> FileRecord:
+def _write_tensors(
+    tensors: Mapping[str, torch.Tensor], header: bytes, directory: str, name: str
+) -> FileRecord:
     def parts() -> Iterator[memoryview]:
-        yield memoryview(
-            _safetensors.header([(path, t.dtype, t.shape) for path, t in tensors.items()])
-        )
+        yield memoryview(header)
         for tensor in tensors.values():
             yield _tensors.row_major(tensor)
 

@@ -16,7 +16,7 @@ from ftrain.checkpoint import _files
 from ftrain.checkpoint._background import Background
 from ftrain.checkpoint._directories import discard, make_directories
 from ftrain.checkpoint._draft import Collected, Draft, collect, draft, step_number
-from ftrain.checkpoint._numbered import Numbered, warn_corrupt
+from ftrain.checkpoint._numbered import Identity, Numbered, identity, warn_corrupt
 from ftrain.checkpoint._read import opened
 from ftrain.checkpoint._retention import Entry, Mode, Policy
 from ftrain.checkpoint.errors import (
@@ -27,7 +27,7 @@ from ftrain.checkpoint.errors import (
     CheckpointNotFoundError,
 )
 from ftrain.checkpoint.load import OnChange, load, verify
-from ftrain.checkpoint.locks import Lock
+from ftrain.checkpoint.locks import Lock, Turns
 from ftrain.checkpoint.manifest import MANIFEST, SUMS
 from ftrain.checkpoint.save import publish, refusals
 
@@ -43,7 +43,7 @@ class Store:
 
     A new checkpoint is durable before an old one goes, and what is deleted disappears in one instant; a
     reader never sees half of one. The first `save` locks the directory until the store is closed or its
-    process ends; reading takes no lock.
+    process ends; reading takes no lock. Threads may share a store: they write in turn.
 
     Args:
         directory: made when first saved to.
@@ -99,8 +99,9 @@ class Store:
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()
         self._lock: Lock | None = None
+        self._turns = Turns()
         self._numbered = Numbered(self.directory)
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, tuple[Identity | None, Entry]] = {}
 
     def save(
         self,
@@ -131,18 +132,18 @@ class Store:
                 replaced the directory that this store has locked.
             CheckpointExistsError: another state was saved under this step.
         """
-        self._background.wait()
-        step = step_number(step)
-        path = self._numbered.path(step)
-        content = collect(state, metadata, step, metrics, self._fingerprint)
-        self._acquire()
-        if not self._asynchronous:
-            self._publish(content, step, replace)
-            return path
-        if self._donates:
-            content = content.copied()
-        self._background.start(lambda: self._publish(content, step, replace))
-        return path
+        with self._turns.taken():
+            self._background.wait()
+            step = step_number(step)
+            content = collect(state, metadata, step, metrics, self._fingerprint)
+            self._acquire()
+            if not self._asynchronous:
+                self._publish(content, step, replace)
+            else:
+                if self._donates:
+                    content = content.copied()
+                self._background.start(lambda: self._publish(content, step, replace))
+            return self._numbered.path(step)
 
     def load(
         self,
@@ -170,7 +171,7 @@ class Store:
             CheckpointCorruptError: there are some, and none of them verifies.
             CheckpointMismatchError: the saved state is not like `like`.
         """
-        self._background.wait()
+        self.wait()
 
         def read(path: pathlib.Path) -> tuple[T, Any]:
             return load(path, like, fingerprint=self._fingerprint, on_change=on_change)
@@ -189,12 +190,17 @@ class Store:
         return like, default
 
     def latest(self) -> pathlib.Path | None:
-        """The newest checkpoint that verifies, each byte of it; `None` where there is none."""
+        """The newest checkpoint that verifies, each byte of it; `None` where there is none.
+
+        A path lasts as long as its checkpoint: beside a writer, that may delete or replace it, use
+        `load`, which looks again. `step-....new` is a replacement that is durable and has yet to get its
+        name, in a moment or, where the writer died over it, at the next `save`.
+        """
         found = self._numbered.first(lambda: reversed(self.steps()), verify)
         return None if found is None else found[0]
 
     def best(self) -> pathlib.Path | None:
-        """The best checkpoint by the store's metric that verifies; `None` where there is none."""
+        """The best checkpoint by the store's metric that verifies, as a path like that of `latest`."""
         found = self._numbered.first(
             lambda: [entry.step for entry in self._policy.ranked(self._all_entries())], verify
         )
@@ -211,25 +217,30 @@ class Store:
             CheckpointNotFoundError: there is none.
             CheckpointWriteError: the system refused.
         """
-        self._background.wait()
-        self._acquire()
-        self._settle()
-        if step not in self.steps():
-            raise CheckpointNotFoundError(f"{self.directory} has no step {step}: {self.steps()}")
-        self._discard([step])
+        with self._turns.taken():
+            self._background.wait()
+            self._acquire()
+            self._settle()
+            if step not in self.steps():
+                raise CheckpointNotFoundError(
+                    f"{self.directory} has no step {step}: {self.steps()}"
+                )
+            self._discard([step])
 
     def wait(self) -> None:
         """Until the save in flight is durable; raises what it raised."""
-        self._background.wait()
+        with self._turns.taken():
+            self._background.wait()
 
     def close(self) -> None:
         """Wait, and let another writer have the directory."""
-        try:
-            self._background.close()
-        finally:
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
+        with self._turns.taken():
+            try:
+                self._background.close()
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
+                    self._lock = None
 
     def __enter__(self) -> Store:
         return self
@@ -274,7 +285,6 @@ class Store:
             if os.path.lexists(path):
                 _raise(discard(path))
             _files.system.rename(str(self._numbered.replacement(step)), path)
-        self._entries.pop(step, None)
 
     def _settle(self) -> None:
         """Finish what a writer that died, or failed, had begun to replace."""
@@ -291,20 +301,21 @@ class Store:
         for step in steps:
             with refusals(f"delete the old checkpoint of step {step} (the new one is safe)"):
                 _raise(discard(str(self._numbered.path(step))))
-            self._entries.pop(step, None)
 
     def _all_entries(self) -> list[Entry]:
         """What there is to choose from; what cannot be read is neither kept count of nor deleted."""
-        found = []
+        found: dict[int, tuple[Identity | None, Entry]] = {}
         for step in self.steps():
-            if step not in self._entries:
-                path = str(self._numbered.standing(step))
-                with contextlib.suppress(CheckpointError, OSError), opened(path) as source:
-                    seconds = _files.system.modified(os.path.join(path, SUMS))
-                    self._entries[step] = Entry(step, source.manifest.metrics, seconds)
-            if step in self._entries:
-                found.append(self._entries[step])
-        return found
+            path, known = self._numbered.standing(step), self._entries.get(step)
+            with contextlib.suppress(CheckpointError, OSError):
+                there = identity(path)
+                if known is None or known[0] != there:
+                    with opened(str(path)) as source:
+                        seconds = _files.system.modified(os.path.join(path, SUMS))
+                        known = (there, Entry(step, source.manifest.metrics, seconds))
+                found[step] = known
+        self._entries = found  # of another thread's, too: what is old there is read again
+        return [entry for _, entry in found.values()]
 
     def _acquire(self) -> None:
         if self._lock is not None and self._lock.held:

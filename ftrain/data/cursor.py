@@ -37,6 +37,8 @@ class Cursor:
         of: what the position counts in: "100 samples", "a stream". Not a part of the place, but a
             witness: data of another kind or length refuse the cursor. `None`, in one that was written
             by hand or saved before there were witnesses, fits everything.
+        sampler: a witness, too, of which sample stands where: "Shuffled 5bb5a1a0c1d8". A loader whose
+            `shuffle` or `sampler` makes another order refuses the cursor. `None` for a `Stream`.
 
     >>> cursor = Cursor(seed=0, epoch=2, position=128)
     >>> cursor.to_json()
@@ -50,6 +52,7 @@ class Cursor:
     position: int = 0
     state: Any = None
     of: str | None = dataclasses.field(default=None, compare=False, repr=False)
+    sampler: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` takes.
@@ -65,15 +68,18 @@ class Cursor:
         }
         if self.of is not None:
             found["of"] = self.of
+        if self.sampler is not None:
+            found["sampler"] = self.sampler
         if self.state is not None:
             found["state"] = _json.encode(self.state, "the stream's state")
         return found
 
-    def check(self, of: str | None = None) -> None:
-        """Refuse what is no place in any data, or not in data of this kind and length.
+    def check(self, of: str | None = None, sampler: str | None = None) -> None:
+        """Refuse what is no place in any data, or not in data of this kind, length and order.
 
         Args:
             of: what the data is that the cursor is about to enter, said in the same words as its `of`.
+            sampler: how it is ordered, likewise.
 
         Raises:
             TypeError, ValueError: it does not fit; the message names both.
@@ -85,12 +91,23 @@ class Cursor:
                 raise ValueError(f"cursor.{name} counts from 0, found {value!r}")
         if self.epoch >= _EPOCHS or self.position >= 2**63:
             raise ValueError(f"no run gets as far as {self}")
-        if not isinstance(self.of, (str, NoneType)):
-            raise ValueError(f"cursor.of says what the position counts in, found {self.of!r}")
+        for name in ("of", "sampler"):
+            if not isinstance(value := getattr(self, name), (str, NoneType)):
+                raise ValueError(
+                    f"cursor.{name} says what the cursor was made for, found {value!r}"
+                )
         if None not in (of, self.of) and of != self.of:
             raise ValueError(
                 f"the cursor was made for other data: for {self.of}, and this is {of}. Go on with the "
                 "data that the run began with; or, to begin an epoch of this, write "
+                f"data.Cursor({self.seed}, {self.epoch})"
+            )
+        # By what they are: a sampler may get another name.
+        if sampler and self.sampler and sampler.split()[-1:] != self.sampler.split()[-1:]:
+            raise ValueError(
+                f"the cursor was made for another order: that of {self.sampler}, and this is that of "
+                f"{sampler}, in which other samples follow. Write the `shuffle` or `sampler` that the "
+                "run began with, with the same arguments; or, to begin an epoch in this order, write "
                 f"data.Cursor({self.seed}, {self.epoch})"
             )
 
@@ -119,19 +136,19 @@ class Cursor:
             state = _json.decode(content.get("state"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the cursor's state is damaged: {error!r}") from None
-        cursor = cls(seed, epoch, position, state, content.get("of"))
+        cursor = cls(seed, epoch, position, state, content.get("of"), content.get("sampler"))
         cursor.check()
         return cursor
 
 
-def checked(cursor: object, of: str) -> Cursor:
-    """A cursor for data of this kind and length."""
+def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
+    """A cursor for data of this kind, length and order."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"a cursor is a data.Cursor, not {type(cursor).__name__}: write loader.start(), or "
             "data.Cursor.from_json(...) for one that was saved"
         )
-    cursor.check(of)
+    cursor.check(of, sampler)
     return cursor
 
 

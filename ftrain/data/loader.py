@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +37,9 @@ Last = Literal["drop", "keep", "pad"]
 
 #: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
 _AT_ONCE = 8192
+
+#: Where an order is looked at to tell it from others: so many stretches of so many places.
+_PROBES, _PROBE = 4, 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,9 +171,9 @@ class Loader:
 
         Raises:
             ValueError: the cursor lies behind the end of an epoch, or was made by a stream, or for data
-                of another length.
+                of another length or in another order.
         """
-        cursor = self.start() if cursor is None else checked(cursor, self._of)
+        cursor = self.start() if cursor is None else checked(cursor, self._of, self._witness)
         if cursor.state is not None:
             raise ValueError("this cursor belongs to a data.Stream, not to a Loader")
         if cursor.position > len(self._order):
@@ -217,7 +222,20 @@ class Loader:
             epoch, position = epoch + 1, 0
 
     def _cursor(self, seed: int, epoch: int = 0, position: int = 0) -> Cursor:
-        return Cursor(seed, epoch, position, of=self._of)
+        return Cursor(seed, epoch, position, of=self._of, sampler=self._witness)
+
+    @functools.cached_property
+    def _witness(self) -> str:
+        """The order's name, and a hash of what it gives at some places: it may have any arguments."""
+        n, length = len(self._order), min(len(self._order), _PROBE)
+        starts = np.linspace(0, n - length, _PROBES).astype(np.int64)
+        positions = starts[:, None] + np.arange(length, dtype=np.int64)
+        found = hashlib.blake2b(digest_size=6)
+        for epoch in (0, 1):
+            indices = self._order.at(positions, seed=0, epoch=epoch)
+            self._check_indices(indices, positions)
+            found.update(np.ascontiguousarray(indices, dtype="<i8").tobytes())
+        return f"{type(self._order).__name__} {found.hexdigest()}"
 
     def _remaining(self, position: int) -> int:
         """Batches from this position to the end of its epoch."""

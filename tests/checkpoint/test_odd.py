@@ -105,6 +105,11 @@ def test_containers_too_deep(tmp_path):
 
 def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
     """The bounds against hostile files: a state beyond them was saved, and could not be loaded."""
+
+    def never(self, operation, path, *_):
+        raise AssertionError(f"{operation} {path}")  # hours of tensors, for a refusal at the end
+
+    monkeypatch.setattr(_files.Files, "call", never)
     module = sys.modules["ftrain.checkpoint.save"]
     monkeypatch.setattr(module, "MOST_MANIFEST", 3000)
     with pytest.raises(ValueError, match="a manifest of .* bytes; 3000 is the most"):
@@ -113,9 +118,26 @@ def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
     many = {f"name{i}": torch.ones(1) for i in range(30)}
     with pytest.raises(ValueError, match="the names of 30 tensors make a header of"):
         checkpoint.save(tmp_path / "one", many)
+    monkeypatch.undo()
+    monkeypatch.setattr(_safetensors, "_MOST_HEADER", 1000)
     with pytest.raises(ValueError, match="the names of 30 tensors make a header of"):
         checkpoint.export_state_dict(tmp_path / "one", many)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_as_large_as_readers_take(tmp_path, monkeypatch):
+    """Counted before the files' hashes are known, to the byte."""
+    checkpoint.save(tmp_path / "one", ONE, step=1)
+    size = (tmp_path / "one" / "manifest.json").stat().st_size
+    module = sys.modules["ftrain.checkpoint.save"]
+    monkeypatch.setattr(module, "MOST_MANIFEST", size)
+    checkpoint.save(tmp_path / "two", ONE, step=1)
+    monkeypatch.setattr(module, "MOST_MANIFEST", size - 1)
+    with checkpoint.Store(tmp_path / "run", asynchronous=True) as store:
+        store.save(ONE, step=1)
+        with pytest.raises(ValueError, match=f"a manifest of .* bytes; {size - 1} is the most"):
+            store.wait()
+    assert os.listdir(tmp_path / "run") == [".lock"]
 
 
 def nested(depth):

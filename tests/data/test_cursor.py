@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 
-from ftrain.data import Cursor, Loader, Stream, Weighted
+from ftrain.data import ByLength, Cursor, Loader, Mixed, Shuffled, Stream, Weighted
 
 
 class Endless:
@@ -54,10 +56,76 @@ def test_one_that_was_stored_before_there_were_witnesses_fits(given_to):
     assert next(SOURCES[given_to]().batches(cursor))[1].epoch == 1
 
 
-def test_batch_size_and_order_are_no_part_of_the_witness():
-    """The first may change in the midst of an epoch; the second is the caller's own choice."""
+def test_what_is_no_part_of_the_witness():
+    """What may change in the midst of an epoch; the seed is the cursor's."""
     _, cursor = next(SOURCES["100 samples"]().batches())
-    next(Loader(torch.arange(100), 4, shuffle=False, seed=3).batches(cursor))
+    for options in ({}, {"seed": 3, "last": "pad"}, {"sampler": Renamed(100)}, {"ranks": 2}):
+        for place in (cursor, stored(cursor)):
+            batch, after = next(Loader(torch.arange(100), 4, **options).batches(place))
+            assert after.position == 12
+            rows = batch[0] if "last" in options else batch
+            assert (
+                rows.tolist()
+                == list(Shuffled(100).at(np.arange(8, 12), seed=0, epoch=0))[: len(rows)]
+            )
+
+
+class Renamed(Shuffled):
+    """The same order by another name."""
+
+
+class Ours:
+    """An order that somebody wrote, of which we know nothing."""
+
+    def __init__(self, n, shift):
+        self.n, self.shift = n, shift
+
+    def __len__(self):
+        return self.n
+
+    def at(self, positions, *, seed, epoch):
+        return (positions + self.shift * epoch) % self.n
+
+
+N = 5000
+ORDERS = {
+    "shuffled": {},
+    "as they lie": {"shuffle": False},
+    "weighted": {"sampler": Weighted([1.0] * N)},
+    "weighted otherwise": {"sampler": Weighted([1.0] * (N // 2) + [2.0] + [1.0] * (N // 2 - 1))},
+    "by length": {"sampler": ByLength([i % 7 for i in range(N)], 8)},
+    "by other lengths": {"sampler": ByLength([i % 11 for i in range(N)], 8)},
+    "by length in other groups": {"sampler": ByLength([i % 7 for i in range(N)], 16)},
+    "mixed": {"sampler": Mixed([1000, 4000])},
+    "mixed otherwise": {"sampler": Mixed([1000, 4000], weights=[0.3, 0.7])},
+    "of our own": {"sampler": Ours(N, 1)},
+    "of our own, otherwise": {"sampler": Ours(N, 2)},
+}
+
+
+@pytest.mark.parametrize("made_for", ORDERS)
+def test_a_cursor_fits_the_order_it_was_made_for_and_no_other(made_for):
+    """A run that was resumed with another sampler saw some samples twice and some never."""
+
+    def loader(name):
+        return Loader(torch.arange(N), 8, last="keep", **ORDERS[name])
+
+    begun = loader(made_for)
+    _, after = next(begun.batches())
+    *_, (_, end) = begun.batches()
+    for cursor in (begun.start(), after, end, stored(after)):
+        for given_to in ORDERS:
+            if given_to == made_for:
+                next(loader(given_to).batches(cursor))
+                continue
+            with pytest.raises(ValueError, match="made for another order: that of") as raised:
+                loader(given_to).batches(cursor)
+            remedy = f"`shuffle` or `sampler` .* write data.Cursor\\(0, {cursor.epoch}\\)$"
+            assert re.search(remedy, str(raised.value))
+            for name in (made_for, given_to):
+                assert loader(name).start().sampler in str(raised.value)
+    for old in (Cursor(0, 1, 8), Cursor(0, 1, 8, of=f"{N} samples")):  # before there were such
+        assert next(loader(made_for).batches(stored(old)))[1].sampler == begun.start().sampler
 
 
 def test_the_witness_is_no_part_of_the_place():
@@ -66,9 +134,11 @@ def test_the_witness_is_no_part_of_the_place():
     assert len({loader.start(), Cursor(0)}) == 1
     assert loader.at(13) == Cursor(0, 1, 8)
     assert loader.at(13).of == "100 samples"
+    assert loader.at(13).sampler == "Shuffled 559b6a024e79"  # on any machine, for any version
 
 
-@pytest.mark.parametrize("of", [100, ["100 samples"], {}])
-def test_a_witness_that_is_none(of):
-    with pytest.raises(ValueError, match="cursor.of says"):
-        Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, "of": of})
+@pytest.mark.parametrize("name", ["of", "sampler"])
+@pytest.mark.parametrize("witness", [100, ["100 samples"], {}])
+def test_a_witness_that_is_none(name, witness):
+    with pytest.raises(ValueError, match=f"cursor.{name} says"):
+        Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, name: witness})
