@@ -2,8 +2,9 @@
 
     result = train(load("digits.yaml"))
 
-A run directory holds `config.yaml` (every value written out: the same run again), `metrics.jsonl`,
-`metrics.csv`, `train.log`, `checkpoints/`, `curves.png`, and when it is over `result.json`.
+A run directory holds `config.yaml` (every value written out: the same run again), `data.json` (what
+was learnt from the training data), `metrics.jsonl`, `metrics.csv`, `train.log`, `checkpoints/`,
+`curves.png`, and when it is over `result.json`.
 
 Read next: `ftrain/loop/trainer.py`.
 """
@@ -16,17 +17,18 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ftrain.checkpoint import Lock, Store
-from ftrain.config import _watchers
+from ftrain.config import _watchers, fitted
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
+from ftrain.core.compile import check_compiler
 from ftrain.loop import FitResult, Trainer
 from ftrain.loop.callbacks import _lines
 from ftrain.loop.callbacks._monitor import UnknownMetricError
@@ -37,8 +39,21 @@ __all__ = ["Run", "prepare", "train"]
 #: Steps of a `fast_dev_run`.
 DEV_STEPS = 4
 
+#: What to do about other training data.
+_ANEW = (
+    "Put the former file back; or begin a new run: ftrain train {0}/config.yaml output_dir={0}-2"
+)
+
 #: What a run writes into its directory.
-FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "train.log", "curves.png", "result.json")
+FILES = (
+    "config.yaml",
+    fitted.FILE,
+    "metrics.jsonl",
+    "metrics.csv",
+    "train.log",
+    "curves.png",
+    "result.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +64,13 @@ class Run:
         parts: what was built.
         folder: its directory.
         trainer: with the configuration's callbacks, loggers and store.
-        written: the configuration as its `config.yaml` will hold it.
+        written: what its `config.yaml` and `data.json` will hold.
     """
 
     parts: Parts
     folder: pathlib.Path
     trainer: Trainer
-    written: str
+    written: Mapping[str, str]
 
     def fit(self, *, resume: bool = False) -> FitResult:
         """Train to the end; with `resume`, from the newest checkpoint."""
@@ -75,7 +90,7 @@ class Run:
                 )
                 outcome.unlink(missing_ok=True)
                 # At once: a signal that is not taken care of yet leaves the old one or the new one.
-                _lines.replace(self.folder / "config.yaml", self.written)
+                _write(self.folder, self.written)
                 for event in events:
                     assert isinstance(event, TrainEnd)
                     result = event.result
@@ -107,6 +122,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
     Raises:
         ConfigError: the configuration cannot be used; the directory holds a run already.
+        CompilerMissingError: it is to be compiled, and there is no C++ compiler.
     """
     with prepare(config, resume=resume, overwrite=overwrite) as run:
         return run.fit(resume=resume)
@@ -128,14 +144,20 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             folder = config.folder
             _check_free(config, folder, resume or overwrite)
         with environment(config):
-            parts = build(config, folder)
+            learnt = _learnt(config, folder) if resume else None
+            parts = build(config, folder, fitted=learnt)
+            fitted.check_unchanged(parts, learnt or {}, _ANEW.format(config.folder))
+            if not resume and _will_compile(parts):  # of a resumed run `fit` knows what is left
+                check_compiler()
             callbacks = _watchers.watchers(parts, folder)
-        written = dump(relocated(parts.resolved, folder.absolute()))
+        written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
+        if (content := fitted.content(parts)) is not None:
+            written[fitted.FILE] = content
         _make(config, folder)
         stack.enter_context(_alone(config, folder))
         if not resume:
             _clear(folder)
-            _lines.replace(folder / "config.yaml", written)
+            _write(folder, written)
         yield Run(parts, folder, _trainer(parts, folder, callbacks), written)
 
 
@@ -187,6 +209,12 @@ def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Traine
     )
 
 
+def _will_compile(parts: Parts) -> bool:
+    config = parts.config
+    compiles = config.compile and not config.detect_anomaly
+    return compiles and parts.device.type == "cpu" and parts.total_steps != 0
+
+
 def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
     """Refuse a directory that holds a run, unless there is nothing to lose."""
     there = any((folder / name).exists() for name in (*FILES, "checkpoints"))
@@ -223,6 +251,18 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
                 config, f"another process is training in {folder}: wait for it, or end it"
             )
         yield
+
+
+def _learnt(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
+    """What a run that goes on has learnt; `None` for one that begins."""
+    begun = any((folder / "checkpoints").glob("step-*"))
+    return fitted.kept(config, folder) if begun else None
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
+    """Each at once: readers see the old one or the new one."""
+    for name, text in files.items():
+        _lines.replace(folder / name, text)
 
 
 def _clear(folder: pathlib.Path) -> None:

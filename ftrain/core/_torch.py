@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import platform
 import sys
 import threading
@@ -38,6 +39,7 @@ __all__ = [
     "aside",
     "autocast_state",
     "cond_operator",
+    "cpp_compilers",
     "fake_mode",
     "first_run",
     "function_mode_depth",
@@ -109,6 +111,22 @@ def inductor_compile(
     # The artifact's __call__ only forwards to this.
     compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
     return compiled
+
+
+def cpp_compilers() -> tuple[str, ...] | None:
+    """The compilers that inductor would try for the CPU, in order; `None` where nobody can tell.
+
+    Nobody can where it would fetch one itself, or makes its code in another way. (`config.cpp.cxx`: 2.0
+    and later; `config.cpu_backend`: 2.5 and later.)
+    """
+    from torch._inductor import config  # noqa: PLC0415  costs two seconds
+
+    named = getattr(config.cpp, "cxx", None)
+    tried = tuple(named) if isinstance(named, (list, tuple)) else (named,)
+    fetches = None in tried and os.environ.get("TORCH_INDUCTOR_INSTALL_GXX")
+    other = getattr(config, "cpu_backend", "cpp") != "cpp" or config.is_fbcode()
+    found = tuple(each for each in tried if each is not None)
+    return None if fetches or other or not found else found
 
 
 def first_run(

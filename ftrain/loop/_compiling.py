@@ -1,18 +1,37 @@
-"""The first call of a compiled step, announced: it may take half a minute of silence."""
+"""The first call of a compiled step, announced: it may take half a minute of silence.
+
+And whether it can succeed, looked at before anything is written.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ftrain.core import tree
 from ftrain.core.compile import Compiled
 from ftrain.loop.events import CompileBegin, CompileEnd
 
 if TYPE_CHECKING:
     from ftrain.loop._present import Events, Present
 
-__all__ = ["Compiling"]
+__all__ = ["Compiling", "check_compiler"]
+
+
+def check_compiler(steps: Iterable[Any], state: Any) -> None:
+    """Refuse what would fail at the first call of a step that is compiled.
+
+    Raises:
+        CompilerMissingError: there is no C++ compiler; the message says what to do.
+    """
+    devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
+    if len(devices) == 1:  # else: what is made for which of them, nobody knows yet
+        for step in steps:
+            if isinstance(step, Compiled):
+                step.check_compiler(*devices)
 
 
 class Compiling:

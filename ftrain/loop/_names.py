@@ -1,4 +1,4 @@
-"""The names of an evaluation's metrics before there is one: its step, run on tensors without values."""
+"""The names of an evaluation's metrics before there is one: its step, run on its first batch."""
 
 from __future__ import annotations
 
@@ -24,26 +24,40 @@ def eval_metrics(
 ) -> tuple[str, ...] | None:
     """Names, in order; `None` where they cannot be known before the first evaluation.
 
-    They are where the step is compiled (then it is run on such tensors anyway) and the first batch can
-    be looked at without a trace: of a loader or a list, which give the same batches again.
+    They can be where the first batch can be looked at without a trace: of a loader or a list, which give
+    the same batches again. A compiled step is run on tensors without values, as its first call does
+    anyway. One that is not is run as it is, one batch long: of a tensor without value it might keep
+    something (a mask in a cache) that a later step would find.
     """
-    if not isinstance(eval_step, Compiled) or not isinstance(data, (Loader, Listed)):
+    if eval_step is None or not isinstance(data, (Loader, Listed)):
         return None
     if isinstance(data, Loader):
         data = dataclasses.replace(data, workers=0)
-    # What a step of one's own does with such tensors nobody knows: then the first evaluation tells.
+    # What fails here fails in the first evaluation too, or had its reasons: that one tells.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch, _ = next(iter(data.batches(data.start(), epochs=1)))
-        mode = _torch.fake_mode()
-
-        def without_values(leaf: Any) -> Any:
-            return mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-        state, batch = tree.map(without_values, (state, batch))
-        with mode:
-            found = eval_step.__wrapped__(state, batch)  # type: ignore[attr-defined]  # functools'
+        run = _without_values if isinstance(eval_step, Compiled) else _unnoticed
+        found = run(eval_step, state, batch)
         entries = found.entries if isinstance(found, Metrics) else found
         if isinstance(entries, Mapping):
             return tuple(map(str, entries))
     return None
+
+
+def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
+    mode = _torch.fake_mode()
+
+    def fake(leaf: Any) -> Any:
+        return mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+    state, batch = tree.map(fake, (state, batch))
+    with mode:
+        return eval_step.__wrapped__(state, batch)  # type: ignore[attr-defined]  # functools'
+
+
+def _unnoticed(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
+    """A step of one's own may draw from torch's generators, which training goes on with."""
+    devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
+    with torch.random.fork_rng([each for each in devices if each.type == "cuda"]):
+        return eval_step(state, batch)

@@ -19,7 +19,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.errors import DonatedStateError, NonFiniteError, RecompileWarning
 from ftrain.loop import _memory
-from ftrain.loop._compiling import Compiling
+from ftrain.loop._compiling import Compiling, check_compiler
 from ftrain.loop._data import joined
 from ftrain.loop._garbage import Garbage
 from ftrain.loop._names import eval_metrics
@@ -56,6 +56,12 @@ class Run:
         self.parts, self.resumed = parts, resumed
         self.now = Present(parts, loop, observers, resumed)
         self.garbage = Garbage()
+
+    def check_compiler(self) -> None:
+        """Refuse at once what would fail at the first compiled step, where there will be one."""
+        if self._status() is None:
+            evaluation = None if self.parts.eval_data is None else self.parts.eval_step
+            check_compiler((self.parts.step, evaluation), self.now.state)
 
     def events(self, wanted: Callable[[type[Event]], bool]) -> Events:
         """All events; those that are neither wanted nor heard by a callback are not made."""

@@ -149,6 +149,7 @@ class Trainer:
 
         Raises:
             ValueError: neither `epochs` nor `max_steps`; no batch in the data; nothing to resume.
+            CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
             Exception: what a step, the data or a callback raised.
         """
         # Not kept here: where the state is donated, its copy must not be held by this frame.
@@ -255,7 +256,9 @@ class Trainer:
             max_skipped=self.max_skipped,
             count=self.count,
         )
-        return Run(parts, loop, Observers(self._adapted, loop.callbacks), resumed)
+        run = Run(parts, loop, Observers(self._adapted, loop.callbacks), resumed)
+        run.check_compiler()
+        return run
 
     def _compiled(self, step: Callable[..., Any], donate: bool) -> Callable[..., Any]:
         if isinstance(step, Compiled) or self.compile is False:

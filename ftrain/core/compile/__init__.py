@@ -11,10 +11,12 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from ftrain.core.compile._compiled import Compiled
 from ftrain.core.compile._lower import Backend
+from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import is_tracing
 
 __all__ = [
     "Compiled",
+    "check_compiler",
     "compile",
     "is_tracing",
 ]

@@ -143,9 +143,10 @@ class Call:
         said = []
         if any(isinstance(leaf, torch.Tensor) for leaf in changed):
             said.append(
-                "One program serves one shape: pad or drop the last ragged batch (last='pad' or 'drop' "
-                "of ftrain.data.Loader, drop_last=True of a DataLoader), if the time to compile "
-                "matters; a state keeps its shapes, dtypes and strides."
+                "One program serves one shape. If the time to compile matters: a batch size that "
+                "divides the data (of evaluations, `eval_batch_size` in a configuration); or pad or "
+                "drop the last ragged batch (last='pad' or 'drop' of ftrain.data.Loader, drop_last=True "
+                "of a DataLoader). A state keeps its shapes, dtypes and strides."
             )
         if any(isinstance(leaf, (int, float, complex)) for leaf in changed):
             said.append(

@@ -26,6 +26,7 @@ from ftrain.core.compile import _donate
 from ftrain.core.compile._call import Call, global_settings
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._program import Program
+from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import Traced, is_tracing, trace
 from ftrain.core.compile._written import had_written
 from ftrain.core.errors import RecompileWarning
@@ -80,6 +81,15 @@ class Compiled(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<compiled {self._name}: {self.n_compiles} programs>"
+
+    def check_compiler(self, device: torch.device) -> None:
+        """Refuse at once what would fail at the first call, for tensors on this device.
+
+        Raises:
+            CompilerMissingError: there is no C++ compiler, and programs would need one.
+        """
+        if self._backend == "inductor" and device.type == "cpu" and not self.n_compiles:
+            check_compiler()
 
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> fx.GraphModule:
         """The operators that these arguments run, as a `torch.fx.GraphModule`; nothing is compiled.

@@ -11,7 +11,7 @@ from torch import fx
 
 from ftrain.core import _torch
 from ftrain.core.compile._errors import causes, first_line
-from ftrain.core.errors import CompilerMissingError
+from ftrain.core.compile._toolchain import no_compiler
 
 __all__ = ["Backend", "lower"]
 
@@ -55,13 +55,7 @@ def lower(
             )
     except Exception as error:
         if _is_compiler_missing(error):
-            raise CompilerMissingError(
-                "ftrain.compile found no C++ compiler. Install one (Debian, Ubuntu: apt install g++; "
-                "Fedora: dnf install gcc-c++; macOS: xcode-select --install) or name it in the "
-                "environment variable CXX; without one, compile(..., backend='eager') or the plain "
-                "uncompiled function (in a configuration, `compile: false`) give the same results more "
-                f"slowly. ({first_line(error)})"
-            ) from error
+            raise no_compiler(first_line(error)) from error
         raise
     return _shortened(compiled, n_donated)
 

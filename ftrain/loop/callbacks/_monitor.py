@@ -40,8 +40,8 @@ class Monitor:
     """Which metric, and what makes one value better than another.
 
     A name that does not exist is found as early as the names are known: of training at the end of the
-    first log window, of an evaluation before the first step where its step is compiled, else at the
-    first evaluation.
+    first log window, of an evaluation before the first step where its data are a loader or a list, else
+    at the first evaluation.
 
     Args:
         name: `eval/` or `train/` and the metric's name; `eval/NAME/...` of an evaluation called NAME.

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftrain import checkpoint, data, optim, tree
+from ftrain.core._torch import FakeTensor
 from ftrain.loop import (
     Accumulate,
     EpochEnd,
@@ -189,11 +190,11 @@ def test_accumulation_follows_from_the_progress(schedule: dict[int, int]) -> Non
 @pytest.mark.parametrize(
     ("make", "monitor", "options", "at", "said"),
     [
-        # Before the first step, where the evaluation's step is compiled and its data can be looked at.
+        # Before the first step, where the data of the evaluation can be looked at.
         ("stop", "eval/acuracy", {"compile": True}, 0, "Did you mean 'eval/accuracy'?"),
         ("save", "eval/acuracy", {"compile": True}, 0, "There are eval/loss, eval/accuracy"),
-        # Else at the first evaluation; of training at the end of the first window.
-        ("stop", "eval/acuracy", {}, 7, "Did you mean 'eval/accuracy'?"),
+        ("stop", "eval/acuracy", {}, 0, "Did you mean 'eval/accuracy'?"),
+        # Of training at the end of the first window.
         ("save", "train/lose", {}, 3, "Did you mean 'train/loss'?"),
         ("stop", "train/lose", {"compile": True}, 3, "There are train/loss, train/accuracy"),
     ],
@@ -219,7 +220,42 @@ def test_an_unknown_metric_is_refused_as_early_as_can_be(
         fit(trainer(Counts(), watch, **options), epochs=3)
     assert said in str(error.value)
     assert error.value.fit_result.step == at  # type: ignore[attr-defined]  # the trainer's
-    assert evaluated == ([7] if at == 7 else [])
+    assert not evaluated
+
+
+def test_of_data_that_cannot_be_looked_at_it_is_refused_at_the_first_evaluation() -> None:
+    made = trainer(callbacks.EarlyStopping(3, monitor="eval/acuracy"))
+    with pytest.raises(ValueError, match="there is no metric") as error:
+        made.fit(STEPS.init_state(0), train_data(), data.Stream(list(eval_data())), epochs=3)
+    assert error.value.fit_result.step == 7  # type: ignore[attr-defined]  # the trainer's
+
+
+def test_the_look_at_an_evaluation_changes_nothing() -> None:
+    """Neither what a step keeps nor what torch's generators draw; its errors come in their time."""
+    kept: list[torch.Tensor] = []
+
+    def step(state: torch.Tensor, batch: Any) -> Any:
+        return state + torch.rand(()), {"loss": state.sum()}
+
+    def eval_step(state: torch.Tensor, batch: Any) -> Any:
+        kept.append(torch.rand(()))
+        return {"loss": state.sum()}
+
+    def fails(state: torch.Tensor, batch: Any) -> Any:
+        raise ZeroDivisionError
+
+    found = []
+    for watched in ([], [callbacks.EarlyStopping(9)]):
+        torch.manual_seed(0)
+        made = trainer(*watched, steps=(step, eval_step))
+        found.append(made.fit(torch.zeros(3), [torch.ones(1)] * 4, [torch.ones(1)], epochs=2).state)
+    assert torch.equal(*found)
+    assert len(kept) == 2 + 3
+    assert not any(isinstance(each, FakeTensor) for each in kept)
+    made = trainer(callbacks.EarlyStopping(9), steps=(step, fails))
+    with pytest.raises(ZeroDivisionError) as error:
+        made.fit(torch.zeros(3), [torch.ones(1)] * 4, [torch.ones(1)], epochs=2)
+    assert error.value.fit_result.step == 4  # type: ignore[attr-defined]  # the trainer's
 
 
 @pytest.mark.parametrize(

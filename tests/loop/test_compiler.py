@@ -1,0 +1,133 @@
+"""Where there is no C++ compiler, a run says so before it begins, and only where it would need one."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ftrain.cli import main
+from ftrain.core import _torch
+from ftrain.core.compile import check_compiler
+from ftrain.core.compile import compile as compile_step
+from ftrain.core.errors import CompilerMissingError, RecompileWarning
+from ftrain.loop import Trainer
+from tests.loop import runs
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    """A machine on whose path is nothing at all, and what inductor would look for there."""
+    empty = tmp_path / "path"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(_torch, "cpp_compilers", lambda: ("g++",))
+    return empty
+
+
+def fit(folder: pathlib.Path, **options):
+    ends = {"epochs": options.pop("epochs", 1), "resume": options.pop("resume", None)}
+    trainer = Trainer(runs.STEPS, store=folder / "checkpoints", **options)
+    return trainer.fit(runs.STEPS.init_state(0), runs.train_data(), runs.eval_data(), **ends)
+
+
+def test_fit_says_so_before_anything_is_written(no_compiler, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(CompilerMissingError, match=r"no C\+\+ compiler.*compile=false") as caught:
+        fit(folder)
+    assert "'backend': 'eager'" in str(caught.value)
+    assert "Looked for g++" in str(caught.value)
+    assert not folder.exists()
+
+
+def test_it_is_not_asked_for_where_none_is_needed(no_compiler, tmp_path):
+    assert fit(tmp_path / "plain", compile=False).status == "completed"
+    with pytest.warns(RecompileWarning, match=r"divides the data.*`eval_batch_size`.*last='pad'"):
+        assert fit(tmp_path / "eager", compile={"backend": "eager"}).status == "completed"
+    assert fit(tmp_path / "none", epochs=0).status == "completed"
+    # A run that is over has nothing to compile.
+    assert fit(tmp_path / "plain", resume=True).status == "completed"
+    with pytest.raises(CompilerMissingError):
+        fit(tmp_path / "plain", resume=True, epochs=2)
+
+
+def test_programs_that_were_made_already_need_none(no_compiler):
+    step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
+    step.n_compiles = 1
+    step.check_compiler(torch.device("cpu"))
+
+
+def test_other_devices_need_none(no_compiler):
+    step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
+    step.check_compiler(torch.device("cuda"))
+    with pytest.raises(CompilerMissingError):
+        step.check_compiler(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("named", ["CXX", "torch"])
+def test_a_compiler_of_another_name_is_found(no_compiler, monkeypatch, named):
+    own = no_compiler / "my-compiler"
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    with pytest.raises(CompilerMissingError):
+        check_compiler()
+    if named == "CXX":
+        monkeypatch.setenv("CXX", "my-compiler")
+    else:  # in inductor's own configuration
+        monkeypatch.setattr(_torch, "cpp_compilers", lambda: ("g++", "my-compiler"))
+    check_compiler()
+
+
+def test_where_inductor_would_fetch_one_it_is_left_to(no_compiler, monkeypatch):
+    monkeypatch.setattr(_torch, "cpp_compilers", lambda: None)
+    check_compiler()
+
+
+def test_what_inductor_would_try(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "one++"))
+    assert _torch.cpp_compilers() == ("one++",)
+    monkeypatch.setenv("TORCH_INDUCTOR_INSTALL_GXX", "1")
+    assert _torch.cpp_compilers() is None
+    monkeypatch.delenv("TORCH_INDUCTOR_INSTALL_GXX")
+    monkeypatch.setattr(config.cpp, "cxx", "two++")
+    assert _torch.cpp_compilers() == ("two++",)
+    monkeypatch.setattr(config, "cpu_backend", "triton")
+    assert _torch.cpp_compilers() is None
+
+
+def test_the_command_says_so_before_anything_is_written(no_compiler, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    where = f"output_dir={tmp_path / 'run'}"
+    assert main(["train", "config.yaml", "epochs=1", "compile=true", where]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ftrain train: ftrain.compile found no C++ compiler.")
+    assert "compile=false" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "config.yaml", "epochs=1", "compile=false", where]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert main(["resume", str(tmp_path / "run"), "epochs=2", "compile=true"]) == 1
+    assert "found no C++ compiler" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_the_real_search_of_a_process_without_one(tmp_path):
+    environment = {**os.environ, "CXX": "no-such-compiler-anywhere"}
+    asked = (
+        "from ftrain.core.compile import check_compiler\n"
+        "try: check_compiler()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "CompilerMissingError" in done.stdout, done
+    assert "Looked for no-such-compiler-anywhere, which CXX names." in done.stdout
