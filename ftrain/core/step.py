@@ -142,7 +142,7 @@ def _optimizer_remedy(found: Any) -> str:
             f"the like, or ftrain.optim.from_torch(torch.optim.{type(found).__name__}, lr=...)"
         )
     name = getattr(found, "__name__", None)
-    if name is not None and callable(found) and not isinstance(found, type):
+    if name is not None and str(getattr(found, "__module__", "")).startswith("ftrain.optim."):
         return f". {name} was not called: write {name}(1e-3)"
     return ""
 

@@ -226,3 +226,12 @@ def test_wrong_shapes_are_raised_and_not_printed_as_well(fn, capfd, caplog):
         compile(fn, backend="eager")(torch.ones(2, 3))
     assert capfd.readouterr().err == ""
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_what_only_real_tensors_show_is_told_with_the_arguments():
+    """Fake tensors let a product of two dtypes pass."""
+    layer = torch.nn.Linear(3, 2).requires_grad_(False)
+    product = compile(lambda batch: layer(batch["x"]), backend="eager")
+    with pytest.raises(RuntimeError, match="dtype") as caught:
+        product({"x": torch.ones(4, 3, dtype=torch.float64)})
+    assert "batch['x']: float64[4, 3]" in "".join(caught.value.__notes__)

@@ -52,6 +52,12 @@ def test_an_optimizer_that_is_none(wrong, hint):
         ftrain.make_steps(net, loss_fn, wrong)
 
 
+def test_a_function_of_ones_own_is_not_told_a_learning_rate():
+    with pytest.raises(TypeError) as caught:
+        ftrain.make_steps(net, loss_fn, lambda parameters: parameters)  # type: ignore[arg-type]
+    assert "was not called" not in str(caught.value)
+
+
 def weighted(model: Any, batch: Any) -> ftrain.Mean:
     """The last column is what a row weighs."""
     return ftrain.Mean(

@@ -185,10 +185,12 @@ def _raise(state: Any, cls: type) -> NoReturn:
     raise DonatedStateError(
         f"this {cls.__name__} was donated to `{function}`: its memory now holds the state that "
         f"`{function}` returned.{where}\n\n"
-        "Probably written:                        meant:\n"
-        f"    new, metrics = {function}(state, batch)        "
-        f"state, metrics = {function}(state, batch)\n"
-        "    ... state ...                            ... state ...\n\n"
+        "Probably written:\n"
+        f"    new, metrics = {function}(state, batch)\n"
+        "    ... state ...\n"
+        "Meant:\n"
+        f"    state, metrics = {function}(state, batch)\n"
+        "    ... state ...\n\n"
         "To keep the old state as well, copy it first: old = ftrain.tree.map(torch.clone, state). "
         "Or compile with donate=False."
     )

@@ -18,6 +18,8 @@ from ftrain.core.compile._trace import TENSOR, Traced
 
 __all__ = ["Program"]
 
+_SHOWN = 4  # arguments in the note of a first run that failed
+
 
 class Program:
     """One compiled graph, and what arguments must be like for it."""
@@ -78,7 +80,18 @@ class Program:
         return self._unflatten(leaves)
 
     def _first(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        self._call, outputs = separate(self._lowered, inputs, self._lowered(inputs))
+        try:
+            outputs = self._lowered(inputs)
+        except RuntimeError as error:
+            # What fake tensors let pass, such as a product of two dtypes; the batch comes last.
+            last = list(zip(self.tensor_names, map(describe, inputs), strict=True))[-_SHOWN:]
+            error.add_note(
+                "(while the traced graph ran for the first time, on "
+                f"{', '.join(f'{name}: {kind}' for name, kind in last)}; "
+                "the same call without ftrain.compile shows the line)"
+            )
+            raise
+        self._call, outputs = separate(self._lowered, inputs, outputs)
         return outputs
 
 
