@@ -1,13 +1,16 @@
-"""A run's checkpoint on its held-out data."""
+"""A run's checkpoint on its held-out data, or on other data read in the same way."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ftrain import checkpoint
-from ftrain.config.build import build
+from ftrain.config import fitted
+from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
 from ftrain.config.run import environment, store
 from ftrain.config.schema import Config
@@ -27,20 +30,41 @@ def evaluate(
         folder: its directory.
         which: `"best"`, `"latest"`, or the path of a checkpoint.
 
+    A `data.path` given on the command line is evaluated on as a whole, with the scales, classes or
+    alphabet that the run has learnt from its training data.
+
     Raises:
-        ConfigError: there is no checkpoint, or nothing is held out.
+        ConfigError: there is no checkpoint, or nothing is held out; the training data have changed, so
+            that what is held out of them may have been trained on; the data given cannot be read as
+            the training data were.
         CheckpointError: the checkpoint is damaged, or of another model.
     """
     path = _checkpoint(config, folder, which)
     with environment(config):
-        parts = build(config)
+        learnt = fitted.kept(config, folder)
+        parts = build(config, fitted=learnt, evaluation=True)
+        _check(parts, learnt)
         if parts.held_out is None:
-            message = f"{config.data.name} holds nothing out: write data.held_out=0.2, for instance"
+            message = (
+                f"{config.data.name} holds nothing out: write data.held_out=0.2, or name a file"
+            )
             raise ConfigError.at("data", config.places.of(("data",)), message)
         state, metadata = checkpoint.load(path, like=parts.init_state())
         # One pass is not worth a compile.
         result = parts.trainer(compile=False).evaluate(state, parts.held_out)
         return path, dataclasses.replace(result, epoch=_epoch(state, metadata, result.step))
+
+
+def _check(parts: Parts, learnt: Mapping[str, Any]) -> None:
+    """Whether what is evaluated on was held out, and what it is scaled by."""
+    config = parts.config
+    typed = config.places.typed(("data", "path"))
+    if typed and not learnt and parts.fitted is not None:
+        says = "its data is read with scales, classes or alphabet of its own"
+        print(f"this run has no {fitted.FILE}, as none had once: {says}", file=sys.stderr)
+    if not typed and not isinstance(config.data.held_out, str):
+        remedy = "Put the former file back; or evaluate on all that is in a file: data.path=FILE"
+        fitted.check_unchanged(parts, learnt, remedy)
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:

@@ -12,30 +12,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 import ftrain
-from ftrain import data as loading
 from ftrain import optim
+from ftrain.config._loading import load_data, loaders
+from ftrain.config._made import made
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.resolve import Resolved, Target, reference, resolve, run_length
 from ftrain.config.schema import Config
-from ftrain.config.sources import Data
 from ftrain.core import tree
-from ftrain.core.errors import DataError
 from ftrain.loop import Trainer
 from ftrain.loop.callbacks import GradientMonitor, monitored_steps
 
 __all__ = ["Parts", "build"]
 
-#: Batches in the evaluation of a `fast_dev_run`.
-DEV_EVAL_BATCHES = 2
+#: The fact by which a loss says errors in the units of the data.
+UNITS = "target_scale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +41,10 @@ class Parts:
 
     Attributes:
         resolved: what the configuration names, and the configuration itself with every value filled in.
-        train: a loader, stream or list of training batches.
+        train: a loader, stream or list of training batches; `None`: nothing will be trained.
         held_out: the same for evaluation; `None`: nothing is held out.
         facts: what the data told about itself.
+        fitted: what can be learnt from these training data; `None`: nothing.
         sizes: `batch -> (samples, tokens)`; `None`: the trainer's.
         total_steps: updates in the whole run; `None`: neither data nor configuration tell.
         model: the bound model.
@@ -61,6 +59,7 @@ class Parts:
     train: Any
     held_out: Any
     facts: Mapping[str, Any]
+    fitted: Mapping[str, Any] | None
     sizes: Callable[[Any], tuple[int, int]] | None
     total_steps: int | None
     model: Any
@@ -92,12 +91,21 @@ class Parts:
         return moved
 
 
-def build(config: Config, folder: pathlib.Path | None = None) -> Parts:
+def build(
+    config: Config,
+    folder: pathlib.Path | None = None,
+    *,
+    fitted: Mapping[str, Any] | None = None,
+    evaluation: bool = False,
+) -> Parts:
     """Import, check and make everything that a configuration names.
 
     Args:
         config: from `load`.
         folder: what `${run}` stands for in arguments of callbacks; default: `config.folder`.
+        fitted: what the run has learnt from its training data, with which all data is read; empty: it
+            kept nothing; `None`: a run begins.
+        evaluation: nothing will be trained: a `data.path` of the command line is held out as a whole.
 
     Raises:
         ConfigError: something cannot be imported, does not take its arguments, or refuses them; the
@@ -106,22 +114,24 @@ def build(config: Config, folder: pathlib.Path | None = None) -> Parts:
     resolved = resolve(config)
     config = resolved.config
     device = _device(config)
-    found = _data(resolved)
-    train, held_out = _loaders(config, found, device)
+    found = load_data(resolved, fitted, evaluation)
+    train, held_out = loaders(config, found, device, evaluation)
     total = _total_steps(config, train)
     facts = dict(found.facts)
 
     target = resolved.model
     arguments = _filled(target, facts, config)
-    model = _made(config, target, lambda: ftrain.bind(lambda: target.function(**arguments)))
+    model = made(config, target, lambda: ftrain.bind(lambda: target.function(**arguments)))
     losses = _filled(resolved.loss, facts, config)
+    if UNITS in facts and resolved.loss.takes(UNITS):
+        losses.setdefault(UNITS, facts[UNITS])
     loss_fn = resolved.loss.function
     if losses:
         loss_fn = functools.partial(loss_fn, **losses)
-    schedule = _schedule(resolved, total)
+    schedule = _schedule(resolved, total, evaluation)
     optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
-        _made(config, one, functools.partial(one.function, **_in_run(one, facts, config, folder)))
+        made(config, one, functools.partial(one.function, **_in_run(one, facts, config, folder)))
         for one in resolved.callbacks
     )
     return Parts(
@@ -129,6 +139,7 @@ def build(config: Config, folder: pathlib.Path | None = None) -> Parts:
         train=train,
         held_out=held_out,
         facts=facts,
+        fitted=found.fitted,
         sizes=found.sizes,
         total_steps=total,
         model=model,
@@ -153,77 +164,6 @@ def _device(config: Config) -> torch.device:
     return found
 
 
-def _data(resolved: Resolved) -> Data:
-    """What the data function returns, with a part held out."""
-    config, target = resolved.config, resolved.data
-    made = _made(config, target, functools.partial(target.function, **target.arguments))
-    held_out, place = config.data.held_out, config.places.of(("data",))
-    if not isinstance(made, Data):
-        pair = type(made) is tuple and len(made) == 2
-        if pair and all(isinstance(part, torch.Tensor) for part in made):
-            raise ConfigError.at(
-                "data",
-                place,
-                f"{config.data.name} returned two tensors: inputs and targets, or training and held "
-                'out? Return {"x": inputs, "y": targets} for the first, a pair of such for the second',
-            )
-        made = Data(*made) if pair else Data(made)
-    if held_out is None or target.takes("held_out"):
-        return made
-    if made.held_out is not None:
-        message = f"{config.data.name} holds a part out already: leave held_out out"
-        raise ConfigError.at("data.held_out", config.places.of(("data", "held_out")), message)
-    try:
-        train, rest = loading.split(made.train, held_out)
-        return made._replace(train=train, held_out=rest)
-    except (TypeError, ValueError) as error:
-        place = config.places.of(("data", "held_out"))
-        raise ConfigError.at("data.held_out", place, str(error)) from None
-
-
-def _loaders(config: Config, found: Data, device: torch.device) -> tuple[Any, Any]:
-    place = device if device.type != "cpu" else None
-
-    def batches(dataset: Any, training: bool) -> Any:
-        if isinstance(dataset, (loading.Loader, loading.Stream)):
-            return dataset
-        size = config.batch_size if training else config.eval_batch_size or config.batch_size
-        if hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
-            return loading.Stream(dataset, size, seed=config.seed, device=place)
-        return loading.Loader(
-            dataset,
-            size,
-            seed=config.seed,
-            shuffle=training,
-            workers=config.workers,
-            device=place,
-        )
-
-    def checked(dataset: Any, training: bool) -> Any:
-        try:
-            return batches(dataset, training)
-        except (TypeError, ValueError) as error:
-            name = "batch_size" if training or not config.eval_batch_size else "eval_batch_size"
-            key = name if "make no batch" in str(error) else "data"
-            says = str(error).partition(", or last=")[0]
-            raise ConfigError.at(key, config.places.of((key,)), says) from None
-
-    train = checked(found.train, True)
-    held_out = None if found.held_out is None else checked(found.held_out, False)
-    if config.overfit_batches:
-        train = _first(train, config.overfit_batches)
-        held_out = train
-    elif config.fast_dev_run and held_out is not None:
-        held_out = _first(held_out, DEV_EVAL_BATCHES)
-    return train, held_out
-
-
-def _first(batches: Any, n: int) -> list[Any]:
-    """The first n batches as a list: the same ones in each epoch."""
-    pairs = batches.batches(epochs=1)
-    return [batch for (batch, _), _ in zip(pairs, range(n), strict=False)]
-
-
 def _total_steps(config: Config, train: Any) -> int | None:
     limits = [config.max_steps]
     if config.epochs is not None and hasattr(train, "__len__"):
@@ -246,24 +186,24 @@ def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> ftrain.S
     )
 
 
-def _schedule(resolved: Resolved, total: int | None) -> Any:
+def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
     """The course of the learning rate; `None` where it is constant."""
     config, course = resolved.config, resolved.schedule
     if course is None or course.function is optim.reduce_on_plateau:
         return None
+    if evaluation:  # the state is the same for every schedule, and the run's length is not known
+        return optim.constant(config.optimizer.learning_rate)
     rate, arguments = config.optimizer.learning_rate, _in_steps(config, course, total)
-    return _made(config, course, functools.partial(course.function, rate, **arguments))
+    return made(config, course, functools.partial(course.function, rate, **arguments))
 
 
 def _chain(resolved: Resolved, rate: Any) -> Any:
     """Clip, then the algorithm, then what shrinks its steps; around all of it the average."""
     config, target, course = resolved.config, resolved.optimizer, resolved.schedule
     links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
-    links.append(
-        _made(config, target, functools.partial(target.function, rate, **target.arguments))
-    )
+    links.append(made(config, target, functools.partial(target.function, rate, **target.arguments)))
     if course is not None and course.function is optim.reduce_on_plateau:
-        links.append(_made(config, course, functools.partial(course.function, **course.arguments)))
+        links.append(made(config, course, functools.partial(course.function, **course.arguments)))
     whole = optim.chain(*links)
     return whole if config.ema is None else optim.ema(whole, config.ema)
 
@@ -314,43 +254,3 @@ def _in_run(
         name: value.replace("${run}", run) if isinstance(value, str) else value
         for name, value in _filled(target, facts, config).items()
     }
-
-
-def _made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
-    """What `make` returns; an error in it names the component, its place, and the line that raised."""
-    key, place = ".".join(map(str, target.path)), config.places.of(target.path)
-    try:
-        return make()
-    except ConfigError:
-        raise
-    except (DataError, FileNotFoundError) as error:
-        raise ConfigError.at(key, place, f"{error}{_sought(config, target)}") from None
-    except Exception as error:
-        name, kind = target.component.name, type(error).__name__
-        if ":" not in name:
-            raise ConfigError.at(key, place, f"{name}: {error}") from None
-        says = f"{name} raised {kind}: {error}{_line(error)}"
-        raise ConfigError.at(key, place, says) from error
-
-
-def _sought(config: Config, target: Target) -> str:
-    """From where those of its paths were sought at which there is nothing."""
-    written = target.component.arguments
-    missing = [
-        f". {name} {str(written[name])!r} is sought {config.sought((*target.path, name))}"
-        for name in target.files
-        if name in written and not os.path.exists(target.arguments[name])
-    ]
-    return "".join(missing)
-
-
-def _line(error: Exception) -> str:
-    """The last line outside of ftrain and of installed packages."""
-    house = os.path.dirname(ftrain.__file__)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if not f.filename.startswith((house, "<")) and "-packages" not in f.filename
-    ]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

@@ -71,19 +71,29 @@ def binary_cross_entropy(
     return _mean(each, batch), {"accuracy": _mean(hits.detach(), batch)}
 
 
-def mse(model: nn.Module, batch: Any, *, input: str = "x", target: str = "y") -> Loss:
-    """The mean squared error of numbers, with the mean absolute error beside it.
+def mse(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    target_scale: float | None = None,
+) -> Loss:
+    """The mean squared error of numbers, with the mean absolute error in their own units beside it.
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
         batch: a dict.
         input: the name of what goes into the model.
         target: the name of the numbers to predict.
+        target_scale: what the absolute error is multiplied by; null: the data's fact of this name (of a
+            standardized column its standard deviation), or 1.
     """
     wanted = _entry(batch, target)
     error = _as_targets(model(_entry(batch, input)), wanted, target) - wanted
     each = error.reshape(len(error), -1)  # one row a sample, however many numbers it has
-    return _mean(each.square().mean(1), batch), {"mae": _mean(each.detach().abs().mean(1), batch)}
+    away = each.detach().abs().mean(1) * (1.0 if target_scale is None else target_scale)
+    return _mean(each.square().mean(1), batch), {"mae": _mean(away, batch)}
 
 
 def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:

@@ -57,6 +57,11 @@ class Target:
         """Whether the function has a parameter of this name."""
         return name in _parameters(self.function)
 
+    def takes_file(self, name: str) -> bool:
+        """Whether it can be a path."""
+        hint = _hints(self.function).get(name)
+        return pathlib.Path in (hint, *typing.get_args(hint))
+
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -114,11 +119,24 @@ def resolve(config: Config) -> Resolved:
     callbacks = [
         target("callback", one, "callbacks", index) for index, one in enumerate(config.callbacks)
     ]
+    if found["data"] is not None:
+        problems += _held_out(config, found["data"])
     if problems:
         raise ConfigError(problems)
     assert found["optimizer"] is not None  # there would be a problem
     config = _with_rate(config, found["optimizer"])
     return Resolved(config, callbacks=tuple(callbacks), **found)  # type: ignore[arg-type]  # likewise
+
+
+def _held_out(config: Config, data: Target) -> list[Problem]:
+    """A file of held-out samples for a function that reads none."""
+    if not isinstance(config.data.held_out, str) or data.takes("held_out"):
+        return []
+    says = (
+        f"{config.data.name} reads no file of held-out samples: write how many of its own, or which "
+        "share. (A function of yours does, with an argument `held_out: pathlib.Path`)"
+    )
+    return [Problem("data.held_out", config.places.of(("data", "held_out")), says)]
 
 
 def reference(value: object) -> str | None:
@@ -158,6 +176,8 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     if kind == "data" and config.data.held_out is not None and "held_out" in parameters:
         written["held_out"] = config.data.held_out
     filled = list(parameters)[: _FILLED.get(kind, 0)]
+    if kind == "data":
+        filled = [name for name in parameters if name == "fitted"]  # what the run has learnt
     if function is optim.reduce_on_plateau:
         filled = []  # it stands behind the optimizer, not in its learning rate
     hints = _hints(function)

@@ -10,10 +10,11 @@ Read next: `load.py`, which makes a `Config` from a file and the command line.
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from ftrain.config._places import Path, Places
@@ -25,6 +26,19 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _held_out(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    share = isinstance(value, float) and 0 < value < 1
+    # A number in quotes is meant as a number, not as a file of this name.
+    file = isinstance(value, str) and not re.fullmatch(r"[-+.\d\s]*(e[-+\d]+)?%?", value)
+    if value is None or whole or share or file:
+        return value
+    raise PydanticCustomError(
+        "held_out",
+        "must be how many samples (from 1), a share of them (between 0 and 1), or the name of a file",
+    )
 
 
 class _Section(BaseModel):
@@ -82,10 +96,10 @@ class Optimizer(Component):
 class Data(Component):
     """A `Component` with a part held out for evaluation."""
 
-    held_out: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """How many samples to hold out, or which share of them. A function that has an argument of this name
-    gets it; else the samples are chosen at random, the same for every seed. Null: none, or what the
-    function itself holds out."""
+    held_out: Annotated[int | float | str | None, BeforeValidator(_held_out)] = None
+    """How many samples to hold out, which share of them, or a file of their own, such as `test.csv`. A
+    function that has an argument of this name gets it; else the samples are chosen at random, the same
+    for every seed. Null: none, or what the function itself holds out."""
 
 
 class Checkpoint(_Section):

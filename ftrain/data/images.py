@@ -6,6 +6,7 @@ Read next: `loader.py`; `augment` and `workers` are made for this.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,24 +24,38 @@ class Images:
     """The images in a folder's folders: a dataset that a `Loader` reads sample by sample.
 
     Attributes:
-        classes: the folders' names, sorted; a label is a place here.
+        classes: the folders' names, sorted, or those that were asked for; a label is a place here.
         files: `(path, label)` of each sample, sorted by class, then by name.
         size: `(height, width)` of every sample.
         mode: `"RGB"`, `"L"` (grey) or another mode of Pillow.
     """
 
-    def __init__(self, folder: PathLike, size: tuple[int, int] | None, mode: str) -> None:
+    def __init__(
+        self,
+        folder: PathLike,
+        size: tuple[int, int] | None,
+        mode: str,
+        classes: Sequence[str] | None,
+    ) -> None:
         self._pillow = _pillow()
         self.mode, self._resize = mode, size is not None
         place = existing_folder(folder)
         found = sorted(entry for entry in place.iterdir() if entry.is_dir())
-        self.classes = [entry.name for entry in found]
+        self.classes = [entry.name for entry in found] if classes is None else list(classes)
+        labels = {name: label for label, name in enumerate(self.classes)}
         self.files = [
-            (path, label)
-            for label, entry in enumerate(found)
+            (path, labels.get(entry.name, -1))
+            for entry in found
             for path in sorted(entry.rglob("*"))
             if path.suffix.lower() in _SUFFIXES and path.is_file()
         ]
+        strange = next((path for path, label in self.files if label < 0), None)
+        if strange is not None:
+            name = strange.relative_to(place).parts[0]
+            raise DataError(
+                f"the folder {place / name} is none of the classes {self.classes!r}: rename it, or move "
+                "it elsewhere"
+            )
         if not self.files:
             raise DataError(
                 f"{place} holds no folders with images: an image belongs into a folder with the name of "
@@ -81,13 +96,21 @@ class Images:
             raise DataError(f"{path} is no image that Pillow can read: {error}") from None
 
 
-def images(folder: PathLike, *, size: tuple[int, int] | None = None, mode: str = "RGB") -> Images:
+def images(
+    folder: PathLike,
+    *,
+    size: tuple[int, int] | None = None,
+    mode: str = "RGB",
+    classes: Sequence[str] | None = None,
+) -> Images:
     """The images in `folder/<class>/<name>.png` (.jpg, .webp, ...), read when they are asked for.
 
     Args:
         folder: holds a folder for each class.
         size: `(height, width)` to scale every image to; default: they have one size already.
         mode: `"RGB"` for three channels, `"L"` for one.
+        classes: the classes that there are, in the order of their labels, such as those of the images
+            that a model has learnt from; default: the folders' names.
 
     Returns:
         A dataset whose samples are `{"image": ..., "label": int}`, the image float32 `(channels, height,
@@ -95,7 +118,8 @@ def images(folder: PathLike, *, size: tuple[int, int] | None = None, mode: str =
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DataError: it holds no images; and, when a sample is read, the file that is damaged.
+        DataError: it holds no images, or a class that is not among `classes`; and, when a sample is
+            read, the file that is damaged.
         ImportError: Pillow is not installed.
 
     >>> import pathlib, tempfile
@@ -107,7 +131,7 @@ def images(folder: PathLike, *, size: tuple[int, int] | None = None, mode: str =
     >>> pets.classes, pets[0]["image"].shape, pets[0]["label"]
     (['cat'], torch.Size([3, 4, 6]), 0)
     """
-    return Images(folder, size, mode)
+    return Images(folder, size, mode, classes)
 
 
 def _pillow() -> Any:

@@ -6,6 +6,7 @@ Read next: `text.py`, for text that is no table.
 from __future__ import annotations
 
 import csv as python_csv
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor
 from ftrain.core.errors import DataError
 from ftrain.data._files import PathLike, existing, not_utf8
 
-__all__ = ["csv"]
+__all__ = ["Column", "Table", "csv"]
 
 Rows = list[tuple[int, list[str]]]  # with the number of the line that each ends on
+Spelling = Callable[[str, str], str]  # an argument and its value, as a remedy writes them
 
 
 def csv(
@@ -61,18 +63,16 @@ def csv(
     >>> csv(folder / "pets.csv", target="kind", categories={"kind": ["cat", "dog"]})
     {'x': tensor([[ 4.5000,  2.0000], [31.0000,  5.0000]]), 'y': tensor([0, 1])}
     """
-    path = existing(path)
-    names, rows = _rows(path, delimiter, header)
+    table = Table.read(path, delimiter, header)
     categories = dict(categories or {})
     for asked in (*(columns or ()), *integers, *categories, *((target,) if target else ())):
-        if asked not in names:
-            raise DataError(f"{path} has no column {asked!r}; it has {', '.join(map(repr, names))}")
-    chosen = list(names if columns is None else columns)
+        table.place(asked)
+    chosen = list(table.names if columns is None else columns)
     if target is not None and target not in chosen:
         chosen.append(target)
     found: dict[str, Tensor] = {}
     for name in chosen:
-        cells = Column(path, name, [(line, row[names.index(name)]) for line, row in rows], missing)
+        cells = table.column(name, missing)
         if name in categories:
             found[name] = cells.categories(categories[name])
         elif name in integers:
@@ -83,32 +83,102 @@ def csv(
         return found
     features = [values.to(torch.float32) for name, values in found.items() if name != target]
     if not features:
-        raise DataError(f"{path}: no column is left beside the target {target!r}")
+        raise DataError(f"{table.path}: no column is left beside the target {target!r}")
     return {"x": torch.stack(features, dim=1), "y": found[target]}
+
+
+def in_python(name: str, value: str) -> str:
+    """An argument as a call of `csv` has it."""
+    return f"{name}={value}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The cells of a file, not yet read as numbers or words.
+
+    Attributes:
+        path: the file.
+        names: of the columns.
+        rows: the cells, and the line that each row ends on.
+        spelled: how a remedy writes an argument.
+    """
+
+    path: Path
+    names: list[str]
+    rows: Rows
+    spelled: Spelling = in_python
+
+    @classmethod
+    def read(
+        cls,
+        path: PathLike,
+        delimiter: str = ",",
+        header: bool = True,
+        spelled: Spelling = in_python,
+    ) -> Table:
+        """The table in a file; errors as `csv`."""
+        found = existing(path)
+        return cls(found, *_rows(found, delimiter, header, spelled), spelled)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def place(self, name: str) -> int:
+        """Which column is called so; `DataError` where there is none."""
+        if name not in self.names:
+            there = ", ".join(map(repr, self.names))
+            hint = _delimiter(self.names, self.spelled)
+            raise DataError(f"{self.path} has no column {name!r}; it has {there}{hint}")
+        return self.names.index(name)
+
+    def column(self, name: str, missing: float | None = None) -> Column:
+        """The cells of one column; `missing` as in `csv`."""
+        place = self.place(name)
+        cells = [(line, row[place]) for line, row in self.rows]
+        return Column(self.path, name, cells, missing, self.spelled)
 
 
 class Column:
     """The cells of one column, with the lines they stand on."""
 
     def __init__(
-        self, path: Path, name: str, cells: list[tuple[int, str]], missing: float | None
+        self,
+        path: Path,
+        name: str,
+        cells: list[tuple[int, str]],
+        missing: float | None,
+        spelled: Spelling,
     ) -> None:
-        self.path, self.name, self.cells, self.missing = path, name, cells, missing
+        self.path, self.name, self.cells = path, name, cells
+        self.missing, self.spelled = missing, spelled
 
     def numbers(self) -> Tensor:
         """float32 `(n,)`."""
+        values = self.doubles()
         with np.errstate(over="ignore"):
-            values = np.array(self._each(float, self._number), dtype=np.float64)
             result = values.astype(np.float32)
         too_large = np.nonzero(np.isinf(result) & ~np.isinf(values))[0]
         if len(too_large):
             line, cell = self.cells[too_large[0]]
-            raise self._wrong(line, cell, "is too large for float32: scale the column first")
+            raise self.wrong(line, cell, "is too large for float32: scale the column first")
         return torch.from_numpy(result)
+
+    def doubles(self, remedy: str | None = None) -> np.ndarray:
+        """float64 `(n,)`; `remedy` is what to say of a word, where it is not that of `csv`."""
+
+        def says(cell: str) -> str:
+            if not cell.strip():
+                put = self.spelled("missing", "0")
+                return f"is empty: delete the row, or write {put} to put that number there"
+            return remedy or self._word()
+
+        return np.array(self._each(float, says), dtype=np.float64)
 
     def integers(self) -> Tensor:
         """int64 `(n,)`."""
-        remedy = "is no integer of 64 bits. Leave the column out of integers=..."
+        remedy = (
+            f"is no integer of 64 bits. Leave the column out of {self.spelled('integers', '...')}"
+        )
 
         def one(cell: str) -> int:
             value = int(self.missing if not cell.strip() and self.missing is not None else cell)
@@ -118,12 +188,20 @@ class Column:
 
         return torch.tensor(self._each(one, lambda cell: remedy), dtype=torch.int64)
 
-    def categories(self, words: Sequence[str]) -> Tensor:
+    def categories(self, words: Sequence[str], remedy: str = "correct it, or add it") -> Tensor:
         """int64 `(n,)`: places in `words`."""
         places = {word: place for place, word in enumerate(words)}
-        remedy = f"is none of the categories {list(words)!r}: correct it, or add it"
-        found = self._each(lambda cell: places[cell.strip()], lambda cell: remedy)
+        says = f"is none of the categories {_listed(words, 20)}: {remedy}"
+        found = self._each(lambda cell: places[cell.strip()], lambda cell: says)
         return torch.tensor(found, dtype=torch.int64)
+
+    def different(self) -> set[str]:
+        """The different cells that are not empty."""
+        return {cell.strip() for _, cell in self.cells} - {""}
+
+    def wrong(self, line: int, cell: str, what: str) -> DataError:
+        """The error of a cell."""
+        return DataError(f"{self.path}, line {line}, column {self.name!r}: {cell!r} {what}")
 
     def _each(self, convert: Callable[[str], Any], remedy: Callable[[str], str]) -> list[Any]:
         values = []
@@ -134,24 +212,23 @@ class Column:
                 if convert is float and not cell.strip() and self.missing is not None:
                     values.append(self.missing)
                 else:
-                    raise self._wrong(line, cell, remedy(cell)) from None
+                    raise self.wrong(line, cell, remedy(cell)) from None
         return values
 
-    def _number(self, cell: str) -> str:
-        if not cell.strip():
-            return "is empty. Pass missing=... to put a number there (float('nan') is one)"
+    def _word(self) -> str:
         words = sorted({cell.strip() for _, cell in itertools.islice(self.cells, 1000)})
-        listed = ", ".join(map(repr, words[:6])) + (", ..." if len(words) > 6 else "")
+        as_words = self.spelled("categories", f"{{{self.name!r}: {_listed(words, 6)}}}")
         return (
-            f"is not a number. Correct it; if the column holds words, pass categories={{{self.name!r}: "
-            f"[{listed}]}}; or leave the column out with columns=[...]"
+            f"is not a number. Correct it; if the column holds words, pass {as_words}; "
+            f"or leave the column out with {self.spelled('columns', '[...]')}"
         )
 
-    def _wrong(self, line: int, cell: str, what: str) -> DataError:
-        return DataError(f"{self.path}, line {line}, column {self.name!r}: {cell!r} {what}")
+
+def _listed(words: Sequence[str], most: int) -> str:
+    return f"[{', '.join(map(repr, words[:most]))}{', ...' if len(words) > most else ''}]"
 
 
-def _rows(path: Path, delimiter: str, header: bool) -> tuple[list[str], Rows]:
+def _rows(path: Path, delimiter: str, header: bool, spelled: Spelling) -> tuple[list[str], Rows]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = python_csv.reader(file, delimiter=delimiter, strict=True)
@@ -171,13 +248,17 @@ def _rows(path: Path, delimiter: str, header: bool) -> tuple[list[str], Rows]:
     rows = rows[header:]
     for line, row in rows:
         if len(row) != len(names):
-            hint = (
-                "" if len(names) > 1 else ". Do other characters separate the cells? delimiter=..."
-            )
+            hint = _delimiter(names, spelled)
             raise DataError(
                 f"{path}, line {line}: {len(row)} cells, but {len(names)} columns{hint}"
             )
     return names, rows
+
+
+def _delimiter(names: list[str], spelled: Spelling) -> str:
+    """What to try where all of a line is one column."""
+    hint = ". Do other characters separate the cells? " + spelled("delimiter", '";"')
+    return hint if len(names) == 1 else ""
 
 
 def _numbered(cells: Iterable[str]) -> list[str]:

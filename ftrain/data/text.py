@@ -95,14 +95,22 @@ class Text:
     alphabet: str | None = None
 
     @classmethod
-    def of(cls, content: str) -> Text:
-        """The text of a string, over the characters in it."""
-        points = np.frombuffer(content.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        used = np.nonzero(np.bincount(points))[0] if len(points) else points
-        dtype = np.uint8 if len(used) <= 256 else np.int32
-        place = np.zeros(used[-1] + 1 if len(used) else 0, dtype=dtype)
+    def of(cls, content: str, alphabet: str | None = None) -> Text:
+        """The text of a string, over the characters in it, or over an alphabet that has them all.
+
+        Raises:
+            ValueError: a character is not in the alphabet.
+        """
+        points = _points(content)
+        used = np.nonzero(np.bincount(points))[0] if alphabet is None else _points(alphabet)
+        place = np.full(max(points.max(initial=0), used.max(initial=0)) + 1, -1, dtype=np.int32)
         place[used] = np.arange(len(used))
-        return cls(torch.from_numpy(place[points]), "".join(map(chr, used.tolist())))
+        tokens = place[points]
+        if alphabet is not None and len(tokens) and tokens.min() < 0:
+            strange = content[int(np.argmax(tokens < 0))]
+            raise ValueError(f"the text this alphabet comes from has no {strange!r}")
+        dtype = np.uint8 if len(used) <= 256 else np.int32
+        return cls(torch.from_numpy(tokens.astype(dtype)), "".join(map(chr, used.tolist())))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -120,11 +128,7 @@ class Text:
         """
         if self.alphabet is None:
             return torch.tensor(list(content.encode()), dtype=torch.int64)
-        places = {character: place for place, character in enumerate(self.alphabet)}
-        strange = next((c for c in content if c not in places), None)
-        if strange is not None:
-            raise ValueError(f"the text this alphabet comes from has no {strange!r}")
-        return torch.tensor([places[c] for c in content], dtype=torch.int64)
+        return Text.of(content, self.alphabet).tokens.to(torch.int64)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
         """The string of these tokens; bytes that are no UTF-8 become replacement signs.
@@ -152,17 +156,24 @@ class Text:
         return Windows(self.tokens, length, stride)
 
 
-def text(path: PathLike, unit: Literal["characters", "bytes"] = "characters") -> Text:
+def text(
+    path: PathLike,
+    unit: Literal["characters", "bytes"] = "characters",
+    *,
+    alphabet: str | None = None,
+) -> Text:
     """A text file as numbers.
 
     Args:
         path: the file.
         unit: `"characters"` (the file is UTF-8, and is read whole), or `"bytes"` (any file;
             memory-mapped, so it may be larger than the memory).
+        alphabet: whose places the tokens are, such as that of the text a model has learnt from; default:
+            the characters of this text.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is empty, or no UTF-8.
+        DataError: it is empty, or no UTF-8; it has a character that is not in the alphabet.
 
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -171,6 +182,8 @@ def text(path: PathLike, unit: Literal["characters", "bytes"] = "characters") ->
     tensor([0, 1, 1, 0], dtype=torch.uint8)
     >>> text(folder / "a.txt", unit="bytes").tokens
     tensor([97, 98, 98, 97], dtype=torch.uint8)
+    >>> text(folder / "a.txt", alphabet=" ab").tokens
+    tensor([1, 2, 2, 1], dtype=torch.uint8)
     """
     if unit not in ("characters", "bytes"):
         raise ValueError(f'unit is "characters" or "bytes", found {unit!r}')
@@ -179,7 +192,22 @@ def text(path: PathLike, unit: Literal["characters", "bytes"] = "characters") ->
         raise DataError(f"{path} is empty: name a file with some text in it")
     if unit == "bytes":
         return Text(tokens(path, "uint8"))
-    return Text.of(decoded(path))
+    content = decoded(path)
+    strange = set() if alphabet is None else set(content) - set(alphabet)
+    if strange:
+        at = min(map(content.index, strange))
+        line, column = content.count("\n", 0, at) + 1, at - content.rfind("\n", 0, at)
+        others = f" (nor are {len(strange) - 1} others that it has)" if len(strange) > 1 else ""
+        sign = f"{content[at]!r} (U+{ord(content[at]):04X})"
+        raise DataError(
+            f"{path}, line {line}, column {column}: {sign} is not in the alphabet{others}. Replace it "
+            "in the file, or learn from a text that has it"
+        )
+    return Text.of(content, alphabet)
+
+
+def _points(content: str) -> np.ndarray:
+    return np.frombuffer(content.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:

@@ -244,7 +244,7 @@ def test_numbers_survive_the_text(tmp_path_factory, numbers):
     [
         ("a,b\n1,2\n3,four\n", {}, r"line 3, column 'b': 'four' is not a number.*\['2', 'four'\]"),
         ('a,b\n"x\ny",2\n1,z\n', {"categories": {"a": ["x\ny", "1"]}}, "line 4, column 'b': 'z'"),
-        ("a,b\n1,\n", {}, "line 2, column 'b': '' is empty. Pass missing="),
+        ("a,b\n1,\n", {}, "line 2, column 'b': '' is empty: .* missing=0 to put"),
         ("a,b\n1,2\n1,2,3\n", {}, "line 3: 3 cells, but 2 columns"),
         ("a;b\n1,5;2\n", {}, "line 2: 2 cells, but 1 columns.*delimiter"),
         ("a\n1e39\n", {}, "line 2, column 'a': '1e39' is too large for float32"),

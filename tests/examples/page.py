@@ -55,6 +55,7 @@ def _built_in(kind: registry.Kind) -> dict[str, Any]:
 
 def _arguments(function: Any, filled: int) -> str:
     parameters = list(inspect.signature(function).parameters.values())[filled:]
+    parameters = [p for p in parameters if p.name != "fitted"]  # the run's part
     return ", ".join(
         p.name if p.default is p.empty else f"{p.name}={_yaml(p.default)}" for p in parameters
     )

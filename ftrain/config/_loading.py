@@ -1,0 +1,135 @@
+"""From the data function to batches: a part held out, what the run has learnt handed in.
+
+Read next: `sources/`, the functions; `fitted.py`, which keeps what they learn.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ftrain import data as loading
+from ftrain.config._made import made
+from ftrain.config.errors import ConfigError
+from ftrain.config.resolve import Resolved, Target
+from ftrain.config.schema import Config
+from ftrain.config.sources import Data
+
+__all__ = ["load_data", "loaders"]
+
+#: Batches in the evaluation of a `fast_dev_run`.
+DEV_EVAL_BATCHES = 2
+
+
+def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: bool) -> Data:
+    """What the data function returns, with a part held out.
+
+    Args:
+        resolved: what the configuration names.
+        fitted: what the run has learnt; a function gets it that has an argument of this name.
+        evaluation: hold out the whole of what `data.path` names on the command line.
+    """
+    config, target = resolved.config, resolved.data
+    arguments = dict(target.arguments)
+    if target.takes("fitted"):
+        arguments["fitted"] = fitted
+    elsewhere = evaluation and ("data", "path") in config.places.overrides
+    elsewhere = elsewhere and ("data", "held_out") not in config.places.overrides
+    if evaluation and (fitted or not target.takes("fitted")):
+        arguments |= _only_held_out(target, elsewhere)
+    found = made(config, target, functools.partial(target.function, **arguments))
+    found = _as_data(config, found)
+    if elsewhere and found.held_out is None:
+        return found._replace(held_out=found.train)
+    held_out, place = config.data.held_out, config.places.of(("data", "held_out"))
+    if held_out is None or target.takes("held_out"):
+        return found
+    if found.held_out is not None:
+        message = f"{config.data.name} holds a part out already: leave held_out out"
+        raise ConfigError.at("data.held_out", place, message)
+    try:
+        train, rest = loading.split(found.train, held_out)  # type: ignore[arg-type]  # no path: `resolve`
+        return found._replace(train=train, held_out=rest)
+    except (TypeError, ValueError) as error:
+        raise ConfigError.at("data.held_out", place, str(error)) from None
+
+
+def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
+    """Path and held-out file are one: where all is learnt, the training data need not be there."""
+    if "path" not in target.arguments or not target.takes_file("held_out"):
+        return {}
+    if elsewhere:
+        return {"held_out": target.arguments["path"]}
+    apart = isinstance(target.arguments.get("held_out"), pathlib.Path) and target.takes("fitted")
+    return {"path": target.arguments["held_out"]} if apart else {}
+
+
+def _as_data(config: Config, found: Any) -> Data:
+    place = config.places.of(("data",))
+    if not isinstance(found, Data):
+        pair = type(found) is tuple and len(found) == 2
+        if pair and all(isinstance(part, torch.Tensor) for part in found):
+            raise ConfigError.at(
+                "data",
+                place,
+                f"{config.data.name} returned two tensors: inputs and targets, or training and held "
+                'out? Return {"x": inputs, "y": targets} for the first, a pair of such for the second',
+            )
+        found = Data(*found) if pair else Data(found)
+    if found.fitted is None:
+        return found
+    try:  # as it will be read again
+        return found._replace(fitted=json.loads(json.dumps(dict(found.fitted), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        says = f"what {config.data.name} has learnt, `fitted`, is to be written as JSON: {error}"
+        raise ConfigError.at("data", place, says) from None
+
+
+def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
+    """Training and held-out batches; for an evaluation the latter alone."""
+    place = device if device.type != "cpu" else None
+
+    def batches(dataset: Any, training: bool) -> Any:
+        if isinstance(dataset, (loading.Loader, loading.Stream)):
+            return dataset
+        size = config.batch_size if training else config.eval_batch_size or config.batch_size
+        if hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+            return loading.Stream(dataset, size, seed=config.seed, device=place)
+        return loading.Loader(
+            dataset,
+            size,
+            seed=config.seed,
+            shuffle=training,
+            workers=config.workers,
+            device=place,
+        )
+
+    def checked(dataset: Any, training: bool) -> Any:
+        try:
+            return batches(dataset, training)
+        except (TypeError, ValueError) as error:
+            name = "batch_size" if training or not config.eval_batch_size else "eval_batch_size"
+            key = name if "make no batch" in str(error) else "data"
+            says = str(error).partition(", or last=")[0]
+            raise ConfigError.at(key, config.places.of((key,)), says) from None
+
+    trains = not evaluation or config.overfit_batches
+    train = checked(found.train, True) if trains else None
+    held_out = None if found.held_out is None else checked(found.held_out, False)
+    if config.overfit_batches:
+        train = _first(train, config.overfit_batches)
+        held_out = train
+    elif config.fast_dev_run and held_out is not None:
+        held_out = _first(held_out, DEV_EVAL_BATCHES)
+    return train, held_out
+
+
+def _first(batches: Any, n: int) -> list[Any]:
+    """The first n batches as a list: the same ones in each epoch."""
+    pairs = batches.batches(epochs=1)
+    return [batch for (batch, _), _ in zip(pairs, range(n), strict=False)]

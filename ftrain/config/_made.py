@@ -1,0 +1,57 @@
+"""Calling what a configuration names: an error in it says which key, which place, which line."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import ftrain
+from ftrain.config._places import join
+from ftrain.config.errors import ConfigError
+from ftrain.config.resolve import Target
+from ftrain.config.schema import Config
+from ftrain.core.errors import DataError
+
+__all__ = ["made"]
+
+
+def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
+    """What `make` returns; an error in it names the component, its place, and the line that raised."""
+    key, place = join(target.path), config.places.of(target.path)
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except (DataError, FileNotFoundError) as error:
+        says = [str(error), *_sought(config, target)]
+        raise ConfigError.at(key, place, ". ".join(says).replace("?. ", "? ")) from None
+    except Exception as error:
+        name, kind = target.component.name, type(error).__name__
+        if ":" not in name:
+            raise ConfigError.at(key, place, f"{name}: {error}") from None
+        says = f"{name} raised {kind}: {error}{_line(error)}"
+        raise ConfigError.at(key, place, says) from error
+
+
+def _sought(config: Config, target: Target) -> list[str]:
+    """From where those of its paths were sought at which there is nothing."""
+    written = target.component.model_dump()
+    return [
+        f"{name} {str(written[name])!r} is sought {config.sought((*target.path, name))}"
+        for name in target.files
+        if name in written and not os.path.exists(target.arguments[name])
+    ]
+
+
+def _line(error: Exception) -> str:
+    """The last line outside of ftrain and of installed packages."""
+    house = os.path.dirname(ftrain.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith((house, "<")) and "-packages" not in f.filename
+    ]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

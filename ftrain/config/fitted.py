@@ -1,0 +1,104 @@
+"""What a run has learnt from its training data (scales, classes, an alphabet), beside its checkpoints.
+
+`data.json` in the run's directory, for people to read as well:
+
+    {"source": "csv", "fitted": {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}}, ...}}
+
+Whatever the run reads later, it reads with that. Read next: `sources/table.py`, which learns most.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ftrain.config.build import Parts
+from ftrain.config.errors import ConfigError
+from ftrain.config.schema import Config
+
+__all__ = ["FILE", "check_unchanged", "content", "kept"]
+
+FILE = "data.json"
+
+#: Differences that are listed.
+_LISTED = 6
+
+
+def content(parts: Parts) -> str | None:
+    """What `data.json` holds; `None` where the data have nothing to learn."""
+    if parts.fitted is None:
+        return None
+    found = {"source": _source(parts.config), "fitted": parts.fitted}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def kept(config: Config, folder: pathlib.Path) -> Mapping[str, Any]:
+    """What the run in a directory has learnt; empty if it kept nothing, as former versions did.
+
+    Raises:
+        ConfigError: the file is damaged, or of another data function.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        source, fitted = found["source"], dict(found["fitted"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        says = f"this is not what a run wrote ({error}): put the original back, or begin a new run"
+        raise ConfigError.at("", path, says) from None
+    if source != _source(config):
+        raise ConfigError.at(
+            "data.name",
+            config.places.of(("data", "name")),
+            f"the run has learnt from {source} ({path}), and cannot read what {config.data.name} reads: "
+            "begin a new run",
+        )
+    return fitted
+
+
+def check_unchanged(parts: Parts, fitted: Mapping[str, Any], remedy: str) -> None:
+    """Refuse training data that teach something else than what the run has learnt.
+
+    Raises:
+        ConfigError: it names what differs.
+    """
+    if not fitted or parts.fitted is None:
+        return
+    found = list(_differences(fitted, parts.fitted))
+    if found:
+        config = parts.config
+        more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+        lines = "\n  ".join(["", *found[:_LISTED], *more])
+        says = f"these are not the training data that the run has learnt from:{lines}\n{remedy}"
+        raise ConfigError.at("data", config.places.of(("data",)), says)
+
+
+def _source(config: Config) -> str:
+    """The function's name, wherever its file lies now."""
+    return config.data.name.rpartition(":")[2]
+
+
+def _differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys((*was, *now)):
+            path = f"{key}.{name}" if key else name
+            if name not in now or name not in was:
+                yield f"{path}: {'is new' if name in now else 'is no longer there'}"
+            else:
+                yield from _differences(was[name], now[name], path)
+    elif was != now:
+        if isinstance(was, (str, list)) and type(was) is type(now):
+            gone, new = ([one for one in a if one not in b] for a, b in ((was, now), (now, was)))
+            parts = [("no longer", gone), ("new", new)]
+            said = [f"{what} {_shown(some)}" for what, some in parts if some]
+            yield f"{key}: {'; '.join(said) or 'in another order'}"
+        else:
+            yield f"{key}: {_shown(was)} then, {_shown(now)} now"
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(repr, value)) if isinstance(value, list) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,34 @@
+"""What a data function returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["Data", "Fitted", "Share"]
+
+#: How many samples are held out, or which share of them.
+Share = int | float
+
+#: What was learnt from the training data of a run, as JSON has it. `None`: a run begins, learn it.
+#: Empty: the run kept nothing, as those of former versions did.
+Fitted = Mapping[str, Any] | None
+
+
+class Data(NamedTuple):
+    """What a run learns from.
+
+    Attributes:
+        train: what `ftrain.data.Loader` takes, or a loader itself.
+        held_out: the same, for evaluation; `None`: nothing.
+        facts: what `${data.NAME}` stands for in the arguments of model, loss and callbacks.
+        sizes: `batch -> (samples, tokens)` for logs and perplexity; `None`: the trainer's.
+        fitted: what can be learnt from these training data, in values that JSON has. A function that has
+            an argument `fitted` gets there what its run learnt, when the run is evaluated or resumed.
+    """
+
+    train: Any
+    held_out: Any = None
+    facts: Mapping[str, Any] = {}
+    sizes: Callable[[Any], tuple[int, int]] | None = None
+    fitted: Mapping[str, Any] | None = None

@@ -1,0 +1,96 @@
+"""Samples that are arrays already: digits, files of arrays, folders of images.
+
+Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import torch
+
+from ftrain import data
+from ftrain.config.sources._data import Data, Fitted, Share
+from ftrain.core.errors import DataError
+
+__all__ = ["arrays", "digits", "images"]
+
+
+def digits(held_out: Share = 360) -> Data:
+    """Scans of handwritten digits: `x` float32 `(n, 1, 8, 8)`, `y` int64; `classes`, `features`."""
+    found = data.digits()
+    train, rest = data.split({"x": found["image"], "y": found["label"]}, held_out)
+    return Data(train, rest, {"classes": 10, "features": 64})
+
+
+def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
+    """The arrays of an `.npz` or `.safetensors` file by their names, samples along the first axis.
+
+    Args:
+        path: the file.
+        held_out: how many samples to evaluate on, or which share of them, or another file.
+        fitted: names and shapes of the arrays that a run learnt from.
+    """
+    kinds = dict(fitted["arrays"]) if fitted else None
+    train = _arrays(path, kinds)
+    learnt = _kinds(train)
+    if isinstance(held_out, pathlib.Path):
+        rest = train if held_out == path else _arrays(held_out, kinds or learnt)
+    else:
+        train, rest = data.split(train, held_out)
+    samples = {len(array) for array in train.values()}
+    return Data(train, rest, fitted={"samples": max(samples), "arrays": learnt})
+
+
+def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
+    """A folder with a folder of images for each class; `classes`, `names`.
+
+    Args:
+        path: the folder.
+        held_out: how many images to evaluate on, or which share of them, or another such folder.
+        fitted: names of the classes that a run learnt, and the size of its images.
+    """
+    whole = data.images(path, classes=fitted["classes"] if fitted else None)
+    size = list(fitted["size"]) if fitted else list(whole.size)
+    _check_size(path, whole.size, size)
+    if isinstance(held_out, pathlib.Path):
+        rest = data.images(held_out, classes=whole.classes)
+        _check_size(held_out, rest.size, size)
+        parts = whole, rest
+    else:
+        parts = data.split(whole, held_out)
+    learnt = {"images": len(parts[0]), "classes": whole.classes, "size": list(whole.size)}
+    facts = {"classes": len(whole.classes), "names": whole.classes}
+    return Data(*parts, facts, fitted=learnt)
+
+
+def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
+    """The arrays in a file; of these names, types and shapes, if they are given."""
+    read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
+    if read is None:
+        raise ValueError(f"{path} ends in neither .npz nor .safetensors")
+    found = read(path)
+    if kinds is None:
+        return found
+    there = _kinds(found)
+    for name, kind in kinds.items():
+        if there.get(name) != kind:
+            has = f"is {there[name]}" if name in there else "is not there"
+            raise DataError(f"{path}: the array {name!r} {has}, that of the run is {kind}")
+    return {name: found[name] for name in kinds}
+
+
+def _kinds(found: dict[str, torch.Tensor]) -> dict[str, str]:
+    """By name: the dtype, and the shape of a sample."""
+    return {
+        name: f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape[1:])}"
+        for name, array in sorted(found.items())
+    }
+
+
+def _check_size(path: pathlib.Path, found: tuple[int, int], wanted: list[int]) -> None:
+    if list(found) != wanted:
+        there, run = (f"{height} x {width}" for height, width in (found, wanted))
+        raise DataError(
+            f"{path}: the images have {there} pixels, those of the run {run}: scale them first"
+        )

@@ -1,0 +1,228 @@
+"""A CSV file as numbers: columns scaled, words as their places.
+
+All that a model must know of the training rows to read others is in `fitted`, in the file's own terms:
+
+    {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"words": ["cat", "dog"]}},
+     "target": {"name": "price", "mean": 31.5, "scale": 12.0}}
+
+Read next: `ftrain/data/table.py`, which reads the cells.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftrain import data
+from ftrain.config.sources._data import Data, Fitted, Share
+from ftrain.core.errors import DataError
+from ftrain.data.table import Column, Table
+
+__all__ = ["csv"]
+
+#: What is known of a column: `words` or `classes`, and `mean` and `scale` where it is standardized.
+Known = Mapping[str, Any]
+
+
+def csv(
+    path: pathlib.Path,
+    target: str,
+    held_out: Share | pathlib.Path = 0.2,
+    classes: bool | None = None,
+    columns: list[str] | None = None,
+    standardize: bool = True,
+    missing: float | None = None,
+    delimiter: str = ",",
+    fitted: Fitted = None,
+) -> Data:
+    """A table: `x` float32 `(n, features)`, `y` `(n,)`.
+
+    Args:
+        path: the file; its first line names the columns.
+        target: the column to predict.
+        held_out: how many rows to evaluate on, or which share of them, or another file with the same
+            columns.
+        classes: whether the target is a class (int64) or a number (float32); null: a class if it
+            holds words.
+        columns: those to predict from; null: all the others. Columns of words become numbers, one for
+            each different word, in their order.
+        standardize: take each column, and a target that is a number, less its mean and in multiples of
+            its spread over the training rows.
+        missing: the number that stands for an empty cell, as if it had been written there; null: an
+            empty cell is an error.
+        delimiter: what stands between cells.
+        fitted: the columns, words, means and spreads that a run learnt.
+
+    Returns:
+        With the facts `features`, and `classes` (how many) and their `names`; or, of a standardized
+        target, `target_mean` and `target_scale`.
+    """
+    whole = Table.read(path, delimiter, spelled=_key)
+    if fitted:
+        _check_same(fitted, target, columns, classes, standardize)
+        known = fitted
+    else:
+        known = _kinds(whole, target, columns, classes)
+    train = _encoded(whole, known, missing)
+    if isinstance(held_out, pathlib.Path):
+        other = whole if held_out == path else Table.read(held_out, delimiter, spelled=_key)
+        rest = train if other is whole else _encoded(other, known, missing)
+    else:
+        train, rest = data.split(train, held_out)
+    # What a run of a former version kept: nothing. Its target was as it stands in the table.
+    plain = fitted is not None and "mean" not in known["target"]
+    learnt = _fit(train, known, standardize, standardize and not plain)
+    used = fitted or learnt
+    goal = used["target"]
+    facts: dict[str, Any] = {"features": len(used["columns"])}
+    if "classes" in goal:
+        facts |= {"classes": len(goal["classes"]), "names": goal["classes"]}
+    elif "mean" in goal:
+        facts |= {"target_mean": goal["mean"], "target_scale": goal["scale"]}
+    return Data(_scaled(train, used), _scaled(rest, used), facts, fitted=learnt)
+
+
+def _key(name: str, value: str) -> str:
+    """An argument as a configuration has it."""
+    return f"data.{name}: {value}"
+
+
+def _kinds(
+    table: Table, target: str, columns: list[str] | None, classes: bool | None
+) -> dict[str, Any]:
+    """Which columns there are, and the words of those that hold words."""
+    chosen = table.names if columns is None else columns
+    for name in (*chosen, target):
+        table.place(name)
+    features = {name: _words(table.column(name)) for name in chosen if name != target}
+    if not features:
+        raise DataError(f"{table.path}: no column is left beside the target {target!r}")
+    labels = _words(table.column(target))
+    if classes is False and labels is not None:
+        raise ValueError(
+            f"the target {target!r} of {table.path} holds words: it is a class, not a number"
+        )
+    if classes and labels is None:
+        labels = sorted(table.column(target).different(), key=float)
+    return {
+        "columns": {
+            name: {} if words is None else {"words": words} for name, words in features.items()
+        },
+        "target": {"name": target, **({} if labels is None else {"classes": labels})},
+    }
+
+
+def _words(column: Column) -> list[str] | None:
+    """The different words of a column, sorted; `None` if it holds numbers."""
+    found = column.different()
+    return None if all(map(_is_number, found)) else sorted(found)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_same(
+    fitted: Known, target: str, columns: list[str] | None, classes: bool | None, standardize: bool
+) -> None:
+    """Refuse arguments that contradict what the run has learnt."""
+    known = fitted["target"]
+    names = list(fitted["columns"])
+    asked = names if columns is None else [name for name in columns if name != target]
+    scaled = any("mean" in column for column in fitted["columns"].values())
+    is_class = "classes" in known
+    for name, now, was in (
+        ("target", target, known["name"]),
+        ("columns", asked, names),
+        ("classes", is_class if classes is None else classes, is_class),
+        ("standardize", standardize, scaled),
+    ):
+        if now != was:
+            raise ValueError(
+                f"{name} is {now!r}, and the run has learnt with {was!r}: leave it, or begin a new run"
+            )
+
+
+def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
+    """`x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, in the table's own units."""
+    goal = known["target"]
+    features = [
+        _values(table.column(name, missing), one.get("words"))
+        for name, one in known["columns"].items()
+    ]
+    y = _values(table.column(goal["name"], missing), goal.get("classes"))
+    return {"x": torch.stack([one.double() for one in features], dim=1), "y": y}
+
+
+def _values(column: Column, words: list[str] | None) -> Tensor:
+    """float64 numbers, or the places of words, int64."""
+    if words is not None:
+        empty = next((line for line, cell in column.cells if not cell.strip()), None)
+        if empty is not None:
+            raise column.wrong(
+                empty, "", "is empty among words: write one there, or delete the row"
+            )
+        return column.categories(words, "correct it, or delete the row")
+    values = column.doubles("is not a number, as this column holds: correct it, or delete the row")
+    for place in np.nonzero(~np.isfinite(values))[0]:
+        line, cell = column.cells[place]
+        if cell.strip():  # an empty one is what `missing` says
+            says = (
+                "is not finite: write a number, or leave the cell empty and write data.missing: 0"
+            )
+            raise column.wrong(line, cell, says)
+    return torch.from_numpy(values)
+
+
+def _fit(
+    train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool
+) -> dict[str, Any]:
+    """What the training rows teach."""
+    columns = {}
+    for place, (name, one) in enumerate(known["columns"].items()):
+        words = {"words": one["words"]} if "words" in one else {}
+        columns[name] = {**words, **(_moments(train["x"][:, place]) if standardize else {})}
+    goal = {key: known["target"][key] for key in ("name", "classes") if key in known["target"]}
+    if scale_target and "classes" not in goal:
+        goal |= _moments(train["y"])
+    return {"rows": len(train["y"]), "columns": columns, "target": goal}
+
+
+def _moments(column: Tensor) -> dict[str, float]:
+    """Mean and standard deviation, of correctly rounded sums: the same in any order, everywhere."""
+    values = column.numpy()
+    values = values[~np.isnan(values)]  # those that `missing: .nan` stands for
+    if not len(values) or values.min() == values.max():
+        return {"mean": float(values.min()) if len(values) else 0.0, "scale": 1.0}
+    mean = math.fsum(values.tolist()) / len(values)
+    away = values - mean
+    largest = float(abs(away).max())
+    square = math.fsum(((away / largest) ** 2).tolist()) / len(values)
+    return {"mean": mean, "scale": math.sqrt(square) * largest}
+
+
+def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
+    """As the model sees it: float32, less the mean and in multiples of the spread."""
+    columns = list(used["columns"].values())
+    mean, scale = (
+        torch.tensor([one.get(key, default) for one in columns], dtype=torch.float64)
+        for key, default in (("mean", 0.0), ("scale", 1.0))
+    )
+    x, y = (part["x"] - mean) / scale, part["y"]
+    if "classes" not in used["target"]:
+        y = (y - used["target"].get("mean", 0.0)) / used["target"].get("scale", 1.0)
+        y = y.to(torch.float32)
+    x = x.to(torch.float32)
+    if bool(x.isinf().any() or y.isinf().any()):
+        raise DataError("numbers in the table are too large for float32: scale them first")
+    return {"x": x, "y": y}

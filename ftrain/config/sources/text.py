@@ -1,0 +1,74 @@
+"""A text as windows of characters.
+
+Read next: `ftrain/data/text.py`, which turns characters into numbers.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import torch
+
+from ftrain import data
+from ftrain.config.sources._data import Data, Fitted
+
+__all__ = ["text"]
+
+
+def text(
+    path: pathlib.Path | None = None,
+    context: int = 64,
+    held_out: float | pathlib.Path = 0.1,
+    fitted: Fitted = None,
+) -> Data:
+    """Windows of `context + 1` characters, int64, for `next_token`; `vocabulary`, `context`, `alphabet`.
+
+    Args:
+        path: a file in UTF-8; null: the sources of Python's standard library.
+        context: characters that the model sees at a time.
+        held_out: the share at the end of the text to evaluate on, or a file; each character is
+            predicted once.
+        fitted: the alphabet that a run learnt.
+    """
+    alphabet = fitted["alphabet"] if fitted else None
+    whole = _read(path, alphabet)
+    if isinstance(held_out, pathlib.Path):
+        train, rest = whole, whole if held_out == path else _read(held_out, whole.alphabet)
+        _check(path, train, context + 1, context)
+        _check(held_out, rest, context + 1, context)
+    elif 0 < held_out < 1:
+        _check(path, whole, int((context + 1) / min(held_out, 1 - held_out)) + 1, context, held_out)
+        train, rest = whole.split(held_out)
+    else:
+        raise ValueError(f"held_out is a share of the text, between 0 and 1; found {held_out:g}")
+    facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
+    windows = train.windows(context + 1), rest.windows(context + 1, stride=context)
+    learnt = {"alphabet": whole.alphabet, "characters": len(train)}
+    return Data(*windows, facts, predicted, learnt)
+
+
+def predicted(windows: torch.Tensor) -> tuple[int, int]:
+    """Windows, and tokens that are predicted: all of a window but the first."""
+    samples, length = windows.shape
+    return samples, samples * (length - 1)
+
+
+def _read(path: pathlib.Path | None, alphabet: str | None) -> data.Text:
+    if path is not None:
+        return data.text(path, alphabet=alphabet)
+    found = data.standard_library()
+    if alphabet in (None, found.alphabet):
+        return found
+    return data.Text.of(found.decode(found.tokens), alphabet)  # of another Python
+
+
+def _check(
+    path: pathlib.Path | None, found: data.Text, needed: int, context: int, share: float = 0
+) -> None:
+    if len(found) < needed:
+        name = "the standard library" if path is None else path
+        held_out = f" with held_out {share}" if share else ""
+        raise ValueError(
+            f"{name} has {len(found):,} characters, and a context of {context}{held_out} needs "
+            f"{needed:,}: take more text, or a smaller context"
+        )
