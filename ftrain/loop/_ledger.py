@@ -64,7 +64,7 @@ class Ledger:
         self.window, self._window_began, self.skipped = Running(), now, []
         return window, None if began is None else now - began
 
-    def epoch_result(self, progress: Progress) -> EpochResult:
+    def epoch_result(self, progress: Progress, whole: bool = True) -> EpochResult:
         """The metrics of the epoch so far."""
         self.read(progress)
         began, found = self._epoch_began, self.epoch
@@ -76,6 +76,7 @@ class Ledger:
             samples=found.samples,
             tokens=found.tokens,
             duration=None if began is None else self._clock.read() - began,
+            whole=whole,
         )
 
     def _watch(self, columns: Columns, at: Progress, n: int) -> int:

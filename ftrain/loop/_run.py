@@ -327,7 +327,7 @@ class Run:
         (epoch, n, in_epoch, *_), plan = now.progress, self.parts.plan
         history = list(now.history)
         if in_epoch and not now.over and error is None:
-            history.append(now.ledger.epoch_result(now.progress))  # of the epoch so far
+            history.append(now.ledger.epoch_result(now.progress, whole=False))
         number = now.signals.received if status == "interrupted" else None
         by_epochs = plan.epochs is not None and now.cursor.epoch >= plan.epochs
         reasons: dict[Status, str] = {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ftrain.core.state import TrainState
+from ftrain.loop._number import number
 
 __all__ = ["EpochResult", "FitResult", "Status"]
 
@@ -34,6 +35,7 @@ class EpochResult:
         tokens: tokens seen; 0 where there are none.
         duration: seconds; `None` for an epoch that an interrupted run has brought along (clocks are
             not part of a checkpoint).
+        whole: whether the pass came to its end; not that of a run which ended on the way.
 
     >>> result = EpochResult("eval", 1, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
     >>> print(result)
@@ -49,6 +51,7 @@ class EpochResult:
     samples: int
     tokens: int
     duration: float | None = None
+    whole: bool = True
 
     @property
     def loss(self) -> float:
@@ -106,7 +109,9 @@ class EpochResult:
         return cls(**content)
 
     def __str__(self) -> str:
-        what = "train (epoch mean)" if self.split == "train" else self.split
+        what = self.split
+        if what == "train":
+            what = "train (epoch mean)" if self.whole else "train (epoch so far)"
         parts = [f"epoch {self.epoch}", f"step {self.step}", what]
         hidden = ("grad_norm_min", "grad_norm_max")
         for name, value in self.metrics.items():
@@ -118,9 +123,9 @@ class EpochResult:
         if self.perplexity is not None:
             parts.append(f"perplexity {self.perplexity:.4g}")
         if self.samples_per_second is not None:
-            parts.append(f"{self.samples_per_second:.4g} samples/s")
+            parts.append(f"{number(self.samples_per_second)} samples/s")
         if self.tokens_per_second is not None:
-            parts.append(f"{self.tokens_per_second:.4g} tokens/s")
+            parts.append(f"{number(self.tokens_per_second)} tokens/s")
         if self.duration is not None:
             parts.append(f"{self.duration:.1f} s")
         return "  ".join(parts)

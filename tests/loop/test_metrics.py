@@ -180,7 +180,24 @@ def test_results_are_json_and_read_well() -> None:
     result = trainer().fit(STEPS.init_state(0), [rows()], [rows()], epochs=2)
     content = json.loads(json.dumps(result.to_json()))
     assert [EpochResult.from_json(each) for each in content["history"]] == list(result.history)
+    assert all(each.whole for each in result.history)
     text = str(result)
     assert text.startswith("completed at step 2, epoch 2: 2 epochs\n")
     assert "samples/s" in text
     assert "grad_norm" in text
+    assert "train (epoch mean)" in text
+
+
+def test_a_part_of_an_epoch_is_called_so() -> None:
+    result = trainer().fit(STEPS.init_state(0), [rows()] * 3, epochs=2, max_steps=4)
+    whole, part = result.history
+    assert (whole.whole, part.whole, part.step) == (True, False, 4)
+    assert "train (epoch so far)" in str(result)
+    assert EpochResult.from_json(json.loads(json.dumps(part.to_json()))) == part
+    old = {name: value for name, value in whole.to_json().items() if name != "whole"}
+    assert EpochResult.from_json(old) == whole  # from a checkpoint of before
+
+
+def test_speeds_read_as_on_the_console() -> None:
+    result = EpochResult("eval", 1, 5, {"loss": 0.5}, 124_900, 2_000_000, 1.0)
+    assert "  125k samples/s  2M tokens/s  " in str(result)

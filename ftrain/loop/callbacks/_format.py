@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ftrain.loop._number import number
 from ftrain.loop.events import CompileBegin, CompileEnd, Progress
 
-__all__ = ["clock", "compiling", "number", "row"]
+__all__ = ["clock", "compiling", "row"]
 
 _SPLITS = {"train": "train (last steps)", "train_epoch": "train (epoch mean)"}
 _HIDDEN = ("grad_norm_min", "grad_norm_max", "duration")
+#: What a narrow terminal does without, first to last: the progress bar shows the speed.
+_LEAST = (
+    "duration",
+    "learning_rate",
+    "tokens_per_second",
+    "steps_per_second",
+    "grad_norm",
+    "samples_per_second",
+    "perplexity",
+)
 _RATES = {
     "steps_per_second": "steps/s",
     "samples_per_second": "samples/s",
@@ -17,26 +28,41 @@ _RATES = {
 }
 
 
-def row(split: str, progress: Progress, values: Mapping[str, float]) -> str:
+def row(
+    split: str, progress: Progress, values: Mapping[str, float], width: int | None = None
+) -> str:
     """One line: the values that a person follows; those by layer (`a/b`) are left to files.
+
+    Args:
+        split: of the row.
+        progress: at which it was made.
+        values: of the row.
+        width: of the terminal; what matters least is left out of a line that is longer.
 
     >>> row("train", Progress(1, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
     'epoch 1    step 50      train (last steps)  loss 0.25    51.2k samples/s'
     """
     name = _SPLITS.get(split, split)
-    parts = [f"epoch {progress.epoch:<3}", f"step {progress.step:<6}", f"{name:<18}"]
+    head = [f"epoch {progress.epoch:<3}", f"step {progress.step:<6}", f"{name:<18}"]
+    parts: dict[str, str] = {}
     for name, value in values.items():
         if name in _RATES:
-            parts.append(f"{number(value)} {_RATES[name]}")
+            parts[name] = f"{number(value)} {_RATES[name]}"
         elif (
             name not in _HIDDEN
             and "grad_norm/" not in name
             and not (name == "skipped" and not value)
         ):
-            parts.append(f"{name} {value:<6.4g}")
+            parts[name] = f"{name} {value:<6.4g}"
     if "duration" in values:
-        parts.append(f"{values['duration']:.1f} s")
-    return "  ".join(parts).rstrip()
+        parts["duration"] = f"{values['duration']:.1f} s"
+    line = "  ".join([*head, *parts.values()]).rstrip()
+    for least in _LEAST if width else ():
+        if len(line) <= (width or 0):
+            break
+        parts.pop(least, None)
+        line = "  ".join([*head, *parts.values()]).rstrip()
+    return line
 
 
 def compiling(event: CompileBegin | CompileEnd) -> str:
@@ -48,18 +74,6 @@ def compiling(event: CompileBegin | CompileEnd) -> str:
     if isinstance(event, CompileEnd):
         return f"compiled the {event.what} in {event.duration:.1f} s"
     return f"compiling the {event.what} ..."
-
-
-def number(value: float) -> str:
-    """Three digits or so.
-
-    >>> number(0.0123), number(123.4), number(51234.5), number(2.5e6)
-    ('0.0123', '123', '51.2k', '2.5M')
-    """
-    for unit, size in (("M", 1e6), ("k", 1e4)):
-        if abs(value) >= size:
-            return f"{value / (size if unit == 'M' else 1e3):.3g}{unit}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def clock(seconds: float) -> str:

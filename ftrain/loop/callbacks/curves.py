@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import time
+import warnings
 
 from ftrain.loop import plots
-from ftrain.loop.callback import Action
+from ftrain.loop.callback import Action, CallbackWarning
 from ftrain.loop.callbacks._optional import need
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import EpochBegin, Event, TrainEnd, WindowEnd
@@ -77,9 +78,12 @@ class Curves:
             self._due = event.seconds + max(self.every, took / _SHARE)
         if ends:
             self._due = self.every  # of the next call of `fit`
-            if not there and event.progress.step and is_main():
-                raise FileNotFoundError(
+            # A log without a row is there where the run ended before its first.
+            if not self.log.exists() and event.progress.step and is_main():
+                warnings.warn(
                     f"Curves draws what JSONLLogger writes, and there is no {self.log}: add "
-                    f"JSONLLogger({os.fspath(self.log)!r}) to the callbacks"
+                    f"JSONLLogger({os.fspath(self.log)!r}) to the callbacks",
+                    CallbackWarning,
+                    stacklevel=2,
                 )
         return None, ()

@@ -8,8 +8,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ftrain.loop._number import number
 from ftrain.loop.callback import Action
-from ftrain.loop.callbacks._format import clock, number
+from ftrain.loop.callbacks._format import clock
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import (
     BatchEnd,
@@ -133,7 +134,7 @@ class _Bar:
         self._bar = _Tqdm(
             total=event.plan.total_steps,
             initial=event.progress.step,
-            unit="step",
+            unit=" steps",
             file=stream,
             **_shape(stream),
             mininterval=0,

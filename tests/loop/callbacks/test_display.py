@@ -5,13 +5,28 @@ from __future__ import annotations
 import contextlib
 import io
 import pathlib
+import signal
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from ftrain.loop import CallbackWarning, LoopWarning, Trainer, callbacks
+from ftrain.loop import (
+    CallbackWarning,
+    Event,
+    FitResult,
+    Logged,
+    LoopWarning,
+    Notice,
+    Plan,
+    Progress,
+    TrainBegin,
+    TrainEnd,
+    Trainer,
+    callbacks,
+)
+from ftrain.loop.callbacks import console as console_module
 from tests.loop.runs import STEPS, fit, trainer
 
 
@@ -79,7 +94,7 @@ def test_rows_stand_above_the_bar() -> None:
     stream = Terminal()
     fit(
         trainer(
-            callbacks.ConsoleLogger(None, stream=stream),
+            callbacks.ConsoleLogger(None, every=0, stream=stream),
             callbacks.ProgressBar(refresh=0, stream=stream),
         ),
         epochs=1,
@@ -88,6 +103,61 @@ def test_rows_stand_above_the_bar() -> None:
     assert len(rows) == 5  # three windows, the epoch, its evaluation
     for row in rows:
         assert row.split("\r")[-1].startswith("epoch 1 ")
+
+
+def told(console: callbacks.ConsoleLogger, *events: Event) -> None:
+    for event in events:
+        assert console(None, event) == (None, ())
+
+
+def logged(step: int, seconds: float, split: str = "train_epoch", **values: float) -> Logged:
+    return Logged(Progress(step, step), seconds, None, split, {"loss": 0.5, **values})
+
+
+def ended(seconds: float) -> TrainEnd:
+    return TrainEnd(Progress(9, 9), seconds, None, FitResult(None, (), "completed"))
+
+
+def test_rows_of_short_epochs_are_left_out_of_the_console() -> None:
+    stream = io.StringIO()
+    console = callbacks.ConsoleLogger(every=5.0, stream=stream)
+    begin = TrainBegin(Progress(), 0.0, None, Plan(9, None, 1, 50, None))
+    for _ in range(2):  # a second run says it all again
+        stream.truncate(0)
+        told(console, begin, logged(1, 40.0), logged(1, 44.9, "eval"))  # its evaluation took long
+        for step in range(2, 6):  # a second each
+            told(console, logged(step, 44.0 + step), logged(step, 44.5 + step, "eval"))
+        told(console, Notice(Progress(), 50.5, None, "hear"), ended(51.0))
+        lines = stream.getvalue().strip("\0").splitlines()
+        assert [line[:30].split() for line in lines[:-2]] == [
+            ["epoch", n, "step", n, split]
+            for n, split in [(n, s) for n in "125" for s in ("train", "eval")][:4]
+        ] + [["note:", "hear"]]
+        assert [line.split()[1] for line in lines[-2:]] == ["5", "5"]
+    told(console, begin, logged(1, 0.0))
+    stream.truncate(0)
+    told(console, ended(0.1))
+    assert not stream.getvalue().strip("\0")  # the last row was there
+    with pytest.raises(ValueError, match="every counts seconds"):
+        callbacks.ConsoleLogger(every=-1)
+
+
+def test_a_row_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"accuracy": 0.25, "grad_norm": 1.0, "learning_rate": 1e-3, "duration": 1.0}
+    long = values | {"samples_per_second": 2e4}
+    for columns, there, gone in (
+        (200, "learning_rate grad_norm samples/s accuracy 1.0", ""),
+        (120, "grad_norm samples/s accuracy", "learning_rate 1.0"),
+        (80, "loss accuracy", "grad_norm learning_rate samples/s"),
+        (20, "loss accuracy", "grad_norm"),
+    ):
+        monkeypatch.setattr(console_module, "_width", lambda stream, n=columns: n)
+        stream = io.StringIO()
+        told(callbacks.ConsoleLogger(stream=stream), logged(1, 0.0, **long))
+        line = stream.getvalue().rstrip("\n")
+        assert all(word in line for word in there.split())
+        assert not any(word in line for word in gone.split())
+        assert columns == 20 or len(line) <= columns
 
 
 def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
@@ -161,6 +231,22 @@ def test_curves_without_a_log_say_what_is_missing(tmp_path: pathlib.Path) -> Non
         fit(trainer(callbacks.Curves(tmp_path / "curves.png")), epochs=1)
 
 
+@pytest.mark.filterwarnings("error::ftrain.loop.CallbackWarning")
+def test_a_run_that_ends_before_its_first_row_has_no_curves(tmp_path: pathlib.Path) -> None:
+    class Interrupts:
+        def on_batch_end(self, event: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    seen = [
+        callbacks.JSONLLogger(tmp_path / "metrics.jsonl"),
+        callbacks.Curves(tmp_path / "curves.png"),
+    ]
+    assert fit(trainer(*seen), epochs=0).status == "completed"
+    result = fit(trainer(*seen, Interrupts()), epochs=1)
+    assert (result.status, result.step) == ("interrupted", 1)
+    assert not (tmp_path / "curves.png").exists()
+
+
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
 def test_compilation_is_announced(tmp_path: pathlib.Path) -> None:
     stream, terminal = io.StringIO(), Terminal()
@@ -195,7 +281,7 @@ def test_a_trace_that_the_end_cuts_short(tmp_path: pathlib.Path) -> None:
 
 
 def test_phases_are_all_of_the_time() -> None:
-    from ftrain.loop import Logged, WindowEnd
+    from ftrain.loop import WindowEnd
 
     class Sums:
         def __init__(self) -> None:
