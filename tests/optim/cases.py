@@ -61,7 +61,7 @@ CASES: dict[str, Case] = {
         Rates(1e-1, 1e-2, 1e-1), ("torch", "optax"),
     ),
     "adamax": Case(optim.adamax, Rates(1e-1, 1e-2, 3e-2), ("torch", "optax")),
-    "amsgrad": Case(optim.amsgrad, oracles=("torch",)),
+    "amsgrad": Case(optim.amsgrad, oracles=("torch", "optax")),
     "adagrad": Case(optim.adagrad, Rates(1.0, 1e-1, 1e-1), ("torch", "optax")),
     "adadelta": Case(optim.adadelta, Rates(10.0, 1.0, 1.0), ("torch", "optax")),
     "rmsprop": Case(optim.rmsprop, oracles=("torch", "optax")),

@@ -1,8 +1,8 @@
 """Two trajectories of one algorithm, ours and an independent implementation's, and how far apart.
 
-Both are run for 100 steps on the same random gradients, each on its own parameters and memory, and
-never brought together again. The difference of two trajectories is, over all steps, the largest
-`||ours - theirs|| / ||theirs||`, norms over the whole tree.
+Both are run for 100 steps on the same random gradients, or each on those of a function at its own
+parameters, and on its own memory: they are never brought together again. The difference of two
+trajectories is, over all steps, the largest `||ours - theirs|| / ||theirs||`, norms over the whole tree.
 
 Read next: `parity_table.py`, what is held against what; `page.py`, what is reported.
 """
@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
 from hypothesis import strategies as st
 
+import ftrain
 from ftrain import optim
 from tests.optim.cases import random_tree
 
@@ -32,7 +34,10 @@ class Parity(NamedTuple):
 
     `hyper` draws hyper-parameters; `ours` and `theirs` build from them (`theirs` a function of
     the list of parameters for torch, a transformation for optax). Leaves have these `shapes`, and
-    gradients magnitudes of 10 to the power of up to ± `spread`.
+    gradients magnitudes of 10 to the power of up to ± `spread`; with a `drift` they are so much noise
+    around a constant. A `loss` of the leaves and the module it is written in (`torch` or `jax.numpy`)
+    is handed in as `value_fn`; `descends` says that the gradients are its own. `float32` is the bound
+    there, where rounding is magnified about three times what was measured.
     """
 
     algorithm: str
@@ -42,6 +47,18 @@ class Parity(NamedTuple):
     theirs: Callable[[Hyper], Any]
     shapes: tuple[tuple[int, ...], ...] = ((), (0,), (7,), (33, 5), (4, 3, 2))
     spread: float = 2.0
+    drift: float | None = None
+    loss: Callable[[list[Any], Any], Any] | None = None
+    descends: bool = False
+    float32: float = BOUNDS[torch.float32]
+
+    @property
+    def bounds(self) -> dict[torch.dtype, float]:
+        return {**BOUNDS, torch.float32: self.float32}
+
+    def value_fn(self, module: Any = torch) -> Callable[[dict], Any]:
+        assert self.loss is not None
+        return lambda params: self.loss([params[name] for name in sorted(params)], module)
 
 
 def powers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -74,15 +91,31 @@ def torch_(build: type[torch.optim.Optimizer], **kwargs: Any) -> Callable:
     return functools.partial(build, foreach=False, **kwargs)
 
 
+def hold(row: Parity, data: st.DataObject) -> None:
+    """Draw hyper-parameters and a seed, and hold the row to its bounds."""
+    h, seed = data.draw(row.hyper), data.draw(st.integers(0, 2**31))
+    for dtype, bound in row.bounds.items():
+        assert difference(row, h, seed, dtype) <= bound, dtype
+
+
 def difference(row: Parity, h: Hyper, seed: int, dtype: torch.dtype) -> float:
     """The largest relative distance of the two trajectories, over steps."""
     params = random_tree(seed, row.shapes, dtype, 0.5)
-    grads = [random_tree(seed + 1 + t, row.shapes, dtype, row.spread) for t in range(STEPS)]
-    ours = _ours(row.ours(h), params, grads)
+    grads = gradients(row, seed, dtype)
+    ours = _ours(row, h, params, grads)
     theirs = (_torch if row.oracle == "torch" else _optax)(row, h, params, grads)
     x, y = (_flat(run) for run in (ours, theirs))
     assert torch.isfinite(y).all(), (row.algorithm, row.oracle, h)
     return ((x - y).norm(dim=1) / y.norm(dim=1)).max().item()
+
+
+def gradients(row: Parity, seed: int, dtype: torch.dtype) -> list[dict]:
+    """The same for both: of every step, where they are not those of the row's loss."""
+    found = [random_tree(seed + 1 + t, row.shapes, dtype, row.spread) for t in range(STEPS)]
+    if row.drift is None:
+        return found
+    way = random_tree(seed, row.shapes, dtype, row.spread)
+    return [{name: w + row.drift * g[name] for name, w in way.items()} for g in found]
 
 
 def _flat(run: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -90,13 +123,20 @@ def _flat(run: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([x.double().reshape(STEPS, x[0].numel()) for x in run.values()], 1)
 
 
-def _ours(optimizer: optim.GradientTransformation, params: dict, grads: list[dict]) -> dict:
-    state, found = optimizer.init(params), []
+def _ours(row: Parity, h: Hyper, params: dict, grads: list[dict]) -> dict:
+    optimizer, found = row.ours(h), []
+    state = optimizer.init(params)
+    extra = {} if row.loss is None else {"value_fn": row.value_fn()}
     for g in grads:
-        updates, state = optimizer.update(g, state, params)
+        here = _slope(row, params) if row.descends else g
+        updates, state = optimizer.update(here, state, params, **extra)
         params = optim.apply_updates(params, updates)
         found.append(params)
     return {name: torch.stack([p[name] for p in found]) for name in params}
+
+
+def _slope(row: Parity, params: dict) -> dict:
+    return ftrain.value_and_grad(row.value_fn())(params)[1]
 
 
 def _torch(row: Parity, h: Hyper, params: dict, grads: list[dict]) -> dict:
@@ -107,9 +147,11 @@ def _torch(row: Parity, h: Hyper, params: dict, grads: list[dict]) -> dict:
         theirs = {name: torch.nn.Parameter(p.clone()) for name, p in params.items()}
         optimizer, found = row.theirs(h)(list(theirs.values())), []
         for g in grads:
+            now = {name: p.detach().clone() for name, p in theirs.items()}
+            here = _slope(row, now) if row.descends else g
             for name, p in theirs.items():
-                p.grad = g[name].clone()
-            optimizer.step()
+                p.grad = here[name].clone()
+            optimizer.step(lambda: 0.0)  # what L-BFGS asks for, and does not read without a search
             found.append({name: p.detach().clone() for name, p in theirs.items()})
     finally:
         torch.set_default_dtype(before)
@@ -125,23 +167,24 @@ def _optax(row: Parity, h: Hyper, params: dict, grads: list[dict]) -> dict:
         others = tuple((k, v) for k, v in h.items() if type(v) is not float)
         stacked = {name: np.stack([g[name].numpy() for g in grads]) for name in params}
         start = {name: p.numpy() for name, p in params.items()}
-        found = _optax_run(row.theirs, others)(numbers, start, stacked)
+        found = _optax_run(row, others)(numbers, start, stacked)
         return {name: torch.tensor(np.asarray(x)) for name, x in found.items()}
     finally:
         jax.config.update("jax_enable_x64", before)
 
 
 @functools.cache
-def _optax_run(build: Callable[[Hyper], Any], others: tuple) -> Callable:
+def _optax_run(row: Parity, others: tuple) -> Callable:
     """One program for all draws: Python numbers are weakly typed arguments."""
 
     @jax.jit
     def run(numbers: Hyper, params: Any, grads: Any) -> Any:
-        optimizer = build({**numbers, **dict(others)})
+        optimizer = row.theirs({**numbers, **dict(others)})
 
         def step(carry: Any, g: Any) -> Any:
             params, state = carry
-            updates, state = optimizer.update(g, state, params)
+            here = jax.grad(row.value_fn(jnp))(params) if row.descends else g
+            updates, state = optimizer.update(here, state, params)
             params = optax.apply_updates(params, updates)
             return (params, state), params
 

@@ -141,6 +141,15 @@ PARITY = [
         ),
     ),
     Parity(
+        "amsgrad", "optax", drawn(b1=fractions, b2=slow),
+        lambda h: optim.amsgrad(h["rate"], h["b1"], h["b2"], 0.0),
+        lambda h: optax.chain(
+            optax.scale_by_amsgrad(h["b1"], h["b2"], 0.0, bias_correction_nu=False),
+            optax.scale_by_schedule(lambda count: jnp.sqrt(1 - h["b2"] ** (count + 1))),
+            optax.scale(-h["rate"]),
+        ),
+    ),
+    Parity(
         "adagrad", "torch",
         drawn(eps=small, decay=decays, slowing=st.floats(0.0, 0.1), start=st.floats(0.0, 1.0)),
         lambda h: l2(h, optim.adagrad(

@@ -1,9 +1,9 @@
-"""L-BFGS: directions against optax and torch, steps against the conditions they must meet."""
+"""L-BFGS: fixed steps against optax and torch, searched ones against the conditions they must meet."""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import functools
+
 import numpy as np
 import optax
 import pytest
@@ -17,14 +17,16 @@ from ftrain import optim
 from ftrain.core import tree
 from ftrain.optim._line_search import strong_wolfe
 from tests.optim.cases import random_tree
+from tests.optim.parity import Parity, drawn
 
 MATRIX = random_tree(0, [(30, 10)], torch.float64, 0.0)["p0"]
+MIXING = np.eye(23) + random_tree(0, [(23, 23)], torch.float64, 0.0)["p0"].numpy() / 30
 
 
-def convex(params, module=torch, matrix=MATRIX):
+def convex(params):
     """Logistic losses and a parabola, over one vector of 8 and a matrix of one row."""
-    ys = matrix @ module.concatenate([params["w"], params["m"][0]])
-    return module.log(1 + module.exp(ys)).sum() / 30 + 0.05 * (ys**2).sum()
+    ys = MATRIX @ torch.concatenate([params["w"], params["m"][0]])
+    return torch.log(1 + torch.exp(ys)).sum() / 30 + 0.05 * (ys**2).sum()
 
 
 def start():
@@ -32,66 +34,33 @@ def start():
     return {"w": found["p0"], "m": found["p1"]}
 
 
-@pytest.mark.parametrize("memory_size", [1, 3, 10])
-def test_directions_are_optax_s(memory_size):
-    """Over 30 fixed steps along them, each on its own parameters; the memory is overwritten on the way.
+def downhill(scale, lowest):
+    """Convex, and no parabola; least where mixtures of all leaves are `lowest`."""
 
-    To 1e-10: two loops over ten pairs, whose differences cancel more and more near the minimum.
-    """
-    ours = optim.lbfgs(0.3, memory_size, line_search_fn=None)
-    theirs = optax.chain(optax.scale_by_lbfgs(memory_size), optax.scale(-0.3))
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    try:
-        params = start()
-        their_params = {name: jnp.asarray(p.numpy()) for name, p in params.items()}
-        matrix = jnp.asarray(MATRIX.numpy())
-        state, reference = ours.init(params), theirs.init(their_params)
-        grad = jax.jit(jax.grad(lambda p: convex(p, jnp, matrix)))
-        update = jax.jit(theirs.update)
-        for t in range(30):
-            _, grads = ftrain.value_and_grad(convex)(params)
-            updates, state = ours.update(grads, state, params)
-            params = optim.apply_updates(params, updates)
-            updates, reference = update(grad(their_params), reference, their_params)
-            their_params = optax.apply_updates(their_params, updates)
-            for name, found in params.items():
-                wanted = torch.tensor(np.asarray(their_params[name]))
-                assert (found - wanted).norm() <= 1e-10 * wanted.norm(), (t, name)
-    finally:
-        jax.config.update("jax_enable_x64", before)
-    assert optim.global_norm(grads) < 1e-3
+    def loss(leaves, module):
+        x = module.concatenate([leaf.reshape(-1) for leaf in leaves])
+        ys = module.asarray(MIXING, dtype=x.dtype) @ x - lowest
+        return scale * ((ys**2).sum() + module.sqrt((ys**4).sum()))
+
+    return loss
 
 
-def test_fixed_steps_are_torch_s():
-    """Where both start from the gradient itself: |g|_1 < 1 (torch's rule), |g|_2 < 1 (optax's, ours)."""
-    ours = optim.lbfgs(0.5, 4, line_search_fn=None)
-    params = start()
-
-    def small(params):
-        return 0.02 * convex(params)
-
-    _, grads = ftrain.value_and_grad(small)(params)
-    assert sum(g.abs().sum() for g in grads.values()) < 1
-    state = ours.init(params)
-    theirs = {name: nn.Parameter(p.clone()) for name, p in sorted(params.items())}
-    reference = torch.optim.LBFGS(
-        list(theirs.values()), 0.5, max_iter=1, history_size=4, tolerance_grad=0, tolerance_change=0
-    )
-
-    def closure():
-        reference.zero_grad()
-        loss = small(theirs)
-        loss.backward()
-        return loss
-
-    for _ in range(12):
-        _, grads = ftrain.value_and_grad(small)(params)
-        updates, state = ours.update(grads, state, params)
-        params = optim.apply_updates(params, updates)
-        reference.step(closure)
-        for name, found in params.items():
-            assert (found - theirs[name].detach()).norm() <= 1e-10 * found.norm()
+# torch remembers nothing below 1e-10, and starts from the gradient itself only where |g|_1 < 1.
+TORCH = Parity(
+    "lbfgs", "torch", drawn((-2, -1.3), memory=st.integers(1, 10)),
+    lambda h: optim.lbfgs(h["rate"], h["memory"], line_search_fn=None),
+    lambda h: functools.partial(
+        torch.optim.LBFGS, lr=h["rate"], history_size=h["memory"], max_iter=1,
+        tolerance_grad=0, tolerance_change=0,
+    ),
+    shapes=((), (0,), (7,), (5, 3)), loss=downhill(5e-4, 10), descends=True, float32=3e-4,
+)  # fmt: skip
+OPTAX = Parity(
+    "lbfgs", "optax", drawn((-1.7, -1.3), memory=st.sampled_from([1, 10])),
+    lambda h: optim.lbfgs(h["rate"], h["memory"], line_search_fn=None),
+    lambda h: optax.chain(optax.scale_by_lbfgs(h["memory"]), optax.scale(-h["rate"])),
+    shapes=TORCH.shapes, loss=downhill(1.0, 3), descends=True, float32=1e-4,
+)  # fmt: skip
 
 
 def quintic(c):

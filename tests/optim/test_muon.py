@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ftrain import optim
 from ftrain.core import tree
 from tests.optim.cases import PROBLEMS, gradient, random_tree, ulps
-from tests.optim.parity import BOUNDS, Parity, decays, difference, drawn, fractions, slow, small
+from tests.optim.parity import Parity, decays, drawn, fractions, slow, small
 
 sides = st.integers(1, 9)
 seeds = st.integers(0, 2**31)
@@ -42,6 +42,8 @@ TORCH = Parity(
     ),
     shapes=((33, 5), (5, 33), (8, 8)),
 )  # fmt: skip
+# Without Nesterov and eps: with it optax corrects the mean for its start at zero and torch does not, and
+# its `eps` is added to the norm, where torch's is the least that is divided by.
 OPTAX = Parity(
     "muon", "optax",
     drawn(momentum=fractions, b1=fractions, b2=slow, decay=decays, rms=st.booleans()),
@@ -57,20 +59,6 @@ OPTAX = Parity(
     ),
     shapes=((), (0,), (7,), (33, 5), (5, 33)),
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("row", [TORCH, OPTAX], ids=lambda row: row.oracle)
-@given(st.data())
-@settings(max_examples=3)
-def test_100_steps_are_the_oracle_s(row, data):
-    """torch in bfloat16 products, optax in its own dtype; the latter without Nesterov and eps.
-
-    With Nesterov optax corrects the mean for its start at zero and torch does not: ftrain follows
-    torch. Its `eps` is added to the norm, where torch's is the least that is divided by.
-    """
-    h, seed = data.draw(row.hyper), data.draw(seeds)
-    for dtype, bound in BOUNDS.items():
-        assert difference(row, h, seed, dtype) <= bound, dtype
 
 
 def matrix(seed, rows, columns, dtype=torch.float64):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 import torch
@@ -16,14 +15,16 @@ import ftrain
 from ftrain import optim, random
 from ftrain.core import tree
 from tests.optim.cases import random_tree
+from tests.optim.parity import EVERY, Parity, decays, drawn, fractions, powers, slow, small
 
 MATRIX = random_tree(0, [(12, 7)], torch.float64, 0.0)["p0"]
+MIXING = random_tree(0, [(30, 23)], torch.float64, 0.0)["p0"].numpy()
 
 
-def valley(params, module=torch, matrix=MATRIX):
+def valley(params):
     """Smooth, not separable, with another curvature everywhere."""
-    ys = matrix @ params["w"] + params["b"]
-    return module.log(1 + module.exp(ys)).sum() + (params["w"] ** 4).sum()
+    ys = MATRIX @ params["w"] + params["b"]
+    return torch.log(1 + torch.exp(ys)).sum() + (params["w"] ** 4).sum()
 
 
 def start(dtype=torch.float64):
@@ -31,7 +32,14 @@ def start(dtype=torch.float64):
     return {"w": found["p0"], "b": found["p1"]}
 
 
-def signs_of_float32(loss):
+def bent(leaves, module):
+    """Of any curvature, also negative, and not separable."""
+    x = module.concatenate([leaf.reshape(-1) for leaf in leaves])
+    ys = module.asarray(MIXING, dtype=x.dtype) @ x
+    return module.sqrt(1 + ys**2).sum() + 0.1 * (x**4).sum()
+
+
+def signs_of_float32(h, loss):
     """optax's estimator, but for the draw: under 64-bit types it compares float64 words with 1/2."""
 
     def update(grads, key, params, **extra):
@@ -42,46 +50,32 @@ def signs_of_float32(loss):
             jax.random.bernoulli(k, jnp.float32(0.5), p.shape)
             for k, p in zip(keys, leaves, strict=True)
         ]
-        signs = treedef.unflatten([2.0 * h - 1.0 for h in heads])
+        signs = [(2.0 * x - 1.0).astype(p.dtype) for x, p in zip(heads, leaves, strict=True)]
+        signs = treedef.unflatten(signs)
         product = jax.jvp(jax.grad(loss), (params,), (signs,))[1]
         return jax.tree.map(jnp.multiply, product, signs), key
 
-    return optax.GradientTransformationExtraArgs(lambda params: jax.random.key(0), update)
+    key = jax.random.key(jnp.asarray(h["seed"]).astype(jnp.uint32))
+    return optax.GradientTransformationExtraArgs(lambda params: key, update)
 
 
-def test_optax_with_the_same_signs():
-    """Its keys are drawn and split as ours are; 100 steps, each on its own parameters, to 1e-12."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    try:
-        ours = optim.sophia(1e-2, gamma=0.5, weight_decay=0.1, mask=optim.everything)
-        matrix = jnp.asarray(MATRIX.numpy())
-
-        def loss(p):
-            return valley(p, jnp, matrix)
-
-        theirs = optax.contrib.sophia(
-            1e-2, gamma=0.5, weight_decay=0.1, hessian_diagonal_fn=signs_of_float32(loss)
-        )
-        params = start()
-        their_params = {name: jnp.asarray(p.numpy()) for name, p in params.items()}
-        state, reference = ours.init(params), theirs.init(their_params)
-
-        @jax.jit
-        def step(p, s):
-            updates, s = theirs.update(jax.grad(loss)(p), s, p)
-            return optax.apply_updates(p, updates), s
-
-        for t in range(100):
-            _, grads = ftrain.value_and_grad(valley)(params)
-            updates, state = ours.update(grads, state, params, value_fn=valley)
-            params = optim.apply_updates(params, updates)
-            their_params, reference = step(their_params, reference)
-            for name, found in params.items():
-                wanted = torch.tensor(np.asarray(their_params[name]))
-                assert (found - wanted).norm() <= 1e-12 * wanted.norm(), (t, name)
-    finally:
-        jax.config.update("jax_enable_x64", before)
+OPTAX = Parity(
+    "sophia", "optax",
+    drawn(
+        (-3, -1), b1=fractions, b2=slow, eps=small, gamma=powers(-2, 0), clip=powers(-1, 1),
+        decay=decays, interval=st.sampled_from([1, 3]), seed=st.integers(0, 2**31 - 1).map(float),
+    ),
+    lambda h: optim.sophia(
+        h["rate"], h["b1"], h["b2"], h["eps"], gamma=h["gamma"], clip_threshold=h["clip"],
+        update_interval=h["interval"], weight_decay=h["decay"], key=int(h["seed"]), mask=EVERY,
+    ),
+    lambda h: optax.contrib.sophia(
+        h["rate"], h["b1"], h["b2"], h["eps"], gamma=h["gamma"], clip_threshold=h["clip"],
+        update_interval=h["interval"], weight_decay=h["decay"],
+        hessian_diagonal_fn=signs_of_float32(h, OPTAX.value_fn(jnp)),
+    ),
+    shapes=((), (0,), (7,), (5, 3)), spread=1.0, loss=bent,
+)  # fmt: skip
 
 
 @given(st.integers(0, 2**31))
