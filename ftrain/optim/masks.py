@@ -18,9 +18,9 @@ from ftrain.optim.protocol import PyTree
 
 __all__ = ["Mask", "everything", "mask_leaves", "matching", "matrices", "names"]
 
-Mask: TypeAlias = str | PyTree | Callable[[PyTree], PyTree]
-"""A regular expression, searched for in each parameter's name (`"bias$"`); a tree of bools of the
-parameters' structure; or a function from parameters to one."""
+Mask: TypeAlias = str | re.Pattern[str] | PyTree | Callable[[PyTree], PyTree]
+"""A regular expression (compiled or not), searched for in each parameter's name (`"bias$"`); a tree of
+bools of the parameters' structure; or a function from parameters to one."""
 
 
 def matrices(params: PyTree) -> PyTree:
@@ -88,7 +88,7 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
         ValueError: the mask's structure is not that of `params`; a pattern that no name contains.
         TypeError: an entry is not a bool.
     """
-    if isinstance(mask, str):
+    if isinstance(mask, (str, re.Pattern)):
         return list(_found(mask, tree.structure(params)))
     bools = mask(params) if callable(mask) else mask
     flat, treedef = tree.flatten(bools)
@@ -108,7 +108,7 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
 
 
 @functools.lru_cache(maxsize=256)
-def _found(pattern: str, treedef: tree.TreeDef) -> tuple[bool, ...]:
+def _found(pattern: str | re.Pattern[str], treedef: tree.TreeDef) -> tuple[bool, ...]:
     try:
         found = tuple(re.search(pattern, name) is not None for name in names(treedef))
     except re.error as error:

@@ -39,8 +39,9 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
         "learning_rate")` is a group's learning rate, and a training step reports each.
 
     Raises:
-        ValueError: a parameter is in no group, a pattern in no name, or gradients differ in structure
-            from the parameters; the message names the path.
+        ValueError: a parameter is in no group, a pattern in no name, all that a pattern or a tree picks
+            in groups before it (a function may pick nothing), or gradients differ in structure from
+            the parameters; the message names the path.
         TypeError: a group is not a pair of mask and optimizer.
 
     >>> import torch
@@ -74,6 +75,13 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
                     "or `optim.set_to_zero()` if it is not to move."
                 )
             found.append(mine[0])
+        for (name, (mask, _)), bools in zip(groups.items(), flat, strict=True):
+            if name not in found and any(bools) and not callable(mask):
+                before = dict.fromkeys(g for g, mine in zip(found, bools, strict=True) if mine)
+                raise ValueError(
+                    f"the group {name!r} is empty: all that its mask picks is in {', '.join(before)} "
+                    "already, for the first group that fits wins. Write the narrower mask first."
+                )
         return found
 
     def init(params: PyTree) -> dict[str, PyTree]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -72,6 +74,16 @@ def test_a_parameter_without_a_group():
         ValueError, match=r"layers.0.b is in none of the groups weights.*everything"
     ):
         optim.partition({"weights": ("w$", SGD)}).init(PARAMS)
+
+
+def test_a_group_behind_those_that_have_its_parameters():
+    """A pattern that finds what others have taken is out of order; a rest may be empty."""
+    for mask in ("b$", re.compile("b$"), {"layers": [{"w": False, "b": True}]}):
+        with pytest.raises(ValueError, match=r"group 'b' is empty: .* is in all already.*narrower"):
+            optim.partition({"all": (optim.everything, SGD), "b": (mask, SGD)}).init(PARAMS)
+        optim.partition(
+            {"b": (mask, SGD), "w": ("w|b", SGD), "rest": (optim.everything, SGD)}
+        ).init(PARAMS)
 
 
 @pytest.mark.parametrize(
