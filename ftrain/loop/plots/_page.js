@@ -10,6 +10,7 @@ const ONE = data.runs.length === 1;
 const view = { x: "step", smooth: 0, log: false, zoom: null, reach: null, hiddenRuns: new Set(), hiddenSplits: new Set() };
 if (SPLITS.includes("train") && SPLITS.includes("train_epoch")) view.hiddenSplits.add("train_epoch");
 const charts = [];
+const HUES = 24;
 
 function el(name, attributes = {}, text) {
   const made = document.createElement(name);
@@ -26,16 +27,20 @@ function svg(name, attributes = {}, text) {
 }
 
 // How things look: a colour a run; where there is one run, a colour a split.
-const colour = (s) => `var(--s${(ONE ? SPLITS.indexOf(s.split) : s.run) % 8})`;
+const colour = (s) => `var(--s${(ONE ? SPLITS.indexOf(s.split) : s.run) % HUES})`;
 const dashed = (s) => !ONE && s.split !== "train";
 const dotted = (s) => s.split !== "train";
-const name = (s) => (ONE ? s.split : SPLITS.length > 1 ? `${data.runs[s.run]} · ${s.split}` : data.runs[s.run]);
+const said = (split) => (split === "train_epoch" ? "train (epoch mean)" : split);
+// Runs differ at the end of their names more often than in the middle.
+const shortened = (text) => (text.length <= 32 ? text : `${text.slice(0, 12)}…${text.slice(-19)}`);
+const name = (s) => (ONE ? said(s.split) : `${shortened(data.runs[s.run])}${SPLITS.length > 1 ? ` · ${said(s.split)}` : ""}`);
 
 function number(v) {
   if (v === null || v === undefined) return "not finite";
   if (v === 0) return "0";
   const size = Math.abs(v);
-  if (size >= 1e6 || size < 1e-3) return v.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  for (const [unit, by] of [["G", 1e9], ["M", 1e6]]) if (size >= by && size < 1e12) return `${+(v / by).toPrecision(4)}${unit}`;
+  if (size >= 1e12 || size < 1e-3) return v.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
   return size >= 1000 ? v.toLocaleString("en", { maximumFractionDigits: 1 }) : String(+v.toPrecision(4));
 }
 
@@ -261,7 +266,8 @@ function key(hue, split) {
 
 function toggle(hidden, item, hue, text, split) {
   const made = el("button", { type: "button", "aria-pressed": String(!hidden.has(item)) });
-  made.append(key(hue, split), text);
+  made.append(key(hue, split), shortened(text));
+  made.title = text;
   made.addEventListener("click", () => {
     if (!hidden.delete(item)) hidden.add(item);
     made.setAttribute("aria-pressed", String(!hidden.has(item)));
@@ -272,10 +278,10 @@ function toggle(hidden, item, hue, text, split) {
 
 function controls() {
   const legend = by("legend");
-  if (!ONE) data.runs.forEach((run, i) => legend.append(toggle(view.hiddenRuns, i, `var(--s${i % 8})`, run)));
+  if (!ONE) data.runs.forEach((run, i) => legend.append(toggle(view.hiddenRuns, i, `var(--s${i % HUES})`, run)));
   if (!ONE && SPLITS.length > 1) legend.append(el("span", { class: "gap" }));
   if (SPLITS.length > 1)
-    SPLITS.forEach((split, i) => legend.append(toggle(view.hiddenSplits, split, ONE ? `var(--s${i % 8})` : "var(--quiet)", split, split)));
+    SPLITS.forEach((split, i) => legend.append(toggle(view.hiddenSplits, split, ONE ? `var(--s${i % HUES})` : "var(--quiet)", said(split), split)));
   for (const x of ["step", "epoch", "time"]) {
     if (!data.metrics.some((m) => m.series.some((s) => s[x].some((v) => v !== null)))) continue;
     const made = el("button", { type: "button", "aria-pressed": String(x === view.x) }, x);
@@ -330,7 +336,7 @@ function table() {
       const column = data.columns[j].name;
       const text = value === null ? "" : value === false ? "NaN" : column === "seconds" ? clock(value) : typeof value === "number" ? number(value) : value;
       const td = el("td", { class: `${words[j] ? "word" : ""} ${value === best[j] && value !== null ? "best" : ""}`.trim() }, text);
-      if (j === 0 && !ONE) td.prepend(el("i", { style: `background:var(--s${i % 8})` }));
+      if (j === 0 && !ONE) td.prepend(el("i", { style: `background:var(--s${i % HUES})` }));
       tr.append(td);
     });
     return tr;

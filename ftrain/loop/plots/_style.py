@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
     from ftrain.loop.plots.run_log import RunLog
 
-__all__ = ["DARK", "LIGHT", "Theme", "dress", "label", "new_figure", "ordered", "theme"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "dress",
+    "label",
+    "new_figure",
+    "ordered",
+    "shortened",
+    "theme",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +48,22 @@ class Theme:
     grid: str
     wrong: str
     series: tuple[str, ...]
+
+    def hue(self, index: int) -> str:
+        """The colour of a run; from the ninth on the same ones darker, then lighter.
+
+        >>> LIGHT.hue(0), LIGHT.hue(8), LIGHT.hue(24) == LIGHT.hue(0)
+        ('#2f6fde', '#274c8e', True)
+        """
+        n = len(self.series)
+        own, turn = self.series[index % n], index // n % 3
+        return own if turn == 0 else _mixed(own, self.text if turn == 1 else self.panel)
+
+
+def _mixed(one: str, other: str) -> str:
+    """Six parts of one colour and five of another."""
+    pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + bytes((6 * a + 5 * b) // 11 for a, b in pairs).hex()
 
 
 LIGHT = Theme(
@@ -115,6 +141,18 @@ def label(metric: str) -> str:
     ('grad norm', 'memory / peak bytes')
     """
     return metric.replace("_", " ").replace("/", " / ")
+
+
+def shortened(name: str, most: int = 32) -> str:
+    """A name that fits a legend; runs differ at the end more often than in the middle.
+
+    >>> shortened("a-rather-long-name-of-a-run-with-learning-rate-01")
+    'a-rather-lon…th-learning-rate-01'
+    """
+    if len(name) <= most:
+        return name
+    start = (most - 1) * 2 // 5
+    return f"{name[:start]}…{name[start + 1 - most :]}"
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:

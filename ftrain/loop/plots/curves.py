@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftrain.core.errors import DataError
-from ftrain.loop.plots._style import dress, label, new_figure, shown, theme, write
+from ftrain.loop.plots._axes import clock_unit, scale_x, scale_y
+from ftrain.loop.plots._style import dress, label, new_figure, shortened, shown, theme, write
 from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ __all__ = ["curves", "smoothed"]
 Axis = Literal["step", "epoch", "time"]
 
 _AXES = {"step": "steps", "epoch": "epochs", "time": "times"}
-_UNITS = {"step": "step", "epoch": "epoch", "time": "time (s)"}
-_LOG_RANGE = 30.0  # a loss that falls this many times over is read better on a logarithmic axis
+_MANY = 8  # runs; more than these have thinner lines
+_LETTER, _MARK = 0.078, 0.6  # inches of a legend: a letter, and what stands before the name
 
 
 def curves(
@@ -75,19 +76,27 @@ def curves(
     columns = min(len(chosen), 3 if len(chosen) > 4 else 2)
     rows = -(-len(chosen) // columns)
     width = 7.2 if columns == 1 else 4.8 * columns
-    figure = new_figure("plots.curves", width, 3.1 * rows + 0.5, dark)
+    entries = _entries(logs, chosen, dark)
+    widest = max((len(entry["label"]) for entry in entries), default=0)
+    across = min(len(entries), max(1, int(width / (_LETTER * widest + _MARK))))
+    below = 0.2 * -(-len(entries) // across) if entries else 0.0
+    figure = new_figure("plots.curves", width, 3.1 * rows + 0.3 + below, dark)
     grid = figure.subplots(rows, columns, squeeze=False)
+    low, high = _reach(logs, chosen, x)
+    unit, length = clock_unit(high) if x == "time" else ("", 1.0)
     for index, ax in enumerate(grid.flat):
         if index >= len(chosen):
             ax.set_visible(False)
             continue
         metric = chosen[index]
         dress(ax, dark, label(metric))
-        _draw(ax, logs, metric, x, 0.0 if metric == "learning_rate" else smooth, dark)
+        _draw(ax, logs, metric, x, length, 0.0 if metric == "learning_rate" else smooth, dark)
         if index + columns >= len(chosen):
-            ax.set_xlabel(_UNITS[x])
-        ax.set_xlim(*_reach(logs, chosen, x))
-    _legend(figure, logs, chosen, dark)
+            ax.set_xlabel(f"time ({unit})" if x == "time" else x)
+        ax.set_xlim(low / length, high / length)
+        scale_x(ax, whole=x == "step")
+    if entries:
+        _legend(figure, entries, across, dark)
     if title is not None:
         figure.suptitle(title, color=theme(dark).text, fontsize=12, x=0.01, ha="left")
     write(figure, out)
@@ -122,27 +131,33 @@ def _chosen(logs: Sequence[RunLog], metrics: Sequence[str] | None) -> list[str]:
 
 
 def _draw(
-    ax: Axes, logs: Sequence[RunLog], metric: str, x: Axis, smooth: float, dark: bool
+    ax: Axes,
+    logs: Sequence[RunLog],
+    metric: str,
+    x: Axis,
+    length: float,
+    smooth: float,
+    dark: bool,
 ) -> None:
     values: list[float] = []
+    width = 1.6 if len(logs) <= _MANY else 1.1
     for index, log in enumerate(logs):
         for split, curve in _splits(log, metric).items():
             colour, style = _look(logs, index, split, dark)
-            at = getattr(curve, _AXES[x])
-            values += [value for value in curve.values if math.isfinite(value)]
+            at = [place / length for place in getattr(curve, _AXES[x])]
+            values += curve.values
             if split == "train" and smooth:
-                ax.plot(at, curve.values, color=colour, alpha=0.25, linewidth=0.9)
-                ax.plot(at, smoothed(curve.values, smooth), color=colour, linewidth=1.8)
+                ax.plot(at, curve.values, color=colour, alpha=0.25, linewidth=0.6 * width)
+                ax.plot(at, smoothed(curve.values, smooth), color=colour, linewidth=width)
             elif split == "train":
-                ax.plot(at, curve.values, color=colour, linewidth=1.6, marker=_alone(curve))
+                marker = "o" if len(at) == 1 else None
+                ax.plot(at, curve.values, color=colour, linewidth=width, marker=marker, ms=4)
             else:
                 few = len(at) <= 60
-                ax.plot(at, curve.values, style, color=colour, linewidth=1.6, ms=3.5 * few)
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    if metric == "learning_rate":
-        ax.set_ylim(bottom=0)
-    elif low > 0 and high / low > _LOG_RANGE:
-        ax.set_yscale("log")
+                ax.plot(
+                    at, curve.values, style, color=colour, linewidth=width, ms=2.2 * width * few
+                )
+    scale_y(ax, metric, values, theme(dark))
 
 
 def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[float, float]:
@@ -171,16 +186,10 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
     """A colour a run; where there is one run, a colour a split."""
-    colours = theme(dark).series
     if len(logs) == 1:
         every = [s for s in _all_splits(logs) if s != "train"]
-        index = 0 if split == "train" else 1 + every.index(split)
-        return colours[index % len(colours)], "o-"
-    return colours[index % len(colours)], "o--"
-
-
-def _alone(curve: Curve) -> str | None:
-    return "o" if len(curve.values) == 1 else None
+        return theme(dark).hue(0 if split == "train" else 1 + every.index(split)), "o-"
+    return theme(dark).hue(index), "o--"
 
 
 def _all_splits(logs: Sequence[RunLog]) -> list[str]:
@@ -188,33 +197,32 @@ def _all_splits(logs: Sequence[RunLog]) -> list[str]:
     return sorted(names, key=lambda name: (name != "train", name))
 
 
-def _legend(figure: Figure, logs: Sequence[RunLog], chosen: Sequence[str], dark: bool) -> None:
-    from matplotlib.lines import Line2D  # noqa: PLC0415  # optional
-
+def _entries(logs: Sequence[RunLog], chosen: Sequence[str], dark: bool) -> list[dict[str, Any]]:
+    """Lines of the legend: the runs, and the splits where there are several."""
     used = {split for log in logs for metric in chosen for split in _splits(log, metric)}
     splits = [name for name in _all_splits(logs) if name in used]
-    entries = []
-    if len(logs) == 1:
-        for split in splits:
-            colour, style = _look(logs, 0, split, dark)
-            marker = "" if split == "train" else style[0]
-            entries.append(Line2D([], [], color=colour, marker=marker, ms=4, lw=2, label=split))
-        if len(entries) == 1:
-            return
-    else:
+    entries: list[dict[str, Any]] = []
+    if len(logs) > 1:
         for index, log in enumerate(logs):
             colour, _ = _look(logs, index, "train", dark)
-            entries.append(Line2D([], [], color=colour, lw=2.5, label=log.name))
-        quiet = theme(dark).quiet
-        for split in splits if len(splits) > 1 else ():
-            style, marker = ("-", "") if split == "train" else ("--", "o")
-            entries.append(
-                Line2D([], [], color=quiet, lw=1.5, ls=style, marker=marker, ms=4, label=split)
-            )
+            entries.append({"color": colour, "lw": 2.5, "label": shortened(log.name)})
+    for split in splits if len(splits) > 1 else ():
+        colour, style = _look(logs, 0, split, dark)
+        colour = colour if len(logs) == 1 else theme(dark).quiet
+        marker, dash = ("", "-") if split == "train" else (style[0], style[1:])
+        said = "train (epoch mean)" if split == "train_epoch" else split
+        line = {"color": colour, "lw": 1.8, "ls": dash, "marker": marker, "ms": 4}
+        entries.append({**line, "label": said})
+    return entries
+
+
+def _legend(figure: Figure, entries: list[dict[str, Any]], across: int, dark: bool) -> None:
+    from matplotlib.lines import Line2D  # noqa: PLC0415  # optional
+
     figure.legend(
-        handles=entries,
+        handles=[Line2D([], [], **entry) for entry in entries],
         loc="outside lower center",
-        ncols=min(len(entries), 5),
+        ncols=across,
         frameon=False,
         fontsize=9,
         labelcolor=theme(dark).text,

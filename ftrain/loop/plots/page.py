@@ -24,6 +24,9 @@ __all__ = ["page"]
 #: Points of a curve that a page keeps; more than a screen has columns.
 POINTS = 2000
 
+#: Colours that runs have in turn; `_page.js` counts them too.
+HUES = 24
+
 
 def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> str:
     """The curves of runs as one HTML file: values under the pointer, zoom, smoothing, light and dark.
@@ -49,11 +52,11 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
     1
     """
     logs = read_runs(runs)
-    names = ", ".join(log.name for log in logs[:4]) + (", ..." if len(logs) > 4 else "")
+    title = title or _title([log.name for log in logs])
     parts = {
-        "TITLE": html.escape(title or names),
+        "TITLE": html.escape(title),
         "CSS": _colours() + _resource("_page.css"),
-        "DATA": _json({"title": title or names, **_content(logs)}),
+        "DATA": _json({"title": title, **_content(logs)}),
         "JS": _resource("_page.js"),
     }
     text = _resource("_page.html")
@@ -84,6 +87,19 @@ def thinned(curve: Curve, points: int = POINTS) -> list[int]:
             kept.add(min(finite, key=lambda j: curve.values[j]))
             kept.add(max(finite, key=lambda j: curve.values[j]))
     return sorted(kept)
+
+
+def _title(names: Sequence[str], most: int = 60) -> str:
+    """As many names as fit a line.
+
+    >>> _title(["first", "second"]), _title(["first", "second", "third"], 12)
+    ('first, second', 'first and 2 more')
+    """
+    n = len(names)
+    fit = [k for k in range(1, n + 1) if len(", ".join(names[:k])) <= most]
+    k = max(fit, default=1)
+    more = f" and {n - k} more" if k < n else ""
+    return ", ".join(names[:k]) + more
 
 
 def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
@@ -150,7 +166,7 @@ def _colours() -> str:
     """The themes as custom properties."""
 
     def properties(colours: Theme) -> str:
-        series = "".join(f"--s{i}:{colour};" for i, colour in enumerate(colours.series))
+        series = "".join(f"--s{i}:{colours.hue(i)};" for i in range(HUES))
         return (
             f"--page:{colours.page};--panel:{colours.panel};--edge:{colours.edge};--text:{colours.text};"
             f"--quiet:{colours.quiet};--grid:{colours.grid};--accent:{colours.series[0]};{series}"

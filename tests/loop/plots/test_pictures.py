@@ -11,6 +11,7 @@ import torch
 
 from ftrain.core.errors import DataError
 from ftrain.loop import plots
+from ftrain.loop.plots.page import HUES
 from tests.loop.plots.test_run_log import write
 
 
@@ -119,6 +120,71 @@ def test_curves_a_chart_a_metric(runs, tmp_path):
     assert list(line.get_xdata()) == [float(n) for n in range(1, 11)]
 
 
+def many(folder, n=20):
+    names = [f"a-rather-long-name-of-a-run-with-learning-rate-{i:02}" for i in range(n)]
+    rows = [{"step": s, "split": split, "loss": 1.0} for s in (1, 2) for split in ("train", "eval")]
+    return [write(folder / name, rows) for name in names]
+
+
+def test_many_runs_with_long_names_have_room_and_colours_of_their_own(tmp_path):
+    agg = pytest.importorskip("matplotlib.backends.backend_agg")
+    runs = many(tmp_path)
+    figure = plots.curves(runs)
+    (legend,) = figure.legends
+    canvas = agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    box, page = legend.get_window_extent(renderer), figure.bbox
+    assert page.x0 <= box.x0 <= box.x1 <= page.x1
+    assert page.y0 <= box.y0
+    assert box.y1 <= figure.axes[0].get_tightbbox(renderer).y0
+    lines = legend.get_lines()
+    assert len({line.get_color() for line in lines}) == 20 + 1  # and the grey of the splits
+    assert len({text.get_text() for text in legend.get_texts()}) == 20 + 2
+    page = plots.page(runs)
+    assert content(page)["title"] == "a-rather-long-name-of-a-run-with-learning-rate-00 and 19 more"
+    hues = re.findall(r"--s\d+:(#\w+);", page.partition("@media")[0])
+    assert len(set(hues)) == len(hues) == HUES
+    assert f"const HUES = {HUES};" in page
+
+
+def shown_ticks(folder, metric, values):
+    rows = [{"step": 10**5 * (i + 1), "split": "train", metric: v} for i, v in enumerate(values)]
+    ax = plots.curves(write(folder / metric, rows), folder / "curves.png").axes[0]
+    low, high = sorted(ax.get_ylim())
+    where = zip(ax.get_yticks(), [text.get_text() for text in ax.get_yticklabels()], strict=True)
+    across = [text.get_text() for text in ax.get_xticklabels()]
+    assert not ax.yaxis.get_offset_text().get_text()  # nothing to multiply by
+    assert not ax.xaxis.get_offset_text().get_text()
+    return ax, [text for place, text in where if low <= place <= high], across
+
+
+def test_axes_have_plain_figures(tmp_path):
+    pytest.importorskip("matplotlib")
+    ax, ticks, across = shown_ticks(tmp_path, "samples_per_second", [40.0, 2e6, 2.1e6])
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)  # the first window compiles
+    assert ticks[0] == "0"
+    assert "1M" in ticks
+    assert {"100k", "200k", "300k"} <= set(across)
+    _, ticks, _ = shown_ticks(tmp_path, "learning_rate", [1e-5, 3e-5])
+    assert {"0", "1e-5", "2e-5"} <= set(ticks)
+    ax, ticks, _ = shown_ticks(tmp_path, "loss", [2.0, 1.0, 0.02])
+    assert ax.get_yscale() == "log"
+    assert ticks == ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]
+    ax, ticks, _ = shown_ticks(tmp_path, "accuracy", [None, None])
+    assert not ticks
+    assert [text.get_text() for text in ax.texts] == ["no finite value"]
+    rows = [{"step": 10, "split": "train", "loss": 1.0, "time": 7200.0}]
+    rows += [{"step": 20, "split": "train", "loss": 1.0, "time": 36000.0}]
+    folder = write(tmp_path / "run", rows)
+    ax = plots.curves(folder, x="time").axes[0]
+    assert ax.get_xlabel() == "time (h)"
+    assert list(ax.get_lines()[0].get_xdata()) == [2.0, 10.0]
+    write(tmp_path / "run", rows[:1])
+    ax = plots.curves(folder, tmp_path / "one.png").axes[0]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["9", "10", "11"]  # no half step
+
+
 def test_what_cannot_be_drawn_is_said(runs):
     pytest.importorskip("matplotlib")
     with pytest.raises(DataError, match="no run has logged 'los'. There are: accuracy, "):
@@ -157,6 +223,7 @@ def test_the_page_needs_no_matplotlib_and_the_picture_says_how_to_get_it(runs):
     code = f"""
 import sys
 from ftrain.loop import plots
+from ftrain.loop.plots.page import HUES
 assert "matplotlib" not in sys.modules
 sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None
 plots.page({str(runs[0])!r})
