@@ -74,11 +74,17 @@ def discard(path: str) -> OSError | None:
 
 
 def remove_tree(path: str) -> OSError | None:
-    """Delete a directory of files; the error if something would not go, tried twice."""
+    """Delete a directory of files; the error if something would not go, tried twice.
+
+    Of a link, that alone: what it points to is somebody's, and stays.
+    """
     failure: OSError | None = None
     for _ in range(2):
         failure = None
         try:
+            if os.path.islink(path) or os.path.isfile(path):
+                _files.system.unlink(path)
+                return None
             for name in _files.system.list(path):
                 try:
                     _files.system.unlink(os.path.join(path, name))

@@ -8,6 +8,7 @@ Read next: `loader.py`, which makes the requests.
 
 from __future__ import annotations
 
+import pickle
 import random as python_random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
 from ftrain.core import random, tree
 from ftrain.data._hash import words
@@ -91,15 +92,24 @@ class Fetch:
         self.at_once = isinstance(dataset, Gather)
         # Seeding takes 7 us a sample: not for what lies ready in a list.
         self.may_draw = augment is not None or type(dataset) is not list
+        self._travels = False
 
     def __getitem__(self, request: Request) -> Any:
         try:
-            return self._batch(request)
+            batch = self._batch(request)
+            if not self._travels and get_worker_info() is not None:
+                _check_travels(batch)
+                self._travels = True  # as those do that follow
+            return batch
         except StopIteration as error:  # out of a worker, it would end the epoch as if it were over
             raise RuntimeError(
                 "the dataset raised StopIteration for a sample that its length promises: let "
                 "__getitem__ return it, or __len__ be smaller"
             ) from error
+        except Exception as error:
+            if get_worker_info() is None or _why_not_pickled(type(error)) is None:
+                raise
+            raise RuntimeError(f"{type(error).__qualname__}: {error}") from error
 
     def _batch(self, request: Request) -> Any:
         if self.at_once:
@@ -150,6 +160,26 @@ class Fetch:
                 error.add_note(f"while fetching sample {index} of the dataset")
                 raise
         return samples
+
+
+def _check_travels(batch: Any) -> None:
+    """What cannot be pickled never arrives from a worker: the process would wait for it for ever."""
+    for leaf in tree.leaves(batch):
+        if not isinstance(leaf, (Tensor, np.ndarray, str, int, float)):
+            error = _why_not_pickled(leaf)
+            if error is not None:
+                raise TypeError(
+                    f"a batch holds {type(leaf).__name__}, which no worker process can send: {error}. "
+                    "Let the dataset or collate leave it out, or write workers=0"
+                )
+
+
+def _why_not_pickled(value: Any) -> Exception | None:
+    try:
+        pickle.dumps(value)
+    except Exception as error:  # pickle's own, an attribute's, whatever a __reduce__ raises
+        return error
+    return None
 
 
 def as_dataset(dataset: Any) -> Any:

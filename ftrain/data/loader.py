@@ -305,8 +305,17 @@ def _in_workers(
         # Without one of its own, iter(DataLoader) draws a seed from the global generator.
         generator=torch.Generator(),
     )
-    for batch in fetched:
-        yield batch, cursors.popleft()
+    try:
+        for batch in fetched:
+            yield batch, cursors.popleft()
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader worker (pid"):
+            error.add_note(
+                "A worker of the loader ended without a word, killed for want of memory perhaps: write "
+                "fewer workers or a smaller prefetch, or workers=0, where what ends it shows. The "
+                "cursor of the last batch goes on behind that."
+            )
+        raise
 
 
 def _as_it_is(batch: Any) -> Any:

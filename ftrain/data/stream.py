@@ -8,12 +8,13 @@ Read next: `loader.py`, which is exact for any number of workers where the data 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Collate, preserved_generators, sample_keys, seed_generators
@@ -35,6 +36,7 @@ class Stream:
     workers only: they share out a stream, so another number makes another order. And some states are
     not whole: a StatefulDataLoader restores which samples its workers read, not what they draw, and
     Hugging Face refills a shuffle buffer. Where that matters, `replay=True` does without them.
+    Persistent workers begin anew in each epoch: what they draw would depend on all epochs before.
 
     Whatever the source draws from the global generators of torch (CPU), numpy and Python is decided by
     (seed, epoch, position), and moves none of them for the caller: a plain
@@ -127,7 +129,7 @@ class Stream:
         batch, state = self._read(items, seed, epoch, position)
         if batch is _END and restored and not position:
             # Its state was that of a source that has come to its end, and now has come to it again.
-            items = iter(self.source)
+            items = iter(self._anew())
             batch, state = self._read(items, seed, epoch, position)
         while batch is not _END:
             position += 1
@@ -168,7 +170,18 @@ class Stream:
                         "no load_state_dict: it was made by another kind of source"
                     )
                 self.source.load_state_dict(cursor.state)
-            return iter(self.source)
+            return iter(self._anew())
+
+    def _anew(self) -> Iterable[Any]:
+        """The source, or one without its lasting workers: they draw on from where the last epoch ended."""
+        source = self.source
+        if not (isinstance(source, DataLoader) and source.persistent_workers):
+            return source
+        if hasattr(source, "state_dict"):  # which is that of its own iterator
+            return source
+        source = copy.copy(source)
+        vars(source)["persistent_workers"] = False  # it may not be set otherwise
+        return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
         """The batch after `position` batches, its draws seeded by that, and the source's state then."""

@@ -257,6 +257,32 @@ def test_a_checkpoint_that_goes_between_the_listing_and_the_look(tmp_path):
         assert reader.load(like=train_state(0))[1] == {"at": 2}
 
 
+@pytest.mark.parametrize("how", ["policy", "delete", "replace"])
+@pytest.mark.parametrize("what", ["link to a checkpoint", "link to nothing", "file"])
+def test_a_link_goes_and_what_it_points_to_stays(tmp_path, what, how):
+    """The files of a checkpoint elsewhere were deleted, through the link to it."""
+    elsewhere = tmp_path / "elsewhere" / "one"
+    checkpoint.save(elsewhere, train_state(1), metrics={"loss": 1})
+    store = checkpoint.Store(tmp_path / "run", keep_last=1)
+    store.save(train_state(0), step=0)
+    link = tmp_path / "run" / "step-000000000001"
+    if what == "file":
+        link.touch()
+    else:
+        link.symlink_to(elsewhere if what == "link to a checkpoint" else tmp_path / "nothing")
+    if how == "delete":
+        store.delete(1)
+    else:
+        store.save(train_state(2), step=1 if how == "replace" else 2, replace=how == "replace")
+        if how == "policy" and what != "link to a checkpoint":
+            store.delete(1)  # the policy lets alone what it cannot read
+    store.close()
+    assert checkpoint.load(elsewhere, train_state(0))[0].step == 1
+    left = {"delete": [0], "replace": [1], "policy": [2]}[how]
+    assert os.listdir(tmp_path / "elsewhere") == ["one"]
+    assert sorted(os.listdir(store.directory)) == [".lock", *(f"step-{s:012d}" for s in left)]
+
+
 @pytest.mark.parametrize("what", ["file", "link to nothing", "link to a file"])
 def test_what_has_the_name_of_a_checkpoint_and_is_none(tmp_path, what):
     """The search for one that can be read went on for ever."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random as python_random
+import signal
 import threading
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ftrain import random
 from ftrain.data import Cursor, Loader, Stream
@@ -141,6 +144,53 @@ class Broken(list):
         return index
 
 
+def test_an_error_that_no_other_process_can_read_arrives():
+    """It was lost on the way, and the loader waited for ever."""
+
+    class LocalError(Exception):
+        def __init__(self, one, two):
+            super().__init__(one, two)
+
+    class Odd(list):
+        def __getitem__(self, index):
+            if index == 2:
+                raise LocalError("the", "disk")
+            return index
+
+    with pytest.raises(
+        RuntimeError, match="LocalError: \\('the', 'disk'\\)(.|\n)*fetching sample 2 "
+    ):
+        list(Loader(Odd(range(4)), 1, shuffle=False, workers=1))
+    with pytest.raises(LocalError):
+        list(Loader(Odd(range(4)), 1, shuffle=False))
+
+
+def test_a_batch_that_no_worker_can_send_is_refused():
+    """It was lost on the way, and the loader waited for ever."""
+    data = [{"x": torch.tensor(i), "f": lambda: 0} for i in range(4)]
+    assert len(list(Loader(data, 2, shuffle=False, collate=list))) == 2
+    with pytest.raises(TypeError, match="a batch holds function, which no worker process can"):
+        list(Loader(data, 2, collate=list, workers=1, start_method="fork"))
+
+
+class Deadly(list):
+    def __getitem__(self, index):
+        if index == 5 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_worker_that_is_killed_says_so_and_its_loss_is_gone_on_from():
+    whole = [batch.tolist() for batch in Loader(list(range(12)), 2, seed=3)]
+    seen = []
+    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal") as raised:
+        seen.extend(Loader(Deadly(range(12)), 2, seed=3, workers=2).batches())
+    assert "fewer workers" in raised.value.__notes__[0]
+    cursor = seen[-1][1] if seen else None
+    seen += Loader(Deadly(range(12)), 2, seed=3).batches(cursor)
+    assert [batch.tolist() for batch, _ in seen] == whole
+
+
 def test_a_plain_data_loader_as_a_stream_is_repeatable_and_moves_nothing():
     """Shuffled from the global generator, with draws in its dataset: seeded by (seed, epoch, batch)."""
 
@@ -163,3 +213,25 @@ def test_a_plain_data_loader_as_a_stream_is_repeatable_and_moves_nothing():
     with_workers = list(stream(2).batches(epochs=2))
     cursor = with_workers[4][1]
     assert_same(list(stream(2).batches(cursor, epochs=2)), with_workers[5:])
+
+
+class Drawing(IterableDataset):
+    """Shares itself out among workers that stay, and draws in them."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        for i in range(info.id, 13, info.num_workers):
+            yield i + torch.rand(1)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_workers_that_stay_draw_alike_in_a_resumed_epoch(begun):
+    """In the second epoch they drew on from where the first had left them, which no cursor knows."""
+    loader = DataLoader(Drawing(), 2, num_workers=2, persistent_workers=True)
+    if begun:
+        next(iter(loader))
+    whole = list(Stream(loader).batches(epochs=2))
+    for done in (3, len(whole) // 2, len(whole) // 2 + 2):
+        cursor = whole[done - 1][1]
+        rest = Stream(DataLoader(Drawing(), 2, num_workers=2, persistent_workers=True))
+        assert_same(list(rest.batches(cursor, epochs=2 - cursor.epoch)), whole[done:])
