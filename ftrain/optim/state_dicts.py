@@ -99,6 +99,7 @@ def import_state_dict(
     leaves, treedef = tree.flatten(opt_state)
     index_of = {path: index for index, path in enumerate(tree.paths(opt_state))}
     parts = _parts(opt_state)
+    _check_algorithm(state_dict, parts)
     _check_all_taken(entries, {name for part in parts for name in part.names})
     for part in parts:
         for path, value in _imported(part, entries, rates, count).items():
@@ -200,8 +201,9 @@ def _imported(
     missing = [name for name in part.names if name not in entries]
     if missing:
         raise ValueError(
-            f"the torch state knows no parameter {_listed(missing)}; it has {_listed(entries)}. Give "
-            "the names in the order in which the torch optimizer was given the parameters."
+            f"the torch state knows no parameter {_listed(missing)}; it has "
+            f"{_listed(entries) or 'none'}. Give the names in the order in which the torch "
+            "optimizer was given the parameters."
         )
     mine = {name: entries[name] for name in part.names}
     done = _count(part, mine, count)
@@ -310,6 +312,18 @@ def _check_all_taken(entries: Mapping[str, dict[str, Any]], taken: set[str]) -> 
             f"the torch state remembers {_listed(left)}, which this optimizer does not move. Give it "
             "the state of an optimizer of the same parameters."
         )
+
+
+def _check_algorithm(state_dict: Mapping[str, Any], parts: Sequence[_Part]) -> None:
+    """SGD without momentum remembers as little as others before their first step: its groups tell."""
+    of_sgd = any("dampening" in group for group in state_dict["param_groups"])
+    for part in parts if of_sgd else ():
+        if not isinstance(part.state, (SGDState, FromTorchState)):
+            raise ValueError(
+                f"this is the state of torch.optim.SGD, and {type(part.state).__name__} goes on from "
+                f"one of torch.optim.{' or '.join(_TWINS[type(part.state)][0])}. Where the algorithm "
+                "changes, take the parameters alone and the optimizer's own `init(params)`."
+            )
 
 
 def _order_of(twin: torch.optim.Optimizer, names: Names) -> dict[str, int]:

@@ -292,6 +292,12 @@ def template(name="adam"):
             lambda: optim.import_state_dict(sgd_dict(), template("sgd"), ORDER),
             r"does not say how many updates were done.*count=1000",
         ),
+        (
+            lambda: optim.import_state_dict(
+                torch.optim.SGD([torch.ones(2)], 0.1).state_dict(), template(), ["p0"]
+            ),
+            "the state of torch.optim.SGD, and AdamState goes on from one of torch.optim.Adam or AdamW",
+        ),
         (lambda: optim.import_state_dict(unequal(), template(), ORDER), "p. has step 2 and p. 1"),
         (
             lambda: optim.import_state_dict(adam_dict(), optim.identity().init({}), ORDER),

@@ -29,7 +29,7 @@ def test_a_donated_step_takes_the_branch_when_it_is_due():
         0.1,
     )
     init_state, train_step, _ = ftrain.make_steps(
-        lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)),
+        lambda: torch.nn.Linear(3, 1),
         lambda model, batch: (model(batch) - 1).square().mean(),
         optimizer,
     )
