@@ -235,7 +235,8 @@ class Loader:
             indices = self._order.at(positions, seed=0, epoch=epoch)
             self._check_indices(indices, positions)
             found.update(np.ascontiguousarray(indices, dtype="<i8").tobytes())
-        return f"{type(self._order).__name__} {found.hexdigest()}"
+        option = f"shuffle={self.shuffle}" if self.sampler is None else type(self.sampler).__name__
+        return f"{option} {found.hexdigest()}"
 
     def _remaining(self, position: int) -> int:
         """Batches from this position to the end of its epoch."""

@@ -173,7 +173,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """The source, or one without its lasting workers: they draw on from where the last epoch ended."""
+        """The source, or one without its lasting workers: they go on drawing from epoch to epoch."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
