@@ -60,8 +60,11 @@ def _check(parts: Parts, learnt: Mapping[str, Any]) -> None:
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if typed and not learnt and parts.fitted is not None:
-        says = "its data is read with scales, classes or alphabet of its own"
-        print(f"this run has no {fitted.FILE}, as none had once: {says}", file=sys.stderr)
+        print(
+            f"this run is of a version that kept no {fitted.FILE}: this data is read with scales, "
+            "classes or alphabet of its own. data.held_out=FILE takes those of the training data",
+            file=sys.stderr,
+        )
     if not typed and not isinstance(config.data.held_out, str):
         remedy = "Put the former file back; or evaluate on all that is in a file: data.path=FILE"
         fitted.check_unchanged(parts, learnt, remedy)

@@ -42,8 +42,8 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     elsewhere = elsewhere and ("data", "held_out") not in config.places.overrides
     if evaluation and (fitted or not target.takes("fitted")):
         arguments |= _only_held_out(target, elsewhere)
-    found = made(config, target, functools.partial(target.function, **arguments))
-    found = _as_data(config, found)
+    make = functools.partial(target.function, **arguments)
+    found = _as_data(config, made(config, target, make))
     if elsewhere and found.held_out is None:
         return found._replace(held_out=found.train)
     held_out, place = config.data.held_out, config.places.of(("data", "held_out"))
@@ -69,18 +69,17 @@ def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
     return {"path": target.arguments["held_out"]} if apart else {}
 
 
-def _as_data(config: Config, found: Any) -> Data:
+def _as_data(config: Config, made: Any) -> Data:
     place = config.places.of(("data",))
-    if not isinstance(found, Data):
-        pair = type(found) is tuple and len(found) == 2
-        if pair and all(isinstance(part, torch.Tensor) for part in found):
-            raise ConfigError.at(
-                "data",
-                place,
-                f"{config.data.name} returned two tensors: inputs and targets, or training and held "
-                'out? Return {"x": inputs, "y": targets} for the first, a pair of such for the second',
-            )
-        found = Data(*found) if pair else Data(found)
+    pair = type(made) is tuple and len(made) == 2
+    if pair and all(isinstance(part, torch.Tensor) for part in made):
+        raise ConfigError.at(
+            "data",
+            place,
+            f"{config.data.name} returned two tensors: inputs and targets, or training and held "
+            'out? Return {"x": inputs, "y": targets} for the first, a pair of such for the second',
+        )
+    found: Data = made if isinstance(made, Data) else Data(*made) if pair else Data(made)
     if found.fitted is None:
         return found
     try:  # as it will be read again

@@ -25,8 +25,8 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except (DataError, FileNotFoundError) as error:
-        says = [str(error), *_sought(config, target)]
-        raise ConfigError.at(key, place, ". ".join(says).replace("?. ", "? ")) from None
+        sentences = [str(error), *_sought(config, target)]
+        raise ConfigError.at(key, place, ". ".join(sentences).replace("?. ", "? ")) from None
     except Exception as error:
         name, kind = target.component.name, type(error).__name__
         if ":" not in name:

@@ -192,7 +192,7 @@ def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
     if course is None or course.function is optim.reduce_on_plateau:
         return None
     if evaluation:  # the state is the same for every schedule, and the run's length is not known
-        return optim.constant(config.optimizer.learning_rate)
+        return optim.constant(config.optimizer.learning_rate or 0.0)
     rate, arguments = config.optimizer.learning_rate, _in_steps(config, course, total)
     return made(config, course, functools.partial(course.function, rate, **arguments))
 

@@ -197,7 +197,7 @@ def text(
     if strange:
         at = min(map(content.index, strange))
         line, column = content.count("\n", 0, at) + 1, at - content.rfind("\n", 0, at)
-        others = f" (nor are {len(strange) - 1} others that it has)" if len(strange) > 1 else ""
+        others = f", and so for {len(strange) - 1} more" if len(strange) > 1 else ""
         sign = f"{content[at]!r} (U+{ord(content[at]):04X})"
         raise DataError(
             f"{path}, line {line}, column {column}: {sign} is not in the alphabet{others}. Replace it "

@@ -36,12 +36,21 @@ def test_the_configuration_guide(
     guide = (DOCS / "configuration.md").read_text()
     for content, name in re.findall(r"^```\w+\n(# (\S+)\n.*?)^```", guide, re.S | re.M):
         (tmp_path / name).write_text(content)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.py", "run.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.py", "houses.py", "run.yaml"}
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
-    (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
-    (commands,) = re.findall(r"^```sh\n(.*?)^```", guide, re.S | re.M)
-    for line in commands.splitlines():
+    for name in ("irises.csv", "new.csv", "test.csv"):
+        (tmp_path / name).write_text("length,width,species\n" + rows)
+    (tmp_path / "houses.csv").write_text("rooms,price\n" + "".join(f"{i},{i}\n" for i in range(99)))
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```", guide, re.S | re.M)).splitlines()
+    commands += [
+        "ftrain train run.yaml 'data={name: houses.py:houses, path: houses.csv, held_out: 9}' loss=mse "
+        "'model={name: mlp, inputs: 1, outputs: 1}' output_dir=runs/houses",
+        "ftrain eval runs/houses data.path=houses.csv",
+    ]
+    for line in commands:
         assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    assert '"largest": 98.0' in (tmp_path / "runs/houses/data.json").read_text()
+    capsys.readouterr()
     mistake = guide.partition("**Mistakes**")[2].partition("    run.yaml")[2].partition("\n")[0]
     line = (tmp_path / "run.yaml").read_text().partition("optimizer:")[0].count("\n") + 1
     config = (tmp_path / "run.yaml").read_text().replace("weight_decay", "weight_decy")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Data", "Fitted", "Share"]
+import torch
+
+__all__ = ["Data", "Fitted", "Share", "sha256"]
 
 #: How many samples are held out, or which share of them.
 Share = int | float
@@ -32,3 +35,14 @@ class Data(NamedTuple):
     facts: Mapping[str, Any] = {}
     sizes: Callable[[Any], tuple[int, int]] | None = None
     fitted: Mapping[str, Any] | None = None
+
+
+def sha256(*contents: torch.Tensor | str) -> str:
+    """A witness of what was learnt from: a run does not go on with anything else."""
+    found = hashlib.sha256()
+    for one in contents:
+        if isinstance(one, str):
+            found.update(one.encode())
+        else:
+            found.update(one.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

@@ -10,7 +10,7 @@ import pathlib
 import torch
 
 from ftrain import data
-from ftrain.config.sources._data import Data, Fitted, Share
+from ftrain.config.sources._data import Data, Fitted, Share, sha256
 from ftrain.core.errors import DataError
 
 __all__ = ["arrays", "digits", "images"]
@@ -38,8 +38,9 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         rest = train if held_out == path else _arrays(held_out, kinds or learnt)
     else:
         train, rest = data.split(train, held_out)
-    samples = {len(array) for array in train.values()}
-    return Data(train, rest, fitted={"samples": max(samples), "arrays": learnt})
+    witness = sha256(*(train[name] for name in learnt))
+    samples = max(map(len, train.values()))
+    return Data(train, rest, fitted={"samples": samples, "sha256": witness, "arrays": learnt})
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
@@ -59,7 +60,14 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         parts = whole, rest
     else:
         parts = data.split(whole, held_out)
-    learnt = {"images": len(parts[0]), "classes": whole.classes, "size": list(whole.size)}
+    learnt = {
+        "images": len(parts[0]),
+        "sha256": sha256(
+            *(f"{file.relative_to(path)} {file.stat().st_size}\n" for file, _ in whole.files)
+        ),
+        "classes": whole.classes,
+        "size": list(whole.size),
+    }
     facts = {"classes": len(whole.classes), "names": whole.classes}
     return Data(*parts, facts, fitted=learnt)
 

@@ -2,7 +2,8 @@
 
 All that a model must know of the training rows to read others is in `fitted`, in the file's own terms:
 
-    {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"words": ["cat", "dog"]}},
+    {"rows": 120, "sha256": "6b86b273ff34fce1",
+     "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"words": ["cat", "dog"], ...}},
      "target": {"name": "price", "mean": 31.5, "scale": 12.0}}
 
 Read next: `ftrain/data/table.py`, which reads the cells.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ftrain import data
-from ftrain.config.sources._data import Data, Fitted, Share
+from ftrain.config.sources._data import Data, Fitted, Share, sha256
 from ftrain.core.errors import DataError
 from ftrain.data.table import Column, Table
 
@@ -195,7 +196,8 @@ def _fit(
     goal = {key: known["target"][key] for key in ("name", "classes") if key in known["target"]}
     if scale_target and "classes" not in goal:
         goal |= _moments(train["y"])
-    return {"rows": len(train["y"]), "columns": columns, "target": goal}
+    witness = sha256(train["x"], train["y"])
+    return {"rows": len(train["y"]), "sha256": witness, "columns": columns, "target": goal}
 
 
 def _moments(column: Tensor) -> dict[str, float]:
@@ -223,6 +225,8 @@ def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
         y = (y - used["target"].get("mean", 0.0)) / used["target"].get("scale", 1.0)
         y = y.to(torch.float32)
     x = x.to(torch.float32)
-    if bool(x.isinf().any() or y.isinf().any()):
-        raise DataError("numbers in the table are too large for float32: scale them first")
+    names = [*used["columns"], used["target"]["name"]]
+    for name, values in zip(names, (*x.unbind(1), y), strict=True):
+        if bool(values.isinf().any()):
+            raise DataError(f"the column {name!r} has numbers that are too large for float32")
     return {"x": x, "y": y}

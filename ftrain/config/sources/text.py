@@ -10,7 +10,7 @@ import pathlib
 import torch
 
 from ftrain import data
-from ftrain.config.sources._data import Data, Fitted
+from ftrain.config.sources._data import Data, Fitted, sha256
 
 __all__ = ["text"]
 
@@ -43,7 +43,11 @@ def text(
         raise ValueError(f"held_out is a share of the text, between 0 and 1; found {held_out:g}")
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
     windows = train.windows(context + 1), rest.windows(context + 1, stride=context)
-    learnt = {"alphabet": whole.alphabet, "characters": len(train)}
+    learnt = {
+        "characters": len(train),
+        "sha256": sha256(train.tokens),
+        "alphabet": whole.alphabet,
+    }
     return Data(*windows, facts, predicted, learnt)
 
 

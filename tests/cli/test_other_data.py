@@ -1,0 +1,201 @@
+"""`ftrain eval RUN data.path=new.csv`: what the run has learnt of its data goes with it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import random
+import shutil
+
+import pytest
+import torch
+
+from ftrain import data
+from ftrain.cli import main
+
+Captured = pytest.CaptureFixture[str]
+
+NAMES = ["size", "colour", "weight", "kind"]
+TABLE = """
+model: {name: mlp, inputs: "${data.features}", outputs: "${data.classes}"}
+data: {name: csv, path: pets.csv, target: kind, held_out: 0.25}
+schedule: {name: warmup_cosine, warmup_steps: 6}
+epochs: 2
+batch_size: 8
+compile: false
+progress: false
+"""
+
+
+def rows() -> list[list[str]]:
+    draw = random.Random(0)
+    kinds = ["ant", "bee", "cat"]
+    return [
+        [
+            f"{draw.gauss(n % 3, 1):.3f}",
+            draw.choice(["red", "blue"]),
+            f"{50 * (n % 3)}",
+            kinds[n % 3],
+        ]
+        for n in range(48)
+    ]
+
+
+def write(path: pathlib.Path, cells: list[list[str]], names: list[str] = NAMES) -> None:
+    path.write_text("\n".join(map(",".join, [names, *cells])) + "\n")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a table, a configuration and its finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    write(folder / "pets.csv", rows())
+    (folder / "pets.yaml").write_text(TABLE)
+    assert main(["train", str(folder / "pets.yaml"), f"output_dir={folder}/run"]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(
+    trained: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> pathlib.Path:
+    """A copy of it, where commands are typed."""
+    folder = tmp_path / "project"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    return folder
+
+
+def evaluated(capsys: Captured, *arguments: str) -> tuple[int, dict[str, float]]:
+    """Samples and metrics, to the last digit."""
+    assert main(["eval", "run", "--json", *arguments]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    return found["samples"], found["metrics"]
+
+
+def refused(capsys: Captured, *arguments: str) -> str:
+    assert main([*arguments]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    return printed.err
+
+
+def test_held_out_rows_in_another_file(project: pathlib.Path, capsys: Captured) -> None:
+    own = evaluated(capsys)
+    _, held_out = data.split({"row": torch.arange(48)}, 0.25)
+    cells = [rows()[n] for n in held_out["row"].tolist()]
+    write(project / "new.csv", cells)
+    assert evaluated(capsys, "data.path=new.csv") == own
+    assert evaluated(capsys, "data.held_out=new.csv") == own
+    # The columns in another order, one more, and no table to learn from.
+    write(project / "new.csv", [["?", *row[::-1]] for row in cells], ["more", *NAMES[::-1]])
+    (project / "pets.csv").unlink()
+    assert evaluated(capsys, "data.path=new.csv") == own
+    shutil.move(project / "run", project / "moved")
+    (project / "run").mkdir()
+    shutil.move(project / "moved", project / "run" / "deeper")
+    assert main(["eval", "run/deeper", "--json", "data.path=new.csv"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == own[1]
+
+
+def test_classes_that_are_not_in_the_file_keep_their_numbers(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    """Sums over batches of one row: the metrics of a file are those of its classes together."""
+    parts = {}
+    for kind in ("ant", "bee", "cat"):
+        write(project / "new.csv", [row for row in rows() if row[3] == kind])
+        parts[kind] = evaluated(capsys, "data.path=new.csv")
+    samples, whole = evaluated(capsys, "data.path=pets.csv")
+    assert samples == 48 == sum(n for n, _ in parts.values())
+    for name in ("loss", "accuracy"):
+        mean = sum(n * metrics[name] for n, metrics in parts.values()) / 48
+        assert mean == pytest.approx(whole[name], rel=1e-5)
+    write(project / "new.csv", rows()[:1])  # fewer than a batch
+    assert evaluated(capsys, "data.path=new.csv")[0] == 1
+
+
+def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> None:
+    write(project / "new.csv", [*rows()[:3], ["1", "red", "2", "dog"]])
+    said = refused(capsys, "eval", "run", "data.path=new.csv")
+    assert "new.csv, line 5, column 'kind': 'dog' is none of the categories ['ant', 'bee'" in said
+    write(project / "new.csv", [row[:1] + row[2:] for row in rows()], ["size", "weight", "kind"])
+    assert "new.csv has no column 'colour'" in refused(capsys, "eval", "run", "data.path=new.csv")
+    said = refused(capsys, "train", "pets.yaml", "data.held_out=none.csv")
+    assert "'none.csv' is sought in the current directory" in said
+    (project / "run/data.json").write_text('{"source": "csv"')
+    assert "run/data.json: this is not what a run wrote" in refused(capsys, "eval", "run")
+    (project / "run/data.json").write_text('{"source": "text", "fitted": {"alphabet": "ab"}}')
+    assert "the run has learnt from text" in refused(capsys, "resume", "run")
+
+
+def test_training_data_that_have_changed(project: pathlib.Path, capsys: Captured) -> None:
+    changed = [["9.5", *row[1:]] if n == 1 else row for n, row in enumerate(rows())]
+    write(project / "pets.csv", changed[:44])
+    for command in ("resume", "eval"):
+        said = refused(capsys, command, "run")
+        assert "these are not the training data that the run has learnt from" in said
+        assert "rows: 36 then, 33 now" in said
+        assert "columns.size.mean: " in said
+    assert "evaluate on all that is in a file: data.path=FILE" in said
+    assert evaluated(capsys, "data.path=pets.csv")[0] == 44
+    write(project / "pets.csv", [[*row[:3], "bee"] if row[3] == "cat" else row for row in rows()])
+    said = refused(capsys, "resume", "run", "epochs=3")
+    assert "sha256: the contents are others" in said
+    assert "columns" not in said
+    write(project / "pets.csv", rows())
+    before = (project / "run/data.json").read_bytes()
+    assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
+    assert (project / "run/data.json").read_bytes() == before
+
+
+def test_a_run_that_kept_nothing(project: pathlib.Path, capsys: Captured) -> None:
+    own = evaluated(capsys)
+    (project / "run/data.json").unlink()
+    assert evaluated(capsys) == own
+    write(project / "new.csv", rows()[:24])
+    assert main(["eval", "run", "data.path=new.csv"]) == 0
+    assert "kept no data.json" in capsys.readouterr().err
+    assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
+    assert (project / "run/data.json").is_file()
+
+
+def test_the_target_of_such_a_run_stays_as_it_was(project: pathlib.Path, capsys: Captured) -> None:
+    changes = ["data.target=weight", "loss=mse", "model.outputs=1", "output_dir=run", "--overwrite"]
+    # What the former versions did, but for the columns: as they stand in the table.
+    assert main(["train", "pets.yaml", *changes, "data.standardize=false"]) == 0
+    (project / "run/data.json").unlink()
+    config = (project / "run/config.yaml").read_text()
+    (project / "run/config.yaml").write_text(
+        config.replace("standardize: false", "standardize: true")
+    )
+    capsys.readouterr()
+    _, metrics = evaluated(capsys)
+    assert metrics["loss"] > 100  # of weights from 0 to 100; of standardized ones about 1
+
+
+def test_a_function_of_ones_own_gets_what_it_has_learnt(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    (project / "own_source.py").write_text(
+        "import pathlib, torch\n"
+        "from ftrain import data\n"
+        "from ftrain.config.sources import Data\n"
+        "def pets(path: pathlib.Path, fitted=None):\n"
+        "    found = data.csv(path, columns=['size', 'weight'], target='weight')\n"
+        "    mean = fitted['mean'] if fitted else float(found['x'].mean())\n"
+        "    return Data({'x': found['x'] - mean, 'y': found['y']}, fitted={'mean': mean})\n"
+    )
+    changes = ["loss=mse", "model={name: mlp, inputs: 1, outputs: 1}", "output_dir=run"]
+    source = "data={name: own_source.py:pets, path: pets.csv, held_out: 0.25}"
+    assert main(["train", "pets.yaml", source, *changes, "--overwrite"]) == 0
+    capsys.readouterr()
+    own = evaluated(capsys)
+    assert own[0] == 12
+    _, held_out = data.split({"row": torch.arange(48)}, 0.25)
+    write(project / "new.csv", [rows()[n] for n in held_out["row"].tolist()])
+    assert evaluated(capsys, "data.path=new.csv") == own

@@ -1,0 +1,285 @@
+"""What a source learns belongs to the run: other files are read as the training data were."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftrain import data
+from ftrain.config import ConfigError, sources
+from ftrain.core.errors import DataError
+from ftrain.testing import assert_same_bits
+from tests.config.test_build import built, said, user_file
+
+WORDS = ["ash", "beech", "Zelkova", "7up"]
+# Of a column whose spread is next to nothing, float32 cannot hold what is large.
+CELLS = st.floats(-1e9, 1e9).map(lambda x: repr(round(x, 6)))
+
+rows = st.lists(
+    st.tuples(CELLS, st.sampled_from(WORDS), CELLS, st.sampled_from(["no", "yes", "maybe"])),
+    min_size=6,
+    max_size=20,
+)
+
+
+def write(path: pathlib.Path, names: list[str], cells: Any) -> pathlib.Path:
+    path.write_text("\n".join(map(",".join, [names, *cells])) + "\n")
+    return path
+
+
+def as_json(fitted: Any) -> Any:
+    return json.loads(json.dumps(fitted))
+
+
+@given(
+    rows=rows,
+    target=st.sampled_from(["a", "b", "c", "d"]),
+    standardize=st.booleans(),
+    draw=st.randoms(use_true_random=False),
+)
+def test_a_row_is_the_same_in_any_file(
+    rows: Any, target: str, standardize: bool, draw: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Rows and classes left out, rows and columns in another order, columns that nobody asked for."""
+    folder, names = tmp_path_factory.mktemp("csv"), ["a", "b", "c", "d"]
+    whole = write(folder / "whole.csv", names, rows)
+    options: dict[str, Any] = {"target": target, "standardize": standardize}
+    first = sources.csv(whole, held_out=2, **options)
+    fitted = as_json(first.fitted)
+    again = sources.csv(whole, held_out=2, fitted=fitted, **options)
+    assert_same_bits(first[:2], again[:2])
+    assert first.facts == again.facts
+    assert again.fitted == first.fitted
+
+    train, held_out = data.split({"row": torch.arange(len(rows))}, 2)
+    order = torch.cat([train["row"], held_out["row"]]).tolist()
+    expected = {key: torch.cat([first.train[key], first.held_out[key]]) for key in first.train}
+    kept = draw.sample(range(len(rows)), draw.randint(1, len(rows)))
+    columns = draw.sample(range(4), 4)
+    other = write(
+        folder / "other.csv",
+        ["new", *(names[c] for c in columns)],
+        [["?", *(rows[r][c] for c in columns)] for r in kept],
+    )
+    found = sources.csv(other, held_out=other, fitted=fitted, **options)
+    places = torch.tensor([order.index(r) for r in kept])
+    assert_same_bits(found.held_out, {key: value[places] for key, value in expected.items()})
+    apart = sources.csv(whole, held_out=other, fitted=fitted, **options)
+    assert_same_bits(apart.held_out, found.held_out)
+
+
+@given(rows=rows, draw=st.randoms(use_true_random=False))
+def test_the_held_out_file_teaches_nothing(
+    rows: Any, draw: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    train = write(folder / "train.csv", ["a", "b", "c", "d"], rows)
+    some = [draw.choice(rows) for _ in range(3)]
+    test = write(folder / "test.csv", ["a", "b", "c", "d"], [("1e12", *row[1:]) for row in some])
+    alone, both = (sources.csv(train, target="d", held_out=one) for one in (train, test))
+    assert alone.fitted == both.fitted
+    assert_same_bits(alone.train, both.train)
+    assert len(both.held_out["y"]) == 3
+    shuffled = write(folder / "again.csv", ["a", "b", "c", "d"], draw.sample(rows, len(rows)))
+    found = sources.csv(shuffled, target="d", held_out=shuffled).fitted
+    both = sources.csv(train, target="d", held_out=test).fitted
+    assert {**found, "sha256": ""} == {**both, "sha256": ""}
+
+
+def test_what_is_standardized(tmp_path: pathlib.Path) -> None:
+    rows = [(f"{n}", "5.1", f"{1e5 * n + 3e5}") for n in range(11)]
+    table = write(tmp_path / "t.csv", ["x", "same", "price"], rows)
+    found = sources.csv(table, target="price", held_out=table)
+    spread = 10**0.5  # the mean of squares from -5 to 5
+    assert torch.allclose(found.train["x"][:, 0], (torch.arange(11.0) - 5) / spread)
+    assert torch.equal(found.train["x"][:, 1], torch.zeros(11))
+    assert torch.allclose(found.train["y"], (torch.arange(11.0) - 5) / spread)
+    assert found.facts["target_mean"] == 8e5
+    assert found.facts["target_scale"] == pytest.approx(1e5 * spread)
+    assert found.train["x"].dtype == found.train["y"].dtype == torch.float32
+    raw = sources.csv(table, target="price", held_out=table, standardize=False)
+    assert raw.facts == {"features": 2}
+    assert raw.train["y"].tolist() == [1e5 * n + 3e5 for n in range(11)]
+
+
+def test_far_from_zero_nothing_is_lost(tmp_path: pathlib.Path) -> None:
+    """Seconds since 1970 are equal in float32 for two minutes."""
+    rows = [(f"{1_700_000_000 + n}", f"{n}") for n in range(5)]
+    table = write(tmp_path / "t.csv", ["time", "y"], rows)
+    found = sources.csv(table, target="y", held_out=table).train
+    assert torch.equal(found["x"][:, 0], found["y"])
+
+
+def test_a_large_target_is_learnt_with_the_defaults(tmp_path: pathlib.Path) -> None:
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=400)
+    y = 1e5 * x + 3e5 + 5e3 * draws.normal(size=400)
+    write(
+        tmp_path / "t.csv",
+        ["x", "y"],
+        [(f"{a:.4f}", f"{b:.1f}") for a, b in zip(x, y, strict=True)],
+    )
+    table = {"name": "csv", "path": "t.csv", "target": "y"}
+    model = {"name": "mlp", "inputs": "${data.features}", "outputs": 1}
+    parts = built(base=tmp_path, model=model, data=table, loss="mse", epochs=5)
+    result = parts.trainer(compile=False).fit(
+        parts.init_state(), parts.train, parts.held_out, epochs=5
+    )
+    assert result.eval is not None
+    # The noise alone: 0.0025 of the variance, and a mean absolute error of 5e3 * 0.8. Seeds 0 to 3:
+    # 0.0031 to 0.0036, and 4.5e3 to 4.8e3; of the target as it stands 1e11 and 3e5.
+    assert result.eval.loss < 0.01
+    assert 4e3 < result.eval.metrics["mae"] < 8e3
+    plain = built(base=tmp_path, model=model, data=table, loss={"name": "mse", "target_scale": 1.0})
+    assert plain.trainer(compile=False).evaluate(result.state, parts.held_out).metrics[
+        "mae"
+    ] * parts.facts["target_scale"] == pytest.approx(result.eval.metrics["mae"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        ("a,d\n1,yes\n", {}, "has no column 'b'; it has 'a', 'd'"),
+        ("a,b\n1,ash\n", {}, "has no column 'd'"),
+        ("a;b;d\n1;ash;yes\n", {}, "has no column 'a'.*data.delimiter: \";\""),
+        ("a,b,d\n1,ash,yes\n2,oak,no\n", {}, "line 3, column 'b': 'oak' is none of the categories"),
+        ("a,b,d\n1,ash,perhaps\n", {}, r"line 2, column 'd': 'perhaps' is none of .*'no', 'yes'\]"),
+        ("a,b,d\none,ash,yes\n", {}, "line 2, column 'a': 'one' is not a number, as this column"),
+        ("a,b,d\n,ash,yes\n", {}, "line 2, column 'a': '' is empty.* write data.missing: 0 to put"),
+        ("a,b,d\n1,,yes\n", {"missing": 0}, "line 2, column 'b': '' is empty among words"),
+        ("a,b,d\nnan,ash,yes\n", {"missing": 0}, "line 2, column 'a': 'nan' is not finite"),
+        ("a,b,d\n1,ash,yes\n", {"target": "b"}, "target is 'b', and the run has learnt with 'd'"),
+        ("a,b,d\n1,ash,yes\n", {"columns": ["a"]}, r"columns is \['a'\], and the run has learnt w"),
+        ("a,b,d\n1,ash,yes\n", {"standardize": False}, "standardize is False, and the run"),
+        ("a,b,d\n1,ash,yes\n", {"classes": False}, "classes is False, and the run"),
+        ("a,b,d\n", {}, "has no rows below its header"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(
+    content: str, options: dict[str, Any], expected: str, tmp_path: pathlib.Path
+) -> None:
+    names = ["a", "b", "d"]
+    whole = write(tmp_path / "t.csv", names, [("1", "ash", "no"), ("2", "elm", "yes")] * 3)
+    fitted = sources.csv(whole, target="d", held_out=2).fitted
+    other = tmp_path / "other.csv"
+    other.write_text(content)
+    with pytest.raises(ValueError, match=expected):
+        sources.csv(other, **{"target": "d", "held_out": other, "fitted": fitted, **options})
+
+
+@pytest.mark.parametrize(("missing", "shown"), [(0, 0.0), (-1.5, -1.5)])
+def test_an_empty_cell_is_what_the_configuration_says(
+    missing: float, shown: float, tmp_path: pathlib.Path
+) -> None:
+    write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3"), ("4", "5"), ("6", "7")])
+    table = {"name": "csv", "path": "t.csv", "target": "y", "held_out": 1, "standardize": False}
+    model = {"name": "mlp", "inputs": 1, "outputs": 1}
+    message = said(tmp_path, model=model, data=table)
+    assert "t.csv, line 3, column 'a': '' is empty" in message
+    assert "data.missing: 0" in message
+    table["missing"] = missing
+    parts = built(base=tmp_path, model=model, data=table, batch_size=1, loss="mse")
+    both = parts.train.dataset["x"], parts.held_out.dataset["x"]
+    assert shown in torch.cat(both)
+
+
+def test_a_cell_without_a_number_may_be_nan(tmp_path: pathlib.Path) -> None:
+    """For models that know what to do with it: the others are scaled by what there is."""
+    table = write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3"), ("3", "5")])
+    found = sources.csv(table, target="y", held_out=table, missing=float("nan"))
+    assert found.train["x"].tolist()[0::2] == [[-1.0], [1.0]]
+    assert found.train["x"][1].isnan()
+
+
+def test_a_text_over_the_alphabet_of_the_run(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "t.txt").write_text("to be or\nnot to be " * 20)
+    first = sources.text(tmp_path / "t.txt", context=8)
+    (tmp_path / "new.txt").write_text("tree root " * 5)
+    found = sources.text(
+        tmp_path / "new.txt", 8, held_out=tmp_path / "new.txt", fitted=as_json(first.fitted)
+    )
+    assert found.facts == first.facts
+    alphabet = first.facts["alphabet"]
+    assert "".join(alphabet[n] for n in found.held_out.tokens) == "tree root " * 5
+    predicted = 8 * len(found.held_out)
+    assert predicted <= 49 < predicted + 8  # each character but the first, once
+    (tmp_path / "odd.txt").write_text("to be\nor nöt to be")
+    with pytest.raises(
+        DataError, match=r"odd.txt, line 2, column 5: 'ö' \(U\+00F6\) is not in the"
+    ):
+        sources.text(tmp_path / "t.txt", 8, held_out=tmp_path / "odd.txt")
+
+
+def test_images_of_the_classes_of_the_run(tmp_path: pathlib.Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+
+    def draw(folder: str, *classes: str, size: tuple[int, int] = (6, 4)) -> pathlib.Path:
+        for name in classes:
+            (tmp_path / folder / name).mkdir(parents=True)
+            for n in range(3):
+                pillow.new("RGB", size).save(tmp_path / folder / name / f"{n}.png")
+        return tmp_path / folder
+
+    first = sources.images(draw("whole", "ant", "bee", "cat"))
+    fitted = as_json(first.fitted)
+    new = draw("new", "cat", "bee")
+    found = sources.images(new, held_out=new, fitted=fitted)
+    assert found.facts == first.facts
+    assert [one["label"] for one in found.held_out] == [1, 1, 1, 2, 2, 2]
+    with pytest.raises(DataError, match=r"dog is none of the classes \['ant', 'bee', 'cat'\]"):
+        sources.images(tmp_path / "whole", held_out=draw("strange", "dog"))
+    with pytest.raises(DataError, match="the images have 8 x 8 pixels, those of the run 4 x 6"):
+        sources.images(tmp_path / "whole", held_out=draw("large", "ant", size=(8, 8)))
+
+
+def test_arrays_of_the_kind_of_the_run(tmp_path: pathlib.Path) -> None:
+    x, y = np.zeros((10, 3), np.float32), np.arange(10) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    np.savez(tmp_path / "b.npz", x=x[:2], y=y[:2], z=y)
+    np.savez(tmp_path / "c.npz", x=x[:, :2], y=y)
+    np.savez(tmp_path / "d.npz", x=x)
+    found = sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "b.npz")
+    assert {name: len(array) for name, array in found.held_out.items()} == {"x": 2, "y": 2}
+    with pytest.raises(
+        DataError, match=r"'x' is float32 \(2,\), that of the run is float32 \(3,\)"
+    ):
+        sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "c.npz")
+    with pytest.raises(DataError, match="the array 'y' is not there"):
+        sources.arrays(tmp_path / "d.npz", held_out=2, fitted=as_json(found.fitted))
+
+
+def test_a_file_of_held_out_samples_is_sought_as_any_other(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(9)])
+    write(tmp_path / "test.csv", ["y", "a"], [("1", "2"), ("3", "4")])
+    model = {"name": "mlp", "inputs": 1, "outputs": 1}
+    table = {"name": "csv", "path": "t.csv", "target": "y", "held_out": "test.csv"}
+    parts = built(base=tmp_path, model=model, data=table, loss="mse")
+    assert (len(parts.train.dataset["y"]), len(parts.held_out.dataset["y"])) == (9, 2)
+    table["held_out"] = "tst.csv"
+    message = said(tmp_path, model=model, data=table)
+    assert "did you mean" in message
+    assert "held_out 'tst.csv' is sought beside" in message
+    assert "data.held_out: project.py:data reads no file of held-out samples" in said(
+        data={"name": "project.py:data", "held_out": "test.csv"}
+    )
+    assert "must be" in said(data={"name": "digits", "held_out": "test.csv"})
+    assert "csv gets its fitted from the run: leave it out" in said(data={**table, "fitted": {}})
+    with pytest.raises(ConfigError, match="a share of them .*, or the name of a file; found '20%'"):
+        built(data={"name": "digits", "held_out": "20%"})
+
+
+def test_what_is_learnt_must_be_json(tmp_path: pathlib.Path) -> None:
+    content = (
+        "from ftrain.config.sources import Data\n"
+        "def data(): return Data({'x': torch.ones(9, 3)}, fitted={'mean': torch.ones(3)})\n"
+    )
+    name = user_file(tmp_path, content)
+    message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:data")
+    assert "has learnt, `fitted`, is to be written as JSON: " in message
