@@ -5,6 +5,7 @@ One gradient is computed in eager mode, to count what the backward pass keeps.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from ftrain.config.schema import Config
 from ftrain.core import tree
 
 __all__ = ["dry_run"]
+
+_ENTRY = re.compile(r"\['(\w+)'\]")  # the path of a dict's
 
 
 def dry_run(config: Config) -> str:
@@ -94,10 +97,16 @@ def _bytes(tensors: Any) -> int:
 
 def _described(batch: Any) -> str:
     leaves = zip(tree.paths(batch), tree.leaves(batch), strict=True)
-    return ", ".join(
-        f"{path or 'tensor'} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
-        for path, leaf in leaves
-    )
+    return ", ".join(f"{_named(path)} {_dtype(leaf)} {tuple(leaf.shape)}" for path, leaf in leaves)
+
+
+def _named(path: str) -> str:
+    """`['a']['b']` as `a/b`."""
+    return _ENTRY.sub(r"/\1", path).lstrip("/") or "tensor"
+
+
+def _dtype(leaf: torch.Tensor) -> str:
+    return str(leaf.dtype).removeprefix("torch.")
 
 
 def _batches(held_out: Any) -> str:

@@ -105,8 +105,9 @@ class EpochResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EpochResult:
-        """The result that `to_json` was called on."""
-        return cls(**content)
+        """The result that `to_json` was called on; the loss is first, whatever has sorted the names."""
+        metrics = dict(sorted(content["metrics"].items(), key=lambda item: item[0] != "loss"))
+        return cls(**{**content, "metrics": metrics})
 
     def __str__(self) -> str:
         what = self.split

@@ -145,7 +145,8 @@ def test_a_day_with_a_run(project: pathlib.Path, capsys: Captured) -> None:
     ]
     assert main(["runs", "--sort", "step"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("other")
-    assert main(["runs", "--sort", "beauty"]) == 2
+    assert main(["runs", "--sort", "eval/los"]) == 2
+    assert "no column eval/los. Did you mean eval/loss?" in capsys.readouterr().err
 
 
 def test_curves_of_one_run_and_of_two(project: pathlib.Path, capsys: Captured) -> None:
@@ -209,6 +210,7 @@ def test_a_dry_run_trains_nothing(project: pathlib.Path, capsys: Captured) -> No
     assert main(["train", "config.yaml", "--dry-run"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["parameters"] in ("4,482 in 6 tensors", "17.5 KiB")
+    assert rows["batch"] == "x float32 (64, 2), y int64 (64,)"
     assert rows["steps"] == "50, 2 epochs of 25"
     # Forward 2 (2 64 + 64 64 + 64 2) a row; backward twice that, less the input's gradient.
     forward = 2 * 64 * (2 * 64 + 64 * 64 + 64 * 2)

@@ -196,6 +196,8 @@ def test_a_part_of_an_epoch_is_called_so() -> None:
     assert EpochResult.from_json(json.loads(json.dumps(part.to_json()))) == part
     old = {name: value for name, value in whole.to_json().items() if name != "whole"}
     assert EpochResult.from_json(old) == whole  # from a checkpoint of before
+    by_name = json.loads(json.dumps(whole.to_json(), sort_keys=True))
+    assert next(iter(EpochResult.from_json(by_name).metrics)) == "loss"
 
 
 def test_speeds_read_as_on_the_console() -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ftrain.cli._runs import outcome, rows
-from ftrain.config.errors import ConfigError
+from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.load import load
 
 
@@ -31,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
     columns = list(dict.fromkeys(column for row in table for column in row))
     if options.sort is not None:
         if options.sort not in columns:
-            print(f"no column {options.sort}; there are {', '.join(columns)}", file=sys.stderr)
+            meant = did_you_mean(options.sort, columns)
+            print(f"ftrain runs: there is no column {options.sort}. {meant}", file=sys.stderr)
             return 2
         table.sort(key=lambda row: _rank(row.get(options.sort, "")))
     print(_table(columns, table))

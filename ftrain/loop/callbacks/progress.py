@@ -188,9 +188,11 @@ class _Lines:
         self._began, self._last = (began, since + seconds), (last, then + seconds)
 
     def end(self, event: TrainEnd) -> None:
-        speed = self._speed(event, self._began)
         how = "done" if event.result.status == "completed" else event.result.status
-        self._print(event, f"{number(speed)} steps/s", f"{clock(event.seconds)} {how}")
+        took = [f"{clock(event.seconds)} {how}"]
+        if event.progress.step > self._began[0]:
+            took.insert(0, f"{number(self._speed(event, self._began))} steps/s")
+        self._print(event, *took)
 
     def _speed(self, event: Event, since: tuple[int, float]) -> float:
         step, seconds = since

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ftrain.loop.plots._style import new_figure, theme, write
+from ftrain.loop.plots._style import Theme, new_figure, shortened, theme, write
 from ftrain.loop.plots.run_log import Path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["image_grid"]
+
+_LINE = 20  # letters of a name
 
 
 def image_grid(
@@ -57,11 +59,17 @@ def image_grid(
     n = len(pictures)
     said = _labels(predictions, "predictions", n, names)
     right = _labels(targets, "targets", n, names)
-    columns = min(n, columns or math.ceil(math.sqrt(1.6 * n)))
-    rows = -(-n // columns)
-    heading = 0.35 if title else 0.0
-    figure = new_figure("plots.image_grid", 1.05 * columns, 1.25 * rows + heading, dark)
     colours = theme(dark)
+    captions = [_caption(said, right, i, colours) for i in range(n)]
+    lines = [line for text, *_ in captions for line in text.split("\n")]
+    # A bold letter of 8 points is 0.075 inches wide, one of the title 0.1.
+    cell = max(1.05, 0.075 * max(map(len, lines)) + 0.15)
+    shape = pictures.shape[1] / pictures.shape[2]
+    tall = max(0.3, min(cell, 1.05) * min(shape, 2.0)) + 0.2 * (1 + len(lines) // (n + 1))
+    columns = min(n, columns or math.ceil(math.sqrt(1.6 * n * tall / cell)))
+    rows = -(-n // columns)
+    wide = max(cell * columns, 0.1 * len(title) + 0.2 if title else 0.0)
+    figure = new_figure("plots.image_grid", wide, tall * rows + (0.35 if title else 0.0), dark)
     grid = figure.subplots(rows, columns, squeeze=False)
     for i, ax in enumerate(grid.flat):
         ax.set_axis_off()
@@ -76,16 +84,25 @@ def image_grid(
             vmax=1,
             interpolation="nearest",
         )
-        text, colour, weight = (said or right or [""] * n)[i], colours.quiet, "normal"
-        if said and right and said[i] != right[i]:
-            text, colour, weight = f"{said[i]} (is {right[i]})", colours.wrong, "bold"
-        elif said and right:
-            colour = colours.series[2]
+        text, colour, weight = captions[i]
         ax.set_title(text, fontsize=8, color=colour, pad=2, fontweight=weight)
     if title is not None:
         figure.suptitle(title, color=colours.text, fontsize=11, x=0.01, ha="left")
     write(figure, out)
     return figure
+
+
+def _caption(
+    said: list[str] | None, right: list[str] | None, i: int, colours: Theme
+) -> tuple[str, str, str]:
+    """Words, colour and weight; long names stand on lines of their own."""
+    if not said or not right:
+        return shortened((said or right or [""] * (i + 1))[i], _LINE), colours.quiet, "normal"
+    one, other = shortened(said[i], _LINE), shortened(right[i], _LINE)
+    if said[i] == right[i]:
+        return one, colours.series[2], "normal"
+    between = " " if len(one) + len(other) <= 10 else "\n"
+    return f"{one}{between}(is {other})", colours.wrong, "bold"
 
 
 def _as_pictures(images: torch.Tensor) -> Any:

@@ -71,6 +71,9 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert "  eval loss " in lines[-1]
     assert lines[-1].endswith("done")
     assert "\r" not in stream.getvalue()
+    stream = io.StringIO()
+    fit(trainer(callbacks.ProgressBar(stream=stream)), epochs=0)
+    assert stream.getvalue() == "epoch 0/0  step 0  0:00 done\n"  # no speed of no step
 
 
 def test_a_resumed_bar_begins_where_it_was(tmp_path: pathlib.Path) -> None:

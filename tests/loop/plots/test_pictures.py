@@ -211,6 +211,19 @@ def test_an_image_grid_names_what_is_wrong(tmp_path):
         "dog",
         "dog (is owl)",
     ]
+    long = ["a golden retriever dog", "a Siberian husky"]
+    figure = plots.image_grid(torch.rand(2, 8, 8), [0, 0], [0, 1], names=long, title="long " * 20)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "a golde…etriever dog",
+        "a golde…etriever dog\n(is a Siberian husky)",
+    ]
+    agg = pytest.importorskip("matplotlib.backends.backend_agg")
+    canvas = agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    words = [figure._suptitle, *(ax.title for ax in figure.axes)]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in words]
+    assert all(0 <= box.x0 <= box.x1 <= figure.bbox.x1 for box in boxes)
+    assert boxes[1].x1 < boxes[2].x0
     for shape in ((3, 8, 8), (3, 1, 8, 8), (3, 8, 8, 4)):
         plots.image_grid(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"images have shape \(3, 5, 8, 8\)"):
