@@ -82,7 +82,7 @@ def remove_tree(path: str) -> OSError | None:
     for _ in range(2):
         failure = None
         try:
-            if os.path.islink(path) or os.path.isfile(path):
+            if os.path.islink(path) or not os.path.isdir(path):
                 _files.system.unlink(path)
                 return None
             for name in _files.system.list(path):

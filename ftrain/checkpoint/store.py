@@ -353,7 +353,7 @@ def _check_directory(directory: pathlib.Path) -> None:
 def _verifies(path: str) -> bool:
     try:
         verify(path)
-    except CheckpointCorruptError:
+    except (CheckpointCorruptError, CheckpointNotFoundError):  # damaged, or none at all
         return False
     return True
 

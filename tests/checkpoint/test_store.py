@@ -283,6 +283,20 @@ def test_a_link_goes_and_what_it_points_to_stays(tmp_path, what, how):
     assert sorted(os.listdir(store.directory)) == [".lock", *(f"step-{s:012d}" for s in left)]
 
 
+@pytest.mark.parametrize("what", ["file", "pipe", "link to nothing"])
+def test_what_has_the_name_of_a_replacement_and_is_none_does_not_stop_a_run(tmp_path, what):
+    """Every save was refused, for want of a checkpoint that nobody had asked for."""
+    store = filled(tmp_path, (1, 2))
+    for name in ("step-000000000002.new", "step-000000000003"):
+        make = {"file": Path.touch, "pipe": os.mkfifo}.get(what)
+        make(tmp_path / name) if make else (tmp_path / name).symlink_to(tmp_path / "nothing")
+    with pytest.warns(checkpoint.CorruptCheckpointWarning, match=r"002\.new .* it is deleted"):
+        with pytest.warns(checkpoint.CorruptCheckpointWarning, match="003 .* it is replaced"):
+            store.save(train_state(3), step=3)
+    assert sorted(os.listdir(tmp_path)) == [".lock", *(f"step-{s:012d}" for s in (1, 2, 3))]
+    assert_same_bits(store.load(like=train_state(0))[0], train_state(3))
+
+
 @pytest.mark.parametrize("what", ["file", "link to nothing", "link to a file"])
 def test_what_has_the_name_of_a_checkpoint_and_is_none(tmp_path, what):
     """The search for one that can be read went on for ever."""
