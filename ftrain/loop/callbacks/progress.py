@@ -27,6 +27,10 @@ from ftrain.loop.events import (
 
 __all__ = ["ProgressBar"]
 
+#: What a terminal of fewer columns shows instead of tqdm's line, which would end before the losses.
+_WIDE = 110
+_NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{postfix}]"
+
 
 class ProgressBar:
     """Shows epoch, step, speed, the time that is left, and the last losses that were read.
@@ -136,7 +140,7 @@ class _Bar:
             initial=event.progress.step,
             unit=" steps",
             file=stream,
-            **_shape(stream),
+            **_shape(stream, event.plan.total_steps),
             mininterval=0,
             miniters=1,
         )
@@ -206,13 +210,18 @@ class _Lines:
         print("  ".join(filter(None, parts)), file=self._stream, flush=True)
 
 
-def _shape(stream: TextIO) -> dict[str, Any]:
+def _shape(stream: TextIO, total: int | None) -> dict[str, Any]:
     """Of the terminal; one that does not know its own says 0, and tqdm would show nothing there."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):
         return {}
-    return {"dynamic_ncols": True} if size.columns and size.lines else {"ncols": 80, "nrows": 24}
+    known = bool(size.columns and size.lines)
+    found: dict[str, Any]
+    found = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
+    if total is not None and (size.columns if known else 80) < _WIDE:
+        found["bar_format"] = _NARROW
+    return found
 
 
 def _epoch(plan: Plan, event: Event) -> str:

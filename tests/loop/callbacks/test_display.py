@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
+import os
 import pathlib
 import signal
+import struct
+import termios
 from typing import Any
 
 import pytest
@@ -347,10 +351,9 @@ def test_findings_about_gradients_are_in_the_log_and_on_the_console(tmp_path: pa
         )
 
 
-def test_a_terminal_without_a_size_has_a_bar_too() -> None:
-    import os
-
-    ours, theirs = os.openpty()  # 0 rows, 0 columns
+def bar_on_a_terminal(rows: int, columns: int) -> str:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     with os.fdopen(theirs, "w") as stream:
         fit(trainer(callbacks.ProgressBar(refresh=1e9, stream=stream)), epochs=1)
         stream.flush()
@@ -360,5 +363,19 @@ def test_a_terminal_without_a_size_has_a_bar_too() -> None:
             while True:  # a terminal hands over what it holds in pieces
                 shown += os.read(ours, 1 << 16)
     os.close(ours)
-    assert "epoch 1/1: 100%" in shown.decode()
-    assert "7/7" in shown.decode()
+    return shown.decode()
+
+
+def test_a_terminal_without_a_size_has_a_bar_too() -> None:
+    shown = bar_on_a_terminal(0, 0)
+    assert "epoch 1/1: 100%" in shown
+    assert "7/7" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_bar_shows_the_losses_in_a_terminal_of_any_width(columns: int) -> None:
+    line = bar_on_a_terminal(24, columns).rstrip().split("\r")[-1].strip()
+    assert len(line) <= columns
+    assert ", eval loss " in line
+    assert line.endswith("]")
+    assert ("steps/s" in line) == (columns == 120)
