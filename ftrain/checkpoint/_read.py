@@ -114,7 +114,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
     """A checkpoint's directory, held open.
 
     Raises:
-        CheckpointNotFoundError: there is none.
+        CheckpointNotFoundError: there is none, or none any more.
         CheckpointCorruptError: its manifest is not what was written.
         CheckpointReadError: the system refused.
     """
@@ -127,10 +127,24 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
         raise CheckpointReadError("open the checkpoint", error, "Check who may read it.") from error
     try:
         yield Opened(directory, path)
+    except CheckpointCorruptError:
+        if not _stands(directory, path):
+            raise CheckpointNotFoundError(
+                f"{path} was deleted or replaced while it was read. Look what is there now; beside a "
+                "writer, Store(...).load does so by itself"
+            ) from None
+        raise
     except OSError as error:
         raise CheckpointReadError("read the checkpoint", error, "Check the disk.") from error
     finally:
         os.close(directory)
+
+
+def _stands(directory: int, path: str) -> bool:
+    try:
+        return _files.system.same(directory, path)
+    except OSError:
+        return True  # for all we know
 
 
 def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Entry]:

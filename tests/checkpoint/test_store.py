@@ -238,6 +238,29 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
     assert_same_bits(found, train_state(9))
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_is_deleted_while_it_is_read_was_not_damaged(tmp_path, replace):
+    """By its path: a store looks again, but who holds a path was told that its bytes were wrong."""
+    store = filled(tmp_path, (3,), keep_last=1)
+    read = checkpoint._read.Opened.read
+
+    def deleted(self, place):
+        if replace:
+            store.save(train_state(9), step=3, replace=True)
+        else:
+            store.save(train_state(4), step=4)
+        return read(self, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint._read.Opened, "read", deleted)
+        for act in (checkpoint.verify, lambda path: checkpoint.load(path, train_state(0))):
+            with pytest.raises(checkpoint.CheckpointNotFoundError, match="while it was read"):
+                act(tmp_path / "step-000000000003")
+            store.close()
+            shutil.rmtree(tmp_path)
+            store = filled(tmp_path, (3,), keep_last=1)
+
+
 def test_a_checkpoint_that_goes_between_the_listing_and_the_look(tmp_path):
     """With keep_last=1, a reader that listed the old one found that there was none at all."""
     store = filled(tmp_path, (1,), keep_last=1)
