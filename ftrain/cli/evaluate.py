@@ -43,7 +43,7 @@ def evaluate(
     with environment(config):
         learnt = fitted.kept(config, folder)
         parts = build(config, fitted=learnt, evaluation=True)
-        _check(parts, learnt)
+        _check(parts, folder, learnt)
         if parts.held_out is None:
             message = (
                 f"{config.data.name} holds nothing out: write data.held_out=0.2, or name a file"
@@ -55,16 +55,12 @@ def evaluate(
         return path, dataclasses.replace(result, epoch=_epoch(state, metadata, result.step))
 
 
-def _check(parts: Parts, learnt: Mapping[str, Any]) -> None:
+def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> None:
     """Whether what is evaluated on was held out, and what it is scaled by."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
-    if typed and not learnt and parts.fitted is not None:
-        print(
-            f"this run is of a version that kept no {fitted.FILE}: this data is read with scales, "
-            "classes or alphabet of its own. data.held_out=FILE takes those of the training data",
-            file=sys.stderr,
-        )
+    if (says := fitted.lost(parts, folder, learnt)) is not None:
+        print(says, file=sys.stderr)
     if not typed and not isinstance(config.data.held_out, str):
         remedy = "Put the former file back; or evaluate on all that is in a file: data.path=FILE"
         fitted.check_unchanged(parts, learnt, remedy)

@@ -18,7 +18,7 @@ from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 
-__all__ = ["FILE", "check_unchanged", "content", "kept"]
+__all__ = ["FILE", "check_unchanged", "content", "kept", "lost"]
 
 FILE = "data.json"
 
@@ -57,6 +57,16 @@ def kept(config: Config, folder: pathlib.Path) -> Mapping[str, Any]:
             "begin a new run",
         )
     return fitted
+
+
+def lost(parts: Parts, folder: pathlib.Path, fitted: Mapping[str, Any] | None) -> str | None:
+    """What to say of a run that should have kept something, and has not."""
+    if fitted is None or fitted or parts.fitted is None:
+        return None
+    return (
+        f"{folder} has no {FILE}: a former version wrote it, or the file is lost: put it back. "
+        "Scales, classes or alphabet are those of the data read now; a target is taken as it stands"
+    )
 
 
 def check_unchanged(parts: Parts, fitted: Mapping[str, Any], remedy: str) -> None:

@@ -17,6 +17,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -147,6 +148,8 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             learnt = _learnt(config, folder) if resume else None
             parts = build(config, folder, fitted=learnt)
             fitted.check_unchanged(parts, learnt or {}, _ANEW.format(config.folder))
+            if (says := fitted.lost(parts, folder, learnt)) is not None:
+                warnings.warn(says, stacklevel=2)
             if not resume and _will_compile(parts):  # of a resumed run `fit` knows what is left
                 check_compiler()
             callbacks = _watchers.watchers(parts, folder)

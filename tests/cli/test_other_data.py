@@ -159,8 +159,9 @@ def test_a_run_that_kept_nothing(project: pathlib.Path, capsys: Captured) -> Non
     assert evaluated(capsys) == own
     write(project / "new.csv", rows()[:24])
     assert main(["eval", "run", "data.path=new.csv"]) == 0
-    assert "kept no data.json" in capsys.readouterr().err
-    assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
+    assert "run has no data.json: " in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"run has no data.json: "):
+        assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
     assert (project / "run/data.json").is_file()
 
 
