@@ -119,10 +119,21 @@ class Fetch:
                     batch = self._augmented(batch, request)
         else:
             with one_thread(), preserved_generators() if self.may_draw else nullcontext():
-                batch = self.collate(self._samples(request))
+                batch = self._collated(self._samples(request), request)
         return (
             batch if request.weight is None else weighted(batch, torch.from_numpy(request.weight))
         )
+
+    def _collated(self, samples: list[Any], request: Request) -> Any:
+        try:
+            return self.collate(samples)
+        except Exception as error:
+            some = ", ".join(map(str, request.indices[:8])) + (", ..." if len(samples) > 8 else "")
+            error.add_note(
+                f"while putting samples {some} of the dataset together. Samples of one shape and with "
+                "the same keys make a batch by themselves; for others write Loader(..., collate=function)."
+            )
+            raise
 
     def _augmented(self, batch: Any, request: Request) -> Any:
         keys = sample_keys(request.seed, request.epoch, request.positions)

@@ -57,6 +57,16 @@ def test_a_collate_that_would_never_be_called_is_refused():
         Loader(torch.arange(4), 2, collate=list)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_make_no_batch_are_named(workers):
+    ragged = Loader([torch.zeros(n) for n in range(12)], 10, workers=workers, shuffle=False)
+    with pytest.raises(RuntimeError, match="equal size") as raised:
+        list(ragged)
+    said = "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
+    assert "putting samples 0, 1, 2, 3, 4, 5, 6, 7, ... of the dataset together" in said
+    assert "collate=function" in said
+
+
 class Order(Sequential):
     def __init__(self, change):
         super().__init__(4)
