@@ -131,7 +131,7 @@ class Fetch:
             some = ", ".join(map(str, request.indices[:8])) + (", ..." if len(samples) > 8 else "")
             error.add_note(
                 f"while putting samples {some} of the dataset together. Samples of one shape and with "
-                "the same keys make a batch by themselves; for others write Loader(..., collate=function)."
+                "the same keys make a batch by themselves; for others write Loader(..., collate=...)."
             )
             raise
 

@@ -64,7 +64,7 @@ def test_samples_that_make_no_batch_are_named(workers):
         list(ragged)
     said = "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
     assert "putting samples 0, 1, 2, 3, 4, 5, 6, 7, ... of the dataset together" in said
-    assert "collate=function" in said
+    assert "collate=..." in said
 
 
 class Order(Sequential):
