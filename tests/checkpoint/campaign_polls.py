@@ -1,9 +1,10 @@
 """A reader beside two writers: `python -m tests.checkpoint.campaign_polls --count 10000`.
 
 One process saves as fast as it can, keeping a single checkpoint, so that each is deleted
-milliseconds after it appeared; a second tries to write to the same directory, and must be refused
-every time; this one loads the newest again and again. What it loads must have the bits of its
-step, its steps must never go back, and nothing may look damaged.
+milliseconds after it appeared; every third takes the place of the one before. A second process
+tries to write to the same directory, and must be refused every time; this one loads the newest
+again and again. What it loads must have the bits of its save, it must never go back, and nothing
+may look damaged.
 """
 
 from __future__ import annotations
@@ -62,18 +63,18 @@ def campaign(count: int) -> Result:
                     if poll % 5 == 4:
                         path = store.latest()
                         assert path is not None
-                        step = int(path.name.removeprefix("step-"))
+                        save = int(path.name.removeprefix("step-").removesuffix(".new"))
+                        back += save < _step(newest)
                     else:
-                        state, metadata = store.load(like=like, on_change="ignore")
-                        step = metadata["step"]
-                        torn += ftrain.tree.digest(state) != digests[step % KINDS]
+                        state, save = store.load(like=like, on_change="ignore")
+                        back += save < newest
+                        torn += ftrain.tree.digest(state) != digests[save % KINDS]
                 except (checkpoint.CheckpointError, Warning, AssertionError) as error:
                     print(repr(error))
                     torn += 1
                     continue
-            back += step < newest
-            newest = max(newest, step)
-            seen.add(step)
+            newest = max(newest, save)
+            seen.add(save)
         seconds = time.monotonic() - start
         intruded = 0
         for process in (intruder, writer):
@@ -87,8 +88,14 @@ def campaign(count: int) -> Result:
 
 def _write(directory: Path) -> None:
     with checkpoint.Store(directory, keep_last=1) as store:
-        for step in range(1, 10**9):
-            store.save(train_state(step % KINDS), step=step, metadata={"step": step})
+        for save in range(1, 10**9):
+            state = train_state(save % KINDS)
+            store.save(state, step=_step(save), metadata=save, replace=save % 3 == 0)
+
+
+def _step(save: int) -> int:
+    """Under which number the nth save goes: every third replaces the one before."""
+    return save - (save % 3 == 0)
 
 
 def _intrude(directory: Path) -> None:
