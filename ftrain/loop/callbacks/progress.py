@@ -160,6 +160,8 @@ class _Bar:
 
     def end(self, event: TrainEnd) -> None:
         self.doing = ""
+        if self._bar.bar_format:
+            self._bar.bar_format = _NARROW.replace("<{remaining}", "{elapsed}")
         self.show(event)
         self._bar.close()
 
