@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit bench laws parity campaign clean
+.PHONY: demo test lint types unit bench laws parity campaign everywhere clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/ftrain train examples/configs/digits.yaml output_dir=runs/demo --overwrite
@@ -31,9 +31,15 @@ laws: $(VENV)/dev
 parity: $(VENV)/dev
 	$(PY) -m tests.optim.page
 
-# Long forms of what the suite does briefly: kills (half an hour on a busy machine), flips, polls, mutants, resumes.
+# Long forms of what the suite does briefly: optimizers on every problem (some minutes), then kills (half an hour on a
+# busy machine), flips, polls, mutants, resumes of checkpoints.
 campaign: $(VENV)/dev
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
+
+# A signal before each line that a run executes: the resumed run ends in the same bytes.
+everywhere: $(VENV)/dev
+	$(PY) -m tests.loop.everywhere
 
 # Speed, memory, draws and compile latency against hand-written loops. Latency alone takes over eight minutes.
 bench: $(VENV)/examples

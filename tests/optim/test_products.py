@@ -1,6 +1,6 @@
 """Every optimizer in every composition: compiled, scanned, and mapped over rates.
 
-In the suite each dtype is met on one problem; the whole product, which takes some six minutes, is
+In the suite each dtype is met on one problem; the whole product, which takes some minutes, is
 `FTRAIN_CAMPAIGN=1 pytest tests/optim/test_products.py`.
 """
 
