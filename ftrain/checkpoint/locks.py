@@ -14,7 +14,7 @@ from types import TracebackType
 
 from ftrain.checkpoint import _files
 
-__all__ = ["Lock"]
+__all__ = ["Lock", "Turns"]
 
 
 class Lock:

@@ -176,13 +176,16 @@ class Fetch:
 def _check_travels(batch: Any) -> None:
     """What cannot be pickled never arrives from a worker: the process would wait for it for ever."""
     for leaf in tree.leaves(batch):
-        if not isinstance(leaf, (Tensor, np.ndarray, str, int, float)):
-            error = _why_not_pickled(leaf)
-            if error is not None:
-                raise TypeError(
-                    f"a batch holds {type(leaf).__name__}, which no worker process can send: {error}. "
-                    "Let the dataset or collate leave it out, or write workers=0"
-                )
+        why: object = None
+        if isinstance(leaf, Tensor):
+            why = "it is part of a graph; write .detach()" if leaf.grad_fn is not None else None
+        elif not isinstance(leaf, (np.ndarray, str, int, float)):
+            why = _why_not_pickled(leaf)
+        if why is not None:
+            raise TypeError(
+                f"a batch holds {type(leaf).__name__}, which no worker process can send: {why}. Let the "
+                "dataset or collate leave it out, or write workers=0"
+            )
 
 
 def _why_not_pickled(value: Any) -> Exception | None:

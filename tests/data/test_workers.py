@@ -165,11 +165,18 @@ def test_an_error_that_no_other_process_can_read_arrives():
         list(Loader(Odd(range(4)), 1, shuffle=False))
 
 
-def test_a_batch_that_no_worker_can_send_is_refused():
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (lambda: 0, "a batch holds function, which no worker process can send: .*pickle"),
+        (torch.ones(1, requires_grad=True) * 2, r"a batch holds Tensor, .*; write \.detach\(\)"),
+    ],
+)
+def test_a_batch_that_no_worker_can_send_is_refused(what, said):
     """It was lost on the way, and the loader waited for ever."""
-    data = [{"x": torch.tensor(i), "f": lambda: 0} for i in range(4)]
+    data = [{"x": torch.tensor(i), "odd": what} for i in range(4)]
     assert len(list(Loader(data, 2, shuffle=False, collate=list))) == 2
-    with pytest.raises(TypeError, match="a batch holds function, which no worker process can"):
+    with pytest.raises(TypeError, match=said):
         list(Loader(data, 2, collate=list, workers=1, start_method="fork"))
 
 
