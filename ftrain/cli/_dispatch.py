@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 
 from ftrain.cli import COMMANDS
+from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._traces import trimmed
 from ftrain.config.errors import ConfigError, did_you_mean
 
@@ -49,10 +49,10 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `ftrain runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not hasattr(error, "fit_result"):
+            leave_stdout()  # `ftrain runs | head`; one from within a run is an error like others
+            return 0
         notes = getattr(error, "__notes__", [])
         # Of Python: nobody catches anything here.
         notes[:] = [note.partition(" The state after that step: `except")[0] for note in notes]

@@ -6,6 +6,8 @@ import json
 import pathlib
 from typing import Any
 
+import yaml
+
 from ftrain.config.errors import ConfigError
 from ftrain.config.load import load
 from ftrain.config.schema import Config
@@ -29,7 +31,10 @@ def run_folder(name: str) -> pathlib.Path:
 
 def load_run(folder: pathlib.Path, overrides: list[str]) -> Config:
     """The configuration of a run, which goes on in the directory where it lies now."""
-    here = f"output_dir={json.dumps(str(folder))}"
+    quoted = yaml.safe_dump(
+        str(folder), default_style='"', width=1 << 20
+    )  # JSON splits an emoji in two
+    here = f"output_dir={quoted}"
     return load(folder / "config.yaml", [*overrides, here])
 
 

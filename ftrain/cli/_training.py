@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._runs import outcome
 from ftrain.config.run import train
 from ftrain.config.schema import Config
+from ftrain.loop import FitResult
 
 __all__ = ["report"]
 
@@ -19,22 +24,31 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     result = train(config, resume=resume, overwrite=overwrite)
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
-    print(result)
-    if result.status == "completed" and (before.get("status"), before.get("step")) == (
-        "completed",
-        result.step,
-    ):
+    try:
+        print(*_said(result, before, config), sep="\n", flush=True)
+    except BrokenPipeError:  # the exit code still says how the run ended
+        leave_stdout()
+    if result.status == "interrupted" and not config.fast_dev_run:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"go on with: ftrain resume {folder}", file=sys.stderr)
+    return result.exit_code
+
+
+def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """How it ended, and what there is now."""
+    folder = config.folder
+    yield str(result)
+    finished = (before.get("status"), before.get("step")) == ("completed", result.step)
+    if result.status == "completed" and finished:
         longer = (
             f"epochs={2 * config.epochs}"
             if config.epochs
             else f"max_steps={2 * (result.step or 1)}"
         )
-        print(f"nothing is left to do; more: ftrain resume {folder} {longer}")
+        yield f"nothing is left to do; more: ftrain resume {folder} {longer}"
     if config.fast_dev_run:
-        print("everything ran; nothing was kept")
-    elif result.status == "interrupted":
-        print(f"go on with: ftrain resume {folder}", file=sys.stderr)
-    else:
-        curves = folder / "curves.png"
-        print(f"run: {folder}", *[f"curves: {curves}"] * curves.exists(), sep="\n")
-    return result.exit_code
+        yield "everything ran; nothing was kept"
+    elif result.status != "interrupted":
+        yield f"run: {folder}"
+        if (folder / "curves.png").exists():
+            yield f"curves: {folder / 'curves.png'}"

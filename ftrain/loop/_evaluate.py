@@ -24,28 +24,41 @@ def evaluate(
 ) -> Running | None:
     """The metrics of `eval_step` over one pass; `None` where it was interrupted.
 
-    A batch for which memory does not suffice is cut, and so are those after it.
+    Where memory does not suffice for a batch, all are cut, from the first on: metrics without a weight
+    of their own count alike in each batch only if all batches are in as many parts.
 
     Raises:
         ValueError: there is no batch.
     """
-    found, pending, k = Running(), [], 1
+    found: Running | int | None = 1
+    while isinstance(found, int):
+        found = _pass(eval_step, state, data, count, interrupted, found)
+    return found
+
+
+def _pass(
+    eval_step: Callable[..., Any],
+    state: Any,
+    data: Batches,
+    count: Callable[[Any], tuple[int, int]],
+    interrupted: Callable[[], bool],
+    k: int,
+) -> Running | int | None:
+    """The metrics with each batch in k parts; or into how many they are to be cut instead."""
+    found, pending = Running(), []
     for batch, _ in data.batches(data.start(), epochs=1):
         if interrupted():
             return None
-        parts = None
-        while parts is None:
-            try:
-                parts = [eval_step(state, part) for part in _parts(batch, k)]
-            except Exception as error:
-                if not _memory.is_out_of_memory(error):
-                    raise
-                smaller = _memory.next_cut(batch, k)
-                if smaller is None:
-                    raise MemoryError(_memory.advice(state, batch, k, error)) from error
-                _memory.release(error)
-                k = smaller
-        pending += parts
+        try:
+            pending += [eval_step(state, part) for part in _parts(batch, k)]
+        except Exception as error:
+            if not _memory.is_out_of_memory(error):
+                raise
+            smaller = _memory.next_cut(batch, k)
+            if smaller is None:
+                raise MemoryError(_memory.advice(state, batch, k, error)) from error
+            _memory.release(error)
+            return smaller
         samples, tokens = count(batch)
         found.steps += 1
         found.samples += samples

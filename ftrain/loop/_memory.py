@@ -41,17 +41,32 @@ def release(error: BaseException) -> None:
 
 
 def cut(batch: Any, k: int) -> Any:
-    """A batch as `MicroBatches` of k parts along the first axis; each part of one, where it is one."""
+    """A batch as `MicroBatches` of k parts along the first axis; each part of one, where it is one.
+
+    No row is lost where k does not divide them, as at the end of the data: parts differ by one row then,
+    and where there are fewer rows than k, each is a part.
+    """
     if k == 1:
         return batch
     whole = batch.batches if isinstance(batch, MicroBatches) else (batch,)
-    return MicroBatches(tuple(_rows(part, i, k) for part in whole for i in range(k)))
+    counts = [max(1, min(k, _common_rows(part))) for part in whole]
+    return MicroBatches(
+        tuple(_rows(part, i, n) for part, n in zip(whole, counts, strict=True) for i in range(n))
+    )
 
 
-def next_cut(batch: Any, k: int) -> int | None:
-    """The least number of equal parts, at least twice k; `None` where a part has one row already."""
+def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
+    """The least number of equal parts, at least twice k; `None` where a part has one row already.
+
+    Args:
+        batch: what is to be cut.
+        k: in how many parts it is.
+        multiple: parts come in multiples of this; of a batch in parts already, any number does.
+    """
+    if isinstance(batch, MicroBatches):
+        multiple = 1
     rows = _common_rows(batch)
-    return next((n for n in range(2 * k, rows + 1) if rows % n == 0), None)
+    return next((n for n in range(2 * k, rows + 1) if rows % n == 0 and n % multiple == 0), None)
 
 
 def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
@@ -84,14 +99,19 @@ def _rows(part: Any, i: int, k: int) -> Any:
     def rows_of(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
             return leaf
-        size = leaf.shape[0] // k
-        return leaf[i * size : (i + 1) * size]
+        n = leaf.shape[0]
+        return leaf[i * n // k : (i + 1) * n // k]
 
     return tree.map(rows_of, part)
 
 
 def _common_rows(batch: Any) -> int:
-    """A number of rows that every tensor of the batch can be cut by; 0 where there are none."""
+    """A number of rows that every tensor of the batch can be cut by; 0 where there are none.
+
+    Of a batch in parts that of the largest part.
+    """
+    if isinstance(batch, MicroBatches):
+        return max(map(_common_rows, batch.batches), default=0)
     found = [
         leaf.shape[0] for leaf in tree.leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim
     ]

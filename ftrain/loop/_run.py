@@ -265,8 +265,8 @@ class Run:
                 error.add_note(self._blame(batch, n + 1, position + 1))
             if not _memory.is_out_of_memory(error):
                 raise error
-            least = max(now.micro_batches, getattr(self.parts.plain_step, "accumulate", 1))
-            k = _memory.next_cut(batch, least)
+            own = getattr(self.parts.plain_step, "accumulate", 1)
+            k = _memory.next_cut(batch, max(now.micro_batches, own), own)
             if k is None:
                 said = _memory.advice(now.state, batch, now.micro_batches, error)
                 raise torch.OutOfMemoryError(said) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -57,5 +58,7 @@ class Signals:
         self.received = number
         again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         said = f"finishing this step, then saving; {again} again stops at once"
-        # Not print: a handler may run in the midst of one.
-        os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())
+        # Not print: a handler may run in the midst of one. And nobody may be there to read it: in
+        # `ftrain train ... 2>&1 | tee log` the same Ctrl-C ends tee.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())

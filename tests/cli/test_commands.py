@@ -11,6 +11,7 @@ import types
 import pytest
 
 from ftrain.cli import COMMANDS, main
+from ftrain.cli._runs import load_run
 from ftrain.config import load
 
 
@@ -281,3 +282,12 @@ def test_ctrl_c_outside_of_a_run(
     monkeypatch.setitem(sys.modules, "ftrain.cli.commands.runs", module)
     assert main(["runs"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/\U0001f600", "runs/a b#c: 'd'\"", "runs/" + 60 * "long " + "x", "runs/nl\n\x85x"]
+)
+def test_a_run_may_have_any_name(project: pathlib.Path, name: str) -> None:
+    (project / name).mkdir(parents=True)
+    (project / name / "config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
+    assert load_run(pathlib.Path(name), []).folder == pathlib.Path(name)

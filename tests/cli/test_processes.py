@@ -75,3 +75,21 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
     assert process.returncode == 143
     assert "go on with: ftrain resume run" in said
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+
+
+def test_a_run_that_nobody_listens_to_exits_as_it_ended(tmp_path: pathlib.Path) -> None:
+    """`ftrain train ... 2>&1 | tee log`: Ctrl-C ends tee too, and what is said meets a broken pipe."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ftrain", *TRAIN, "output_dir=run", "epochs=1000", "progress=false"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.stdout.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"

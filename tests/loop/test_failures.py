@@ -221,6 +221,21 @@ def test_signals_of_a_process(name: str, times: int, code: int, tmp_path: Any) -
     assert steps_saved == ([2] if times == 1 else [])
 
 
+def test_a_signal_is_heard_where_nobody_reads_what_is_said(tmp_path: Any) -> None:
+    """`python run.py 2>&1 | tee log`: the same Ctrl-C ends tee first."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = textwrap.dedent(
+        PROGRAM.format(root=root, times=1, name="SIGINT", store=str(tmp_path / "store"))
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    log = (tmp_path / "log").open("w")
+    done = subprocess.run([sys.executable, "-c", program], stdout=log, stderr=writing, check=False)
+    os.close(writing)
+    assert done.returncode == 130
+    assert checkpoint.Store(tmp_path / "store").steps() == [2]
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     fit(trainer(), max_steps=1)

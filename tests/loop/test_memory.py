@@ -146,3 +146,87 @@ def test_it_stays_cut_in_a_checkpoint(tmp_path: Any) -> None:
         made.fit(copy(STEPS.init_state(0)), BATCHES, epochs=1)
     loaded = checkpoint.Store(tmp_path).load(like=STEPS.init_state(0))
     assert LoopState.from_metadata(*loaded).micro_batches == 2
+
+
+def test_no_row_is_lost_where_parts_do_not_divide_a_batch() -> None:
+    """The last batch of the data, shorter than the one that did not fit."""
+    for n in range(1, 14):
+        batch = {"x": torch.arange(n).reshape(n, 1)}
+        for k in range(1, 9):
+            whole = cut(batch, k)
+            parts = whole.batches if k > 1 else (whole,)
+            sizes = [len(part["x"]) for part in parts]
+            assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+            assert len(sizes) == min(n, k)
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_short_batch_is_trained_on_whole() -> None:
+    """In parts, of which each has its rows; the step is that of the whole batch."""
+    data = [*BATCHES, {name: x[:5] for name, x in rows(seed=2).items()}]
+    seen = []
+
+    def step(state: Any, batch: Any) -> Any:
+        parts = batch.batches if isinstance(batch, ftrain.MicroBatches) else (batch,)
+        if max(len(part["x"]) for part in parts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append([len(part["x"]) for part in parts])
+        return STEPS.train_step(state, batch)
+
+    with pytest.warns(LoopWarning):
+        result = Trainer(step, compile=False).fit(STEPS.init_state(0), data, epochs=1)
+    assert seen == [[2, 2, 2, 2]] * 3 + [[1, 1, 1, 2]]
+    assert result.train is not None
+    assert result.train.samples == 29
+
+
+def test_batches_joined_from_unequal_ones_are_cut() -> None:
+    whole = ftrain.MicroBatches(
+        ({"x": torch.arange(8)}, {"x": torch.arange(8, 16)}, {"x": torch.arange(16, 21)})
+    )
+    assert next_cut(whole, 1, multiple=3) == 2
+    parts = [part["x"] for part in cut(whole, 2).batches]
+    assert [len(part) for part in parts] == [4, 4, 4, 4, 2, 3]
+    assert torch.equal(torch.cat(parts), torch.arange(21))
+
+
+def test_parts_are_a_multiple_of_those_that_the_step_cuts() -> None:
+    """Of 10 rows, 5 parts are equal ones, but no pairs."""
+    assert next_cut({"x": torch.zeros(10, 2)}, 2, multiple=2) == 10
+    made = steps(accumulate=2)
+
+    def step(state: Any, batch: Any) -> Any:
+        if not isinstance(batch, ftrain.MicroBatches):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made.train_step(state, batch)
+
+    step.accumulate = 2  # type: ignore[attr-defined]
+    data = [{name: x[:10] for name, x in rows().items()}]
+    with pytest.warns(LoopWarning, match="10 micro-batches"):
+        result = Trainer(step, compile=False).fit(STEPS.init_state(0), data, epochs=1)
+    assert int(result.state.step) == 1
+
+
+def test_an_evaluation_that_is_cut_on_the_way_has_the_same_average() -> None:
+    """Also of metrics without a weight of their own, and with a short batch at the end."""
+
+    def plain(module: Any, batch: Any) -> Any:
+        return torch.nn.functional.cross_entropy(module(batch["x"]), batch["y"])
+
+    made = ftrain.make_steps(lambda: torch.nn.Linear(4, 3), plain, ftrain.optim.sgd(0.1))
+    data = [
+        {name: x[:4] for name, x in rows(seed=4).items()},
+        {name: x[8:16] for name, x in rows(seed=4).items()},  # the longest is not the first
+        {name: x[16:20] for name, x in rows(seed=4).items()},
+    ]
+
+    def eval_step(state: Any, batch: Any) -> Any:
+        if len(batch["x"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made.eval_step(state, batch)
+
+    state = made.init_state(0)
+    whole = Trainer(made, compile=False).evaluate(state, data)
+    found = Trainer((made.train_step, eval_step), compile=False).evaluate(state, data)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order
+    assert found.samples == whole.samples == 16
