@@ -38,8 +38,8 @@ class Cursor:
             witness: data of another kind or length refuse the cursor. `None`, in one that was written
             by hand or saved before there were witnesses, fits everything.
         sampler: a witness, too, of which sample stands where, at 256 places of the first epoch:
-            "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` makes another order refuses
-            the cursor. `None` for a `Stream`.
+            "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` makes another order
+            refuses the cursor. `None` for a `Stream`.
 
     >>> cursor = Cursor(seed=0, epoch=2, position=128)
     >>> cursor.to_json()
