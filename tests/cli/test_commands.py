@@ -285,7 +285,7 @@ def test_ctrl_c_outside_of_a_run(
 
 
 @pytest.mark.parametrize(
-    "name", ["runs/\U0001f600", "runs/a b#c: 'd'\"", "runs/" + 60 * "long " + "x", "runs/nl\n\x85x"]
+    "name", ["runs/\U0001f600", "runs/a b#c: 'd'\"", "runs/" + 40 * "long " + "x", "runs/nl\n\x85x"]
 )
 def test_a_run_may_have_any_name(project: pathlib.Path, name: str) -> None:
     (project / name).mkdir(parents=True)
