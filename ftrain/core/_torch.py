@@ -1,7 +1,7 @@
 """The parts of torch outside its public surface that `compile` and `scan` stand on.
 
 Each is named here with the versions that have it and what happens without it, so that a new torch is
-met in one file. Written for torch 2.11 and later, and run on 2.13.
+met in one file. Written for torch 2.11 and later, and run on 2.11, 2.13 and 2.15.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ __all__ = [
     "interning",
     "is_amd_with_avx512",
     "nodes_ever",
+    "of_same_bits",
     "onednn_product",
     "recurrent_kernels",
     "scan_operator",
@@ -266,6 +267,18 @@ def inside_functorch() -> str | None:
     """The name of the innermost functorch transform that is running (2.0 and later)."""
     top = torch._C._functorch.peek_interpreter_stack()
     return None if top is None else str(top.key()).rpartition(".")[2].lower()
+
+
+_VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
+    "aten::view.dtype", "FuncTorchBatched"
+)
+
+
+def of_same_bits(integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Integers as others of their width: a view, but a cast in a vmap of torch 2.11, which has none."""
+    if _VIEW_MAPS or torch.compiler.is_dynamo_compiling() or inside_functorch() is None:
+        return integers.view(dtype)
+    return integers.to(dtype)
 
 
 def function_modes() -> list[Any]:

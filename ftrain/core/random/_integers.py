@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from ftrain.core._torch import of_same_bits
+
 _MASK = 0xFFFFFFFF
 
 #: The range of each dtype that can be drawn, and its bits.
@@ -34,12 +36,12 @@ WIDTH = {dtype: torch.iinfo(dtype).bits for dtype in RANGE}
 def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
     """`base + (high 2^n + low) mod span` for two draws of n-bit words; base and span of `clipped`."""
     if WIDTH[dtype] == 64:
-        a, b = high.view(torch.int64), low.view(torch.int64)
+        a, b = (of_same_bits(word, torch.int64) for word in (high, low))
         factor = _remainder64(torch.full_like(span, 2**32), span)
         factor = _remainder64(factor * factor, span)  # 2^64 mod span; 0 for a span of 2^64
         offset = _remainder64(_remainder64(a, span) * factor + _remainder64(b, span), span)
-        return (base + offset).view(dtype)
-    a, b = (word.view(torch.int32).to(torch.int64) & _MASK for word in (high, low))
+        return of_same_bits(base + offset, dtype)
+    a, b = (of_same_bits(word, torch.int32).to(torch.int64) & _MASK for word in (high, low))
     # A span of 2^32, held as 0, is no remainder at all: the lower word is the offset.
     safe = torch.where(span == 0, 1, span)
     factor = 2**16 % safe

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ftrain.core._torch import of_same_bits
 from ftrain.core.random import _floats, _integers, _operators
 from ftrain.core.random.keys import _check_single, _folds
 
@@ -265,7 +266,7 @@ def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
     for _ in range(_integers.sorting_rounds(x.numel())):
         words = _operators.threefry_bits(key, (*path, 1), x.shape, 32)  # key, subkey = split(key)
         path = (*path, 0)
-        order = (words.view(torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
+        order = (of_same_bits(words, torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
         x = x.gather(axis, order)
     return x
 
