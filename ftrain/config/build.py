@@ -156,6 +156,8 @@ def _device(config: Config) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(config.device)
+        if found.type == "meta":
+            raise RuntimeError("its tensors have no values")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

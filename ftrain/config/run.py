@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -143,7 +144,8 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             )
         else:
             folder = config.folder
-            _check_free(config, folder, resume or overwrite)
+            with _usable(config, folder):
+                _check_free(config, folder, resume or overwrite)
         with environment(config):
             learnt = _learnt(config, folder) if resume else None
             parts = build(config, folder, fitted=learnt)
@@ -156,11 +158,14 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
         if (content := fitted.content(parts)) is not None:
             written[fitted.FILE] = content
-        _make(config, folder)
-        stack.enter_context(_alone(config, folder))
-        if not resume:
-            _clear(folder)
-            _write(folder, written)
+        with _usable(config, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone(config, folder))
+            # Again: another process may have begun, and ended, a run there in the meantime.
+            _check_free(config, folder, resume or overwrite or config.fast_dev_run)
+            if not resume:
+                _clear(folder)
+                _write(folder, written)
         yield Run(parts, folder, _trainer(parts, folder, callbacks), written)
 
 
@@ -238,11 +243,17 @@ def _came_to_nothing(folder: pathlib.Path) -> bool:
     return isinstance(found, dict) and (found.get("status"), found.get("step")) == ("failed", 0)
 
 
-def _make(config: Config, folder: pathlib.Path) -> None:
+@contextlib.contextmanager
+def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
+    """A directory that cannot be made or written to is a mistake in the configuration."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _refusal(config, f"{folder} cannot be made: {error.strerror}") from None
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:  # the latter: a name with a null byte
+        what = "written to" if os.path.isdir(folder) else "made"
+        says = getattr(error, "strerror", None) or error
+        raise _refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from ftrain.config._places import Path, Places
 __all__ = ["Checkpoint", "Component", "Config", "Data", "EarlyStopping", "Optimizer"]
 
 Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=4096)]  # of more, OpenMP ends the process
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
@@ -183,7 +184,7 @@ class Config(_Section):
     """The whole step as one graph of machine code; needs a C++ compiler."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; auto: CUDA where there is any."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads; null: torch's own choice. Bits on the CPU depend on it."""
     deterministic: bool = True
     """Only algorithms that give the same bits each time."""

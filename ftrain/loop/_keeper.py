@@ -20,9 +20,10 @@ class Keeper:
 
     def __init__(self, store: Store | None, loop: LoopState, resumed: bool) -> None:
         self._store = store
-        self._saved = loop.progress.step if resumed and not loop.todo else None
+        amidst = bool(loop.todo) or loop.due
+        self._saved = loop.progress.step if resumed and not amidst else None
         # What a run goes on from in the midst of a step's work is replaced when that is done.
-        self._replaces = loop.progress.step if resumed and loop.todo else None
+        self._replaces = loop.progress.step if resumed and amidst else None
         self.path: str | None = None
         self.error: Exception | None = None
 

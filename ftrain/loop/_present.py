@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftrain.core import tree
 from ftrain.loop._clock import Clock
@@ -58,6 +58,7 @@ class Present:
         signals: whether one was received.
         history: results so far.
         todo: what was asked for and is not done yet.
+        settled: the last step after which all was done that fell due.
         evaluated: evaluations that were done at this step, by name.
         where: what would have to be blamed now.
         wanted: which events the generator's consumer wants.
@@ -76,6 +77,8 @@ class Present:
         self.accumulate, self.micro_batches = loop.accumulate, loop.micro_batches
         self.stop, self.over = loop.stop, loop.over
         self.todo = list(loop.todo)
+        self.settled = None if loop.due else loop.progress.step
+        self._before: _Before | None = None
         self.evaluated: set[str] = set()
         self.where = "data"
         self.wanted: Callable[[type[Event]], bool] = lambda kind: False
@@ -111,6 +114,15 @@ class Present:
         if not self.heard(Notice):
             warnings.warn(message, LoopWarning, stacklevel=2)
         yield from self.show(Notice(*self.header(), message))
+
+    def begin_boundary(self) -> None:
+        """A step is taken; what falls due after it comes now."""
+        self.evaluated = set()
+        self._before = self._as_before()
+
+    def end_boundary(self) -> None:
+        """All of it is done."""
+        self._before, self.settled = None, self.progress.step
 
     def do(self) -> Events:
         """All that was asked for, in order; an evaluation that a signal cuts short stays to be done."""
@@ -203,14 +215,14 @@ class Present:
         for split, row in rows.items():
             yield from self.show(Logged(*self.header(), split, row))
 
-    def save(self, tag: str, metrics: Any) -> Events:
+    def save(self, tag: str, metrics: Any, failed: bool = False) -> Events:
         """A checkpoint; where it cannot be written, the run goes on without."""
         n = self.progress.step
         if not self.keeper.due(n):
             return
         self.where = "save"
         with self.clock.paused():
-            saved = self.keeper.save(self.loop_state(), metrics)
+            saved = self.keeper.save(self._undone() if failed else self.loop_state(), metrics)
         if saved:
             yield from self.show(Saved(*self.header(), tag, self.keeper.path))
         else:
@@ -238,6 +250,67 @@ class Present:
             over=over,
             todo=todo,
         )
+
+    def _undone(self) -> LoopState:
+        """What a failed run goes on from: a step after which not all was done has that done again."""
+        if self.settled == self.progress.step:
+            return self.loop_state()
+        was = self._before or self._as_before()
+        self.ledger.read(self.progress)
+        return LoopState(
+            train=next((a.state for a in reversed(was.todo) if isinstance(a, Replace)), was.state),
+            progress=self.progress,
+            cursor=self.cursor,
+            window=was.window,
+            epoch=was.epoch,
+            history=tuple(self.history[: was.results]),
+            callbacks=was.callbacks,
+            accumulate=was.accumulate,
+            micro_batches=self.micro_batches,
+            nonfinite=self.ledger.nonfinite,
+            stop=None if was.stop is None or was.stop.resumable else was.stop,
+            over=self.over,
+            todo=tuple(filter(None, map(_kept, was.todo))),
+            due=True,
+        )
+
+    def _as_before(self) -> _Before:
+        return _Before(
+            self.state,
+            self.ledger.window,
+            self.ledger.epoch,
+            len(self.history),
+            dict(self.observers.states),
+            self.accumulate,
+            self.stop,
+            tuple(self.todo),
+        )
+
+
+class _Before(NamedTuple):
+    """A run behind a step, before anything that falls due then; all of it stays as it is."""
+
+    state: Any
+    window: Running
+    epoch: Running
+    results: int
+    callbacks: dict[str, Any]
+    accumulate: int
+    stop: Stop | None
+    todo: tuple[Action, ...]
+
+
+def _kept(action: Action) -> Action | None:
+    """What was asked for at a step, as JSON has it; `None` where it cannot."""
+    if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
+        return None
+    if isinstance(action, Log):
+        try:
+            values = {name: float(value) for name, value in action.values.items()}
+        except (TypeError, ValueError):  # which may be why the run has failed
+            return None
+        return dataclasses.replace(action, values=values)
+    return action
 
 
 def _checked(action: Action, event: Event) -> Action:

@@ -85,7 +85,10 @@ class Run:
         if now.observers.monitor_evaluations():
             names = eval_metrics(self.parts.eval_step, now.state, self.parts.eval_data)
         yield from now.show(TrainBegin(*now.header(), plan, self.resumed, names))
-        yield from self._settle()
+        if now.settled == now.progress.step:
+            yield from self._settle()
+        else:
+            yield from self._boundary(None)
         if self._status() is not None:
             return
         left = None if plan.epochs is None else plan.epochs - now.cursor.epoch
@@ -167,7 +170,7 @@ class Run:
         now = self.now
         parts, n = self.parts, now.progress.step
         plan, hopeless = parts.plan, None
-        now.evaluated = set()
+        now.begin_boundary()
         if n % plan.log_every == 0:
             hopeless = yield from self._end_window(batch)
         if now.over:
@@ -182,6 +185,7 @@ class Run:
         if now.over if parts.save_every is None else n % parts.save_every == 0:
             now.todo.append(Save("epoch" if parts.save_every is None else "step"))
         yield from self._settle()
+        now.end_boundary()
         self.garbage.collect()
         if hopeless is not None:
             now.where = "step"
@@ -243,7 +247,7 @@ class Run:
         yield from now.show(Failure(*now.header(), error, where), strict=False)
         if now.state is not None and where != "save":
             try:
-                yield from now.save("failed", {})
+                yield from now.save("failed", {}, failed=True)
                 now.keeper.finish()
             except Exception as another:
                 error.add_note(f"Nor could a checkpoint be written: {another}")

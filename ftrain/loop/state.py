@@ -15,7 +15,7 @@ from typing import Any
 from ftrain.core.state import TrainState
 from ftrain.data import Cursor
 from ftrain.loop._running import Running
-from ftrain.loop.callback import Action, Evaluate, Save, Stop
+from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Save, Stop
 from ftrain.loop.events import Progress
 from ftrain.loop.result import EpochResult
 
@@ -43,6 +43,8 @@ class LoopState:
         over: whether the current epoch's batches are all done, and only `todo` is left of it.
         todo: what was asked for at this step and not yet done when this was saved: an evaluation that a
             signal cut short, and the checkpoint behind it. It is done first when the run goes on.
+        due: whether all that falls due after the last step is still to be done, rows of the log, an
+            evaluation: a run that failed in the midst of it does that again.
     """
 
     train: TrainState | Any
@@ -58,6 +60,7 @@ class LoopState:
     stop: Stop | None = None
     over: bool = False
     todo: tuple[Action, ...] = ()
+    due: bool = False
 
     def metadata(self) -> dict[str, Any]:
         """All but `train`, as JSON; without clocks: two runs of the same steps make the same bytes."""
@@ -75,6 +78,7 @@ class LoopState:
             "stop": None if self.stop is None else _fields(self.stop),
             "over": self.over,
             "todo": [[type(action).__name__, _fields(action)] for action in self.todo],
+            "due": self.due,
         }
 
     @classmethod
@@ -106,10 +110,13 @@ class LoopState:
             stop=None if stop is None else Stop(**stop),
             over=content["over"],
             todo=tuple(_ACTIONS[kind](**fields) for kind, fields in content["todo"]),
+            due=content.get("due", False),  # former versions had none
         )
 
 
-_ACTIONS: dict[str, Any] = {kind.__name__: kind for kind in (Evaluate, Save)}
+_ACTIONS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Accumulate, Evaluate, Log, Note, Save, Stop)
+}
 
 
 def _fields(value: Action) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def test_overfitting_takes_the_same_batches_for_both() -> None:
             f"data: there is no file {HERE / 'x'}",
         ),
         ({"device": "quantum"}, "device: cannot be used here"),
+        ({"device": "meta"}, "device: cannot be used here"),
         ({"schedule": {"name": "warmup_cosine", "warmup_steps": 20}}, "schedule: warmup_cosine: "),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 
 from ftrain.checkpoint import Store
 from ftrain.config import ConfigError, load
+from ftrain.config.build import build
 from ftrain.config.run import environment, prepare, store, train
 from tests.config.formats import write
 
@@ -157,6 +158,32 @@ def test_a_directory_that_cannot_be_made(project: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="cannot be made") as error:
         run(project, "run")
     assert error.value.key == "output_dir"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, r"a\0b"])
+def test_a_directory_that_cannot_be_called_so(project: pathlib.Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be made") as error:
+        train(load(project / "tiny.yaml", [f'output_dir="runs/{name}"']))
+    assert error.value.key == "output_dir"
+
+
+def test_a_run_that_came_first_is_not_deleted(
+    project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes begin at once: one has its lock, and is done, while the other is still building."""
+    began: list[pathlib.Path] = []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        if not began:
+            began.append(project / "runs" / "run")
+            run(project, "run")
+        return build(*arguments, **options)
+
+    monkeypatch.setattr("ftrain.config.run.build", slow)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run(project, "run", "seed=9")
+    assert "seed: 0" in (began[0] / "config.yaml").read_text()
+    assert Store(began[0] / "checkpoints").latest() is not None
 
 
 def test_nothing_is_written_where_nothing_can_run(project: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,19 @@ import torch
 import ftrain
 from ftrain import checkpoint, tree
 from ftrain.core.errors import NonFiniteError
-from ftrain.loop import BatchEnd, CallbackWarning, Failure, LoopWarning, Notice, TrainEnd, Trainer
+from ftrain.loop import (
+    BatchEnd,
+    CallbackWarning,
+    Failure,
+    Log,
+    Logged,
+    LoopWarning,
+    Note,
+    Notice,
+    TrainEnd,
+    Trainer,
+)
+from ftrain.loop.callback import EVENTS
 from tests.loop.runs import STEPS, digest, fit, rows, steps, trainer
 
 BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in range(6)]
@@ -61,6 +74,80 @@ def test_a_failing_callback_fails_the_run_and_saves_it(tmp_path: Any) -> None:
     assert any("callback Raises" in note for note in found.value.__notes__)
     again = fit(trainer(store=tmp_path), epochs=2, resume=True)
     assert digest(again) == digest(fit(trainer(), epochs=2))
+
+
+class Breaks:
+    """Raises when the n-th event of a kind comes; once, as what is mended before one resumes."""
+
+    def __init__(self, method: str, n: int) -> None:
+        self.seen, self.n = 0, n
+        setattr(self, method, self._hear)
+
+    def _hear(self, event: Any) -> None:
+        self.seen += 1
+        if self.seen == self.n:
+            raise KeyError("a bug of mine")
+
+
+def logged(store: Any) -> Any:
+    """What a run has logged and come to, as its last checkpoint has it."""
+    state, content = checkpoint.Store(store).load(like=STEPS.init_state(0))
+    return tree.digest(state), {
+        name: content[name] if name != "callbacks" else content[name]["Writes"]
+        for name in ("callbacks", "history", "window", "progress", "due", "todo")
+    }
+
+
+class Writes:
+    """A log of one's own: what each row had, but for the clock."""
+
+    def init(self) -> Any:
+        return []
+
+    def __call__(self, state: Any, event: Any) -> Any:
+        if isinstance(event, BatchEnd) and event.progress.step == 5:
+            return state, [Log({"own": torch.tensor(1.5)}), Note("at step 5")]
+        if not isinstance(event, Logged):
+            return state, ()
+        values = [event.values.get(name) for name in ("loss", "own")]
+        return [*state, [event.progress.step, event.split, *values]], ()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+@pytest.mark.parametrize("method", [name for name in EVENTS if name != "on_notice"])
+def test_a_run_that_failed_anywhere_goes_on_without_a_gap(
+    method: str, n: int, tmp_path: Any, undisturbed: Any
+) -> None:
+    """Rows, evaluations and results of the step at which it failed are there once."""
+    breaks = Breaks(method, n)
+    options: Any = {"eval_every": 5, "save_every": 4, "store": tmp_path}
+    try:
+        fit(trainer(Writes(), breaks, **options), epochs=2)
+    except KeyError:
+        fit(trainer(Writes(), breaks, **options), epochs=2, resume="auto")
+    assert logged(tmp_path) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: Any) -> Any:
+    store = tmp_path_factory.mktemp("undisturbed")
+    fit(trainer(Writes(), eval_every=5, save_every=4, store=store), epochs=2)
+    return logged(store)
+
+
+def test_a_failing_evaluation_is_done_again(tmp_path: Any) -> None:
+    """Data that cannot be read: mended, it is evaluated on as if nothing had been."""
+
+    def broken(state: Any, batch: Any) -> Any:
+        raise OSError("a file is gone")
+
+    whole = fit(trainer(store=tmp_path / "whole"), epochs=2)
+    with pytest.raises(OSError, match="a file is gone"):
+        fit(trainer(steps=(STEPS.train_step, broken), store=tmp_path / "run"), epochs=2)
+    again = fit(trainer(store=tmp_path / "run"), epochs=2, resume=True)
+    histories = [[replace(each, duration=None) for each in one.history] for one in (again, whole)]
+    assert histories[0] == histories[1]
+    assert digest(again) == digest(whole)
 
 
 def test_a_failing_reporter_does_not() -> None:

@@ -28,7 +28,12 @@ def keep(path: pathlib.Path, n: int) -> list[str]:
 
     What a crash left of a line that was being written is no whole line. The file is made where there is
     none.
+
+    Raises:
+        OSError: it is no file of lines, but a device or a pipe, which may have no end.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file that lines could be added to")
     path.parent.mkdir(parents=True, exist_ok=True)
     kept: list[str] = []
     size = 0

@@ -209,6 +209,13 @@ def test_keeping_lines(tmp_path_factory: Any, lines: list[str], n: int, tail: st
     assert path.read_text() == "".join(line + "\n" for line in lines[:n])
 
 
+def test_a_device_is_not_read_to_its_end(tmp_path: pathlib.Path) -> None:
+    """`/dev/stdout` of a terminal waits for what is typed, `/dev/zero` has no end."""
+    with pytest.warns(CallbackWarning, match="/dev/zero is no file that lines could be added to"):
+        result = fit(trainer(JSONLLogger("/dev/zero")), max_steps=1)
+    assert result.status == "completed"
+
+
 def test_the_journal_keeps_all(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "train.log"
     store = tmp_path / "checkpoints"
