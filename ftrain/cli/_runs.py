@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -12,7 +13,7 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.load import load
 from ftrain.config.schema import Config
 
-__all__ = ["load_run", "outcome", "rows", "run_folder"]
+__all__ = ["is_number", "load_run", "outcome", "rows", "run_folder"]
 
 
 def run_folder(name: str) -> pathlib.Path:
@@ -39,26 +40,35 @@ def load_run(folder: pathlib.Path, overrides: list[str]) -> Config:
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; one that a crash cut short is left out."""
+    """The lines of `metrics.jsonl` that are rows; one that a crash cut short is none."""
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     found = []
-    for line in lines:
+    for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
-            found.append(row)
+        if isinstance(row, dict) and is_number(row.get("step")):
+            found.append({**row, "split": str(row.get("split", "train"))})
     return found
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; an int that no float can hold is none."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False
 
 
 def outcome(folder: pathlib.Path) -> dict[str, Any]:
     """How the run ended, as `result.json` has it; `{}` while it goes on, or after a crash."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    whole = isinstance(found, dict) and isinstance(found.get("status"), str)
+    return found if whole and is_number(found.get("step")) else {}

@@ -42,7 +42,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     elsewhere = elsewhere and ("data", "held_out") not in config.places.overrides
     if evaluation and (fitted or not target.takes("fitted")):
         arguments |= _only_held_out(target, elsewhere)
-    make = functools.partial(target.function, **arguments)
+    make = functools.partial(_read, config, target, arguments, bool(fitted))
     found = _as_data(config, made(config, target, make))
     if elsewhere and found.held_out is None:
         return found._replace(held_out=found.train)
@@ -57,6 +57,20 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
         return found._replace(train=train, held_out=rest)
     except (TypeError, ValueError) as error:
         raise ConfigError.at("data.held_out", place, str(error)) from None
+
+
+def _read(config: Config, target: Target, arguments: Mapping[str, Any], learnt: bool) -> Any:
+    try:
+        return target.function(**arguments)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        if not learnt or ":" in config.data.name:
+            raise
+        # One of ours, which reads with these arguments what it has written itself.
+        says = (
+            f"what the run has learnt, data.json in its directory, is damaged ({type(error).__name__}: "
+            f"{error}): put the original back, or begin a new run"
+        )
+        raise ConfigError.at("data", config.places.of(("data",)), says) from None
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:

@@ -42,11 +42,11 @@ def kept(config: Config, folder: pathlib.Path) -> Mapping[str, Any]:
     """
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
         source, fitted = found["source"], dict(found["fitted"])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         says = f"this is not what a run wrote ({error}): put the original back, or begin a new run"
         raise ConfigError.at("", path, says) from None
     if source != _source(config):
@@ -84,6 +84,10 @@ def check_unchanged(parts: Parts, fitted: Mapping[str, Any], remedy: str) -> Non
         lines = "\n  ".join(["", *found[:_LISTED], *more])
         says = f"these are not the training data that the run has learnt from:{lines}\n{remedy}"
         raise ConfigError.at("data", config.places.of(("data",)), says)
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is no number that is learnt")
 
 
 def _source(config: Config) -> str:

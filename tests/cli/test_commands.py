@@ -291,3 +291,27 @@ def test_a_run_may_have_any_name(project: pathlib.Path, name: str) -> None:
     (project / name).mkdir(parents=True)
     (project / name / "config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
     assert load_run(pathlib.Path(name), []).folder == pathlib.Path(name)
+
+
+def test_files_of_other_hands_do_not_hide_the_runs(folder: pathlib.Path, capsys: Captured) -> None:
+    config = "{model: mlp, data: digits, epochs: 1}"
+    good = '{"step": 4, "split": "train", "loss": 0.5, "time": 3}\n'
+    row = '{"step": "a"}\n{"step": null}\n{"step": 1, "split": ["x"], "loss": 1e999}\n[3]\n'
+    for name, log, result in (
+        ("bytes", b"\xf9\xff\x00", "[]"),
+        ("deep", b"[" * 100_000, "[" * 100_000),
+        ("rows", row.encode() + good.encode(), '{"status": 3, "step": "x"}'),
+        ("ran", good.encode(), '{"status": "completed", "step": 4}'),
+    ):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "config.yaml").write_text(config)
+        (folder / "runs" / name / "metrics.jsonl").write_bytes(log)
+        (folder / "runs" / name / "result.json").write_text(result)
+    assert main(["runs"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[:3] + ["0.5"] * ("0.5" in line) for line in lines] == [
+        ["bytes", "unfinished", "0"],
+        ["deep", "unfinished", "0"],
+        ["ran", "completed", "4", "0.5"],
+        ["rows", "unfinished", "4", "0.5"],
+    ]

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftrain import data
-from ftrain.config import ConfigError, sources
+from ftrain.config import ConfigError, load, sources
+from ftrain.config.build import build
+from ftrain.config.fitted import kept
 from ftrain.core.errors import DataError
 from ftrain.testing import assert_same_bits
 from tests.config.test_build import built, said, user_file
@@ -283,3 +285,35 @@ def test_what_is_learnt_must_be_json(tmp_path: pathlib.Path) -> None:
     name = user_file(tmp_path, content)
     message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:data")
     assert "has learnt, `fitted`, is to be written as JSON: " in message
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda learnt: learnt.pop("target"),
+        lambda learnt: learnt.pop("columns"),
+        lambda learnt: learnt.update(columns=3),
+        lambda learnt: learnt["columns"].update(a=3),
+        lambda learnt: learnt["target"].pop("name"),
+    ],
+)
+def test_what_is_no_longer_what_was_learnt_says_so(tmp_path: pathlib.Path, damage: Any) -> None:
+    """A `data.json` that somebody has changed: no `KeyError`, no `'target'` alone."""
+    write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(30)])
+    table = {"name": "csv", "path": "t.csv", "target": "y"}
+    options: dict[str, Any] = {"data": table, "loss": "mse", "base": tmp_path}
+    model = {"name": "mlp", "inputs": 1, "outputs": 1}
+    learnt = as_json(built(model=model, **options).fitted)
+    damage(learnt)
+    config = load({"model": model, "data": table, "loss": "mse", "epochs": 1})
+    config._base = tmp_path
+    with pytest.raises(ConfigError, match="data.json in its directory, is damaged"):
+        build(config, fitted=learnt)
+
+
+@pytest.mark.parametrize("text", ['{"source": "csv", "fitted": {"mean": NaN}}', "[" * 100_000])
+def test_a_file_that_no_run_wrote(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    config = load({"model": "mlp", "data": "csv", "epochs": 1})
+    with pytest.raises(ConfigError, match="this is not what a run wrote"):
+        kept(config, tmp_path)

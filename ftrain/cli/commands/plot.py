@@ -33,6 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the picture, and say where it is."""
     folders = [run_folder(name) for name in options.runs]
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
+    if out.is_dir():
+        out /= "curves.png"
     from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
 
     if out.suffix.lower() == ".html":

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
-from ftrain.cli._runs import outcome, rows
+from ftrain.cli._runs import is_number, outcome, rows
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.load import load
 
@@ -50,9 +50,9 @@ def _row(path: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
         found |= {
             f"{split}/{metric}": f"{value:.4g}"
             for metric, value in values.items()
-            if metric in ("loss", "accuracy", "perplexity") and isinstance(value, (int, float))
+            if metric in ("loss", "accuracy", "perplexity") and is_number(value)
         }
-    if seen and isinstance(seen[-1].get("time"), (int, float)):
+    if seen and is_number(seen[-1].get("time")):
         found["seconds"] = f"{seen[-1]['time']:.0f}"
     return found | _settings(path)
 

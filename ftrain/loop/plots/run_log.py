@@ -156,9 +156,9 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and _is_number(row.get("step")):
+        if isinstance(row, dict) and math.isfinite(_number(row.get("step"))):
             yield {**row, "split": str(row.get("split", "train"))}
 
 
@@ -178,7 +178,10 @@ def _is_number(value: object) -> bool:
 
 
 def _number(value: Any) -> float:
-    return float(value) if _is_number(value) and math.isfinite(value) else math.nan
+    try:
+        return float(value) if _is_number(value) and math.isfinite(value) else math.nan
+    except OverflowError:  # an int of hundreds of digits
+        return math.nan
 
 
 def _names(logs: Sequence[RunLog]) -> list[str]:

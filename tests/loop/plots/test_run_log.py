@@ -138,3 +138,18 @@ def test_a_running_average_stays_between_what_it_has_seen(found, weight):
         assert math.isnan(value) == math.isnan(found[i])
         if math.isfinite(value):
             assert min(seen) - 1e-6 <= value <= max(seen) + 1e-6
+
+
+def test_rows_of_other_hands_are_left_out(tmp_path):
+    """Numbers that no float holds, and what a parser gives up on."""
+    rows = [
+        {"step": 1, "loss": 2.0, "time": 10**400},
+        {"step": 2, "loss": 10**400},
+        {"step": 10**400, "loss": 1.0},
+        {"step": math.inf, "loss": 1.0},
+        {"step": 3, "loss": 1.0, "split": ["train"]},
+    ]
+    log = plots.read_run(write(tmp_path / "run", rows, tail="[" * 100_000 + "\n"))
+    assert log.curves["loss"]["train"].steps == (1, 2)
+    assert math.isnan(log.curves["loss"]["train"].values[1])
+    assert math.isnan(log.curves["loss"]["train"].times[0])
