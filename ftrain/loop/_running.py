@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, Unweighted
+from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
 
 __all__ = ["Column", "Columns", "Running", "read"]
 
 _KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
-_KINDS[Unweighted] = "Mean"
 _MOST_ENTRIES = 64  # of a metric that is a vector; larger ones are no numbers for a log
 
 
@@ -34,12 +33,10 @@ class Column(NamedTuple):
         kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
         fields: for each of its fields a number a step, of "Last" the last alone; of another class: the
             metrics themselves.
-        unweighted: whether it is a mean that came without a weight.
     """
 
     kind: str
     fields: tuple[list[Any], ...]
-    unweighted: bool = False
 
 
 class Columns(NamedTuple):
@@ -133,13 +130,12 @@ class Running:
         return cls(content["steps"], content["samples"], content["tokens"], entries)
 
 
-def read(steps: Sequence[Any], rows: Sequence[int] | None = None) -> list[Columns]:
+def read(steps: Sequence[Any]) -> list[Columns]:
     """What some steps returned, as numbers: one copy for each device and dtype, however many steps.
 
     Args:
         steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers
             (those count as a `Mean` of weight one).
-        rows: how many samples each step saw: the weights of means that came without one.
 
     Returns:
         Columns for each stretch of steps with the same metrics; one where all have the same.
@@ -153,8 +149,6 @@ def read(steps: Sequence[Any], rows: Sequence[int] | None = None) -> list[Column
         found.append(Columns(len(rows), {name: _column(name, column) for name, column in by_name}))
     columns = [column for chunk in found for column in chunk.columns.values() if column.kind]
     _fetch(field for column in columns for field in column.fields)
-    if rows is not None:
-        _weigh(found, rows)
     for chunk in found:
         _add_spread(chunk.columns)
     return found
@@ -224,10 +218,9 @@ def _column(name: Any, values: tuple[Any, ...]) -> Column:
     if kind is not None and all(map(_is_number, first)):
         if kind == "Last":
             values = values[-1:]
-        fields = tuple(map(list, zip(*values, strict=True)))
-        return Column(kind, fields, isinstance(first, Unweighted))
+        return Column(kind, tuple(map(list, zip(*values, strict=True))))
     if _is_number(first):
-        return Column("Mean", (list(values), [1.0] * len(values)), unweighted=True)
+        return Column("Mean", (list(values), [1.0] * len(values)))
     if callable(getattr(first, "merge", None)) and not isinstance(first, torch.Tensor):
         return Column("", (list(values),))
     found = f"shape {tuple(first.shape)}" if isinstance(first, torch.Tensor) else repr(first)
@@ -257,20 +250,6 @@ def _fetch(fields: Iterable[list[Any]]) -> None:
         start = 0
         for column in columns:
             column[:], start = numbers[start : start + len(column)], start + len(column)
-
-
-def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
-    """Means without a weight get that of their batch, in place; where its size is not known, one."""
-    start = 0
-    for steps, columns in found:
-        sizes = rows[start : start + steps]
-        for column in columns.values():
-            if column.unweighted:
-                totals, weights = column.fields
-                for i, size in enumerate(sizes):
-                    if size and weights[i]:
-                        totals[i], weights[i] = totals[i] / weights[i] * size, size
-        start += steps
 
 
 def _add_spread(columns: dict[str, Column]) -> None:
