@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv as python_csv
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,16 @@ from torch import Tensor
 from ftrain.core.errors import DataError
 from ftrain.data._files import PathLike, existing, not_utf8
 
-__all__ = ["Column", "Table", "csv"]
+__all__ = ["Column", "Table", "absent", "csv", "respelled"]
 
 Rows = list[tuple[int, list[str]]]  # with the number of the line that each ends on
 Spelling = Callable[[str, str], str]  # an argument and its value, as a remedy writes them
+
+#: What stands in a column of numbers where there is none, in any case.
+_ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
+
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:[,' \u2019\u00a0\u202f]\d{3})+(?:\.\d+)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 def csv(
@@ -44,7 +52,9 @@ def csv(
         columns: which columns to read, in this order; default: all.
         integers: columns to read as int64.
         categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
-        missing: the number that stands for an empty cell; default: an empty cell is an error.
+        missing: the number that stands for an empty cell of a column of numbers, and for `NA`, `n/a`,
+            `nan`, `null`, `none`, `?` and `-`; never for the target. Default: they are an error, but for
+            `nan`.
         delimiter: what stands between cells, such as `"\\t"` or `";"`.
         header: whether the first line names the columns; if not, they are called "0", "1", ...
 
@@ -72,7 +82,7 @@ def csv(
         chosen.append(target)
     found: dict[str, Tensor] = {}
     for name in chosen:
-        cells = table.column(name, missing)
+        cells = table.column(name, None if name == target else missing, name == target)
         if name in categories:
             found[name] = cells.categories(categories[name])
         elif name in integers:
@@ -131,11 +141,11 @@ class Table:
             raise DataError(f"{self.path} has no column {name!r}; it has {there}{hint}")
         return self.names.index(name)
 
-    def column(self, name: str, missing: float | None = None) -> Column:
-        """The cells of one column; `missing` as in `csv`."""
+    def column(self, name: str, missing: float | None = None, target: bool = False) -> Column:
+        """The cells of one column; `missing` as in `csv`; a remedy for a target is another."""
         place = self.place(name)
         cells = [(line, row[place]) for line, row in self.rows]
-        return Column(self.path, name, cells, missing, self.spelled)
+        return Column(self.path, name, cells, missing, self.spelled, target)
 
 
 class Column:
@@ -148,9 +158,10 @@ class Column:
         cells: list[tuple[int, str]],
         missing: float | None,
         spelled: Spelling,
+        target: bool = False,
     ) -> None:
         self.path, self.name, self.cells = path, name, cells
-        self.missing, self.spelled = missing, spelled
+        self.missing, self.spelled, self.target = missing, spelled, target
 
     def numbers(self) -> Tensor:
         """float32 `(n,)`."""
@@ -167,10 +178,9 @@ class Column:
         """float64 `(n,)`; `remedy` is what to say of a word, where it is not that of `csv`."""
 
         def says(cell: str) -> str:
-            if not cell.strip():
-                put = self.spelled("missing", "0")
-                return f"is empty: delete the row, or write {put} to put that number there"
-            return remedy or self._word()
+            if absent(cell):
+                return self.nothing(cell)
+            return respelled(cell) or remedy or self._word()
 
         return np.array(self._each(float, says), dtype=np.float64)
 
@@ -181,7 +191,7 @@ class Column:
         )
 
         def one(cell: str) -> int:
-            value = int(self.missing if not cell.strip() and self.missing is not None else cell)
+            value = int(self.missing if self.missing is not None and absent(cell) else cell)
             if not -(2**63) <= value < 2**63:
                 raise ValueError
             return value
@@ -199,20 +209,29 @@ class Column:
         """The different cells that are not empty."""
         return {cell.strip() for _, cell in self.cells} - {""}
 
+    def nothing(self, cell: str) -> str:
+        """What to say of an empty cell of numbers, or of one that says that there is none."""
+        found = "stands for an empty cell" if cell.strip() else "is empty"
+        if self.target:
+            return f"{found}, and what is to be predicted is never filled in: leave the row out"
+        put = self.spelled("missing", "0")
+        return f"{found}: delete the row, or write {put} to put that number there"
+
     def wrong(self, line: int, cell: str, what: str) -> DataError:
         """The error of a cell."""
         return DataError(f"{self.path}, line {line}, column {self.name!r}: {cell!r} {what}")
 
     def _each(self, convert: Callable[[str], Any], remedy: Callable[[str], str]) -> list[Any]:
         values = []
+        filled = convert is float and self.missing is not None
         for line, cell in self.cells:
             try:
-                values.append(convert(cell))
+                value = convert(cell)
+                values.append(self.missing if filled and math.isnan(value) else value)
             except (ValueError, KeyError, OverflowError):
-                if convert is float and not cell.strip() and self.missing is not None:
-                    values.append(self.missing)
-                else:
+                if not filled or not absent(cell):
                     raise self.wrong(line, cell, remedy(cell)) from None
+                values.append(self.missing)
         return values
 
     def _word(self) -> str:
@@ -222,6 +241,30 @@ class Column:
             f"is not a number. Correct it; if the column holds words, pass {as_words}; "
             f"or leave the column out with {self.spelled('columns', '[...]')}"
         )
+
+
+def absent(cell: str) -> bool:
+    """Whether a cell of a column of numbers says that there is none.
+
+    >>> absent(" "), absent("N/A"), absent("0")
+    (True, True, False)
+    """
+    return cell.strip().lower() in _ABSENT
+
+
+def respelled(cell: str) -> str | None:
+    """What to say of a number that is written as people do; `None` if it is none.
+
+    >>> respelled("31,000.50")
+    "is a number with separators, which are not read: write '31000.50'"
+    """
+    cell = cell.strip()
+    if _THOUSANDS.fullmatch(cell):
+        plain = re.sub(r"[^-+.\d]", "", cell)
+        return f"is a number with separators, which are not read: write {plain!r}"
+    if _DECIMAL_COMMA.fullmatch(cell):
+        return f"is a number with a comma: write {cell.replace(',', '.')!r}"
+    return None
 
 
 def _listed(words: Sequence[str], most: int) -> str:

@@ -156,7 +156,11 @@ def test_a_large_target_is_learnt_with_the_defaults(tmp_path: pathlib.Path) -> N
         ("a,b,d\none,ash,yes\n", {}, "line 2, column 'a': 'one' is not a number, as this column"),
         ("a,b,d\n,ash,yes\n", {}, "line 2, column 'a': '' is empty.* write data.missing: 0 to put"),
         ("a,b,d\n1,,yes\n", {"missing": 0}, "line 2, column 'b': '' is empty among words"),
-        ("a,b,d\nnan,ash,yes\n", {"missing": 0}, "line 2, column 'a': 'nan' is not finite"),
+        ("a,b,d\ninf,ash,yes\n", {"missing": 0}, "line 2, column 'a': 'inf' is not finite"),
+        ("a,b,d\nN/A,ash,yes\n", {}, "line 2, column 'a': 'N/A' stands for an empty cell.*missing"),
+        ("a,b,d\nnan,ash,yes\n", {}, "line 2, column 'a': 'nan' stands for an empty cell.*missing"),
+        ('a,b,d\n"1,000",ash,yes\n', {}, "'1,000' is a number with separators.*: write '1000'"),
+        ("a,b,d\n1,ash,\n", {"missing": 0}, "column 'd': '' is empty, and.*: leave the row out"),
         ("a,b,d\n1,ash,yes\n", {"target": "b"}, "target is 'b', and the run has learnt with 'd'"),
         ("a,b,d\n1,ash,yes\n", {"columns": ["a"]}, r"columns is \['a'\], and the run has learnt w"),
         ("a,b,d\n1,ash,yes\n", {"standardize": False}, "standardize is False, and the run"),
@@ -190,6 +194,107 @@ def test_an_empty_cell_is_what_the_configuration_says(
     parts = built(base=tmp_path, model=model, data=table, batch_size=1, loss="mse")
     both = parts.train.dataset["x"], parts.held_out.dataset["x"]
     assert shown in torch.cat(both)
+
+
+def test_what_says_that_there_is_no_number_is_an_empty_cell(tmp_path: pathlib.Path) -> None:
+    """In the table that is learnt from, and in one that is read later; a word among words is a word."""
+    markers = ["NA", "n/a", "N/A", "NaN", "nan", "null", "None", "?", " - ", ""]
+    rows = [(f"{n}", "none" if n % 2 else "red", f"{n}") for n in range(12)]
+    rows += [(marker, "red", "1") for marker in markers]
+    table = write(tmp_path / "t.csv", ["a", "b", "y"], rows)
+    with pytest.raises(
+        DataError, match="line 14, column 'a': 'NA' stands for an empty cell: .*miss"
+    ):
+        sources.csv(table, target="y", held_out=table)
+    found = sources.csv(table, target="y", held_out=table, missing=-7.0, standardize=False)
+    assert found.train["x"][:, 0].tolist() == [*range(12), *[-7.0] * len(markers)]
+    assert sources.csv(table, target="b", held_out=table, missing=0).facts["names"] == [
+        "none",
+        "red",
+    ]
+    other = write(tmp_path / "other.csv", ["a", "b", "y"], rows[12:])
+    later = sources.csv(
+        other, "y", other, missing=-7.0, standardize=False, fitted=as_json(found.fitted)
+    )
+    assert_same_bits(later.held_out["x"], found.train["x"][12:])
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "expected"),
+    [
+        (
+            ["1", "2", "unknown"],
+            {},
+            r"line 4, column 'a': 'unknown' is not a number, as 2 of 3 cells",
+        ),
+        (
+            ["1", "2", "unknown"],
+            {},
+            r"data.missing: 0; or name the columns .*data.columns: \[...\]",
+        ),
+        (
+            ["1", "two", "NA"],
+            {"missing": 0},
+            "line 3, column 'a': 'two' is not a number, as 1 of 2",
+        ),
+        (["1", "31,000"], {}, "line 3, column 'a': '31,000' is a number with.*: write '31000'"),
+        (["1,5", "2,75"], {}, r"line 2, column 'a': '1,5' is a number with a comma: write '1.5'"),
+        (
+            ["31,000", "1,250,000.5"],
+            {"target": "a"},
+            "line 2, column 'a': '31,000' is a number with",
+        ),
+        (["1", "unknown"], {"target": "a"}, "'unknown' is not a number.* data.classes: true"),
+        (
+            ["1", "2", ""],
+            {"target": "a", "missing": 0},
+            "line 4, column 'a': '' is empty.*leave the r",
+        ),
+        (
+            ["1", "2", "?"],
+            {"target": "a", "missing": 0},
+            "line 4.* '\\?' stands for an empty cell, and",
+        ),
+        (
+            ["1", "2", "nan"],
+            {"target": "a", "missing": 0},
+            "line 4.* 'nan' stands for an empty cell",
+        ),
+        (
+            ["1", "2", "inf"],
+            {"target": "a", "missing": 0},
+            "line 4.* 'inf' is not finite.* leave the row",
+        ),
+        (
+            ["1", "2", "NA"],
+            {"target": "a", "classes": True},
+            "line 4.* 'NA' stands for an empty cell",
+        ),
+        (
+            ["x", "y", ""],
+            {"target": "a", "missing": 0},
+            "line 4, column 'a': '' is empty, and what is",
+        ),
+    ],
+)
+def test_a_word_among_numbers_is_an_error(
+    cells: list[str], options: dict[str, Any], expected: str, tmp_path: pathlib.Path
+) -> None:
+    rows = [(f'"{cell}"', f"{n}") for n, cell in enumerate(cells)]
+    table = write(tmp_path / "t.csv", ["a", "b"], rows)
+    with pytest.raises(DataError, match=expected):
+        sources.csv(table, **{"target": "b", "held_out": table, **options})
+
+
+def test_words_among_which_some_are_numbers(tmp_path: pathlib.Path) -> None:
+    cells = ["S", "M", "38", "L", "40", "XL"]
+    rows = [(cell, f"{n}") for n, cell in enumerate(cells)]
+    table = write(tmp_path / "t.csv", ["a", "b"], rows)
+    names = sources.csv(table, target="a", held_out=table).facts["names"]
+    assert names == ["38", "40", "L", "M", "S", "XL"]
+    table = write(tmp_path / "t.csv", ["a", "b"], rows[2:5])
+    meant = sources.csv(table, target="a", held_out=table, classes=True)
+    assert meant.facts["names"] == ["38", "40", "L"]
 
 
 def test_a_cell_without_a_number_may_be_nan(tmp_path: pathlib.Path) -> None:

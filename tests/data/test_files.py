@@ -230,6 +230,8 @@ def test_features_and_target(tmp_path):
 def test_an_empty_cell_is_what_it_is_said_to_be(tmp_path):
     found = table(tmp_path, "a,b\n1,\n,2\n", missing=-1.0, integers=["b"])
     assert (found["a"].tolist(), found["b"].tolist()) == ([1, -1], [-1, 2])
+    found = table(tmp_path, "a,b\n1,NA\n nan,2\n?,3\n", missing=-1.0, integers=["b"])
+    assert (found["a"].tolist(), found["b"].tolist()) == ([1, -1, -1], [-1, 2, 3])
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
@@ -245,6 +247,13 @@ def test_numbers_survive_the_text(tmp_path_factory, numbers):
         ("a,b\n1,2\n3,four\n", {}, r"line 3, column 'b': 'four' is not a number.*\['2', 'four'\]"),
         ('a,b\n"x\ny",2\n1,z\n', {"categories": {"a": ["x\ny", "1"]}}, "line 4, column 'b': 'z'"),
         ("a,b\n1,\n", {}, "line 2, column 'b': '' is empty: .* missing=0 to put"),
+        (
+            "a,b\n1,?\n",
+            {},
+            "line 2, column 'b': '\\?' stands for an empty cell: .* missing=0 to put",
+        ),
+        ("a,b\n1,\n", {"target": "b", "missing": 0}, "'' is empty, and what.*: leave the row out"),
+        ('a,b\n1,"2,5"\n', {}, "line 2, column 'b': '2,5' is a number with a comma: write '2.5'"),
         ("a,b\n1,2\n1,2,3\n", {}, "line 3: 3 cells, but 2 columns"),
         ("a;b\n1,5;2\n", {}, "line 2: 2 cells, but 1 columns.*delimiter"),
         ("a\n1e39\n", {}, "line 2, column 'a': '1e39' is too large for float32"),

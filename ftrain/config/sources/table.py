@@ -11,6 +11,7 @@ Read next: `ftrain/data/table.py`, which reads the cells.
 
 from __future__ import annotations
 
+import collections
 import math
 import pathlib
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from torch import Tensor
 from ftrain import data
 from ftrain.config.sources._data import Data, Fitted, Share, sha256
 from ftrain.core.errors import DataError
-from ftrain.data.table import Column, Table
+from ftrain.data.table import Column, Table, absent, respelled
 
 __all__ = ["csv"]
 
@@ -55,8 +56,9 @@ def csv(
             each different word, in their order.
         standardize: take each column, and a target that is a number, less its mean and in multiples of
             its spread over the training rows.
-        missing: the number that stands for an empty cell, as if it had been written there; null: an
-            empty cell is an error.
+        missing: the number that stands for an empty cell in a column of numbers, as if it had been
+            written there (`NA`, `n/a`, `nan`, `null`, `none`, `?` and `-` are such cells as well); null:
+            an empty cell is an error. A target is never filled in.
         delimiter: what stands between cells.
         fitted: the columns, words, means and spreads that a run learnt.
 
@@ -104,13 +106,14 @@ def _kinds(
     features = {name: _words(table.column(name)) for name in chosen if name != target}
     if not features:
         raise DataError(f"{table.path}: no column is left beside the target {target!r}")
-    labels = _words(table.column(target))
+    goal = table.column(target, target=True)
+    labels = _words(goal, classes)
     if classes is False and labels is not None:
         raise ValueError(
             f"the target {target!r} of {table.path} holds words: it is a class, not a number"
         )
     if classes and labels is None:
-        labels = sorted(table.column(target).different(), key=float)
+        labels = sorted((cell for cell in goal.different() if not absent(cell)), key=float)
     return {
         "columns": {
             name: {} if words is None else {"words": words} for name, words in features.items()
@@ -119,10 +122,33 @@ def _kinds(
     }
 
 
-def _words(column: Column) -> list[str] | None:
-    """The different words of a column, sorted; `None` if it holds numbers."""
-    found = column.different()
-    return None if all(map(_is_number, found)) else sorted(found)
+def _words(column: Column, classes: bool | None = None) -> list[str] | None:
+    """The different words of a column, sorted; `None` if it holds numbers.
+
+    Raises:
+        DataError: it holds some words among numbers, and `classes` does not say that this is meant.
+    """
+    filled = collections.Counter(cell.strip() for _, cell in column.cells if not absent(cell))
+    words = {cell for cell in filled if not _is_number(cell)}
+    if not words:
+        return None
+    meant = filled.total() - sum(filled[cell] for cell in words if not respelled(cell))
+    if not classes and 2 * meant >= filled.total():
+        line, cell = next(one for one in column.cells if one[1].strip() in words)
+        raise column.wrong(line, cell, respelled(cell) or _among_numbers(column, filled, words))
+    return sorted(column.different())
+
+
+def _among_numbers(column: Column, filled: collections.Counter[str], words: set[str]) -> str:
+    """What to say of a word where most cells are numbers."""
+    numbers = filled.total() - sum(filled[cell] for cell in words)
+    says = f"is not a number, as {numbers} of {filled.total()} cells of this column: correct it"
+    if column.target:
+        return f"{says}, or leave the row out; if they are classes: {_key('classes', 'true')}"
+    return (
+        f"{says}; or leave the cell empty, with {_key('missing', '0')}; or name the columns to learn "
+        f"from, without this one: {_key('columns', '[...]')}"
+    )
 
 
 def _is_number(cell: str) -> bool:
@@ -161,28 +187,36 @@ def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Ten
         _values(table.column(name, missing), one.get("words"))
         for name, one in known["columns"].items()
     ]
-    y = _values(table.column(goal["name"], missing), goal.get("classes"))
+    y = _values(table.column(goal["name"], target=True), goal.get("classes"))
     return {"x": torch.stack([one.double() for one in features], dim=1), "y": y}
 
 
 def _values(column: Column, words: list[str] | None) -> Tensor:
     """float64 numbers, or the places of words, int64."""
     if words is not None:
-        empty = next((line for line, cell in column.cells if not cell.strip()), None)
+        nothing = absent if all(map(_is_number, words)) else _blank
+        empty = next(((line, cell) for line, cell in column.cells if nothing(cell)), None)
+        if empty is not None and column.target:
+            raise column.wrong(*empty, column.nothing(empty[1]))
         if empty is not None:
-            raise column.wrong(
-                empty, "", "is empty among words: write one there, or delete the row"
-            )
+            raise column.wrong(*empty, "is empty among words: write one there, or delete the row")
         return column.categories(words, "correct it, or delete the row")
     values = column.doubles("is not a number, as this column holds: correct it, or delete the row")
     for place in np.nonzero(~np.isfinite(values))[0]:
         line, cell = column.cells[place]
-        if cell.strip():  # an empty one is what `missing` says
-            says = (
-                "is not finite: write a number, or leave the cell empty and write data.missing: 0"
-            )
-            raise column.wrong(line, cell, says)
+        if absent(cell):
+            if column.missing is not None:
+                continue
+            raise column.wrong(line, cell, column.nothing(cell))
+        says = "is not finite: write a number, or leave the cell empty and write data.missing: 0"
+        if column.target:
+            says = "is not finite: write a number, or leave the row out"
+        raise column.wrong(line, cell, says)
     return torch.from_numpy(values)
+
+
+def _blank(cell: str) -> bool:
+    return not cell.strip()
 
 
 def _fit(
