@@ -44,6 +44,8 @@ class CSVLogger(RowLogger):
         return len(kept), float(kept[-1].get("time") or 0.0) if kept else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
+        # A name in two lines would make rows of two lines, and they are counted by lines.
+        row = {" ".join(name.splitlines()): value for name, value in row.items()}
         new = [name for name in row if name not in self._columns]
         if new or not self.path.exists():
             there: list[dict[str, str]] = []

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftrain.checkpoint import Store
-from ftrain.loop import BatchEnd, CallbackWarning, Logged, Progress
+from ftrain.loop import BatchEnd, CallbackWarning, Log, Logged, Progress
 from ftrain.loop.callbacks import CSVLogger, FileLogger, JSONLLogger, Throughput, _lines
 from tests.loop.runs import STEPS, Interrupts, eval_data, fit, train_data, trainer
 
@@ -214,6 +214,26 @@ def test_a_device_is_not_read_to_its_end(tmp_path: pathlib.Path) -> None:
     with pytest.warns(CallbackWarning, match="/dev/zero is no file that lines could be added to"):
         result = fit(trainer(JSONLLogger("/dev/zero")), max_steps=1)
     assert result.status == "completed"
+
+
+def test_a_metric_may_have_any_name(tmp_path: pathlib.Path) -> None:
+    """Quotes, commas and line ends in a name: the run goes on behind the same rows."""
+    names = ('a,b"c', "two\nlines", "é\u2028x")
+
+    class Logs:
+        def on_batch_end(self, event: Any) -> Any:
+            return Log(dict.fromkeys(names, 1.0)) if event.progress.step > 2 else None
+
+    for steps in (4, 9):
+        made = logged(tmp_path, Logs(), store=tmp_path / "checkpoints")
+        fit(made, epochs=2, max_steps=steps, resume="auto")
+    whole = tmp_path / "whole"
+    fit(logged(whole, Logs()), epochs=2, max_steps=9)
+    # The first of the two has a row and an evaluation more, of its own end.
+    extra = [row for row in table(tmp_path) if row not in table(whole)]
+    assert {row["step"] for row in extra} <= {"4"}
+    assert [row for row in table(tmp_path) if row not in extra] == table(whole)
+    assert len(table(tmp_path)) == len(rows(tmp_path))
 
 
 def test_the_journal_keeps_all(tmp_path: pathlib.Path) -> None:
