@@ -83,13 +83,19 @@ def mse(
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
-        batch: a dict.
+        batch: a dict; the targets are floating-point.
         input: the name of what goes into the model.
         target: the name of the numbers to predict.
         target_scale: what the absolute error is multiplied by; null: the data's fact of this name (of a
             standardized column its standard deviation), or 1.
     """
     wanted = _entry(batch, target)
+    if not wanted.is_floating_point():
+        raise TypeError(
+            f"mse wants numbers to predict, and batch[{target!r}] holds {wanted.dtype}, as of classes. "
+            "For classes write `loss: cross_entropy`. The target of a csv is a class where it holds "
+            "words, or by `data.classes: true`; whole numbers of your own are to be float32"
+        )
     error = _as_targets(model(_entry(batch, input)), wanted, target) - wanted
     each = error.reshape(len(error), -1)  # one row a sample, however many numbers it has
     away = each.detach().abs().mean(1) * (1.0 if target_scale is None else target_scale)

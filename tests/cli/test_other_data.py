@@ -119,6 +119,13 @@ def test_classes_that_are_not_in_the_file_keep_their_numbers(
     assert evaluated(capsys, "data.path=new.csv")[0] == 1
 
 
+def test_numbers_are_not_predicted_of_classes(project: pathlib.Path, capsys: Captured) -> None:
+    changes = ["loss=mse", "model.outputs=1", "output_dir=other"]
+    assert main(["train", "pets.yaml", *changes]) == 1
+    said = capsys.readouterr().err
+    assert "mse wants numbers to predict, and batch['y'] holds torch.int64, as of classes" in said
+
+
 def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> None:
     write(project / "new.csv", [*rows()[:3], ["1", "red", "2", "dog"]])
     said = refused(capsys, "eval", "run", "data.path=new.csv")

@@ -90,6 +90,7 @@ def test_next_token_counts_tokens(n: int, length: int, seed: int) -> None:
             {"image": torch.ones(2, 4), "y": torch.ones(2)},
             "the batch has no 'x'; it has 'image', 'y'",
         ),
+        ("mse", {"x": torch.ones(2, 4), "y": torch.ones(2).long()}, "`loss: cross_entropy`.*csv"),
         ("mse", torch.ones(2, 4), "a batch is a Tensor"),
     ],
 )
