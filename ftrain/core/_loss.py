@@ -11,7 +11,7 @@ from torch import nn
 
 from ftrain.core import tree
 from ftrain.core._skeleton import unchanged
-from ftrain.core.metrics import Mean, Metrics, as_metrics
+from ftrain.core.metrics import Mean, Metrics, Unweighted, as_metrics
 from ftrain.core.precision import Policy
 
 LossFn = Callable[[Any, Any], Any]  # (model, batch) -> loss | (loss, metrics)
@@ -62,6 +62,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         ValueError: a metric has a name that the step itself reports.
     """
     loss, extra = (out, {}) if not _is_pair(out) else out
+    kind: type[Mean] = Mean
     if isinstance(loss, Mean):
         total, weight = loss.total, loss.weight
         for part, value in (("total", total), ("weight", weight)):
@@ -77,13 +78,13 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
                 f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
                 f"`(loss, metrics)`; found {_brief(total)}. {_scalar_remedy(total)}"
             )
-        weight = torch.ones_like(total)
+        kind, weight = Unweighted, torch.ones_like(total)
     metrics = as_metrics(extra, where)
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:
         raise ValueError(f"{where} returned metrics named {taken}, which the step reports itself")
     weight = weight.detach().to(torch.promote_types(total.dtype, torch.float32), copy=True)
-    counted = Mean(total.detach().clone(), weight)
+    counted = kind(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
 
 

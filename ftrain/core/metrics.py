@@ -16,7 +16,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import a_or_an, brief
 
-__all__ = ["Last", "Max", "Mean", "Metric", "Metrics", "Min", "Sum", "as_metrics"]
+__all__ = ["Last", "Max", "Mean", "Metric", "Metrics", "Min", "Sum", "Unweighted", "as_metrics"]
 
 
 @runtime_checkable
@@ -57,7 +57,20 @@ class Mean(NamedTuple):
 
     def merge(self, other: Mean) -> Mean:
         """The mean over both."""
-        return Mean(self.total + other.total, self.weight + other.weight)
+        return type(self)(self.total + other.total, self.weight + other.weight)
+
+
+class Unweighted(Mean):
+    """A mean that came without a weight, `loss.mean()`: each batch counts one.
+
+    Who merges the metrics of several batches and knows their sizes weighs them by these instead, as the
+    trainer's evaluation does.
+
+    >>> Unweighted(torch.tensor(3.0), torch.tensor(2)).value
+    tensor(1.5000)
+    """
+
+    __slots__ = ()
 
 
 class Sum(NamedTuple):
@@ -210,8 +223,8 @@ class Metrics(Mapping[str, torch.Tensor]):
             theirs = other.entries[name]
             if type(mine) is not type(theirs):
                 raise ValueError(
-                    f"metric {name!r} is {a_or_an(type(mine).__name__)} in one batch and "
-                    f"{a_or_an(type(theirs).__name__)} in another; it must stay of one kind"
+                    f"metric {name!r} is {_kind(mine)} in one batch and {_kind(theirs)} in "
+                    "another; it must stay of one kind"
                 )
         return Metrics(
             {name: mine.merge(other.entries[name]) for name, mine in self.entries.items()}
@@ -222,8 +235,12 @@ class Metrics(Mapping[str, torch.Tensor]):
         return {name: float(self[name]) for name in self}
 
 
+def _kind(metric: Any) -> str:
+    return "a number" if type(metric) is Unweighted else a_or_an(type(metric).__name__)
+
+
 def as_metrics(values: Any, where: str) -> Metrics:
-    """What a loss function returned beside its loss, as `Metrics`; a bare number is a `Mean` of one.
+    """What a loss function returned beside its loss, as `Metrics`; a bare number is `Unweighted`.
 
     Raises:
         TypeError: `values` is no mapping of names to 0-d tensors, numbers or metrics.
@@ -255,4 +272,4 @@ def _as_metric(name: Any, value: Any, where: str) -> Metric:
         )
     if not value.is_floating_point():  # two bools would merge to a bool
         value = value.to(torch.float32)
-    return Mean(value.detach().clone(), torch.ones_like(value))
+    return Unweighted(value.detach().clone(), torch.ones_like(value))

@@ -24,8 +24,8 @@ def evaluate(
 ) -> Running | None:
     """The metrics of `eval_step` over one pass; `None` where it was interrupted.
 
-    Where memory does not suffice for a batch, all are cut, from the first on: metrics without a weight
-    of their own count alike in each batch only if all batches are in as many parts.
+    Metrics without a weight of their own weigh what their batch has samples. Where memory does not
+    suffice for a batch, all are cut, from the first on.
 
     Raises:
         ValueError: there is no batch.
@@ -45,12 +45,15 @@ def _pass(
     k: int,
 ) -> Running | int | None:
     """The metrics with each batch in k parts; or into how many they are to be cut instead."""
-    found, pending = Running(), []
+    found = Running()
+    pending: list[Any] = []
+    rows: list[int] = []
     for batch, _ in data.batches(data.start(), epochs=1):
         if interrupted():
             return None
         try:
-            pending += [eval_step(state, part) for part in _parts(batch, k)]
+            parts = _parts(batch, k)
+            pending += [eval_step(state, part) for part in parts]
         except Exception as error:
             if not _memory.is_out_of_memory(error):
                 raise
@@ -59,15 +62,16 @@ def _pass(
                 raise MemoryError(_memory.advice(state, batch, k, error)) from error
             _memory.release(error)
             return smaller
+        rows += [count(part)[0] for part in parts]
         samples, tokens = count(batch)
         found.steps += 1
         found.samples += samples
         found.tokens += tokens
         if len(pending) >= _READ_EVERY:
-            _fold(found, pending)
+            _fold(found, pending, rows)
     if not found.steps:
         raise ValueError("the evaluation data gave no batch")
-    _fold(found, pending)
+    _fold(found, pending, rows)
     return found
 
 
@@ -76,7 +80,8 @@ def _parts(batch: Any, k: int) -> tuple[Any, ...]:
     return whole.batches if isinstance(whole, MicroBatches) else (whole,)
 
 
-def _fold(found: Running, pending: list[Any]) -> None:
-    for columns in read(pending):
+def _fold(found: Running, pending: list[Any], rows: list[int]) -> None:
+    for columns in read(pending, rows):
         found.add(columns)
     pending.clear()
+    rows.clear()

@@ -18,6 +18,7 @@ class Ledger:
 
     Attributes:
         pending: what the steps since the last reading returned.
+        rows: how many samples each of them saw.
         window: metrics since the last row of the log.
         epoch: metrics since the epoch began.
         nonfinite: how many steps in a row were skipped, up to the last reading.
@@ -27,6 +28,7 @@ class Ledger:
 
     def __init__(self, loop: LoopState, clock: Clock) -> None:
         self.pending: list[Any] = []
+        self.rows: list[int] = []
         self.window, self.epoch = loop.window, loop.epoch
         self.nonfinite = loop.nonfinite
         self.skipped: list[tuple[int, int, int]] = []
@@ -39,8 +41,9 @@ class Ledger:
     def read(self, progress: Progress) -> None:
         """Read what is pending: the one place that waits for the steps."""
         at, self._read_at = self._read_at, progress
-        found = read(self.pending)
+        found = read(self.pending, self.rows)
         self.pending.clear()
+        self.rows.clear()
         for running in (self.window, self.epoch):
             for columns in found:
                 running.add(columns)

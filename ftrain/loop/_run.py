@@ -103,7 +103,7 @@ class Run:
     def _batches(self, pairs: Iterator[tuple[Any, Any]]) -> Events:
         now = self.now
         step, count = self.parts.step, self.parts.count
-        pending, signals = now.ledger.pending, now.signals
+        pending, rows, signals = now.ledger.pending, now.ledger.rows, now.signals
         begins, compiling = now.heard(BatchBegin), Compiling(now, "training step", step)
         ends, ends_wanted = now.heard(BatchEnd), now.wanted(BatchEnd)
         norms, clock = now.heard(BackwardEnd), now.clock
@@ -127,6 +127,7 @@ class Run:
                 yield from compiling.end()
             pending.append(metrics)
             samples, tokens = count(batch)
+            rows.append(samples)
             epoch, n, in_epoch, all_samples, all_tokens = now.progress
             n += 1
             now.progress = Progress(

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
+from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, Unweighted
 
 __all__ = ["Column", "Columns", "Running", "read"]
 
 _KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
+_KINDS[Unweighted] = "Mean"
 _MOST_ENTRIES = 64  # of a metric that is a vector; larger ones are no numbers for a log
 
 
@@ -33,10 +34,12 @@ class Column(NamedTuple):
         kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
         fields: for each of its fields a number a step, of "Last" the last alone; of another class: the
             metrics themselves.
+        unweighted: whether it is a mean that came without a weight.
     """
 
     kind: str
     fields: tuple[list[Any], ...]
+    unweighted: bool = False
 
 
 class Columns(NamedTuple):
@@ -75,7 +78,7 @@ class Running:
         Raises:
             ValueError: a metric has become one of another kind.
         """
-        for name, (kind, fields) in columns.columns.items():
+        for name, (kind, fields, _) in columns.columns.items():
             before = self.entries.get(name)
             if before is not None and before[0] != kind:
                 raise ValueError(
@@ -130,12 +133,13 @@ class Running:
         return cls(content["steps"], content["samples"], content["tokens"], entries)
 
 
-def read(steps: Sequence[Any]) -> list[Columns]:
+def read(steps: Sequence[Any], rows: Sequence[int] | None = None) -> list[Columns]:
     """What some steps returned, as numbers: one copy for each device and dtype, however many steps.
 
     Args:
         steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers
             (those count as a `Mean` of weight one).
+        rows: how many samples each step saw: the weights of means that came without one.
 
     Returns:
         Columns for each stretch of steps with the same metrics; one where all have the same.
@@ -144,11 +148,15 @@ def read(steps: Sequence[Any]) -> list[Columns]:
         TypeError: a metric is no number; the message names it.
     """
     found = []
-    for names, rows in _alike(steps):
-        by_name = zip(names, zip(*rows, strict=True), strict=True)
-        found.append(Columns(len(rows), {name: _column(name, column) for name, column in by_name}))
+    for names, values in _alike(steps):
+        by_name = zip(names, zip(*values, strict=True), strict=True)
+        found.append(
+            Columns(len(values), {name: _column(name, column) for name, column in by_name})
+        )
     columns = [column for chunk in found for column in chunk.columns.values() if column.kind]
     _fetch(field for column in columns for field in column.fields)
+    if rows is not None:
+        _weigh(found, rows)
     for chunk in found:
         _add_spread(chunk.columns)
     return found
@@ -218,9 +226,10 @@ def _column(name: Any, values: tuple[Any, ...]) -> Column:
     if kind is not None and all(map(_is_number, first)):
         if kind == "Last":
             values = values[-1:]
-        return Column(kind, tuple(map(list, zip(*values, strict=True))))
+        fields = tuple(map(list, zip(*values, strict=True)))
+        return Column(kind, fields, isinstance(first, Unweighted))
     if _is_number(first):
-        return Column("Mean", (list(values), [1.0] * len(values)))
+        return Column("Mean", (list(values), [1.0] * len(values)), unweighted=True)
     if callable(getattr(first, "merge", None)) and not isinstance(first, torch.Tensor):
         return Column("", (list(values),))
     found = f"shape {tuple(first.shape)}" if isinstance(first, torch.Tensor) else repr(first)
@@ -250,6 +259,20 @@ def _fetch(fields: Iterable[list[Any]]) -> None:
         start = 0
         for column in columns:
             column[:], start = numbers[start : start + len(column)], start + len(column)
+
+
+def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
+    """Means without a weight get that of their batch, in place; where its size is not known, one."""
+    start = 0
+    for steps, columns in found:
+        sizes = rows[start : start + steps]
+        for column in columns.values():
+            if column.unweighted:
+                totals, weights = column.fields
+                for i, size in enumerate(sizes):
+                    if size and weights[i]:
+                        totals[i], weights[i] = totals[i] / weights[i] * size, size
+        start += steps
 
 
 def _add_spread(columns: dict[str, Column]) -> None:

@@ -17,7 +17,7 @@ _TOKENS = ("tokens", "input_ids")
 def sizes(batch: Any) -> tuple[int, int]:
     """`(samples, tokens)`: rows of the first tensor; elements of `batch["tokens"]` or `["input_ids"]`.
 
-    These are counts for a log; no metric is weighed by them.
+    Counts for a log, and in an evaluation the weights of metrics that came without one.
 
     >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
     (4, 64)

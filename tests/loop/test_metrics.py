@@ -68,6 +68,25 @@ def test_an_epoch_over_ragged_batches_is_one_over_all(n: int, batch: int) -> Non
     assert found.loss == pytest.approx(whole.loss, rel=4e-7)
 
 
+def plain(model: Any, batch: Any) -> Any:
+    """A loss and a metric as most people write them: means without weights."""
+    logits = model(batch["x"])
+    accuracy = (logits.argmax(-1) == batch["y"]).float().mean()
+    return F.cross_entropy(logits, batch["y"]), {"accuracy": accuracy}
+
+
+@given(n=st.integers(2, 60), batch=st.integers(1, 61))
+def test_means_without_a_weight_weigh_what_their_batch_has_rows(n: int, batch: int) -> None:
+    steps = ftrain.make_steps(lambda: nn.Linear(4, 3), plain, optim.sgd(0.0))
+    runs, state, everything = Trainer(steps, compile=False), steps.init_state(0), rows(n)
+    ragged = data.Loader(everything, batch, shuffle=False, last="keep")
+    found, whole = runs.evaluate(state, ragged), runs.evaluate(state, [everything])
+    assert found.loss == pytest.approx(whole.loss, rel=4e-7)
+    assert found.metrics["accuracy"] == pytest.approx(whole.metrics["accuracy"], rel=4e-7)
+    trained = runs.fit(state, ragged, epochs=1).train
+    assert trained.loss == pytest.approx(whole.loss, rel=4e-7)
+
+
 def test_training_metrics_over_ragged_batches_too() -> None:
     """With a rate of zero and no dropout, every batch meets the same function."""
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), loss_fn, optim.sgd(0.0))
