@@ -234,7 +234,13 @@ def test_a_table_of_classes(tmp_path: pathlib.Path) -> None:
     }
     data = {"name": "csv", "path": "pets.csv", "target": "kind"}
     parts = built(base=tmp_path, model=model, data=data)
-    assert parts.facts == {"features": 3, "classes": 2, "names": ["cat", "dog"]}
+    columns = ["weight", "age", "price"]
+    assert parts.facts == {
+        "features": 3,
+        "columns": columns,
+        "classes": 2,
+        "names": ["cat", "dog"],
+    }
     x = parts.train.dataset["x"]
     assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-6)
     assert parts.train.dataset["y"].dtype == torch.int64
@@ -244,10 +250,12 @@ def test_a_table_of_numbers(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "price", "standardize": False}
     parts = built(
-        base=tmp_path, model={"name": "mlp", "inputs": 3, "outputs": 1}, data=data, loss="mse"
+        base=tmp_path, model={"name": "mlp", "inputs": 4, "outputs": 1}, data=data, loss="mse"
     )
-    assert parts.facts == {"features": 3}
-    assert set(parts.train.dataset["x"][:, 2].tolist()) == {0.0, 1.0}  # words have become places
+    assert parts.facts == {"features": 4, "columns": ["weight", "age", "kind=cat", "kind=dog"]}
+    weight, _, cat, dog = parts.train.dataset["x"].unbind(1)
+    assert torch.equal(cat, weight % 2)
+    assert torch.equal(dog, 1 - cat)
     metrics = parts.steps.eval_step(parts.init_state(), next(iter(parts.held_out)))
     assert sorted(metrics) == ["loss", "mae"]
 
@@ -255,7 +263,7 @@ def test_a_table_of_numbers(tmp_path: pathlib.Path) -> None:
 def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "age", "classes": True}
-    parts = built(base=tmp_path, model={"name": "mlp", "inputs": 3, "outputs": 3}, data=data)
+    parts = built(base=tmp_path, model={"name": "mlp", "inputs": 4, "outputs": 3}, data=data)
     assert parts.facts["names"] == ["0", "1", "2"]
 
 

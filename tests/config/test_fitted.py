@@ -107,8 +107,53 @@ def test_what_is_standardized(tmp_path: pathlib.Path) -> None:
     assert found.facts["target_scale"] == pytest.approx(1e5 * spread)
     assert found.train["x"].dtype == found.train["y"].dtype == torch.float32
     raw = sources.csv(table, target="price", held_out=table, standardize=False)
-    assert raw.facts == {"features": 2}
+    assert raw.facts == {"features": 2, "columns": ["x", "same"]}
     assert raw.train["y"].tolist() == [1e5 * n + 3e5 for n in range(11)]
+
+
+@given(
+    words=st.lists(st.sampled_from(["ash", "elm", "Oak", "fig, ripe"]), min_size=3, max_size=12),
+    standardize=st.booleans(),
+)
+def test_a_word_is_a_feature(
+    words: list[str], standardize: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows = [(f"{n}", f'"{word}"', f"{-n}") for n, word in enumerate(words)]
+    table = write(tmp_path_factory.mktemp("csv") / "t.csv", ["n", "tree", "y"], rows)
+    found = sources.csv(table, target="y", held_out=table, standardize=standardize)
+    there = sorted(set(words))
+    assert found.facts["columns"] == ["n", *(f"tree={word}" for word in there)]
+    assert found.facts["features"] == found.train["x"].shape[1] == 1 + len(there)
+    assert found.train["x"][:, 1:].tolist() == [
+        [float(word == one) for one in there] for word in words
+    ]
+    alone = sources.csv(table, "y", table, columns=["tree"], standardize=standardize)
+    assert_same_bits(alone.train["x"], found.train["x"][:, 1:])
+    labels = sources.csv(table, "n", table, True, ["tree"], standardize)
+    for first, target in ((alone, "y"), (labels, "n")):  # nothing but words to standardize
+        options = {"target": target, "standardize": standardize, "fitted": as_json(first.fitted)}
+        assert_same_bits(sources.csv(table, held_out=table, **options)[:2], first[:2])
+
+
+def test_as_many_features_as_say_something(tmp_path: pathlib.Path) -> None:
+    rows = [(f"name {n:03}", f"{n}", f"{n}") for n in range(101)]
+    table = write(tmp_path / "t.csv", ["name", "a", "y"], rows)
+    with pytest.raises(DataError, match=r"'name' holds 101 different words.*data.columns: \[...\]"):
+        sources.csv(table, target="y", held_out=table)
+    assert sources.csv(table, "y", table, columns=["a"]).facts["columns"] == ["a"]
+    assert sources.csv(table, target="name", held_out=table).facts["classes"] == 101
+    table = write(tmp_path / "t.csv", ["name", "a", "y"], rows[1:])
+    assert sources.csv(table, target="y", held_out=table).facts["features"] == 101
+
+
+def test_a_run_that_took_words_for_numbers_is_refused(tmp_path: pathlib.Path) -> None:
+    table = write(tmp_path / "t.csv", ["a", "y"], [("red", "1"), ("blue", "2")])
+    former = {
+        "columns": {"a": {"words": ["blue", "red"], "mean": 0.5, "scale": 0.5}},
+        "target": {"name": "y", "mean": 1.5, "scale": 0.5},
+    }
+    with pytest.raises(ValueError, match="words of 'a' for one number.*: begin a new run"):
+        sources.csv(table, target="y", held_out=table, fitted=former)
 
 
 def test_far_from_zero_nothing_is_lost(tmp_path: pathlib.Path) -> None:

@@ -1,9 +1,9 @@
-"""A CSV file as numbers: columns scaled, words as their places.
+"""A CSV file as numbers: columns scaled, a column of 0 and 1 for each different word.
 
 All that a model must know of the training rows to read others is in `fitted`, in the file's own terms:
 
     {"rows": 120, "sha256": "6b86b273ff34fce1",
-     "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"words": ["cat", "dog"], ...}},
+     "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"one_of": ["cat", "dog"]}},
      "target": {"name": "price", "mean": 31.5, "scale": 12.0}}
 
 Read next: `ftrain/data/table.py`, which reads the cells.
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ftrain import data
 from ftrain.config.sources._data import Data, Fitted, Share, sha256
@@ -28,8 +29,11 @@ from ftrain.data.table import Column, Table, absent, respelled
 
 __all__ = ["csv"]
 
-#: What is known of a column: `words` or `classes`, and `mean` and `scale` where it is standardized.
+#: What is known of a column: `one_of` which words, `classes`; `mean` and `scale` if it is standardized.
 Known = Mapping[str, Any]
+
+#: Different words of a column, of which each becomes a feature.
+_MOST_WORDS = 100
 
 
 def csv(
@@ -52,10 +56,10 @@ def csv(
             columns.
         classes: whether the target is a class (int64) or a number (float32); null: a class if it
             holds words.
-        columns: those to predict from; null: all the others. Columns of words become numbers, one for
-            each different word, in their order.
-        standardize: take each column, and a target that is a number, less its mean and in multiples of
-            its spread over the training rows.
+        columns: those to predict from; null: all the others. A column of words becomes one feature for
+            each different word, in their order: 1 where the cell is that word, else 0.
+        standardize: take each column of numbers, and a target that is one, less its mean and in
+            multiples of its spread over the training rows.
         missing: the number that stands for an empty cell in a column of numbers, as if it had been
             written there (`NA`, `n/a`, `nan`, `null`, `none`, `?` and `-` are such cells as well); null:
             an empty cell is an error. A target is never filled in.
@@ -63,8 +67,9 @@ def csv(
         fitted: the columns, words, means and spreads that a run learnt.
 
     Returns:
-        With the facts `features`, and `classes` (how many) and their `names`; or, of a standardized
-        target, `target_mean` and `target_scale`.
+        With the facts `features` (how many) and `columns` (their names, `colour=green` of a word), and
+        `classes` (how many) and their `names`; or, of a standardized target, `target_mean` and
+        `target_scale`.
     """
     whole = Table.read(path, delimiter, spelled=_key)
     if fitted:
@@ -83,7 +88,8 @@ def csv(
     learnt = _fit(train, known, standardize, standardize and not plain)
     used = fitted or learnt
     goal = used["target"]
-    facts: dict[str, Any] = {"features": len(used["columns"])}
+    names = _features(used)
+    facts: dict[str, Any] = {"features": len(names), "columns": names}
     if "classes" in goal:
         facts |= {"classes": len(goal["classes"]), "names": goal["classes"]}
     elif "mean" in goal:
@@ -114,9 +120,17 @@ def _kinds(
         )
     if classes and labels is None:
         labels = sorted((cell for cell in goal.different() if not absent(cell)), key=float)
+    for name, words in features.items():
+        if words is not None and len(words) > _MOST_WORDS:
+            listed = ", ".join(map(repr, words[:3]))
+            raise DataError(
+                f"{table.path}: the column {name!r} holds {len(words)} different words ({listed}, ...), "
+                f"and a feature for each of more than {_MOST_WORDS} says little: name the columns to "
+                f"learn from, without this one: {_key('columns', '[...]')}"
+            )
     return {
         "columns": {
-            name: {} if words is None else {"words": words} for name, words in features.items()
+            name: {} if words is None else {"one_of": words} for name, words in features.items()
         },
         "target": {"name": target, **({} if labels is None else {"classes": labels})},
     }
@@ -163,11 +177,19 @@ def _check_same(
     fitted: Known, target: str, columns: list[str] | None, classes: bool | None, standardize: bool
 ) -> None:
     """Refuse arguments that contradict what the run has learnt."""
-    known = fitted["target"]
-    names = list(fitted["columns"])
+    known, features = fitted["target"], fitted["columns"]
+    former = next((name for name, one in features.items() if "words" in one), None)
+    if former is not None:
+        raise ValueError(
+            f"a former version took the words of {former!r} for one number, which this one does not: "
+            "begin a new run"
+        )
+    names = list(features)
     asked = names if columns is None else [name for name in columns if name != target]
-    scaled = any("mean" in column for column in fitted["columns"].values())
     is_class = "classes" in known
+    numbers = [one for one in features.values() if "one_of" not in one]
+    numbers = numbers or ([] if is_class else [known])
+    scaled = any("mean" in one for one in numbers) if numbers else standardize
     for name, now, was in (
         ("target", target, known["name"]),
         ("columns", asked, names),
@@ -180,15 +202,31 @@ def _check_same(
             )
 
 
+def _width(column: Known) -> int:
+    """Of how many features a column is."""
+    return len(column["one_of"]) if "one_of" in column else 1
+
+
+def _features(known: Known) -> list[str]:
+    """The name of each feature."""
+    return [
+        feature
+        for name, one in known["columns"].items()
+        for feature in ([f"{name}={word}" for word in one["one_of"]] if "one_of" in one else [name])
+    ]
+
+
 def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
     """`x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, in the table's own units."""
     goal = known["target"]
-    features = [
-        _values(table.column(name, missing), one.get("words"))
-        for name, one in known["columns"].items()
-    ]
+    features = []
+    for name, one in known["columns"].items():
+        words = one.get("one_of")
+        values = _values(table.column(name, missing), words)
+        each = values[:, None] if words is None else one_hot(values, len(words))
+        features.append(each.double())
     y = _values(table.column(goal["name"], target=True), goal.get("classes"))
-    return {"x": torch.stack([one.double() for one in features], dim=1), "y": y}
+    return {"x": torch.cat(features, dim=1), "y": y}
 
 
 def _values(column: Column, words: list[str] | None) -> Tensor:
@@ -223,10 +261,14 @@ def _fit(
     train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool
 ) -> dict[str, Any]:
     """What the training rows teach."""
-    columns = {}
-    for place, (name, one) in enumerate(known["columns"].items()):
-        words = {"words": one["words"]} if "words" in one else {}
-        columns[name] = {**words, **(_moments(train["x"][:, place]) if standardize else {})}
+    columns: dict[str, Any] = {}
+    place = 0
+    for name, one in known["columns"].items():
+        if "one_of" in one:
+            columns[name] = {"one_of": one["one_of"]}
+        else:
+            columns[name] = _moments(train["x"][:, place]) if standardize else {}
+        place += _width(one)
     goal = {key: known["target"][key] for key in ("name", "classes") if key in known["target"]}
     if scale_target and "classes" not in goal:
         goal |= _moments(train["y"])
@@ -249,7 +291,7 @@ def _moments(column: Tensor) -> dict[str, float]:
 
 def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
     """As the model sees it: float32, less the mean and in multiples of the spread."""
-    columns = list(used["columns"].values())
+    columns = [one for one in used["columns"].values() for _ in range(_width(one))]
     mean, scale = (
         torch.tensor([one.get(key, default) for one in columns], dtype=torch.float64)
         for key, default in (("mean", 0.0), ("scale", 1.0))
@@ -259,7 +301,7 @@ def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
         y = (y - used["target"].get("mean", 0.0)) / used["target"].get("scale", 1.0)
         y = y.to(torch.float32)
     x = x.to(torch.float32)
-    names = [*used["columns"], used["target"]["name"]]
+    names = [*_features(used), used["target"]["name"]]
     for name, values in zip(names, (*x.unbind(1), y), strict=True):
         if bool(values.isinf().any()):
             raise DataError(f"the column {name!r} has numbers that are too large for float32")
