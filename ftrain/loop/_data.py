@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ftrain.core.accumulate import MicroBatches
@@ -37,6 +37,12 @@ def as_batches(data: Any, argument: str) -> Batches:
         if not data:
             raise ValueError(f"{argument} is empty: there is no batch in it")
         return Listed(data)
+    if isinstance(data, (Mapping, str)):
+        raise TypeError(
+            f"{argument} is a {type(data).__name__}, whose batches would be its keys or letters. Make "
+            f"batches of samples, {argument}=data.Loader({{'x': ..., 'y': ...}}, batch_size=32), or a "
+            "list of batches"
+        )
     if isinstance(data, Iterator):
         raise TypeError(
             f"{argument} is a {type(data).__name__}, which can be gone through once; a run goes through "

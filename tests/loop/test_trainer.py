@@ -129,6 +129,8 @@ def test_a_function_of_the_epoch() -> None:
     [
         ([], ValueError, "train_data is empty"),
         (iter(BATCHES), TypeError, "can be gone through once.*train_data=lambda epoch"),
+        (rows(), TypeError, r"train_data is a dict, .*train_data=data.Loader\("),
+        ("digits", TypeError, "train_data is a str"),
         (3, TypeError, "train_data must be a data.Loader.*found int"),
         (lambda epoch: [], ValueError, "EpochFunction has none: it is empty"),
     ],
