@@ -1,4 +1,4 @@
-"""Run directories, as the commands see them; torch is not imported for that."""
+"""What a run has written, as the commands see it; torch is not imported for that."""
 
 from __future__ import annotations
 
@@ -7,36 +7,7 @@ import math
 import pathlib
 from typing import Any
 
-import yaml
-
-from ftrain.config.errors import ConfigError
-from ftrain.config.load import load
-from ftrain.config.schema import Config
-
-__all__ = ["is_number", "load_run", "outcome", "rows", "run_folder"]
-
-
-def run_folder(name: str) -> pathlib.Path:
-    """The directory of a run; or `ConfigError` that lists those there are."""
-    folder = pathlib.Path(name)
-    if (folder / "config.yaml").is_file():
-        return folder
-    if folder.name == "config.yaml" and folder.is_file():
-        return folder.parent
-    around = sorted({*folder.glob("*/config.yaml"), *folder.parent.glob("*/config.yaml")})
-    there = ", ".join(str(path.parent) for path in around[:10])
-    advice = f"There are: {there}" if there else "`ftrain train CONFIG` makes one"
-    what = "holds no run (it has no config.yaml)" if folder.is_dir() else "is no directory"
-    raise ConfigError.at("", str(folder), f"{what}. {advice}")
-
-
-def load_run(folder: pathlib.Path, overrides: list[str]) -> Config:
-    """The configuration of a run, which goes on in the directory where it lies now."""
-    quoted = yaml.safe_dump(
-        str(folder), default_style='"', width=1 << 20
-    )  # JSON splits an emoji in two
-    here = f"output_dir={quoted}"
-    return load(folder / "config.yaml", [*overrides, here])
+__all__ = ["is_number", "outcome", "rows"]
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from ftrain import checkpoint
 from ftrain.config import fitted
 from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
-from ftrain.config.run import environment, store
+from ftrain.config.run import environment
 from ftrain.config.schema import Config
+from ftrain.config.trained import checkpoint_of
 from ftrain.loop import EpochResult
 from ftrain.loop.state import LoopState
 
@@ -39,7 +40,7 @@ def evaluate(
             the training data were.
         CheckpointError: the checkpoint is damaged, or of another model.
     """
-    path = _checkpoint(config, folder, which)
+    path = checkpoint_of(config, folder, which)
     with environment(config):
         learnt = fitted.kept(config, folder)
         parts = build(config, fitted=learnt, evaluation=True)
@@ -73,22 +74,3 @@ def _epoch(state: Any, metadata: Any, step: int) -> int:
     except ValueError:
         return 0
     return next((e.epoch for e in reversed(saved.history) if e.step == step), saved.progress.epoch)
-
-
-def _checkpoint(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
-    kept = store(config, folder)
-    if which not in ("best", "latest"):
-        path = pathlib.Path(which)
-        inside = folder / "checkpoints" / which
-        path = inside if inside.is_dir() and not path.exists() else path
-        if path.exists():
-            return path
-        there = sorted(each.name for each in inside.parent.glob("step-*"))
-        has = ", ".join(["best", "latest", *there]) if there else "none"
-        message = f"there is no such checkpoint. {folder} has {has}"
-        raise ConfigError.at("", f"--checkpoint {which}", message)
-    found = (kept.best() if which == "best" else None) or kept.latest()
-    if found is None:
-        message = f"{folder} holds no checkpoint yet: ftrain resume {folder}"
-        raise ConfigError.at("", str(folder / "checkpoints"), message)
-    return found

@@ -25,6 +25,7 @@ from ftrain.config._made import made
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.resolve import Resolved, Target, reference, resolve, run_length
 from ftrain.config.schema import Config
+from ftrain.config.sources import Data
 from ftrain.core import tree
 from ftrain.loop import Trainer
 from ftrain.loop.callbacks import GradientMonitor, monitored_steps
@@ -97,6 +98,7 @@ def build(
     *,
     fitted: Mapping[str, Any] | None = None,
     evaluation: bool = False,
+    facts: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Import, check and make everything that a configuration names.
 
@@ -106,6 +108,7 @@ def build(
         fitted: what the run has learnt from its training data, with which all data is read; empty: it
             kept nothing; `None`: a run begins.
         evaluation: nothing will be trained: a `data.path` of the command line is held out as a whole.
+        facts: what the data told the run about itself; no data is read. `None`: read it.
 
     Raises:
         ConfigError: something cannot be imported, does not take its arguments, or refuses them; the
@@ -114,8 +117,11 @@ def build(
     resolved = resolve(config)
     config = resolved.config
     device = _device(config)
-    found = load_data(resolved, fitted, evaluation)
-    train, held_out = loaders(config, found, device, evaluation)
+    train = held_out = None
+    found = Data(None, facts=facts or {})
+    if facts is None:
+        found = load_data(resolved, fitted, evaluation)
+        train, held_out = loaders(config, found, device, evaluation)
     total = _total_steps(config, train)
     facts = dict(found.facts)
 

@@ -2,9 +2,11 @@
 
 `data.json` in the run's directory, for people to read as well:
 
-    {"source": "csv", "fitted": {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}}, ...}}
+    {"source": "csv", "facts": {"features": 4, ...},
+     "fitted": {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}}, ...}}
 
-Whatever the run reads later, it reads with that. Read next: `sources/table.py`, which learns most.
+Whatever the run reads later, it reads with that; `facts` are what the data told about itself: the model
+can be built without it. Read next: `sources/table.py`, which learns most.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 
-__all__ = ["FILE", "check_unchanged", "content", "kept", "lost"]
+__all__ = ["FILE", "check_unchanged", "content", "kept", "lost", "told"]
 
 FILE = "data.json"
 
@@ -31,6 +33,8 @@ def content(parts: Parts) -> str | None:
     if parts.fitted is None:
         return None
     found = {"source": _source(parts.config), "fitted": parts.fitted}
+    if _is_json(dict(parts.facts)):
+        found["facts"] = parts.facts
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -57,6 +61,15 @@ def kept(config: Config, folder: pathlib.Path) -> Mapping[str, Any]:
             "begin a new run",
         )
     return fitted
+
+
+def told(folder: pathlib.Path) -> Mapping[str, Any] | None:
+    """The facts beside it; `None` where JSON has no values for them, as former versions had none."""
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8")).get("facts")
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def lost(parts: Parts, folder: pathlib.Path, fitted: Mapping[str, Any] | None) -> str | None:
@@ -88,6 +101,24 @@ def check_unchanged(parts: Parts, fitted: Mapping[str, Any], remedy: str) -> Non
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is no number that is learnt")
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON gives it back as it is."""
+    try:
+        return _same(json.loads(json.dumps(value, allow_nan=False)), value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
 
 
 def _source(config: Config) -> str:

@@ -125,7 +125,7 @@ class Skeleton:
         Training mode restores the flags that the module came with (submodules that were frozen in
         eval mode stay so), or `train()` where the whole module came in eval mode.
         """
-        tensors = self._checked(params, buffers)
+        tensors = self.checked(params, buffers)
         with self._lock:
             saved = [(m.__dict__, dict(m.__dict__)) for m in self._modules]
             contents = [(container, container.copy()) for container in self._containers]
@@ -172,7 +172,8 @@ class Skeleton:
                     )
         return {name: found[name] for name in names}
 
-    def _checked(self, params: Tensors, buffers: Tensors) -> Tensors:
+    def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
+        """Both by name; or an error that says where they are not this module's."""
         for kind, given, names in (
             ("params", params, self.trainable),
             ("buffers", buffers, self.carried),
@@ -229,6 +230,12 @@ def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
         {name: t for name, t in detached.items() if name in trainable},
         {name: t for name, t in detached.items() if name not in trainable},
     )
+
+
+def fill(module: nn.Module, tensors: Tensors) -> None:
+    """Give a module copies of these tensors, in their dtypes and on their devices."""
+    for name, own in _named_tensors(module).items():
+        own.data = tensors[name].detach().clone()
 
 
 def is_shared(factory: Callable[[], nn.Module], built: nn.Module) -> bool:

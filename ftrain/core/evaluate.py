@@ -1,13 +1,14 @@
-"""Evaluation: metrics of a batch, and nothing else."""
+"""Evaluation: metrics of a batch, or what the model gives for it, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
-from ftrain.core import random
+from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated
 from ftrain.core._loss import LossFn, call_loss, split_loss
 from ftrain.core.functional import Bound, bind, describe
@@ -15,7 +16,7 @@ from ftrain.core.metrics import Metrics
 from ftrain.core.precision import Policy, Precision
 from ftrain.core.state import TrainState
 
-__all__ = ["evaluation"]
+__all__ = ["evaluation", "prediction"]
 
 
 def evaluation(
@@ -33,18 +34,59 @@ def evaluation(
     where = describe(eval_fn)
 
     def eval_step(state: TrainState, batch: Any) -> Metrics:
-        check_state(state)
-        check_batch(batch, state.step.device)
-        with isolated(state.step.device.type), random.keyed(state.rng, bound.skeleton.module):
-            cast = policy.cast(batch)
-            out, _ = bound.call(
-                lambda module: call_loss(
-                    eval_fn, module, cast, policy, state.step.device.type, where
-                ),
-                state.params,
-                state.buffers,
-                False,
-            )
-            return split_loss(out, where)[1]
+        with isolated(_device(state, batch).type):
+            return split_loss(_called(bound, eval_fn, policy, where, state, batch), where)[1]
 
     return eval_step
+
+
+def prediction(
+    model: nn.Module | Callable[[], nn.Module] | Bound,
+    *,
+    precision: Precision | Policy = "32-true",
+) -> Callable[[TrainState, Any], Any]:
+    """The function `(state, inputs) -> outputs`: the model in eval mode, as `eval_step` calls it.
+
+    >>> predict = prediction(nn.Linear(3, 2))
+    >>> params, buffers = bind(nn.Linear(3, 2)).init(random.key(0))
+    >>> state = TrainState(torch.tensor(0), params, buffers, (), (), random.key(0), {})
+    >>> predict(state, torch.ones(4, 3)).shape
+    torch.Size([4, 2])
+    """
+    bound = bind(model)
+    policy = Policy.named(precision)
+    where = f"`{type(bound.skeleton.module).__name__}`"
+
+    def predict(state: TrainState, inputs: Any) -> Any:
+        with isolated(_device(state, inputs).type):
+            out = _called(bound, _outputs, policy, where, state, inputs)
+            # Memory of its own: a model may hand out its input, or a parameter.
+            return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, out)
+
+    return predict
+
+
+def _outputs(module: nn.Module, inputs: Any) -> Any:
+    return module(inputs)
+
+
+def _device(state: TrainState, batch: Any) -> torch.device:
+    """Where this takes place; both are checked."""
+    check_state(state)
+    check_batch(batch, state.step.device)
+    return state.step.device
+
+
+def _called(
+    bound: Bound, fn: LossFn, policy: Policy, where: str, state: TrainState, batch: Any
+) -> Any:
+    """`fn(module, batch)` in eval mode and in the policy's precision; every draw from its key."""
+    with random.keyed(state.rng, bound.skeleton.module):
+        cast = policy.cast(batch)
+        out, _ = bound.call(
+            lambda module: call_loss(fn, module, cast, policy, state.step.device.type, where),
+            state.params,
+            state.buffers,
+            False,
+        )
+        return out

@@ -6,6 +6,7 @@ Read next: `accumulate.py`, which takes gradients over micro-batches with these 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -15,7 +16,15 @@ import torch
 from torch import nn
 
 from ftrain.core import random, tree
-from ftrain.core._skeleton import Skeleton, Tensors, build, is_shared, read_tensors, skeleton_of
+from ftrain.core._skeleton import (
+    Skeleton,
+    Tensors,
+    build,
+    fill,
+    is_shared,
+    read_tensors,
+    skeleton_of,
+)
 from ftrain.core.random._keyed_initializers import construct, observe
 
 __all__ = ["Bound", "bind", "value_and_grad"]
@@ -101,6 +110,17 @@ class Bound:
             after = {name: b.detach() for name, b in now.items()}
             # What runs again writes to the buffers again.
             return out, tree.map(torch.clone, after) if until else after
+
+    def module(self, params: Tensors, buffers: Tensors) -> nn.Module:
+        """A stock module with copies of these tensors, in eval mode; tied weights are still tied."""
+        tensors = self.skeleton.checked(params, buffers)
+        if self._start is not None:
+            module = copy.deepcopy(self._start)
+        else:
+            with random.keyed(random.key(0)):  # the global state does not move
+                module = self._build()
+        fill(module, tensors)
+        return module.eval()
 
     def __repr__(self) -> str:
         return f"bind({type(self.skeleton.module).__name__})"

@@ -11,8 +11,8 @@ import types
 import pytest
 
 from ftrain.cli import COMMANDS, main
-from ftrain.cli._runs import load_run
 from ftrain.config import load
+from ftrain.config.folders import run_config
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_ctrl_c_outside_of_a_run(
 def test_a_run_may_have_any_name(project: pathlib.Path, name: str) -> None:
     (project / name).mkdir(parents=True)
     (project / name / "config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
-    assert load_run(pathlib.Path(name), []).folder == pathlib.Path(name)
+    assert run_config(pathlib.Path(name), []).folder == pathlib.Path(name)
 
 
 def test_files_of_other_hands_do_not_hide_the_runs(folder: pathlib.Path, capsys: Captured) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ftrain.cli._runs import load_run, run_folder
+from ftrain.config.folders import run_config, run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the metrics over the held-out data."""
     folder = run_folder(options.run)
-    config = load_run(folder, options.overrides)
+    config = run_config(folder, options.overrides)
     from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # imports torch: after the keys are checked
 
     path, result = evaluate(config, folder, options.checkpoint)

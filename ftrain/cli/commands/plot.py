@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from ftrain.cli._runs import run_folder
+from ftrain.config.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

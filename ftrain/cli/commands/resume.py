@@ -10,7 +10,7 @@ import argparse
 import shlex
 import sys
 
-from ftrain.cli._runs import load_run, run_folder
+from ftrain.config.folders import run_config, run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train on; the exit code says how it ended."""
     folder = run_folder(options.run)
-    config = load_run(folder, options.overrides)
+    config = run_config(folder, options.overrides)
     from ftrain.checkpoint import CheckpointMismatchError  # noqa: PLC0415  # imports torch: after the keys are checked
     from ftrain.cli._training import report  # noqa: PLC0415
 

@@ -1,0 +1,38 @@
+"""Run directories, and the configurations in them; torch is not imported for that."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import yaml
+
+from ftrain.config.errors import ConfigError
+from ftrain.config.load import load
+from ftrain.config.schema import Config
+
+__all__ = ["run_config", "run_folder"]
+
+
+def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The directory of a run; or `ConfigError` that lists those there are."""
+    folder = pathlib.Path(name)
+    if (folder / "config.yaml").is_file():
+        return folder
+    if folder.name == "config.yaml" and folder.is_file():
+        return folder.parent
+    around = sorted({*folder.glob("*/config.yaml"), *folder.parent.glob("*/config.yaml")})
+    there = ", ".join(str(path.parent) for path in around[:10])
+    advice = f"There are: {there}" if there else "`ftrain train CONFIG` makes one"
+    what = "holds no run (it has no config.yaml)" if folder.is_dir() else "is no directory"
+    raise ConfigError.at("", str(folder), f"{what}. {advice}")
+
+
+def run_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run, which goes on in the directory where it lies now."""
+    quoted = yaml.safe_dump(
+        str(folder), default_style='"', width=1 << 20
+    )  # JSON splits an emoji in two
+    here = f"output_dir={quoted}"
+    return load(folder / "config.yaml", [*overrides, here])

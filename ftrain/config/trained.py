@@ -1,0 +1,159 @@
+"""A run that was trained, in Python: its weights, its configuration, and what it predicts.
+
+    run = load_run("runs/irises")
+    logits = run.predict(x)
+
+Read next: `build.py`, which makes the parts; `ftrain/core/evaluate.py`, which calls the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import ftrain
+from ftrain import checkpoint as checkpoints
+from ftrain.config import fitted as learning
+from ftrain.config.build import Parts, build
+from ftrain.config.errors import ConfigError
+from ftrain.config.folders import run_config, run_folder
+from ftrain.config.run import environment, store
+from ftrain.config.schema import Config
+from ftrain.core import tree
+from ftrain.core.evaluate import prediction
+
+__all__ = ["Trained", "checkpoint_of", "load_run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The model of a run, as it was at a checkpoint.
+
+    Attributes:
+        folder: the run's directory.
+        checkpoint: that of the state.
+        state: what was saved; `state.params` are the weights that `predict` uses.
+        parts: what the configuration names, built; without data.
+        fitted: what the run has learnt from its training data, as `data.json` has it; empty: nothing.
+    """
+
+    folder: pathlib.Path
+    checkpoint: pathlib.Path
+    state: ftrain.TrainState
+    parts: Parts
+    fitted: Mapping[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The configuration, every value filled in."""
+        return self.parts.config
+
+    @property
+    def steps(self) -> ftrain.Steps:
+        """The run's three functions; its schedule ended with it, so `train_step` has a constant rate.
+
+        Another rate or schedule: `run.parts.steps_at(rate)`.
+        """
+        return self.parts.steps
+
+    def predict(self, inputs: Any) -> Any:
+        """What the model gives, in eval mode and in the run's precision, as `eval_step` calls it.
+
+        Args:
+            inputs: what the model's `forward` takes, as the run's data function gives it (numbers of a
+                table: standardized); or a batch, of which the loss names the part, `loss.input`.
+
+        Returns:
+            The model's outputs: without gradient, in memory of their own, on the run's device.
+        """
+        if isinstance(inputs, Mapping) and (name := self._input()) is not None:
+            if name not in inputs:
+                there = ", ".join(map(repr, inputs))
+                raise KeyError(f"the batch has no {name!r}, which the model takes; it has {there}")
+            inputs = inputs[name]
+        device = self.parts.device
+        here = tree.map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
+        return prediction(self.parts.model, precision=self.config.precision)(self.state, here)
+
+    def module(self) -> nn.Module:
+        """The stock module with copies of the weights, in eval mode, for use anywhere else.
+
+        Its outputs are those of `predict`; of a run in mixed precision, under the same autocast.
+        """
+        module: nn.Module = self.parts.model.module(self.state.params, self.state.buffers)
+        return module
+
+    def _input(self) -> str | None:
+        """The name under which the loss finds the model's input in a batch, if it has one."""
+        loss = self.parts.resolved.loss
+        if not loss.takes("input"):
+            return None
+        default = inspect.signature(loss.function).parameters["input"].default
+        name = loss.arguments.get("input", default)
+        return name if isinstance(name, str) else None
+
+
+def load_run(
+    folder: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] = "best",
+    overrides: Sequence[str] = (),
+) -> Trained:
+    """The model that a run has trained.
+
+    The training data need not be there, unless the run tells nothing of them in its `data.json` (a data
+    function of one's own without `fitted`, a former version).
+
+    Args:
+        folder: the run's directory, such as `runs/irises`, wherever it lies now.
+        checkpoint: `"best"` (the newest where none is best), `"latest"`, the name of one of the run's
+            checkpoints, or the path of any.
+        overrides: changes to its configuration, such as `device=cpu`.
+
+    Raises:
+        ConfigError: this is no run, or it holds no such checkpoint; something that it names is no longer
+            there, a model's file say.
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    folder = run_folder(folder)
+    config = run_config(folder, overrides)
+    path = checkpoint_of(config, folder, os.fspath(checkpoint))
+    with environment(config):
+        fitted, facts = learning.kept(config, folder), learning.told(folder)
+        parts = build(config, fitted=fitted, evaluation=True, facts=facts)
+        if facts is None and (says := learning.lost(parts, folder, fitted)) is not None:
+            print(says, file=sys.stderr)
+        state, _ = checkpoints.load(path, like=parts.init_state())
+    parts = dataclasses.replace(parts, train=None, held_out=None)
+    return Trained(folder, path, state, parts, fitted)
+
+
+def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
+    """The checkpoint of a run that is `"best"`, `"latest"`, of this name, or at this path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kept = store(config, folder)
+    if which not in ("best", "latest"):
+        path = pathlib.Path(which)
+        inside = folder / "checkpoints" / which
+        path = inside if inside.is_dir() and not path.exists() else path
+        if path.exists():
+            return path
+        there = sorted(each.name for each in inside.parent.glob("step-*"))
+        has = ", ".join(["best", "latest", *there]) if there else "none"
+        message = f"there is no such checkpoint. {folder} has {has}"
+        raise ConfigError.at("", f"--checkpoint {which}", message)
+    found = (kept.best() if which == "best" else None) or kept.latest()
+    if found is None:
+        message = f"{folder} holds no checkpoint yet: ftrain resume {folder}"
+        raise ConfigError.at("", str(folder / "checkpoints"), message)
+    return found

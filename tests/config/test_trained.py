@@ -1,0 +1,202 @@
+"""What was trained, in Python: the model that `eval_step` calls, and the stock module."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import ftrain
+from ftrain.checkpoint import CheckpointMismatchError, save
+from ftrain.config import ConfigError, load, load_run
+from ftrain.config.run import train
+from ftrain.core import tree
+from ftrain.testing import assert_same_bits
+
+MODEL = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SEEN = []
+
+class Net(nn.Module):
+    \"\"\"Tied weights, statistics, a buffer that no state dict has, a frozen weight, dropout.\"\"\"
+
+    def __init__(self, inputs, width=6):
+        super().__init__()
+        self.into = nn.Linear(inputs, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.mix = nn.Linear(width, width)
+        self.again = nn.Linear(width, width)
+        self.again.weight = self.mix.weight
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(width, 3)
+        self.out.bias.requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.drop(F.gelu(self.norm(self.into(x))))
+        x = self.again(self.mix(x)) + self.calls
+        return self.out(x + torch.rand_like(x) if self.training else x)
+
+def loss_fn(model, batch):
+    logits = model(batch["x"])
+    SEEN.append(logits.detach().clone())
+    return F.cross_entropy(logits.float(), batch["y"])
+"""
+
+RUN = """
+model: {name: model.py:Net, inputs: "${data.features}"}
+data: {name: csv, path: table.csv, target: kind, held_out: 0.25}
+loss: model.py:loss_fn
+epochs: 3
+batch_size: 8
+schedule: cosine
+ema: 0.9
+compile: false
+progress: false
+"""
+
+
+def write_table(path: pathlib.Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    numbers = torch.randn(48, 3, generator=draw).tolist()
+    rows = [",".join([f"{x:.4f}" for x in row] + ["abc"[i % 3]]) for i, row in enumerate(numbers)]
+    path.write_text("\n".join(["u,v,w,kind", *rows]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "model.py").write_text(MODEL)
+    (folder / "run.yaml").write_text(RUN)
+    write_table(folder / "table.csv")
+    for name in ("32-true", "bf16-mixed", "bf16-true"):
+        overrides = [f"precision={name}", f"output_dir={folder}/{name}"]
+        train(load(folder / "run.yaml", overrides))
+    return folder
+
+
+def batch() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return {"x": torch.randn(5, 3, generator=draw), "y": torch.arange(5) % 3}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_predictions_are_what_the_evaluation_sees(project: pathlib.Path, precision: str) -> None:
+    run = load_run(project / precision)
+    given = batch()
+    before = tree.digest((run.state, given))
+    torch.manual_seed(0)
+    draws = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's modes are not the run's
+        outputs = run.predict(given["x"])
+    run.steps.eval_step(run.state, given)
+    seen = run.parts.loss_fn.__globals__["SEEN"][-1]
+    assert_same_bits(outputs, seen)
+    assert not outputs.requires_grad
+    assert_same_bits(run.predict(given["x"]), outputs)
+
+    cast = given["x"].to(torch.bfloat16) if precision == "bf16-true" else given["x"]
+    mixed = precision == "bf16-mixed"
+    module = run.module()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False):
+        assert_same_bits(module(cast), outputs)
+    assert not module.training
+    assert module.again.weight is module.mix.weight
+    assert not module.out.bias.requires_grad
+    assert module.calls == run.state.buffers["calls"] + 1
+
+    with torch.no_grad():
+        module.out.weight.zero_()  # its own memory
+    outputs.zero_()
+    assert tree.digest((run.state, given)) == before
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_which_checkpoint(project: pathlib.Path) -> None:
+    folder = project / "32-true"
+    latest = load_run(folder, "latest")
+    assert latest.state.step == 12
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    assert load_run(folder, kept[0]).checkpoint.name == kept[0]
+    assert load_run(folder, folder / "checkpoints" / kept[-1]).state.step == 12
+    best = min(
+        (row["loss"], row["step"])
+        for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        if row["split"] == "eval"
+    )
+    assert load_run(folder).state.step == best[1]
+
+
+def test_a_run_is_its_directory(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Moved with its model, without its data; from anywhere."""
+    elsewhere = tmp_path / "deeper" / "project"
+    shutil.copytree(project, elsewhere)
+    (elsewhere / "table.csv").unlink()
+    first, moved = load_run(project / "32-true"), load_run(elsewhere / "32-true")
+    assert moved.checkpoint.is_relative_to(elsewhere)
+    assert_same_bits(moved.predict(batch()["x"]), first.predict(batch()["x"]))
+    assert moved.fitted == first.fitted
+    assert moved.fitted["target"]["classes"] == ["a", "b", "c"]
+    # A former version told nothing of the data: it is read.
+    found = json.loads((elsewhere / "32-true/data.json").read_text())
+    del found["facts"]
+    (elsewhere / "32-true/data.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_run(elsewhere / "32-true")
+    shutil.copy(project / "table.csv", elsewhere)
+    again = load_run(elsewhere / "32-true")
+    assert_same_bits(again.predict(batch()["x"]), first.predict(batch()["x"]))
+
+
+def test_batches_and_trees(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A loss that says where in a batch the model's input is; one that does not."""
+    path = ["model=mlp", "model.inputs=64", "model.outputs=10", "data=digits", "loss=cross_entropy"]
+    config = load(project / "run.yaml", [*path, "max_steps=1", f"output_dir={tmp_path / 'run'}"])
+    result = train(config)
+    run = load_run(tmp_path / "run", "latest")
+    assert_same_bits(run.state, result.state)
+    x = torch.rand(2, 1, 8, 8)
+    assert_same_bits(run.predict({"x": x}), run.predict(x))
+    with pytest.raises(KeyError, match="the batch has no 'x'.*'image'"):
+        run.predict({"image": x})
+    with pytest.raises(RuntimeError) as caught:
+        run.predict(torch.rand(2, 7))
+    assert "`Sequential`" in caught.value.__notes__[-1]
+    average = ftrain.optim.get(run.state.opt_state, "ema")
+    assert average.keys() == run.state.params.keys()
+
+
+def test_what_cannot_be_loaded(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def refused(*arguments: Any) -> str:
+        with pytest.raises((ConfigError, CheckpointMismatchError)) as caught:
+            load_run(*arguments)
+        return str(caught.value)
+
+    assert "is no directory. `ftrain train CONFIG` makes one" in refused(tmp_path / "nowhere")
+    said = refused(project)
+    assert "holds no run (it has no config.yaml). There are: " in said
+    assert "32-true" in said
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
+    assert "holds no checkpoint yet: ftrain resume" in refused(tmp_path / "begun")
+    assert "there is no such checkpoint. " in refused(project / "32-true", "step-7")
+    assert "into.weight" in refused(project / "32-true", "best", ["model.width=7"])
+    save(tmp_path / "other", {"w": torch.ones(2)})
+    assert "w" in refused(project / "32-true", tmp_path / "other")
+
+
+def test_a_configuration_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys, ftrain.config as c; assert 'torch' not in sys.modules; c.load_run; c.Trained"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
