@@ -49,6 +49,8 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     held_out, place = config.data.held_out, config.places.of(("data", "held_out"))
     if held_out is None or target.takes("held_out"):
         return found
+    if held_out == 0:
+        return found._replace(held_out=None)
     if found.held_out is not None:
         message = f"{config.data.name} holds a part out already: leave held_out out"
         raise ConfigError.at("data.held_out", place, message)

@@ -30,15 +30,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _held_out(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    share = isinstance(value, float) and 0 < value < 1
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    share = isinstance(value, float) and 0 <= value < 1
     # A number in quotes is meant as a number, not as a file of this name.
     file = isinstance(value, str) and not re.fullmatch(r"[-+.\d\s]*(e[-+\d]+)?%?", value)
     if value is None or whole or share or file:
         return value
     raise PydanticCustomError(
         "held_out",
-        "must be how many samples (from 1), a share of them (between 0 and 1), or the name of a file",
+        "must be how many samples (0: none), a share of them (below 1), or the name of a file",
     )
 
 
@@ -100,7 +100,8 @@ class Data(Component):
     held_out: Annotated[int | float | str | None, BeforeValidator(_held_out)] = None
     """How many samples to hold out, which share of them, or a file of their own, such as `test.csv`. A
     function that has an argument of this name gets it; else the samples are chosen at random, the same
-    for every seed. Null: none, or what the function itself holds out."""
+    for every seed. 0: none. Null: what the function itself holds out (those built in: a share), or
+    none."""
 
 
 class Checkpoint(_Section):

@@ -186,6 +186,15 @@ def test_the_target_of_such_a_run_stays_as_it_was(project: pathlib.Path, capsys:
     assert metrics["loss"] > 100  # of weights from 0 to 100; of standardized ones about 1
 
 
+def test_a_run_on_all_rows(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "pets.yaml", "data.held_out=0", "output_dir=run", "--overwrite"]) == 0
+    capsys.readouterr()
+    assert json.loads((project / "run/data.json").read_text())["fitted"]["rows"] == 48
+    assert "csv holds nothing out: write data.held_out=0.2" in refused(capsys, "eval", "run")
+    assert evaluated(capsys, "data.path=pets.csv")[0] == 48
+    assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
+
+
 def test_a_function_of_ones_own_gets_what_it_has_learnt(
     project: pathlib.Path, capsys: Captured
 ) -> None:

@@ -467,3 +467,25 @@ def test_a_file_that_no_run_wrote(tmp_path: pathlib.Path, text: str) -> None:
     config = load({"model": "mlp", "data": "csv", "epochs": 1})
     with pytest.raises(ConfigError, match="this is not what a run wrote"):
         kept(config, tmp_path)
+
+
+def test_nothing_is_held_out_where_that_is_said(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(9)])
+    np.savez(tmp_path / "a.npz", x=np.zeros((9, 3), np.float32), y=np.zeros(9, np.float32))
+    (tmp_path / "t.txt").write_text("to be or not to be")
+    model = {"name": "mlp", "inputs": 1, "outputs": 1}
+    for source in (
+        {"name": "csv", "path": "t.csv", "target": "y"},
+        {"name": "arrays", "path": "a.npz"},
+        {"name": "text", "path": "t.txt", "context": 4},
+        {"name": "project.py:pair"},
+    ):
+        for none in (0, 0.0):
+            base = tmp_path if "path" in source else None
+            options = {} if base is None else {"base": base}
+            parts = built(model=model, data={**source, "held_out": none}, batch_size=4, **options)
+            assert parts.held_out is None
+            if source["name"] in ("csv", "arrays"):
+                assert len(parts.train.dataset["y"]) == 9
+    assert len(sources.text(tmp_path / "t.txt", 4, held_out=0).train) == 18 - 4
+    assert "(0: none)" in said(data={"name": "digits", "held_out": -1})

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Data", "Fitted", "Share", "sha256"]
+from ftrain import data
 
-#: How many samples are held out, or which share of them.
+__all__ = ["Data", "Fitted", "Share", "parted", "sha256"]
+
+#: How many samples are held out, or which share of them; 0: none.
 Share = int | float
 
 #: What was learnt from the training data of a run, as JSON has it. `None`: a run begins, learn it.
@@ -35,6 +37,11 @@ class Data(NamedTuple):
     facts: Mapping[str, Any] = {}
     sizes: Callable[[Any], tuple[int, int]] | None = None
     fitted: Mapping[str, Any] | None = None
+
+
+def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:
+    """What is trained on, and what is held out; `None`: nothing."""
+    return data.split(dataset, held_out) if held_out else (dataset, None)
 
 
 def sha256(*contents: torch.Tensor | str) -> str:

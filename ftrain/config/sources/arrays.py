@@ -10,7 +10,7 @@ import pathlib
 import torch
 
 from ftrain import data
-from ftrain.config.sources._data import Data, Fitted, Share, sha256
+from ftrain.config.sources._data import Data, Fitted, Share, parted, sha256
 from ftrain.core.errors import DataError
 
 __all__ = ["arrays", "digits", "images"]
@@ -19,7 +19,7 @@ __all__ = ["arrays", "digits", "images"]
 def digits(held_out: Share = 360) -> Data:
     """Scans of handwritten digits: `x` float32 `(n, 1, 8, 8)`, `y` int64; `classes`, `features`."""
     found = data.digits()
-    train, rest = data.split({"x": found["image"], "y": found["label"]}, held_out)
+    train, rest = parted({"x": found["image"], "y": found["label"]}, held_out)
     return Data(train, rest, {"classes": 10, "features": 64})
 
 
@@ -28,7 +28,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
     Args:
         path: the file.
-        held_out: how many samples to evaluate on, or which share of them, or another file.
+        held_out: how many samples to evaluate on, or which share of them, or another file; 0: none.
         fitted: names and shapes of the arrays that a run learnt from.
     """
     kinds = dict(fitted["arrays"]) if fitted else None
@@ -37,7 +37,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
     if isinstance(held_out, pathlib.Path):
         rest = train if held_out == path else _arrays(held_out, kinds or learnt)
     else:
-        train, rest = data.split(train, held_out)
+        train, rest = parted(train, held_out)
     witness = sha256(*(train[name] for name in learnt))
     samples = max(map(len, train.values()))
     return Data(train, rest, fitted={"samples": samples, "sha256": witness, "arrays": learnt})
@@ -48,7 +48,8 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
     Args:
         path: the folder.
-        held_out: how many images to evaluate on, or which share of them, or another such folder.
+        held_out: how many images to evaluate on, or which share of them, or another such folder; 0:
+            none.
         fitted: names of the classes that a run learnt, and the size of its images.
     """
     whole = data.images(path, classes=fitted["classes"] if fitted else None)
@@ -59,7 +60,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         _check_size(held_out, rest.size, size)
         parts = whole, rest
     else:
-        parts = data.split(whole, held_out)
+        parts = parted(whole, held_out)
     learnt = {
         "images": len(parts[0]),
         "sha256": sha256(

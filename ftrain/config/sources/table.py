@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ftrain import data
-from ftrain.config.sources._data import Data, Fitted, Share, sha256
+from ftrain.config.sources._data import Data, Fitted, Share, parted, sha256
 from ftrain.core.errors import DataError
 from ftrain.data.table import Column, Table, absent, respelled
 
@@ -53,7 +52,7 @@ def csv(
         path: the file; its first line names the columns.
         target: the column to predict.
         held_out: how many rows to evaluate on, or which share of them, or another file with the same
-            columns.
+            columns; 0: none, all rows are trained on.
         classes: whether the target is a class (int64) or a number (float32); null: a class if it
             holds words.
         columns: those to predict from; null: all the others. A column of words becomes one feature for
@@ -82,7 +81,7 @@ def csv(
         other = whole if held_out == path else Table.read(held_out, delimiter, spelled=_key)
         rest = train if other is whole else _encoded(other, known, missing)
     else:
-        train, rest = data.split(train, held_out)
+        train, rest = parted(train, held_out)
     # What a run of a former version kept: nothing. Its target was as it stands in the table.
     plain = fitted is not None and "mean" not in known["target"]
     learnt = _fit(train, known, standardize, standardize and not plain)
@@ -94,7 +93,8 @@ def csv(
         facts |= {"classes": len(goal["classes"]), "names": goal["classes"]}
     elif "mean" in goal:
         facts |= {"target_mean": goal["mean"], "target_scale": goal["scale"]}
-    return Data(_scaled(train, used), _scaled(rest, used), facts, fitted=learnt)
+    held = None if rest is None else _scaled(rest, used)
+    return Data(_scaled(train, used), held, facts, fitted=learnt)
 
 
 def _key(name: str, value: str) -> str:

@@ -27,28 +27,32 @@ def text(
         path: a file in UTF-8; null: the sources of Python's standard library.
         context: characters that the model sees at a time.
         held_out: the share at the end of the text to evaluate on, or a file; each character is
-            predicted once.
+            predicted once. 0: nothing.
         fitted: the alphabet that a run learnt.
     """
     alphabet = fitted["alphabet"] if fitted else None
     whole = _read(path, alphabet)
+    rest: data.Text | None
     if isinstance(held_out, pathlib.Path):
         train, rest = whole, whole if held_out == path else _read(held_out, whole.alphabet)
         _check(path, train, context + 1, context)
         _check(held_out, rest, context + 1, context)
+    elif held_out == 0:
+        train, rest = whole, None
+        _check(path, train, context + 1, context)
     elif 0 < held_out < 1:
         _check(path, whole, int((context + 1) / min(held_out, 1 - held_out)) + 1, context, held_out)
         train, rest = whole.split(held_out)
     else:
-        raise ValueError(f"held_out is a share of the text, between 0 and 1; found {held_out:g}")
+        raise ValueError(f"held_out is a share of the text, from 0 to below 1; found {held_out:g}")
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
-    windows = train.windows(context + 1), rest.windows(context + 1, stride=context)
+    held = None if rest is None else rest.windows(context + 1, stride=context)
     learnt = {
         "characters": len(train),
         "sha256": sha256(train.tokens),
         "alphabet": whole.alphabet,
     }
-    return Data(*windows, facts, predicted, learnt)
+    return Data(train.windows(context + 1), held, facts, predicted, learnt)
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
