@@ -23,6 +23,7 @@ from ftrain import optim
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
 from ftrain.config.errors import ConfigError, did_you_mean
+from ftrain.config.losses import binary_cross_entropy
 from ftrain.config.resolve import Resolved, Target, reference, resolve, run_length
 from ftrain.config.schema import Config
 from ftrain.config.sources import Data
@@ -132,6 +133,13 @@ def build(
     if UNITS in facts and resolved.loss.takes(UNITS):
         losses.setdefault(UNITS, facts[UNITS])
     loss_fn = resolved.loss.function
+    classes = facts.get("classes")
+    if loss_fn is binary_cross_entropy and isinstance(classes, int) and classes > 2:
+        says = (
+            f"binary_cross_entropy is of yes and no, and {config.data.name} has {classes} classes: "
+            "write cross_entropy, and a model that gives as many numbers"
+        )
+        raise ConfigError.at("loss", config.places.of(("loss",)), says)
     if losses:
         loss_fn = functools.partial(loss_fn, **losses)
     schedule = _schedule(resolved, total, evaluation)
@@ -247,7 +255,12 @@ def _filled(target: Target, facts: Mapping[str, Any], config: Config) -> dict[st
         asked = reference(value)
         if asked is not None and asked not in facts:
             key = ".".join(map(str, (*target.path, name)))
-            says = f"{config.data.name} says nothing about {asked!r}. {did_you_mean(asked, facts)}"
+            says = f"{config.data.name} says nothing about {asked!r}"
+            if config.data.name == "csv" and asked in ("classes", "names"):
+                goal = config.data.arguments.get("target")
+                says += f", as its target {goal!r} was read as numbers"
+                says += ". If they are classes (1, 2, 3), write data.classes: true"
+            says += f". {did_you_mean(asked, facts)}"
             raise ConfigError.at(key, config.places.of((*target.path, name)), says)
         filled[name] = value if asked is None else facts[asked]
     return filled

@@ -265,6 +265,15 @@ def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
     data = {"name": "csv", "path": "pets.csv", "target": "age", "classes": True}
     parts = built(base=tmp_path, model={"name": "mlp", "inputs": 4, "outputs": 3}, data=data)
     assert parts.facts["names"] == ["0", "1", "2"]
+    model = {"name": "mlp", "inputs": 4, "outputs": "${data.classes}"}
+    message = said(tmp_path, model=model, data={**data, "classes": None})
+    assert (
+        "csv says nothing about 'classes', as its target 'age' was read as numbers. If" in message
+    )
+    assert "data.classes: true. Known are: columns, features" in message
+    model["outputs"] = 1
+    message = said(tmp_path, model=model, data=data, loss="binary_cross_entropy")
+    assert "binary_cross_entropy is of yes and no, and csv has 3 classes" in message
 
 
 @pytest.mark.parametrize(
