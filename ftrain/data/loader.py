@@ -248,7 +248,8 @@ class Loader:
         """This rank's rows of the next batches: many at once, but a partial one alone."""
         n, rows = len(self._order), self.batch_size // self.ranks
         whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
-        columns = self.rank * rows + np.arange(rows, dtype=np.int64)
+        wide = rows if self._last == "pad" else min(rows, n)  # a batch may be larger than the data
+        columns = self.rank * rows + np.arange(wide, dtype=np.int64)
         starts = position + self.batch_size * np.arange(max(whole, 1), dtype=np.int64)
         positions = starts[:, None] + columns
         weight = None

@@ -148,7 +148,8 @@ class Trainer:
             The state, the history, and how it ended.
 
         Raises:
-            ValueError: neither `epochs` nor `max_steps`; no batch in the data; nothing to resume.
+            ValueError: neither `epochs` nor `max_steps`; no batch in the data; nothing to resume; a
+                store that holds a run already, and no `resume`.
             CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
             Exception: what a step, the data or a callback raised.
         """
@@ -294,6 +295,11 @@ def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | 
     """What a run goes on from; `None` where it starts."""
     how: Literal["auto"] | Resume = resume
     if how is None or how is False:
+        if store is not None and store.steps():
+            raise ValueError(
+                f"{store.directory} holds a run already, up to step {store.steps()[-1]}: go on with it, "
+                "fit(..., resume=True), or give Trainer another, store='runs/second/checkpoints'"
+            )
         return None
     if how is True or how == "auto":
         if store is None:

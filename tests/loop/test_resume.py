@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ftrain import checkpoint
 from ftrain.loop import BatchEnd, EpochEnd, EvaluateBegin, EvaluateEnd, Save, WindowEnd
-from tests.loop.runs import Counts, Interrupts, digest, fit, trainer
+from tests.loop.runs import STEPS, Counts, Interrupts, digest, fit, train_data, trainer
 
 # The callback that interrupts is not there when the run goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::ftrain.loop.CallbackWarning")
@@ -128,3 +128,15 @@ def test_no_byte_depends_on_when_it_is_saved(
         assert result.eval.step == result.step
         assert found[step]["history"] == [each.to_json(clock=False) for each in result.history]
     assert all(one == found[0] for one in found.values())
+
+
+def test_a_store_that_holds_a_run_is_not_given_another(tmp_path: pathlib.Path) -> None:
+    """Their checkpoints would mix, and a later resume go on with the wrong one."""
+    store = checkpoint.Store(tmp_path)
+    state = STEPS.init_state(0)
+    trainer(store=store).fit(state, train_data(), epochs=1)
+    kept = store.steps()
+    with pytest.raises(ValueError, match=r"holds a run already, up to step \d+.*resume=True"):
+        trainer(store=store).fit(STEPS.init_state(1), train_data(), epochs=1)
+    assert store.steps() == kept
+    trainer(store=store).fit(state, train_data(), epochs=2, resume=True)
