@@ -350,6 +350,40 @@ def test_a_cell_without_a_number_may_be_nan(tmp_path: pathlib.Path) -> None:
     assert found.train["x"][1].isnan()
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+def test_the_mean_of_the_training_rows_stands_for_an_empty_cell(
+    standardize: bool, tmp_path: pathlib.Path
+) -> None:
+    rows = [("1", "red", "2"), ("NA", "red", "3"), ("4", "blue", "5"), ("7", "red", "7")]
+    table = write(tmp_path / "t.csv", ["a", "b", "y"], rows)
+    options: dict[str, Any] = {"target": "y", "missing": "mean", "standardize": standardize}
+    first = sources.csv(table, held_out=table, **options)
+    assert first.train["x"][1, 0] == (0.0 if standardize else 4.0)
+    assert first.fitted["columns"]["a"]["mean"] == 4.0
+    assert first.fitted["columns"]["b"] == {"one_of": ["blue", "red"]}
+    fitted = as_json(first.fitted)
+    other = write(tmp_path / "o.csv", ["y", "b", "a"], [("2", "red", "1"), ("3", "red", "")])
+    found = sources.csv(other, held_out=other, fitted=fitted, **options)
+    assert_same_bits(found.held_out, {k: v[:2] for k, v in first.train.items()})
+    again = sources.csv(table, held_out=2, fitted=None, **options)
+    assert_same_bits(
+        again[:2], sources.csv(table, held_out=2, fitted=as_json(again.fitted), **options)[:2]
+    )
+    without = sources.csv(table, "y", table, missing=0, standardize=False).fitted
+    with pytest.raises(ValueError, match="missing is 'mean', and the run has learnt none of 'a'"):
+        sources.csv(table, "y", table, missing="mean", standardize=False, fitted=without)
+    empty = write(tmp_path / "e.csv", ["a", "y"], [("NA", "2"), ("", "3")])
+    with pytest.raises(DataError, match="the column 'a' has no number in the training rows"):
+        sources.csv(empty, held_out=empty, **options)
+    built(
+        base=tmp_path,
+        model={"name": "mlp", "inputs": 3, "outputs": 1},
+        data={"name": "csv", "path": "t.csv", **options, "held_out": 0},
+        loss="mse",
+        batch_size=2,
+    )
+
+
 def test_a_text_over_the_alphabet_of_the_run(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t.txt").write_text("to be or\nnot to be " * 20)
     first = sources.text(tmp_path / "t.txt", context=8)

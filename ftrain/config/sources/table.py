@@ -15,7 +15,7 @@ import collections
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def csv(
     classes: bool | None = None,
     columns: list[str] | None = None,
     standardize: bool = True,
-    missing: float | None = None,
+    missing: float | Literal["mean"] | None = None,
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Data:
@@ -60,8 +60,9 @@ def csv(
         standardize: take each column of numbers, and a target that is one, less its mean and in
             multiples of its spread over the training rows.
         missing: the number that stands for an empty cell in a column of numbers, as if it had been
-            written there (`NA`, `n/a`, `nan`, `null`, `none`, `?` and `-` are such cells as well); null:
-            an empty cell is an error. A target is never filled in.
+            written there (`NA`, `n/a`, `nan`, `null`, `none`, `?` and `-` are such cells as well);
+            `mean`: that of the column's training rows; null: an empty cell is an error. A target is
+            never filled in.
         delimiter: what stands between cells.
         fitted: the columns, words, means and spreads that a run learnt.
 
@@ -76,18 +77,23 @@ def csv(
         known = fitted
     else:
         known = _kinds(whole, target, columns, classes)
-    train = _encoded(whole, known, missing)
+    number = math.nan if missing == "mean" else missing
+    train = _encoded(whole, known, number)
     if isinstance(held_out, pathlib.Path):
         other = whole if held_out == path else Table.read(held_out, delimiter, spelled=_key)
-        rest = train if other is whole else _encoded(other, known, missing)
+        rest = train if other is whole else _encoded(other, known, number)
     else:
         train, rest = parted(train, held_out)
     # What a run of a former version kept: nothing. Its target was as it stands in the table.
     plain = fitted is not None and "mean" not in known["target"]
-    learnt = _fit(train, known, standardize, standardize and not plain)
+    learnt = _fit(train, known, standardize, standardize and not plain, missing == "mean")
     used = fitted or learnt
-    goal = used["target"]
     names = _features(used)
+    if missing == "mean":
+        if not fitted:
+            _check_means(whole, train["x"], names)
+        train, rest = (part and _filled(part, used) for part in (train, rest))
+    goal = used["target"]
     facts: dict[str, Any] = {"features": len(names), "columns": names}
     if "classes" in goal:
         facts |= {"classes": len(goal["classes"]), "names": goal["classes"]}
@@ -189,7 +195,7 @@ def _check_same(
     is_class = "classes" in known
     numbers = [one for one in features.values() if "one_of" not in one]
     numbers = numbers or ([] if is_class else [known])
-    scaled = any("mean" in one for one in numbers) if numbers else standardize
+    scaled = any("scale" in one for one in numbers) if numbers else standardize
     for name, now, was in (
         ("target", target, known["name"]),
         ("columns", asked, names),
@@ -258,7 +264,7 @@ def _blank(cell: str) -> bool:
 
 
 def _fit(
-    train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool
+    train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool, means: bool
 ) -> dict[str, Any]:
     """What the training rows teach."""
     columns: dict[str, Any] = {}
@@ -267,13 +273,37 @@ def _fit(
         if "one_of" in one:
             columns[name] = {"one_of": one["one_of"]}
         else:
-            columns[name] = _moments(train["x"][:, place]) if standardize else {}
+            found = _moments(train["x"][:, place]) if standardize or means else {}
+            columns[name] = found if standardize or not means else {"mean": found["mean"]}
         place += _width(one)
     goal = {key: known["target"][key] for key in ("name", "classes") if key in known["target"]}
     if scale_target and "classes" not in goal:
         goal |= _moments(train["y"])
     witness = sha256(train["x"], train["y"])
     return {"rows": len(train["y"]), "sha256": witness, "columns": columns, "target": goal}
+
+
+def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
+    for name, empty in zip(names, x.isnan().all(0).tolist(), strict=True):
+        if empty:
+            raise DataError(
+                f"{table.path}: the column {name!r} has no number in the training rows, and so no mean: "
+                f"name the columns to learn from, without this one: {_key('columns', '[...]')}"
+            )
+
+
+def _filled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
+    """With the means of the training rows where there is no number."""
+    means = []
+    for name, one in used["columns"].items():
+        if "one_of" not in one and "mean" not in one:
+            raise ValueError(
+                f"missing is 'mean', and the run has learnt none of {name!r}: leave it, or begin a new "
+                "run"
+            )
+        means += [one.get("mean", 0.0)] * _width(one)
+    x = part["x"]
+    return {**part, "x": torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)}
 
 
 def _moments(column: Tensor) -> dict[str, float]:
@@ -292,6 +322,7 @@ def _moments(column: Tensor) -> dict[str, float]:
 def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
     """As the model sees it: float32, less the mean and in multiples of the spread."""
     columns = [one for one in used["columns"].values() for _ in range(_width(one))]
+    columns = [one if "scale" in one else {} for one in columns]
     mean, scale = (
         torch.tensor([one.get(key, default) for one in columns], dtype=torch.float64)
         for key, default in (("mean", 0.0), ("scale", 1.0))
