@@ -10,6 +10,7 @@ from typing import Any
 
 from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._runs import outcome
+from ftrain.config.errors import ConfigError
 from ftrain.config.run import train
 from ftrain.config.schema import Config
 from ftrain.loop import FitResult
@@ -21,6 +22,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     """Train, say how it ended and what can be done next; the exit code."""
     folder = config.folder
     before = outcome(folder) if resume else {}
+    _check_end(config, before)
     result = train(config, resume=resume, overwrite=overwrite)
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
@@ -32,6 +34,20 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         with contextlib.suppress(BrokenPipeError):
             print(f"go on with: ftrain resume {folder}", file=sys.stderr)
     return result.exit_code
+
+
+def _check_end(config: Config, before: Mapping[str, Any]) -> None:
+    """Refuse an end that lies behind: `config.yaml` would no longer describe the run."""
+    for key, count in (("epochs", "epoch"), ("max_steps", "step")):
+        wanted, done = getattr(config, key), before.get(count)
+        if isinstance(wanted, int) and isinstance(done, int) and wanted < done:
+            raise ConfigError.at(
+                key,
+                config.places.of((key,)),
+                f"{key}={wanted}: {config.folder} is at {count} {done} already. For more: {key}="
+                f"{2 * done}; for a shorter run: ftrain train {config.folder}/config.yaml "
+                f"{key}={wanted} output_dir={config.folder}-2",
+            )
 
 
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:

@@ -62,10 +62,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 
 def _kinds(values: Any) -> set[str]:
-    """Which of "NaN" and "infinite" are among these; a mask of -inf is no news where -inf is given."""
+    """Which of "NaN" and "infinite" are among these.
+
+    A mask of -inf is no news where the number -inf is given; a NaN is, even where the number is.
+    """
     found = set()
     for leaf in tree.leaves(values):
-        said = str(leaf) if isinstance(leaf, float) else _bad(leaf) or ""
+        number = isinstance(leaf, float)
+        said = str(leaf).replace("nan", "") if number else _bad(leaf) or ""
         found |= {
             kind for kind, sign in (("NaN", "nan"), ("infinite", "inf")) if sign in said.lower()
         }

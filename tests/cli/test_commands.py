@@ -315,3 +315,14 @@ def test_files_of_other_hands_do_not_hide_the_runs(folder: pathlib.Path, capsys:
         ["ran", "completed", "4", "0.5"],
         ["rows", "unfinished", "4", "0.5"],
     ]
+
+
+def test_an_end_that_lies_behind_is_refused(project: pathlib.Path, capsys: Captured) -> None:
+    """`config.yaml` would no longer say how the run came about."""
+    assert main(["train", "config.yaml", "output_dir=run", "compile=false"]) == 0
+    written = (project / "run" / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert main(["resume", "run", "epochs=1"]) == 2
+    said = capsys.readouterr().err
+    assert "epochs=1: run is at epoch 2 already. For more: epochs=4" in said
+    assert (project / "run" / "config.yaml").read_bytes() == written

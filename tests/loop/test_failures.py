@@ -246,12 +246,16 @@ def test_too_many_in_a_row_end_the_run() -> None:
     assert tree.digest(result.state.params) == tree.digest(good.state.params)
 
 
-def test_the_first_operator_is_named() -> None:
+@pytest.mark.parametrize(
+    ("offset", "factor", "operator"),
+    [(-1e6, 1.0, "aten.sqrt"), (1e6, float("nan"), "aten.mul")],
+)
+def test_the_first_operator_is_named(offset: float, factor: float, operator: str) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
-        return torch.sqrt(model(batch["x"]) - 1e6).mean()  # the line that is meant
+        return (torch.sqrt(model(batch["x"]) + offset) * factor).mean()  # the line that is meant
 
     bad = ftrain.make_steps(lambda: torch.nn.Linear(4, 1), loss_fn, ftrain.optim.sgd(0.1))
-    with pytest.warns(LoopWarning), pytest.raises(NonFiniteError, match="aten.sqrt") as found:
+    with pytest.warns(LoopWarning), pytest.raises(NonFiniteError, match=operator) as found:
         Trainer(bad, compile=False, max_skipped=1, log_every=1).fit(
             bad.init_state(0), BATCHES, epochs=1
         )
