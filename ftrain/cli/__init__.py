@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train what a configuration says",
     "resume": "go on with a run that was interrupted",
     "eval": "evaluate a run on its held-out data",
+    "predict": "predict the rows of a table",
     "plot": "draw the curves of one run or several",
     "runs": "list the runs in a directory",
     "config": "print what would run, or every key there is",

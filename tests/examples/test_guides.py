@@ -5,13 +5,16 @@ from __future__ import annotations
 import pathlib
 import re
 import shlex
+from typing import Any
 
 import pytest
 
 from examples import custom_callback, own_loop, resume
 from ftrain.cli import main
+from ftrain.config import load_run
 from ftrain.config.keys import keys
 from ftrain.core import tree
+from ftrain.testing import assert_same_bits
 from tests.examples import page
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -36,13 +39,26 @@ def test_the_configuration_guide(
     guide = (DOCS / "configuration.md").read_text()
     for content, name in re.findall(r"^```\w+\n(# (\S+)\n.*?)^```", guide, re.S | re.M):
         (tmp_path / name).write_text(content)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.py", "houses.py", "run.yaml"}
+    names = {"model.py", "houses.py", "pretrained.py", "run.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
     for name in ("irises.csv", "new.csv", "test.csv"):
         (tmp_path / name).write_text("length,width,species\n" + rows)
     (tmp_path / "houses.csv").write_text("rooms,price\n" + "".join(f"{i},{i}\n" for i in range(99)))
-    commands = "".join(re.findall(r"^```sh\n(.*?)^```", guide, re.S | re.M)).splitlines()
-    commands += [
+    namespace: dict[str, Any] = {"__name__": "configuration"}
+    for kind, block in re.findall(r"^```(sh|python)\n(?!# \S+\n)(.*?)^```", guide, re.S | re.M):
+        if kind == "python":
+            exec(compile(block, "configuration.md", "exec"), namespace)
+            continue
+        for line in block.splitlines():
+            assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    assert (tmp_path / "predictions.csv").read_text().startswith("species,p(setosa),p(virginica)\n")
+    started = load_run("runs/tuned").parts.init_state()
+    trained = namespace["run"].state.params
+    assert_same_bits({f"layers.{name}": value for name, value in started.params.items()}, trained)
+    assert not namespace["report"].missing
+    assert ".params['layers.0.weight']" in namespace["report"].loaded
+    commands = [
         "ftrain train run.yaml 'data={name: houses.py:houses, path: houses.csv, held_out: 9}' loss=mse "
         "'model={name: mlp, inputs: 1, outputs: 1}' output_dir=runs/houses",
         "ftrain eval runs/houses data.path=houses.csv",

@@ -71,7 +71,8 @@ def csv(
         `classes` (how many) and their `names`; or, of a standardized target, `target_mean` and
         `target_scale`.
     """
-    whole = Table.read(path, delimiter, spelled=_key)
+    # A table that was read already has rows to predict, in `predictions.py`.
+    whole = path if isinstance(path, Table) else Table.read(path, delimiter, spelled=_key)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
         known = fitted

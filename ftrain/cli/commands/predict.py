@@ -1,0 +1,64 @@
+"""Predict the rows of a table, in their order.
+
+    ftrain predict runs/irises data.path=new.csv --out predictions.csv
+
+Of a class: its name, and the probability of each; of a number: the number, in the table's units. The
+file needs no column of what is predicted. For runs on anything but tables (`data: csv`) there is
+`ftrain.config.load_run(RUN).predict(x)` in Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import pathlib
+from typing import Any
+
+from ftrain.config.errors import ConfigError
+from ftrain.config.folders import run_folder
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own."""
+    add = parser.add_argument
+    add("run", help="the run's directory, such as runs/irises")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="data.path=FILE, the rows; and other changes to its config.yaml, for this once",
+    )
+    add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
+    add("--out", type=pathlib.Path, metavar="FILE", help="a CSV file to write; default: print")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print or write what is predicted."""
+    folder = run_folder(options.run)
+    from ftrain.config.predictions import predictions  # noqa: PLC0415  # imports torch: after the run is found
+    from ftrain.config.trained import load_run  # noqa: PLC0415
+
+    found = predictions(load_run(folder, options.checkpoint, options.overrides))
+    text = _csv(found)
+    if options.out is None:
+        print(text, end="")
+        return 0
+    try:
+        options.out.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        says = f"cannot be written to: {error.strerror or error}"
+        raise ConfigError.at("", f"--out {options.out}", says) from None
+    rows = len(next(iter(found.values())))
+    print(f"{rows} rows: {options.out}")
+    return 0
+
+
+def _csv(columns: dict[str, list[Any]]) -> str:
+    """A header and a row each; numbers with the nine digits that float32 has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"{one:.9g}" if isinstance(one, float) else one for one in row])
+    return text.getvalue()
