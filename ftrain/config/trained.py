@@ -48,8 +48,8 @@ class Trained:
     folder: pathlib.Path
     checkpoint: pathlib.Path
     state: ftrain.TrainState
-    parts: Parts
-    fitted: Mapping[str, Any]
+    parts: Parts = dataclasses.field(repr=False)
+    fitted: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @property
     def config(self) -> Config:

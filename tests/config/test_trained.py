@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -193,6 +194,36 @@ def test_what_cannot_be_loaded(project: pathlib.Path, tmp_path: pathlib.Path) ->
     assert "into.weight" in refused(project / "32-true", "best", ["model.width=7"])
     save(tmp_path / "other", {"w": torch.ones(2)})
     assert "w" in refused(project / "32-true", tmp_path / "other")
+
+
+def test_training_goes_on_at_a_constant_rate(project: pathlib.Path) -> None:
+    run = load_run(project / "32-true", "latest")
+    state, metrics = run.steps.train_step(run.state, batch())
+    assert state.step == run.state.step + 1
+    assert float(metrics["learning_rate"]) == pytest.approx(run.config.optimizer.learning_rate)
+    tuned = dataclasses.replace(run, state=state)
+    assert not torch.equal(tuned.predict(batch()["x"]), run.predict(batch()["x"]))
+    assert len(repr(run)) < 1000
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_module_of_any_model(shared: bool) -> None:
+    """Of an instance as well, which stays as it is; weights in lists, as an LSTM has them."""
+
+    def model() -> torch.nn.Module:
+        return torch.nn.LSTM(3, 4, num_layers=2)
+
+    net = model()
+    before = tree.digest(dict(net.state_dict()))
+    apply = ftrain.bind(net if shared else model)
+    params, buffers = apply.init(ftrain.random.key(1))
+    params = tree.map(lambda leaf: leaf + 1, params)
+    x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected, _ = apply(params, buffers, ftrain.random.key(0), x, training=False)
+    assert_same_bits(apply.module(params, buffers)(x), expected)
+    assert tree.digest(dict(net.state_dict())) == before
+    with pytest.raises(ValueError, match="params do not fit LSTM: missing"):
+        apply.module({}, buffers)
 
 
 def test_a_configuration_does_not_wait_for_torch() -> None:
