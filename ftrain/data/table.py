@@ -30,6 +30,7 @@ Spelling = Callable[[str, str], str]  # an argument and its value, as a remedy w
 _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:[,' \u2019\u00a0\u202f]\d{3})+(?:\.\d+)?")
+_WITH_UNIT = re.compile(r"(?:[$€£¥] ?)?([-+]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?)(?: ?[$€£¥%])?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -264,6 +265,9 @@ def respelled(cell: str) -> str | None:
         return f"is a number with separators, which are not read: write {plain!r}"
     if _DECIMAL_COMMA.fullmatch(cell):
         return f"is a number with a comma: write {cell.replace(',', '.')!r}"
+    unit = _WITH_UNIT.fullmatch(cell)
+    if unit and unit[1] != cell:
+        return f"is a number with a unit, which is not read: write {unit[1].replace(',', '')!r}"
     return None
 
 

@@ -284,6 +284,8 @@ def test_what_says_that_there_is_no_number_is_an_empty_cell(tmp_path: pathlib.Pa
         ),
         (["1", "31,000"], {}, "line 3, column 'a': '31,000' is a number with.*: write '31000'"),
         (["1,5", "2,75"], {}, r"line 2, column 'a': '1,5' is a number with a comma: write '1.5'"),
+        (["$31,000", "$4.5"], {}, "line 2.* is a number with a unit, .*: write '31000'"),
+        (["5", "12.5 %"], {"target": "a"}, "line 3.* is a number with a unit, .*: write '12.5'"),
         (
             ["31,000", "1,250,000.5"],
             {"target": "a"},
