@@ -160,7 +160,7 @@ class Config(_Section):
     """Updates; the run ends with whichever of the two comes first."""
 
     batch_size: Count = 32
-    """Samples in an update."""
+    """Samples in an update. Those of an epoch that fill no batch are left out, others each time."""
     accumulate: Count = 1
     """Micro-batches that each batch is cut into, to save memory; the result is the same."""
     eval_batch_size: Count | None = None
