@@ -13,6 +13,7 @@ import inspect
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,9 @@ def load_run(
         parts = build(config, fitted=fitted, evaluation=True, facts=facts)
         if facts is None and (says := learning.lost(parts, folder, fitted)) is not None:
             print(says, file=sys.stderr)
-        state, _ = checkpoints.load(path, like=parts.init_state())
+        with warnings.catch_warnings():  # what is trained no further needs no bits of before
+            warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
+            state, _ = checkpoints.load(path, like=parts.init_state())
     parts = dataclasses.replace(parts, train=None, held_out=None)
     return Trained(folder, path, state, parts, fitted)
 
