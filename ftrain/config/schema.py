@@ -175,7 +175,8 @@ class Config(_Section):
     max_grad_norm: Positive | None = None
     """Gradients with a larger global norm are scaled down to it; null: never."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Decay of an average of the weights, evaluated beside them as `ema/...`; null: no average."""
+    """Decay of an average of the weights, evaluated beside them as `ema/...` (as a monitor:
+    `eval/ema/loss`); null: no average."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
     """Of the arithmetic in the step."""
     nonfinite: Literal["skip", "raise", "ignore"] = "skip"
