@@ -22,7 +22,8 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
         return folder
     if folder.name == "config.yaml" and folder.is_file():
         return folder.parent
-    around = sorted({*folder.glob("*/config.yaml"), *folder.parent.glob("*/config.yaml")})
+    inside, beside = (sorted(each.glob("*/config.yaml")) for each in (folder, folder.parent))
+    around = list(dict.fromkeys([*inside, *beside]))
     there = ", ".join(str(path.parent) for path in around[:10])
     advice = f"There are: {there}" if there else "`ftrain train CONFIG` makes one"
     what = "holds no run (it has no config.yaml)" if folder.is_dir() else "is no directory"

@@ -91,15 +91,17 @@ def test_where_inductor_would_fetch_one_it_is_left_to(no_compiler, monkeypatch):
 def test_what_inductor_would_try(monkeypatch):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "one++"))
-    assert _torch.cpp_compilers() == ("one++",)
-    monkeypatch.setenv("TORCH_INDUCTOR_INSTALL_GXX", "1")
-    assert _torch.cpp_compilers() is None
-    monkeypatch.delenv("TORCH_INDUCTOR_INSTALL_GXX")
-    monkeypatch.setattr(config.cpp, "cxx", "two++")
-    assert _torch.cpp_compilers() == ("two++",)
-    monkeypatch.setattr(config, "cpu_backend", "triton")
-    assert _torch.cpp_compilers() is None
+    # Torch's own way: what monkeypatch puts back into its configuration is gone afterwards.
+    with config.patch({"cpp.cxx": (None, "one++")}):
+        assert _torch.cpp_compilers() == ("one++",)
+        monkeypatch.setenv("TORCH_INDUCTOR_INSTALL_GXX", "1")
+        assert _torch.cpp_compilers() is None
+        monkeypatch.delenv("TORCH_INDUCTOR_INSTALL_GXX")
+    with config.patch({"cpp.cxx": "two++"}):
+        assert _torch.cpp_compilers() == ("two++",)
+        with config.patch({"cpu_backend": "triton"}):
+            assert _torch.cpp_compilers() is None
+    assert config.cpu_backend == "cpp"
 
 
 def test_the_command_says_so_before_anything_is_written(no_compiler, tmp_path, monkeypatch, capsys):
