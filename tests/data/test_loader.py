@@ -395,8 +395,3 @@ def test_an_augmentation_that_cannot_be_vmapped_says_what_to_do():
 
 def test_a_stream_is_not_a_loader_but_iterates_alike():
     assert [b.tolist() for b in Stream(OnlyIterable(), 2)] == [[0, 1], [2]]
-
-
-def test_a_batch_far_larger_than_the_data_takes_no_more_memory() -> None:
-    loader = Loader({"x": torch.arange(5)}, 10**15, shuffle=False, last="keep")
-    assert [batch["x"].tolist() for batch in loader] == [[0, 1, 2, 3, 4]]
