@@ -14,20 +14,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "main"]
+from ftrain.cli.commands import COMMANDS
 
-#: Each command and what it does, in the order of a first day.
-COMMANDS = {
-    "init": "write a commented configuration and a model that train as they are",
-    "train": "train what a configuration says",
-    "resume": "go on with a run that was interrupted",
-    "eval": "evaluate a run on its held-out data",
-    "predict": "predict the rows of a table",
-    "plot": "draw the curves of one run or several",
-    "runs": "list the runs in a directory",
-    "config": "print what would run, or every key there is",
-    "lr-find": "search for a learning rate",
-}
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

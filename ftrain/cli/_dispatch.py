@@ -8,9 +8,9 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ftrain.cli import COMMANDS
 from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._traces import trimmed
+from ftrain.cli.commands import COMMANDS
 from ftrain.config.errors import ConfigError, did_you_mean
 
 __all__ = ["dispatch"]

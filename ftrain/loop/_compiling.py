@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ftrain.core import tree
 from ftrain.core.compile import Compiled
-from ftrain.loop.events import CompileBegin, CompileEnd
-
-if TYPE_CHECKING:
-    from ftrain.loop._present import Events, Present
+from ftrain.loop.callback import Events
+from ftrain.loop.events import CompileBegin, CompileEnd, Progress
 
 __all__ = ["Compiling", "check_compiler"]
 
@@ -41,22 +39,26 @@ class Compiling:
         is_due: whether the next call is the first, which compiles.
     """
 
-    def __init__(self, now: Present, what: str, step: Callable[..., Any]) -> None:
+    def __init__(self, now: Any, what: str, step: Callable[..., Any]) -> None:
         self.is_due = isinstance(step, Compiled) and not step.n_compiles
         self._now, self._what, self._step = now, what, step
         self._began = 0.0
         self._end: CompileEnd | None = None
 
+    def _header(self) -> tuple[Progress, float, Any]:
+        header: tuple[Progress, float, Any] = self._now.header()
+        return header
+
     def begin(self) -> Events:
         """It is about to be called."""
-        yield from self._now.show(CompileBegin(*self._now.header(), self._what))
+        yield from self._now.show(CompileBegin(*self._header(), self._what))
         self._began = time.perf_counter()
 
     def done(self) -> None:
         """It was called: tell the callbacks."""
         self.is_due = False
         seconds = time.perf_counter() - self._began
-        self._end = CompileEnd(*self._now.header(), self._what, seconds)
+        self._end = CompileEnd(*self._header(), self._what, seconds)
         self._now.tell(self._end)
 
     def end(self) -> Events:

@@ -21,7 +21,17 @@ from ftrain.loop._observers import Observers
 from ftrain.loop._parts import Parts
 from ftrain.loop._running import Running
 from ftrain.loop._signals import Signals
-from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Replace, Save, Stop
+from ftrain.loop.callback import (
+    Accumulate,
+    Action,
+    Evaluate,
+    Events,
+    Log,
+    Note,
+    Replace,
+    Save,
+    Stop,
+)
 from ftrain.loop.events import (
     EpochEnd,
     EvaluateBegin,
@@ -36,13 +46,11 @@ from ftrain.loop.events import (
 from ftrain.loop.result import EpochResult
 from ftrain.loop.state import LoopState
 
-__all__ = ["Events", "Present"]
+__all__ = ["Present"]
 
 _ORDER: tuple[type[Action], ...] = (Note, Replace, Accumulate, Evaluate, Stop, Log, Save)
 _ROW: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
 _MOST_ROUNDS = 100
-
-Events = Generator[Event, Iterable[Action] | None, None]
 
 
 class Present:

@@ -26,8 +26,8 @@ from ftrain.loop._names import eval_metrics
 from ftrain.loop._nonfinite import first_nonfinite
 from ftrain.loop._observers import Observers
 from ftrain.loop._parts import Parts
-from ftrain.loop._present import Events, Present
-from ftrain.loop.callback import Evaluate, Log, Save
+from ftrain.loop._present import Present
+from ftrain.loop.callback import Evaluate, Events, Log, Save
 from ftrain.loop.events import (
     BackwardEnd,
     BatchBegin,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ftrain.loop import events as _events
@@ -35,6 +35,7 @@ __all__ = [
     "Callback",
     "CallbackWarning",
     "Evaluate",
+    "Events",
     "Log",
     "Note",
     "Replace",
@@ -77,6 +78,10 @@ class CallbackWarning(UserWarning):
 @dataclasses.dataclass(frozen=True)
 class Action:
     """What a callback can ask for."""
+
+
+#: A generator of events that is sent the actions which its consumer requests.
+Events = Generator[Event, Iterable[Action] | None, None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import types
 
 import pytest
 
-from ftrain.cli import COMMANDS, main
+from ftrain.cli import main
+from ftrain.cli.commands import COMMANDS
 from ftrain.config import load
 from ftrain.config.folders import run_config
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,10 +15,7 @@ from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe_key
 from ftrain.core.compile._reader import static_key
 
-if TYPE_CHECKING:
-    from ftrain.core.compile._program import Program
-
-__all__ = ["AUTOCAST", "Call", "Settings", "global_settings"]
+__all__ = ["AUTOCAST", "Call", "Settings", "Signature", "global_settings"]
 
 Settings = tuple[Any, ...]
 AUTOCAST = 2
@@ -29,6 +27,23 @@ _SETTING_NAMES = (
     "number of threads",
     "float32 matmul precision",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Structure, specs and settings of a call: what selects the program that serves it.
+
+    Attributes:
+        treedef: structure of `(args, kwargs)`.
+        names: what a message calls each leaf.
+        specs: shape, dtype, device and strides of each tensor; the key of each other leaf.
+        settings: the global settings that shape a program.
+    """
+
+    treedef: tree.TreeDef
+    names: list[str]
+    specs: list[Any]
+    settings: Settings
 
 
 class Call:
@@ -76,6 +91,10 @@ class Call:
     def key(self) -> Any:
         return (self.treedef, tuple(self.specs), self.settings)
 
+    @property
+    def signature(self) -> Signature:
+        return Signature(self.treedef, self.names, self.specs, self.settings)
+
     def normalise(self, function: str) -> None:
         """Make every tensor plain, or say why that cannot be."""
         for i, leaf in enumerate(self.leaves):
@@ -115,30 +134,30 @@ class Call:
             )
             self.leaves[i] = plain.resolve_conj().resolve_neg()
 
-    def changes(self, program: Program) -> list[str]:
-        """How these arguments differ from those of a program, a line for each leaf."""
-        if self.treedef != program.treedef:
-            mine, theirs = set(self.names), set(program.names)
+    def changes(self, other: Signature) -> list[str]:
+        """Return how these arguments differ from those of another call, a line for each leaf."""
+        if self.treedef != other.treedef:
+            mine, theirs = set(self.names), set(other.names)
             lines = [f"{name} is new" for name in self.names if name not in theirs]
-            lines += [f"{name} is gone" for name in program.names if name not in mine]
-            return lines or [f"their structure: {program.treedef} -> {self.treedef}"]
+            lines += [f"{name} is gone" for name in other.names if name not in mine]
+            return lines or [f"their structure: {other.treedef} -> {self.treedef}"]
         lines = [
             f"{name}: {describe_key(old)} -> {describe_key(new)}"
-            for name, old, new in zip(self.names, program.specs, self.specs, strict=True)
+            for name, old, new in zip(self.names, other.specs, self.specs, strict=True)
             if old != new
         ]
         lines += [
             f"{name}: {old} -> {new}"
-            for name, old, new in zip(_SETTING_NAMES, program.settings, self.settings, strict=True)
+            for name, old, new in zip(_SETTING_NAMES, other.settings, self.settings, strict=True)
             if old != new
         ]
         return lines
 
-    def remedy(self, program: Program) -> str:
-        """What keeps these arguments from differing."""
-        if self.treedef != program.treedef:
+    def remedy(self, other: Signature) -> str:
+        """Return what keeps these arguments from differing."""
+        if self.treedef != other.treedef:
             return "Give every call the same containers with the same keys."
-        pairs = list(zip(self.leaves, self.specs, program.specs, strict=True))
+        pairs = list(zip(self.leaves, self.specs, other.specs, strict=True))
         changed = [leaf for leaf, new, old in pairs if new != old]
         said = []
         if any(isinstance(leaf, torch.Tensor) for leaf in changed):

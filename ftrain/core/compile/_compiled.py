@@ -217,7 +217,10 @@ class Compiled(Generic[P, R]):
         if instead_of is not None:
             changes, remedy = instead_of.captured.changes(), "Pass it in as an argument."
         else:
-            nearest = min(self._programs, key=lambda program: len(call.changes(program)))
+            nearest = min(
+                (program.signature for program in self._programs),
+                key=lambda signature: len(call.changes(signature)),
+            )
             changes, remedy = call.changes(nearest), call.remedy(nearest)
         listed = "\n".join(f"  {change}" for change in changes[:8])
         more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""

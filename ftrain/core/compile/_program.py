@@ -26,10 +26,8 @@ class Program:
 
     def __init__(self, call: Call, traced: Traced) -> None:
         tensors = call.tensors()
+        self.signature = call.signature
         self.settings = call.settings
-        self.treedef = call.treedef
-        self.specs = call.specs
-        self.names = call.names
         self.tensor_names = [
             name
             for name, leaf in zip(call.names, call.leaves, strict=True)

@@ -28,7 +28,7 @@ from ftrain.optim import set_hyperparams
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ftrain.loop.plots import Path
+    from ftrain.loop.plots.run_log import Path
 
 __all__ = ["RateSweep", "learning_rate"]
 
@@ -91,9 +91,11 @@ class RateSweep:
         Raises:
             ImportError: matplotlib is not installed; the message says how to get it.
         """
-        from ftrain.loop.finders._picture import rate_picture  # noqa: PLC0415  # draws with an extra
+        from ftrain.loop.plots._rate_sweep import (  # noqa: PLC0415  # needs an extra
+            rate_sweep_figure,
+        )
 
-        return rate_picture(self, out, title, dark)
+        return rate_sweep_figure(self, out, title, dark)
 
     def __str__(self) -> str:
         first, last = self.rates[0], self.rates[-1]

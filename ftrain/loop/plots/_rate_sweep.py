@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ftrain.loop.plots._style import dress, new_figure, theme, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ftrain.loop.finders.learning_rate import RateSweep
-    from ftrain.loop.plots import Path
+    from ftrain.loop.plots.run_log import Path
 
-__all__ = ["rate_picture"]
+__all__ = ["rate_sweep_figure"]
 
 
-def rate_picture(sweep: RateSweep, out: Path | None, title: str | None, dark: bool) -> Figure:
-    """Losses as dots, what is smoothed of them as a line, the suggestion marked."""
+class Sweep(Protocol):
+    """The part of a `RateSweep` that is drawn."""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates, ascending."""
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The loss at each rate."""
+
+    @property
+    def smoothed(self) -> tuple[float, ...]:
+        """The smoothed loss at each rate."""
+
+    @property
+    def suggestion(self) -> float | None:
+        """The suggested rate."""
+
+
+def rate_sweep_figure(sweep: Sweep, out: Path | None, title: str | None, dark: bool) -> Figure:
+    """Draw the losses as dots, the smoothed losses as a line, and mark the suggestion."""
     colours = theme(dark)
     blue, orange = colours.series[:2]
     figure = new_figure("a learning-rate sweep", 7.2, 4.0, dark)

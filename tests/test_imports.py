@@ -1,0 +1,142 @@
+"""Imports run one way between the rooms of ftrain, and in no circle inside them.
+
+Every import statement counts: at the top of a module, inside a function, under `TYPE_CHECKING`.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A room may import the rooms before it, and itself; rooms of one line do not import each other.
+FLOORS = [
+    {"core"},
+    {"optim", "data", "checkpoint", "testing"},
+    {"transforms", "tasks", "distributed"},
+    {"loop"},
+    {"config"},
+    {"cli"},
+]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+PUBLIC = ("ftrain", "ftrain._public")  # they hand on the names of `core`, so stand just above it
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the package below `root`, by its dotted name."""
+    found = {}
+    for path in sorted((root / "ftrain").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> dict[str, int]:
+    """The modules that a module imports, with the line; a package stands for its `__init__`."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            # `from package import module` imports the module, not what `package/__init__.py` holds.
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            targets = [each if each in known else base for each in names]
+        else:
+            continue
+        for target in targets:
+            if target in known and target != name:
+                found.setdefault(target, node.lineno)
+    return found
+
+
+def room(name: str) -> str | None:
+    """The room that a module stands in; `None` for the few files beside the rooms."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FLOOR else None
+
+
+def violations(root: Path) -> list[str]:
+    """Every import that runs against the floors, as `file:line imports module`."""
+    known = modules(root)
+    found = []
+    for name, path in known.items():
+        own = room(name)
+        if own is None:
+            continue
+        for target, line in imports(name, path, known).items():
+            other = "core" if target in PUBLIC else room(target)
+            if other is None or (other == own and target not in PUBLIC):
+                continue
+            if FLOOR[other] >= FLOOR[own]:
+                found.append(f"{path.relative_to(root)}:{line} imports {target}")
+    return found
+
+
+def circle(root: Path) -> list[str]:
+    """One circle of modules that import each other, or nothing."""
+    known = modules(root)
+    graph = {name: set(imports(name, path, known)) for name, path in known.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        members: list[str] = error.args[1]
+        return members
+    return []
+
+
+def test_rooms_import_only_the_rooms_below_them() -> None:
+    assert violations(ROOT) == []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    assert circle(ROOT) == []
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {path.name for path in (ROOT / "ftrain").iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= FLOOR.keys()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from ftrain.loop import Trainer",
+        "import ftrain.config.schema",
+        "def late():\n    from ftrain.optim import adam",
+        "from ftrain import compile",
+    ],
+)
+def test_an_import_against_the_floors_is_reported(tmp_path: Path, statement: str) -> None:
+    write(tmp_path, "core/tree.py", statement)
+    assert len(violations(tmp_path)) == 1
+
+
+def test_a_circle_through_a_function_and_a_type_is_reported(tmp_path: Path) -> None:
+    write(tmp_path, "core/a.py", "def late():\n    from ftrain.core import b")
+    write(
+        tmp_path,
+        "core/b.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ftrain.core.a import late",
+    )
+    assert set(circle(tmp_path)) == {"ftrain.core.a", "ftrain.core.b"}
+
+
+def write(root: Path, path: str, text: str) -> None:
+    """A module of a package that has just enough rooms for these tests."""
+    for each in ("loop", "config", "optim", "core"):
+        package = root / "ftrain" / each
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text("")
+    (root / "ftrain" / "__init__.py").write_text("")
+    (root / "ftrain" / "config" / "schema.py").write_text("")
+    (root / "ftrain" / "optim" / "adam.py").write_text("")
+    (root / "ftrain" / path).write_text(text)
