@@ -1,17 +1,17 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and a C++ compiler:
 #   make demo    train on real data, and say where the picture is
-#   make test    lint, types, doctests and tests
+#   make test    lint, types, documentation, doctests and tests
 PYTHON ?= python3
 VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit bench laws parity campaign everywhere clean
+.PHONY: demo test lint types docs unit bench laws parity campaign everywhere matrix clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/ftrain train examples/configs/digits.yaml output_dir=runs/demo --overwrite
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -19,6 +19,10 @@ lint: $(VENV)/dev
 
 types: $(VENV)/dev
 	$(VENV)/bin/mypy
+
+# The documentation site, in build/site.
+docs: $(VENV)/dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 unit: $(VENV)/dev
 	$(PY) -m pytest -n 2 --dist worksteal

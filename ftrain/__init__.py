@@ -11,6 +11,8 @@ Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers 
 
 from typing import TYPE_CHECKING, Any
 
+__version__: str
+
 if TYPE_CHECKING:
     from ftrain._public import *  # noqa: F403
     from ftrain._public import __all__ as __all__
@@ -18,6 +20,10 @@ else:
 
     def __getattr__(name: str) -> Any:
         """Every public name, when the first is asked for: `ftrain --help` does not wait for torch."""
+        if name == "__version__":
+            import importlib.metadata  # noqa: PLC0415  # 0.02 s
+
+            return importlib.metadata.version("ftrain")
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import ftrain._public as public  # noqa: PLC0415  # it imports torch: a second

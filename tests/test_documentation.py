@@ -1,0 +1,73 @@
+"""The documentation site names every public name, and says what `__all__` says."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ftrain
+
+ROOT = Path(__file__).parent.parent
+ROOMS = [
+    "ftrain",
+    "ftrain.core.random",
+    "ftrain.core.tree",
+    "ftrain.core.errors",
+    "ftrain.optim",
+    "ftrain.data",
+    "ftrain.checkpoint",
+    "ftrain.loop",
+    "ftrain.loop.callbacks",
+    "ftrain.loop.finders",
+    "ftrain.loop.plots",
+    "ftrain.config",
+    "ftrain.testing",
+]
+
+
+def documented() -> list[str]:
+    """Every name that a reference page shows.
+
+    A name that a module shares, as `ftrain.optim.adam`, is written twice: `ftrain.optim.adam.adam`.
+    """
+    files = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    names = [name for page in files for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    return [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in names]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_reference_shows_every_public_name_of_a_room(room: str) -> None:
+    names = {f"{room}.{name}" for name in importlib.import_module(room).__all__}
+    own = {f"ftrain.{page}" for page in ("random", "tree", "errors")}  # modules with their own page
+    assert names - own <= set(documented())
+
+
+def test_reference_shows_only_public_names_and_each_once() -> None:
+    public = {f"{room}.{name}" for room in ROOMS for name in importlib.import_module(room).__all__}
+    assert set(documented()) <= public
+    assert len(documented()) == len(set(documented()))
+
+
+def test_navigation_lists_every_page() -> None:
+    docs = ROOT / "docs"
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
+
+
+def pages(nav: Any) -> list[str]:
+    """The pages of a navigation tree."""
+    if isinstance(nav, str):
+        return [nav]
+    return [
+        page for child in (nav.values() if isinstance(nav, dict) else nav) for page in pages(child)
+    ]
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert ftrain.__version__ == importlib.metadata.version("ftrain")
