@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -75,6 +76,28 @@ def test_uniform_is_jaxs(dtype: str) -> None:
     check()
 
 
+@functools.cache
+def fuses(dtype: str) -> bool:
+    """Whether XLA has a fused multiply-add of `dtype` here: FMA instructions, FP16 for float16."""
+    a = np.asarray(1 + jax.numpy.finfo(dtype).eps, dtype)  # a² - round(a²) is 0 after two roundings
+    return bool(jax.jit(lambda a, c: a * a + c)(a, -np.asarray(a * a, dtype)) != 0)
+
+
+def jax_between(key: Any, shape: tuple[int, ...], dtype: str, low: Any, high: Any) -> Any:
+    """JAX's uniform, in the form whose roundings do not depend on the processor.
+
+    In float16 and bfloat16 JAX's own formula, one operator at a time: within one jitted function XLA
+    rounds once where the processor has instructions for that dtype (AVX512-FP16), and else twice.
+    """
+    if dtype in ("float32", "float64"):
+        if not fuses(dtype):
+            pytest.skip("XLA rounds twice on a processor without fused multiply-add (before FMA3)")
+        return jax.random.uniform(key, shape, dtype, low, high)
+    low, high = (jax.numpy.asarray(v, dtype) for v in (low, high))
+    unit = jax.random.uniform(key, shape, dtype)
+    return jax.lax.max(*jax.numpy.broadcast_arrays(low, unit * (high - low) + low))
+
+
 @float_dtype
 def test_uniform_between_bounds_is_jaxs(dtype: str) -> None:
     """The product and the sum are one fused operation in float32 and float64, two in the others."""
@@ -85,7 +108,7 @@ def test_uniform_between_bounds_is_jaxs(dtype: str) -> None:
     @example(seed=0, minval=0.1, maxval=0.7)
     @example(seed=0, minval=1.0, maxval=-1.0)
     def check(seed: int, minval: float, maxval: float) -> None:
-        theirs = jax.random.uniform(jax_key(seed), (600,), dtype, minval, maxval)
+        theirs = jax_between(jax_key(seed), (600,), dtype, minval, maxval)
         torch_dtype = getattr(torch, dtype)
         key = random.key(seed)
         assert same(random.uniform(key, (600,), torch_dtype, minval, maxval), theirs)
@@ -104,7 +127,19 @@ def test_uniform_between_tensors_is_jaxs(dtype: str) -> None:
         key, (4, 5), getattr(torch, dtype), torch.from_numpy(low), torch.from_numpy(high)
     )
     with jax.numpy_dtype_promotion("standard"):
-        assert same(ours, jax.random.uniform(jax_key(3), (4, 5), dtype, low, high))
+        assert same(ours, jax_between(jax_key(3), (4, 5), dtype, low, high))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_uniform_between_bounds_is_within_one_rounding_of_jitted_jax(dtype: str) -> None:
+    """On every processor: a fused form lacks at most the rounding of a product, half an ulp of it."""
+    minval, maxval = -3.0, 7.5
+    ours = random.uniform(random.key(0), (5000,), getattr(torch, dtype), minval, maxval).double()
+    theirs = jax.random.uniform(jax_key(0), (5000,), dtype, minval, maxval)
+    # The product lies below 16: half an ulp is 4 eps. Each sum rounds by at most half an ulp below 8.
+    bound = (4 + 2 * 2) * torch.finfo(getattr(torch, dtype)).eps
+    gap = (ours - torch.from_numpy(np.asarray(theirs).astype(np.float64))).abs().max()
+    assert float(gap) <= bound
 
 
 def test_uniform_differentiates_in_its_bounds() -> None:

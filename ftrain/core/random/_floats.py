@@ -1,8 +1,9 @@
 """From uniform words to floats: mantissas, thresholds and ranges.
 
 XLA on the CPU contracts `u * (maxval - minval) + minval` into one fused multiply-add in float32 and
-float64, and rounds each operation in float16 and bfloat16; so does this file, with operations that are
-exact on every device.
+float64. In float16 and bfloat16 it rounds each operation, except where the processor has fused
+instructions for the dtype (AVX512-FP16) and the formula is jitted. This file does the first two on every
+device, with operations that are exact.
 
 Read next: `threefry.c`, the same arithmetic in C.
 """

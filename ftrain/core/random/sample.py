@@ -74,8 +74,10 @@ def uniform(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, equal to `jax.random.uniform` on the CPU, which rounds once in
-        `u (maxval - minval) + minval` for float32 and float64.
+        `dtype` `shape`, equal to `jax.random.uniform`. In `u (maxval - minval) + minval`, float32 and
+        float64 round once, as JAX does on a CPU with fused multiply-add; float16 and bfloat16 round after
+        each operation, as JAX does outside `jax.jit`. Jitted JAX may round these once (float16, on a
+        processor with AVX512-FP16); with the default bounds nothing is rounded.
 
     Raises:
         ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
