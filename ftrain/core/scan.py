@@ -38,9 +38,9 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
 
     Returns:
         The last carry, and the tree of all `y`, stacked along a new leading axis: memory of their own,
-        also where the body passes its input through. Traced with `backend="eager"`, both have the bits of
-        the loop, and so have gradients through it, except for the sign of a zero: torch's operator adds
-        them up from 0.0.
+        also where the body passes its input through. Traced with `backend="eager"`, they have the bits
+        of the loop, and so have gradients, except for the sign of a zero: torch's operator adds them up
+        from 0.0.
 
     Raises:
         ValueError: the lengths differ, there is nothing to iterate, or the carry does not keep its kind;

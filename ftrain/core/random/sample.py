@@ -75,9 +75,9 @@ def uniform(
 
     Returns:
         `dtype` `shape`, equal to `jax.random.uniform`. In `u (maxval - minval) + minval`, float32 and
-        float64 round once, as JAX does on a CPU with fused multiply-add; float16 and bfloat16 round after
-        each operation, as JAX does outside `jax.jit`. Jitted JAX may round these once (float16, on a
-        processor with AVX512-FP16); with the default bounds nothing is rounded.
+        float64 round once, as JAX does on a CPU with fused multiply-add; float16 and bfloat16 round
+        after each operation, as JAX does outside `jax.jit`. Jitted JAX may round these once (float16, on
+        a processor with AVX512-FP16); with the default bounds nothing is rounded.
 
     Raises:
         ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
