@@ -1,0 +1,50 @@
+"""The line of the user's own code that an error is about."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import pathlib
+import traceback
+from collections.abc import Iterable
+
+import optree
+import torch
+
+__all__ = ["is_foreign", "user_line"]
+
+_FOREIGN = (
+    *(
+        os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep
+        for module in (torch, optree)
+    ),
+    str(pathlib.Path(__file__).resolve().parents[1]) + os.sep,
+)
+
+
+def is_foreign(filename: str) -> bool:
+    """Return True if a file belongs to torch, optree or ftrain, or is generated code."""
+    return filename.startswith(("<", *_FOREIGN))
+
+
+def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
+    """Return `  FILE:LINE in NAME` and the source line, of the innermost frame in user code."""
+    ours = [frame for frame in frames if not is_foreign(frame.filename)]
+    if not ours:
+        return "  (no frame in user code)"
+    frame = ours[-1]
+    return f"  {frame.filename}:{frame.lineno} in {frame.name}\n    {frame.line}{_carets(frame)}"
+
+
+def _carets(frame: traceback.FrameSummary) -> str:
+    """Python's own marks under the expression, where it knows them."""
+    start, end = getattr(frame, "colno", None), getattr(frame, "end_colno", None)
+    if start is None or end is None or getattr(frame, "end_lineno", None) != frame.lineno:
+        return ""
+    original = linecache.getline(frame.filename, frame.lineno or 0)
+    if not original.isascii():
+        return ""
+    indent = len(original) - len(original.lstrip())
+    if end - start >= len(original.strip()):
+        return ""
+    return f"\n    {' ' * (start - indent)}{'^' * (end - start)}"
