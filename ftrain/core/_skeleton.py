@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ftrain.core._kept_buffers import KeptBuffers
+from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core.errors import ImpureFunctionError
 
 Tensors = dict[str, torch.Tensor]
@@ -96,6 +98,10 @@ class Skeleton:
         _refuse_overlap(tensors)
         self._modules = list(module.modules())
         self._slots = _slots(self._modules, {id(t): name for name, t in tensors.items()})
+        self._buffers = {
+            name for name in self.carried if not isinstance(tensors[name], nn.Parameter)
+        }
+        self._held: Tensors | None = None  # the parameters in place, inside `holding`
         self._unset_buffers = [
             (m._buffers, key) for m in self._modules for key, b in m._buffers.items() if b is None
         ]
@@ -126,21 +132,27 @@ class Skeleton:
         eval mode stay so), or `train()` where the whole module came in eval mode.
         """
         tensors = self.checked(params, buffers)
-        with self._lock:
+        # A recomputation may run in a thread of the backward pass, for a call that holds the lock.
+        with contextlib.nullcontext() if self._held is params else self._lock:
             saved = [(m.__dict__, dict(m.__dict__)) for m in self._modules]
             contents = [(container, container.copy()) for container in self._containers]
             keys = [list(registry) for _, registry in self._registries]
             slots = [(holder, key, holder[key]) for holder, key, _ in self._slots]
+            held, self._held = self._held, params
             try:
                 for holder, key, name in self._slots:
                     holder[key] = tensors[name]
                 for m in self._modules:
                     m.training = training and self._trains[id(m)]
-                with unchanged(params, "parameter", _PARAMETER_REMEDY):
-                    with unchanged(self._stray, "tensor attribute", _STRAY_REMEDY):
-                        yield
+                with (
+                    unchanged(params, "parameter", _PARAMETER_REMEDY),
+                    unchanged(self._stray, "tensor attribute", _STRAY_REMEDY),
+                    around_regions(lambda: self._again(params, training)),
+                ):
+                    yield
                 self._refuse_growth(keys)
             finally:
+                self._held = held
                 for attributes, original in saved:
                     attributes.clear()
                     attributes.update(original)
@@ -157,6 +169,23 @@ class Skeleton:
                     holder[key] = value
                 for holder, key in self._unset_buffers:
                     holder[key] = None
+
+    def _again(
+        self, params: Tensors, training: bool
+    ) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Return a function that makes a context like this `holding`, as it is now.
+
+        A backward pass enters it to compute a checkpointed region again. By then the forward pass may
+        have written to its buffers, or `holding` may have ended.
+        """
+        kept = KeptBuffers(self.read(self.carried), self._buffers)
+
+        def holding() -> contextlib.AbstractContextManager[None]:
+            if self._held is params and kept.are_current():
+                return contextlib.nullcontext()
+            return self.holding(params, kept.restored(), training)
+
+        return holding
 
     def read(self, names: Sequence[str]) -> Tensors:
         """The tensors that stand in the module now under these names."""

@@ -18,7 +18,7 @@ from ftrain.core import _torch, tree
 from ftrain.core.compile._trace import BodyGraph, is_tracing
 from ftrain.core.functional import in_transform
 from ftrain.core.optimizer import like
-from ftrain.core.random.keyed import loop_body
+from ftrain.core.random.keyed import scoped
 
 __all__ = ["changed_if"]
 
@@ -42,7 +42,8 @@ def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T
     old, treedef = tree.flatten(value)
 
     def flat(*leaves: torch.Tensor) -> list[torch.Tensor]:
-        with loop_body():  # draws from outside would depend on which branch is taken
+        # Draws of their own: those outside must not depend on which branch is taken.
+        with scoped("cond") as branch, branch(0):
             new = tree.leaves(change(tree.unflatten(treedef, leaves)))
         return [
             leaf.clone() if x is leaf else like(x, leaf)

@@ -15,7 +15,8 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile._trace import BodyGraph, is_tracing
-from ftrain.core.random.keyed import loop_body
+from ftrain.core.random._keyed_sites import Scope
+from ftrain.core.random.keyed import scoped
 
 __all__ = ["scan"]
 
@@ -57,13 +58,25 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
     _check_tensors("xs", xs, flat_xs)
     _check_tensors("carry", carry, tree.leaves(carry))
     n = _length(xs, flat_xs, length)
-    if is_tracing() and _torch.inside_functorch() is None:
-        return _one_operator(body, carry, flat_xs, xs_def, n)
+    with scoped("scan") as iteration:
+        if is_tracing() and _torch.inside_functorch() is None:
+            return _one_operator(body, carry, flat_xs, xs_def, n, iteration)
+        return _loop(body, carry, flat_xs, xs_def, n, iteration)
+
+
+def _loop(
+    body: Body[C],
+    carry: C,
+    flat_xs: list[torch.Tensor],
+    xs_def: tree.TreeDef,
+    n: int,
+    iteration: Scope,
+) -> tuple[C, Any]:
     given = [*tree.leaves(carry), *flat_xs, *_closure(body)]
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
     for i in range(n):
-        with loop_body():
+        with iteration(i):
             new, y = _output(body(carry, tree.unflatten(xs_def, [x[i] for x in flat_xs])))
         if i == 0:
             _check_carry(carry, new)
@@ -78,16 +91,21 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
 
 
 def _one_operator(
-    body: Body[C], carry: C, flat_xs: list[torch.Tensor], xs_def: tree.TreeDef, n: int
+    body: Body[C],
+    carry: C,
+    flat_xs: list[torch.Tensor],
+    xs_def: tree.TreeDef,
+    n: int,
+    iteration: Scope,
 ) -> tuple[C, Any]:
     flat_carry, carry_def = tree.flatten(carry)
     found: dict[str, Any] = {}
 
     def flat_body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         old = tree.unflatten(carry_def, inputs[: len(flat_carry)])
-        rest = inputs[len(flat_carry) :]
+        *rest, number = inputs[len(flat_carry) :]
         x = tree.unflatten(xs_def, rest[: len(flat_xs)])
-        with loop_body():
+        with iteration(number):
             new, y = _output(body(old, x))
         _check_carry(old, new)
         ys, found["y"] = tree.flatten(y)
@@ -97,7 +115,11 @@ def _one_operator(
     # The operator needs something to iterate over and something to carry.
     over = flat_xs or [torch.zeros(n, dtype=torch.int8)]
     start = flat_carry or [torch.zeros((), dtype=torch.int8)]
-    graph = BodyGraph.trace(flat_body, start, over, n_idle=len(start) - len(flat_carry))
+    numbers = torch.arange(n, device=start[0].device)
+    n_idle = len(start) - len(flat_carry)
+    graph = BodyGraph.trace(flat_body, start, [*over, numbers], n_idle=n_idle)
+    if not graph.drop_unused(len(start) + len(over)):  # draws need the number of their iteration
+        over = [*over, numbers]
     outputs = _torch.scan_operator(graph.module, start, over, graph.captured)
     last, ys = outputs[: len(start)], outputs[len(start) :]
     return tree.unflatten(carry_def, last[: len(flat_carry)]), tree.unflatten(found["y"], ys)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _keyed_sites, key, sample, split
 from ftrain.core.random._keyed_reach import is_random, unkeyed
-from ftrain.core.random.keyed import HANDLERS, keyed, loop_body
+from ftrain.core.random.keyed import HANDLERS, keyed
 
 from ._keyed_cases import CASES, Case, X
 
@@ -258,22 +258,18 @@ def test_in_place_dropout_of_unbatched_data_by_batched_keys_is_refused() -> None
         vmap(lambda k: masks(lambda _: F.dropout(x, 0.5, inplace=True), k))(KEYS)
 
 
-def test_checkpointing_is_refused_around_and_right_inside() -> None:
+def test_a_checkpointed_region_with_a_key_of_its_own_uses_it() -> None:
     net, x = (
         nn.Sequential(nn.Dropout(0.5), nn.Tanh(), nn.Dropout(0.5)),
         ONES.clone().requires_grad_(),
     )
-    checkpoint = torch.utils.checkpoint.checkpoint
-    for reentrant in (True, False):
-        with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="checkpoint"):
-            checkpoint(net, x * 1, use_reentrant=reentrant)
 
     def inside(x: Tensor, key: Tensor) -> Tensor:
         with keyed(key):
             return net(x)
 
     with keyed(KEYS[0]):
-        checkpointed = checkpoint(inside, x, KEYS[1], use_reentrant=False)
+        checkpointed = torch.utils.checkpoint.checkpoint(inside, x, KEYS[1], use_reentrant=False)
         (recomputed,) = torch.autograd.grad(checkpointed.sum(), x)
     (expected,) = torch.autograd.grad(inside(x, KEYS[1]).sum(), x)
     assert recomputed.equal(expected)
@@ -298,25 +294,6 @@ def test_a_draw_in_a_backward_is_refused(pull: Callable[[Tensor, Tensor], Any]) 
     x = ONES.clone().requires_grad_()
     with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="in a backward pass"):
         pull(NoisyGradient.apply(x).sum(), x)
-
-
-def test_a_loop_body_draws_from_a_key_of_its_own() -> None:
-    xs = torch.ones(3, 4)
-
-    def body(carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        with keyed(KEYS[1]):
-            return carry + 1, F.dropout(x, 0.5)
-
-    def draws_from_outside(carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return carry + 1, F.dropout(x, 0.5)
-
-    with keyed(KEYS[0]):
-        with loop_body():
-            _, inside = body(torch.zeros(()), xs[0])
-            with pytest.raises(UnkeyedRandomError, match="higher-order"):
-                draws_from_outside(torch.zeros(()), xs[0])
-        assert F.dropout(xs, 0.5).shape == xs.shape
-    assert inside.equal(body(torch.zeros(()), xs[0])[1])
 
 
 def test_a_higher_order_operator_draws_from_a_key_of_its_own() -> None:

@@ -180,6 +180,15 @@ class BodyGraph:
         module.recompile()
         return cls(module, captured)
 
+    def drop_unused(self, place: int) -> bool:
+        """Remove the input at `place` if the body does not read it; return whether it was removed."""
+        node = list(self.module.graph.find_nodes(op="placeholder"))[place]
+        if node.users:
+            return False
+        self.module.graph.erase_node(node)
+        self.module.recompile()
+        return True
+
 
 @dataclasses.dataclass
 class _Run:

@@ -6,7 +6,7 @@ from them, `keyed.py` makes torch's own functions do so. How is in the files wit
 `_operators.py` first.
 """
 
-from ftrain.core.random.keyed import keyed
+from ftrain.core.random.keyed import keyed, next_key
 from ftrain.core.random.keys import fold_in, key, key_data, split
 from ftrain.core.random.sample import bernoulli, bits, normal, permutation, randint, uniform
 
@@ -17,6 +17,7 @@ __all__ = [
     "key",
     "key_data",
     "keyed",
+    "next_key",
     "normal",
     "permutation",
     "randint",

@@ -12,25 +12,24 @@ so a module that draws nothing costs nothing.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ftrain.core.errors import UnkeyedRandomError
-from ftrain.core.random import sample
+from ftrain.core.random import keys, sample
 
-__all__ = ["Stream"]
+__all__ = ["Scope", "Stream"]
 
 _CALL = nn.Module._call_impl.__code__
 _APPLY = nn.Module.apply.__code__
-
-_CHECKPOINT_FILE = torch.utils.checkpoint.checkpoint.__code__.co_filename
 
 _ENTER_INSIDE = (
     "a random draw {where}, under a `keyed` entered outside of it: {why}.\n"
@@ -39,13 +38,6 @@ _ENTER_INSIDE = (
     "                           with keyed(key): return body(x)\n"
     "                       {right}"
 )
-_CHECKPOINT = {
-    "where": "inside activation checkpointing",
-    "why": "the backward runs the region again, where its draws would get other keys, and the gradients "
-    "would be silently wrong",
-    "wrong": "checkpoint(body, x)",
-    "right": "checkpoint(keyed_body, x, fold_in(key, layer))",
-}
 _BACKWARD = {
     "where": "in a backward pass",
     "why": "how often and in which order a backward runs is the engine's affair",
@@ -53,13 +45,35 @@ _BACKWARD = {
     "right": "a backward that calls keyed_body with a key that its forward saved",
 }
 _LOOP = {
-    "where": "in the body of a higher-order operator (scan, cond, map)",
-    "why": "a trace sees the body once, and every iteration would draw the same numbers",
-    "wrong": "scan(body, carry, xs)",
-    "right": "scan over split(key, n) beside xs, and call keyed_body with the slice",
+    "where": "in the body of a higher-order operator of torch (map, scan, while_loop)",
+    "why": "a trace runs the body once, so every iteration would draw the same numbers",
+    "wrong": "torch._higher_order_ops.map(body, xs)",
+    "right": "ftrain.scan, ftrain.cond, ftrain.switch or ftrain.while_loop, whose bodies may draw",
 }
 
 Running = tuple[nn.Module, bool]
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Draws made so far: by site, and by module without a name.
+
+    Attributes:
+        draws: the number of draws at each path.
+        nameless: the names given to modules outside of the root's tree, by identity. The module is kept,
+            so that no id is used twice.
+        kinds: the number of names given to each class of such modules.
+    """
+
+    draws: Counter[str] = dataclasses.field(default_factory=Counter)
+    nameless: dict[int, tuple[nn.Module, str]] = dataclasses.field(default_factory=dict)
+    kinds: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def copy(self) -> _Counts:
+        return _Counts(self.draws.copy(), self.nameless.copy(), self.kinds.copy())
+
+
+Scope = Callable[[int | Tensor], contextlib.AbstractContextManager[None]]
 
 
 class Stream:
@@ -68,7 +82,12 @@ class Stream:
     Args:
         key: int32 tensor of shape (2,).
         root: the module whose tree names the sites; without it, the outermost one that is being called.
+
+    Attributes:
+        enter: the context in which torch draws from a stream; set by `keyed_by`.
     """
+
+    enter: Callable[[Stream], contextlib.AbstractContextManager[Any]]
 
     def __init__(self, key: Tensor, root: nn.Module | None = None) -> None:
         self._keys = {key.device: key}
@@ -77,33 +96,43 @@ class Stream:
         self._root = root
         # Modules that were already running when the context was entered are no part of its paths:
         # what happens inside depends on the key and on the code inside alone.
-        modules, self._checkpoints = _running(sys._getframe(1))
-        self._outside = len(modules)
+        self._outside = len(_running(sys._getframe(1)))
+        self._around: list[Running] = []
         self._backward = torch._C._current_graph_task_id()
         self._loops = 0
-        self._counts: Counter[str] = Counter()
+        self._counts = _Counts()
         self._hashes: dict[str, tuple[int, int]] = {}
         # Descendants of a module by identity; the module itself is kept, so that no id is used twice.
         self._names: dict[int, tuple[nn.Module, dict[int, str]]] = {}
-        self._nameless: dict[int, tuple[nn.Module, str]] = {}
-        self._nameless_counts: Counter[str] = Counter()
 
     def folds(self) -> tuple[int, int, int]:
         """The three integers that lead from the context's key to the next draw's, here."""
-        chain, checkpoints = _running(sys._getframe(1))
-        if checkpoints > self._checkpoints or self._loops:
-            raise UnkeyedRandomError(
-                _ENTER_INSIDE.format(**(_LOOP if self._loops else _CHECKPOINT))
-            )
+        if self._loops:
+            raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
         if torch._C._current_graph_task_id() != self._backward:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_BACKWARD))
-        path = self._path(chain[: -self._outside or None])
-        count = self._counts[path]
-        self._counts[path] = count + 1
+        return self._next_at(sys._getframe(1))
+
+    def next_key(self) -> Tensor:
+        """The key of the next draw, for the caller to draw from."""
+        folds = self.folds()
+        return keys.fold_in(self._key, folds[2], folds=folds[:2])
+
+    def key_of(self, name: str) -> Tensor:
+        """A key of its own for each name; no draw moves it, and it moves no draw."""
+        # No path of a module ends so.
+        high, low = self._hash(f"{name}=")
+        return keys.fold_in(self._key, low, folds=(high,))
+
+    def _next_at(self, frame: FrameType | None, suffix: str = "") -> tuple[int, int, int]:
+        """The hash of the site at this frame, and how often it was asked for before."""
+        path = self._path(self._chain(frame)) + suffix
+        count = self._counts.draws[path]
+        self._counts.draws[path] = count + 1
         return (*self._hash(path), count)
 
     def drew(self, result: object) -> None:
-        """Told of what each covered function returned."""
+        """Hook called with what each covered function returned; does nothing here."""
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
@@ -113,6 +142,53 @@ class Stream:
             yield
         finally:
             self._loops -= 1
+
+    @contextlib.contextmanager
+    def scope(self, kind: str) -> Iterator[Scope]:
+        """Give each iteration of a loop, or each branch of a conditional, draws of its own.
+
+        The yielded context takes the number of the iteration, an integer or a 0-d tensor. Inside, the
+        key is fold_in(fold_in(key, site of the loop), number) instead of the context's, and sites count
+        from 0. So the draws do not depend on how often the body runs in Python: a trace runs it once.
+        Draws outside are as without the loop.
+
+        Args:
+            kind: "scan", "cond" and the like; part of the loop's site.
+        """
+        folds = self._next_at(sys._getframe(1), f"={kind}")
+        outer = self._key, self._keys, self._counts
+
+        @contextlib.contextmanager
+        def numbered(number: int | Tensor) -> Iterator[None]:
+            if isinstance(number, Tensor):
+                number = number.to(outer[0].device)
+            self._key = keys.fold_in(outer[0], number, folds=folds)
+            self._keys, self._counts = {self._key.device: self._key}, _Counts()
+            try:
+                yield
+            finally:
+                self._key, self._keys, self._counts = outer
+
+        yield numbered
+
+    def again(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+        """Return a function that makes a context with the draws that follow from now on.
+
+        A backward pass enters it to compute a checkpointed region once more, as often as it likes.
+        """
+        key, counts, around = self._key, self._counts.copy(), self._chain(sys._getframe(1))
+
+        def enter() -> contextlib.AbstractContextManager[Any]:
+            stream = Stream(key, self._root)
+            stream._around, stream._counts = around, counts.copy()
+            stream._names, stream._hashes = self._names, self._hashes
+            return self.enter(stream)
+
+        return enter
+
+    def _chain(self, frame: FrameType | None) -> list[Running]:
+        """The modules that run around this frame, since the context was entered; innermost first."""
+        return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:
         """The path of the module that is drawing; "" outside of all modules."""
@@ -205,21 +281,19 @@ class Stream:
 
     def _nameless_name(self, prefix: str, module: nn.Module) -> str:
         """`Linear#1`: the second nameless Linear to draw there (under construction, or in no tree)."""
-        _, found = self._nameless.get(id(module), (module, ""))
+        counts = self._counts
+        _, found = counts.nameless.get(id(module), (module, ""))
         if not found:
             kind = type(module).__qualname__
-            found = f"{kind}#{self._nameless_counts[f'{prefix}/{kind}']}"
-            self._nameless_counts[f"{prefix}/{kind}"] += 1
-            self._nameless[id(module)] = (module, found)
+            found = f"{kind}#{counts.kinds[f'{prefix}/{kind}']}"
+            counts.kinds[f"{prefix}/{kind}"] += 1
+            counts.nameless[id(module)] = (module, found)
         return found
 
 
-def _running(frame: FrameType | None) -> tuple[list[Running], int]:
-    """The modules that are being called, applied to or constructed, innermost first (True: constructed),
-    and the number of checkpointed regions around.
-    """
+def _running(frame: FrameType | None) -> list[Running]:
+    """The modules that are being called, applied to or constructed (True), innermost first."""
     found: list[Running] = []
-    checkpoints = 0
     while frame is not None:
         code = frame.f_code
         # By identity: hashing or comparing code objects looks at their bytes.
@@ -227,7 +301,5 @@ def _running(frame: FrameType | None) -> tuple[list[Running], int]:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):
                 found.append((module, code.co_name == "__init__"))
-        elif code.co_filename == _CHECKPOINT_FILE:
-            checkpoints += 1
         frame = frame.f_back
-    return found, checkpoints
+    return found

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
+from ftrain.core import _torch
+from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_fills import FILLS
@@ -27,10 +29,10 @@ from ftrain.core.random._keyed_reach import (
     is_random,
     opened,
 )
-from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._keyed_sites import Scope, Stream
 from ftrain.core.random.keys import _check_single
 
-__all__ = ["keyed"]
+__all__ = ["keyed", "next_key"]
 
 HANDLERS = DRAWS | FILLS | LAYERS
 
@@ -46,7 +48,9 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
 
     The n-th draw at module path s has the key fold_in(fold_in(key, hash(s)), n): equal keys give equal
     draws, eager, traced, vmapped and under torch.func transforms, and a layer added to a model leaves
-    the draws of the other layers as they were.
+    the draws of the other layers as they were. A region under activation checkpointing
+    (`torch.utils.checkpoint`) draws the same numbers when the backward pass computes it again; a body of
+    `ftrain.scan` draws other numbers in each iteration.
 
     Covered: the dropout family, attention dropout (`F.scaled_dot_product_attention`,
     `nn.MultiheadAttention`, transformer layers), dropout between the layers of LSTM, GRU and RNN,
@@ -65,7 +69,8 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     Raises:
         ValueError: `key` is not one key.
         UnkeyedRandomError: inside, for an operation that draws and cannot be keyed, a call with
-            `generator=`, or a draw in a backward pass (activation checkpointing).
+            `generator=`, a draw in a backward pass (of a custom autograd function or a hook), or a draw
+            in the body of a loop of torch's own (`torch._higher_order_ops`).
 
     >>> import ftrain.core.random as random
     >>> drop, x = nn.Dropout(0.5), torch.ones(8)
@@ -81,22 +86,63 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
-def keyed_by(stream: Stream) -> TorchFunctionMode:
-    """The context in which torch draws from a stream."""
-    return _Keyed(stream)
+@contextlib.contextmanager
+def keyed_by(stream: Stream) -> Iterator[None]:
+    """Draw from a stream inside."""
+    stream.enter = keyed_by
+    with _Keyed(stream), around_regions(stream.again):
+        yield
+
+
+def next_key() -> Tensor:
+    """Return a key of its own from the surrounding `keyed`, for draws that you make yourself.
+
+    Counts as a draw at its site: each call gives another key, the same ones for the same context key,
+    and another number in each iteration of `ftrain.scan`. In a loss function or in `forward`, this is
+    the way to a key.
+
+    Returns:
+        int32, shape (2,).
+
+    Raises:
+        ValueError: outside of `keyed`.
+
+    >>> import ftrain.core.random as random
+    >>> with random.keyed(random.key(0)):
+    ...     noise = random.normal(random.next_key(), (3,))
+    >>> noise.shape
+    torch.Size([3])
+    """
+    stream = innermost_stream()
+    if stream is None:
+        raise ValueError(
+            "next_key needs a surrounding `keyed`, got none. A loss function and the `forward` of a "
+            "bound model have one. Elsewhere write `with ftrain.random.keyed(key):`, or use "
+            "ftrain.random.split(key)."
+        )
+    return stream.next_key()
+
+
+def innermost_stream() -> Stream | None:
+    """Return the stream of the innermost `keyed` around the caller, or `None`."""
+    for mode in reversed(_torch.function_modes()):
+        if isinstance(mode, _Keyed):
+            return mode.stream
+    return None
 
 
 @contextlib.contextmanager
-def loop_body() -> Iterator[None]:
-    """For the body of a loop that a trace runs once: inside, a `keyed` from outside refuses to draw.
+def scoped(kind: str) -> Iterator[Scope]:
+    """Give each iteration of a loop, or each branch, draws of its own; see `Stream.scope`.
 
-    Eager code would draw other numbers in each iteration, a trace the same in all.
+    Without a surrounding `keyed` the yielded contexts do nothing.
     """
-    with contextlib.ExitStack() as inside:
-        for mode in torch.overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            if isinstance(mode, _Keyed):
-                inside.enter_context(mode.stream.inside_operator())
-        yield
+    stream = innermost_stream()
+    if stream is None:
+        yield lambda number: contextlib.nullcontext()
+        return
+    with stream.scope(kind) as scope:
+        yield scope
 
 
 Action = Callable[["_Keyed", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -176,7 +222,16 @@ def _refuse_draws(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any
     raise _refusal(func, "draws random numbers and has no keyed form")
 
 
+def _require_grad(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    # torch.func transforms refuse this even where it changes nothing. Models of `transformers` call it
+    # on their embeddings, for checkpointing with reentry.
+    if _torch.inside_functorch() and args[0].requires_grad and all((*args[1:], *kwargs.values())):
+        return args[0]
+    return func(*args, **kwargs)
+
+
 _ACTIONS: dict[Any, Action] = dict.fromkeys(HANDLERS, _draw)
+_ACTIONS[torch.Tensor.requires_grad_] = _require_grad
 
 
 def _refusal(func: Callable[..., Any], why: str) -> UnkeyedRandomError:

@@ -1,0 +1,53 @@
+"""Buffers as they were when a checkpointed region started, for the pass that computes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from ftrain.core.errors import ImpureFunctionError
+
+__all__ = ["KeptBuffers"]
+
+# Buffers up to this size are copied at the start of each region: statistics, not masks.
+SMALL = 65_536
+
+
+class KeptBuffers:
+    """A model's buffers at one moment.
+
+    A forward pass may write to its buffers after that moment, and BatchNorm and spectral normalization
+    do. Small buffers are copied; that a large one was written is noticed by its version counter.
+
+    Args:
+        tensors: buffers and frozen parameters, by name.
+        buffers: the names of those that a forward pass may write to.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], buffers: Collection[str]) -> None:
+        self._tensors = tensors
+        self._versions = {name: tensors[name]._version for name in buffers}
+        self._copies = {
+            name: tensors[name].clone() for name in buffers if tensors[name].numel() <= SMALL
+        }
+
+    def are_current(self) -> bool:
+        """Return True if nothing was written since."""
+        return all(self._tensors[name]._version == v for name, v in self._versions.items())
+
+    def restored(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of that moment, the small ones as new copies.
+
+        Raises:
+            ImpureFunctionError: a large buffer was written since.
+        """
+        for name, version in self._versions.items():
+            if name not in self._copies and self._tensors[name]._version != version:
+                raise ImpureFunctionError(
+                    f"the model wrote to its buffer {name!r} during or after a region under "
+                    "activation checkpointing, which the backward pass must compute again. Buffers of "
+                    f"up to {SMALL} elements are restored for that, this one has "
+                    f"{self._tensors[name].numel()}. Write to it before the first region."
+                )
+        return {**self._tensors, **{name: b.clone() for name, b in self._copies.items()}}

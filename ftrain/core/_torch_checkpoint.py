@@ -1,0 +1,115 @@
+"""Private torch APIs that let contexts of ours stand around a recomputation of a checkpointed region.
+
+`torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and keeps the function that
+a backward pass calls to compute the region again in a `_CheckpointFrame`. Inside of `around_regions`:
+
+- That function runs in the contexts that were in force when the region started.
+- Under `torch.vmap` and torch.func transforms, which allow no saved-tensor hooks, a region runs plainly:
+  same values, without the saving of memory.
+- `use_reentrant=True`, which needs `.backward()`, runs as `use_reentrant=False`: same gradients, to the
+  bit.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.utils import checkpoint as torch_checkpoint
+
+__all__ = ["Again", "around_regions"]
+
+#: Called when a region starts. Returns a function that makes the context for its recomputation.
+Again = Callable[[], Callable[[], AbstractContextManager[Any]]]
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.again: list[Again] = []
+
+
+_active = _Active()
+
+
+@contextlib.contextmanager
+def around_regions(again: Again) -> Iterator[None]:
+    """Inside, recompute each checkpointed region in the context that `again` makes at its start.
+
+    Contexts of nested calls are entered in the order of the calls, from the outermost.
+    """
+    _install()
+    _active.again.append(again)
+    try:
+        yield
+    finally:
+        _active.again.pop()
+
+
+class _Recompute:
+    """The function that computes a region again, in the contexts of its forward pass."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        contexts: list[Callable[[], AbstractContextManager[Any]]],
+    ) -> None:
+        self._function = function
+        self._contexts = contexts
+
+    def __call__(self, *inputs: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for context in self._contexts:
+                stack.enter_context(context())
+            return self._function(*inputs)
+
+
+@functools.cache
+def _install() -> None:
+    """Extend torch's own classes, once; outside of `around_regions` they do what they did.
+
+    (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it torch's own errors
+    remain, and a draw in a recomputation raises.)
+    """
+    hook: Any = getattr(torch_checkpoint, "_checkpoint_hook", None)
+    reentrant: Any = torch_checkpoint.CheckpointFunction
+    if hook is None:
+        return
+    init, enter, leave, apply = hook.__init__, hook.__enter__, hook.__exit__, reentrant.apply
+
+    def remember_frame(self: Any, frame: Any) -> None:
+        init(self, frame)
+        self.frame = frame
+
+    def enter_if_allowed(self: Any) -> Any:
+        refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+        self.is_plain = bool(_active.again) and refusal is not None
+        if self.is_plain:
+            return None
+        if _active.again:
+            contexts = [again() for again in _active.again]
+            self.frame.recompute_fn = _Recompute(self.frame.recompute_fn, contexts)
+        return enter(self)
+
+    def leave_if_entered(self: Any, *error: Any) -> Any:
+        return None if self.is_plain else leave(self, *error)
+
+    def apply_without_reentry(function: Any, preserve_rng_state: bool, *inputs: Any) -> Any:
+        if not _active.again:
+            return apply(function, preserve_rng_state, *inputs)
+        return torch_checkpoint.checkpoint(
+            function, *inputs, use_reentrant=False, preserve_rng_state=preserve_rng_state
+        )
+
+    hook.__init__, hook.__enter__, hook.__exit__ = (
+        remember_frame,
+        enter_if_allowed,
+        leave_if_entered,
+    )
+    reentrant.apply = staticmethod(apply_without_reentry)
