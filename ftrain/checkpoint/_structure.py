@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
-
-import optree
 
 from ftrain.core import tree
 
@@ -23,19 +20,12 @@ def describe(node: Any, depth: int = 0) -> Any:
     """
     if node is None:
         return None
-    if optree.tree_is_leaf(node, namespace=tree.NAMESPACE):
+    if tree.is_leaf(node):
         return _LEAF
     if depth == _DEEPEST:
         raise ValueError(f"the state's containers are nested more than {_DEEPEST} levels deep")
-    children, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
-    if dataclasses.is_dataclass(node):
-        names = [f".{entry}" for entry in entries]
-    elif hasattr(node, "_fields"):
-        names = [f".{field}" for field in node._fields]
-    else:
-        names = [f"[{entry!r}]" for entry in entries]
-    pairs = zip(names, children, strict=True)
-    return [type(node).__name__, [[name, describe(child, depth + 1)] for name, child in pairs]]
+    children = tree.one_level(node).items()
+    return [type(node).__name__, [[name, describe(child, depth + 1)] for name, child in children]]
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:

@@ -63,9 +63,9 @@ def check_batch(batch: Any, device: torch.device) -> None:
                     f"batch{tree.paths(batch)[index]} was made under torch.inference_mode(): autograd "
                     "cannot use it. Make it outside, or hand over a .clone() made outside."
                 )
-        elif hasattr(leaf, "__array__"):
+        elif hasattr(type(leaf), "__array__"):  # of the class: an instance may invent attributes
             path = tree.paths(batch)[index]
             raise TypeError(
-                f"batch{path} is {a_or_an(type(leaf).__name__)}, not a tensor. Convert it where the "
-                "batch is made: torch.from_numpy(x)."
+                f"batch{path}: expected a tensor, got {a_or_an(type(leaf).__name__)}. Convert it where "
+                f"the batch is made: torch.as_tensor(batch{path})."
             )

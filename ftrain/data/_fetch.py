@@ -8,6 +8,7 @@ Read next: `loader.py`, which makes the requests.
 
 from __future__ import annotations
 
+import collections
 import pickle
 import random as python_random
 import warnings
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
 from ftrain.core import random, tree
 from ftrain.data._hash import words
@@ -80,7 +81,8 @@ class Arrays:
     def gather(self, indices: Tensor) -> Any:
         """The rows with these indices."""
         rows = [_rows(leaf, indices.to(leaf.device)) for leaf in self._leaves]
-        return tree.unflatten(self._structure, rows)
+        with tree.withheld("a batch of a dataset"):
+            return tree.unflatten(self._structure, rows)
 
 
 class Fetch:
@@ -200,10 +202,9 @@ def as_dataset(dataset: Any) -> Any:
     """What `Fetch` reads from: arrays become `Arrays`, the rest must have length and items."""
     if isinstance(dataset, TensorDataset):
         return Arrays(dataset.tensors)
-    if isinstance(dataset, Mapping) and tree.structure(dataset).is_leaf():
-        dataset = dict(dataset)  # of a kind that trees do not know
-    is_tree = not isinstance(dataset, list) and not tree.structure(dataset).is_leaf()
-    if isinstance(dataset, (Tensor, np.ndarray)) or is_tree:
+    if isinstance(dataset, Mapping) and type(dataset) not in _DICTS:
+        dataset = dict(dataset)
+    if isinstance(dataset, (Tensor, np.ndarray)) or _is_tree(dataset):
         return Arrays(dataset)
     if isinstance(dataset, Gather):
         return dataset
@@ -218,6 +219,21 @@ def as_dataset(dataset: Any) -> Any:
         f"{type(dataset).__name__} is no dataset: pass a tree of tensors or arrays, or an object with "
         "__len__ and __getitem__"
     )
+
+
+_DICTS = (dict, collections.OrderedDict, collections.defaultdict)
+
+
+def _is_tree(dataset: Any) -> bool:
+    """Whether its entries are arrays, and not samples."""
+    if isinstance(dataset, Dataset):
+        return False
+    if isinstance(dataset, Mapping):
+        return True
+    if isinstance(dataset, tuple):
+        return type(dataset) is tuple or hasattr(dataset, "_fields")
+    has_items = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return not has_items and not tree.is_leaf(dataset)
 
 
 def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) -> Tensor:
@@ -277,14 +293,14 @@ def one_thread() -> Iterator[None]:
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """The batch with its weights: an entry "weight" in a dict, else the pair (batch, weight)."""
-    if not isinstance(batch, dict):
+    """The batch with its weights: an entry "weight" of a mapping, else the pair (batch, weight)."""
+    if not isinstance(batch, Mapping) or tree.is_leaf(batch):
         return batch, weight
     if "weight" in batch:
         raise ValueError(
             'last="pad" adds an entry "weight" to each batch, but the dataset has one already: rename it'
         )
-    return {**batch, "weight": weight}
+    return tree.with_item(batch, "weight", weight)
 
 
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ _TOKENS = ("tokens", "input_ids")
 def sizes(batch: Any) -> tuple[int, int]:
     """`(samples, tokens)`: rows of the first tensor; elements of `batch["tokens"]` or `["input_ids"]`.
 
-    Counts for a log, and in an evaluation the weights of metrics that came without one.
+    Counts for a log, and in an evaluation the weights of metrics that came without one. Entries of a
+    mapping and fields of a NamedTuple or dataclass count in the order in which they were written.
 
     >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
     (4, 64)
@@ -27,12 +30,36 @@ def sizes(batch: Any) -> tuple[int, int]:
             if isinstance(value, torch.Tensor) and value.dim():
                 for name in _TOKENS:
                     if name in batch:
-                        return value.size(0), batch[name].numel()
+                        return value.size(0), _numel(batch[name])
                 return value.size(0), 0
     if isinstance(batch, MicroBatches):
         found = [sizes(part) for part in batch.batches]
         return sum(samples for samples, _ in found), sum(tokens for _, tokens in found)
-    for leaf in tree.leaves(batch):
-        if isinstance(leaf, torch.Tensor) and leaf.dim():
-            return leaf.size(0), 0
-    return 0, 0
+    entries = _entries(batch)
+    tokens = next((_numel(entries[name]) for name in _TOKENS if name in entries), 0)
+    return _rows(batch) or 0, tokens
+
+
+def _rows(batch: Any) -> int | None:
+    """The length of the first tensor that has an axis; `None` if there is none."""
+    if isinstance(batch, torch.Tensor):
+        return batch.size(0) if batch.dim() else None
+    children = _entries(batch) or tree.one_level(batch)
+    found = map(_rows, children.values())
+    return next((rows for rows in found if rows is not None), None)
+
+
+def _entries(batch: Any) -> Mapping[str, Any]:
+    """What a container holds by name, in the order in which it was written."""
+    if isinstance(batch, Mapping):
+        return batch
+    if isinstance(batch, tuple):
+        return {name: getattr(batch, name) for name in getattr(batch, "_fields", ())}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = (field.name for field in dataclasses.fields(batch))
+        return {name: getattr(batch, name) for name in names if hasattr(batch, name)}
+    return {}
+
+
+def _numel(value: Any) -> int:
+    return value.numel() if isinstance(value, torch.Tensor) else 0

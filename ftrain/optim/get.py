@@ -76,7 +76,7 @@ def _one(state: PyTree, name: str) -> tuple[str, Any]:
 
 def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
     """What a node holds: path, name, child, and whether it is a field of a class; `[]` at a leaf."""
-    if node is None or optree.tree_is_leaf(node, namespace=tree.NAMESPACE):
+    if node is None or tree.is_leaf(node):
         return []
     below, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
     fields = getattr(node, "_fields", None) if isinstance(node, tuple) else None
@@ -84,7 +84,8 @@ def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
         return [(f".{f}", f, child, True) for f, child in zip(fields, below, strict=True)]
     if isinstance(node, (dict, list, tuple)):
         return [(f"[{e!r}]", e, child, False) for e, child in zip(entries, below, strict=True)]
-    return [(f".{e}", e, child, True) for e, child in zip(entries, below, strict=True)]
+    # The content of a mapping has an empty entry: it is reached without a step.
+    return [(f".{e}" if e else "", e, child, True) for e, child in zip(entries, below, strict=True)]
 
 
 def _holders(node: PyTree, path: str = "", *, keys: bool = False) -> Iterator[tuple[str, Any, Any]]:

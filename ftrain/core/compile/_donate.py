@@ -54,7 +54,7 @@ def check_donatable(state: Any) -> None:
     """Raise `TypeError` if the first argument is no frozen dataclass of tensors."""
     cls = type(state)
     params = getattr(cls, "__dataclass_params__", None)
-    is_node = not optree.tree_is_leaf(state, namespace=tree.NAMESPACE)
+    is_node = not tree.is_leaf(state)
     if params is not None and params.frozen and is_node and hasattr(state, "__dict__"):
         return
     raise TypeError(

@@ -81,7 +81,7 @@ class _Writer:
         if value is None:
             self.refuse_if(f"{at} is not None")
             return []
-        if optree.tree_is_leaf(value, namespace=tree.NAMESPACE):
+        if tree.is_leaf(value):
             self.refuse_if(f"key({at}) != {self.bind(static_key(value))}")
             return []
         here = self.fresh()
@@ -113,8 +113,8 @@ class _Writer:
 
     def dataclass(self, value: Any, here: str) -> list[str]:
         self.refuse_if(f"type({here}) is not {self.bind(type(value))}")
-        children, _, names, _ = optree.tree_flatten_one_level(value, namespace=tree.NAMESPACE)
-        if not all(
+        children, held, names, _ = optree.tree_flatten_one_level(value, namespace=tree.NAMESPACE)
+        if held is not None or not all(
             isinstance(name, str) and getattr(value, name, None) is child
             for name, child in zip(names, children, strict=True)
         ):

@@ -91,7 +91,8 @@ def trace(
         filled = list(leaves)
         for place, value in zip(places, inputs, strict=True):
             filled[place] = value
-        args, kwargs = tree.unflatten(treedef, filled)
+        with tree.withheld("a compiled function"):  # the program serves other batches too
+            args, kwargs = tree.unflatten(treedef, filled)
         state = args[0] if donate else None
         output = fn(*args, **kwargs)
         out_leaves, found["treedef"] = tree.flatten(output)

@@ -1,0 +1,245 @@
+"""Containers of other classes are nodes of a tree: flattened, rebuilt and refused in one place."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as torch_pytree
+
+import ftrain
+from ftrain import data, tree
+from ftrain.core.errors import DonatedStateError, RecompileWarning
+from ftrain.loop._sizes import sizes
+from ftrain.testing import assert_same_bits
+from tests.core.batches import FORMS, Encoding, rows
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_optree_and_torch_order_the_leaves_alike(name: str) -> None:
+    x, y = rows()
+    batch = FORMS[name](x, {"b": y, "a": x})
+    leaves, spec = torch_pytree.tree_flatten(FORMS[name](x, y))
+    again = torch_pytree.tree_unflatten(leaves, spec)
+    tree.leaves(batch)  # registers the class, if nobody has
+    if name in ("dict", "OrderedDict", "defaultdict", "tuple", "list", "NamedTuple"):
+        return  # torch keeps the insertion order of these
+    leaves, spec = torch_pytree.tree_flatten(batch)
+    assert [id(leaf) for leaf in leaves] == [id(leaf) for leaf in tree.leaves(batch)]
+    again = torch_pytree.tree_unflatten(leaves, spec)
+    assert type(again) is type(batch)
+    assert tree.structure(again) == tree.structure(batch)
+
+
+def test_vmap_takes_and_returns_a_mapping() -> None:
+    x, y = rows()
+    batch = Encoding({"x": x, "y": y})
+    tree.leaves(batch)
+    found = torch.vmap(lambda row: tree.map(lambda t: t * 2, row))(batch)
+    assert type(found) is Encoding
+    assert_same_bits(dict(found), {"x": x * 2, "y": y * 2})
+
+
+def test_compiled_functions_return_containers_with_real_tensors() -> None:
+    @dataclasses.dataclass
+    class Out:
+        logits: Any
+        name: str = "head"
+
+    def fn(x: torch.Tensor) -> Any:
+        return Out(x + 1), Encoding({"x": x})
+
+    compiled = ftrain.compile(fn, backend="eager")
+    for x in (torch.arange(3.0), torch.ones(3)):
+        out, encoding = compiled(x)
+        assert_same_bits((out.logits, encoding["x"]), (x + 1, x))
+        assert out.name == "head"
+
+
+def test_attributes_that_hold_tensors_are_children() -> None:
+    batch = Encoding({"x": torch.zeros(2)})
+    batch.mask = torch.ones(2)
+    assert tree.paths(batch) == ["['x']", ".mask"]
+    assert tree.map(lambda x: x + 1, batch).mask.tolist() == [2.0, 2.0]
+
+
+def test_attributes_of_another_batch_are_withheld() -> None:
+    """In a compiled function and in a micro-batch, where they would be those of the traced batch."""
+    x, y = rows()
+    batch = Encoding({"x": x, "y": y})
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        if batch._encodings:
+            return (model(batch["x"]) - batch.y).square().mean()
+        raise AssertionError
+
+    def step(accumulate: int) -> Any:
+        made = ftrain.make_steps(
+            lambda: torch.nn.Linear(3, 1), loss_fn, ftrain.optim.sgd(0.1), accumulate=accumulate
+        )
+        return made.init_state(0), made.train_step
+
+    state, plain = step(1)
+    plain(state, batch)
+    said = "`_encodings` of an Encoding is a list, and cannot be used in a compiled function"
+    with pytest.raises(TypeError, match=said):
+        ftrain.compile(plain, backend="eager")(state, batch)
+    state, cut = step(2)
+    with pytest.raises(TypeError, match="cannot be used in a micro-batch"):
+        cut(state, batch)
+
+
+def test_programs_tell_constant_attributes_apart() -> None:
+    def fn(batch: Any) -> Any:
+        return batch["x"] * batch._n_sequences
+
+    one, two = Encoding({"x": torch.ones(2)}), Encoding({"x": torch.ones(2)})
+    two._n_sequences = 2
+    compiled = ftrain.compile(fn, backend="eager")
+    assert compiled(one).tolist() == [1.0, 1.0]
+    with pytest.warns(RecompileWarning):
+        assert compiled(two).tolist() == [2.0, 2.0]
+    assert compiled(one).tolist() == [1.0, 1.0]
+    assert tree.first_difference(one, two) is not None
+
+
+class Lazy(Mapping[str, Any]):
+    """Makes its tensors when they are asked for: nothing to rebuild it from."""
+
+    def __getitem__(self, name: str) -> Any:
+        return torch.zeros(2)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("x", "y"))
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_mappings_that_cannot_be_rebuilt_are_refused_with_their_path() -> None:
+    said = r"\['inputs'\]\[1\] is a Lazy, a mapping that cannot be rebuilt.*Pass dict\(x\) instead"
+    with pytest.raises(TypeError, match=said):
+        tree.leaves({"inputs": [torch.zeros(2), Lazy()]})
+
+
+def test_mappings_without_tensors_may_stay_leaves() -> None:
+    assert tree.leaves([os.environ, {"x": 1}])[1] == 1
+
+
+def test_classes_registered_with_torch_alone_are_adopted() -> None:
+    class Boxed:
+        def __init__(self, x: Any, size: list[int]) -> None:
+            self.x, self.size = x, size
+
+    torch_pytree.register_pytree_node(
+        Boxed, lambda b: ([b.x], {"size": b.size}), lambda x, context: Boxed(*x, context["size"])
+    )
+    boxed = Boxed(torch.zeros(2), [2])
+    leaves, treedef = tree.flatten(boxed)
+    assert len(leaves) == 1
+    assert hash(treedef) == hash(tree.structure(Boxed(torch.ones(2), [2])))
+    assert treedef != tree.structure(Boxed(torch.ones(2), [3]))
+    assert tree.map(lambda x: x + 1, boxed).x.tolist() == [1.0, 1.0]
+
+
+def test_threads_may_meet_a_class_at_the_same_time() -> None:
+    class Own(collections.UserDict[str, Any]):
+        pass
+
+    found: list[Any] = []
+    start = threading.Barrier(8)
+
+    def flatten() -> None:
+        start.wait()
+        found.append(len(tree.leaves([Own(x=torch.zeros(1), y=torch.zeros(1))])))
+
+    threads = [threading.Thread(target=flatten) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [2] * 8
+
+
+def test_what_holds_samples_is_not_a_tree() -> None:
+    """A dataset that is a dataclass or a list of its own is read sample by sample, as before."""
+
+    @dataclasses.dataclass
+    class Samples:
+        values: torch.Tensor
+
+        def __len__(self) -> int:
+            return len(self.values)
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return self.values[i] + 100
+
+    class Listed(list[Any]):
+        pass
+
+    (batch,) = data.Loader(Samples(torch.arange(4.0)), 4, shuffle=False)
+    assert batch.tolist() == [100.0, 101.0, 102.0, 103.0]
+    (batch,) = data.Loader(Listed([torch.tensor(1.0), torch.tensor(2.0)]), 2, shuffle=False)
+    assert batch.tolist() == [1.0, 2.0]
+
+
+def test_modules_datasets_and_classes_are_leaves() -> None:
+    @dataclasses.dataclass(eq=False)
+    class Net(torch.nn.Module):
+        width: int
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    for leaf in (Net(3), Net, data.Loader):
+        assert tree.leaves([leaf]) == [leaf]
+
+
+def test_frozen_dataclasses_can_be_donated() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class State:
+        w: torch.Tensor
+
+    step = ftrain.compile(lambda s: State(s.w + 1), donate=True, backend="eager")
+    old = State(torch.zeros(2))
+    assert step(old).w.tolist() == [1.0, 1.0]
+    with pytest.raises(DonatedStateError):
+        print(old.w)
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_padding_keeps_the_class_of_a_mapping(name: str) -> None:
+    x, y = rows(3)
+    samples = [(x[i], y[i]) for i in range(3)]
+
+    def collate(found: Any) -> Any:
+        return FORMS[name](*map(torch.stack, zip(*found, strict=True)))
+
+    loader = data.Loader(samples, 2, shuffle=False, last="pad", collate=collate)
+    *_, last = loader
+    if isinstance(last, tuple):
+        last, weight = last
+    else:
+        weight = last["weight"]
+    assert type(last) is type(FORMS[name](x, y))
+    assert weight.tolist() == [1.0, 0.0]
+
+
+def test_batches_are_counted_by_what_they_hold() -> None:
+    ids, labels = torch.zeros(5, 7, dtype=torch.int64), torch.zeros(5)
+    fields = collections.namedtuple("Fields", "input_ids labels")
+    for batch in (
+        {"input_ids": ids, "labels": labels},
+        Encoding({"input_ids": ids, "labels": labels}),
+        fields(ids, labels),
+    ):
+        assert sizes(batch) == (5, 35)
+    assert sizes([{"z": ids, "a": torch.zeros(3)}]) == (5, 0)
+    assert sizes({"scale": torch.tensor(1.0), "rows": {"x": labels}}) == (5, 0)
+    assert sizes([1.0, "text"]) == (0, 0)
