@@ -10,12 +10,15 @@ Read next: `gradients.py`, which wraps this into what a step needs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from ftrain.core import random, tree
-from ftrain.core.metrics import Metrics
+from ftrain.core._words import a_or_an
+from ftrain.core.compile._reader import static_key
+from ftrain.core.metrics import Metrics, Unweighted
 from ftrain.core.scan import scan
 
 __all__ = ["MicroBatches"]
@@ -23,16 +26,22 @@ __all__ = ["MicroBatches"]
 
 @tree.register_dataclass
 class MicroBatches:
-    """A batch that comes in parts, for when an even cut along the first axis is not what is wanted.
+    """A batch in parts, for when an even cut along the first axis is not what is wanted.
+
+    The only class whose entries are micro-batches: any other list or tuple is one batch.
 
     Attributes:
         batches: batches of one structure; their sizes may differ (then they are not scanned over, and
             compile time grows with their number).
+        weights: the weight of a loss or metric that has none of its own, `loss.mean()`, one positive
+            number for each batch, such as its number of rows. Empty: each batch counts one. A
+            `Mean(total, weight)` keeps its own weight.
 
-    >>> batch = MicroBatches((torch.zeros(3, 2), torch.zeros(5, 2)))
+    >>> batch = MicroBatches((torch.zeros(3, 2), torch.zeros(5, 2)), weights=(3, 5))
     """
 
     batches: tuple[Any, ...]
+    weights: tuple[float, ...] = ()
 
 
 class Micro(NamedTuple):
@@ -67,11 +76,58 @@ class Accumulated(NamedTuple):
     metrics: Metrics
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Micro-batches of equal shapes, as one list of leaves with a leading axis of `k`.
+
+    A type of its own, since a batch may itself be a list or tuple.
+
+    Attributes:
+        tensors: the tensors, stacked.
+        structure: how a batch is built.
+        constants: its other leaves, by their place among all leaves.
+        k: the number of micro-batches.
+        weights: those of `MicroBatches`.
+    """
+
+    tensors: list[torch.Tensor]
+    structure: tree.TreeDef
+    constants: dict[int, Any]
+    k: int
+    weights: tuple[float, ...] = ()
+
+    def build(self, tensors: list[torch.Tensor]) -> Any:
+        """The micro-batch that has these tensors."""
+        rows = iter(tensors)
+        count = len(tensors) + len(self.constants)
+        leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]
+        with tree.withheld("a micro-batch"):
+            return tree.unflatten(self.structure, leaves)
+
+    def unstack(self) -> Parts:
+        """The same micro-batches one by one."""
+        batches = (self.build([x[i] for x in self.tensors]) for i in range(self.k))
+        return Parts(tuple(batches), self.weights)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Micro-batches whose shapes may differ, at least one; fields as in `MicroBatches`."""
+
+    batches: tuple[Any, ...]
+    weights: tuple[float, ...] = ()
+
+    @property
+    def k(self) -> int:
+        """The number of micro-batches."""
+        return len(self.batches)
+
+
 MicroStep = Callable[[Any, torch.Tensor, Any], Micro]  # (buffers, key, batch) -> Micro
 
 
 def accumulate_micro_batches(
-    micro: MicroStep, params: Any, buffers: Any, key: torch.Tensor, parts: list[Any] | Any, k: int
+    micro: MicroStep, params: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Parts
 ) -> Accumulated:
     """Run `micro` over the parts in order; buffers thread through, each part has a key of its own.
 
@@ -80,11 +136,10 @@ def accumulate_micro_batches(
         params: what the gradients look like.
         buffers: the buffers before the first part.
         key: int32, shape (2,).
-        parts: a list of batches (looped over), or a tree whose leaves have a leading axis of length k
-            (scanned over: one body in a compiled graph, whatever k is).
-        k: how many.
+        parts: `Parts` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
+            whatever their number is).
     """
-    keys = random.split(key, k)
+    keys = random.split(key, parts.k)
     zeros = tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), params)
     double = any(p.dtype == torch.float64 for p in tree.leaves(params))
     nothing = torch.zeros(
@@ -94,19 +149,30 @@ def accumulate_micro_batches(
 
     def body(carry: Any, x: Any) -> tuple[Any, Metrics]:
         totals, weight, buffers = carry
-        part_key, part = x
+        part_key, part, part_weight = x
         found = micro(buffers, part_key, part)
+        if part_weight is not None:
+            found = _weighed(found, part_weight)
         share = safe_weight(found.weight)
         totals = tree.map(lambda t, g: t + g.to(t.dtype) * share, totals, found.grads)
         return (totals, (weight + found.weight).to(weight.dtype), found.buffers), found.metrics
 
-    if isinstance(parts, list):
-        carry, metrics = body(start, (keys[0], parts[0]))
-        for part_key, part in zip(keys[1:], parts[1:], strict=True):
-            carry, latest = body(carry, (part_key, part))
+    weights = torch.tensor(parts.weights, dtype=nothing.dtype) if parts.weights else None
+    if isinstance(parts, Parts):
+        each = [None] * parts.k if weights is None else list(weights.unbind())
+        first_x, *others = zip(keys.unbind(), parts.batches, each, strict=True)
+        carry, metrics = body(start, first_x)
+        for x in others:
+            carry, latest = body(carry, x)
             metrics = metrics.merge(latest)
     else:
-        carry, stacked = scan(body, start, (keys, parts))
+        build = parts.build
+
+        def scanned(carry: Any, x: Any) -> tuple[Any, Metrics]:
+            part_key, tensors, part_weight = x
+            return body(carry, (part_key, build(tensors), part_weight))
+
+        carry, stacked = scan(scanned, start, (keys, parts.tensors, weights))
         first = tree.map(lambda x: x[0], stacked)
         rest = tree.map(lambda x: x[1:], stacked)
         metrics, _ = scan(lambda merged, latest: (merged.merge(latest), ()), first, rest)
@@ -114,13 +180,26 @@ def accumulate_micro_batches(
     return Accumulated(totals, weight, buffers, metrics)
 
 
-def each_part(batch: Any, k: int, key: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
-    """The keys and the parts that `accumulate_micro_batches` goes through, one by one."""
-    parts, k = parts_of(batch, k)
-    if not isinstance(parts, list):
-        stacked = parts
-        parts = [tree.map(lambda x, i=i: x[i], stacked) for i in range(k)]
-    return list(random.split(key, k).unbind()), parts
+def each_part(batch: Any, k: int, key: torch.Tensor) -> list[tuple[torch.Tensor, Any, float]]:
+    """Key, micro-batch and weight of everything that `accumulate_micro_batches` goes through."""
+    parts = parts_of(batch, k)
+    if isinstance(parts, Stacked):
+        parts = parts.unstack()
+    weights = parts.weights or (1.0,) * parts.k
+    return list(zip(random.split(key, parts.k).unbind(), parts.batches, weights, strict=True))
+
+
+def _weighed(found: Micro, weight: torch.Tensor) -> Micro:
+    """A micro-batch's result with `weight` in place of the 1 of losses and metrics that have none."""
+
+    def weighed(x: Any) -> Any:
+        if type(x) is not Unweighted:
+            return x
+        counted = weight.to(x.weight.dtype)
+        return Unweighted(x.total.to(wide(x.total.dtype)) * counted, x.weight * counted)
+
+    entries = {name: weighed(x) for name, x in found.metrics.entries.items()}
+    return found._replace(weight=entries["loss"].weight, metrics=Metrics(entries))
 
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -133,17 +212,19 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def cut(batch: Any, k: int) -> Any:
-    """A batch cut along the first axis into k parts: every leaf `[B, ...]` becomes `[k, B / k, ...]`.
+def cut(batch: Any, k: int) -> Stacked:
+    """Cut a batch along the first axis into k parts: every leaf `[B, ...]` becomes `[k, B / k, ...]`.
 
-    0-d leaves and what is no tensor go to every part.
+    0-d tensors and constants (numbers and strings that are no entry of a list) go to every part.
 
     Raises:
         ValueError: k does not divide the batch, or the leaves disagree about its size.
+        TypeError: the batch holds an object, or a list of numbers or strings, which cannot be cut.
     """
+    leaves, structure = tree.flatten(batch)
     sizes = {
         path: leaf.shape[0]
-        for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True)
+        for path, leaf in zip(tree.paths(batch), leaves, strict=True)
         if isinstance(leaf, torch.Tensor) and leaf.ndim
     }
     if not sizes:
@@ -164,29 +245,77 @@ def cut(batch: Any, k: int) -> Any:
             f"{fits} rows, or accumulate one of {divisors or [1]}, or hand the parts over yourself: "
             "ftrain.MicroBatches((first, second, ...))."
         )
+    check_constants(batch, f"accumulate={k}")
+    tensors = [
+        leaf.reshape(k, size // k, *leaf.shape[1:]) if leaf.ndim else leaf.expand(k)
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor)
+    ]
+    return Stacked(tensors, structure, _constants(leaves), k)
 
-    def split_leaf(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
+
+def check_constants(batch: Any, what: str) -> None:
+    """Raise unless every leaf that is not a tensor is the same for each row of the batch.
+
+    A list or tuple of numbers or strings may be a column of the batch, one entry a row.
+
+    Args:
+        batch: what is to be cut.
+        what: what cuts it, for the message.
+    """
+    for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
+        if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):
             raise TypeError(
-                f"accumulate={k}: the batch holds {type(leaf).__name__} {leaf!r}; only tensors can be "
-                "cut into micro-batches. Make it a tensor or capture it in the loss function."
+                f"{what}: batch{path} is {a_or_an(type(leaf).__name__)}; expected a tensor, which can "
+                "be cut into micro-batches. Make it a tensor, or capture it in the loss function."
             )
-        if leaf.ndim == 0:
-            return leaf.expand(k)
-        return leaf.reshape(k, size // k, *leaf.shape[1:])
+    column = _column(batch)
+    if column is not None:
+        path, values = column
+        raise TypeError(
+            f"{what}: batch{path} is {a_or_an(type(values).__name__)} of {len(values)} Python values, "
+            "and only tensors can be cut into micro-batches. Write torch.tensor(...) of it where the "
+            "batch is made, or capture it in the loss function."
+        )
 
-    return tree.map(split_leaf, batch)
+
+_CONSTANTS = (bool, int, float, complex, str, bytes)
 
 
-def parts_of(batch: Any, k: int) -> tuple[Any, int]:
-    """The parts of a batch and their number, as `accumulate_micro_batches` wants them.
+def _constants(leaves: list[Any]) -> dict[int, Any]:
+    return {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}
+
+
+def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
+    """The first list or tuple in a batch whose entries are constants alone."""
+    children = tree.one_level(batch)
+    values = children.values()
+    if type(batch) in (list, tuple) and values and all(isinstance(x, _CONSTANTS) for x in values):
+        return path, batch
+    found = (_column(child, path + step) for step, child in children.items())
+    return next((column for column in found if column is not None), None)
+
+
+def parts_of(batch: Any, k: int) -> Stacked | Parts:
+    """The micro-batches of a batch: it is cut into k, unless it is `MicroBatches`.
 
     Raises:
         ValueError: `MicroBatches` of no multiple of `accumulate`, or of different structures.
+        TypeError: `MicroBatches` of something else than a tuple or list of batches; or a batch that
+            `cut` cannot cut.
     """
     if not isinstance(batch, MicroBatches):
-        return cut(batch, k), k
-    parts = list(batch.batches)
+        return cut(batch, k)
+    if not isinstance(batch.batches, (tuple, list)):
+        raise TypeError(
+            "MicroBatches holds a tuple of batches, got "
+            f"{a_or_an(type(batch.batches).__name__)}. Write ftrain.MicroBatches((first, second))."
+        )
+    parts, weights = tuple(batch.batches), tuple(batch.weights)
+    if weights and (len(weights) != len(parts) or not all(w > 0 for w in weights)):
+        raise ValueError(
+            f"MicroBatches: expected one positive weight for each of {len(parts)} batches, got {weights}"
+        )
     if not parts or len(parts) % k:
         raise ValueError(
             f"MicroBatches holds {len(parts)} batches, but accumulate={k}: it takes {k}, or a multiple"
@@ -195,12 +324,20 @@ def parts_of(batch: Any, k: int) -> tuple[Any, int]:
         difference = tree.first_difference(parts[0], part)
         if difference is not None:
             raise ValueError(f"MicroBatches: batch {i} differs from batch 0 {difference}")
-    for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
-        if not isinstance(leaf, torch.Tensor):
-            raise TypeError(f"batch{path} is {type(leaf).__name__} {leaf!r}, not a tensor")
-    signatures = {
-        tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tree.leaves(part)) for part in parts
-    }
-    if len(signatures) > 1:
-        return parts, len(parts)
-    return tree.map(lambda *leaves: torch.stack(leaves), *parts), len(parts)
+    flat = [tree.leaves(part) for part in parts]
+    if any(_signature(leaves) != _signature(flat[0]) for leaves in flat[1:]):
+        return Parts(parts, weights)
+    columns = zip(*flat, strict=True)
+    tensors = [torch.stack(column) for column in columns if isinstance(column[0], torch.Tensor)]
+    structure = tree.structure(parts[0])
+    return Stacked(tensors, structure, _constants(flat[0]), len(parts), weights)
+
+
+def _signature(leaves: list[Any]) -> list[Any]:
+    """What micro-batches must share to be scanned over."""
+    return [
+        (leaf.shape, leaf.dtype, leaf.device)
+        if isinstance(leaf, torch.Tensor)
+        else static_key(leaf)
+        for leaf in leaves
+    ]

@@ -28,7 +28,7 @@ from ftrain.core.accumulate import (
     wide,
 )
 from ftrain.core.functional import Bound, bind, describe, pull_back
-from ftrain.core.metrics import Last, Mean, Metrics, Sum
+from ftrain.core.metrics import Last, Mean, Metrics, Sum, Unweighted
 from ftrain.core.norm import global_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.state import TrainState
@@ -134,8 +134,8 @@ def gradients(
             return one(state.params, scale, buffers, key, part)
 
         if accumulate != 1 or isinstance(batch, MicroBatches):
-            parts, k = parts_of(batch, accumulate)
-            found = accumulate_micro_batches(micro, state.params, state.buffers, key, parts, k)
+            parts = parts_of(batch, accumulate)
+            found = accumulate_micro_batches(micro, state.params, state.buffers, key, parts)
         else:
             grads, weight, buffers, metrics = micro(state.buffers, key, batch)
             if grad_reduce is None:
@@ -215,7 +215,9 @@ def _loss_of(
     """The mean loss of a batch, `(params, buffers, key, batch) -> loss`: the forward pass alone."""
     where = describe(loss_fn)
 
-    def one(params: Any, buffers: Any, key: torch.Tensor, part: Any) -> tuple[Any, Any, Any]:
+    def one(
+        params: Any, buffers: Any, key: torch.Tensor, part: Any, share: float = 1.0
+    ) -> tuple[Any, Any, Any]:
         with random.keyed(key, bound.skeleton.module):
             out, after = bound.call(
                 lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
@@ -224,16 +226,18 @@ def _loss_of(
                 True,
             )
         total, metrics = split_loss(out, where)
-        weight = metrics.entries["loss"].weight
-        return total.to(weight.dtype), weight, after
+        counted = metrics.entries["loss"]
+        if type(counted) is Unweighted and share != 1.0:
+            return total.to(counted.weight.dtype) * share, counted.weight * share, after
+        return total.to(counted.weight.dtype), counted.weight, after
 
     def value(params: Any, buffers: Any, key: torch.Tensor, batch: Any) -> torch.Tensor:
         if accumulate == 1 and not isinstance(batch, MicroBatches):
             total, weight, _ = one(params, buffers, key, batch)
         else:
             total, weight = torch.zeros((), device=key.device), torch.zeros((), device=key.device)
-            for part_key, part in zip(*each_part(batch, accumulate, key), strict=True):
-                part_total, part_weight, buffers = one(params, buffers, part_key, part)
+            for part_key, part, each in each_part(batch, accumulate, key):
+                part_total, part_weight, buffers = one(params, buffers, part_key, part, each)
                 total, weight = total + part_total, weight + part_weight
         if grad_reduce is not None:
             total, weight = grad_reduce(total, weight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
-from ftrain.core.accumulate import MicroBatches
+from ftrain.core.accumulate import MicroBatches, check_constants
 from ftrain.core.state import TrainState
 
 __all__ = ["advice", "cut", "is_out_of_memory", "next_cut", "release"]
@@ -41,22 +40,30 @@ def release(error: BaseException) -> None:
 
 
 def cut(batch: Any, k: int) -> Any:
-    """A batch as `MicroBatches` of k parts along the first axis; each part of one, where it is one.
+    """Cut a batch, or each batch of `MicroBatches`, into k parts along the first axis.
 
     No row is lost where k does not divide them, as at the end of the data: parts differ by one row then,
-    and where there are fewer rows than k, each is a part.
+    and where there are fewer rows than k, each is a part. A loss without a weight of its own is weighted
+    by rows there, so that it stays the mean over the batch.
     """
     if k == 1:
         return batch
     whole = batch.batches if isinstance(batch, MicroBatches) else (batch,)
-    counts = [max(1, min(k, _common_rows(part))) for part in whole]
-    return MicroBatches(
-        tuple(_rows(part, i, n) for part, n in zip(whole, counts, strict=True) for i in range(n))
-    )
+    given = batch.weights if isinstance(batch, MicroBatches) else ()
+    parts: list[Any] = []
+    weights: list[float] = []
+    for part, weight in zip(whole, given or [1.0] * len(whole), strict=True):
+        rows = _rows_of(part)
+        n = max(1, min(k, rows))
+        parts += [_rows(part, i, n) for i in range(n)]
+        sizes = [((i + 1) * rows // n - i * rows // n) for i in range(n)] if rows else [1]
+        whole_weight = 1 if len(whole) == 1 else sum(sizes) / weight  # of one batch: exact numbers
+        weights += [size / whole_weight for size in sizes]
+    return MicroBatches(tuple(parts), tuple(weights) if len(set(weights)) > 1 else ())
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """The least number of equal parts, at least twice k; `None` where a part has one row already.
+    """The least number of equal parts, at least twice k; `None` where no further cut is possible.
 
     Args:
         batch: what is to be cut.
@@ -65,15 +72,17 @@ def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
     """
     if isinstance(batch, MicroBatches):
         multiple = 1
-    rows = _common_rows(batch)
+    rows = _rows_of(batch)
     return next((n for n in range(2 * k, rows + 1) if rows % n == 0 and n % multiple == 0), None)
 
 
 def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
     """What to change, and by how much, where a single row does not fit."""
-    rows = _common_rows(batch)
+    rows, why = _rows_of(batch), _why_whole(batch)
     lines = [f"out of memory ({_brief(error)})."]
-    if rows:
+    if why:
+        lines.append(f"The batch cannot be cut: {why}.")
+    elif rows:
         lines.append(f"The batch of {rows} rows is in {k} parts already and cannot be cut further.")
     lines.append("What saves memory, the most harmless first:")
     saving = [
@@ -102,20 +111,40 @@ def _rows(part: Any, i: int, k: int) -> Any:
         n = leaf.shape[0]
         return leaf[i * n // k : (i + 1) * n // k]
 
-    return tree.map(rows_of, part)
+    with tree.withheld("a micro-batch"):
+        return tree.map(rows_of, part)
 
 
-def _common_rows(batch: Any) -> int:
-    """A number of rows that every tensor of the batch can be cut by; 0 where there are none.
+def _rows_of(batch: Any) -> int:
+    """The number of rows that all tensors of a batch have; 0 if it cannot be cut.
 
-    Of a batch in parts that of the largest part.
+    Of a batch in parts, that of the largest part.
     """
     if isinstance(batch, MicroBatches):
-        return max(map(_common_rows, batch.batches), default=0)
-    found = [
-        leaf.shape[0] for leaf in tree.leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim
-    ]
-    return math.gcd(*found)
+        return max(map(_rows_of, batch.batches), default=0)
+    sizes = [x.shape[0] for x in tree.leaves(batch) if isinstance(x, torch.Tensor) and x.ndim]
+    return sizes[0] if sizes and _why_whole(batch) is None else 0
+
+
+def _why_whole(batch: Any) -> str | None:
+    """Why a batch cannot be cut by rows; `None` if it can.
+
+    Tensors of different lengths cannot be: a vector of class weights, say, would be cut as well, and the
+    loss would be another one.
+    """
+    if isinstance(batch, MicroBatches):
+        return next(filter(None, map(_why_whole, batch.batches)), None)
+    try:
+        check_constants(batch, "micro-batches")
+    except TypeError as error:
+        return str(error).removesuffix(".")
+    named = zip(tree.paths(batch), tree.leaves(batch), strict=True)
+    sizes = [(path, x.shape[0]) for path, x in named if isinstance(x, torch.Tensor) and x.ndim]
+    first = sizes[:1]
+    for path, size in sizes[1:]:
+        if size != first[0][1]:
+            return f"batch{first[0][0]} has {first[0][1]} rows, and batch{path} has {size}"
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
