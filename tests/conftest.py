@@ -1,4 +1,28 @@
-"""Strict modes for the whole suite: an inductor cache of its own, one thread, no surprises."""
+"""Strict modes for the whole suite: an inductor cache of its own, one thread, one seed for each test.
+
+The suite passes on every processor, so a test compares bytes only where both sides run the same kernels
+on the same shapes, strides and number of threads:
+
+- two runs of one function, eager or compiled; a state saved and loaded; a donated program and the same
+  program without donation; `compile(fn, backend="eager")` and `fn`, which run the same operators;
+- elementwise operators under `vmap`, integers, and copies.
+
+It compares with a bound, relative to the norm, and says in a comment how the bound was derived or
+measured:
+
+- machine code (inductor) and eager mode: sums in another order, other approximations of exp and tanh;
+- a product or a sum of one shape and of another (a batch and its rows, the whole and its parts, a
+  vmapped row and a single run): MKL and oneDNN choose the order of a sum by shape and by processor;
+- two implementations of one formula (torch.optim, optax, JAX), except where each operation is rounded by
+  itself or is an integer.
+
+A zero may lose its sign where a sum starts at 0.0. Time and memory are compared with a bound that holds
+on a busy machine, or counted instead (calls, allocations, compiles). What only some processors can show
+is skipped on the others, with the reason.
+
+`FTRAIN_TEST_THREADS=2` runs every test with two threads; `ATEN_CPU_CAPABILITY=avx2` (or `default`) and
+`ONEDNN_MAX_CPU_ISA=AVX2` show what an older processor computes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +30,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 
 # Before torch is imported: the cache must not be shared with another process that could clean it.
 _OWN_CACHE = "TORCHINDUCTOR_CACHE_DIR" not in os.environ
@@ -16,17 +41,41 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-settings.register_profile("ftrain", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "ftrain", deadline=None, derandomize=True, print_blob=True, max_examples=30
+)
 settings.load_profile("ftrain")
+
+THREADS = int(os.environ.get("FTRAIN_TEST_THREADS", "1"))
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _fixed_threads():
     """Bits on the CPU depend on the number of threads; more than one only slows tests this small."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    """The numbers of a test do not depend on the tests that ran before it in the process."""
+    torch.manual_seed(0)
+
+
+def pytest_make_collect_report() -> None:
+    """Nor do those drawn while its module is imported."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Hypothesis has one profile for a process: a module that loads another changes all tests."""
+    before = settings.get_current_profile_name()
+    result = yield
+    assert settings.get_current_profile_name() == before, "a test module loads another profile"
+    return result
 
 
 @pytest.fixture(autouse=True)

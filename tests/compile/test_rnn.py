@@ -7,6 +7,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.compile import compile
+from ftrain.testing import assert_close_norm
 from tests.compile.cases import same_bytes
 
 LAYERS = {
@@ -99,7 +100,9 @@ def test_a_vmapped_row_is_a_single_run():
 
 
 @pytest.mark.inductor
-def test_compiled_lstm_has_the_eager_bits():
+def test_compiled_lstm_is_the_eager_layer():
+    """The layer is one kernel in both; the loss around it is machine code, which may round otherwise."""
     layer, params, x = make("lstm")
     step = gradient_step(layer)
-    assert same_bytes(compile(step)(params, x)[1], step(params, x)[1])
+    # Six time steps of products of length 7: measured 0, and a wrong gate is off by 0.1.
+    assert_close_norm(compile(step)(params, x), step(params, x), 1e-5)

@@ -25,8 +25,7 @@ SHAPES = st.sampled_from(
 )  # JAX compiles for each
 WIDTHS = st.sampled_from([8, 16, 32, 64])
 
-settings.register_profile("quick", deadline=None, max_examples=30)
-settings.load_profile("quick")
+quick = settings(max_examples=30)
 
 
 def raw(tensor: Tensor) -> bytes:
@@ -65,6 +64,7 @@ def test_known_answers_of_random123(key, counter, answer) -> None:
 # -- keys -------------------------------------------------------------------------------------------
 
 
+@quick
 @given(seed=SEEDS | st.sampled_from([0, -1, 2**32 - 1, 2**32, -(2**63), 2**63 - 1]))
 def test_key_is_jaxs(seed: int) -> None:
     assert raw(random.key(seed)) == jax_words(jax_key(seed))
@@ -86,6 +86,7 @@ def test_key_takes_unsigned_seeds_as_their_pattern() -> None:
     assert raw(random.key(2**64 - 1)) == raw(random.key(-1))
 
 
+@quick
 @given(seed=SEEDS, folds=FOLDS, shape=SHAPES)
 def test_split_is_jaxs(seed: int, folds: list[int], shape: tuple[int, ...]) -> None:
     ours = random.split(random.key(seed), shape, folds=folds)
@@ -93,6 +94,7 @@ def test_split_is_jaxs(seed: int, folds: list[int], shape: tuple[int, ...]) -> N
     assert raw(ours) == jax_words(jax.random.split(jax_key(seed, folds), shape))
 
 
+@quick
 @given(seed=SEEDS, data=WORDS, folds=FOLDS)
 def test_fold_in_is_jaxs(seed: int, data: int, folds: list[int]) -> None:
     expected = jax_words(jax_key(seed, [*folds, data]))
@@ -139,6 +141,7 @@ def test_key_data_shows_unsigned_words() -> None:
 # -- words ------------------------------------------------------------------------------------------
 
 
+@quick
 @given(seed=SEEDS, folds=FOLDS, shape=SHAPES, width=WIDTHS)
 def test_bits_are_jaxs(seed: int, folds: list[int], shape: tuple[int, ...], width: int) -> None:
     ours = random.bits(random.key(seed), shape, width, folds=folds)
