@@ -1,11 +1,13 @@
-"""Train in a process of its own: `python -m tests.laws.fresh MODE FROM.npz TO.npz STEPS FIRST`.
+"""Train in a process of its own: `python -m tests.laws.fresh FROM.npz TO.npz`.
 
-Starts from the seed where FROM is `-`, else from the leaves stored there; stores those it ends with.
+Every case starts from its seed and takes `STEPS` steps; its leaves are stored as they were at half of
+them and at the end. Where FROM is not `-`, it starts once more from the leaves stored there at half.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +17,45 @@ from ftrain import optim
 from ftrain.core import tree
 from tests.zoo import ZOO
 
-CASES = (
+STEPS = 4
+MODELS = (
     ("mlp", "16-mixed", 4),
     ("convnet", "32-true", 1),
     ("gpt", "bf16-mixed", 4),
     ("gpt", "bf16-true", 1),
     ("lstm", "32-true", 4),
 )
+CASES = [
+    (mode, *case)
+    for mode in ("eager", "traced", "inductor")
+    for case in MODELS
+    if mode != "inductor" or case[0] in ("mlp", "lstm")  # each compiles for many seconds
+]
 
 
-def train(mode: str, source: str, target: str, count: int, first: int) -> None:
+def stored(state: Any) -> list[np.ndarray]:
+    return [
+        leaf.contiguous().reshape(-1).view(torch.uint8).numpy().copy()
+        for leaf in tree.leaves(state)
+    ]
+
+
+def loaded(arrays: list[np.ndarray], like: Any) -> Any:
+    leaves, treedef = tree.flatten(like)
+    return tree.unflatten(
+        treedef,
+        [
+            torch.from_numpy(array).view(leaf.dtype).reshape(leaf.shape).clone()
+            for array, leaf in zip(arrays, leaves, strict=True)
+        ],
+    )
+
+
+def train(source: str, target: str) -> None:
     torch.set_num_threads(1)
-    stored = {} if source == "-" else np.load(source)
-    ended = {}
-    for model, precision, accumulate in CASES:
-        if mode == "inductor" and model not in ("mlp", "lstm"):
-            continue
+    half = {} if source == "-" else np.load(source)
+    found = {}
+    for mode, model, precision, accumulate in CASES:
         case = ZOO[model]
         init_state, step, _ = ftrain.make_steps(
             case.model, case.loss_fn, optim.adamw(optim.warmup_cosine(1e-2, 2, 20)),
@@ -38,22 +63,25 @@ def train(mode: str, source: str, target: str, count: int, first: int) -> None:
         )  # fmt: skip
         if mode != "eager":
             step = ftrain.compile(step, donate=True, backend="eager" if mode == "traced" else mode)
-        state = init_state(5)
-        leaves, treedef = tree.flatten(state)
-        name = f"{model} {precision} {accumulate} "
-        if stored:
-            leaves = [
-                torch.from_numpy(stored[name + str(i)]).view(leaf.dtype).reshape(leaf.shape).clone()
-                for i, leaf in enumerate(leaves)
-            ]
-            state = tree.unflatten(treedef, leaves)
-        for i in range(first, first + count):
-            state, _ = step(state, case.batch(i, 8))
-        for i, leaf in enumerate(tree.leaves(state)):
-            ended[name + str(i)] = leaf.contiguous().reshape(-1).view(torch.uint8).numpy()
-    np.savez(target, **ended)
+        name = f"{mode} {model} {precision}"
+
+        def run(state: Any, first: int, label: str, step: Any = step, case: Any = case) -> None:
+            for i in range(first, STEPS):
+                if i == STEPS // 2:
+                    keep(f"{label} at half", state)
+                state, _ = step(state, case.batch(i, 8))
+            keep(f"{label} at the end", state)
+
+        def keep(label: str, state: Any, name: str = name) -> None:
+            found.update({f"{name} {label} {i:03}": leaf for i, leaf in enumerate(stored(state))})
+
+        run(init_state(5), 0, "whole")
+        if half:
+            start = f"{name} whole at half"
+            arrays = [half[key] for key in half.files if key.startswith(start)]
+            run(loaded(arrays, init_state(5)), STEPS // 2, "resumed")
+    np.savez(target, **found)
 
 
 if __name__ == "__main__":
-    _, mode, source, target, count, first = sys.argv
-    train(mode, source, target, int(count), int(first))
+    train(*sys.argv[1:])
