@@ -13,6 +13,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
+from ftrain.testing import assert_close_norm
 
 BATCH = torch.ones(4, 3)
 
@@ -94,9 +95,10 @@ def test_a_batch_that_weighs_nothing_is_skipped(weights, skips, accumulate, comp
         (new.params, new.opt_state)
     )
     assert same == bool(skips)
-    if weights == (0.0, 2.0):  # to the bit what the row that counts says alone
+    if weights == (0.0, 2.0):  # the gradient of the row that counts
         alone, _ = ftrain.make_steps(net, weighted, optim.adamw(0.1)).train_step(state, rows(2.0))
-        assert ftrain.tree.digest(new.params) == ftrain.tree.digest(alone.params)
+        # Products of two rows may be summed in another order than those of one: a few times 2^-24.
+        assert_close_norm(new.opt_state.mu, alone.opt_state.mu, 1e-6)
 
 
 def test_a_batch_that_weighs_nothing_raises_or_is_let_pass():
