@@ -68,11 +68,16 @@ class GPT(nn.Module):
     """Embedding and output weights are tied."""
 
     def __init__(
-        self, vocabulary: int = 11, width: int = 8, context: int = 5, dropout: float = 0.1
+        self,
+        vocabulary: int = 11,
+        width: int = 8,
+        context: int = 5,
+        dropout: float = 0.1,
+        blocks: int = 2,
     ):
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList([Block(width, 2, dropout) for _ in range(2)])
+        self.blocks = nn.ModuleList([Block(width, 2, dropout) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight

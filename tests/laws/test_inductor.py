@@ -11,9 +11,12 @@ import torch
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
-from tests.zoo import ZOO
+from tests.zoo import GPT, ZOO
 
 pytestmark = pytest.mark.inductor
+
+# A second block is the same code once more, and as long to compile.
+MODELS = {name: case.model for name, case in ZOO.items()} | {"gpt": lambda: GPT(blocks=1)}
 
 CASES = [
     ("mlp", "16-mixed", 4),
@@ -33,7 +36,7 @@ def steps(model: str, precision: str, accumulate: int) -> ftrain.Steps:
         optim.clip_by_global_norm(1.0), optim.sgd(optim.warmup_cosine(1e-1, 2, 20), momentum=0.9)
     )
     return ftrain.make_steps(
-        case.model, case.loss_fn, optimizer, precision=precision, accumulate=accumulate
+        MODELS[model], case.loss_fn, optimizer, precision=precision, accumulate=accumulate
     )
 
 
