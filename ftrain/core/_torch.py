@@ -47,12 +47,14 @@ __all__ = [
     "inductor_compile",
     "inside_functorch",
     "interning",
+    "is_dual",
     "is_amd_with_avx512",
     "nodes_ever",
     "of_same_bits",
     "onednn_product",
     "recurrent_kernels",
     "scan_operator",
+    "sequence_number",
     "tensor_guard",
     "trace",
     "trace_inner",
@@ -238,6 +240,20 @@ def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     guard = _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
     check: Callable[..., bool] = guard.check
     return check
+
+
+def is_dual(tensor: torch.Tensor) -> bool:
+    """Return True if a tensor has a forward-mode tangent (1.11 and later)."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return False
+    tangent: torch.Tensor | None = torch.autograd.forward_ad.unpack_dual(tensor).tangent
+    return tangent is not None
+
+
+def sequence_number() -> int:
+    """The number of the next autograd node of this thread (2.1 and later; 0 if it is missing)."""
+    number = getattr(torch.autograd, "_get_sequence_nr", None)
+    return 0 if number is None else int(number())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile._trace import BodyGraph, is_tracing
-from ftrain.core.functional import in_transform
+from ftrain.core._pull_back import in_transform
 from ftrain.core.optimizer import like
 from ftrain.core.random.keyed import scoped
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ftrain.core import random, tree
+from ftrain.core._pull_back import pull_back
 from ftrain.core._skeleton import (
     Skeleton,
     Tensors,
@@ -157,17 +158,20 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
 def value_and_grad(
     fn: Callable[..., Any], *, has_aux: bool = False, differentiable: bool = False
 ) -> Callable[..., tuple[Any, Any]]:
-    r"""The value of `fn` and its gradient by the first argument, $\nabla_{x} f(x, \ldots)$.
+    r"""Return the function that computes the value of `fn` and its gradient, $\nabla_{x} f(x, \ldots)$.
 
-    Keeps no graph: peak memory is that of `torch.autograd.grad`. (`torch.func.grad` keeps one always,
-    pytorch#134612.) Composes with `torch.vmap`, `torch.func`, and `ftrain.compile`.
+    Gradients nest: the results can be differentiated by whatever requires a gradient, or is tracked by a
+    transform of torch.func, outside of the call. That may be a leaf of `x`, another argument or a
+    captured tensor, and applies inside the bodies of `scan` and `cond` and inside `ftrain.compile` too.
+    Nothing is detached then. If there is no such tensor, or under `torch.no_grad()`, no graph is kept:
+    peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one, pytorch#134612.)
 
     Args:
         fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating
-            tensors, `value` 0-d and real, `aux` a tree of tensors.
+            tensors, `value` 0-d and real, `aux` a tree of tensors. Gradients are taken by `x` alone, even
+            if `fn` captures the tensor that it is given as `x`.
         has_aux: `fn` returns `(value, aux)`.
-        differentiable: keep the graph, so that the result can be differentiated again
-            (hypergradients, Hessian products).
+        differentiable: keep the graph under `torch.no_grad()` as well. Not needed for anything else.
 
     Returns:
         A function `(x, *args) -> (value, grads)`, or `((value, aux), grads)`; `grads` has the tree,
@@ -176,10 +180,17 @@ def value_and_grad(
     Raises:
         TypeError: a leaf of `x` is not floating; the value is not a 0-d real tensor.
         ValueError: the value does not depend on `x` by differentiable operations.
+        ImpureFunctionError: `fn` writes into `x`.
 
     >>> value, grads = value_and_grad(lambda p: (p["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
     >>> value, grads["w"]
     (tensor(5.), tensor([2., 4.]))
+
+    A gradient of a gradient, by `torch.func.grad` or by this function again:
+
+    >>> cube = lambda x: x**3
+    >>> value_and_grad(lambda x: value_and_grad(cube)(x)[1])(torch.tensor(2.0))
+    (tensor(12.), tensor(12.))
     """
 
     @functools.wraps(fn)
@@ -194,79 +205,6 @@ def value_and_grad(
     return wrapped
 
 
-def pull_back(
-    run: Callable[[Any], tuple[torch.Tensor, Any]],
-    x: Any,
-    *,
-    seed: Callable[[Any], torch.Tensor] | None = None,
-    differentiable: bool = False,
-    closed: bool = False,
-    name: str = "the function",
-) -> tuple[torch.Tensor, Any, Any]:
-    """`(value, aux, grads)` of `run(x) -> (value, aux)`; the backward pass starts from `seed(aux)`.
-
-    With `closed`, a value that depends on any other tensor that wants a gradient is refused.
-
-    Outside any transform this is plain `torch.autograd.grad`, whose memory and support (activation
-    checkpointing, double backward) are the best there are. Under `vmap` or `grad` it is
-    `torch.func.vjp`, without a kept graph unless asked.
-    """
-    leaves, treedef = tree.flatten(x)
-    for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, torch.Tensor) or not (
-            leaf.is_floating_point() or leaf.is_complex()
-        ):
-            path = tree.paths(x)[index]
-            kind = leaf.dtype if isinstance(leaf, torch.Tensor) else type(leaf).__name__
-            raise TypeError(
-                f"cannot differentiate by {path or 'the argument'}: it is {kind}, not a floating "
-                "tensor. Keep integers and masks out of the first argument."
-            )
-
-    def checked(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        value, aux = run(tree.unflatten(treedef, leaves))
-        _check_value(value, name)
-        if leaves and not value.requires_grad:
-            raise ValueError(
-                f"the value of {name} does not depend on its parameters by differentiable "
-                "operations. Look for .detach(), .item(), .data, torch.no_grad() or an integer "
-                "operation such as argmax on the way to it."
-            )
-        return value, aux
-
-    if in_transform() or torch.compiler.is_dynamo_compiling():
-        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
-            (grads,) = pull(torch.ones_like(value) if seed is None else seed(aux))
-        return value, aux, tree.unflatten(treedef, grads)
-
-    with torch.enable_grad():
-        inputs = [
-            leaf if differentiable and leaf.requires_grad else leaf.detach().requires_grad_()
-            for leaf in leaves
-        ]
-        value, aux = checked(inputs)
-        if closed:
-            _refuse_strangers(value, inputs, name)
-        grads = inputs and torch.autograd.grad(
-            value,
-            inputs,
-            None if seed is None else seed(aux),
-            create_graph=differentiable,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    if not differentiable:
-        value = value.detach()
-        aux = tree.map(torch.Tensor.detach, aux)
-    return value, aux, tree.unflatten(treedef, list(grads))
-
-
-def in_transform() -> bool:
-    """Whether the caller runs under `torch.vmap`, `torch.func.grad` and the like."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def describe(fn: Callable[..., Any]) -> str:
     """A function's name and where it was written, for messages."""
     name = getattr(fn, "__qualname__", None) or type(fn).__name__
@@ -275,36 +213,3 @@ def describe(fn: Callable[..., Any]) -> str:
     except AttributeError:
         return f"`{name}`"
     return f"`{name}` ({code.co_filename}:{code.co_firstlineno})"
-
-
-def _refuse_strangers(value: torch.Tensor, inputs: list[torch.Tensor], name: str) -> None:
-    """Raise if the graph of `value` ends in a leaf that is not among `inputs`."""
-    known, seen, ends = {id(t) for t in inputs}, set(), [value.grad_fn]
-    while ends:
-        node = ends.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            raise ValueError(
-                f"{name} reads a tensor that requires a gradient and is not in the state "
-                f"({str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}): it would never be "
-                "trained. Use the `model` argument, not the module itself, and no closure over it; what "
-                "shall stay as it is (a teacher) needs requires_grad_(False)."
-            )
-        ends += [following for following, _ in node.next_functions]
-
-
-def _check_value(value: Any, name: str) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"{name} must return a 0-d tensor to differentiate, found {type(value).__name__}"
-        )
-    if value.ndim != 0:
-        raise TypeError(
-            f"{name} must return a scalar (0-d) loss, found shape {tuple(value.shape)}. "
-            "Reduce it: loss.mean(), or ftrain.Mean(loss.sum(), weight)."
-        )
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must return a real floating loss, found {value.dtype}")

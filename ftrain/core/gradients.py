@@ -6,6 +6,7 @@ Read next: `step.py`, where `gradients`, `update` and `commit` make a training s
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
 from ftrain.core._loss import LossFn, call_loss, split_loss
 from ftrain.core._nonfinite import require_finite
+from ftrain.core._pull_back import pull_back, strangers_of
 from ftrain.core.accumulate import (
     Accumulated,
     Micro,
@@ -27,7 +29,8 @@ from ftrain.core.accumulate import (
     safe_weight,
     wide,
 )
-from ftrain.core.functional import Bound, bind, describe, pull_back
+from ftrain.core.compile._trace import unrecorded
+from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Last, Mean, Metrics, Sum, Unweighted
 from ftrain.core.norm import global_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
@@ -250,19 +253,18 @@ def _loss_of(
 def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable[..., Micro]:
     """One micro-batch, `(params, scale, buffers, key, part) -> Micro`."""
     where = describe(loss_fn)
-    seen = False  # whether the loss was once looked through for parameters outside of the state
+    seen = False  # the loss was searched for parameters outside of the state
 
     def one(params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any) -> Micro:
         nonlocal seen
-        until_backward = contextlib.ExitStack()
 
-        def run(params: Any) -> tuple[torch.Tensor, Any]:
+        def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
             out, after = bound.call(
                 lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
                 params,
                 buffers,
                 True,
-                until_backward,
+                until,
             )
             total, metrics = split_loss(out, where)
             return total, (after, metrics)
@@ -274,15 +276,39 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
                 cotangent = cotangent * scale
             return cotangent.to(counted.total.dtype)
 
-        # Both around the backward pass too: what runs again there finds its weights, and no other key.
-        with random.keyed(key, bound.skeleton.module), until_backward:
-            _, (after, metrics), grads = pull_back(
-                run, params, seed=seed, closed=not seen, name=where
-            )
+        strangers: list[torch.Tensor] | None = None if seen else []
+        until = contextlib.ExitStack()
+        try:
+            # Both around the backward pass too: what runs again there finds its weights, and no other key.
+            with random.keyed(key, bound.skeleton.module), until:
+                _, (after, metrics), grads = pull_back(
+                    functools.partial(run, until), params, seed=seed, strangers=strangers, name=where
+                )
+        finally:
+            if strangers:
+                until = contextlib.ExitStack()
+                with unrecorded(), random.keyed(key, bound.skeleton.module), until:
+                    again = strangers_of(functools.partial(run, until), params)
+                _refuse_strangers(strangers, again, where)
         seen = True
         return Micro(grads, metrics.entries["loss"].weight, after, metrics)
 
     return one
+
+
+def _refuse_strangers(
+    first: list[torch.Tensor], second: list[torch.Tensor], where: str
+) -> None:
+    """Raise if two runs of a loss depend on one leaf. A leaf that the loss makes is new in each."""
+    made = {id(leaf) for leaf in first}
+    for leaf in second:
+        if id(leaf) in made:
+            raise ValueError(
+                f"{where} reads a tensor that requires a gradient and is not in the state "
+                f"({str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}): it would never be "
+                "trained. Use the `model` argument, not the module itself, and no closure over it; what "
+                "shall stay as it is (a teacher) needs requires_grad_(False)."
+            )
 
 
 def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) -> Any:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
 from ftrain.core.compile._trace import is_tracing
-from ftrain.core.functional import in_transform
+from ftrain.core._pull_back import in_transform
 
 __all__ = ["Entries", "first_entries", "stepped"]
 

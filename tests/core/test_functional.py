@@ -321,22 +321,22 @@ def test_unused_leaves_have_zero_gradients() -> None:
 @pytest.mark.parametrize(
     ("fn", "x", "error", "message"),
     [
-        (lambda x: x * 2, torch.ones(3), TypeError, r"scalar \(0-d\) loss, found shape \(3,\)"),
-        (lambda x: 1.0, torch.ones(3), TypeError, "0-d tensor to differentiate, found float"),
+        (lambda x: x * 2, torch.ones(3), TypeError, r"expected a 0-d tensor, got shape \(3,\)"),
+        (lambda x: 1.0, torch.ones(3), TypeError, "expected a tensor, got float"),
         (
             lambda x: x.sum().detach(),
             torch.ones(3),
             ValueError,
             "does not depend on its parameters",
         ),
-        (lambda x: x.argmax(), torch.ones(3), TypeError, "real floating loss, found torch.int64"),
+        (lambda x: x.argmax(), torch.ones(3), TypeError, "expected a floating dtype, got torch.int64"),
         (
             lambda x: x["a"].sum(),
             {"a": torch.ones(3, dtype=torch.int64)},
             TypeError,
             r"\['a'\].*int64",
         ),
-        (lambda x: x["a"].sum(), {"a": 3}, TypeError, r"\['a'\].*int, not a floating"),
+        (lambda x: x["a"].sum(), {"a": 3}, TypeError, r"\['a'\].*expected a floating tensor, got int"),
     ],
 )
 def test_bad_functions_are_explained(fn: Any, x: Any, error: type, message: str) -> None:

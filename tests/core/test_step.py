@@ -228,7 +228,7 @@ def writes_capture() -> Any:
         (lambda m, b: None, TypeError, "must return a scalar .* found NoneType"),
         (lambda m, b: 0.5, TypeError, "found float"),
         (detached, ValueError, r"does not depend on its parameters.*\.detach\(\)"),
-        (lambda m, b: m(b["x"]).argmax(), TypeError, "real floating loss, found torch.int64"),
+        (lambda m, b: m(b["x"]).argmax(), TypeError, "expected a floating dtype, got torch.int64"),
         (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean with weight int"),
         (lambda m, b: (m(b["x"]).sum(), {"loss": 1.0}), ValueError, r"metrics named \['loss'\]"),
         (lambda m, b: (m(b["x"]).sum(), {"logits": m(b["x"])}), TypeError, "'logits' returned by"),

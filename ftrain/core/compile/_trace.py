@@ -9,10 +9,11 @@ Read next: `_graph.py`, the passes, and `_lower.py`, which turns the graph into 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -27,7 +28,7 @@ from ftrain.core.compile._rnn import RecurrentLayers
 from ftrain.core.errors import DonationError, ImpureFunctionError, TraceError, UnkeyedRandomError
 from ftrain.core.random._keyed_reach import unkeyed
 
-__all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace"]
+__all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace", "unrecorded"]
 
 TENSOR = object()  # stands for a tensor in a list of leaves that otherwise holds static values
 
@@ -42,6 +43,16 @@ _active = _Active()
 def is_tracing() -> bool:
     """Whether this thread is tracing a function for `compile`."""
     return _active.depth > 0
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside a trace: the operators that run here are no part of the graph."""
+    if not is_tracing():
+        yield
+        return
+    with _torch.aside():
+        yield
 
 
 @dataclasses.dataclass

@@ -1,0 +1,218 @@
+"""The gradient of a function, and whether its graph is kept.
+
+Read next: `_outside.py`, which finds out who else differentiates, and `functional.py`, the public face.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core._outside import (
+    depends_outside,
+    innermost,
+    requires_grad_outside,
+    unknown_leaves,
+)
+from ftrain.core.errors import ImpureFunctionError
+
+__all__ = ["entry", "in_transform", "pull_back", "strangers_of"]
+
+Run = Callable[[Any], tuple[torch.Tensor, Any]]
+Checked = Callable[[list[torch.Tensor]], tuple[torch.Tensor, Any]]
+
+
+def pull_back(
+    run: Run,
+    x: Any,
+    *,
+    seed: Callable[[Any], torch.Tensor] | None = None,
+    differentiable: bool = False,
+    strangers: list[torch.Tensor] | None = None,
+    name: str = "the function",
+) -> tuple[torch.Tensor, Any, Any]:
+    """Return `(value, aux, grads)` of `run(x) -> (value, aux)`; the backward pass starts from `seed(aux)`.
+
+    Results keep their graph if they can be differentiated by something outside: a leaf of `x` that
+    requires a gradient or that a transform of torch.func tracks, or a captured tensor that does. In
+    `torch.no_grad` nothing outside can. With `differentiable` they keep it always.
+
+    Outside any transform this is plain `torch.autograd.grad`, whose memory and support (activation
+    checkpointing, double backward) are the best there are. Under a transform it is `torch.func.vjp`.
+
+    Args:
+        strangers: a list, to which the leaves are added that the value depends on and `x` does not hold.
+    """
+    leaves, treedef = tree.flatten(x)
+    _check_leaves(x, leaves)
+
+    def checked(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        value, aux = run(tree.unflatten(treedef, leaves))
+        _check_value(value, name)
+        if leaves and not value.requires_grad:
+            raise _independent(name)
+        return value, aux
+
+    by = _by_vjp if in_transform() or torch.compiler.is_dynamo_compiling() else _by_autograd
+    value, aux, grads = by(checked, leaves, seed, differentiable, strangers, name)
+    return value, aux, tree.unflatten(treedef, grads)
+
+
+def entry(leaf: torch.Tensor, follow: bool) -> torch.Tensor:
+    """Return `leaf` as an input to differentiate by: a tensor of its own that requires a gradient.
+
+    A function may capture the very tensor that it is given; only the given one is differentiated by.
+
+    Args:
+        follow: keep the path back to `leaf`, if that requires a gradient.
+    """
+    if leaf.is_inference():
+        return leaf.clone().requires_grad_()  # autograd takes no inference tensors
+    if follow and leaf.requires_grad:
+        return leaf.view_as(leaf)
+    if _torch.is_dual(leaf):
+        with torch.no_grad():
+            leaf = leaf.view_as(leaf)  # detach() would drop the tangent
+        return leaf.requires_grad_()
+    return leaf.detach().requires_grad_()
+
+
+def strangers_of(run: Run, x: Any) -> list[torch.Tensor]:
+    """Return the leaves that the value of `run(x)` depends on and that `x` does not hold."""
+    leaves, treedef = tree.flatten(x)
+    with torch.enable_grad():
+        inputs = leaves if in_transform() else [entry(leaf, follow=False) for leaf in leaves]
+        value, _ = run(tree.unflatten(treedef, inputs))
+    return unknown_leaves([innermost(value)], inputs)
+
+
+def in_transform() -> bool:
+    """Return True under `torch.vmap`, `torch.func.grad` and the like."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _by_autograd(
+    checked: Checked,
+    leaves: list[torch.Tensor],
+    seed: Callable[[Any], torch.Tensor] | None,
+    differentiable: bool,
+    strangers: list[torch.Tensor] | None,
+    name: str,
+) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return _by_autograd(checked, leaves, seed, differentiable, strangers, name)
+    outside = torch.is_grad_enabled()
+    versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
+    with torch.enable_grad():
+        follow = outside or differentiable
+        inputs = [entry(leaf, follow) for leaf in leaves]
+        start = _torch.sequence_number()
+        with _one_thread() if outside else contextlib.nullcontext():
+            value, aux = checked(inputs)
+        if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
+            raise ImpureFunctionError(
+                f"{name} writes into its argument. Write the out-of-place form: x = x + 1, not x += 1 or "
+                "x.add_(1)."
+            )
+        if strangers is not None:
+            strangers += unknown_leaves([value], inputs, ends=inputs)
+        cotangent = None if seed is None else seed(aux)
+        keep = differentiable or (
+            outside
+            and (
+                any(leaf.requires_grad for leaf in leaves)
+                or depends_outside(_tensors(value, aux, cotangent), inputs, start)
+            )
+        )
+        grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
+            value, inputs, cotangent, create_graph=keep, allow_unused=True
+        )
+    if leaves and all(grad is None for grad in grads):
+        raise _independent(name)
+    if not keep:
+        value = value.detach()
+        aux = tree.map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, aux)
+    filled = [
+        torch.zeros_like(leaf) if grad is None else grad
+        for leaf, grad in zip(leaves, grads, strict=True)
+    ]
+    return value, aux, filled
+
+
+def _one_thread() -> contextlib.AbstractContextManager[None]:
+    """Backward passes stay in this thread: autograd numbers its nodes by thread."""
+    return torch.autograd.set_multithreading_enabled(False)
+
+
+def _by_vjp(
+    checked: Checked,
+    leaves: list[torch.Tensor],
+    seed: Callable[[Any], torch.Tensor] | None,
+    differentiable: bool,
+    strangers: list[torch.Tensor] | None,
+    name: str,
+) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+    outside = torch.is_grad_enabled()
+    # Only where autograd records can a stranger be seen: it is a constant to the transforms.
+    with torch.set_grad_enabled(outside or strangers is not None):
+        value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
+    if strangers is not None and not torch.compiler.is_dynamo_compiling():
+        strangers += unknown_leaves([innermost(value)], ())
+    cotangent = torch.ones_like(value) if seed is None else seed(aux)
+    keep = outside and (
+        differentiable
+        or torch.compiler.is_dynamo_compiling()
+        or requires_grad_outside(value)
+        or requires_grad_outside(cotangent)
+    )
+    with torch.set_grad_enabled(keep):
+        (grads,) = pull(cotangent)
+    return value, aux, grads
+
+
+def _tensors(value: torch.Tensor, aux: Any, seed: torch.Tensor | None) -> list[torch.Tensor]:
+    found = [leaf for leaf in tree.leaves(aux) if isinstance(leaf, torch.Tensor)]
+    return [value, *found] if seed is None else [value, *found, seed]
+
+
+def _check_leaves(x: Any, leaves: list[Any]) -> None:
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, torch.Tensor) or not (
+            leaf.is_floating_point() or leaf.is_complex()
+        ):
+            path = tree.paths(x)[index]
+            kind = leaf.dtype if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+            raise TypeError(
+                f"cannot differentiate by {path or 'the argument'}: expected a floating tensor, got "
+                f"{kind}. Keep integers and masks out of the first argument."
+            )
+
+
+def _independent(name: str) -> ValueError:
+    return ValueError(
+        f"the value of {name} does not depend on its parameters by differentiable operations. Look for "
+        ".detach(), .item(), .data, torch.no_grad() or an integer operation such as argmax on the way "
+        "to it."
+    )
+
+
+def _check_value(value: Any, name: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{name} must return a 0-d tensor to differentiate: expected a tensor, got "
+            f"{type(value).__name__}. Return the loss itself."
+        )
+    if value.ndim != 0:
+        raise TypeError(
+            f"{name} must return a scalar loss: expected a 0-d tensor, got shape {tuple(value.shape)}. "
+            "Reduce it: loss.mean(), or ftrain.Mean(loss.sum(), weight)."
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name} must return a real loss: expected a floating dtype, got {value.dtype}."
+        )
