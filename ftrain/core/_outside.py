@@ -63,7 +63,7 @@ def unknown_leaves(
     tensors: Iterable[torch.Tensor],
     inputs: Iterable[torch.Tensor],
     *,
-    ends: Iterable[torch.Tensor] = (),
+    ends: Sequence[torch.Tensor] = (),
     held: bool = False,
 ) -> list[torch.Tensor]:
     """Return the leaves in which the graph of `tensors` ends, except for `inputs`.
@@ -72,8 +72,8 @@ def unknown_leaves(
         ends: tensors at which a path ends too.
         held: only those that Python code still references.
     """
-    known = {id(leaf) for leaf in inputs}
-    last: set[Edge] = {(t.grad_fn, t.output_nr) for t in ends}
+    known = {id(leaf) for leaf in (*inputs, *ends)}
+    last: set[Edge] = {(t.grad_fn, t.output_nr) for t in ends if t.grad_fn is not None}
     seen: set[Any] = set()
     found: list[torch.Tensor] = []
     nodes: list[Any] = []
@@ -88,9 +88,9 @@ def unknown_leaves(
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable") and id(node.variable) not in known:
-            if not held or _is_held(node):
-                found.append(node.variable)
+        is_unknown = hasattr(node, "variable") and id(node.variable) not in known
+        if is_unknown and (not held or _is_held(node)):
+            found.append(node.variable)
         nodes += [edge[0] for edge in node.next_functions if edge not in last]
     return found
 

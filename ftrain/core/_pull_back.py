@@ -35,7 +35,7 @@ def pull_back(
     strangers: list[torch.Tensor] | None = None,
     name: str = "the function",
 ) -> tuple[torch.Tensor, Any, Any]:
-    """Return `(value, aux, grads)` of `run(x) -> (value, aux)`; the backward pass starts from `seed(aux)`.
+    """Return `(value, aux, grads)` of `run(x) -> (value, aux)`; `seed(aux)` is the value's cotangent.
 
     Results keep their graph if they can be differentiated by something outside: a leaf of `x` that
     requires a gradient or that a transform of torch.func tracks, or a captured tensor that does. In
@@ -116,8 +116,8 @@ def _by_autograd(
             value, aux = checked(inputs)
         if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
             raise ImpureFunctionError(
-                f"{name} writes into its argument. Write the out-of-place form: x = x + 1, not x += 1 or "
-                "x.add_(1)."
+                f"{name} writes into its argument. Write the out-of-place form: x = x + 1, not x += 1 "
+                "or x.add_(1)."
             )
         if strangers is not None:
             strangers += unknown_leaves([value], inputs, ends=inputs)

@@ -47,8 +47,8 @@ __all__ = [
     "inductor_compile",
     "inside_functorch",
     "interning",
-    "is_dual",
     "is_amd_with_avx512",
+    "is_dual",
     "nodes_ever",
     "of_same_bits",
     "onednn_product",
@@ -246,8 +246,8 @@ def is_dual(tensor: torch.Tensor) -> bool:
     """Return True if a tensor has a forward-mode tangent (1.11 and later)."""
     if torch.autograd.forward_ad._current_level < 0:
         return False
-    tangent: torch.Tensor | None = torch.autograd.forward_ad.unpack_dual(tensor).tangent
-    return tangent is not None
+    unpacked: Any = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return unpacked.tangent is not None
 
 
 def sequence_number() -> int:
@@ -367,7 +367,10 @@ def scan_operator(
     xs: Sequence[torch.Tensor],
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """The loop as one operator of the graph (2.6 and later): the last carry, then the stacked ys."""
+    """The loop as one operator of the graph (2.6 and later): the last carry, then the stacked ys.
+
+    It needs something to carry and something to iterate over.
+    """
     with warnings.catch_warnings():
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

@@ -9,14 +9,15 @@ decide for itself, so there both sides are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core.compile._trace import BodyGraph, is_tracing
 from ftrain.core._pull_back import in_transform
+from ftrain.core._traced_branch import traced_branch
+from ftrain.core.compile._trace import is_tracing
 from ftrain.core.optimizer import like
 from ftrain.core.random.keyed import scoped
 
@@ -40,40 +41,27 @@ def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T
     tensor(10.)
     """
     old, treedef = tree.flatten(value)
-
-    def flat(*leaves: torch.Tensor) -> list[torch.Tensor]:
-        # Draws of their own: those outside must not depend on which branch is taken.
-        with scoped("cond") as branch, branch(0):
-            new = tree.leaves(change(tree.unflatten(treedef, leaves)))
-        return [
-            leaf.clone() if x is leaf else like(x, leaf)
-            for x, leaf in zip(new, leaves, strict=True)
-        ]
-
     if not old:
         return value
-    if in_transform():
-        new = [torch.where(predicate, x, leaf) for x, leaf in zip(flat(*old), old, strict=True)]
-        new = [like(x, leaf) for x, leaf in zip(new, old, strict=True)]
-    elif is_tracing() or isinstance(predicate, _torch.FakeTensor):
-        new = _operator(predicate, flat, old)
-    else:
-        new = flat(*old) if bool(predicate) else [x.clone() for x in old]
+    # Draws of their own: those outside must not depend on which branch is taken.
+    with scoped("cond") as branch:
+
+        def flat(*leaves: torch.Tensor) -> list[torch.Tensor]:
+            with branch(0):
+                new = tree.leaves(change(tree.unflatten(treedef, leaves)))
+            return [
+                leaf.clone() if x is leaf else like(x, leaf)
+                for x, leaf in zip(new, leaves, strict=True)
+            ]
+
+        def keep(*leaves: torch.Tensor) -> list[torch.Tensor]:
+            return [x.clone() for x in leaves]
+
+        if in_transform():
+            new = [torch.where(predicate, x, leaf) for x, leaf in zip(flat(*old), old, strict=True)]
+            new = [like(x, leaf) for x, leaf in zip(new, old, strict=True)]
+        elif is_tracing() or isinstance(predicate, _torch.FakeTensor):
+            new = traced_branch(predicate, [flat, keep], old)
+        else:
+            new = flat(*old) if bool(predicate) else keep(*old)
     return tree.unflatten(treedef, new)  # type: ignore[no-any-return]  # a tree like `value`
-
-
-def _operator(
-    predicate: torch.Tensor,
-    change: Callable[..., list[torch.Tensor]],
-    old: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    # Both branches are called with the leaves and with all that the change captures.
-    taken = BodyGraph.trace(change, old, [])
-    operands = [*old, *taken.captured]
-
-    def keep(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        return [x.clone() for x in inputs[: len(old)]]
-
-    with _torch.aside():
-        left = _torch.trace_inner(keep, [torch.empty_like(x) for x in operands])
-    return _torch.cond_operator(predicate, taken.module, left, operands)

@@ -168,8 +168,8 @@ def value_and_grad(
 
     Args:
         fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating
-            tensors, `value` 0-d and real, `aux` a tree of tensors. Gradients are taken by `x` alone, even
-            if `fn` captures the tensor that it is given as `x`.
+            tensors, `value` 0-d and real, `aux` a tree of tensors. Gradients are taken by `x` alone,
+            even if `fn` captures the tensor that it is given as `x`.
         has_aux: `fn` returns `(value, aux)`.
         differentiable: keep the graph under `torch.no_grad()` as well. Not needed for anything else.
 

@@ -279,10 +279,14 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
         strangers: list[torch.Tensor] | None = None if seen else []
         until = contextlib.ExitStack()
         try:
-            # Both around the backward pass too: what runs again there finds its weights, and no other key.
+            # Both around the backward pass too: a forward that runs again there finds weights and key.
             with random.keyed(key, bound.skeleton.module), until:
                 _, (after, metrics), grads = pull_back(
-                    functools.partial(run, until), params, seed=seed, strangers=strangers, name=where
+                    functools.partial(run, until),
+                    params,
+                    seed=seed,
+                    strangers=strangers,
+                    name=where,
                 )
         finally:
             if strangers:
@@ -296,9 +300,7 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
     return one
 
 
-def _refuse_strangers(
-    first: list[torch.Tensor], second: list[torch.Tensor], where: str
-) -> None:
+def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], where: str) -> None:
     """Raise if two runs of a loss depend on one leaf. A leaf that the loss makes is new in each."""
     made = {id(leaf) for leaf in first}
     for leaf in second:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core.compile._trace import BodyGraph, is_tracing
+from ftrain.core._traced_loop import traced_loop
+from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
 from ftrain.core.random.keyed import scoped
 
@@ -39,9 +40,8 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
 
     Returns:
         The last carry, and the tree of all `y`, stacked along a new leading axis: memory of their own,
-        also where the body passes its input through. Traced with `backend="eager"`, they have the bits
-        of the loop, and so have gradients, except for the sign of a zero: torch's operator adds them up
-        from 0.0.
+        also where the body passes its input through. Traced with `backend="eager"`, both have the bits
+        of the loop.
 
     Raises:
         ValueError: the lengths differ, there is nothing to iterate, or the carry does not keep its kind;
@@ -104,25 +104,18 @@ def _one_operator(
     def flat_body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         old = tree.unflatten(carry_def, inputs[: len(flat_carry)])
         *rest, number = inputs[len(flat_carry) :]
-        x = tree.unflatten(xs_def, rest[: len(flat_xs)])
         with iteration(number):
-            new, y = _output(body(old, x))
+            new, y = _output(body(old, tree.unflatten(xs_def, rest)))
         _check_carry(old, new)
         ys, found["y"] = tree.flatten(y)
         _check_tensors("y", y, ys)
         return [*tree.leaves(new), *ys]
 
-    # The operator needs something to iterate over and something to carry.
-    over = flat_xs or [torch.zeros(n, dtype=torch.int8)]
-    start = flat_carry or [torch.zeros((), dtype=torch.int8)]
-    numbers = torch.arange(n, device=start[0].device)
-    n_idle = len(start) - len(flat_carry)
-    graph = BodyGraph.trace(flat_body, start, [*over, numbers], n_idle=n_idle)
-    if not graph.drop_unused(len(start) + len(over)):  # draws need the number of their iteration
-        over = [*over, numbers]
-    outputs = _torch.scan_operator(graph.module, start, over, graph.captured)
-    last, ys = outputs[: len(start)], outputs[len(start) :]
-    return tree.unflatten(carry_def, last[: len(flat_carry)]), tree.unflatten(found["y"], ys)
+    device = next((x.device for x in (*flat_carry, *flat_xs)), None)
+    numbers = torch.arange(n, device=device)  # for draws, which depend on the iteration
+    outputs = traced_loop(flat_body, flat_carry, [*flat_xs, numbers], n)
+    last, ys = outputs[: len(flat_carry)], outputs[len(flat_carry) :]
+    return tree.unflatten(carry_def, last), tree.unflatten(found["y"], ys)
 
 
 def _closure(body: Callable[..., Any]) -> list[torch.Tensor]:

@@ -15,8 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
-from ftrain.core.compile._trace import is_tracing
 from ftrain.core._pull_back import in_transform
+from ftrain.core.compile._trace import is_tracing
 
 __all__ = ["Entries", "first_entries", "stepped"]
 

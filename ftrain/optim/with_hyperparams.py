@@ -94,7 +94,8 @@ def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> Py
     Args:
         state: an optimizer's state that holds a `HyperparamsState` somewhere.
         *within: where there are several, the names that lead to one: a group of `partition`.
-        **values: numbers or tensors; for a vmapped state a number for all rows, or a tensor of rows.
+        **values: numbers or tensors; for a vmapped state a number for all rows, or a tensor of rows. A
+            tensor that requires a gradient stays connected: its hypergradient goes through the updates.
 
     Returns:
         A new state; the old one stays as it was.
@@ -146,7 +147,7 @@ def _replaced(name: str, old: torch.Tensor, value: Hyperparameter) -> torch.Tens
             f"{name} has shape {tuple(old.shape)} in this state, and is given a tensor of shape "
             f"{tuple(value.shape)}. Stack states (`torch.vmap(optimizer.init)`) to hold a value a row."
         )
-    return double(value, old.device).detach().expand(old.shape).clone()
+    return double(value, old.device).expand(old.shape).clone()
 
 
 def _is_number(value: object) -> bool:

@@ -329,14 +329,24 @@ def test_unused_leaves_have_zero_gradients() -> None:
             ValueError,
             "does not depend on its parameters",
         ),
-        (lambda x: x.argmax(), torch.ones(3), TypeError, "expected a floating dtype, got torch.int64"),
+        (
+            lambda x: x.argmax(),
+            torch.ones(3),
+            TypeError,
+            "expected a floating dtype, got torch.int64",
+        ),
         (
             lambda x: x["a"].sum(),
             {"a": torch.ones(3, dtype=torch.int64)},
             TypeError,
             r"\['a'\].*int64",
         ),
-        (lambda x: x["a"].sum(), {"a": 3}, TypeError, r"\['a'\].*expected a floating tensor, got int"),
+        (
+            lambda x: x["a"].sum(),
+            {"a": 3},
+            TypeError,
+            r"\['a'\].*expected a floating tensor, got int",
+        ),
     ],
 )
 def test_bad_functions_are_explained(fn: Any, x: Any, error: type, message: str) -> None:

@@ -28,7 +28,7 @@ from ftrain.core.compile._rnn import RecurrentLayers
 from ftrain.core.errors import DonationError, ImpureFunctionError, TraceError, UnkeyedRandomError
 from ftrain.core.random._keyed_reach import unkeyed
 
-__all__ = ["TENSOR", "BodyGraph", "Traced", "is_tracing", "trace", "unrecorded"]
+__all__ = ["TENSOR", "Traced", "is_tracing", "trace", "tracing", "unrecorded"]
 
 TENSOR = object()  # stands for a tensor in a list of leaves that otherwise holds static values
 
@@ -43,6 +43,16 @@ _active = _Active()
 def is_tracing() -> bool:
     """Whether this thread is tracing a function for `compile`."""
     return _active.depth > 0
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Inside, `is_tracing()`: for a thread of autograd's that goes on with a trace."""
+    _active.depth += 1
+    try:
+        yield
+    finally:
+        _active.depth -= 1
 
 
 @contextlib.contextmanager
@@ -147,62 +157,6 @@ def trace(
 
 
 @dataclasses.dataclass
-class BodyGraph:
-    """The graph of a loop's body, traced in the middle of another trace.
-
-    Attributes:
-        module: carry, slices and captured tensors in; carry and outputs out.
-        captured: tensors from outside the body, which the loop must be handed.
-    """
-
-    module: fx.GraphModule
-    captured: list[torch.Tensor]
-
-    @classmethod
-    def trace(
-        cls,
-        body: Callable[..., Any],
-        carry: Sequence[torch.Tensor],
-        xs: Sequence[torch.Tensor],
-        *,
-        n_idle: int = 0,
-    ) -> BodyGraph:
-        """Trace `body(*carry, *slices)`, aside from the trace that is under way.
-
-        Args:
-            n_idle: how many leading carries `body` does not know of, and pass through.
-        """
-
-        def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
-            return [*inputs[:n_idle], *body(*inputs[n_idle:])]
-
-        with _torch.aside() as mode:
-            inputs = [torch.empty_like(leaf) for leaf in carry]
-            inputs += [torch.empty_like(leaf[0]) for leaf in xs]
-            module = _torch.trace_inner(flat, inputs)
-        editor = GraphEditor(module, mode, [])
-        captured = editor.lift_captured(literals=True)
-        if editor.writes():
-            raise ImpureFunctionError(
-                "the body of a scan writes into its carry, its slice of xs or a tensor from outside. "
-                "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`)."
-            )
-        editor.separate_outputs()
-        module.graph.lint()
-        module.recompile()
-        return cls(module, captured)
-
-    def drop_unused(self, place: int) -> bool:
-        """Remove the input at `place` if the body does not read it; return whether it was removed."""
-        node = list(self.module.graph.find_nodes(op="placeholder"))[place]
-        if node.users:
-            return False
-        self.module.graph.erase_node(node)
-        self.module.recompile()
-        return True
-
-
-@dataclasses.dataclass
 class _Run:
     graph: fx.GraphModule
     mode: Any
@@ -219,12 +173,8 @@ def _raise_impure(
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     watch = _WriteWatch([*fakes, *captured])
-    _active.depth += 1
-    try:
-        with torch.enable_grad(), mode, watch:
-            flat(*fakes)
-    finally:
-        _active.depth -= 1
+    with tracing(), torch.enable_grad(), mode, watch:
+        flat(*fakes)
     index = watch.index or 0
     if index < len(names):
         what = f"its argument `{names[index]}`"
@@ -268,9 +218,8 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
     """Run on fake tensors. Grad mode is on, as at the top of a program: the function decides."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
-    _active.depth += 1
     try:
-        with torch.enable_grad(), _torch.interning(), RecurrentLayers(), mode:
+        with tracing(), torch.enable_grad(), _torch.interning(), RecurrentLayers(), mode:
             return _Run(_torch.trace(flat, fakes), mode)
     except Exception as error:
         remedy = _remedy(error)
@@ -281,8 +230,6 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
         raise TraceError(
             f"`{function}` cannot become one graph: {remedy[0]}, here:\n\n{line}\n\n{remedy[1]}"
         ) from error
-    finally:
-        _active.depth -= 1
 
 
 _VALUE = (

@@ -150,19 +150,25 @@ class Stream:
         The yielded context takes the number of the iteration, an integer or a 0-d tensor. Inside, the
         key is fold_in(fold_in(key, site of the loop), number) instead of the context's, and sites count
         from 0. So the draws do not depend on how often the body runs in Python: a trace runs it once.
-        Draws outside are as without the loop.
+        Draws outside are as without the loop. A backward pass may run the body again, for derivatives.
 
         Args:
             kind: "scan", "cond" and the like; part of the loop's site.
         """
-        folds = self._next_at(sys._getframe(1), f"={kind}")
+        frame = sys._getframe(1)
+        folds, around = self._next_at(frame, f"={kind}"), self._chain(frame)
         outer = self._key, self._keys, self._counts
 
         @contextlib.contextmanager
         def numbered(number: int | Tensor) -> Iterator[None]:
             if isinstance(number, Tensor):
                 number = number.to(outer[0].device)
-            self._key = keys.fold_in(outer[0], number, folds=folds)
+            key = keys.fold_in(outer[0], number, folds=folds)
+            if torch._C._current_graph_task_id() != self._backward:
+                with self.enter(self._like(key, around, _Counts())):
+                    yield
+                return
+            self._key = key
             self._keys, self._counts = {self._key.device: self._key}, _Counts()
             try:
                 yield
@@ -178,13 +184,14 @@ class Stream:
         """
         key, counts, around = self._key, self._counts.copy(), self._chain(sys._getframe(1))
 
-        def enter() -> contextlib.AbstractContextManager[Any]:
-            stream = Stream(key, self._root)
-            stream._around, stream._counts = around, counts.copy()
-            stream._names, stream._hashes = self._names, self._hashes
-            return self.enter(stream)
+        return lambda: self.enter(self._like(key, around, counts.copy()))
 
-        return enter
+    def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> Stream:
+        """A stream for a backward pass; its sites are those inside of the modules `around`."""
+        stream = Stream(key, self._root)
+        stream._around, stream._counts = around, counts
+        stream._names, stream._hashes = self._names, self._hashes
+        return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
         """The modules that run around this frame, since the context was entered; innermost first."""

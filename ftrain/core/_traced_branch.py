@@ -1,0 +1,108 @@
+"""A branch as one operator of a traced graph, and its derivative: a branch between derivatives.
+
+Read next: `_traced_derivative.py`, the derivative of one side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ftrain.core import _torch
+from ftrain.core._pull_back import in_transform
+from ftrain.core._traced_derivative import Flat, differentiable, vjp
+from ftrain.core.compile._body import BodyGraph
+
+__all__ = ["traced_branch"]
+
+
+def traced_branch(
+    predicate: torch.Tensor, sides: Sequence[Flat], operands: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Run `sides[0](*operands)` if the predicate holds, `sides[1](*operands)` otherwise.
+
+    Both return tensors of the same shapes and dtypes, and may be called several times.
+
+    Args:
+        predicate: bool, 0-d.
+    """
+    grad = torch.is_grad_enabled()
+    graded = [grad and x.requires_grad for x in operands]
+    graphs = [BodyGraph.trace(side, operands, graded) for side in sides]
+    captured = _union(graph.captured for graph in graphs)
+    for graph in graphs:
+        graph.take(captured)
+    returned = [any(each) for each in zip(*(graph.graded for graph in graphs), strict=True)]
+    followed = _union(graph.followed for graph in graphs)
+    modules = [graph.module for graph in graphs]
+    return differentiable(
+        _Branch(
+            predicate, list(sides), list(operands), modules, captured, followed, graded, returned
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Branch:
+    """A branch to record; an `Operator`."""
+
+    predicate: torch.Tensor
+    sides: list[Flat]
+    operands: list[torch.Tensor]
+    modules: list[fx.GraphModule]
+    captured: list[torch.Tensor]
+    followed: list[torch.Tensor]
+    by: list[bool]
+    graded: list[bool]
+
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        return [*self.operands, *self.followed]
+
+    def run(self) -> list[torch.Tensor]:
+        taken, left = self.modules
+        operands = [*self.operands, *self.captured]
+        return _torch.cond_operator(self.predicate, taken, left, operands)
+
+    def saved(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self.operands
+
+    def pull(
+        self, saved: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor | None]:
+        operands = saved
+        n = len(operands)
+
+        def back(side: Flat) -> Flat:
+            def fn(*inputs: torch.Tensor) -> list[torch.Tensor]:
+                given = iter(inputs[n:])
+                cotangent = [None if d is None else next(given) for d in cotangents]
+                found = vjp(side, inputs[:n], self.by, self.followed, cotangent)
+                return [
+                    torch.zeros_like(x) if d is None else d for x, d in zip(by, found, strict=True)
+                ]
+
+            return fn
+
+        by = [x for x, is_graded in zip(operands, self.by, strict=True) if is_graded]
+        by += self.followed
+        sides = [back(side) for side in self.sides]
+        inputs = [*operands, *(d for d in cotangents if d is not None)]
+        if in_transform():  # a backward pass under torch.vmap
+            pairs = zip(*(side(*inputs) for side in sides), strict=True)
+            found = [torch.where(self.predicate, taken, left) for taken, left in pairs]
+        else:
+            found = traced_branch(self.predicate, sides, inputs)
+        gradients = iter(found)
+        return [
+            *(next(gradients) if is_graded else None for is_graded in self.by),
+            *gradients,
+        ]
+
+
+def _union(lists: Any) -> list[torch.Tensor]:
+    return list({id(t): t for each in lists for t in each}.values())

@@ -1,0 +1,158 @@
+"""Derivatives of the operators that run traced bodies: loops and branches.
+
+The derivative of such an operator is another one, whose body calls the Python function again and pulls
+back through it. Autograd therefore sees every construct of that function (`torch.no_grad`, custom
+functions, gradients taken inside), to any order. Differentiating the traced graph would not do: an inner
+gradient is a chain of operators with `detach` among them there, and a custom backward is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+from ftrain.core._pull_back import entry
+from ftrain.core.compile._trace import tracing
+from ftrain.core.errors import TraceError
+
+__all__ = ["Flat", "Operator", "differentiable", "vjp"]
+
+Flat = Callable[..., list[torch.Tensor]]
+
+
+class Operator(Protocol):
+    """An operator of a traced graph.
+
+    Attributes:
+        inputs: what it is differentiated by; tensors that its bodies capture included.
+        graded: for each output, True if it requires a gradient.
+    """
+
+    @property
+    def inputs(self) -> list[torch.Tensor]: ...
+    @property
+    def graded(self) -> list[bool]: ...
+
+    def run(self) -> list[torch.Tensor]:
+        """Record the operator; return its outputs."""
+
+    def saved(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the inputs and outputs that `pull` needs."""
+
+    def pull(
+        self, saved: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor | None]:
+        """Return the gradient by each input."""
+
+
+def differentiable(operator: Operator) -> list[torch.Tensor]:
+    """Run an operator; return its outputs, which autograd follows where they require a gradient."""
+    if not any(operator.graded):
+        with torch.no_grad():
+            return operator.run()
+    return list(_Differentiable.apply(operator, *operator.inputs))  # type: ignore[no-untyped-call]
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: Operator, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = operator.run()
+        ctx.operator = operator
+        ctx.save_for_backward(*operator.saved(outputs))
+        ctx.set_materialize_grads(False)
+        pairs = zip(outputs, operator.graded, strict=True)
+        ctx.mark_non_differentiable(*(output for output, graded in pairs if not graded))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if all(d is None for d in cotangents):
+            return (None,) * (1 + len(ctx.operator.inputs))
+        with tracing():
+            return (None, *ctx.operator.pull(ctx.saved_tensors, cotangents))
+
+
+def vjp(
+    fn: Flat,
+    inputs: Sequence[torch.Tensor],
+    graded: Sequence[bool],
+    followed: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor | None]:
+    """Return the gradients of `fn(*inputs)` by its graded inputs, then by tensors that it captures.
+
+    Each is the partial derivative: a captured tensor that was computed from another one, outside of
+    `fn`, counts as independent of it.
+
+    Args:
+        graded: for each input, True if it is differentiated by.
+        followed: captured tensors to differentiate by.
+        cotangents: for each output, the cotangent, or `None` if there is none.
+    """
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        entries = [entry(x, keep) if by else x for x, by in zip(inputs, graded, strict=True)]
+        outputs = fn(*entries)
+        pairs = [
+            (output, cotangent)
+            for output, cotangent in zip(outputs, cotangents, strict=True)
+            if cotangent is not None and output.requires_grad
+        ]
+        by = [x for x, is_graded in zip(entries, graded, strict=True) if is_graded] + [*followed]
+        if not pairs or not by:
+            return [None] * len(by)
+        with _ending_at(by):
+            return list(
+                torch.autograd.grad(
+                    [output for output, _ in pairs],
+                    by,
+                    [cotangent for _, cotangent in pairs],
+                    # What the followed tensors were computed by runs too, and must not be freed.
+                    retain_graph=True,
+                    create_graph=keep,
+                    allow_unused=True,
+                )
+            )
+
+
+@contextlib.contextmanager
+def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Inside, backward passes go no further than these tensors."""
+    outputs: dict[Any, set[int]] = defaultdict(set)
+    for tensor in tensors:
+        if tensor.grad_fn is not None:
+            outputs[tensor.grad_fn].add(tensor.output_nr)
+    hooks = [node.register_prehook(_without(node, numbers)) for node, numbers in outputs.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
+    """A hook that takes the gradients of some outputs away; autograd has recorded them by then."""
+
+    def hook(grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        left = tuple(None if i in numbers else grad for i, grad in enumerate(grads))
+        # Called with nothing, autograd's own nodes return nothing. One in Python would be called with
+        # zeros, of which its backward may make NaN.
+        is_custom = isinstance(node, BackwardCFunction)
+        if (
+            is_custom
+            and node._forward_cls is not _Differentiable
+            and not any(grad is not None for grad in left)
+        ):
+            raise TraceError(
+                f"the body of a loop or branch captures a result of {type(node).__name__} and a tensor "
+                "that it was computed from. Pass the result in: through the carry or xs of a scan, as "
+                "an operand of a branch."
+            )
+        return left
+
+    return hook

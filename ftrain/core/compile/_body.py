@@ -1,0 +1,111 @@
+"""The graph of a loop's body or of a branch, traced in the middle of another trace.
+
+Read next: `core/_traced_loop.py` and `core/_traced_branch.py`, the operators that run these graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ftrain.core import _torch
+from ftrain.core._outside import unknown_leaves
+from ftrain.core.compile._graph import GraphEditor
+from ftrain.core.errors import ImpureFunctionError
+
+__all__ = ["BodyGraph"]
+
+
+@dataclasses.dataclass
+class BodyGraph:
+    """What one trace of a body found.
+
+    Attributes:
+        module: inputs and captured tensors in; outputs out.
+        captured: tensors from outside the body, which the operator must be given.
+        graded: for each output, True if it requires a gradient.
+        followed: tensors from outside the body by which its outputs can be differentiated.
+    """
+
+    module: fx.GraphModule
+    captured: list[torch.Tensor]
+    graded: list[bool]
+    followed: list[torch.Tensor]
+
+    @classmethod
+    def trace(
+        cls,
+        body: Callable[..., Any],
+        inputs: Sequence[torch.Tensor],
+        graded: Sequence[bool] = (),
+    ) -> BodyGraph:
+        """Trace `body(*inputs)`, aside from the trace that is under way.
+
+        Args:
+            body: a pure function of tensors, which returns a list of tensors.
+            inputs: tensors of the shapes and dtypes that it is called with.
+            graded: for each input, True if it requires a gradient.
+        """
+        entered: list[torch.Tensor] = []
+        returned: list[torch.Tensor] = []
+
+        def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
+            entered.extend(inputs)
+            for x, requires_grad in zip(inputs, graded, strict=False):
+                x.requires_grad_(requires_grad)
+            returned.extend(body(*inputs))
+            return list(returned)
+
+        with _torch.aside() as mode:
+            module = _torch.trace_inner(flat, [torch.empty_like(x) for x in inputs])
+        editor = GraphEditor(module, mode, [])
+        captured = editor.lift_captured(literals=True)
+        if editor.writes():
+            raise ImpureFunctionError(
+                "the body of a scan writes into its carry, its slice of xs or a tensor from outside. "
+                "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`)."
+            )
+        editor.separate_outputs()
+        module.graph.lint()
+        module.recompile()
+        followed: list[torch.Tensor] = []
+        if torch.is_grad_enabled():
+            followed = [t for t in captured if t.requires_grad]
+            # The values need not depend on all: a custom backward returns a gradient for any tensor.
+            followed += unknown_leaves(returned, entered, ends=followed, held=True)
+        return cls(module, captured, [t.requires_grad for t in returned], followed)
+
+    def drop_unused(self, places: Sequence[int]) -> list[bool]:
+        """Remove those of some inputs that the body does not read; return, for each, if it stays."""
+        nodes = list(self.module.graph.find_nodes(op="placeholder"))
+        stays = [bool(nodes[place].users) for place in places]
+        for place, stay in zip(places, stays, strict=True):
+            if not stay:
+                self.module.graph.erase_node(nodes[place])
+        self.module.recompile()
+        return stays
+
+    def take(self, captured: Sequence[torch.Tensor]) -> None:
+        """Make `captured`, which includes its own, the tensors that its graph takes after its inputs."""
+        graph = self.module.graph
+        places = list(graph.find_nodes(op="placeholder"))
+        own = places[len(places) - len(self.captured) :]
+        nodes = {id(t): node for t, node in zip(self.captured, own, strict=True)}
+        following = next(node for node in graph.nodes if node.op != "placeholder")
+        for index, tensor in enumerate(captured):
+            with graph.inserting_before(following):
+                new = graph.placeholder(f"taken_{index}")
+            with _torch.aside() as mode:
+                is_fake = isinstance(tensor, _torch.FakeTensor)
+                new.meta["val"] = tensor if is_fake else mode.from_tensor(tensor)
+            old = nodes.get(id(tensor))
+            if old is not None:
+                old.replace_all_uses_with(new)
+                graph.erase_node(old)
+        self.captured = list(captured)
+        graph.lint()
+        self.module.recompile()
