@@ -37,6 +37,7 @@ __all__ = [
     "any_autocast",
     "as_compiled",
     "aside",
+    "autocast_now",
     "autocast_state",
     "cond_operator",
     "cpp_compilers",
@@ -308,6 +309,9 @@ def function_mode_depth() -> int:
     return torch._C._len_torch_function_stack()
 
 
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def any_autocast() -> bool:
     """Whether autocast is on for any device: 0.1 µs (2.1 and later)."""
     return torch._C._is_any_autocast_enabled()
@@ -315,10 +319,9 @@ def any_autocast() -> bool:
 
 def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
     """Which devices autocast to which dtype."""
-    devices = ("cpu", "cuda", "mps", "xpu")
     return tuple(
         (device, torch.get_autocast_dtype(device))
-        for device in devices
+        for device in _AUTOCAST_DEVICES
         if torch.is_autocast_enabled(device)
     )
 
@@ -326,6 +329,28 @@ def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
     """Autocast off on every device (2.1 and later): what a traced graph casts is written in it."""
     return torch._C._DisableAutocast()
+
+
+def autocast_now() -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return a function that makes a context with the autocast of the caller, on or off."""
+    found = [
+        (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        for device in _AUTOCAST_DEVICES
+    ]
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for device, dtype, enabled in found:
+                if enabled != torch.is_autocast_enabled(device) or (
+                    enabled and dtype != torch.get_autocast_dtype(device)
+                ):
+                    stack.enter_context(
+                        torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)
+                    )
+            yield
+
+    return again
 
 
 @contextlib.contextmanager

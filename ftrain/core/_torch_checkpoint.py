@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.utils import checkpoint as torch_checkpoint
 
-__all__ = ["Again", "around_regions"]
+__all__ = ["Again", "around_regions", "contexts_now"]
 
 #: Called when a region starts. Returns a function that makes the context for its recomputation.
 Again = Callable[[], Callable[[], AbstractContextManager[Any]]]
@@ -52,6 +52,20 @@ def around_regions(again: Again) -> Iterator[None]:
         _active.again.pop()
 
 
+def contexts_now() -> Callable[[], AbstractContextManager[None]]:
+    """Start a region: return a function that makes the context to compute it again in."""
+    contexts = [again() for again in _active.again]
+    return lambda: _entered(contexts)
+
+
+@contextlib.contextmanager
+def _entered(contexts: list[Callable[[], AbstractContextManager[Any]]]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context())
+        yield
+
+
 class _Recompute:
     """The function that computes a region again, in the contexts of its forward pass."""
 
@@ -64,9 +78,7 @@ class _Recompute:
         self._contexts = contexts
 
     def __call__(self, *inputs: Any) -> Any:
-        with contextlib.ExitStack() as stack:
-            for context in self._contexts:
-                stack.enter_context(context())
+        with _entered(self._contexts):
             return self._function(*inputs)
 
 

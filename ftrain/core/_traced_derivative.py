@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from ftrain.core import _torch
 from ftrain.core._pull_back import entry
+from ftrain.core._torch_checkpoint import contexts_now
 from ftrain.core.compile._trace import tracing
 from ftrain.core.errors import TraceError
 
@@ -63,6 +65,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, operator: Operator, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = operator.run()
         ctx.operator = operator
+        ctx.contexts = contexts_now(), _torch.autocast_now()
         ctx.save_for_backward(*operator.saved(outputs))
         ctx.set_materialize_grads(False)
         pairs = zip(outputs, operator.graded, strict=True)
@@ -73,7 +76,10 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if all(d is None for d in cotangents):
             return (None,) * (1 + len(ctx.operator.inputs))
-        with tracing():
+        # The bodies run again. What was in force around them may have ended: `keyed`, the tensors of a
+        # model, autocast.
+        region, autocast = ctx.contexts
+        with tracing(), region(), autocast():
             return (None, *ctx.operator.pull(ctx.saved_tensors, cotangents))
 
 

@@ -163,7 +163,7 @@ def test_traced_scan_differentiates_its_body_as_the_loop_does(body: Any, capture
     p = (W * 2, W)
     assert is_close(run(gradient(f), "compiled")(p), gradient(f)(p))
     second = gradient(lambda p: sum((g**2).sum() for g in gradient(f)(p)))
-    if capture == "leaf":
+    if capture == "leaf" and body is not custom_backward_to_a_captured_tensor:  # not a derivative
         assert is_close(run(second, "compiled")(p), second(p))
 
 
@@ -196,6 +196,41 @@ def test_a_scan_that_nothing_differentiates_is_one_operator_without_saved_carrie
     (loop,) = (n for n in graph.nodes if n.op == "call_function" and n.name.startswith("scan"))
     body = getattr(graph.owning_module, loop.args[0].target).graph
     assert len(body.output_node().args[0]) == 1
+
+
+class Encoder(nn.Module):
+    """A scan in a module: weights, draws and autocast of the body, and a gradient inside it."""
+
+    def __init__(self, autocast: bool) -> None:
+        super().__init__()
+        self.inner, self.drop, self.autocast = nn.Linear(2, 2), nn.Dropout(0.5), autocast
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def body(c: torch.Tensor, x: torch.Tensor) -> Any:
+            grad = ftrain.value_and_grad(lambda q: (F.dropout(q, 0.3) ** 3).sum())(c)[1]
+            c = torch.tanh(self.drop(self.inner(c))).to(c.dtype) + F.dropout(x, 0.5) + 0.1 * grad
+            return c, c.sum()
+
+        with torch.autocast("cpu", enabled=self.autocast):
+            return ftrain.scan(body, x[0], x)[1].sum()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_traced_scan_in_a_module_runs_its_body_again_as_it_was(autocast: bool) -> None:
+    """The backward pass comes after the call of the model, to second order."""
+    dtype = torch.float32 if autocast else torch.float64
+    apply = ftrain.bind(lambda: nn.Sequential(Encoder(autocast)).to(dtype))
+    params, buffers = apply.init(ftrain.random.key(0))
+    x = torch.linspace(-1, 1, 6, dtype=dtype).view(3, 2)
+
+    def f(params: Any) -> torch.Tensor:
+        out: torch.Tensor = apply(params, buffers, ftrain.random.key(1), x)[0]
+        return out
+
+    second = gradient(lambda p: sum((g**2).sum() for g in gradient(f)(p).values()))
+    for g in (gradient(f), second):
+        # In bfloat16 autocast, the order in which sums of gradients are rounded differs.
+        assert is_close(run(g, "compiled")(params), g(params), 3e-2 if autocast else 1e-9)
 
 
 # --- who differentiates outside -------------------------------------------------------------------
