@@ -14,7 +14,7 @@ class Clock:
     >>> clock = Clock()
     >>> with clock.paused() as pause:
     ...     pass
-    >>> clock.total() >= clock.read() >= 0.0 <= pause.seconds
+    >>> 0.0 <= clock.read() <= clock.total() and pause.seconds >= 0.0
     True
     """
 

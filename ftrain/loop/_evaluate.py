@@ -7,8 +7,10 @@ from typing import Any
 
 from ftrain.core.accumulate import MicroBatches
 from ftrain.loop import _memory
+from ftrain.loop._columns import check_names, read
 from ftrain.loop._data import Batches
-from ftrain.loop._running import Running, read
+from ftrain.loop._members import members_of
+from ftrain.loop._running import Running
 
 __all__ = ["evaluate"]
 
@@ -48,6 +50,7 @@ def _pass(
     found = Running()
     pending: list[Any] = []
     rows: list[int] = []
+    members = members_of(state)
     for batch, _ in data.batches(data.start(), epochs=1):
         if interrupted():
             return None
@@ -62,16 +65,18 @@ def _pass(
                 raise MemoryError(_memory.advice(state, batch, k, error)) from error
             _memory.release(error)
             return smaller
+        if not found.steps:
+            check_names(pending[0], members)
         rows += [count(part)[0] for part in parts]
         samples, tokens = count(batch)
         found.steps += 1
         found.samples += samples
         found.tokens += tokens
         if len(pending) >= _READ_EVERY:
-            _fold(found, pending, rows)
+            _fold(found, pending, rows, members)
     if not found.steps:
         raise ValueError("the evaluation data gave no batch")
-    _fold(found, pending, rows)
+    _fold(found, pending, rows, members)
     return found
 
 
@@ -80,8 +85,8 @@ def _parts(batch: Any, k: int) -> tuple[Any, ...]:
     return whole.batches if isinstance(whole, MicroBatches) else (whole,)
 
 
-def _fold(found: Running, pending: list[Any], rows: list[int]) -> None:
-    for columns in read(pending, rows):
+def _fold(found: Running, pending: list[Any], rows: list[int], members: int | None) -> None:
+    for columns in read(pending, rows, members):
         found.add(columns)
     pending.clear()
     rows.clear()

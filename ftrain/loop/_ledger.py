@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ftrain.loop._clock import Clock
-from ftrain.loop._running import Columns, Running, read
+from ftrain.loop._columns import Columns, read
+from ftrain.loop._members import ONE, members_of
+from ftrain.loop._running import Running
+from ftrain.loop._skips import Skip, counted
 from ftrain.loop.events import Progress
 from ftrain.loop.result import EpochResult
 from ftrain.loop.state import LoopState
@@ -21,9 +24,9 @@ class Ledger:
         rows: how many samples each of them saw.
         window: metrics since the last row of the log.
         epoch: metrics since the epoch began.
-        nonfinite: how many steps in a row were skipped, up to the last reading.
-        skipped: steps of this window that were skipped though no loss scaling explains it,
-            `(step, epoch, batch)`.
+        nonfinite: how many steps in a row were skipped, up to the last reading; of an ensemble one
+            number a member.
+        skipped: steps of this window that were skipped though no loss scaling explains it.
     """
 
     def __init__(self, loop: LoopState, clock: Clock) -> None:
@@ -31,8 +34,9 @@ class Ledger:
         self.rows: list[int] = []
         self.window, self.epoch = loop.window, loop.epoch
         self.nonfinite = loop.nonfinite
-        self.skipped: list[tuple[int, int, int]] = []
+        self.skipped: list[Skip] = []
         self._clock = clock
+        self._members = members_of(loop.train)
         self._read_at = loop.progress
         # Of a window or an epoch that another process began, the duration is not known.
         self._window_began = None if loop.window.steps else clock.read()
@@ -41,7 +45,7 @@ class Ledger:
     def read(self, progress: Progress) -> None:
         """Read what is pending: the one place that waits for the steps."""
         at, self._read_at = self._read_at, progress
-        found = read(self.pending, self.rows)
+        found = read(self.pending, self.rows, self._members)
         self.pending.clear()
         self.rows.clear()
         for running in (self.window, self.epoch):
@@ -80,16 +84,27 @@ class Ledger:
             tokens=found.tokens,
             duration=None if began is None else self._clock.read() - began,
             whole=whole,
+            members=found.by_member(),
         )
 
     def _watch(self, columns: Columns, at: Progress, n: int) -> int:
-        """Count skipped steps among these, which come n steps behind `at`; how many there are then."""
+        """Count skipped steps among these, which come n steps after `at`; how many there are then."""
         steps, skipped = columns.steps, columns.columns.get("skipped")
-        if skipped is None or not any(skipped.fields[0]):
+        if skipped is None or not skipped.kind:
             self.nonfinite = 0
             return n + steps
-        for i, one in enumerate(skipped.fields[0], n + 1):
-            self.nonfinite = self.nonfinite + 1 if one else 0
-            if one and "loss_scale" not in columns.columns:  # else skips are routine
-                self.skipped.append((at.step + i, at.epoch, at.batch + i))
+        single = skipped.members == ONE
+        before = self.nonfinite if isinstance(self.nonfinite, tuple) else (self.nonfinite,)
+        if len(before) != max(skipped.members, 1):
+            before = (0,) * max(skipped.members, 1)
+        counts = []
+        for member, (count, fields) in enumerate(zip(before, skipped.of_members(), strict=True)):
+            counts.append(counted(fields[0], count))
+            if "loss_scale" not in columns.columns:  # else skips are routine
+                self.skipped += [
+                    Skip(at.step + i, at.epoch, at.batch + i, None if single else member)
+                    for i, one in enumerate(fields[0], n + 1)
+                    if one
+                ]
+        self.nonfinite = counts[0] if single else tuple(counts)
         return n + steps

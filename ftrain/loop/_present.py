@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
+
+import torch
 
 from ftrain.core import tree
 from ftrain.loop._clock import Clock
@@ -17,6 +19,7 @@ from ftrain.loop._data import length
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._keeper import Keeper
 from ftrain.loop._ledger import Ledger
+from ftrain.loop._members import expanded, statistics
 from ftrain.loop._observers import Observers
 from ftrain.loop._parts import Parts
 from ftrain.loop._running import Running
@@ -68,6 +71,7 @@ class Present:
         todo: what was asked for and is not done yet.
         settled: the last step after which all was done that fell due.
         evaluated: evaluations that were done at this step, by name.
+        twice: `(split, name)` of values that shared a name in a row, which people were told.
         where: what would have to be blamed now.
         wanted: which events the generator's consumer wants.
     """
@@ -88,6 +92,7 @@ class Present:
         self.settled = None if loop.due else loop.progress.step
         self._before: _Before | None = None
         self.evaluated: set[str] = set()
+        self.twice: set[tuple[str, str]] = set()
         self.where = "data"
         self.wanted: Callable[[type[Event]], bool] = lambda kind: False
 
@@ -205,7 +210,7 @@ class Present:
         split = f"eval/{name}" if name else "eval"
         epoch, n, *_ = self.progress
         seen = (found.samples, found.tokens, pause.seconds)
-        result = EpochResult(split, epoch, n, found.values(), *seen)
+        result = EpochResult(split, epoch, n, found.values(), *seen, members=found.by_member())
         self.history.append(result)
         prefix = f"{name}/" if name else ""
         row = {f"{prefix}{key}": value for key, value in result.values().items()}
@@ -215,11 +220,22 @@ class Present:
 
     def log(self) -> Events:
         rows: dict[str, dict[str, float]] = {}
+        twice: list[tuple[str, str]] = []
         for action in self.todo:
             if isinstance(action, Log):
-                values = {name: float(value) for name, value in action.values.items()}
-                rows.setdefault(action.split or "train", {}).update(values)
+                values = _numbers(action.values)
+                row = rows.setdefault(action.split or "train", {})
+                for name in row.keys() & values.keys():
+                    if repr(row[name]) != repr(values[name]):
+                        twice.append((action.split or "train", name))
+                row.update(values)
         self.todo = [action for action in self.todo if not isinstance(action, Log)]
+        for split, name in sorted({*twice} - self.twice):
+            self.twice.add((split, name))
+            yield from self.notice(
+                f"two values of one row of {split!r} are called {name!r}, and the later one is logged: "
+                "rename one"
+            )
         for split, row in rows.items():
             yield from self.show(Logged(*self.header(), split, row))
 
@@ -308,13 +324,25 @@ class _Before(NamedTuple):
     todo: tuple[Action, ...]
 
 
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Read what is to be logged; what each member of an ensemble has, as metrics of a step are."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:
+            of_members = value.tolist()
+            found |= statistics(name, of_members) | expanded({name: of_members})
+        else:
+            found[name] = float(value)
+    return found
+
+
 def _kept(action: Action) -> Action | None:
     """What was asked for at a step, as JSON has it; `None` where it cannot."""
     if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
         return None
     if isinstance(action, Log):
         try:
-            values = {name: float(value) for name, value in action.values.items()}
+            values = _numbers(action.values)
         except (TypeError, ValueError):  # which may be why the run has failed
             return None
         return dataclasses.replace(action, values=values)

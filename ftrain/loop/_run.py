@@ -18,10 +18,12 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.errors import DonatedStateError, NonFiniteError, RecompileWarning
-from ftrain.loop import _memory
+from ftrain.loop import _memory, _skips
+from ftrain.loop._columns import check_names
 from ftrain.loop._compiling import Compiling, check_compiler
 from ftrain.loop._data import joined
 from ftrain.loop._garbage import Garbage
+from ftrain.loop._members import members_of
 from ftrain.loop._names import eval_metrics
 from ftrain.loop._nonfinite import first_nonfinite
 from ftrain.loop._observers import Observers
@@ -107,7 +109,7 @@ class Run:
         begins, compiling = now.heard(BatchBegin), Compiling(now, "training step", step)
         ends, ends_wanted = now.heard(BatchEnd), now.wanted(BatchEnd)
         norms, clock = now.heard(BackwardEnd), now.clock
-        boundary = self._next_boundary()
+        boundary, unchecked = self._next_boundary(), True
         now.where = "data"
         for batch, cursor in pairs:
             if begins or compiling.is_due or not now.progress.batch:
@@ -126,6 +128,8 @@ class Run:
                 compiling.done()
                 yield from compiling.end()
             pending.append(metrics)
+            if unchecked:
+                unchecked = check_names(metrics, members_of(now.state))
             samples, tokens = count(batch)
             rows.append(samples)
             epoch, n, in_epoch, all_samples, all_tokens = now.progress
@@ -307,17 +311,23 @@ class Run:
         ledger.read(now.progress)
         skipped = ledger.skipped
         window, duration = ledger.end_window(now.progress)
-        if skipped:
-            yield from now.notice(_skips(skipped, window.steps))
-        samples, tokens = window.samples, window.tokens
-        row = EpochResult("train", epoch, n, window.values(), samples, tokens).values()
-        now.todo.append(Log(row, "train"))
-        yield from now.show(WindowEnd(*now.header(), row, window.steps, samples, tokens, duration))
         most = self.parts.max_skipped
-        if batch is None or most is None or ledger.nonfinite < most:
+        if skipped:
+            yield from now.notice(_skips.said(skipped, window.steps))
+        lost = None if most is None else _skips.said_of_lost(ledger.nonfinite, most, window.steps)
+        if lost is not None:
+            yield from now.notice(lost)
+        seen, members = (window.samples, window.tokens), window.by_member()
+        result = EpochResult("train", epoch, n, window.values(), *seen, members=members)
+        row = result.values()
+        now.todo.append(Log(row, "train"))
+        yield from now.show(WindowEnd(*now.header(), row, window.steps, *seen, duration, members))
+        hopeless = _skips.in_a_row(ledger.nonfinite)
+        if batch is None or most is None or hopeless < most:
             return None
+        whose = " by every member" if isinstance(ledger.nonfinite, tuple) else ""
         return (
-            f"{ledger.nonfinite} steps in a row were skipped for a non-finite gradient. "
+            f"{hopeless} steps in a row were skipped{whose} for a non-finite gradient. "
             f"{self._blame(batch, n, position)} Lower the learning rate, clip, or look at these "
             "batches; max_skipped=None goes on all the same"
         )
@@ -371,13 +381,6 @@ def is_intact(state: Any) -> bool:
 
 def _n(n: int | None, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _skips(skipped: list[tuple[int, int, int]], steps: int) -> str:
-    listed = "; ".join(f"step {n} (epoch {e}, batch {b})" for n, e, b in skipped[:5])
-    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    n = len(skipped)
-    return f"{n} of the last {steps} steps were skipped for a non-finite gradient: {listed}{more}"
 
 
 def _attach(error: Exception, result: FitResult, where: str) -> None:

@@ -12,46 +12,21 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from ftrain.core import tree
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, Unweighted
+from ftrain.loop._columns import Column, Columns
+from ftrain.loop._members import ONE, statistics
 
-__all__ = ["Column", "Columns", "Running", "read"]
+__all__ = ["Running"]
 
-_KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
-_KINDS[Unweighted] = "Mean"
+Entry = tuple[str, tuple[Any, ...]]
+"""A metric's kind and fields; no fields yet where every step was skipped."""
+
 _MOST_ENTRIES = 64  # of a metric that is a vector; larger ones are no numbers for a log
-
-
-class Column(NamedTuple):
-    """One metric over some steps.
-
-    Attributes:
-        kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
-        fields: for each of its fields a number a step, of "Last" the last alone; of another class: the
-            metrics themselves.
-        unweighted: whether it is a mean that came without a weight.
-    """
-
-    kind: str
-    fields: tuple[list[Any], ...]
-    unweighted: bool = False
-
-
-class Columns(NamedTuple):
-    """What some steps returned that have the same metrics.
-
-    Attributes:
-        steps: how many.
-        columns: `{name: Column}`.
-    """
-
-    steps: int
-    columns: dict[str, Column]
 
 
 @dataclasses.dataclass
@@ -63,116 +38,146 @@ class Running:
         samples: rows.
         tokens: tokens.
         entries: `{name: (kind, fields)}`; of a metric of another class, its leaves on the host.
+        members: `{name: [(kind, fields), ...]}`, one for each member of an ensemble.
         like: `{name: metric}`, how metrics of other classes are built, as far as they were seen.
     """
 
     steps: int = 0
     samples: int = 0
     tokens: int = 0
-    entries: dict[str, tuple[str, tuple[Any, ...]]] = dataclasses.field(default_factory=dict)
+    entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    members: dict[str, list[Entry]] = dataclasses.field(default_factory=dict)
     like: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def add(self, columns: Columns) -> None:
-        """Some steps' metrics, after all those before.
+        """Fold some steps' metrics, after all those before.
 
         Raises:
-            ValueError: a metric has become one of another kind.
+            ValueError: a metric has become one of another kind, or of another number of members.
         """
-        for name, (kind, fields, _) in columns.columns.items():
-            before = self.entries.get(name)
-            if before is not None and before[0] != kind:
-                raise ValueError(
-                    f"metric {name!r} was a {before[0] or 'metric of another class'} and is now a "
-                    f"{kind or 'metric of another class'}; it must stay of one kind"
-                )
-            if kind:
-                folded = _fold(kind, None if before is None else before[1], fields)
+        for name, column in columns.columns.items():
+            before = self._before(name, column)
+            fields = list(column.of_members())
+            if not column.kind and any(each[0] for each in fields):
+                self.like[name] = next(each[0][-1] for each in fields if each[0])
+            folded = [
+                (column.kind, _fold(column.kind, was[1], own))
+                for was, own in zip(before, fields, strict=True)
+            ]
+            if column.members == ONE:
+                self.entries[name] = folded[0]
             else:
-                self.like[name] = fields[0][-1]
-                folded = _fold_other(None if before is None else before[1], fields[0])
-            self.entries[name] = (kind, folded)
+                self.members[name] = folded
 
     def values(self) -> dict[str, float]:
-        """`{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ..."""
+        """Return `{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ...
+
+        Of an ensemble's metric: the mean, the smallest and the largest, as `statistics` names them.
+        """
         found: dict[str, float] = {}
-        for name in sorted(self.entries, key=lambda name: (name != "loss", name)):
-            kind, fields = self.entries[name]
-            if kind == "Mean":
-                total, weight = fields
-                found[name] = total / weight if weight else math.nan
-            elif kind:
-                found[name] = float(fields[0])
-            elif name in self.like:
-                value = tree.unflatten(tree.structure(self.like[name]), fields).value
-                if value.ndim == 0:
-                    found[name] = float(value)
-                elif value.numel() <= _MOST_ENTRIES:
-                    found |= {f"{name}/{i}": float(x) for i, x in enumerate(value.reshape(-1))}
+        members = self.by_member()
+        for name in _in_order({*self.entries, *members}):
+            if name in members:
+                found |= statistics(name, members[name])
+            else:  # later than statistics of the same name: a norm's extremes are over the steps too
+                found |= self._value(name, self.entries[name])
+        return found
+
+    def by_member(self) -> dict[str, tuple[float, ...]]:
+        """Return `{name: values}` of the metrics that each member has."""
+        found: dict[str, tuple[float, ...]] = {}
+        for name in _in_order(self.members):
+            rows = [self._value(name, entry) for entry in self.members[name]]
+            for key in rows[0]:
+                found[key] = tuple(row.get(key, math.nan) for row in rows)
         return found
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; tensors by their bytes."""
-        entries = {
-            name: [kind, [_encode(field) for field in fields]]
-            for name, (kind, fields) in self.entries.items()
-        }
-        return {
+        content = {
             "steps": self.steps,
             "samples": self.samples,
             "tokens": self.tokens,
-            "entries": entries,
+            "entries": {name: _entry_json(entry) for name, entry in self.entries.items()},
         }
+        if self.members:
+            content["members"] = {
+                name: [_entry_json(entry) for entry in entries]
+                for name, entries in self.members.items()
+            }
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Running:
         """What `to_json` was called on."""
-        entries = {
-            name: (kind, tuple(_decode(field) for field in fields))
-            for name, (kind, fields) in content["entries"].items()
+        entries = {name: _entry(entry) for name, entry in content["entries"].items()}
+        members = {
+            name: [_entry(each) for each in entries]
+            for name, entries in content.get("members", {}).items()
         }
-        return cls(content["steps"], content["samples"], content["tokens"], entries)
+        return cls(content["steps"], content["samples"], content["tokens"], entries, members)
+
+    def _before(self, name: str, column: Column) -> Sequence[Entry]:
+        """What a column goes on from, for each member."""
+        single, several = self.entries.get(name), self.members.get(name)
+        if several is not None:
+            n, kind = len(several), several[0][0]
+        else:
+            n, kind = ONE, column.kind if single is None else single[0]
+        if (single is not None or several is not None) and n != column.members:
+            was, now = (
+                "a single number" if each == ONE else f"one of {each} members"
+                for each in (n, column.members)
+            )
+            raise ValueError(
+                f"metric {name!r} was {was} and is now {now}; it must stay of one kind. Return it with "
+                "the same shape at each step."
+            )
+        if kind != column.kind:
+            was, now = (each or "metric of another class" for each in (kind, column.kind))
+            raise ValueError(
+                f"metric {name!r} was a {was} and is now a {now}; it must stay of one kind"
+            )
+        if several is not None:
+            return several
+        return [(column.kind, ()) if single is None else single] * max(column.members, 1)
+
+    def _value(self, name: str, entry: Entry) -> dict[str, float]:
+        kind, fields = entry
+        if not fields:
+            return {name: math.nan} if kind else {}
+        if kind == "Mean":
+            total, weight = fields
+            return {name: total / weight if weight else math.nan}
+        if kind:
+            return {name: float(fields[0])}
+        if name not in self.like:
+            return {}
+        value = tree.unflatten(tree.structure(self.like[name]), fields).value
+        if value.ndim == 0:
+            return {name: float(value)}
+        if value.numel() <= _MOST_ENTRIES:
+            return {f"{name}/{i}": float(x) for i, x in enumerate(value.reshape(-1))}
+        return {}
 
 
-def read(steps: Sequence[Any], rows: Sequence[int] | None = None) -> list[Columns]:
-    """What some steps returned, as numbers: one copy for each device and dtype, however many steps.
-
-    Args:
-        steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers
-            (those count as a `Mean` of weight one).
-        rows: how many samples each step saw: the weights of means that came without one.
-
-    Returns:
-        Columns for each stretch of steps with the same metrics; one where all have the same.
-
-    Raises:
-        TypeError: a metric is no number; the message names it.
-    """
-    found = []
-    for names, values in _alike(steps):
-        by_name = zip(names, zip(*values, strict=True), strict=True)
-        found.append(
-            Columns(len(values), {name: _column(name, column) for name, column in by_name})
-        )
-    columns = [column for chunk in found for column in chunk.columns.values() if column.kind]
-    _fetch(field for column in columns for field in column.fields)
-    if rows is not None:
-        _weigh(found, rows)
-    for chunk in found:
-        _add_spread(chunk.columns)
-    return found
+def _in_order(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name != "loss", name))
 
 
-def _fold(
-    kind: str, before: tuple[Any, ...] | None, fields: tuple[list[Any], ...]
-) -> tuple[Any, ...]:
+def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
     """From the left, one after the other: never `sum`, which may compensate."""
+    if not fields[0]:
+        return before
+    if not kind:
+        return _fold_other(before, fields[0])
     if kind == "Last":
         return (fields[0][-1],)
-    starts = (None,) * len(fields) if before is None else before
     merge = {"Max": _larger, "Min": _smaller}.get(kind, operator.add)
+    if not before:
+        return tuple(functools.reduce(merge, field) for field in fields)
     return tuple(
-        functools.reduce(merge, field) if start is None else functools.reduce(merge, field, start)
-        for field, start in zip(fields, starts, strict=True)
+        functools.reduce(merge, field, start) for field, start in zip(fields, before, strict=True)
     )
 
 
@@ -184,106 +189,21 @@ def _smaller(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
 
 
-def _fold_other(before: tuple[Any, ...] | None, metrics: list[Any]) -> tuple[Any, ...]:
+def _fold_other(before: tuple[Any, ...], metrics: list[Any]) -> tuple[Any, ...]:
     on_host = [tree.map(lambda leaf: leaf.detach().cpu(), metric) for metric in metrics]
-    if before is not None:
+    if before:
         on_host.insert(0, tree.unflatten(tree.structure(metrics[0]), before))
     return tuple(tree.leaves(functools.reduce(lambda a, b: a.merge(b), on_host)))
 
 
-def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ...]]]]:
-    """Stretches of steps whose metrics have the same names and kinds: names, and a row for each step."""
-    names: list[Any] = []
-    kinds: list[type] = []
-    rows: list[tuple[Any, ...]] = []
-    for metrics in steps:
-        entries = _entries(metrics)
-        row = tuple(entries.values())
-        if rows and (list(entries) != names or list(map(type, row)) != kinds):
-            yield names, rows
-            rows = []
-        if not rows:
-            names, kinds = list(entries), list(map(type, row))
-        rows.append(row)
-    if rows:
-        yield names, rows
+def _entry_json(entry: Entry) -> list[Any]:
+    kind, fields = entry
+    return [kind, [_encode(field) for field in fields]]
 
 
-def _entries(metrics: Any) -> Mapping[Any, Any]:
-    if isinstance(metrics, Metrics):
-        return metrics.entries
-    if isinstance(metrics, Mapping):
-        return metrics
-    raise TypeError(
-        "a step must return `(state, metrics)` with metrics a dict of 0-d tensors, numbers or metrics "
-        f"such as ftrain.Mean(total, weight); found {type(metrics).__name__}"
-    )
-
-
-def _column(name: Any, values: tuple[Any, ...]) -> Column:
-    first = values[0]
-    kind = _KINDS.get(type(first))
-    if kind is not None and all(map(_is_number, first)):
-        if kind == "Last":
-            values = values[-1:]
-        fields = tuple(map(list, zip(*values, strict=True)))
-        return Column(kind, fields, isinstance(first, Unweighted))
-    if _is_number(first):
-        return Column("Mean", (list(values), [1.0] * len(values)), unweighted=True)
-    if callable(getattr(first, "merge", None)) and not isinstance(first, torch.Tensor):
-        return Column("", (list(values),))
-    found = f"shape {tuple(first.shape)}" if isinstance(first, torch.Tensor) else repr(first)
-    raise TypeError(
-        f"metric {name!r} must be a 0-d tensor, a number, or a metric such as "
-        f"ftrain.Mean(total, weight); found {found}. Reduce it first: value.mean()."
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return value.ndim == 0 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
-
-
-def _fetch(fields: Iterable[list[Any]]) -> None:
-    """Tensors become numbers, in place: one by one from the host, in one copy from a device."""
-    wanted: dict[tuple[torch.device, torch.dtype], list[list[Any]]] = {}
-    for field in fields:
-        if not isinstance(field[0], torch.Tensor):
-            continue
-        if field[0].is_cpu:  # 0.3 µs each; stacking them takes 1.3
-            field[:] = map(torch.Tensor.item, field)
-        else:
-            wanted.setdefault((field[0].device, field[0].dtype), []).append(field)
-    for columns in wanted.values():
-        with torch.no_grad():
-            numbers = torch.stack([value for column in columns for value in column]).tolist()
-        start = 0
-        for column in columns:
-            column[:], start = numbers[start : start + len(column)], start + len(column)
-
-
-def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
-    """Means without a weight get that of their batch, in place; where its size is not known, one."""
-    start = 0
-    for steps, columns in found:
-        sizes = rows[start : start + steps]
-        for column in columns.values():
-            if column.unweighted:
-                totals, weights = column.fields
-                for i, size in enumerate(sizes):
-                    if size and weights[i]:
-                        totals[i], weights[i] = totals[i] / weights[i] * size, size
-        start += steps
-
-
-def _add_spread(columns: dict[str, Column]) -> None:
-    """The smallest and the largest gradient norm beside the mean; skipped steps have none."""
-    norm = columns.get("grad_norm")
-    if norm is None or norm.kind != "Mean":
-        return
-    norms = [total / weight for total, weight in zip(*norm.fields, strict=True) if weight]
-    if norms:
-        columns["grad_norm_min"] = Column("Min", (norms,))
-        columns["grad_norm_max"] = Column("Max", (norms,))
+def _entry(content: Sequence[Any]) -> Entry:
+    kind, fields = content
+    return kind, tuple(_decode(field) for field in fields)
 
 
 def _encode(value: Any) -> Any:

@@ -27,6 +27,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ftrain.loop import events as _events
+from ftrain.loop._reserved import check_values
 from ftrain.loop.events import Event, TrainBegin
 
 __all__ = [
@@ -163,12 +164,19 @@ class Log(Action):
     """Hand values to the loggers: they join the row of this event if it has one, else make one.
 
     Attributes:
-        values: flat names and numbers (0-d tensors are read here, in one go).
+        values: flat names and numbers (0-d tensors are read here, in one go). A tensor with one axis has
+            a value for each member of an ensemble, and is logged as metrics of the step are.
         split: of the row; `None`: the event's own row, "train" where it has none.
+
+    Raises:
+        ValueError: a value is called step, epoch, split or time, as columns of the row are.
     """
 
     values: Mapping[str, Any]
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self.values)
 
 
 EVENTS: dict[str, type[Event]] = {

@@ -82,6 +82,7 @@ class Plan:
         steps_per_epoch: as far as the data's `len` tells; `None` where it has none.
         log_every: steps in a log window.
         eval_every: steps between evaluations; `None`: at the end of each epoch.
+        evaluates: whether there is data to evaluate on.
     """
 
     epochs: int | None
@@ -89,6 +90,7 @@ class Plan:
     steps_per_epoch: int | None
     log_every: int
     eval_every: int | None
+    evaluates: bool = True
 
     @property
     def total_steps(self) -> int | None:
@@ -126,7 +128,7 @@ class TrainBegin(Event):
     Attributes:
         plan: what it is going to do.
         resumed: whether it goes on from a checkpoint; then callbacks were given back their states.
-        eval_metrics: the names of the evaluation's metrics, where they are known before the first one
+        eval_metrics: the columns of an evaluation's metrics, where they are known before the first one
             and a callback has a `monitor` that asks for it; else `None`.
     """
 
@@ -207,12 +209,13 @@ class WindowEnd(Event):
     """The last `log_every` steps were read. Values that callbacks add with `Log` join the same row.
 
     Attributes:
-        values: the metrics over the window, as Python floats; `grad_norm_min` and `grad_norm_max` too.
+        values: the metrics over the window, as Python floats, one flat row: see `EpochResult.values`.
         steps: in the window.
         samples: in the window.
         tokens: in the window.
         duration: seconds that the window took, without evaluation and checkpoints; `None` for the first
             one after a resume, part of which another process did.
+        members: of an ensemble `{name: values}`, one value a member; `{}` of a single run.
     """
 
     values: Mapping[str, float]
@@ -220,6 +223,7 @@ class WindowEnd(Event):
     samples: int
     tokens: int
     duration: float | None
+    members: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ftrain.core.state import TrainState
+from ftrain.loop._members import expanded, with_extremes
 from ftrain.loop._number import number
 
 __all__ = ["EpochResult", "FitResult", "Status"]
@@ -30,12 +31,14 @@ class EpochResult:
         metrics: `{name: value}`: each the exact merge over all batches (a weighted mean is one division
             by the true weight). Of training: `loss`, `grad_norm` (the mean) with `grad_norm_min` and
             `grad_norm_max`, `learning_rate` (the last), `skipped` (a count), and the loss function's
-            own.
+            own; all of them over the steps that were applied: a skipped step counts in `skipped` alone.
+            Of an ensemble: the mean over its members, `loss_min` and `loss_max`.
         samples: rows seen.
         tokens: tokens seen; 0 where there are none.
         duration: seconds; `None` for an epoch that an interrupted run has brought along (clocks are
             not part of a checkpoint).
         whole: whether the pass came to its end; not that of a run which ended on the way.
+        members: `{name: values}` of an ensemble, one value a member; `{}` of a single run.
 
     >>> result = EpochResult("eval", 1, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
     >>> print(result)
@@ -52,6 +55,7 @@ class EpochResult:
     tokens: int
     duration: float | None = None
     whole: bool = True
+    members: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -79,15 +83,22 @@ class EpochResult:
         return self.tokens / self.duration if self.duration and self.tokens else None
 
     def values(self) -> dict[str, float]:
-        """One flat row: the metrics, and what follows from them."""
+        """Return one flat row: the metrics, and values computed from them.
+
+        A metric called `perplexity` keeps its value. Each of at most 64 members has `loss/member_0`, ...
+        """
         extra = {
             "perplexity": self.perplexity,
             "duration": self.duration,
             "samples_per_second": self.samples_per_second,
             "tokens_per_second": self.tokens_per_second,
         }
-        found = {name: value for name, value in extra.items() if value is not None}
-        return {**self.metrics, **found}
+        found = {
+            name: value
+            for name, value in extra.items()
+            if value is not None and name not in self.metrics
+        }
+        return {**self.metrics, **found, **expanded(self.members)}
 
     def to_json(self, *, clock: bool = True) -> dict[str, Any]:
         """A dict that `json.dumps` takes.
@@ -97,31 +108,33 @@ class EpochResult:
                 same steps make the same bytes.
         """
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        members = {name: list(values) for name, values in content.pop("members").items()}
         return {
             **content,
             "metrics": dict(self.metrics),
             "duration": self.duration if clock else None,
+            **({"members": members} if members else {}),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EpochResult:
         """The result that `to_json` was called on; the loss is first, whatever has sorted the names."""
-        metrics = dict(sorted(content["metrics"].items(), key=lambda item: item[0] != "loss"))
-        return cls(**{**content, "metrics": metrics})
+        metrics, members = (
+            dict(sorted(content.get(name, {}).items(), key=lambda item: item[0] != "loss"))
+            for name in ("metrics", "members")
+        )
+        members = {name: tuple(values) for name, values in members.items()}
+        return cls(**{**content, "metrics": metrics, "members": members})
 
     def __str__(self) -> str:
         what = self.split
         if what == "train":
             what = "train (epoch mean)" if self.whole else "train (epoch so far)"
         parts = [f"epoch {self.epoch}", f"step {self.step}", what]
-        hidden = ("grad_norm_min", "grad_norm_max")
-        for name, value in self.metrics.items():
-            if name == "grad_norm" and hidden[0] in self.metrics:
-                low, high = (self.metrics[each] for each in hidden)
-                parts.append(f"grad_norm {value:.4g} ({low:.4g} to {high:.4g})")
-            elif name not in hidden and not (name == "skipped" and value == 0):
-                parts.append(f"{name} {value:.4g}")
-        if self.perplexity is not None:
+        for name, (value, extremes) in with_extremes(self.metrics).items():
+            if name != "skipped" or value:
+                parts.append(f"{name} {value:.4g}{extremes}")
+        if self.perplexity is not None and "perplexity" not in self.metrics:
             parts.append(f"perplexity {self.perplexity:.4g}")
         if self.samples_per_second is not None:
             parts.append(f"{number(self.samples_per_second)} samples/s")

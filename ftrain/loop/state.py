@@ -15,6 +15,7 @@ from typing import Any
 from ftrain.core.state import TrainState
 from ftrain.data import Cursor
 from ftrain.loop._running import Running
+from ftrain.loop._skips import Counts
 from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Save, Stop
 from ftrain.loop.events import Progress
 from ftrain.loop.result import EpochResult
@@ -38,7 +39,8 @@ class LoopState:
         callbacks: `{name: state}`, JSON.
         accumulate: how many of the loader's batches make one step.
         micro_batches: into how many parts each of them is cut, because memory did not suffice.
-        nonfinite: how many steps in a row were skipped for a non-finite gradient.
+        nonfinite: how many steps in a row were skipped for a non-finite gradient; of an ensemble by
+            each member.
         stop: what ended the run, if something did.
         over: whether the current epoch's batches are all done, and only `todo` is left of it.
         todo: what was asked for at this step and not yet done when this was saved: an evaluation that a
@@ -56,7 +58,7 @@ class LoopState:
     callbacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     accumulate: int = 1
     micro_batches: int = 1
-    nonfinite: int = 0
+    nonfinite: Counts = 0
     stop: Stop | None = None
     over: bool = False
     todo: tuple[Action, ...] = ()
@@ -74,7 +76,7 @@ class LoopState:
             "callbacks": dict(self.callbacks),
             "accumulate": self.accumulate,
             "micro_batches": self.micro_batches,
-            "nonfinite": self.nonfinite,
+            "nonfinite": self.nonfinite if isinstance(self.nonfinite, int) else [*self.nonfinite],
             "stop": None if self.stop is None else _fields(self.stop),
             "over": self.over,
             "todo": [[type(action).__name__, _fields(action)] for action in self.todo],
@@ -106,7 +108,7 @@ class LoopState:
             callbacks=dict(content["callbacks"]),
             accumulate=content["accumulate"],
             micro_batches=content["micro_batches"],
-            nonfinite=content["nonfinite"],
+            nonfinite=_counts(content["nonfinite"]),
             stop=None if stop is None else Stop(**stop),
             over=content["over"],
             todo=tuple(_ACTIONS[kind](**fields) for kind, fields in content["todo"]),
@@ -121,3 +123,7 @@ _ACTIONS: dict[str, Any] = {
 
 def _fields(value: Action) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _counts(content: int | list[int]) -> Counts:
+    return tuple(content) if isinstance(content, list) else content

@@ -57,6 +57,17 @@ class Trainer:
     and the same key, and so are those after it. A checkpoint that cannot be written is a warning,
     unless it is the last.
 
+    Metrics of training are over the steps that were applied: a step that was skipped for a non-finite
+    gradient counts in `skipped` alone, and cannot make the mean of an epoch NaN. No metric may be called
+    step, epoch, split or time, as columns of the log are, nor by another name that the log computes.
+
+    An ensemble is a state with a leading axis, `torch.vmap(init_state)` or several states stacked, under
+    `torch.vmap(train_step, in_dims=(0, None))`. Each metric has one value a member: rows of the log,
+    results and monitors have their mean under the metric's name, the smallest and the largest as
+    `loss_min` and `loss_max`, each member's as `loss/member_0`, ...; `result.eval.members["loss"]` has
+    them in order. A member that skips a step is left out of that step; the run is given up where no
+    member trains. Of batches with an axis of members, `count` has to say how many samples a member sees.
+
     Attributes:
         steps: what `ftrain.make_steps` returned; or a step of your own, any
             `(state, batch) -> (state, metrics)`; or a pair of that and `(state, batch) -> metrics`.
@@ -69,8 +80,8 @@ class Trainer:
         donate: whether the new state is written into the old one's memory. The state that `fit` is
             given is copied first, and stays as it is.
         accumulate: how many of the data's batches make one step; `Accumulate` changes it on the way.
-        max_skipped: so many steps in a row skipped for a non-finite gradient end the run as failed;
-            looked at when metrics are read. `None`: never.
+        max_skipped: so many steps in a row skipped for a non-finite gradient end the run as failed; of
+            an ensemble, skipped by every member. Checked when metrics are read. `None`: never.
         count: `batch -> (samples, tokens)`, for logs and speeds.
 
     Raises:
@@ -214,9 +225,10 @@ class Trainer:
         began = time.perf_counter()
         found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count)
         assert found is not None
-        step = int(state.step) if isinstance(state, TrainState) else 0
+        step = int(state.step.max()) if isinstance(state, TrainState) else 0
         seconds = time.perf_counter() - began
-        return EpochResult("eval", 0, step, found.values(), found.samples, found.tokens, seconds)
+        seen = (found.samples, found.tokens, seconds)
+        return EpochResult("eval", 0, step, found.values(), *seen, members=found.by_member())
 
     def _run(
         self,
@@ -250,7 +262,9 @@ class Trainer:
             eval_step=self._eval_step,
             train_data=train,
             eval_data=None if eval_data is None else as_batches(eval_data, "eval_data"),
-            plan=Plan(epochs, max_steps, per_epoch, self.log_every, self.eval_every),
+            plan=Plan(
+                epochs, max_steps, per_epoch, self.log_every, self.eval_every, eval_data is not None
+            ),
             save_every=self.save_every,
             store=store,
             owns_store=store is not self.store,

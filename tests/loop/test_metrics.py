@@ -17,7 +17,8 @@ from torch import nn
 import ftrain
 from ftrain import Last, Max, Mean, Metrics, Min, Sum, data, optim
 from ftrain.loop import EpochResult, Trainer
-from ftrain.loop._running import Running, read
+from ftrain.loop._columns import read
+from ftrain.loop._running import Running
 from tests.loop.runs import STEPS, loss_fn, rows, trainer
 
 numbers = st.floats(-1e6, 1e6, width=32) | st.just(math.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ftrain.loop._members import with_extremes
 from ftrain.loop._number import number
 from ftrain.loop.events import CompileBegin, CompileEnd, Progress
 
@@ -11,6 +12,7 @@ __all__ = ["clock", "compiling", "row"]
 
 _SPLITS = {"train": "train (last steps)", "train_epoch": "train (epoch mean)"}
 _HIDDEN = ("grad_norm_min", "grad_norm_max", "duration")
+_PARTS = ("grad_norm/", "/member_")  # by layer, by member: for files
 #: What a narrow terminal does without, first to last: the progress bar shows the speed.
 _LEAST = (
     "duration",
@@ -31,7 +33,7 @@ _RATES = {
 def row(
     split: str, progress: Progress, values: Mapping[str, float], width: int | None = None
 ) -> str:
-    """One line: the values that a person follows; those by layer (`a/b`) are left to files.
+    """Return one line: the values that a person follows, without those by layer or by member.
 
     Args:
         split: of the row.
@@ -41,19 +43,21 @@ def row(
 
     >>> row("train", Progress(1, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
     'epoch 1    step 50      train (last steps)  loss 0.25    51.2k samples/s'
+    >>> row("eval", Progress(1, 50), {"loss": 0.2, "loss_min": 0.1, "loss_max": 0.3})
+    'epoch 1    step 50      eval                loss 0.2    (0.1 to 0.3)'
     """
     name = _SPLITS.get(split, split)
     head = [f"epoch {progress.epoch:<3}", f"step {progress.step:<6}", f"{name:<18}"]
     parts: dict[str, str] = {}
-    for name, value in values.items():
+    for name, (value, extremes) in with_extremes(values).items():
         if name in _RATES:
             parts[name] = f"{number(value)} {_RATES[name]}"
         elif (
             name not in _HIDDEN
-            and "grad_norm/" not in name
+            and not any(each in name for each in _PARTS)
             and not (name == "skipped" and not value)
         ):
-            parts[name] = f"{name} {value:<6.4g}"
+            parts[name] = f"{name} {value:<6.4g}{'' if name == 'grad_norm' else extremes}"
     if "duration" in values:
         parts["duration"] = f"{values['duration']:.1f} s"
     line = "  ".join([*head, *parts.values()]).rstrip()

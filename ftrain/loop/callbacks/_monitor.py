@@ -41,7 +41,10 @@ class Monitor:
 
     A name that does not exist is found as early as the names are known: of training at the end of the
     first log window, of an evaluation before the first step where its data are a loader or a list, else
-    at the first evaluation.
+    at the first evaluation. `eval/` without evaluation data is found before the first step.
+
+    Of an ensemble, a metric's name is that of the mean over the members; `loss_min`, `loss_max` and
+    `loss/member_3` follow the smallest value, the largest, or one member's.
 
     Args:
         name: `eval/` or `train/` and the metric's name; `eval/NAME/...` of an evaluation called NAME.
@@ -75,9 +78,18 @@ class Monitor:
             UnknownMetricError: it is an event that should know it; the message names what there is.
         """
         if isinstance(event, WindowEnd):
-            self._check("train", tuple(event.values))
-        elif isinstance(event, TrainBegin):
-            self._check("eval", event.eval_metrics)
+            # Of a window that was skipped as a whole it is not known which parts a metric has.
+            known = [name for name, value in event.values.items() if not math.isnan(value)]
+            self._check("train", tuple(event.values), known)
+        elif isinstance(event, TrainBegin) and self.name.startswith("eval/"):
+            if not event.plan.evaluates:
+                raise UnknownMetricError(
+                    self.name,
+                    f"there is no metric {self.name!r} to monitor: the run has no evaluation data. "
+                    "Write fit(..., eval_data=...), or monitor 'train/loss'",
+                )
+            if event.eval_metrics is not None:
+                self._check("eval", event.eval_metrics, event.eval_metrics)
         if isinstance(event, EvaluateEnd):
             prefix = f"eval/{event.name}/" if event.name else "eval/"
         elif isinstance(event, EpochEnd):
@@ -86,7 +98,7 @@ class Monitor:
             return None
         values = {prefix + name: value for name, value in event.result.values().items()}
         found = values.get(self.name)
-        if found is None and self._should(event, prefix):
+        if found is None and self._should(event, prefix, values):
             raise self.unknown(values)
         return found
 
@@ -107,20 +119,24 @@ class Monitor:
             return True
         return value < than - by if self.mode == "min" else value > than + by
 
-    def _check(self, split: str, names: tuple[str, ...] | None) -> None:
-        """Refuse a metric that cannot come, where all names are known; those of averages are not."""
-        if names is None or not self.name.startswith(f"{split}/"):
+    def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
+        """Refuse a metric that cannot come; those of evaluations of averages are not known yet."""
+        if not self.name.startswith(f"{split}/"):
             return
-        whole, _, part = self.metric.partition(
-            "/"
-        )  # of a metric that is a vector: loss/0, loss/1, ...
-        if self.metric in (*names, *_DERIVED) or (part and (whole in names or split == "eval")):
+        whole, _, part = self.metric.partition("/")
+        of_average = split == "eval" and whole not in {name.partition("/")[0] for name in names}
+        unread = whole in names and whole not in known
+        if self.metric in (*names, *_DERIVED) or (part and (of_average or unread)):
             return
         raise self.unknown([f"{split}/{name}" for name in names])
 
-    def _should(self, event: Event, prefix: str) -> bool:
-        """Whether nothing but this event could have had it."""
+    def _should(self, event: Event, prefix: str, values: Collection[str]) -> bool:
+        """Whether only this event could have had it."""
         if not isinstance(event, self.event):
             return False
+        whole, _, part = self.metric.partition("/")
         own = prefix.count("/") == 1  # of the run, not of averaged weights or the like
-        return own if "/" not in self.metric else (not own and self.name.startswith(prefix))
+        if own:
+            there = {name.removeprefix(prefix).partition("/")[0] for name in values}
+            return not part or whole in there
+        return bool(part) and self.name.startswith(prefix)

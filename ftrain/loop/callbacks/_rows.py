@@ -63,7 +63,7 @@ class RowLogger(abc.ABC):
                 "split": event.split,
                 "time": round(self._before + event.seconds, 3),
             }
-            self._write({**head, **{k: v for k, v in event.values.items() if k not in head}})
+            self._write({**head, **event.values})
         return {"rows": state["rows"] + 1}, ()
 
     @abc.abstractmethod

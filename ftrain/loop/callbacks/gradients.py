@@ -21,7 +21,7 @@ class GradientState(TypedDict):
     """What the monitor knows of each layer.
 
     Attributes:
-        usual: the layer's norm, averaged over windows.
+        usual: the layer's norm, averaged over windows; of an ensemble a layer of each member.
         said: what was last said about it, "vanishing" or "exploding", if that is still so.
         silent: for how many windows more it is not named again.
     """
@@ -78,13 +78,9 @@ class GradientMonitor:
     ) -> tuple[GradientState, Iterable[Action]]:
         """Compare each layer's norm with the others, and with what it was."""
         assert isinstance(event, WindowEnd)
-        norms = {
-            name.removeprefix(_PREFIX): value
-            for name, value in event.values.items()
-            if name.startswith(_PREFIX) and math.isfinite(value)
-        }
-        if not norms:
-            if any(name.startswith(_PREFIX) for name in event.values):
+        groups = _norms(event)
+        if not any(groups.values()):
+            if any(name.startswith(_PREFIX) for name in event.members or event.values):
                 return state, ()  # every step of the window was skipped
             raise ValueError(
                 "GradientMonitor sees no norms by layer: make the steps with "
@@ -93,17 +89,21 @@ class GradientMonitor:
         said, usual = dict(state["said"]), dict(state["usual"])
         silent = {layer: n - 1 for layer, n in state["silent"].items() if n > 1}
         news = []
-        largest = max(norms, key=lambda layer: norms[layer])
-        for layer, norm in norms.items():
-            kind, against = self._judge(norm, usual.get(layer), largest, norms[largest])
-            if kind and said.get(layer) != kind and layer not in silent:
-                news.append(f"{kind} gradient in layer {layer}: its norm is {norm:.3g}, {against}")
-                silent[layer] = _SILENCE
-            if kind:
-                said[layer] = kind
-            else:
-                said.pop(layer, None)
-            usual[layer] = _DECAY * usual.get(layer, norm) + (1 - _DECAY) * norm
+        for whose, norms in groups.items():
+            largest = max(norms, key=lambda layer: norms[layer], default="")
+            for name, norm in norms.items():
+                layer = f"{name}{whose}"
+                kind, against = self._judge(norm, usual.get(layer), largest, norms[largest])
+                if kind and said.get(layer) != kind and layer not in silent:
+                    news.append(
+                        f"{kind} gradient in layer {layer}: its norm is {norm:.3g}, {against}"
+                    )
+                    silent[layer] = _SILENCE
+                if kind:
+                    said[layer] = kind
+                else:
+                    said.pop(layer, None)
+                usual[layer] = _DECAY * usual.get(layer, norm) + (1 - _DECAY) * norm
         new: GradientState = {"usual": usual, "said": said, "silent": silent}
         if not news:
             return new, ()
@@ -118,3 +118,21 @@ class GradientMonitor:
         if norm <= self.vanishing * most and most:
             return "vanishing", f"the largest layer's ({largest}) {most:.3g}"
         return "", ""
+
+
+def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
+    """Each layer's norm, by member of an ensemble: layers are compared within one member."""
+    rows: dict[str, dict[str, float]] = {}
+    if not event.members:
+        rows[""] = dict(event.values)
+    for name, values in event.members.items():
+        for i, value in enumerate(values):
+            rows.setdefault(f" of member {i}", {})[name] = value
+    return {
+        whose: {
+            name.removeprefix(_PREFIX): value
+            for name, value in row.items()
+            if name.startswith(_PREFIX) and math.isfinite(value)
+        }
+        for whose, row in rows.items()
+    }

@@ -70,8 +70,13 @@ def _ceiling(first: float, lowest: float, diverged: float) -> float:
     return lowest + diverged * max(first - lowest, abs(first))
 
 
-def suggest(rates: Sequence[float], even: Sequence[float]) -> tuple[float | None, float | None]:
-    """The rate of the steepest fall, and that of the lowest loss; `None` twice where nothing falls."""
+def suggest(
+    rates: Sequence[float], even: Sequence[float], skipped: Sequence[bool] = ()
+) -> tuple[float | None, float | None]:
+    """The rate of the steepest fall, and that of the lowest loss; `None` twice where nothing falls.
+
+    A rate whose step was skipped is not suggested.
+    """
     finite = [i for i, value in enumerate(even) if math.isfinite(value)]
     if not finite:
         return None, None
@@ -80,7 +85,10 @@ def suggest(rates: Sequence[float], even: Sequence[float]) -> tuple[float | None
     if first - even[bottom] <= _FALLS * max(abs(first), 1e-12):
         return None, None
     reach = max(1, round(SMOOTH * len(rates)))
-    slopes = {i: _slope(even, i, reach) for i in finite if i <= bottom}
+    taken = [i for i in finite if i <= bottom and not (skipped and skipped[i])]
+    slopes = {i: _slope(even, i, reach) for i in taken}
+    if not slopes:
+        return None, None
     steepest = min(slopes, key=lambda i: slopes[i])
     return rates[steepest], rates[bottom]
 

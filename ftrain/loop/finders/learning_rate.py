@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,10 +42,13 @@ class RateSweep:
         losses: of each step, taken before it; the last is where the loss had risen too far, or was not
             finite.
         smoothed: the losses without their noise: an average over neighbours on both sides.
-        suggestion: the rate at which the loss falls fastest; `None` where it never falls.
+        suggestion: the rate at which the loss falls fastest; `None` where it never falls, where more
+            than half of the steps were skipped, or where none changed a parameter.
         lowest: the rate at which the smoothed loss is lowest: already too high to train with; `None`
-            where it never falls.
+            where there is no suggestion.
         diverged: whether the loss rose so far, or became so large, that the sweep ended early.
+        skipped: how many steps were skipped for a non-finite gradient.
+        trained: whether the parameters changed at all.
 
     >>> sweep = RateSweep((1e-3, 1e-2, 1e-1), (2.0, 1.0, 4.0), (2.0, 1.0, 4.0), 1e-2, 1e-2, True)
     >>> RateSweep.from_json(sweep.to_json()) == sweep
@@ -58,6 +61,8 @@ class RateSweep:
     suggestion: float | None
     lowest: float | None
     diverged: bool
+    skipped: int = 0
+    trained: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` takes; a loss that is not finite is `None`."""
@@ -99,8 +104,25 @@ class RateSweep:
 
     def __str__(self) -> str:
         first, last = self.rates[0], self.rates[-1]
-        swept = f"{len(self.rates)} steps from {first:.3g} to {last:.3g}"
+        n, skipped = len(self.rates), self.skipped
+        swept = f"{n} steps from {first:.3g} to {last:.3g}"
         end = f"; the loss diverged at {last:.3g}" if self.diverged else ""
+        if 2 * skipped > n:
+            which = "all" if skipped == n else f"{skipped}"
+            return (
+                f"no suggestion: {which} of the {swept} were skipped for a non-finite gradient, so "
+                "their rates were not tried. Look at the batches and the loss for NaN, log(0) or a "
+                "division by zero; ftrain.loop.Trainer(..., max_skipped=1) names the first operator "
+                "that gives one"
+            )
+        if not self.trained:
+            return (
+                f"no suggestion: none of the {swept} changed a parameter, so no rate was tried. Look at "
+                "what the optimizer does with the gradients: a wrapper that skips or accumulates, a "
+                "rate of 0"
+            )
+        if skipped:
+            end += f"; {skipped} of them were skipped for a non-finite gradient"
         if self.suggestion is None or self.lowest is None:
             advice = (
                 "make the sweep begin lower" if self.diverged else "sweep further, or for longer"
@@ -127,7 +149,9 @@ def learning_rate(
     r"""Sweep the learning rate from `lowest` to `highest` in one short run; the state stays as it is.
 
     Step $i$ of $n$ is taken with $\eta_i = \eta_0 (\eta_1 / \eta_0)^{i / (n - 1)}$. The suggestion is
-    the rate at which the smoothed loss falls fastest over $\log \eta$, before its minimum.
+    the rate at which the smoothed loss falls fastest over $\log \eta$, before its minimum. A rate whose
+    step was skipped for a non-finite gradient was not tried, and is not suggested. Of an ensemble the
+    loss is the mean over its members, and a step is skipped where every member skips it.
 
     Args:
         steps: what `ftrain.make_steps` returned, or a step, whose optimizer keeps its rate in the state,
@@ -172,27 +196,43 @@ def learning_rate(
     )
     rates = [float(rate) for rate in wanted.cpu()]
     step = _stepper(steps, state, compile)
-    state = copied(state)
+    before, state = state, copied(state)
     losses: list[float] = []
+    skips: list[bool] = []
     unread: list[torch.Tensor] = []
     batches = as_batches(train_data, "train_data").batches(epochs=None)
     end: int | None = None
     for (batch, _), rate in zip(batches, wanted.unbind(), strict=False):
         state, metrics = step(state, batch, rate)
-        unread.append(_loss(metrics))
+        unread.append(_seen(metrics))
         if len(unread) == look_every or len(losses) + len(unread) == n_steps:
-            losses += torch.stack(unread).tolist()
+            seen = torch.stack(unread).tolist()
             unread.clear()
+            losses += [loss for loss, _ in seen]
+            skips += [bool(skipped) for _, skipped in seen]
             end = stops_at(losses, diverged, max(2, round(SMOOTH * n_steps)))
             if end is not None:
                 losses = losses[: end + 1]
                 break
     if not losses:
         raise ValueError("train_data made no batch: there is nothing to sweep over")
-    rates = rates[: len(losses)]
+    rates, skips = rates[: len(losses)], skips[: len(losses)]
     even = smooth(capped(losses, diverged), SMOOTH * n_steps)
-    best, bottom = suggest(rates, even)
-    return RateSweep(tuple(rates), tuple(losses), tuple(even), best, bottom, end is not None)
+    trained = _has_trained(before, state)
+    tried = trained and 2 * sum(skips) <= len(skips)
+    best, bottom = suggest(rates, even, skips) if tried else (None, None)
+    found = (tuple(rates), tuple(losses), tuple(even), best, bottom, end is not None)
+    return RateSweep(*found, sum(skips), trained)
+
+
+def _has_trained(before: Any, after: Any) -> bool:
+    """Whether parameters changed; of a state that does not say which they are, it is assumed."""
+    params = [tree.leaves(getattr(state, "params", None)) for state in (before, after)]
+    same = [
+        torch.equal(*(leaf.contiguous().reshape(-1).view(torch.uint8) for leaf in pair))
+        for pair in zip(*params, strict=True)
+    ]
+    return not same or not all(same)
 
 
 def _stepper(
@@ -230,19 +270,27 @@ def _stepper(
     return set_and_step
 
 
-def _loss(metrics: Any) -> torch.Tensor:
+def _seen(metrics: Any) -> torch.Tensor:
+    """Loss and whether the step was skipped, float64, of shape (2,): of an ensemble as one run."""
     try:
         loss = metrics["loss"]
     except (KeyError, TypeError, IndexError):
         names = (
-            ", ".join(map(str, metrics)) if isinstance(metrics, dict) else type(metrics).__name__
+            ", ".join(map(str, metrics)) if isinstance(metrics, Mapping) else type(metrics).__name__
         )
         raise TypeError(
-            f"the step's metrics hold no 'loss' to look at; found {names}. Return "
+            f"the step's metrics hold no 'loss' to look at; got {names}. Return "
             "`state, {'loss': loss}`."
         ) from None
-    found: torch.Tensor = torch.as_tensor(loss).detach().to(torch.float64)
-    return found.clone() if found is loss else found  # the next step may write there
+    skipped = metrics.get("skipped", 0.0)
+    found = [torch.as_tensor(x).detach().to(torch.float64) for x in (loss, skipped)]
+    if found[0].ndim > 1:
+        raise TypeError(
+            f"metric 'loss' must be a 0-d tensor, or have an axis of members; got shape "
+            f"{tuple(found[0].shape)}. Reduce it first: value.mean()."
+        )
+    # In memory of its own: the next step may write where these are.
+    return torch.stack([found[0].mean(), found[1].amin().to(found[0].device)])
 
 
 def _check(lowest: float, highest: float, n_steps: int, diverged: float, look_every: int) -> None:

@@ -15,13 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ftrain.core.errors import DataError
+from ftrain.loop._reserved import PLACE
 
 __all__ = ["Curve", "Path", "RunLog", "Runs", "read_run", "read_runs", "splits_of"]
 
 Path = str | os.PathLike[str]
-
-#: Of a row of the log, what says where it belongs and is no metric.
-KEYS = ("step", "epoch", "split", "time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,7 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
         epoch = _passes(step, ends) if ends else _number(row.get("epoch"))
         where = (step, epoch, _number(row.get("time")))
         for metric, value in row.items():
-            if metric not in KEYS and (value is None or _is_number(value)):
+            if metric not in PLACE and (value is None or _is_number(value)):
                 found.setdefault(metric, {}).setdefault(split, []).append((*where, _number(value)))
     if not found:
         raise DataError(

@@ -19,7 +19,6 @@ from ftrain.loop import (
     EpochEnd,
     EpochResult,
     EvaluateEnd,
-    LoopWarning,
     Progress,
     Save,
     Stop,
@@ -147,7 +146,9 @@ def test_monitors_teach() -> None:
 
 def test_early_stopping_without_an_evaluation_says_so() -> None:
     made = trainer(callbacks.EarlyStopping(1))
-    with pytest.warns(LoopWarning, match="has seen no eval/loss"):
+    with pytest.raises(
+        ValueError, match="no metric .eval/loss. to monitor: the run has no evaluation"
+    ):
         made.fit(STEPS.init_state(0), train_data(), epochs=1)
 
 

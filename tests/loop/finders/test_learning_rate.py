@@ -159,6 +159,83 @@ def test_where_nothing_falls_there_is_no_suggestion_and_a_reason(loss):
     assert "no suggestion: the loss does not fall" in str(found)
 
 
+def nan_gradient(model, batch):
+    """A finite loss whose gradient is NaN on a bad batch."""
+    out = model(batch["x"])
+    zero = 0 * out.sum()
+    root = torch.sqrt(torch.where(batch["bad"][0], zero, zero + 1))  # its derivative at 0: 0 / 0
+    return (out - batch["x"].sum(1, keepdim=True)).square().mean() + 0 * root
+
+
+def falling(bad):
+    """Batches on which the loss falls whatever is trained."""
+    batches = data(len(bad))
+    return [{"x": x / (i + 1), "bad": torch.tensor([bad[i]])} for i, x in enumerate(batches)]
+
+
+def of_nan(rate):
+    return ftrain.make_steps(model, nan_gradient, optim.sgd(rate))
+
+
+@pytest.mark.parametrize("compile", [False, EAGER])
+def test_nothing_is_suggested_where_every_step_was_skipped(compile):
+    state = of_nan(0.1).init_state(0)
+    found = finders.learning_rate(of_nan, state, falling([True] * 40), n_steps=40, compile=compile)
+    assert all(map(math.isfinite, found.losses))
+    assert found.losses[-1] < found.losses[0] / 10  # the loss falls, but not because of a rate
+    assert (found.suggestion, found.lowest, found.skipped) == (None, None, 40)
+    assert str(found).startswith(
+        "no suggestion: all of the 40 steps from 1e-07 to 10 were skipped for a non-finite gradient"
+    )
+    again = finders.RateSweep.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+
+
+@pytest.mark.parametrize(("n_bad", "suggests"), [(0, True), (10, True), (20, True), (21, False)])
+def test_a_sweep_that_was_skipped_by_half_suggests_nothing(n_bad, suggests):
+    bad = [i % 2 == 1 for i in range(40)]
+    bad = [i < n_bad for i in range(40)] if n_bad != 20 else bad
+    state = of_nan(0.1).init_state(0)
+    found = finders.learning_rate(
+        of_nan, state, falling(bad), n_steps=40, compile=False, highest=0.1
+    )
+    assert found.skipped == n_bad
+    assert (found.suggestion is not None) == suggests
+    if suggests:
+        assert not bad[found.rates.index(found.suggestion)]
+        assert (f"{n_bad} of them were skipped" in str(found)) == (n_bad > 0)
+    else:
+        assert "21 of the 40 steps" in str(found)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda rate: optim.skip_large_updates(optim.sgd(rate), 0.0),
+        lambda rate: optim.multi_steps(optim.sgd(rate), 1000),
+        lambda rate: optim.sgd(rate * 0),
+    ],
+)
+def test_nothing_is_suggested_where_no_parameter_changed(wrap):
+    """Steps that the optimizer itself leaves out are not counted as skipped."""
+    steps = lambda rate: ftrain.make_steps(model, nan_gradient, wrap(rate))  # noqa: E731
+    state = steps(0.1).init_state(0)
+    found = finders.learning_rate(steps, state, falling([False] * 20), n_steps=20, compile=False)
+    assert (found.suggestion, found.skipped, found.trained) == (None, 0, False)
+    assert "none of the 20 steps from 1e-07 to 10 changed a parameter" in str(found)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-9, 9), st.booleans()), min_size=2, max_size=60),
+)
+def test_a_rate_that_was_not_tried_is_not_suggested(steps):
+    rates = [10.0**-i for i in range(len(steps), 0, -1)]
+    losses, skipped = zip(*steps, strict=True)
+    best, _ = suggest(rates, losses, skipped)
+    assert best is None or not skipped[rates.index(best)]
+    assert suggest(rates, losses, [False] * len(rates)) == suggest(rates, losses)
+
+
 def test_what_cannot_be_swept_is_said():
     plain = of_rate(1e-3)
     state = plain.init_state(0)

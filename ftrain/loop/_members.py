@@ -1,0 +1,92 @@
+"""Ensembles: how many members a state has, and what a row of the log says of a metric that each has.
+
+An ensemble is a state of `torch.vmap(init_state)`, or several states stacked, under a vmapped step: each
+leaf has a leading axis, one row a member, and so has each metric.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["MOST", "ONE", "expanded", "members_of", "names", "statistics", "with_extremes"]
+
+#: Members that a row of the log lists one by one; of more it has the statistics only.
+MOST = 64
+
+#: `members_of` a state that is one run's.
+ONE = 0
+
+
+def members_of(state: Any) -> int | None:
+    """Return the number of members of a state: `ONE` of a single run, `None` where it does not say.
+
+    `step`, a scalar of each run, has an axis in an ensemble. A state without it does not say; then the
+    loss does.
+
+    >>> from ftrain import TrainState
+    >>> state = TrainState(torch.zeros(3, dtype=torch.int64), {}, {}, (), (), torch.zeros(3, 2), {})
+    >>> members_of(state), members_of(state.replace(step=torch.tensor(0))), members_of({"w": 1})
+    (3, 0, None)
+    """
+    step = getattr(state, "step", None)
+    if not isinstance(step, torch.Tensor) or step.ndim > 1:
+        return None
+    return step.shape[0] if step.ndim else ONE
+
+
+def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return the mean over the members, and the smallest and largest value that is a number.
+
+    A member that has diverged makes the mean NaN, and leaves the other two.
+
+    >>> statistics("loss", [1.0, math.nan, 3.0])
+    {'loss': nan, 'loss_min': 1.0, 'loss_max': 3.0}
+    """
+    numbers = [value for value in values if not math.isnan(value)]
+    return {
+        name: functools.reduce(operator.add, values) / len(values),
+        f"{name}_min": min(numbers, default=math.nan),
+        f"{name}_max": max(numbers, default=math.nan),
+    }
+
+
+def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return each member's value, as `loss/member_0`, ...; none of more than `MOST` members.
+
+    >>> expanded({"loss": [1.0, 3.0]})
+    {'loss/member_0': 1.0, 'loss/member_1': 3.0}
+    """
+    return {
+        f"{name}/member_{i}": value
+        for name, values in members.items()
+        if len(values) <= MOST
+        for i, value in enumerate(values)
+    }
+
+
+def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+    """Return `{name: (value, extremes)}` for people, `(0.1 to 0.9)`, where the row has them.
+
+    >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
+    {'loss': (2.0, ' (1 to 3)'), 'time_min': (4.0, '')}
+    """
+    of = {name for name in values if f"{name}_min" in values and f"{name}_max" in values}
+    taken = {f"{name}_{which}" for name in of for which in ("min", "max")}
+    found = {}
+    for name, value in values.items():
+        if name not in taken:
+            low, high = (values.get(f"{name}_{which}", value) for which in ("min", "max"))
+            wide = name in of and (low, high) != (value, value)
+            found[name] = (value, f" ({low:.4g} to {high:.4g})" if wide else "")
+    return found
+
+
+def names(name: str, members: int) -> list[str]:
+    """Return the columns of a metric that each of so many members has."""
+    return [*statistics(name, [0.0]), *expanded({name: [0.0] * members})]

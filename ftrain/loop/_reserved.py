@@ -1,0 +1,78 @@
+"""Names that a row of the log needs for itself, and that no metric may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ftrain.loop import _members
+
+__all__ = ["CLOCKS", "PLACE", "check_metrics", "check_values", "one_line"]
+
+#: Columns that say where a row belongs.
+PLACE = ("step", "epoch", "split", "time")
+
+#: Values that a result computes from its clock.
+CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
+
+_SPREAD = ("grad_norm_min", "grad_norm_max")
+
+
+def check_values(names: Iterable[Any]) -> None:
+    """Refuse values for a row under names that say where the row belongs.
+
+    Raises:
+        ValueError: a name is reserved.
+    """
+    for name in names:
+        if one_line(name) in PLACE:
+            raise ValueError(_reserved(f"a value of the log is called {name!r}", PLACE))
+
+
+def check_metrics(names: Iterable[Any], members: int = _members.ONE) -> None:
+    """Refuse metrics whose columns the trainer itself writes, or two of which have one column.
+
+    Args:
+        names: of the metrics of a step, in any order.
+        members: how many each of them has, where they are an ensemble's.
+
+    Raises:
+        ValueError: a name is reserved, or taken.
+
+    >>> check_metrics(["loss", "accuracy"])
+    >>> check_metrics(["loss", "time"])
+    Traceback (most recent call last):
+    ValueError: a metric is called 'time', and the log writes step, epoch, split, time, duration, ...
+    """
+    plain: dict[str, Any] = {}
+    for name in names:
+        if one_line(name) in plain:
+            raise ValueError(
+                f"two metrics have the same column: {plain[one_line(name)]!r} and {name!r}. Rename one."
+            )
+        plain[one_line(name)] = name
+    for name in plain.keys() & {*PLACE, *CLOCKS}:
+        raise ValueError(_reserved(f"a metric is called {plain[name]!r}", (*PLACE, *CLOCKS)))
+    made: dict[str, str] = {}
+    if "grad_norm" in plain:
+        made |= dict.fromkeys(_SPREAD, "grad_norm")
+    if members != _members.ONE:
+        for name in plain:
+            made |= {each: name for each in _members.names(name, members) if each != name}
+    for name in sorted(plain.keys() & made.keys()):
+        raise ValueError(
+            f"a metric is called {name!r}, and the log writes a value of {made[name]!r} under this "
+            f"name. Rename it, for instance to 'my_{name}'."
+        )
+
+
+def one_line(name: Any) -> str:
+    """Return a name as a column of a table has it: without line breaks."""
+    return " ".join(str(name).splitlines())
+
+
+def _reserved(what: str, names: tuple[str, ...]) -> str:
+    return (
+        f"{what}, and the log writes {', '.join(names)} itself: the value would be lost. Rename it, for "
+        "instance to 'clip_duration' or 'schedule_step'."
+    )

@@ -1,0 +1,107 @@
+"""Steps that were skipped for a non-finite gradient: by whom, how many in a row, and in words.
+
+A member of an ensemble that skips a step is one that skips: the others have taken it. A run is given up
+only where no member trains any longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["Counts", "Skip", "counted", "in_a_row", "said", "said_of_lost"]
+
+#: How many steps in a row were skipped; of an ensemble by each member.
+Counts = int | tuple[int, ...]
+
+_MOST = 5  # steps, or members, that a message lists
+
+
+class Skip(NamedTuple):
+    """A step that was skipped.
+
+    Attributes:
+        step: its number.
+        epoch: the epoch it belongs to.
+        batch: its number in that epoch.
+        member: which member of an ensemble skipped it; `None` of a single run.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    member: int | None = None
+
+
+def counted(skipped: Sequence[float], before: int) -> int:
+    """Return how many steps in a row were skipped by the last of these.
+
+    >>> counted([1, 1], 3), counted([1, 0, 1], 3), counted([0], 3)
+    (5, 1, 0)
+    """
+    if not any(skipped):
+        return 0
+    for one in skipped:
+        before = before + 1 if one else 0
+    return before
+
+
+def in_a_row(counts: Counts) -> int:
+    """Return how many of the last steps changed nothing: that every member skipped."""
+    return min(counts, default=0) if isinstance(counts, tuple) else counts
+
+
+def said(skipped: Sequence[Skip], steps: int) -> str:
+    """Name skipped steps among the last so many.
+
+    >>> said([Skip(4, 1, 4)], 6)
+    '1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 1, batch 4)'
+    >>> print(said([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
+    members skipped steps of the last 6 for a non-finite gradient: member 0 skipped step 4 (epoch 1,
+    batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
+    """
+    if skipped[0].member is None:
+        n, more = len(skipped), _more(len(skipped), "")
+        listed = "; ".join(map(_place, skipped[:_MOST]))
+        return (
+            f"{n} of the last {steps} steps were skipped for a non-finite gradient: {listed}{more}"
+        )
+    members = sorted({skip.member for skip in skipped if skip.member is not None})
+    each = []
+    for member in members[:_MOST]:
+        own = [skip for skip in skipped if skip.member == member]
+        what = _place(own[0]) if len(own) == 1 else f"{len(own)}, the last {_place(own[-1])}"
+        each.append(f"member {member} skipped {what}")
+    return (
+        f"members skipped steps of the last {steps} for a non-finite gradient: {'; '.join(each)}"
+        f"{_more(len(members), ' members')}"
+    )
+
+
+def said_of_lost(counts: Counts, most: int, steps: int) -> str | None:
+    """Name the members that reached so many skips in a row within the last steps, where others go on.
+
+    >>> print(said_of_lost((0, 7, 30), 5, 10))
+    member 1 skipped 5 or more steps in a row, which changed nothing. Still training: 1 of 3 members.
+    Start member 1 again with a lower learning rate, or look at its batches
+    """
+    if not isinstance(counts, tuple) or in_a_row(counts) >= most:
+        return None
+    lost = [i for i, count in enumerate(counts) if count >= most]
+    new = [i for i in lost if counts[i] - steps < most]
+    if not new:
+        return None
+    who = f"member{'s' if len(new) > 1 else ''} {', '.join(map(str, new[:_MOST]))}"
+    return (
+        f"{who}{_more(len(new), '')} skipped {most} or more steps in a row, which changed nothing. "
+        f"Still training: {len(counts) - len(lost)} of {len(counts)} members. Start {who} again with a "
+        "lower learning rate, or look at its batches"
+    )
+
+
+def _place(skip: Skip) -> str:
+    return f"step {skip.step} (epoch {skip.epoch}, batch {skip.batch})"
+
+
+def _more(n: int, what: str) -> str:
+    return f"; and {n - _MOST}{what} more" if n > _MOST else ""

@@ -1,0 +1,232 @@
+"""What is monitored, logged and shown of an ensemble, and which metrics are one."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import statistics
+from typing import Any
+
+import pytest
+import torch
+
+import ftrain
+from ftrain import Max, Metrics, checkpoint, optim, tree
+from ftrain.loop import Logged, LoopWarning, Trainer, callbacks, finders
+from tests.loop.ensembles import (
+    MEMBERS,
+    STEPS,
+    Notices,
+    ensemble,
+    eval_data,
+    member,
+    train_data,
+    trainer,
+    vmapped,
+)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "statistic"),
+    [
+        ("eval/loss", statistics.mean),
+        ("eval/loss_min", min),
+        ("eval/loss/member_2", lambda values: values[2]),
+        ("train/loss_max", max),
+    ],
+)
+def test_a_statistic_is_monitored_by_its_name(
+    monitor: str, statistic: Any, tmp_path: pathlib.Path
+) -> None:
+    store = checkpoint.Store(tmp_path, keep_last=1, keep_best=1, metric=monitor)
+    watching = [
+        callbacks.EarlyStopping(1, monitor=monitor, min_delta=0.2),
+        callbacks.Checkpointing(best=1, monitor=monitor),
+    ]
+    found = trainer(*watching, store=store).fit(
+        ensemble(None), train_data(8), eval_data(), epochs=20
+    )
+    assert found.status == "stopped"
+    split = monitor.partition("/")[0]
+    values = [statistic(e.members["loss"]) for e in found.history if e.split == split]
+    stop = next(i for i in range(1, 20) if values[i] >= values[i - 1] - 0.2)
+    assert found.step == 8 * (stop + 1)
+    assert f"best {values[stop - 1]:.6g} at step {8 * stop}" in found.reason
+    best = checkpoint.Store(tmp_path, metric=monitor).best()
+    assert best is not None
+    assert int(best.name[-4:]) == 8 * (1 + values.index(min(values)))
+
+
+@pytest.mark.parametrize("monitor", ["eval/loss/min", "eval/loss/member_7", "eval/loss_mean"])
+def test_a_statistic_that_does_not_exist_is_refused_before_the_first_step(monitor: str) -> None:
+    steps: list[Any] = []
+    made = trainer(callbacks.EarlyStopping(1, monitor=monitor))
+    with pytest.raises(ValueError, match="there is no metric 'eval/loss.* Did you mean 'eval/loss"):
+        made.fit(ensemble(), _noted(train_data(), steps), eval_data(), epochs=1)
+    assert not steps
+
+
+def _noted(batches: Any, seen: list[Any]) -> Any:
+    def epoch(i: int) -> Any:
+        for batch in batches:
+            seen.append(batch)
+            yield batch
+
+    return epoch
+
+
+def test_a_statistic_that_does_not_exist_is_refused_at_the_first_evaluation() -> None:
+    """Where the evaluation's data cannot be looked at before it."""
+    made = trainer(callbacks.EarlyStopping(1, monitor="eval/loss/min"))
+    batches = [batch for batch, _ in eval_data().batches()]
+    with pytest.raises(ValueError, match="there is no metric 'eval/loss/min'"):
+        made.fit(ensemble(), train_data(), _noted(batches, []), epochs=1)
+
+
+def test_evaluate_has_members() -> None:
+    found = trainer().evaluate(ensemble(), eval_data())
+    alone = [trainer(single=True).evaluate(member(i), eval_data()) for i in range(MEMBERS)]
+    assert found.members["loss"] == tuple(each.loss for each in alone)
+    assert found.loss == pytest.approx(statistics.mean(each.loss for each in alone))
+    assert found.step == 0
+
+
+def test_what_a_person_reads_of_an_ensemble(capsys: Any) -> None:
+    made = trainer(callbacks.ConsoleLogger(None, every=0))
+    found = made.fit(ensemble(None), train_data(), eval_data(), epochs=1)
+    lines = capsys.readouterr().out.splitlines()
+    low, high = (found.eval.metrics[f"loss_{which}"] for which in ("min", "max"))
+    said = f"loss {found.eval.loss:<6.4g} ({low:.4g} to {high:.4g})"
+    assert any(said in line for line in lines if " eval " in line)
+    assert not any("member_" in line for line in lines)
+    assert f"loss {found.eval.loss:.4g} ({low:.4g} to {high:.4g})" in str(found)
+    assert "skipped" not in str(found)
+
+
+def test_many_members_have_statistics_but_no_columns() -> None:
+    found = Trainer(vmapped(), compile=False).fit(
+        ensemble(None, 70), train_data(4), eval_data(), epochs=1
+    )
+    assert len(found.eval.members["loss"]) == 70
+    assert not [name for name in found.eval.values() if "member_" in name]
+    assert found.eval.metrics["loss_max"] == max(found.eval.members["loss"])
+
+
+def vectors(state: Any, batch: Any) -> Any:
+    return {"w": state["w"] + 1}, {
+        "loss": state["w"],
+        "both": Max(torch.stack([state["w"]] * 2, 1)),
+    }
+
+
+def test_a_step_of_ones_own_is_an_ensembles_if_its_loss_has_an_axis() -> None:
+    """A state that does not say how many there are, and a metric of each member that is a vector."""
+    made = Trainer(vectors, compile=False)
+    found = made.fit({"w": torch.tensor([1.0, 5.0])}, [torch.zeros(1)] * 3, epochs=1).train
+    assert found.members == {"loss": (2.0, 6.0), "both/0": (3.0, 7.0), "both/1": (3.0, 7.0)}
+    expected = {"loss": 4.0, "loss_min": 2.0, "loss_max": 6.0}
+    expected |= {f"both/{i}": 5.0 for i in (0, 1)}
+    expected |= {f"both/{i}_{w}": x for i in (0, 1) for w, x in (("min", 3.0), ("max", 7.0))}
+    assert found.metrics == expected
+
+
+def test_losses_of_samples_are_no_ensemble() -> None:
+    """Where the state says that there is one run, and where the number changes from step to step."""
+
+    def of_samples(state: Any, batch: Any) -> Any:
+        return state, {"loss": batch}
+
+    batches = [torch.zeros(4), torch.zeros(3)]
+    with pytest.raises(TypeError, match=r"'loss' must be a 0-d tensor.*got shape \(4,\)"):
+        Trainer(of_samples, compile=False).fit(member(0), batches, epochs=1)
+    with pytest.raises(ValueError, match="'loss' has an axis of 3, 4 entries from step to step"):
+        Trainer(of_samples, compile=False).fit({}, batches, epochs=1)
+    with pytest.raises(ValueError, match="was one of 4 members and is now one of 3 members"):
+        Trainer(of_samples, compile=False, log_every=1).fit({}, batches, epochs=1)
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def on_logged(self, event: Logged) -> None:
+        self.found.append((event.split, dict(event.values)))
+
+
+def test_callbacks_know_members() -> None:
+    """Averages, learning rates, averaged weights, and gradients by layer."""
+
+    def wide(model: Any, batch: Any) -> Any:
+        y = model[1](model[0](batch["x"]).detach())
+        return (y.squeeze(-1) - batch["y"]).square().mean()
+
+    net = lambda: torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))  # noqa: E731
+    optimizer = optim.ema(optim.with_hyperparams(optim.sgd, learning_rate=0.1), 0.5)
+    steps = callbacks.monitored_steps(net, wide, optimizer)
+    states = tree.map(lambda *x: torch.stack(x), *(steps.init_state(i) for i in range(2)))
+    rows, notices = Rows(), Notices()
+    watching = [
+        callbacks.WindowedAverage(rows=2),
+        callbacks.LearningRateMonitor(),
+        callbacks.EMAEvaluation(),
+        callbacks.GradientMonitor(),
+        rows,
+        notices,
+    ]
+    own = torch.vmap(steps.train_step, in_dims=(0, None))
+
+    def step(state: Any, batch: Any) -> Any:
+        state, metrics = own(state, batch)
+        entries = {k: v for k, v in metrics.entries.items() if k != "learning_rate"}
+        return state, Metrics(entries)
+
+    evaluation = torch.vmap(steps.eval_step, in_dims=(0, None))
+    made = Trainer((step, evaluation), watching, compile=False, log_every=2)
+    made.fit(states, train_data(4), eval_data(), epochs=1)
+    train = [values for split, values in rows.found if split == "train"]
+    assert train[1]["loss_windowed"] == pytest.approx((train[0]["loss"] + train[1]["loss"]) / 2)
+    assert train[0]["learning_rate"] == train[0]["learning_rate/member_1"]
+    assert train[0]["learning_rate"] == pytest.approx(0.1)
+    (evaluated,) = (values for split, values in rows.found if split == "eval")
+    assert evaluated["ema/loss_min"] < evaluated["ema/loss_max"]
+    assert {"ema/loss/member_0", "ema/loss/member_1"} <= evaluated.keys()
+    assert "vanishing gradient in layer 0 of member 0" in notices.said[0]
+    assert "vanishing gradient in layer 0 of member 1" in notices.said[0]
+    assert train[0]["grad_norm/0"] == train[0]["grad_norm/0/member_1"] == 0
+    assert {"grad_norm/1/member_0", "grad_norm/member_0", "grad_norm/1_max"} <= train[0].keys()
+
+
+def test_the_gradient_monitor_is_told_of_steps_without_layers() -> None:
+    with pytest.warns(ftrain.loop.CallbackWarning, match="sees no norms by layer"):
+        trainer(callbacks.GradientMonitor()).fit(ensemble(), train_data(10), max_steps=10)
+
+
+def test_the_rate_finder_takes_an_ensemble() -> None:
+    """The mean loss; with the same rates, and the same suggestion, for members that are alike."""
+    options = {"n_steps": 40, "compile": False, "highest": 1.0}
+    alone = finders.learning_rate(STEPS, member(0), train_data(), **options)
+    alike = tree.map(lambda leaf: torch.stack([leaf] * 3), member(0))
+    found = finders.learning_rate(vmapped()[0], alike, train_data(), **options)
+    assert found.suggestion == alone.suggestion
+    assert found.losses == pytest.approx(alone.losses, rel=1e-6)
+
+
+def test_names_that_an_ensembles_columns_need_are_refused() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        return state, {"loss": torch.zeros(2), "loss_max": torch.zeros(2)}
+
+    with pytest.raises(ValueError, match="'loss_max', and the log writes a value of 'loss' under"):
+        Trainer(step, compile=False).fit({}, [torch.zeros(1)], epochs=1)
+
+
+def test_a_member_that_diverges_leaves_the_extremes() -> None:
+    state = ensemble(None)
+    weight = state.params["weight"].clone()
+    weight[0] = torch.nan
+    with pytest.warns(LoopWarning, match="member 0"):
+        found = trainer().fit(
+            state.replace(params={"weight": weight}), train_data(), eval_data(), epochs=1
+        )
+    assert math.isnan(found.eval.loss)
+    assert found.eval.metrics["loss_min"] < found.eval.metrics["loss_max"]
+    assert math.isnan(found.eval.members["loss"][0])

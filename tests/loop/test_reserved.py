@@ -1,0 +1,159 @@
+"""Nothing that a step or a callback logs vanishes: it is in every log, or its name is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim
+from ftrain.loop import CallbackWarning, Log, LoopWarning, Trainer, WindowEnd, callbacks
+from tests.loop.runs import STEPS, rows, trainer
+
+PLACES = ("step", "epoch", "split", "time")
+CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
+
+
+def reports(metrics: dict[str, Any], calls: list[Any]) -> Any:
+    def step(state: Any, batch: Any) -> Any:
+        calls.append(batch)
+        return state, {"loss": 1.0, **metrics}
+
+    return step
+
+
+@pytest.mark.parametrize("name", [*PLACES, *CLOCKS, "step\n"])
+def test_a_metric_with_the_name_of_a_column_is_refused_after_the_first_step(name: str) -> None:
+    calls: list[Any] = []
+    made = Trainer(reports({name: 2.0}, calls), compile=False, log_every=100)
+    with pytest.raises(ValueError, match="Rename it") as error:
+        made.fit(None, [torch.zeros(1)] * 50, epochs=1)
+    assert f"a metric is called {name!r}" in str(error.value)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", [*PLACES, *CLOCKS])
+@pytest.mark.parametrize("monitored", [True, False])
+def test_a_metric_of_an_evaluation_too(name: str, monitored: bool) -> None:
+    """Before the first step where the names are known then, else after the first batch."""
+    calls: list[Any] = []
+    evaluated: list[Any] = []
+
+    def eval_step(state: Any, batch: Any) -> Any:
+        evaluated.append(batch)
+        return {"loss": 1.0, name: 2.0}
+
+    watching = [callbacks.EarlyStopping(1)] if monitored else []
+    made = Trainer((reports({}, calls), eval_step), watching, compile=False)
+    batches = [torch.zeros(1)] * 5
+    with pytest.raises(ValueError, match=f"a metric is called '{name}'"):
+        made.fit(None, batches, batches, epochs=1)
+    assert (len(calls), len(evaluated)) == ((0, 1) if monitored else (5, 1))
+    with pytest.raises(ValueError, match=f"a metric is called '{name}'"):
+        made.evaluate(None, batches)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_loss_function_too(name: str) -> None:
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return model(batch).mean(), {name: 3.0}
+
+    steps = ftrain.make_steps(torch.nn.Linear(3, 1), loss_fn, optim.sgd(0.1))
+    made = Trainer(steps, compile={"backend": "eager"})
+    with pytest.raises(ValueError, match=f"a metric is called '{name}'"):
+        made.fit(steps.init_state(0), [torch.ones(4, 3)], epochs=1)
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("how", ["raise", "warn"])
+def test_a_value_that_a_callback_logs_too(name: str, how: str, tmp_path: pathlib.Path) -> None:
+    class Logs:
+        on_error = how
+
+        def on_window_end(self, event: Any) -> Any:
+            return Log({name: 5.0})
+
+    log = callbacks.JSONLLogger(tmp_path / "metrics.jsonl")
+    made = trainer(Logs(), log, log_every=1)
+    said = f"a value of the log is called '{name}'"
+    if how == "raise":
+        with pytest.raises(ValueError, match=said) as error:
+            made.fit(STEPS.init_state(0), [rows()], epochs=1)
+        assert "Training failed (callback Logs)" in "".join(error.value.__notes__)
+    else:
+        with pytest.warns(CallbackWarning, match=f"callback Logs raised ValueError: {said}"):
+            made.fit(STEPS.init_state(0), [rows()], epochs=1)
+        assert json.loads(log.path.read_text().splitlines()[0])["step"] == 1
+
+
+def test_a_metric_that_is_computed_from_the_gradient_norms_is_refused() -> None:
+    made = Trainer(reports({"grad_norm": 1.0, "grad_norm_max": 2.0}, []), compile=False)
+    with pytest.raises(
+        ValueError, match="'grad_norm_max', and the log writes a value of 'grad_norm'"
+    ):
+        made.fit(None, [torch.zeros(1)], epochs=1)
+    alone = Trainer(reports({"grad_norm_max": 2.0}, []), compile=False)
+    assert alone.fit(None, [torch.zeros(1)], epochs=1).train.metrics["grad_norm_max"] == 2
+
+
+def test_a_perplexity_of_ones_own_keeps_its_value() -> None:
+    made = Trainer(reports({"perplexity": 7.0}, []), compile=False)
+    result = made.fit(None, [{"tokens": torch.zeros(2, 3)}], epochs=1).train
+    assert result.values()["perplexity"] == 7
+    assert result.perplexity == pytest.approx(math.e)
+    assert str(result).count("perplexity") == 1
+    assert "perplexity 7" in str(result)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    metrics=st.dictionaries(st.text(max_size=8), st.floats(-9, 9, width=32), max_size=6),
+    logged=st.dictionaries(st.text(max_size=8), st.floats(-9, 9, width=32), max_size=3),
+)
+@example(metrics={"time\r": 1.0}, logged={"a,b": 2.0, '"': 3.0})
+@example(metrics={"a\nb": 1.0, "a b": 2.0}, logged={})
+@example(metrics={"": 1.0}, logged={})
+def test_every_value_is_in_every_log(
+    metrics: dict[str, float], logged: dict[str, float], tmp_path_factory: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("logs")
+
+    class Logs:
+        def on_window_end(self, event: WindowEnd) -> Any:
+            return Log({k: v for k, v in logged.items() if k not in event.values})
+
+    logs = [callbacks.JSONLLogger(folder / "m.jsonl"), callbacks.CSVLogger(folder / "m.csv")]
+    made = Trainer(reports(metrics, []), [Logs(), *logs], compile=False, log_every=1)
+    try:
+        made.fit(None, [torch.zeros(1)], max_steps=1)
+    except ValueError as error:
+        assert "Rename" in str(error)  # noqa: PT017
+        return
+    first = json.loads((folder / "m.jsonl").read_text().splitlines()[0])
+    with (folder / "m.csv").open(newline="", encoding="utf-8") as file:
+        table = next(csv.DictReader(file))
+    expected = {"loss": 1.0, **logged, **metrics}
+    for name, value in expected.items():
+        assert first[name] == value
+        assert float(table[" ".join(name.splitlines())]) == value
+    assert (first["step"], first["split"], table["step"], table["split"]) == (
+        1,
+        "train",
+        "1",
+        "train",
+    )
+
+
+def test_two_values_of_one_name_in_a_row_are_told_once() -> None:
+    averages = [callbacks.WindowedAverage(rows=1), callbacks.WindowedAverage(rows=3)]
+    with pytest.warns(LoopWarning, match="of 'train' are called 'loss_windowed'") as told:
+        trainer(*averages, log_every=1).fit(STEPS.init_state(0), [rows()] * 4, epochs=1)
+    assert len(told) == 1
