@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
@@ -192,36 +192,30 @@ def test_restarts_are_where_they_are_far_out(factor, steps, cycle):
         assert at(schedule, begin - 1) == close(0.625 + 0.375 * math.cos(math.pi * last), 1)
 
 
-@given(peaks, st.integers(2, 60), st.floats(0.1, 0.9), st.floats(1, 50), st.floats(1, 1e5),
-       st.sampled_from(["cos", "linear"]))  # fmt: skip
-@settings(max_examples=30)
+@given(peaks, st.integers(2, 60) | st.integers(2, 4), st.floats(0, 0.99), st.floats(1, 50),
+       st.floats(1, 1e5), st.sampled_from(["cos", "linear"]))  # fmt: skip
+@example(1.0, 3, 0.3, 25.0, 1e4, "cos")  # the peak is before the first update
+@example(1.0, 3, 1 / 3, 25.0, 1e4, "cos")  # at it
+@settings(max_examples=60)
 def test_one_cycle_is_torchs(peak, steps, pct, div, final, anneal):
-    """Where the rise is shorter than an update torch starts below zero, and ours at the peak."""
     schedule = optim.one_cycle(
         peak, steps, pct_start=pct, div_factor=div, final_div_factor=final, anneal_strategy=anneal
     )
     rates = curve(schedule, 2 * steps)
-    if pct * steps > 1:
-        assert rates[:steps] == close(
-            torch_rates(
-                peak,
-                lambda o: lr_scheduler.OneCycleLR(
-                    o,
-                    peak,
-                    steps,
-                    pct_start=pct,
-                    div_factor=div,
-                    final_div_factor=final,
-                    anneal_strategy=anneal,
-                    cycle_momentum=False,
-                ),
-                steps,
-            ),
-            peak,
-        )
-    else:
-        assert rates[0] == close(peak, 0, 1e-15)
     assert rates[steps:] == close([peak / (div * final)] * steps, peak)
+
+    def make(o):
+        return lr_scheduler.OneCycleLR(
+            o, peak, steps, pct_start=pct, div_factor=div, final_div_factor=final,
+            anneal_strategy=anneal, cycle_momentum=False,
+        )  # fmt: skip
+
+    if pct * steps == 1:
+        with pytest.raises(ZeroDivisionError):
+            torch_rates(peak, make, steps)
+        assert rates[0] == peak
+    else:
+        assert rates[:steps] == close(torch_rates(peak, make, steps), peak)
 
 
 @given(peaks, st.integers(1, 30), lengths, st.floats(1, 50), st.floats(1, 1e5))

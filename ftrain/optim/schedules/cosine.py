@@ -99,8 +99,10 @@ def one_cycle(
 
     From `peak / div_factor` at count 0 to `peak` at count `pct_start steps - 1`, then to
     `peak / (div_factor final_div_factor)` at count `steps - 1`, then flat: the rates of `OneCycleLR`
-    of torch, which raises past its end and moves the momentum too. The curve of
-    `optax.cosine_onecycle_schedule` has the same heights, and both its joints one update later.
+    of torch, which raises past its end and moves the momentum too. Where `pct_start steps < 1` the peak
+    is before count 0, as torch has it: no update has the peak's rate. (Where the product is exactly 1,
+    count 0 has it, and torch divides by zero.) The curve of `optax.cosine_onecycle_schedule` has the
+    same heights, and both its joints one update later.
 
     Args:
         peak: the highest rate; a finite number >= 0 or a 0-d tensor.
@@ -124,15 +126,15 @@ def one_cycle(
     _checks.positive("final_div_factor", final_div_factor)
     if anneal_strategy not in get_args(_Anneal):
         raise ValueError(f"anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}.")
-    rise = max(pct_start * steps - 1, 0.0)
+    rise = pct_start * steps - 1  # below 0 in a short cycle
 
     def schedule(count: torch.Tensor, /) -> torch.Tensor:
         top = wide(peak, count)
         low, last = top / div_factor, top / (div_factor * final_div_factor)
         t = count.to(torch.float64)
-        fallen = ((t - rise) / (steps - 1 - rise)).clamp(0, 1)
+        fallen = ((t - rise) / (steps - 1 - rise)).clamp(0, 1)  # the length is > 0: pct_start < 1
         rate = _annealed(top, last, fallen, anneal_strategy)
-        if not rise:
+        if rise <= 0:
             return rate
         risen = (t / rise).clamp(0, 1)
         return torch.where(t <= rise, _annealed(low, top, risen, anneal_strategy), rate)
