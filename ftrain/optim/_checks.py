@@ -7,7 +7,7 @@ would be a host sync.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +22,8 @@ __all__ = [
     "fraction",
     "function_needed",
     "limit",
-    "needed",
     "non_negative",
     "optimizer",
-    "other_options",
-    "own_state",
     "positive",
     "positive_int",
     "share",
@@ -96,44 +93,6 @@ def optimizer(wrapper: str, inner: object) -> None:
             f"`{wrapper}` goes around an optimizer such as `optim.adamw(1e-3)`, its first argument, and "
             f"found {a_or_an(type(inner).__name__)}."
         )
-
-
-def needed(algorithm: str, params: PyTree | None) -> PyTree:
-    """The parameters, or the error that says who needs them."""
-    if params is None:
-        raise ValueError(
-            f"`{algorithm}` reads the parameters and got none: call `update(grads, state, params)`."
-        )
-    return params
-
-
-def own_state(algorithm: str, kind: type, state: object, without: Sequence[str] = ()) -> None:
-    """Raise unless `state` is one that the algorithm's own `init` or `update` has returned.
-
-    `without` names the fields that are `()` at the algorithm's options.
-    """
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"`{algorithm}` goes on from its own {kind.__name__}, and was handed "
-            f"{a_or_an(type(state).__name__)}: the state of another optimizer, or the pair that "
-            "`update` returned. Write `state = optimizer.init(params)` and `updates, state = "
-            "optimizer.update(grads, state, params)`; with `make_steps`, start from the `init_state` "
-            "that it returned together with this `train_step`."
-        )
-
-    for name in without:
-        value = getattr(state, name)
-        if not isinstance(value, tuple) or value:
-            raise other_options(algorithm, f"a `{name}`, for which it has no use")
-
-
-def other_options(algorithm: str, difference: str) -> ValueError:
-    """The error that says how a state differs from those that the algorithm makes at its options."""
-    return ValueError(
-        f"`{algorithm}` was handed the state of an optimizer with other options: it has {difference}. "
-        "Give the optimizer the options of the one that made the state, or start from its own "
-        "`init(params)`."
-    )
 
 
 def function_needed(

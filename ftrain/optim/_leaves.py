@@ -22,6 +22,7 @@ __all__ = [
     "placed",
     "plus",
     "root",
+    "within",
     "zeros_like",
 ]
 
@@ -128,6 +129,12 @@ def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tens
     if isinstance(factor, torch.Tensor):
         return torch.addcmul(x, y, factor)
     return torch.add(x, y, alpha=factor)
+
+
+def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
+    """Return `x`, each entry cut to `[-bound, bound]`."""
+    # clamp takes numbers and tensors; its stubs want both bounds to be of one kind.
+    return torch.clamp(x, -bound, bound)  # type: ignore[arg-type]
 
 
 def root(squares: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,11 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdaBeliefState", "adabelief"]
 
@@ -26,7 +27,7 @@ class AdaBeliefState(NamedTuple):
         nu: running mean of their squared distance from it, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -83,31 +84,36 @@ def adabelief(
     def update(
         grads: PyTree, state: AdaBeliefState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdaBeliefState]:
-        _checks.own_state("adabelief", AdaBeliefState, state)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu, "nu": state.nu},
-            (
-                1 - b1,
-                b2,
-                1 - b2,
-                debias(b2, count),
-                eps,
-                eps_root,
-                -rate / debias(b1, count),
-            ),
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            seen=debias(b2, count),
+            eps=eps,
+            eps_root=eps_root,
+            step=-rate / debias(b1, count),
         )
         return updates, AdaBeliefState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("adabelief", AdaBeliefState, init, update)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    seen: Hyperparameter,
+    eps: Hyperparameter,
+    eps_root: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, s) = leaf.grad, leaf.memory
-    one_b1, b2, one_b2, seen, eps, eps_root, step = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     error = g - m
     s = torch.addcmul(s * b2, error * one_b2, error) + eps_root

@@ -8,10 +8,11 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdadeltaState", "adadelta"]
 
@@ -26,7 +27,7 @@ class AdadeltaState(NamedTuple):
         delta: running mean of the squared steps (before the rate), likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     nu: PyTree
     delta: PyTree
@@ -73,19 +74,30 @@ def adadelta(
     def update(
         grads: PyTree, state: AdadeltaState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdadeltaState]:
-        _checks.own_state("adadelta", AdadeltaState, state)
         rate = rate_at(learning_rate, state.count)
         updates, nu, delta = each_leaf(
-            _rule, grads, params, {"nu": state.nu, "delta": state.delta}, (rho, 1 - rho, eps, -rate)
+            _rule,
+            grads,
+            params,
+            {"nu": state.nu, "delta": state.delta},
+            rho=rho,
+            one_rho=1 - rho,
+            eps=eps,
+            step=-rate,
         )
         return updates, AdadeltaState(state.count + 1, rate.float(), nu, delta)
 
-    return GradientTransformation(init, update)
+    return checked("adadelta", AdadeltaState, init, update)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    rho: Hyperparameter,
+    one_rho: Hyperparameter,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (v, x) = leaf.grad, leaf.memory
-    rho, one_rho, eps, step = leaf.scalars
     v = torch.addcmul(v * rho, g * one_rho, g)
     d = (x + eps).sqrt() / (v + eps).sqrt() * g
     x = torch.addcmul(x * rho, d * one_rho, d)

@@ -11,11 +11,12 @@ from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import started
-from ftrain.optim._leaves import agreeing, compute_dtype, parameters, placed
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
+from ftrain.optim._leaves import compute_dtype, parameters
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdafactorState", "adafactor"]
 
@@ -32,7 +33,7 @@ class AdafactorState(NamedTuple):
         nu: mean squares of vectors and scalars; empty for the others.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     row: PyTree
     column: PyTree
@@ -110,38 +111,43 @@ def adafactor(
     def update(
         grads: PyTree, state: AdafactorState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdafactorState]:
-        _checks.own_state("adafactor", AdafactorState, state)
-        params = _checks.needed("adafactor", params)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
-        decays = mask_leaves(mask, params)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         t = count.to(torch.float64)
-        place = placed(
-            t ** double(beta2_decay, t.device),
-            torch.minimum(rate, 1 / t.sqrt()),
-            eps2,
-            d,
-            rate * weight_decay,
-            0.0 if eps1 is None else eps1,
+        memory = zip(*map(tree.leaves, (state.row, state.column, state.nu)), strict=True)
+        updates, *trees = each_leaf(
+            rule,
+            grads,
+            params,
+            mask=mask_leaves(mask, params),
+            shrink=rate * weight_decay,
+            also=list(memory),
+            further=3,
+            weight=t ** double(beta2_decay, t.device),
+            relative=torch.minimum(rate, 1 / t.sqrt()),
+            eps2=eps2,
+            d=d,
+            least=0.0 if eps1 is None else eps1,
         )
-        olds = zip(*map(tree.leaves, (state.row, state.column, state.nu)), strict=True)
-        columns: list[list[torch.Tensor]] = [[], [], [], []]
-        for grad, param, old, masked in zip(gs, ps, olds, decays, strict=True):
-            dtype = old[0].dtype
-            weight, relative, eps2_, d_, shrink, least = place(param.device, dtype)
-            least = torch.finfo(dtype).eps if eps1 is None else least
-            g, p = grad.to(dtype), param.to(dtype)
-            variance, *new = _variance(g, old, weight, least)
-            x = g * variance.clamp(min=least * least).rsqrt()
-            step = _rms(p).clamp(min=eps2_) * relative / (_rms(x) / d_).clamp(min=1.0)
-            u = x * -step
-            results = (u - p * shrink if masked else u, *map(like, new, old))
-            for column, value in zip(columns, results, strict=True):
-                column.append(value)
-        updates, *kept = (tree.unflatten(treedef, column) for column in columns)
-        return updates, AdafactorState(count, rate.float(), *kept)
+        return updates, AdafactorState(count, rate.float(), *trees)
 
-    return GradientTransformation(init, update)
+    def rule(
+        leaf: Leaf,
+        weight: Hyperparameter,
+        relative: Hyperparameter,
+        eps2: Hyperparameter,
+        d: Hyperparameter,
+        least: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
+        # Its memory has other shapes than the parameter, so it comes by `also`.
+        dtype = leaf.also[0].dtype
+        least = torch.finfo(dtype).eps if eps1 is None else least
+        g, p = leaf.grad.to(dtype), leaf.param.to(dtype)
+        variance, *new = _variance(g, leaf.also, weight, least)
+        x = g * variance.clamp(min=least * least).rsqrt()
+        step = _rms(p).clamp(min=eps2) * relative / (_rms(x) / d).clamp(min=1.0)
+        return (x * -step, *map(like, new, leaf.also))
+
+    return checked("adafactor", AdafactorState, init, update, needs_params=True)
 
 
 def _zeros(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,10 +9,11 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdagradState", "adagrad"]
 
@@ -26,7 +27,7 @@ class AdagradState(NamedTuple):
         nu: sum of the squared gradients, a tree like the parameters; at least float32.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     nu: PyTree
 
@@ -77,16 +78,18 @@ def adagrad(
     def update(
         grads: PyTree, state: AdagradState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdagradState]:
-        _checks.own_state("adagrad", AdagradState, state)
         rate = rate_at(learning_rate, state.count)
-        updates, nu = each_leaf(_rule, grads, params, {"nu": state.nu}, (eps, -rate))
+        updates, nu = each_leaf(_rule, grads, params, {"nu": state.nu}, eps=eps, step=-rate)
         return updates, AdagradState(state.count + 1, rate.float(), nu)
 
-    return GradientTransformation(init, update)
+    return checked("adagrad", AdagradState, init, update)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (v,) = leaf.grad, leaf.memory
-    eps, step = leaf.scalars
     v = torch.addcmul(v, g, g)
     return g * step / (root(v) + eps), v

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ftrain.core import tree
-from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._leaves import agreeing, first_device, parameters, placed, root, zeros_like
-from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
+from ftrain.optim._leaves import first_device, parameters, root, zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdamState", "ScaleByAdamState", "adam", "adamw", "scale_by_adam"]
 
@@ -32,7 +32,7 @@ class ScaleByAdamState(NamedTuple):
         nu: running mean of their squares, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     mu: PyTree
     nu: PyTree
 
@@ -47,7 +47,7 @@ class AdamState(NamedTuple):
         nu: running mean of their squares, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -113,8 +113,6 @@ def adamw(
     def update(
         grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamState]:
-        _checks.own_state("adamw", AdamState, state)
-        params = _checks.needed("adamw", params)
         decays = mask_leaves(mask, params)
         rate = rate_at(learning_rate, state.count)
         moments = ScaleByAdamState(state.count, state.mu, state.nu)
@@ -129,7 +127,7 @@ def adamw(
         )
         return updates, AdamState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("adamw", AdamState, init, update, needs_params=True)
 
 
 @algorithm
@@ -177,13 +175,12 @@ def adam(
     def update(
         grads: PyTree, state: AdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamState]:
-        _checks.own_state("adam", AdamState, state)
         rate = rate_at(learning_rate, state.count)
         moments = ScaleByAdamState(state.count, state.mu, state.nu)
         updates, (count, mu, nu) = _advance((b1, b2, eps), grads, moments, params, factor=-rate)
         return updates, AdamState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("adam", AdamState, init, update)
 
 
 def scale_by_adam(
@@ -218,10 +215,9 @@ def scale_by_adam(
     def update(
         grads: PyTree, state: ScaleByAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByAdamState]:
-        _checks.own_state("scale_by_adam", ScaleByAdamState, state)
         return _advance((b1, b2, eps), grads, state, params)
 
-    return GradientTransformation(init, update)
+    return checked("scale_by_adam", ScaleByAdamState, init, update)
 
 
 def _check_moments(b1: Hyperparameter, b2: Hyperparameter, eps: Hyperparameter) -> None:
@@ -253,26 +249,37 @@ def _advance(
 ) -> tuple[PyTree, ScaleByAdamState]:
     """`factor` times the direction, less `shrink` times the parameters that decay; the new moments."""
     b1, b2, eps = hyper
-    (means, squares, gs), treedef = agreeing(
-        ("state.mu", state.mu), ("state.nu", state.nu), ("grads", grads), strict_dtype=False
-    )
-    ps: Sequence[torch.Tensor] = means
-    if params is not None:
-        (ps, _), _ = agreeing(("params", params), ("grads", grads))
     count = state.count + 1
-    t = count.to(torch.float64)
-    step = factor / (1 - double(b1, t.device) ** t)
-    correction = (1 - double(b2, t.device) ** t).sqrt()
-    place = placed(1 - b1, b2, 1 - b2, correction, eps, step, shrink)
-    updates, mu, nu = [], [], []
-    for index, (m, v, grad, p) in enumerate(zip(means, squares, gs, ps, strict=True)):
-        one_b1, b2_, one_b2, correction_, eps_, step_, shrink_ = place(m.device, m.dtype)
-        g = grad.to(m.dtype)
-        new_m = torch.lerp(m, g, one_b1)
-        new_v = torch.addcmul(v * b2_, g * one_b2, g)
-        u = new_m * step_ / (root(new_v) / correction_ + eps_)
-        updates.append(u - p * shrink_ if decays and decays[index] else u)
-        mu.append(like(new_m, m))
-        nu.append(like(new_v, v))
-    new = ScaleByAdamState(count, tree.unflatten(treedef, mu), tree.unflatten(treedef, nu))
-    return tree.unflatten(treedef, updates), new
+    updates, mu, nu = each_leaf(
+        _rule,
+        grads,
+        params,
+        {"mu": state.mu, "nu": state.nu},
+        mask=decays,
+        one_b1=1 - b1,
+        b2=b2,
+        one_b2=1 - b2,
+        correction=debias(b2, count).sqrt(),
+        eps=eps,
+        step=factor / debias(b1, count),
+        shrink_by=shrink,
+    )
+    return updates, ScaleByAdamState(count, mu, nu)
+
+
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    correction: Hyperparameter,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+    shrink_by: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    g, (m, v) = leaf.grad, leaf.memory
+    m = torch.lerp(m, g, one_b1)
+    v = torch.addcmul(v * b2, g * one_b2, g)
+    u = m * step / (root(v) / correction + eps)
+    # The decay of a bfloat16 parameter is rounded to its dtype, before the difference.
+    return u - leaf.param * shrink_by if leaf.masked else u, m, v

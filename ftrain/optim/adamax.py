@@ -8,10 +8,11 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdamaxState", "adamax"]
 
@@ -26,7 +27,7 @@ class AdamaxState(NamedTuple):
         nu: their decaying maximum, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -75,23 +76,30 @@ def adamax(
     def update(
         grads: PyTree, state: AdamaxState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdamaxState]:
-        _checks.own_state("adamax", AdamaxState, state)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu, "nu": state.nu},
-            (1 - b1, b2, eps, -rate / debias(b1, count)),
+            one_b1=1 - b1,
+            b2=b2,
+            eps=eps,
+            step=-rate / debias(b1, count),
         )
         return updates, AdamaxState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("adamax", AdamaxState, init, update)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, v) = leaf.grad, leaf.memory
-    one_b1, b2, eps, step = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.maximum(v * b2, g.abs() + eps)
     return m * step / v, m, v

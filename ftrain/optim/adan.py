@@ -8,11 +8,12 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AdanState", "adan"]
 
@@ -29,7 +30,7 @@ class AdanState(NamedTuple):
         previous: the last gradient, likewise; zeros before the first.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     diff: PyTree
@@ -103,42 +104,48 @@ def adan(
     def update(
         grads: PyTree, state: AdanState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdanState]:
-        _checks.own_state("adan", AdanState, state)
-        masked = None
-        if decays:
-            params = _checks.needed("adan with weight_decay", params)
-            masked = mask_leaves(mask, params)
+        masked = mask_leaves(mask, params) if decays else None
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, *memory = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu, "diff": state.diff, "nu": state.nu, "previous": state.previous},
-            (
-                (state.count > 0).to(torch.float64),
-                1 - b1,
-                b2,
-                1 - b2,
-                b3,
-                1 - b3,
-                -rate / debias(b1, count),
-                -rate * b2 / debias(b2, count),
-                debias(b3, count),
-                eps,
-                eps_root,
-            ),
+            has_previous=(state.count > 0).to(torch.float64),
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            b3=b3,
+            one_b3=1 - b3,
+            of_mean=-rate / debias(b1, count),
+            of_diff=-rate * b2 / debias(b2, count),
+            seen=debias(b3, count),
+            eps=eps,
+            eps_root=eps_root,
             mask=masked,
             shrink=rate * weight_decay,
         )
         return updates, AdanState(count, rate.float(), *memory)
 
-    return GradientTransformation(init, update)
+    return checked("adan", AdanState, init, update, needs_params=decays and "weight_decay")
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    has_previous: Hyperparameter,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    b3: Hyperparameter,
+    one_b3: Hyperparameter,
+    of_mean: Hyperparameter,
+    of_diff: Hyperparameter,
+    seen: Hyperparameter,
+    eps: Hyperparameter,
+    eps_root: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, d, v, previous) = leaf.grad, leaf.memory
-    started, one_b1, b2, one_b2, b3, one_b3, of_mean, of_diff, seen, eps, eps_root = leaf.scalars
-    change = (g - previous) * started
+    change = (g - previous) * has_previous
     ahead = g + change * b2
     m = torch.lerp(m, g, one_b1)
     d = torch.lerp(d, change, one_b2)

@@ -8,11 +8,12 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AMSGradState", "amsgrad"]
 
@@ -28,7 +29,7 @@ class AMSGradState(NamedTuple):
         nu_max: the largest `nu` so far, element by element.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -93,29 +94,37 @@ def amsgrad(
     def update(
         grads: PyTree, state: AMSGradState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AMSGradState]:
-        _checks.own_state("amsgrad", AMSGradState, state)
-        masked = None
-        if decays:
-            params = _checks.needed("amsgrad with weight_decay", params)
-            masked = mask_leaves(mask, params)
+        masked = mask_leaves(mask, params) if decays else None
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu, nu_max = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu, "nu": state.nu, "nu_max": state.nu_max},
-            (1 - b1, b2, 1 - b2, debias(b2, count).sqrt(), eps, -rate / debias(b1, count)),
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            correction=debias(b2, count).sqrt(),
+            eps=eps,
+            step=-rate / debias(b1, count),
             mask=masked,
             shrink=rate * weight_decay,
         )
         return updates, AMSGradState(count, rate.float(), mu, nu, nu_max)
 
-    return GradientTransformation(init, update)
+    return checked("amsgrad", AMSGradState, init, update, needs_params=decays and "weight_decay")
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    correction: Hyperparameter,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, v, largest) = leaf.grad, leaf.memory
-    one_b1, b2, one_b2, correction, eps, step = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     largest = torch.maximum(largest, v)

@@ -8,10 +8,11 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["ASGDState", "asgd"]
 
@@ -26,7 +27,7 @@ class ASGDState(NamedTuple):
             them, at least float32. What to evaluate.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     average: PyTree
 
@@ -77,22 +78,31 @@ def asgd(
     def update(
         grads: PyTree, state: ASGDState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ASGDState]:
-        _checks.own_state("asgd", ASGDState, state)
-        params = _checks.needed("asgd", params)
         rate = rate_at(learning_rate, state.count)
         done, shrink = state.count.to(torch.float64), double(lambd, rate.device)
         eta = rate / (1 + shrink * rate * done) ** double(alpha, rate.device)
         weight = 1 / (done - t0).clamp(min=1)
         updates, average = each_leaf(
-            _rule, grads, params, {"average": state.average}, (-eta, -eta * shrink, weight)
+            _rule,
+            grads,
+            params,
+            {"average": state.average},
+            step=-eta,
+            pull=-eta * shrink,
+            weight=weight,
         )
         return updates, ASGDState(state.count + 1, rate.float(), average)
 
-    return GradientTransformation(init, update)
+    return checked("asgd", ASGDState, init, update, needs_params=True)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
-    g, p, (average,) = leaf.grad, leaf.param, leaf.memory
-    step, shrink, weight = leaf.scalars
-    u = p * shrink + g * step
+def _rule(
+    leaf: Leaf,
+    step: Hyperparameter,
+    pull: Hyperparameter,
+    weight: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    g, (average,) = leaf.grad, leaf.memory
+    p = leaf.param.to(g.dtype)
+    u = p * pull + g * step
     return u, torch.lerp(average, p + u, weight)

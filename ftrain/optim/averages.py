@@ -15,6 +15,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import apply_updates, like
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed, plus
 from ftrain.optim._rate import double, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -95,8 +96,6 @@ def ema(
     def update(
         grads: PyTree, state: EmaState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, EmaState]:
-        _checks.own_state("ema", EmaState, state)
-        params = _checks.needed("ema", params)
         updates, new = inner.update(grads, state.inner, params, **extra)
         kept: Hyperparameter = decay
         if warmup:
@@ -111,7 +110,7 @@ def ema(
         average = tree.map(moved, state.ema, apply_updates(params, updates))
         return updates, EmaState(state.updates_averaged + 1, average, new)
 
-    return GradientTransformation(init, update)
+    return checked("ema", EmaState, init, update, needs_params=True)
 
 
 def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTransformation:
@@ -158,8 +157,6 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
     def update(
         grads: PyTree, state: SwaState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SwaState]:
-        _checks.own_state("swa", SwaState, state)
-        params = _checks.needed("swa", params)
         updates, new = inner.update(grads, state.inner, params, **extra)
         seen = state.updates_seen + 1
         takes = (seen >= start) & ((seen - start) % every == 0)
@@ -175,7 +172,7 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
         average = tree.map(moved, state.swa, apply_updates(params, updates))
         return updates, SwaState(seen, averaged, average, new)
 
-    return GradientTransformation(init, update)
+    return checked("swa", SwaState, init, update, needs_params=True)
 
 
 def _copies(params: PyTree) -> PyTree:

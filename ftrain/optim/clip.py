@@ -10,8 +10,8 @@ import torch
 from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.optim import _checks
-from ftrain.optim._leafwise import leafwise, leafwise_with_params
-from ftrain.optim._leaves import compute_dtype, gradients, placed
+from ftrain.optim._leaf_loop import Leaf, stateless
+from ftrain.optim._leaves import compute_dtype, gradients, placed, within
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["adaptive_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
@@ -72,7 +72,11 @@ def clip(max_delta: Hyperparameter) -> GradientTransformation:
     {'w': tensor([ 1.0000, -0.5000])}
     """
     _checks.non_negative("max_delta", max_delta)
-    return leafwise(lambda g, bound: torch.clamp(g, -bound, bound).to(g.dtype), max_delta)
+
+    def clipped(leaf: Leaf, bound: Hyperparameter) -> tuple[torch.Tensor]:
+        return (within(leaf.grad, bound).to(leaf.grad.dtype),)
+
+    return stateless(None, clipped, bound=max_delta)
 
 
 def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
@@ -90,13 +94,14 @@ def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
     """
     _checks.positive("threshold", threshold)
 
-    def clipped(g: torch.Tensor, threshold: Hyperparameter) -> torch.Tensor:
+    def clipped(leaf: Leaf, threshold: Hyperparameter) -> tuple[torch.Tensor]:
+        g = leaf.grad
         if not g.numel():
-            return g
+            return (g,)
         wide = g.to(compute_dtype(g.dtype))
-        return (wide / torch.clamp(block_rms(wide) / threshold, min=1.0)).to(g.dtype)
+        return ((wide / torch.clamp(block_rms(wide) / threshold, min=1.0)).to(g.dtype),)
 
-    return leafwise(clipped, threshold)
+    return stateless(None, clipped, threshold=threshold)
 
 
 def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> GradientTransformation:
@@ -127,17 +132,16 @@ def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> Gradi
     _checks.non_negative("clipping", clipping)
     _checks.non_negative("eps", eps)
 
-    def clipped(
-        g: torch.Tensor, p: torch.Tensor, clipping: Hyperparameter, eps: Hyperparameter
-    ) -> torch.Tensor:
+    def clipped(leaf: Leaf, clipping: Hyperparameter, eps: Hyperparameter) -> tuple[torch.Tensor]:
+        g, p = leaf.grad, leaf.param
         dtype = compute_dtype(p.dtype)
         grad_norm, param_norm = _unit_norm(g, dtype), _unit_norm(p, dtype)
         max_norm = torch.clamp(param_norm, min=eps) * clipping
         shorter = max_norm / torch.clamp(grad_norm, min=1e-6)
         factor = torch.where(grad_norm > max_norm, shorter, 1.0)
-        return (g.to(dtype) * factor).to(g.dtype)
+        return ((g.to(dtype) * factor).to(g.dtype),)
 
-    return leafwise_with_params("adaptive_clip", clipped, clipping, eps)
+    return stateless("adaptive_clip", clipped, clipping=clipping, eps=eps)
 
 
 def block_rms(x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
-from ftrain.optim._each import Leaf, each_leaf
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim.normalize import signs
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -67,10 +68,15 @@ def scale_by_rms(
     _checks.fraction("decay", decay)
     _checks.non_negative("eps", eps)
 
-    def scaled(leaf: Leaf) -> tuple[torch.Tensor, ...]:
-        (v,), (decay_, rest, eps_) = leaf.memory, leaf.scalars
-        new = torch.addcmul(v * decay_, leaf.grad * rest, leaf.grad)
-        return leaf.grad / (root(new) + eps_), new
+    def scaled(
+        leaf: Leaf,
+        decay: Hyperparameter,
+        one_decay: Hyperparameter,
+        eps: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
+        (v,) = leaf.memory
+        new = torch.addcmul(v * decay, leaf.grad * one_decay, leaf.grad)
+        return leaf.grad / (root(new) + eps), new
 
     def init(params: PyTree) -> ScaleByRmsState:
         return ScaleByRmsState(zeros_like(params))
@@ -78,12 +84,12 @@ def scale_by_rms(
     def update(
         grads: PyTree, state: ScaleByRmsState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByRmsState]:
-        _checks.own_state("scale_by_rms", ScaleByRmsState, state)
-        scalars = (decay, 1 - decay, eps)
-        updates, nu = each_leaf(scaled, grads, params, {"nu": state.nu}, scalars)
+        updates, nu = each_leaf(
+            scaled, grads, params, {"nu": state.nu}, decay=decay, one_decay=1 - decay, eps=eps
+        )
         return updates, ScaleByRmsState(nu)
 
-    return GradientTransformation(init, update)
+    return checked("scale_by_rms", ScaleByRmsState, init, update)
 
 
 def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> GradientTransformation:
@@ -110,8 +116,12 @@ def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> Gradie
     _checks.fraction("b1", b1)
     _checks.fraction("b2", b2)
 
-    def signed(leaf: Leaf) -> tuple[torch.Tensor, ...]:
-        (m,), (one_b1, one_b2) = leaf.memory, leaf.scalars
+    def signed(
+        leaf: Leaf,
+        one_b1: Hyperparameter,
+        one_b2: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
+        (m,) = leaf.memory
         return signs(torch.lerp(m, leaf.grad, one_b1)), torch.lerp(m, leaf.grad, one_b2)
 
     def init(params: PyTree) -> ScaleByLionState:
@@ -120,8 +130,9 @@ def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> Gradie
     def update(
         grads: PyTree, state: ScaleByLionState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByLionState]:
-        _checks.own_state("scale_by_lion", ScaleByLionState, state)
-        updates, mu = each_leaf(signed, grads, params, {"mu": state.mu}, (1 - b1, 1 - b2))
+        updates, mu = each_leaf(
+            signed, grads, params, {"mu": state.mu}, one_b1=1 - b1, one_b2=1 - b2
+        )
         return updates, ScaleByLionState(mu)
 
-    return GradientTransformation(init, update)
+    return checked("scale_by_lion", ScaleByLionState, init, update)

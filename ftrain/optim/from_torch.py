@@ -11,12 +11,12 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
-from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
 from ftrain.optim._parts import Masked
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim._torch_step import Entries, first_entries, stepped
-from ftrain.optim.protocol import GradientTransformation, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, PyTree
 
 __all__ = ["FromTorchState", "from_torch"]
 
@@ -33,7 +33,7 @@ class FromTorchState(NamedTuple):
             has nothing under that name). Numbers are 0-d tensors.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     entries: dict[str, PyTree]
 
@@ -88,7 +88,6 @@ def from_torch(
     def update(
         grads: PyTree, state: FromTorchState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, FromTorchState]:
-        _checks.own_state("from_torch", FromTorchState, state)
         if params is None:
             raise ValueError(
                 f"`from_torch({optimizer.__name__})` reads the parameters and got none: call "
@@ -124,7 +123,7 @@ def from_torch(
             entries=_by_name(kept, treedef, wide)
         )
 
-    return GradientTransformation(init, update)
+    return checked("from_torch", FromTorchState, init, update)
 
 
 def _probed(

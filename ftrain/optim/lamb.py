@@ -8,12 +8,13 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim._trust import trust_ratio
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["LAMBState", "lamb"]
 
@@ -28,7 +29,7 @@ class LAMBState(NamedTuple):
         nu: running mean of their squares, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -89,34 +90,40 @@ def lamb(
     def update(
         grads: PyTree, state: LAMBState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LAMBState]:
-        _checks.own_state("lamb", LAMBState, state)
-        params = _checks.needed("lamb", params)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu, "nu": state.nu},
-            (
-                1 - b1,
-                b2,
-                1 - b2,
-                debias(b1, count),
-                debias(b2, count),
-                eps,
-                weight_decay,
-                -rate,
-            ),
             mask=mask_leaves(mask, params),
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            seen1=debias(b1, count),
+            seen2=debias(b2, count),
+            eps=eps,
+            weight_decay=weight_decay,
+            step=-rate,
         )
         return updates, LAMBState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("lamb", LAMBState, init, update, needs_params=True)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
-    g, p, (m, v) = leaf.grad, leaf.param, leaf.memory
-    one_b1, b2, one_b2, seen1, seen2, eps, weight_decay, step = leaf.scalars
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    seen1: Hyperparameter,
+    seen2: Hyperparameter,
+    eps: Hyperparameter,
+    weight_decay: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    g, (m, v) = leaf.grad, leaf.memory
+    p = leaf.param.to(g.dtype)
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     d = m / seen1 / (root(v / seen2) + eps)

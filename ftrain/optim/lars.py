@@ -8,12 +8,13 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim._trust import trust_ratio
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["LARSState", "lars"]
 
@@ -28,7 +29,7 @@ class LARSState(NamedTuple):
             float32.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     momentum: PyTree
 
@@ -89,32 +90,41 @@ def lars(
         mask_leaves(mask, params)
         return LARSState(*started(params, learning_rate), zeros_like(params))
 
-    def rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
-        d, p, (m,) = leaf.grad, leaf.param, leaf.memory
-        decay, weight_decay, trust_coefficient, eps, step = leaf.scalars
+    def rule(
+        leaf: Leaf,
+        momentum: Hyperparameter,
+        weight_decay: Hyperparameter,
+        trust_coefficient: Hyperparameter,
+        eps: Hyperparameter,
+        step: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
+        d, (m,) = leaf.grad, leaf.memory
+        p = leaf.param.to(d.dtype)
         ratio: Hyperparameter = 1.0
         if leaf.masked:
             d = d + p * weight_decay
             ratio = trust_ratio(p, d, trust_coefficient, eps)
-        step = d * (ratio * step)
-        m = m * decay + step
+        scaled = d * (ratio * step)
+        m = m * momentum + scaled
         # A sum and an update in one memory would be two outputs that alias.
-        return (m * decay + step if nesterov else m.clone()), m
+        return (m * momentum + scaled if nesterov else m.clone()), m
 
     def update(
         grads: PyTree, state: LARSState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LARSState]:
-        _checks.own_state("lars", LARSState, state)
-        params = _checks.needed("lars", params)
         rate = rate_at(learning_rate, state.count)
         updates, sums = each_leaf(
             rule,
             grads,
             params,
             {"momentum": state.momentum},
-            (momentum, weight_decay, trust_coefficient, eps, -rate),
             mask=mask_leaves(mask, params),
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            step=-rate,
         )
         return updates, LARSState(state.count + 1, rate.float(), sums)
 
-    return GradientTransformation(init, update)
+    return checked("lars", LARSState, init, update, needs_params=True)

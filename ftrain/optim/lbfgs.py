@@ -16,10 +16,11 @@ from ftrain.core.functional import value_and_grad
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
+from ftrain.optim._checked import checked, other_options
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
 from ftrain.optim._line_search import strong_wolfe
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
-from ftrain.optim.protocol import GradientTransformation, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, PyTree
 
 __all__ = ["LBFGSState", "ScaleByLBFGSState", "lbfgs", "scale_by_lbfgs"]
 
@@ -38,7 +39,7 @@ class ScaleByLBFGSState(NamedTuple):
         weights: `(memory_size,)`. One by the product of the two; 0 where there is no pair yet.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     params: torch.Tensor
     grads: torch.Tensor
     steps: torch.Tensor
@@ -61,7 +62,7 @@ class LBFGSState(NamedTuple):
         weights: `(memory_size,)`. One by the product of the two; 0 where there is no pair yet.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     step_size: torch.Tensor
     params: torch.Tensor
@@ -148,8 +149,6 @@ def lbfgs(
         loss: torch.Tensor | None = None,
         **extra: Any,
     ) -> tuple[PyTree, LBFGSState]:
-        _checks.own_state("lbfgs", LBFGSState, state)
-        params = _checks.needed("lbfgs", params)
         count, _, _, *memory = state
         rate = rate_at(learning_rate, count)
         direction, new = preconditioner.update(grads, ScaleByLBFGSState(count, *memory), params)
@@ -168,7 +167,7 @@ def lbfgs(
         updates = tree.map(lambda d: d * -step.to(d.device, d.dtype), direction)
         return updates, LBFGSState(new.count, rate.float(), step.float(), *new[1:])
 
-    return GradientTransformation(init, update)
+    return checked("lbfgs", LBFGSState, init, update, needs_params=True)
 
 
 def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
@@ -211,11 +210,9 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
     def update(
         grads: PyTree, state: ScaleByLBFGSState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByLBFGSState]:
-        _checks.own_state("scale_by_lbfgs", ScaleByLBFGSState, state)
         if len(state.weights) != memory_size:
             pairs = f"{len(state.weights)} pairs where {memory_size} belong"
-            raise _checks.other_options("lbfgs", pairs)
-        params = _checks.needed("scale_by_lbfgs", params)
+            raise other_options("lbfgs", pairs)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         p, g = _vector(ps), _vector(gs)
         s, y = p - state.params, g - state.grads
@@ -234,7 +231,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         new = ScaleByLBFGSState(state.count + 1, p, g, steps, changes, weights)
         return tree.unflatten(treedef, _leaves(direction, ps)), new
 
-    return GradientTransformation(init, update)
+    return checked("scale_by_lbfgs", ScaleByLBFGSState, init, update, needs_params=True)
 
 
 def _preconditioned(

@@ -8,12 +8,13 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.normalize import signs
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["LionState", "lion"]
 
@@ -27,7 +28,7 @@ class LionState(NamedTuple):
         mu: running mean of the gradients, a tree like the parameters; at least float32.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
 
@@ -81,24 +82,28 @@ def lion(
     def update(
         grads: PyTree, state: LionState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LionState]:
-        _checks.own_state("lion", LionState, state)
-        params = _checks.needed("lion", params)
         rate = rate_at(learning_rate, state.count)
         updates, mu = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu},
-            (1 - b1, 1 - b2, -rate),
             mask=mask_leaves(mask, params),
             shrink=rate * weight_decay,
+            one_b1=1 - b1,
+            one_b2=1 - b2,
+            step=-rate,
         )
         return updates, LionState(state.count + 1, rate.float(), mu)
 
-    return GradientTransformation(init, update)
+    return checked("lion", LionState, init, update, needs_params=True)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    one_b2: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m,) = leaf.grad, leaf.memory
-    one_b1, one_b2, step = leaf.scalars
     return signs(torch.lerp(m, g, one_b1)) * step, torch.lerp(m, g, one_b2)

@@ -9,6 +9,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters, placed
 from ftrain.optim._rate import zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -76,8 +77,6 @@ def lookahead(
     def update(
         grads: PyTree, state: LookaheadState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LookaheadState]:
-        _checks.own_state("lookahead", LookaheadState, state)
-        params = _checks.needed("lookahead", params)
         updates, new = inner.update(grads, state.inner, params, **extra)
         (slows, ps, us), treedef = agreeing(
             ("state.slow", state.slow), ("params", params), ("updates", updates), strict_dtype=False
@@ -97,4 +96,4 @@ def lookahead(
             LookaheadState(torch.where(meets, 0, steps), tree.unflatten(treedef, followed), new),
         )
 
-    return GradientTransformation(init, update)
+    return checked("lookahead", LookaheadState, init, update, needs_params=True)

@@ -9,6 +9,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import agreeing, placed, plus, zeros_like
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -57,7 +58,6 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
     def update(
         grads: PyTree, state: TraceState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, TraceState]:
-        _checks.own_state("trace", TraceState, state)
         if params is not None:
             agreeing(("params", params), ("grads", grads))
         (sums, gs), treedef = agreeing(
@@ -66,7 +66,7 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
         updates, sums = accumulated(gs, sums, decay, 1.0, nesterov)
         return tree.unflatten(treedef, updates), TraceState(tree.unflatten(treedef, sums))
 
-    return GradientTransformation(init, update)
+    return checked("trace", TraceState, init, update)
 
 
 def accumulated(

@@ -11,6 +11,7 @@ from ftrain.core import tree
 from ftrain.core.cond import changed_if
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import agreeing, first_device, parameters, placed
 from ftrain.optim._parts import unchanged
 from ftrain.optim._rate import double, zero_count
@@ -95,7 +96,6 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         loss: torch.Tensor | None = None,
         **extra: Any,
     ) -> tuple[PyTree, MultiStepsState]:
-        _checks.own_state("multi_steps", MultiStepsState, state)
         if params is not None:
             agreeing(("params", params), ("grads", grads))
         (totals, gs), treedef = agreeing(
@@ -146,7 +146,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
             new,
         )
 
-    return GradientTransformation(init, update)
+    return checked("multi_steps", MultiStepsState, init, update)
 
 
 def _of_last(name: str) -> Callable[[PyTree], PyTree]:

@@ -11,19 +11,18 @@ from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import debias
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
 from ftrain.optim._leaves import (
-    agreeing,
     compute_dtype,
     first_device,
     parameters,
-    placed,
     root,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["MuonState", "muon", "orthogonalize"]
 
@@ -43,7 +42,7 @@ class MuonState(NamedTuple):
             for the others.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     adam_learning_rate: torch.Tensor
     mu: PyTree
@@ -157,53 +156,71 @@ def muon(
     def update(
         grads: PyTree, state: MuonState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, MuonState]:
-        _checks.own_state("muon", MuonState, state)
-        params = _checks.needed("muon", params)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
-        (means, _), _ = agreeing(("state.mu", state.mu), ("grads", grads), strict_dtype=False)
-        squares = tree.leaves(state.nu)
         chosen = _chosen(orthogonal, params)
         rate, others = rate_at(learning_rate, state.count), rate_at(adam_rate, state.count)
         count = state.count + 1
-        of_muon = placed(1 - momentum, momentum, rate, rate * weight_decay)
-        of_adam = placed(
-            1 - adam_b1,
-            adam_b2,
-            1 - adam_b2,
-            debias(adam_b2, count).sqrt(),
-            adam_eps,
-            others / debias(adam_b1, count),
-            others * adam_weight_decay,
+        updates, mu, nu = each_leaf(
+            rule,
+            grads,
+            params,
+            {"mu": state.mu},
+            mask=chosen,
+            also=tree.leaves(state.nu),
+            further=1,
+            one_momentum=1 - momentum,
+            momentum=momentum,
+            rate=rate,
+            shrink_by=rate * weight_decay,
+            one_b1=1 - adam_b1,
+            b2=adam_b2,
+            one_b2=1 - adam_b2,
+            correction=debias(adam_b2, count).sqrt(),
+            adam_eps=adam_eps,
+            adam_step=others / debias(adam_b1, count),
+            adam_shrink=others * adam_weight_decay,
         )
-        updates, mu, nu = [], [], []
-        for p, grad, m, v, matrix in zip(ps, gs, means, squares, chosen, strict=True):
-            g, here = grad.to(m.dtype), p.to(m.dtype)
-            if matrix:
-                one_momentum, momentum_, rate_, shrink = of_muon(m.device, m.dtype)
-                new_m = torch.lerp(m, g, one_momentum)
-                ahead = torch.lerp(g, new_m, momentum_) if nesterov else new_m
-                wide = ahead.flatten(1)
-                o = orthogonalize(wide, ns_steps, ns_coefficients, eps, ns_dtype).view(p.shape)
-                u = o * (rate_ * _for_shape(wide, adjust_lr_fn))
-                new_v = v.clone()
-            else:
-                one_b1, b2, one_b2, correction_, eps_, rate_, shrink = of_adam(m.device, m.dtype)
-                new_m = torch.lerp(m, g, one_b1)
-                new_v = torch.addcmul(v * b2, g * one_b2, g)
-                u = new_m * rate_ / (root(new_v) / correction_ + eps_)
-            updates.append(-u - here * shrink)
-            mu.append(like(new_m, m))
-            nu.append(like(new_v, v))
-        new = MuonState(
-            count,
-            rate.float(),
-            others.float(),
-            tree.unflatten(treedef, mu),
-            tree.unflatten(treedef, nu),
-        )
-        return tree.unflatten(treedef, updates), new
+        return updates, MuonState(count, rate.float(), others.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    def rule(
+        leaf: Leaf,
+        one_momentum: Hyperparameter,
+        momentum: Hyperparameter,
+        rate: Hyperparameter,
+        shrink_by: Hyperparameter,
+        **adam: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
+        g, (m,), v = leaf.grad, leaf.memory, leaf.also
+        p = leaf.param.to(g.dtype)
+        if not leaf.masked:
+            u, m, v = _adam_step(g, m, v, **adam)
+            return -u - p * adam["adam_shrink"], m, v
+        m = torch.lerp(m, g, one_momentum)
+        ahead = torch.lerp(g, m, momentum) if nesterov else m
+        wide = ahead.flatten(1)
+        o = orthogonalize(wide, ns_steps, ns_coefficients, eps, ns_dtype).view(p.shape)
+        u = o * (rate * _for_shape(wide, adjust_lr_fn))
+        return -u - p * shrink_by, m, v.clone()
+
+    return checked("muon", MuonState, init, update, needs_params=True)
+
+
+def _adam_step(
+    g: torch.Tensor,
+    m: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    correction: Hyperparameter,
+    adam_eps: Hyperparameter,
+    adam_step: Hyperparameter,
+    adam_shrink: Hyperparameter,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return Adam's step, to be subtracted, and the new moments."""
+    m = torch.lerp(m, g, one_b1)
+    new_v = like(torch.addcmul(v * b2, g * one_b2, g), v)
+    return m * adam_step / (root(new_v) / correction + adam_eps), m, new_v
 
 
 def orthogonalize(

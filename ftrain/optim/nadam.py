@@ -8,11 +8,12 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["NAdamState", "nadam"]
 
@@ -28,7 +29,7 @@ class NAdamState(NamedTuple):
         nu: running mean of their squares, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu_product: torch.Tensor
     mu: PyTree
@@ -106,11 +107,7 @@ def nadam(
     def update(
         grads: PyTree, state: NAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, NAdamState]:
-        _checks.own_state("nadam", NAdamState, state)
-        masked = None
-        if decays:
-            params = _checks.needed("nadam with weight_decay", params)
-            masked = mask_leaves(mask, params)
+        masked = mask_leaves(mask, params) if decays else None
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         t = count.to(torch.float64)
         now, ahead = momentum(t), momentum(t + 1)
@@ -120,26 +117,32 @@ def nadam(
             grads,
             params,
             {"mu": state.mu, "nu": state.nu},
-            (
-                1 - b1,
-                b2,
-                1 - b2,
-                debias(b2, count),
-                eps,
-                -rate * (1 - now) / (1 - product),
-                -rate * ahead / (1 - product * ahead),
-            ),
             mask=masked,
             shrink=rate * weight_decay,
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            seen=debias(b2, count),
+            eps=eps,
+            of_gradient=-rate * (1 - now) / (1 - product),
+            of_mean=-rate * ahead / (1 - product * ahead),
         )
         return updates, NAdamState(count, rate.float(), product, mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("nadam", NAdamState, init, update, needs_params=decays and "weight_decay")
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    seen: Hyperparameter,
+    eps: Hyperparameter,
+    of_gradient: Hyperparameter,
+    of_mean: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, v) = leaf.grad, leaf.memory
-    one_b1, b2, one_b2, seen, eps, of_gradient, of_mean = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     return (g * of_gradient + m * of_mean) / (root(v / seen) + eps), m, v

@@ -8,9 +8,10 @@ import torch
 
 from ftrain.core import random, tree
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed, plus
 from ftrain.optim._rate import double, zero_count
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["AddNoiseState", "add_noise"]
 
@@ -23,7 +24,7 @@ class AddNoiseState(NamedTuple):
         key: int32, `(2,)`. The key of the next update's noise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     key: torch.Tensor
 
 
@@ -71,7 +72,6 @@ def add_noise(
     def update(
         grads: PyTree, state: AddNoiseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AddNoiseState]:
-        _checks.own_state("add_noise", AddNoiseState, state)
         leaves, treedef = gradients(grads)
         count = state.count + 1
         variance = eta / count.to(torch.float64) ** double(gamma, count.device)
@@ -86,4 +86,4 @@ def add_noise(
         new = AddNoiseState(count, random.fold_in(state.key, 0))
         return tree.unflatten(treedef, updates), new
 
-    return GradientTransformation(init, update)
+    return checked("add_noise", AddNoiseState, init, update)

@@ -9,7 +9,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.optim import _checks
-from ftrain.optim._leafwise import leafwise, leafwise_with_params
+from ftrain.optim._leaf_loop import Leaf, stateless
 from ftrain.optim._leaves import compute_dtype, gradients
 from ftrain.optim.clip import block_rms
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -38,13 +38,14 @@ def centralize() -> GradientTransformation:
     {'w': tensor([[-1.,  1.]]), 'b': tensor([1., 3.])}
     """
 
-    def centered(g: torch.Tensor) -> torch.Tensor:
+    def centered(leaf: Leaf) -> tuple[torch.Tensor]:
+        g = leaf.grad
         wide = g.to(compute_dtype(g.dtype))
         if g.ndim < 2 or not g.numel():
-            return wide
-        return wide - wide.mean(tuple(range(1, g.ndim)), keepdim=True)
+            return (wide,)
+        return (wide - wide.mean(tuple(range(1, g.ndim)), keepdim=True),)
 
-    return leafwise(centered)
+    return stateless(None, centered)
 
 
 def scale_by_sign() -> GradientTransformation:
@@ -56,7 +57,7 @@ def scale_by_sign() -> GradientTransformation:
     >>> scale_by_sign().update({"w": torch.tensor([3.0, -0.5, 0.0])}, ())[0]
     {'w': tensor([ 1., -1.,  0.])}
     """
-    return leafwise(lambda g: signs(g.to(compute_dtype(g.dtype))))
+    return stateless(None, lambda leaf: (signs(leaf.grad.to(compute_dtype(leaf.grad.dtype))),))
 
 
 def normalize_by_update_norm(
@@ -122,21 +123,20 @@ def scale_by_trust_ratio(
     _checks.non_negative("eps", eps)
 
     def trusted(
-        g: torch.Tensor,
-        p: torch.Tensor,
-        coefficient: Hyperparameter,
-        min_norm: Hyperparameter,
-        eps: Hyperparameter,
-    ) -> torch.Tensor:
+        leaf: Leaf, coefficient: Hyperparameter, min_norm: Hyperparameter, eps: Hyperparameter
+    ) -> tuple[torch.Tensor]:
+        g, p = leaf.grad, leaf.param
         dtype = compute_dtype(p.dtype)
         grad_norm = torch.linalg.vector_norm(g, dtype=dtype).clamp(min=min_norm)
         param_norm = torch.linalg.vector_norm(p, dtype=dtype).clamp(min=min_norm)
         zero = (grad_norm == 0) | (param_norm == 0)
         # No 0 / 0 in the branch that is not taken: it would make hypergradients NaN.
         ratio = coefficient * param_norm / torch.where(zero, 1.0, grad_norm + eps)
-        return g.to(dtype) * torch.where(zero, 1.0, ratio)
+        return (g.to(dtype) * torch.where(zero, 1.0, ratio),)
 
-    return leafwise_with_params("scale_by_trust_ratio", trusted, trust_coefficient, min_norm, eps)
+    return stateless(
+        "scale_by_trust_ratio", trusted, coefficient=trust_coefficient, min_norm=min_norm, eps=eps
+    )
 
 
 def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransformation:
@@ -161,13 +161,14 @@ def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransf
     """
     _checks.non_negative("min_scale", min_scale)
 
-    def relative(g: torch.Tensor, p: torch.Tensor, min_scale: Hyperparameter) -> torch.Tensor:
+    def relative(leaf: Leaf, min_scale: Hyperparameter) -> tuple[torch.Tensor]:
+        g, p = leaf.grad, leaf.param
         dtype = compute_dtype(p.dtype)
         if not p.numel():
-            return g.to(dtype)
-        return g.to(dtype) * block_rms(p.to(dtype)).clamp(min=min_scale)
+            return (g.to(dtype),)
+        return (g.to(dtype) * block_rms(p.to(dtype)).clamp(min=min_scale),)
 
-    return leafwise_with_params("scale_by_param_block_rms", relative, min_scale)
+    return stateless("scale_by_param_block_rms", relative, min_scale=min_scale)
 
 
 def signs(x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,10 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import first_device, gradients, parameters
 from ftrain.optim._rate import double, zero_count
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 from ftrain.optim.scale import scaled
 
 __all__ = ["ReduceOnPlateauState", "reduce_on_plateau"]
@@ -33,7 +34,7 @@ class ReduceOnPlateauState(NamedTuple):
         cooldown_count: int64, 0-d. Comparisons still to come of which bad ones do not count.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     scale: torch.Tensor
     best: torch.Tensor
     total: torch.Tensor
@@ -145,7 +146,6 @@ def reduce_on_plateau(
     def update(
         grads: PyTree, state: ReduceOnPlateauState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ReduceOnPlateauState]:
-        _checks.own_state("reduce_on_plateau", ReduceOnPlateauState, state)
         leaves, treedef = gradients(grads)
         count = state.count + 1
         summed = state._replace(count=count, total=state.total + _value(extra, count.device))
@@ -158,7 +158,7 @@ def reduce_on_plateau(
         )
         return tree.unflatten(treedef, scaled(leaves, new.scale)), new
 
-    return GradientTransformation(init, update)
+    return checked("reduce_on_plateau", ReduceOnPlateauState, init, update)
 
 
 def _value(extra: dict[str, Any], device: torch.device) -> torch.Tensor:

@@ -8,22 +8,21 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf
 from ftrain.optim._leaves import (
-    agreeing,
     compute_dtype,
     first_device,
     parameters,
-    placed,
     plus,
     root,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["ProdigyState", "prodigy"]
 
@@ -44,7 +43,7 @@ class ProdigyState(NamedTuple):
         start: the parameters at the beginning, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     distance: torch.Tensor
     numerator: torch.Tensor
@@ -141,11 +140,6 @@ def prodigy(
     def update(
         grads: PyTree, state: ProdigyState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ProdigyState]:
-        _checks.own_state("prodigy", ProdigyState, state)
-        params = _checks.needed("prodigy", params)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
-        agreeing(("state.mu", state.mu), ("grads", grads), strict_dtype=False)
-        shrinks = mask_leaves(mask, params)
         device = state.count.device
         rate = rate_at(learning_rate, state.count)
         t = (state.count + 1).to(torch.float64)
@@ -153,47 +147,75 @@ def prodigy(
         d = state.distance
         step = d * rate * corrected
         added = d * (d if safeguard_warmup else step) / d0
-        mu, nu, grad_sum, come, size = _advanced(
-            placed(1 - b1, b2, 1 - b2, decay_of_sums, d, added), state, ps, gs
+        along, mu, nu, grad_sum = each_leaf(
+            _advance,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu, "grad_sum": state.grad_sum},
+            also=tree.leaves(state.start),
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            b3=decay_of_sums,
+            distance=d,
+            added=added,
         )
+        come = _total(along, d)
+        size = _total(tree.map(lambda q: q.abs().sum(), grad_sum), d)
         numerator = state.numerator * decay_of_sums + d / d0 * step * come
         estimate = torch.where(size > 0, d_coef * numerator / size, 0.0)
         distance = torch.maximum(d, estimate)
-        place = placed(-step, distance * eps, step * weight_decay)
-        updates = []
-        for m, v, p, shrink in zip(mu, nu, ps, shrinks, strict=True):
-            step_, eps_, decay_ = place(m.device, m.dtype)
-            u = m * step_ / (root(v) + eps_)
-            updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
+        updates, _ = each_leaf(
+            _step,
+            mu,
+            params,
+            {"nu": nu},
+            mask=mask_leaves(mask, params),
+            shrink=step * weight_decay,
+            step=-step,
+            eps=distance * eps,
+        )
         new = ProdigyState(
             state.count + 1,
             rate.float(),
             distance,
             numerator,
-            tree.unflatten(treedef, mu),
-            tree.unflatten(treedef, nu),
-            tree.unflatten(treedef, grad_sum),
+            mu,
+            nu,
+            grad_sum,
             tree.map(torch.clone, state.start),
         )
-        return tree.unflatten(treedef, updates), new
+        return updates, new
 
-    return GradientTransformation(init, update)
+    return checked("prodigy", ProdigyState, init, update, needs_params=True)
 
 
-def _advanced(
-    place: Placed, state: ProdigyState, ps: list[torch.Tensor], gs: list[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """The new means, squares and sums; `<g, p_0 - p>`, and the absolute size of the sums."""
-    zero = torch.zeros_like(state.distance)
-    mu, nu, grad_sum, along, sizes = [], [], [], [zero], [zero]
-    columns = (tree.leaves(part) for part in (state.mu, state.nu, state.grad_sum, state.start))
-    for m, v, q, p0, p, grad in zip(*columns, ps, gs, strict=True):
-        one_b1, b2, one_b2, b3, d, added = place(m.device, m.dtype)
-        g = grad.to(m.dtype)
-        dg = g * d
-        mu.append(like(torch.lerp(m, dg, one_b1), m))
-        nu.append(like(torch.addcmul(v * b2, dg * one_b2, dg), v))
-        grad_sum.append(like(plus(q * b3, g, added), q))
-        along.append((g * (p0 - p.to(m.dtype))).sum().to(zero.device, zero.dtype))
-        sizes.append(grad_sum[-1].abs().sum().to(zero.device, zero.dtype))
-    return mu, nu, grad_sum, torch.stack(along).sum(), torch.stack(sizes).sum()
+def _advance(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    b3: Hyperparameter,
+    distance: Hyperparameter,
+    added: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    """Return `<g, p_0 - p>`, and the new mean, squares and sum of gradients."""
+    g, (m, v, q) = leaf.grad, leaf.memory
+    dg = g * distance
+    return (
+        (g * (leaf.also - leaf.param.to(g.dtype))).sum(),
+        torch.lerp(m, dg, one_b1),
+        torch.addcmul(v * b2, dg * one_b2, dg),
+        plus(q * b3, g, added),
+    )
+
+
+def _step(leaf: Leaf, step: Hyperparameter, eps: Hyperparameter) -> tuple[torch.Tensor, ...]:
+    (v,) = leaf.memory
+    return leaf.grad * step / (root(v) + eps), v
+
+
+def _total(numbers: PyTree, like: torch.Tensor) -> torch.Tensor:
+    """Return the sum of 0-d tensors, on the device and in the dtype of another."""
+    each = [x.to(like.device, like.dtype) for x in tree.leaves(numbers)]
+    return torch.stack([torch.zeros_like(like), *each]).sum()

@@ -13,9 +13,20 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
-__all__ = ["GradientTransformation", "Hyperparameter", "Init", "PyTree", "Schedule", "Update"]
+__all__ = [
+    "Count",
+    "GradientTransformation",
+    "Hyperparameter",
+    "Init",
+    "PyTree",
+    "Schedule",
+    "Update",
+]
 
 PyTree: TypeAlias = Any
+
+Count: TypeAlias = Any
+"""The number of updates in a state: int64, 0-d. `Any`, because a tuple has a method of that name."""
 
 Hyperparameter: TypeAlias = float | torch.Tensor
 """A number, or a 0-d floating tensor: what a sweep maps over, and a hypergradient flows into."""

@@ -8,11 +8,12 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["RAdamState", "radam"]
 
@@ -27,7 +28,7 @@ class RAdamState(NamedTuple):
         nu: running mean of their squares, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -94,11 +95,7 @@ def radam(
     def update(
         grads: PyTree, state: RAdamState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RAdamState]:
-        _checks.own_state("radam", RAdamState, state)
-        masked = None
-        if decays:
-            params = _checks.needed("radam with weight_decay", params)
-            masked = mask_leaves(mask, params)
+        masked = mask_leaves(mask, params) if decays else None
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         adaptive, rectifier = _rectifier(b2, count)
         updates, mu, nu = each_leaf(
@@ -106,13 +103,19 @@ def radam(
             grads,
             params,
             {"mu": state.mu, "nu": state.nu},
-            (1 - b1, b2, 1 - b2, eps, -rate / debias(b1, count), adaptive, rectifier),
             mask=masked,
             shrink=rate * weight_decay,
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            eps=eps,
+            step=-rate / debias(b1, count),
+            adaptive=adaptive,
+            rectifier=rectifier,
         )
         return updates, RAdamState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("radam", RAdamState, init, update, needs_params=decays and "weight_decay")
 
 
 def _rectifier(b2: Hyperparameter, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,9 +130,17 @@ def _rectifier(b2: Hyperparameter, count: torch.Tensor) -> tuple[torch.Tensor, t
     return adaptive.to(torch.float64), (squared * seen).sqrt()
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+    adaptive: Hyperparameter,
+    rectifier: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, v) = leaf.grad, leaf.memory
-    one_b1, b2, one_b2, eps, step, adaptive, rectifier = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     scale = torch.where(torch.as_tensor(adaptive > 0), rectifier / (root(v) + eps), 1.0)

@@ -8,10 +8,11 @@ import torch
 
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["RMSpropState", "rmsprop"]
 
@@ -27,7 +28,7 @@ class RMSpropState(NamedTuple):
         momentum: the decaying sum of scaled gradients, likewise; `()` without momentum.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     nu: PyTree
     mu: PyTree
@@ -89,9 +90,15 @@ def rmsprop(
             zeros_like(params) if remembers else (),
         )
 
-    def rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+    def rule(
+        leaf: Leaf,
+        alpha: Hyperparameter,
+        one_alpha: Hyperparameter,
+        eps: Hyperparameter,
+        momentum: Hyperparameter,
+        step: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
         g, (v, *others) = leaf.grad, leaf.memory
-        alpha, one_alpha, eps, momentum, step = leaf.scalars
         v = torch.addcmul(v * alpha, g * one_alpha, g)
         square, kept = v, [v]
         if centered:
@@ -107,19 +114,28 @@ def rmsprop(
     def update(
         grads: PyTree, state: RMSpropState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RMSpropState]:
-        unused = {"mu": centered, "momentum": remembers}
-        _checks.own_state("rmsprop", RMSpropState, state, [k for k, v in unused.items() if not v])
         rate = rate_at(learning_rate, state.count)
         memory = {"nu": state.nu}
         if centered:
             memory["mu"] = state.mu
         if remembers:
             memory["momentum"] = state.momentum
-        scalars = (alpha, 1 - alpha, eps, momentum, -rate)
-        updates, *kept = each_leaf(rule, grads, params, memory, scalars)
-        new = dict(zip(memory, kept, strict=True))
+        updates, *trees = each_leaf(
+            rule,
+            grads,
+            params,
+            memory,
+            alpha=alpha,
+            one_alpha=1 - alpha,
+            eps=eps,
+            momentum=momentum,
+            step=-rate,
+        )
+        new = dict(zip(memory, trees, strict=True))
         return updates, RMSpropState(
             state.count + 1, rate.float(), new["nu"], new.get("mu", ()), new.get("momentum", ())
         )
 
-    return GradientTransformation(init, update)
+    kept = {"mu": centered, "momentum": remembers}
+    unused = [name for name, used in kept.items() if not used]
+    return checked("rmsprop", RMSpropState, init, update, unused=unused)

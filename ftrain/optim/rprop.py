@@ -9,9 +9,10 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree, Schedule
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree, Schedule
 
 __all__ = ["RpropState", "rprop"]
 
@@ -25,7 +26,7 @@ class RpropState(NamedTuple):
         previous: the last gradient, likewise; 0 where its sign had changed.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     step_size: PyTree
     previous: PyTree
 
@@ -89,24 +90,35 @@ def rprop(
     def update(
         grads: PyTree, state: RpropState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RpropState]:
-        _checks.own_state("rprop", RpropState, state)
         updates, sizes, previous = each_leaf(
             _rule,
             grads,
             params,
             {"step_size": state.step_size, "previous": state.previous},
-            (eta_minus, eta_plus, min_step_size, max_step_size),
+            eta_minus=eta_minus,
+            eta_plus=eta_plus,
+            min_step_size=min_step_size,
+            max_step_size=max_step_size,
         )
         return updates, RpropState(state.count + 1, sizes, previous)
 
-    return GradientTransformation(init, update)
+    return checked("rprop", RpropState, init, update)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    eta_minus: Hyperparameter,
+    eta_plus: Hyperparameter,
+    min_step_size: Hyperparameter,
+    max_step_size: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (size, previous) = leaf.grad, leaf.memory
-    eta_minus, eta_plus, least, most = leaf.scalars
     agreement = g * previous
     smaller = torch.where(agreement < 0, size * eta_minus, size)
-    size = torch.where(agreement > 0, size * eta_plus, smaller).clamp(min=least).clamp(max=most)
+    size = (
+        torch.where(agreement > 0, size * eta_plus, smaller)
+        .clamp(min=min_step_size)
+        .clamp(max=max_step_size)
+    )
     g = torch.where(agreement < 0, 0.0, g)
     return -g.sign() * size, size, g

@@ -11,6 +11,7 @@ from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.core.optimizer import apply_updates
 from ftrain.optim import _checks
+from ftrain.optim._checked import needed
 from ftrain.optim._leaves import agreeing, compute_dtype
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 from ftrain.optim.scale import scaled
@@ -118,7 +119,7 @@ def _elsewhere(name: str, inner: GradientTransformation, climb: Climb) -> Gradie
         grad_fn: Callable[[PyTree], PyTree] | None = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        params = _checks.needed(name, params)
+        params = needed(name, params)
         there = _checks.function_needed(name, "grad_fn", grad_fn)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         worst = apply_updates(params, tree.unflatten(treedef, climb(gs, ps)))

@@ -9,9 +9,10 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree, Schedule
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree, Schedule
 
 __all__ = [
     "ScaleByLearningRateState",
@@ -31,7 +32,7 @@ class ScaleByLearningRateState(NamedTuple):
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
 
 
@@ -43,7 +44,7 @@ class ScaleByScheduleState(NamedTuple):
         factor: float32, 0-d. The factor of the last update; before the first, of the first.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     factor: torch.Tensor
 
 
@@ -95,11 +96,10 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformatio
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        _checks.own_state("scale_by_learning_rate", ScaleByLearningRateState, state)
         rate = rate_at(learning_rate, state.count)
         return _scaled_tree(grads, -rate), ScaleByLearningRateState(state.count + 1, rate.float())
 
-    return GradientTransformation(init, update)
+    return checked("scale_by_learning_rate", ScaleByLearningRateState, init, update)
 
 
 def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
@@ -135,11 +135,10 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        _checks.own_state("scale_by_schedule", ScaleByScheduleState, state)
         factor = rate_at(schedule, state.count)
         return _scaled_tree(grads, factor), ScaleByScheduleState(state.count + 1, factor.float())
 
-    return GradientTransformation(init, update)
+    return checked("scale_by_schedule", ScaleByScheduleState, init, update)
 
 
 def scaled(leaves: list[torch.Tensor], factor: Hyperparameter) -> list[torch.Tensor]:

@@ -17,6 +17,8 @@ from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
 from ftrain.optim._leaves import (
     agreeing,
     compute_dtype,
@@ -28,7 +30,7 @@ from ftrain.optim._leaves import (
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = [
     "ScheduleFreeState",
@@ -51,7 +53,7 @@ class ScheduleFreeState(NamedTuple):
         nu: running mean of the squared gradients, likewise; `()` for SGD.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     max_learning_rate: torch.Tensor
     weight_sum: torch.Tensor
@@ -245,11 +247,6 @@ def _schedule_free(
     def update(
         grads: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScheduleFreeState]:
-        _checks.own_state(name, ScheduleFreeState, state, () if adam else ("nu",))
-        params = _checks.needed(name, params)
-        (ys, gs), treedef = agreeing(("params", params), ("grads", grads))
-        (zs, _), _ = agreeing(("state.z", state.z), ("grads", grads), strict_dtype=False)
-        shrinks = mask_leaves(mask, params)
         rate = rate_at(learning_rate, state.count)
         largest = torch.maximum(state.max_learning_rate, rate)
         weight = largest**weight_lr_power
@@ -258,44 +255,71 @@ def _schedule_free(
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
         # y' - y, for x = z + (y - z) / b1, without that division.
         along = 1 - state.b1 * (1 - share)
-        ds, nu = (gs, state.nu) if adam is None else _scaled(grads, state, *adam)
-        place = placed(rate, rate * weight_decay, along, share)
-        updates, new_zs = [], []
-        for z, y, d, shrink in zip(zs, ys, ds, shrinks, strict=True):
-            rate_, decay_, along_, share_ = place(z.device, z.dtype)
-            here = y.to(z.dtype)
-            move = d.to(z.dtype) * -rate_
-            if decays and shrink:
-                move = move - here * decay_
-            updates.append(move * along_ + (z - here) * share_)
-            new_zs.append(like(z + move, z))
+        directions, nu = (grads, state.nu) if adam is None else _scaled(grads, state, *adam)
+        updates, z = each_leaf(
+            rule,
+            directions,
+            params,
+            {"z": state.z},
+            mask=mask_leaves(mask, params),
+            rate=rate,
+            shrink_by=rate * weight_decay,
+            along=along,
+            share=share,
+        )
         new = ScheduleFreeState(
             state.count + 1,
             rate.float(),
             largest,
             weight_sum,
             state.b1.clone(),
-            tree.unflatten(treedef, new_zs),
+            z,
             nu,
         )
-        return tree.unflatten(treedef, updates), new
+        return updates, new
 
-    return GradientTransformation(init, update)
+    def rule(
+        leaf: Leaf,
+        rate: Hyperparameter,
+        shrink_by: Hyperparameter,
+        along: Hyperparameter,
+        share: Hyperparameter,
+    ) -> tuple[torch.Tensor, ...]:
+        (z,), y = leaf.memory, leaf.param.to(leaf.grad.dtype)
+        move = leaf.grad * -rate
+        if decays and leaf.masked:
+            move = move - y * shrink_by
+        return move * along + (z - y) * share, z + move
+
+    return checked(
+        name, ScheduleFreeState, init, update, needs_params=True, unused=() if adam else ("nu",)
+    )
 
 
 def _scaled(
     grads: PyTree, state: ScheduleFreeState, b2: Hyperparameter, eps: Hyperparameter
-) -> tuple[list[torch.Tensor], PyTree]:
-    """Adam's direction without a mean, and the new squares."""
-    (squares, gs), treedef = agreeing(("state.nu", state.nu), ("grads", grads), strict_dtype=False)
-    t = (state.count + 1).to(torch.float64)
-    correction = (1 - double(b2, t.device) ** t).sqrt()
-    place = placed(b2, 1 - b2, correction, eps)
-    directions, nu = [], []
-    for v, grad in zip(squares, gs, strict=True):
-        b2_, one_b2, correction_, eps_ = place(v.device, v.dtype)
-        g = grad.to(v.dtype)
-        new = torch.addcmul(v * b2_, g * one_b2, g)
-        directions.append(g / (root(new) / correction_ + eps_))
-        nu.append(like(new, v))
-    return directions, tree.unflatten(treedef, nu)
+) -> tuple[PyTree, PyTree]:
+    """Return Adam's direction without a mean, and the new squares."""
+    directions, nu = each_leaf(
+        _direction,
+        grads,
+        None,
+        {"nu": state.nu},
+        b2=b2,
+        one_b2=1 - b2,
+        correction=debias(b2, state.count + 1).sqrt(),
+        eps=eps,
+    )
+    return directions, nu
+
+
+def _direction(
+    leaf: Leaf,
+    b2: Hyperparameter,
+    one_b2: Hyperparameter,
+    correction: Hyperparameter,
+    eps: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    g, (v,) = leaf.grad, leaf.memory
+    v = torch.addcmul(v * b2, g * one_b2, g)
+    return g / (root(v) / correction + eps), v

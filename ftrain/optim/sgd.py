@@ -9,11 +9,12 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import agreeing, first_device, gradients, parameters, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.momentum import accumulated
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 from ftrain.optim.scale import scaled
 from ftrain.optim.weight_decay import decayed
 
@@ -30,7 +31,7 @@ class SGDState(NamedTuple):
             without momentum.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     momentum: PyTree
 
@@ -109,13 +110,11 @@ def sgd(
     def update(
         grads: PyTree, state: SGDState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SGDState]:
-        _checks.own_state("sgd", SGDState, state, () if remembers else ("momentum",))
         rate = rate_at(learning_rate, state.count)
         leaves, treedef = gradients(grads)
         if params is not None:
             (ps, leaves), _ = agreeing(("params", params), ("grads", grads))
         if decays:
-            params = _checks.needed("sgd with weight_decay", params)
             leaves = decayed(leaves, ps, weight_decay, mask_leaves(mask, params))
         sums = state.momentum
         if remembers:
@@ -130,4 +129,11 @@ def sgd(
             SGDState(state.count + 1, rate.float(), sums),
         )
 
-    return GradientTransformation(init, update)
+    return checked(
+        "sgd",
+        SGDState,
+        init,
+        update,
+        needs_params=decays and "weight_decay",
+        unused=() if remembers else ("momentum",),
+    )

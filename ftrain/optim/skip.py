@@ -11,6 +11,7 @@ from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import first_device, gradients, parameters
 from ftrain.optim._parts import unchanged
 from ftrain.optim._rate import zero_count
@@ -92,7 +93,6 @@ def _skip(
     def update(
         grads: PyTree, state: SkipState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
-        _checks.own_state(name, SkipState, state)
         gradients(grads)
         # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
         good = applies(global_norm(grads)).to(state.skipped.device)
@@ -102,7 +102,7 @@ def _skip(
             SkipState(state.skipped + ~good, tree.map(chosen(good), new, state.inner)),
         )
 
-    return GradientTransformation(init, update)
+    return checked(name, SkipState, init, update)
 
 
 def chosen(condition: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -9,22 +9,20 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.cond import changed_if
-from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import debias
+from ftrain.optim._checked import checked, other_options
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
 from ftrain.optim._leaves import (
-    agreeing,
     compute_dtype,
     first_device,
     parameters,
-    placed,
     root,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["SOAPState", "soap"]
 
@@ -49,7 +47,7 @@ class SOAPState(NamedTuple):
         bases: their eigenvectors, as columns, the largest eigenvalue first: likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -147,40 +145,53 @@ def soap(
     def update(
         grads: PyTree, state: SOAPState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SOAPState]:
-        _checks.own_state("soap", SOAPState, state)
-        params = _checks.needed("soap", params)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
-        (means, squares, _), _ = agreeing(
-            ("state.mu", state.mu), ("state.nu", state.nu), ("grads", grads), strict_dtype=False
-        )
-        shrinks = mask_leaves(mask, params)
-        places = _places(ps, max_precondition_dim, len(state.bases))
+        places = _places(tree.leaves(params), max_precondition_dim, len(state.bases))
         rate = rate_at(learning_rate, state.count)
         count = state.count + 1
-        step, correction = -rate / debias(b1, count), debias(b2, count).sqrt()
-        place = placed(1 - b1, b2, 1 - b2, correction, eps, step, rate * weight_decay, 1 - decay)
-        updates, mu, nu = [], [], []
         grams = list(state.grams)
-        for p, grad, m, v, shrink, (left, right) in zip(
-            ps, gs, means, squares, shrinks, places, strict=True
-        ):
-            one_b1, b2_, one_b2, correction_, eps_, step_, decay_, one_b3 = place(m.device, m.dtype)
-            g = grad.to(m.dtype)
+
+        def rule(
+            leaf: Leaf,
+            one_b1: Hyperparameter,
+            b2: Hyperparameter,
+            one_b2: Hyperparameter,
+            correction: Hyperparameter,
+            eps: Hyperparameter,
+            step: Hyperparameter,
+            one_b3: Hyperparameter,
+        ) -> tuple[torch.Tensor, ...]:
+            g, (m, v), (left, right) = leaf.grad, leaf.memory, leaf.also
             basis = _at(state.bases, left), _at(state.bases, right)
             turned = _turned(g, *basis)
-            new_m = torch.lerp(m, turned, one_b1)
-            new_v = torch.addcmul(v * b2_, turned * one_b2, turned)
-            u = _turned_back(new_m * step_ / (root(new_v) / correction_ + eps_), *basis)
-            updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
-            mu.append(like(new_m, m))
-            nu.append(like(new_v, v))
+            m = torch.lerp(m, turned, one_b1)
+            v = torch.addcmul(v * b2, turned * one_b2, turned)
+            u = _turned_back(m * step / (root(v) / correction + eps), *basis)
             # After the step, so that it does not see its own gradient.
             wide = g.flatten(1) if g.ndim > 1 else g
             if left is not None:
                 grams[left] = torch.lerp(grams[left], wide @ wide.mT, one_b3)
             if right is not None:
                 grams[right] = torch.lerp(grams[right], wide.mT @ wide, one_b3)
+            return u, m, v
 
+        updates, mu_tree, nu_tree = each_leaf(
+            rule,
+            grads,
+            params,
+            {"mu": state.mu, "nu": state.nu},
+            mask=mask_leaves(mask, params),
+            shrink=rate * weight_decay,
+            also=places,
+            one_b1=1 - b1,
+            b2=b2,
+            one_b2=1 - b2,
+            correction=debias(b2, count).sqrt(),
+            eps=eps,
+            step=-rate / debias(b1, count),
+            one_b3=1 - decay,
+        )
+        mu, nu = tree.leaves(mu_tree), tree.leaves(nu_tree)
+        treedef = tree.structure(params)
         matters = [index for index, place in enumerate(places) if place != (None, None)]
 
         def refreshed(old: Moments) -> Moments:
@@ -199,9 +210,9 @@ def soap(
             tuple(grams),
             tuple(bases),
         )
-        return tree.unflatten(treedef, updates), new
+        return updates, new
 
-    return GradientTransformation(init, update)
+    return checked("soap", SOAPState, init, update, needs_params=True)
 
 
 def _refreshed(
@@ -265,7 +276,7 @@ def _places(
             taken += side is not None
         places.append((pair[0], pair[1]))
     if taken != bases:
-        raise _checks.other_options("soap", f"{bases} bases where {taken} belong")
+        raise other_options("soap", f"{bases} bases where {taken} belong")
     return places
 
 

@@ -10,13 +10,14 @@ import torch
 from ftrain.core import random, tree
 from ftrain.core.cond import changed_if
 from ftrain.core.functional import value_and_grad
-from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._leaves import agreeing, first_device, parameters, placed, zeros_like
-from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
+from ftrain.optim._leaves import agreeing, first_device, parameters, placed, within, zeros_like
+from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["SophiaState", "hutchinson_diagonal", "sophia"]
 
@@ -34,7 +35,7 @@ class SophiaState(NamedTuple):
         hessian: running mean of the estimates of the Hessian's diagonal, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     key: torch.Tensor
     mu: PyTree
@@ -136,30 +137,26 @@ def sophia(
         value_fn: ValueFn | None = None,
         **extra: Any,
     ) -> tuple[PyTree, SophiaState]:
-        _checks.own_state("sophia", SophiaState, state)
-        params = _checks.needed("sophia", params)
         value_fn = _checks.function_needed("sophia", "value_fn", value_fn)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
-        (means, hs, _), _ = agreeing(
-            ("state.mu", state.mu),
-            ("state.hessian", state.hessian),
-            ("grads", grads),
-            strict_dtype=False,
+        (hs, _), _ = agreeing(
+            ("state.hessian", state.hessian), ("grads", grads), strict_dtype=False
         )
-        shrinks = mask_leaves(mask, params)
         rate = rate_at(learning_rate, state.count)
-        t = (state.count + 1).to(torch.float64)
-        correction = 1 - double(b1, t.device) ** t
-        place = placed(1 - b1, correction, gamma, eps, clip_threshold, rate, rate * weight_decay)
-        updates, mu = [], []
-        for p, grad, m, h, shrink in zip(ps, gs, means, hs, shrinks, strict=True):
-            one_b1, correction_, gamma_, eps_, most, rate_, decay_ = place(m.device, m.dtype)
-            new_m = torch.lerp(m, grad.to(m.dtype), one_b1)
-            # clamp takes numbers or tensors as its bounds, and is typed for either alone.
-            curvature = torch.clamp(h * gamma_, min=eps_)
-            u = torch.clamp(new_m / correction_ / curvature, -most, most) * -rate_  # type: ignore[arg-type]
-            updates.append(u - p.to(m.dtype) * decay_ if shrink else u)
-            mu.append(like(new_m, m))
+        updates, mu = each_leaf(
+            _rule,
+            grads,
+            params,
+            {"mu": state.mu},
+            mask=mask_leaves(mask, params),
+            shrink=rate * weight_decay,
+            also=hs,
+            one_b1=1 - b1,
+            correction=debias(b1, state.count + 1),
+            gamma=gamma,
+            eps=eps,
+            clip_threshold=clip_threshold,
+            rate=rate,
+        )
 
         def estimated(old: tuple[torch.Tensor, PyTree]) -> tuple[torch.Tensor, PyTree]:
             keys = random.split(old[0])
@@ -168,12 +165,23 @@ def sophia(
 
         due = state.count % update_interval == 0
         next_key, hessian = changed_if(due, estimated, (state.key, state.hessian))
-        new = SophiaState(
-            state.count + 1, rate.float(), next_key, tree.unflatten(treedef, mu), hessian
-        )
-        return tree.unflatten(treedef, updates), new
+        return updates, SophiaState(state.count + 1, rate.float(), next_key, mu, hessian)
 
-    return GradientTransformation(init, update)
+    return checked("sophia", SophiaState, init, update, needs_params=True)
+
+
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    correction: Hyperparameter,
+    gamma: Hyperparameter,
+    eps: Hyperparameter,
+    clip_threshold: Hyperparameter,
+    rate: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
+    m = torch.lerp(leaf.memory[0], leaf.grad, one_b1)
+    curvature = torch.clamp(leaf.also * gamma, min=eps)
+    return within(m / correction / curvature, clip_threshold) * -rate, m
 
 
 def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) -> PyTree:

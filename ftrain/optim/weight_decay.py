@@ -8,6 +8,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._checked import needed
 from ftrain.optim._leaves import agreeing, compute_dtype, parameters, placed, plus
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -47,7 +48,7 @@ def add_decayed_weights(
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        params = _checks.needed("add_decayed_weights", params)
+        params = needed("add_decayed_weights", params)
         (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
         return tree.unflatten(
             treedef, decayed(gs, ps, weight_decay, mask_leaves(mask, params))

@@ -9,6 +9,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
+from ftrain.optim._checked import checked, other_options
 from ftrain.optim._leaves import first_device, parameters
 from ftrain.optim._rate import double
 from ftrain.optim.get import locate
@@ -76,16 +77,15 @@ def with_hyperparams(
     def update(
         grads: PyTree, state: HyperparamsState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, HyperparamsState]:
-        _checks.own_state("with_hyperparams", HyperparamsState, state)
         if state.hyperparams.keys() != numbers.keys():
             names = f"{', '.join(state.hyperparams)} where {', '.join(numbers)} belong"
-            raise _checks.other_options("with_hyperparams", names)
+            raise other_options("with_hyperparams", names)
         inner = build(**state.hyperparams, **rest)
         updates, new = inner.update(grads, state.inner, params, **extra)
         kept = {name: value.clone() for name, value in state.hyperparams.items()}
         return updates, HyperparamsState(kept, new)
 
-    return GradientTransformation(init, update)
+    return checked("with_hyperparams", HyperparamsState, init, update)
 
 
 def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> PyTree:

@@ -9,10 +9,11 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
-from ftrain.optim._each import Leaf, debias, each_leaf, started
+from ftrain.optim._checked import checked
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
 from ftrain.optim._leaves import root, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["YogiState", "yogi"]
 
@@ -27,7 +28,7 @@ class YogiState(NamedTuple):
         nu: their additive mean of squares, likewise.
     """
 
-    count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which no state needs
+    count: Count
     learning_rate: torch.Tensor
     mu: PyTree
     nu: PyTree
@@ -82,23 +83,32 @@ def yogi(
     def update(
         grads: PyTree, state: YogiState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, YogiState]:
-        _checks.own_state("yogi", YogiState, state)
         count, rate = state.count + 1, rate_at(learning_rate, state.count)
         updates, mu, nu = each_leaf(
             _rule,
             grads,
             params,
             {"mu": state.mu, "nu": state.nu},
-            (1 - b1, 1 - b2, debias(b2, count), eps, -rate / debias(b1, count)),
+            one_b1=1 - b1,
+            one_b2=1 - b2,
+            seen=debias(b2, count),
+            eps=eps,
+            step=-rate / debias(b1, count),
         )
         return updates, YogiState(count, rate.float(), mu, nu)
 
-    return GradientTransformation(init, update)
+    return checked("yogi", YogiState, init, update)
 
 
-def _rule(leaf: Leaf) -> tuple[torch.Tensor, ...]:
+def _rule(
+    leaf: Leaf,
+    one_b1: Hyperparameter,
+    one_b2: Hyperparameter,
+    seen: Hyperparameter,
+    eps: Hyperparameter,
+    step: Hyperparameter,
+) -> tuple[torch.Tensor, ...]:
     g, (m, v) = leaf.grad, leaf.memory
-    one_b1, one_b2, seen, eps, step = leaf.scalars
     m = torch.lerp(m, g, one_b1)
     square = g.square()
     v = v - (v - square).sign() * square * one_b2

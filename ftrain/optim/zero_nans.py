@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.optim import _checks
+from ftrain.optim._checked import checked
 from ftrain.optim._leaves import gradients, parameters
 from ftrain.optim.protocol import GradientTransformation, PyTree
 
@@ -48,10 +48,9 @@ def zero_nans() -> GradientTransformation:
     def update(
         grads: PyTree, state: ZeroNansState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ZeroNansState]:
-        _checks.own_state("zero_nans", ZeroNansState, state)
         leaves, treedef = gradients(grads)
         clean = [torch.where(g.isnan(), 0.0, g) for g in leaves]
         found = [g.isnan().any() for g in leaves]
         return tree.unflatten(treedef, clean), ZeroNansState(tree.unflatten(treedef, found))
 
-    return GradientTransformation(init, update)
+    return checked("zero_nans", ZeroNansState, init, update)

@@ -1,0 +1,86 @@
+"""The checks that every `update` begins with, in one wrapper."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ftrain.core._words import a_or_an
+from ftrain.optim.protocol import GradientTransformation, Init, PyTree
+
+__all__ = ["checked", "needed", "other_options"]
+
+
+def checked(
+    name: str,
+    state_type: type,
+    init: Init,
+    update: Callable[..., Any],
+    *,
+    needs_params: str | bool = False,
+    unused: Sequence[str] = (),
+) -> GradientTransformation:
+    """Return the transformation, its `update` checked to be called with its own state.
+
+    Args:
+        name: of the transformation, for messages.
+        state_type: the class of its state.
+        init: `params -> state`.
+        update: `(grads, state, params, **extra) -> (updates, state)`.
+        needs_params: True if `update` reads the parameters; a text says for which option.
+        unused: fields of the state that are `()` at these options.
+
+    Raises:
+        TypeError: in `update`: the state is of another class.
+        ValueError: in `update`: the state is of other options, or the parameters are missing.
+    """
+    who = f"{name} with {needs_params}" if isinstance(needs_params, str) else name
+
+    @functools.wraps(update)
+    def with_checks(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        if not isinstance(state, state_type):
+            raise _not_its_state(name, state_type, state)
+        for field in unused:
+            value = getattr(state, field)
+            if not isinstance(value, tuple) or value:
+                raise other_options(name, f"a `{field}`, which these options do not use")
+        if needs_params:
+            needed(who, params)
+        result: tuple[PyTree, PyTree] = update(grads, state, params, **extra)
+        return result
+
+    return GradientTransformation(init, with_checks)
+
+
+def needed(name: str, params: PyTree | None) -> PyTree:
+    """Return the parameters.
+
+    Raises:
+        ValueError: they are missing.
+    """
+    if params is None:
+        raise ValueError(
+            f"`{name}` reads the parameters and got none: call `update(grads, state, params)`."
+        )
+    return params
+
+
+def other_options(name: str, difference: str) -> ValueError:
+    """Return the error for a state that was made with other options."""
+    return ValueError(
+        f"`{name}` got the state of an optimizer with other options: it has {difference}. "
+        "Give the optimizer the options of the one that made the state, or start from its own "
+        "`init(params)`."
+    )
+
+
+def _not_its_state(name: str, state_type: type, state: object) -> TypeError:
+    return TypeError(
+        f"`{name}` expected its own {state_type.__name__}, got {a_or_an(type(state).__name__)}: the "
+        "state of another optimizer, or the pair that `update` returned. Write `state = "
+        "optimizer.init(params)` and `updates, state = optimizer.update(grads, state, params)`; with "
+        "`make_steps`, start from the `init_state` that it returned together with this `train_step`."
+    )

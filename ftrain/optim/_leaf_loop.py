@@ -1,0 +1,159 @@
+"""The loop over leaves that the algorithms share: one rule, applied at each leaf of checked trees.
+
+An algorithm then reads as its paper does: the scalars of this update, computed once in float64, and a
+rule from gradient and memory to update and new memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.optimizer import like
+from ftrain.optim._checked import needed
+from ftrain.optim._leaves import (
+    agreeing,
+    compute_dtype,
+    first_device,
+    gradients,
+    parameters,
+    placed,
+)
+from ftrain.optim._rate import LearningRate, double, rate_at, zero_count
+from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
+
+__all__ = ["Leaf", "Rule", "debias", "each_leaf", "started", "stateless"]
+
+
+class Leaf(NamedTuple):
+    """One parameter, as a rule sees it.
+
+    Attributes:
+        grad: the gradient, in the dtype of the memory; in its own dtype without memory.
+        param: the parameter in its own dtype; the gradient if `update` was called without parameters.
+        masked: True where the mask is; False without a mask.
+        memory: the leaf of each tree of the memory, in their order.
+        also: the entry of `also` for this leaf.
+    """
+
+    grad: torch.Tensor
+    param: torch.Tensor
+    masked: bool = False
+    memory: tuple[torch.Tensor, ...] = ()
+    also: Any = None
+
+
+Rule = Callable[..., tuple[torch.Tensor, ...]]
+"""`(leaf, **scalars) -> (update, *new memory)`; further tensors become further trees."""
+
+
+def each_leaf(
+    rule: Rule,
+    grads: PyTree,
+    params: PyTree | None = None,
+    memory: Mapping[str, PyTree] | None = None,
+    *,
+    mask: Sequence[bool] | None = None,
+    shrink: Hyperparameter | None = None,
+    also: Sequence[Any] | None = None,
+    further: int = 0,
+    **scalars: Hyperparameter,
+) -> tuple[PyTree, ...]:
+    """Apply a rule at every leaf.
+
+    Args:
+        rule: from a `Leaf` and the scalars by name to `(update, *new memory)`.
+        grads: the gradients.
+        params: the parameters, or None if the rule reads none.
+        memory: each tree of the algorithm's memory, by its name in the state.
+        mask: one bool for each leaf.
+        shrink: decoupled weight decay: `shrink p` is subtracted from the update where the mask is True.
+        also: one value for each leaf, which the rule gets as `leaf.also`.
+        further: how many tensors the rule returns beyond the update and the new memory.
+        **scalars: numbers and 0-d tensors; the rule gets them on the leaf's device, in the dtype of its
+            memory.
+
+    Returns:
+        The updates, each tree of the new memory in the order of the old, then what else the rule
+        returns.
+    """
+    named = [(f"state.{name}", values) for name, values in (memory or {}).items()]
+    if named:
+        (*olds, gs), treedef = agreeing(*named, ("grads", grads), strict_dtype=False)
+    else:
+        olds, (gs, treedef) = [], gradients(grads)
+    ps = gs
+    if params is not None:
+        (ps, _), _ = agreeing(("params", params), ("grads", grads))
+    place = _named(scalars, 0.0 if shrink is None else shrink)
+    rows = []
+    known: tuple[torch.device, torch.dtype] | None = None
+    for index, (g, p, *old) in enumerate(zip(gs, ps, *olds, strict=True)):
+        kind = p.device, old[0].dtype if old else compute_dtype(p.dtype)
+        if kind != known:
+            known, (here, shrink_here) = kind, place(*kind)
+        masked = mask is not None and mask[index]
+        grad = g.to(kind[1]) if old else g
+        leaf = Leaf(grad, p, masked, tuple(old), also and also[index])
+        update, *new = rule(leaf, **here)
+        if masked and shrink is not None:
+            update = update - p.to(kind[1]) * shrink_here
+        rows.append((update, *map(like, new, old), *new[len(old) :]))
+    columns = zip(*rows, strict=True) if rows else [()] * (1 + len(olds) + further)
+    return tuple(tree.unflatten(treedef, column) for column in columns)
+
+
+def _named(
+    scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
+) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
+    """Return `placed` by name, one dict for each device and dtype."""
+    place = placed(*scalars.values(), shrink)
+
+    @functools.cache
+    def named(
+        device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, Hyperparameter], Hyperparameter]:
+        *values, last = place(device, dtype)
+        return dict(zip(scalars, values, strict=True)), last
+
+    return named
+
+
+def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> GradientTransformation:
+    """Return the transformation without memory that applies a rule at every leaf.
+
+    Args:
+        name: of the transformation, if its rule reads the parameters; else None.
+        rule: `(leaf, **scalars) -> (update,)`.
+        **scalars: as in `each_leaf`.
+    """
+
+    def init(params: PyTree) -> PyTree:
+        return ()
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        params = None if name is None else needed(name, params)
+        (updates,) = each_leaf(
+            rule, grads, params, None, mask=None, shrink=None, also=None, further=0, **scalars
+        )
+        return updates, state
+
+    return GradientTransformation(init, update)
+
+
+def started(params: PyTree, learning_rate: LearningRate) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the count and the learning rate of the state before the first update."""
+    leaves, _ = parameters(params)
+    count = zero_count(first_device(leaves))
+    return count, rate_at(learning_rate, count).float()
+
+
+def debias(decay: Hyperparameter, count: torch.Tensor) -> torch.Tensor:
+    """Return `1 - decay^count`, the total weight in a running mean that began at 0, in float64."""
+    return 1 - double(decay, count.device) ** count.to(torch.float64)
