@@ -1,14 +1,15 @@
 """Optimizers as pairs of pure functions, `init(params)` and `update(grads, state, params)`.
 
->>> import torch
->>> from ftrain import optim
->>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3))
->>> params = {"w": torch.ones(2, 2)}
->>> state = optimizer.init(params)
->>> updates, state = optimizer.update({"w": torch.ones(2, 2)}, state, params)
->>> params = optim.apply_updates(params, updates)
+Example:
+    >>> import torch
+    >>> from ftrain import optim
+    >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3))
+    >>> params = {"w": torch.ones(2, 2)}
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update({"w": torch.ones(2, 2)}, state, params)
+    >>> params = optim.apply_updates(params, updates)
 
-Read next: `protocol.py`, the pair; `adam.py`, a whole algorithm.
+    Read next: `protocol.py`, the pair; `adam.py`, a whole algorithm.
 """
 
 from ftrain.core.norm import global_norm

@@ -31,11 +31,12 @@ def algorithm(
 ) -> Callable[_P, GradientTransformation]:
     """The function as it is, but for its answer to an argument that it does not have.
 
-    >>> @algorithm
-    ... def walk(learning_rate): ...
-    >>> walk(lr=0.1)
-    Traceback (most recent call last):
-    TypeError: `walk` has no argument 'lr'. Write `learning_rate=`. It takes learning_rate.
+    Example:
+        >>> @algorithm
+        ... def walk(learning_rate): ...
+        >>> walk(lr=0.1)
+        Traceback (most recent call last):
+        TypeError: `walk` has no argument 'lr'. Write `learning_rate=`. It takes learning_rate.
     """
     known = list(inspect.signature(build).parameters)
 

@@ -68,7 +68,8 @@ def strong_wolfe(
         float64, 0-d: the step; if none met both conditions, the best that met the first one; 0 if none
         did.
 
-    Source: Nocedal, Wright 2006, "Numerical Optimization", algorithms 3.5 and 3.6.
+    References:
+        Nocedal, Wright (2006), "Numerical Optimization", algorithms 3.5 and 3.6.
     """
     rounding = 4 * torch.finfo(value.dtype).eps
     value, slope = value.double(), slope.double()

@@ -21,8 +21,9 @@ class Masked(NamedTuple):
 def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
     """The tree with `Masked()` in the place of each leaf that is not kept.
 
-    >>> part({"a": 1, "b": 2}, [True, False])
-    {'a': 1, 'b': Masked()}
+    Example:
+        >>> part({"a": 1, "b": 2}, [True, False])
+        {'a': 1, 'b': Masked()}
     """
     flat, treedef = tree.flatten(values)
     kept = [leaf if wanted else Masked() for leaf, wanted in zip(flat, keep, strict=True)]

@@ -62,13 +62,15 @@ def adabelief(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Zhuang, Tang, Ding et al. 2020, "AdaBelief Optimizer: Adapting Stepsizes by the Belief in
-    Observed Gradients".
+    Example:
+        >>> optimizer = adabelief(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1111,  0.1111])}
 
-    >>> optimizer = adabelief(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1111,  0.1111])}
+    References:
+        Zhuang, Tang, Ding et al. (2020), [AdaBelief Optimizer: Adapting Stepsizes by the Belief in
+        Observed Gradients](https://arxiv.org/abs/2010.07468).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -55,12 +55,15 @@ def adadelta(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method".
+    Example:
+        >>> optimizer = adadelta(eps=0.01)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.3015,  0.3123])}
 
-    >>> optimizer = adadelta(eps=0.01)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.3015,  0.3123])}
+    References:
+        Zeiler (2012), [ADADELTA: An Adaptive Learning Rate
+        Method](https://arxiv.org/abs/1212.5701).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("rho", rho)

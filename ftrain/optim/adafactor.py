@@ -82,16 +82,19 @@ def adafactor(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+    Example:
+        >>> optimizer = adafactor(0.1)
+        >>> params = {"w": torch.tensor([[1.0, -2.0], [3.0, 4.0]])}
+        >>> state = optimizer.init(params)
+        >>> optimizer.update(params, state, params)[0]
+        {'w': tensor([[-0.2121,  0.3000],
+                [-0.2846, -0.2683]])}
+        >>> state.row["w"].shape, state.column["w"].shape, state.nu["w"].shape
+        (torch.Size([2, 1]), torch.Size([1, 2]), torch.Size([0]))
 
-    >>> optimizer = adafactor(0.1)
-    >>> params = {"w": torch.tensor([[1.0, -2.0], [3.0, 4.0]])}
-    >>> state = optimizer.init(params)
-    >>> optimizer.update(params, state, params)[0]
-    {'w': tensor([[-0.2121,  0.3000],
-            [-0.2846, -0.2683]])}
-    >>> state.row["w"].shape, state.column["w"].shape, state.nu["w"].shape
-    (torch.Size([2, 1]), torch.Size([1, 2]), torch.Size([0]))
+    References:
+        Shazeer, Stern (2018), [Adafactor: Adaptive Learning Rates with Sublinear Memory
+        Cost](https://arxiv.org/abs/1804.04235).
     """
     check_learning_rate(learning_rate)
     _checks.falling_power("beta2_decay", beta2_decay)

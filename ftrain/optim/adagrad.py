@@ -59,13 +59,15 @@ def adagrad(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods for Online Learning and
-    Stochastic Optimization".
+    Example:
+        >>> optimizer = adagrad(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1000,  0.1000])}
 
-    >>> optimizer = adagrad(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1000,  0.1000])}
+    References:
+        Duchi, Hazan, Singer (2011), "Adaptive Subgradient Methods for Online Learning and
+        Stochastic Optimization".
     """
     check_learning_rate(learning_rate)
     _checks.non_negative("eps", eps)

@@ -88,18 +88,21 @@ def adamw(
             parameters; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = adamw(optim.warmup_cosine(1e-3, 10, 100), weight_decay=0.1)
+        >>> params = {"w": torch.ones(2, 2), "b": torch.zeros(2)}
+        >>> state = optimizer.init(params)
+        >>> grads = {"w": torch.ones(2, 2), "b": torch.ones(2)}
+        >>> for _ in range(10):
+        ...     updates, state = optimizer.update(grads, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        >>> state.count, state.learning_rate
+        (tensor(10), tensor(0.0009))
 
-    >>> from ftrain import optim
-    >>> optimizer = adamw(optim.warmup_cosine(1e-3, 10, 100), weight_decay=0.1)
-    >>> params = {"w": torch.ones(2, 2), "b": torch.zeros(2)}
-    >>> state = optimizer.init(params)
-    >>> grads = {"w": torch.ones(2, 2), "b": torch.ones(2)}
-    >>> for _ in range(10):
-    ...     updates, state = optimizer.update(grads, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    >>> state.count, state.learning_rate
-    (tensor(10), tensor(0.0009))
+    References:
+        Loshchilov, Hutter (2019), [Decoupled Weight Decay
+        Regularization](https://arxiv.org/abs/1711.05101).
     """
     _checks.non_negative("weight_decay", weight_decay)
     check_learning_rate(learning_rate)
@@ -158,13 +161,16 @@ def adam(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization".
+    Example:
+        >>> optimizer = adam(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> updates
+        {'w': tensor([-0.1000,  0.1000])}
 
-    >>> optimizer = adam(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> updates
-    {'w': tensor([-0.1000,  0.1000])}
+    References:
+        Kingma, Ba (2015), [Adam: A Method for Stochastic
+        Optimization](https://arxiv.org/abs/1412.6980).
     """
     check_learning_rate(learning_rate)
     _check_moments(b1, b2, eps)
@@ -202,10 +208,11 @@ def scale_by_adam(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> direction = scale_by_adam()
-    >>> direction.update(params, direction.init(params), params)[0]
-    {'w': tensor([ 1.0000, -1.0000])}
+    Example:
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> direction = scale_by_adam()
+        >>> direction.update(params, direction.init(params), params)[0]
+        {'w': tensor([ 1.0000, -1.0000])}
     """
     _check_moments(b1, b2, eps)
 

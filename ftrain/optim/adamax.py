@@ -58,12 +58,15 @@ def adamax(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", section 7.1.
+    Example:
+        >>> optimizer = adamax(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1000,  0.1000])}
 
-    >>> optimizer = adamax(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1000,  0.1000])}
+    References:
+        Kingma, Ba (2015), [Adam: A Method for Stochastic
+        Optimization](https://arxiv.org/abs/1412.6980), section 7.1.
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -78,13 +78,15 @@ def adan(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Xie, Zhou, Li, Lin, Yan 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster
-    Optimizing Deep Models".
+    Example:
+        >>> optimizer = adan(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1000,  0.1000])}
 
-    >>> optimizer = adan(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1000,  0.1000])}
+    References:
+        Xie, Zhou, Li, Lin, Yan (2022), [Adan: Adaptive Nesterov Momentum Algorithm for Faster
+        Optimizing Deep Models](https://arxiv.org/abs/2208.06677).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

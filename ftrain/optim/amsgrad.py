@@ -71,12 +71,15 @@ def amsgrad(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond".
+    Example:
+        >>> optimizer = amsgrad(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1000,  0.1000])}
 
-    >>> optimizer = amsgrad(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1000,  0.1000])}
+    References:
+        Reddi, Kale, Kumar (2018), [On the Convergence of Adam and
+        Beyond](https://arxiv.org/abs/1904.09237).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

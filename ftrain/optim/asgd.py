@@ -59,13 +59,15 @@ def asgd(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Polyak, Juditsky 1992, "Acceleration of stochastic approximation by averaging".
+    Example:
+        >>> optimizer = asgd(0.1, t0=1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> updates, state.average
+        ({'w': tensor([-0.1000,  0.2000])}, {'w': tensor([ 0.9000, -1.8000])})
 
-    >>> optimizer = asgd(0.1, t0=1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> updates, state.average
-    ({'w': tensor([-0.1000,  0.2000])}, {'w': tensor([ 0.9000, -1.8000])})
+    References:
+        Polyak, Juditsky (1992), "Acceleration of stochastic approximation by averaging".
     """
     check_learning_rate(learning_rate)
     _checks.non_negative("lambd", lambd)

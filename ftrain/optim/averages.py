@@ -76,15 +76,17 @@ def ema(
     Raises:
         ValueError: `decay` out of its range; `update` is called without parameters.
 
-    Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; the warmup is
-    that of TensorFlow's `ExponentialMovingAverage(num_updates)`.
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = ema(optim.sgd(1.0), 0.5, warmup=False)
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> updates, state = optimizer.update({"w": torch.tensor([1.0])}, optimizer.init(params), params)
+        >>> optim.apply_updates(params, updates), optim.get(state, "ema")
+        ({'w': tensor([1.])}, {'w': tensor([1.5000])})
 
-    >>> from ftrain import optim
-    >>> optimizer = ema(optim.sgd(1.0), 0.5, warmup=False)
-    >>> params = {"w": torch.tensor([2.0])}
-    >>> updates, state = optimizer.update({"w": torch.tensor([1.0])}, optimizer.init(params), params)
-    >>> optim.apply_updates(params, updates), optim.get(state, "ema")
-    ({'w': tensor([1.])}, {'w': tensor([1.5000])})
+    References:
+        Polyak, Juditsky (1992), "Acceleration of Stochastic Approximation by Averaging"; the warmup
+        is that of TensorFlow's `ExponentialMovingAverage(num_updates)`.
     """
     _checks.optimizer("ema", inner)
     _checks.fraction("decay", decay)
@@ -132,18 +134,20 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
     Raises:
         ValueError: a count below 1; `update` is called without parameters.
 
-    Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson 2018, "Averaging Weights Leads to Wider Optima
-    and Better Generalization".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = swa(optim.sgd(1.0), start=2)
+        >>> params = {"w": torch.tensor([5.0])}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(3):
+        ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        >>> params, optim.get(state, "swa")  # the mean of 3 and 2
+        ({'w': tensor([2.])}, {'w': tensor([2.5000])})
 
-    >>> from ftrain import optim
-    >>> optimizer = swa(optim.sgd(1.0), start=2)
-    >>> params = {"w": torch.tensor([5.0])}
-    >>> state = optimizer.init(params)
-    >>> for _ in range(3):
-    ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    >>> params, optim.get(state, "swa")  # the mean of 3 and 2
-    ({'w': tensor([2.])}, {'w': tensor([2.5000])})
+    References:
+        Izmailov, Podoprikhin, Garipov, Vetrov, Wilson (2018), [Averaging Weights Leads to Wider
+        Optima and Better Generalization](https://arxiv.org/abs/1803.05407).
     """
     _checks.optimizer("swa", inner)
     _checks.positive_int("start", start)

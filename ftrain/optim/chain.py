@@ -24,14 +24,15 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
     Raises:
         TypeError: a link is not a `GradientTransformation`, or takes no `**extra`.
 
-    >>> import torch
-    >>> from ftrain import optim
-    >>> optimizer = chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1))
-    >>> params = {"w": torch.tensor([1.0, 1.0])}
-    >>> state = optimizer.init(params)
-    >>> updates, state = optimizer.update({"w": torch.tensor([30.0, 40.0])}, state, params)
-    >>> optim.apply_updates(params, updates)
-    {'w': tensor([0.9400, 0.9200])}
+    Example:
+        >>> import torch
+        >>> from ftrain import optim
+        >>> optimizer = chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1))
+        >>> params = {"w": torch.tensor([1.0, 1.0])}
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update({"w": torch.tensor([30.0, 40.0])}, state, params)
+        >>> optim.apply_updates(params, updates)
+        {'w': tensor([0.9400, 0.9200])}
     """
     for index, link in enumerate(links):
         _check_link(index, link)
@@ -60,8 +61,9 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
 def identity() -> GradientTransformation:
     """Hand the gradients on as they are: the neutral element of `chain`.
 
-    >>> identity().update({"w": 1.0}, ())
-    ({'w': 1.0}, ())
+    Example:
+        >>> identity().update({"w": 1.0}, ())
+        ({'w': 1.0}, ())
     """
 
     def init(params: PyTree) -> PyTree:

@@ -29,11 +29,13 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
     Args:
         max_norm: a finite number >= 0, in units of the gradient.
 
-    Source: Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural
-    networks".
+    Example:
+        >>> clip_by_global_norm(1.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]
+        {'w': tensor([0.6000, 0.8000])}
 
-    >>> clip_by_global_norm(1.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]
-    {'w': tensor([0.6000, 0.8000])}
+    References:
+        Pascanu, Mikolov, Bengio (2013), [On the difficulty of training recurrent neural
+        networks](https://arxiv.org/abs/1211.5063).
     """
     _checks.non_negative("max_norm", max_norm)
 
@@ -68,8 +70,9 @@ def clip(max_delta: Hyperparameter) -> GradientTransformation:
     Args:
         max_delta: a finite number >= 0, in units of the gradient.
 
-    >>> clip(1.0).update({"w": torch.tensor([3.0, -0.5])}, ())[0]
-    {'w': tensor([ 1.0000, -0.5000])}
+    Example:
+        >>> clip(1.0).update({"w": torch.tensor([3.0, -0.5])}, ())[0]
+        {'w': tensor([ 1.0000, -0.5000])}
     """
     _checks.non_negative("max_delta", max_delta)
 
@@ -87,10 +90,14 @@ def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
     Args:
         threshold: a finite number > 0, in units of the gradient.
 
-    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+    Example:
+        >>> grads = {"a": torch.tensor([3.0, 3.0]), "b": torch.tensor([0.5])}
+        >>> clip_by_block_rms(1.0).update(grads, ())[0]
+        {'a': tensor([1., 1.]), 'b': tensor([0.5000])}
 
-    >>> clip_by_block_rms(1.0).update({"a": torch.tensor([3.0, 3.0]), "b": torch.tensor([0.5])}, ())[0]
-    {'a': tensor([1., 1.]), 'b': tensor([0.5000])}
+    References:
+        Shazeer, Stern (2018), [Adafactor: Adaptive Learning Rates with Sublinear Memory
+        Cost](https://arxiv.org/abs/1804.04235).
     """
     _checks.positive("threshold", threshold)
 
@@ -122,12 +129,14 @@ def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> Gradi
     Raises:
         ValueError: `update` is called without parameters.
 
-    Source: Brock, De, Smith, Simonyan 2021, "High-Performance Large-Scale Image Recognition Without
-    Normalization".
+    Example:
+        >>> params = {"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}
+        >>> adaptive_clip(0.1).update({"w": torch.full((2, 2), 0.1)}, (), params)[0]
+        {'w': tensor([[0.1000, 0.1000], [0.0707, 0.0707]])}
 
-    >>> params = {"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}
-    >>> adaptive_clip(0.1).update({"w": torch.full((2, 2), 0.1)}, (), params)[0]
-    {'w': tensor([[0.1000, 0.1000], [0.0707, 0.0707]])}
+    References:
+        Brock, De, Smith, Simonyan (2021), [High-Performance Large-Scale Image Recognition Without
+        Normalization](https://arxiv.org/abs/2102.06171).
     """
     _checks.non_negative("clipping", clipping)
     _checks.non_negative("eps", eps)

@@ -58,12 +58,14 @@ def scale_by_rms(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop".
+    Example:
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> direction = scale_by_rms(0.75)
+        >>> direction.update(params, direction.init(params))[0]
+        {'w': tensor([ 2., -2.])}
 
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> direction = scale_by_rms(0.75)
-    >>> direction.update(params, direction.init(params))[0]
-    {'w': tensor([ 2., -2.])}
+    References:
+        Tieleman, Hinton (2012), "Lecture 6.5: rmsprop".
     """
     _checks.fraction("decay", decay)
     _checks.non_negative("eps", eps)
@@ -106,12 +108,15 @@ def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> Gradie
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms".
+    Example:
+        >>> params = {"w": torch.tensor([3.0, -0.5])}
+        >>> direction = scale_by_lion()
+        >>> direction.update(params, direction.init(params))[0]
+        {'w': tensor([ 1., -1.])}
 
-    >>> params = {"w": torch.tensor([3.0, -0.5])}
-    >>> direction = scale_by_lion()
-    >>> direction.update(params, direction.init(params))[0]
-    {'w': tensor([ 1., -1.])}
+    References:
+        Chen et al. (2023), [Symbolic Discovery of Optimization
+        Algorithms](https://arxiv.org/abs/2302.06675).
     """
     _checks.fraction("b1", b1)
     _checks.fraction("b2", b2)

@@ -61,12 +61,13 @@ def from_torch(
         TypeError: not such a class; it knows no such option; it needs a closure (L-BFGS).
         ValueError: an option out of its range, as the class says; or it keeps memory in its groups.
 
-    >>> from ftrain import optim
-    >>> adagrad = from_torch(torch.optim.Adagrad, lr=0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> updates, state = adagrad.update(params, adagrad.init(params), params)
-    >>> updates, optim.get(state, "sum")
-    ({'w': tensor([-0.1000,  0.1000])}, {'w': tensor([1., 4.])})
+    Example:
+        >>> from ftrain import optim
+        >>> adagrad = from_torch(torch.optim.Adagrad, lr=0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> updates, state = adagrad.update(params, adagrad.init(params), params)
+        >>> updates, optim.get(state, "sum")
+        ({'w': tensor([-0.1000,  0.1000])}, {'w': tensor([1., 4.])})
     """
     if lr is not None:
         check_learning_rate(lr)

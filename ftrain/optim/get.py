@@ -28,12 +28,13 @@ def get(state: PyTree, name: str, *within: str) -> Any:
         LookupError: nothing is called so; the message lists the names there are.
         ValueError: several are; the message lists their paths.
 
-    >>> import torch
-    >>> from ftrain import optim
-    >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3))
-    >>> state = optimizer.init({"w": torch.ones(2)})
-    >>> get(state, "learning_rate"), get(state, "mu")
-    (tensor(0.0010), {'w': tensor([0., 0.])})
+    Example:
+        >>> import torch
+        >>> from ftrain import optim
+        >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3))
+        >>> state = optimizer.init({"w": torch.ones(2)})
+        >>> get(state, "learning_rate"), get(state, "mu")
+        (tensor(0.0010), {'w': tensor([0., 0.])})
     """
     return locate(state, name, *within)[1]
 

@@ -69,13 +69,15 @@ def lamb(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: You, Li, Reddi et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT
-    in 76 minutes".
+    Example:
+        >>> optimizer = lamb(0.1)
+        >>> params = {"w": torch.tensor([[3.0, -4.0]])}
+        >>> optimizer.update(params, optimizer.init(params), params)[0]
+        {'w': tensor([[-0.3536,  0.3536]])}
 
-    >>> optimizer = lamb(0.1)
-    >>> params = {"w": torch.tensor([[3.0, -4.0]])}
-    >>> optimizer.update(params, optimizer.init(params), params)[0]
-    {'w': tensor([[-0.3536,  0.3536]])}
+    References:
+        You, Li, Reddi et al. (2020), [Large Batch Optimization for Deep Learning: Training BERT in
+        76 minutes](https://arxiv.org/abs/1904.00962).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -73,12 +73,15 @@ def lars(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: You, Gitman, Ginsburg 2017, "Large Batch Training of Convolutional Networks".
+    Example:
+        >>> optimizer = lars(1.0, trust_coefficient=0.1)
+        >>> params = {"w": torch.tensor([[3.0, -4.0]])}
+        >>> optimizer.update({"w": torch.tensor([[0.0, 2.0]])}, optimizer.init(params), params)[0]
+        {'w': tensor([[ 0.0000, -0.5000]])}
 
-    >>> optimizer = lars(1.0, trust_coefficient=0.1)
-    >>> params = {"w": torch.tensor([[3.0, -4.0]])}
-    >>> optimizer.update({"w": torch.tensor([[0.0, 2.0]])}, optimizer.init(params), params)[0]
-    {'w': tensor([[ 0.0000, -0.5000]])}
+    References:
+        You, Gitman, Ginsburg (2017), [Large Batch Training of Convolutional
+        Networks](https://arxiv.org/abs/1708.03888).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("momentum", momentum)

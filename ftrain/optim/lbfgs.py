@@ -110,21 +110,23 @@ def lbfgs(
             shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Liu, Nocedal 1989, "On the limited memory BFGS method for large scale optimization";
-    Nocedal, Wright 2006, "Numerical Optimization", algorithms 7.4 and 7.5.
+    Example:
+        >>> from ftrain import optim
+        >>> def rosenbrock(p):
+        ...     return (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2
+        >>> optimizer = lbfgs()
+        >>> params = {"x": torch.tensor(-1.0), "y": torch.tensor(1.0)}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(30):
+        ...     grads = torch.func.grad(rosenbrock)(params)
+        ...     updates, state = optimizer.update(grads, state, params, value_fn=rosenbrock)
+        ...     params = optim.apply_updates(params, updates)
+        >>> bool(rosenbrock(params) < 1e-8)
+        True
 
-    >>> from ftrain import optim
-    >>> def rosenbrock(p):
-    ...     return (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2
-    >>> optimizer = lbfgs()
-    >>> params = {"x": torch.tensor(-1.0), "y": torch.tensor(1.0)}
-    >>> state = optimizer.init(params)
-    >>> for _ in range(30):
-    ...     grads = torch.func.grad(rosenbrock)(params)
-    ...     updates, state = optimizer.update(grads, state, params, value_fn=rosenbrock)
-    ...     params = optim.apply_updates(params, updates)
-    >>> bool(rosenbrock(params) < 1e-8)
-    True
+    References:
+        Liu, Nocedal (1989), "On the limited memory BFGS method for large scale optimization";
+        Nocedal, Wright (2006), "Numerical Optimization", algorithms 7.4 and 7.5.
     """
     check_learning_rate(learning_rate)
     _checks.positive_int("memory_size", memory_size)
@@ -189,12 +191,14 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
             parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Nocedal, Wright 2006, "Numerical Optimization", algorithm 7.4.
+    Example:
+        >>> direction = scale_by_lbfgs()
+        >>> params = {"w": torch.tensor([0.3, 0.4])}
+        >>> direction.update(params, direction.init(params), params)[0]  # |g| = 1/2
+        {'w': tensor([0.3000, 0.4000])}
 
-    >>> direction = scale_by_lbfgs()
-    >>> params = {"w": torch.tensor([0.3, 0.4])}
-    >>> direction.update(params, direction.init(params), params)[0]  # |g| = 1/2
-    {'w': tensor([0.3000, 0.4000])}
+    References:
+        Nocedal, Wright (2006), "Numerical Optimization", algorithm 7.4.
     """
     _checks.positive_int("memory_size", memory_size)
 

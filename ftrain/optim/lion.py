@@ -63,12 +63,15 @@ def lion(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Chen, Liang, Huang et al. 2023, "Symbolic Discovery of Optimization Algorithms".
+    Example:
+        >>> optimizer = lion(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params), params)[0]
+        {'w': tensor([-0.1000,  0.1000])}
 
-    >>> optimizer = lion(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params), params)[0]
-    {'w': tensor([-0.1000,  0.1000])}
+    References:
+        Chen, Liang, Huang et al. (2023), [Symbolic Discovery of Optimization
+        Algorithms](https://arxiv.org/abs/2302.06675).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

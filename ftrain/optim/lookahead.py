@@ -51,18 +51,20 @@ def lookahead(
     Raises:
         ValueError: `k` or `alpha` out of their range; `update` is called without parameters.
 
-    Source: Zhang, Lucas, Hinton, Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back"; `k` and
-    `alpha` as in its image experiments.
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = lookahead(optim.sgd(1.0), k=2)
+        >>> params = {"w": torch.tensor([4.0])}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        >>> params, state.slow  # half the way from 4 to 2
+        ({'w': tensor([3.])}, {'w': tensor([3.])})
 
-    >>> from ftrain import optim
-    >>> optimizer = lookahead(optim.sgd(1.0), k=2)
-    >>> params = {"w": torch.tensor([4.0])}
-    >>> state = optimizer.init(params)
-    >>> for _ in range(2):
-    ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    >>> params, state.slow  # half the way from 4 to 2
-    ({'w': tensor([3.])}, {'w': tensor([3.])})
+    References:
+        Zhang, Lucas, Hinton, Ba (2019), [Lookahead Optimizer: k steps forward, 1 step
+        back](https://arxiv.org/abs/1907.08610); `k` and `alpha` as in its image experiments.
     """
     _checks.optimizer("lookahead", inner)
     _checks.positive_int("k", k)

@@ -37,11 +37,12 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     Raises:
         ValueError: the mask's structure is not that of the parameters, or the pattern is in no name.
 
-    >>> from ftrain import optim
-    >>> link = masked(optim.scale(-0.1), "weight$")
-    >>> grads = {"weight": torch.tensor([1.0]), "bias": torch.tensor([1.0])}
-    >>> link.update(grads, link.init(grads))[0]
-    {'weight': tensor([-0.1000]), 'bias': tensor([1.])}
+    Example:
+        >>> from ftrain import optim
+        >>> link = masked(optim.scale(-0.1), "weight$")
+        >>> grads = {"weight": torch.tensor([1.0]), "bias": torch.tensor([1.0])}
+        >>> link.update(grads, link.init(grads))[0]
+        {'weight': tensor([-0.1000]), 'bias': tensor([1.])}
     """
     _checks.optimizer("masked", inner)
     return _on_part(inner, lambda params: mask_leaves(mask, params), lambda grad: grad)
@@ -60,12 +61,13 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     Raises:
         ValueError: the mask's structure is not that of the parameters, or the pattern is in no name.
 
-    >>> from ftrain import optim
-    >>> optimizer = freeze(optim.sgd(0.1), "^backbone")
-    >>> params = {"backbone.w": torch.tensor([1.0]), "head.w": torch.tensor([1.0])}
-    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-    >>> optim.apply_updates(params, updates)
-    {'backbone.w': tensor([1.]), 'head.w': tensor([0.9000])}
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = freeze(optim.sgd(0.1), "^backbone")
+        >>> params = {"backbone.w": torch.tensor([1.0]), "head.w": torch.tensor([1.0])}
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> optim.apply_updates(params, updates)
+        {'backbone.w': tensor([1.]), 'head.w': tensor([0.9000])}
     """
     _checks.optimizer("freeze", inner)
     return _on_part(
@@ -78,8 +80,9 @@ def set_to_zero() -> GradientTransformation:
 
     The updates are `-0.0`, which added to any number gives that number, to the bit.
 
-    >>> set_to_zero().update({"w": torch.tensor([3.0])}, ())[0]
-    {'w': tensor([-0.])}
+    Example:
+        >>> set_to_zero().update({"w": torch.tensor([3.0])}, ())[0]
+        {'w': tensor([-0.])}
     """
 
     def init(params: PyTree) -> PyTree:

@@ -26,9 +26,10 @@ bools of the parameters' structure; or a function from parameters to one."""
 def matrices(params: PyTree) -> PyTree:
     """True for what has two or more dimensions: not for biases, gains and scalars.
 
-    >>> import torch
-    >>> matrices({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
-    {'weight': True, 'bias': False}
+    Example:
+        >>> import torch
+        >>> matrices({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
+        {'weight': True, 'bias': False}
     """
     return tree.map(lambda p: p.ndim >= 2, params)
 
@@ -36,9 +37,10 @@ def matrices(params: PyTree) -> PyTree:
 def everything(params: PyTree) -> PyTree:
     """True for every parameter.
 
-    >>> import torch
-    >>> everything({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
-    {'weight': True, 'bias': True}
+    Example:
+        >>> import torch
+        >>> everything({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
+        {'weight': True, 'bias': True}
     """
     return tree.map(lambda p: True, params)
 
@@ -51,10 +53,11 @@ def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree
             to it, joined by dots (as `nn.Module.named_parameters` has it). It may look at shape and
             dtype, not at values.
 
-    >>> import torch
-    >>> params = {"embed.weight": torch.zeros(9, 2), "head.weight": torch.zeros(3, 2)}
-    >>> matching(lambda name, p: p.ndim >= 2 and "embed" not in name)(params)
-    {'embed.weight': False, 'head.weight': True}
+    Example:
+        >>> import torch
+        >>> params = {"embed.weight": torch.zeros(9, 2), "head.weight": torch.zeros(3, 2)}
+        >>> matching(lambda name, p: p.ndim >= 2 and "embed" not in name)(params)
+        {'embed.weight': False, 'head.weight': True}
     """
 
     if not callable(predicate):

@@ -41,14 +41,16 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
     Raises:
         ValueError: `decay` out of its range; gradients of other structure or shape.
 
-    Source: Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and momentum
-    in deep learning".
+    Example:
+        >>> heavy_ball = trace(0.5)
+        >>> grads = {"w": torch.tensor([2.0])}
+        >>> _, state = heavy_ball.update(grads, heavy_ball.init(grads))
+        >>> heavy_ball.update(grads, state)
+        ({'w': tensor([3.])}, TraceState(momentum={'w': tensor([3.])}))
 
-    >>> heavy_ball = trace(0.5)
-    >>> grads = {"w": torch.tensor([2.0])}
-    >>> _, state = heavy_ball.update(grads, heavy_ball.init(grads))
-    >>> heavy_ball.update(grads, state)
-    ({'w': tensor([3.])}, TraceState(momentum={'w': tensor([3.])}))
+    References:
+        Sutskever, Martens, Dahl, Hinton (2013), "On the importance of initialization and momentum
+        in deep learning".
     """
     _checks.fraction("decay", decay)
 

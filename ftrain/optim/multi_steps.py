@@ -65,16 +65,17 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
     Raises:
         ValueError: `k` below 1; gradients of other structure or shape.
 
-    >>> from ftrain import optim
-    >>> optimizer = multi_steps(optim.sgd(1.0), 2)
-    >>> params = {"w": torch.tensor([5.0])}
-    >>> state = optimizer.init(params)
-    >>> for g in (1.0, 3.0):
-    ...     updates, state = optimizer.update({"w": torch.tensor([g])}, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    ...     params
-    {'w': tensor([5.])}
-    {'w': tensor([3.])}
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = multi_steps(optim.sgd(1.0), 2)
+        >>> params = {"w": torch.tensor([5.0])}
+        >>> state = optimizer.init(params)
+        >>> for g in (1.0, 3.0):
+        ...     updates, state = optimizer.update({"w": torch.tensor([g])}, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        ...     params
+        {'w': tensor([5.])}
+        {'w': tensor([3.])}
     """
     _checks.optimizer("multi_steps", inner)
     if not callable(k):

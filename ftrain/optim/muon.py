@@ -105,19 +105,21 @@ def muon(
             orthogonalized; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein 2024, "Muon: An optimizer for hidden
-    layers in neural networks"; `match_rms_adamw`: Liu, Su, et al. 2025, "Muon is Scalable for LLM
-    Training".
+    Example:
+        >>> from ftrain import optim
+        >>> def hidden(params):  # as the authors advise
+        ...     return {name: p.ndim == 2 and "embedding" not in name for name, p in params.items()}
+        >>> optimizer = muon(0.02, orthogonal=hidden, adam_learning_rate=3e-4)
+        >>> params = {"embedding.weight": torch.ones(5, 2), "layer.weight": torch.eye(2)}
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> state.nu["layer.weight"].shape, state.nu["embedding.weight"].shape
+        (torch.Size([0]), torch.Size([5, 2]))
 
-    >>> from ftrain import optim
-    >>> def hidden(params):  # as the authors advise
-    ...     return {name: p.ndim == 2 and "embedding" not in name for name, p in params.items()}
-    >>> optimizer = muon(0.02, orthogonal=hidden, adam_learning_rate=3e-4)
-    >>> params = {"embedding.weight": torch.ones(5, 2), "layer.weight": torch.eye(2)}
-    >>> state = optimizer.init(params)
-    >>> updates, state = optimizer.update(params, state, params)
-    >>> state.nu["layer.weight"].shape, state.nu["embedding.weight"].shape
-    (torch.Size([0]), torch.Size([5, 2]))
+    References:
+        Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein (2024), "Muon: An optimizer for hidden
+        layers in neural networks"; `match_rms_adamw`: Liu, Su, et al. (2025), [Muon is Scalable for
+        LLM Training](https://arxiv.org/abs/2502.16982).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("momentum", momentum)
@@ -245,8 +247,9 @@ def orthogonalize(
     Returns:
         A matrix of the same shape and dtype.
 
-    >>> orthogonalize(torch.diag(torch.tensor([3.0, 4.0]))).diag().round()
-    tensor([1., 1.])
+    Example:
+        >>> orthogonalize(torch.diag(torch.tensor([3.0, 4.0]))).diag().round()
+        tensor([1., 1.])
     """
     a, b, c = ns_coefficients
     x = matrix if ns_dtype is None else matrix.to(ns_dtype)

@@ -74,12 +74,14 @@ def nadam(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam".
+    Example:
+        >>> optimizer = nadam(0.1, momentum_decay=None)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1474,  0.1474])}
 
-    >>> optimizer = nadam(0.1, momentum_decay=None)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1474,  0.1474])}
+    References:
+        Dozat (2016), "Incorporating Nesterov Momentum into Adam".
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -49,15 +49,18 @@ def add_noise(
         ValueError: a hyper-parameter out of its range; `key` is a tensor, and no single key.
         TypeError: `key` is neither a tensor nor an integer.
 
-    Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep Networks".
+    Example:
+        >>> noisy = add_noise(0.01, key=0)
+        >>> grads = {"w": torch.zeros(3)}
+        >>> state = noisy.init(grads)
+        >>> first, state = noisy.update(grads, state)
+        >>> second, state = noisy.update(grads, state)
+        >>> bool((first["w"] != second["w"]).all()), state.count
+        (True, tensor(2))
 
-    >>> noisy = add_noise(0.01, key=0)
-    >>> grads = {"w": torch.zeros(3)}
-    >>> state = noisy.init(grads)
-    >>> first, state = noisy.update(grads, state)
-    >>> second, state = noisy.update(grads, state)
-    >>> bool((first["w"] != second["w"]).all()), state.count
-    (True, tensor(2))
+    References:
+        Neelakantan et al. (2015), [Adding Gradient Noise Improves Learning for Very Deep
+        Networks](https://arxiv.org/abs/1511.06807).
     """
     _checks.non_negative("eta", eta)
     _checks.non_negative("gamma", gamma)

@@ -31,11 +31,13 @@ def centralize() -> GradientTransformation:
     Vectors and scalars stay as they are. In torch's layout a unit is a row of a matrix or a filter of
     a convolution; `optax.centralize` takes the same axes.
 
-    Source: Yong, Huang, Hua, Zhang 2020, "Gradient Centralization: A New Optimization Technique for
-    Deep Neural Networks".
+    Example:
+        >>> centralize().update({"w": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([1.0, 3.0])}, ())[0]
+        {'w': tensor([[-1.,  1.]]), 'b': tensor([1., 3.])}
 
-    >>> centralize().update({"w": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([1.0, 3.0])}, ())[0]
-    {'w': tensor([[-1.,  1.]]), 'b': tensor([1., 3.])}
+    References:
+        Yong, Huang, Hua, Zhang (2020), [Gradient Centralization: A New Optimization Technique for
+        Deep Neural Networks](https://arxiv.org/abs/2004.01461).
     """
 
     def centered(leaf: Leaf) -> tuple[torch.Tensor]:
@@ -51,11 +53,13 @@ def centralize() -> GradientTransformation:
 def scale_by_sign() -> GradientTransformation:
     """The sign of every entry: -1, 0 or 1; NaN for NaN.
 
-    Source: Bernstein, Wang, Azizzadenesheli, Anandkumar 2018, "signSGD: Compressed Optimisation for
-    Non-Convex Problems".
+    Example:
+        >>> scale_by_sign().update({"w": torch.tensor([3.0, -0.5, 0.0])}, ())[0]
+        {'w': tensor([ 1., -1.,  0.])}
 
-    >>> scale_by_sign().update({"w": torch.tensor([3.0, -0.5, 0.0])}, ())[0]
-    {'w': tensor([ 1., -1.,  0.])}
+    References:
+        Bernstein, Wang, Azizzadenesheli, Anandkumar (2018), [signSGD: Compressed Optimisation for
+        Non-Convex Problems](https://arxiv.org/abs/1802.04434).
     """
     return stateless(None, lambda leaf: (signs(leaf.grad.to(compute_dtype(leaf.grad.dtype))),))
 
@@ -71,8 +75,9 @@ def normalize_by_update_norm(
         scale_factor: the length, a finite number >= 0.
         eps: >= 0, in units of the gradient: what is much shorter stays short.
 
-    >>> normalize_by_update_norm(10.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]
-    {'w': tensor([6.0000, 8.0000])}
+    Example:
+        >>> normalize_by_update_norm(10.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]
+        {'w': tensor([6.0000, 8.0000])}
     """
     _checks.non_negative("scale_factor", scale_factor)
     _checks.non_negative("eps", eps)
@@ -112,11 +117,14 @@ def scale_by_trust_ratio(
     Raises:
         ValueError: `update` is called without parameters.
 
-    Source: You, Gitman, Ginsburg 2017, "Large Batch Training of Convolutional Networks".
+    Example:
+        >>> params = {"w": torch.tensor([6.0, 8.0])}
+        >>> scale_by_trust_ratio(0.1).update({"w": torch.tensor([0.3, 0.4])}, (), params)[0]
+        {'w': tensor([0.6000, 0.8000])}
 
-    >>> params = {"w": torch.tensor([6.0, 8.0])}
-    >>> scale_by_trust_ratio(0.1).update({"w": torch.tensor([0.3, 0.4])}, (), params)[0]
-    {'w': tensor([0.6000, 0.8000])}
+    References:
+        You, Gitman, Ginsburg (2017), [Large Batch Training of Convolutional
+        Networks](https://arxiv.org/abs/1708.03888).
     """
     _checks.non_negative("trust_coefficient", trust_coefficient)
     _checks.non_negative("min_norm", min_norm)
@@ -153,11 +161,14 @@ def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransf
     Raises:
         ValueError: `update` is called without parameters.
 
-    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+    Example:
+        >>> params = {"w": torch.tensor([2.0, -2.0])}
+        >>> scale_by_param_block_rms().update({"w": torch.tensor([1.0, 0.5])}, (), params)[0]
+        {'w': tensor([2., 1.])}
 
-    >>> params = {"w": torch.tensor([2.0, -2.0])}
-    >>> scale_by_param_block_rms().update({"w": torch.tensor([1.0, 0.5])}, (), params)[0]
-    {'w': tensor([2., 1.])}
+    References:
+        Shazeer, Stern (2018), [Adafactor: Adaptive Learning Rates with Sublinear Memory
+        Cost](https://arxiv.org/abs/1804.04235).
     """
     _checks.non_negative("min_scale", min_scale)
 

@@ -44,18 +44,19 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             the parameters; the message names the path.
         TypeError: a group is not a pair of mask and optimizer.
 
-    >>> import torch
-    >>> from ftrain import optim
-    >>> optimizer = partition({
-    ...     "backbone": ("^backbone", optim.sgd(0.1)),
-    ...     "head": (optim.everything, optim.sgd(1.0)),
-    ... })
-    >>> params = {"backbone.w": torch.ones(1), "head.w": torch.ones(1)}
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> updates
-    {'backbone.w': tensor([-0.1000]), 'head.w': tensor([-1.])}
-    >>> optim.get(state, "backbone", "learning_rate")
-    tensor(0.1000)
+    Example:
+        >>> import torch
+        >>> from ftrain import optim
+        >>> optimizer = partition({
+        ...     "backbone": ("^backbone", optim.sgd(0.1)),
+        ...     "head": (optim.everything, optim.sgd(1.0)),
+        ... })
+        >>> params = {"backbone.w": torch.ones(1), "head.w": torch.ones(1)}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> updates
+        {'backbone.w': tensor([-0.1000]), 'head.w': tensor([-1.])}
+        >>> optim.get(state, "backbone", "learning_rate")
+        tensor(0.1000)
     """
     _check_groups(groups)
     for name, group in groups.items():

@@ -82,14 +82,15 @@ def reduce_on_plateau(
         ValueError: an option out of its range; `update` is given neither `value` nor `loss`.
         TypeError: the value is no number and no 0-d tensor.
 
-    >>> from ftrain import optim
-    >>> optimizer = optim.chain(optim.sgd(1.0), reduce_on_plateau(0.5, patience=1))
-    >>> params = {"w": torch.tensor([1.0])}
-    >>> state = optimizer.init(params)
-    >>> for loss in (1.0, 0.9, 0.9, 0.9, 0.9):
-    ...     updates, state = optimizer.update(params, state, params, loss=torch.tensor(loss))
-    ...     print(updates["w"].item(), end=" ")
-    -1.0 -1.0 -1.0 -0.5 -0.5
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = optim.chain(optim.sgd(1.0), reduce_on_plateau(0.5, patience=1))
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = optimizer.init(params)
+        >>> for loss in (1.0, 0.9, 0.9, 0.9, 0.9):
+        ...     updates, state = optimizer.update(params, state, params, loss=torch.tensor(loss))
+        ...     print(updates["w"].item(), end=" ")
+        -1.0 -1.0 -1.0 -0.5 -0.5
     """
     _checks.fraction("factor", factor)
     _checks.positive("factor", factor)

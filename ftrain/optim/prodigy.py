@@ -96,17 +96,20 @@ def prodigy(
             parameters; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Mishchenko, Defazio 2023, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = prodigy()
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(100):
+        ...     updates, state = optimizer.update(params, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        >>> bool(params["w"].abs().max() < 0.5)  # without a rate to choose
+        True
 
-    >>> from ftrain import optim
-    >>> optimizer = prodigy()
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> state = optimizer.init(params)
-    >>> for _ in range(100):
-    ...     updates, state = optimizer.update(params, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    >>> bool(params["w"].abs().max() < 0.5)  # without a rate to choose
-    True
+    References:
+        Mishchenko, Defazio (2023), [Prodigy: An Expeditiously Adaptive Parameter-Free
+        Learner](https://arxiv.org/abs/2306.06101).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -76,15 +76,16 @@ class GradientTransformation(NamedTuple):
 
     An algorithm of one's own is two functions:
 
-    >>> def sign_descent(rate):
-    ...     def update(grads, state, params=None, **extra):
-    ...         return {name: -rate * g.sign() for name, g in grads.items()}, state
-    ...     return GradientTransformation(lambda params: (), update)
-    >>> optimizer = sign_descent(0.1)
-    >>> params = {"w": torch.tensor([1.0, -1.0])}
-    >>> updates, state = optimizer.update({"w": torch.tensor([3.0, -0.5])}, optimizer.init(params))
-    >>> updates["w"]
-    tensor([-0.1000,  0.1000])
+    Example:
+        >>> def sign_descent(rate):
+        ...     def update(grads, state, params=None, **extra):
+        ...         return {name: -rate * g.sign() for name, g in grads.items()}, state
+        ...     return GradientTransformation(lambda params: (), update)
+        >>> optimizer = sign_descent(0.1)
+        >>> params = {"w": torch.tensor([1.0, -1.0])}
+        >>> updates, state = optimizer.update({"w": torch.tensor([3.0, -0.5])}, optimizer.init(params))
+        >>> updates["w"]
+        tensor([-0.1000,  0.1000])
     """
 
     init: Init

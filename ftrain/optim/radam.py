@@ -71,13 +71,15 @@ def radam(
             parameters; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Liu, Jiang, He, Chen, Liu, Gao, Han 2020, "On the Variance of the Adaptive Learning Rate
-    and Beyond".
+    Example:
+        >>> optimizer = radam(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.1000,  0.2000])}
 
-    >>> optimizer = radam(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.1000,  0.2000])}
+    References:
+        Liu, Jiang, He, Chen, Liu, Gao, Han (2020), [On the Variance of the Adaptive Learning Rate
+        and Beyond](https://arxiv.org/abs/1908.03265).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -68,13 +68,15 @@ def rmsprop(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop"; centered: Graves 2013, "Generating
-    Sequences With Recurrent Neural Networks".
+    Example:
+        >>> optimizer = rmsprop(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-1.0000,  1.0000])}
 
-    >>> optimizer = rmsprop(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-1.0000,  1.0000])}
+    References:
+        Tieleman, Hinton (2012), "Lecture 6.5: rmsprop"; centered: Graves (2013), [Generating
+        Sequences With Recurrent Neural Networks](https://arxiv.org/abs/1308.0850).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("alpha", alpha)

@@ -62,14 +62,16 @@ def rprop(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Riedmiller, Braun 1993, "A direct adaptive method for faster backpropagation learning:
-    the RPROP algorithm".
+    Example:
+        >>> optimizer = rprop(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> _, state = optimizer.update(params, optimizer.init(params))
+        >>> optimizer.update(params, state)[0]
+        {'w': tensor([-0.1200,  0.1200])}
 
-    >>> optimizer = rprop(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> _, state = optimizer.update(params, optimizer.init(params))
-    >>> optimizer.update(params, state)[0]
-    {'w': tensor([-0.1200,  0.1200])}
+    References:
+        Riedmiller, Braun (1993), "A direct adaptive method for faster backpropagation learning: the
+        RPROP algorithm".
     """
     if not isinstance(learning_rate, torch.Tensor) and callable(learning_rate):
         raise TypeError(

@@ -40,18 +40,20 @@ def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTr
     Raises:
         ValueError: `rho` out of its range; `update` is called without `params` or `grad_fn`.
 
-    Source: Foret, Kleiner, Mobahi, Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently
-    Improving Generalization".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = sam(optim.sgd(0.1), rho=1.0)
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> gradient = lambda params: {"w": 2 * params["w"]}  # of w squared
+        >>> updates, _ = optimizer.update(
+        ...     gradient(params), optimizer.init(params), params, grad_fn=gradient
+        ... )
+        >>> updates  # by the gradient at 3
+        {'w': tensor([-0.6000])}
 
-    >>> from ftrain import optim
-    >>> optimizer = sam(optim.sgd(0.1), rho=1.0)
-    >>> params = {"w": torch.tensor([2.0])}
-    >>> gradient = lambda params: {"w": 2 * params["w"]}  # of w squared
-    >>> updates, _ = optimizer.update(
-    ...     gradient(params), optimizer.init(params), params, grad_fn=gradient
-    ... )
-    >>> updates  # by the gradient at 3
-    {'w': tensor([-0.6000])}
+    References:
+        Foret, Kleiner, Mobahi, Neyshabur (2021), [Sharpness-Aware Minimization for Efficiently
+        Improving Generalization](https://arxiv.org/abs/2010.01412).
     """
     _checks.non_negative("rho", rho)
 
@@ -80,18 +82,20 @@ def asam(
     Raises:
         ValueError: a number out of its range; `update` is called without `params` or `grad_fn`.
 
-    Source: Kwon, Kim, Park, Choi 2021, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
-    Learning of Deep Neural Networks".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = asam(optim.sgd(0.1), rho=0.5, eta=0.0)
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> gradient = lambda params: {"w": 2 * params["w"]}  # of w squared
+        >>> updates, _ = optimizer.update(
+        ...     gradient(params), optimizer.init(params), params, grad_fn=gradient
+        ... )
+        >>> updates  # by the gradient at 3
+        {'w': tensor([-0.6000])}
 
-    >>> from ftrain import optim
-    >>> optimizer = asam(optim.sgd(0.1), rho=0.5, eta=0.0)
-    >>> params = {"w": torch.tensor([2.0])}
-    >>> gradient = lambda params: {"w": 2 * params["w"]}  # of w squared
-    >>> updates, _ = optimizer.update(
-    ...     gradient(params), optimizer.init(params), params, grad_fn=gradient
-    ... )
-    >>> updates  # by the gradient at 3
-    {'w': tensor([-0.6000])}
+    References:
+        Kwon, Kim, Park, Choi (2021), [ASAM: Adaptive Sharpness-Aware Minimization for
+        Scale-Invariant Learning of Deep Neural Networks](https://arxiv.org/abs/2010.01412).
     """
     _checks.non_negative("rho", rho)
     _checks.non_negative("eta", eta)

@@ -54,8 +54,9 @@ def scale(factor: Hyperparameter) -> GradientTransformation:
     Args:
         factor: a number (of either sign) or a 0-d tensor.
 
-    >>> scale(-0.5).update({"w": torch.tensor([2.0])}, ())[0]
-    {'w': tensor([-1.])}
+    Example:
+        >>> scale(-0.5).update({"w": torch.tensor([2.0])}, ())[0]
+        {'w': tensor([-1.])}
     """
     _checks.finite("factor", factor)
 
@@ -80,11 +81,12 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformatio
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule.
 
-    >>> optimizer = scale_by_learning_rate(0.5)
-    >>> params = {"w": torch.tensor([2.0])}
-    >>> updates, state = optimizer.update(params, optimizer.init(params))
-    >>> updates, state.count, state.learning_rate
-    ({'w': tensor([-1.])}, tensor(1), tensor(0.5000))
+    Example:
+        >>> optimizer = scale_by_learning_rate(0.5)
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> updates, state = optimizer.update(params, optimizer.init(params))
+        >>> updates, state.count, state.learning_rate
+        ({'w': tensor([-1.])}, tensor(1), tensor(0.5000))
     """
     check_learning_rate(learning_rate)
 
@@ -114,12 +116,13 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     Raises:
         TypeError: `schedule` is a number: that is `scale`.
 
-    >>> from ftrain import optim
-    >>> warmup = scale_by_schedule(optim.linear(0.5, 1.0, 2))
-    >>> params = {"w": torch.tensor([2.0])}
-    >>> updates, state = warmup.update(params, warmup.init(params))
-    >>> updates, state.factor
-    ({'w': tensor([1.])}, tensor(0.5000))
+    Example:
+        >>> from ftrain import optim
+        >>> warmup = scale_by_schedule(optim.linear(0.5, 1.0, 2))
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> updates, state = warmup.update(params, warmup.init(params))
+        >>> updates, state.factor
+        ({'w': tensor([1.])}, tensor(0.5000))
     """
     if not callable(schedule) or isinstance(schedule, torch.Tensor):
         raise TypeError(

@@ -100,17 +100,20 @@ def schedule_free_adamw(
             parameters; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = schedule_free_adamw(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(100):
+        ...     updates, state = optimizer.update(params, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        >>> bool(schedule_free_eval_params(state, params)["w"].abs().max() < 0.5)
+        True
 
-    >>> from ftrain import optim
-    >>> optimizer = schedule_free_adamw(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> state = optimizer.init(params)
-    >>> for _ in range(100):
-    ...     updates, state = optimizer.update(params, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    >>> bool(schedule_free_eval_params(state, params)["w"].abs().max() < 0.5)
-    True
+    References:
+        Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky (2024), [The Road Less
+        Scheduled](https://arxiv.org/abs/2405.15682).
     """
     _checks.fraction("b2", b2)
     _checks.non_negative("eps", eps)
@@ -148,13 +151,16 @@ def schedule_free_sgd(
             parameters; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled".
+    Example:
+        >>> optimizer = schedule_free_sgd(0.5)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> updates, state.z
+        ({'w': tensor([-0.5000])}, {'w': tensor([0.5000])})
 
-    >>> optimizer = schedule_free_sgd(0.5)
-    >>> params = {"w": torch.tensor([1.0])}
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> updates, state.z
-    ({'w': tensor([-0.5000])}, {'w': tensor([0.5000])})
+    References:
+        Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky (2024), [The Road Less
+        Scheduled](https://arxiv.org/abs/2405.15682).
     """
     return _schedule_free(
         "schedule_free_sgd", learning_rate, b1, None, weight_decay, weight_lr_power, mask
@@ -177,12 +183,13 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
         ValueError: there is no `ScheduleFreeState` in the state, or several; `params` are of another
             structure or shape.
 
-    >>> from ftrain import optim
-    >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), schedule_free_sgd(0.5))
-    >>> params = {"w": torch.tensor([1.0])}
-    >>> state = optimizer.init(params)
-    >>> schedule_free_eval_params(state, params)
-    {'w': tensor([1.])}
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), schedule_free_sgd(0.5))
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = optimizer.init(params)
+        >>> schedule_free_eval_params(state, params)
+        {'w': tensor([1.])}
     """
     found = _states(state)
     if len(found) != 1:

@@ -72,18 +72,20 @@ def sgd(
             parameters; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and momentum
-    in deep learning".
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = sgd(0.1, momentum=0.9)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
+        ...     params = optim.apply_updates(params, updates)
+        >>> params, state.momentum
+        ({'w': tensor([0.7100])}, {'w': tensor([1.9000])})
 
-    >>> from ftrain import optim
-    >>> optimizer = sgd(0.1, momentum=0.9)
-    >>> params = {"w": torch.tensor([1.0])}
-    >>> state = optimizer.init(params)
-    >>> for _ in range(2):
-    ...     updates, state = optimizer.update({"w": torch.tensor([1.0])}, state, params)
-    ...     params = optim.apply_updates(params, updates)
-    >>> params, state.momentum
-    ({'w': tensor([0.7100])}, {'w': tensor([1.9000])})
+    References:
+        Sutskever, Martens, Dahl, Hinton (2013), "On the importance of initialization and momentum
+        in deep learning".
     """
     check_learning_rate(learning_rate)
     _checks.fraction("momentum", momentum)

@@ -45,13 +45,14 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
     Returns:
         A transformation with a `SkipState`.
 
-    >>> from ftrain import optim
-    >>> optimizer = skip_nonfinite(optim.sgd(0.1))
-    >>> params = {"w": torch.tensor([1.0, 2.0])}
-    >>> grads = {"w": torch.tensor([1.0, torch.inf])}
-    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
-    >>> optim.apply_updates(params, updates), state.skipped, state.inner.count
-    ({'w': tensor([1., 2.])}, tensor(1), tensor(0))
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = skip_nonfinite(optim.sgd(0.1))
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> grads = {"w": torch.tensor([1.0, torch.inf])}
+        >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+        >>> optim.apply_updates(params, updates), state.skipped, state.inner.count
+        ({'w': tensor([1., 2.])}, tensor(1), tensor(0))
     """
     _checks.optimizer("skip_nonfinite", inner)
     return _skip("skip_nonfinite", inner, torch.isfinite)
@@ -71,12 +72,13 @@ def skip_large_updates(
     Returns:
         A transformation with a `SkipState`.
 
-    >>> from ftrain import optim
-    >>> optimizer = skip_large_updates(optim.sgd(0.1), 4.0)
-    >>> params = {"w": torch.tensor([3.0, 4.0])}
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> optim.apply_updates(params, updates), state.skipped
-    ({'w': tensor([3., 4.])}, tensor(1))
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = skip_large_updates(optim.sgd(0.1), 4.0)
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> optim.apply_updates(params, updates), state.skipped
+        ({'w': tensor([3., 4.])}, tensor(1))
     """
     _checks.optimizer("skip_large_updates", inner)
     _checks.limit("max_norm", max_norm)

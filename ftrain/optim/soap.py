@@ -101,17 +101,19 @@ def soap(
             parameters; gradients of other structure or shape than the parameters.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade 2024, "SOAP: Improving
-    and Stabilizing Shampoo using Adam".
+    Example:
+        >>> optimizer = soap(0.1)
+        >>> params = {"w": torch.tensor([[1.0, -2.0], [0.0, 3.0]]), "b": torch.zeros(3)}
+        >>> state = optimizer.init(params)
+        >>> [tuple(basis.shape) for basis in state.bases]
+        [(2, 2), (2, 2)]
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> bool((updates["w"] * params["w"]).sum() < 0)
+        True
 
-    >>> optimizer = soap(0.1)
-    >>> params = {"w": torch.tensor([[1.0, -2.0], [0.0, 3.0]]), "b": torch.zeros(3)}
-    >>> state = optimizer.init(params)
-    >>> [tuple(basis.shape) for basis in state.bases]
-    [(2, 2), (2, 2)]
-    >>> updates, state = optimizer.update(params, state, params)
-    >>> bool((updates["w"] * params["w"]).sum() < 0)
-    True
+    References:
+        Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade (2024), [SOAP: Improving
+        and Stabilizing Shampoo using Adam](https://arxiv.org/abs/2409.11321).
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

@@ -91,19 +91,22 @@ def sophia(
         TypeError: parameters that are not floating tensors; gradients of another dtype.
         NotImplementedError: the loss uses an operator that cannot be differentiated twice.
 
-    Source: Liu, Li, Hall, Liang, Ma 2023, "Sophia: A Scalable Stochastic Second-order Optimizer for
-    Language Model Pre-training". As in optax, the signs are Rademacher's where the paper draws
-    normals, the mean is corrected, and an estimate serves from the next update on.
+    Example:
+        >>> optimizer = sophia(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> state = optimizer.init(params)
+        >>> grads = {"w": torch.tensor([6.0, -12.0])}  # of 3 w^2
+        >>> updates, state = optimizer.update(
+        ...     grads, state, params, value_fn=lambda params: 3 * params["w"].square().sum()
+        ... )
+        >>> state.hessian  # a hundredth of 6, the second derivative
+        {'w': tensor([0.0600, 0.0600])}
 
-    >>> optimizer = sophia(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> state = optimizer.init(params)
-    >>> grads = {"w": torch.tensor([6.0, -12.0])}  # of 3 w^2
-    >>> updates, state = optimizer.update(
-    ...     grads, state, params, value_fn=lambda params: 3 * params["w"].square().sum()
-    ... )
-    >>> state.hessian  # a hundredth of 6, the second derivative
-    {'w': tensor([0.0600, 0.0600])}
+    References:
+        Liu, Li, Hall, Liang, Ma (2023), [Sophia: A Scalable Stochastic Second-order Optimizer for
+        Language Model Pre-training](https://arxiv.org/abs/2305.14342). As in optax, the signs are
+        Rademacher's where the paper draws normals, the mean is corrected, and an estimate serves
+        from the next update on.
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)
@@ -201,12 +204,14 @@ def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) ->
     Raises:
         NotImplementedError: an operator in `value_fn` has no second derivative.
 
-    Source: Hutchinson 1990, "A Stochastic Estimator of the Trace of the Influence Matrix for
-    Laplacian Smoothing Splines".
+    Example:
+        >>> cubes = lambda params: params["w"].pow(3).sum()
+        >>> hutchinson_diagonal(cubes, {"w": torch.tensor([1.0, 2.0])}, random.key(0))
+        {'w': tensor([ 6., 12.])}
 
-    >>> cubes = lambda params: params["w"].pow(3).sum()
-    >>> hutchinson_diagonal(cubes, {"w": torch.tensor([1.0, 2.0])}, random.key(0))
-    {'w': tensor([ 6., 12.])}
+    References:
+        Hutchinson (1990), "A Stochastic Estimator of the Trace of the Influence Matrix for
+        Laplacian Smoothing Splines".
     """
     leaves, treedef = parameters(params)
     signs = [

@@ -86,14 +86,15 @@ def import_state_dict(
         ValueError: the dict is not of the twin, parameters or shapes differ, the parameters have not
             all been updated equally often; the message names the parameter.
 
-    >>> from ftrain import optim
-    >>> weight = torch.nn.Parameter(torch.ones(2))
-    >>> theirs = torch.optim.Adam([weight], lr=0.1)
-    >>> weight.grad = torch.ones(2)
-    >>> theirs.step()
-    >>> state = optim.adam(0.1).init({"w": torch.ones(2)})
-    >>> import_state_dict(theirs.state_dict(), state, ["w"]).mu
-    {'w': tensor([0.1000, 0.1000])}
+    Example:
+        >>> from ftrain import optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> theirs = torch.optim.Adam([weight], lr=0.1)
+        >>> weight.grad = torch.ones(2)
+        >>> theirs.step()
+        >>> state = optim.adam(0.1).init({"w": torch.ones(2)})
+        >>> import_state_dict(theirs.state_dict(), state, ["w"]).mu
+        {'w': tensor([0.1000, 0.1000])}
     """
     entries, rates = _by_name(state_dict, names)
     leaves, treedef = tree.flatten(opt_state)
@@ -126,14 +127,15 @@ def export_state_dict(
     Raises:
         ValueError: `twin` is of another algorithm; a parameter that moves is not among its own.
 
-    >>> from ftrain import optim
-    >>> params = {"w": torch.ones(2)}
-    >>> optimizer = optim.adam(0.1)
-    >>> _, state = optimizer.update(params, optimizer.init(params), params)
-    >>> theirs = torch.optim.Adam([torch.nn.Parameter(params["w"])], lr=0.1)
-    >>> theirs.load_state_dict(export_state_dict(state, theirs, ["w"]))
-    >>> theirs.state_dict()["state"][0]["exp_avg"]
-    tensor([0.1000, 0.1000])
+    Example:
+        >>> from ftrain import optim
+        >>> params = {"w": torch.ones(2)}
+        >>> optimizer = optim.adam(0.1)
+        >>> _, state = optimizer.update(params, optimizer.init(params), params)
+        >>> theirs = torch.optim.Adam([torch.nn.Parameter(params["w"])], lr=0.1)
+        >>> theirs.load_state_dict(export_state_dict(state, theirs, ["w"]))
+        >>> theirs.state_dict()["state"][0]["exp_avg"]
+        tensor([0.1000, 0.1000])
     """
     order = _order_of(twin, names)
     state: dict[int, dict[str, Any]] = {}

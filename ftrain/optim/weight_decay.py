@@ -33,10 +33,11 @@ def add_decayed_weights(
         ValueError: the mask's structure is not that of the parameters; or `update` is called
             without parameters.
 
-    >>> params = {"w": torch.tensor([[2.0]]), "b": torch.tensor([2.0])}
-    >>> grads = {"w": torch.tensor([[1.0]]), "b": torch.tensor([1.0])}
-    >>> add_decayed_weights(0.5).update(grads, (), params)[0]
-    {'w': tensor([[2.]]), 'b': tensor([1.])}
+    Example:
+        >>> params = {"w": torch.tensor([[2.0]]), "b": torch.tensor([2.0])}
+        >>> grads = {"w": torch.tensor([[1.0]]), "b": torch.tensor([1.0])}
+        >>> add_decayed_weights(0.5).update(grads, (), params)[0]
+        {'w': tensor([[2.]]), 'b': tensor([1.])}
     """
     _checks.non_negative("weight_decay", weight_decay)
 

@@ -52,12 +52,13 @@ def with_hyperparams(
         ValueError: a number out of its range, as `build` says.
         TypeError: `build` knows no such argument; or there is no number among them.
 
-    >>> from ftrain import optim
-    >>> optimizer = with_hyperparams(optim.sgd, learning_rate=0.1, momentum=0.9)
-    >>> params = {"w": torch.tensor([1.0])}
-    >>> state = set_hyperparams(optimizer.init(params), learning_rate=0.5)
-    >>> optimizer.update(params, state, params)[0]
-    {'w': tensor([-0.5000])}
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = with_hyperparams(optim.sgd, learning_rate=0.1, momentum=0.9)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = set_hyperparams(optimizer.init(params), learning_rate=0.5)
+        >>> optimizer.update(params, state, params)[0]
+        {'w': tensor([-0.5000])}
     """
     numbers = {name: value for name, value in hyperparams.items() if _is_number(value)}
     rest = {name: value for name, value in hyperparams.items() if name not in numbers}
@@ -105,11 +106,12 @@ def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> Py
         ValueError: several are, a number is out of the range that this library's optimizers have for its
             name, or a tensor has another shape.
 
-    >>> from ftrain import optim
-    >>> optimizer = with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)
-    >>> state = set_hyperparams(optimizer.init({"w": torch.ones(2)}), weight_decay=0.0)
-    >>> optim.get(state, "hyperparams")["weight_decay"]
-    tensor(0., dtype=torch.float64)
+    Example:
+        >>> from ftrain import optim
+        >>> optimizer = with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)
+        >>> state = set_hyperparams(optimizer.init({"w": torch.ones(2)}), weight_decay=0.0)
+        >>> optim.get(state, "hyperparams")["weight_decay"]
+        tensor(0., dtype=torch.float64)
     """
     prefix = locate(state, *within)[0] if within else ""
     leaves, treedef = tree.flatten(state)

@@ -63,12 +63,14 @@ def yogi(
         ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
         TypeError: parameters that are not floating tensors; gradients of another dtype.
 
-    Source: Zaheer, Reddi, Sachan, Kale, Kumar 2018, "Adaptive Methods for Nonconvex Optimization".
+    Example:
+        >>> optimizer = yogi(0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'w': tensor([-0.0999,  0.0999])}
 
-    >>> optimizer = yogi(0.1)
-    >>> params = {"w": torch.tensor([1.0, -2.0])}
-    >>> optimizer.update(params, optimizer.init(params))[0]
-    {'w': tensor([-0.0999,  0.0999])}
+    References:
+        Zaheer, Reddi, Sachan, Kale, Kumar (2018), "Adaptive Methods for Nonconvex Optimization".
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)

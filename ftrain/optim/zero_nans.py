@@ -33,11 +33,12 @@ def zero_nans() -> GradientTransformation:
     Returns:
         A transformation with a `ZeroNansState`.
 
-    >>> grads = {"a": torch.tensor([float("nan"), 1.0]), "b": torch.tensor(2.0)}
-    >>> clean = zero_nans()
-    >>> clean.update(grads, clean.init(grads))
-    ({'a': tensor([0., 1.]), 'b': tensor(2.)},
-     ZeroNansState(found_nan={'a': tensor(True), 'b': tensor(False)}))
+    Example:
+        >>> grads = {"a": torch.tensor([float("nan"), 1.0]), "b": torch.tensor(2.0)}
+        >>> clean = zero_nans()
+        >>> clean.update(grads, clean.init(grads))
+        ({'a': tensor([0., 1.]), 'b': tensor(2.)},
+         ZeroNansState(found_nan={'a': tensor(True), 'b': tensor(False)}))
     """
 
     def init(params: PyTree) -> ZeroNansState:

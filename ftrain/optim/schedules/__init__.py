@@ -5,14 +5,15 @@ A schedule takes the count (int64, 0-d) and returns a 0-d tensor on its device, 
 a run that accumulates, skips a step or runs on many devices sees the same curve, because it counts the
 updates that were applied. One's own is any such function:
 
->>> import torch
->>> def inverse_root(count):
-...     return 0.1 / (1.0 + count.double()).sqrt()
->>> inverse_root(torch.tensor(3))
-tensor(0.0500, dtype=torch.float64)
+Example:
+    >>> import torch
+    >>> def inverse_root(count):
+    ...     return 0.1 / (1.0 + count.double()).sqrt()
+    >>> inverse_root(torch.tensor(3))
+    tensor(0.0500, dtype=torch.float64)
 
-Read next: `decay.py`, the simple curves; `join.py`, how larger ones are put together; `plot.py`, a
-picture of one.
+    Read next: `decay.py`, the simple curves; `join.py`, how larger ones are put together; `plot.py`, a
+    picture of one.
 """
 
 from ftrain.optim.schedules.cosine import cosine, cosine_restarts, one_cycle

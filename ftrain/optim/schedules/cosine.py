@@ -27,11 +27,14 @@ def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Sched
         steps: updates until `end` is reached, >= 1.
         end: the rate from there on.
 
-    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+    Example:
+        >>> decay = cosine(1.0, 4)
+        >>> [round(decay(torch.tensor(t)).item(), 3) for t in range(6)]
+        [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
 
-    >>> decay = cosine(1.0, 4)
-    >>> [round(decay(torch.tensor(t)).item(), 3) for t in range(6)]
-    [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    References:
+        Loshchilov, Hutter (2017), [SGDR: Stochastic Gradient Descent with Warm
+        Restarts](https://arxiv.org/abs/1608.03983).
     """
     _checks.non_negative("peak", peak)
     _checks.non_negative("end", end)
@@ -57,11 +60,14 @@ def cosine_restarts(
         end: the rate that a cycle runs towards: its last update is one short of it.
         factor: each cycle's length in lengths of the one before it; an int >= 1.
 
-    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+    Example:
+        >>> rate = cosine_restarts(1.0, 2, factor=2)
+        >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(7)]
+        [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
 
-    >>> rate = cosine_restarts(1.0, 2, factor=2)
-    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(7)]
-    [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
+    References:
+        Loshchilov, Hutter (2017), [SGDR: Stochastic Gradient Descent with Warm
+        Restarts](https://arxiv.org/abs/1608.03983).
     """
     _checks.non_negative("peak", peak)
     _checks.non_negative("end", end)
@@ -112,12 +118,14 @@ def one_cycle(
         final_div_factor: the first rate in units of the last one, > 0.
         anneal_strategy: `"cos"`, half a cosine each way; `"linear"`, straight lines.
 
-    Source: Smith, Topin 2018, "Super-Convergence: Very Fast Training of Neural Networks Using Large
-    Learning Rates".
+    Example:
+        >>> rate = one_cycle(1.0, 10, pct_start=0.5, div_factor=4.0, anneal_strategy="linear")
+        >>> [round(rate(torch.tensor(t)).item(), 3) for t in (0, 2, 4, 7, 9, 20)]
+        [0.25, 0.625, 1.0, 0.4, 0.0, 0.0]
 
-    >>> rate = one_cycle(1.0, 10, pct_start=0.5, div_factor=4.0, anneal_strategy="linear")
-    >>> [round(rate(torch.tensor(t)).item(), 3) for t in (0, 2, 4, 7, 9, 20)]
-    [0.25, 0.625, 1.0, 0.4, 0.0, 0.0]
+    References:
+        Smith, Topin (2018), [Super-Convergence: Very Fast Training of Neural Networks Using Large
+        Learning Rates](https://arxiv.org/abs/1708.07120).
     """
     _checks.non_negative("peak", peak)
     _checks.positive_int("steps", steps, at_least=2)

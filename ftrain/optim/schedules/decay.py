@@ -18,8 +18,9 @@ def constant(value: Hyperparameter) -> Schedule:
     Args:
         value: a finite number >= 0 or a 0-d tensor.
 
-    >>> constant(0.1)(torch.tensor(7))
-    tensor(0.1000, dtype=torch.float64)
+    Example:
+        >>> constant(0.1)(torch.tensor(7))
+        tensor(0.1000, dtype=torch.float64)
     """
     _checks.non_negative("value", value)
 
@@ -40,9 +41,10 @@ def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
         end: the rate from count `steps` on, likewise.
         steps: updates until it is reached, >= 1.
 
-    >>> rate = linear(1.0, 0.2, 4)
-    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(6)]
-    [1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
+    Example:
+        >>> rate = linear(1.0, 0.2, 4)
+        >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(6)]
+        [1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
     """
     _checks.non_negative("start", start)
     _checks.non_negative("end", end)
@@ -69,9 +71,10 @@ def polynomial(
         steps: updates until it is reached, >= 1.
         power: > 0. At 1 a line, above it steep at first, below it steep at the end.
 
-    >>> rate = polynomial(1.0, 0.0, 4, power=2)
-    >>> [rate(torch.tensor(t)).item() for t in range(6)]
-    [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
+    Example:
+        >>> rate = polynomial(1.0, 0.0, 4, power=2)
+        >>> [rate(torch.tensor(t)).item() for t in range(6)]
+        [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
     _checks.non_negative("start", start)
     _checks.non_negative("end", end)
@@ -105,9 +108,10 @@ def exponential(
         end: the rate at which it stops, a lower bound for `factor < 1` and else an upper one;
             default: none.
 
-    >>> rate = exponential(1.0, 0.25, 2, end=0.1)
-    >>> [rate(torch.tensor(t)).item() for t in range(5)]
-    [1.0, 0.5, 0.25, 0.125, 0.1]
+    Example:
+        >>> rate = exponential(1.0, 0.25, 2, end=0.1)
+        >>> [rate(torch.tensor(t)).item() for t in range(5)]
+        [1.0, 0.5, 0.25, 0.125, 0.1]
     """
     _checks.non_negative("start", start)
     _checks.positive("factor", factor)

@@ -29,10 +29,11 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
         ValueError: boundaries too many, too few or out of order.
         TypeError: an entry is no schedule, a boundary no int.
 
-    >>> from ftrain import optim
-    >>> rate = join([optim.linear(0.0, 1.0, 2), optim.constant(1.0), optim.cosine(1.0, 2)], [2, 4])
-    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
-    [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
+    Example:
+        >>> from ftrain import optim
+        >>> rate = join([optim.linear(0.0, 1.0, 2), optim.constant(1.0), optim.cosine(1.0, 2)], [2, 4])
+        >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
+        [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
     schedules, boundaries = tuple(schedules), tuple(boundaries)
     for index, schedule in enumerate(schedules):

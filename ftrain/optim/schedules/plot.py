@@ -39,10 +39,11 @@ def plot_schedule(
         TypeError: an entry is no schedule.
         ValueError: a schedule asks for the value of its count, with which it cannot be compiled either.
 
-    >>> from ftrain import optim
-    >>> figure = plot_schedule(optim.warmup_cosine(1e-3, 100, 2000), 2000)
-    >>> float(figure.axes[0].get_lines()[0].get_ydata().max())
-    0.001
+    Example:
+        >>> from ftrain import optim
+        >>> figure = plot_schedule(optim.warmup_cosine(1e-3, 100, 2000), 2000)
+        >>> float(figure.axes[0].get_lines()[0].get_ydata().max())
+        0.001
     """
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  # optional

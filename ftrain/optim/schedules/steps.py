@@ -24,9 +24,10 @@ def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Sch
         steps: updates from one jump to the next, >= 1.
         factor: a finite number > 0.
 
-    >>> rate = step(1.0, 2, factor=0.5)
-    >>> [rate(torch.tensor(t)).item() for t in range(6)]
-    [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    Example:
+        >>> rate = step(1.0, 2, factor=0.5)
+        >>> [rate(torch.tensor(t)).item() for t in range(6)]
+        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
     _checks.non_negative("start", start)
     _checks.positive_int("steps", steps)
@@ -51,9 +52,10 @@ def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparamet
     Raises:
         TypeError: `factors` is no mapping from counts to factors.
 
-    >>> rate = piecewise_constant(1.0, {2: 0.5, 4: 0.1})
-    >>> [rate(torch.tensor(t)).item() for t in range(6)]
-    [1.0, 1.0, 0.5, 0.5, 0.05, 0.05]
+    Example:
+        >>> rate = piecewise_constant(1.0, {2: 0.5, 4: 0.1})
+        >>> [rate(torch.tensor(t)).item() for t in range(6)]
+        [1.0, 1.0, 0.5, 0.5, 0.05, 0.05]
     """
     _checks.non_negative("start", start)
     if not isinstance(factors, Mapping):

@@ -29,9 +29,10 @@ def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0)
         steps: updates until it is reached, >= 1.
         start: the rate of the first update.
 
-    >>> warmup = linear_warmup(1.0, 4)
-    >>> [warmup(torch.tensor(t)).item() for t in range(6)]
-    [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    Example:
+        >>> warmup = linear_warmup(1.0, 4)
+        >>> [warmup(torch.tensor(t)).item() for t in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
     _checks.non_negative("peak", peak)
     return linear(start, peak, steps)
@@ -53,9 +54,10 @@ def warmup_cosine(
     Raises:
         ValueError: nothing is left for the decay.
 
-    >>> rate = warmup_cosine(1.0, 2, 6, end=0.1)
-    >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
-    [0.0, 0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
+    Example:
+        >>> rate = warmup_cosine(1.0, 2, 6, end=0.1)
+        >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
+        [0.0, 0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
     """
     _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
     _checks.positive_int("total_steps", total_steps)
@@ -92,13 +94,16 @@ def warmup_stable_decay(
         end: the rate from count `warmup_steps + stable_steps + decay_steps` on.
         shape: of the decay: `"linear"`, or `"sqrt"`, steep at first.
 
-    Source: Hu et al. 2024, "MiniCPM: Unveiling the Potential of Small Language Models with Scalable
-    Training Strategies"; Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
-    Training Durations".
+    Example:
+        >>> rate = warmup_stable_decay(1.0, 2, 3, 4)
+        >>> [rate(torch.tensor(t)).item() for t in range(11)]
+        [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
 
-    >>> rate = warmup_stable_decay(1.0, 2, 3, 4)
-    >>> [rate(torch.tensor(t)).item() for t in range(11)]
-    [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    References:
+        Hu et al. (2024), [MiniCPM: Unveiling the Potential of Small Language Models with Scalable
+        Training Strategies](https://arxiv.org/abs/2404.06395); Hägele et al. (2024), [Scaling Laws
+        and Compute-Optimal Training Beyond Fixed Training
+        Durations](https://arxiv.org/abs/2405.18392).
     """
     _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
     _checks.positive_int("stable_steps", stable_steps, at_least=0)
@@ -129,11 +134,13 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
         warmup_steps: updates of the warmup, >= 1: the unit in which the decay counts.
         start: the rate of the first update.
 
-    Source: Vaswani et al. 2017, "Attention Is All You Need".
+    Example:
+        >>> rate = inverse_sqrt(1.0, 4)
+        >>> [rate(torch.tensor(t)).item() for t in (0, 2, 4, 16, 64)]
+        [0.0, 0.5, 1.0, 0.5, 0.25]
 
-    >>> rate = inverse_sqrt(1.0, 4)
-    >>> [rate(torch.tensor(t)).item() for t in (0, 2, 4, 16, 64)]
-    [0.0, 0.5, 1.0, 0.5, 0.25]
+    References:
+        Vaswani et al. (2017), [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
     """
     _checks.non_negative("peak", peak)
     _checks.non_negative("start", start)
