@@ -1,4 +1,4 @@
-"""What is said of an argument that an algorithm does not have: most often it is torch's name for one."""
+"""Messages for an argument that an algorithm does not take, most often torch's name for one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TORCH = {
 def algorithm(
     build: Callable[_P, GradientTransformation],
 ) -> Callable[_P, GradientTransformation]:
-    """The function as it is, but for its answer to an argument that it does not have.
+    """Return the function, with a message for arguments that it does not take.
 
     Example:
         >>> @algorithm

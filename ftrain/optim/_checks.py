@@ -1,7 +1,7 @@
-"""Hyper-parameters checked when an optimizer is built, before any tensor is seen.
+"""Checks of hyper-parameters when an optimizer is built, before any tensor is seen.
 
-A 0-d tensor is let through unread: its value may be batched, traced or on a device, and reading it
-would be a host sync.
+A 0-d tensor passes unread: its value may be batched, traced or on a device, and reading it would be
+a host sync.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def positive_int(name: str, value: int, at_least: int = 1) -> None:
 
 
 def optimizer(wrapper: str, inner: object) -> None:
-    """Raise unless `inner` is something that `wrapper` can go around."""
+    """Raise unless `inner` is an optimizer that `wrapper` can wrap."""
     if not isinstance(inner, GradientTransformation):
         raise TypeError(
             f"`{wrapper}` goes around an optimizer such as `optim.adamw(1e-3)`, its first argument, and "
@@ -98,7 +98,7 @@ def optimizer(wrapper: str, inner: object) -> None:
 def function_needed(
     algorithm: str, name: str, value: Callable[[PyTree], Any] | None
 ) -> Callable[[PyTree], Any]:
-    """The function of the parameters, or the error that says who calls it."""
+    """Return the function of the parameters, or raise an error that names who calls it."""
     if not callable(value):
         raise ValueError(
             f"`{algorithm}` calls `{name}` at other parameters and got {value!r}. Steps made by "

@@ -30,7 +30,7 @@ __all__ = ["Leaf", "Rule", "debias", "each_leaf", "started", "stateless"]
 
 
 class Leaf(NamedTuple):
-    """One parameter, as a rule sees it.
+    """One parameter, as a rule receives it.
 
     Attributes:
         grad: the gradient, in the dtype of the memory; in its own dtype without memory.

@@ -1,4 +1,4 @@
-"""What every algorithm asks of the leaves it is handed: checks, compute dtypes, layouts.
+"""Checks, compute dtypes and layouts of leaves, shared by the algorithms.
 
 The checks read structure, shapes and dtypes only, never values: they cost no host sync, and nothing
 at all in a compiled step.
@@ -28,12 +28,12 @@ __all__ = [
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that moments are kept and updates returned in: at least float32."""
+    """Return the dtype of moments and updates: at least float32."""
     return torch.promote_types(dtype, torch.float32) if dtype.itemsize > 1 else torch.float32
 
 
 def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
-    """The leaves of a parameter tree, each checked to be something that can be optimized."""
+    """Return the leaves of a parameter tree, each checked to be a floating tensor."""
     return _floating(
         params,
         "parameter",
@@ -43,7 +43,7 @@ def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
 
 
 def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
-    """The leaves of a gradient tree, where there is nothing to compare them with."""
+    """Return the leaves of a gradient tree that has no counterpart to compare with."""
     return _floating(
         grads, "gradient", "Gradients are dense floating tensors (`.to_dense()` makes them so)."
     )
@@ -52,9 +52,9 @@ def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
 def agreeing(
     first: tuple[str, PyTree], *rest: tuple[str, PyTree], strict_dtype: bool = True
 ) -> tuple[tuple[list[torch.Tensor], ...], tree.TreeDef]:
-    """The leaves of several trees, checked to have the structure, shapes and dtypes of the first.
+    """Return the leaves of several trees, checked to have the structure, shapes and dtypes of the first.
 
-    With `strict_dtype` a leaf may have the first one's dtype or the dtype it is computed in;
+    With `strict_dtype` a leaf may have the dtype of the first tree's leaf or its compute dtype;
     otherwise any floating dtype.
     """
     first_name, first_tree = first
@@ -85,7 +85,7 @@ def agreeing(
 
 
 def zeros_like(params: PyTree) -> PyTree:
-    """A tree like the parameters, of zeros, in the dtypes that moments are kept in."""
+    """Return a tree of zeros like the parameters, in the dtypes of moments."""
     leaves, treedef = parameters(params)
     return tree.unflatten(
         treedef, [torch.zeros_like(p, dtype=compute_dtype(p.dtype)) for p in leaves]
@@ -93,19 +93,19 @@ def zeros_like(params: PyTree) -> PyTree:
 
 
 def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
-    """Where the counts and rates of a tree live: with its first leaf."""
+    """Return the device of the first leaf, where counts and rates are kept."""
     return leaves[0].device if leaves else torch.device("cpu")
 
 
 def placed(
     *scalars: Hyperparameter,
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
-    """0-d tensors in the device and dtype of the leaf they meet, each converted once.
+    """Return a function from device and dtype to the scalars there; each is converted once.
 
-    Left in float64 they would widen 0-d parameters. Python numbers pass through. The tensors are
-    stacked, two or more, because inductor writes a stack to memory: left to itself it repeats the
-    whole schedule and both powers in the inner loop of every parameter (AdamW on the 27 parameters
-    of a small GPT, one core: 3.0 ms against 0.5).
+    In float64 they would widen 0-d parameters. Python numbers pass through. Two or more tensors are
+    stacked, because inductor writes a stack to memory: otherwise it repeats the whole schedule and
+    both powers in the inner loop of every parameter (AdamW on the 27 parameters of a small GPT, one
+    core: 3.0 ms against 0.5 ms).
     """
     tensors = [s for s in scalars if isinstance(s, torch.Tensor)]
     done: dict[tuple[torch.device, torch.dtype], tuple[Hyperparameter, ...]] = {}
@@ -125,7 +125,7 @@ def placed(
 
 
 def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tensor:
-    """`x + factor y`, on the CPU in one rounding as in `torch.optim`; `factor` already placed."""
+    """Return `x + factor y`, on the CPU in one rounding as in `torch.optim`."""
     if isinstance(factor, torch.Tensor):
         return torch.addcmul(x, y, factor)
     return torch.add(x, y, alpha=factor)
@@ -138,11 +138,11 @@ def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
 
 
 def root(squares: torch.Tensor) -> torch.Tensor:
-    """The square root, with a slope of zero at zero, where that of `sqrt` is infinite.
+    """Return the square root, with derivative zero at zero, where that of `sqrt` is infinite.
 
     An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
-    every hypergradient NaN. What is below the smallest normal number counts as that number: beside an
-    `eps` of 1e-11 or more the value is that of `sqrt` to the bit, and without one `0 / root(0)` is 0.
+    every hypergradient NaN. Values below the smallest normal number count as that number: beside an
+    `eps` of 1e-11 or more the result equals `sqrt` to the bit, and without one `0 / root(0)` is 0.
     """
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 

@@ -1,8 +1,8 @@
 """A line search that is one loop of the graph: it brackets a good step, then zooms in on it.
 
-Each turn evaluates one trial and decides by `torch.where` what is known then; once a trial is good,
-the turns that are left do nothing. The loop is `ftrain.scan`, so that a compiled step holds the loss
-function once, however many trials there may be.
+Each iteration evaluates one trial and updates the bracket by `torch.where`; after a good trial the
+remaining iterations do nothing. The loop is `ftrain.scan`, so that a compiled step holds the loss
+function once, however many trials there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T, VALUE, SLOPE = range(3)  # of a point
 
 
 class Bracket(NamedTuple):
-    """What is known. A point is float64 `(3,)`: step, value, slope.
+    """State of the search. A point is float64 `(3,)`: step, value, slope.
 
     Attributes:
         found: bool, 0-d. `low` meets both conditions.
@@ -49,11 +49,13 @@ def strong_wolfe(
     c1: float,
     c2: float,
 ) -> torch.Tensor:
-    """A step `t` with `f(t) <= f(0) + c1 t f'(0)` and `|f'(t)| <= c2 |f'(0)|`.
+    r"""Return a step that meets the strong Wolfe conditions.
 
-    Within the rounding of `f` the first condition is taken from the slopes, as in Hager and Zhang
-    (2005, "A New Conjugate Gradient Method with Guaranteed Descent"): near the minimum values differ by
-    rounding only.
+    $$f(t) \le f(0) + c_1 t f'(0), \qquad |f'(t)| \le c_2 |f'(0)|$$
+
+    Within the rounding of $f$ the first condition is computed from the slopes, as in Hager and
+    Zhang (2005), "A New Conjugate Gradient Method with Guaranteed Descent": near the minimum the
+    values differ by rounding only.
 
     Args:
         line: the function along the line.
@@ -108,7 +110,7 @@ def strong_wolfe(
 
 
 def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Where the cubic through both points is least, a tenth of the bracket off its ends."""
+    """Return the minimum of the cubic through both points, kept off the ends by a tenth."""
     (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
     s = da + db - 3 * (fa - fb) / (a - b)
     root = (s * s - da * db).clamp(min=0).sqrt() * torch.sign(b - a)

@@ -1,4 +1,4 @@
-"""Some leaves of a tree: the others leave holes, so that what is left keeps its shape and its paths."""
+"""Parts of a tree: omitted leaves are marked, so that structure and paths stay."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Masked", "narrowed", "part", "unchanged"]
 
 
 class Masked(NamedTuple):
-    """Stands where a leaf was left out; a node without leaves (`None` is none to `torch.vmap`)."""
+    """Marker of an omitted leaf; a node without leaves (`torch.vmap` does not take `None` for one)."""
 
 
 def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
-    """The tree with `Masked()` in the place of each leaf that is not kept.
+    """Return the tree with `Masked()` in the place of each leaf that is not kept.
 
     Example:
         >>> part({"a": 1, "b": 2}, [True, False])
@@ -33,9 +33,10 @@ def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
 def narrowed(
     extra: Mapping[str, Any], params: PyTree | None, keep: Sequence[bool]
 ) -> dict[str, Any]:
-    """The extra arguments for an optimizer that sees a part of the parameters.
+    """Return the extra arguments for an optimizer of a part of the parameters.
 
-    Functions of the parameters become functions of the part; the rest stay as they are here.
+    Functions of all parameters become functions of the part; the other parameters keep their
+    values.
     """
     found = dict(extra)
     if params is None:
@@ -57,5 +58,5 @@ def narrowed(
 
 
 def unchanged(leaf: torch.Tensor) -> torch.Tensor:
-    """The update that keeps every bit of a parameter like this: `x + -0.0` is `x`, `-0.0` included."""
+    """Return the update that keeps every bit of a parameter: `x + -0.0` is `x`, also for `-0.0`."""
     return torch.full_like(leaf, -0.0, dtype=compute_dtype(leaf.dtype))

@@ -1,7 +1,7 @@
-"""The learning rate of an algorithm: a number or a schedule, and where it is recorded.
+"""The learning rate of an algorithm: a number or a schedule, and its value at a count.
 
-What is derived from a count is computed in float64 0-d tensors: `torch.optim` computes it in Python
-floats, which are float64 too, and in float32 `1 - 0.999**t` would be off by 5e-5 at t = 1.
+Values derived from a count are float64 0-d tensors: `torch.optim` computes them in Python floats,
+which are float64 too; in float32 `1 - 0.999**t` would be off by 5e-5 at t = 1.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def check_learning_rate(learning_rate: LearningRate, name: str = "learning_rate"
 
 
 def zero_count(device: torch.device) -> torch.Tensor:
-    """The number of updates done before the first: int64, 0-d."""
+    """Return the number of updates before the first: int64, 0-d."""
     return torch.zeros((), dtype=torch.int64, device=device)
 
 
 def rate_at(learning_rate: LearningRate, count: torch.Tensor) -> torch.Tensor:
-    """The rate of the update after `count` others, as a float64 0-d tensor on its device."""
+    """Return the rate of the update after `count` others: float64, 0-d, on its device."""
     if not callable(learning_rate) or isinstance(learning_rate, torch.Tensor):
         return double(learning_rate, count.device)
     rate = learning_rate(count)
@@ -44,7 +44,7 @@ def rate_at(learning_rate: LearningRate, count: torch.Tensor) -> torch.Tensor:
 
 
 def double(value: Hyperparameter, device: torch.device) -> torch.Tensor:
-    """A number or 0-d tensor as a float64 0-d tensor on `device`."""
+    """Return a number or 0-d tensor as a float64 0-d tensor on `device`."""
     if isinstance(value, torch.Tensor):
         return value.to(device=device, dtype=torch.float64)
     return torch.full((), value, dtype=torch.float64, device=device)

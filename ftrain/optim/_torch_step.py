@@ -1,8 +1,8 @@
-"""One step of a `torch.optim.Optimizer` as a pure function: on copies, and thrown away.
+"""One step of a `torch.optim.Optimizer` as a pure function, taken on copies.
 
-In eager mode the optimizer runs as it does anywhere. Where tensors have no values, in a trace or under
-`torch.vmap`, it runs as `torch.compile` would have it run: told that it is being compiled, `capturable`
-where it can be, and without asking a 0-d tensor for its number.
+In eager mode the optimizer runs as usual. Where tensors have no values, in a trace or under
+`torch.vmap`, it runs as under `torch.compile`: with the compiling flag set, `capturable` if it has
+the option, and without reading a 0-d tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def stepped(
     entries: Sequence[Entries],
     numbers: Collection[str] = (),
 ) -> tuple[list[torch.Tensor], list[Entries]]:
-    """The parameters and what is remembered of them after one step; the arguments stay as they are.
+    """Return the parameters and the optimizer's memory after one step; the arguments keep their values.
 
     Args:
         make: the class.
@@ -67,12 +67,12 @@ def first_entries(
     rate: torch.Tensor | None,
     params: Sequence[torch.Tensor],
 ) -> list[Entries]:
-    """What the optimizer would remember of each parameter before its first step.
+    """Return the optimizer's memory of each parameter before its first step.
 
-    torch fills its state in the course of the first step. So one is taken, with gradients of zero, and
-    what it puts down first is what it starts from; what it puts down after its own initialisation is
-    a result, for which nothing remembered stands at zero (the momentum of SGD). Without a `rate`, at
-    the class's own, the kinds of what is remembered are the same.
+    torch fills its state during the first step. So one step is taken with zero gradients: the first
+    value stored under each name is the start; a value stored after the initialization is a result,
+    whose start is zero (the momentum of SGD). Without a `rate` the class's own serves; dtypes and
+    shapes are the same.
     """
     symbolic = _without_values(params)
     copies = [p.detach().clone() for p in params]
@@ -134,7 +134,7 @@ def _own(value: torch.Tensor, symbolic: bool) -> torch.Tensor:
 
 
 class _FirstValues(UserDict[str, Any]):
-    """Keeps a copy of what is put under each name first."""
+    """Dict that keeps a copy of the first value stored under each name."""
 
     def __init__(self) -> None:
         self.first: Entries = {}
@@ -154,7 +154,7 @@ def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 class _Factors(TorchFunctionMode):
-    """`x.addcdiv_(a, b, value=t)` and the like with a tensor `t`, which torch would make a number."""
+    """Mode that computes `x.addcdiv_(a, b, value=t)` and the like with a tensor `t`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -1,4 +1,4 @@
-"""How long a layer's step may be: as long as the layer itself."""
+"""The trust ratio: the length of a layer over the length of its step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def trust_ratio(
     coefficient: Hyperparameter = 1.0,
     eps: Hyperparameter = 0.0,
 ) -> torch.Tensor:
-    """`coefficient ||p|| / (||d|| + eps)`, and 1 where either norm is 0; scalars already placed."""
+    """Return `coefficient ||p|| / (||d|| + eps)`, and 1 if either norm is 0; the scalars are placed."""
     length, step = torch.linalg.vector_norm(param), torch.linalg.vector_norm(direction)
     stuck = (length == 0) | (step == 0)
     return torch.where(stuck, 1.0, coefficient * length / torch.where(stuck, 1.0, step + eps))

@@ -1,4 +1,4 @@
-"""AdaBelief: Adam divided by how far gradients stray from their mean, not by their size."""
+"""AdaBelief: Adam divided by the variance of the gradients around their mean, not by their size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["AdaBeliefState", "adabelief"]
 
 
 class AdaBeliefState(NamedTuple):
-    """The state of `adabelief`.
+    """State of `adabelief`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: running mean of their squared distance from it, likewise.
@@ -42,10 +42,11 @@ def adabelief(
     *,
     eps_root: Hyperparameter = 1e-16,
 ) -> GradientTransformation:
-    """Adam by the belief in its gradients.
+    r"""Return AdaBelief: Adam scaled by how far gradients deviate from their running mean.
 
-    `u = -rate m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps)`, with `m = b1 m + (1 - b1) g` and
-    `s = b2 s + (1 - b2) (g - m)^2 + eps_root`.
+    $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{s / (1 - \beta_2^t)} + \epsilon}, \qquad
+    m = \beta_1 m + (1 - \beta_1) g, \quad
+    s = \beta_2 s + (1 - \beta_2) (g - m)^2 + \epsilon_{root}$$
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -1,4 +1,4 @@
-"""Adadelta: steps in the units of the parameters, from the sizes of the steps before."""
+"""Adadelta: steps in the units of the parameters, from the sizes of earlier steps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["AdadeltaState", "adadelta"]
 
 
 class AdadeltaState(NamedTuple):
-    """The state of `adadelta`.
+    """State of `adadelta`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         nu: running mean of the squared gradients, a tree like the parameters; at least float32.
         delta: running mean of the squared steps (before the rate), likewise.
@@ -37,11 +37,12 @@ class AdadeltaState(NamedTuple):
 def adadelta(
     learning_rate: LearningRate = 1.0, rho: Hyperparameter = 0.9, eps: Hyperparameter = 1e-6
 ) -> GradientTransformation:
-    """An adaptive rate with units that fit.
+    r"""Return Adadelta: steps whose size comes from the sizes of earlier steps.
 
-    `u = -rate d`, with `d = sqrt(x + eps) / sqrt(v + eps) g`, `v = rho v + (1 - rho) g^2` and, after
-    that, `x = rho x + (1 - rho) d^2`: both `torch.optim.Adadelta` and `optax.adadelta`, but for
-    rounding.
+    $$u = -\eta d, \qquad d = \frac{\sqrt{x + \epsilon}}{\sqrt{v + \epsilon}} \, g, \quad
+    v = \rho v + (1 - \rho) g^2, \quad x = \rho x + (1 - \rho) d^2 \text{ (after the step)}$$
+
+    The same as `torch.optim.Adadelta` and `optax.adadelta`, except for rounding.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

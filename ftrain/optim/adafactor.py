@@ -22,10 +22,10 @@ __all__ = ["AdafactorState", "adafactor"]
 
 
 class AdafactorState(NamedTuple):
-    """The state of `adafactor`.
+    """State of `adafactor`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         row: mean squares of each row, a tree like the parameters with last dimension 1; empty for
             vectors and scalars. At least float32.
@@ -51,16 +51,18 @@ def adafactor(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adaptive steps in sublinear memory, relative to the size of each parameter.
+    r"""Return Adafactor: adaptive steps in sublinear memory, relative to the size of each parameter.
 
-    `u = -a x / max(1, rms(x) / d) - rate weight_decay p`, with `x = g / sqrt(v)` and
-    `a = max(eps2, rms(p)) min(rate, 1 / sqrt(t))`. Vectors: `v = b v + (1 - b) g^2` with
-    `1 - b = t^beta2_decay`. Matrices: `v = r c / mean(r)` from the means `r` and `c` of `g^2` over rows
-    and columns, kept in the same way. Tensors of more dimensions are stacks of matrices in their
-    last two.
+    $$u = -\alpha \, \frac{x}{\max(1, \mathrm{rms}(x) / d)} - \eta \lambda p, \qquad
+    x = \frac{g}{\sqrt{v}}, \quad
+    \alpha = \max(\epsilon_2, \mathrm{rms}(p)) \, \min(\eta, 1 / \sqrt{t})$$
 
-    That is `torch.optim.Adafactor`. `optax.adafactor` factors the two largest dimensions, and only
-    from 128 on, has no `1 / sqrt(t)`, adds 1e-30 to `g^2` where this bounds `v`, and does not
+    For vectors $v = b v + (1 - b) g^2$ with $1 - b = t^{\beta_2\text{-decay}}$. For matrices $v = r
+    c / \mathrm{mean}(r)$, from the means $r$ and $c$ of $g^2$ over rows and columns. Tensors of
+    more dimensions are stacks of matrices in their last two.
+
+    The same as `torch.optim.Adafactor`. `optax.adafactor` factors the two largest dimensions, from
+    128 on only, has no $1 / \sqrt{t}$, adds 1e-30 to $g^2$ where this bounds $v$, and does not
     multiply the decay by the rate.
 
     Args:
@@ -154,7 +156,7 @@ def adafactor(
 
 
 def _zeros(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The memory of one parameter: row, column and the squares of vectors."""
+    """Return the memory of one parameter: row, column and the squares of vectors."""
     dtype = compute_dtype(p.dtype)
     if p.ndim < 2:
         return (
@@ -176,7 +178,7 @@ def _variance(
     weight: Hyperparameter,
     least: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """The estimate for each element, and the memory it is made from."""
+    """Return the estimate for each element, and the memory it is made from."""
     row, column, nu = memory
     square = g.square()
     if g.ndim < 2:
@@ -188,11 +190,11 @@ def _variance(
 
 
 def _mean(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """The mean over one dimension, kept; 0 where that is empty."""
+    """Return the mean over one dimension, kept; 0 if that is empty."""
     return x.sum(dim, keepdim=True) / max(x.shape[dim], 1)
 
 
 def _rms(x: torch.Tensor) -> torch.Tensor:
-    """The root mean square of all elements; 0 where there are none."""
+    """Return the root mean square of all elements; 0 if there are none."""
     norm: torch.Tensor = torch.linalg.vector_norm(x)
     return norm / math.sqrt(max(x.numel(), 1))

@@ -19,10 +19,10 @@ __all__ = ["AdagradState", "adagrad"]
 
 
 class AdagradState(NamedTuple):
-    """The state of `adagrad`.
+    """State of `adagrad`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         nu: sum of the squared gradients, a tree like the parameters; at least float32.
     """
@@ -39,13 +39,13 @@ def adagrad(
     *,
     initial_accumulator_value: float = 0.0,
 ) -> GradientTransformation:
-    """Gradient descent with a rate for each coordinate.
+    r"""Return Adagrad: gradient descent with a rate for each coordinate.
 
-    `u = -rate g / (sqrt(v) + eps)`, with `v = v + g^2`.
+    $$u = -\eta \, \frac{g}{\sqrt{v} + \epsilon}, \qquad v = v + g^2$$
 
-    That is `torch.optim.Adagrad`; its `lr_decay` is the schedule
-    `lambda count: rate / (1 + lr_decay * count.double())`. `optax.adagrad` puts `eps` under the root and
-    starts the sum at 0.1.
+    The same as `torch.optim.Adagrad`; its `lr_decay` is the schedule `lambda count: rate / (1 +
+    lr_decay * count.double())`. `optax.adagrad` puts `eps` under the root and starts the sum at
+    0.1.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

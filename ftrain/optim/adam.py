@@ -24,10 +24,10 @@ __all__ = ["AdamState", "ScaleByAdamState", "adam", "adamw", "scale_by_adam"]
 
 
 class ScaleByAdamState(NamedTuple):
-    """The state of `scale_by_adam`.
+    """State of `scale_by_adam`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: running mean of their squares, likewise.
     """
@@ -38,10 +38,10 @@ class ScaleByAdamState(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """The state of `adam` and `adamw`.
+    """State of `adam` and `adamw`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: running mean of their squares, likewise.
@@ -63,13 +63,15 @@ def adamw(
     weight_decay: Hyperparameter = 0.01,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam with decoupled weight decay.
+    r"""Return AdamW: Adam with decoupled weight decay.
 
-    `u = -rate (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay p)`, with
-    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2` and the decay where the mask is true.
+    $$u = -\eta \left( \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda p
+    \right), \qquad m = \beta_1 m + (1 - \beta_1) g, \quad v = \beta_2 v + (1 - \beta_2) g^2$$
 
-    `torch.optim.AdamW` shrinks the parameters first and adds the step then, which rounds once more:
-    in float32 the two differ by at most 2 ulp of the larger of parameter and step.
+    with the decay $\lambda$ where the mask is True.
+
+    `torch.optim.AdamW` shrinks the parameters before it adds the step, which rounds once more: in
+    float32 the two differ by at most 2 ulp of the larger of parameter and step.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -140,12 +142,14 @@ def adam(
     b2: Hyperparameter = 0.999,
     eps: Hyperparameter = 1e-8,
 ) -> GradientTransformation:
-    """Adaptive moment estimation.
+    r"""Return Adam: adaptive moment estimation.
 
-    `u = -rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`, with `m = b1 m + (1 - b1) g` and
-    `v = b2 v + (1 - b2) g^2`, in the order of operations of `torch.optim.Adam(foreach=False)`:
-    equal to it to the bit in eager float32 on the CPU. `optax.adam` has the same `eps`, outside
-    the root, and divides the moments instead of the step: it differs by rounding only.
+    $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}, \qquad
+    m = \beta_1 m + (1 - \beta_1) g, \quad v = \beta_2 v + (1 - \beta_2) g^2$$
+
+    The operations come in the order of `torch.optim.Adam(foreach=False)`: equal to it to the bit in
+    eager float32 on the CPU. `optax.adam` has the same `eps`, outside the root, and divides the
+    moments instead of the step: it differs by rounding only.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -192,9 +196,11 @@ def adam(
 def scale_by_adam(
     b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.999, eps: Hyperparameter = 1e-8
 ) -> GradientTransformation:
-    """The direction of Adam, without rate and sign.
+    r"""Return the direction of Adam, without rate and sign.
 
-    `u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`, with the moments of `adam`.
+    $$u = \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
+
+    with the moments of `adam`.
 
     Args:
         b1: decay of the mean, in [0, 1).
@@ -254,7 +260,7 @@ def _advance(
     shrink: Hyperparameter = 0.0,
     decays: Sequence[bool] | None = None,
 ) -> tuple[PyTree, ScaleByAdamState]:
-    """`factor` times the direction, less `shrink` times the parameters that decay; the new moments."""
+    """Return the scaled direction, less the decay, and the new moments."""
     b1, b2, eps = hyper
     count = state.count + 1
     updates, mu, nu = each_leaf(

@@ -1,4 +1,4 @@
-"""Adamax: Adam with the largest gradient of late in place of the mean of squares."""
+"""Adamax: Adam divided by a decaying maximum of the gradients instead of their mean square."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["AdamaxState", "adamax"]
 
 
 class AdamaxState(NamedTuple):
-    """The state of `adamax`.
+    """State of `adamax`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: their decaying maximum, likewise.
@@ -40,10 +40,12 @@ def adamax(
     b2: Hyperparameter = 0.999,
     eps: Hyperparameter = 1e-8,
 ) -> GradientTransformation:
-    """Adam in the infinity norm.
+    r"""Return Adamax: Adam in the infinity norm.
 
-    `u = -rate m / (1 - b1^t) / v`, with `m = b1 m + (1 - b1) g` and `v = max(b2 v, |g| + eps)`: both
-    `torch.optim.Adamax` and `optax.adamax`, but for rounding.
+    $$u = -\eta \, \frac{m}{(1 - \beta_1^t) \, v}, \qquad
+    m = \beta_1 m + (1 - \beta_1) g, \quad v = \max(\beta_2 v, |g| + \epsilon)$$
+
+    The same as `torch.optim.Adamax` and `optax.adamax`, except for rounding.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -19,10 +19,10 @@ __all__ = ["AdanState", "adan"]
 
 
 class AdanState(NamedTuple):
-    """The state of `adan`.
+    """State of `adan`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         diff: running mean of the differences between successive gradients, likewise.
@@ -50,15 +50,20 @@ def adan(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adaptive Nesterov momentum.
+    r"""Return Adan: adaptive Nesterov momentum.
 
-    `u = -rate ((m / (1 - b1^t) + b2 d / (1 - b2^t)) / (sqrt(v / (1 - b3^t) + eps_root) + eps)
-    + weight_decay p)`, with `m = b1 m + (1 - b1) g`, `d = b2 d + (1 - b2) (g - g')`,
-    `v = b3 v + (1 - b3) (g + b2 (g - g'))^2` and `g'` the gradient before (`g' = g` at first).
+    $$u = -\eta \left( \frac{m / (1 - \beta_1^t) + \beta_2 d / (1 - \beta_2^t)}
+    {\sqrt{v / (1 - \beta_3^t) + \epsilon_{root}} + \epsilon} + \lambda p \right)$$
 
-    Betas are weights of the past, as in Adam and in the authors' code; the paper writes `1 - b`.
-    `optax.adan` (0.2.8) weighs the differences by `1 - b2`, 0.08, where paper and authors have 0.92.
-    Decay is decoupled as in `adamw`; the paper divides by `1 + rate weight_decay` instead.
+    $$m = \beta_1 m + (1 - \beta_1) g, \quad d = \beta_2 d + (1 - \beta_2) (g - g'), \quad
+    v = \beta_3 v + (1 - \beta_3) (g + \beta_2 (g - g'))^2$$
+
+    where $g'$ is the previous gradient ($g' = g$ at the first update).
+
+    The betas are weights of the past, as in Adam and in the authors' code; the paper writes $1 -
+    \beta$. `optax.adan` (0.2.8) weighs the differences by $1 - \beta_2$, 0.08, where paper and
+    authors have 0.92. The decay is decoupled as in `adamw`; the paper divides by $1 + \eta \lambda$
+    instead.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -19,10 +19,10 @@ __all__ = ["AMSGradState", "amsgrad"]
 
 
 class AMSGradState(NamedTuple):
-    """The state of `amsgrad`.
+    """State of `amsgrad`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: running mean of their squares, likewise.
@@ -46,13 +46,16 @@ def amsgrad(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam with the largest mean of squares so far.
+    r"""Return AMSGrad: Adam divided by the largest mean of squares so far.
 
-    `u = -rate (m / (1 - b1^t) / (sqrt(w / (1 - b2^t)) + eps) + weight_decay p)`, with the moments of
-    `adam` and `w = max(w, v)`.
+    $$u = -\eta \left( \frac{m / (1 - \beta_1^t)}{\sqrt{w / (1 - \beta_2^t)} + \epsilon} + \lambda p
+    \right), \qquad w = \max(w, v)$$
 
-    That is `amsgrad=True` of `torch.optim.Adam` and `AdamW`. `optax.amsgrad` takes the maximum
-    after the correction, over `v / (1 - b2^t)`: its first gradients weigh more, and for ever.
+    with the moments of `adam`.
+
+    The same as `amsgrad=True` of `torch.optim.Adam` and `AdamW`. `optax.amsgrad` takes the maximum
+    after the correction, over $v / (1 - \beta_2^t)$: its first gradients weigh more, for the whole
+    run.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

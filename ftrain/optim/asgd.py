@@ -1,4 +1,4 @@
-"""ASGD: gradient descent that also keeps the average of its path."""
+"""ASGD: gradient descent that also keeps the average of the parameters."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["ASGDState", "asgd"]
 
 
 class ASGDState(NamedTuple):
-    """The state of `asgd`.
+    """State of `asgd`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         average: mean of the parameters after `t0` updates, their latest value before; a tree like
             them, at least float32. What to evaluate.
@@ -40,11 +40,13 @@ def asgd(
     *,
     t0: float = 1e6,
 ) -> GradientTransformation:
-    """Averaged stochastic gradient descent.
+    r"""Return averaged stochastic gradient descent.
 
-    `u = -eta (g + lambd p)` with `eta = rate / (1 + lambd rate count)^alpha`, and after it
-    `a = a + (p - a) / max(1, count - t0)`, where `count` is the number of updates before this one:
-    `torch.optim.ASGD`, but for rounding.
+    $$u = -\eta_n (g + \lambda p), \quad \eta_n = \frac{\eta}{(1 + \lambda \eta n)^\alpha}, \qquad
+    a = a + \frac{p - a}{\max(1, n - t_0)} \text{ (after the step)}$$
+
+    where $n$ is the number of updates before this one. The same as `torch.optim.ASGD`, except for
+    rounding.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

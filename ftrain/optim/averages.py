@@ -24,7 +24,7 @@ __all__ = ["EmaState", "SwaState", "ema", "swa"]
 
 
 class EmaState(NamedTuple):
-    """The state of `ema`.
+    """State of `ema`.
 
     Attributes:
         updates_averaged: int64, 0-d. Updates that the average has seen.
@@ -38,10 +38,10 @@ class EmaState(NamedTuple):
 
 
 class SwaState(NamedTuple):
-    """The state of `swa`.
+    """State of `swa`.
 
     Attributes:
-        updates_seen: int64, 0-d. Updates done so far.
+        updates_seen: int64, 0-d. Updates so far.
         averaged: int64, 0-d. How many parameters the average is the mean of.
         swa: the average, a tree like the parameters, at least float32; before `start` a copy of them.
         inner: the optimizer's own state.
@@ -56,14 +56,17 @@ class SwaState(NamedTuple):
 def ema(
     inner: GradientTransformation, decay: Hyperparameter = 0.999, *, warmup: bool = True
 ) -> GradientTransformation:
-    """An exponential moving average of the parameters beside an optimizer, which it leaves as it is.
+    r"""Return `inner` with an exponential moving average of the parameters in its state.
 
-    `a = d a + (1 - d) p` after each update, from `a = p` before the first. With warmup
-    `d = min(decay, (1 + t) / (10 + t))` at the update after `t` others, so that a short run's average
-    forgets its start; without, `d = decay`.
+    $$a = d a + (1 - d) p$$
 
-    Put it outermost, around all that changes the updates: it averages what the parameters become. Around
-    `multi_steps` it would average at each micro-step; inside, at each update.
+    after each update, from $a = p$ before the first. The updates of `inner` are not changed. With
+    warmup $d = \min(\mathrm{decay}, (1 + t) / (10 + t))$ at the update after $t$ others, so that
+    the average of a short run forgets its start; without, $d$ is `decay`.
+
+    Make it the outermost wrapper, around everything that changes the updates: it averages the
+    resulting parameters. Around `multi_steps` it would average at each micro-step; inside, at each
+    update.
 
     Args:
         inner: the whole optimizer.
@@ -116,12 +119,13 @@ def ema(
 
 
 def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTransformation:
-    """Stochastic weight averaging: the plain mean of the parameters late in a run.
+    """Return `inner` with the plain mean of late parameters in its state: stochastic weight averaging.
 
-    The mean of the parameters after updates `start`, `start + every`, `start + 2 every`, ... (the first
-    update is number 1); up to `start` the average is the parameters themselves. The rate of the
-    averaging phase is the optimizer's schedule: constant or cyclic in the paper. Layers with statistics
-    (BatchNorm) need those of the averaged weights: run the model over some batches with them.
+    The mean is over the parameters after updates `start`, `start + every`, `start + 2 every`, ...
+    (the first update is number 1); before `start` the average equals the parameters. The rate of
+    the averaging phase is the optimizer's schedule: constant or cyclic in the paper. Layers with
+    statistics (BatchNorm) need those of the averaged weights: run the model over some batches with
+    them.
 
     Args:
         inner: the whole optimizer.

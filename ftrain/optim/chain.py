@@ -59,7 +59,7 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
 
 
 def identity() -> GradientTransformation:
-    """Hand the gradients on as they are: the neutral element of `chain`.
+    """Return the transformation that passes gradients on unchanged: the neutral element of `chain`.
 
     Example:
         >>> identity().update({"w": 1.0}, ())

@@ -1,4 +1,4 @@
-"""Clipping: gradients of bounded length, all together, leaf by leaf, unit by unit or entry by entry."""
+"""Clipping: gradients of bounded length, all together, by leaf, by unit or by entry."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ __all__ = ["adaptive_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
 
 
 def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
-    """Shrink all gradients by one factor so that their global norm is at most `max_norm`.
+    r"""Scale all gradients by one factor so that their global norm is at most `max_norm`.
 
-    `u = g min(1, max_norm / (||g|| + 1e-6))`: to the bit what `torch.nn.utils.clip_grad_norm_`
-    does to gradients of float32 or float64. `optax.clip_by_global_norm` has no `1e-6`: it hands
-    on unchanged what is shorter than `max_norm` and scales the rest to exactly that length, where
-    this makes it shorter by a relative `1e-6 / ||g||`. A norm of NaN makes every update NaN, an
-    infinite one makes it zero or NaN: whether to skip such a step is for the step to say.
+    $$u = g \, \min\left(1, \frac{\mathrm{max\_norm}}{\lVert g \rVert + 10^{-6}}\right)$$
+
+    Equal to the bit to `torch.nn.utils.clip_grad_norm_` on gradients of float32 or float64.
+    `optax.clip_by_global_norm` has no `1e-6`: it passes on unchanged what is shorter than
+    `max_norm` and scales the rest to exactly that length, where this result is shorter by a
+    relative `1e-6 / ||g||`. A norm of NaN makes every update NaN, an infinite one makes it zero or
+    NaN: whether to skip such a step is decided by the step.
 
     Args:
         max_norm: a finite number >= 0, in units of the gradient.
@@ -62,10 +64,10 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
 
 
 def clip(max_delta: Hyperparameter) -> GradientTransformation:
-    """Cut every entry to `[-max_delta, max_delta]`.
+    """Clamp every entry to `[-max_delta, max_delta]`.
 
-    `torch.nn.utils.clip_grad_value_` and `optax.clip`, to the bit. An infinite entry is cut as well,
-    a NaN stays.
+    Equal to the bit to `torch.nn.utils.clip_grad_value_` and `optax.clip`. An infinite entry is
+    clamped too, a NaN stays.
 
     Args:
         max_delta: a finite number >= 0, in units of the gradient.
@@ -83,9 +85,11 @@ def clip(max_delta: Hyperparameter) -> GradientTransformation:
 
 
 def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
-    """Shrink each leaf by itself so that the root of its mean square is at most `threshold`.
+    r"""Scale each leaf by itself so that its root mean square is at most `threshold`.
 
-    `u = g / max(1, rms(g) / threshold)`, as `optax.clip_by_block_rms`: Adafactor's update clipping.
+    $$u = \frac{g}{\max(1, \mathrm{rms}(g) / \mathrm{threshold})}$$
+
+    The same as `optax.clip_by_block_rms`: the update clipping of Adafactor.
 
     Args:
         threshold: a finite number > 0, in units of the gradient.
@@ -112,12 +116,14 @@ def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
 
 
 def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> GradientTransformation:
-    """Shrink each unit's gradient to at most `clipping` times the length of the unit's weights (AGC).
+    r"""Limit each unit's gradient to `clipping` times the norm of the unit's weights (AGC).
 
-    `u = g min(1, clipping max(||p||, eps) / ||g||)`, where norms are those of a unit: a row of a
-    matrix, a filter of a convolution (all but the first axis, torch's layout), a whole vector, a
-    scalar. `optax.adaptive_grad_clip` takes units along JAX's layout, the last axis. The paper leaves
-    out the last layer.
+    $$u = g \, \min\left(1, \frac{\mathrm{clipping} \, \max(\lVert p \rVert, \epsilon)}
+    {\lVert g \rVert}\right)$$
+
+    The norms are those of a unit: a row of a matrix, a filter of a convolution (all but the first
+    axis, torch's layout), a whole vector, a scalar. `optax.adaptive_grad_clip` takes units along
+    the last axis, JAX's layout. The paper excludes the last layer.
 
     Args:
         clipping: the largest ratio of gradient to weights, a finite number >= 0; the paper's is 0.01.
@@ -154,7 +160,7 @@ def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> Gradi
 
 
 def block_rms(x: torch.Tensor) -> torch.Tensor:
-    """The root of the mean square of a tensor that is not empty, as a 0-d tensor."""
+    """Return the root mean square of a tensor that is not empty, as a 0-d tensor."""
     norm: torch.Tensor = torch.linalg.vector_norm(x)
     return norm / math.sqrt(x.numel())
 

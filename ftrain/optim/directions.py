@@ -1,4 +1,4 @@
-"""Directions with a memory of one moment, for composition: those of RMSprop and of Lion.
+"""Directions with one moment, for composition: those of RMSprop and of Lion.
 
 The direction of Adam is in `adam.py`, momentum in `momentum.py`.
 """
@@ -20,7 +20,7 @@ __all__ = ["ScaleByLionState", "ScaleByRmsState", "scale_by_lion", "scale_by_rms
 
 
 class ScaleByRmsState(NamedTuple):
-    """The state of `scale_by_rms`.
+    """State of `scale_by_rms`.
 
     Attributes:
         nu: running mean of the squared gradients, a tree like the parameters; at least float32.
@@ -30,7 +30,7 @@ class ScaleByRmsState(NamedTuple):
 
 
 class ScaleByLionState(NamedTuple):
-    """The state of `scale_by_lion`.
+    """State of `scale_by_lion`.
 
     Attributes:
         mu: running mean of the gradients, a tree like the parameters; at least float32.
@@ -42,10 +42,13 @@ class ScaleByLionState(NamedTuple):
 def scale_by_rms(
     decay: Hyperparameter = 0.99, eps: Hyperparameter = 1e-8
 ) -> GradientTransformation:
-    """The direction of RMSprop: `u = g / (sqrt(v) + eps)`, with `v = decay v + (1 - decay) g^2`.
+    r"""Return the direction of RMSprop.
 
-    `eps` is outside the root and `decay` 0.99 as in `torch.optim.RMSprop`; `optax.scale_by_rms` has
-    0.9, and the same `eps` with `eps_in_sqrt=False`. `v` starts at zero and is not corrected for it.
+    $$u = \frac{g}{\sqrt{v} + \epsilon}, \qquad v = \rho v + (1 - \rho) g^2$$
+
+    `eps` is outside the root and the decay $\rho$ is 0.99 as in `torch.optim.RMSprop`;
+    `optax.scale_by_rms` has 0.9, and the same `eps` with `eps_in_sqrt=False`. $v$ starts at zero
+    and is not corrected for it.
 
     Args:
         decay: of the squares, in [0, 1).
@@ -95,7 +98,10 @@ def scale_by_rms(
 
 
 def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> GradientTransformation:
-    """The direction of Lion: `u = sign(b1 m + (1 - b1) g)`, then `m = b2 m + (1 - b2) g`.
+    r"""Return the direction of Lion.
+
+    $$u = \mathrm{sign}(\beta_1 m + (1 - \beta_1) g), \qquad
+    m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$
 
     Args:
         b1: the weight of the past in the step, in [0, 1).

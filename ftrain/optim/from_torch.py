@@ -24,10 +24,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class FromTorchState(NamedTuple):
-    """The state of `from_torch`.
+    """State of `from_torch`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         entries: what the optimizer remembers, name -> a tree like the parameters (`Masked()` where it
             has nothing under that name). Numbers are 0-d tensors.
@@ -41,13 +41,13 @@ class FromTorchState(NamedTuple):
 def from_torch(
     optimizer: type[torch.optim.Optimizer], *, lr: LearningRate | None = None, **options: Any
 ) -> GradientTransformation:
-    """A class of `torch.optim`, or any like them, as a `GradientTransformation`.
+    """Return an optimizer class of `torch.optim`, or one like them, as a `GradientTransformation`.
 
-    Each update makes an optimizer of copies, hands it its memory, lets it step, and returns what
-    changed: nothing outside is touched, and the update is torch's own, within the one rounding of
-    `p + (p_new - p)`. Parameters of low precision are updated in float32. Compiled with the step
-    around it where `torch.compile` can compile the optimizer. Where ftrain has the algorithm, its own is
-    faster: every update here copies parameters, gradients and memory.
+    Each update constructs an optimizer of copies, gives it its memory, lets it step, and returns
+    what changed: nothing outside is touched, and the update is torch's own, within the one rounding
+    of `p + (p_new - p)`. Parameters of low precision are updated in float32. It compiles with the
+    step around it if `torch.compile` can compile the optimizer. Where ftrain has the algorithm, its
+    own is faster: every update here copies parameters, gradients and memory.
 
     Args:
         optimizer: the class, such as `torch.optim.Adagrad`.
@@ -130,7 +130,7 @@ def from_torch(
 def _probed(
     optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> tuple[dict[str, Any], float, frozenset[str]]:
-    """The options, the class's own learning rate, and which of its entries are Python numbers."""
+    """Return the options, the class's own learning rate, and which of its entries are Python numbers."""
     if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"from_torch takes a class such as torch.optim.Adagrad and its arguments, found "
@@ -175,7 +175,7 @@ def _probed(
 def _by_name(
     entries: Sequence[Entries], treedef: tree.TreeDef, params: Sequence[torch.Tensor]
 ) -> dict[str, PyTree]:
-    """From a dict for each leaf to a tree for each name; numbers become 0-d tensors."""
+    """Turn a dict for each leaf into a tree for each name; numbers become 0-d tensors."""
     found = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         column = [
@@ -188,7 +188,7 @@ def _by_name(
 
 
 def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) -> list[Entries]:
-    """Back to a dict for each leaf."""
+    """Turn a tree for each name back into a dict for each leaf."""
     columns = {}
     for name, values in entries.items():
         try:
@@ -206,7 +206,7 @@ def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) 
 
 
 def _shapes(entry: Entries) -> Shapes:
-    """What is remembered of one parameter, by its names and their shapes; a number has `()`."""
+    """Return the shapes of one parameter's entries by name; a number has `()`."""
     return {
         name: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
         for name, value in entry.items()

@@ -14,10 +14,11 @@ __all__ = ["get", "locate", "nodes"]
 
 
 def get(state: PyTree, name: str, *within: str) -> Any:
-    """What the one field called `name` holds: a tensor, or a whole tree such as `mu` or `ema`.
+    """Return the value of the one field called `name`: a tensor, or a whole tree such as `mu` or `ema`.
 
     Fields of states come before keys of dicts, so that a parameter called `count` hides nothing.
-    Several names lead inwards: `get(state, "backbone", "count")` is the count in what `backbone` holds.
+    Several names select from outside in: `get(state, "backbone", "count")` is the count in the
+    value of `backbone`.
 
     Args:
         state: an optimizer's state, or any other tree.
@@ -40,7 +41,7 @@ def get(state: PyTree, name: str, *within: str) -> Any:
 
 
 def locate(state: PyTree, name: str, *within: str) -> tuple[str, Any]:
-    """What `get` finds, and its path."""
+    """Return the value that `get` returns, and its path."""
     path, value = _one(state, name)
     if not within:
         return path, value
@@ -49,7 +50,7 @@ def locate(state: PyTree, name: str, *within: str) -> tuple[str, Any]:
 
 
 def nodes(state: PyTree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every node and leaf of a state with its path, outermost first."""
+    """Yield every node and leaf of a state with its path, outermost first."""
     yield path, state
     for step, _, child, _ in _children(state):
         yield from nodes(child, path + step)
@@ -76,7 +77,7 @@ def _one(state: PyTree, name: str) -> tuple[str, Any]:
 
 
 def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
-    """What a node holds: path, name, child, and whether it is a field of a class; `[]` at a leaf."""
+    """Return path, name, child of each entry of a node, and whether it is a field; `[]` at a leaf."""
     if node is None or tree.is_leaf(node):
         return []
     below, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
@@ -90,7 +91,7 @@ def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
 
 
 def _holders(node: PyTree, path: str = "", *, keys: bool = False) -> Iterator[tuple[str, Any, Any]]:
-    """Path, name and content of each field, or of each key, in the order of the leaves."""
+    """Return path, name and content of each field, or of each key, in the order of the leaves."""
     for step, name, child, is_field in _children(node):
         if is_field != keys:
             yield path + step, name, child

@@ -20,10 +20,10 @@ __all__ = ["LAMBState", "lamb"]
 
 
 class LAMBState(NamedTuple):
-    """The state of `lamb`.
+    """State of `lamb`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: running mean of their squares, likewise.
@@ -45,11 +45,13 @@ def lamb(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam with layerwise adaptation.
+    r"""Return LAMB: Adam with layerwise adaptation.
 
-    `u = -rate ||p|| / ||d|| d`, with `d = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) +
-    weight_decay p` and the moments of `adam`. Where a norm is 0 the ratio is 1. Where the mask is
-    false there is neither ratio nor decay: Adam.
+    $$u = -\eta \, \frac{\lVert p \rVert}{\lVert d \rVert} \, d, \qquad
+    d = \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda p$$
+
+    with the moments of `adam`. If a norm is 0 the ratio is 1. Where the mask is False there is
+    neither ratio nor decay: Adam.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -20,10 +20,10 @@ __all__ = ["LARSState", "lars"]
 
 
 class LARSState(NamedTuple):
-    """The state of `lars`.
+    """State of `lars`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         momentum: the decaying sum of steps, rates included, a tree like the parameters; at least
             float32.
@@ -45,14 +45,16 @@ def lars(
     nesterov: bool = False,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Momentum with layerwise adaptation.
+    r"""Return LARS: momentum with layerwise adaptation.
 
-    `u = m`, with `m = momentum m - rate r d`, `d = g + weight_decay p` and
-    `r = trust_coefficient ||p|| / (||d|| + eps)`, 1 where a norm is 0. With Nesterov's look-ahead
-    `u = momentum m - rate r d`. Where the mask is false `d = g` and `r = 1`: plain momentum.
+    $$u = m = \mu m - \eta r d, \qquad d = g + \lambda p, \quad
+    r = \frac{\mathrm{trust\_coefficient} \, \lVert p \rVert}{\lVert d \rVert + \epsilon}$$
 
-    As in the paper and in optax, and unlike `sgd`, the rate is inside the sum: past steps keep the
-    rates they had.
+    and $r = 1$ if a norm is 0. With Nesterov's look-ahead $u = \mu m - \eta r d$ once more. Where
+    the mask is False $d = g$ and $r = 1$: plain momentum.
+
+    As in the paper and in optax, and unlike `sgd`, the rate is inside the sum: earlier steps keep
+    the rates they had.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

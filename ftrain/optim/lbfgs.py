@@ -1,7 +1,7 @@
-"""L-BFGS: steps along an inverse Hessian that is remembered as pairs of differences.
+"""L-BFGS: steps along an inverse Hessian that is stored as pairs of differences.
 
-`scale_by_lbfgs` is the direction alone, for composition; `lbfgs` goes along it as far as a line search
-says. Made for full batches and smooth functions.
+`scale_by_lbfgs` is the direction alone, for composition; `lbfgs` takes a step of the length that a
+line search finds. Made for full batches and smooth functions.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ ValueFn = Callable[[PyTree], torch.Tensor]
 
 
 class ScaleByLBFGSState(NamedTuple):
-    """The state of `scale_by_lbfgs`. All parameters are one vector of `n` elements, at least float32.
+    """State of `scale_by_lbfgs`. All parameters are one vector of `n` elements, at least float32.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         params: `(n,)`. The parameters of the last update.
         grads: `(n,)`. Its gradients.
         steps: `(memory_size, n)`. Differences of parameters, the newest last.
@@ -48,10 +48,10 @@ class ScaleByLBFGSState(NamedTuple):
 
 
 class LBFGSState(NamedTuple):
-    """The state of `lbfgs`. All parameters are one vector of `n` elements, at least float32.
+    """State of `lbfgs`. All parameters are one vector of `n` elements, at least float32.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The first step tried at the last update; before the first update,
             at the first.
         step_size: float32, 0-d. The step that was taken; 0 where none was good, and before the first.
@@ -82,14 +82,17 @@ def lbfgs(
     c1: float = 1e-4,
     c2: float = 0.9,
 ) -> GradientTransformation:
-    """Quasi-Newton steps, as long as a line search finds good.
+    r"""Return L-BFGS: quasi-Newton steps with a line search.
 
-    `u = -t H g`, where `H` is the inverse Hessian that `scale_by_lbfgs` remembers and `t` is a step with
-    `f(p + u) <= f(p) + c1 u'g` and `|u' f'(p + u)| <= c2 |u'g|`, searched from `learning_rate` on.
+    $$u = -t H g, \qquad f(p + u) \le f(p) + c_1 u^\top g, \quad
+    |u^\top \nabla f(p + u)| \le c_2 |u^\top g|$$
 
-    A trial takes one value and one gradient of `value_fn`; the search stops at the first good one, also
-    in a compiled step. If none is good, the best that decreases the value is taken, or no step at all:
-    then the memory is cleared, and the next direction is that of the gradient.
+    where $H$ is the inverse Hessian of `scale_by_lbfgs`, and the search for $t$ starts at
+    `learning_rate`.
+
+    A trial takes one value and one gradient of `value_fn`; the search stops at the first good one,
+    also in a compiled step. If none is good, the best that decreases the value is taken, or no step
+    at all: then the memory is cleared, and the next direction is that of the gradient.
 
     Args:
         learning_rate: the first step that is tried, or without a search the step that is taken; a
@@ -173,12 +176,12 @@ def lbfgs(
 
 
 def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
-    """The direction of L-BFGS, without step size and sign: `u = H g`.
+    r"""Return the direction of L-BFGS, without step size and sign: $u = H g$.
 
-    `H` is the inverse Hessian that fulfils `H y = s` for the last pairs of differences, `s` of the
-    parameters and `y` of the gradients, and is `s'y / y'y` times the identity beyond them;
-    `min(1, 1 / |g|)` times the identity before there are any. A pair whose curvature `s'y` is not
-    positive says nothing of a minimum, and is not remembered.
+    $H$ is the inverse Hessian with $H y = s$ for the last pairs of differences, $s$ of the
+    parameters and $y$ of the gradients, and $s^\top y / y^\top y$ times the identity beyond them;
+    $\min(1, 1 / \lVert g \rVert)$ times the identity before the first pair. A pair whose curvature
+    $s^\top y$ is not positive is not stored.
 
     Args:
         memory_size: pairs remembered, >= 1.
@@ -241,7 +244,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
 def _preconditioned(
     g: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """`H g` by the two loops over the pairs."""
+    """Return `H g` by the two loops over the pairs."""
     pairs = list(zip(steps.unbind(), changes.unbind(), weights.unbind(), strict=True))
     along = []
     for s, y, weight in reversed(pairs):
@@ -258,12 +261,12 @@ def _preconditioned(
 
 
 def _reciprocal(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """`1 / x` at those; 1 elsewhere, so that a derivative does not meet an infinity that is not used."""
+    """Return `1 / x` where the mask is True, else 1, so that no derivative is infinite."""
     return 1 / torch.where(where, x, 1)
 
 
 def _line(value_fn: ValueFn, params: PyTree, direction: PyTree) -> Any:
-    """The value and the slope at `params - t direction`, rounded as `apply_updates` rounds."""
+    """Return the value and the slope at `params - t direction`, rounded as `apply_updates` rounds."""
 
     def line(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         def moved(p: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -284,7 +287,7 @@ def _inner(a: PyTree, b: PyTree, device: torch.device) -> torch.Tensor:
 
 
 def _vector(leaves: list[torch.Tensor]) -> torch.Tensor:
-    """All leaves one after the other, in the widest dtype that any of them is computed in."""
+    """Concatenate all leaves, in the widest of their compute dtypes."""
     dtype = torch.float32
     for leaf in leaves:
         dtype = torch.promote_types(dtype, compute_dtype(leaf.dtype))

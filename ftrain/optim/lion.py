@@ -20,10 +20,10 @@ __all__ = ["LionState", "lion"]
 
 
 class LionState(NamedTuple):
-    """The state of `lion`.
+    """State of `lion`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
     """
@@ -42,10 +42,13 @@ def lion(
     weight_decay: Hyperparameter = 1e-3,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Sign descent along two averages of one memory.
+    r"""Return Lion: sign descent along two averages of one memory.
 
-    `u = -rate (sign(b1 m + (1 - b1) g) + weight_decay p)` and then `m = b2 m + (1 - b2) g`. Every
-    coordinate moves by the rate: take a third to a tenth of AdamW's rate, and that much more decay.
+    $$u = -\eta \left( \mathrm{sign}(\beta_1 m + (1 - \beta_1) g) + \lambda p \right), \qquad
+    m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$
+
+    Every coordinate moves by the rate: use a third to a tenth of AdamW's rate, and three to ten
+    times its decay.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -1,4 +1,4 @@
-"""Lookahead: weights that follow slowly where an optimizer has gone ahead."""
+"""Lookahead: slow weights that follow a fast optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LookaheadState", "lookahead"]
 
 
 class LookaheadState(NamedTuple):
-    """The state of `lookahead`.
+    """State of `lookahead`.
 
     Attributes:
         fast_steps: int64, 0-d. Updates since the weights last met, less than `k`.
@@ -34,11 +34,13 @@ class LookaheadState(NamedTuple):
 def lookahead(
     inner: GradientTransformation, k: int = 6, alpha: Hyperparameter = 0.5
 ) -> GradientTransformation:
-    """k steps forward, one step back.
+    r"""Return `inner` with slow weights: k steps forward, one step back.
 
-    At every k-th update, with `p` the parameters that `inner` has arrived at: `s = s + alpha (p - s)`,
-    `p = s`. The moments of `inner` go on as they are. To evaluate the slow weights between two meetings
-    pass `optim.get(opt_state, "slow")` as the parameters.
+    $$s = s + \alpha (p - s), \qquad p = s$$
+
+    at every $k$-th update, where $p$ are the parameters after the update of `inner`. The moments of
+    `inner` are kept. To evaluate the slow weights between two such updates, pass
+    `optim.get(opt_state, "slow")` as the parameters.
 
     Args:
         inner: the optimizer that goes ahead.

@@ -21,11 +21,11 @@ __all__ = ["freeze", "masked", "set_to_zero"]
 
 
 def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Apply a link of a chain to some leaves only; gradients of the others pass as they are.
+    """Apply a transformation of a chain to some leaves only; other gradients pass unchanged.
 
-    For links such as `trace` or `add_decayed_weights`. Around a whole optimizer the gradients that
-    pass would be added to the parameters: write `freeze` for parameters that stay, `partition` for
-    several optimizers.
+    For transformations such as `trace` or `add_decayed_weights`. Around a whole optimizer the
+    gradients that pass would be added to the parameters: use `freeze` for parameters that stay,
+    `partition` for several optimizers.
 
     Args:
         inner: sees the leaves whose mask is true, in the tree's own shape, `Masked()` elsewhere.
@@ -49,7 +49,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Keep parameters as they are, bit for bit; `inner` moves the others and has no state for these.
+    """Keep parameters unchanged, bit for bit; `inner` moves the others and has no state for these.
 
     Args:
         inner: the optimizer of all other parameters; clipping inside it sees their gradients only.
@@ -76,7 +76,7 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def set_to_zero() -> GradientTransformation:
-    """Keep every parameter as it is: the optimizer of a group of `partition` that does not move.
+    """Keep every parameter unchanged: the optimizer of a frozen group of `partition`.
 
     The updates are `-0.0`, which added to any number gives that number, to the bit.
 

@@ -1,4 +1,4 @@
-"""Which parameters a transformation touches: patterns of names, trees of bools, functions.
+"""Masks select parameters: patterns of names, trees of bools, functions.
 
 A mask depends on structure, shapes and names, never on values: it is read in Python, once for each
 trace.
@@ -24,7 +24,7 @@ bools of the parameters' structure; or a function from parameters to one."""
 
 
 def matrices(params: PyTree) -> PyTree:
-    """True for what has two or more dimensions: not for biases, gains and scalars.
+    """Return True for parameters of two or more dimensions: not for biases, gains and scalars.
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ def matrices(params: PyTree) -> PyTree:
 
 
 def everything(params: PyTree) -> PyTree:
-    """True for every parameter.
+    """Return True for every parameter.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def everything(params: PyTree) -> PyTree:
 
 
 def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree], PyTree]:
-    """A mask from a predicate of a parameter's name and tensor.
+    """Return a mask from a predicate on a parameter's name and tensor.
 
     Args:
         predicate: `(name, parameter) -> bool`; the name is the keys, fields and indices on the way
@@ -77,7 +77,7 @@ def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree
 
 @functools.lru_cache(maxsize=256)
 def names(treedef: tree.TreeDef) -> tuple[str, ...]:
-    """What each leaf is called: the keys, fields and indices on the way to it, joined by dots."""
+    """Return the name of each leaf: the keys, fields and indices of its path, joined by dots."""
     return tuple(
         ".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor)
         for accessor in treedef.accessors()
@@ -85,7 +85,7 @@ def names(treedef: tree.TreeDef) -> tuple[str, ...]:
 
 
 def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
-    """The mask's bools in the order of the parameters' leaves.
+    """Return the mask's bools in the order of the parameters' leaves.
 
     Raises:
         ValueError: the mask's structure is not that of `params`; a pattern that no name contains.

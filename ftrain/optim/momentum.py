@@ -1,4 +1,4 @@
-"""Momentum as a link of its own: a decaying sum of the gradients."""
+"""Momentum as a transformation: a decaying sum of the gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TraceState", "accumulated", "trace"]
 
 
 class TraceState(NamedTuple):
-    """The state of `trace`.
+    """State of `trace`.
 
     Attributes:
         momentum: the decaying sum, a tree like the parameters; at least float32.
@@ -27,9 +27,11 @@ class TraceState(NamedTuple):
 
 
 def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransformation:
-    """Replace gradients by their decaying sum: `m = decay m + g`.
+    r"""Replace gradients by their decaying sum.
 
-    `u = m`, and with Nesterov's look-ahead `u = g + decay m`.
+    $$u = m = \mu m + g$$
+
+    and with Nesterov's look-ahead $u = g + \mu m$.
 
     Args:
         decay: in [0, 1).
@@ -78,7 +80,7 @@ def accumulated(
     weight: Hyperparameter,
     nesterov: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """`m = decay m + weight g` for each leaf; returns the directions and the new sums."""
+    """Return the directions and the new sums, `m = decay m + weight g` for each leaf."""
     place = placed(decay, weight)
     directions, new_sums = [], []
     for grad, m in zip(grads, sums, strict=True):

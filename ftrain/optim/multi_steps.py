@@ -23,7 +23,7 @@ Steps = int | Callable[[torch.Tensor], torch.Tensor | int]
 
 
 class MultiStepsState(NamedTuple):
-    """The state of `multi_steps`.
+    """State of `multi_steps`.
 
     Attributes:
         micro_step: int64, 0-d. Gradients gathered since the last update.
@@ -43,14 +43,14 @@ class MultiStepsState(NamedTuple):
 
 
 def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformation:
-    """Gather the gradients of `k` steps, and update once with their mean.
+    """Accumulate the gradients of `k` steps, and update once with their mean.
 
-    `inner` runs at every k-th step only: in eager mode by an `if` on the counter (which waits for an
-    accelerator), in a compiled step by a branch of the program. At the others the parameters stay as
-    they are, bit for bit. Schedules inside count updates, not steps.
+    `inner` runs at every k-th step only: in eager mode by an `if` on the counter (which waits for
+    an accelerator), in a compiled step by a branch of the program. At the other steps the
+    parameters stay as they are, bit for bit. Schedules inside count updates, not steps.
 
-    `make_steps(accumulate=k)` cuts one batch into micro-batches within a step; this is for batches that
-    come one at a time.
+    `make_steps(accumulate=k)` splits one batch into micro-batches within a step; this is for
+    batches that come one at a time.
 
     Args:
         inner: the optimizer of the mean gradients. It is handed the mean of the losses too. It may call

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal, and AdamW for everything that is no matrix."""
+"""Muon: orthogonalized momentum for matrices, and AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 
 
 class MuonState(NamedTuple):
-    """The state of `muon`.
+    """State of `muon`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         adam_learning_rate: float32, 0-d. The same for the parameters that AdamW takes.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
@@ -68,15 +68,19 @@ def muon(
     adam_eps: Hyperparameter = 1e-8,
     adam_weight_decay: Hyperparameter = 0.0,
 ) -> GradientTransformation:
-    """Momentum, orthogonalized: every direction of a matrix gets a step of the same length.
+    r"""Return Muon: orthogonalized momentum, a step of equal length in every direction.
 
-    For matrices `u = -rate (f O + weight_decay p)`, where `m = momentum m + (1 - momentum) g` and
-    `O` is the orthogonal factor (approximately) of `momentum m + (1 - momentum) g`, of `m` itself
-    without `nesterov`; `f` makes up for the shape. A parameter of more than two dimensions is taken
-    as `(first, all others)`, as convolutions are meant; a stack of layers' weights would be mixed up.
+    For matrices
 
-    All other parameters take the step of `adamw`. The method is meant for hidden layers: its authors
-    give embeddings and output layers to AdamW too, which is said with `orthogonal`.
+    $$u = -\eta (f O + \lambda p), \qquad m = \mu m + (1 - \mu) g$$
+
+    where $O$ is the approximate orthogonal factor of $\mu m + (1 - \mu) g$ (of $m$ itself without
+    `nesterov`) and $f$ compensates for the shape. A parameter of more than two dimensions is
+    treated as `(first, all others)`, as is right for convolutions; a stack of layers' weights would
+    be mixed up.
+
+    All other parameters take the step of `adamw`. The method is meant for hidden layers: its
+    authors train embeddings and output layers by AdamW too; select them with `orthogonal`.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -232,10 +236,12 @@ def orthogonalize(
     eps: float = 1e-7,
     ns_dtype: torch.dtype | None = torch.bfloat16,
 ) -> torch.Tensor:
-    """Nearly the orthogonal factor `U V'` of `U S V'`, by matrix products alone.
+    r"""Return approximately the orthogonal factor $U V^\top$ of $U S V^\top$, by matrix products alone.
 
-    `X = matrix / |matrix|_F`, then `X = a X + b (X X') X + c (X X')^2 X`, some times. With the default
-    coefficients the singular values end up between 0.7 and 1.2, not at 1: that costs learning nothing.
+    $$X = \frac{M}{\lVert M \rVert_F}, \qquad X = a X + b (X X^\top) X + c (X X^\top)^2 X$$
+
+    repeated `ns_steps` times. With the default coefficients the singular values end up between 0.7
+    and 1.2, not at 1, which does not hurt training.
 
     Args:
         matrix: floating, `(rows, columns)`.

@@ -19,10 +19,10 @@ __all__ = ["NAdamState", "nadam"]
 
 
 class NAdamState(NamedTuple):
-    """The state of `nadam`.
+    """State of `nadam`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu_product: float64, 0-d. The product of the momenta of all updates done.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
@@ -47,14 +47,16 @@ def nadam(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam with Nesterov's momentum.
+    r"""Return NAdam: Adam with Nesterov's momentum.
 
-    `u = -rate (d / (sqrt(v / (1 - b2^t)) + eps) + weight_decay p)`, where
-    `d = a' m / (1 - a_1 ... a_t a') + (1 - a_t) g / (1 - a_1 ... a_t)`, with the moments of `adam`,
-    `a_t = b1 (1 - 0.96^(t momentum_decay) / 2)` and `a'` its next value.
+    $$u = -\eta \left( \frac{d}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda p \right), \qquad
+    d = \frac{a_{t+1} m}{1 - \prod_{i \le t+1} a_i} + \frac{(1 - a_t) g}{1 - \prod_{i \le t} a_i}$$
 
-    That is `torch.optim.NAdam`. `optax.nadam` keeps the momentum constant, `a_t = b1`: write
-    `momentum_decay=None` for it.
+    with the moments of `adam` and $a_t = \beta_1 (1 - 0.96^{t \psi} / 2)$, where $\psi$ is
+    `momentum_decay`.
+
+    The same as `torch.optim.NAdam`. `optax.nadam` keeps the momentum constant, $a_t = \beta_1$:
+    pass `momentum_decay=None` for it.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -1,4 +1,4 @@
-"""Noise added to gradients, from a key that lives in the state."""
+"""Noise added to gradients, from a key in the state."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["AddNoiseState", "add_noise"]
 
 
 class AddNoiseState(NamedTuple):
-    """The state of `add_noise`.
+    """State of `add_noise`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         key: int32, `(2,)`. The key of the next update's noise.
     """
 
@@ -31,10 +31,13 @@ class AddNoiseState(NamedTuple):
 def add_noise(
     eta: Hyperparameter, gamma: Hyperparameter = 0.55, *, key: int | torch.Tensor
 ) -> GradientTransformation:
-    """Add normal noise that dies away: `u = g + n`, `n ~ N(0, eta / (1 + t)^gamma)`.
+    r"""Add normal noise whose variance decays.
 
-    The noise is a function of the key in the state: the same eager, compiled and after a resume, and
-    nothing of torch's global generators. `optax.add_noise` has the same variance and other bits.
+    $$u = g + n, \qquad n \sim N\left(0, \frac{\eta}{(1 + t)^\gamma}\right)$$
+
+    The noise is a function of the key in the state: the same eager, compiled and after a resume,
+    and independent of torch's global generators. `optax.add_noise` has the same variance and other
+    bits.
 
     Args:
         eta: the first variance, a finite number >= 0; the paper tries 0.01, 0.3 and 1.

@@ -26,9 +26,9 @@ __all__ = [
 
 
 def centralize() -> GradientTransformation:
-    """Take from each unit's gradient its mean: `u = g - mean(g)` over all axes but the first.
+    r"""Subtract from each unit's gradient its mean over all axes but the first.
 
-    Vectors and scalars stay as they are. In torch's layout a unit is a row of a matrix or a filter of
+    Vectors and scalars stay unchanged. In torch's layout a unit is a row of a matrix or a filter of
     a convolution; `optax.centralize` takes the same axes.
 
     Example:
@@ -51,7 +51,7 @@ def centralize() -> GradientTransformation:
 
 
 def scale_by_sign() -> GradientTransformation:
-    """The sign of every entry: -1, 0 or 1; NaN for NaN.
+    """Return the sign of every entry: -1, 0 or 1; NaN for NaN.
 
     Example:
         >>> scale_by_sign().update({"w": torch.tensor([3.0, -0.5, 0.0])}, ())[0]
@@ -67,7 +67,7 @@ def scale_by_sign() -> GradientTransformation:
 def normalize_by_update_norm(
     scale_factor: Hyperparameter = 1.0, eps: Hyperparameter = 1e-6
 ) -> GradientTransformation:
-    """Give all gradients together one length: `u = scale_factor g / (||g|| + eps)`.
+    r"""Scale all gradients together to one length: $u = c \, g / (\lVert g \rVert + \epsilon)$.
 
     The norm is that of the whole tree, as in `optax.normalize_by_update_norm`.
 
@@ -101,10 +101,12 @@ def scale_by_trust_ratio(
     min_norm: Hyperparameter = 0.0,
     eps: Hyperparameter = 0.0,
 ) -> GradientTransformation:
-    """Make each leaf's update as long as its parameters.
+    r"""Scale each leaf's update to the length of its parameters.
 
-    `u = trust_coefficient g ||p|| / (||g|| + eps)`; where either norm is zero, `u = g`. What LARS and
-    LAMB do to their directions; `optax.scale_by_trust_ratio`.
+    $$u = c \, g \, \frac{\lVert p \rVert}{\lVert g \rVert + \epsilon}$$
+
+    and $u = g$ if either norm is zero. LARS and LAMB do this to their directions;
+    `optax.scale_by_trust_ratio`.
 
     Args:
         trust_coefficient: the length of an update in lengths of its parameters, >= 0.
@@ -148,7 +150,9 @@ def scale_by_trust_ratio(
 
 
 def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransformation:
-    """Multiply each leaf by the root mean square of its parameters: `u = g max(rms(p), min_scale)`.
+    r"""Multiply each leaf by the root mean square of its parameters.
+
+    $$u = g \, \max(\mathrm{rms}(p), \mathrm{min\_scale})$$
 
     Steps relative to the size of the weights, as in Adafactor; `optax.scale_by_param_block_rms`.
 
@@ -183,5 +187,5 @@ def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransf
 
 
 def signs(x: torch.Tensor) -> torch.Tensor:
-    """-1, 0 or 1 for each entry, and NaN for NaN, which `torch.sign` would hide as 0."""
+    """Return -1, 0 or 1 for each entry, and NaN for NaN, which `torch.sign` would turn into 0."""
     return torch.where(x.isnan(), x, x.sign())

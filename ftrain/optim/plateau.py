@@ -1,4 +1,4 @@
-"""Smaller steps once the loss has stopped falling."""
+"""Smaller steps once the loss has stopped decreasing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ThresholdMode = Literal["rel", "abs"]
 
 
 class ReduceOnPlateauState(NamedTuple):
-    """The state of `reduce_on_plateau`.
+    """State of `reduce_on_plateau`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         scale: float64, 0-d. What updates are multiplied by now.
         best: float64, 0-d. The best value so far; before the first an infinity.
         total: float64, 0-d. The sum of the values since the last comparison.
@@ -53,16 +53,18 @@ def reduce_on_plateau(
     min_scale: Hyperparameter = 0.0,
     accumulation_size: int = 1,
 ) -> GradientTransformation:
-    """Multiply updates by a scale that shrinks whenever a value has stopped getting better.
+    r"""Multiply updates by a scale that shrinks whenever a value has stopped improving.
 
-    `u = scale g`, and `scale = max(factor scale, min_scale)` at the comparison that makes more than
-    `patience` bad ones in a row. The last link of a chain, behind the algorithm whose steps it
-    shrinks; the `learning_rate` that the algorithm reports is the one before it.
+    $$u = s \, g, \qquad s = \max(\mathrm{factor} \cdot s, \mathrm{min\_scale})$$
 
-    The value is `value=` where `update` is given that, and else `loss=`, which a training step hands
-    in. The rule is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose `step` is one
-    comparison (it ignores changes of the rate below 1e-8; this does not).
-    `optax.contrib.reduce_on_plateau` shrinks one comparison earlier, at the `patience`-th bad one.
+    at the comparison that makes more than `patience` bad ones in a row. Make it the last
+    transformation of a chain, after the algorithm whose steps it shrinks; the `learning_rate` that
+    the algorithm reports is the one before it.
+
+    The value is `value=` if `update` gets that, else `loss=`, which a training step passes. The
+    rule is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose `step` is one comparison (it
+    ignores changes of the rate below 1e-8; this does not). `optax.contrib.reduce_on_plateau`
+    shrinks one comparison earlier, at the `patience`-th bad one.
 
     Args:
         factor: in (0, 1).
@@ -126,7 +128,7 @@ def reduce_on_plateau(
         return value < best - margin if mode == "min" else value > best + margin
 
     def compared(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
-        """The state after one comparison, of the mean of the values that its total sums."""
+        """Return the state after one comparison, with the mean of the values that its total sums."""
         value = state.total / accumulation_size
         better = is_better(value, state.best)
         cooling = state.cooldown_count > 0

@@ -1,4 +1,4 @@
-"""Prodigy: Adam that finds its own rate, from how far the parameters have come along their gradients."""
+"""Prodigy: Adam that estimates its own rate, from how far the parameters moved along their gradients."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Placed = Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]
 
 
 class ProdigyState(NamedTuple):
-    """The state of `prodigy`.
+    """State of `prodigy`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The factor of the last update; before the first, of the first.
         distance: float64, 0-d. The estimate `d` of the distance to the solution; it never falls.
         numerator: float64, 0-d. What the gradients say about that distance, a decaying sum.
@@ -67,12 +67,17 @@ def prodigy(
     safeguard_warmup: bool = False,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam whose rate is an estimate of the distance to the solution.
+    r"""Return Prodigy: Adam whose rate is an estimate of the distance to the solution.
 
-    `u = -s (m / (sqrt(v) + d' eps) + weight_decay p)` with
-    `s = d rate sqrt(1 - b2^t) / (1 - b1^t)`, `m = b1 m + (1 - b1) d g`,
-    `v = b2 v + (1 - b2) (d g)^2`; and the estimate `d' = max(d, d_coef r / |q|_1)`, where
-    `r = b3 r + d s <g, p_0 - p> / d0` and `q = b3 q + d s g / d0`.
+    $$u = -s \left( \frac{m}{\sqrt{v} + d' \epsilon} + \lambda p \right), \quad
+    s = d \eta \, \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}, \quad
+    m = \beta_1 m + (1 - \beta_1) d g, \quad v = \beta_2 v + (1 - \beta_2) (d g)^2$$
+
+    with the estimate
+
+    $$d' = \max\left(d, \frac{d_{coef} \, r}{\lVert q \rVert_1}\right), \quad
+    r = \beta_3 r + \frac{d s}{d_0} \langle g, p_0 - p \rangle, \quad
+    q = \beta_3 q + \frac{d s}{d_0} g$$
 
     Args:
         learning_rate: a factor, best left at 1; a number >= 0, a 0-d tensor, or a schedule with 1 as

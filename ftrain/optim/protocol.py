@@ -1,10 +1,10 @@
 """The optimizer protocol: a pair of pure functions.
 
 Everything in `ftrain.optim` is a `GradientTransformation`: gradients go in, updates come out, and
-all memory is a tree of tensors that the caller holds. A training step composes them as it does any
+all memory is a tree of tensors that the caller holds. A training step composes them like any
 function.
 
-Read next: `adam.py` for a whole algorithm, `chain.py` for how small ones make a large one.
+Read next: `adam.py` for a whole algorithm, `chain.py` for composition.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Hyperparameter: TypeAlias = float | torch.Tensor
 
 
 class Init(Protocol):
-    """The first state, from the parameters."""
+    """Function from the parameters to the first state."""
 
     def __call__(self, params: PyTree, /) -> PyTree:
         """Return the state before the first update, on the devices of `params`.
@@ -44,7 +44,7 @@ class Init(Protocol):
 
 
 class Update(Protocol):
-    """One update: gradients and the old state give updates and the new state."""
+    """Function from gradients and state to updates and the new state."""
 
     def __call__(
         self, grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
@@ -58,7 +58,7 @@ class Update(Protocol):
 
 
 class Schedule(Protocol):
-    """A rate as a pure function of the number of updates done so far."""
+    """Learning rate as a pure function of the number of updates so far."""
 
     def __call__(self, count: torch.Tensor, /) -> torch.Tensor | float:
         """Return the rate at `count` (int64, 0-d) as a 0-d tensor on its device."""
@@ -92,7 +92,7 @@ class GradientTransformation(NamedTuple):
     update: Update
 
     def __repr__(self) -> str:
-        """The functions by their names, without addresses."""
+        """Return the functions by name, without addresses."""
         names = (getattr(f, "__qualname__", type(f).__name__) for f in self)
         init, update = (name.replace(".<locals>", "") for name in names)
         return f"{type(self).__name__}(init={init}, update={update})"

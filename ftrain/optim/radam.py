@@ -1,4 +1,4 @@
-"""RAdam: Adam that waits with its adaptive rate until the variance it divides by is known."""
+"""RAdam: Adam whose adaptive rate starts once the variance it divides by is known."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["RAdamState", "radam"]
 
 
 class RAdamState(NamedTuple):
-    """The state of `radam`.
+    """State of `radam`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: running mean of their squares, likewise.
@@ -44,15 +44,18 @@ def radam(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam with a rectified variance.
+    r"""Return RAdam: Adam with a rectified variance.
 
-    `u = -rate (s m / (1 - b1^t) + weight_decay p)`, with the moments of `adam` and
-    `s = r sqrt(1 - b2^t) / (sqrt(v) + eps)` once `n > 5`, else 1. There
-    `n = n' - 2 t b2^t / (1 - b2^t)` is how many gradients `v` averages over, `n' = 2 / (1 - b2) - 1`,
-    and `r = sqrt((n - 4) (n - 2) n' / ((n' - 4) (n' - 2) n))`.
+    $$u = -\eta \left( \frac{s \, m}{1 - \beta_1^t} + \lambda p \right), \qquad
+    s = r \, \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v} + \epsilon} \text{ if } n > 5, \text{ else } 1$$
 
-    That is `torch.optim.RAdam`. `optax.radam` corrects `v` before it adds `eps`: as small as the two
-    are, they differ where a gradient is of the size of `eps`.
+    with the moments of `adam`, where $n = n_\infty - 2 t \beta_2^t / (1 - \beta_2^t)$ is the number
+    of gradients that $v$ averages over, $n_\infty = 2 / (1 - \beta_2) - 1$, and
+
+    $$r = \sqrt{\frac{(n - 4) (n - 2) \, n_\infty}{(n_\infty - 4) (n_\infty - 2) \, n}}$$
+
+    The same as `torch.optim.RAdam`. `optax.radam` corrects $v$ before it adds `eps`: they differ
+    where a gradient is of the size of `eps`.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -121,7 +124,7 @@ def radam(
 
 
 def _rectifier(b2: Hyperparameter, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 if the step is adaptive, else 0; and `r sqrt(1 - b2^t)`, finite either way."""
+    """Return 1 if the step is adaptive, else 0; and `r sqrt(1 - b2^t)`, finite either way."""
     decay, t = double(b2, count.device), count.to(torch.float64)
     seen = debias(b2, count)
     longest = 2 / (1 - decay) - 1

@@ -18,10 +18,10 @@ __all__ = ["RMSpropState", "rmsprop"]
 
 
 class RMSpropState(NamedTuple):
-    """The state of `rmsprop`.
+    """State of `rmsprop`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         nu: running mean of the squared gradients, a tree like the parameters; at least float32.
         mu: running mean of the gradients, likewise; `()` unless centered.
@@ -44,15 +44,16 @@ def rmsprop(
     momentum: Hyperparameter = 0.0,
     centered: bool = False,
 ) -> GradientTransformation:
-    """Gradient descent in units of the gradient's recent size.
+    r"""Return RMSprop: gradient descent in units of the gradient's recent size.
 
-    `u = -rate d`, with `d = g / (sqrt(v) + eps)` and `v = alpha v + (1 - alpha) g^2`. Centered, the
-    root is of the variance `v - m^2` (never less than 0), with `m = alpha m + (1 - alpha) g`. With
-    momentum `u = -rate b` and `b = momentum b + d`.
+    $$u = -\eta d, \qquad d = \frac{g}{\sqrt{v} + \epsilon}, \quad v = \alpha v + (1 - \alpha) g^2$$
 
-    That is `torch.optim.RMSprop`. `optax.rmsprop` says `decay` (0.9) for `alpha`, puts `eps` under
-    the root unless `eps_in_sqrt=False`, and multiplies by the rate before it sums momentum: under
-    a schedule its past gradients keep their old rates.
+    Centered, the root is of the variance $v - m^2$ (never less than 0), with $m = \alpha m + (1 -
+    \alpha) g$. With momentum $u = -\eta b$ and $b = \mu b + d$.
+
+    The same as `torch.optim.RMSprop`. `optax.rmsprop` names $\alpha$ `decay` (0.9), puts `eps`
+    under the root unless `eps_in_sqrt=False`, and multiplies by the rate before it sums momentum:
+    under a schedule its past gradients keep their old rates.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

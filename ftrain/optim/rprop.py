@@ -18,10 +18,10 @@ __all__ = ["RpropState", "rprop"]
 
 
 class RpropState(NamedTuple):
-    """The state of `rprop`.
+    """State of `rprop`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         step_size: the size of the next steps, a tree like the parameters; at least float32.
         previous: the last gradient, likewise; 0 where its sign had changed.
     """
@@ -40,12 +40,14 @@ def rprop(
     min_step_size: Hyperparameter = 1e-6,
     max_step_size: Hyperparameter = 50.0,
 ) -> GradientTransformation:
-    """Resilient backpropagation.
+    r"""Return Rprop: resilient backpropagation.
 
-    `u = -s sign(g)`, where `s` grows by `eta_plus` while the gradient keeps its sign, and shrinks
-    by `eta_minus` where it changes; there this step is left out, and the next one leaves `s`
-    alone. That is `torch.optim.Rprop`. `optax.rprop` (0.2.8) takes each step one update late, and
-    drops it if the sign has changed by then.
+    $$u = -s \, \mathrm{sign}(g)$$
+
+    where $s$ grows by `eta_plus` while the gradient keeps its sign, and shrinks by `eta_minus` when
+    the sign changes; that step is skipped, and the next one leaves $s$ unchanged. The same as
+    `torch.optim.Rprop`. `optax.rprop` (0.2.8) takes each step one update late, and drops it if the
+    sign has changed in between.
 
     Args:
         learning_rate: the first size of every step: a finite number >= 0 or a 0-d tensor. Not a

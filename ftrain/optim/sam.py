@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: descend by the gradient at the worst place near by."""
+"""Sharpness-aware minimization: descend by the gradient at the worst point nearby."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _TINY = 1e-12  # keeps a zero gradient from dividing by zero, as in both papers'
 
 
 def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTransformation:
-    """Sharpness-aware minimization: `inner` is handed the gradient at `p + rho g / ||g||`.
+    r"""Return sharpness-aware minimization: `inner` gets the gradient at $p + \rho g / \lVert g \rVert$.
 
-    Each update takes a second gradient, of the same batch with the same random draws: `grad_fn`, which
-    a training step hands in. Clipping belongs inside, `sam(chain(clip_by_global_norm(1.0), ...))`.
-    A step that skips non-finite gradients looks at the first one only: where the second may overflow,
-    write `sam(skip_nonfinite(...))`. Parameters that stay belong outside, `freeze(sam(...), mask)`:
-    `sam(freeze(...))` looks for the worst place among all parameters, frozen ones included.
+    Each update takes a second gradient, of the same batch with the same random draws: `grad_fn`,
+    which a training step passes. Clipping belongs inside, `sam(chain(clip_by_global_norm(1.0),
+    ...))`. A step that skips non-finite gradients checks the first one only: if the second may
+    overflow, write `sam(skip_nonfinite(...))`. Frozen parameters belong outside, `freeze(sam(...),
+    mask)`: `sam(freeze(...))` perturbs all parameters, frozen ones included.
 
     Args:
         inner: the optimizer of the second gradients.
@@ -66,10 +66,11 @@ def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTr
 def asam(
     inner: GradientTransformation, rho: Hyperparameter = 0.5, eta: Hyperparameter = 0.01
 ) -> GradientTransformation:
-    """Adaptive SAM: as `sam`, in a neighbourhood that scales with the parameters.
+    r"""Return adaptive SAM: as `sam`, in a neighbourhood that scales with the parameters.
 
-    `inner` is handed the gradient at `p + rho T^2 g / ||T g||`, with `T = |p| + eta`. (The authors' code
-    leaves biases unscaled, `T = 1`; the paper's equation, and this, scale all.)
+    `inner` gets the gradient at $p + \rho T^2 g / \lVert T g \rVert$ with $T = |p| + \eta$. (The
+    authors' code leaves biases unscaled, $T = 1$; the paper's equation, and this function, scale
+    all.)
 
     Args:
         inner: the optimizer of the second gradients.

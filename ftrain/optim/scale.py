@@ -25,10 +25,10 @@ __all__ = [
 
 
 class ScaleByLearningRateState(NamedTuple):
-    """The state of `scale_by_learning_rate`.
+    """State of `scale_by_learning_rate`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
     """
 
@@ -37,10 +37,10 @@ class ScaleByLearningRateState(NamedTuple):
 
 
 class ScaleByScheduleState(NamedTuple):
-    """The state of `scale_by_schedule`.
+    """State of `scale_by_schedule`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         factor: float32, 0-d. The factor of the last update; before the first, of the first.
     """
 
@@ -73,10 +73,10 @@ def scale(factor: Hyperparameter) -> GradientTransformation:
 
 @algorithm
 def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformation:
-    """Take a step of the learning rate against the direction: `u = -rate(count) g`.
+    """Multiply by the negative learning rate: `u = -rate(count) g`.
 
-    The last link of an algorithm that is put together from parts. The schedule is first called
-    with count 0.
+    The last transformation of an algorithm that is composed from parts. The schedule is first
+    called with count 0.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule.
@@ -107,8 +107,8 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformatio
 def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     """Multiply every gradient by a factor that follows a schedule: `u = schedule(count) g`.
 
-    The factor may have either sign. A learning rate, which goes against the gradient and is reported
-    as `learning_rate`, is `scale_by_learning_rate`.
+    The factor may have either sign. A learning rate, which is negated and reported as
+    `learning_rate`, is `scale_by_learning_rate`.
 
     Args:
         schedule: a function from the count (first 0) to the factor.
@@ -145,7 +145,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
 
 
 def scaled(leaves: list[torch.Tensor], factor: Hyperparameter) -> list[torch.Tensor]:
-    """`factor g` for each leaf, in the dtypes that updates are returned in."""
+    """Return `factor g` for each leaf, in the dtypes of updates."""
     place = placed(factor)
     out = []
     for g in leaves:

@@ -1,9 +1,10 @@
-"""Schedule-Free: averaging in the place of a falling learning rate; no end of the run to plan for.
+"""Schedule-Free: averaging instead of a decreasing learning rate; the length of the run is not needed.
 
-Three points: `z` takes the steps, `x` is their average and what is evaluated, and gradients are taken
-between them, at `y = (1 - b1) z + b1 x`. The parameters that a training step holds are `y`; the state
-holds `z`; `schedule_free_eval_params` gives `x`. As `x` is found from `y`, parameters held in bfloat16
-round the average at every step (some 5 % of the norm after 50): hold them in float32, "bf16-mixed".
+There are three points: `z` takes the steps, `x` is their average and is evaluated, and gradients
+are taken between them, at `y = (1 - b1) z + b1 x`. The parameters that a training step holds are
+`y`; the state holds `z`; `schedule_free_eval_params` gives `x`. As `x` is computed from `y`,
+parameters in bfloat16 round the average at every step (some 5 % of the norm after 50): keep them in
+float32, "bf16-mixed".
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ __all__ = [
 
 
 class ScheduleFreeState(NamedTuple):
-    """The state of `schedule_free_sgd` and `schedule_free_adamw`.
+    """State of `schedule_free_sgd` and `schedule_free_adamw`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         max_learning_rate: float64, 0-d. The largest rate so far.
         weight_sum: float64, 0-d. The sum of the weights of the averaged points.
@@ -73,11 +74,15 @@ def schedule_free_adamw(
     weight_lr_power: float = 2.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Schedule-Free AdamW.
+    r"""Return Schedule-Free AdamW.
 
-    `z' = z - rate (g / (sqrt(v / (1 - b2^t)) + eps) + weight_decay y)` with
-    `v = b2 v + (1 - b2) g^2`; `x' = (1 - c) x + c z'`, `y' = (1 - b1) z' + b1 x'`, where
-    `c = w_t / (w_1 + ... + w_t)` and `w_t = (largest rate so far)^weight_lr_power`.
+    $$z' = z - \eta \left( \frac{g}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda y \right), \quad
+    v = \beta_2 v + (1 - \beta_2) g^2$$
+
+    $$x' = (1 - c) x + c z', \quad y' = (1 - \beta_1) z' + \beta_1 x', \quad
+    c = \frac{w_t}{\sum_{i \le t} w_i}$$
+
+    where $w_t$ is the largest rate so far to the power `weight_lr_power`.
 
     The update is that of `y`, the parameters. Evaluate with `schedule_free_eval_params`.
 
@@ -131,10 +136,12 @@ def schedule_free_sgd(
     weight_lr_power: float = 2.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Schedule-Free gradient descent.
+    r"""Return Schedule-Free gradient descent.
 
-    `z' = z - rate (g + weight_decay y)`, `x' = (1 - c) x + c z'`, `y' = (1 - b1) z' + b1 x'`, where
-    `c = w_t / (w_1 + ... + w_t)` and `w_t = (largest rate so far)^weight_lr_power`.
+    $$z' = z - \eta (g + \lambda y), \quad x' = (1 - c) x + c z', \quad
+    y' = (1 - \beta_1) z' + \beta_1 x', \quad c = \frac{w_t}{\sum_{i \le t} w_i}$$
+
+    where $w_t$ is the largest rate so far to the power `weight_lr_power`.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -168,9 +175,9 @@ def schedule_free_sgd(
 
 
 def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
-    """The averaged parameters `x = z + (y - z) / b1`: what to evaluate, and to keep in the end.
+    r"""Return the averaged parameters $x = z + (y - z) / \beta_1$, to evaluate and to keep in the end.
 
-    A pure function: training goes on from `params` as if nothing had been looked at.
+    A pure function: training continues from `params` unchanged.
 
     Args:
         state: a `ScheduleFreeState`, or the state of a chain or wrapper that holds exactly one.
@@ -227,7 +234,7 @@ def _schedule_free(
     weight_lr_power: float,
     mask: Mask,
 ) -> GradientTransformation:
-    """Both algorithms; `adam` is `(b2, eps)` where the gradients are scaled."""
+    """Return either algorithm; `adam` is `(b2, eps)` if the gradients are scaled."""
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)
     _checks.positive("b1", b1)

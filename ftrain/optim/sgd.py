@@ -22,10 +22,10 @@ __all__ = ["SGDState", "sgd"]
 
 
 class SGDState(NamedTuple):
-    """The state of `sgd`.
+    """State of `sgd`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         momentum: the decaying sum of gradients, a tree like the parameters, at least float32; `()`
             without momentum.
@@ -46,14 +46,16 @@ def sgd(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Gradient descent: `u = -rate d`.
+    r"""Return gradient descent, with momentum, Nesterov's look-ahead and weight decay.
 
-    `d = g`; with momentum `d = m`, where `m = momentum m + (1 - dampening) g` (undampened at the
-    first update); with Nesterov's look-ahead `d = g + momentum m`. Weight decay adds
-    `weight_decay p` to `g` first, where the mask is true: an L2 penalty.
+    $$u = -\eta d, \qquad d = m = \mu m + (1 - \tau) g$$
 
-    `m` is that of `torch.optim.SGD(foreach=False)` to the bit; torch fuses `p - rate d` into one
-    rounding, so parameters differ by at most 1 ulp a step.
+    where $d = g$ without momentum, $d = g + \mu m$ with Nesterov's look-ahead, and the dampening
+    $\tau$ is 0 at the first update. Weight decay adds $\lambda p$ to $g$ first, where the mask is
+    True: an L2 penalty.
+
+    $m$ equals that of `torch.optim.SGD(foreach=False)` to the bit; torch fuses $p - \eta d$ into
+    one rounding, so parameters differ by at most 1 ulp a step.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

@@ -1,4 +1,4 @@
-"""Updates that are left out: those of non-finite or of too large gradients."""
+"""Skipped updates: those of non-finite or of too large gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SkipState", "skip_large_updates", "skip_nonfinite"]
 
 
 class SkipState(NamedTuple):
-    """The state of `skip_nonfinite` and `skip_large_updates`.
+    """State of `skip_nonfinite` and `skip_large_updates`.
 
     Attributes:
         skipped: int64, 0-d. Updates left out so far.
@@ -33,11 +33,11 @@ class SkipState(NamedTuple):
 
 
 def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
-    """Leave out the updates of gradients that are not finite.
+    """Skip the updates of non-finite gradients.
 
-    Parameters and the state of `inner` stay as they are, bit for bit, if any gradient is infinite or
-    NaN, or their norm exceeds float32: the criterion of `make_steps(nonfinite="skip")`, for loops of
-    one's own, and for gradients that a link before this one has made.
+    Parameters and the state of `inner` stay as they are, bit for bit, if any gradient is infinite
+    or NaN, or their norm exceeds float32: the criterion of `make_steps(nonfinite="skip")`, for
+    custom loops, and for gradients that an earlier transformation has made.
 
     Args:
         inner: the optimizer.
@@ -61,7 +61,7 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
 def skip_large_updates(
     inner: GradientTransformation, max_norm: Hyperparameter
 ) -> GradientTransformation:
-    """Leave out the updates of gradients whose global norm exceeds `max_norm`, or is NaN.
+    """Skip the updates of gradients whose global norm exceeds `max_norm`, or is NaN.
 
     Parameters and the state of `inner` stay as they are, bit for bit.
 
@@ -108,7 +108,7 @@ def _skip(
 
 
 def chosen(condition: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The leaf that a state goes on with: the new one where the condition holds, else the old."""
+    """Return the new leaf if the condition holds, else the old."""
 
     def choose(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         return like(torch.where(condition.to(new.device), new, old), old)

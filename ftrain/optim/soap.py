@@ -34,10 +34,10 @@ Side = torch.Tensor | None  # of a matrix: None where it keeps the basis that it
 
 
 class SOAPState(NamedTuple):
-    """The state of `soap`.
+    """State of `soap`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients in the eigenbases, a tree like the parameters; at least
             float32.
@@ -68,17 +68,20 @@ def soap(
     max_precondition_dim: int = 10_000,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Adam in the basis where the gradients of a matrix are least correlated.
+    r"""Return SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
-    `u = -rate (Q_L N Q_R' + weight_decay p)`, `N = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`,
-    where `m` and `v` are Adam's moments of `Q_L' G Q_R`, and the columns of `Q_L`, `Q_R` are the
-    eigenvectors of `L = b3 L + (1 - b3) G G'` and `R = b3 R + (1 - b3) G' G`.
+    $$u = -\eta (Q_L N Q_R^\top + \lambda p), \qquad
+    N = \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 
-    The eigenvectors are followed by one step of orthogonal iteration, `Q = qr(L Q)`, every
-    `precondition_frequency` updates, and at each of the first that many: they start from the identity,
-    where this is Adam. There is no eigendecomposition, which would fail on a gradient that is not
-    finite. Vectors and scalars are left to Adam; a parameter of more than two dimensions is taken as
-    `(first, all others)`.
+    where $m$ and $v$ are Adam's moments of $Q_L^\top G Q_R$, and the columns of $Q_L$, $Q_R$ are
+    the eigenvectors of $L = \beta_3 L + (1 - \beta_3) G G^\top$ and $R = \beta_3 R + (1 - \beta_3)
+    G^\top G$.
+
+    The eigenvectors are updated by one step of orthogonal iteration, $Q = \mathrm{qr}(L Q)$, every
+    `precondition_frequency` updates, and at each of the first that many: they start from the
+    identity, where this is Adam. There is no eigendecomposition, which would fail on a non-finite
+    gradient. Vectors and scalars are updated by Adam; a parameter of more than two dimensions is
+    treated as `(first, all others)`.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -224,9 +227,9 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """The moments in the bases that a step of orthogonal iteration makes, and these.
+    """Return the moments in the bases after a step of orthogonal iteration, and these bases.
 
-    The mean is turned; the squares cannot be, and only follow the order of the columns.
+    The mean is rotated; the squares cannot be, and only follow the order of the columns.
     """
     new = list(bases)
     means, squares = [], []
@@ -245,11 +248,11 @@ def _refreshed(
 
 
 def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`qr(gram basis)`, and the order in which it takes the columns: largest eigenvalue first.
+    """Return `qr(gram basis)`, and the order in which it takes the columns: largest eigenvalue first.
 
-    The shift has the same eigenvectors. It keeps directions that no gradient has shown yet where they
-    are; without it they would be whatever rounding makes of them. So would the signs, but for the last
-    line, with which columns turn as little as they can.
+    The shift keeps the eigenvectors. It keeps directions in place that no gradient has had yet;
+    without it they would be arbitrary rounding. So would the signs without the last line, by which
+    columns rotate as little as possible.
     """
     image = gram @ basis
     order = (basis * image).sum(0).argsort(descending=True, stable=True)
@@ -259,7 +262,7 @@ def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
-    """The lengths of the two sides of a parameter that are preconditioned."""
+    """Return the lengths of the two sides of a parameter that are preconditioned."""
     if p.ndim < 2:
         return None, None
     rows, columns = p.shape[0], math.prod(p.shape[1:])
@@ -269,7 +272,7 @@ def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
 def _places(
     ps: list[torch.Tensor], longest: int, bases: int
 ) -> list[tuple[int | None, int | None]]:
-    """Where in the state the two sides of each parameter have their matrices."""
+    """Return the indices of the matrices of both sides of each parameter in the state."""
     places, taken = [], 0
     for p in ps:
         pair: list[int | None] = []
@@ -287,12 +290,12 @@ def _at(bases: Any, place: int | None) -> Side:
 
 
 def _turned(x: torch.Tensor, left: Side, right: Side) -> torch.Tensor:
-    """`Q_L' X Q_R`."""
+    """Return `Q_L' X Q_R`."""
     return _between(None if left is None else left.mT, x, right)
 
 
 def _turned_back(x: torch.Tensor, left: Side, right: Side) -> torch.Tensor:
-    """`Q_L X Q_R'`."""
+    """Return `Q_L X Q_R'`."""
     return _between(left, x, None if right is None else right.mT)
 
 

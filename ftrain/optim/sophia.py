@@ -1,4 +1,4 @@
-"""Sophia-H: momentum divided by an estimate of the curvature, each step clipped element by element."""
+"""Sophia-H: momentum divided by an estimate of the curvature, clipped element by element."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ValueFn = Callable[[PyTree], torch.Tensor]
 
 
 class SophiaState(NamedTuple):
-    """The state of `sophia`.
+    """State of `sophia`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         key: int32, shape (2,). The key of the next estimate.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
@@ -56,17 +56,19 @@ def sophia(
     key: int | torch.Tensor = 0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    """Momentum over curvature, clipped: a light second-order method for language models.
+    r"""Return Sophia-H: clipped momentum over curvature, for language models.
 
-    `u = -rate (clip(m / (1 - b1^t) / max(gamma h, eps), clip_threshold) + weight_decay p)`, where
-    `m = b1 m + (1 - b1) g`, and after every `update_interval`-th update, the first included,
-    `h = b2 h + (1 - b2) z (H z)`: Hutchinson's estimate of the diagonal of the Hessian `H`, with
-    signs `z` drawn from the key in the state.
+    $$u = -\eta \left( \mathrm{clip}\left(\frac{m / (1 - \beta_1^t)}{\max(\gamma h, \epsilon)}, c\right)
+    + \lambda p \right), \qquad m = \beta_1 m + (1 - \beta_1) g$$
 
-    `H z` is the derivative of the gradient of `value_fn`, so the loss must be differentiable twice.
+    and after every `update_interval`-th update, the first included, $h = \beta_2 h + (1 - \beta_2)
+    z (H z)$: Hutchinson's estimate of the diagonal of the Hessian $H$, with signs $z$ drawn from
+    the key in the state. $c$ is `clip_threshold`.
+
+    $H z$ is the derivative of the gradient of `value_fn`, so the loss must be differentiable twice.
     In a compiled step the other updates do not pay for it; under `torch.vmap` all do. With
-    `precision="bf16-mixed"` the product is taken in that precision too: on an MLP and a small GPT the
-    estimate is off by 0.5 to 0.9 % in the norm, where the draw of `z` alone spreads it by 600 %.
+    `precision="bf16-mixed"` the product has that precision too: on an MLP and a small GPT the
+    estimate is off by 0.5 to 0.9 % in the norm, where the draw of $z$ alone spreads it by 600 %.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
@@ -188,10 +190,10 @@ def _rule(
 
 
 def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) -> PyTree:
-    """An unbiased estimate of the Hessian's diagonal: `z * (H z)`, with random signs `z`.
+    """Return an unbiased estimate of the Hessian's diagonal: $z (H z)$, with random signs $z$.
 
-    Exact where the Hessian is diagonal; else the variance of an element is the sum of the squares of
-    the others in its row.
+    Exact if the Hessian is diagonal; otherwise the variance of an element is the sum of the squares
+    of the other elements in its row.
 
     Args:
         value_fn: `params -> loss`, 0-d, differentiable twice.

@@ -1,7 +1,7 @@
-"""To and from the `state_dict` of an optimizer's twin in `torch.optim`.
+"""Conversion to and from the `state_dict` of the counterpart in `torch.optim`.
 
-A run that was started there goes on here, and the other way round. What crosses over is memory: moments,
-sums, counts. Hyper-parameters are said anew, in the call that makes the optimizer.
+A run that was started there continues here, and the other way round. Moments, sums and counts are
+converted. Hyper-parameters are given anew, in the call that makes the optimizer.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _TWINS: dict[type, tuple[tuple[str, ...], dict[str, str]]] = {
 def import_state_dict(
     state_dict: Mapping[str, Any], opt_state: PyTree, names: Names, *, count: int | None = None
 ) -> PyTree:
-    """An optimizer's state that goes on where a `torch.optim` twin's stopped.
+    """Return the state that continues where the counterpart in `torch.optim` stopped.
 
         optimizer = optim.adamw(1e-3, weight_decay=0.01, mask=optim.everything)
         opt_state = optim.import_state_dict(torch_optimizer.state_dict(), optimizer.init(params), model)
@@ -111,7 +111,7 @@ def import_state_dict(
 def export_state_dict(
     opt_state: PyTree, twin: torch.optim.Optimizer, names: Names
 ) -> dict[str, Any]:
-    """What `twin.load_state_dict` takes to go on where an ftrain optimizer has stopped.
+    """Return the dict from which a counterpart in `torch.optim` continues.
 
         theirs = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
         theirs.load_state_dict(optim.export_state_dict(state.opt_state, theirs, model))
@@ -152,7 +152,7 @@ def export_state_dict(
 
 
 class _Part(NamedTuple):
-    """A state with a twin, somewhere in an optimizer's state.
+    """A state with a counterpart in torch, somewhere in an optimizer's state.
 
     Attributes:
         path: where it is.
@@ -199,7 +199,7 @@ def _column(path: str, values: PyTree) -> dict[str, tuple[str, torch.Tensor]]:
 def _imported(
     part: _Part, entries: Mapping[str, dict[str, Any]], rates: Mapping[str, Any], count: int | None
 ) -> dict[str, Any]:
-    """What stands where in the new state, by path."""
+    """Return the new value of each leaf of the state, by path."""
     missing = [name for name in part.names if name not in entries]
     if missing:
         raise ValueError(
@@ -255,7 +255,7 @@ def _count(part: _Part, mine: Mapping[str, dict[str, Any]], count: int | None) -
 
 
 def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
-    """The value that all parameters have in common."""
+    """Return the value that all parameters have in common."""
     values = {name: float(entry[key]) if key in entry else 0.0 for name, entry in mine.items()}
     (first, value), *rest = values.items()
     for name, other in rest:
@@ -281,7 +281,7 @@ def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
 def _by_name(
     state_dict: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What torch remembers of each parameter, and its learning rate."""
+    """Return torch's entries of each parameter, and its learning rate."""
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
             f"an optimizer's state_dict has 'state' and 'param_groups', found {_listed(state_dict)}. "
@@ -317,7 +317,7 @@ def _check_all_taken(entries: Mapping[str, dict[str, Any]], taken: set[str]) -> 
 
 
 def _check_algorithm(state_dict: Mapping[str, Any], parts: Sequence[_Part]) -> None:
-    """SGD without momentum remembers as little as others before their first step: its groups tell."""
+    """Raise if the parameter groups are another algorithm's."""
     of_sgd = any("dampening" in group for group in state_dict["param_groups"])
     for part in parts if of_sgd else ():
         if not isinstance(part.state, (SGDState, FromTorchState)):
@@ -329,7 +329,7 @@ def _check_algorithm(state_dict: Mapping[str, Any], parts: Sequence[_Part]) -> N
 
 
 def _order_of(twin: torch.optim.Optimizer, names: Names) -> dict[str, int]:
-    """The index that torch gives to each parameter, by name."""
+    """Return the index that torch gives to each parameter, by name."""
     params = [p for group in twin.param_groups for p in group["params"]]
     if isinstance(names, nn.Module):
         called = {id(p): name for name, p in names.named_parameters()}
@@ -362,7 +362,7 @@ def _check_twin(part: _Part, twin: torch.optim.Optimizer) -> None:
 
 
 def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """What torch is to remember of each parameter."""
+    """Return torch's entries of each parameter."""
     step = float(part.state.count)
     if not step:
         return {}  # torch begins by itself

@@ -1,4 +1,4 @@
-"""Weight decay as a link of its own: a multiple of the parameters added to the gradients."""
+"""Weight decay as a transformation: a multiple of the parameters added to the gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["add_decayed_weights", "decayed"]
 def add_decayed_weights(
     weight_decay: Hyperparameter, *, mask: Mask = matrices
 ) -> GradientTransformation:
-    """Add a multiple of the parameters: `u = g + weight_decay p` where the mask is true.
+    """Add a multiple of the parameters: `u = g + weight_decay p` where the mask is True.
 
     Before an algorithm this is the L2 penalty of `torch.optim.SGD` and `Adam`; between
     `scale_by_adam` and `scale_by_learning_rate` it is the decoupled decay of AdamW.
@@ -64,7 +64,7 @@ def decayed(
     weight_decay: Hyperparameter,
     mask: list[bool],
 ) -> list[torch.Tensor]:
-    """`g + weight_decay p` for each leaf where the mask is true, else `g`; in compute dtypes."""
+    """Return `g + weight_decay p` where the mask is True, else `g`, in compute dtypes."""
     place = placed(weight_decay)
     out = []
     for g, p, decays in zip(grads, params, mask, strict=True):

@@ -19,7 +19,7 @@ __all__ = ["HyperparamsState", "set_hyperparams", "with_hyperparams"]
 
 
 class HyperparamsState(NamedTuple):
-    """The state of `with_hyperparams`.
+    """State of `with_hyperparams`.
 
     Attributes:
         hyperparams: name -> float64, 0-d: what the next update will use.
@@ -33,11 +33,11 @@ class HyperparamsState(NamedTuple):
 def with_hyperparams(
     build: Callable[..., GradientTransformation], **hyperparams: Any
 ) -> GradientTransformation:
-    """An optimizer whose numbers are tensors in its state, not constants of the program.
+    """Return an optimizer whose numbers are tensors in its state, not constants of the program.
 
-    `build(**hyperparams)` with every number among them kept in the state: in float64, so that eager
-    updates are those of the plain optimizer to the bit. Setting one (`set_hyperparams`) compiles
-    nothing anew; stacking them (`torch.vmap`) is a sweep.
+    It is `build(**hyperparams)` with every number among them kept in the state: in float64, so that
+    eager updates equal those of the plain optimizer to the bit. Setting one (`set_hyperparams`)
+    compiles nothing anew; stacking them (`torch.vmap`) is a sweep.
 
     Args:
         build: what makes the optimizer, such as `optim.adamw`.
@@ -90,7 +90,7 @@ def with_hyperparams(
 
 
 def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> PyTree:
-    """The state with hyper-parameters of `with_hyperparams` set; the next update uses them.
+    """Return the state with hyper-parameters of `with_hyperparams` set; the next update uses them.
 
     Args:
         state: an optimizer's state that holds a `HyperparamsState` somewhere.

@@ -19,10 +19,10 @@ __all__ = ["YogiState", "yogi"]
 
 
 class YogiState(NamedTuple):
-    """The state of `yogi`.
+    """State of `yogi`.
 
     Attributes:
-        count: int64, 0-d. Updates done so far.
+        count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
         nu: their additive mean of squares, likewise.
@@ -43,11 +43,12 @@ def yogi(
     *,
     initial_accumulator_value: float = 1e-6,
 ) -> GradientTransformation:
-    """Adam with additive squares.
+    r"""Return Yogi: Adam with additive squares.
 
-    `u = -rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`, with `m = b1 m + (1 - b1) g` and
-    `v = v - (1 - b2) sign(v - g^2) g^2`. `optax.yogi` starts `m` at 1e-6 too, where this starts it
-    at 0.
+    $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}, \qquad
+    m = \beta_1 m + (1 - \beta_1) g, \quad v = v - (1 - \beta_2) \, \mathrm{sign}(v - g^2) \, g^2$$
+
+    `optax.yogi` starts $m$ at 1e-6 too, where this starts it at 0.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).

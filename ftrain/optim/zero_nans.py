@@ -1,4 +1,4 @@
-"""NaNs made zeros, and counted as found."""
+"""NaNs replaced by zeros, and reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ZeroNansState", "zero_nans"]
 
 
 class ZeroNansState(NamedTuple):
-    """The state of `zero_nans`.
+    """State of `zero_nans`.
 
     Attributes:
         found_nan: a tree like the parameters, of bools, 0-d: whether the last update had a NaN there.
@@ -25,10 +25,10 @@ class ZeroNansState(NamedTuple):
 
 
 def zero_nans() -> GradientTransformation:
-    """Replace each NaN by 0 and say in the state which leaves had one; infinities stay.
+    """Replace each NaN by 0 and record in the state which leaves had one; infinities stay.
 
-    A training step that skips or raises on non-finite gradients never hands one on: this is for steps
-    with `nonfinite="ignore"`.
+    A training step that skips or raises on non-finite gradients never passes one on: this is for
+    steps with `nonfinite="ignore"`.
 
     Returns:
         A transformation with a `ZeroNansState`.

@@ -1,4 +1,4 @@
-"""Curves made of half cosines: once down, down again and again, up and down."""
+"""Schedules of half cosines: once down, down again and again, up and down."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ _Anneal = Literal["cos", "linear"]
 
 
 def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Schedule:
-    """Half a cosine from `peak` at count 0 down to `end` at count `steps`, then flat.
+    r"""Return half a cosine from `peak` at count 0 down to `end` at count `steps`, then constant.
 
-    `end + (peak - end) (1 + cos(pi min(t / steps, 1))) / 2`: `optax.cosine_decay_schedule`, and
-    `CosineAnnealingLR` of torch up to `T_max`, where that turns back up and this stays.
+    $$\mathrm{end} + (\mathrm{peak} - \mathrm{end}) \, \frac{1 + \cos(\pi x)}{2}, \qquad
+    x = \min(t / \mathrm{steps}, 1)$$
+
+    The same as `optax.cosine_decay_schedule`, and as `CosineAnnealingLR` of torch up to `T_max`,
+    where that turns up again and this stays.
 
     Args:
         peak: the first rate; a finite number >= 0 or a 0-d tensor.
@@ -49,10 +52,10 @@ def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Sched
 def cosine_restarts(
     peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0, *, factor: int = 1
 ) -> Schedule:
-    """Half cosines from `peak` down towards `end`, one after the other, each `factor` times as long.
+    """Return half cosines from `peak` towards `end`, each `factor` times as long as the last.
 
     `CosineAnnealingWarmRestarts` of torch (`T_0`, `eta_min`, `T_mult`); for cycles of other heights
-    `join` some `cosine`s, as `optax.sgdr_schedule` does.
+    `join` several `cosine`s, as `optax.sgdr_schedule` does.
 
     Args:
         peak: the first rate of every cycle; a finite number >= 0 or a 0-d tensor.

@@ -1,4 +1,4 @@
-"""Curves of one formula: constant, linear, polynomial, exponential."""
+"""Schedules of one formula: constant, linear, polynomial, exponential."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["constant", "exponential", "linear", "polynomial"]
 
 
 def constant(value: Hyperparameter) -> Schedule:
-    """The same rate at every count.
+    """Return the same rate at every count.
 
     Args:
         value: a finite number >= 0 or a 0-d tensor.
@@ -31,10 +31,12 @@ def constant(value: Hyperparameter) -> Schedule:
 
 
 def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
-    """A straight line from `start` at count 0 to `end` at count `steps`, then flat.
+    r"""Return a straight line from `start` at count 0 to `end` at count `steps`, then constant.
 
-    `start + (end - start) min(t / steps, 1)`: `optax.linear_schedule(start, end, steps)`, and
-    `LinearLR` of torch, whose factors are those of a rate given elsewhere.
+    $$\mathrm{start} + (\mathrm{end} - \mathrm{start}) \min(t / \mathrm{steps}, 1)$$
+
+    The same as `optax.linear_schedule(start, end, steps)`, and as `LinearLR` of torch, whose
+    factors multiply a rate given elsewhere.
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
@@ -60,10 +62,11 @@ def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
 def polynomial(
     start: Hyperparameter, end: Hyperparameter, steps: int, power: Hyperparameter = 1.0
 ) -> Schedule:
-    """A power of the time that is left: from `start` at count 0 to `end` at count `steps`, then flat.
+    r"""Return a power of the remaining time, from `start` to `end` at count `steps`.
 
-    `end + (start - end) (1 - min(t / steps, 1))^power`: `optax.polynomial_schedule`, and, with
-    `end=0`, `PolynomialLR` of torch.
+    $$\mathrm{end} + (\mathrm{start} - \mathrm{end}) (1 - \min(t / \mathrm{steps}, 1))^{\mathrm{power}}$$
+
+    The same as `optax.polynomial_schedule`, and with `end=0` as `PolynomialLR` of torch.
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
@@ -96,10 +99,12 @@ def exponential(
     *,
     end: Hyperparameter | None = None,
 ) -> Schedule:
-    """Multiplied by `factor` over every `steps` updates, evenly: `start factor^(t / steps)`.
+    r"""Return `start`, multiplied evenly by `factor` over every `steps` updates.
 
-    `ExponentialLR` of torch with `steps=1`; `optax.exponential_decay(start, steps, factor)`. For the
-    same in jumps see `step`.
+    $$\mathrm{start} \cdot \mathrm{factor}^{t / \mathrm{steps}}$$
+
+    `ExponentialLR` of torch with `steps=1`; `optax.exponential_decay(start, steps, factor)`. For
+    the same in jumps see `step`.
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.

@@ -1,4 +1,4 @@
-"""Schedules one after the other."""
+"""Concatenation of schedules."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["join"]
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """Schedules one after the other; each counts from where it begins.
+    """Concatenate schedules; each counts from where it begins.
 
-    `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count less
-    that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.
+    `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count
+    less that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.
 
     Args:
         schedules: two or more. They are never called with a count below 0, nor with one past their

@@ -1,4 +1,4 @@
-"""A picture of a schedule."""
+"""Plot of a schedule."""
 
 from __future__ import annotations
 

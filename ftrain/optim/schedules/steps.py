@@ -1,4 +1,4 @@
-"""Rates that jump and stay: every so many updates, or at given ones."""
+"""Rates that change in jumps: every so many updates, or at given ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["piecewise_constant", "step"]
 
 
 def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Schedule:
-    """Multiplied by `factor` once every `steps` updates: `start factor^floor(t / steps)`.
+    r"""Return `start`, multiplied by `factor` once every `steps` updates.
+
+    $$\mathrm{start} \cdot \mathrm{factor}^{\lfloor t / \mathrm{steps} \rfloor}$$
 
     `StepLR` of torch (`step_size`, `gamma`); `optax.exponential_decay(..., staircase=True)`.
 
@@ -41,7 +43,7 @@ def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Sch
 
 
 def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparameter]) -> Schedule:
-    """Multiplied by a factor at each of some counts: `start` times all `factors[b]` with `b <= t`.
+    """Return `start`, multiplied by a factor at each of some counts: by all `factors[b]` with `b <= t`.
 
     `optax.piecewise_constant_schedule`; `MultiStepLR` of torch, whose factors are all one `gamma`.
 

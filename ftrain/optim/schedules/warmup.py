@@ -1,4 +1,4 @@
-"""Curves that begin with a straight line up: how most networks are trained."""
+"""Schedules that begin with a linear warmup, by which most networks are trained."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _Shape = Literal["linear", "sqrt"]
 
 
 def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0) -> Schedule:
-    """A straight line from `start` at count 0 to `peak` at count `steps`, then flat.
+    r"""Return a straight line from `start` at count 0 to `peak` at count `steps`, then constant.
 
-    `start + (peak - start) min(t / steps, 1)`. With `start=0` the first update has rate 0: it moves
-    moments, not parameters (as in optax and nanoGPT).
+    $$\mathrm{start} + (\mathrm{peak} - \mathrm{start}) \min(t / \mathrm{steps}, 1)$$
+
+    With `start=0` the first update has rate 0: it changes moments, not parameters (as in optax and
+    nanoGPT).
 
     Args:
         peak: the rate reached; a finite number >= 0 or a 0-d tensor.
@@ -41,7 +43,7 @@ def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0)
 def warmup_cosine(
     peak: Hyperparameter, warmup_steps: int, total_steps: int, end: Hyperparameter = 0.0
 ) -> Schedule:
-    """A linear warmup from 0 to `peak`, then half a cosine down to `end` at count `total_steps`.
+    """Return a linear warmup from 0 to `peak`, then half a cosine down to `end` at count `total_steps`.
 
     `optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps, end)`.
 
@@ -80,11 +82,11 @@ def warmup_stable_decay(
     *,
     shape: _Shape = "linear",
 ) -> Schedule:
-    """A linear warmup from 0 to `peak`, `peak` for long, then down to `end`.
+    r"""Return a linear warmup from 0 to `peak`, a long constant phase, then a decay to `end`.
 
-    The decay is `end + (peak - end) (1 - x)`, or `(1 - sqrt(x))` with `shape="sqrt"`, where `x` is
-    the part of it that is done. Runs of different lengths share all of their beginning: a longer one
-    goes on from a state saved before the decay.
+    The decay is $\mathrm{end} + (\mathrm{peak} - \mathrm{end}) (1 - x)$, or $(1 - \sqrt{x})$ with
+    `shape="sqrt"`, where $x$ is the fraction of the decay that is done. Runs of different lengths
+    share their beginning: a longer one continues from a state saved before the decay.
 
     Args:
         peak: the highest rate; a finite number >= 0 or a 0-d tensor.
@@ -124,10 +126,12 @@ def warmup_stable_decay(
 
 
 def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter = 0.0) -> Schedule:
-    """A linear warmup to `peak`, then down with the root of the count: `peak sqrt(warmup_steps / t)`.
+    r"""Return a linear warmup to `peak`, then a decay with the root of the count.
 
-    Vaswani's rate is `peak = (width warmup_steps)^-1/2`; T5's, which is flat and then falls, has
-    `start=peak`.
+    $$\mathrm{peak} \sqrt{\mathrm{warmup\_steps} / t}$$
+
+    Vaswani's rate is `peak = (width warmup_steps)^-1/2`; T5's, which is constant before it decays,
+    has `start=peak`.
 
     Args:
         peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
@@ -155,7 +159,7 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
 def _after_warmup(
     peak: Hyperparameter, warmup_steps: int, schedules: list[Schedule], boundaries: list[int]
 ) -> Schedule:
-    """`schedules`, which meet at `boundaries`, moved behind a warmup; or as they are without one."""
+    """Return `schedules`, which meet at `boundaries`, shifted by a warmup; unchanged without one."""
     if warmup_steps == 0:
         return join(schedules, boundaries) if boundaries else schedules[0]
     moved = [warmup_steps + boundary for boundary in boundaries]
