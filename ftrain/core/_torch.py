@@ -9,10 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
-import platform
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,7 +24,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    make_fx,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "DATA_DEPENDENT",
@@ -40,30 +41,28 @@ __all__ = [
     "autocast_now",
     "autocast_state",
     "cond_operator",
-    "cpp_compilers",
     "fake_mode",
-    "first_run",
     "function_mode_depth",
     "function_modes",
-    "inductor_compile",
     "inside_functorch",
+    "inside_vmap",
     "interning",
-    "is_amd_with_avx512",
     "is_dual",
+    "is_recorded",
     "nodes_ever",
     "of_same_bits",
-    "onednn_product",
+    "record_as",
     "recurrent_kernels",
     "scan_operator",
     "sequence_number",
+    "silent",
     "tensor_guard",
     "trace",
     "trace_inner",
     "without_autocast",
+    "without_modes_below",
 ]
 
-_watching = threading.RLock()
-_kept: list[torch.library.Library] = []
 _guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
 
 # What tracing raises when Python asks for a tensor's value, or a shape depends on one (2.0 and later).
@@ -78,154 +77,49 @@ def fake_mode() -> FakeTensorMode:
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """The operators that `fn` runs on these fake tensors (`make_fx`, 2.0 and later)."""
     # An error of the user's is raised, and need not be logged as well.
-    with _silent("torch._subclasses.fake_tensor"):
+    with silent("torch._subclasses.fake_tensor"):
         return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
 
-def inductor_compile(
-    graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, config: dict[str, Any]
-) -> Callable[..., Any]:
-    """One compiled function for one graph (`standalone_compile`, 2.8 and later)."""
-    import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
-
-    # Our own guard has checked sizes and strides before every call: 0.25 µs an input saved.
-    patches = {"size_asserts": False, **config}
-    if mode is not None:
-        patches.update(inductor.list_mode_options(mode))
-
-    def compiled_with(patches: dict[str, Any]) -> Any:
-        # It warns where it could not be saved as an artifact, which nobody asked for.
-        with _silent("torch._inductor.standalone_compile"):
-            return inductor.standalone_compile(
-                graph,
-                list(inputs),
-                dynamic_shapes="from_example_inputs",
-                options={"config_patches": patches},
-            )
-
-    if _skips_compiler_probe(inductor.config):
-        try:
-            artifact = compiled_with({**patches, "cpp.vec_isa_ok": True})
-        except Exception as error:
-            if "CppCompileError" not in repr(error):
-                raise
-            artifact = compiled_with(patches)
-    else:
-        artifact = compiled_with(patches)
-    # The artifact's __call__ only forwards to this.
-    compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
-    return compiled
+def is_recorded(tensor: torch.Tensor) -> bool:
+    """Whether a trace under way has computed this tensor: it is not an input, nor from outside."""
+    mode = get_proxy_mode()
+    proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
+    return proxy is not None and proxy.proxy.node.op != "placeholder"
 
 
-def cpp_compilers() -> tuple[str, ...] | None:
-    """The compilers that inductor would try for the CPU, in order; `None` where nobody can tell.
+def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
+    """Make a trace take a tensor for another that it has computed (2.3 and later)."""
+    mode = get_proxy_mode()
+    assert mode is not None
+    mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[other]
 
-    Nobody can where it would fetch one itself, or makes its code in another way. (`config.cpp.cxx`: 2.0
-    and later; `config.cpu_backend`: 2.5 and later.)
+
+def without_modes_below(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Call `fn`; function modes do not see what torch does below the dispatcher.
+
+    A function mode that stands around a backward pass sees the Python of fake kernels and of the tracer
+    (2.13: `torch.empty_strided` in `extract_val`), and would key memory that belongs to neither.
     """
-    from torch._inductor import config  # noqa: PLC0415  costs two seconds
 
-    named = getattr(config.cpp, "cxx", None)
-    tried = tuple(named) if isinstance(named, (list, tuple)) else (named,)
-    fetches = None in tried and os.environ.get("TORCH_INDUCTOR_INSTALL_GXX")
-    other = getattr(config, "cpu_backend", "cpp") != "cpp" or config.is_fbcode()
-    found = tuple(each for each in tried if each is not None)
-    return None if fetches or other or not found else found
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with _Below():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return fn(*args, **kwargs)
 
-
-def first_run(
-    compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run it, and watch for the code that inductor made: `(outputs, code)`.
-
-    AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
-    seen to hand on the very inputs and the very outputs, and there is a CPU only, `code` does the same
-    without them. (`CompiledFxGraph.current_callable`, 2.1 and later.)
-    """
-    from torch._inductor import output_code  # noqa: PLC0415  costs a second
-
-    kind = getattr(output_code, "CompiledFxGraph", None)
-    if kind is None or any(t.device.type != "cpu" for t in inputs):
-        return list(compiled(*inputs)), None
-    seen: list[tuple[Any, list[Any], Sequence[Any]]] = []
-
-    def watched(self: Any, args: list[Any]) -> Any:
-        given = list(args)  # the code empties the list that it is given
-        results = usual(self, args)
-        seen.append((self, given, results))
-        return results
-
-    with _watching:
-        usual = kind.__call__
-        kind.__call__ = watched
-        try:
-            outputs = list(compiled(*inputs))
-        finally:
-            kind.__call__ = usual
-    if len(seen) == 1:
-        graph, given, results = seen[0]
-        if _same(given, inputs) and _same(results, outputs):
-            return outputs, getattr(graph, "current_callable", None)
-    return outputs, None
+    return wrapped
 
 
-def _same(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
-    return len(xs) == len(ys) and all(x is y for x, y in zip(xs, ys, strict=True))
+class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    supports_higher_order_operators = True
 
-
-def _skips_compiler_probe(config: Any) -> bool:
-    """Whether inductor need not compile three small programs to see what the compiler can do.
-
-    That takes 7 s from an empty cache. On x86-64 the processor's own word decides which vector
-    instructions are used, and every compiler of the last ten years knows those; one that does not
-    fails, and then the probe is made after all. (`cpp.vec_isa_ok`: 2.0 and later.)
-    """
-    usual = sys.platform == "linux" and platform.machine() == "x86_64"
-    return usual and getattr(config.cpp, "vec_isa_ok", True) is None
-
-
-def onednn_product() -> Any:
-    """An operator `(a, weight, bias) -> a @ weight.T + bias` by oneDNN in a compiled graph, or `None`.
-
-    It is inductor's own operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), handed
-    factors of any strides where inductor itself would first make them contiguous. `None` where MKL is
-    as good: on processors other than AMD's with AVX-512.
-    """
-    linear = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if linear is None or not has_onednn or not is_amd_with_avx512():
-        return None
-    return _product_operator(linear)
-
-
-@functools.cache
-def _product_operator(linear: Any) -> Any:
-    from torch._inductor import lowering  # noqa: PLC0415  costs a second
-
-    rest: Any = ("none", [], "")  # no activation
-    library: Any = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untyped-call]
-    library.define("product(Tensor a, Tensor weight, Tensor? bias) -> Tensor")
-    library.impl("product", lambda *args: linear(*args, *rest), "CompositeExplicitAutograd")
-    _kept.append(library)  # it unregisters its operators when it goes
-    product = torch.ops.ftrain.product.default
-    call = lowering.fallback_handler(linear, add_to_fallback_set=False)
-    lowering.register_lowering(product, type_promotion_kind=None)(lambda *args: call(*args, *rest))
-    return product
-
-
-@functools.cache
-def is_amd_with_avx512() -> bool:
-    """Whether this is a processor whose AVX-512 MKL leaves unused."""
-    if (
-        not sys.platform.startswith("linux")
-        or "AVX512" not in torch.backends.cpu.get_cpu_capability()
-    ):
-        return False
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
-            return any("AuthenticAMD" in line for line in cpuinfo if line.startswith("vendor_id"))
-    except OSError:
-        return False
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if not isinstance(func, torch._ops.OpOverload):  # runs functions of the user's
+            return func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():
+            return func(*args, **(kwargs or {}))
 
 
 def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
@@ -261,14 +155,11 @@ def sequence_number() -> int:
 def recurrent_kernels(device_type: str) -> Iterator[None]:
     """Where recurrent layers find a kernel: oneDNN has none for float16 autocast on a CPU (2.13).
 
-    It raises "could not create a primitive descriptor"; torch's own, of single operators, serves.
+    It raises "could not create a primitive descriptor"; torch's own, of single operators, serves. Nor
+    has oneDNN's layer a gradient under vmap ("Expected a proper Tensor but got None ... 'workspace'").
     """
-    refused = (
-        device_type == "cpu"
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.float16
-        and torch._C._get_mkldnn_enabled()
-    )
+    float16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+    refused = device_type == "cpu" and torch._C._get_mkldnn_enabled() and (float16 or inside_vmap())
     if not refused:
         yield
         return
@@ -284,6 +175,12 @@ def inside_functorch() -> str | None:
     """The name of the innermost functorch transform that is running (2.0 and later)."""
     top = torch._C._functorch.peek_interpreter_stack()
     return None if top is None else str(top.key()).rpartition(".")[2].lower()
+
+
+def inside_vmap() -> bool:
+    """Whether one of the functorch transforms that are running is vmap (2.0 and later)."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(each.key() == torch._C._functorch.TransformType.Vmap for each in stack)
 
 
 _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -413,7 +310,7 @@ def cond_operator(
 
 
 @contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
+def silent(name: str) -> Iterator[None]:
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
     try:

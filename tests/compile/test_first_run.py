@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._inductor.output_code import CompiledFxGraph
 
-from ftrain.core import _torch
+from ftrain.core import _torch_inductor
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ X = torch.ones(2)
 
 
 def test_wrappers_that_hand_on_are_left_out(graph):
-    outputs, code = _torch.first_run(lambda *args: list(graph(list(args))), [X])
+    outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X])
     assert outputs[0].tolist() == [2, 2]
     assert code is graph.current_callable
 
@@ -41,6 +41,6 @@ def test_wrappers_that_hand_on_are_left_out(graph):
 )
 def test_wrappers_that_do_something_stay(graph, wrapped):
     usual = CompiledFxGraph.__call__
-    _, code = _torch.first_run(wrapped(graph), [X])
+    _, code = _torch_inductor.first_run(wrapped(graph), [X])
     assert code is None
     assert CompiledFxGraph.__call__ is usual

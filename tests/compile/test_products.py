@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ftrain.core import _torch
+from ftrain.core import _torch, _torch_inductor
 from ftrain.core.compile import compile
 from ftrain.core.compile._products import FasterProducts, InlineProducts
 
@@ -17,8 +17,8 @@ def onednn(monkeypatch):
     """As on a processor where oneDNN is the faster one."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(_torch, "is_amd_with_avx512", lambda: True)
-    assert _torch.onednn_product() is not None
+    monkeypatch.setattr(_torch_inductor, "is_amd_with_avx512", lambda: True)
+    assert _torch_inductor.onednn_product() is not None
 
 
 def linear_and_gradients(x, w, b, g):
@@ -67,7 +67,7 @@ def test_small_and_other_products_stay():
 
 
 def test_other_processors_keep_their_library(monkeypatch):
-    monkeypatch.setattr(_torch, "is_amd_with_avx512", lambda: False)
+    monkeypatch.setattr(_torch_inductor, "is_amd_with_avx512", lambda: False)
     assert replaced(linear_and_gradients, inputs())[0] == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ftrain.cli import main
-from ftrain.core import _torch
+from ftrain.core import _torch_inductor
 from ftrain.core.compile import check_compiler
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.errors import CompilerMissingError, RecompileWarning
@@ -26,7 +26,7 @@ def no_compiler(monkeypatch, tmp_path):
     empty.mkdir()
     monkeypatch.setenv("PATH", str(empty))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(_torch, "cpp_compilers", lambda: ("g++",))
+    monkeypatch.setattr(_torch_inductor, "cpp_compilers", lambda: ("g++",))
     return empty
 
 
@@ -79,12 +79,12 @@ def test_a_compiler_of_another_name_is_found(no_compiler, monkeypatch, named):
     if named == "CXX":
         monkeypatch.setenv("CXX", "my-compiler")
     else:  # in inductor's own configuration
-        monkeypatch.setattr(_torch, "cpp_compilers", lambda: ("g++", "my-compiler"))
+        monkeypatch.setattr(_torch_inductor, "cpp_compilers", lambda: ("g++", "my-compiler"))
     check_compiler()
 
 
 def test_where_inductor_would_fetch_one_it_is_left_to(no_compiler, monkeypatch):
-    monkeypatch.setattr(_torch, "cpp_compilers", lambda: None)
+    monkeypatch.setattr(_torch_inductor, "cpp_compilers", lambda: None)
     check_compiler()
 
 
@@ -93,14 +93,14 @@ def test_what_inductor_would_try(monkeypatch):
 
     # Torch's own way: what monkeypatch puts back into its configuration is gone afterwards.
     with config.patch({"cpp.cxx": (None, "one++")}):
-        assert _torch.cpp_compilers() == ("one++",)
+        assert _torch_inductor.cpp_compilers() == ("one++",)
         monkeypatch.setenv("TORCH_INDUCTOR_INSTALL_GXX", "1")
-        assert _torch.cpp_compilers() is None
+        assert _torch_inductor.cpp_compilers() is None
         monkeypatch.delenv("TORCH_INDUCTOR_INSTALL_GXX")
     with config.patch({"cpp.cxx": "two++"}):
-        assert _torch.cpp_compilers() == ("two++",)
+        assert _torch_inductor.cpp_compilers() == ("two++",)
         with config.patch({"cpu_backend": "triton"}):
-            assert _torch.cpp_compilers() is None
+            assert _torch_inductor.cpp_compilers() is None
     assert config.cpu_backend == "cpp"
 
 

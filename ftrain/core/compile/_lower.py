@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from ftrain.core import _torch
+from ftrain.core import _torch, _torch_inductor
 from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._toolchain import no_compiler
 
@@ -50,7 +50,7 @@ def lower(
             # Imported here because torch's compiler takes a second to load.
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
-            compiled = _torch.inductor_compile(
+            compiled = _torch_inductor.inductor_compile(
                 graph, tensors, mode, _inductor.passes(n_donated > 0)
             )
     except Exception as error:
@@ -74,7 +74,7 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
         if tried:
             return compiled(*inputs)  # type: ignore[no-any-return]
         tried = True
-        outputs, code = _torch.first_run(compiled, inputs)
+        outputs, code = _torch_inductor.first_run(compiled, inputs)
         return outputs
 
     return run

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from ftrain.core import _torch
+from ftrain.core import _torch_inductor
 
 __all__ = ["FasterProducts", "InlineProducts"]
 
@@ -53,7 +53,7 @@ class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     """
 
     def __call__(self, graph: fx.Graph) -> None:
-        product = _torch.onednn_product()
+        product = _torch_inductor.onednn_product()
         if product is None:
             return
         for node, a, b, bias in _products(graph):

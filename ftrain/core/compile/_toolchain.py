@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 
-from ftrain.core import _torch
+from ftrain.core import _torch_inductor
 from ftrain.core.errors import CompilerMissingError
 
 __all__ = ["check_compiler", "no_compiler"]
@@ -24,7 +24,7 @@ def check_compiler() -> None:
     usual = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(usual) or sys.platform == "win32":
         return
-    tried = _torch.cpp_compilers()
+    tried = _torch_inductor.cpp_compilers()
     if tried is not None and not any(map(shutil.which, tried)):
         named = ", which CXX names" if os.environ.get("CXX") in tried else ""
         raise no_compiler(f"Looked for {' and '.join(tried)}{named}.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrain.core._torch import recurrent_kernels
+from ftrain.core._torch import inside_vmap, recurrent_kernels
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import Handler
 from ftrain.core.random._keyed_sites import Stream
@@ -126,7 +126,7 @@ def recurrent(name: str) -> Handler:
             hx, (weights, *options), batch_sizes = second, rest, []
         # The kernels have no batching rule; torch's decomposition of them is made of operators that
         # have. (Packing has none either, so there is nothing packed under vmap.)
-        run = decomposed if _inside_vmap() else kernel
+        run = decomposed if inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
             with recurrent_kernels(input.device.type):
@@ -151,11 +151,6 @@ def recurrent(name: str) -> Handler:
         return (input, *(torch.cat(part) for part in zip(*finals, strict=True)))
 
     return layers
-
-
-def _inside_vmap() -> bool:
-    transforms = torch._C._functorch.get_interpreter_stack() or ()
-    return any(each.key() == torch._C._functorch.TransformType.Vmap for each in transforms)
 
 
 def _gain(p: float) -> float:

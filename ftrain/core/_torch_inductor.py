@@ -1,0 +1,173 @@
+"""Private APIs of inductor that compiled programs use; part of `_torch.py`, by the same rules."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ftrain.core._torch import silent
+
+__all__ = [
+    "cpp_compilers",
+    "first_run",
+    "inductor_compile",
+    "is_amd_with_avx512",
+    "onednn_product",
+]
+
+_watching = threading.RLock()
+_kept: list[torch.library.Library] = []
+
+
+def inductor_compile(
+    graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, config: dict[str, Any]
+) -> Callable[..., Any]:
+    """One compiled function for one graph (`standalone_compile`, 2.8 and later)."""
+    import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
+
+    # Our own guard has checked sizes and strides before every call: 0.25 µs an input saved.
+    patches = {"size_asserts": False, **config}
+    if mode is not None:
+        patches.update(inductor.list_mode_options(mode))
+
+    def compiled_with(patches: dict[str, Any]) -> Any:
+        # It warns where it could not be saved as an artifact, which nobody asked for.
+        with silent("torch._inductor.standalone_compile"):
+            return inductor.standalone_compile(
+                graph,
+                list(inputs),
+                dynamic_shapes="from_example_inputs",
+                options={"config_patches": patches},
+            )
+
+    if _skips_compiler_probe(inductor.config):
+        try:
+            artifact = compiled_with({**patches, "cpp.vec_isa_ok": True})
+        except Exception as error:
+            if "CppCompileError" not in repr(error):
+                raise
+            artifact = compiled_with(patches)
+    else:
+        artifact = compiled_with(patches)
+    # The artifact's __call__ only forwards to this.
+    compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
+    return compiled
+
+
+def cpp_compilers() -> tuple[str, ...] | None:
+    """The compilers that inductor would try for the CPU, in order; `None` where nobody can tell.
+
+    Nobody can where it would fetch one itself, or makes its code in another way. (`config.cpp.cxx`: 2.0
+    and later; `config.cpu_backend`: 2.5 and later.)
+    """
+    from torch._inductor import config  # noqa: PLC0415  costs two seconds
+
+    named = getattr(config.cpp, "cxx", None)
+    tried = tuple(named) if isinstance(named, (list, tuple)) else (named,)
+    fetches = None in tried and os.environ.get("TORCH_INDUCTOR_INSTALL_GXX")
+    other = getattr(config, "cpu_backend", "cpp") != "cpp" or config.is_fbcode()
+    found = tuple(each for each in tried if each is not None)
+    return None if fetches or other or not found else found
+
+
+def first_run(
+    compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
+    """Run it, and watch for the code that inductor made: `(outputs, code)`.
+
+    AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
+    seen to hand on the very inputs and the very outputs, and there is a CPU only, `code` does the same
+    without them. (`CompiledFxGraph.current_callable`, 2.1 and later.)
+    """
+    from torch._inductor import output_code  # noqa: PLC0415  costs a second
+
+    kind = getattr(output_code, "CompiledFxGraph", None)
+    if kind is None or any(t.device.type != "cpu" for t in inputs):
+        return list(compiled(*inputs)), None
+    seen: list[tuple[Any, list[Any], Sequence[Any]]] = []
+
+    def watched(self: Any, args: list[Any]) -> Any:
+        given = list(args)  # the code empties the list that it is given
+        results = usual(self, args)
+        seen.append((self, given, results))
+        return results
+
+    with _watching:
+        usual = kind.__call__
+        kind.__call__ = watched
+        try:
+            outputs = list(compiled(*inputs))
+        finally:
+            kind.__call__ = usual
+    if len(seen) == 1:
+        graph, given, results = seen[0]
+        if _same(given, inputs) and _same(results, outputs):
+            return outputs, getattr(graph, "current_callable", None)
+    return outputs, None
+
+
+def _same(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
+    return len(xs) == len(ys) and all(x is y for x, y in zip(xs, ys, strict=True))
+
+
+def _skips_compiler_probe(config: Any) -> bool:
+    """Whether inductor need not compile three small programs to see what the compiler can do.
+
+    That takes 7 s from an empty cache. On x86-64 the processor's own word decides which vector
+    instructions are used, and every compiler of the last ten years knows those; one that does not
+    fails, and then the probe is made after all. (`cpp.vec_isa_ok`: 2.0 and later.)
+    """
+    usual = sys.platform == "linux" and platform.machine() == "x86_64"
+    return usual and getattr(config.cpp, "vec_isa_ok", True) is None
+
+
+def onednn_product() -> Any:
+    """An operator `(a, weight, bias) -> a @ weight.T + bias` by oneDNN in a compiled graph, or `None`.
+
+    It is inductor's own operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), handed
+    factors of any strides where inductor itself would first make them contiguous. `None` where MKL is
+    as good: on processors other than AMD's with AVX-512.
+    """
+    linear = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if linear is None or not has_onednn or not is_amd_with_avx512():
+        return None
+    return _product_operator(linear)
+
+
+@functools.cache
+def _product_operator(linear: Any) -> Any:
+    from torch._inductor import lowering  # noqa: PLC0415  costs a second
+
+    rest: Any = ("none", [], "")  # no activation
+    library: Any = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define("product(Tensor a, Tensor weight, Tensor? bias) -> Tensor")
+    library.impl("product", lambda *args: linear(*args, *rest), "CompositeExplicitAutograd")
+    _kept.append(library)  # it unregisters its operators when it goes
+    product = torch.ops.ftrain.product.default
+    call = lowering.fallback_handler(linear, add_to_fallback_set=False)
+    lowering.register_lowering(product, type_promotion_kind=None)(lambda *args: call(*args, *rest))
+    return product
+
+
+@functools.cache
+def is_amd_with_avx512() -> bool:
+    """Whether this is a processor whose AVX-512 MKL leaves unused."""
+    if (
+        not sys.platform.startswith("linux")
+        or "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    ):
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            return any("AuthenticAMD" in line for line in cpuinfo if line.startswith("vendor_id"))
+    except OSError:
+        return False
