@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import optree
 import torch
 
-__all__ = ["is_foreign", "user_line"]
+__all__ = ["current_line", "is_foreign", "user_line"]
 
 _FOREIGN = (
     *(
@@ -34,6 +34,11 @@ def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
         return "  (no frame in user code)"
     frame = ours[-1]
     return f"  {frame.filename}:{frame.lineno} in {frame.name}\n    {frame.line}{_carets(frame)}"
+
+
+def current_line() -> str:
+    """`user_line` of the code that runs now."""
+    return user_line(traceback.extract_stack())
 
 
 def _carets(frame: traceback.FrameSummary) -> str:

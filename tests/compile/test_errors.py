@@ -118,9 +118,14 @@ def writes_batch_norm(x):
     return torch.nn.functional.batch_norm(torch.ones(2, 3), x, captured, training=True)  # here
 
 
+def writes_instance_norm(x):
+    return torch.nn.functional.instance_norm(x.expand(2, 3, 3), captured, captured + 1)  # here
+
+
 @pytest.mark.parametrize(
     ("fn", "what"),
     [
+        (writes_instance_norm, "a tensor that it captures, float32[3]"),
         (writes, "its argument `x`"),
         (writes_slice, "its argument `x`"),
         (writes_captured, "a tensor that it captures, float32[3]"),

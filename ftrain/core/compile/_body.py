@@ -64,7 +64,7 @@ class BodyGraph:
             module = _torch.trace_inner(flat, [torch.empty_like(x) for x in inputs])
         editor = GraphEditor(module, mode, [])
         captured = editor.lift_captured(literals=True)
-        if editor.writes():
+        if editor.first_write() is not None:
             raise ImpureFunctionError(
                 "the body of a scan writes into its carry, its slice of xs or a tensor from outside. "
                 "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`)."

@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 
-from ftrain.core._user_line import user_line
+from ftrain.core._user_line import current_line, user_line
 
-__all__ = ["call_site", "causes", "describe", "describe_key", "first_line", "user_line"]
+__all__ = [
+    "call_site",
+    "causes",
+    "current_line",
+    "describe",
+    "describe_key",
+    "first_line",
+    "user_line",
+]
 
 
 def first_line(error: BaseException) -> str:

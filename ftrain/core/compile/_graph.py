@@ -6,7 +6,7 @@ What aliases what is read off the fake tensors' storages.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -15,7 +15,7 @@ from ftrain.core import _torch
 from ftrain.core.compile import _donate
 from ftrain.core.errors import DonationError
 
-__all__ = ["GraphEditor", "written"]
+__all__ = ["GraphEditor", "Write", "written"]
 
 aten = torch.ops.aten
 
@@ -27,16 +27,63 @@ _BATCH_NORMS = (
 )
 
 
+class Write(NamedTuple):
+    """An operator that writes into an input of a graph.
+
+    Attributes:
+        place: which input.
+        operator: its name.
+    """
+
+    place: int
+    operator: str
+
+
 class GraphEditor:
     """A graph under edit; `names` are what messages call its inputs."""
 
     def __init__(self, module: fx.GraphModule, mode: Any, names: Sequence[str]) -> None:
         self.module = module
         self.graph = module.graph
-        self.graph.eliminate_dead_code()
+        self._recover_untraced_views()
+        self.eliminate_dead_code()
         self.mode = mode
         self.names = list(names)
         self.inputs = list(self.graph.find_nodes(op="placeholder"))
+
+    def eliminate_dead_code(self) -> None:
+        """Remove operators without effect. (To fx, batch norm has none on its statistics.)"""
+        self.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(_written(node)))
+
+    def _recover_untraced_views(self) -> None:
+        """Replace constants that share memory with a traced value by views of that value.
+
+        `nn.Parameter(x)` of a vmapped `x` is made with every dispatch mode off
+        (`Tensor._make_subclass`, torch 2.13): what is then done to the parameter is done to `x`.
+        """
+        owners: dict[int, fx.Node | None] = {}  # None: memory from outside
+        for node in list(self.graph.nodes):
+            value = node.meta.get("val")
+            if node.op == "get_attr":
+                if not isinstance(getattr(self.module, node.target, None), _torch.FakeTensor):
+                    continue
+                owner = owners.get(_storage(node))
+                if owner is not None:
+                    self._replace_by_view(node, value, owner)
+                owners.setdefault(_storage(node), None)
+            elif isinstance(value, torch.Tensor):
+                owners.setdefault(value.untyped_storage()._cdata, node)
+
+    def _replace_by_view(self, node: fx.Node, value: torch.Tensor, owner: fx.Node) -> None:
+        with self.graph.inserting_before(node):
+            if _same_place(value, _val(owner)) and value.shape == _val(owner).shape:
+                view = self.graph.call_function(aten.detach.default, (owner,))
+            else:
+                placing = (list(value.shape), list(value.stride()), value.storage_offset())
+                view = self.graph.call_function(aten.as_strided.default, (owner, *placing))
+        view.meta["val"] = value
+        node.replace_all_uses_with(view)
+        self.graph.erase_node(node)
 
     def lift_captured(self, *, literals: bool = False) -> list[torch.Tensor]:
         """Make captured tensors inputs, so that every call sees their content of that moment."""
@@ -57,15 +104,14 @@ class GraphEditor:
             self.graph.erase_node(node)
         return [value for value, _ in lifted.values()]
 
-    def writes(self) -> bool:
-        """Whether any operator writes into an input."""
-        inputs = {_storage(node) for node in self.inputs}
-        return any(
-            isinstance(target, fx.Node) and _storage(target) in inputs
-            for node in self.graph.nodes
-            if node.op == "call_function"
-            for target in written(node.target, node.args, node.kwargs)
-        )
+    def first_write(self) -> Write | None:
+        """Return the first write into an input, or `None` if nothing writes into one."""
+        inputs = {_storage(node): i for i, node in reversed([*enumerate(self.inputs)])}
+        for node in self.graph.nodes:
+            for target in _written(node):
+                if isinstance(target, fx.Node) and _storage(target) in inputs:
+                    return Write(inputs[_storage(target)], str(node.target))
+        return None
 
     def write_back(self, n: int, function: str) -> None:
         """Turn the first `n` outputs into writes to the first `n` inputs."""
@@ -143,6 +189,10 @@ def _overlaps_itself(value: torch.Tensor) -> bool:
 def _is_literal(node: fx.Node) -> bool:
     """Whether a constant was written in the function, as in `torch.tensor([1.0, 2.0])`."""
     return all(user.target is aten.lift_fresh_copy.default for user in node.users)
+
+
+def _written(node: fx.Node) -> list[Any]:
+    return written(node.target, node.args, node.kwargs) if node.op == "call_function" else []
 
 
 def written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -14,39 +14,34 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
 
-__all__ = ["RecurrentLayers"]
+__all__ = ["KINDS", "recurrent_layer"]
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class RecurrentLayers(TorchFunctionMode):
-    """While this stands, recurrent layers run as `ftrain::rnn` (those with active dropout do not)."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kind = _KINDS.get(func)
-        if kind is None or not isinstance(args[3], bool):  # packed sequences have no bool there
-            return func(*args, **(kwargs or {}))
-        x, hx, weights, biases, layers, dropout, training, both_ways, batch_first = args
-        if dropout and training:
-            return func(*args, **(kwargs or {}))
-        autocast = ""
-        if torch.is_autocast_enabled(x.device.type):
-            autocast = str(torch.get_autocast_dtype(x.device.type)).removeprefix("torch.")
-        start = list(hx) if kind == "lstm" else [hx]
-        graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *start, *weights))
-        options = (biases, layers, float(dropout), training, both_ways, batch_first)
-        layer = _Layer(kind, *options, autocast, graded)
-        y, h, c = _apply(json.dumps(layer), len(start), x, *start, *weights)
-        return (y, h, c) if kind == "lstm" else (y, h)
+def recurrent_layer(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A recurrent layer of `torch._VF` as `ftrain::rnn`, unless it has active dropout."""
+    if not isinstance(args[3], bool):  # packed sequences have no bool there
+        return func(*args, **kwargs)
+    x, hx, weights, biases, layers, dropout, training, both_ways, batch_first = args
+    if dropout and training:
+        return func(*args, **kwargs)
+    autocast = ""
+    if torch.is_autocast_enabled(x.device.type):
+        autocast = str(torch.get_autocast_dtype(x.device.type)).removeprefix("torch.")
+    kind = KINDS[func]
+    start = list(hx) if kind == "lstm" else [hx]
+    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *start, *weights))
+    options = (biases, layers, float(dropout), training, both_ways, batch_first)
+    layer = _Layer(kind, *options, autocast, graded)
+    y, h, c = _apply(json.dumps(layer), len(start), x, *start, *weights)
+    return (y, h, c) if kind == "lstm" else (y, h)
 
 
-_KINDS = {
+KINDS = {
     torch._VF.lstm: "lstm",
     torch._VF.gru: "gru",
     torch._VF.rnn_tanh: "rnn_tanh",

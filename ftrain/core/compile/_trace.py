@@ -14,18 +14,19 @@ import dataclasses
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile import _donate
 from ftrain.core.compile._errors import describe, user_line
-from ftrain.core.compile._graph import GraphEditor, written
-from ftrain.core.compile._rnn import RecurrentLayers
-from ftrain.core.errors import DonationError, ImpureFunctionError, TraceError, UnkeyedRandomError
+from ftrain.core.compile._graph import GraphEditor
+from ftrain.core.compile._impure import raise_impure
+from ftrain.core.compile._leaks import refuse_hidden, refuse_leaked
+from ftrain.core.compile._rewrites import Rewrites
+from ftrain.core.errors import DonationError, TraceError, UnkeyedRandomError
 from ftrain.core.random._keyed_reach import unkeyed
 
 __all__ = ["TENSOR", "Traced", "is_tracing", "trace", "tracing", "unrecorded"]
@@ -120,14 +121,18 @@ def trace(
         if donate:
             found["whole"] = _donate.check_fits(function, state, output)
             found["n_state"] = len(tree.leaves(state))
+        refuse_hidden(output, function)
         found["leaves"] = [TENSOR if isinstance(x, torch.Tensor) else x for x in out_leaves]
         return [x.detach() for x in out_leaves if isinstance(x, torch.Tensor)]
 
     run = _run(flat, function, tensors)
     editor = GraphEditor(run.graph, run.mode, tensor_names)
     captured = editor.lift_captured()
-    if editor.writes():
-        _raise_impure(flat, function, tensors, captured, tensor_names)
+    refuse_leaked(captured, function)
+    write = editor.first_write()
+    if write is not None:
+        with tracing():
+            raise_impure(flat, function, write, tensors, captured, tensor_names)
     n_donated = 0
     if donate:
         n_donated = sum(place < found["n_state"] for place in places)
@@ -149,7 +154,7 @@ def trace(
             "not a function of its arguments. Draw inside `with ftrain.random.keyed(key):`, with a key "
             "among the arguments, or with ftrain.random.uniform(key, shape) and its like."
         )
-    run.graph.graph.eliminate_dead_code()
+    editor.eliminate_dead_code()
     run.graph.graph.lint()
     run.graph.recompile()
     whole = found.get("whole", False)
@@ -162,65 +167,13 @@ class _Run:
     mode: Any
 
 
-def _raise_impure(
-    flat: Callable[..., Any],
-    function: str,
-    tensors: Sequence[torch.Tensor],
-    captured: Sequence[torch.Tensor],
-    names: Sequence[str],
-) -> NoReturn:
-    """Run once more under a mode that watches for the write, to say which line it is."""
-    mode = _torch.fake_mode()
-    fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
-    watch = _WriteWatch([*fakes, *captured])
-    with tracing(), torch.enable_grad(), mode, watch:
-        flat(*fakes)
-    index = watch.index or 0
-    if index < len(names):
-        what = f"its argument `{names[index]}`"
-        remedy = (
-            "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`), or work on "
-            "x.clone(); return what changed as an output."
-        )
-    else:
-        what = f"a tensor that it captures, {describe(captured[index - len(names)])}"
-        remedy = "Pass it in as an argument and return its new value as an output."
-    raise ImpureFunctionError(
-        f"`{function}` writes into {what}, with {watch.operator} here:\n\n{watch.line}\n\n"
-        f"A compiled function is pure: it leaves what it is given as it was. {remedy}"
-    )
-
-
-class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Notes the first operator that writes into one of some tensors, and the user's line."""
-
-    index: int | None = None
-    operator = ""
-    line = ""
-
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.owner = {t.untyped_storage()._cdata: i for i, t in reversed([*enumerate(tensors)])}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        for target in written(func, args, kwargs or {}):
-            if isinstance(target, torch.Tensor) and self.index is None:
-                self.index = self.owner.get(target.untyped_storage()._cdata)
-                if self.index is not None:
-                    self.operator = str(func)
-                    self.line = user_line(traceback.extract_stack())
-        return func(*args, **(kwargs or {}))
-
-
 def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor]) -> _Run:
     """Run on fake tensors. Grad mode is on, as at the top of a program: the function decides."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     try:
-        with tracing(), torch.enable_grad(), _torch.interning(), RecurrentLayers(), mode:
-            return _Run(_torch.trace(flat, fakes), mode)
+        with tracing(), torch.enable_grad(), _torch.interning(), Rewrites(), mode:
+            return _Run(_torch.trace(_torch.without_modes_below(flat), fakes), mode)
     except Exception as error:
         remedy = _remedy(error)
         if remedy is None:
@@ -244,6 +197,14 @@ _SHAPE = (
 _NUMPY = (
     "A traced tensor has no values to hand to NumPy. Use the torch function of the same name, or do "
     "the NumPy part outside the compiled function."
+)
+_STORAGE = (
+    "A traced tensor has no memory of its own to read or write. Index and assign through the tensor "
+    "itself (x[0] = 1, x.copy_(y), x.fill_(0))."
+)
+_SWAP = (
+    "A traced tensor cannot be swapped for another. Create the module with its final dtype and device, "
+    "nn.Linear(..., dtype=..., device=...), instead of converting it with .to(), .half() or .double()."
 )
 _BY_OPERATOR = {
     "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
@@ -270,6 +231,10 @@ def _remedy(error: BaseException) -> tuple[str, str] | None:
         return "it formats the value of a tensor", _VALUE
     if ".numpy()" in text or "data pointer" in text:
         return "it hands a tensor to NumPy or asks for its memory", _NUMPY
+    if "UntypedStorage" in text:
+        return "it reads or writes the storage of a tensor", _STORAGE
+    if "Couldn't swap" in text or "Cannot swap" in text:
+        return "it swaps tensors, as module.to(...) does", _SWAP
     if "get value out of a tracing tensor" in text or (
         text.startswith("vmap:") and ("data-dependent" in text or ".item()" in text)
     ):

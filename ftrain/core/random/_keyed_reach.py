@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["draws_inside", "dropout_rate", "is_random", "opened", "unkeyed"]
+__all__ = ["RUN_THE_GRAPH", "draws_inside", "dropout_rate", "is_random", "opened", "unkeyed"]
 
 
 def _no(*_: Any) -> bool:
@@ -38,6 +38,11 @@ class _Torch(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
+
+# Python functions that go on to run hooks and backwards of the user's, which must not draw unseen.
+RUN_THE_GRAPH: frozenset[Any] = frozenset(
+    {torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad}
+)
 
 _Overload = torch._ops.OpOverload[..., Any]
 

@@ -24,6 +24,7 @@ from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
 from ftrain.core.random._keyed_reach import (
+    RUN_THE_GRAPH,
     draws_inside,
     dropout_rate,
     is_random,
@@ -35,11 +36,6 @@ from ftrain.core.random.keys import _check_single
 __all__ = ["keyed", "next_key"]
 
 HANDLERS = DRAWS | FILLS | LAYERS
-
-# Python functions that go on to run hooks and backwards of the user's, which must not draw unseen.
-_RUN_THE_GRAPH: frozenset[Any] = frozenset(
-    {torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad}
-)
 
 
 @contextlib.contextmanager
@@ -170,7 +166,7 @@ class _Keyed(TorchFunctionMode):
 def _decide(func: Callable[..., Any]) -> Action:
     """What to do with a function, once for each: `x.shape` comes by here as well."""
     action = _pass
-    if func in _RUN_THE_GRAPH:
+    if func in RUN_THE_GRAPH:
         action = _enter
     elif isinstance(func, types.FunctionType):
         action = _enter_once if draws_inside(func) else _pass

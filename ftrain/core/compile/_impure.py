@@ -1,0 +1,80 @@
+"""The error for a function that writes into its inputs: which one, with which operator, on which line.
+
+`_graph.py` finds the write; the line is found here, by running the function once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftrain.core import _torch
+from ftrain.core.compile._errors import current_line, describe
+from ftrain.core.compile._graph import Write, written
+from ftrain.core.errors import ImpureFunctionError
+
+__all__ = ["raise_impure"]
+
+
+def raise_impure(
+    flat: Callable[..., Any],
+    function: str,
+    write: Write,
+    tensors: Sequence[torch.Tensor],
+    captured: Sequence[torch.Tensor],
+    names: Sequence[str],
+) -> NoReturn:
+    """Raise the error for a write into an argument or a captured tensor.
+
+    Args:
+        flat: the function that was traced, of the tensors alone.
+        function: what the message calls it.
+        write: the write in the graph, whose inputs are `tensors`, then `captured`.
+        names: what the message calls each of `tensors`.
+    """
+    mode = _torch.fake_mode()
+    inputs = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+    inputs += [mode.from_tensor(tensor) for tensor in captured]
+    watch = _WriteWatch([*tensors, *captured], inputs)
+    with torch.enable_grad(), mode, watch:
+        flat(*inputs[: len(tensors)])
+    if write.place < len(names):
+        what = f"its argument `{names[write.place]}`"
+        remedy = (
+            "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`), or work on "
+            "x.clone(); return what changed as an output."
+        )
+    else:
+        what = f"a tensor that it captures, {describe(captured[write.place - len(names)])}"
+        remedy = "Pass it in as an argument and return its new value as an output."
+    where = f" here:\n\n{watch.line}\n\n" if watch.line else ". "
+    raise ImpureFunctionError(
+        f"`{function}` writes into {what}, with {write.operator}{where}"
+        f"A compiled function is pure: it leaves its inputs unchanged. {remedy}"
+    )
+
+
+class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Records the user's line at the first operator that writes into one of the inputs.
+
+    A captured tensor is seen as itself, or, in a view of it, as its fake tensor.
+    """
+
+    line = ""
+
+    def __init__(self, inputs: Sequence[torch.Tensor], fakes: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.storages = {t.untyped_storage()._cdata for t in (*inputs, *fakes)}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        for target in written(func, args, kwargs or {}):
+            if self.line or not isinstance(target, torch.Tensor):
+                continue
+            if target.untyped_storage()._cdata in self.storages:
+                self.line = current_line()
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,88 @@
+"""Errors for traced tensors that leave their trace, in an output or in what the function keeps.
+
+A traced tensor has no values; whatever reads it later would take it for one that has.
+"""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core._words import a_or_an
+from ftrain.core.compile._errors import describe
+from ftrain.core.errors import TraceError
+
+__all__ = ["refuse_hidden", "refuse_leaked"]
+
+# What these refer to is not part of an output: code, and the namespaces that it runs in.
+_OPAQUE = (type, types.ModuleType, types.CodeType)
+
+
+def refuse_hidden(output: Any, function: str) -> None:
+    """Raise `TypeError` if a traced tensor is reachable from an output and is not one of its leaves.
+
+    Args:
+        output: what the function returned.
+        function: what the message calls it.
+    """
+    leaves, treedef = tree.flatten(output)
+    for i, leaf in enumerate(leaves):
+        found = None if isinstance(leaf, torch.Tensor) else _traced_inside(leaf)
+        if found is not None:
+            path = tree.paths(output)[i]
+            raise TypeError(
+                f"`{function}` returned {a_or_an(type(leaf).__name__)} at {path or 'the root'} that "
+                f"holds a tensor, {describe(found)}: expected tensors in dicts, lists, tuples, "
+                "dataclasses, mappings or other tree nodes, since a compiled function cannot fill in "
+                "the values of tensors elsewhere. Return the tensors themselves, or register the class "
+                "with ftrain.tree.register_dataclass."
+            )
+    found = _traced_inside(treedef)
+    if found is not None:
+        raise TypeError(
+            f"`{function}` returned a tree with a tensor, {describe(found)}, in a key or in the static "
+            "data of a node. Return tensors as leaves."
+        )
+
+
+def refuse_leaked(captured: Sequence[torch.Tensor], function: str) -> None:
+    """Raise `TraceError` if a function reads a tensor that an earlier trace made."""
+    for tensor in captured:
+        if _is_traced(tensor):
+            raise TraceError(
+                f"`{function}` reads a tensor ({describe(tensor)}) that was made while another function "
+                "was traced and has no values: that function stored it in an attribute, a global or a "
+                "container. Return the tensor as an output, and pass it in as an argument."
+            )
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, _torch.FakeTensor) or (
+        isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
+def _traced_inside(root: Any) -> torch.Tensor | None:
+    """Return a traced tensor that is reachable from an object, if there is one."""
+    # Kept alive while the search runs: an id is not used again.
+    seen: dict[int, Any] = {}
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, _OPAQUE):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, torch.Tensor):
+            if _is_traced(value):
+                return value
+            continue
+        if isinstance(value, types.FunctionType):  # not its globals
+            stack += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
+        elif not isinstance(value, types.FrameType):
+            stack += gc.get_referents(value)
+    return None

@@ -1,0 +1,66 @@
+"""Torch functions that run in another form while a function is traced.
+
+Each is one that a trace by execution would record wrongly or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
+
+from ftrain.core import _torch
+from ftrain.core.compile._errors import current_line, describe
+from ftrain.core.compile._rnn import KINDS, recurrent_layer
+from ftrain.core.errors import ImpureFunctionError
+from ftrain.core.random._keyed_reach import RUN_THE_GRAPH, opened
+
+__all__ = ["Rewrites"]
+
+
+class Rewrites(TorchFunctionMode):
+    """A mode for the length of a trace, in which the functions of this file run in their traced form."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        rewrite = _REWRITES.get(func)
+        if rewrite is not None:
+            return rewrite(func, *args, **(kwargs or {}))
+        # These go on to run functions of the user's, which must not find the mode off.
+        if isinstance(func, HigherOrderOperator):
+            with self:
+                return opened(HigherOrderOperator.__call__)(func, *args, **(kwargs or {}))
+        if func in RUN_THE_GRAPH:
+            with self:
+                return opened(func)(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
+    """`tensor.data = value`: from now on the tensor is another view of the value's memory.
+
+    No operator runs, so a trace would go on with the old value.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return func(tensor, value)  # torch refuses it
+    if not _torch.is_recorded(tensor):
+        raise ImpureFunctionError(
+            f"the traced function sets `.data` of a tensor that it captures or was given "
+            f"({describe(tensor)}), here:\n\n{current_line()}\n\n"
+            "A compiled function is pure: it leaves its inputs unchanged. Compute a new tensor and "
+            "return it as an output."
+        )
+    alias = value.detach()
+    func(tensor, alias)
+    _torch.record_as(tensor, alias)
+    return None
+
+
+_REWRITES: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(KINDS, recurrent_layer),
+    torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]  # a getset descriptor
+}

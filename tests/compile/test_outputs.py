@@ -1,0 +1,132 @@
+"""No traced tensor is reachable from an output, and none that an earlier trace left behind is read."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import types
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from ftrain.core import tree
+from ftrain.core.compile import compile
+from ftrain.core.compile._leaks import _traced_inside
+from ftrain.core.errors import TraceError
+from tests.compile.cases import same_bytes
+
+
+class Slots:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Node:
+    def __init__(self, value):
+        self.value = value
+
+
+# Objects that hold a tensor and are not tree nodes.
+HOLDERS = {
+    "attribute": Node,
+    "slot": Slots,
+    "namespace": lambda x: types.SimpleNamespace(x=x),
+    "set": lambda x: {x},
+    "frozenset": lambda x: frozenset([x]),
+    "closure": lambda x: lambda: x,
+    "default": lambda x: lambda y=x: y,
+    "partial": lambda x: functools.partial(max, x),
+    "bound method": lambda x: Node(x).__init__,
+    "method of the tensor": lambda x: x.sum,
+    "generator": lambda x: (y for y in [x]),
+    "iterator": lambda x: iter([x]),
+    "map": lambda x: map(torch.sin, [x]),
+    "key": lambda x: {(x,): 1},
+    "module": lambda x: nn.ParameterList([x]),
+    "distribution": lambda x: torch.distributions.Normal(x, 1.0, validate_args=False),
+    "cycle": lambda x: (lambda node: setattr(node, "me", [node]) or node)(Node(x)),
+    "exception": lambda x: ValueError(x),
+    "property": lambda x: types.MappingProxyType({"x": x}),
+    "chain": lambda x: collections.ChainMap({"x": x}),
+}
+
+
+def call(fn, x):
+    """What the compiled function returns, or the error that refuses it."""
+    try:
+        return compile(fn, backend="eager")(x)
+    except TypeError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_tensor_in_a_holder_is_refused_or_filled_in(name):
+    """Filled in where the holder's class is a tree node."""
+    x = torch.arange(3.0)
+    for wrap in (lambda x: x, lambda x: {"a": [x]}):
+        output = call(lambda x, wrap=wrap: (wrap(HOLDERS[name](x + 1)), x), x)
+        if isinstance(output, TypeError):
+            assert "holds a tensor" in str(output) or "in a key" in str(output)
+            assert "Return" in str(output)
+        else:
+            assert _traced_inside(output) is None
+            assert any(same_bytes(leaf, x + 1) for leaf in tree.leaves(output))
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_no_traced_tensor_is_reachable_from_any_output(data):
+    inner = data.draw(st.sampled_from(list(HOLDERS.values())))
+    containers = [
+        lambda x: [x],
+        lambda x: (x, 1),
+        lambda x: {"k": x},
+        Node,
+        Slots,
+        lambda x: lambda: x,
+    ]
+    chosen = data.draw(st.lists(st.sampled_from(containers), max_size=4))
+    x = torch.arange(3.0)
+
+    def nested(x):
+        value = inner(x * 2)
+        for container in chosen:
+            value = container(value)
+        return {"value": value, "x": x}
+
+    output = call(nested, x)
+    if isinstance(output, TypeError):
+        return
+    assert _traced_inside(output) is None
+    assert _traced_inside(tree.structure(output)) is None
+
+
+def test_the_error_names_the_place_and_the_class():
+    with pytest.raises(
+        TypeError, match=r"`<lambda>` returned a Node at \['a'\]\[1\] that holds a tensor"
+    ):
+        compile(lambda x: {"a": (x, Node(x))}, backend="eager")(torch.ones(2, 3))
+
+
+def test_static_outputs_and_what_they_hold_stay_as_they_are():
+    constant = Node(torch.arange(2.0))
+    output = compile(lambda x: (x, constant, len), backend="eager")(torch.ones(3))
+    assert output[1] is constant
+    assert output[2] is len
+
+
+def test_a_tensor_that_an_earlier_trace_left_behind_is_refused():
+    kept = []
+
+    def keep(x):
+        kept.append(x * 2)
+        return x
+
+    compile(keep, backend="eager")(torch.ones(3))
+    with pytest.raises(TraceError, match=r"float32\[3\].* pass it in as an argument"):
+        compile(lambda x: x + kept[0], backend="eager")(torch.ones(3))
