@@ -59,6 +59,19 @@ class Bound:
         Args:
             key: int32, shape (2,).
         """
+        try:
+            return self._initial(key)
+        except Exception:
+            if not in_transform():
+                raise
+            # Some constructors cannot run under vmap: `weight.data = ...`, loops on values.
+            found = iter(_RowByRow.apply(self, key))  # type: ignore[no-untyped-call]  # torch's
+            return (
+                {name: next(found) for name in self.skeleton.trainable},
+                {name: next(found) for name in self.skeleton.carried},
+            )
+
+    def _initial(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         module = self._start
         if module is None:  # not `or`: a module without children can be falsy
             module = construct(self._build, key, self._sites)
@@ -125,6 +138,26 @@ class Bound:
 
     def __repr__(self) -> str:
         return f"bind({type(self.skeleton.module).__name__})"
+
+
+class _RowByRow(torch.autograd.Function):
+    """`Bound.init`; under vmap one module is built for each key, and their tensors are stacked."""
+
+    @staticmethod
+    def forward(bound: Bound, key: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        params, buffers = bound._initial(key)
+        return (*params.values(), *buffers.values())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[None, int], bound: Bound, key: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], int]:
+        rows = [_RowByRow.apply(bound, row) for row in key.unbind(in_dims[1])]  # type: ignore[no-untyped-call]
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True)), 0
 
 
 def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
