@@ -153,13 +153,14 @@ def sequence_number() -> int:
 
 @contextlib.contextmanager
 def recurrent_kernels(device_type: str) -> Iterator[None]:
-    """Where recurrent layers find a kernel: oneDNN has none for float16 autocast on a CPU (2.13).
+    """Run recurrent layers without oneDNN where it has no kernel on a CPU (2.13); torch's own serves.
 
-    It raises "could not create a primitive descriptor"; torch's own, of single operators, serves. Nor
-    has oneDNN's layer a gradient under vmap ("Expected a proper Tensor but got None ... 'workspace'").
+    For float16 autocast it raises "could not create a primitive descriptor"; for a gradient inside vmap
+    "Expected a proper Tensor but got None ... 'workspace'".
     """
     float16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
-    refused = device_type == "cpu" and torch._C._get_mkldnn_enabled() and (float16 or inside_vmap())
+    refused = float16 or (inside_vmap() and inside_functorch() != "vmap")
+    refused = refused and device_type == "cpu" and torch._C._get_mkldnn_enabled()
     if not refused:
         yield
         return
