@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftrain.core import random, tree
+from ftrain.core import _torch, random, tree
 from ftrain.core._pull_back import pull_back
 from ftrain.core._skeleton import (
     Skeleton,
@@ -62,7 +62,7 @@ class Bound:
         try:
             return self._initial(key)
         except Exception:
-            if not in_transform():
+            if _torch.inside_functorch() is None:
                 raise
             # Some constructors cannot run under vmap: `weight.data = ...`, loops on values.
             found = iter(_RowByRow.apply(self, key))  # type: ignore[no-untyped-call]  # torch's

@@ -71,7 +71,7 @@ class GraphEditor:
                 if owner is not None:
                     self._replace_by_view(node, value, owner)
                 owners.setdefault(_storage(node), None)
-            elif isinstance(value, torch.Tensor):
+            elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
                 owners.setdefault(value.untyped_storage()._cdata, node)
 
     def _replace_by_view(self, node: fx.Node, value: torch.Tensor, owner: fx.Node) -> None:
