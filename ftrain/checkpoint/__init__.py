@@ -1,12 +1,12 @@
-"""Checkpoints: a run can be killed at any moment and go on to the bits it would have had.
+"""Checkpoints: a run that is killed at any moment resumes to the same bits.
 
     store = Store("runs/first")
     store.save(state, step=100, metadata={"data": cursor.to_json()})
     state, metadata = store.load(like=init_state(seed=0))
 
 A checkpoint is a directory of safetensors and a JSON manifest, with the sha256 of every file and
-without any pickle. `save` and `load` are exact, `Store` keeps a run's checkpoints, `restore` takes
-over what fits from a state that differs. `Lock` is what keeps two writers apart.
+without any pickle. `save` and `load` are exact, `Store` manages a run's checkpoints, `restore`
+copies matching tensors into a state that differs. `Lock` excludes a second writer.
 
 Read next: `save.py`.
 """

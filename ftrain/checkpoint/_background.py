@@ -1,4 +1,4 @@
-"""One piece of work beside the loop, whose failure cannot go unnoticed."""
+"""Work in a background thread whose failure is always reported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Background"]
 
 
 class Background:
-    """Runs one function at a time in a thread; what it raises comes out of the next `wait`.
+    """Runner of one function at a time in a thread; `wait` raises its exception.
 
-    At the end of the process the work is waited for, and a failure that nobody was told of ends the
-    process with status 1: a run whose last checkpoint is missing has not succeeded.
+    At exit the process waits for the work, and an unreported failure ends it with status 1: a run
+    whose last checkpoint is missing has not succeeded.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Background:
         self._end: weakref.finalize[..., Background] | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Begin; waits for the one before, and raises what that raised."""
+        """Start the work, after waiting for the previous job and raising its exception."""
         self.wait()
         if self._process != os.getpid():  # in a forked child there is no such thread
             self._process, self._end = os.getpid(), None
@@ -45,7 +45,7 @@ class Background:
         self._job = job
 
     def wait(self) -> None:
-        """Until the work is done; raises what it raised, once."""
+        """Wait until the work is done; raise its exception, once."""
         job = self._job
         if job is None:
             return
@@ -57,7 +57,7 @@ class Background:
             raise job.failure
 
     def close(self) -> None:
-        """Wait, and let the thread end; another is made if there is more to do."""
+        """Wait, and end the thread; later work starts another."""
         try:
             self.wait()
         finally:
@@ -78,7 +78,7 @@ class Background:
 
 
 class _Job:
-    """Work, and how it ended."""
+    """A piece of work and its outcome."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work: Callable[[], object] | None = work
@@ -101,9 +101,10 @@ class _Job:
 
 
 def _start_thread(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """One thread for all jobs: to start another, one has to wait until it runs, 4 ms on a busy machine.
+    """Start one thread for all jobs: starting another takes 4 ms on a busy machine.
 
-    A daemon, which the interpreter does not wait for: `Background` waits at exit for what it has begun.
+    It is a daemon, which the interpreter does not join: `Background` waits at exit for work that
+    has started.
     """
     threading.Thread(target=_serve, args=(jobs,), name="ftrain-checkpoint", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""What the bits of a run depend on beside its state: recorded when saving, compared when loading."""
+"""Settings that the bits of a run depend on, recorded when saving and compared when loading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRNG = "threefry2x32-20, jax_threefry_partitionable"
 
 
 def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The build, the processor, the threads and the switches that floating-point bits depend on.
+    """Return the build, processor, threads and switches that floating-point bits depend on.
 
     Args:
         given: what only the caller knows, such as how the step was compiled.
@@ -51,7 +51,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of what wrote a checkpoint: for people; nothing is decided by them."""
+    """Return the versions of the libraries that wrote a checkpoint; for information only."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("ftrain", "optree", "numpy"):
         try:
@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, as sentences."""
+    """Return the differences between two fingerprints, as sentences."""
     return [
         f"{name}: {saved.get(name)!r} when saved, {now.get(name)!r} now"
         for name in sorted(saved.keys() | now.keys())

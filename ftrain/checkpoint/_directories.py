@@ -1,6 +1,6 @@
-"""Directories that are made, filled and deleted out of sight: nobody ever sees one half done.
+"""Directories that are created, filled and deleted out of sight, so that readers see none half done.
 
-What a writer that was killed leaves behind is called `.tmp-...` or `.trash-...`, and is not locked.
+A writer that was killed leaves directories called `.tmp-...` or `.trash-...` that are not locked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRIES = 10
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and its parents, each of them to last."""
+    """Create a directory and its parents durably."""
     missing = []
     while path and not os.path.isdir(path):
         missing.append(path)
@@ -39,10 +39,10 @@ def make_directories(path: str) -> None:
 
 @contextlib.contextmanager
 def workplace(parent: str) -> Iterator[str]:
-    """A directory to write in, beside what is to appear; it is gone in the end, unless it was moved.
+    """Yield a directory to write in, beside the final path.
 
-    It is locked, for others to see that it is in use. What writers that are no more have left behind is
-    swept first.
+    It is deleted in the end, unless it was moved. It is locked to show other processes that it is
+    in use. Directories of dead writers are swept first.
     """
     for _ in range(_TRIES):
         temporary = os.path.join(parent, _leftover("tmp"))
@@ -60,7 +60,7 @@ def workplace(parent: str) -> Iterator[str]:
 
 
 def discard(path: str) -> OSError | None:
-    """Delete a checkpoint: out of sight in one instant, then file by file."""
+    """Delete a checkpoint: rename it out of sight, then delete its files."""
     trash = os.path.join(os.path.dirname(path), _leftover("trash"))
     failure: OSError | None = None
     for _ in range(2):
@@ -74,9 +74,9 @@ def discard(path: str) -> OSError | None:
 
 
 def remove_tree(path: str) -> OSError | None:
-    """Delete a directory of files; the error if something would not go, tried twice.
+    """Delete a directory of files, retrying once; raise if something cannot be deleted.
 
-    Of a link, that alone: what it points to is somebody's, and stays.
+    A link is deleted without its target.
     """
     failure: OSError | None = None
     for _ in range(2):
@@ -101,7 +101,7 @@ def remove_tree(path: str) -> OSError | None:
 
 
 def sweep(directory: str) -> None:
-    """Delete what writers that are no more have left half done; never what one is at work on."""
+    """Delete the directories of dead writers, never one that is in use."""
     with contextlib.suppress(OSError):
         for name in _files.system.list(directory):
             left = os.path.join(directory, name)
@@ -113,7 +113,7 @@ def sweep(directory: str) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[bool]:
-    """Whether the directory was to be locked, and is still there."""
+    """Return True if the directory could be locked and still exists."""
     try:
         lock = Lock.directory(directory)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What is to be saved, read off a state before anything is written.
+"""Plan of a checkpoint, read from a state before anything is written.
 
-First `collect`, which the caller waits for: it holds on to the tensors, and to whatever may change when
-the caller goes on. Then `draft`, which an asynchronous save leaves to its thread: paths, aliases, files.
+`collect` runs in the calling thread: it takes the tensors, and copies of everything that may change
+later. `draft` may run in the thread of an asynchronous save: paths, aliases, files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_IN_A_FILE = 4 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """A state and what goes with it, of which only the tensors' bytes may still change.
+    """A state and its metadata, of which only the bytes of tensors may still change.
 
     Attributes:
         leaves: the tensors.
@@ -38,10 +38,10 @@ class Collected:
     rest: dict[str, Any]
 
     def copied(self) -> Collected:
-        """With copies of the tensors, so that the state may be donated while this is written.
+        """Return the collection with copies of its tensors, so that the state may be donated.
 
-        A device's tensors are copied to the host: the writing thread knows nothing of its streams.
-        Layouts stay, and what is one tensor stays one.
+        Tensors of a device are copied to the host: the writing thread does not know its streams.
+        Layouts and aliases stay.
         """
         copies: list[torch.Tensor] = []
         first: dict[int, int] = {}  # by address
@@ -57,7 +57,7 @@ class Collected:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A checkpoint without files.
+    """A checkpoint before its files are written.
 
     Attributes:
         manifest: all but the sizes and hashes of the files.
@@ -75,7 +75,7 @@ def collect(
     metrics: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any] | None,
 ) -> Collected:
-    """Check a state and what goes with it.
+    """Check and collect a state and its metadata.
 
     Raises:
         TypeError: a leaf is no tensor, or the metadata are no JSON; the message names the place.
@@ -98,7 +98,7 @@ def collect(
 
 
 def draft(collected: Collected) -> Draft:
-    """Say where each tensor goes.
+    """Assign each tensor to a file.
 
     Raises:
         ValueError: two leaves have one path, or containers are nested too deep.
@@ -137,7 +137,7 @@ def draft(collected: Collected) -> Draft:
 
 
 def step_number(step: SupportsIndex) -> int:
-    """A step as an int, if it is one that a checkpoint can have."""
+    """Return a step as an int; raise if no checkpoint can have that number."""
     try:
         number = operator.index(step)
     except TypeError:
@@ -155,7 +155,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
-    """Each leaf with the file it goes to: in order, a few gigabytes a file."""
+    """Return each leaf with its file: in order, a few gigabytes a file."""
     found, index, filled = [], 0, 0
     for leaf in leaves:
         size = leaf.numel() * leaf.element_size()
@@ -209,7 +209,7 @@ def _refuse(where: str, leaf: Any) -> None:
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two tensors with one address are one tensor."""
+    """Return True if two tensors at one address are one tensor."""
     return one is two or (
         (one.device, one.dtype, one.shape, one.stride())
         == (two.device, two.dtype, two.shape, two.stride())
@@ -217,7 +217,7 @@ def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """On the host, with the same strides."""
+    """Return a copy on the host, with the same strides."""
     copy = tensor.clone() if tensor.is_cpu else tensor.cpu()
     if copy.stride() == tensor.stride():
         return copy
@@ -227,5 +227,5 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(value: Any, where: str) -> Any:
-    """As it will be read back."""
+    """Return the metadata as it will be read back."""
     return _json.decode_floats(_json.encode_user(value, where))

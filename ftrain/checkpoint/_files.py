@@ -1,4 +1,4 @@
-"""Every file operation of this package, so that a test can let each of them fail.
+"""Every file operation of this package, so that a test can make each of them fail.
 
 A test replaces `system` by a subclass of `Files` whose `call` raises, counts or records.
 """
@@ -17,10 +17,10 @@ __all__ = ["Files", "replaced", "system"]
 
 
 class Files:
-    """The operating system's file calls; every failure carries the path it happened at."""
+    """File calls of the operating system; every failure carries its path."""
 
     def call(self, operation: str, path: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Do one thing. All others come through here."""
+        """Run one operation. All others come through here."""
         try:
             return function(*args)
         except OSError as error:
@@ -34,12 +34,12 @@ class Files:
         self.call("mkdir", path, os.mkdir, path)
 
     def create(self, path: str) -> int:
-        """A new file to write to; it must not exist."""
+        """Create a file to write to; it must not exist."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return int(self.call("open", path, os.open, path, flags, 0o666))
 
     def write(self, descriptor: int, data: memoryview, path: str) -> None:
-        """All of `data`, however little the system takes at a time."""
+        """Write all of `data`, however little the system takes at a time."""
         while data:
             written = self.call("write", path, os.write, descriptor, data)
             if written <= 0:
@@ -78,7 +78,7 @@ class Files:
         return int(self.call("open directory", path, os.open, path, flags))
 
     def open_regular(self, name: str, path: str, directory: int | None = None) -> int:
-        """A regular file (of an open directory), never a link, a pipe or a device."""
+        """Open a regular file (of an open directory), never a link, a pipe or a device."""
         # O_NONBLOCK: opening a pipe would wait for its other end.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = int(self.call("open", path, lambda: os.open(name, flags, dir_fd=directory)))
@@ -91,7 +91,7 @@ class Files:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
     def read_into(self, descriptor: int, buffer: memoryview, path: str) -> int:
-        """How many bytes were read: fewer than asked for only at the end of the file."""
+        """Read into a buffer; return the number of bytes, fewer only at the end of the file."""
         done = 0
         while done < len(buffer):
             count = self.call("read", path, os.readv, descriptor, [buffer[done:]])
@@ -106,7 +106,7 @@ class Files:
     # locks
 
     def same(self, descriptor: int, path: str) -> bool:
-        """Whether what is open is what stands at the path."""
+        """Return True if the open file is the one at the path."""
         try:
             there = self.call("stat", path, os.stat, path)
         except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +114,7 @@ class Files:
         return os.path.samestat(self.call("stat", path, os.fstat, descriptor), there)
 
     def lock(self, descriptor: int, path: str) -> bool:
-        """Whether an exclusive lock was to be had at once; it goes with the open file."""
+        """Return True if an exclusive lock was available at once; it is released with the open file."""
         try:
             self.call("lock", path, fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,7 +131,7 @@ system = Files()
 
 @contextlib.contextmanager
 def replaced(files: Files) -> Iterator[None]:
-    """Let every operation of this process go through `files`, for tests."""
+    """Run every file operation of this process through `files`, for tests."""
     global system  # noqa: PLW0603
     before, system = system, files
     try:

@@ -1,4 +1,4 @@
-"""Hashing and syncing while bytes are written: all three let go of the interpreter."""
+"""Hashing and syncing while bytes are written; both release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _BETWEEN_SYNCS = 128 << 20
 class Hashing:
     """The sha256 of chunks, each hashed while the next is read or written.
 
-    A disk stops and goes: where writing has stopped, 16 chunks of hashing ahead make a save take 0.75 of
-    the time that one does (the median of 25 pairs, on a busy machine).
+    A disk stalls and recovers: hashing 16 chunks ahead while writing stalls makes a save take 0.75
+    of the time that one chunk does (median of 25 pairs, on a busy machine).
 
     Args:
         ahead: how many chunks may wait to be hashed. When `feed` returns, the memory of all but the
@@ -45,7 +45,7 @@ class Hashing:
             self._pool.shutdown(cancel_futures=True)
 
     def feed(self, chunk: memoryview) -> None:
-        """Hash this next; its bytes must stay as they are until `ahead` more were fed."""
+        """Hash a chunk; its bytes must not change until `ahead` more chunks were fed."""
         self._settle(self._ahead - 1)
         if not self._pending and len(chunk) < _WORTH_A_THREAD:
             self._hash.update(chunk)
@@ -59,7 +59,7 @@ class Hashing:
             self._hash.update(chunk)
 
     def hexdigest(self) -> str:
-        """The sha256 of all chunks so far."""
+        """Return the sha256 of all chunks so far."""
         self._settle(0)
         return self._hash.hexdigest()
 
@@ -69,12 +69,12 @@ class Hashing:
 
 
 class EarlySync:
-    """Sends what was written to the disk while more is written: 1.14 times as fast for a gigabyte.
+    """Sync of a file while it is still being written: 1.14 times as fast for a gigabyte.
 
-    (The median of nine pairs; 1.19 in another measurement.)
+    (Median of nine pairs; 1.19 in another measurement.)
 
-    Only the last sync makes a file durable; but an error of an earlier one may be reported to that one
-    alone, so `close` raises it.
+    Only the last sync makes a file durable; but an error of an earlier one may be reported to that
+    one alone, so `close` raises it.
     """
 
     def __init__(self, sync: Callable[[], None]) -> None:
@@ -84,7 +84,7 @@ class EarlySync:
         self._pending: Future[None] | None = None
 
     def wrote(self, count: int) -> None:
-        """So many bytes more are in the system's hands."""
+        """Count bytes that were passed to the system."""
         self._written += count
         if self._written < _BETWEEN_SYNCS or (self._pending and not self._pending.done()):
             return
@@ -98,7 +98,7 @@ class EarlySync:
             self._pool = None
 
     def close(self) -> None:
-        """Wait for the sync at work; raises what it raised."""
+        """Wait for the sync in progress and raise its exception."""
         try:
             self._settle()
         finally:

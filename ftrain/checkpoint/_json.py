@@ -1,4 +1,4 @@
-"""JSON with one spelling for each value, read strictly: a manifest that was changed does not parse."""
+"""JSON with one spelling for each value, read strictly: a modified manifest does not parse."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
 
 
 def render(content: Mapping[str, Any]) -> bytes:
-    """One field a line, lists of objects one object a line, keys sorted: for people and for hashes."""
+    """Return JSON text with one field a line, lists of objects one object a line, keys sorted."""
     fields = (f" {_line(key)}: {_value(content[key])}" for key in sorted(content))
     return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
 
 def parse(data: bytes, path: str) -> dict[str, Any]:
-    """The inverse of `render`.
+    """Return the value that `render` wrote.
 
     Raises:
         CheckpointCorruptError: it is no JSON object, or not in the one spelling (which repeated keys,
@@ -42,7 +42,7 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
 
 
 def encode_user(value: Any, where: str, depth: int = 0) -> Any:
-    """A user's value as JSON that reads back equal (tuples come back as lists).
+    """Return a user's value as JSON that reads back equal (tuples come back as lists).
 
     Raises:
         TypeError: something in it has no JSON form; the message names the place.
@@ -80,7 +80,7 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def decode_floats(value: Any) -> Any:
-    """What `encode_user` was given."""
+    """Return the value that `encode_user` encoded."""
     if isinstance(value, list):
         return [decode_floats(entry) for entry in value]
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Checkpoints in a directory, by number: their names, and reading them while another process writes.
+"""Numbered checkpoints in a directory, and how to read them while another process writes.
 
-`step-000000000100` is the checkpoint of step 100. `step-000000000100.new`, where there is one, takes its
-place: it is durable, and its writer was about to delete the other, or died over that.
+`step-000000000100` is the checkpoint of step 100. `step-000000000100.new`, if it exists, replaces
+it: it is durable, and its writer was about to delete the other, or died while doing so.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ _NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
 
 
 class _Found(NamedTuple):
-    """What stood at a path: the same name may stand for something else a moment later."""
+    """Identity of a file at a path: the same name may be another file a moment later."""
 
     path: pathlib.Path
     identity: Identity
 
 
 class Numbered:
-    """The checkpoints of a directory, whether it is there or not."""
+    """Checkpoints of a directory that may not exist."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
 
     def path(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of a step is, once nothing is under way."""
+        """Return the path of a step's checkpoint when no replacement is in progress."""
         return self.directory / f"step-{step:012d}"
 
     def replacement(self, step: int) -> pathlib.Path:
-        """Where that is which takes its place."""
+        """Return the path of the replacement of a step's checkpoint."""
         return self.directory / f"step-{step:012d}.new"
 
     def standing(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of a step is to be read now."""
+        """Return the path from which a step's checkpoint is read now."""
         new = self.replacement(step)
         return new if os.path.lexists(new) else self.path(step)
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, in order."""
+        """Return the steps that have checkpoints, in order."""
         return sorted({step for step, _ in self._names()})
 
     def unsettled(self) -> list[int]:
-        """The steps whose checkpoint is to be replaced."""
+        """Return the steps whose checkpoint is being replaced."""
         return [step for step, new in self._names() if new]
 
     def read(self, step: int, read: Callable[[pathlib.Path], R]) -> R:
-        """What `read` makes of the checkpoint of a step, again if it was replaced meanwhile."""
+        """Return the result of `read` for a step's checkpoint, repeated if it was replaced meanwhile."""
         while True:
             before = identity(path := self.standing(step))
             try:
@@ -80,7 +80,7 @@ class Numbered:
     def first(
         self, steps: Callable[[], Iterable[int]], read: Callable[[pathlib.Path], R]
     ) -> tuple[pathlib.Path, R] | None:
-        """The first checkpoint that can be read, looking again where one is deleted meanwhile.
+        """Return the first readable checkpoint, looking again if one is deleted meanwhile.
 
         Args:
             steps: in which order to try; asked afresh each time.
@@ -117,7 +117,7 @@ class Numbered:
         return None
 
     def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
-        """What there is of these steps, replacements first; `None` for a step that went meanwhile."""
+        """Return the paths of these steps, replacements first; `None` for a deleted step."""
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [
@@ -149,7 +149,7 @@ def warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
 
 
 def identity(path: pathlib.Path) -> Identity | None:
-    """Of what stands there; the time tells apart two that had one inode after another."""
+    """Return the identity of a file; the time separates two files that used one inode in turn."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Reading a checkpoint that nobody vouches for: each byte is checked before anything believes it.
+"""Reading of untrusted checkpoints: every byte is verified before it is used.
 
-The directory is opened once and its files through it, so that a checkpoint which is moved away meanwhile
+The directory is opened once and its files through it, so that a checkpoint which is moved meanwhile
 is still read as one; links, pipes and names with a slash are not followed.
 """
 
@@ -30,7 +30,7 @@ Feed = Callable[[memoryview], object]
 
 
 class Opened:
-    """A checkpoint whose manifest was read and found whole; its tensors were not yet."""
+    """A checkpoint whose manifest is verified; its tensors are not yet."""
 
     def __init__(self, directory: int, path: str) -> None:
         self._directory = directory
@@ -50,7 +50,7 @@ class Opened:
             )
 
     def read(self, place: Place) -> None:
-        """Read every file once, each tensor's bytes to where `place` says (`None`: only checked).
+        """Read every file once, each tensor into the buffer of `place` (`None`: verify only).
 
         Raises:
             CheckpointCorruptError: a byte is not what was written; what was read is void then.
@@ -111,7 +111,7 @@ class Opened:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
-    """A checkpoint's directory, held open.
+    """Hold a checkpoint's directory open.
 
     Raises:
         CheckpointNotFoundError: there is none, or none any more.
@@ -148,7 +148,7 @@ def _stands(directory: int, path: str) -> bool:
 
 
 def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Entry]:
-    """The tensors of an open safetensors file, in the order of their bytes, which come next."""
+    """Return the tensors of an open safetensors file, in the order of their bytes, which follow."""
     size = _files.system.size(descriptor, path)
     first = _take(descriptor, 8, path)
     length = _safetensors.header_length(first, size, path)
@@ -164,7 +164,7 @@ def read_body(
     targets: Iterable[tuple[_safetensors.Entry, memoryview | None]],
     feed: Feed,
 ) -> None:
-    """Read the tensors one after another, each to where it belongs (`None`: nowhere)."""
+    """Read the tensors in order, each into its buffer (`None`: discard)."""
     scratch = _Scratch()
     for entry, target in targets:
         size = entry.end - entry.begin
@@ -183,7 +183,7 @@ def _take(descriptor: int, count: int, path: str) -> bytes:
 
 
 class _Scratch:
-    """Two buffers in turn: while one is hashed, the other is read into."""
+    """Two alternating buffers: while one is hashed, the other is filled."""
 
     def __init__(self) -> None:
         self._buffers = [bytearray(), bytearray()]
@@ -196,7 +196,7 @@ class _Scratch:
 
 
 def _check_listed(entries: list[_safetensors.Entry], leaves: dict[str, Leaf], path: str) -> None:
-    """The header and the manifest must tell the same."""
+    """Raise unless the header and the manifest agree."""
     for entry in entries:
         leaf = leaves.get(entry.name)
         dtype = None if leaf is None else _tensors.by_name(leaf.dtype)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run to keep: a pure function of what there is."""
+"""Retention: which checkpoints of a run to keep, as a pure function."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What to keep; see `Store`."""
+    """Rules of retention; see `Store`."""
 
     last: int | None
     best: int | None
@@ -54,11 +54,12 @@ class Policy:
             raise ValueError(f"mode must be 'min' or 'max', found {self.mode!r}")
 
     def kept(self, entries: Iterable[Entry]) -> set[int]:
-        """The steps to keep.
+        """Return the steps to keep.
 
-        >>> policy = Policy(2, 1, "loss", "min", None, None)
-        >>> sorted(policy.kept(Entry(step, {"loss": abs(step - 2)}, 0.0) for step in range(6)))
-        [2, 4, 5]
+        Example:
+            >>> policy = Policy(2, 1, "loss", "min", None, None)
+            >>> sorted(policy.kept(Entry(step, {"loss": abs(step - 2)}, 0.0) for step in range(6)))
+            [2, 4, 5]
         """
         entries = sorted(entries)
         if self.last is None:
@@ -77,7 +78,7 @@ class Policy:
         return kept
 
     def ranked(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those that have the metric, the best first, the earlier of two equals first; no NaNs."""
+        """Return the entries that have the metric, the best first, then the earlier; no NaNs."""
         sign = 1.0 if self.mode == "min" else -1.0
         with_metric = [e for e in entries if not math.isnan(e.metrics.get(self.metric, math.nan))]
         return sorted(

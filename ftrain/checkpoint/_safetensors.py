@@ -1,7 +1,8 @@
-"""The safetensors format: eight bytes of header length, a JSON header, the tensors one after another.
+"""The safetensors format: eight bytes of header length, a JSON header, the tensors in order.
 
-Written and read here, and not by the `safetensors` package, so that each byte is hashed on its way, goes
-through descriptors of our own (which can be synced, and say why they fail), and arrives in fresh memory.
+It is written and read here, not by the `safetensors` package, so that each byte is hashed on its
+way, passes through descriptors that can be synced and report why they fail, and arrives in fresh
+memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ALIGNMENT = 64
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: where its bytes lie, counted from the end of the header."""
+    """One tensor of a file: the position of its bytes, counted from the end of the header."""
 
     name: str
     dtype: str
@@ -33,7 +34,7 @@ class Entry(NamedTuple):
 
 
 def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
-    """The head of a file whose tensors follow in this order, each by name, dtype and shape.
+    """Return the header of a file with these tensors in order, each by name, dtype and shape.
 
     Raises:
         ValueError: it would be longer than readers take.
@@ -55,7 +56,7 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
 
 
 def header_length(first: bytes, size: int, path: str) -> int:
-    """The length that the first eight bytes of a file announce."""
+    """Return the length in the first eight bytes of a file."""
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > min(size - 8, _MOST_HEADER):
         raise CheckpointCorruptError(
@@ -66,7 +67,7 @@ def header_length(first: bytes, size: int, path: str) -> int:
 
 
 def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
-    """The tensors of a file in the order of their bytes.
+    """Return the tensors of a file in the order of their bytes.
 
     Raises:
         CheckpointCorruptError: the header is not JSON, names a tensor twice, knows a dtype that is none,
@@ -107,7 +108,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
 
 
 def _entry(name: str, given: Any) -> Entry | str:
-    """The entry, or what is wrong with it."""
+    """Return the entry, or raise an error that names the fault."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets"
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]

@@ -1,4 +1,4 @@
-"""A tree's containers as JSON: what a checkpoint must share with the state it is loaded into."""
+"""A tree's containers as JSON, which a checkpoint and the state it is loaded into must share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _DEEPEST = 100  # deeper JSON may not be read where the stack is deep already
 
 
 def describe(node: Any, depth: int = 0) -> Any:
-    """`"*"` for a leaf, `null` for `None`, `[type, [[entry, child], ...]]` for a container.
+    """Return `"*"` for a leaf, `null` for `None`, `[type, [[entry, child], ...]]` for a container.
 
-    >>> describe({"w": 0, "layers": (1, None)})
-    ['dict', [["['layers']", ['tuple', [['[0]', '*'], ['[1]', None]]]], ["['w']", '*']]]
+    Example:
+        >>> describe({"w": 0, "layers": (1, None)})
+        ['dict', [["['layers']", ['tuple', [['[0]', '*'], ['[1]', None]]]], ["['w']", '*']]]
     """
     if node is None:
         return None
@@ -29,7 +30,7 @@ def describe(node: Any, depth: int = 0) -> Any:
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Where two descriptions part, as a sentence; `None` where they do not."""
+    """Return the first difference of two descriptions, as a sentence; `None` if they agree."""
     if saved == wanted:
         return None
     where = f"at {path}" if path else "at the root"
@@ -49,7 +50,7 @@ def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
 
 
 def _is_container(found: Any) -> bool:
-    """Whether this is what `describe` makes of a container; a hostile manifest may hold anything."""
+    """Return True for a container of `describe`; a hostile manifest may hold anything."""
     return (
         isinstance(found, list)
         and len(found) == 2

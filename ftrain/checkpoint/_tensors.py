@@ -1,8 +1,8 @@
 """Tensors as bytes and back: names of dtypes, memory layouts, fresh aligned storage.
 
-A safetensors file holds each tensor dense, in row-major order. The manifest keeps the strides it
-had, and loading makes new memory with these strides. Bits that are computed from a tensor depend on
-its alignment: torch's allocator always gives the same, a view into a file does not.
+A safetensors file holds each tensor dense, in row-major order. The manifest records its strides,
+and loading allocates memory with these strides. Bits that are computed from a tensor depend on its
+alignment: torch's allocator always gives the same, a view into a file does not.
 """
 
 from __future__ import annotations
@@ -55,29 +55,29 @@ _FROM_HEADER = {name: dtype for dtype, name in _NATIVE.items()}
 
 
 def name_of(dtype: torch.dtype) -> str | None:
-    """`"float32"`; `None` for a dtype that cannot be stored (quantised ones)."""
+    """Return `"float32"`; `None` for a dtype that cannot be stored (quantised ones)."""
     return _NAMES.get(dtype)
 
 
 def by_name(name: str) -> torch.dtype | None:
-    """The dtype that `name_of` gives this name."""
+    """Return the dtype that `name_of` gives this name."""
     return _DTYPES.get(name)
 
 
 def in_header(name: str) -> torch.dtype | None:
-    """The dtype that a safetensors header gives this name."""
+    """Return the dtype of a name in a safetensors header."""
     return _FROM_HEADER.get(name)
 
 
 def stored_as(dtype: torch.dtype, shape: Sequence[int]) -> tuple[str, list[int]]:
-    """The dtype and shape that a safetensors header gives such a tensor."""
+    """Return the dtype and shape of a tensor in a safetensors header."""
     if dtype in _NATIVE:
         return _NATIVE[dtype], list(shape)
     return "U8", [*shape, dtype.itemsize]
 
 
 def row_major(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order; its own memory where that is how they lie."""
+    """Return the bytes of a tensor in row-major order; its own memory if they are laid out so."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
     if plain.numel() < 2 or not plain.is_contiguous():
         # Not contiguous(): a (1,) with stride 2 counts as that, and cannot be viewed as bytes.
@@ -86,7 +86,7 @@ def row_major(tensor: torch.Tensor) -> memoryview:
 
 
 def memory_of(dense: torch.Tensor) -> memoryview:
-    """The bytes of a row-major tensor on the CPU, to be read or written."""
+    """Return the bytes of a row-major tensor on the CPU, to read or write."""
     if dense.numel() == 0:
         return memoryview(bytearray())
     flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
@@ -96,7 +96,7 @@ def memory_of(dense: torch.Tensor) -> memoryview:
 def empty(
     shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """New memory in this layout, overlapping ones included (`expand`ed tensors, windows)."""
+    """Allocate memory in this layout, overlapping ones included (`expand`ed tensors, windows)."""
     if math.prod(shape) == 0:
         return torch.empty_strided(shape, strides, dtype=dtype, device=device)
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -112,7 +112,7 @@ def fill(target: torch.Tensor, dense: torch.Tensor) -> None:
 
 
 def same_strides(shape: Sequence[int], one: Sequence[int], two: Sequence[int]) -> bool:
-    """Whether two layouts put every element at the same place: an axis of length one has no stride."""
+    """Return True if two layouts put every element at the same place."""
     if math.prod(shape) == 0:
         return True
     return all(n == 1 or a == b for n, a, b in zip(shape, one, two, strict=True))

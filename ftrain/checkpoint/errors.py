@@ -1,4 +1,4 @@
-"""What saving and loading raise; each says what was found, where, and what to do instead."""
+"""Errors of saving and loading; each names the fault, the place and the remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST = 5000
 
 
 class CheckpointError(Exception):
-    """What every error of this package is."""
+    """Base class of the errors of this package."""
 
     def __init__(self, message: str) -> None:
         # A hostile file chooses its names: whatever they hold, the message can be printed.
@@ -31,7 +31,7 @@ class CheckpointError(Exception):
 
 
 class _FileError(CheckpointError):
-    """An operating system's refusal.
+    """Failure of an operating system call.
 
     Attributes:
         path: the file or directory.
@@ -51,7 +51,7 @@ class _FileError(CheckpointError):
 
 
 class CheckpointWriteError(_FileError):
-    """A checkpoint could not be written; what was there before is as it was."""
+    """A checkpoint could not be written; existing files are unchanged."""
 
 
 class CheckpointReadError(_FileError):
@@ -59,23 +59,23 @@ class CheckpointReadError(_FileError):
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """There is no checkpoint at this place."""
+    """There is no checkpoint at this path."""
 
 
 class CheckpointExistsError(CheckpointError):
-    """There is a checkpoint already at this place; none is ever overwritten."""
+    """A checkpoint exists at this path; none is ever overwritten."""
 
 
 class CheckpointLockedError(CheckpointError):
-    """Another process, or another store of this one, writes to the directory, or may."""
+    """Another process, or another store of this one, holds the lock of the directory."""
 
 
 class CheckpointCorruptError(CheckpointError):
-    """The files are not what was written, or not what the format allows."""
+    """The files differ from what was written, or violate the format."""
 
 
 class CheckpointVersionError(CheckpointError):
-    """The checkpoint was written by a version of the format that this one does not know."""
+    """The checkpoint was written by an unknown version of the format."""
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
@@ -83,8 +83,8 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """A checkpoint was passed over because it does not verify."""
+    """A checkpoint was skipped because it does not verify."""
 
 
 class DeterminismWarning(UserWarning):
-    """What the bits of a run depend on is not what it was when the checkpoint was saved."""
+    """A setting that the bits of a run depend on has changed since the checkpoint was saved."""

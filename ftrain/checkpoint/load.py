@@ -1,4 +1,4 @@
-"""Loading: the exact state that was saved, or an error that says what is not as it was.
+"""Loading: the exact state that was saved, or an error that names the difference.
 
 Read next: `restore.py`, for states that are meant to differ; `_read.py`, how files are read.
 """
@@ -35,9 +35,9 @@ def load(
     fingerprint: Mapping[str, Any] | None = None,
     on_change: OnChange = "warn",
 ) -> tuple[T, Any]:
-    """The state that was saved, to the bit, for going on as if never stopped.
+    """Load the state that was saved, to the bit, to resume as if never stopped.
 
-    Every byte is hashed on its way in. Tensors come in fresh memory with the strides they had, on the
+    Every byte is hashed as it is read. Tensors get fresh memory with the strides they had, on the
     devices that `like` has them on; leaves that were one tensor are one again.
 
     Args:
@@ -59,12 +59,13 @@ def load(
         CheckpointNotFoundError: there is no checkpoint here.
         CheckpointReadError: the system refused.
 
-    >>> import tempfile
-    >>> from ftrain.checkpoint import save
-    >>> path = tempfile.mkdtemp() + "/first"
-    >>> _ = save(path, {"w": torch.arange(3.0)}, metadata={"epoch": 3})
-    >>> load(path, like={"w": torch.zeros(3)})
-    ({'w': tensor([0., 1., 2.])}, {'epoch': 3})
+    Example:
+        >>> import tempfile
+        >>> from ftrain.checkpoint import save
+        >>> path = tempfile.mkdtemp() + "/first"
+        >>> _ = save(path, {"w": torch.arange(3.0)}, metadata={"epoch": 3})
+        >>> load(path, like={"w": torch.zeros(3)})
+        ({'w': tensor([0., 1., 2.])}, {'epoch': 3})
     """
     with opened(path) as source:
         _check_same_kind(source, like)
@@ -74,7 +75,7 @@ def load(
 
 
 def verify(path: str | os.PathLike[str]) -> Manifest:
-    """Read all of a checkpoint, check every byte, and return its manifest.
+    """Read all of a checkpoint, verify every byte, and return its manifest.
 
     Raises:
         CheckpointCorruptError: a byte is not what was written.
@@ -88,9 +89,9 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
 
 
 def read_dense(source: Opened, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """The tensors at these paths, row-major in fresh memory on the CPU; all others are only checked.
+    """Return the tensors at these paths, row-major in fresh memory on the CPU; verify all others.
 
-    Leaves that are one tensor come as one.
+    Leaves that are one tensor are returned as one.
     """
     names = {leaf.path: leaf.alias or leaf.path for leaf in source.manifest.leaves}
     needed = {names[path] for path in wanted}
@@ -109,7 +110,7 @@ def read_dense(source: Opened, wanted: Collection[str]) -> dict[str, torch.Tenso
 
 
 def _read_leaves(source: Opened, likes: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors in order, in the layout they had, on the devices of these."""
+    """Return the tensors in order, in their saved layout, on the devices of these."""
     leaves = source.manifest.leaves
     dense = read_dense(source, [leaf.path for leaf in leaves])
     placed: dict[tuple[str, torch.device], torch.Tensor] = {}
@@ -134,7 +135,7 @@ def _placed(dense: torch.Tensor, leaf: Leaf, device: torch.device) -> torch.Tens
 
 
 def _check_same_kind(source: Opened, like: Any) -> None:
-    """Refuse any difference before a tensor is allocated."""
+    """Raise on any difference before a tensor is allocated."""
     if inspect.isroutine(like):
         raise CheckpointMismatchError(
             f"`like` is a function; call it: like={getattr(like, '__name__', 'init_state')}(0)"

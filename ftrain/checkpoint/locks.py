@@ -18,19 +18,20 @@ __all__ = ["Lock", "Turns"]
 
 
 class Lock:
-    """An exclusive lock on an open file or directory (`flock`), which nobody is kept waiting for.
+    """An exclusive lock on an open file or directory (`flock`), taken at once or not at all.
 
-    It is let go by `close`, at the end of a `with` block, and with the process that took it, even one
-    that is killed. A forked child does not hold it.
+    It is released by `close`, at the end of a `with` block, and with the process that took it, even
+    if that is killed. A forked child does not hold it.
 
     Attributes:
         held: whether it was to be had; `False` once it is closed.
 
-    >>> import tempfile
-    >>> path = tempfile.mkdtemp() + "/.lock"
-    >>> with Lock.file(path) as first, Lock.file(path) as second:
-    ...     first.held, second.held
-    (True, False)
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/.lock"
+        >>> with Lock.file(path) as first, Lock.file(path) as second:
+        ...     first.held, second.held
+        (True, False)
     """
 
     def __init__(self, descriptor: int, path: str) -> None:
@@ -55,7 +56,7 @@ class Lock:
 
     @staticmethod
     def file(path: str | os.PathLike[str]) -> Lock:
-        """Lock a file, which is made if it is not there, and stays there.
+        """Lock a file, which is created if it does not exist, and stays.
 
         Raises:
             OSError: it cannot be opened, or the file system has no locks.
@@ -64,7 +65,7 @@ class Lock:
         return Lock(_files.system.open_lock(path), path)
 
     def lost(self) -> bool:
-        """Whether another may lock the same path: what was locked was deleted, moved or made anew.
+        """Return True if the locked file was deleted, moved or replaced, so that others may lock.
 
         Raises:
             OSError: it cannot be looked at.
@@ -72,7 +73,7 @@ class Lock:
         return self._descriptor is None or not _files.system.same(self._descriptor, self._path)
 
     def close(self) -> None:
-        """Let go."""
+        """Release the lock."""
         descriptor, self._descriptor = self._descriptor, None
         self.held = False
         if descriptor is not None:
@@ -97,9 +98,10 @@ _open: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Turns:
-    """Lets one thread in at a time; others wait.
+    """Mutual exclusion of threads; others wait.
 
-    A forked child begins anew: the thread that was inside did not come along, and would never leave.
+    A forked child starts unlocked: the thread that was inside does not exist there, and would never
+    leave.
     """
 
     def __init__(self) -> None:
@@ -111,7 +113,7 @@ class Turns:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Inside, until the `with` block ends."""
+        """Hold the lock until the `with` block ends."""
         if self._process != os.getpid():
             self._begin()
         with self._lock:

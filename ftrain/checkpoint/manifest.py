@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint holds, and the sha256 of every file that holds it.
+"""The manifest: the content of a checkpoint, and the sha256 of every file that holds it.
 
     run/step-000000000100/
         tensors-00000.safetensors     the leaves, named by their paths
@@ -70,7 +70,7 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         leaves: the tensors, in the order of `tree.leaves`.
@@ -99,7 +99,7 @@ class Manifest:
     digest: str = dataclasses.field(default="", compare=False)
 
     def render(self) -> bytes:
-        """The bytes of `manifest.json`."""
+        """Return the bytes of `manifest.json`."""
         return _json.render(
             {
                 "format": FORMAT,
@@ -118,14 +118,14 @@ class Manifest:
         )
 
     def sums(self, rendered: bytes) -> bytes:
-        """The bytes of `SHA256SUMS`, in the form that `sha256sum --check` reads."""
+        """Return the bytes of `SHA256SUMS`, in the form that `sha256sum --check` reads."""
         hashes = [(record.sha256, record.name) for record in self.files]
         hashes.append((hashlib.sha256(rendered).hexdigest(), MANIFEST))
         return "".join(f"{sha256}  {name}\n" for sha256, name in hashes).encode()
 
     @staticmethod
     def parse(data: bytes, path: str) -> Manifest:
-        """The manifest that `render` made these bytes of.
+        """Return the manifest that `render` wrote as these bytes.
 
         Raises:
             CheckpointVersionError: a newer version of ftrain is needed to read it.
@@ -154,7 +154,7 @@ class Manifest:
 
 
 class _MalformedError(Exception):
-    """A field is not what it must be."""
+    """A field has another type or value than the format allows."""
 
 
 def _check_version(content: dict[str, Any], path: str) -> None:

@@ -1,6 +1,6 @@
-"""Taking over what fits: pretrained weights, another head, another optimizer.
+"""Restoring of matching tensors: pretrained weights, another head, another optimizer.
 
-Read next: `load.py`, for going on exactly; `state_dicts.py`, for weights of other programs.
+Read next: `load.py`, to resume exactly; `state_dicts.py`, for weights of other programs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `restore` did, by the paths of `like`. Print it.
+    """Outcome of `restore`, by the paths of `like`. Print it.
 
     Attributes:
         loaded: these leaves come from the source.
@@ -36,8 +36,9 @@ class Report:
         left: `where` asked to leave these alone.
         unused: paths of the source that nothing asked for.
 
-    >>> Report(("['w']",), missing=("['b']",)).complete
-    False
+    Example:
+        >>> Report(("['w']",), missing=("['b']",)).complete
+        False
     """
 
     loaded: tuple[str, ...]
@@ -49,7 +50,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every leaf that was asked for was found and fitted."""
+        """Return True if every requested leaf was found and fitted."""
         return not self.missing and not self.different
 
     def __str__(self) -> str:
@@ -77,10 +78,10 @@ def restore(
     *,
     where: Callable[[str], str | None] | None = None,
 ) -> tuple[T, Report]:
-    """A state like this one, with all tensors that fit taken from another.
+    """Return a state like this one, with all tensors that fit copied from another.
 
-    A leaf is taken over if the source has one of its shape at the same path; floating dtypes are
-    converted. Every other leaf stays the one of `like`, and the report names it.
+    A leaf is copied if the source has one of its shape at the same path; floating dtypes are
+    converted. Every other leaf keeps the value of `like`, and the report names it.
 
     Args:
         source: the directory of a checkpoint, or a tree of tensors such as `import_state_dict` gives.
@@ -95,14 +96,15 @@ def restore(
         CheckpointNotFoundError, CheckpointCorruptError, CheckpointVersionError, CheckpointReadError: as
             `load`.
 
-    >>> old = {"body": torch.ones(2), "head": torch.ones(10)}
-    >>> new, report = restore(old, like={"body": torch.zeros(2), "head": torch.zeros(3)})
-    >>> new
-    {'body': tensor([1., 1.]), 'head': tensor([0., 0., 0.])}
-    >>> print(report)
-    1 tensors loaded
-    1 different:
-      ['head']: float32[10] in the source, float32[3] in `like`
+    Example:
+        >>> old = {"body": torch.ones(2), "head": torch.ones(10)}
+        >>> new, report = restore(old, like={"body": torch.zeros(2), "head": torch.zeros(3)})
+        >>> new
+        {'body': tensor([1., 1.]), 'head': tensor([0., 0., 0.])}
+        >>> print(report)
+        1 tensors loaded
+        1 different:
+          ['head']: float32[10] in the source, float32[3] in `like`
     """
     paths, likes = tree.paths(like), tree.leaves(like)
     asked = {path: path if where is None else where(path) for path in paths}
@@ -148,7 +150,7 @@ def _compare(
 
 
 def _difference(saved: Any, like: Any) -> str | None:
-    """Why one cannot take the place of the other."""
+    """Return why one leaf cannot replace the other."""
     if isinstance(saved, torch.Tensor) and isinstance(like, torch.Tensor):
         floating = saved.is_floating_point() and like.is_floating_point()
         if saved.shape == like.shape and (saved.dtype == like.dtype or floating):
@@ -163,7 +165,7 @@ def _kind(value: Any) -> str:
 
 
 def _like(found: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """These values in memory of their own, with the layout of `like`."""
+    """Return these values in memory of their own, with the layout of `like`."""
     device = torch.device("cpu") if like.is_meta else like.device
     new = _tensors.empty(like.shape, like.stride(), like.dtype, device)
     _tensors.fill(new, found.detach())

@@ -1,13 +1,13 @@
-"""Saving: write aside, sync, and appear under the final name in one instant.
+"""Saving: write to a hidden directory, sync, and rename to the final name.
 
     1. a directory `.tmp-...` beside the final one, locked by its writer
     2. the tensors, each file hashed as it is written, then synced
     3. the manifest, then SHA256SUMS, each synced; the directory synced
     4. rename to the final name; the parent directory synced
-    5. only now the checkpoint counts: what is older may be deleted
+    5. only now the checkpoint counts: older ones may be deleted
 
-A process that is killed, a disk that is full, a machine that loses power: before 4 the checkpoint is not
-there, after 4 it is whole. Directories that dead writers left behind are swept by the next writer.
+If a process is killed, a disk is full or a machine loses power before 4, the checkpoint does not
+exist; after 4 it is whole. The next writer sweeps the directories of dead writers.
 
 Read next: `load.py`; `store.py`, which keeps many.
 """
@@ -51,8 +51,8 @@ def save(
 ) -> Manifest:
     """Write a state to a new directory, atomically and durably.
 
-    When this returns, the checkpoint outlives a crash of the machine; when it raises, `path` is as it
-    was. Equal states give equal bytes: no time, host or process id is in them.
+    When this returns, the checkpoint survives a crash of the machine; when it raises, `path` is
+    unchanged. Equal states give equal bytes: they hold no time, host or process id.
 
     Args:
         path: the directory to make; its parents are made, too. What is there is never overwritten:
@@ -74,17 +74,18 @@ def save(
         ValueError: a tensor is sparse, quantised or on the meta device; a step is negative; names or
             metadata are larger than any reader takes (a manifest of 512 MiB).
 
-    >>> import tempfile
-    >>> directory = tempfile.mkdtemp()
-    >>> manifest = save(f"{directory}/first", {"w": torch.zeros(2)}, metadata={"epoch": 3})
-    >>> sorted(os.listdir(f"{directory}/first"))
-    ['SHA256SUMS', 'manifest.json', 'tensors-00000.safetensors']
+    Example:
+        >>> import tempfile
+        >>> directory = tempfile.mkdtemp()
+        >>> manifest = save(f"{directory}/first", {"w": torch.zeros(2)}, metadata={"epoch": 3})
+        >>> sorted(os.listdir(f"{directory}/first"))
+        ['SHA256SUMS', 'manifest.json', 'tensors-00000.safetensors']
     """
     return publish(draft(collect(state, metadata, step, metrics, fingerprint)), os.fspath(path))
 
 
 def publish(content: Draft, path: str) -> Manifest:
-    """Make the checkpoint appear at `path`."""
+    """Rename the checkpoint to `path`."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
     headers = _headers(content)
@@ -98,7 +99,7 @@ def publish(content: Draft, path: str) -> Manifest:
 
 
 def _headers(content: Draft) -> dict[str, bytes]:
-    """The head of every file of tensors.
+    """Return the header of every file of tensors.
 
     Raises:
         ValueError: what is beyond the readers' bounds, before any of it is written.
@@ -167,7 +168,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
 
 
 def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
-    """Rename and make it last; whether that was needed, or the same content is there already."""
+    """Rename and sync; return False if the same content exists already."""
     parent = os.path.dirname(path)
     try:
         _files.system.rename(temporary, path)

@@ -1,7 +1,7 @@
-"""Weights of other programs, and for them: plain state dicts, names as they are.
+"""Import and export of plain state dicts, with names unchanged.
 
-A state dict is `{name: tensor}`: what `module.state_dict()` gives, and the files on the Hugging Face hub
-hold. `restore` puts one into a state.
+A state dict is `{name: tensor}`: the value of `module.state_dict()`, and the content of files on
+the Hugging Face hub. `restore` copies one into a state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def export_state_dict(
     *,
     format: Format = "safetensors",
 ) -> None:
-    """Write `{name: tensor}` as one file, atomically; a file that is there is replaced.
+    """Write `{name: tensor}` to one file, atomically, replacing an existing file.
 
     Args:
         path: the file; `model.safetensors` is what others look for.
@@ -52,11 +52,12 @@ def export_state_dict(
         TypeError: a value is no tensor.
         ValueError: a tensor has a dtype or layout that the format does not know.
 
-    >>> import tempfile
-    >>> path = tempfile.mkdtemp() + "/model.safetensors"
-    >>> export_state_dict(path, {"fc.weight": torch.ones(1, 2)})
-    >>> import_state_dict(path)
-    {'fc.weight': tensor([[1., 1.]])}
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> export_state_dict(path, {"fc.weight": torch.ones(1, 2)})
+        >>> import_state_dict(path)
+        {'fc.weight': tensor([[1., 1.]])}
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(
@@ -79,7 +80,7 @@ def export_state_dict(
 def import_state_dict(
     path: str | os.PathLike[str], *, format: Format = "safetensors"
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name, on the CPU, in fresh memory.
+    """Return the tensors of a file by name, on the CPU, in fresh memory.
 
     Args:
         path: a safetensors file, or a directory with `model.safetensors` or, in several parts,

@@ -1,6 +1,6 @@
-"""A run's checkpoints: numbered, kept by a policy, found again when they verify.
+"""Checkpoints of a run: numbered, kept by a policy, verified when read.
 
-Read next: `save.py`, how one is written; `_retention.py`, which stay.
+Read next: `save.py`, how one is written; `_retention.py`, which are kept.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _LOCK = ".lock"
 class Store:
     """A directory of checkpoints `step-000000000100`, one writer at a time, any number of readers.
 
-    A new checkpoint is durable before an old one goes, and what is deleted disappears in one instant; a
-    reader never sees half of one. The first `save` locks the directory until the store is closed or its
-    process ends; reading takes no lock. Threads may share a store: they write in turn.
+    A new checkpoint is durable before an old one is deleted, and a deleted one disappears at once;
+    a reader never sees half of one. The first `save` locks the directory until the store is closed
+    or its process ends; reading takes no lock. Threads may share a store: they write in turn.
 
     Args:
         directory: made when first saved to.
@@ -64,16 +64,17 @@ class Store:
     Raises:
         ValueError: a policy that keeps nothing; the directory is a file, or itself a checkpoint.
 
-    >>> import tempfile, torch
-    >>> with Store(tempfile.mkdtemp(), keep_last=2, keep_best=1) as store:
-    ...     for step, loss in enumerate([3.0, 1.0, 2.0, 4.0]):
-    ...         path = store.save({"w": torch.tensor(step)}, step=step, metrics={"loss": loss})
-    >>> store.steps()
-    [1, 2, 3]
-    >>> store.load(like={"w": torch.tensor(0)})[0]
-    {'w': tensor(3)}
-    >>> store.best().name
-    'step-000000000001'
+    Example:
+        >>> import tempfile, torch
+        >>> with Store(tempfile.mkdtemp(), keep_last=2, keep_best=1) as store:
+        ...     for step, loss in enumerate([3.0, 1.0, 2.0, 4.0]):
+        ...         path = store.save({"w": torch.tensor(step)}, step=step, metrics={"loss": loss})
+        >>> store.steps()
+        [1, 2, 3]
+        >>> store.load(like={"w": torch.tensor(0)})[0]
+        {'w': tensor(3)}
+        >>> store.best().name
+        'step-000000000001'
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Store:
         metrics: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> pathlib.Path:
-        """Save under the number of a step, then delete what the policy does not keep.
+        """Save under the number of a step, then delete the checkpoints that the policy does not keep.
 
         Args:
             state: a tree of tensors.
@@ -153,7 +154,7 @@ class Store:
         default: Any = None,
         on_change: OnChange = "warn",
     ) -> tuple[T, Any]:
-        """The newest state that verifies, or that of a step; see `checkpoint.load`.
+        """Load the newest state that verifies, or that of a step; see `checkpoint.load`.
 
         Args:
             like: a state of the same kind.
@@ -190,28 +191,28 @@ class Store:
         return like, default
 
     def latest(self) -> pathlib.Path | None:
-        """The newest checkpoint that verifies, each byte of it; `None` where there is none.
+        """Return the path of the newest checkpoint that verifies; `None` if there is none.
 
-        A path lasts as long as its checkpoint: beside a writer, that may delete or replace it, use
-        `load`, which looks again. `step-....new` is a replacement that is durable and has yet to get its
-        name, in a moment or, where the writer died over it, at the next `save`.
+        A path lasts as long as its checkpoint: while a writer may delete or replace it, use `load`,
+        which looks again. `step-....new` is a replacement that is durable and will be renamed in a
+        moment or, if its writer died, at the next `save`.
         """
         found = self._numbered.first(lambda: reversed(self.steps()), verify)
         return None if found is None else found[0]
 
     def best(self) -> pathlib.Path | None:
-        """The best checkpoint by the store's metric that verifies, as a path like that of `latest`."""
+        """Return the path of the best checkpoint that verifies, by the store's metric."""
         found = self._numbered.first(
             lambda: [entry.step for entry in self._policy.ranked(self._all_entries())], verify
         )
         return None if found is None else found[0]
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, in order."""
+        """Return the steps that have checkpoints, in order."""
         return self._numbered.steps()
 
     def delete(self, step: int) -> None:
-        """Delete the checkpoint of a step, to go back behind it.
+        """Delete the checkpoint of a step, to resume from an earlier one.
 
         Raises:
             CheckpointNotFoundError: there is none.
@@ -228,12 +229,12 @@ class Store:
             self._discard([step])
 
     def wait(self) -> None:
-        """Until the save in flight is durable; raises what it raised."""
+        """Wait until the save in progress is durable; raise its exception."""
         with self._turns.taken():
             self._background.wait()
 
     def close(self) -> None:
-        """Wait, and let another writer have the directory."""
+        """Wait, and release the directory for another writer."""
         with self._turns.taken():
             try:
                 self._background.close()
@@ -275,7 +276,7 @@ class Store:
         self._discard([entry.step for entry in entries if entry.step not in kept])
 
     def _replace(self, content: Draft, step: int) -> None:
-        """The new one is durable under a name that readers prefer; then the old one goes."""
+        """Make the new checkpoint durable under a name that readers prefer, then delete the old one."""
         publish(content, str(self._numbered.replacement(step)))
         self._take_place(step)
 
@@ -287,7 +288,7 @@ class Store:
             _files.system.rename(str(self._numbered.replacement(step)), path)
 
     def _settle(self) -> None:
-        """Finish what a writer that died, or failed, had begun to replace."""
+        """Finish a replacement that a dead or failed writer began."""
         for step in self._numbered.unsettled():
             new = str(self._numbered.replacement(step))
             if _verifies(new):
@@ -303,7 +304,7 @@ class Store:
                 _raise(discard(str(self._numbered.path(step))))
 
     def _all_entries(self) -> list[Entry]:
-        """What there is to choose from; what cannot be read is neither kept count of nor deleted."""
+        """Return the entries to choose from; unreadable checkpoints are neither counted nor deleted."""
         found: dict[int, tuple[Identity | None, Entry]] = {}
         for step in self.steps():
             path, known = self._numbered.standing(step), self._entries.get(step)
