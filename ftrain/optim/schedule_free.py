@@ -269,6 +269,7 @@ def _schedule_free(
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
         # y' - y, for x = z + (y - z) / b1, without that division.
         along = 1 - state.b1 * (1 - share)
+        agreeing(("params", params), ("grads", grads))
         directions, nu = (grads, state.nu) if adam is None else _scaled(grads, state, *adam)
         updates, z = each_leaf(
             rule,
