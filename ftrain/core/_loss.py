@@ -1,8 +1,8 @@
-"""Calling a loss function: in its precision, watched for impurity, its answer made uniform."""
+"""Call a loss function under the precision policy, check its purity, normalize its result."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ftrain.core import tree
-from ftrain.core._skeleton import unchanged
+from ftrain.core._captured import Captured
+from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.metrics import Mean, Metrics, Unweighted, as_metrics
 from ftrain.core.precision import Policy
 
@@ -22,6 +23,25 @@ _CAPTURED_REMEDY = (
     "as a buffer, or carry it in state.extras"
 )
 _BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
+
+
+class WatchedLoss:
+    """A loss function, and the tensors that it captures.
+
+    Attributes:
+        captured: those tensors.
+        calls: the calls made so far; at the first, bytes are compared.
+    """
+
+    def __init__(self, loss_fn: LossFn) -> None:
+        functools.update_wrapper(self, loss_fn, updated=())  # not what a callable object holds
+        self._loss_fn = loss_fn
+        self.captured = Captured(loss_fn)
+        self.calls = FirstCalls()
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        """Call it."""
+        return self._loss_fn(model, batch)
 
 
 def call_loss(
@@ -39,17 +59,23 @@ def call_loss(
     def name(place: int) -> str:
         return f"batch{tree.paths(batch)[place]}"
 
+    watched = loss_fn if isinstance(loss_fn, WatchedLoss) else WatchedLoss(loss_fn)
+    captured = watched.captured.tensors()
+    first = watched.calls.is_first("call", [*places.values(), *captured.values()])
     with (
-        unchanged(places, "input", _BATCH_REMEDY, name),
-        unchanged(_captured(loss_fn), "captured tensor", _CAPTURED_REMEDY),
+        unchanged(places, "input", _BATCH_REMEDY, name, compare_bytes=first),
+        unchanged(captured, "captured tensor", _CAPTURED_REMEDY, compare_bytes=first),
         policy.inside_loss(device_type),
     ):
         try:
-            return loss_fn(module, own)
+            out = loss_fn(module, own)
         except Exception as error:
             shapes = ", ".join(f"{name(place)}: {_brief(t)}" for place, t in places.items())
             error.add_note(f"while computing {where} on {shapes}")
             raise
+    if first:
+        watched.calls.passed("call")
+    return out
 
 
 def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
@@ -86,22 +112,6 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
     weight = weight.detach().to(torch.promote_types(total.dtype, torch.float32), copy=True)
     counted = kind(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
-
-
-def _captured(fn: Callable[..., Any]) -> dict[str, torch.Tensor]:
-    """The tensors that a function holds in its closure, those of modules there included."""
-    code, cells = getattr(fn, "__code__", None), getattr(fn, "__closure__", None)
-    if code is None or not cells:
-        return {}
-    contents = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        with contextlib.suppress(ValueError):  # a cell that is not filled yet
-            contents[name] = cell.cell_contents
-    tensors = {name: x for name, x in contents.items() if isinstance(x, torch.Tensor)}
-    for name, module in contents.items():
-        if isinstance(module, nn.Module):
-            tensors.update((f"{name}.{path}", b) for path, b in module.named_buffers())
-    return tensors
 
 
 def _is_pair(out: Any) -> bool:

@@ -5,74 +5,56 @@
 The skeleton is private, lives on the meta device, knows every place that holds a tensor, and comes out
 of a call exactly as it went in.
 
-Read next: `functional.py`, which is its public face.
+Read next: `_owned.py` (what is put back after a call), `_structure.py` (how a skeleton is made),
+`functional.py`, which is its public face.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
+from ftrain.core._contents import Change
 from ftrain.core._kept_buffers import KeptBuffers
+from ftrain.core._owned import Owned
+from ftrain.core._reach import spell
+from ftrain.core._recursion import deep_enough, depth_of
+from ftrain.core._slots import Slot, refuse_fixed, slots_of
+from ftrain.core._structure import (
+    Tensors,
+    copy_structure,
+    hollow,
+    named_tensors,
+    refuse_lazy,
+    refuse_overlap,
+)
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.errors import ImpureFunctionError
 
-Tensors = dict[str, torch.Tensor]
+__all__ = ["Skeleton", "skeleton_of"]
 
-
-_STANDARD = frozenset(nn.Module().__dict__)  # what every module has: its registries and hooks
 _PARAMETER_REMEDY = (
     "A step must leave its inputs as they are: compute with a changed copy instead, or change the "
     "parameters between steps with state.replace(params=...)"
 )
 _STRAY_REMEDY = (
-    "It is no part of the state, so the next step would not be a function of its inputs. "
+    "It is not part of the state, so the next step would not be a function of its inputs. "
     "Register it: self.register_buffer(name, tensor)"
 )
 
 
-@contextlib.contextmanager
-def unchanged(
-    tensors: Mapping[Any, torch.Tensor],
-    kind: str,
-    remedy: str,
-    called: Callable[[Any], str] = str,
-) -> Iterator[None]:
-    """Raise if one of these tensors was written in place inside the context.
+class _Outer(NamedTuple):
+    """What a call of the same module inside another one has to put back."""
 
-    Free of host syncs: torch counts the writes to each tensor (but not those through `.data`).
-    `called` says what a message calls the tensor under a key.
-
-    Raises:
-        ImpureFunctionError: with the tensor's name and the remedy.
-    """
-    counted = [
-        (name, t, t._version)
-        for name, t in tensors.items()
-        if not t.is_inference() and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-    ]
-    yield
-    for name, tensor, version in counted:
-        if tensor._version != version:
-            raise ImpureFunctionError(
-                f"the {kind} `{called(name)}` was changed in place. {remedy}."
-            )
-
-
-class _Slot(NamedTuple):
-    """A place in the module tree that holds a parameter or buffer: `holder[key]`."""
-
-    holder: Any
-    key: Any
-    name: str
+    slots: list[tuple[Slot, Any]]
+    flags: list[tuple[nn.Module, bool]]
+    changes: list[Change]
 
 
 class Skeleton:
@@ -80,6 +62,8 @@ class Skeleton:
 
     Args:
         module: stripped of its tensors, so it must be the caller's to give away.
+        original: the module that this is a copy of, or another that was built as this was: what both
+            reach is shared with the caller, who may change it between calls.
 
     Attributes:
         module: the skeleton itself, every tensor on the meta device.
@@ -87,42 +71,59 @@ class Skeleton:
         carried: names of all other tensors (buffers, frozen parameters), sorted.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        _refuse_lazy(module)
+    def __init__(self, module: nn.Module, original: nn.Module) -> None:
+        self._nesting = depth_of(module)
+        with deep_enough(self._nesting):
+            self._bind(module, original)
+
+    def _bind(self, module: nn.Module, original: nn.Module) -> None:
+        refuse_lazy(module)
         self.module = module
-        tensors = _named_tensors(module)
+        tensors = named_tensors(module)
         self.trainable = sorted(
             name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
         )
         self.carried = sorted(tensors.keys() - set(self.trainable))
-        _refuse_overlap(tensors)
-        self._modules = list(module.modules())
-        self._slots = _slots(self._modules, {id(t): name for name, t in tensors.items()})
+        refuse_overlap(tensors)
+        modules = dict(module.named_modules())
+        self._owned = Owned([("", module)], outside=[original])
+        self._hollow = {name: hollow(t) for name, t in tensors.items()}
+        self._shapes = [(name, t.shape) for name, t in tensors.items()]
+        names = {id(t): name for name, t in tensors.items()}
+        refuse_fixed(module, names)
+        for slot in slots_of(self._owned.found, names):
+            slot.holder[slot.key] = self._hollow[slot.name]
+        self._registries = {
+            id(registry): prefix
+            for prefix, m in modules.items()
+            for registry in (m._parameters, m._buffers, m._modules)
+        }
+        self._flags = [(m, m.training) for m in modules.values()]
+        train = [(m, m.training or not module.training) for m in modules.values()]
+        self._modes = {
+            training: [
+                (m, flag and training) for m, flag in train if m.training != (flag and training)
+            ]
+            for training in (False, True)
+        }
         self._buffers = {
             name for name in self.carried if not isinstance(tensors[name], nn.Parameter)
         }
         self._held: Tensors | None = None  # the parameters in place, inside `holding`
-        self._unset_buffers = [
-            (m._buffers, key) for m in self._modules for key, b in m._buffers.items() if b is None
-        ]
-        hollow = {name: _hollow(t) for name, t in tensors.items()}
-        self._shapes = {name: t.shape for name, t in tensors.items()}
-        for holder, key, name in self._slots:
-            holder[key] = hollow[name]
-        self._registries = [
-            (prefix, registry)
-            for prefix, m in module.named_modules()
-            for registry in (m._parameters, m._buffers, m._modules)
-        ]
-        self._containers = [
-            value
-            for m in self._modules
-            for key, value in m.__dict__.items()
-            if key not in _STANDARD and type(value) in (list, dict, set)
-        ]
-        self._stray = _stray_tensors(module)
-        self._trains = {id(m): m.training or not module.training for m in self._modules}
         self._lock = threading.RLock()
+        self._depth = 0
+        self._firsts = FirstCalls()
+        self._owned.look()
+        self._place()
+
+    def _place(self) -> None:
+        """Find the places of the state's tensors, and the tensors that are not in the state."""
+        found = self._owned.found
+        names = {id(t): name for name, t in self._hollow.items()}
+        self._slots = slots_of(found, names)
+        self._stray = {
+            spell(path): t for path, t in found.tensors if id(t) not in names and not t.is_meta
+        }
 
     @contextlib.contextmanager
     def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
@@ -133,42 +134,32 @@ class Skeleton:
         """
         tensors = self.checked(params, buffers)
         # A recomputation may run in a thread of the backward pass, for a call that holds the lock.
-        with contextlib.nullcontext() if self._held is params else self._lock:
-            saved = [(m.__dict__, dict(m.__dict__)) for m in self._modules]
-            contents = [(container, container.copy()) for container in self._containers]
-            keys = [list(registry) for _, registry in self._registries]
-            slots = [(holder, key, holder[key]) for holder, key, _ in self._slots]
+        lock = contextlib.nullcontext() if self._held is params else self._lock
+        with lock, deep_enough(self._nesting):
+            outer = self._enter()
+            self._depth += 1
             held, self._held = self._held, params
             try:
                 for holder, key, name in self._slots:
                     holder[key] = tensors[name]
-                for m in self._modules:
-                    m.training = training and self._trains[id(m)]
+                _set_flags(self._modes[training])
+                first = self._firsts.is_first(training, params.values())
                 with (
-                    unchanged(params, "parameter", _PARAMETER_REMEDY),
-                    unchanged(self._stray, "tensor attribute", _STRAY_REMEDY),
+                    unchanged(params, "parameter", _PARAMETER_REMEDY, compare_bytes=first),
+                    unchanged(self._stray, "tensor attribute", _STRAY_REMEDY, compare_bytes=first),
                     around_regions(lambda: self._again(params, training)),
                 ):
                     yield
-                self._refuse_growth(keys)
+                if first:
+                    self._firsts.passed(training)
+            except BaseException:
+                self._leave(outer)
+                raise
+            else:
+                self._refuse(*self._leave(outer))
             finally:
+                self._depth -= 1
                 self._held = held
-                for attributes, original in saved:
-                    attributes.clear()
-                    attributes.update(original)
-                for container, original in contents:
-                    container.clear()
-                    if isinstance(container, list):
-                        container.extend(original)
-                    else:
-                        container.update(original)
-                for (_, registry), known in zip(self._registries, keys, strict=True):
-                    for key in [key for key in registry if key not in known]:
-                        del registry[key]
-                for holder, key, value in slots:
-                    holder[key] = value
-                for holder, key in self._unset_buffers:
-                    holder[key] = None
 
     def _again(
         self, params: Tensors, training: bool
@@ -187,26 +178,58 @@ class Skeleton:
 
         return holding
 
+    def _enter(self) -> _Outer | None:
+        """Make the module what it was when it was bound."""
+        if not self._depth:
+            if self._owned.settle():
+                self._place()
+            return None
+        # A call of this module inside another one, which goes on with what it has changed so far.
+        slots = [(slot, slot.get()) for slot in self._slots]
+        flags = [(m, m.training) for m, _ in self._flags]
+        changes, _ = self._put_back()
+        return _Outer(slots, flags, changes)
+
+    def _leave(self, outer: _Outer | None) -> tuple[list[Change], list[str]]:
+        """Put back what was there before the call; return what had changed, and what had to stay so."""
+        changes, refusals = self._put_back()
+        if outer is not None:
+            for change in outer.changes:
+                change.put(change.node, change.keys, change.values)
+            for slot, value in outer.slots:
+                slot.set(value)
+            _set_flags(outer.flags)
+        return changes, refusals
+
+    def _put_back(self) -> tuple[list[Change], list[str]]:
+        for slot in self._slots:
+            slot.set(self._hollow[slot.name])
+        _set_flags(self._flags)
+        return self._owned.restore()
+
     def read(self, names: Sequence[str]) -> Tensors:
-        """The tensors that stand in the module now under these names."""
+        """Return the tensors currently installed in the module under these names."""
         wanted = set(names)
         found: Tensors = {}
-        for holder, key, name in self._slots:
-            if name in wanted and name not in found:
-                found[name] = holder[key]
-                if not isinstance(found[name], torch.Tensor):
+        for slot in self._slots:
+            if slot.name in wanted and slot.name not in found:
+                found[slot.name] = slot.holder[slot.key]
+                if not isinstance(found[slot.name], torch.Tensor):
                     raise ImpureFunctionError(
-                        f"the model set its buffer {name!r} to {found[name]!r} during a forward pass; "
-                        "a buffer stays a tensor of one shape. Fill it instead: torch.zeros_like(...)."
+                        f"the model set its buffer {slot.name!r} to {found[slot.name]!r} during a "
+                        "forward pass; a buffer stays a tensor of one shape. Fill it instead: "
+                        "torch.zeros_like(...)."
                     )
         return {name: found[name] for name in names}
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
-        """Both by name; or an error that says where they are not this module's."""
+        """Return both by name; raise where they are not this module's."""
         for kind, given, names in (
             ("params", params, self.trainable),
             ("buffers", buffers, self.carried),
         ):
+            if isinstance(given, dict) and list(given) == names:
+                continue
             if not isinstance(given, dict) or given.keys() != set(names):
                 have = set(given) if isinstance(given, dict) else set()
                 missing, extra = sorted(set(names) - have), sorted(have - set(names))
@@ -218,7 +241,7 @@ class Skeleton:
                     "bind(model).init()."
                 )
         tensors = {**params, **buffers}
-        for name, expected in self._shapes.items():
+        for name, expected in self._shapes:
             if tensors[name].shape != expected:
                 raise ValueError(
                     f"{name!r} has shape {tuple(tensors[name].shape)}, but {tuple(expected)} in "
@@ -226,168 +249,37 @@ class Skeleton:
                 )
         return tensors
 
-    def _refuse_growth(self, keys: list[list[str]]) -> None:
-        for (prefix, registry), known in zip(self._registries, keys, strict=True):
-            if list(registry) != known:
-                name = f"{prefix}.{next(iter(set(registry) ^ set(known)), '')}".lstrip(".")
+    def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
+        """Raise for changes that are more than hidden state."""
+        for node, keys, values, _ in changes:
+            prefix = self._registries.get(id(node))
+            if prefix is None or keys is None:
+                continue
+            for name in set(keys) ^ set(node):
                 raise ImpureFunctionError(
-                    f"the model registered or removed `{name}` during a forward pass; the"
-                    " state cannot grow. Do it in __init__."
+                    f"the model registered or removed `{f'{prefix}.{name}'.lstrip('.')}` during a "
+                    "forward pass; the state cannot grow. Do it in __init__."
                 )
-        for holder, key in self._unset_buffers:
-            if holder[key] is not None:
-                raise ImpureFunctionError(
-                    f"the model filled its buffer {key!r}, which was None, during a forward pass; "
-                    "the state cannot grow. Give the buffer its shape in __init__."
-                )
+            for name, value in zip(keys, values, strict=True):
+                if node[name] is None and value is not None:
+                    raise ImpureFunctionError(
+                        f"the model filled its buffer {name!r}, which was None, during a forward pass; "
+                        "the state cannot grow. Give the buffer its shape in __init__."
+                    )
+        for refusal in refusals:
+            raise ImpureFunctionError(f"{refusal}.")
+
+
+def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, flag in flags:
+        attributes = module.__dict__
+        if "training" in attributes:  # not by nn.Module.__setattr__, which takes 2 µs
+            attributes["training"] = flag
+        else:
+            module.training = flag
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:
-    """A skeleton of a module, copied structure only, without its weights' memory."""
-    _refuse_lazy(module)
-    return Skeleton(_copy_structure(module))
-
-
-def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
-    """A module's own tensors as `(params, buffers)`, sorted by name, detached, not copied."""
-    tensors = _named_tensors(module)
-    trainable = {
-        name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
-    }
-    detached = {name: tensors[name].detach() for name in sorted(tensors)}
-    return (
-        {name: t for name, t in detached.items() if name in trainable},
-        {name: t for name, t in detached.items() if name not in trainable},
-    )
-
-
-def fill(module: nn.Module, tensors: Tensors) -> None:
-    """Give a module copies of these tensors, in their dtypes and on their devices."""
-    for name, own in _named_tensors(module).items():
-        own.data = tensors[name].detach().clone()
-
-
-def is_shared(factory: Callable[[], nn.Module], built: nn.Module) -> bool:
-    """Whether a model function hands out a module that lives elsewhere, instead of building one."""
-    try:
-        with torch.device("meta"):  # without memory or draws
-            again = factory()
-    except Exception:  # it cannot build there: build in earnest
-        again = build(factory)
-    mine = {id(x) for x in (*built.modules(), *built.parameters(), *built.buffers())}
-    return any(id(x) in mine for x in (*again.modules(), *again.parameters(), *again.buffers()))
-
-
-def build(factory: Callable[[], nn.Module]) -> nn.Module:
-    """The module that a model function builds."""
-    if not callable(factory):
-        raise TypeError(
-            f"model must be an nn.Module or a function that builds one, found {type(factory).__name__}"
-        )
-    module = factory()
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"the model function returned {type(module).__name__}, not an nn.Module. "
-            "Write: make_steps(lambda: Net(...), ...)."
-        )
-    return module
-
-
-def _copy_structure(module: nn.Module) -> nn.Module:
-    """A deep copy whose tensors are hollow: the memo makes deepcopy meet them already copied."""
-    memo: dict[int, Any] = {id(t): _hollow(t) for t in _named_tensors(module).values()}
-    try:
-        return copy.deepcopy(module, memo)
-    except Exception as error:
-        error.add_note(
-            f"while copying the structure of {type(module).__name__}. If it holds something that "
-            "cannot be copied, hand over a function that builds it: make_steps(lambda: Net(...), ...)."
-        )
-        raise
-
-
-def _hollow(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    empty.__dict__.update(tensor.__dict__)
-    return empty
-
-
-def _named_tensors(module: nn.Module) -> Tensors:
-    """Every distinct parameter and buffer under the first name that reaches it."""
-    found: Tensors = dict(module.named_parameters())
-    seen = {id(t) for t in found.values()}
-    found.update((name, b) for name, b in module.named_buffers() if id(b) not in seen)
-    return found
-
-
-def _slots(modules: list[nn.Module], names: dict[int, str]) -> list[_Slot]:
-    """Every place that holds one of these tensors, lists such as an LSTM's flat weights included."""
-    slots = []
-    for m in modules:
-        for holder in (m._parameters, m._buffers):
-            slots += [_Slot(holder, k, names[id(t)]) for k, t in holder.items() if t is not None]
-        for key, value in m.__dict__.items():
-            if isinstance(value, torch.Tensor) and id(value) in names:
-                slots.append(_Slot(m.__dict__, key, names[id(value)]))
-            elif key not in _STANDARD:
-                slots += _contained(value, names, key)
-    return slots
-
-
-def _contained(value: Any, names: dict[int, str], attribute: str) -> list[_Slot]:
-    """The places in lists and dicts, nested ones too, that hold one of these tensors."""
-    if isinstance(value, (list, dict)):
-        slots: list[_Slot] = []
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(item, torch.Tensor) and id(item) in names:
-                slots.append(_Slot(value, key, names[id(item)]))
-            else:
-                slots += _contained(item, names, attribute)
-        return slots
-    if isinstance(value, (tuple, set, frozenset)):
-        for item in value:
-            if isinstance(item, torch.Tensor) and id(item) in names:
-                raise ValueError(
-                    f"the attribute {attribute!r} holds {names[id(item)]!r} in a "
-                    f"{type(value).__name__}, where the state's tensor cannot be put in its place. "
-                    "Use a list."
-                )
-            if isinstance(item, (list, dict, tuple)) and _contained(item, names, attribute):
-                raise ValueError(f"{attribute!r} nests parameters in a tuple; use lists")
-    return []
-
-
-def _refuse_overlap(tensors: Tensors) -> None:
-    """Two names for one piece of memory would drift apart in a state."""
-    spans = sorted(
-        (t.untyped_storage().data_ptr(), t.storage_offset() * t.element_size(), t.nbytes, name)
-        for name, t in tensors.items()
-        if not t.is_meta and t.numel() and t.is_contiguous()
-    )
-    for (storage, start, size, name), (other, begin, _, second) in itertools.pairwise(spans):
-        if storage == other and begin < start + size:
-            raise ValueError(
-                f"{name!r} and {second!r} are views of one piece of memory. Register one of them and "
-                "compute the other from it, or tie them as one object."
-            )
-
-
-def _stray_tensors(module: nn.Module) -> Tensors:
-    """Plain tensor attributes: constants if only read, hidden state if written."""
-    stray: Tensors = {}
-    for prefix, m in module.named_modules():
-        for key, value in m.__dict__.items():
-            if isinstance(value, torch.Tensor) and not value.is_meta:
-                stray[f"{prefix}.{key}".lstrip(".")] = value
-    return stray
-
-
-def _refuse_lazy(module: nn.Module) -> None:
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(
-                f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
-                "batch through the model before handing it over, or use the layer that is not lazy."
-            )
+    """Return a skeleton of a module, copied structure only, without its weights' memory."""
+    refuse_lazy(module)
+    return Skeleton(copy_structure(module), module)

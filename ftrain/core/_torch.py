@@ -49,6 +49,7 @@ __all__ = [
     "interning",
     "is_dual",
     "is_recorded",
+    "is_wrapped",
     "nodes_ever",
     "of_same_bits",
     "record_as",
@@ -182,6 +183,11 @@ def inside_vmap() -> bool:
     """Whether one of the functorch transforms that are running is vmap (2.0 and later)."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(each.key() == torch._C._functorch.TransformType.Vmap for each in stack)
+
+
+def is_wrapped(tensor: torch.Tensor) -> bool:
+    """Return True for a tensor under a functorch transform (2.0 and later)."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(

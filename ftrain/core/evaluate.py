@@ -10,7 +10,7 @@ from torch import nn
 
 from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated
-from ftrain.core._loss import LossFn, call_loss, split_loss
+from ftrain.core._loss import LossFn, WatchedLoss, call_loss, split_loss
 from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Metrics
 from ftrain.core.precision import Policy, Precision
@@ -30,6 +30,7 @@ def evaluation(
     The same state and batch give the same metrics, dropout left on by hand included.
     """
     bound = bind(model)
+    eval_fn = WatchedLoss(eval_fn)
     policy = Policy.named(precision)
     where = describe(eval_fn)
 
@@ -55,11 +56,12 @@ def prediction(
     """
     bound = bind(model)
     policy = Policy.named(precision)
+    outputs = WatchedLoss(_outputs)
     where = f"`{type(bound.skeleton.module).__name__}`"
 
     def predict(state: TrainState, inputs: Any) -> Any:
         with isolated(_device(state, inputs).type):
-            out = _called(bound, _outputs, policy, where, state, inputs)
+            out = _called(bound, outputs, policy, where, state, inputs)
             # Memory of its own: a model may hand out its input, or a parameter.
             return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, out)
 
@@ -85,8 +87,9 @@ def _called(
         cast = policy.cast(batch)
         out, _ = bound.call(
             lambda module: call_loss(fn, module, cast, policy, state.step.device.type, where),
-            state.params,
-            state.buffers,
+            # An average is kept in float32, whatever the parameters' precision is.
+            policy.cast(state.params),
+            policy.cast(state.buffers),
             False,
         )
         return out

@@ -6,7 +6,6 @@ Read next: `accumulate.py`, which takes gradients over micro-batches with these 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -17,14 +16,15 @@ from torch import nn
 
 from ftrain.core import _torch, random, tree
 from ftrain.core._pull_back import pull_back
-from ftrain.core._skeleton import (
-    Skeleton,
+from ftrain.core._skeleton import Skeleton, skeleton_of
+from ftrain.core._structure import (
     Tensors,
     build,
+    built_again,
+    copied,
     fill,
     is_shared,
     read_tensors,
-    skeleton_of,
 )
 from ftrain.core.random._keyed_initializers import construct, observe
 
@@ -40,10 +40,10 @@ class Bound:
             self._build = functools.partial(build, model)
             # Which initial draw belongs to which parameter, so that each gets a key of its own.
             built, self._sites = observe(self._build)
-            with random.keyed(random.key(0)):  # it builds once more
-                shared = is_shared(model, built)
-            if not shared:
-                self.skeleton = Skeleton(built)
+            with random.keyed(random.key(0)):
+                again = built_again(self._build)
+            if not is_shared(built, again):
+                self.skeleton = Skeleton(built, again)
                 return
             self._start = built
         assert self._start is not None
@@ -129,7 +129,7 @@ class Bound:
         """A stock module with copies of these tensors, in eval mode; tied weights are still tied."""
         tensors = self.skeleton.checked(params, buffers)
         if self._start is not None:
-            module = copy.deepcopy(self._start)
+            module = copied(self._start)
         else:
             with random.keyed(random.key(0)):  # the global state does not move
                 module = self._build()

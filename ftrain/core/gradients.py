@@ -16,7 +16,7 @@ from torch import nn
 
 from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
-from ftrain.core._loss import LossFn, call_loss, split_loss
+from ftrain.core._loss import LossFn, WatchedLoss, call_loss, split_loss
 from ftrain.core._nonfinite import require_finite
 from ftrain.core._pull_back import pull_back, strangers_of
 from ftrain.core.accumulate import (
@@ -124,6 +124,7 @@ def gradients(
     (['bias', 'weight'], torch.Size([]))
     """
     bound = bind(model)
+    loss_fn = WatchedLoss(loss_fn)
     policy = Policy.named(precision)
     scaling = policy.loss_scale
     _check_options(accumulate, nonfinite, scaling)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import ftrain
+from ftrain import optim, tree
+from ftrain.core.evaluate import prediction
 from ftrain.core.precision import LossScale, LossScaleState, Policy
+from ftrain.testing import assert_same_bits
 
 
 @given(
@@ -102,3 +109,27 @@ def test_cast_touches_floating_tensors_only() -> None:
     cast = Policy.named("bf16-true").cast(batch)
     assert (cast["x"].dtype, cast["y"].dtype, cast["name"]) == (torch.bfloat16, torch.int64, "a")
     assert Policy.named("32-true").cast(batch) is batch
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "32-true"])
+def test_an_average_in_float32_is_evaluated_in_the_precision_of_the_steps(precision: Any) -> None:
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        return model(batch).square().mean()
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+    optimizer = optim.ema(optim.sgd(0.1), 0.9)
+    steps = ftrain.make_steps(model, loss_fn, optimizer, precision=precision)
+    batch = torch.linspace(-1, 1, 32).view(8, 4)
+    state, _ = steps.train_step(steps.init_state(0), batch)
+    average = optim.get(state.opt_state, "ema")
+    assert {p.dtype for p in average.values()} == {torch.float32}
+    averaged = state.replace(params=average)
+    dtype = state.params["0.weight"].dtype
+    cast = state.replace(params=tree.map(lambda p: p.to(dtype), average))
+    predict = prediction(model, precision=precision)
+    for evaluate in (steps.eval_step, predict):
+        found = evaluate(averaged, batch)
+        assert_same_bits(found, evaluate(cast, batch))
+        assert_same_bits(ftrain.compile(evaluate, backend="eager")(averaged, batch), found)

@@ -1,0 +1,186 @@
+"""Objects whose contents are no references: sets, arrays, random generators, iterators, files.
+
+Sets and arrays are restored. A random generator or an iterator that moved raises: restored, it would
+draw the same numbers at every step, and nobody would notice.
+"""
+
+from __future__ import annotations
+
+import array
+import io
+import itertools
+import operator
+import pickle
+import random
+import types
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ftrain.core._contents import Change, put_set
+from ftrain.core._reach import Found
+
+__all__ = ["Fingerprint", "fingerprints_of"]
+
+
+class Fingerprint(Protocol):
+    """What an object held at first.
+
+    Attributes:
+        node: the object.
+        refusal: why a change raises, after the object's path; `None` if the object can be restored.
+    """
+
+    node: Any
+    refusal: str | None
+
+    def same(self) -> bool:
+        """Return True if it holds that still."""
+
+    def restore(self) -> Change | None:
+        """Restore it; return what it held, or `None` if it cannot be restored."""
+
+
+def fingerprints_of(found: Found) -> list[Fingerprint]:
+    """Return the fingerprints of what a walk found."""
+    prints: list[Fingerprint] = []
+    prints += [_Set(node) for node in found.containers if isinstance(node, set) and node]
+    prints += [_Buffer(node) for node in found.buffers]
+    prints += [_Generator(node) for node in found.generators]
+    prints += [_Position(node) for node in found.iterators]
+    return prints
+
+
+class _Set:
+    refusal: str | None = None
+
+    def __init__(self, node: set[Any]) -> None:
+        self.node, self._saved = node, set(node)
+
+    def same(self) -> bool:
+        return set.__eq__(self.node, self._saved)
+
+    def restore(self) -> Change:
+        change = Change(self.node, None, list(self.node), put_set)
+        put_set(self.node, None, self._saved)
+        return change
+
+
+class _Buffer:
+    refusal: str | None = None
+
+    def __init__(self, node: Any) -> None:
+        self.node, self._saved = node, _buffer_contents(node)
+
+    def same(self) -> bool:
+        return _buffer_contents(self.node) == self._saved
+
+    def restore(self) -> Change:
+        change = Change(self.node, None, [_buffer_contents(self.node)], self._put)
+        self._put(self.node, None, [self._saved])
+        return change
+
+    @staticmethod
+    def _put(node: Any, _: Any, values: Any) -> None:
+        ((shape, saved),) = values
+        if isinstance(node, np.ndarray):
+            if node.shape != shape:
+                node.shape = shape
+            if node.dtype == object:
+                node.flat[:] = saved
+            else:
+                node[...] = np.frombuffer(saved, node.dtype).reshape(shape)
+        elif isinstance(node, array.array):
+            del node[:]
+            node.frombytes(saved)
+        else:
+            node[:] = saved
+
+
+def _buffer_contents(node: Any) -> tuple[Any, Any]:
+    if not isinstance(node, np.ndarray):
+        return None, bytes(node) if isinstance(node, bytearray) else node.tobytes()
+    if node.dtype == object:
+        return node.shape, _Identities(node.flat)
+    return node.shape, node.tobytes()
+
+
+class _Identities(list[Any]):
+    """A list that equals another of the same objects."""
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, list)
+        return len(self) == len(other) and all(map(operator.is_, self, other))
+
+
+class _Generator:
+    refusal: str | None = (
+        "is a random generator of the model's own, and has drawn: the numbers depend on more than the "
+        "state's key. Draw with torch (torch.rand, F.dropout), whose draws come from the key"
+    )
+
+    def __init__(self, node: Any) -> None:
+        self.node, self._saved = node, _state_of(node)
+
+    def same(self) -> bool:
+        return _state_of(self.node) == self._saved
+
+    def restore(self) -> None:
+        _set_state(self.node, self._saved)
+
+
+def _state_of(node: Any) -> bytes:
+    if isinstance(node, torch.Generator):
+        return node.get_state().numpy().tobytes()
+    if isinstance(node, random.Random):
+        return pickle.dumps(node.getstate())
+    if isinstance(node, np.random.RandomState):
+        return pickle.dumps(node.get_state())
+    bits = node.bit_generator if isinstance(node, np.random.Generator) else node
+    return pickle.dumps(bits.state)
+
+
+def _set_state(node: Any, state: bytes) -> None:
+    if isinstance(node, torch.Generator):
+        node.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    elif isinstance(node, random.Random):
+        node.setstate(pickle.loads(state))
+    elif isinstance(node, np.random.RandomState):
+        node.set_state(pickle.loads(state))
+    else:
+        bits = node.bit_generator if isinstance(node, np.random.Generator) else node
+        bits.state = pickle.loads(state)
+
+
+class _Position:
+    refusal: str | None = (
+        "has moved on during the call, and cannot be moved back: the next call would see another "
+        "position. Keep a number, and take what is wanted by its index"
+    )
+
+    def __init__(self, node: Any) -> None:
+        self.node, self._saved = node, _position(node)
+
+    def same(self) -> bool:
+        return bool(_position(self.node) == self._saved)
+
+    def restore(self) -> None:
+        """Leave it; `refusal` says why."""
+
+
+def _position(node: Any) -> Any:
+    """Where an iterator or a file is, as far as Python can see."""
+    if isinstance(node, io.IOBase):
+        try:
+            return node.tell()
+        except (OSError, ValueError):  # a pipe; closed
+            return None
+    if isinstance(node, types.GeneratorType):
+        frame = node.gi_frame
+        return frame and (frame.f_lasti, [*map(id, frame.f_locals.values())])
+    if isinstance(node, itertools.count):
+        return repr(node)
+    return operator.length_hint(node, -1)

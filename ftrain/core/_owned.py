@@ -1,0 +1,131 @@
+"""The Python state that some objects own, put back after a call.
+
+A model may write to anything that it reaches: count in a dict, grow a list, register a hook, store a
+tensor on its configuration. None of it is part of the training state, so none of it may survive a call.
+
+Read next: `_reach.py` (what is owned), `_contents.py` and `_fingerprints.py` (how it is compared).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ftrain.core._contents import Change, Group, emptied, empty_of, groups_of
+from ftrain.core._fingerprints import fingerprints_of
+from ftrain.core._reach import Found, reach, spell
+
+__all__ = ["Owned"]
+
+
+class _Watch:
+    """Objects and what they held."""
+
+    def __init__(self, found: Found) -> None:
+        self._groups = groups_of(found)
+        self._empty = empty_of(found)
+        self._prints = fingerprints_of(found)
+
+    def same(self) -> bool:
+        return (
+            not any(self._empty)
+            and all(map(Group.same, self._groups))
+            and all(each.same() for each in self._prints)
+        )
+
+    def adopt_plain(self) -> bool:
+        """Accept changes of numbers and strings; return False if there are others."""
+        return (
+            not any(self._empty)
+            and all(each.same() or each.adopt_plain() for each in self._groups)
+            and all(each.same() for each in self._prints)
+        )
+
+    def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
+        """Put everything back, note what had changed, return what cannot be put back and why."""
+        changes += [emptied(node) for node in self._empty if node]
+        for group in self._groups:
+            changes += group.restore()
+        refused = []
+        for each in self._prints:
+            if not each.same():
+                change = each.restore()
+                if change is not None:
+                    changes.append(change)
+                if each.refusal is not None:
+                    refused.append((each.node, each.refusal))
+        return refused
+
+
+class Owned:
+    """Everything that these objects reach, and what it held when it was last settled.
+
+    Args:
+        roots: names and objects.
+        outside: objects that others hold, too, or objects like theirs: what both reach may be changed
+            between calls, and what only `roots` reach may not. By default anything may.
+        follow_globals: follow the global names that functions read, too; of modules, look at the
+            tensors only.
+        limit: how many objects to look at; further ones are not watched.
+
+    Attributes:
+        found: the objects.
+    """
+
+    found: Found
+
+    def __init__(
+        self,
+        roots: Iterable[tuple[str, Any]],
+        *,
+        outside: Iterable[Any] | None = None,
+        follow_globals: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self._roots = list(roots)
+        self._follow_globals = follow_globals
+        self._limit = limit
+        self._private_ids: frozenset[int] = frozenset()
+        first = self._walk()
+        if outside is not None:
+            others = reach([("", thing) for thing in outside]).paths
+            self._private_ids = frozenset(first.paths.keys() - others.keys())
+            self._alive = first  # so that none of these ids is used again
+        self._watch(first)
+
+    def look(self) -> None:
+        """Walk anew: what is there now is what later calls are compared with."""
+        self._watch(self._walk())
+
+    def _walk(self) -> Found:
+        return reach(self._roots, follow_globals=self._follow_globals, limit=self._limit)
+
+    def _watch(self, found: Found) -> None:
+        self.found = found
+        private, shared = found.split(self._private_ids)
+        self._private, self._open = _Watch(private), _Watch(shared)
+
+    def settle(self) -> bool:
+        """Accept what has changed since, from outside; return True if objects were found anew."""
+        if self._open.same() or self._open.adopt_plain():
+            return False
+        self.look()
+        return True
+
+    def restore(self) -> tuple[list[Change], list[str]]:
+        """Put everything back.
+
+        Returns:
+            What had changed, and sentences about what cannot be put back.
+        """
+        changes: list[Change] = []
+        refusals: list[str] = []
+        for watch in (self._private, self._open):
+            if not watch.same():
+                for node, refusal in watch.restore(changes):
+                    refusals.append(f"`{self.path(node)}` {refusal}")
+        return changes, refusals
+
+    def path(self, node: Any) -> str:
+        """Where an object was found, as Python that reaches it."""
+        return spell(self.found.paths.get(id(node)))

@@ -1,0 +1,476 @@
+"""Every Python object that a module or a function holds, found by walking from it.
+
+A model may keep state in any of them: a counter in a nested list, a cache on an object, a hook that it
+registers, an attribute of its class. The walk goes through containers, instances, closures, default
+arguments and the data of classes; it stops at modules of Python, at the classes of the standard library
+and at objects without a Python side.
+
+Read next: `_owned.py`, which compares and restores what is found here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import collections
+import dataclasses
+import dis
+import enum
+import functools
+import io
+import operator
+import random
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = [
+    "MISSING",
+    "Attributes",
+    "Class",
+    "Found",
+    "Globals",
+    "Path",
+    "cell_contents",
+    "reach",
+    "spell",
+]
+
+Path = tuple[
+    Any, str
+]  # the path of the holder (or None), and how the holder is asked for this object
+
+_ATOMS = frozenset(
+    {
+        type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented),
+        torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
+        types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType,
+        types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
+        types.MemberDescriptorType, types.ModuleType, types.CodeType, types.FrameType,
+        types.MappingProxyType, type, object, np.dtype,
+    }
+)  # fmt: skip
+# Classes of the standard library whose instances hold a user's data.
+_OPEN = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList,
+         collections.ChainMap, functools.partialmethod, functools.cached_property)  # fmt: skip
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "ftrain", "optree", "builtins"}
+_LARGE_ARRAY = 2**24  # bytes; a bigger array (a memory-mapped data set, say) is not copied
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
+               torch.Generator)  # fmt: skip
+
+
+MISSING = object()  # stands for an attribute that is not set
+
+
+@functools.cache
+def _getter(names: tuple[str, ...]) -> Callable[[Any], Sequence[Any]]:
+    if len(names) > 1:
+        return operator.itemgetter(*names)  # a fifth of the time of a comprehension
+    return lambda scope: [scope[name] for name in names]
+
+
+class Attributes(NamedTuple):
+    """The attributes that an instance keeps in `__slots__`."""
+
+    instance: Any
+    names: tuple[str, ...]
+
+
+class Class(NamedTuple):
+    """The data of a class: what is neither a function nor one of Python's own names.
+
+    Attributes:
+        cls: the class.
+        names: the names of its data.
+        known: all names that it has.
+    """
+
+    cls: type
+    names: tuple[str, ...]
+    known: frozenset[str]
+
+    def read(self) -> Sequence[Any]:
+        """Return the data by name; `MISSING` for what is gone."""
+        scope = vars(self.cls)
+        try:
+            return _getter(self.names)(scope)
+        except KeyError:
+            return [scope.get(name, MISSING) for name in self.names]
+
+
+class Globals(NamedTuple):
+    """The global names that a function reads."""
+
+    scope: dict[str, Any]
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass
+class Found:
+    """What a walk came by, each object once, nearest first.
+
+    Attributes:
+        instances: the `__dict__` of modules and other instances.
+        containers: dicts, lists, deques and sets, subclasses included.
+        cells: the cells of closures.
+        views: `Attributes`, `Class` and `Globals`.
+        buffers: NumPy arrays, bytearrays and `array.array`s.
+        generators: random number generators.
+        iterators: iterators and open files.
+        caches: functions under `functools.lru_cache`.
+        tensors: tensors, each with its path.
+        modules: the modules among the instances.
+        paths: where each object was met first, by its id.
+        complete: the walk was not cut short by its limit.
+    """
+
+    instances: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    containers: list[Any] = dataclasses.field(default_factory=list)
+    cells: list[types.CellType] = dataclasses.field(default_factory=list)
+    views: list[Any] = dataclasses.field(default_factory=list)
+    buffers: list[Any] = dataclasses.field(default_factory=list)
+    generators: list[Any] = dataclasses.field(default_factory=list)
+    iterators: list[Any] = dataclasses.field(default_factory=list)
+    caches: list[Any] = dataclasses.field(default_factory=list)
+    tensors: list[tuple[Path, torch.Tensor]] = dataclasses.field(default_factory=list)
+    modules: list[nn.Module] = dataclasses.field(default_factory=list)
+    paths: dict[int, Path] = dataclasses.field(default_factory=dict)
+    complete: bool = True
+    _alive: list[Any] = dataclasses.field(default_factory=list)  # so that no id is used again
+
+    def split(self, ids: Set[int]) -> tuple[Found, Found]:
+        """Return the objects with these ids, and the others.
+
+        The data of classes and global names are always among the others.
+        """
+        mine, others = Found(), Found()
+        for name in _WATCHED:
+            for node in getattr(self, name):
+                owner = node.instance if isinstance(node, Attributes) else node
+                fixed = not isinstance(node, (Class, Globals)) and id(owner) in ids
+                getattr(mine if fixed else others, name).append(node)
+        return mine, others
+
+
+_WATCHED = ("instances", "containers", "cells", "views", "buffers", "generators", "iterators")
+
+
+def spell(path: Path | None) -> str:
+    """A path as Python would write it, without a leading dot.
+
+    >>> spell(((None, ".blocks"), "[0]"))
+    'blocks[0]'
+    """
+    parts: list[str] = []
+    while path is not None:
+        path, label = path
+        parts.append(label)
+    return "".join(reversed(parts)).removeprefix(".")
+
+
+def reach(
+    roots: Iterable[tuple[str, Any]], *, follow_globals: bool = False, limit: int | None = None
+) -> Found:
+    """Walk from these objects, breadth first.
+
+    Args:
+        roots: names and objects.
+        follow_globals: follow the global names that functions read, too; of modules, look at the
+            tensors only.
+        limit: how many objects to visit at most.
+    """
+    walk = _Walk(follow_globals)
+    for name, root in roots:
+        walk.meet((None, name), root)
+    queue = walk.queue
+    while queue:
+        if limit is not None and len(walk.found.paths) > limit:
+            walk.found.complete = False
+            break
+        path, value = queue.popleft()
+        walk.visit(path, value)
+    return walk.found
+
+
+class _Walk:
+    def __init__(self, follow_globals: bool) -> None:
+        self.found = Found()
+        self.queue: collections.deque[tuple[Path, Any]] = collections.deque()
+        self.follow_globals = follow_globals
+        self._registries: set[int] = set()  # of modules: their entries are called like attributes
+
+    def meet(self, path: Path, value: Any) -> None:
+        """Queue an object, unless it holds nothing or is known."""
+        if type(value) in _ATOMS or id(value) in self.found.paths:
+            return
+        self.found.paths[id(value)] = path
+        self.found._alive.append(value)
+        self.queue.append((path, value))
+
+    def visit(self, path: Path, value: Any) -> None:
+        for kinds, visit in _VISITS:
+            if isinstance(value, kinds):
+                visit(self, path, value)
+                return
+        if isinstance(value, type):
+            return
+        if isinstance(value, collections.abc.Iterator) and _attributes(value) is None:
+            self.found.iterators.append(value)
+        elif _is_open(type(value)):
+            self.instance(path, value)
+
+    def instance(self, path: Path, value: Any) -> None:
+        attributes = _attributes(value)
+        if attributes is not None:
+            self.found.instances.append(attributes)
+            self.found.paths[id(attributes)] = path
+            for name, held in attributes.items():
+                self.meet((path, f".{name}"), held)
+        names = _slot_names(type(value))
+        if names:
+            view = Attributes(value, names)
+            self.found.views.append(view)
+            self.found.paths[id(view)] = path
+            for name in names:
+                self.meet((path, f".{name}"), getattr(value, name, None))
+        self.classes(type(value))
+
+    def classes(self, cls: type) -> None:
+        for base in cls.__mro__:
+            if id(base) in self.found.paths or _top(base) in _LIBRARIES:
+                continue
+            path = (None, base.__qualname__)
+            self.found.paths[id(base)] = path
+            names = _data_names(base)
+            self.found.views.append(view := Class(base, names, frozenset(vars(base))))
+            self.found.paths[id(view)] = path
+            for name, held in vars(base).items():
+                if name in names or isinstance(held, _CODE):
+                    self.meet((path, f".{name}"), held)
+
+    def module(self, path: Path, module: nn.Module) -> None:
+        self.found.modules.append(module)
+        registries = (module._parameters, module._buffers, module._modules)
+        self._registries.update(map(id, registries))
+        for registry in registries:  # before __dict__ is met: children are called by their names
+            self.found.paths[id(registry)] = path
+            self.found._alive.append(registry)
+            self.queue.append((path, registry))
+        if not self.follow_globals:
+            self.instance(path, module)
+
+    def mapping(self, path: Path, mapping: dict[Any, Any]) -> None:
+        self.found.containers.append(mapping)
+        named = id(mapping) in self._registries
+        for key, held in dict.items(mapping):
+            self.meet((path, f".{key}" if named else f"[{_brief(key)}]"), held)
+        self._subclass(path, mapping)
+
+    def sequence(self, path: Path, sequence: Any) -> None:
+        if not isinstance(sequence, tuple):
+            self.found.containers.append(sequence)
+        names = getattr(type(sequence), "_fields", None)
+        for place, held in enumerate(sequence):
+            self.meet((path, f".{names[place]}" if names else f"[{place}]"), held)
+        self._subclass(path, sequence)
+
+    def unordered(self, path: Path, members: Any) -> None:
+        if not isinstance(members, frozenset):
+            self.found.containers.append(members)
+        for held in members:
+            self.meet((path, "{...}"), held)
+        self._subclass(path, members)
+
+    def _subclass(self, path: Path, container: Any) -> None:
+        if type(container).__module__ not in ("builtins", "collections"):
+            self.instance(path, container)
+
+    def function(self, path: Path, function: types.FunctionType) -> None:
+        top = _top(function)
+        if top in _LIBRARIES and top != "ftrain":
+            return
+        code = function.__code__
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            if id(cell) in self.found.paths:
+                continue
+            held = cell_contents(cell)
+            own = (None, name)
+            self.found.paths[id(cell)] = own
+            # A name that this function never binds may be bound anew from outside: then what it holds
+            # is to be found, if that can hold anything.
+            empty = type(held) in _ATOMS or isinstance(held, (type, *_CODE))
+            if name in _names_bound(code) or not empty:
+                self.found.cells.append(cell)
+            else:
+                self.found._alive.append(cell)
+            self.meet(own, held)
+        for held in (function.__defaults__, function.__kwdefaults__, vars(function) or None):
+            self.meet(path, held)
+        if self.follow_globals and top != "ftrain":
+            self.globals(function)
+
+    def globals(self, function: types.FunctionType) -> None:
+        scope = function.__globals__
+        read = sorted(_names_read(function.__code__))
+        self._view_globals(scope, [name for name in read if name in scope])
+        for name in read:
+            module = scope.get(name)
+            if isinstance(module, types.ModuleType) and _top(module) not in _LIBRARIES:
+                self._view_globals(vars(module), [x for x in read if x in vars(module)])
+
+    def _view_globals(self, scope: dict[str, Any], names: list[str]) -> None:
+        watched = tuple(
+            name for name in names if not isinstance(scope[name], (type, types.ModuleType))
+        )
+        if watched:
+            self.found.views.append(view := Globals(scope, watched))
+            self.found._alive.append(view)
+            self.found.paths[id(view)] = (None, "")
+            for name in watched:
+                self.meet((None, name), scope[name])
+
+    def method(self, path: Path, method: types.MethodType) -> None:
+        self.meet(path, method.__self__)
+        self.meet(path, method.__func__)
+
+    def descriptor(self, path: Path, descriptor: Any) -> None:
+        for name in ("__func__", "fget", "fset", "fdel", "func", "__wrapped__"):
+            self.meet(path, getattr(descriptor, name, None))
+
+    def partial(self, path: Path, partial: functools.partial[Any]) -> None:
+        for held in (partial.func, partial.args, partial.keywords):
+            self.meet(path, held)
+        self.instance(path, partial)
+
+    def cache(self, path: Path, cache: Any) -> None:
+        self.found.caches.append(cache)
+        self.meet(path, getattr(cache, "__wrapped__", None))
+
+    def tensor(self, path: Path, tensor: torch.Tensor) -> None:
+        self.found.tensors.append((path, tensor))
+
+    def buffer(self, path: Path, buffer: Any) -> None:
+        array = isinstance(buffer, np.ndarray)
+        size = buffer.nbytes if array else len(memoryview(buffer).cast("B"))
+        if size <= _LARGE_ARRAY and not (array and not buffer.flags.writeable):
+            self.found.buffers.append(buffer)
+        if array and buffer.dtype == object and size <= _LARGE_ARRAY:
+            for held in buffer.flat:
+                self.meet((path, "[...]"), held)
+
+    def generator(self, path: Path, generator: Any) -> None:
+        self.found.generators.append(generator)
+
+    def stream(self, path: Path, stream: Any) -> None:
+        self.found.iterators.append(stream)
+
+    def nothing(self, path: Path, value: Any) -> None:
+        """An object that holds nothing of a user's."""
+
+
+_CODE = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property,
+         functools.partialmethod, type(functools.lru_cache(len)))  # fmt: skip
+
+_VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
+    (torch.Tensor, _Walk.tensor),
+    (nn.Module, _Walk.module),
+    (dict, _Walk.mapping),
+    ((list, collections.deque, tuple), _Walk.sequence),
+    ((set, frozenset), _Walk.unordered),
+    (types.FunctionType, _Walk.function),
+    (types.MethodType, _Walk.method),
+    (functools.partial, _Walk.partial),
+    (type(functools.lru_cache(len)), _Walk.cache),
+    (_CODE, _Walk.descriptor),
+    (_GENERATORS, _Walk.generator),
+    ((np.ndarray, bytearray, array.array), _Walk.buffer),
+    (io.IOBase, _Walk.stream),
+    ((enum.Enum, np.generic), _Walk.nothing),
+)
+
+
+def cell_contents(cell: types.CellType) -> Any:
+    """What a cell holds; `None` for one that is still empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    try:
+        attributes = value.__dict__
+    except Exception:  # a proxy, or a class of its own mind
+        return None
+    return attributes if type(attributes) is dict else None
+
+
+def _is_open(cls: type) -> bool:
+    """Whether the walk goes into instances of a class."""
+    top = _top(cls)
+    if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
+        return True
+    return top not in sys.stdlib_module_names and top not in ("ftrain", "optree", "builtins")
+
+
+def _slot_names(cls: type) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                hidden = name.startswith("__") and not name.endswith("__")
+                names[f"_{base.__name__.lstrip('_')}{name}" if hidden else name] = None
+    return tuple(names)
+
+
+def _data_names(cls: type) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, held in vars(cls).items()
+        if not (name.startswith("__") and name.endswith("__"))
+        and not isinstance(held, (*_CODE, type, types.MemberDescriptorType))
+        and name != "_abc_impl"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_read(code: types.CodeType) -> frozenset[str]:
+    """The names of globals and attributes in a function's code, and in the functions inside it."""
+    return frozenset(_each_name(code))
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_bound(code: types.CodeType) -> frozenset[str]:
+    """The names of a closure that a function, or one inside it, may bind (`nonlocal`)."""
+    bound = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("STORE_DEREF", "DELETE_DEREF")
+    }
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            bound |= _names_bound(constant)
+    return frozenset(bound)
+
+
+def _each_name(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _each_name(constant)
+
+
+def _top(thing: Any) -> str:
+    """The top-level package that a class, function or module belongs to."""
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+    return str(name).partition(".")[0]
+
+
+def _brief(key: Any) -> str:
+    return repr(key) if isinstance(key, (str, int, float, bool, bytes)) else type(key).__name__

@@ -1,0 +1,68 @@
+"""Room on Python's stack for modules nested deeper than its usual limit of 1,000 frames."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+
+from torch import nn
+
+__all__ = ["deep_enough", "depth_of"]
+
+_FRAMES = 6  # that a module in a module takes in a call: four, and hooks
+_USUAL = 100  # nesting that the usual limit has room for
+_MOST = 20_000  # frames to add at most: Python's own stack is not unlimited
+
+
+class _Room:
+    """The calls that need a higher limit, in any thread, and the limit before the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: list[int] = []
+        self._usual = 0
+
+    def enter(self, frames: int) -> None:
+        with self._lock:
+            if not self._wanted:
+                self._usual = sys.getrecursionlimit()
+            self._wanted.append(frames)
+            sys.setrecursionlimit(self._usual + max(self._wanted))
+
+    def leave(self, frames: int) -> None:
+        with self._lock:
+            self._wanted.remove(frames)
+            sys.setrecursionlimit(self._usual + max(self._wanted, default=0))
+
+
+_room = _Room()
+
+
+@contextlib.contextmanager
+def deep_enough(depth: int) -> Iterator[None]:
+    """Raise Python's recursion limit while modules are nested this deep, unless that is usual."""
+    if depth <= _USUAL:
+        yield
+        return
+    frames = min(_FRAMES * depth, _MOST)
+    _room.enter(frames)
+    try:
+        yield
+    finally:
+        _room.leave(frames)
+
+
+def depth_of(module: nn.Module) -> int:
+    """Return how deep modules are nested in this one; 1 where it has none."""
+    depth, level, seen = 0, [module], {id(module)}
+    while level:
+        depth += 1
+        below = [child for m in level for child in m._modules.values() if child is not None]
+        level = []
+        for child in below:
+            if id(child) not in seen:
+                seen.add(id(child))
+                level.append(child)
+    return depth

@@ -1,0 +1,123 @@
+"""The places of a module that hold a parameter or buffer: registries, attributes, lists, closures."""
+
+from __future__ import annotations
+
+import collections
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ftrain.core._reach import Attributes, Found, cell_contents
+
+__all__ = ["Slot", "refuse_fixed", "slots_of"]
+
+
+class Slot(NamedTuple):
+    """A place, `holder[key]`, for the tensor of this name."""
+
+    holder: Any
+    key: Any
+    name: str
+
+    def get(self) -> Any:
+        """Return what is there; `None` where the place is gone."""
+        try:
+            return self.holder[self.key]
+        except LookupError:
+            return None
+
+    def set(self, value: Any) -> None:
+        """Put a value there, unless the place is gone (whoever restores the holder restores it)."""
+        if self.get() is not None:
+            self.holder[self.key] = value
+
+
+class _Cell:
+    """The cell of a closure as a holder."""
+
+    def __init__(self, cell: types.CellType) -> None:
+        self._cell = cell
+
+    def __getitem__(self, _: None) -> Any:
+        return cell_contents(self._cell)
+
+    def __setitem__(self, _: None, value: Any) -> None:
+        self._cell.cell_contents = value
+
+
+class _Instance:
+    """An instance with `__slots__` as a holder."""
+
+    def __init__(self, instance: Any) -> None:
+        self._instance = instance
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._instance, name, None)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        object.__setattr__(self._instance, name, value)
+
+
+def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:
+    """Return every place that holds one of these tensors, given by their ids."""
+    return [
+        Slot(holder, key, names[id(value)])
+        for holder, key, value in _places(found)
+        if isinstance(value, torch.Tensor) and id(value) in names
+    ]
+
+
+def _places(found: Found) -> Iterator[tuple[Any, Any, Any]]:
+    for container in (*found.instances, *found.containers):
+        if isinstance(container, dict):
+            for key, value in dict.items(container):
+                yield container, key, value
+        elif isinstance(container, (list, collections.deque)):
+            for place, value in enumerate(container):
+                yield container, place, value
+    for cell in found.cells:
+        yield _Cell(cell), None, cell_contents(cell)
+    for view in found.views:
+        if isinstance(view, Attributes):
+            for name in view.names:
+                yield _Instance(view.instance), name, getattr(view.instance, name, None)
+
+
+def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
+    """Raise if an attribute holds one of these tensors where it cannot be replaced.
+
+    Raises:
+        ValueError: in a tuple or set.
+    """
+    for m in module.modules():
+        for attribute, value in m.__dict__.items():
+            _refuse_fixed(value, names, attribute)
+
+
+def _refuse_fixed(value: Any, names: Mapping[int, str], attribute: str) -> None:
+    if isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _refuse_fixed(item, names, attribute)
+    elif isinstance(value, (tuple, set, frozenset)):
+        for item in value:
+            if isinstance(item, torch.Tensor) and id(item) in names:
+                raise ValueError(
+                    f"the attribute {attribute!r} holds {names[id(item)]!r} in a "
+                    f"{type(value).__name__}, where the state's tensor cannot be put in its place. "
+                    "Use a list."
+                )
+            if isinstance(item, (list, dict, tuple)) and _holds(item, names):
+                raise ValueError(f"{attribute!r} nests parameters in a tuple; use lists")
+
+
+def _holds(value: Any, names: Mapping[int, str]) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return any(
+        id(item) in names
+        if isinstance(item, torch.Tensor)
+        else isinstance(item, (list, dict, tuple)) and _holds(item, names)
+        for item in items
+    )

@@ -1,0 +1,129 @@
+"""Modules taken apart: their tensors by name, their structure without them.
+
+Read next: `_skeleton.py`, into which a state's tensors are put.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+Tensors = dict[str, torch.Tensor]
+
+
+def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
+    """A module's own tensors as `(params, buffers)`, sorted by name, detached, not copied."""
+    tensors = named_tensors(module)
+    trainable = {
+        name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
+    }
+    detached = {name: tensors[name].detach() for name in sorted(tensors)}
+    return (
+        {name: t for name, t in detached.items() if name in trainable},
+        {name: t for name, t in detached.items() if name not in trainable},
+    )
+
+
+def fill(module: nn.Module, tensors: Tensors) -> None:
+    """Give a module copies of these tensors, in their dtypes and on their devices."""
+    for name, own in named_tensors(module).items():
+        own.data = tensors[name].detach().clone()
+
+
+def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
+    """Build once more, to see what two models have in common; without memory if that is possible."""
+    try:
+        with torch.device("meta"):
+            return factory()
+    except Exception:  # it cannot build there
+        return build(factory)
+
+
+def is_shared(built: nn.Module, again: nn.Module) -> bool:
+    """Return True if a model function hands out a module that lives elsewhere, built or not."""
+    mine = {id(x) for x in (*built.modules(), *built.parameters(), *built.buffers())}
+    return any(id(x) in mine for x in (*again.modules(), *again.parameters(), *again.buffers()))
+
+
+def build(factory: Callable[[], nn.Module]) -> nn.Module:
+    """The module that a model function builds."""
+    if not callable(factory):
+        raise TypeError(
+            f"model must be an nn.Module or a function that builds one, found {type(factory).__name__}"
+        )
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"the model function returned {type(module).__name__}, not an nn.Module. "
+            "Write: make_steps(lambda: Net(...), ...)."
+        )
+    return module
+
+
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of a module, however deep its modules are nested."""
+    memo = {} if memo is None else memo
+    copy_of = module
+    # Children first: deepcopy meets them copied already, and recurses no deeper than one module.
+    for m in reversed(list(module.modules())):
+        copy_of = copy.deepcopy(m, memo)
+    return copy_of
+
+
+def copy_structure(module: nn.Module) -> nn.Module:
+    """Return a deep copy whose tensors are hollow: the memo makes deepcopy meet them copied already."""
+    memo: dict[int, Any] = {id(t): hollow(t) for t in named_tensors(module).values()}
+    try:
+        return copied(module, memo)
+    except Exception as error:
+        error.add_note(
+            f"while copying the structure of {type(module).__name__}. If it holds something that "
+            "cannot be copied, hand over a function that builds it: make_steps(lambda: Net(...), ...)."
+        )
+        raise
+
+
+def hollow(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    empty.__dict__.update(tensor.__dict__)
+    return empty
+
+
+def named_tensors(module: nn.Module) -> Tensors:
+    """Every distinct parameter and buffer under the first name that reaches it."""
+    found: Tensors = dict(module.named_parameters())
+    seen = {id(t) for t in found.values()}
+    found.update((name, b) for name, b in module.named_buffers() if id(b) not in seen)
+    return found
+
+
+def refuse_overlap(tensors: Tensors) -> None:
+    """Two names for one piece of memory would drift apart in a state."""
+    spans = sorted(
+        (t.untyped_storage().data_ptr(), t.storage_offset() * t.element_size(), t.nbytes, name)
+        for name, t in tensors.items()
+        if not t.is_meta and t.numel() and t.is_contiguous()
+    )
+    for (storage, start, size, name), (other, begin, _, second) in itertools.pairwise(spans):
+        if storage == other and begin < start + size:
+            raise ValueError(
+                f"{name!r} and {second!r} are views of one piece of memory. Register one of them and "
+                "compute the other from it, or tie them as one object."
+            )
+
+
+def refuse_lazy(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
+                "batch through the model before handing it over, or use the layer that is not lazy."
+            )

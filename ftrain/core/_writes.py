@@ -1,0 +1,117 @@
+"""Noticing writes to tensors that a call must leave as they are.
+
+Torch counts the writes to each tensor, and reading the count is free: that is done at every call. Writes
+through `.data` or a NumPy view are not counted. For these the bytes are compared, at the first call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch
+from ftrain.core.errors import ImpureFunctionError
+
+__all__ = ["FirstCalls", "unchanged"]
+
+_CHUNK = 2**20
+_GOLDEN = -7046029254386353131  # 2**64 divided by the golden ratio, as an int64
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@contextlib.contextmanager
+def unchanged(
+    tensors: Mapping[Any, torch.Tensor],
+    kind: str,
+    remedy: str,
+    called: Callable[[Any], str] = str,
+    *,
+    compare_bytes: bool = False,
+) -> Iterator[None]:
+    """Raise if one of these tensors was written in place inside the context.
+
+    Args:
+        tensors: by their keys.
+        kind: what a message calls them.
+        remedy: a sentence that says what to do instead.
+        called: what a message calls the tensor under a key.
+        compare_bytes: notice writes that torch does not count, too; reads every tensor twice.
+
+    Raises:
+        ImpureFunctionError: with the tensor's name and the remedy.
+    """
+    if not tensors:
+        yield
+        return
+    versions = _versions(tensors)
+    digests = _digests(tensors) if compare_bytes else None
+    yield
+    for name, before, after in zip(tensors, versions, _versions(tensors), strict=True):
+        if before != after:
+            raise ImpureFunctionError(
+                f"the {kind} `{called(name)}` was changed in place. {remedy}."
+            )
+    if digests is not None:
+        differing = (_digests(tensors) != digests).nonzero()
+        if len(differing):
+            name = [*tensors][int(differing[0])]
+            raise ImpureFunctionError(
+                f"the {kind} `{called(name)}` was changed in place by a write that torch does not count "
+                f"(`.data`, a NumPy view, an operator that does not declare it). {remedy}."
+            )
+
+
+class FirstCalls:
+    """The kinds of calls that were made already, and left everything as it was."""
+
+    def __init__(self) -> None:
+        self._known: set[Any] = set()
+
+    def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
+        """Return True for a kind of call that is not known, on tensors with values."""
+        return kind not in self._known and all(map(_has_bytes, tensors))
+
+    def passed(self, kind: Any) -> None:
+        """Note that a first call was in order."""
+        self._known.add(kind)
+
+
+def _versions(tensors: Mapping[Any, torch.Tensor]) -> list[int]:
+    """How often each tensor was written; 0 where torch does not count (inference, transforms)."""
+    if _torch.inside_functorch() is None:
+        try:
+            return [t._version for t in tensors.values()]
+        except RuntimeError:  # an inference tensor
+            pass
+    return [0 if t.is_inference() or _torch.is_wrapped(t) else t._version for t in tensors.values()]
+
+
+def _has_bytes(tensor: torch.Tensor) -> bool:
+    return (
+        not isinstance(tensor, _torch.FakeTensor)
+        and not _torch.is_wrapped(tensor)
+        and not tensor.is_meta
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+    )
+
+
+@torch.no_grad()
+def _digests(tensors: Mapping[Any, torch.Tensor]) -> torch.Tensor:
+    """A number for each tensor that depends on its bytes and their order, on the host."""
+    return torch.stack([_digest(t.detach()).cpu() for t in tensors.values()])
+
+
+def _digest(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    words = tensor.resolve_neg().view(_WORDS[tensor.element_size()]).reshape(-1)
+    weights = torch.arange(1, min(_CHUNK, len(words)) + 1, device=tensor.device) * _GOLDEN | 1
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for chunk in torch.split(words, _CHUNK):
+        total = total * _GOLDEN + (chunk * weights[: len(chunk)]).sum()
+    return total

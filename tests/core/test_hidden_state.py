@@ -1,0 +1,154 @@
+"""What a model keeps behind a step's back is as it was after every call, or raises."""
+
+from __future__ import annotations
+
+import collections
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core.errors import ImpureFunctionError
+from tests.core.hidden import REFUSED, RESTORED, Hides
+
+BATCH = {"x": torch.linspace(-1, 1, 32).view(8, 4), "y": torch.linspace(1, -1, 24).view(8, 3)}
+
+
+def mse(model: Any, batch: Any) -> torch.Tensor:
+    return F.mse_loss(model(batch["x"]), batch["y"])
+
+
+def make(model: Any, loss_fn: Any = mse, **options: Any) -> ftrain.Steps:
+    return ftrain.make_steps(model, loss_fn, optim.sgd(0.1), **options)
+
+
+@pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
+def test_state_hidden_in_a_model_does_not_survive_a_step(kind: type[Hides]) -> None:
+    steps = make(kind)
+    state = steps.init_state(0)
+    step = ftrain.compile(steps.train_step, backend="eager")
+    first = steps.train_step(state, BATCH)
+    for call in (steps.train_step, step, steps.train_step, step):
+        testing.assert_same_bits(call(state, BATCH), first)
+    # Two evaluations and a step between them, and a step on the new state.
+    scored = steps.eval_step(state, BATCH)
+    second = steps.train_step(first[0], BATCH)
+    testing.assert_same_bits(steps.eval_step(state, BATCH), scored)
+    testing.assert_same_bits(step(first[0], BATCH), second)
+
+
+@pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
+def test_state_hidden_in_a_given_module_does_not_survive_a_step(kind: type[Hides]) -> None:
+    steps = make(kind())
+    state = steps.init_state(0)
+    first = steps.train_step(state, BATCH)
+    scored = steps.eval_step(state, BATCH)
+    testing.assert_same_bits(steps.train_step(state, BATCH), first)
+    testing.assert_same_bits(steps.eval_step(state, BATCH), scored)
+
+
+@pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
+def test_a_call_inside_a_call_sees_the_model_as_it_was_bound(kind: type[Hides]) -> None:
+    apply = ftrain.bind(kind)
+    params, buffers = apply.init(ftrain.random.key(0))
+    key, x = ftrain.random.key(1), BATCH["x"]
+
+    def twice(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        before = model(x)
+        inner, _ = apply(params, buffers, key, x, training=False)
+        return before, inner, model(x)
+
+    before, inner, after = apply.call(twice, params, buffers, True)[0]
+    testing.assert_same_bits(inner, apply(params, buffers, key, x, training=False)[0])
+
+    def plainly(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return model(x), model(x)
+
+    testing.assert_same_bits((before, after), apply.call(plainly, params, buffers, True)[0])
+
+
+def test_an_error_in_a_model_leaves_nothing_behind() -> None:
+    class Fails(Hides):
+        def build(self) -> None:
+            self.calls = [0]
+
+        def count(self) -> int:
+            self.calls[0] += 1
+            self.register_buffer("late", torch.ones(()))
+            self.register_forward_hook(lambda *_: None)
+            if self.calls[0] == 1 and self.training:
+                raise KeyError("on purpose")
+            del self.late
+            return self.calls[0]
+
+    steps = make(Fails)
+    state = steps.init_state(0)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="on purpose"):
+            steps.train_step(state, BATCH)
+    scored = steps.eval_step(state, BATCH)
+    testing.assert_same_bits(steps.eval_step(state, BATCH), scored)
+
+
+def test_what_a_user_changes_between_calls_is_seen_and_kept() -> None:
+    config = SimpleNamespace(scale=1.0, offsets=[0.0], calls=0)
+
+    class Configured(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.config = config
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            config.calls += 1
+            config.offsets.append(1.0)
+            return super().forward(x) * self.config.scale + self.config.offsets[0]
+
+    steps = make(Configured)
+    state = steps.init_state(0)
+    plain = steps.eval_step(state, BATCH)
+    config.scale, config.offsets = 2.0, [3.0]
+    scaled = steps.eval_step(state, BATCH)
+    assert float(scaled["loss"]) != float(plain["loss"])
+    assert (config.scale, config.offsets, config.calls) == (2.0, [3.0], 0)
+    config.offsets[0] = 4.0
+    assert float(steps.eval_step(state, BATCH)["loss"]) != float(scaled["loss"])
+    assert config.offsets == [4.0]
+
+
+def test_parameters_on_objects_and_in_closures_train() -> None:
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3, bias=False)
+            weight = self.a.weight
+            self.box = SimpleNamespace(weight=weight, queue=collections.deque([weight]))
+            self.fn = lambda x: F.linear(x, weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.linear(x, self.box.weight) + F.linear(x, self.box.queue[0])
+            return y + self.fn(x) + self.a(x)
+
+    steps = make(Holds)
+    plain = make(lambda: nn.Linear(4, 3, bias=False), lambda m, b: mse(lambda x: 4 * m(x), b))
+    state = steps.init_state(0)
+    weight = state.params["a.weight"]
+    other = plain.init_state(0)
+    new, _ = plain.train_step(other.replace(params={"weight": weight}), BATCH)
+    testing.assert_close_norm(
+        steps.train_step(state, BATCH)[0].params["a.weight"], new.params["weight"], 1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
+def test_hidden_state_that_cannot_be_restored_is_refused(kind: type[Hides]) -> None:
+    steps = make(kind)
+    state = steps.init_state(0)
+    with pytest.raises(ImpureFunctionError, match=r"generator"):
+        steps.train_step(state, BATCH)
+    with pytest.raises(ImpureFunctionError, match=r"generator"):
+        steps.eval_step(state, BATCH)
