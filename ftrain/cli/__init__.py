@@ -1,10 +1,10 @@
-"""The command line: `ftrain train config.yaml`, and what one does with a run afterwards.
+"""The command line: `ftrain train config.yaml`, and the commands that work on a finished run.
 
-Nothing heavy is imported before a command asks for it: `ftrain --help` answers at once. Each command is
-a module of its name in `commands/`.
+Nothing heavy is imported before a command needs it: `ftrain --help` answers at once. Each command
+is a module of its name in `commands/`.
 
-Exit codes: 0 done (also when stopped early), 1 an error, 2 a command or configuration that cannot be
-used, 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes: 0 success (also when stopped early), 1 an error, 2 an invalid command or configuration,
+130 after Ctrl-C, 143 after SIGTERM.
 
 Read next: `_dispatch.py`, which runs a command; `commands/train.py`.
 """
@@ -20,15 +20,16 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code.
+    """Run a command and return its exit code.
 
     Args:
         argv: the arguments after `ftrain`; default: the process's.
 
-    >>> main(["--help"])
-    usage: ftrain COMMAND ...
-    ...
-    0
+    Example:
+        >>> main(["--help"])
+        usage: ftrain COMMAND ...
+        ...
+        0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -1,4 +1,4 @@
-"""From a command's name to its exit code; every error that explains itself is said without a trace."""
+"""Dispatch of commands; errors with a complete message are printed without a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A standard output that nobody reads any more: `ftrain runs | head`; Ctrl-C in `... | tee log`."""
+"""Closed standard output, as with `ftrain runs | head` or Ctrl-C in `... | tee log`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["leave_stdout"]
 
 
 def leave_stdout() -> None:
-    """Write nowhere from now on; else Python would complain once more at its end."""
+    """Discard further output; otherwise Python would report the closed pipe once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a run has written, as the commands see it; torch is not imported for that."""
+"""Files of a run, read without importing torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["is_number", "outcome", "rows"]
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` that are rows; one that a crash cut short is none."""
+    """Return the rows of `metrics.jsonl`, without a line that a crash cut short."""
     try:
         text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -28,7 +28,7 @@ def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number; an int that no float can hold is none."""
+    """Return True for a finite number; an int beyond the range of float is not one."""
     try:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
     except OverflowError:
@@ -36,7 +36,7 @@ def is_number(value: object) -> bool:
 
 
 def outcome(folder: pathlib.Path) -> dict[str, Any]:
-    """How the run ended, as `result.json` has it; `{}` while it goes on, or after a crash."""
+    """Return the content of `result.json`; `{}` while the run is active, or after a crash."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

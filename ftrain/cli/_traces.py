@@ -1,4 +1,4 @@
-"""Tracebacks that lead to the user's own lines, past forty frames of ftrain and torch."""
+"""Tracebacks reduced to the user's own lines, without forty frames of ftrain and torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OTHERS = tuple(
 
 
 def trimmed(error: BaseException, everything: bool = False) -> str:
-    """The traceback without frames of ftrain, of installed packages and of Python's library."""
+    """Return the traceback without frames of ftrain, installed packages and Python's library."""
     if everything:
         return "".join(traceback.format_exception(error)).rstrip()
     found = traceback.TracebackException.from_exception(error, compact=True)

@@ -1,4 +1,4 @@
-"""What `train` and `resume` share: the run, and what is said of it."""
+"""Steps that `train` and `resume` share: run, then report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["report"]
 
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
-    """Train, say how it ended and what can be done next; the exit code."""
+    """Train, print the outcome and the possible next commands, and return the exit code."""
     folder = config.folder
     before = outcome(folder) if resume else {}
     _check_end(config, before)
@@ -37,7 +37,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def _check_end(config: Config, before: Mapping[str, Any]) -> None:
-    """Refuse an end that lies behind: `config.yaml` would no longer describe the run."""
+    """Raise if the run is already past the requested end: `config.yaml` would no longer describe it."""
     for key, count in (("epochs", "epoch"), ("max_steps", "step")):
         wanted, done = getattr(config, key), before.get(count)
         if isinstance(wanted, int) and isinstance(done, int) and wanted < done:
@@ -51,7 +51,7 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """How it ended, and what there is now."""
+    """Return the outcome and the files that exist now, as text."""
     folder = config.folder
     yield str(result)
     finished = (before.get("status"), before.get("step")) == ("completed", result.step)

@@ -1,6 +1,6 @@
-"""What a run would take: parameters, memory, steps, FLOPs; nothing is trained.
+"""Requirements of a run: parameters, memory, steps, FLOPs; nothing is trained.
 
-One gradient is computed in eager mode, to count what the backward pass keeps.
+One gradient is computed in eager mode, to count the memory that the backward pass keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ENTRY = re.compile(r"\['(\w+)'\]")  # the path of a dict's
 
 
 def dry_run(config: Config) -> str:
-    """A table of what `ftrain train` would need."""
+    """Return a table of the requirements of `ftrain train`."""
     with environment(config):
         parts = build(config)
         batch = _first_batch(parts.train)
@@ -72,7 +72,7 @@ def _first_batch(train: Any) -> Any:
 
 
 def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
-    """FLOPs of a forward and backward pass, and the bytes that it keeps between the two."""
+    """Return the FLOPs of a forward and backward pass, and the bytes that it keeps between the two."""
     config = parts.config
     gradients = ftrain.gradients(
         parts.model, parts.loss_fn, precision=config.precision, accumulate=config.accumulate
@@ -101,7 +101,7 @@ def _described(batch: Any) -> str:
 
 
 def _named(path: str) -> str:
-    """`['a']['b']` as `a/b`."""
+    """Return `['a']['b']` as `a/b`."""
     return _ENTRY.sub(r"/\1", path).lstrip("/") or "tensor"
 
 

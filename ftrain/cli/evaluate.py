@@ -1,4 +1,4 @@
-"""A run's checkpoint on its held-out data, or on other data read in the same way."""
+"""Evaluation of a run's checkpoint on its held-out data, or on other data read in the same way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["evaluate"]
 def evaluate(
     config: Config, folder: pathlib.Path, which: str = "best"
 ) -> tuple[pathlib.Path, EpochResult]:
-    """The checkpoint that was taken, and the metrics over the held-out data.
+    """Return the chosen checkpoint and the metrics over the held-out data.
 
     Args:
         config: of the run.
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> None:
-    """Whether what is evaluated on was held out, and what it is scaled by."""
+    """Raise unless the data were held out and are scaled as in training."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if (says := fitted.lost(parts, folder, learnt)) is not None:
@@ -68,7 +68,7 @@ def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> Non
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:
-    """The epoch that the run's own rows of this step have; 0 for a checkpoint of no run."""
+    """Return the epoch of the run's own rows at this step; 0 for a checkpoint without a run."""
     try:
         saved = LoopState.from_metadata(state, metadata)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The learning-rate finder on what a configuration says."""
+"""The learning-rate finder for the run that a configuration describes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["find_rate"]
 def find_rate(
     config: Config, lowest: float, highest: float, steps: int, out: pathlib.Path | None
 ) -> tuple[finders.RateSweep, pathlib.Path]:
-    """The sweep, and where its picture is.
+    """Return the sweep and the path of its picture.
 
     Args:
         config: of the run; its schedule is left out.

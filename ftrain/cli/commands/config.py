@@ -9,7 +9,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     parser.add_argument(
         "config", nargs="?", help="a .yaml, .json or .toml file; none: list all keys"
     )
@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, then print."""
+    """Check the configuration, then print it."""
     if options.names:
         return _names()
     if options.config is None:

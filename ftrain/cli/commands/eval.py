@@ -12,7 +12,7 @@ from ftrain.config.folders import run_config, run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("run", help="the run's directory, such as runs/digits")
     add(

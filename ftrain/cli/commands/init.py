@@ -9,12 +9,12 @@ import sys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     parser.add_argument("folder", nargs="?", default=".", help="where to write; default: here")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write both files, or neither where one is there already."""
+    """Write both files, or neither if one exists."""
     folder = pathlib.Path(options.folder)
     skeleton = importlib.resources.files("ftrain.cli") / "skeleton"
     files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}

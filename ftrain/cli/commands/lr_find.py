@@ -1,6 +1,6 @@
-"""Search for a learning rate: one short run in which it grows with every step.
+"""Search for a learning rate: one short run in which it increases with every step.
 
-Nothing is trained, and nothing is kept but the picture.
+The model is not changed; only the picture is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file")
     add("overrides", nargs="*", metavar="key=value", help="put on top of the file")
@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the suggestion, and how to take it."""
+    """Print the suggestion, and how to use it."""
     config = load(options.config, options.overrides)
     from ftrain.cli.find_rate import find_rate  # noqa: PLC0415  # imports torch: after the keys are checked
 

@@ -1,8 +1,8 @@
-"""Draw the curves of one run or several: a picture, or a page to look around in.
+"""Draw the curves of one run or several: a picture, or an interactive page.
 
 ftrain plot runs/first                        # runs/first/curves.png
 ftrain plot runs/first runs/second            # curves.png, with both
-ftrain plot runs/* --out comparison.html      # a page that needs nothing else
+ftrain plot runs/* --out comparison.html      # a page that needs no other file
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ftrain.config.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="directories of runs")
     add("--out", type=pathlib.Path, help="a .png, .svg, .pdf or .html file")
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the picture, and say where it is."""
+    """Write the picture, and print its path."""
     folders = [run_folder(name) for name in options.runs]
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
     if out.is_dir():

@@ -2,8 +2,8 @@
 
     ftrain predict runs/irises data.path=new.csv --out predictions.csv
 
-Of a class: its name, and the probability of each; of a number: the number, in the table's units. The
-file needs no column of what is predicted. For runs on anything but tables (`data: csv`) there is
+For a class: its name, and the probability of each class; for a number: the number, in the table's
+units. The file needs no target column. For runs on other data than tables (`data: csv`) use
 `ftrain.config.load_run(RUN).predict(x)` in Python.
 """
 
@@ -20,7 +20,7 @@ from ftrain.config.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("run", help="the run's directory, such as runs/irises")
     add(
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print or write what is predicted."""
+    """Print or write the predictions."""
     folder = run_folder(options.run)
     from ftrain.config.predictions import predictions  # noqa: PLC0415  # imports torch: after the run is found
     from ftrain.config.trained import load_run  # noqa: PLC0415
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _csv(columns: dict[str, list[Any]]) -> str:
-    """A header and a row each; numbers with the nine digits that float32 has."""
+    """Return a header and one line a row; numbers with the nine digits of float32."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

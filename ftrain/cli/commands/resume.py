@@ -1,7 +1,9 @@
-"""Go on with a run that was interrupted, from its newest checkpoint.
+"""Resume an interrupted run from its newest checkpoint.
 
-It ends with the bytes of a run that was never interrupted. A finished run goes on when it is given
-more to do: ftrain resume runs/digits epochs=100
+It ends with the bytes of a run that was never interrupted. A finished run continues with a later
+end:
+
+    ftrain resume runs/digits epochs=100
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from ftrain.config.folders import run_config, run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     parser.add_argument("run", help="the run's directory, such as runs/digits")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to its config.yaml"
@@ -22,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train on; the exit code says how it ended."""
+    """Continue training and return the exit code."""
     folder = run_folder(options.run)
     config = run_config(folder, options.overrides)
     from ftrain.checkpoint import CheckpointMismatchError  # noqa: PLC0415  # imports torch: after the keys are checked
@@ -36,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refused(folder: str, overrides: list[str], says: str) -> str:
-    """Why a checkpoint is not gone on from, in words of the command line."""
+    """Return why a checkpoint cannot be resumed, in terms of the command line."""
     changes = shlex.join(overrides)
     another = shlex.join([f"{folder}/config.yaml", *overrides, f"output_dir={folder}-2"])
     differences = [

@@ -1,4 +1,4 @@
-"""List the runs in a directory: how far they came, and how good they are."""
+"""List the runs in a directory: their progress and their metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     parser.add_argument("folder", nargs="?", default="runs", help="where they lie; default: runs")
     parser.add_argument(
         "--sort", metavar="COLUMN", help="by a column, such as eval/loss; default: by name"

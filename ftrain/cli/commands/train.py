@@ -1,6 +1,8 @@
-"""Train what a configuration says.
+"""Train the run that a configuration describes.
 
-Keys can be set behind the file: ftrain train config.yaml epochs=5 optimizer.learning_rate=1e-3
+Keys can be overridden after the file:
+
+    ftrain train config.yaml epochs=5 optimizer.learning_rate=1e-3
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file; `ftrain init` writes one")
     add("overrides", nargs="*", metavar="key=value", help="put on top of the file")
@@ -27,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train; the exit code says how it ended."""
+    """Train and return the exit code."""
     flags = []
     if options.fast_dev_run:
         flags.append("fast_dev_run=true")
