@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ftrain.loop._identity import Named, Options, matched
+from ftrain.loop._kept import encoded
 from ftrain.loop.callback import Action, Callback, CallbackWarning
 from ftrain.loop.events import Event
 
@@ -18,21 +20,45 @@ class Observers:
 
     Attributes:
         states: `{name: state}`.
+        options: what callbacks that share a name were made with, by the names of their states.
         failed: the first callback that raised, and what; the run must end.
     """
 
-    def __init__(self, callbacks: Iterable[Callback], saved: Mapping[str, Any] | None) -> None:
-        self._callbacks: dict[str, Callback] = {}
-        for callback in callbacks:
-            self._callbacks[self._unused(name_of(callback))] = callback
+    def __init__(
+        self,
+        callbacks: Sequence[Named],
+        saved: Mapping[str, Any] | None = None,
+        options: Mapping[str, Options] | None = None,
+        *,
+        keeps: bool = False,
+    ) -> None:
+        """Give the callbacks of a run their states.
+
+        Args:
+            callbacks: with their names.
+            saved: states of a checkpoint.
+            options: what those callbacks of the checkpoint were made with that shared a name.
+            keeps: whether the run has a store: then states must be what a checkpoint can hold.
+
+        Raises:
+            ValueError: it cannot be determined which saved state is whose.
+            TypeError: a state is not what a checkpoint can hold.
+        """
+        self._callbacks = {each.key: each.callback for each in callbacks}
         self._hearing: dict[type[Event], list[tuple[str, Callback]]] = {}
+        self._unchecked = set(self._callbacks) if keeps else set()
+        self.options = {each.key: each.options for each in callbacks if not each.alone}
         self.failed: tuple[str, Exception] | None = None
         saved = saved or {}
+        found = matched(callbacks, saved, options or {})
         self.states = {
-            name: saved[name] if name in saved else callback.init()
-            for name, callback in self._callbacks.items()
+            key: saved[found[key]] if key in found else callback.init()
+            for key, callback in self._callbacks.items()
         }
-        lost = sorted(saved.keys() - self.states.keys())
+        if keeps:
+            for key, state in self.states.items():
+                encoded(state, _called(key))
+        lost = sorted(saved.keys() - found.values())
         if lost:
             warnings.warn(
                 f"the checkpoint holds the states of callbacks that this trainer does not have: {lost}. "
@@ -75,6 +101,9 @@ class Observers:
                         f"found {answer!r}"
                     )
                 actions = _checked(answer[1]) if answer[1] else ()
+                if answer[0] is not states[name] and name in self._unchecked:
+                    encoded(answer[0], _called(name))  # once: a checkpoint would find it late
+                    self._unchecked.discard(name)
                 states[name] = answer[0]
                 asked += actions
             except Exception as error:
@@ -93,17 +122,9 @@ class Observers:
             stacklevel=3,
         )
 
-    def _unused(self, name: str) -> str:
-        if name not in self._callbacks:
-            return name
-        return next(
-            f"{name}_{i}" for i in range(2, 1 << 30) if f"{name}_{i}" not in self._callbacks
-        )
 
-
-def name_of(callback: Callback) -> str:
-    """What a callback's state is called in a checkpoint."""
-    return str(getattr(callback, "name", None) or type(callback).__name__)
+def _called(key: str) -> str:
+    return f"the state of callback {key}"
 
 
 def _checked(actions: Iterable[Action]) -> list[Action]:

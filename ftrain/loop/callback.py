@@ -2,7 +2,7 @@
 
     class StopAt:                                     # a callback is any object with these two
         def __init__(self, loss): self.loss = loss
-        def init(self): return {"seen": 0}            # its state: JSON
+        def init(self): return {"seen": 0}            # its state: numbers, strings, lists, dicts
         def __call__(self, state, event):             # (its state, event) -> (its state, actions)
             if not isinstance(event, EvaluateEnd):
                 return state, ()
@@ -53,8 +53,9 @@ class Callback(Protocol):
     `listens: tuple[type[Event], ...]`: the kinds of event it is called for; without it, all of them. A
     callback that does not listen for `BatchBegin` and `BatchEnd` costs nothing at a step.
 
-    `name: str`: what its state is called in a checkpoint; without it, the name of its class (a second
-    one of a name becomes `NAME_2`).
+    `name: str`: what its state is called in a checkpoint; without it, the name of its class. Of several
+    with one name the second becomes `NAME_2`; a run that is resumed tells them apart by what they were
+    made with, in whatever order they are listed, and raises where that does not say which is which.
 
     `on_error: "raise" | "warn"`: what an exception in it does. `"raise"`, the default: the run is saved
     and fails. `"warn"`, for what only reports: a `CallbackWarning`, the callback's state stays as it
@@ -62,7 +63,12 @@ class Callback(Protocol):
     """
 
     def init(self) -> Any:
-        """The state before the first event: JSON (numbers, strings, lists, dicts, `None`)."""
+        """Return the state before the first event.
+
+        `None`, numbers, strings, and lists, tuples, sets and dicts of these: a checkpoint gives back
+        what was saved, of the same types (the order of a dict's keys is not kept). Other types are
+        refused by a run that has a store.
+        """
 
     def __call__(self, state: Any, event: Event) -> tuple[Any, Iterable[Action]]:
         """The state after an event, and what is asked for (often `()`).
@@ -218,7 +224,7 @@ class _Methods:
     """An object with `on_...` methods, as a `Callback`."""
 
     def __init__(self, target: Any) -> None:
-        self._target = target
+        self.target = target
         self._methods = {
             kind: getattr(target, name) for name, kind in EVENTS.items() if hasattr(target, name)
         }
@@ -231,18 +237,18 @@ class _Methods:
         self.on_error = getattr(target, "on_error", "raise")
 
     def init(self) -> Any:
-        return self._target.state_dict() if self._keeps else None
+        return self.target.state_dict() if self._keeps else None
 
     def __call__(self, state: Any, event: Event) -> tuple[Any, Iterable[Action]]:
         if self._keeps and isinstance(event, TrainBegin) and event.resumed:
-            self._target.load_state_dict(state)
+            self.target.load_state_dict(state)
         method = self._methods.get(type(event))
         asked = None if method is None else method(event)
         if asked is None:
             actions: Iterable[Action] = ()
         else:
             actions = (asked,) if isinstance(asked, Action) else asked
-        return (self._target.state_dict() if self._keeps else state), actions
+        return (self.target.state_dict() if self._keeps else state), actions
 
 
 def _not_a_callback(callback: Any, unknown: list[str]) -> str:

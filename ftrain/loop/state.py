@@ -14,6 +14,8 @@ from typing import Any
 
 from ftrain.core.state import TrainState
 from ftrain.data import Cursor
+from ftrain.loop._identity import Options
+from ftrain.loop._kept import decoded, encoded
 from ftrain.loop._running import Running
 from ftrain.loop._skips import Counts
 from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Save, Stop
@@ -36,7 +38,8 @@ class LoopState:
         window: metrics since the last row of the log.
         epoch: metrics since the epoch began.
         history: results of the epochs and evaluations so far.
-        callbacks: `{name: state}`, JSON.
+        callbacks: `{name: state}`.
+        callback_options: what callbacks that share a name were made with, by the names of their states.
         accumulate: how many of the loader's batches make one step.
         micro_batches: into how many parts each of them is cut, because memory did not suffice.
         nonfinite: how many steps in a row were skipped for a non-finite gradient; of an ensemble by
@@ -56,6 +59,7 @@ class LoopState:
     epoch: Running = dataclasses.field(default_factory=Running)
     history: tuple[EpochResult, ...] = ()
     callbacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    callback_options: Mapping[str, Options] = dataclasses.field(default_factory=dict)
     accumulate: int = 1
     micro_batches: int = 1
     nonfinite: Counts = 0
@@ -66,14 +70,19 @@ class LoopState:
 
     def metadata(self) -> dict[str, Any]:
         """All but `train`, as JSON; without clocks: two runs of the same steps make the same bytes."""
+        options = {name: each.to_json() for name, each in self.callback_options.items()}
         return {
+            **({"callback_options": options} if options else {}),
             "version": _VERSION,
             "progress": self.progress._asdict(),
             "data": None if self.cursor is None else self.cursor.to_json(),
             "window": self.window.to_json(),
             "epoch": self.epoch.to_json(),
             "history": [result.to_json(clock=False) for result in self.history],
-            "callbacks": dict(self.callbacks),
+            "callbacks": {
+                name: encoded(state, f"the state of callback {name}")
+                for name, state in self.callbacks.items()
+            },
             "accumulate": self.accumulate,
             "micro_batches": self.micro_batches,
             "nonfinite": self.nonfinite if isinstance(self.nonfinite, int) else [*self.nonfinite],
@@ -105,7 +114,11 @@ class LoopState:
             window=Running.from_json(content["window"]),
             epoch=Running.from_json(content["epoch"]),
             history=tuple(EpochResult.from_json(result) for result in content["history"]),
-            callbacks=dict(content["callbacks"]),
+            callbacks={name: decoded(state) for name, state in content["callbacks"].items()},
+            callback_options={
+                name: Options.from_json(options)
+                for name, options in content.get("callback_options", {}).items()
+            },
             accumulate=content["accumulate"],
             micro_batches=content["micro_batches"],
             nonfinite=_counts(content["nonfinite"]),

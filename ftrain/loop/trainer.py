@@ -29,11 +29,12 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
 from ftrain.loop._data import as_batches, length
 from ftrain.loop._evaluate import evaluate
+from ftrain.loop._identity import Named, named
 from ftrain.loop._observers import Observers
 from ftrain.loop._parts import Parts
 from ftrain.loop._run import Run
 from ftrain.loop._sizes import sizes
-from ftrain.loop.callback import Action, Callback, adapt
+from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult
 from ftrain.loop.state import LoopState
@@ -118,7 +119,7 @@ class Trainer:
     _eval_step: Callable[[Any, Any], Any] | None = dataclasses.field(
         init=False, repr=False, compare=False
     )
-    _adapted: tuple[Callback, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    _named: tuple[Named, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every", "save_every", "accumulate", "max_skipped"):
@@ -131,7 +132,7 @@ class Trainer:
         # Derived, and fixed like the rest: fits of one trainer share their programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
         object.__setattr__(self, "_eval_step", eval_step and self._compiled(eval_step, False))
-        object.__setattr__(self, "_adapted", tuple(map(adapt, self.callbacks)))
+        object.__setattr__(self, "_named", named(map(adapt, self.callbacks)))
 
     def fit(
         self,
@@ -271,7 +272,10 @@ class Trainer:
             max_skipped=self.max_skipped,
             count=self.count,
         )
-        run = Run(parts, loop, Observers(self._adapted, loop.callbacks), resumed)
+        observers = Observers(
+            self._named, loop.callbacks, loop.callback_options, keeps=store is not None
+        )
+        run = Run(parts, loop, observers, resumed)
         run.check_compiler()
         return run
 

@@ -59,7 +59,7 @@ class WindowedAverage:
     def __init__(self, metric: str = "train/loss", *, rows: int = 10) -> None:
         if not isinstance(rows, int) or rows < 1:
             raise ValueError(f"rows counts from 1 up, found {rows!r}")
-        self.rows = rows
+        self.metric, self.rows = metric, rows
         self._metric = _Metric(metric)
         self.listens = (self._metric.event,)
 
@@ -109,7 +109,7 @@ class RunningAverage:
     def __init__(self, metric: str = "train/loss", *, decay: float = 0.99) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), found {decay!r}")
-        self.decay = decay
+        self.metric, self.decay = metric, decay
         self._metric = _Metric(metric)
         self.listens = (self._metric.event,)
 

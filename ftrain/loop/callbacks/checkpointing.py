@@ -70,7 +70,7 @@ class Checkpointing:
             )
         self.every, self.minutes, self.best = every, minutes, best
         self._monitor = Monitor(monitor, mode)
-        self.monitor = monitor if best else None
+        self.monitor, self.mode = (monitor if best else None), mode
         self._saved = 0.0  # seconds of this process; no part of the run
         by_step = every is not None or minutes is not None
         self.listens: tuple[type[Event], ...] = (TrainBegin, BatchEnd) if by_step else ()

@@ -65,7 +65,7 @@ class EarlyStopping:
             raise ValueError(f"min_delta is a difference of at least 0, found {min_delta!r}")
         self.patience, self.min_delta = patience, min_delta
         self._monitor = Monitor(monitor, mode)
-        self.monitor = monitor
+        self.monitor, self.mode = monitor, mode
         self.listens = (*self._monitor.listens, TrainEnd)
 
     def init(self) -> EarlyStoppingState:

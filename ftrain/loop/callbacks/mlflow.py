@@ -46,7 +46,7 @@ class MLflowLogger:
 
     def __init__(self, experiment: str, *, tracking_uri: str | None = None, **options: Any) -> None:
         self._mlflow = need("mlflow", "MLflowLogger", "mlflow")
-        self._experiment, self._uri, self._options = experiment, tracking_uri, options
+        self.experiment, self._uri, self._options = experiment, tracking_uri, options
 
     def init(self) -> MLflowState:
         """No run yet."""
@@ -59,7 +59,7 @@ class MLflowLogger:
         if isinstance(event, TrainBegin):
             if self._uri is not None:
                 self._mlflow.set_tracking_uri(self._uri)
-            self._mlflow.set_experiment(self._experiment)
+            self._mlflow.set_experiment(self.experiment)
             run_id = state["run_id"] if event.resumed else None
             run = self._mlflow.start_run(run_id=run_id, **self._options)
             return {"run_id": run.info.run_id}, ()

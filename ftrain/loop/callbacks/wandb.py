@@ -44,6 +44,7 @@ class WandbLogger:
 
     def __init__(self, project: str, **options: Any) -> None:
         self._wandb = need("wandb", "WandbLogger", "wandb")
+        self.project = project
         self._options = {"project": project, **options}
         self._run: Any = None
 

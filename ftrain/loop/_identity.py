@@ -1,0 +1,232 @@
+"""Which callback a saved state belongs to, where several have one name.
+
+A state is saved under its callback's name, that of its class if it has no other. If the order in the
+list told several of one name apart, a list in another order would swap their states without a word. So
+what they were made with is saved too, as digests: of all attributes, of the public ones, and of these
+with the last part of each path, for a run whose directory was moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import types
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.loop.callback import Callback
+
+__all__ = ["Named", "Options", "matched", "named"]
+
+_LEVELS = 3
+_DEEPEST = 5
+_OPAQUE = (torch.Tensor, torch.nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
+
+
+class Options(NamedTuple):
+    """What a callback was made with, in digests.
+
+    Attributes:
+        name: that it shares with others.
+        digests: of its attributes, the strictest first.
+        whole: whether the first digest covers all that it was made with: no function, no object of
+            another class is among its attributes.
+    """
+
+    name: str
+    digests: tuple[str, ...]
+    whole: bool
+
+    def to_json(self) -> list[Any]:
+        """As JSON."""
+        return [self.name, list(self.digests), self.whole]
+
+    @classmethod
+    def from_json(cls, content: Sequence[Any]) -> Options:
+        """The value that `to_json` was called on."""
+        name, digests, whole = content
+        return cls(name, tuple(digests), whole)
+
+
+class Named(NamedTuple):
+    """A callback under the name of its state.
+
+    Attributes:
+        key: of its state in a checkpoint.
+        callback: itself.
+        options: what it was made with.
+        alone: whether no other of the run has its name.
+        explicit: whether the name was given to it, and is not that of its class.
+    """
+
+    key: str
+    callback: Callback
+    options: Options
+    alone: bool
+    explicit: bool
+
+
+def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
+    """Name the callbacks of a run; of several with one name the second becomes `NAME_2`."""
+    callbacks = list(callbacks)
+    names = [name_of(callback) for callback in callbacks]
+    found: list[Named] = []
+    taken: set[str] = set()
+    for name, callback in zip(names, callbacks, strict=True):
+        key, i = name, 2
+        while key in taken or (key != name and key in names):
+            key, i = f"{name}_{i}", i + 1
+        taken.add(key)
+        explicit = getattr(_target(callback), "name", None) is not None
+        options, alone = _options(name, callback), names.count(name) == 1
+        found.append(Named(key, callback, options, alone, explicit))
+    return tuple(found)
+
+
+def matched(
+    callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, Options]
+) -> dict[str, str]:
+    """Return `{key: key of the saved state that is its own}`; a callback without one is left out.
+
+    Args:
+        callbacks: of the run that goes on.
+        saved: states by their keys.
+        options: what those callbacks were made with that shared a name.
+
+    Raises:
+        ValueError: it cannot be determined which of several states is whose.
+    """
+    found: dict[str, str] = {}
+    left = dict.fromkeys(saved)
+    for each in callbacks:
+        if each.alone and each.explicit and each.key in left:
+            found[each.key] = each.key
+            del left[each.key]
+    names = dict.fromkeys(each.options.name for each in callbacks)
+    for name in names:
+        ours = [each for each in callbacks if each.options.name == name and each.key not in found]
+        theirs = [key for key in left if _name(key, name, options, names) == name]
+        found |= _matched_group(name, ours, theirs, saved, options)
+    return found
+
+
+def _name(
+    key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
+) -> str | None:
+    """The name of the callback whose state has this key; a numbered one has that of the first."""
+    if key in options:
+        return options[key].name
+    numbered = re.fullmatch(re.escape(wanted) + r"_\d+", key) is not None and key not in names
+    return wanted if numbered else key
+
+
+def name_of(callback: Callback) -> str:
+    """Return the name of a callback's state in a checkpoint."""
+    return str(getattr(callback, "name", None) or type(callback).__name__)
+
+
+def _matched_group(
+    name: str,
+    ours: list[Named],
+    theirs: list[str],
+    saved: Mapping[str, Any],
+    options: Mapping[str, Options],
+) -> dict[str, str]:
+    if not ours or not theirs:
+        return {}
+    if len(ours) == len(theirs) == 1 and theirs[0] not in options:
+        return {ours[0].key: theirs[0]}
+    alike = all(saved[key] == saved[theirs[0]] for key in theirs)
+    if alike and (len(theirs) >= len(ours) or saved[theirs[0]] is None):
+        return {each.key: key for each, key in zip(ours, theirs, strict=False)}
+    found: dict[str, str] = {}
+    for level in range(_LEVELS):
+        for each in list(ours):
+            digest = each.options.digests[level]
+            like = [other for other in ours if other.options.digests[level] == digest]
+            same = [
+                key for key in theirs if key in options and options[key].digests[level] == digest
+            ]
+            equal = not level and len(like) == len(same) and all(o.options.whole for o in like)
+            if same and (len(like) == len(same) == 1 or equal):
+                found[each.key] = same[0]
+                ours.remove(each)
+                theirs.remove(same[0])
+    if len(ours) == len(theirs) == 1 and found:
+        found[ours[0].key] = theirs[0]  # of several one was made otherwise: the one that is left
+    elif ours and theirs:
+        listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
+        raise ValueError(
+            f"the checkpoint holds {len(theirs)} states of callbacks called {name!r}, and it cannot be "
+            f"determined which belongs to which of {len(ours)} callbacks. Name each as its state is "
+            f"called, in the order that they had ({listed}), and each new one otherwise."
+        )
+    return found
+
+
+def _options(name: str, callback: Callback) -> Options:
+    target = _target(callback)
+    kind = f"{type(target).__module__}.{type(target).__qualname__}"
+    attributes = _attributes(target)
+    public = {key: value for key, value in attributes.items() if not key.startswith("_")}
+    described = [_Described(short) for short in (False, False, True)]
+    digests = []
+    for level, each in zip((attributes, public, public), described, strict=True):
+        text = f"{kind}({each.of(level)})"
+        digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Options(name, tuple(digests), described[0].whole)
+
+
+def _target(callback: Any) -> Any:
+    """The object whose methods a callback calls: `adapt` wraps it."""
+    return getattr(callback, "target", callback)
+
+
+def _attributes(target: Any) -> dict[str, Any]:
+    found = dict(getattr(target, "__dict__", {}))
+    if dataclasses.is_dataclass(target):
+        found |= {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
+    for kind in type(target).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(target, name):
+                found.setdefault(name, getattr(target, name))
+    return found
+
+
+class _Described:
+    """Values in words that are the same in another process.
+
+    Attributes:
+        whole: whether the words say everything.
+        short: whether of paths the last part is taken.
+    """
+
+    def __init__(self, short: bool) -> None:
+        self.whole, self.short = True, short
+
+    def of(self, value: Any, depth: int = 0) -> str:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if value is None or isinstance(value, (bool, int, float, str, bytes)):
+            return repr(value)
+        if isinstance(value, os.PathLike):
+            text = os.fsdecode(value)
+            return repr(os.path.basename(text) if self.short else text)
+        if isinstance(value, type):
+            return f"{value.__module__}.{value.__qualname__}"
+        if depth < _DEEPEST:
+            if isinstance(value, Mapping):
+                items = value.items()
+                return str(sorted((self.of(k, depth + 1), self.of(x, depth + 1)) for k, x in items))
+            if isinstance(value, (list, tuple)):
+                return str([self.of(each, depth + 1) for each in value])
+            if isinstance(value, (set, frozenset)):
+                return str(sorted(self.of(each, depth + 1) for each in value))
+            if hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+                return f"{kind}({self.of(_attributes(value), depth + 1)})"
+        self.whole = False
+        return str(getattr(value, "__qualname__", kind))

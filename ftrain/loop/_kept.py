@@ -1,0 +1,95 @@
+"""A callback's state as JSON and back, of the same types: a resumed callback finds what it left.
+
+JSON has neither tuples nor sets, and keys of dicts that are strings only. What it lacks is marked
+(`{"__tuple__": [1, 2]}`); what cannot be marked is refused, since a run that goes on with a value of
+another type is not the run that was interrupted. The order of a dict's keys is not part of it: they are
+sorted, so that equal states have equal bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["decoded", "encoded"]
+
+_PLAIN = (type(None), bool, int, float, str)
+_SEQUENCES: dict[type, str] = {tuple: "__tuple__", set: "__set__", frozenset: "__frozenset__"}
+_BUILT: dict[str, type] = {mark: kind for kind, mark in _SEQUENCES.items()}
+_PAIRS = "__dict__"
+_DEEPEST = 30  # a checkpoint's JSON may be nested 100 levels deep, and a mark takes two
+
+
+def encoded(value: Any, where: str, depth: int = 0) -> Any:
+    """Return a state as JSON from which `decoded` makes its equal, of the same types.
+
+    Args:
+        value: None, a bool, int, float or str, or lists, tuples, sets and dicts of these.
+        where: what to call it in a message.
+        depth: how deeply it is nested.
+
+    Raises:
+        TypeError: something in it is of another type; the message names the place.
+
+    >>> encoded({"best": (1, 0.5)}, "state")
+    {'best': {'__tuple__': [1, 0.5]}}
+    >>> encoded({"seen": range(3)}, "state")
+    Traceback (most recent call last):
+    TypeError: state['seen'] is a range; expected None, bool, int, float, str, or a list, tuple, ...
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if depth == _DEEPEST:
+        raise TypeError(f"{where[:200]}... is nested {depth} levels deep, or contains itself")
+    if kind is list:
+        return [encoded(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
+    if kind in _SEQUENCES:
+        entries = list(value) if kind is tuple else sorted(value, key=repr)
+        return {
+            _SEQUENCES[kind]: [
+                encoded(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(entries)
+            ]
+        }
+    if kind is dict:
+        entries = [(key, encoded(x, f"{where}[{key!r}]", depth + 1)) for key, x in value.items()]
+        if all(type(key) is str and not key.startswith("__") for key in value):
+            return dict(entries)
+        return {
+            _PAIRS: [
+                [encoded(key, f"a key of {where}", depth + 1), entry]
+                for key, entry in sorted(entries, key=lambda each: repr(each[0]))
+            ]
+        }
+    raise TypeError(
+        f"{where} is a {kind.__name__}; expected None, bool, int, float, str, or a list, tuple, set or "
+        f"dict of these. {_remedy(value)}"
+    )
+
+
+def decoded(content: Any) -> Any:
+    """Return the state that `encoded` was given."""
+    if isinstance(content, list):
+        return [decoded(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    if len(content) == 1:
+        ((mark, entries),) = content.items()
+        if mark in _BUILT:
+            return _BUILT[mark](map(decoded, entries))
+        if mark == _PAIRS:
+            return {decoded(key): decoded(entry) for key, entry in entries}
+    return {name: decoded(entry) for name, entry in content.items()}
+
+
+def _remedy(value: Any) -> str:
+    if hasattr(value, "_asdict"):
+        return "Keep x._asdict(), or tuple(x)."
+    if hasattr(value, "tolist"):
+        return (
+            "Keep x.tolist(), which is a number or a list of them. Tensors of the run belong in "
+            "state.extras, set with Replace."
+        )
+    for kind in (bool, int, float, str, list, tuple, dict):
+        if isinstance(value, kind):
+            return f"Keep {kind.__name__}(x)."
+    return "Keep what it can be built from again."
