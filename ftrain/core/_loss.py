@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from ftrain.core._captured import Captured
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.metrics import Mean, Metrics, Unweighted, as_metrics
 from ftrain.core.precision import Policy
+from ftrain.core.random.keyed import key_of
 
-LossFn = Callable[[Any, Any], Any]  # (model, batch) -> loss | (loss, metrics)
+LossFn = Callable[..., Any]  # (model, batch) or (model, batch, key) -> loss | (loss, metrics)
 
 _RESERVED = ("loss", "grad_norm", "skipped", "loss_scale", "learning_rate")
 _CAPTURED_REMEDY = (
@@ -49,6 +51,8 @@ def call_loss(
 ) -> Any:
     """`loss_fn(module, batch)` under the policy's autocast; nothing it is given may change.
 
+    A loss function with a parameter `key` gets a key of its own from the surrounding `keyed`.
+
     `device_type` is the state's: a batch may begin with a 0-d tensor on the host.
     """
     leaves, treedef = tree.flatten(batch)
@@ -68,7 +72,10 @@ def call_loss(
         policy.inside_loss(device_type),
     ):
         try:
-            out = loss_fn(module, own)
+            if takes_key(loss_fn):
+                out = loss_fn(module, own, key=key_of("loss"))
+            else:
+                out = loss_fn(module, own)
         except Exception as error:
             shapes = ", ".join(f"{name(place)}: {_brief(t)}" for place, t in places.items())
             error.add_note(f"while computing {where} on {shapes}")
@@ -76,6 +83,26 @@ def call_loss(
     if first:
         watched.calls.passed("call")
     return out
+
+
+def takes_key(loss_fn: Callable[..., Any]) -> bool:
+    """Return True if a loss function has a parameter `key` that the caller must provide.
+
+    >>> takes_key(lambda model, batch, key: 0), takes_key(lambda model, batch: 0)
+    (True, False)
+    """
+    code = getattr(loss_fn, "__code__", None)
+    if code is not None and "key" not in code.co_varnames:  # the common case: 0.2 µs, not 10
+        return False
+    try:
+        parameter = inspect.signature(loss_fn).parameters.get("key")
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+    return (
+        parameter is not None
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.default in (parameter.empty, None)  # a partial may have bound it
+    )
 
 
 def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:

@@ -109,14 +109,23 @@ def next_key() -> Tensor:
     >>> noise.shape
     torch.Size([3])
     """
+    return _stream("next_key").next_key()
+
+
+def key_of(name: str) -> Tensor:
+    """Return the key that the surrounding `keyed` has for a name; it moves no draw, no draw moves it."""
+    return _stream("key_of").key_of(name)
+
+
+def _stream(function: str) -> Stream:
     stream = innermost_stream()
     if stream is None:
         raise ValueError(
-            "next_key needs a surrounding `keyed`, got none. A loss function and the `forward` of a "
+            f"{function} needs a surrounding `keyed`, got none. A loss function and the `forward` of a "
             "bound model have one. Elsewhere write `with ftrain.random.keyed(key):`, or use "
             "ftrain.random.split(key)."
         )
-    return stream.next_key()
+    return stream
 
 
 def innermost_stream() -> Stream | None:

@@ -1,0 +1,140 @@
+"""A loss function with a parameter `key` gets a key of its own, and moves no other draw."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import optim, random
+from ftrain.core import tree
+from ftrain.core.random.keyed import key_of
+from tests.compile.cases import same_bytes
+
+X = torch.linspace(-1, 1, 24).view(4, 6)
+
+
+def noisy(model: Any, batch: Tensor, key: Tensor) -> Any:
+    noise = random.normal(key, batch.shape)
+    return model(batch + noise).square().mean(), {"noise": noise.sum()}
+
+
+def keyword_only(model: Any, batch: Tensor, *, key: Tensor) -> Any:
+    return noisy(model, batch, key)
+
+
+def optional(model: Any, batch: Tensor, scale: float = 1.0, key: Tensor | None = None) -> Any:
+    assert key is not None
+    return noisy(model, batch, key)
+
+
+class Callable_:
+    def __call__(self, model: Any, batch: Tensor, key: Tensor) -> Any:
+        return noisy(model, batch, key)
+
+    def method(self, model: Any, batch: Tensor, key: Tensor) -> Any:
+        return noisy(model, batch, key)
+
+
+def with_next_key(model: Any, batch: Tensor) -> Any:
+    return noisy(model, batch, random.next_key())
+
+
+def make() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 2))
+
+
+def train(loss_fn: Any, mode: str = "eager", accumulate: int = 1) -> Any:
+    steps = ftrain.make_steps(make, loss_fn, optim.sgd(0.1), accumulate=accumulate)
+    state, step = steps.init_state(0), steps.train_step
+    if "vmapped" in mode:
+        state = tree.map(lambda leaf: torch.stack([leaf, leaf]), state)
+        state = state.replace(rng=random.split(random.key(1), 2))
+        step = torch.vmap(step, (0, None))
+    if "compiled" in mode:
+        step = ftrain.compile(step, backend="eager")
+    noises = []
+    for _ in range(2):
+        state, metrics = step(state, X)
+        noises.append(metrics["noise"])
+    return state.params, torch.stack(noises)
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        noisy,
+        keyword_only,
+        optional,
+        Callable_(),
+        Callable_().method,
+        functools.partial(optional, scale=2),
+    ],
+    ids=["positional", "keyword only", "optional", "callable", "method", "partial"],
+)
+def test_a_loss_function_that_names_a_key_gets_the_same_one(loss_fn: Any) -> None:
+    assert same_bytes(train(loss_fn), train(noisy))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("loss_fn", [noisy, with_next_key])
+def test_compiled_and_vmapped_losses_draw_what_eager_ones_draw(
+    loss_fn: Any, accumulate: int
+) -> None:
+    expected = train(loss_fn, "eager", accumulate)
+    assert same_bytes(train(loss_fn, "compiled", accumulate), expected)
+    noises = train(loss_fn, "vmapped", accumulate)[1]
+    assert same_bytes(train(loss_fn, "compiled vmapped", accumulate)[1], noises)
+    assert noises[:, 0].ne(noises[:, 1]).all()
+    assert expected[1][0] != expected[1][1]  # each step has another
+
+
+def test_the_key_of_the_loss_moves_no_draw() -> None:
+    def masks(loss_fn: Any) -> Any:
+        found = ftrain.gradients(make, loss_fn)
+        params, buffers = ftrain.bind(make).init(random.key(0))
+        state = ftrain.TrainState(torch.tensor(0), params, buffers, (), (), random.key(7), {})
+        return found(state, X).grads
+
+    def silent(model: Any, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    def unused(model: Any, batch: Tensor, key: Tensor) -> Tensor:
+        random.normal(key, (3,))
+        return silent(model, batch)
+
+    assert same_bytes(masks(unused), masks(silent))
+
+
+def test_micro_batches_have_keys_of_their_own() -> None:
+    def loss_fn(model: Any, batch: Tensor, key: Tensor) -> Any:
+        return model(batch).mean(), {"noise": random.uniform(key)}
+
+    steps = ftrain.make_steps(make, loss_fn, optim.sgd(0.1), accumulate=4)
+    state = steps.init_state(0)
+    rng, key = random.split(state.rng)
+    each = []
+    for part in random.split(key, 4):
+        with random.keyed(part):
+            each.append(random.uniform(key_of("loss")))
+    assert len({float(x) for x in each}) == 4
+    noise = steps.train_step(state, X)[1]["noise"]
+    torch.testing.assert_close(noise, torch.stack(each).mean(), rtol=1e-6, atol=0)
+
+
+def test_an_evaluation_gets_a_key_as_well() -> None:
+    steps = ftrain.make_steps(make, noisy, optim.sgd(0.1))
+    state = steps.init_state(0)
+    first, second = steps.eval_step(state, X), steps.eval_step(state, X)
+    assert same_bytes(first["noise"], second["noise"])
+    other = steps.eval_step(state.replace(rng=random.key(9)), X)
+    assert not same_bytes(first["noise"], other["noise"])
+
+
+def test_a_bound_key_is_not_replaced() -> None:
+    bound = functools.partial(noisy, key=random.key(3))
+    assert train(bound)[1].eq(random.normal(random.key(3), X.shape).sum()).all()
