@@ -116,7 +116,7 @@ def test_micro_batches_have_keys_of_their_own() -> None:
 
     steps = ftrain.make_steps(make, loss_fn, optim.sgd(0.1), accumulate=4)
     state = steps.init_state(0)
-    rng, key = random.split(state.rng)
+    _, key = random.split(state.rng)
     each = []
     for part in random.split(key, 4):
         with random.keyed(part):
