@@ -29,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import (
     get_proxy_mode,
     make_fx,
 )
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
@@ -71,8 +72,14 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def fake_mode() -> FakeTensorMode:
-    """A mode that computes shapes only (2.0 and later). Real tensors met on the way are taken along."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    """A mode that computes shapes only (2.0 and later). Real tensors met on the way are taken along.
+
+    Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
+    """
+    environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    return FakeTensorMode(
+        allow_non_fake_inputs=True, shape_env=environment, static_shapes=True
+    )
 
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:

@@ -45,7 +45,7 @@ _BACKWARD = {
     "right": "a backward that calls keyed_body with a key that its forward saved",
 }
 _LOOP = {
-    "where": "in the body of a higher-order operator of torch (map, scan, while_loop)",
+    "where": "in the body of a higher-order operator of torch (cond, map, scan, while_loop)",
     "why": "a trace runs the body once, so every iteration would draw the same numbers",
     "wrong": "torch._higher_order_ops.map(body, xs)",
     "right": "ftrain.scan, ftrain.cond, ftrain.switch or ftrain.while_loop, whose bodies may draw",

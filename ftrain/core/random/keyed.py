@@ -169,12 +169,17 @@ class _Keyed(TorchFunctionMode):
         action = _ACTIONS.get(func) or _decide(func)
         if action is _pass:  # the common case, 0.1 µs sooner
             return func(*args, **(kwargs or {}))
+        if torch.compiler.is_dynamo_compiling():
+            # Torch's higher-order operators compile their bodies; draws there are seen when they run.
+            return func(*args, **(kwargs or {}))
         return action(self, func, args, kwargs or {})
 
 
 def _decide(func: Callable[..., Any]) -> Action:
     """What to do with a function, once for each: `x.shape` comes by here as well."""
     action = _pass
+    if torch.compiler.is_dynamo_compiling():
+        return action
     if func in RUN_THE_GRAPH:
         action = _enter
     elif isinstance(func, types.FunctionType):
