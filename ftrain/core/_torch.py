@@ -77,9 +77,7 @@ def fake_mode() -> FakeTensorMode:
     Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
     """
     environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    return FakeTensorMode(
-        allow_non_fake_inputs=True, shape_env=environment, static_shapes=True
-    )
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
 
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
