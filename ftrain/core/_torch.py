@@ -119,6 +119,11 @@ def without_modes_below(fn: Callable[..., Any]) -> Callable[..., Any]:
 class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
     supports_higher_order_operators = True
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Return True: Dynamo, which torch's loops call, compiles under such modes (2.8 and later)."""
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:

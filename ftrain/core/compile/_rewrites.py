@@ -27,6 +27,8 @@ class Rewrites(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # torch.cond compiles its branches, then runs them
+            return func(*args, **(kwargs or {}))
         rewrite = _REWRITES.get(func)
         if rewrite is not None:
             return rewrite(func, *args, **(kwargs or {}))
