@@ -62,14 +62,16 @@ def test_importing_is_quick_and_compiles_nothing() -> None:
     script = (
         "import time, torch, numpy, optree\n"
         "import torch.utils._pytree\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import ftrain, sys\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time() - start)\n"
         "print([m for m in ('torch._inductor', 'torch._dynamo', 'jax') if m in sys.modules])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
     seconds, loaded = done.stdout.splitlines()
-    assert float(seconds) < 5.0  # 0.35 s on two quiet cores
+    assert (
+        float(seconds) < 5.0
+    )  # of CPU time, which a busy machine does not lengthen; measured 0.35
     assert loaded == "[]"

@@ -40,18 +40,24 @@ def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
     script.write_text(snippet)
     last = "step-000000000084"
     ends = []
-    for name, kill_at in (("undisturbed", ()), ("killed", (5, 31, 60))):
-        folder = tmp_path / name
+
+    def killed(folder: Path, at: tuple[int, ...]) -> bool:
+        """Run it, killed at those steps; return False if it ended by itself, as on a busy machine."""
         folder.mkdir()
-        for step in kill_at:
+        for step in at:
             process = subprocess.Popen([sys.executable, str(script)], cwd=folder)
             wanted = folder / "run" / f"step-{step:012d}"
-            deadline = time.monotonic() + 120
-            while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
+            while not wanted.exists() and process.poll() is None:
                 time.sleep(0.001)
-            assert process.poll() is None, "it ended by itself"
             process.kill()
-            process.wait()
+            if process.wait() == 0:
+                shutil.rmtree(folder)
+                return False
+        return True
+
+    for name, kill_at in (("undisturbed", ()), ("killed", (5, 31, 60))):
+        folder = tmp_path / name
+        assert any(killed(folder, kill_at) for _ in range(10))
         subprocess.run([sys.executable, str(script)], cwd=folder, check=True)
         leaves = (folder / "run" / last).glob("*.safetensors")
         ends.append([leaf.read_bytes() for leaf in sorted(leaves)])

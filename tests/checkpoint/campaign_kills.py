@@ -115,7 +115,7 @@ def campaign(count: int, seed: int = 0, base: str | None = None, verbose: bool =
             run = runs[which]
             told = _work_until_killed(run, dice.uniform(0.0, run.window))
             # A busy machine gets further in a longer time only: a few steps for each kill.
-            run.window = min(0.5, run.window * 1.05) if len(told) < 2 else run.window / 1.02
+            run.window = min(5.0, run.window * 1.25) if len(told) < 2 else run.window / 1.1
             acknowledged[which] = max([acknowledged[which], *told])
             steps += len(told)
             in_save += any(path.name.startswith(".tmp-") for path in run.directory.glob(".*"))
@@ -144,7 +144,7 @@ def _work_until_killed(run: Run, seconds: float) -> list[int]:
         try:
             os.close(reading)
             run.work(writing)
-            time.sleep(60)
+            time.sleep(600)
         finally:
             os._exit(1)  # unless it is killed, as it should be
     os.close(writing)

@@ -16,7 +16,7 @@ def test_hostile_checkpoints_are_refused_under_audit():
         [sys.executable, "-m", "tests.checkpoint.hostile"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,

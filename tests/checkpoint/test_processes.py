@@ -14,7 +14,7 @@ def run(campaign: str, count: int) -> dict[str, int]:
         [sys.executable, "-m", f"tests.checkpoint.{campaign}", "--count", str(count)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,

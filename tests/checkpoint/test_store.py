@@ -131,7 +131,7 @@ def test_the_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
             os.read(release[0], 1)
             os._exit(0)
         os.write(ready[1], b"x")
-        time.sleep(60)
+        time.sleep(600)
         del store
     os.read(ready[0], 1)
     with pytest.raises(checkpoint.CheckpointLockedError):

@@ -30,7 +30,7 @@ def together(*functions):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
         assert not thread.is_alive()
     return raised
 
@@ -91,7 +91,7 @@ class Held(_files.Files):
 
     def create(self, path):
         self.reached.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(600)
         return super().create(path)
 
 
@@ -101,7 +101,7 @@ def test_a_child_that_was_forked_amid_a_save_of_another_thread(memory_path):
     with _files.replaced(held):
         thread = threading.Thread(target=store.save, args=(train_state(1),), kwargs={"step": 1})
         thread.start()
-        assert held.reached.wait(60)
+        assert held.reached.wait(600)
         child = os.fork()
         if child == 0:
             store.wait()

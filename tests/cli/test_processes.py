@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +20,14 @@ TRAIN = ["train", str(interruptions.DIGITS), *interruptions.SMALL]
 
 
 def test_help_is_there_at_once() -> None:
-    def seconds(*command: str) -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, capture_output=True)
-        return time.perf_counter() - began
+    def seconds() -> float:
+        """CPU time of child processes so far, which a busy machine does not lengthen."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
-    # What Python itself takes is no part of it: on a busy machine that alone may be half a second.
-    took = min(seconds("-m", "ftrain", "--help") for _ in range(5))
-    assert took - min(seconds("-c", "pass") for _ in range(5)) < 0.25
+    before = seconds()
+    subprocess.run([sys.executable, "-m", "ftrain", "--help"], check=True, capture_output=True)
+    assert seconds() - before < 0.5  # measured: 0.035, of which Python's own start 0.015; torch: 2
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -59,7 +61,11 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(
 ) -> None:
     draws = random.Random(int(number))
     train = [*TRAIN, "output_dir=run"]
-    happened = interruptions.disturbed(tmp_path, train, "run", [number], draws, 0.1)
+    for _ in range(10):  # on a busy machine a run may be over before the signal comes
+        happened = interruptions.disturbed(tmp_path, train, "run", [number], draws, 0.1)
+        if len(happened) == 2:
+            break
+        shutil.rmtree(tmp_path / "run")
     assert len(happened) == 2, "it was over before the signal came"
     assert happened[0] == f"{number.name}: {interruptions.SIGNALS[number]}"
     assert interruptions.differences(tmp_path / "run", undisturbed) == []
@@ -71,7 +77,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 143
     assert "go on with: ftrain resume run" in said
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
@@ -91,5 +97,5 @@ def test_a_run_that_nobody_listens_to_exits_as_it_ended(tmp_path: pathlib.Path) 
         time.sleep(0.01)
     process.stdout.close()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 143
+    assert process.wait(timeout=600) == 143
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"

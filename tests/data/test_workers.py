@@ -127,7 +127,7 @@ def test_a_run_that_is_left_ends_its_workers():
     run.close()
     del run
     for child in children:
-        child.join(timeout=20)
+        child.join(timeout=600)
     assert not any(child.is_alive() for child in children)
     assert threading.active_count() < 20
 

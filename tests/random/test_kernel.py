@@ -118,7 +118,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+    outputs = [process.communicate(timeout=600)[0].strip() for process in processes]
     assert outputs == [f"{expected()} True"] * 2
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
 
