@@ -20,8 +20,9 @@ A zero may lose its sign where a sum starts at 0.0. Time and memory are compared
 on a busy machine, or counted instead (calls, allocations, compiles). What only some processors can show
 is skipped on the others, with the reason.
 
-`FTRAIN_TEST_THREADS=2` runs every test with two threads; `ATEN_CPU_CAPABILITY=avx2` (or `default`) and
-`ONEDNN_MAX_CPU_ISA=AVX2` show what an older processor computes.
+`FTRAIN_TEST_THREADS=2` runs every test with two threads. `make processors` runs the suite with two
+threads, with the kernels of older processors and of Intel's, and with products that sum in an order of
+their own for each shape.
 """
 
 from __future__ import annotations
