@@ -1,11 +1,12 @@
-"""Data: what a run reads, as a pure function of (seed, epoch, position).
+"""Data: the batches of a run, as a pure function of (seed, epoch, position).
 
-Batches, with a cursor behind each that can be saved, and entered anywhere at no cost:
+Batches come with a cursor that points after them; it can be saved, and reading can start from any
+cursor at no cost:
 
     Loader(dataset, batch_size, seed=0)    data with length and items: arrays, lists, map-style datasets
-    Stream(source, batch_size)             what can only be iterated over; loaders from elsewhere
-    Cursor                                 where a run stands: seed, epoch, position
-    sample_keys(seed, epoch, positions)    the keys that samples are augmented with
+    Stream(source, batch_size)             iterables; loaders of other libraries
+    Cursor                                 position of a run in its data: seed, epoch, position
+    sample_keys(seed, epoch, positions)    keys for the augmentation of samples
 
 Orders, for `Loader(..., sampler=...)`:
 
@@ -23,9 +24,9 @@ Data sets, without a network:
     idx(path)  mnist(folder)        the format of MNIST, gzipped or not
     images(folder)                  a folder of images for each class (Pillow)
     split(dataset, held_out)        two parts of any of these
-    concat(first, second, ...)      several put together
+    concat(first, second, ...)      several in sequence
 
-A `datasets.Dataset` of Hugging Face goes into `Loader` as it is, an `IterableDataset` into `Stream`.
+A `datasets.Dataset` of Hugging Face works in `Loader` unchanged, an `IterableDataset` in `Stream`.
 
 Start reading at `loader.py`.
 """

@@ -1,7 +1,7 @@
-"""From positions to a batch: the one function that runs in the process or in its workers.
+"""Batches from positions: the one function that runs in the process or in its workers.
 
-A batch is a pure function of its request. Randomness is keyed by (seed, epoch, position), never drawn
-from a stream that workers share out.
+A batch is a pure function of its request. Randomness is keyed by (seed, epoch, position), never
+drawn from a stream that workers share.
 
 Read next: `loader.py`, which makes the requests.
 """
@@ -31,16 +31,16 @@ Collate = Callable[[list[Any]], Any]
 
 @runtime_checkable
 class Gather(Protocol):
-    """A dataset that makes a whole batch at once: `__len__`, and `gather(indices) -> batch`."""
+    """Dataset that returns a whole batch at once: `__len__`, and `gather(indices) -> batch`."""
 
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> Any:
-        """The rows with these indices, int64 `(b,)`, as one tree."""
+        """Return the rows with these indices, int64 `(b,)`, as one tree."""
 
 
 class Request(NamedTuple):
-    """What one batch of one rank is made of.
+    """The samples of one batch of one rank.
 
     Attributes:
         seed: of the run's data.
@@ -79,14 +79,14 @@ class Arrays:
         return self._length
 
     def gather(self, indices: Tensor) -> Any:
-        """The rows with these indices."""
+        """Return the rows with these indices."""
         rows = [_rows(leaf, indices.to(leaf.device)) for leaf in self._leaves]
         with tree.withheld("a batch of a dataset"):
             return tree.unflatten(self._structure, rows)
 
 
 class Fetch:
-    """`Fetch(...)[request]` is the batch: a map-style dataset over requests, for torch's workers."""
+    """Map-style dataset over requests, for torch's workers: `Fetch(...)[request]` is the batch."""
 
     def __init__(self, dataset: Any, augment: Augment | None, collate: Collate | None) -> None:
         self.dataset, self.augment = dataset, augment
@@ -176,7 +176,7 @@ class Fetch:
 
 
 def _check_travels(batch: Any) -> None:
-    """What cannot be pickled never arrives from a worker: the process would wait for it for ever."""
+    """Raise if a batch cannot be pickled: the process would wait for it for ever."""
     for leaf in tree.leaves(batch):
         why: object = None
         if isinstance(leaf, Tensor):
@@ -199,7 +199,7 @@ def _why_not_pickled(value: Any) -> Exception | None:
 
 
 def as_dataset(dataset: Any) -> Any:
-    """What `Fetch` reads from: arrays become `Arrays`, the rest must have length and items."""
+    """Return the dataset for `Fetch`: arrays as `Arrays`, others with length and items."""
     if isinstance(dataset, TensorDataset):
         return Arrays(dataset.tensors)
     if isinstance(dataset, Mapping) and type(dataset) not in _DICTS:
@@ -225,7 +225,7 @@ _DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 def _is_tree(dataset: Any) -> bool:
-    """Whether its entries are arrays, and not samples."""
+    """Return True if the entries are arrays, not samples."""
     if isinstance(dataset, Dataset):
         return False
     if isinstance(dataset, Mapping):
@@ -237,7 +237,7 @@ def _is_tree(dataset: Any) -> bool:
 
 
 def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) -> Tensor:
-    """The keys that samples are augmented with, a pure function of (seed, epoch, position).
+    """Return the keys for the augmentation of samples, a pure function of (seed, epoch, position).
 
     Args:
         seed: of the cursor.
@@ -248,8 +248,9 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
         int32 `(n, 2)`: `fold_in(key of (seed, epoch), position)`. Unrelated to the keys of a training
         state with the same seed.
 
-    >>> sample_keys(0, 1, torch.arange(3)).shape
-    torch.Size([3, 2])
+    Example:
+        >>> sample_keys(0, 1, torch.arange(3)).shape
+        torch.Size([3, 2])
     """
     epoch_key = torch.from_numpy(words("augment", seed, epoch)[:2].view(np.int32))
     return random.fold_in(epoch_key, torch.as_tensor(positions, device="cpu"))
@@ -258,7 +259,7 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
 def seed_generators(key: Tensor) -> None:
     """Seed the global generators of torch (CPU), numpy and Python from one key.
 
-    So that a dataset which draws from them, as torchvision's transforms do, gives a sample the same
+    A dataset that draws from them, as torchvision's transforms do, then gives a sample the same
     draws in every worker.
     """
     high, low = key.tolist()
@@ -270,7 +271,7 @@ def seed_generators(key: Tensor) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """The global generators of torch (CPU), numpy and Python afterwards are as they were before."""
+    """Restore the global generators of torch (CPU), numpy and Python at the end."""
     torch_state = torch.default_generator.get_state()
     numpy_state, python_state = np.random.get_state(), python_random.getstate()
     try:
@@ -283,7 +284,7 @@ def preserved_generators() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What torch computes on the CPU here has the bits that it has in a worker, which has one thread."""
+    """Compute with one thread, as a worker does, so that results have the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -293,7 +294,7 @@ def one_thread() -> Iterator[None]:
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """The batch with its weights: an entry "weight" of a mapping, else the pair (batch, weight)."""
+    """Return a mapping with an entry "weight", of other batches the pair (batch, weight)."""
     if not isinstance(batch, Mapping) or tree.is_leaf(batch):
         return batch, weight
     if "weight" in batch:

@@ -1,4 +1,4 @@
-"""A file that must be there, and what to say when it is not."""
+"""Paths of existing files, with an error that suggests the nearest name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PathLike = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """The path of a file, or an error that names the nearest one there is."""
+    """Return the path of a file; if it does not exist, the error names the nearest one."""
     found = Path(path)
     if found.is_dir():
         raise DataError(f"{found} is a folder, not a file: name a file in it")
@@ -22,7 +22,7 @@ def existing(path: PathLike) -> Path:
 
 
 def existing_folder(path: PathLike) -> Path:
-    """The path of a folder, or an error that names the nearest one there is."""
+    """Return the path of a folder; if it does not exist, the error names the nearest one."""
     found = Path(path)
     if not found.exists():
         raise FileNotFoundError(f"there is no folder {found}{_nearest(found)}")
@@ -32,7 +32,7 @@ def existing_folder(path: PathLike) -> Path:
 
 
 def decoded(path: Path) -> str:
-    """The text in a file of UTF-8 (a byte order mark is left out)."""
+    """Return the text of a UTF-8 file, without a byte order mark."""
     try:
         return existing(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -40,7 +40,7 @@ def decoded(path: Path) -> str:
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    """What to say of a file that is no text in UTF-8."""
+    """Return the error for a file that is not UTF-8 text."""
     return DataError(
         f"{path} is no text in UTF-8 ({error.reason}, byte {error.start}). Convert it first, for "
         f"instance: iconv --from-code latin1 --to-code utf-8 {path} > text.txt"

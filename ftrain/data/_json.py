@@ -1,4 +1,4 @@
-"""The state of a foreign loader as JSON: dicts of any keys, tuples, bytes, tensors and arrays."""
+"""State of a foreign loader as JSON: dicts of any keys, tuples, bytes, tensors and arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAG = "__ftrain__"
 
 
 def encode(value: Any, where: str) -> Any:
-    """What `json.dumps` takes; what JSON lacks becomes a tagged dict."""
+    """Return a value that `json.dumps` accepts; types that JSON lacks become tagged dicts."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, list):
@@ -39,7 +39,7 @@ def encode(value: Any, where: str) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The value that `encode` was given."""
+    """Return the value that `encode` encoded."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):

@@ -1,12 +1,13 @@
-"""A permutation of 0 .. n-1 that is computed, not stored: any place of it, in O(1) memory.
+"""A permutation of 0 .. n-1 that is computed, not stored: any element of it, in O(1) memory.
 
 A Feistel network over pairs (left, right) with left < a, right < b and a b just above n (Black and
 Rogaway, "Ciphers with arbitrary finite domains", 2002): each round adds a hash of one half to the
-other, modulo its size. What falls outside [0, n) goes through again until it does not ("cycle
+other, modulo its size. A result outside [0, n) passes through again until it is inside ("cycle
 walking"): with a near the square root of n that is about one value in sqrt(n).
 
-Eight rounds mix halves of some size; over tiny ones they do not reach all permutations alike (a
-chi-squared test sees it up to n of about a thousand). Up to 4,096 numbers are sorted by hashes instead.
+Eight rounds mix large halves; over tiny ones they do not reach all permutations equally often (a
+chi-squared test sees it up to n of about a thousand). Up to 4,096 numbers are sorted by hashes
+instead.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LARGEST = 2**32
 
 
 def permuted(positions: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.int64]:
-    """Where a permutation of `n` sends these positions; two words of `keys` for each round.
+    """Return the elements of a permutation at these positions; two words of `keys` a round.
 
     Args:
         positions: int64, each in [0, n); one axis or more.

@@ -1,6 +1,6 @@
-"""Arrays from files: `.npz`, `.npy`, `.safetensors`; nothing in them is ever executed.
+"""Arrays from files: `.npz`, `.npy`, `.safetensors`; nothing in them is executed.
 
-Each returns what `Loader` reads by indexing: a dict of tensors, or a tensor.
+Each returns data that `Loader` reads by indexing: a dict of tensors, or a tensor.
 
 Read next: `table.py`, for tables of text.
 """
@@ -24,17 +24,18 @@ __all__ = ["npy", "npz", "safetensors"]
 
 
 def npz(path: PathLike) -> dict[str, Tensor]:
-    """The arrays of an `.npz` file, as `np.savez` writes it, by name.
+    """Return the arrays of an `.npz` file, as `np.savez` writes it, by name.
 
     Raises:
         FileNotFoundError: there is no such file.
         DataError: it is damaged, or an array is no numbers (pickled objects are never loaded).
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> np.savez(folder / "pairs.npz", x=np.zeros((3, 2)), y=np.ones(3))
-    >>> {name: tuple(array.shape) for name, array in npz(folder / "pairs.npz").items()}
-    {'x': (3, 2), 'y': (3,)}
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> np.savez(folder / "pairs.npz", x=np.zeros((3, 2)), y=np.ones(3))
+        >>> {name: tuple(array.shape) for name, array in npz(folder / "pairs.npz").items()}
+        {'x': (3, 2), 'y': (3,)}
     """
     path = existing(path)
     if not zipfile.is_zipfile(path):
@@ -58,7 +59,7 @@ def npz(path: PathLike) -> dict[str, Tensor]:
 
 
 def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
-    """The array of an `.npy` file, as `np.save` writes it.
+    """Return the array of an `.npy` file, as `np.save` writes it.
 
     Args:
         path: the file.
@@ -69,11 +70,12 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
         FileNotFoundError: there is no such file.
         DataError: it is damaged, or holds no numbers (pickled objects are never loaded).
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> np.save(folder / "x.npy", np.arange(3.0))
-    >>> npy(folder / "x.npy")
-    tensor([0., 1., 2.], dtype=torch.float64)
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> np.save(folder / "x.npy", np.arange(3.0))
+        >>> npy(folder / "x.npy")
+        tensor([0., 1., 2.], dtype=torch.float64)
     """
     path = existing(path)
     with path.open("rb") as file:
@@ -87,18 +89,19 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
 
 
 def safetensors(path: PathLike) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, by name, in memory.
+    """Return the tensors of a `.safetensors` file, by name, in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
         DataError: it is damaged.
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> from safetensors.torch import save_file
-    >>> save_file({"x": torch.zeros(3)}, folder / "x.safetensors")
-    >>> safetensors(folder / "x.safetensors")
-    {'x': tensor([0., 0., 0.])}
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> from safetensors.torch import save_file
+        >>> save_file({"x": torch.zeros(3)}, folder / "x.safetensors")
+        >>> safetensors(folder / "x.safetensors")
+        {'x': tensor([0., 0., 0.])}
     """
     path = existing(path)
     try:

@@ -1,6 +1,6 @@
-"""Where a run stands in its data: three integers that belong to whoever consumes.
+"""Position of a run in its data: three integers that the consumer keeps.
 
-Read next: `loader.py`, which turns a cursor into the batches that follow it.
+Read next: `loader.py`, which turns a cursor into the batches after it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _EPOCHS = 2**31
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in the data; the batches from there on are a pure function of it.
+    """A position in the data; the batches after it are a pure function of it.
 
-    A loader hands out each batch with the cursor behind it: keep the one of the last batch you used,
-    and nothing prefetched is ever counted. Save `to_json()` beside the state.
+    A loader yields each batch with the cursor after it: keep the one of the last batch you used,
+    and prefetched batches are not counted. Save `to_json()` beside the state.
 
     Attributes:
         seed: of the order and of the augmentations.
@@ -41,11 +41,12 @@ class Cursor:
             "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` makes another order
             refuses the cursor. `None` for a `Stream`.
 
-    >>> cursor = Cursor(seed=0, epoch=2, position=128)
-    >>> cursor.to_json()
-    {'order': 1, 'seed': 0, 'epoch': 2, 'position': 128}
-    >>> Cursor.from_json(cursor.to_json()) == cursor
-    True
+    Example:
+        >>> cursor = Cursor(seed=0, epoch=2, position=128)
+        >>> cursor.to_json()
+        {'order': 1, 'seed': 0, 'epoch': 2, 'position': 128}
+        >>> Cursor.from_json(cursor.to_json()) == cursor
+        True
     """
 
     seed: int
@@ -56,7 +57,7 @@ class Cursor:
     sampler: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes.
+        """Return a dict that `json.dumps` accepts.
 
         Raises:
             TypeError: the state of a stream holds what JSON cannot; the message names it.
@@ -76,7 +77,7 @@ class Cursor:
         return found
 
     def check(self, of: str | None = None, sampler: str | None = None) -> None:
-        """Refuse what is no place in any data, or not in data of this kind, length and order.
+        """Raise if this is not a position in any data, or not in data of this kind, length and order.
 
         Args:
             of: what the data is that the cursor is about to enter, said in the same words as its `of`.
@@ -114,7 +115,7 @@ class Cursor:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Cursor:
-        """The cursor that `to_json` was called on.
+        """Return the cursor of which `to_json` was called.
 
         Raises:
             ValueError: an entry is missing, is no count, or comes from a newer version of ftrain.
@@ -143,7 +144,7 @@ class Cursor:
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """A cursor for data of this kind, length and order."""
+    """Return the cursor if it is for data of this kind, length and order; else raise."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"a cursor is a data.Cursor, not {type(cursor).__name__}: write loader.start(), or "
@@ -154,7 +155,7 @@ def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
 
 
 def check_seed(seed: object) -> None:
-    """A seed is an integer of 64 bits, signed or not."""
+    """Raise unless a seed is an integer of 64 bits, signed or not."""
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"a seed is an integer, not {type(seed).__name__} {seed!r}")
     if not -(2**63) <= seed < 2**64:
@@ -162,5 +163,5 @@ def check_seed(seed: object) -> None:
 
 
 def is_count(value: object, least: int) -> bool:
-    """Whether this is a whole number from `least` up."""
+    """Return True for a whole number of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -14,7 +14,7 @@ __all__ = ["digits"]
 
 
 def digits() -> dict[str, Tensor]:
-    """1,797 scans of handwritten digits, as they come with scikit-learn.
+    """Return 1,797 scans of handwritten digits, included in scikit-learn.
 
     Returns:
         `image`, float32 `(1797, 1, 8, 8)` from 0 to 1, and `label`, int64 `(1797,)` from 0 to 9.
@@ -22,12 +22,14 @@ def digits() -> dict[str, Tensor]:
     Raises:
         ImportError: scikit-learn is not installed.
 
-    >>> from ftrain import data
-    >>> rest, held_out = data.split(data.digits(), 360)
-    >>> rest["image"].shape
-    torch.Size([1437, 1, 8, 8])
+    Example:
+        >>> from ftrain import data
+        >>> rest, held_out = data.split(data.digits(), 360)
+        >>> rest["image"].shape
+        torch.Size([1437, 1, 8, 8])
 
-    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
+    References:
+        Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
     try:
         datasets = importlib.import_module("sklearn.datasets")

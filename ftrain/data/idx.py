@@ -28,7 +28,7 @@ _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 
 
 def idx(path: PathLike) -> Tensor:
-    """The array of an idx file.
+    """Return the array of an idx file.
 
     Args:
         path: the file; that it is gzipped is seen by its content, not by its name.
@@ -40,14 +40,16 @@ def idx(path: PathLike) -> Tensor:
         FileNotFoundError: there is no such file.
         DataError: another magic number, fewer or more numbers than announced, damaged compression.
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> content = bytes([0, 0, 8, 2, 0, 0, 0, 1, 0, 0, 0, 3, 7, 8, 9])
-    >>> _ = (folder / "tiny-idx2-ubyte").write_bytes(content)
-    >>> idx(folder / "tiny-idx2-ubyte")
-    tensor([[7, 8, 9]], dtype=torch.uint8)
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> content = bytes([0, 0, 8, 2, 0, 0, 0, 1, 0, 0, 0, 3, 7, 8, 9])
+        >>> _ = (folder / "tiny-idx2-ubyte").write_bytes(content)
+        >>> idx(folder / "tiny-idx2-ubyte")
+        tensor([[7, 8, 9]], dtype=torch.uint8)
 
-    Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", 1998.
+    References:
+        LeCun, Cortes and Burges, "The MNIST database of handwritten digits", 1998.
     """
     path = existing(path)
     with path.open("rb") as raw:
@@ -65,7 +67,7 @@ def idx(path: PathLike) -> Tensor:
 
 
 def mnist(folder: PathLike) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The four files of MNIST, or of a set in its form (Fashion-MNIST, KMNIST), in one folder.
+    """Return the four files of MNIST, or of a set in its form (Fashion-MNIST, KMNIST), in one folder.
 
     Args:
         folder: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and

@@ -1,6 +1,6 @@
 """Folders of images, a folder for each class.
 
-Read next: `loader.py`; `augment` and `workers` are made for this.
+Read next: `loader.py`; its arguments `augment` and `workers` are made for this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 
 
 class Images:
-    """The images in a folder's folders: a dataset that a `Loader` reads sample by sample.
+    """Dataset of the images in a folder's folders, read sample by sample.
 
     Attributes:
         classes: the folders' names, sorted, or those that were asked for; a label is a place here.
@@ -69,7 +69,7 @@ class Images:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`{"image": float32 (channels, height, width) from 0 to 1, "label": int}`."""
+        """Return `{"image": float32 (channels, height, width) from 0 to 1, "label": int}`."""
         path, label = self.files[index]
         image = self._opened(index)
         height, width = self.size
@@ -103,7 +103,7 @@ def images(
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
 ) -> Images:
-    """The images in `folder/<class>/<name>.png` (.jpg, .webp, ...), read when they are asked for.
+    """Return the images in `folder/<class>/<name>.png` (.jpg, .webp, ...), read on demand.
 
     Args:
         folder: holds a folder for each class.
@@ -122,14 +122,15 @@ def images(
             read, the file that is damaged.
         ImportError: Pillow is not installed.
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> from PIL import Image
-    >>> (folder / "pets" / "cat").mkdir(parents=True)
-    >>> Image.new("RGB", (6, 4)).save(folder / "pets" / "cat" / "1.png")
-    >>> pets = images(folder / "pets")
-    >>> pets.classes, pets[0]["image"].shape, pets[0]["label"]
-    (['cat'], torch.Size([3, 4, 6]), 0)
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> from PIL import Image
+        >>> (folder / "pets" / "cat").mkdir(parents=True)
+        >>> Image.new("RGB", (6, 4)).save(folder / "pets" / "cat" / "1.png")
+        >>> pets = images(folder / "pets")
+        >>> pets.classes, pets[0]["image"].shape, pets[0]["label"]
+        (['cat'], torch.Size([3, 4, 6]), 0)
     """
     return Images(folder, size, mode, classes)
 

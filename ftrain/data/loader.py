@@ -1,4 +1,4 @@
-"""The loader: batches from a cursor on, each with the cursor behind it.
+"""The loader: batches from a cursor on, each with the cursor after it.
 
     loader = data.Loader(dataset, batch_size=64, seed=0)
     cursor = loader.start()
@@ -6,8 +6,8 @@
         state, metrics = step(state, batch)
         ...                                     # save cursor.to_json() beside the state
 
-Nothing is kept in the loader: it is a value. Entering at batch a million costs what entering at the
-first one does.
+The loader holds no state: it is a value. Starting at batch a million costs the same as starting at
+the first one.
 
 Read next: `samplers.py` for the order, `_fetch.py` for how a batch is made.
 """
@@ -44,7 +44,7 @@ _PROBES, _PROBE = 4, 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
-    """Batches of a dataset in an order that only (seed, epoch, position) decide.
+    """Batches of a dataset, in an order decided by (seed, epoch, position) alone.
 
     Attributes:
         dataset: a tree of tensors or arrays whose first axis counts samples (read by indexing alone); an
@@ -74,17 +74,18 @@ class Loader:
         TypeError: the dataset is none, or can only be iterated over (`Stream` takes those).
         ValueError: an option is out of its range, or there is no full batch and `last="drop"`.
 
-    >>> loader = Loader({"x": torch.arange(10)}, batch_size=4, seed=0)
-    >>> len(loader)
-    2
-    >>> [batch["x"].shape for batch in loader]
-    [torch.Size([4]), torch.Size([4])]
-    >>> for batch, cursor in loader.batches(loader.start(), epochs=2):
-    ...     print(cursor)
-    Cursor(seed=0, epoch=0, position=4, state=None)
-    Cursor(seed=0, epoch=1, position=0, state=None)
-    Cursor(seed=0, epoch=1, position=4, state=None)
-    Cursor(seed=0, epoch=2, position=0, state=None)
+    Example:
+        >>> loader = Loader({"x": torch.arange(10)}, batch_size=4, seed=0)
+        >>> len(loader)
+        2
+        >>> [batch["x"].shape for batch in loader]
+        [torch.Size([4]), torch.Size([4])]
+        >>> for batch, cursor in loader.batches(loader.start(), epochs=2):
+        ...     print(cursor)
+        Cursor(seed=0, epoch=0, position=4, state=None)
+        Cursor(seed=0, epoch=1, position=0, state=None)
+        Cursor(seed=0, epoch=1, position=4, state=None)
+        Cursor(seed=0, epoch=2, position=0, state=None)
     """
 
     dataset: Any = dataclasses.field(repr=False)
@@ -138,28 +139,28 @@ class Loader:
         object.__setattr__(self, "_of", f"{len(order)} samples")
 
     def __len__(self) -> int:
-        """Batches an epoch, the same on every rank."""
+        """Return the number of batches an epoch, the same on every rank."""
         return self._remaining(0)
 
     def start(self) -> Cursor:
-        """The cursor before the first batch of the first epoch."""
+        """Return the cursor before the first batch of the first epoch."""
         return self._cursor(self.seed)
 
     def at(self, step: int) -> Cursor:
-        """The cursor after `step` batches from the start."""
+        """Return the cursor after `step` batches from the start."""
         if not is_count(step, 0):
             raise ValueError(f"a step counts from 0, found {step!r}")
         epoch, batches = divmod(step, len(self))
         return self._cursor(self.seed, epoch, batches * self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the first epoch, alone."""
+        """Yield the batches of the first epoch, without cursors."""
         return (batch for batch, _ in self.batches())
 
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """The batches from `cursor` on, each with the cursor behind it.
+        """Yield the batches from `cursor` on, each with the cursor after it.
 
         Args:
             cursor: where to begin, and with which seed; `None`: at the start.
@@ -197,7 +198,7 @@ class Loader:
         return transferred(fetched, torch.device(self.device), ahead=min(self.prefetch, 1))
 
     def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
-        """The requests from `cursor` on, each with the cursor behind it."""
+        """Yield the requests from `cursor` on, each with the cursor after it."""
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
         if not self._remaining(position):  # fewer samples are left than another batch size needs
             epoch, position = epoch + 1, 0
@@ -226,9 +227,9 @@ class Loader:
 
     @functools.cached_property
     def _witness(self) -> str:
-        """The option that chose the order, and a hash of what stands at some places of the first epoch.
+        """Return the option that chose the order, and a hash of some positions of the first epoch.
 
-        Not of later ones: an order that somebody wrote may be a list of as many epochs as the run has.
+        Later epochs are not hashed: a custom order may be a list of as many epochs as the run has.
         """
         n, length = len(self._order), min(len(self._order), _PROBE)
         starts = np.linspace(0, n - length, _PROBES).astype(np.int64)
@@ -240,12 +241,12 @@ class Loader:
         return f"{option} {hashlib.blake2b(found, digest_size=6).hexdigest()}"
 
     def _remaining(self, position: int) -> int:
-        """Batches from this position to the end of its epoch."""
+        """Return the number of batches from this position to the end of its epoch."""
         whole, rest = divmod(len(self._order) - position, self.batch_size)
         return whole + (rest > 0 and self._last != "drop")
 
     def _block(self, seed: int, epoch: int, position: int) -> _Block:
-        """This rank's rows of the next batches: many at once, but a partial one alone."""
+        """Return this rank's rows of the next batches: many at once, but a partial one alone."""
         n, rows = len(self._order), self.batch_size // self.ranks
         whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
         wide = rows if self._last == "pad" else min(rows, n)  # a batch may be larger than the data
@@ -289,7 +290,7 @@ class _Block(NamedTuple):
 def _in_workers(
     loader: Loader, planned: Iterator[tuple[Request, Cursor]]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Batches made by torch's worker processes, in order."""
+    """Yield batches made by torch's worker processes, in order."""
     cursors: collections.deque[Cursor] = collections.deque()
 
     def requests() -> Iterator[Request]:

@@ -1,8 +1,8 @@
-"""Orders: which sample stands at which position of an epoch.
+"""Orders: the sample at each position of an epoch.
 
-An order is a pure function of (seed, epoch, position), so it can be entered anywhere at no cost, and is
-the same for every batch size, number of workers and number of ranks. To write one, write `__len__`
-and `at`.
+An order is a pure function of (seed, epoch, position), so reading can start anywhere at no cost,
+and it is the same for every batch size, number of workers and number of ranks. A custom order
+implements `__len__` and `at`.
 
 Read next: `_permutation.py`, how a billion samples are shuffled without a list of them.
 """
@@ -28,23 +28,24 @@ Indices = NDArray[np.int64]
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What an order must offer."""
+    """Protocol of an order."""
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Return the number of samples an epoch."""
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The samples at these positions: int64 of one axis or more, each in [0, len(self))."""
+        """Return the samples at these positions: int64 of one axis or more, each in [0, len(self))."""
 
 
 class Sequential:
-    """The samples as they lie.
+    """The samples in their stored order.
 
     Args:
         n: how many there are.
 
-    >>> Sequential(3).at(np.arange(3), seed=0, epoch=0)
-    array([0, 1, 2])
+    Example:
+        >>> Sequential(3).at(np.arange(3), seed=0, epoch=0)
+        array([0, 1, 2])
     """
 
     def __init__(self, n: int) -> None:
@@ -54,26 +55,28 @@ class Sequential:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The positions themselves."""
+        """Return the positions themselves."""
         return positions
 
 
 class Shuffled:
-    """Each sample once an epoch, in an order that seed and epoch choose.
+    """Each sample once an epoch, in an order chosen by seed and epoch.
 
-    A keyed bijection of [0, n): eight rounds of a Feistel network, so any place of the order is
-    computed alone, in constant memory (256 places among a billion take 0.07 ms).
+    A keyed bijection of [0, n): eight rounds of a Feistel network, so that any element of the order
+    is computed alone, in constant memory (256 elements of a billion take 0.07 ms).
 
     Args:
         n: how many samples there are, from 1 to 2^32.
 
-    >>> order = Shuffled(10**9)
-    >>> order.at(np.array([0, 1, 999_999_999]), seed=0, epoch=0)
-    array([...])
-    >>> sorted(Shuffled(5).at(np.arange(5), seed=0, epoch=0).tolist())
-    [0, 1, 2, 3, 4]
+    Example:
+        >>> order = Shuffled(10**9)
+        >>> order.at(np.array([0, 1, 999_999_999]), seed=0, epoch=0)
+        array([...])
+        >>> sorted(Shuffled(5).at(np.arange(5), seed=0, epoch=0).tolist())
+        [0, 1, 2, 3, 4]
 
-    Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
+    References:
+        Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
     """
 
     def __init__(self, n: int) -> None:
@@ -83,7 +86,7 @@ class Shuffled:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The samples at these positions."""
+        """Return the samples at these positions."""
         return permuted(positions, self.n, words("shuffled", seed, epoch))
 
 
@@ -97,8 +100,9 @@ class Weighted:
     Raises:
         ValueError: a weight is negative, infinite or NaN, or there is none above zero.
 
-    >>> Weighted([0.0, 1.0, 0.0], samples=4).at(np.arange(4), seed=0, epoch=0)
-    array([1, 1, 1, 1])
+    Example:
+        >>> Weighted([0.0, 1.0, 0.0], samples=4).at(np.arange(4), seed=0, epoch=0)
+        array([1, 1, 1, 1])
     """
 
     def __init__(self, weights: Sequence[float] | Tensor | Any, samples: int | None = None) -> None:
@@ -113,7 +117,7 @@ class Weighted:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The samples drawn at these positions."""
+        """Return the samples drawn at these positions."""
         drawn = uniform(positions, words("weighted", seed, epoch)) * self._ends[-1]
         found = np.searchsorted(self._ends, drawn, side="right")
         samples: Indices = np.minimum(found, self._last).astype(np.int64)
@@ -124,17 +128,17 @@ class ByLength:
     """Each sample once an epoch, neighbours of similar length: batches with little padding.
 
     The shuffled order is cut into windows of `window * group` samples, each window sorted by length
-    and cut into groups, and the groups of a window shuffled. A group is what should have one length:
-    the batch.
+    and cut into groups, and the groups of a window shuffled. A group should be one batch.
 
     Args:
         lengths: the length of each sample, `(n,)` numbers.
         group: samples to a group: the loader's `batch_size`.
         window: groups to a window: more make lengths more alike, and the order less random.
 
-    >>> order = ByLength([5, 1, 4, 1, 5, 4], group=2)
-    >>> order.at(np.arange(6), seed=0, epoch=0).reshape(3, 2).tolist()
-    [[...], [...], [...]]
+    Example:
+        >>> order = ByLength([5, 1, 4, 1, 5, 4], group=2)
+        >>> order.at(np.arange(6), seed=0, epoch=0).reshape(3, 2).tolist()
+        [[...], [...], [...]]
     """
 
     def __init__(
@@ -156,7 +160,7 @@ class ByLength:
         return len(self._shuffled)
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The samples at these positions."""
+        """Return the samples at these positions."""
         found = np.empty(positions.shape, dtype=np.int64)
         of = positions // self.window
         for number in np.unique(of).tolist():
@@ -179,11 +183,11 @@ class ByLength:
 
 
 class Mixed:
-    """Several sources mixed by weight; each is shuffled and gone through on its own.
+    """Several sources mixed by weight; each is shuffled and traversed on its own.
 
-    The index counts through the sources one after the other, as in `data.concat`. Every 1,024 positions
-    hold each source in its share (rounded to 1/1,024), in random order. A source goes on where it
-    stopped, from epoch to epoch: none of its samples comes twice before all have come once.
+    The index counts through the sources in sequence, as in `data.concat`. Every 1,024 positions
+    hold each source in its share (rounded to 1/1,024), in random order. A source continues from
+    epoch to epoch: none of its samples repeats before all have come once.
 
     Args:
         sizes: how many samples each source has.
@@ -193,10 +197,11 @@ class Mixed:
     Raises:
         ValueError: sizes and weights differ in number, or a weight is negative or not finite.
 
-    >>> order = Mixed([100, 900], weights=[0.5, 0.5])
-    >>> drawn = order.at(np.arange(1000), seed=0, epoch=0)
-    >>> 480 < int((drawn < 100).sum()) < 520
-    True
+    Example:
+        >>> order = Mixed([100, 900], weights=[0.5, 0.5])
+        >>> drawn = order.at(np.arange(1000), seed=0, epoch=0)
+        >>> 480 < int((drawn < 100).sum()) < 520
+        True
     """
 
     BLOCK = 1024
@@ -220,7 +225,7 @@ class Mixed:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """The samples at these positions."""
+        """Return the samples at these positions."""
         blocks, places = np.divmod(positions + epoch * self.n, self.BLOCK)
         found = np.empty(positions.shape, dtype=np.int64)
         for block in np.unique(blocks).tolist():
@@ -229,7 +234,7 @@ class Mixed:
         return found
 
     def _in_block(self, block: int, seed: int) -> Indices:
-        """The samples of one block, `(BLOCK,)`."""
+        """Return the samples of one block, `(BLOCK,)`."""
         drawn = [
             self._of_source(source, block * count + np.arange(count, dtype=np.int64), seed)
             for source, count in enumerate(self._counts)
@@ -240,7 +245,7 @@ class Mixed:
         return samples
 
     def _of_source(self, source: int, turns: Positions, seed: int) -> Indices:
-        """What a source gives at its own positions, which run on over its own epochs."""
+        """Return a source's samples at its own positions, which run on over its own epochs."""
         size = self._sizes[source]
         passes, places = np.divmod(turns, size)
         found = np.empty(turns.shape, dtype=np.int64)
@@ -251,7 +256,7 @@ class Mixed:
 
 
 def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
-    """Whole numbers of sum `total` nearest to these parts (largest remainder)."""
+    """Return whole numbers with sum `total`, nearest to these parts (largest remainder)."""
     exact = parts * total
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:

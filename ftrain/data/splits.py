@@ -1,6 +1,6 @@
-"""Data sets from data sets: a part held out, several put together.
+"""Datasets from datasets: a part held out, several in sequence.
 
-Read next: `loader.py`, which takes what these return.
+Read next: `loader.py`, which reads the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["concat", "split"]
 
 
 def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, Any]:
-    """The dataset in two parts, chosen at random: `(rest, held out)`.
+    """Split a dataset at random into two parts: `(rest, held out)`.
 
     Args:
         dataset: what a `Loader` takes.
@@ -33,9 +33,10 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
     Raises:
         ValueError: one of the parts would be empty.
 
-    >>> rest, held_out = split({"x": torch.arange(10)}, 0.3)
-    >>> len(rest["x"]), len(held_out["x"])
-    (7, 3)
+    Example:
+        >>> rest, held_out = split({"x": torch.arange(10)}, 0.3)
+        >>> len(rest["x"]), len(held_out["x"])
+        (7, 3)
     """
     source = as_dataset(dataset)
     n = len(source)
@@ -52,7 +53,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
 
 
 def concat(*datasets: Any) -> Any:
-    """Datasets one after the other, as `Mixed` counts them.
+    """Concatenate datasets, in the index order that `Mixed` expects.
 
     Args:
         datasets: trees of tensors of one structure, or map-style datasets.
@@ -60,9 +61,10 @@ def concat(*datasets: Any) -> Any:
     Raises:
         ValueError: there is none, or they differ in kind, structure, dtypes or shapes.
 
-    >>> both = concat({"x": torch.zeros(2)}, {"x": torch.ones(1)})
-    >>> both["x"]
-    tensor([0., 0., 1.])
+    Example:
+        >>> both = concat({"x": torch.zeros(2)}, {"x": torch.ones(1)})
+        >>> both["x"]
+        tensor([0., 0., 1.])
     """
     if not datasets:
         raise ValueError("nothing to put together: concat(first, second, ...)")

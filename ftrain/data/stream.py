@@ -1,9 +1,9 @@
-"""What can only be iterated over: iterable datasets, and loaders that come from elsewhere.
+"""Streams: iterable datasets, and loaders of other libraries.
 
-    stream = data.Stream(hugging_face_dataset, batch_size=32)       # or a DataLoader, as it is
+    stream = data.Stream(hugging_face_dataset, batch_size=32)       # or a DataLoader, unchanged
     for batch, cursor in stream.batches(cursor): ...
 
-Read next: `loader.py`, which is exact for any number of workers where the data has length and items.
+Read next: `loader.py`, which is exact for any number of workers if the data has length and items.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ _PARTS = ("dataset", "sampler")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Batches of whatever has `__iter__`, with a cursor behind each.
+    """Batches of any iterable, each with the cursor after it.
 
-    Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader, Hugging
-    Face's IterableDataset) goes on from its own state, which the cursor carries. Any other source is
-    gone through again up to the cursor. Both are exact with the same number of the source's own
-    workers only: they share out a stream, so another number makes another order. And some states are
-    not whole: a StatefulDataLoader restores which samples its workers read, not what they draw, and
-    Hugging Face refills a shuffle buffer. Where that matters, `replay=True` does without them.
-    Persistent workers begin anew in each epoch: what they draw would depend on all epochs before.
+    Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader,
+    Hugging Face's IterableDataset) resumes from its own state, which the cursor carries. Any other
+    source is read again up to the cursor. Both are exact with the same number of the source's own
+    workers only: workers share a stream, so another number gives another order. Some states are not
+    complete: a StatefulDataLoader restores which samples its workers read, not what they draw, and
+    Hugging Face refills a shuffle buffer. If that matters, `replay=True` reads again instead.
+    Persistent workers are restarted in each epoch: their draws would depend on all epochs before.
 
-    Whatever the source draws from the global generators of torch (CPU), numpy and Python is decided by
-    (seed, epoch, position), and moves none of them for the caller: a plain
+    Draws of the source from the global generators of torch (CPU), numpy and Python are decided by
+    (seed, epoch, position), and the generators are restored for the caller: a plain
     `DataLoader(dataset, shuffle=True)` gives the same batches every time. A `set_epoch` or
-    `generator` of the source, or of a DataLoader's dataset or sampler, is told the epoch, or seeded.
+    `generator` of the source, or of a DataLoader's dataset or sampler, is called with the epoch, or
+    seeded.
 
     Attributes:
         source: an iterable that starts anew each time it is iterated over (no generator).
@@ -54,12 +55,13 @@ class Stream:
     Raises:
         TypeError: the source cannot be iterated over, or only once.
 
-    >>> stream = Stream(range(5), batch_size=2)
-    >>> for batch, cursor in stream.batches():
-    ...     print(batch, cursor.epoch, cursor.position)
-    tensor([0, 1]) 0 1
-    tensor([2, 3]) 0 2
-    tensor([4]) 1 0
+    Example:
+        >>> stream = Stream(range(5), batch_size=2)
+        >>> for batch, cursor in stream.batches():
+        ...     print(batch, cursor.epoch, cursor.position)
+        tensor([0, 1]) 0 1
+        tensor([2, 3]) 0 2
+        tensor([4]) 1 0
     """
 
     source: Iterable[Any]
@@ -81,17 +83,17 @@ class Stream:
             )
 
     def start(self) -> Cursor:
-        """The cursor before the first batch of the first epoch."""
+        """Return the cursor before the first batch of the first epoch."""
         return Cursor(self.seed, of=self._of)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the first epoch, alone."""
+        """Yield the batches of the first epoch, without cursors."""
         return (batch for batch, _ in self.batches())
 
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """The batches from `cursor` on, each with the cursor behind it; `Loader.batches` says more.
+        """Yield the batches from `cursor` on, each with the cursor after it; see `Loader.batches`.
 
         The source is read one batch ahead, to know which batch is an epoch's last.
 
@@ -107,7 +109,7 @@ class Stream:
 
     @property
     def _of(self) -> str:
-        """What a position counts in; of a source that knows it, with its length."""
+        """Return the unit that a position counts in; of a source that knows it, with its length."""
         try:
             length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
         except (TypeError, NotImplementedError):  # torch's iterable datasets
@@ -121,7 +123,7 @@ class Stream:
             cursor = yield from self._epoch(cursor)
 
     def _epoch(self, cursor: Cursor) -> Generator[tuple[Any, Cursor], None, Cursor]:
-        """What is left of an epoch; returns where the next one begins."""
+        """Yield the rest of an epoch; return where the next one begins."""
         seed, epoch = cursor.seed, cursor.epoch
         restored = cursor.state is not None and not self.replay
         items = self._begun(cursor, restored)
@@ -152,7 +154,7 @@ class Stream:
         return Cursor(seed, epoch + 1, 0, state, self._of)
 
     def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
-        """The source's iterator for an epoch: from its own state, or from the epoch's beginning."""
+        """Return the source's iterator for an epoch, from its own state or the beginning."""
         key = sample_keys(cursor.seed, cursor.epoch, torch.tensor([0]))[0]
         with preserved_generators():
             seed_generators(key)
@@ -173,7 +175,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """The source, or one without its lasting workers: they go on drawing from epoch to epoch."""
+        """Return the source, or a copy without persistent workers, whose draws outlast epochs."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
@@ -184,7 +186,7 @@ class Stream:
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
-        """The batch after `position` batches, its draws seeded by that, and the source's state then."""
+        """Return the batch after `position` batches, seeded by that, and the source's state."""
         stateful = hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")
         with preserved_generators():
             seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])

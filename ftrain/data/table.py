@@ -68,11 +68,12 @@ def csv(
         DataError: a cell is not the number it must be, a line has another number of cells than the
             header, a column is not there; the message names file, line, column and remedy.
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = (folder / "pets.csv").write_text("weight,age,kind\\n4.5,2,cat\\n31.0,5,dog\\n")
-    >>> csv(folder / "pets.csv", target="kind", categories={"kind": ["cat", "dog"]})
-    {'x': tensor([[ 4.5000,  2.0000], [31.0000,  5.0000]]), 'y': tensor([0, 1])}
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "pets.csv").write_text("weight,age,kind\\n4.5,2,cat\\n31.0,5,dog\\n")
+        >>> csv(folder / "pets.csv", target="kind", categories={"kind": ["cat", "dog"]})
+        {'x': tensor([[ 4.5000,  2.0000], [31.0000,  5.0000]]), 'y': tensor([0, 1])}
     """
     table = Table.read(path, delimiter, header)
     categories = dict(categories or {})
@@ -247,8 +248,9 @@ class Column:
 def absent(cell: str) -> bool:
     """Whether a cell of a column of numbers says that there is none.
 
-    >>> absent(" "), absent("N/A"), absent("0")
-    (True, True, False)
+    Example:
+        >>> absent(" "), absent("N/A"), absent("0")
+        (True, True, False)
     """
     return cell.strip().lower() in _ABSENT
 
@@ -256,8 +258,9 @@ def absent(cell: str) -> bool:
 def respelled(cell: str) -> str | None:
     """What to say of a number that is written as people do; `None` if it is none.
 
-    >>> respelled("31,000.50")
-    "is a number with separators, which are not read: write '31000.50'"
+    Example:
+        >>> respelled("31,000.50")
+        "is a number with separators, which are not read: write '31000.50'"
     """
     cell = cell.strip()
     if _THOUSANDS.fullmatch(cell):

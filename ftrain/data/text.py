@@ -1,4 +1,4 @@
-"""Text as numbers: characters, bytes, or tokens that another program made; cut into windows.
+"""Text as numbers: characters, bytes, or tokens of another program, cut into windows.
 
     text = data.text("book.txt")
     rest, held_out = text.split(0.1)
@@ -28,7 +28,7 @@ __all__ = ["Text", "Windows", "standard_library", "text", "tokens"]
 
 
 class Windows:
-    """Pieces of one length out of a long row of tokens: a dataset that a `Loader` reads at once.
+    """Windows of one length over a long row of tokens: a dataset that a `Loader` reads at once.
 
     Args:
         tokens: integers `(n,)`: a tensor or array, in memory or memory-mapped.
@@ -39,9 +39,10 @@ class Windows:
     Raises:
         ValueError: there are fewer tokens than a window has.
 
-    >>> windows = Windows(torch.arange(7), length=3, stride=2)
-    >>> len(windows), windows.gather(torch.tensor([0, 2])).tolist()
-    (3, [[0, 1, 2], [4, 5, 6]])
+    Example:
+        >>> windows = Windows(torch.arange(7), length=3, stride=2)
+        >>> len(windows), windows.gather(torch.tensor([0, 2])).tolist()
+        (3, [[0, 1, 2], [4, 5, 6]])
     """
 
     def __init__(self, tokens: Tensor | Any, length: int, stride: int = 1) -> None:
@@ -69,7 +70,7 @@ class Windows:
         return self.gather(torch.tensor([index]))[0]
 
     def gather(self, indices: Tensor) -> Tensor:
-        """The windows with these numbers, int64 `(len(indices), length)`."""
+        """Return the windows with these numbers, int64 `(len(indices), length)`."""
         places = indices[:, None] * self.stride + torch.arange(self.length)
         if self.tokens.device.type == "cpu":  # numpy indexes the unsigned types too
             return torch.from_numpy(self.tokens.numpy()[places.numpy()].astype(np.int64))
@@ -84,11 +85,12 @@ class Text:
         tokens: `(n,)`, in the smallest integer type that fits.
         alphabet: its characters, sorted, a token being a place here; `None`: the tokens are bytes.
 
-    >>> greeting = Text.of("hello")
-    >>> greeting.alphabet, greeting.tokens.tolist()
-    ('ehlo', [1, 0, 2, 2, 3])
-    >>> greeting.decode(greeting.encode("hole"))
-    'hole'
+    Example:
+        >>> greeting = Text.of("hello")
+        >>> greeting.alphabet, greeting.tokens.tolist()
+        ('ehlo', [1, 0, 2, 2, 3])
+        >>> greeting.decode(greeting.encode("hole"))
+        'hole'
     """
 
     tokens: Tensor
@@ -96,7 +98,7 @@ class Text:
 
     @classmethod
     def of(cls, content: str, alphabet: str | None = None) -> Text:
-        """The text of a string, over the characters in it, or over an alphabet that has them all.
+        """Return the text of a string, over the characters in it, or over an alphabet that has them all.
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -117,11 +119,11 @@ class Text:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are to choose from."""
+        """Return the number of different tokens."""
         return 256 if self.alphabet is None else len(self.alphabet)
 
     def encode(self, content: str) -> Tensor:
-        """The tokens of a string, int64 `(n,)`.
+        """Return the tokens of a string, int64 `(n,)`.
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -131,7 +133,7 @@ class Text:
         return Text.of(content, self.alphabet).tokens.to(torch.int64)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The string of these tokens; bytes that are no UTF-8 become replacement signs.
+        """Return the string of these tokens; bytes that are not UTF-8 become replacement characters.
 
         Raises:
             ValueError: a number is no token.
@@ -145,14 +147,14 @@ class Text:
         return "".join(self.alphabet[number] for number in numbers)
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """The beginning, and the last `held_out` (a share) of it, over one alphabet."""
+        """Return the beginning, and the last `held_out` (a share) of it, over one alphabet."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(f"held_out={held_out!r} of {len(self)} tokens leaves one part empty")
         return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
 
     def windows(self, length: int, stride: int = 1) -> Windows:
-        """`Windows` over the tokens."""
+        """Return `Windows` over the tokens."""
         return Windows(self.tokens, length, stride)
 
 
@@ -162,7 +164,7 @@ def text(
     *,
     alphabet: str | None = None,
 ) -> Text:
-    """A text file as numbers.
+    """Return a text file as numbers.
 
     Args:
         path: the file.
@@ -175,15 +177,16 @@ def text(
         FileNotFoundError: there is no such file.
         DataError: it is empty, or no UTF-8; it has a character that is not in the alphabet.
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = (folder / "a.txt").write_text("abba")
-    >>> text(folder / "a.txt").tokens
-    tensor([0, 1, 1, 0], dtype=torch.uint8)
-    >>> text(folder / "a.txt", unit="bytes").tokens
-    tensor([97, 98, 98, 97], dtype=torch.uint8)
-    >>> text(folder / "a.txt", alphabet=" ab").tokens
-    tensor([1, 2, 2, 1], dtype=torch.uint8)
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.txt").write_text("abba")
+        >>> text(folder / "a.txt").tokens
+        tensor([0, 1, 1, 0], dtype=torch.uint8)
+        >>> text(folder / "a.txt", unit="bytes").tokens
+        tensor([97, 98, 98, 97], dtype=torch.uint8)
+        >>> text(folder / "a.txt", alphabet=" ab").tokens
+        tensor([1, 2, 2, 1], dtype=torch.uint8)
     """
     if unit not in ("characters", "bytes"):
         raise ValueError(f'unit is "characters" or "bytes", found {unit!r}')
@@ -211,7 +214,7 @@ def _points(content: str) -> np.ndarray:
 
 
 def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
-    """Tokens that another program wrote, memory-mapped: one number after the other, or an `.npy` file.
+    """Return tokens of another program, memory-mapped: a raw file of numbers, or an `.npy` file.
 
     Args:
         path: the file. Writes to the tensor never reach it.
@@ -224,11 +227,12 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
         FileNotFoundError: there is no such file.
         DataError: it is empty, or its size is no multiple of a token's.
 
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> np.array([1, 2, 50256], dtype=np.uint16).tofile(folder / "train.bin")
-    >>> Windows(tokens(folder / "train.bin"), length=2).gather(torch.tensor([1]))
-    tensor([[    2, 50256]])
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> np.array([1, 2, 50256], dtype=np.uint16).tofile(folder / "train.bin")
+        >>> Windows(tokens(folder / "train.bin"), length=2).gather(torch.tensor([1]))
+        tensor([[    2, 50256]])
     """
     path = existing(path)
     if path.suffix == ".npy":
@@ -246,15 +250,17 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
 
 
 def standard_library(characters: int = 1_000_000) -> Text:
-    """The beginning of Python's own sources, its modules in the order of their names.
+    """Return the beginning of Python's own sources, its modules in the order of their names.
 
-    Text of some length on every machine, without a network; what it says depends on Python's version.
+    A text of some length on every machine, without a network; its content depends on Python's
+    version.
 
     Raises:
         FileNotFoundError: this Python comes without its sources.
 
-    >>> len(standard_library(10_000))
-    10000
+    Example:
+        >>> len(standard_library(10_000))
+        10000
     """
     if not is_count(characters, 1):
         raise ValueError(f"characters counts from 1, found {characters!r}")
