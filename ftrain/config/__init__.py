@@ -1,4 +1,4 @@
-"""Configuration: one typed schema, a file, the command line, and what they build.
+"""Configuration: one typed schema, read from a file and the command line, and the run that it builds.
 
     from ftrain.config.run import train
 
@@ -6,9 +6,9 @@
     result = train(config)                         # in runs/digits, as `ftrain train` does
     outputs = load_run("runs/digits").predict(x)   # with the best weights
 
-What is built by name is registered with `register`, or named by import path: `model.py:Net`. Every
-mistake is a `ConfigError` that names key and place. Read next: `schema.py`, for the
-keys; `build.py` and `run.py`, for what is made of them; `trained.py`, for what comes of it.
+Components are registered by name with `register`, or given by import path: `model.py:Net`. Every
+mistake is a `ConfigError` that names key and source location. Read next: `schema.py`, the keys;
+`build.py` and `run.py`, which build the run; `trained.py`, its result.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """`load_run` and `Trained`, when they are asked for: a configuration does not wait for torch."""
+        """Import `load_run` and `Trained` on first access: a configuration does not wait for torch."""
         if name not in ("Trained", "load_run"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from ftrain.config import trained  # noqa: PLC0415  # it imports torch: a second

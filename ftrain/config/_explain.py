@@ -1,4 +1,4 @@
-"""What pydantic found, in the words of a configuration: key, place, what to write instead."""
+"""Validation errors of pydantic in terms of the configuration: key, source location, remedy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _ELSEWHERE = {
 
 
 def explained(error: ValidationError, places: Places) -> list[Problem]:
-    """One problem for each key; the first that pydantic has for it."""
+    """Return one problem for each key, the first that pydantic reports."""
     problems: dict[str, Problem] = {}
     for found in error.errors(include_url=False, include_context=True):
         path = _path(found["loc"])
@@ -84,7 +84,7 @@ def explained(error: ValidationError, places: Places) -> list[Problem]:
 
 
 def _path(loc: tuple[int | str, ...]) -> Path:
-    """pydantic's location, less what it adds for the branches of a union."""
+    """Return pydantic's location without the entries it adds for branches of a union."""
     return tuple(part for part in loc if not (isinstance(part, str) and part in _BRANCHES))
 
 

@@ -1,4 +1,4 @@
-"""JSON with the place of every key. The standard parser decides what is JSON; this finds the lines."""
+"""JSON with the line of every key. The standard parser validates it; this module finds the lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def parse_json(text: str, name: str) -> tuple[Any, Places]:
-    """The document, and the place of each of its keys."""
+    """Return the document, and the line of each of its keys."""
     try:
         parsed = json.loads(text, parse_constant=_refused)
     except json.JSONDecodeError as error:
@@ -33,7 +33,7 @@ def _refused(constant: str) -> float:
 
 
 class _Walk:
-    """Once more over a text that is known to be JSON, for the lines alone."""
+    """Second pass over valid JSON, for line numbers only."""
 
     def __init__(self, text: str, name: str) -> None:
         self.text, self.places = text, Places(name)
@@ -47,7 +47,7 @@ class _Walk:
         return found.end() if found else at
 
     def value(self, at: int, path: Path) -> int:
-        """Past the value that begins here."""
+        """Return the position after the value that begins here."""
         self.places.lines.setdefault(path, self.line(at))
         if self.text[at] not in "[{":
             return self.decoder.raw_decode(self.text, at)[1]

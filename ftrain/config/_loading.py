@@ -1,6 +1,6 @@
-"""From the data function to batches: a part held out, what the run has learnt handed in.
+"""From the data function to batches, with a part held out and fitted preprocessing applied.
 
-Read next: `sources/`, the functions; `fitted.py`, which keeps what they learn.
+Read next: `sources/`, the functions; `fitted.py`, which stores what they fit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEV_EVAL_BATCHES = 2
 
 
 def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: bool) -> Data:
-    """What the data function returns, with a part held out.
+    """Return the result of the data function, with a part held out.
 
     Args:
         resolved: what the configuration names.
@@ -76,7 +76,7 @@ def _read(config: Config, target: Target, arguments: Mapping[str, Any], learnt: 
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Path and held-out file are one: where all is learnt, the training data need not be there."""
+    """Return the arguments that read the held-out file alone, if everything is fitted already."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:
@@ -106,7 +106,7 @@ def _as_data(config: Config, made: Any) -> Data:
 
 
 def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
-    """Training and held-out batches; for an evaluation the latter alone."""
+    """Return training and held-out batches; for an evaluation the latter alone."""
     place = device if device.type != "cpu" else None
 
     def batches(dataset: Any, training: bool) -> Any:
@@ -145,6 +145,6 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
 
 
 def _first(batches: Any, n: int) -> list[Any]:
-    """The first n batches as a list: the same ones in each epoch."""
+    """Return the first n batches as a list: the same ones in each epoch."""
     pairs = batches.batches(epochs=1)
     return [batch for (batch, _), _ in zip(pairs, range(n), strict=False)]

@@ -1,4 +1,4 @@
-"""Calling what a configuration names: an error in it says which key, which place, which line."""
+"""Calls of configured components; errors name the key, its source location and the line that raised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["made"]
 
 
 def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
-    """What `make` returns; an error in it names the component, its place, and the line that raised."""
+    """Return the result of `make`; an error names the component, its source location, and the line."""
     key, place = join(target.path), config.places.of(target.path)
     try:
         return make()
@@ -36,7 +36,7 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
 
 
 def _sought(config: Config, target: Target) -> list[str]:
-    """From where those of its paths were sought at which there is nothing."""
+    """Return the directories in which missing paths were searched."""
     written = target.component.model_dump()
     return [
         f"{name} {str(written[name])!r} is sought {config.sought((*target.path, name))}"
@@ -46,7 +46,7 @@ def _sought(config: Config, target: Target) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    """The last line outside of ftrain and of installed packages."""
+    """Return the last line outside of ftrain and of installed packages."""
     house = os.path.dirname(ftrain.__file__)
     frames = traceback.extract_tb(error.__traceback__)
     own = [

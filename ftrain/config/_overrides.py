@@ -1,4 +1,4 @@
-"""`key.path=value` arguments, put into what the file says."""
+"""`key.path=value` arguments, applied on top of the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["apply_overrides"]
 def apply_overrides(
     data: dict[str, Any], places: Places, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """The data with each of them put in; a section or list on the way that is not there is made."""
+    """Return the data with each override applied; missing sections and lists are created."""
     for override in overrides:
         path, value = _parsed(override)
         data = _put(data, path, value, (), f"the command line ({override})")
@@ -46,7 +46,7 @@ def _parsed(override: str) -> tuple[Path, Any]:
 
 
 def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
-    """What stands at `done`, with `value` put at `path` below it."""
+    """Return the value at `done`, with `value` put at `path` below it."""
     if not path:
         return value
     key, here = path[0], (*done, path[0])

@@ -1,4 +1,4 @@
-"""Where each key of a configuration is written."""
+"""Source locations of configuration keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass
 class Places:
-    """The line of every key in a file, and which keys the command line has set.
+    """The line of every key in a file, and the keys that the command line has set.
 
     Attributes:
         name: the file, as the user called it.
@@ -25,11 +25,12 @@ class Places:
     overrides: dict[Path, str] = dataclasses.field(default_factory=dict)
 
     def of(self, path: Path) -> str:
-        """The nearest place that is known: the key's own, that of one below it, or its parent's.
+        """Return the nearest known source location: of the key, of a key below it, or of its parent.
 
-        >>> places = Places("a.yaml", {("epochs",): 3}, {("seed",): "seed=1"})
-        >>> places.of(("epochs",)), places.of(("seed",)), places.of(("other",))
-        ('a.yaml:3', 'the command line (seed=1)', 'a.yaml')
+        Example:
+            >>> places = Places("a.yaml", {("epochs",): 3}, {("seed",): "seed=1"})
+            >>> places.of(("epochs",)), places.of(("seed",)), places.of(("other",))
+            ('a.yaml:3', 'the command line (seed=1)', 'a.yaml')
         """
         for length in range(len(path), 0, -1):
             if path[:length] in self.overrides:
@@ -42,14 +43,15 @@ class Places:
         return self.name
 
     def typed(self, path: Path) -> bool:
-        """Whether the value comes from the command line."""
+        """Return True if the value comes from the command line."""
         return any(path[:length] in self.overrides for length in range(1, len(path) + 1))
 
 
 def join(path: Path) -> str:
-    """The dotted form.
+    """Return the dotted form of a path.
 
-    >>> join(("callbacks", 0, "patience"))
-    'callbacks.0.patience'
+    Example:
+        >>> join(("callbacks", 0, "patience"))
+        'callbacks.0.patience'
     """
     return ".".join(map(str, path))

@@ -1,4 +1,4 @@
-"""TOML with the place of every key. `tomllib` decides what is TOML; this finds the lines."""
+"""TOML with the line of every key. `tomllib` validates it; this module finds the lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["parse_toml"]
 
 
 def parse_toml(text: str, name: str) -> tuple[Any, Places]:
-    """The document, and the place of each of its keys."""
+    """Return the document, and the line of each of its keys."""
     try:
         parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -37,7 +37,7 @@ def parse_toml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def _places(lines: list[str], name: str) -> Places:
-    """A statement ends with the first line at which it parses by itself."""
+    """Return the line of each key; a statement ends with the first line at which it parses by itself."""
     places = Places(name, {(): 1})
     table: Path = ()
     entered: Counter[Path] = Counter()
@@ -70,7 +70,7 @@ def _parsed(statement: str) -> dict[str, Any] | None:
 
 
 def _only_path(parsed: Any) -> tuple[str, ...]:
-    """The keys of a header, from the table that it makes by itself."""
+    """Return the keys of a header, from the table that it makes by itself."""
     path: tuple[str, ...] = ()
     while isinstance(parsed, (dict, list)) and parsed:
         if isinstance(parsed, list):
@@ -82,7 +82,7 @@ def _only_path(parsed: Any) -> tuple[str, ...]:
 
 
 def _entered(keys: tuple[str, ...], is_array: bool, entered: Counter[Path]) -> Path:
-    """The header's path, with the index of the newest element where an array of tables is entered."""
+    """Return the path of a header, with the index of the newest element of an array of tables."""
     path: Path = ()
     for depth, key in enumerate(keys):
         path = (*path, key)
@@ -94,7 +94,7 @@ def _entered(keys: tuple[str, ...], is_array: bool, entered: Counter[Path]) -> P
 
 
 def _paths(value: Any, path: Path = ()) -> list[Path]:
-    """Every path in the value, those of lists and tables too."""
+    """Return every path in the value, those of lists and tables too."""
     found = [path] if path else []
     for key, child in _children(value):
         found += _paths(child, (*path, key))

@@ -1,4 +1,4 @@
-"""The callbacks that every run has: progress, logs, checkpoints of the best, early stopping.
+"""Callbacks of every run: progress, logs, checkpoints of the best, early stopping.
 
 Read next: `ftrain/loop/callbacks/`.
 """
@@ -23,7 +23,7 @@ _CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 
 
 def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
-    """What looks on: the configuration's own callbacks, then those that the schema has keys for.
+    """Build the callbacks of a run: the configuration's own, then those that have keys in the schema.
 
     Raises:
         ConfigError: a metric that is monitored cannot be there.
@@ -48,7 +48,7 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
 
 
 def check_monitored(parts: Parts, result: FitResult) -> None:
-    """Refuse a metric that the run's last evaluation did not have: one that failed on it may be resumed.
+    """Raise if a monitored metric is not among those of the run's last evaluation.
 
     Raises:
         ConfigError: it names the metrics that there are.
@@ -63,13 +63,13 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
 
 
 def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
-    """The same of one that the run itself refused; `None` where a callback of one's own names it."""
+    """Return the problem of a metric that a run refused; `None` for a custom callback's."""
     sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
     return _at(parts, sections[0], str(error)) if sections else None
 
 
 def _watched(parts: Parts) -> list[tuple[str, str]]:
-    """Sections that name a metric, and which."""
+    """Return the sections that name a metric, and the metric."""
     config = parts.config
     found = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
     if config.early_stopping is not None:
@@ -111,7 +111,7 @@ def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
 
 
 def _keeps_best(parts: Parts) -> bool:
-    """Whether there is a best: where nothing is held out, the default metric does not exist."""
+    """Return True if there is a best checkpoint: the default metric needs held-out data."""
     options = parts.config.checkpoint
     by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
     return bool(options.keep_best) and not by_default

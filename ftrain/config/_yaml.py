@@ -1,7 +1,8 @@
-"""YAML with the place of every key, read by the rules of YAML 1.2.
+"""YAML with the line of every key, read by the rules of YAML 1.2.
 
-PyYAML follows version 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is 8.
-The resolver here is 1.2's core schema, so that a learning rate is a number and a country a country.
+PyYAML follows version 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is
+8. The resolver here is the core schema of 1.2, so that a learning rate is a number and a country a
+country.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DEEPEST = 60
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
-    """The document, and the place of each of its keys."""
+    """Return the document, and the line of each of its keys."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -38,10 +39,11 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def scalar(text: str) -> Any:
-    """What a plain scalar stands for, as 1.2's core schema has it.
+    """Return the value of a plain scalar in the core schema of YAML 1.2.
 
-    >>> scalar("1e-3"), scalar("no"), scalar("010"), scalar("true"), scalar("")
-    (0.001, 'no', 10, True, None)
+    Example:
+        >>> scalar("1e-3"), scalar("no"), scalar("010"), scalar("true"), scalar("")
+        (0.001, 'no', 10, True, None)
     """
     for pattern, convert in _SCALARS:
         if pattern.fullmatch(text):
@@ -74,7 +76,7 @@ _TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only; no tag is resolved, so none is run."""
+    """Loader that composes nodes only; no tag is resolved, so none is executed."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -89,7 +91,7 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Reader:
-    """Nodes to values; counts what it makes."""
+    """Conversion of nodes to values, with a limit on their number."""
 
     def __init__(self, name: str) -> None:
         self.name, self.places, self.made = name, Places(name), 0

@@ -1,10 +1,10 @@
-"""From a configuration to what is trained: data, model, loss, optimizer, steps.
+"""Components of a run from its configuration: data, model, loss, optimizer, steps.
 
     parts = build(load("digits.yaml"))
     state = parts.init_state()
     for batch in parts.train: state, metrics = parts.steps.train_step(state, batch)
 
-Read next: `run.py`, which hands the parts to a `Trainer`.
+Read next: `run.py`, which passes the parts to a `Trainer`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNITS = "target_scale"
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A run, built but not begun.
+    """A run that is built but has not started.
 
     Attributes:
         resolved: what the configuration names, and the configuration itself with every value filled in.
@@ -77,17 +77,17 @@ class Parts:
         return self.resolved.config
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
-        """A trainer of the steps, which counts samples and tokens as the data says."""
+        """Return a trainer of the steps, which counts samples and tokens as the data source does."""
         if self.sizes is not None:
             options["count"] = self.sizes
         return Trainer(self.steps, callbacks, **options)
 
     def steps_at(self, learning_rate: Any) -> ftrain.Steps:
-        """The same steps with this learning rate in place of the schedule; a number or a 0-d tensor."""
+        """Return the steps with a constant learning rate, a number or 0-d tensor."""
         return _steps(self.config, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
 
     def init_state(self) -> ftrain.TrainState:
-        """The state before the first step, on the run's device; the same bits for every device."""
+        """Return the state before the first step, with the same bits on every device."""
         state = self.steps.init_state(self.config.seed)
         moved: ftrain.TrainState = tree.map(lambda leaf: leaf.to(self.device), state)
         return moved
@@ -101,7 +101,7 @@ def build(
     evaluation: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Parts:
-    """Import, check and make everything that a configuration names.
+    """Import, check and construct everything that a configuration names.
 
     Args:
         config: from `load`.
@@ -203,7 +203,7 @@ def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> ftrain.S
 
 
 def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
-    """The course of the learning rate; `None` where it is constant."""
+    """Return the learning-rate schedule; `None` if the rate is constant."""
     config, course = resolved.config, resolved.schedule
     if course is None or course.function is optim.reduce_on_plateau:
         return None
@@ -214,7 +214,7 @@ def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
 
 
 def _chain(resolved: Resolved, rate: Any) -> Any:
-    """Clip, then the algorithm, then what shrinks its steps; around all of it the average."""
+    """Return the optimizer: clipping, the algorithm, step scaling, and the average around all of it."""
     config, target, course = resolved.config, resolved.optimizer, resolved.schedule
     links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
     links.append(made(config, target, functools.partial(target.function, rate, **target.arguments)))
@@ -225,7 +225,7 @@ def _chain(resolved: Resolved, rate: Any) -> Any:
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """The schedule's arguments with shares of the run as steps, and the run's length filled in."""
+    """Return the schedule's arguments, shares and remainders of the run as steps."""
     arguments = dict(course.arguments)
     shares = [
         name
@@ -249,7 +249,7 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
 
 
 def _filled(target: Target, facts: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """The arguments with what the data told in place of `${data.NAME}`."""
+    """Return the arguments with facts about the data in place of `${data.NAME}`."""
     filled = {}
     for name, value in target.arguments.items():
         asked = reference(value)
@@ -269,7 +269,7 @@ def _filled(target: Target, facts: Mapping[str, Any], config: Config) -> dict[st
 def _in_run(
     target: Target, facts: Mapping[str, Any], config: Config, folder: pathlib.Path | None
 ) -> dict[str, Any]:
-    """The arguments of a callback, with the run's directory in place of `${run}`."""
+    """Return the arguments of a callback, with the run's directory in place of `${run}`."""
     run = str(config.folder if folder is None else folder)
     return {
         name: value.replace("${run}", run) if isinstance(value, str) else value

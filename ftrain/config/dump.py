@@ -1,8 +1,8 @@
-"""A configuration as YAML: what was resolved, every default written out.
+"""A configuration as YAML, with every default written out.
 
     load(file) -> dump -> the same bytes, however often
 
-Read next: `load.py`, the way in.
+Read next: `load.py`, the inverse.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ __all__ = ["dump", "relocated"]
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML; `load` makes the same of it.
+    """Return the configuration as YAML, from which `load` reads an equal one.
 
-    >>> from ftrain.config import load
-    >>> text = dump(load({"model": "mlp", "data": "digits", "epochs": 3}))
-    >>> text.splitlines()[:5]
-    ['model:', '  name: mlp', 'data:', '  name: digits', '  held_out: null']
+    Example:
+        >>> from ftrain.config import load
+        >>> text = dump(load({"model": "mlp", "data": "digits", "epochs": 3}))
+        >>> text.splitlines()[:5]
+        ['model:', '  name: mlp', 'data:', '  name: digits', '  held_out: null']
     """
     return to_yaml(config.model_dump(mode="json"))
 
 
 def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
-    """The configuration as it reads when it stands in another folder: paths lead to the same files."""
+    """Return the configuration for another folder: its paths lead to the same files."""
     config = resolved.config
     data = config.model_dump(mode="json")
 
@@ -80,7 +81,7 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Plain values as YAML that 1.1 and 1.2 read alike."""
+    """Return plain values as YAML that versions 1.1 and 1.2 read alike."""
     text: str = yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )
@@ -88,7 +89,7 @@ def to_yaml(data: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that one of the two versions would take for something else."""
+    """Dumper that quotes every text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

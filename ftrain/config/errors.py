@@ -1,4 +1,4 @@
-"""The one error of this package: which key, where it is written, what to write instead."""
+"""The one error of this package: the key, its source location, the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["ConfigError", "Problem", "did_you_mean", "nearest"]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a configuration.
+    """One mistake in a configuration.
 
     Attributes:
         key: the dotted path, such as `optimizer.learning_rate`; empty where the whole is meant.
@@ -28,16 +28,17 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """A configuration cannot be used; every problem that was found is in it.
+    """A configuration is invalid; the error holds every problem.
 
     Attributes:
         problems: at least one `Problem`; `key` and `place` are those of the first.
 
-    >>> error = ConfigError([Problem("epochs", "digits.yaml:2", "must be a whole number")])
-    >>> print(error)
-    digits.yaml:2: epochs: must be a whole number
-    >>> error.key, error.place
-    ('epochs', 'digits.yaml:2')
+    Example:
+        >>> error = ConfigError([Problem("epochs", "digits.yaml:2", "must be a whole number")])
+        >>> print(error)
+        digits.yaml:2: epochs: must be a whole number
+        >>> error.key, error.place
+        ('epochs', 'digits.yaml:2')
     """
 
     problems: tuple[Problem, ...]
@@ -48,7 +49,7 @@ class ConfigError(ValueError):
 
     @classmethod
     def at(cls, key: str, place: str | os.PathLike[str], message: str) -> ConfigError:
-        """The error of one problem."""
+        """Return the error of one problem."""
         return cls([Problem(key, os.fspath(place), message)])
 
     @property
@@ -58,24 +59,25 @@ class ConfigError(ValueError):
 
     @property
     def place(self) -> str:
-        """Where the first problem is written."""
+        """The source location of the first problem."""
         return self.problems[0].place
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that this one is most like, if it is like one."""
+    """Return the known name that is most similar to this one, if one is similar."""
     lowered = {candidate.lower(): candidate for candidate in sorted(known)}
     near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return lowered[near[0]] if near else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known name, or all of them.
+    """Return a sentence that names the most similar known name, or all of them.
 
-    >>> did_you_mean("adamm", ["adam", "sgd"])
-    'Did you mean adam?'
-    >>> did_you_mean("zzz", ["adam", "sgd"])
-    'Known are: adam, sgd'
+    Example:
+        >>> did_you_mean("adamm", ["adam", "sgd"])
+        'Did you mean adam?'
+        >>> did_you_mean("zzz", ["adam", "sgd"])
+        'Known are: adam, sgd'
     """
     names = sorted(set(known))
     near = nearest(name, names)

@@ -1,12 +1,12 @@
-"""What a run has learnt from its training data (scales, classes, an alphabet), beside its checkpoints.
+"""Preprocessing fitted on a run's training data (scales, classes, an alphabet), beside its checkpoints.
 
-`data.json` in the run's directory, for people to read as well:
+`data.json` in the run's directory, readable by people as well:
 
     {"source": "csv", "facts": {"features": 4, ...},
      "fitted": {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}}, ...}}
 
-Whatever the run reads later, it reads with that; `facts` are what the data told about itself: the model
-can be built without it. Read next: `sources/table.py`, which learns most.
+Data that the run reads later are transformed by it; `facts` describe the data: the model can be
+built without them. Read next: `sources/table.py`, which fits most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LISTED = 6
 
 
 def content(parts: Parts) -> str | None:
-    """What `data.json` holds; `None` where the data have nothing to learn."""
+    """Return the content of `data.json`; `None` if the data source fits nothing."""
     if parts.fitted is None:
         return None
     found = {"source": _source(parts.config), "fitted": parts.fitted}
@@ -39,7 +39,7 @@ def content(parts: Parts) -> str | None:
 
 
 def kept(config: Config, folder: pathlib.Path) -> Mapping[str, Any]:
-    """What the run in a directory has learnt; empty if it kept nothing, as former versions did.
+    """Return the fitted preprocessing of a run; empty if there is none, as in former versions.
 
     Raises:
         ConfigError: the file is damaged, or of another data function.
@@ -64,7 +64,7 @@ def kept(config: Config, folder: pathlib.Path) -> Mapping[str, Any]:
 
 
 def told(folder: pathlib.Path) -> Mapping[str, Any] | None:
-    """The facts beside it; `None` where JSON has no values for them, as former versions had none."""
+    """Return the stored facts; `None` if JSON cannot hold them, or for runs of former versions."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8")).get("facts")
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def told(folder: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 def lost(parts: Parts, folder: pathlib.Path, fitted: Mapping[str, Any] | None) -> str | None:
-    """What to say of a run that should have kept something, and has not."""
+    """Return the warning for a run whose data.json is missing."""
     if fitted is None or fitted or parts.fitted is None:
         return None
     return (
@@ -83,7 +83,7 @@ def lost(parts: Parts, folder: pathlib.Path, fitted: Mapping[str, Any] | None) -
 
 
 def check_unchanged(parts: Parts, fitted: Mapping[str, Any], remedy: str) -> None:
-    """Refuse training data that teach something else than what the run has learnt.
+    """Raise if the training data fit other preprocessing than the run's.
 
     Raises:
         ConfigError: it names what differs.
@@ -104,7 +104,7 @@ def _refused(constant: str) -> float:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether JSON gives it back as it is."""
+    """Return True if the value survives a round trip through JSON."""
     try:
         return _same(json.loads(json.dumps(value, allow_nan=False)), value)
     except (TypeError, ValueError, RecursionError):
@@ -122,7 +122,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _source(config: Config) -> str:
-    """The function's name, wherever its file lies now."""
+    """Return the function's name, independent of the location of its file."""
     return config.data.name.rpartition(":")[2]
 
 

@@ -1,4 +1,4 @@
-"""Run directories, and the configurations in them; torch is not imported for that."""
+"""Run directories, and the configurations in them, read without importing torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["run_config", "run_folder"]
 
 
 def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
-    """The directory of a run; or `ConfigError` that lists those there are."""
+    """Return the directory of a run; `ConfigError` lists the existing ones."""
     folder = pathlib.Path(name)
     if (folder / "config.yaml").is_file():
         return folder
@@ -31,7 +31,7 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def run_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a run, which goes on in the directory where it lies now."""
+    """Return the configuration of a run, whose directory may have been moved."""
     quoted = yaml.safe_dump(
         str(folder), default_style='"', width=1 << 20
     )  # JSON splits an emoji in two

@@ -1,4 +1,4 @@
-"""Every key of the schema as a page of text: name, type, default, what it is for."""
+"""Every key of the schema as text: name, type, default, purpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def keys() -> Iterator[tuple[str, FieldInfo]]:
-    """Every key, dotted, with its field, in the order of the schema."""
+    """Return every key, dotted, with its field, in the order of the schema."""
     for name, field in Config.model_fields.items():
         yield name, field
         if name in SECTIONS:
@@ -31,11 +31,12 @@ def keys() -> Iterator[tuple[str, FieldInfo]]:
 
 
 def described() -> str:
-    """Every key with its default, and below it what it is for.
+    """Return every key with its default, and its purpose below it.
 
-    >>> print(described().partition("optimizer.name")[2][:57])
-    : adamw
-        One of `ftrain.optim`, such as `adamw`, or an
+    Example:
+        >>> print(described().partition("optimizer.name")[2][:57])
+        : adamw
+            One of `ftrain.optim`, such as `adamw`, or an
     """
     lines = []
     for key, field in keys():

@@ -2,7 +2,7 @@
 
     config = load("digits.yaml", ["epochs=3", "optimizer.learning_rate=1e-3"])
 
-Read next: `dump.py`, its way back to a file; `build.py`, which makes a run of it.
+Read next: `dump.py`, the inverse; `build.py`, which builds a run from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMATS = {".yaml": parse_yaml, ".yml": parse_yaml, ".json": parse_json, ".toml
 def load(
     source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Config:
-    """The configuration in a file (or a dict), with `overrides` on top.
+    """Return the configuration in a file (or a dict), with `overrides` applied.
 
     Args:
         source: a `.yaml`, `.yml`, `.json` or `.toml` file, or a dict of the same keys.
@@ -45,13 +45,14 @@ def load(
         ConfigError: the file cannot be read or parsed; a key is not known, twice there, or of another
             type; keys do not go together. All problems that were found are in it.
 
-    >>> config = load({"model": "linear", "data": "digits", "epochs": 3}, ["optimizer.name=sgd"])
-    >>> config.epochs, config.optimizer.name, config.log_every
-    (3, 'sgd', 50)
-    >>> load({"model": "linear", "data": "digits", "epoch": 3})
-    Traceback (most recent call last):
-        ...
-    ftrain.config.errors.ConfigError: the configuration: epoch: there is no such key. Did you mean ...
+    Example:
+        >>> config = load({"model": "linear", "data": "digits", "epochs": 3}, ["optimizer.name=sgd"])
+        >>> config.epochs, config.optimizer.name, config.log_every
+        (3, 'sgd', 50)
+        >>> load({"model": "linear", "data": "digits", "epoch": 3})
+        Traceback (most recent call last):
+            ...
+        ftrain.config.errors.ConfigError: the configuration: epoch: there is no such key. ...
     """
     if isinstance(source, Mapping):
         return _checked(dict(source), Places("the configuration"), overrides, None)
@@ -60,7 +61,7 @@ def load(
 
 
 def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a text that stands, or could stand, in the file `path`.
+    """Return the configuration in a text, as if it were in the file `path`.
 
     Raises:
         ConfigError: as `load`.
@@ -119,7 +120,7 @@ def _checked(
 
 
 def _contradictions(config: Config) -> list[tuple[str, str]]:
-    """What each key allows and two together do not."""
+    """Return the problems of keys that are valid alone but not together."""
     found = []
     if config.epochs is None and config.max_steps is None:
         found.append(

@@ -1,6 +1,6 @@
-"""Losses that need no file: sums with their counts, so that means over any batches merge exactly.
+"""Losses by name: sums with their counts, so that means over any batches merge exactly.
 
-Each reads its batch by name: `input` and `target` say under which, `x` and `y` by default.
+Each reads its batch by name: `input` and `target` are the keys, `x` and `y` by default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def cross_entropy(
     target: str = "y",
     label_smoothing: float = 0.0,
 ) -> Loss:
-    """Of classes, in nats, with the accuracy beside it.
+    """Return the cross-entropy of classes, in nats, and the accuracy.
 
     Args:
         model: gives logits `(n, classes)`.
@@ -56,7 +56,7 @@ def cross_entropy(
 def binary_cross_entropy(
     model: nn.Module, batch: Any, *, input: str = "x", target: str = "y"
 ) -> Loss:
-    """Of yes and no, in nats, with the accuracy beside it.
+    """Return the binary cross-entropy, in nats, and the accuracy.
 
     Args:
         model: gives logits `(n,)` or `(n, 1)`.
@@ -79,7 +79,7 @@ def mse(
     target: str = "y",
     target_scale: float | None = None,
 ) -> Loss:
-    """The mean squared error of numbers, with the mean absolute error in their own units beside it.
+    """Return the mean squared error, and the mean absolute error in the units of the data.
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
@@ -103,7 +103,7 @@ def mse(
 
 
 def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
-    """Each token of a window (but the first) from those before it, in nats.
+    """Return the cross-entropy of each token of a window (but the first) given those before it, in nats.
 
     Args:
         model: `(n, length) -> logits (n, length, vocabulary)`.
@@ -133,7 +133,7 @@ def _entry(batch: Any, name: str) -> torch.Tensor:
 
 
 def _as_targets(found: torch.Tensor, wanted: torch.Tensor, target: str) -> torch.Tensor:
-    """The model's numbers in the shape of the targets: `(n, 1)` is `(n,)`."""
+    """Return the model's output in the shape of the targets: `(n, 1)` becomes `(n,)`."""
     if found.numel() != wanted.numel():
         raise ValueError(
             f"the model gives {tuple(found.shape)}, and there are {tuple(wanted.shape)} numbers in "

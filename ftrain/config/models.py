@@ -1,4 +1,4 @@
-"""Models that need no file: enough to try data and settings on.
+"""Models by name, to try data and settings on.
 
 Read next: `sources.py`, the data; `losses.py`.
 """
@@ -16,7 +16,7 @@ __all__ = ["mlp"]
 def mlp(
     inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), dropout: float = 0.0
 ) -> nn.Module:
-    """Linear layers with GELUs between them.
+    """Return a multilayer perceptron: linear layers with GELUs between them.
 
     Args:
         inputs: numbers in a sample; more than one axis of them is flattened.
@@ -24,13 +24,14 @@ def mlp(
         hidden: widths of the layers between; none: a linear model.
         dropout: probability, after each hidden layer.
 
-    >>> mlp(4, 3, hidden=(8,))
-    Sequential(
-      (0): Flatten(start_dim=1, end_dim=-1)
-      (1): Linear(in_features=4, out_features=8, bias=True)
-      (2): GELU(approximate='none')
-      (3): Linear(in_features=8, out_features=3, bias=True)
-    )
+    Example:
+        >>> mlp(4, 3, hidden=(8,))
+        Sequential(
+          (0): Flatten(start_dim=1, end_dim=-1)
+          (1): Linear(in_features=4, out_features=8, bias=True)
+          (2): GELU(approximate='none')
+          (3): Linear(in_features=8, out_features=3, bias=True)
+        )
     """
     layers: list[nn.Module] = [nn.Flatten()]
     for wide, narrow in pairwise((inputs, *hidden)):

@@ -1,4 +1,4 @@
-"""What a run predicts for the rows of a table, in the table's own terms: class names, or its units.
+"""Predictions of a run for the rows of a table, as class names or in the table's units.
 
 Read next: `trained.py`, whose `predict` is called; `sources/table.py`, which reads the rows.
 """
@@ -25,9 +25,9 @@ __all__ = ["predictions"]
 
 
 def predictions(run: Trained) -> dict[str, list[Any]]:
-    """The columns that are predicted for the rows of `data.path`, in their order.
+    """Return the predicted columns for the rows of `data.path`, in their order.
 
-    The file needs no target column; one that is there is not looked at.
+    The file needs no target column; an existing one is ignored.
 
     Returns:
         Of classes: under the target's name the names of the likeliest, and beside it a column `p(CLASS)`
@@ -62,7 +62,7 @@ def predictions(run: Trained) -> dict[str, list[Any]]:
 
 
 def _features(target: Target, fitted: Mapping[str, Any]) -> Tensor:
-    """`x` as the model has learnt it; a target column is put in place of what the file may have."""
+    """Return `x` as the model was trained on; the target column is replaced by a filler."""
     asked = inspect.signature(sources.csv).bind(**target.arguments)
     asked.apply_defaults()
     given, goal = asked.arguments, fitted["target"]
@@ -78,7 +78,7 @@ def _features(target: Target, fitted: Mapping[str, Any]) -> Tensor:
 
 
 def _named(run: Trained, outputs: Tensor) -> dict[str, list[Any]]:
-    """The outputs in the table's terms."""
+    """Return the outputs in the table's terms."""
     goal, config = run.fitted["target"], run.config
     binary = run.parts.resolved.loss.function is losses.binary_cross_entropy
     name, classes = goal["name"], goal.get("classes", ["0", "1"] if binary else None)
@@ -103,5 +103,5 @@ def _named(run: Trained, outputs: Tensor) -> dict[str, list[Any]]:
 
 
 def _spelled(name: str, value: str) -> str:
-    """An argument as a configuration has it."""
+    """Return an argument as a configuration writes it."""
     return f"data.{name}: {value}"

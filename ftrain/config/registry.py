@@ -1,4 +1,4 @@
-"""Names for what a configuration builds: registered ones, and import paths.
+"""Names of components: registered ones, and import paths.
 
     @register("model", "conv")
     def conv(width: int = 16) -> nn.Module: ...
@@ -46,7 +46,7 @@ _REGISTERED: dict[Kind, dict[str, Any]] = {
 
 
 def register(kind: Kind, name: str) -> Callable[[T], T]:
-    """A decorator: what it decorates can be named in configurations.
+    """Register the decorated component under a name for configurations.
 
     Args:
         kind: what it is: a function or class that builds a model, a data set, an optimizer (from the
@@ -56,11 +56,12 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
     Raises:
         ValueError: the name is taken by something else.
 
-    >>> @register("model", "identity")
-    ... def identity():
-    ...     return torch.nn.Identity()
-    >>> "identity" in names("model")
-    True
+    Example:
+        >>> @register("model", "identity")
+        ... def identity():
+        ...     return torch.nn.Identity()
+        >>> "identity" in names("model")
+        True
     """
     if kind not in KINDS:
         raise ValueError(f"there is no kind {kind!r}. {did_you_mean(kind, KINDS)}")
@@ -77,12 +78,12 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
 
 
 def names(kind: Kind) -> list[str]:
-    """What is registered."""
+    """Return the registered names."""
     return sorted({*_REGISTERED[kind], *_from_library(kind)})
 
 
 def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any:
-    """What is called so; or `ConfigError` at this key and place."""
+    """Return the component of a name; or raise `ConfigError` at this key and source location."""
     module, colon, attribute = name.rpartition(":")
     if colon:
         return _attribute(load_module(module, base, key, place), module, attribute, key, place)
@@ -107,7 +108,7 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
 
 
 def _from_library(kind: Kind) -> dict[str, Any]:
-    """What other rooms offer under their own names."""
+    """Return the components that other rooms offer under their own names."""
     if kind == "callback":
         from ftrain.loop import callbacks  # noqa: PLC0415
 
@@ -136,12 +137,12 @@ def _first(function: Any) -> str:
 
 
 def is_file(module: str) -> bool:
-    """Whether the part before the colon names a file."""
+    """Return True if the part before the colon names a file."""
     return module.endswith(".py")
 
 
 def load_module(module: str, base: pathlib.Path, key: str, place: str) -> ModuleType:
-    """The module or file, imported; or `ConfigError` that says what is wrong in which line of it."""
+    """Import a module or file; or raise `ConfigError` with the line at fault."""
     try:
         if is_file(module):
             return _from_file(base / module, module, key, place)
@@ -191,7 +192,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
 
 
 def _visible(folder: pathlib.Path) -> None:
-    """As for a script: what lies beside it can be imported."""
+    """Append a folder to the import path, as for a script in it."""
     path = os.path.abspath(folder)
     if path not in sys.path:
         sys.path.append(path)  # last: a file called json.py must not stand in for Python's

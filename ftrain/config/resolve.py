@@ -1,8 +1,8 @@
-"""Names to what they name, and arguments against signatures, before anything is built or trained.
+"""Names resolved to components, and arguments checked against signatures, before anything is built.
 
-Arguments are checked by the annotations of what takes them: an unknown one is answered with "did you
-mean", a text for a number is refused, lists become tuples where those are asked for. An argument that is
-annotated as a `pathlib.Path` is sought beside the configuration, or, given on the command line, in the
+Arguments are checked by annotations: an unknown one is answered with "did you mean", a text for a
+number is refused, lists become tuples where the annotation says so. An argument that is annotated
+as a `pathlib.Path` is searched beside the configuration or, if given on the command line, in the
 current directory.
 
 Read next: `build.py`.
@@ -37,7 +37,7 @@ _REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a component names, and its checked arguments.
+    """A component, and its checked arguments.
 
     Attributes:
         path: the component's place in the configuration, such as `("optimizer",)`.
@@ -54,18 +54,18 @@ class Target:
     files: tuple[str, ...] = ()
 
     def takes(self, name: str) -> bool:
-        """Whether the function has a parameter of this name."""
+        """Return True if the function has a parameter of this name."""
         return name in _parameters(self.function)
 
     def takes_file(self, name: str) -> bool:
-        """Whether it can be a path."""
+        """Return True if the parameter may be a path."""
         hint = _hints(self.function).get(name)
         return pathlib.Path in (hint, *typing.get_args(hint))
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """Everything a configuration names.
+    """All components of a configuration.
 
     Attributes:
         config: what was resolved.
@@ -91,7 +91,7 @@ _FILLED: dict[Kind, int] = {"loss": 2, "optimizer": 1, "schedule": 1}
 
 
 def resolve(config: Config) -> Resolved:
-    """Import what is named and check every argument.
+    """Import all named components and check every argument.
 
     Raises:
         ConfigError: something is not there, cannot be imported, or does not take these arguments; all
@@ -129,7 +129,7 @@ def resolve(config: Config) -> Resolved:
 
 
 def _held_out(config: Config, data: Target) -> list[Problem]:
-    """A file of held-out samples for a function that reads none."""
+    """Raise if held-out samples are a file and the data function cannot read one."""
     if not isinstance(config.data.held_out, str) or data.takes("held_out"):
         return []
     says = (
@@ -140,24 +140,25 @@ def _held_out(config: Config, data: Target) -> list[Problem]:
 
 
 def reference(value: object) -> str | None:
-    """The NAME of a `${data.NAME}`.
+    """Return the NAME of a `${data.NAME}`.
 
-    >>> reference("${data.classes}"), reference("classes")
-    ('classes', None)
+    Example:
+        >>> reference("${data.classes}"), reference("classes")
+        ('classes', None)
     """
     found = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
     return found[1] if found else None
 
 
 def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
-    """A fact about the data, or a number of steps that is written as a share of the run."""
+    """Return True for a fact about the data, or a number of steps written as a share of the run."""
     if kind == "schedule":
         return name.endswith("steps") and isinstance(value, float) and 0 < value < 1
     return kind in ("model", "loss", "callback") and reference(value) is not None
 
 
 def _with_rate(config: Config, optimizer: Target) -> Config:
-    """The learning rate written out: the optimizer's own where none is given."""
+    """Return the configuration with the optimizer's default learning rate written out."""
     if config.optimizer.learning_rate is not None:
         return config
     parameters = _parameters(optimizer.function)
@@ -235,13 +236,13 @@ def _hints(function: Any) -> Mapping[str, Any]:
 
 
 def run_length(schedule: str) -> tuple[str, ...]:
-    """The arguments of a schedule that are the run's number of steps, or what is left of it."""
+    """Return the arguments of a schedule that are the run's number of steps, or its remainder."""
     whole = ("steps",) if schedule in ("cosine", "linear", "one_cycle", "polynomial") else ()
     return (*whole, "total_steps", "stable_steps")
 
 
 def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
-    """The value as the annotation wants it, and whether it is a path; `ValueError` if it cannot be."""
+    """Return the value converted to the annotation, and whether it is a path."""
     if hint is None or hint is Any:
         return value, False
     try:

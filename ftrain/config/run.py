@@ -2,9 +2,9 @@
 
     result = train(load("digits.yaml"))
 
-A run directory holds `config.yaml` (every value written out: the same run again), `data.json` (what
-was learnt from the training data), `metrics.jsonl`, `metrics.csv`, `train.log`, `checkpoints/`,
-`curves.png`, and when it is over `result.json`.
+A run directory holds `config.yaml` (every value written out: the same run again), `data.json`
+(fitted preprocessing), `metrics.jsonl`, `metrics.csv`, `train.log`, `checkpoints/`, `curves.png`,
+and after its end `result.json`.
 
 Read next: `ftrain/loop/trainer.py`.
 """
@@ -60,7 +60,7 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is ready to begin, or to go on.
+    """A run that is ready to start or to resume.
 
     Attributes:
         parts: what was built.
@@ -112,7 +112,7 @@ class Run:
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
-    """Train what a configuration says.
+    """Train the run that a configuration describes.
 
     Args:
         config: from `load`.
@@ -132,7 +132,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
 @contextlib.contextmanager
 def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Run]:
-    """The run, built and with its directory; a `fast_dev_run`'s is temporary.
+    """Build a run and its directory; that of a `fast_dev_run` is temporary.
 
     Raises:
         ConfigError: as `train`.
@@ -170,7 +170,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:
-    """The run's checkpoints, kept as the configuration says."""
+    """Return the run's checkpoint store, with the retention of the configuration."""
     options = config.checkpoint
     return Store(
         folder / "checkpoints",
@@ -185,7 +185,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
 
 @contextlib.contextmanager
 def environment(config: Config) -> Iterator[None]:
-    """Threads, determinism and anomaly mode as the configuration says; as they were afterwards."""
+    """Apply the configured threads, determinism and anomaly mode; restore them at the end."""
     threads = torch.get_num_threads()
     was = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -224,7 +224,7 @@ def _will_compile(parts: Parts) -> bool:
 
 
 def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
-    """Refuse a directory that holds a run, unless there is nothing to lose."""
+    """Raise if the directory holds a run with results."""
     there = any((folder / name).exists() for name in (*FILES, "checkpoints"))
     if there and not may_hold_a_run and not _came_to_nothing(folder):
         raise _refusal(
@@ -235,7 +235,7 @@ def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> N
 
 
 def _came_to_nothing(folder: pathlib.Path) -> bool:
-    """Whether the run in it failed before its first step."""
+    """Return True if the run in the directory failed before its first step."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -245,7 +245,7 @@ def _came_to_nothing(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """A directory that cannot be made or written to is a mistake in the configuration."""
+    """Create the directory; raise `ConfigError` if it cannot be created or written to."""
     try:
         yield
     except ConfigError:
@@ -258,7 +258,7 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Nobody else trains in this directory: a lock that ends with the process, however it ends."""
+    """Lock the directory against other processes; the lock ends with the process."""
     with Lock.file(folder / ".lock") as lock:
         if not lock.held:
             raise _refusal(
@@ -268,19 +268,19 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
 
 
 def _learnt(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
-    """What a run that goes on has learnt; `None` for one that begins."""
+    """Return the fitted preprocessing of a resumed run; `None` for a new one."""
     begun = any((folder / "checkpoints").glob("step-*"))
     return fitted.kept(config, folder) if begun else None
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
-    """Each at once: readers see the old one or the new one."""
+    """Write each file atomically: readers see the old one or the new one."""
     for name, text in files.items():
         _lines.replace(folder / name, text)
 
 
 def _clear(folder: pathlib.Path) -> None:
-    """Delete what a run has left there, and nothing else."""
+    """Delete the files that a run has written, and no others."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

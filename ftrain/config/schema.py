@@ -1,10 +1,10 @@
-"""What a configuration may hold: every key, its type, its default, and what it is for.
+"""The schema of a configuration: every key, its type, its default, its purpose.
 
-Names are those that people know. What is built by name (model, data, loss, optimizer, schedule,
-callbacks) is a `Component`: a name and the arguments that go with it, checked against the signature of
-what it names when the run is built.
+Components that are built by name (model, data, loss, optimizer, schedule, callbacks) are a
+`Component`: a name and its arguments, checked against the signature of the named function when the
+run is built.
 
-Read next: `load.py`, which makes a `Config` from a file and the command line.
+Read next: `load.py`, which reads a `Config` from a file and the command line.
 """
 
 from __future__ import annotations
@@ -49,15 +49,17 @@ class _Section(BaseModel):
 
 
 class Component(BaseModel):
-    """Something that is built by name: `{name: ..., argument: value, ...}`, or the name alone.
+    """A component built by name: `{name: ..., argument: value, ...}`, or the name alone.
 
-    The name is a registered one, or an import path: `package.module:attribute`, or `file.py:attribute`
-    with the file sought beside the configuration. All other keys are its arguments.
+    The name is a registered one, or an import path: `package.module:attribute`, or
+    `file.py:attribute` with the file searched beside the configuration. All other keys are its
+    arguments.
 
-    >>> Component.model_validate("digits").arguments
-    {}
-    >>> Component.model_validate({"name": "model.py:Net", "width": 64}).arguments
-    {'width': 64}
+    Example:
+        >>> Component.model_validate("digits").arguments
+        {}
+        >>> Component.model_validate({"name": "model.py:Net", "width": 64}).arguments
+        {'width': 64}
     """
 
     model_config = ConfigDict(
@@ -124,7 +126,7 @@ class Checkpoint(_Section):
 
 
 class EarlyStopping(_Section):
-    """When a run that no longer gets better ends."""
+    """When a run ends that no longer improves."""
 
     patience: Count
     """Evaluations without a better value after which the run stops."""
@@ -137,10 +139,10 @@ class EarlyStopping(_Section):
 
 
 class Config(_Section):
-    """A training run: everything that decides its bits, and where it is written.
+    """A training run: everything that decides its bits, and its output directory.
 
-    Made by `load`; frozen. Two runs of one resolved configuration, on one machine, end with the same
-    bytes.
+    Made by `load`; frozen. Two runs of one resolved configuration, on one machine, end with the
+    same bytes.
     """
 
     model: Component
@@ -218,22 +220,23 @@ class Config(_Section):
 
     @property
     def places(self) -> Places:
-        """Where each key was written."""
+        """Source location of each key."""
         return self._places
 
     @property
     def base(self) -> pathlib.Path:
-        """The directory from which files are sought: that of the configuration."""
+        """The directory in which files are searched: that of the configuration."""
         return self._base
 
     def beside(self, path: Path) -> pathlib.Path:
-        """From where a relative path at this key is sought: the configuration's directory; the current
-        one, where it was given on the command line.
+        """Return the directory in which a relative path at this key is searched.
+
+        The configuration's directory; the current one for a path given on the command line.
         """
         return pathlib.Path() if self._places.typed(path) else self._base
 
     def sought(self, path: Path) -> str:
-        """The same in words, for messages."""
+        """Return that directory in words, for messages."""
         if self._places.typed(path):
             return "in the current directory, because it was given on the command line"
         return f"beside {self._places.name}" if self._base.parts else "in the current directory"

@@ -1,9 +1,9 @@
-"""A run that was trained, in Python: its weights, its configuration, and what it predicts.
+"""A trained run in Python: its weights, its configuration, and its predictions.
 
     run = load_run("runs/irises")
     logits = run.predict(x)
 
-Read next: `build.py`, which makes the parts; `ftrain/core/evaluate.py`, which calls the model.
+Read next: `build.py`, which builds the parts; `ftrain/core/evaluate.py`, which calls the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Trained", "checkpoint_of", "load_run"]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The model of a run, as it was at a checkpoint.
+    """The model of a run at a checkpoint.
 
     Attributes:
         folder: the run's directory.
@@ -59,14 +59,14 @@ class Trained:
 
     @property
     def steps(self) -> ftrain.Steps:
-        """The run's three functions; its schedule ended with it, so `train_step` has a constant rate.
+        """The run's three functions; its schedule has ended, so `train_step` has a constant rate.
 
-        Another rate or schedule: `run.parts.steps_at(rate)`.
+        For another rate or schedule: `run.parts.steps_at(rate)`.
         """
         return self.parts.steps
 
     def predict(self, inputs: Any) -> Any:
-        """What the model gives, in eval mode and in the run's precision, as `eval_step` calls it.
+        """Return the model's outputs, in eval mode and in the run's precision, as `eval_step` calls it.
 
         Args:
             inputs: what the model's `forward` takes, as the run's data function gives it (numbers of a
@@ -85,15 +85,15 @@ class Trained:
         return prediction(self.parts.model, precision=self.config.precision)(self.state, here)
 
     def module(self) -> nn.Module:
-        """The stock module with copies of the weights, in eval mode, for use anywhere else.
+        """Return the stock module with copies of the weights, in eval mode, for use anywhere else.
 
-        Its outputs are those of `predict`; of a run in mixed precision, under the same autocast.
+        Its outputs equal those of `predict`; of a run in mixed precision, under the same autocast.
         """
         module: nn.Module = self.parts.model.module(self.state.params, self.state.buffers)
         return module
 
     def _input(self) -> str | None:
-        """The name under which the loss finds the model's input in a batch, if it has one."""
+        """Return the key of the model's input in a batch, if the loss has one."""
         loss = self.parts.resolved.loss
         if not loss.takes("input"):
             return None
@@ -107,10 +107,10 @@ def load_run(
     checkpoint: str | os.PathLike[str] = "best",
     overrides: Sequence[str] = (),
 ) -> Trained:
-    """The model that a run has trained.
+    """Return the trained model of a run.
 
-    The training data need not be there, unless the run tells nothing of them in its `data.json` (a data
-    function of one's own without `fitted`, a former version).
+    The training data need not exist, unless `data.json` holds no facts about them (a custom data
+    function without `fitted`, a former version).
 
     Args:
         folder: the run's directory, such as `runs/irises`, wherever it lies now.
@@ -139,7 +139,7 @@ def load_run(
 
 
 def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
-    """The checkpoint of a run that is `"best"`, `"latest"`, of this name, or at this path.
+    """Return the checkpoint of a run that is `"best"`, `"latest"`, of this name, or at this path.
 
     Raises:
         ConfigError: there is none.

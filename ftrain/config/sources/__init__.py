@@ -1,11 +1,11 @@
-"""Data that need no code: what `data.name` can be without a file of one's own.
+"""Data sources by name: the values of `data.name` that need no code.
 
-Each returns `Data(train, held_out, facts)`; arguments elsewhere may ask for a fact, `${data.classes}`.
-One that learns something from its training data (the scale of a column, the names of classes, an
-alphabet) tells it as `Data.fitted`, and takes it as its argument `fitted`: the run keeps it, and what it
-reads later is read as the training data was.
+Each returns `Data(train, held_out, facts)`; other arguments may refer to a fact, `${data.classes}`.
+A source that fits preprocessing on its training data (the scale of a column, the names of classes,
+an alphabet) returns it as `Data.fitted`, and takes it as its argument `fitted`: the run stores it,
+and data read later are transformed by it.
 
-Read next: `table.py`, which learns most; `ftrain/data/`, which does the reading.
+Read next: `table.py`, which fits most; `ftrain/data/`, which reads the files.
 """
 
 from ftrain.config.sources._data import Data

@@ -1,4 +1,4 @@
-"""What a data function returns."""
+"""The result of a data function."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fitted = Mapping[str, Any] | None
 
 
 class Data(NamedTuple):
-    """What a run learns from.
+    """Training and held-out data of a run, and facts about them.
 
     Attributes:
         train: what `ftrain.data.Loader` takes, or a loader itself.
@@ -40,12 +40,12 @@ class Data(NamedTuple):
 
 
 def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:
-    """What is trained on, and what is held out; `None`: nothing."""
+    """Return the training part and the held-out part; the latter is `None` if nothing is held out."""
     return data.split(dataset, held_out) if held_out else (dataset, None)
 
 
 def sha256(*contents: torch.Tensor | str) -> str:
-    """A witness of what was learnt from: a run does not go on with anything else."""
+    """Return a hash of the data that preprocessing was fitted on: a run does not resume with others."""
     found = hashlib.sha256()
     for one in contents:
         if isinstance(one, str):

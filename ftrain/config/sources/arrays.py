@@ -1,4 +1,4 @@
-"""Samples that are arrays already: digits, files of arrays, folders of images.
+"""Data sources of arrays: digits, files of arrays, folders of images.
 
 Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
 """
@@ -17,14 +17,14 @@ __all__ = ["arrays", "digits", "images"]
 
 
 def digits(held_out: Share = 360) -> Data:
-    """Scans of handwritten digits: `x` float32 `(n, 1, 8, 8)`, `y` int64; `classes`, `features`."""
+    """Return scans of handwritten digits: `x` float32 `(n, 1, 8, 8)`, `y` int64."""
     found = data.digits()
     train, rest = parted({"x": found["image"], "y": found["label"]}, held_out)
     return Data(train, rest, {"classes": 10, "features": 64})
 
 
 def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """The arrays of an `.npz` or `.safetensors` file by their names, samples along the first axis.
+    """Return the arrays of an `.npz` or `.safetensors` file by name, samples along the first axis.
 
     Args:
         path: the file.
@@ -44,7 +44,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """A folder with a folder of images for each class; `classes`, `names`.
+    """Return a folder with a folder of images for each class; `classes`, `names`.
 
     Args:
         path: the folder.
@@ -74,7 +74,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
-    """The arrays in a file; of these names, types and shapes, if they are given."""
+    """Return the arrays in a file; checked to have these names, types and shapes, if they are given."""
     read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
     if read is None:
         raise ValueError(f"{path} ends in neither .npz nor .safetensors")
@@ -90,7 +90,7 @@ def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch
 
 
 def _kinds(found: dict[str, torch.Tensor]) -> dict[str, str]:
-    """By name: the dtype, and the shape of a sample."""
+    """Return the dtype and the shape of a sample by name."""
     return {
         name: f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape[1:])}"
         for name, array in sorted(found.items())

@@ -1,6 +1,6 @@
 """A CSV file as numbers: columns scaled, a column of 0 and 1 for each different word.
 
-All that a model must know of the training rows to read others is in `fitted`, in the file's own terms:
+The preprocessing of the training rows is in `fitted`, in the file's own terms:
 
     {"rows": 120, "sha256": "6b86b273ff34fce1",
      "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"one_of": ["cat", "dog"]}},
@@ -46,7 +46,7 @@ def csv(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Data:
-    """A table: `x` float32 `(n, features)`, `y` `(n,)`.
+    """Return a table: `x` float32 `(n, features)`, `y` `(n,)`.
 
     Args:
         path: the file; its first line names the columns.
@@ -105,14 +105,14 @@ def csv(
 
 
 def _key(name: str, value: str) -> str:
-    """An argument as a configuration has it."""
+    """Return an argument as a configuration writes it."""
     return f"data.{name}: {value}"
 
 
 def _kinds(
     table: Table, target: str, columns: list[str] | None, classes: bool | None
 ) -> dict[str, Any]:
-    """Which columns there are, and the words of those that hold words."""
+    """Return the columns, and the words of those that hold words."""
     chosen = table.names if columns is None else columns
     for name in (*chosen, target):
         table.place(name)
@@ -144,7 +144,7 @@ def _kinds(
 
 
 def _words(column: Column, classes: bool | None = None) -> list[str] | None:
-    """The different words of a column, sorted; `None` if it holds numbers.
+    """Return the different words of a column, sorted; `None` if it holds numbers.
 
     Raises:
         DataError: it holds some words among numbers, and `classes` does not say that this is meant.
@@ -161,7 +161,7 @@ def _words(column: Column, classes: bool | None = None) -> list[str] | None:
 
 
 def _among_numbers(column: Column, filled: collections.Counter[str], words: set[str]) -> str:
-    """What to say of a word where most cells are numbers."""
+    """Return the message for a word in a column of numbers."""
     numbers = filled.total() - sum(filled[cell] for cell in words)
     says = f"is not a number, as {numbers} of {filled.total()} cells of this column: correct it"
     if column.target:
@@ -183,7 +183,7 @@ def _is_number(cell: str) -> bool:
 def _check_same(
     fitted: Known, target: str, columns: list[str] | None, classes: bool | None, standardize: bool
 ) -> None:
-    """Refuse arguments that contradict what the run has learnt."""
+    """Raise if arguments contradict the fitted preprocessing."""
     known, features = fitted["target"], fitted["columns"]
     former = next((name for name, one in features.items() if "words" in one), None)
     if former is not None:
@@ -210,12 +210,12 @@ def _check_same(
 
 
 def _width(column: Known) -> int:
-    """Of how many features a column is."""
+    """Return the number of features of a column."""
     return len(column["one_of"]) if "one_of" in column else 1
 
 
 def _features(known: Known) -> list[str]:
-    """The name of each feature."""
+    """Return the name of each feature."""
     return [
         feature
         for name, one in known["columns"].items()
@@ -224,7 +224,7 @@ def _features(known: Known) -> list[str]:
 
 
 def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
-    """`x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, in the table's own units."""
+    """Return `x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, in the table's own units."""
     goal = known["target"]
     features = []
     for name, one in known["columns"].items():
@@ -237,7 +237,7 @@ def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Ten
 
 
 def _values(column: Column, words: list[str] | None) -> Tensor:
-    """float64 numbers, or the places of words, int64."""
+    """Return float64 numbers, or the indices of words, int64."""
     if words is not None:
         nothing = absent if all(map(_is_number, words)) else _blank
         empty = next(((line, cell) for line, cell in column.cells if nothing(cell)), None)
@@ -267,7 +267,7 @@ def _blank(cell: str) -> bool:
 def _fit(
     train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool, means: bool
 ) -> dict[str, Any]:
-    """What the training rows teach."""
+    """Fit the preprocessing on the training rows."""
     columns: dict[str, Any] = {}
     place = 0
     for name, one in known["columns"].items():
@@ -294,7 +294,7 @@ def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
 
 
 def _filled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
-    """With the means of the training rows where there is no number."""
+    """Replace missing numbers by the means of the training rows."""
     means = []
     for name, one in used["columns"].items():
         if "one_of" not in one and "mean" not in one:
@@ -308,7 +308,7 @@ def _filled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
 
 
 def _moments(column: Tensor) -> dict[str, float]:
-    """Mean and standard deviation, of correctly rounded sums: the same in any order, everywhere."""
+    """Return mean and standard deviation of correctly rounded sums: the same in any order."""
     values = column.numpy()
     values = values[~np.isnan(values)]  # those that `missing: .nan` stands for
     if not len(values) or values.min() == values.max():
@@ -321,7 +321,7 @@ def _moments(column: Tensor) -> dict[str, float]:
 
 
 def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
-    """As the model sees it: float32, less the mean and in multiples of the spread."""
+    """Return the model's input: float32, standardized."""
     columns = [one for one in used["columns"].values() for _ in range(_width(one))]
     columns = [one if "scale" in one else {} for one in columns]
     mean, scale = (

@@ -21,7 +21,7 @@ def text(
     held_out: float | pathlib.Path = 0.1,
     fitted: Fitted = None,
 ) -> Data:
-    """Windows of `context + 1` characters, int64, for `next_token`; `vocabulary`, `context`, `alphabet`.
+    """Return windows of `context + 1` characters, int64, for `next_token`.
 
     Args:
         path: a file in UTF-8; null: the sources of Python's standard library.
@@ -56,7 +56,7 @@ def text(
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
-    """Windows, and tokens that are predicted: all of a window but the first."""
+    """Return the number of windows, and of predicted tokens: all of a window but the first."""
     samples, length = windows.shape
     return samples, samples * (length - 1)
 
