@@ -11,11 +11,12 @@ __all__ = ["Clock"]
 class Clock:
     """Seconds since it was made.
 
-    >>> clock = Clock()
-    >>> with clock.paused() as pause:
-    ...     pass
-    >>> 0.0 <= clock.read() <= clock.total() and pause.seconds >= 0.0
-    True
+    Example:
+        >>> clock = Clock()
+        >>> with clock.paused() as pause:
+        ...     pass
+        >>> 0.0 <= clock.read() <= clock.total() and pause.seconds >= 0.0
+        True
     """
 
     def __init__(self) -> None:

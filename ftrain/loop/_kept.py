@@ -30,11 +30,12 @@ def encoded(value: Any, where: str, depth: int = 0) -> Any:
     Raises:
         TypeError: something in it is of another type; the message names the place.
 
-    >>> encoded({"best": (1, 0.5)}, "state")
-    {'best': {'__tuple__': [1, 0.5]}}
-    >>> encoded({"seen": range(3)}, "state")
-    Traceback (most recent call last):
-    TypeError: state['seen'] is a range; expected None, bool, int, float, str, or a list, tuple, ...
+    Example:
+        >>> encoded({"best": (1, 0.5)}, "state")
+        {'best': {'__tuple__': [1, 0.5]}}
+        >>> encoded({"seen": range(3)}, "state")
+        Traceback (most recent call last):
+        TypeError: state['seen'] is a range; expected None, bool, int, float, str, or a list, tuple, ...
     """
     kind = type(value)
     if kind in _PLAIN:

@@ -29,10 +29,11 @@ def members_of(state: Any) -> int | None:
     `step`, a scalar of each run, has an axis in an ensemble. A state without it does not say; then the
     loss does.
 
-    >>> from ftrain import TrainState
-    >>> state = TrainState(torch.zeros(3, dtype=torch.int64), {}, {}, (), (), torch.zeros(3, 2), {})
-    >>> members_of(state), members_of(state.replace(step=torch.tensor(0))), members_of({"w": 1})
-    (3, 0, None)
+    Example:
+        >>> from ftrain import TrainState
+        >>> state = TrainState(torch.zeros(3, dtype=torch.int64), {}, {}, (), (), torch.zeros(3, 2), {})
+        >>> members_of(state), members_of(state.replace(step=torch.tensor(0))), members_of({"w": 1})
+        (3, 0, None)
     """
     step = getattr(state, "step", None)
     if not isinstance(step, torch.Tensor) or step.ndim > 1:
@@ -45,8 +46,9 @@ def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
 
     A member that has diverged makes the mean NaN, and leaves the other two.
 
-    >>> statistics("loss", [1.0, math.nan, 3.0])
-    {'loss': nan, 'loss_min': 1.0, 'loss_max': 3.0}
+    Example:
+        >>> statistics("loss", [1.0, math.nan, 3.0])
+        {'loss': nan, 'loss_min': 1.0, 'loss_max': 3.0}
     """
     numbers = [value for value in values if not math.isnan(value)]
     return {
@@ -59,8 +61,9 @@ def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
 def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return each member's value, as `loss/member_0`, ...; none of more than `MOST` members.
 
-    >>> expanded({"loss": [1.0, 3.0]})
-    {'loss/member_0': 1.0, 'loss/member_1': 3.0}
+    Example:
+        >>> expanded({"loss": [1.0, 3.0]})
+        {'loss/member_0': 1.0, 'loss/member_1': 3.0}
     """
     return {
         f"{name}/member_{i}": value
@@ -73,8 +76,9 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
     """Return `{name: (value, extremes)}` for people, `(0.1 to 0.9)`, where the row has them.
 
-    >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
-    {'loss': (2.0, ' (1 to 3)'), 'time_min': (4.0, '')}
+    Example:
+        >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
+        {'loss': (2.0, ' (1 to 3)'), 'time_min': (4.0, '')}
     """
     of = {name for name in values if f"{name}_min" in values and f"{name}_max" in values}
     taken = {f"{name}_{which}" for name in of for which in ("min", "max")}

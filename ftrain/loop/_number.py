@@ -10,8 +10,9 @@ _UNITS = (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4))  # and from where o
 def number(value: float) -> str:
     """Three digits or so.
 
-    >>> number(0.0123), number(123.4), number(1234.5), number(51234.5), number(999_999), number(2.5e9)
-    ('0.0123', '123', '1234', '51.2k', '1M', '2.5G')
+    Example:
+        >>> [number(x) for x in (0.0123, 123.4, 1234.5, 51234.5, 999_999, 2.5e9)]
+        ['0.0123', '123', '1234', '51.2k', '1M', '2.5G']
     """
     for unit, size, least in _UNITS:
         if 0.9995 * least <= abs(value) < 1e12:  # what is rounded up to the next unit has that unit

@@ -39,10 +39,11 @@ def check_metrics(names: Iterable[Any], members: int = _members.ONE) -> None:
     Raises:
         ValueError: a name is reserved, or taken.
 
-    >>> check_metrics(["loss", "accuracy"])
-    >>> check_metrics(["loss", "time"])
-    Traceback (most recent call last):
-    ValueError: a metric is called 'time', and the log writes step, epoch, split, time, duration, ...
+    Example:
+        >>> check_metrics(["loss", "accuracy"])
+        >>> check_metrics(["loss", "time"])
+        Traceback (most recent call last):
+        ValueError: a metric is called 'time', and the log writes step, epoch, split, time, duration, ...
     """
     plain: dict[str, Any] = {}
     for name in names:

@@ -22,8 +22,9 @@ def sizes(batch: Any) -> tuple[int, int]:
     Counts for a log, and in an evaluation the weights of metrics that came without one. Entries of a
     mapping and fields of a NamedTuple or dataclass count in the order in which they were written.
 
-    >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
-    (4, 64)
+    Example:
+        >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
+        (4, 64)
     """
     if type(batch) is dict:  # the common case, at every step
         for value in batch.values():

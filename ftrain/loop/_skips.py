@@ -36,8 +36,9 @@ class Skip(NamedTuple):
 def counted(skipped: Sequence[float], before: int) -> int:
     """Return how many steps in a row were skipped by the last of these.
 
-    >>> counted([1, 1], 3), counted([1, 0, 1], 3), counted([0], 3)
-    (5, 1, 0)
+    Example:
+        >>> counted([1, 1], 3), counted([1, 0, 1], 3), counted([0], 3)
+        (5, 1, 0)
     """
     if not any(skipped):
         return 0
@@ -54,11 +55,12 @@ def in_a_row(counts: Counts) -> int:
 def said(skipped: Sequence[Skip], steps: int) -> str:
     """Name skipped steps among the last so many.
 
-    >>> said([Skip(4, 1, 4)], 6)
-    '1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 1, batch 4)'
-    >>> print(said([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
-    members skipped steps of the last 6 for a non-finite gradient: member 0 skipped step 4 (epoch 1,
-    batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
+    Example:
+        >>> said([Skip(4, 1, 4)], 6)
+        '1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 1, batch 4)'
+        >>> print(said([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
+        members skipped steps of the last 6 for a non-finite gradient: member 0 skipped step 4 (epoch 1,
+        batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
     """
     if skipped[0].member is None:
         n, more = len(skipped), _more(len(skipped), "")
@@ -81,9 +83,10 @@ def said(skipped: Sequence[Skip], steps: int) -> str:
 def said_of_lost(counts: Counts, most: int, steps: int) -> str | None:
     """Name the members that reached so many skips in a row within the last steps, where others go on.
 
-    >>> print(said_of_lost((0, 7, 30), 5, 10))
-    member 1 skipped 5 or more steps in a row, which changed nothing. Still training: 1 of 3 members.
-    Start member 1 again with a lower learning rate, or look at its batches
+    Example:
+        >>> print(said_of_lost((0, 7, 30), 5, 10))
+        member 1 skipped 5 or more steps in a row, which changed nothing. Still training: 1 of 3 members.
+        Start member 1 again with a lower learning rate, or look at its batches
     """
     if not isinstance(counts, tuple) or in_a_row(counts) >= most:
         return None

@@ -204,11 +204,12 @@ def adapt(callback: Any) -> Callback:
     Raises:
         TypeError: it is neither; the message says which method was probably meant.
 
-    >>> class Printer:
-    ...     def on_epoch_end(self, event):
-    ...         print(event.result.loss)
-    >>> adapt(Printer()).listens
-    (<class 'ftrain.loop.events.EpochEnd'>,)
+    Example:
+        >>> class Printer:
+        ...     def on_epoch_end(self, event):
+        ...         print(event.result.loss)
+        >>> adapt(Printer()).listens
+        (<class 'ftrain.loop.events.EpochEnd'>,)
     """
     if isinstance(callback, type):
         raise TypeError(f"pass a callback, not its class: {callback.__name__}(...)")

@@ -40,11 +40,12 @@ class EpochResult:
         whole: whether the pass came to its end; not that of a run which ended on the way.
         members: `{name: values}` of an ensemble, one value a member; `{}` of a single run.
 
-    >>> result = EpochResult("eval", 1, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
-    >>> print(result)
-    epoch 1  step 100  eval  loss 0.5  accuracy 0.9  180 samples/s  2.0 s
-    >>> EpochResult.from_json(result.to_json()) == result
-    True
+    Example:
+        >>> result = EpochResult("eval", 1, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
+        >>> print(result)
+        epoch 1  step 100  eval  loss 0.5  accuracy 0.9  180 samples/s  2.0 s
+        >>> EpochResult.from_json(result.to_json()) == result
+        True
     """
 
     split: str

@@ -89,18 +89,19 @@ class Trainer:
         TypeError: `steps` or a callback is none.
         ValueError: an option is out of its range.
 
-    >>> import ftrain
-    >>> from ftrain import optim
-    >>> steps = ftrain.make_steps(
-    ...     lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).square().mean(), optim.sgd(0.1)
-    ... )
-    >>> trainer = Trainer(steps, compile=False)
-    >>> batches = [torch.ones(4, 3), -torch.ones(4, 3)]
-    >>> result = trainer.fit(steps.init_state(0), batches, eval_data=batches, epochs=3)
-    >>> result.status, result.step, [each.split for each in result.history]
-    ('completed', 6, ['train', 'eval', 'train', 'eval', 'train', 'eval'])
-    >>> result.eval.loss < result.history[1].loss
-    True
+    Example:
+        >>> import ftrain
+        >>> from ftrain import optim
+        >>> steps = ftrain.make_steps(
+        ...     lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).square().mean(), optim.sgd(0.1)
+        ... )
+        >>> trainer = Trainer(steps, compile=False)
+        >>> batches = [torch.ones(4, 3), -torch.ones(4, 3)]
+        >>> result = trainer.fit(steps.init_state(0), batches, eval_data=batches, epochs=3)
+        >>> result.status, result.step, [each.split for each in result.history]
+        ('completed', 6, ['train', 'eval', 'train', 'eval', 'train', 'eval'])
+        >>> result.eval.loss < result.history[1].loss
+        True
     """
 
     steps: Steps | Step | tuple[Step, Callable[[Any, Any], Any]]
@@ -194,21 +195,23 @@ class Trainer:
         Args:
             kinds: which events are wanted; the fewer, the less a step costs.
 
-        >>> import ftrain
-        >>> from ftrain import optim
-        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-        >>> trainer = Trainer(steps, compile=False)
-        >>> for event in trainer.events(steps.init_state(0), [torch.ones(4, 3)], max_steps=1):
-        ...     print(type(event).__name__)
-        TrainBegin
-        EpochBegin
-        BatchBegin
-        BatchEnd
-        EpochEnd
-        Logged
-        WindowEnd
-        Logged
-        TrainEnd
+        Example:
+            >>> import ftrain
+            >>> from ftrain import optim
+            >>> model = torch.nn.Linear(3, 1)
+            >>> steps = ftrain.make_steps(model, lambda m, b: m(b).mean(), optim.sgd(0.1))
+            >>> trainer = Trainer(steps, compile=False)
+            >>> for event in trainer.events(steps.init_state(0), [torch.ones(4, 3)], max_steps=1):
+            ...     print(type(event).__name__)
+            TrainBegin
+            EpochBegin
+            BatchBegin
+            BatchEnd
+            EpochEnd
+            Logged
+            WindowEnd
+            Logged
+            TrainEnd
         """
         run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
         del state

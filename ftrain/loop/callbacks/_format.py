@@ -41,10 +41,11 @@ def row(
         values: of the row.
         width: of the terminal; what matters least is left out of a line that is longer.
 
-    >>> row("train", Progress(1, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
-    'epoch 1    step 50      train (last steps)  loss 0.25    51.2k samples/s'
-    >>> row("eval", Progress(1, 50), {"loss": 0.2, "loss_min": 0.1, "loss_max": 0.3})
-    'epoch 1    step 50      eval                loss 0.2    (0.1 to 0.3)'
+    Example:
+        >>> row("train", Progress(1, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
+        'epoch 1    step 50      train (last steps)  loss 0.25    51.2k samples/s'
+        >>> row("eval", Progress(1, 50), {"loss": 0.2, "loss_min": 0.1, "loss_max": 0.3})
+        'epoch 1    step 50      eval                loss 0.2    (0.1 to 0.3)'
     """
     name = _SPLITS.get(split, split)
     head = [f"epoch {progress.epoch:<3}", f"step {progress.step:<6}", f"{name:<18}"]
@@ -72,8 +73,9 @@ def row(
 def compiling(event: CompileBegin | CompileEnd) -> str:
     """That a step is compiled, and how long it took.
 
-    >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))
-    'compiled the training step in 28.4 s'
+    Example:
+        >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))
+        'compiled the training step in 28.4 s'
     """
     if isinstance(event, CompileEnd):
         return f"compiled the {event.what} in {event.duration:.1f} s"
@@ -83,8 +85,9 @@ def compiling(event: CompileBegin | CompileEnd) -> str:
 def clock(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any.
 
-    >>> clock(75), clock(3 * 3600 + 61)
-    ('1:15', '3:01:01')
+    Example:
+        >>> clock(75), clock(3 * 3600 + 61)
+        ('1:15', '3:01:01')
     """
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -9,14 +9,15 @@ __all__ = ["need"]
 
 
 def need(module: str, who: str, package: str) -> Any:
-    """The module, imported.
+    """Import a module; if it is missing, the error says how to install it.
 
     Raises:
         ImportError: it is not there; the message says how to get it.
 
-    >>> need("no_such_module", "WandbLogger", "wandb")
-    Traceback (most recent call last):
-    ImportError: WandbLogger needs wandb, which is not installed. Write `pip install wandb`.
+    Example:
+        >>> need("no_such_module", "WandbLogger", "wandb")
+        Traceback (most recent call last):
+        ImportError: WandbLogger needs wandb, which is not installed. Write `pip install wandb`.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Which process of a distributed run speaks: the one of rank 0."""
+"""Output of distributed runs: only the process of rank 0 writes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ __all__ = ["is_main"]
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes; a run of one process always does.
+    """Return True if this process prints and writes; a run of one process always does.
 
-    >>> is_main()
-    True
+    Example:
+        >>> is_main()
+        True
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return bool(torch.distributed.get_rank() == 0)

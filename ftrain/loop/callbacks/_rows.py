@@ -1,7 +1,7 @@
-"""What the loggers that write rows to a file have in common.
+"""Common part of the loggers that write rows to a file.
 
-The number of rows is the logger's state, so a checkpoint knows how far the log had got: a run that goes
-on from it cuts the file back to that many rows first. Nothing is logged twice, and nothing is missing.
+The number of rows is the logger's state, so a checkpoint records the length of the log: a resumed
+run first truncates the file to that many rows. No row is repeated, and none is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["RowLogger", "Rows"]
 
 
 class Rows(TypedDict):
-    """How far a log has got.
+    """Length of a log.
 
     Attributes:
         rows: written so far.
@@ -30,7 +30,7 @@ class Rows(TypedDict):
 
 
 class RowLogger(abc.ABC):
-    """A logger to a file of rows. One that cannot write warns, and the run goes on.
+    """A logger to a file of rows. If it cannot write, it warns, and the run continues.
 
     Attributes:
         path: of the file.
@@ -44,11 +44,11 @@ class RowLogger(abc.ABC):
         self._before = 0.0  # seconds that the processes took which this one goes on from
 
     def init(self) -> Rows:
-        """No row yet."""
+        """Return the state of an empty log."""
         return {"rows": 0}
 
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
-        """A row for each `Logged`; another rank than 0 only counts."""
+        """Write a row for each `Logged`; ranks other than 0 only count."""
         if isinstance(event, TrainBegin):
             rows = state["rows"] if event.resumed else 0
             if is_main():
@@ -68,7 +68,7 @@ class RowLogger(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:
-        """Cut the file back to so many rows; how many it has then, and the time of the last one."""
+        """Truncate the file to so many rows; return its rows, and the time of the last one."""
 
     @abc.abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:

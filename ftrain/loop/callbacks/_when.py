@@ -1,4 +1,4 @@
-"""When a callback that shows something is due."""
+"""Schedule of callbacks that draw or write samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class When:
         self.listens: tuple[type[Event], ...] = (EvaluateEnd if every is None else BatchEnd,)
 
     def is_due(self, event: Event) -> bool:
-        """Whether this is the moment."""
+        """Return True if the callback is due at this event."""
         if isinstance(event, EvaluateEnd):
             return not event.name
         return self.every is not None and event.progress.step % self.every == 0

@@ -1,4 +1,4 @@
-"""How many batches make one step, changing over a run."""
+"""Number of batches a step, changing over a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["AccumulationSchedule"]
 
 
 class AccumulationSchedule:
-    """Joins k of the loader's batches into one step, behind given epochs or steps.
+    """Accumulate k of the loader's batches into one step, from given epochs or steps on.
 
-    Gradients are divided by the true total weight: a step over k batches is the step over one that is k
-    times as large. Each new k compiles a step of its own.
+    Gradients are divided by the true total weight: a step over k batches equals the step over one
+    that is k times as large. Each new k compiles a step of its own.
 
     Args:
         schedule: `{n: k}`: k batches a step when n epochs (or steps) are done; before that, 1.
@@ -24,13 +24,14 @@ class AccumulationSchedule:
     Raises:
         ValueError: an entry is out of its range.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> trainer = loop.Trainer(steps, [AccumulationSchedule({0: 1, 1: 2})], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)] * 4, epochs=2)
-    >>> [epoch.step for epoch in result.history]  # four steps, then two
-    [4, 6]
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> trainer = loop.Trainer(steps, [AccumulationSchedule({0: 1, 1: 2})], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)] * 4, epochs=2)
+        >>> [epoch.step for epoch in result.history]  # four steps, then two
+        [4, 6]
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Nothing: the run itself knows its k."""
+        """Return no state: the run itself records k."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Ask for the k of what comes next, where it changes."""
+        """Request the k of the next steps when it changes."""
         now = event.progress.epoch if self.by == "epoch" else event.progress.step
         if isinstance(event, TrainBegin):
             # A checkpoint knows its k.
@@ -59,9 +60,10 @@ class AccumulationSchedule:
         return None, ((Accumulate(self.at(now)),) if now in self.schedule else ())
 
     def at(self, now: int) -> int:
-        """The k when so many epochs or steps are done.
+        """Return k after so many epochs or steps.
 
-        >>> [AccumulationSchedule({0: 1, 5: 4}).at(done) for done in (0, 4, 5, 100)]
-        [1, 1, 4, 4]
+        Example:
+            >>> [AccumulationSchedule({0: 1, 5: 4}).at(done) for done in (0, 4, 5, 100)]
+            [1, 1, 4, 4]
         """
         return next((k for start, k in reversed(self.schedule.items()) if start <= now), 1)

@@ -1,4 +1,4 @@
-"""Averages of a metric over rows of the log: what a noisy curve comes to."""
+"""Averages of a metric over rows of the log, to smooth a noisy curve."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunningState(TypedDict):
 
 
 class WindowedAverage:
-    """Adds the mean of a metric over its last few rows, `loss_windowed`.
+    """Add the mean of a metric over its last few rows, `loss_windowed`.
 
     Args:
         metric: `train/` (windows of `log_every` steps, weighted by their steps) or `eval/` and its name.
@@ -45,15 +45,16 @@ class WindowedAverage:
     Raises:
         ValueError: an argument is out of its range; the metric does not exist.
 
-    >>> import torch
-    >>> from ftrain import loop
-    >>> def step(state, batch):
-    ...     return state, {"loss": batch.mean()}
-    >>> trainer = loop.Trainer(step, [WindowedAverage(rows=2)], compile=False, log_every=1)
-    >>> data = [torch.full((4, 3), x) for x in (1.0, 2.0, 4.0)]
-    >>> events = trainer.events(None, data, epochs=1, kinds=(loop.Logged,))
-    >>> [event.values["loss_windowed"] for event in events if event.split == "train"]
-    [1.0, 1.5, 3.0]
+    Example:
+        >>> import torch
+        >>> from ftrain import loop
+        >>> def step(state, batch):
+        ...     return state, {"loss": batch.mean()}
+        >>> trainer = loop.Trainer(step, [WindowedAverage(rows=2)], compile=False, log_every=1)
+        >>> data = [torch.full((4, 3), x) for x in (1.0, 2.0, 4.0)]
+        >>> events = trainer.events(None, data, epochs=1, kinds=(loop.Logged,))
+        >>> [event.values["loss_windowed"] for event in events if event.split == "train"]
+        [1.0, 1.5, 3.0]
     """
 
     def __init__(self, metric: str = "train/loss", *, rows: int = 10) -> None:
@@ -64,13 +65,13 @@ class WindowedAverage:
         self.listens = (self._metric.event,)
 
     def init(self) -> WindowedState:
-        """No value yet."""
+        """Return the state before the first value."""
         return {"values": [], "weights": []}
 
     def __call__(
         self, state: WindowedState, event: Event
     ) -> tuple[WindowedState, tuple[Action, ...]]:
-        """The mean over the last rows, this one included."""
+        """Log the mean over the last rows, this one included."""
         value, weight = self._metric.of(event)
         if value is None:
             return state, ()
@@ -82,11 +83,11 @@ class WindowedAverage:
 
 
 class RunningAverage:
-    r"""Adds an exponential average of a metric, `loss_running`.
+    r"""Add an exponential average of a metric, `loss_running`.
 
-    $a \leftarrow d^n a + (1 - d^n) x$ for a row of mean $x$ over $n$ steps, corrected for its start at
-    zero as in Adam. So it hardly depends on `log_every`. Values that are no finite number are passed
-    over; the metric itself shows them.
+    $a \leftarrow d^n a + (1 - d^n) x$ for a row of mean $x$ over $n$ steps, corrected for its start
+    at zero as in Adam. So it hardly depends on `log_every`. Non-finite values are skipped; the
+    metric itself shows them.
 
     Args:
         metric: `train/` or `eval/` (where each row counts as one step) and its name.
@@ -95,15 +96,16 @@ class RunningAverage:
     Raises:
         ValueError: an argument is out of its range; the metric does not exist.
 
-    >>> import torch
-    >>> from ftrain import loop
-    >>> def step(state, batch):
-    ...     return state, {"loss": batch.mean()}
-    >>> trainer = loop.Trainer(step, [RunningAverage(decay=0.5)], compile=False, log_every=1)
-    >>> data = [torch.full((4, 3), x) for x in (1.0, 4.0)]
-    >>> events = trainer.events(None, data, epochs=1, kinds=(loop.Logged,))
-    >>> [event.values["loss_running"] for event in events if event.split == "train"]
-    [1.0, 3.0]
+    Example:
+        >>> import torch
+        >>> from ftrain import loop
+        >>> def step(state, batch):
+        ...     return state, {"loss": batch.mean()}
+        >>> trainer = loop.Trainer(step, [RunningAverage(decay=0.5)], compile=False, log_every=1)
+        >>> data = [torch.full((4, 3), x) for x in (1.0, 4.0)]
+        >>> events = trainer.events(None, data, epochs=1, kinds=(loop.Logged,))
+        >>> [event.values["loss_running"] for event in events if event.split == "train"]
+        [1.0, 3.0]
     """
 
     def __init__(self, metric: str = "train/loss", *, decay: float = 0.99) -> None:
@@ -114,13 +116,13 @@ class RunningAverage:
         self.listens = (self._metric.event,)
 
     def init(self) -> RunningState:
-        """No value yet."""
+        """Return the state before the first value."""
         return {"total": 0.0, "weight": 0.0}
 
     def __call__(
         self, state: RunningState, event: Event
     ) -> tuple[RunningState, tuple[Action, ...]]:
-        """The average, this row included."""
+        """Log the average, this row included."""
         value, n = self._metric.of(event)
         if value is None or not math.isfinite(value):
             return state, ()
@@ -143,7 +145,7 @@ class _Metric:
         self.event: type[Event] = WindowEnd if split == "train" else EvaluateEnd
 
     def of(self, event: Event) -> tuple[float | None, int]:
-        """Value, and the steps that it stands for."""
+        """Return the value, and the number of steps that it covers."""
         if isinstance(event, EvaluateEnd):
             if event.name:
                 return None, 0

@@ -1,4 +1,4 @@
-"""When checkpoints are written, beyond what the trainer does by itself."""
+"""Checkpoints beyond those of the trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Checkpointing", "CheckpointingState"]
 
 
 class CheckpointingState(TypedDict):
-    """What the best were so far.
+    """The best values so far.
 
     Attributes:
         best: the values of the best k, best first.
@@ -22,10 +22,10 @@ class CheckpointingState(TypedDict):
 
 
 class Checkpointing:
-    """Asks for a checkpoint every so many steps or minutes, and whenever a value is among the best k.
+    """Request a checkpoint every so many steps or minutes, and whenever a value is among the best k.
 
-    The trainer writes them to its store, which decides how long each stays. For the best three by
-    accuracy, say so to both:
+    The trainer writes them to its store, which decides how long each is kept. To keep the best
+    three by accuracy, configure both:
 
         store = checkpoint.Store(folder, keep_best=3, metric="eval/accuracy", mode="max")
         Checkpointing(best=3, monitor="eval/accuracy", mode="max")
@@ -41,14 +41,16 @@ class Checkpointing:
     Raises:
         ValueError: an argument is out of its range; nothing is asked for; the metric does not exist.
 
-    >>> import tempfile, torch, ftrain
-    >>> from ftrain import checkpoint, loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(1.0))
-    >>> store = checkpoint.Store(tempfile.mkdtemp(), keep_last=1, keep_best=1, mode="max")
-    >>> trainer = loop.Trainer(steps, [Checkpointing(best=1, mode="max")], compile=False, store=store)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], [torch.ones(4, 3)], epochs=3)
-    >>> store.best().name, store.steps()  # the loss only falls
-    ('step-000000000001', [1, 3])
+    Example:
+        >>> import tempfile, torch, ftrain
+        >>> from ftrain import checkpoint, loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(1.0))
+        >>> store = checkpoint.Store(tempfile.mkdtemp(), keep_last=1, keep_best=1, mode="max")
+        >>> best = Checkpointing(best=1, mode="max")
+        >>> trainer = loop.Trainer(steps, [best], compile=False, store=store)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], [torch.ones(4, 3)], epochs=3)
+        >>> store.best().name, store.steps()  # the loss only falls
+        ('step-000000000001', [1, 3])
     """
 
     def __init__(
@@ -77,13 +79,13 @@ class Checkpointing:
         self.listens += self._monitor.listens if best else ()
 
     def init(self) -> CheckpointingState:
-        """No value yet."""
+        """Return the state before the first value."""
         return {"best": []}
 
     def __call__(
         self, state: CheckpointingState, event: Event
     ) -> tuple[CheckpointingState, tuple[Action, ...]]:
-        """Ask for a checkpoint, if it is time."""
+        """Request a checkpoint when it is due."""
         if isinstance(event, BatchEnd):
             if self.every is not None and event.progress.step % self.every == 0:
                 return state, (Save("step"),)

@@ -39,12 +39,13 @@ class ConsoleLogger:
         every: seconds between the rows of one step and the next; 0: all rows.
         stream: where to; default: standard output.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
-    >>> trainer = loop.Trainer(steps, [ConsoleLogger()], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.zeros(4, 3)], epochs=1)
-    epoch 1    step 1       train (epoch mean)  loss ...  grad_norm 1 ... samples/s  ... s
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
+        >>> trainer = loop.Trainer(steps, [ConsoleLogger()], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.zeros(4, 3)], epochs=1)
+        epoch 1    step 1       train (epoch mean)  loss ...  grad_norm 1 ... samples/s  ... s
     """
 
     listens = (TrainBegin, CompileBegin, CompileEnd, Logged, Notice, TrainEnd)
@@ -63,10 +64,10 @@ class ConsoleLogger:
         self._begin()
 
     def init(self) -> None:
-        """Nothing: what was printed is not part of a run."""
+        """Return no state: printed lines are not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Print the event, if it is wanted."""
+        """Print the event, if it is selected."""
         if is_main():
             for line in self._lines(event):
                 # Of tqdm, so that a bar gives way; without one it is a print.
@@ -115,7 +116,7 @@ class ConsoleLogger:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Of the terminal, if it is one; it may have been resized."""
+    """Return the width of the terminal, if it is one; it may have been resized."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError, AttributeError):

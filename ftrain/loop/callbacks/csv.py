@@ -1,4 +1,4 @@
-"""A log as a table, for spreadsheets and people."""
+"""The log as a table, for spreadsheets and people."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ __all__ = ["CSVLogger"]
 
 
 class CSVLogger(RowLogger):
-    """Writes `metrics.csv`: `step,epoch,split,time`, then a column for each metric.
+    """Write `metrics.csv`: `step,epoch,split,time`, then a column for each metric.
 
-    A metric that is first seen late gets its column then: the table is written again, at once. Where a
-    row knows no value of a column, it is empty. Splits and resuming are as for `JSONLLogger`.
+    A metric that first appears late gets its column then: the table is rewritten atomically. A cell
+    is empty if a row has no value for its column. Splits and resuming are as for `JSONLLogger`.
 
     Args:
         path: of the file; its directory is made.
 
-    >>> import tempfile, torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> path = tempfile.mkdtemp() + "/metrics.csv"
-    >>> trainer = loop.Trainer(steps, [CSVLogger(path)], compile=False, log_every=1)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
-    >>> [(row["step"], row["split"]) for row in csv.DictReader(open(path))]
-    [('1', 'train'), ('1', 'train_epoch')]
+    Example:
+        >>> import tempfile, torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> path = tempfile.mkdtemp() + "/metrics.csv"
+        >>> trainer = loop.Trainer(steps, [CSVLogger(path)], compile=False, log_every=1)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
+        >>> [(row["step"], row["split"]) for row in csv.DictReader(open(path))]
+        [('1', 'train'), ('1', 'train_epoch')]
     """
 
     _columns: list[str]

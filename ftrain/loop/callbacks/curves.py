@@ -1,4 +1,4 @@
-"""The curves of a run as a picture that is drawn anew on the way."""
+"""The curves of a run as a picture that is redrawn during the run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHARE = 0.02  # of a run's time, at most, goes into drawing
 
 
 class Curves:
-    """Draws the log into a picture now and then, and when the run ends.
+    """Draw the log into a picture now and then, and when the run ends.
 
-    It reads what `JSONLLogger` writes, wherever that stands in the list of callbacks; a resumed run's
-    picture shows all of it. Drawing takes up to a second, so it is left out where it would take more
+    It reads the file of `JSONLLogger`, wherever that is in the list of callbacks; a resumed run's
+    picture shows all of it. Drawing takes up to a second, so it is skipped if it would take more
     than a fiftieth of the time.
 
     Args:
@@ -33,15 +33,16 @@ class Curves:
     Raises:
         ImportError: matplotlib is not installed.
 
-    >>> import tempfile, torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> logs = [loop.callbacks.JSONLLogger(folder / "metrics.jsonl"), Curves(folder / "curves.png")]
-    >>> trainer = loop.Trainer(steps, logs, compile=False, log_every=1)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=2)
-    >>> sorted(path.name for path in folder.iterdir())
-    ['curves.png', 'metrics.jsonl']
+    Example:
+        >>> import tempfile, torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> logs = [loop.callbacks.JSONLLogger(folder / "metrics.jsonl"), Curves(folder / "curves.png")]
+        >>> trainer = loop.Trainer(steps, logs, compile=False, log_every=1)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=2)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['curves.png', 'metrics.jsonl']
     """
 
     # At each of them all rows before it are in the file, whichever callback is shown it first.
@@ -62,10 +63,10 @@ class Curves:
         self._due = every  # seconds of this process; no part of the run
 
     def init(self) -> None:
-        """Nothing: the log is in its file."""
+        """Return no state: the log is in its file."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Draw, if it is time."""
+        """Draw when it is due."""
         ends = isinstance(event, TrainEnd)
         there = self.log.exists() and self.log.stat().st_size
         if (ends or event.seconds >= self._due) and there and is_main():

@@ -1,4 +1,4 @@
-"""The end of a run that no longer gets better."""
+"""Early stopping of a run that no longer improves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EarlyStopping", "EarlyStoppingState"]
 
 
 class EarlyStoppingState(TypedDict):
-    """What early stopping has seen.
+    """Values that early stopping compares with.
 
     Attributes:
         best: the best value so far; `None` before the first.
@@ -27,9 +27,9 @@ class EarlyStoppingState(TypedDict):
 
 
 class EarlyStopping:
-    """Stops after `patience` values in a row that are no better than the best before them.
+    """Stop after `patience` values in a row that are not better than the best before them.
 
-    The weights stay as they are then; those of the best step are in the store, if it keeps them
+    The run ends with its last weights; those of the best step are in the store, if it keeps them
     (`checkpoint.Store(keep_best=1)` and `Checkpointing(best=1)`).
 
     Args:
@@ -41,14 +41,15 @@ class EarlyStopping:
     Raises:
         ValueError: an argument is out of its range; the metric does not exist.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
-    >>> trainer = loop.Trainer(steps, [EarlyStopping(2)], compile=False)
-    >>> data = [torch.ones(4, 3)]
-    >>> result = trainer.fit(steps.init_state(0), data, data, epochs=100)
-    >>> print(result.status, result.reason)
-    stopped early stopping: eval/loss was no better 2 times in a row; best ... at step 1
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
+        >>> trainer = loop.Trainer(steps, [EarlyStopping(2)], compile=False)
+        >>> data = [torch.ones(4, 3)]
+        >>> result = trainer.fit(steps.init_state(0), data, data, epochs=100)
+        >>> print(result.status, result.reason)
+        stopped early stopping: eval/loss was no better 2 times in a row; best ... at step 1
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class EarlyStopping:
         self.listens = (*self._monitor.listens, TrainEnd)
 
     def init(self) -> EarlyStoppingState:
-        """Nothing seen."""
+        """Return the state before the first value."""
         return {"best": None, "best_step": 0, "waited": 0}
 
     def __call__(

@@ -14,9 +14,9 @@ __all__ = ["EMAEvaluation"]
 
 
 class EMAEvaluation:
-    """After each evaluation, evaluates the average that the optimizer keeps, as `ema/loss`, ...
+    """After each evaluation, evaluate the optimizer's average of the parameters, as `ema/loss`, ...
 
-    Nothing is swapped: the evaluation step is given a state whose parameters are the average.
+    Nothing is swapped: the evaluation step gets a state whose parameters are the average.
 
     Args:
         name: of the field that holds the average: `"ema"` of `optim.ema`, `"swa"` of `optim.swa`, a key
@@ -25,15 +25,16 @@ class EMAEvaluation:
     Raises:
         LookupError: the state holds no such average.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> optimizer = optim.ema(optim.sgd(0.1), 0.9)
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optimizer)
-    >>> trainer = loop.Trainer(steps, [EMAEvaluation()], compile=False)
-    >>> data = [torch.ones(4, 3)]
-    >>> result = trainer.fit(steps.init_state(0), data, data, epochs=1)
-    >>> [each.split for each in result.history]
-    ['train', 'eval', 'eval/ema']
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> optimizer = optim.ema(optim.sgd(0.1), 0.9)
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optimizer)
+        >>> trainer = loop.Trainer(steps, [EMAEvaluation()], compile=False)
+        >>> data = [torch.ones(4, 3)]
+        >>> result = trainer.fit(steps.init_state(0), data, data, epochs=1)
+        >>> [each.split for each in result.history]
+        ['train', 'eval', 'eval/ema']
     """
 
     listens = (EvaluateEnd,)
@@ -43,14 +44,14 @@ class EMAEvaluation:
 
     @property
     def name(self) -> str:
-        """What a checkpoint calls it, so that two averages can be evaluated."""
+        """Name in a checkpoint, so that two averages can be evaluated."""
         return f"EMAEvaluation {self._field}"
 
     def init(self) -> None:
-        """Nothing: the average is in the training state."""
+        """Return no state: the average is in the training state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Ask for an evaluation of the average."""
+        """Request an evaluation of the average."""
         assert isinstance(event, EvaluateEnd)
         if event.name:
             return None, ()

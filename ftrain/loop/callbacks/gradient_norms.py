@@ -1,6 +1,6 @@
 """Steps that also report the norm of each layer's gradient, computed in the same graph.
 
-Read next: `gradients.py`, which watches them.
+Read next: `gradients.py`, which monitors them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _INNER = "learning_rate.inner"
 def monitored_steps(
     model: nn.Module | Bound | Any, loss_fn: Any, optimizer: Optimizer, **options: Any
 ) -> Steps:
-    """`ftrain.make_steps`, with metrics `grad_norm/<layer>` beside the others.
+    """Return the steps of `ftrain.make_steps`, with metrics `grad_norm/<layer>` beside the others.
 
-    A layer is a module that holds parameters, named by its path. The norms are those of the gradients
-    that the optimizer is given, before clipping; skipped steps have none. State and updates are those
-    of `make_steps` to the bit: checkpoints fit both.
+    A layer is a module that holds parameters, named by its path. The norms are those of the
+    gradients that the optimizer gets, before clipping; skipped steps have none. State and updates
+    equal those of `make_steps` to the bit: checkpoints fit both.
 
     Args:
         model: as for `make_steps`.
@@ -39,12 +39,13 @@ def monitored_steps(
         optimizer: as for `make_steps`.
         **options: as for `make_steps`.
 
-    >>> from ftrain import optim
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    >>> steps = monitored_steps(model, lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> state, metrics = steps.train_step(steps.init_state(0), torch.ones(4, 3))
-    >>> [name for name in metrics if "/" in name]
-    ['grad_norm/0', 'grad_norm/2']
+    Example:
+        >>> from ftrain import optim
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> steps = monitored_steps(model, lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> state, metrics = steps.train_step(steps.init_state(0), torch.ones(4, 3))
+        >>> [name for name in metrics if "/" in name]
+        ['grad_norm/0', 'grad_norm/2']
     """
     plain = make_steps(model, loss_fn, optimizer, **options)
     recording = make_steps(model, loss_fn, _recording(optimizer), **options)
@@ -81,7 +82,7 @@ class _Recorded(NamedTuple):
 
 
 def _recording(optimizer: Optimizer) -> GradientTransformation:
-    """The same updates, with the norms of the gradients in the state."""
+    """Return the same optimizer, with the norms of the gradients in its state."""
 
     def init(params: Any) -> _Recorded:
         return _Recorded(_norms(params, zero=True), optimizer.init(params))
@@ -94,7 +95,7 @@ def _recording(optimizer: Optimizer) -> GradientTransformation:
 
 
 def _norms(values: dict[str, torch.Tensor], *, zero: bool = False) -> dict[str, torch.Tensor]:
-    """A norm for each layer; of its dtype and device, but 0, before there are gradients."""
+    """Return a norm for each layer; zeros of its dtype and device before there are gradients."""
     layers: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         layers.setdefault(name.rpartition(".")[0] or "model", []).append(value)

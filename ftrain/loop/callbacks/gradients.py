@@ -18,7 +18,7 @@ _MOST = 5  # layers in a note
 
 
 class GradientState(TypedDict):
-    """What the monitor knows of each layer.
+    """Norms of each layer that the monitor compares with.
 
     Attributes:
         usual: the layer's norm, averaged over windows; of an ensemble a layer of each member.
@@ -45,18 +45,19 @@ class GradientMonitor:
     Raises:
         ValueError: an argument is out of its range; the step reports no norms by layer.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> from ftrain.loop.callbacks import monitored_steps
-    >>> def loss_fn(model, batch):
-    ...     return model[1](model[0](batch).detach()).mean()
-    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-    >>> steps = monitored_steps(model, loss_fn, optim.sgd(0.1))
-    >>> trainer = loop.Trainer(steps, [GradientMonitor()], compile=False, log_every=1)
-    >>> data = [torch.ones(4, 3)]
-    >>> events = trainer.events(steps.init_state(0), data, max_steps=1, kinds=(loop.Notice,))
-    >>> next(events).message
-    "step 1: vanishing gradient in layer 0: its norm is 0, the largest layer's (1) ...
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> from ftrain.loop.callbacks import monitored_steps
+        >>> def loss_fn(model, batch):
+        ...     return model[1](model[0](batch).detach()).mean()
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        >>> steps = monitored_steps(model, loss_fn, optim.sgd(0.1))
+        >>> trainer = loop.Trainer(steps, [GradientMonitor()], compile=False, log_every=1)
+        >>> data = [torch.ones(4, 3)]
+        >>> events = trainer.events(steps.init_state(0), data, max_steps=1, kinds=(loop.Notice,))
+        >>> next(events).message
+        "step 1: vanishing gradient in layer 0: its norm is 0, the largest layer's (1) ...
     """
 
     listens = (WindowEnd,)
@@ -70,13 +71,13 @@ class GradientMonitor:
         self.vanishing, self.exploding = vanishing, exploding
 
     def init(self) -> GradientState:
-        """No layer known."""
+        """Return the state before the first window."""
         return {"usual": {}, "said": {}, "silent": {}}
 
     def __call__(
         self, state: GradientState, event: Event
     ) -> tuple[GradientState, Iterable[Action]]:
-        """Compare each layer's norm with the others, and with what it was."""
+        """Compare each layer's norm with the others, and with its own past."""
         assert isinstance(event, WindowEnd)
         groups = _norms(event)
         if not any(groups.values()):

@@ -1,4 +1,4 @@
-"""Pictures that a model makes, or judges, on the way."""
+"""Pictures that a model makes or classifies, drawn during the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ImageGrid"]
 
 
 class ImageGrid:
-    """Draws what a function makes of the state into `step-00000500.png`, a file each time.
+    """Draw the images that a function makes of the state into `step-00000500.png`, a file each time.
 
     Args:
         predict: `state -> images` or `(images, titles)`, as `plots.image_grid` takes them: shape
@@ -33,15 +33,16 @@ class ImageGrid:
         ImportError: matplotlib is not installed.
         ValueError: `every` or a shape is out of its range.
 
-    >>> import tempfile, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> folder = tempfile.mkdtemp()
-    >>> grid = ImageGrid(lambda state: (torch.rand(3, 8, 8), ["a", "b", "c"]), folder, every=2)
-    >>> trainer = loop.Trainer(steps, [grid], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=3)
-    >>> [path.name for path in pathlib.Path(folder).iterdir()]
-    ['step-00000002.png']
+    Example:
+        >>> import tempfile, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> folder = tempfile.mkdtemp()
+        >>> grid = ImageGrid(lambda state: (torch.rand(3, 8, 8), ["a", "b", "c"]), folder, every=2)
+        >>> trainer = loop.Trainer(steps, [grid], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=3)
+        >>> [path.name for path in pathlib.Path(folder).iterdir()]
+        ['step-00000002.png']
     """
 
     on_error = "warn"
@@ -59,10 +60,10 @@ class ImageGrid:
         self.columns, self.listens = columns, self._when.listens
 
     def init(self) -> None:
-        """Nothing: the files have their steps' names."""
+        """Return no state: the files have the names of their steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Draw a file, if it is time."""
+        """Draw a file when it is due."""
         if self._when.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.predict(event.state)

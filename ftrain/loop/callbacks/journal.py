@@ -1,4 +1,4 @@
-"""`train.log`: all that happened in a run, with the time of day."""
+"""`train.log`: every event of a run, with the time of day."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger:
-    """Writes lines for a person to a text file: rows, checkpoints, notes, failures with their traceback.
+    """Write lines for a person to a text file: rows, checkpoints, notes, failures with their traceback.
 
-    It is a journal: nothing is ever taken out of it. Where a run goes on from a checkpoint it says so,
-    and the lines of steps that are taken again follow; for a log without repetitions see `JSONLLogger`.
+    It is a journal: no line is ever removed. A run that resumes from a checkpoint says so, and the
+    lines of repeated steps follow; for a log without repetitions see `JSONLLogger`.
 
     Args:
         path: of the file; its directory is made.
 
-    >>> import tempfile, torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> path = tempfile.mkdtemp() + "/train.log"
-    >>> trainer = loop.Trainer(steps, [FileLogger(path)], compile=False, log_every=1)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
-    >>> print(open(path).read())
-    2... begins: to step 1
-    2... epoch 1    step 1       train (last steps)  loss ...
-    2... epoch 1    step 1       train (epoch mean)  loss ...
-    2... completed at step 1, epoch 1: 1 step
+    Example:
+        >>> import tempfile, torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> path = tempfile.mkdtemp() + "/train.log"
+        >>> trainer = loop.Trainer(steps, [FileLogger(path)], compile=False, log_every=1)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
+        >>> print(open(path).read())
+        2... begins: to step 1
+        2... epoch 1    step 1       train (last steps)  loss ...
+        2... epoch 1    step 1       train (epoch mean)  loss ...
+        2... completed at step 1, epoch 1: 1 step
     """
 
     listens = (TrainBegin, CompileEnd, Logged, Notice, Saved, Failure, TrainEnd)
@@ -53,10 +54,10 @@ class FileLogger:
         self.path = pathlib.Path(path)
 
     def init(self) -> None:
-        """Nothing: a journal is not part of a run."""
+        """Return no state: a journal is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write the event down."""
+        """Write the event."""
         if is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""A log as JSON lines: one object a row, for programs to read."""
+"""The log as JSON lines: one object a row, for programs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ __all__ = ["JSONLLogger"]
 
 
 class JSONLLogger(RowLogger):
-    """Writes `metrics.jsonl`: `{"step": 50, "epoch": 1, "split": "train", "time": 1.5, "loss": 0.3}`.
+    """Write `metrics.jsonl`: `{"step": 50, "epoch": 1, "split": "train", "time": 1.5, "loss": 0.3}`.
 
-    `split` is "train" for means over the last `log_every` steps, "train_epoch" for means over a whole
-    epoch of training, "eval" for an evaluation. Epochs and steps count from 1 (see `Progress`). `time`
-    counts seconds of training over all processes. NaN and infinity, which JSON does not know, are
-    `null`.
+    `split` is "train" for means over the last `log_every` steps, "train_epoch" for means over a
+    whole epoch of training, "eval" for an evaluation. Epochs and steps count from 1 (see
+    `Progress`). `time` counts seconds of training over all processes. NaN and infinity, which JSON
+    does not have, are `null`.
 
-    A new run begins the file anew. A resumed one cuts it back to where its checkpoint was: no row is
-    there twice, none is missing.
+    A new run starts the file anew. A resumed one truncates it to the length at its checkpoint: no
+    row is repeated, none is missing.
 
     Args:
         path: of the file; its directory is made.
 
-    >>> import tempfile, torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> path = tempfile.mkdtemp() + "/metrics.jsonl"
-    >>> trainer = loop.Trainer(steps, [JSONLLogger(path)], compile=False, log_every=1)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
-    >>> [(row["step"], row["split"]) for row in map(json.loads, open(path))]
-    [(1, 'train'), (1, 'train_epoch')]
+    Example:
+        >>> import tempfile, torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> path = tempfile.mkdtemp() + "/metrics.jsonl"
+        >>> trainer = loop.Trainer(steps, [JSONLLogger(path)], compile=False, log_every=1)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=1)
+        >>> [(row["step"], row["split"]) for row in map(json.loads, open(path))]
+        [(1, 'train'), (1, 'train_epoch')]
     """
 
     def _begin(self, rows: int) -> tuple[int, float]:

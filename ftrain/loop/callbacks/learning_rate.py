@@ -1,4 +1,4 @@
-"""Learning rates in the log, whatever step and optimizer are used."""
+"""Learning rates in the log, for any step and optimizer."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ __all__ = ["LearningRateMonitor"]
 
 
 class LearningRateMonitor:
-    """Adds every `learning_rate` that the state holds to the rows of training.
+    """Add every `learning_rate` in the state to the rows of training.
 
-    A step of `ftrain.make_steps` reports them already; this is for steps of one's own, which may not.
-    Several are told apart by their paths, `learning_rate['backbone'].learning_rate`. They are read at
-    the end of a window, no sooner.
+    A step of `ftrain.make_steps` reports them already; this is for custom steps, which may not.
+    Several are distinguished by their paths, `learning_rate['backbone'].learning_rate`. They are
+    read at the end of a window only.
 
     Raises:
         ValueError: there is none in the state, which is said at the start.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.5))
-    >>> def step(state, batch):
-    ...     return steps.train_step(state, batch)[0], {"loss": 0.0}
-    >>> trainer = loop.Trainer(step, [LearningRateMonitor()], compile=False, log_every=1)
-    >>> data = [torch.ones(4, 3)]
-    >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
-    >>> next(events).values
-    {'loss': 0.0, 'learning_rate': 0.5}
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.5))
+        >>> def step(state, batch):
+        ...     return steps.train_step(state, batch)[0], {"loss": 0.0}
+        >>> trainer = loop.Trainer(step, [LearningRateMonitor()], compile=False, log_every=1)
+        >>> data = [torch.ones(4, 3)]
+        >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
+        >>> next(events).values
+        {'loss': 0.0, 'learning_rate': 0.5}
     """
 
     listens = (TrainBegin, WindowEnd)
     on_error = "warn"
 
     def init(self) -> None:
-        """Nothing: the state knows its rates."""
+        """Return no state: the training state holds the rates."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """The rates that the row does not have yet."""
+        """Log the rates that the row does not have yet."""
         found = _rates(event.state)
         if isinstance(event, WindowEnd):
             missing = {name: rate for name, rate in found.items() if name not in event.values}

@@ -1,4 +1,4 @@
-"""How much memory a run takes."""
+"""Memory of a run."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ __all__ = ["MemoryMonitor"]
 
 
 class MemoryMonitor:
-    """Adds `memory/peak_mib` to the rows of training.
+    """Add `memory/peak_mib` to the rows of training.
 
-    On a GPU: the most that tensors held since the row before. Elsewhere: the most that the process has
-    ever held, which never falls.
+    On a GPU: the most that tensors held since the row before. Elsewhere: the most that the process
+    has ever held, which never decreases.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> trainer = loop.Trainer(steps, [MemoryMonitor()], compile=False, log_every=1)
-    >>> data = [torch.ones(4, 3)]
-    >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
-    >>> next(events).values["memory/peak_mib"] > 10
-    True
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> trainer = loop.Trainer(steps, [MemoryMonitor()], compile=False, log_every=1)
+        >>> data = [torch.ones(4, 3)]
+        >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
+        >>> next(events).values["memory/peak_mib"] > 10
+        True
     """
 
     listens = (WindowEnd,)
     on_error = "warn"
 
     def init(self) -> None:
-        """Nothing: memory is not part of a run."""
+        """Return no state: memory is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """The peak."""
+        """Log the peak."""
         return None, (Log({"memory/peak_mib": _peak() / 2**20}),)
 
 
 def _peak() -> float:
-    """Bytes."""
+    """Return the peak in bytes."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         found = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()

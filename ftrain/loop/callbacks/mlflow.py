@@ -15,7 +15,7 @@ _STATUS = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflowState(TypedDict):
-    """Which run is written to.
+    """The run of MLflow that is written to.
 
     Attributes:
         run_id: as MLflow gave it; `None` before it began.
@@ -25,10 +25,10 @@ class MLflowState(TypedDict):
 
 
 class MLflowLogger:
-    """Logs `train/loss`, `eval/loss`, ... over the step.
+    """Log `train/loss`, `eval/loss`, ... over the step.
 
-    A resumed run goes on in the same run of MLflow, whose id is in the checkpoint. MLflow deletes
-    nothing: values of steps that are taken again are there twice, and equal.
+    A resumed run continues the same run of MLflow, whose id is in the checkpoint. MLflow deletes
+    nothing: values of repeated steps appear twice, and are equal.
 
     Args:
         experiment: its name.
@@ -38,7 +38,8 @@ class MLflowLogger:
     Raises:
         ImportError: mlflow is not installed.
 
-    >>> callback = MLflowLogger("digits", run_name="first")  # doctest: +SKIP
+    Example:
+        >>> callback = MLflowLogger("digits", run_name="first")  # doctest: +SKIP
     """
 
     listens = (TrainBegin, Logged, TrainEnd)
@@ -49,11 +50,11 @@ class MLflowLogger:
         self.experiment, self._uri, self._options = experiment, tracking_uri, options
 
     def init(self) -> MLflowState:
-        """No run yet."""
+        """Return the state before a run is created."""
         return {"run_id": None}
 
     def __call__(self, state: MLflowState, event: Event) -> tuple[MLflowState, tuple[Action, ...]]:
-        """Hand the row on."""
+        """Log the row."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: data, steps, all else."""
+"""Time of a run by phase: data, steps, everything else."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ __all__ = ["PhaseTimes"]
 
 
 class PhaseTimes:
-    """Adds `time/data`, `time/step` and `time/other` to the rows of training: seconds in the window.
+    """Add `time/data`, `time/step` and `time/other` to the rows of training: seconds in the window.
 
-    `data` is the wait for batches, `step` the call of the step, `other` what happens between steps:
-    reading metrics, callbacks, evaluation, checkpoints. On a GPU a step returns before it is done; the
-    wait for it is then seen where metrics are read, in `other`.
+    `data` is the wait for batches, `step` the call of the step, `other` the time between steps:
+    reading metrics, callbacks, evaluation, checkpoints. On a GPU a step returns before it is done;
+    the wait for it then appears where metrics are read, in `other`.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> trainer = loop.Trainer(steps, [PhaseTimes()], compile=False, log_every=2)
-    >>> data = [torch.ones(4, 3)] * 2
-    >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
-    >>> [name for name in next(events).values if name.startswith("time/")]
-    ['time/data', 'time/step', 'time/other']
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> trainer = loop.Trainer(steps, [PhaseTimes()], compile=False, log_every=2)
+        >>> data = [torch.ones(4, 3)] * 2
+        >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
+        >>> [name for name in next(events).values if name.startswith("time/")]
+        ['time/data', 'time/step', 'time/other']
     """
 
     listens = (
@@ -54,10 +55,10 @@ class PhaseTimes:
         self._spent = {"data": 0.0, "step": 0.0, "other": 0.0}
 
     def init(self) -> None:
-        """Nothing: clocks are not part of a run."""
+        """Return no state: clocks are not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Count the time since the last event; what came before a batch was data, and so on."""
+        """Attribute the time since the last event to a phase; before a batch it is data, and so on."""
         passed, self._last = event.seconds - self._last, event.seconds
         if isinstance(event, TrainBegin):
             self._spent = dict.fromkeys(self._spent, 0.0)

@@ -1,4 +1,4 @@
-"""A trace of some steps: which operator took how long, and where."""
+"""Trace of some steps: the time of each operator."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Profiler"]
 
 
 class Profiler:
-    """Traces a few steps with `torch.profiler`, once, into `trace-step-10.json` and a table beside it.
+    """Trace a few steps with `torch.profiler`, once, into `trace-step-10.json` and a table beside it.
 
-    Open the trace in https://ui.perfetto.dev or chrome://tracing. The table, `trace-step-10.txt`, lists
-    the operators that took the most time.
+    Open the trace in https://ui.perfetto.dev or chrome://tracing. The table, `trace-step-10.txt`,
+    lists the operators that took the most time.
 
     Args:
         folder: where to; it is made.
@@ -30,14 +30,15 @@ class Profiler:
     Raises:
         ValueError: a count is out of its range.
 
-    >>> import tempfile, torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> folder = tempfile.mkdtemp()
-    >>> trainer = loop.Trainer(steps, [Profiler(folder, start=2, steps=1)], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=4)
-    >>> sorted(path.name for path in pathlib.Path(folder).iterdir())
-    ['trace-step-3.json', 'trace-step-3.txt']
+    Example:
+        >>> import tempfile, torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> folder = tempfile.mkdtemp()
+        >>> trainer = loop.Trainer(steps, [Profiler(folder, start=2, steps=1)], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=4)
+        >>> sorted(path.name for path in pathlib.Path(folder).iterdir())
+        ['trace-step-3.json', 'trace-step-3.txt']
     """
 
     listens = (BatchBegin, BatchEnd, TrainEnd)
@@ -62,10 +63,10 @@ class Profiler:
         self._running: Any = None
 
     def init(self) -> None:
-        """Nothing: a trace is not part of a run."""
+        """Return no state: a trace is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Begin or end the trace, if it is time."""
+        """Start or end the trace when it is due."""
         step = event.progress.step
         if isinstance(event, BatchBegin):
             if step == self.start and self._running is None and is_main():

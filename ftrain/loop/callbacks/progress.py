@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ _NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{p
 
 
 class ProgressBar:
-    """Shows epoch, step, speed, the time that is left, and the last losses that were read.
+    """Show epoch, step, speed, the remaining time, and the last losses that were read.
 
-    `train loss` is the mean over the last `log_every` steps, `eval loss` that of the last evaluation.
+    `train loss` is the mean over the last `log_every` steps, `eval loss` that of the last
+    evaluation.
 
-    It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it waits
-    for no step, and a step costs it one comparison. Where the stream is no terminal, it prints a plain
-    line every few seconds instead. Ranks other than 0 are silent.
+    It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it
+    waits for no step, and a step costs it one comparison. If the stream is not a terminal, it
+    prints a plain line every few seconds instead. Ranks other than 0 are silent.
 
     Args:
         refresh: seconds between two looks of the bar.
         every: seconds between two plain lines.
         stream: where to; default: standard error.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
-    >>> trainer = loop.Trainer(steps, [ProgressBar(every=0, stream=sys.stdout)], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.zeros(4, 3)], epochs=1)
-    epoch 1/1  step 1/1 (100%)  ... steps/s  0:00 left
-    epoch 1/1  step 1/1 (100%)  train loss ... steps/s ... done
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
+        >>> trainer = loop.Trainer(steps, [ProgressBar(every=0, stream=sys.stdout)], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.zeros(4, 3)], epochs=1)
+        epoch 1/1  step 1/1 (100%)  ... steps/s  0:00 left
+        epoch 1/1  step 1/1 (100%)  train loss ... steps/s ... done
     """
 
     listens = (
@@ -75,10 +77,10 @@ class ProgressBar:
         self._due = float("inf")
 
     def init(self) -> None:
-        """Nothing: what it shows is not part of a run."""
+        """Return no state: the display is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Show the event, if it is time."""
+        """Show the event when it is due."""
         if type(event) is BatchEnd:
             if event.seconds < self._due:
                 return None, ()
@@ -154,7 +156,7 @@ class _Bar:
             self._bar.refresh()
 
     def leave_out(self, seconds: float) -> None:
-        """Of the time that speed is reckoned by."""
+        """Exclude a pause from the time that the speed is computed from."""
         self._bar.start_t += seconds
         self._bar.last_print_t += seconds
 
@@ -189,7 +191,7 @@ class _Lines:
         self._print(event, f"{number(speed)} steps/s", left)
 
     def leave_out(self, seconds: float) -> None:
-        """Of the time that speed is reckoned by."""
+        """Exclude a pause from the time that the speed is computed from."""
         (began, since), (last, then) = self._began, self._last
         self._began, self._last = (began, since + seconds), (last, then + seconds)
 
@@ -213,7 +215,7 @@ class _Lines:
 
 
 def _shape(stream: TextIO, total: int | None) -> dict[str, Any]:
-    """Of the terminal; one that does not know its own says 0, and tqdm would show nothing there."""
+    """Return the shape of the terminal; if that reports 0, tqdm would show nothing."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):

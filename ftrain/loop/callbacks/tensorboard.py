@@ -14,9 +14,9 @@ __all__ = ["TensorBoardLogger"]
 
 
 class TensorBoardLogger:
-    """Writes scalars `train/loss`, `eval/loss`, ... over the step, with `torch.utils.tensorboard`.
+    """Write scalars `train/loss`, `eval/loss`, ... over the step, with `torch.utils.tensorboard`.
 
-    A resumed run tells TensorBoard to forget what came behind its checkpoint (`purge_step`).
+    A resumed run makes TensorBoard discard the steps after its checkpoint (`purge_step`).
 
     Args:
         folder: of the event files.
@@ -24,7 +24,8 @@ class TensorBoardLogger:
     Raises:
         ImportError: tensorboard is not installed.
 
-    >>> callback = TensorBoardLogger("runs/first/tensorboard")  # doctest: +SKIP
+    Example:
+        >>> callback = TensorBoardLogger("runs/first/tensorboard")  # doctest: +SKIP
     """
 
     listens = (TrainBegin, Logged, Saved, TrainEnd)
@@ -38,7 +39,7 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def init(self) -> None:
-        """Nothing: the files know the steps."""
+        """Return no state: the files record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Write the row."""

@@ -1,4 +1,4 @@
-"""Texts that a model writes on the way."""
+"""Texts that a model writes, saved during the run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["TextSamples"]
 
 
 class TextSamples:
-    r"""Writes what a function makes of the state to `step-00000500.txt`, a file each time.
+    r"""Write the text that a function makes of the state to `step-00000500.txt`, a file each time.
 
-    A run that takes steps again writes the same files again, so that there is one of each.
+    A run that repeats steps overwrites the same files, so that there is one of each.
 
     Args:
         generate: `state -> text`, or several; pure, if the files of two runs are to be equal: draw from
@@ -32,15 +32,16 @@ class TextSamples:
     Raises:
         ValueError: `every` is out of its range.
 
-    >>> import tempfile, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> folder = tempfile.mkdtemp()
-    >>> samples = TextSamples(lambda state: ["To be", "or not"], folder, every=2)
-    >>> trainer = loop.Trainer(steps, [samples], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=3)
-    >>> [(path.name, path.read_text()) for path in pathlib.Path(folder).iterdir()]
-    [('step-00000002.txt', 'To be\n\nor not\n')]
+    Example:
+        >>> import tempfile, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> folder = tempfile.mkdtemp()
+        >>> samples = TextSamples(lambda state: ["To be", "or not"], folder, every=2)
+        >>> trainer = loop.Trainer(steps, [samples], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], max_steps=3)
+        >>> [(path.name, path.read_text()) for path in pathlib.Path(folder).iterdir()]
+        [('step-00000002.txt', 'To be\n\nor not\n')]
     """
 
     on_error = "warn"
@@ -56,10 +57,10 @@ class TextSamples:
         self.listens = self._when.listens
 
     def init(self) -> None:
-        """Nothing: the files have their steps' names."""
+        """Return no state: the files have the names of their steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write a file, if it is time."""
+        """Write a file when it is due."""
         if self._when.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.generate(event.state)

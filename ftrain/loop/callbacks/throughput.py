@@ -1,4 +1,4 @@
-"""How fast a run is."""
+"""Speed of a run."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ __all__ = ["Throughput"]
 
 
 class Throughput:
-    """Adds `steps_per_second`, `samples_per_second` and `tokens_per_second` to each row of training.
+    """Add `steps_per_second`, `samples_per_second` and `tokens_per_second` to each row of training.
 
     Over the window's own time, without evaluation and checkpoints. The first window contains the
     compilation; the first after a resume, which another process began, has no speed.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
-    >>> trainer = loop.Trainer(steps, [Throughput()], compile=False, log_every=2)
-    >>> data = [torch.zeros(4, 3)] * 2
-    >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
-    >>> sorted(next(event.values for event in events if event.split == "train"))
-    ['grad_norm', ..., 'samples_per_second', 'skipped', 'steps_per_second']
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.0))
+        >>> trainer = loop.Trainer(steps, [Throughput()], compile=False, log_every=2)
+        >>> data = [torch.zeros(4, 3)] * 2
+        >>> events = trainer.events(steps.init_state(0), data, epochs=1, kinds=(loop.Logged,))
+        >>> sorted(next(event.values for event in events if event.split == "train"))
+        ['grad_norm', ..., 'samples_per_second', 'skipped', 'steps_per_second']
     """
 
     listens = (WindowEnd,)
     on_error = "warn"
 
     def init(self) -> None:
-        """Nothing: a speed is not part of a run."""
+        """Return no state: speed is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """The speeds of a window."""
+        """Log the speeds of a window."""
         assert isinstance(event, WindowEnd)
         if not event.duration:
             return None, ()

@@ -1,4 +1,4 @@
-"""The end of the time that a run may take."""
+"""Time limit of a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["TimeLimit"]
 
 
 class TimeLimit:
-    """Stops a run after some time, in good order; `resume` goes on from there.
+    """Stop a run after some time, in good order; `resume` continues from there.
 
-    The time is that of one call of `fit`, from its start, compilation and evaluations included: leave
-    room for the step at hand and the last checkpoint.
+    The time is that of one call of `fit`, from its start, compilation and evaluations included:
+    leave room for the current step and the last checkpoint.
 
     Args:
         hours: and minutes and seconds are added up.
@@ -23,13 +23,14 @@ class TimeLimit:
     Raises:
         ValueError: the limit is not more than 0.
 
-    >>> import torch, ftrain
-    >>> from ftrain import loop, optim
-    >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
-    >>> trainer = loop.Trainer(steps, [TimeLimit(seconds=1e-9)], compile=False)
-    >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], epochs=100)
-    >>> print(result.status, result.step, result.reason)
-    stopped 1 time limit of 0:00
+    Example:
+        >>> import torch, ftrain
+        >>> from ftrain import loop, optim
+        >>> steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
+        >>> trainer = loop.Trainer(steps, [TimeLimit(seconds=1e-9)], compile=False)
+        >>> result = trainer.fit(steps.init_state(0), [torch.ones(4, 3)], epochs=100)
+        >>> print(result.status, result.step, result.reason)
+        stopped 1 time limit of 0:00
     """
 
     listens = (BatchEnd,)
@@ -40,10 +41,10 @@ class TimeLimit:
             raise ValueError("give a time: TimeLimit(hours=8), TimeLimit(minutes=90)")
 
     def init(self) -> None:
-        """Nothing: each call of `fit` has its own time."""
+        """Return no state: each call of `fit` has its own time."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Ask for the end, if it is time."""
+        """Request the end when the time is over."""
         if event.seconds < self.seconds:
             return None, ()
         return None, (Stop(f"time limit of {clock(self.seconds)}", resumable=True),)

@@ -13,7 +13,7 @@ __all__ = ["WandbLogger", "WandbState"]
 
 
 class WandbState(TypedDict):
-    """Which run is written to.
+    """The run of the service that is written to.
 
     Attributes:
         id: of the run, as the service gave it; `None` before it began.
@@ -23,11 +23,11 @@ class WandbState(TypedDict):
 
 
 class WandbLogger:
-    """Logs `train/loss`, `eval/loss`, ... over the step.
+    """Log `train/loss`, `eval/loss`, ... over the step.
 
-    A resumed run goes on in the same run of the service, whose id is in the checkpoint; rows of steps
-    that it has already are ignored there. Two runs of the same steps have equal checkpoints if they are
-    given their ids.
+    A resumed run continues the same run of the service, whose id is in the checkpoint; rows of
+    steps that it has already are ignored there. Two runs of the same steps have equal checkpoints
+    if both are given their ids.
 
     Args:
         project: of the service.
@@ -36,7 +36,8 @@ class WandbLogger:
     Raises:
         ImportError: wandb is not installed.
 
-    >>> callback = WandbLogger("digits", name="first", mode="offline")  # doctest: +SKIP
+    Example:
+        >>> callback = WandbLogger("digits", name="first", mode="offline")  # doctest: +SKIP
     """
 
     listens = (TrainBegin, Logged, TrainEnd)
@@ -49,11 +50,11 @@ class WandbLogger:
         self._run: Any = None
 
     def init(self) -> WandbState:
-        """The id that was asked for."""
+        """Return the given id."""
         return {"id": self._options.get("id")}
 
     def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, tuple[Action, ...]]:
-        """Hand the row on."""
+        """Log the row."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):

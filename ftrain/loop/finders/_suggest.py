@@ -17,8 +17,9 @@ _FALLS = 0.01
 def smooth(losses: Sequence[float], width: float) -> list[float]:
     """Each loss averaged with its finite neighbours, weighed by a Gaussian `width` steps wide.
 
-    >>> smooth([1.0, 1.0, 1.0], 2.0)
-    [1.0, 1.0, 1.0]
+    Example:
+        >>> smooth([1.0, 1.0, 1.0], 2.0)
+        [1.0, 1.0, 1.0]
     """
     reach = max(1, math.ceil(3 * width))
     weights = [math.exp(-0.5 * (d / max(width, 0.5)) ** 2) for d in range(reach + 1)]

@@ -103,13 +103,14 @@ def batch_size(
         MemoryError: not even one row fits; the message lists what to change.
         ValueError: an option is out of its range; the batch has no rows.
 
-    >>> def step(state, batch):
-    ...     if len(batch) > 100:
-    ...         raise torch.OutOfMemoryError("CUDA out of memory.")
-    ...     return state, {}
-    >>> found = batch_size(step, {}, torch.ones(4, 3))
-    >>> found.size, found.too_large, [trial.size for trial in found.trials]
-    (100, 101, [2, 4, 8, 16, 32, 64, 128, 96, 112, 104, 100, 102, 101])
+    Example:
+        >>> def step(state, batch):
+        ...     if len(batch) > 100:
+        ...         raise torch.OutOfMemoryError("CUDA out of memory.")
+        ...     return state, {}
+        >>> found = batch_size(step, {}, torch.ones(4, 3))
+        >>> found.size, found.too_large, [trial.size for trial in found.trials]
+        (100, 101, [2, 4, 8, 16, 32, 64, 128, 96, 112, 104, 100, 102, 101])
     """
     _check(start, highest, multiple, n_steps)
     step = compiled(step_of(steps, "finders.batch_size"), compile)

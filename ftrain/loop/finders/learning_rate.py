@@ -7,7 +7,8 @@
 The sweep is a function of the state: it runs on a copy. The rate is a tensor, so that there is one
 program for all rates; losses are read every `look_every` steps, in one transfer.
 
-Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
+References:
+    Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class RateSweep:
         skipped: how many steps were skipped for a non-finite gradient.
         trained: whether the parameters changed at all.
 
-    >>> sweep = RateSweep((1e-3, 1e-2, 1e-1), (2.0, 1.0, 4.0), (2.0, 1.0, 4.0), 1e-2, 1e-2, True)
-    >>> RateSweep.from_json(sweep.to_json()) == sweep
-    True
+    Example:
+        >>> sweep = RateSweep((1e-3, 1e-2, 1e-1), (2.0, 1.0, 4.0), (2.0, 1.0, 4.0), 1e-2, 1e-2, True)
+        >>> RateSweep.from_json(sweep.to_json()) == sweep
+        True
     """
 
     rates: tuple[float, ...]
@@ -176,18 +178,20 @@ def learning_rate(
         TypeError: the rate of `steps` is a constant.
         ValueError: an option is out of its range; there is no batch.
 
-    >>> import ftrain
-    >>> from ftrain import optim
-    >>> def loss_fn(model, batch):
-    ...     return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
-    >>> def steps(rate):
-    ...     return ftrain.make_steps(lambda: torch.nn.Linear(3, 1), loss_fn, optim.sgd(rate))
-    >>> state = steps(0.1).init_state(0)
-    >>> found = learning_rate(steps, state, [torch.eye(3)], n_steps=50, compile=False)
-    >>> 0.01 < found.suggestion < 0.3, 1 < found.lowest < 3, found.diverged
-    (True, True, True)
+    Example:
+        >>> import ftrain
+        >>> from ftrain import optim
+        >>> def loss_fn(model, batch):
+        ...     return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+        >>> def steps(rate):
+        ...     return ftrain.make_steps(lambda: torch.nn.Linear(3, 1), loss_fn, optim.sgd(rate))
+        >>> state = steps(0.1).init_state(0)
+        >>> found = learning_rate(steps, state, [torch.eye(3)], n_steps=50, compile=False)
+        >>> 0.01 < found.suggestion < 0.3, 1 < found.lowest < 3, found.diverged
+        (True, True, True)
 
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
+    References:
+        Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
     """
     _check(lowest, highest, n_steps, diverged, look_every)
     device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""Pictures of runs: curves as an image or as a page, and what a model sees and says.
+"""Plots of runs: curves as an image or as a page, and samples of a model.
 
 Drawing needs matplotlib (`pip install 'ftrain[examples]'`); the page needs nothing.
 
-Read next: `run_log.py`, what is drawn.
+Read next: `run_log.py`, the data of the plots.
 """
 
 from ftrain.loop.plots.curves import curves

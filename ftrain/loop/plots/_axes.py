@@ -1,4 +1,4 @@
-"""Scales and ticks: round numbers in plain figures, and no offset that one has to multiply by."""
+"""Scales and ticks: round numbers, and no offset to multiply by."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def tick(value: float, largest: float) -> str:
-    """A number beside an axis; `largest` of those beside it decides the unit of all.
+    """Return the label of a tick; the largest tick decides the unit of all.
 
-    >>> [tick(v, 2e6) for v in (0, 5e5, 2e6)], [tick(v, 1e-4) for v in (5e-5, 1e-4)], tick(0.25, 1)
-    (['0', '0.5M', '2M'], ['5e-5', '1e-4'], '0.25')
+    Example:
+        >>> [tick(v, 2e6) for v in (0, 5e5, 2e6)], [tick(v, 1e-4) for v in (5e-5, 1e-4)], tick(0.25, 1)
+        (['0', '0.5M', '2M'], ['5e-5', '1e-4'], '0.25')
     """
     if value == 0:
         return "0"
@@ -35,16 +36,17 @@ def tick(value: float, largest: float) -> str:
 
 
 def clock_unit(seconds: float) -> tuple[str, float]:
-    """The unit in which so many seconds are read, and its length.
+    """Return the unit for so many seconds, and its length.
 
-    >>> clock_unit(90.0), clock_unit(9000.0)
-    (('s', 1.0), ('min', 60.0))
+    Example:
+        >>> clock_unit(90.0), clock_unit(9000.0)
+        (('s', 1.0), ('min', 60.0))
     """
     return ("s", 1.0) if seconds < 600 else ("min", 60.0) if seconds < 4 * 3600 else ("h", 3600.0)
 
 
 def scale_x(ax: Axes, whole: bool) -> None:
-    """Round numbers from left to right; `whole` ones where there are no others."""
+    """Set round ticks from left to right; `whole` ones if there are no others."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # optional
 
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=whole, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -52,7 +54,7 @@ def scale_x(ax: Axes, whole: bool) -> None:
 
 
 def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> None:
-    """As the metric is read: rates and speeds from zero, what falls a long way on a logarithmic axis."""
+    """Scale an axis for its metric: speeds from zero, large decreases on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415  # optional
 
     finite = [value for value in values if math.isfinite(value)]
@@ -75,7 +77,7 @@ def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> N
 
 
 def _formatter(each: bool = False) -> Any:
-    """`tick` for all ticks of an axis; `each` by itself, where they lie decades apart."""
+    """Return `tick` for all ticks of an axis; `each` by itself, if they are decades apart."""
     from matplotlib.ticker import Formatter  # noqa: PLC0415  # optional
 
     class Ticks(Formatter):

@@ -1,4 +1,4 @@
-"""How pictures look: colours that the colour-blind can tell apart, on white and on near-black."""
+"""Style of the plots: colours for the colour-blind, on white and on near-black."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ class Theme:
     series: tuple[str, ...]
 
     def hue(self, index: int) -> str:
-        """The colour of a run; from the ninth on the same ones darker, then lighter.
+        """Return the colour of a run; from the ninth on the same ones darker, then lighter.
 
-        >>> LIGHT.hue(0), LIGHT.hue(8), LIGHT.hue(24) == LIGHT.hue(0)
-        ('#2f6fde', '#274c8e', True)
+        Example:
+            >>> LIGHT.hue(0), LIGHT.hue(8), LIGHT.hue(24) == LIGHT.hue(0)
+            ('#2f6fde', '#274c8e', True)
         """
         n = len(self.series)
         own, turn = self.series[index % n], index // n % 3
@@ -61,7 +62,7 @@ class Theme:
 
 
 def _mixed(one: str, other: str) -> str:
-    """Six parts of one colour and five of another."""
+    """Mix six parts of one colour and five of another."""
     pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
     return "#" + bytes((6 * a + 5 * b) // 11 for a, b in pairs).hex()
 
@@ -130,24 +131,26 @@ HIDDEN = (
 
 
 def theme(dark: bool) -> Theme:
-    """The colours of a mode."""
+    """Return the colours of a mode."""
     return DARK if dark else LIGHT
 
 
 def label(metric: str) -> str:
-    """A metric's name as a title.
+    """Return a metric's name as a title.
 
-    >>> label("grad_norm"), label("memory/peak_bytes")
-    ('grad norm', 'memory / peak bytes')
+    Example:
+        >>> label("grad_norm"), label("memory/peak_bytes")
+        ('grad norm', 'memory / peak bytes')
     """
     return metric.replace("_", " ").replace("/", " / ")
 
 
 def shortened(name: str, most: int = 32) -> str:
-    """A name that fits a legend; runs differ at the end more often than in the middle.
+    """Shorten a name for a legend in its middle: runs differ at the end more often.
 
-    >>> shortened("a-rather-long-name-of-a-run-with-learning-rate-01")
-    'a-rather-lon…th-learning-rate-01'
+    Example:
+        >>> shortened("a-rather-long-name-of-a-run-with-learning-rate-01")
+        'a-rather-lon…th-learning-rate-01'
     """
     if len(name) <= most:
         return name
@@ -156,7 +159,7 @@ def shortened(name: str, most: int = 32) -> str:
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """Metrics in the order of their charts: the known ones, plain names, then groups (`memory/peak`)."""
+    """Return metrics in the order of their charts: known ones, plain names, groups (`a/b`)."""
 
     def rank(name: str) -> tuple[int, bool, str]:
         return (FIRST.index(name) if name in FIRST else len(FIRST), "/" in name, name)
@@ -165,7 +168,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """What is worth a chart of its own: all but counts that stayed zero, extremes and groups."""
+    """Return the metrics with a chart of their own: without zero counts, extremes and groups."""
     found = []
     for metric in ordered(name for log in logs for name in log.curves):
         values = [v for log in logs for c in log.curves.get(metric, {}).values() for v in c.values]
@@ -176,7 +179,7 @@ def shown(logs: Sequence[RunLog]) -> list[str]:
 
 
 def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
-    """A figure of its own: no global state of matplotlib, no display.
+    """Return a figure without global state of matplotlib and without a display.
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to get it.
@@ -194,7 +197,7 @@ def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
 
 
 def dress(ax: Axes, dark: bool, title: str) -> None:
-    """The frame, grid, ticks and title of one chart."""
+    """Draw the frame, grid, ticks and title of one chart."""
     colours = theme(dark)
     ax.set_facecolor(colours.panel)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -209,6 +212,6 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
 
 
 def write(figure: Figure, out: Any) -> None:
-    """The figure as a file; where `out` is `None`, none."""
+    """Write the figure to a file, unless `out` is `None`."""
     if out is not None:
         figure.savefig(out, facecolor=figure.get_facecolor())

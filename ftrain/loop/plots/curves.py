@@ -1,6 +1,6 @@
 """The curves of one run or several, in one picture.
 
-Read next: `page.py`, the same to look around in.
+Read next: `page.py`, the interactive form.
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ def curves(
         ImportError: matplotlib is not installed; the message says how to get it.
         ValueError: an option is out of its range.
 
-    >>> import json, pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     rows = [{"step": n, "split": "train", "loss": 1 / n} for n in (1, 2, 4)]
-    ...     text = "".join(json.dumps(row) + chr(10) for row in rows)
-    ...     _ = (pathlib.Path(folder) / "metrics.jsonl").write_text(text)
-    ...     figure = curves(folder, pathlib.Path(folder) / "curves.png")
-    >>> [ax.get_title(loc="left") for ax in figure.axes]
-    ['loss']
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = [{"step": n, "split": "train", "loss": 1 / n} for n in (1, 2, 4)]
+        ...     text = "".join(json.dumps(row) + chr(10) for row in rows)
+        ...     _ = (pathlib.Path(folder) / "metrics.jsonl").write_text(text)
+        ...     figure = curves(folder, pathlib.Path(folder) / "curves.png")
+        >>> [ax.get_title(loc="left") for ax in figure.axes]
+        ['loss']
     """
     if x not in _AXES:
         raise ValueError(f"x must be one of {', '.join(_AXES)}; found {x!r}")
@@ -104,10 +105,11 @@ def curves(
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """A running average, `weight` of it the past, without the start's pull to zero; NaN stays NaN.
+    """Return a running average, `weight` of it the past, corrected for its start; NaN stays NaN.
 
-    >>> smoothed([1.0, 1.0, float("nan"), 3.0], 0.5)
-    [1.0, 1.0, nan, 2.142857142857143]
+    Example:
+        >>> smoothed([1.0, 1.0, float("nan"), 3.0], 0.5)
+        [1.0, 1.0, nan, 2.142857142857143]
     """
     found, total, mass = [], 0.0, 0.0
     for value in values:
@@ -161,7 +163,7 @@ def _draw(
 
 
 def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[float, float]:
-    """One range for all charts, so that what is above one another happened together."""
+    """Return one range for all charts, so that they align."""
     at = [
         value
         for log in logs
@@ -177,7 +179,7 @@ def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[floa
 
 
 def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Training first; whole epochs only where no windows were logged."""
+    """Return the splits, training first; whole epochs only if no windows were logged."""
     found = splits_of(log, metric)
     if "train" in found:
         found.pop("train_epoch", None)
@@ -185,7 +187,7 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
 
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
-    """A colour a run; where there is one run, a colour a split."""
+    """Return a colour for each run; with one run, for each split."""
     if len(logs) == 1:
         every = [s for s in _all_splits(logs) if s != "train"]
         return theme(dark).hue(0 if split == "train" else 1 + every.index(split)), "o-"
@@ -198,7 +200,7 @@ def _all_splits(logs: Sequence[RunLog]) -> list[str]:
 
 
 def _entries(logs: Sequence[RunLog], chosen: Sequence[str], dark: bool) -> list[dict[str, Any]]:
-    """Lines of the legend: the runs, and the splits where there are several."""
+    """Return the lines of the legend: the runs, and the splits if there are several."""
     used = {split for log in logs for metric in chosen for split in _splits(log, metric)}
     splits = [name for name in _all_splits(logs) if name in used]
     entries: list[dict[str, Any]] = []

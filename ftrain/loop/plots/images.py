@@ -1,4 +1,4 @@
-"""Pictures of what a model sees and says."""
+"""Images with the predictions of a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def image_grid(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw a batch of images, each with what was predicted; what is wrong in red, with what is right.
+    """Draw a batch of images with their predictions; wrong ones in red, with the right label.
 
     Args:
         images: any dtype, `(n, height, width)`, `(n, channels, height, width)` or
@@ -51,9 +51,10 @@ def image_grid(
         ImportError: matplotlib is not installed; the message says how to get it.
         ValueError: shapes that are no images, or lengths that differ.
 
-    >>> figure = image_grid(torch.rand(6, 1, 8, 8), torch.eye(6), [0, 1, 2, 3, 4, 0])
-    >>> [ax.get_title() for ax in figure.axes][4:6]
-    ['4', '5 (is 0)']
+    Example:
+        >>> figure = image_grid(torch.rand(6, 1, 8, 8), torch.eye(6), [0, 1, 2, 3, 4, 0])
+        >>> [ax.get_title() for ax in figure.axes][4:6]
+        ['4', '5 (is 0)']
     """
     pictures = _as_pictures(images)
     n = len(pictures)
@@ -95,7 +96,7 @@ def image_grid(
 def _caption(
     said: list[str] | None, right: list[str] | None, i: int, colours: Theme
 ) -> tuple[str, str, str]:
-    """Words, colour and weight; long names stand on lines of their own."""
+    """Return text, colour and weight; long names get lines of their own."""
     if not said or not right:
         return shortened((said or right or [""] * (i + 1))[i], _LINE), colours.quiet, "normal"
     one, other = shortened(said[i], _LINE), shortened(right[i], _LINE)
@@ -106,7 +107,7 @@ def _caption(
 
 
 def _as_pictures(images: torch.Tensor) -> Any:
-    """`(n, height, width, channels)` in [0, 1], as a NumPy array."""
+    """Return `(n, height, width, channels)` in [0, 1], as a NumPy array."""
     if images.ndim == 3:
         images = images.unsqueeze(-1)
     elif images.ndim == 4 and images.shape[1] in (1, 3, 4):

@@ -1,7 +1,7 @@
-"""A page of curves to look around in: one HTML file that needs nothing else.
+"""An interactive page of curves: one HTML file that needs no other.
 
-The page is `_page.html` with `_page.css`, `_page.js` and the curves as JSON put in. It opens from a disk
-or a mail, loads nothing from anywhere (its content policy forbids it), and the same logs make the same
+The page is `_page.html` with `_page.css`, `_page.js` and the curves as JSON inserted. It opens from
+a disk or a mail and loads nothing (its content policy forbids it), and the same logs give the same
 bytes.
 """
 
@@ -29,9 +29,9 @@ HUES = 24
 
 
 def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> str:
-    """The curves of runs as one HTML file: values under the pointer, zoom, smoothing, light and dark.
+    """Write the curves of runs as one HTML file: values at the pointer, zoom, smoothing, light and dark.
 
-    Long curves are thinned to what a screen can show; the highest and lowest points stay.
+    Long curves are thinned to the resolution of a screen; the highest and lowest points stay.
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s; one or several.
@@ -44,12 +44,13 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
     Raises:
         DataError: a run has no log.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     log = pathlib.Path(folder) / "metrics.jsonl"
-    ...     _ = log.write_text('{"step": 5, "split": "eval", "loss": 2}')
-    ...     page(folder, title="first try").count("<title>first try</title>")
-    1
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = pathlib.Path(folder) / "metrics.jsonl"
+        ...     _ = log.write_text('{"step": 5, "split": "eval", "loss": 2}')
+        ...     page(folder, title="first try").count("<title>first try</title>")
+        1
     """
     logs = read_runs(runs)
     title = title or _title([log.name for log in logs])
@@ -68,10 +69,11 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
 
 
 def thinned(curve: Curve, points: int = POINTS) -> list[int]:
-    """Which points of a curve to keep: the first, the last, and of each stretch the extremes.
+    """Return the points of a curve to keep: the first, the last, and the extremes of each stretch.
 
-    >>> thinned(Curve(*[tuple(map(float, range(10)))] * 4), 4)
-    [0, 4, 5, 9]
+    Example:
+        >>> thinned(Curve(*[tuple(map(float, range(10)))] * 4), 4)
+        [0, 4, 5, 9]
     """
     n = len(curve.values)
     if n <= points:
@@ -90,10 +92,11 @@ def thinned(curve: Curve, points: int = POINTS) -> list[int]:
 
 
 def _title(names: Sequence[str], most: int = 60) -> str:
-    """As many names as fit a line.
+    """Return as many names as fit a line.
 
-    >>> _title(["first", "second"]), _title(["first", "second", "third"], 12)
-    ('first, second', 'first and 2 more')
+    Example:
+        >>> _title(["first", "second"]), _title(["first", "second", "third"], 12)
+        ('first, second', 'first and 2 more')
     """
     n = len(names)
     fit = [k for k in range(1, n + 1) if len(", ".join(names[:k])) <= most]
@@ -127,7 +130,7 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
 
 
 def _group(metric: str) -> str:
-    """The section of the page; "" is the first, which is open."""
+    """Return the section of the page; "" is the first, which is open."""
     if "/" in metric:
         return metric.partition("/")[0]
     return "more" if metric in HIDDEN else ""
@@ -144,7 +147,7 @@ def _series(run: int, split: str, curve: Curve) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float | int | None:
-    """Six digits, which is more than a screen shows; `None` for what JSON does not have."""
+    """Round to six digits, more than a screen shows; `None` for values that JSON does not have."""
     if not math.isfinite(value):
         return None
     short = float(f"{value:.6g}") if abs(value) < 1e15 and value != int(value) else value
@@ -152,18 +155,18 @@ def _rounded(value: float) -> float | int | None:
 
 
 def _cell(value: Any) -> Any:
-    """An entry of the table: `False` for a number that is not finite, `None` where there is none."""
+    """Return an entry of the table: `False` for a non-finite number, `None` for a missing one."""
     return False if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(content: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _colours() -> str:
-    """The themes as custom properties."""
+    """Return the themes as custom properties."""
 
     def properties(colours: Theme) -> str:
         series = "".join(f"--s{i}:{colours.hue(i)};" for i in range(HUES))

@@ -1,4 +1,4 @@
-"""What a run has logged, as curves: `metrics.jsonl` read.
+"""The log of a run as curves, read from `metrics.jsonl`.
 
 Read next: `curves.py`, the picture; `page.py`, the page.
 """
@@ -46,12 +46,12 @@ class Curve:
 
     @property
     def lowest(self) -> float:
-        """The smallest value; NaN where none is finite."""
+        """The smallest value; NaN if none is finite."""
         return min((value for value in self.values if math.isfinite(value)), default=math.nan)
 
     @property
     def highest(self) -> float:
-        """The largest value; NaN where none is finite."""
+        """The largest value; NaN if none is finite."""
         return max((value for value in self.values if math.isfinite(value)), default=math.nan)
 
 
@@ -71,7 +71,7 @@ class RunLog:
 
     @property
     def step(self) -> int:
-        """The last step that is logged."""
+        """The last logged step."""
         found = (c.steps[-1] for splits in self.curves.values() for c in splits.values())
         return int(max(found, default=0))
 
@@ -80,9 +80,9 @@ Runs = Path | RunLog | Iterable[Path | RunLog]
 
 
 def read_run(path: Path, name: str | None = None) -> RunLog:
-    """The curves of a run: its directory, or a log in the same format.
+    """Read the curves of a run: from its directory, or from a log in the same format.
 
-    A line that a crash cut short is left out. Where a step was logged twice (a run that went on from an
+    A line that a crash cut short is skipped. If a step was logged twice (a run resumed from an
     earlier checkpoint), the later row counts.
 
     Args:
@@ -92,12 +92,13 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
     Raises:
         DataError: there is no log, or nothing in it.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     log = pathlib.Path(folder) / "metrics.jsonl"
-    ...     _ = log.write_text('{"step": 5, "split": "eval", "loss": 2}')
-    ...     read_run(folder, "mine").curves["loss"]["eval"].values
-    (2.0,)
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = pathlib.Path(folder) / "metrics.jsonl"
+        ...     _ = log.write_text('{"step": 5, "split": "eval", "loss": 2}')
+        ...     read_run(folder, "mine").curves["loss"]["eval"].values
+        (2.0,)
     """
     given = pathlib.Path(path)
     file = given / "metrics.jsonl" if given.is_dir() else given
@@ -127,7 +128,7 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
 
 
 def read_runs(runs: Runs) -> tuple[RunLog, ...]:
-    """The curves of several runs, each under a name that no other has.
+    """Read the curves of several runs, each under a unique name.
 
     Raises:
         DataError: a run has no log; or no run is given.
@@ -143,7 +144,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
 
 
 def splits_of(log: RunLog, metric: str) -> dict[str, Curve]:
-    """The curves of a metric that belong into one chart: speeds of training, not beside evaluation's."""
+    """Return the curves of a metric for one chart: speeds of training, not of evaluation."""
     found = dict(log.curves.get(metric, {}))
     if metric.endswith("_per_second") and "train" in found:
         return {"train": found["train"]}
@@ -161,7 +162,7 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def _passes(step: float, ends: Sequence[float]) -> float:
-    """Epochs at a step, from the steps at which each ended; the one under way is as long as the last."""
+    """Return epochs as a function of the step; the current one is assumed as long as the last."""
     done = bisect.bisect_right(ends, step)
     if done == len(ends):
         begin, size = ends[-1], ends[-1] - (ends[-2] if len(ends) > 1 else 0)
@@ -183,7 +184,7 @@ def _number(value: Any) -> float:
 
 
 def _names(logs: Sequence[RunLog]) -> list[str]:
-    """The last parts of each path, as many as tell the runs apart; numbered if nothing does."""
+    """Return the last parts of each path, as many as distinguish the runs; numbered if none do."""
     given = [log.name for log in logs]
     folders = [log.path.resolve().parent.parts for log in logs]
     names = list(given)

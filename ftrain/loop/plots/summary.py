@@ -1,4 +1,4 @@
-"""Runs side by side: how far each came, how good it is, and in which settings they differ."""
+"""A table of runs: progress, metrics, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PLACES = ("output_dir", "name", "run_name")
 
 
 def summary(runs: Runs) -> list[dict[str, float | int | str]]:
-    """A row a run: name, settings, last step, seconds, and metrics at their best and at the end.
+    """Return a row for each run: name, settings, last step, seconds, and metrics at their best and last.
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s.
@@ -42,10 +42,11 @@ def summary(runs: Runs) -> list[dict[str, float | int | str]]:
 
 
 def better(metric: str) -> int:
-    """1 where more of this metric is better, -1 where less is, 0 where that is not known.
+    """Return 1 if more of this metric is better, -1 if less is, 0 if that is unknown.
 
-    >>> better("loss"), better("top5_accuracy"), better("learning_rate")
-    (-1, 1, 0)
+    Example:
+        >>> better("loss"), better("top5_accuracy"), better("learning_rate")
+        (-1, 1, 0)
     """
     words = metric.lower().replace("/", "_").split("_")
     if any(word.startswith(HIGHER) for word in words):
@@ -74,7 +75,7 @@ def _row(log: RunLog) -> dict[str, float | int | str]:
 
 
 def _settings(log: RunLog) -> dict[str, str]:
-    """`config.yaml` beside the log, flat; `{}` where there is none that can be read."""
+    """Return the flat `config.yaml` beside the log; `{}` if there is none to read."""
     try:
         text = (log.path.parent / "config.yaml").read_text(encoding="utf-8")
         content = yaml.safe_load(text)
