@@ -1,4 +1,4 @@
-"""Autograd dependencies that lead out of a function: what its results can be differentiated by.
+"""The autograd graph of a function's results: what they can be differentiated by, and where it ends.
 
 `value_and_grad` keeps the graph of its results only if something outside of the function can be
 differentiated by: a tensor that the function was given or captures, directly or through operations. Read
@@ -7,56 +7,146 @@ next: `_pull_back.py`, which asks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import BackwardCFunction
 
-__all__ = ["depends_outside", "innermost", "requires_grad_outside", "unknown_leaves"]
+from ftrain.core import _torch
+
+__all__ = [
+    "Survey",
+    "innermost",
+    "refuse_cuts",
+    "requires_grad_outside",
+    "survey",
+    "unknown_leaves",
+]
 
 Edge = tuple[Any, int]  # a node of an autograd graph and one of its outputs
 
 
-def depends_outside(
-    tensors: Iterable[torch.Tensor], inputs: Sequence[torch.Tensor], start: int
-) -> bool:
-    """Return True if a caller could differentiate `tensors` by something other than `inputs`.
+class Survey(NamedTuple):
+    """What the autograd graph of some tensors holds.
 
-    The graph of `tensors` then leads to a node made before `start`, or to a leaf that Python code still
+    Attributes:
+        outside: True if a caller could differentiate by something other than the inputs.
+        cuts: nodes at which a derivative ends: the operators have no formula for it.
+        once: nodes of custom functions whose backward is marked `once_differentiable`.
+    """
+
+    outside: bool
+    cuts: list[Any]
+    once: list[Any]
+
+
+def survey(
+    tensors: Iterable[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    start: int = 0,
+    ends: Sequence[torch.Tensor] = (),
+) -> Survey:
+    """Walk the graph of `tensors`, 0.3 µs a node.
+
+    It leads outside if it leads to a node made before `start`, or to a leaf that Python code still
     references. A leaf that the function made (`x.clone().requires_grad_()`) and dropped does not count.
 
     Args:
         tensors: results of a function.
         inputs: the leaves that it was called with.
         start: the sequence number of its first node; 0 if it is unknown.
+        ends: tensors at which a path ends.
     """
     known = {id(leaf) for leaf in inputs}
-    seen: set[Any] = set()
-    ends: list[Any] = []
+    seen: set[Any] = {tensor.grad_fn for tensor in ends}
+    nodes: list[Any] = []
+    found = Survey(False, [], [])
+    outside = False
     for tensor in tensors:
         node = tensor.grad_fn
         if node is None:
-            if tensor.requires_grad and id(tensor) not in known:
-                return True  # a captured leaf, returned as it is
+            # A captured leaf, returned as it is.
+            outside = outside or (tensor.requires_grad and id(tensor) not in known)
+        elif node not in seen:
+            nodes.append(node)
+    while nodes:
+        node = nodes.pop()
+        following = node.next_functions
+        if type(node) not in _ORDINARY:
+            _sort(node, found)
+        if not following:
+            if not outside and id(getattr(node, "variable", None)) not in known:
+                outside = _is_held(node)
         elif node._sequence_nr() < start:
-            return True
-        else:
-            ends.append(node)
-    while ends:  # 0.2 µs a node
-        for node, _ in ends.pop().next_functions:
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if not node.next_functions:
-                if id(getattr(node, "variable", None)) not in known and _is_held(node):
-                    return True
-            elif node._sequence_nr() < start:
-                return True
-            else:
-                ends.append(node)
-    return False
+            outside = True
+            continue
+        for after, _ in following:
+            if after is not None and after not in seen:
+                seen.add(after)
+                nodes.append(after)
+    return found._replace(outside=outside)
+
+
+def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
+    """Raise if a derivative ends on the way: `twice`, if it is to be differentiated once more."""
+    if found.cuts:
+        raise ValueError(
+            f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
+            "would be taken for zero. Give it one with torch.library.register_autograd, or detach its "
+            "input."
+        )
+    if twice and found.once:
+        raise ValueError(
+            f"the gradient of {what} is differentiated once more, but {type(found.once[0]).__name__} "
+            "belongs to an autograd function whose backward is marked @once_differentiable: its second "
+            "derivative would be taken for zero. Write that backward with differentiable operations and "
+            "without the mark, or take this gradient under torch.no_grad()."
+        )
+
+
+def _named(node: Any) -> str:
+    """The name of the operator that made a node, from the warning that the node itself gives."""
+    with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
+        warnings.simplefilter("always")
+        node(torch.zeros(()))
+    text = str(caught[0].message) if caught else ""
+    return f" ({text.partition(': ')[0]})" if "autograd kernel" in text else ""
+
+
+_ORDINARY: set[type] = set()  # classes of autograd's own nodes that were seen
+_ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
+
+
+def _sort(node: Any, found: Survey) -> None:
+    kind: Any = type(node)
+    if issubclass(kind, BackwardCFunction):
+        if _is_once(kind._forward_cls):
+            found.once.append(node)
+    elif node.name() in ("torch::autograd::WarnNotImplemented", "torch::autograd::Error"):
+        found.cuts.append(node)
+    elif kind.__name__ != "CppFunction":  # a class for all nodes that have none of their own
+        _ORDINARY.add(kind)
+
+
+def _is_once(function: Any) -> bool:
+    """Return True if the backward of an autograd function is marked `once_differentiable`.
+
+    torch.func wraps a function in others, which hold it in their closures.
+    """
+    backward = function.backward
+    if getattr(backward, "__code__", None) is _ONCE:
+        return True
+    held = [cell.cell_contents for cell in getattr(backward, "__closure__", None) or ()]
+    return any(
+        _is_once(each)
+        for each in held
+        if isinstance(each, type) and issubclass(each, torch.autograd.Function)
+    )
 
 
 def unknown_leaves(
@@ -97,17 +187,15 @@ def unknown_leaves(
 
 def requires_grad_outside(tensor: torch.Tensor) -> bool:
     """Return True if autograd, or any transform of torch.func around the caller, tracks `tensor`."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if tensor.requires_grad:
-            return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    while not tensor.requires_grad and _torch.is_wrapped(tensor):
+        tensor = _torch.unwrapped(tensor)
     return tensor.requires_grad
 
 
 def innermost(tensor: torch.Tensor) -> torch.Tensor:
     """Return the plain tensor inside the wrappers of torch.func's transforms."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    while _torch.is_wrapped(tensor):
+        tensor = _torch.unwrapped(tensor)
     return tensor
 
 

@@ -13,11 +13,14 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core._outside import (
-    depends_outside,
+    Survey,
     innermost,
+    refuse_cuts,
     requires_grad_outside,
+    survey,
     unknown_leaves,
 )
+from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["entry", "in_transform", "pull_back", "strangers_of"]
@@ -90,6 +93,13 @@ def strangers_of(run: Run, x: Any) -> list[torch.Tensor]:
     return unknown_leaves([innermost(value)], inputs)
 
 
+def _entries(leaves: list[torch.Tensor], follow: bool) -> list[torch.Tensor]:
+    if not follow and not _torch.is_forward_mode():
+        with contextlib.suppress(RuntimeError):  # an inference tensor
+            return [leaf.detach().requires_grad_() for leaf in leaves]
+    return [entry(leaf, follow) for leaf in leaves]
+
+
 def in_transform() -> bool:
     """Return True under `torch.vmap`, `torch.func.grad` and the like."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -107,14 +117,14 @@ def _by_autograd(
         with torch.inference_mode(False), torch.no_grad():
             return _by_autograd(checked, leaves, seed, differentiable, strangers, name)
     outside = torch.is_grad_enabled()
-    versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
+    given = (outside or differentiable) and any(leaf.requires_grad for leaf in leaves)
+    versions = [leaf._version for leaf in leaves] if given else []
     with torch.enable_grad():
-        follow = outside or differentiable
-        inputs = [entry(leaf, follow) for leaf in leaves]
+        inputs = _entries(leaves, given)
         start = _torch.sequence_number()
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
-        if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
+        if given and versions != [leaf._version for leaf in leaves]:
             raise ImpureFunctionError(
                 f"{name} writes into its argument. Write the out-of-place form: x = x + 1, not x += 1 "
                 "or x.add_(1)."
@@ -122,13 +132,12 @@ def _by_autograd(
         if strangers is not None:
             strangers += unknown_leaves([value], inputs, ends=inputs)
         cotangent = None if seed is None else seed(aux)
-        keep = differentiable or (
-            outside
-            and (
-                any(leaf.requires_grad for leaf in leaves)
-                or depends_outside(_tensors(value, aux, cotangent), inputs, start)
-            )
-        )
+        keep = differentiable or given
+        if outside or keep or _is_looked_at(strangers):
+            found = survey([value] if cotangent is None else [value, cotangent], inputs, start)
+            auxiliary = survey(_tensors(aux) if outside else (), inputs, start)
+            keep = keep or (outside and (found.outside or auxiliary.outside))
+            refuse_cuts(found, keep, name)
         grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
             value, inputs, cotangent, create_graph=keep, allow_unused=True
         )
@@ -158,26 +167,41 @@ def _by_vjp(
     name: str,
 ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
     outside = torch.is_grad_enabled()
+    in_dynamo = torch.compiler.is_dynamo_compiling()
+    found = Survey(False, [], [])
+
+    def looked_at(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        nonlocal found
+        value, aux = checked(leaves)
+        if not in_dynamo and (outside or _is_looked_at(strangers)):
+            found = survey([value], leaves)
+        return value, aux
+
     # Only where autograd records can a stranger be seen: it is a constant to the transforms.
     with torch.set_grad_enabled(outside or strangers is not None):
-        value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
-    if strangers is not None and not torch.compiler.is_dynamo_compiling():
+        value, pull, aux = torch.func.vjp(looked_at, leaves, has_aux=True)
+    if strangers is not None and not in_dynamo:
         strangers += unknown_leaves([innermost(value)], ())
     cotangent = torch.ones_like(value) if seed is None else seed(aux)
     keep = outside and (
         differentiable
-        or torch.compiler.is_dynamo_compiling()
+        or in_dynamo
         or requires_grad_outside(value)
         or requires_grad_outside(cotangent)
     )
+    refuse_cuts(found, keep, name)
     with torch.set_grad_enabled(keep):
         (grads,) = pull(cotangent)
     return value, aux, grads
 
 
-def _tensors(value: torch.Tensor, aux: Any, seed: torch.Tensor | None) -> list[torch.Tensor]:
-    found = [leaf for leaf in tree.leaves(aux) if isinstance(leaf, torch.Tensor)]
-    return [value, *found] if seed is None else [value, *found, seed]
+def _is_looked_at(strangers: list[torch.Tensor] | None) -> bool:
+    """Return True in the first call of a step, and in every trace: later calls save the time."""
+    return strangers is not None or is_tracing()
+
+
+def _tensors(aux: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree.leaves(aux) if isinstance(leaf, torch.Tensor)]
 
 
 def _check_leaves(x: Any, leaves: list[Any]) -> None:

@@ -49,6 +49,7 @@ __all__ = [
     "inside_vmap",
     "interning",
     "is_dual",
+    "is_forward_mode",
     "is_recorded",
     "is_wrapped",
     "nodes_ever",
@@ -61,6 +62,7 @@ __all__ = [
     "tensor_guard",
     "trace",
     "trace_inner",
+    "unwrapped",
     "without_autocast",
     "without_modes_below",
 ]
@@ -148,9 +150,20 @@ def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     return check
 
 
+def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor inside the wrapper of one transform of torch.func (2.0 and later)."""
+    inner: torch.Tensor = torch._C._functorch.get_unwrapped(tensor)
+    return inner
+
+
+def is_forward_mode() -> bool:
+    """Return True inside `torch.autograd.forward_ad.dual_level` (1.11 and later)."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def is_dual(tensor: torch.Tensor) -> bool:
     """Return True if a tensor has a forward-mode tangent (1.11 and later)."""
-    if torch.autograd.forward_ad._current_level < 0:
+    if not is_forward_mode():
         return False
     unpacked: Any = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     return unpacked.tangent is not None

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
+from ftrain.core._outside import refuse_cuts, survey
 from ftrain.core._pull_back import entry
 from ftrain.core._torch_checkpoint import contexts_now
 from ftrain.core.compile._trace import tracing
@@ -112,6 +113,8 @@ def vjp(
         by = [x for x, is_graded in zip(entries, graded, strict=True) if is_graded] + [*followed]
         if not pairs or not by:
             return [None] * len(by)
+        found = survey([output for output, _ in pairs], by, ends=by)
+        refuse_cuts(found, keep, "the body of a loop or branch")
         with _ending_at(by):
             return list(
                 torch.autograd.grad(

@@ -1,0 +1,144 @@
+"""Derivatives that torch would drop without an error: each is computed, or refused with the reason."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ftrain
+from ftrain import optim
+from tests.core.differences import is_close
+
+X = torch.tensor([0.3, 0.5], dtype=torch.float64)
+LIBRARY = torch.library.Library("ftrain_tests", "DEF")
+LIBRARY.define("opaque(Tensor x) -> Tensor")
+LIBRARY.impl("opaque", lambda x: torch.from_numpy(np.asarray(np.sin(x.detach().numpy()))), "CPU")
+LIBRARY.impl("opaque", torch.empty_like, "Meta")
+opaque = torch.ops.ftrain_tests.opaque
+
+
+@torch.library.custom_op("ftrain_tests::underived", mutates_args=())
+def underived(x: torch.Tensor) -> torch.Tensor:
+    return x.sin()
+
+
+underived.register_fake(torch.empty_like)
+
+
+class Old(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class New(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * ctx.saved_tensors[0].cos()
+
+
+def gradient(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: ftrain.value_and_grad(f)(*args)[1]
+
+
+def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    return ftrain.compile(f, backend="eager")
+
+
+def looped(op: Any) -> Callable[..., Any]:
+    return lambda x: ftrain.scan(lambda c, _: (op(c) * x, None), x, length=2)[0].sum()
+
+
+def once(op: Any) -> Callable[..., Any]:
+    return lambda x: (op(x) + x**3).sum()
+
+
+def twice(op: Any) -> Callable[..., Any]:
+    return lambda x: (gradient(once(op))(x) ** 2).sum()
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """torch warns that the first operator has no derivative, and goes on with zeros."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda op: gradient(once(op))(X),
+        lambda op: gradient(looped(op))(X),
+        lambda op: compiled(gradient(once(op)))(X),
+        lambda op: compiled(gradient(looped(op)))(X),
+        lambda op: torch.vmap(gradient(lambda x: op(x) * x))(X),
+        lambda op: torch.func.grad(twice(op))(X),
+        lambda op: torch.func.jvp(gradient(once(op)), (X,), (X,)),
+    ],
+    ids=["eager", "scan", "compiled", "compiled scan", "vmap", "func.grad", "jvp"],
+)
+def test_operators_without_a_derivative_are_refused(run: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"no derivative .ftrain_tests::opaque.: its gradient would"
+    ):
+        run(opaque)
+    with pytest.raises(RuntimeError, match=r"no autograd formula was registered|setup_context"):
+        run(underived)
+
+
+@pytest.mark.parametrize("op", [Old, New])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda op: gradient(twice(op))(X),
+        lambda op: compiled(gradient(twice(op)))(X),
+        lambda op: compiled(gradient(lambda x: (gradient(looped(op))(x) ** 2).sum()))(X),
+        lambda op: torch.func.grad(twice(op))(X),
+        lambda op: torch.vmap(torch.func.grad(twice(op)))(X[None]),
+    ],
+    ids=["eager", "compiled", "compiled scan", "func.grad", "vmap of func.grad"],
+)
+def test_backwards_marked_once_differentiable_are_refused_the_second_time(
+    op: Any, run: Any
+) -> None:
+    assert is_close(gradient(once(op.apply))(X), X.cos() + 3 * X**2)
+    assert is_close(compiled(gradient(once(op.apply)))(X), X.cos() + 3 * X**2)
+    with pytest.raises(
+        (ValueError, RuntimeError), match="marked @once_differentiable|setup_context"
+    ):
+        run(op.apply)
+
+
+def test_a_step_refuses_an_operator_without_a_derivative() -> None:
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        return opaque(model(batch)).square().mean() + model(batch).mean()
+
+    steps = ftrain.make_steps(lambda: nn.Linear(2, 1).double(), loss_fn, optim.sgd(0.1))
+    state = steps.init_state(0)
+    for step in (steps.train_step, compiled(steps.train_step)):
+        with pytest.raises(ValueError, match="ftrain_tests::opaque"):
+            step(state, X[None])
