@@ -141,9 +141,9 @@ def step_number(step: SupportsIndex) -> int:
     try:
         number = operator.index(step)
     except TypeError:
-        raise TypeError(f"a step is a whole number, found {step!r}") from None
+        raise TypeError(f"step: expected a whole number, got {step!r}") from None
     if not 0 <= number < 10**12:
-        raise ValueError(f"a step is a number from 0 to 10**12 - 1, found {number}")
+        raise ValueError(f"step: expected a number from 0 to 10**12 - 1, got {number}")
     return number
 
 

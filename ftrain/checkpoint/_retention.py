@@ -45,13 +45,15 @@ class Policy:
         ):
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(
-                    f"{name} must be a whole number above zero or None, found {value!r}"
+                    f"{name}: expected a whole number above zero or None, got {value!r}"
                 )
         hours = self.every_hours
         if hours is not None and not (isinstance(hours, (int, float)) and hours > 0):
-            raise ValueError(f"keep_every_hours must be above zero or None, found {hours!r}")
+            raise ValueError(
+                f"keep_every_hours: expected a number above zero or None, got {hours!r}"
+            )
         if self.mode not in ("min", "max"):
-            raise ValueError(f"mode must be 'min' or 'max', found {self.mode!r}")
+            raise ValueError(f"mode: expected 'min' or 'max', got {self.mode!r}")
 
     def kept(self, entries: Iterable[Entry]) -> set[int]:
         """Return the steps to keep.

@@ -192,7 +192,7 @@ def _check_determinism(
     source: Opened, fingerprint: Mapping[str, Any] | None, on_change: OnChange
 ) -> None:
     if on_change not in get_args(OnChange):
-        raise ValueError(f"on_change must be one of {get_args(OnChange)}, found {on_change!r}")
+        raise ValueError(f"on_change: expected one of {get_args(OnChange)}, got {on_change!r}")
     if on_change == "ignore":
         return
     now = _determinism.fingerprint(fingerprint)

@@ -248,11 +248,11 @@ def _numbers(value: Any) -> dict[str, float]:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise _MalformedError(f"a count was expected, found {ascii(value)[:80]}")
+        raise _MalformedError(f"expected a count, got {ascii(value)[:80]}")
     return value
 
 
 def _of(kind: type[T], value: Any) -> T:
     if not isinstance(value, kind):
-        raise _MalformedError(f"expected a {kind.__name__}, found {ascii(value)[:80]}")
+        raise _MalformedError(f"expected a {kind.__name__}, got {ascii(value)[:80]}")
     return value

@@ -61,7 +61,7 @@ def export_state_dict(
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(
-            f"found {a_or_an(type(tensors).__name__)}: pass names and tensors, such as "
+            f"got {a_or_an(type(tensors).__name__)}: pass names and tensors, such as "
             "module.state_dict()"
         )
     _check_format(format)
@@ -209,7 +209,7 @@ def _check(name: Any, tensor: Any, format: Format) -> None:
 
 def _check_format(format: Format) -> None:
     if format not in get_args(Format):
-        raise ValueError(f"format must be 'safetensors' or 'torch', found {format!r}")
+        raise ValueError(f"format: expected 'safetensors' or 'torch', got {format!r}")
 
 
 def _looks_pickled(path: str) -> bool:

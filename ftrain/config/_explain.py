@@ -101,7 +101,7 @@ def _message(found: ErrorDetails, path: Path) -> str:
     says = found["msg"].replace("Input should be", "must be").replace("'", "")
     for pydantics, ours in _WORDS.items():
         says = says.replace(pydantics, ours)
-    return f"{says}; found {_shown(value)}"
+    return f"{says}; got {_shown(value)}"
 
 
 _WORDS = {

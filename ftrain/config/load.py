@@ -70,14 +70,14 @@ def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Confi
         raise ConfigError.at(
             "",
             path,
-            f"the name of a configuration ends in {', '.join(_FORMATS)}; found {path.name!r}",
+            f"expected a file name that ends in {', '.join(_FORMATS)}, got {path.name!r}",
         )
     data, places = _FORMATS[path.suffix.lower()](text, os.fspath(path))
     if data is None:
         raise ConfigError.at("", path, "the file is empty. `ftrain init` writes one to start from")
     if not isinstance(data, dict):
         raise ConfigError.at(
-            "", path, f"must be keys with values, such as `epochs: 10`; found {_kind(data)}"
+            "", path, f"expected keys with values, such as `epochs: 10`, got {_kind(data)}"
         )
     return _checked(data, places, overrides, path.parent)
 

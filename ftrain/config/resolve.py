@@ -257,7 +257,7 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
     except ValidationError as error:
         raise ValueError(_refused(error, value, hint)) from None
     except ValueError as error:
-        raise ValueError(f"{error}; found {value!r}") from None
+        raise ValueError(f"{error}; got {value!r}") from None
     if isinstance(found, pathlib.Path):
         return base / found.expanduser(), True
     return found, False
@@ -266,7 +266,7 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
 def _refused(error: ValidationError, value: Any, hint: Any) -> str:
     reasons = [found["msg"].replace("Input should be", "must be") for found in error.errors()]
     reason = reasons[0] if len(set(reasons)) == 1 else f"must be {_spelled(hint)}"
-    return f"{reason}; found {value!r}"
+    return f"{reason}; got {value!r}"
 
 
 def _spelled(hint: Any) -> str:

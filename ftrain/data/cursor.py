@@ -90,14 +90,12 @@ class Cursor:
         for name in ("epoch", "position"):
             value = getattr(self, name)
             if not is_count(value, 0):
-                raise ValueError(f"cursor.{name} counts from 0, found {value!r}")
+                raise ValueError(f"cursor.{name}: expected a count from 0, got {value!r}")
         if self.epoch >= _EPOCHS or self.position >= 2**63:
             raise ValueError(f"no run gets as far as {self}")
         for name in ("of", "sampler"):
             if not isinstance(value := getattr(self, name), (str, NoneType)):
-                raise ValueError(
-                    f"cursor.{name} says what the cursor was made for, found {value!r}"
-                )
+                raise ValueError(f"cursor.{name}: expected the kind of data, got {value!r}")
         if None not in (of, self.of) and of != self.of:
             raise ValueError(
                 f"the cursor was made for other data: for {self.of}, and this is {of}. Go on with the "

@@ -149,7 +149,7 @@ class Loader:
     def at(self, step: int) -> Cursor:
         """Return the cursor after `step` batches from the start."""
         if not is_count(step, 0):
-            raise ValueError(f"a step counts from 0, found {step!r}")
+            raise ValueError(f"step: expected a count from 0, got {step!r}")
         epoch, batches = divmod(step, len(self))
         return self._cursor(self.seed, epoch, batches * self.batch_size)
 
@@ -183,7 +183,7 @@ class Loader:
                 "was made for other data"
             )
         if epochs is not None and not is_count(epochs, 0):
-            raise ValueError(f"epochs counts from 0 (None: no end), found {epochs!r}")
+            raise ValueError(f"epochs: expected a count from 0 (None: no end), got {epochs!r}")
         return self._run(cursor, epochs)
 
     def _run(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Any, Cursor]]:
@@ -331,10 +331,10 @@ def _check_options(loader: Loader) -> None:
     for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 0), ("ranks", 1)):
         value = getattr(loader, name)
         if not is_count(value, least):
-            raise ValueError(f"{name} is a whole number from {least} up, found {value!r}")
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
         raise ValueError(
-            f"rank counts from 0 to ranks - 1 = {loader.ranks - 1}, found {loader.rank!r}"
+            f"rank: expected a number from 0 to ranks - 1 = {loader.ranks - 1}, got {loader.rank!r}"
         )
     if loader.batch_size % loader.ranks:
         raise ValueError(
@@ -342,7 +342,7 @@ def _check_options(loader: Loader) -> None:
             f"{loader.ranks} equally"
         )
     if loader.last not in (None, "drop", "keep", "pad"):
-        raise ValueError(f'last is "drop", "keep" or "pad", found {loader.last!r}')
+        raise ValueError(f'last: expected "drop", "keep" or "pad", got {loader.last!r}')
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
             f"a sampler has __len__ and at(positions, seed=..., epoch=...); found "

@@ -147,12 +147,12 @@ class ByLength:
         self._lengths = np.asarray(lengths)
         if self._lengths.ndim != 1 or self._lengths.dtype.kind not in "iuf":
             raise ValueError(
-                f"lengths is one number for each sample; found {self._lengths.dtype} of shape "
+                f"lengths: expected one number for each sample, got {self._lengths.dtype} of shape "
                 f"{self._lengths.shape}"
             )
         for name, value in (("group", group), ("window", window)):
             if not is_count(value, 1):
-                raise ValueError(f"{name} counts from 1, found {value!r}")
+                raise ValueError(f"{name}: expected a count from 1, got {value!r}")
         self._shuffled = Shuffled(len(self._lengths))
         self.group, self.window = group, group * window
 
@@ -273,13 +273,13 @@ def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
 
 def _checked_length(n: int) -> int:
     if not is_count(n, 1) or n > LARGEST:
-        raise ValueError(f"a number of samples lies between 1 and 2**32, found {n!r}")
+        raise ValueError(f"expected a number of samples from 1 to 2**32, got {n!r}")
     return n
 
 
 def _check_weights(weights: NDArray[np.float64]) -> None:
     if weights.ndim != 1 or not len(weights):
-        raise ValueError(f"weights are a list of numbers, found shape {weights.shape}")
+        raise ValueError(f"weights: expected a list of numbers, got shape {weights.shape}")
     wrong = np.nonzero(~(np.isfinite(weights) & (weights >= 0)))[0]
     if len(wrong):
         raise ValueError(

@@ -41,7 +41,9 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
     source = as_dataset(dataset)
     n = len(source)
     if not isinstance(held_out, (int, float)) or isinstance(held_out, bool) or math.isnan(held_out):
-        raise ValueError(f"held_out is a number of samples or a share of them, found {held_out!r}")
+        raise ValueError(
+            f"held_out: expected a number of samples or a share of them, got {held_out!r}"
+        )
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
         raise ValueError(f"held_out={held_out!r} of {n} samples leaves one of the two parts empty")

@@ -75,7 +75,7 @@ class Stream:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.batch_size is not None and not is_count(self.batch_size, 1):
-            raise ValueError(f"batch_size counts from 1, found {self.batch_size!r}")
+            raise ValueError(f"batch_size: expected a count from 1, got {self.batch_size!r}")
         if not hasattr(self.source, "__iter__") or isinstance(self.source, Iterator):
             raise TypeError(
                 f"a stream's source starts anew each time it is iterated over; "
@@ -103,7 +103,7 @@ class Stream:
         """
         cursor = self.start() if cursor is None else checked(cursor, self._of)
         if epochs is not None and not is_count(epochs, 0):
-            raise ValueError(f"epochs counts from 0 (None: no end), found {epochs!r}")
+            raise ValueError(f"epochs: expected a count from 0 (None: no end), got {epochs!r}")
         found = self._run(cursor, epochs)
         return found if self.device is None else transferred(found, torch.device(self.device), 0)
 

@@ -50,10 +50,10 @@ class Windows:
         self.length, self.stride = length, stride
         for name, value in (("length", length), ("stride", stride)):
             if not is_count(value, 1):
-                raise ValueError(f"{name} counts from 1, found {value!r}")
+                raise ValueError(f"{name}: expected a count from 1, got {value!r}")
         if self.tokens.ndim != 1 or self.tokens.is_floating_point():
             raise ValueError(
-                f"tokens are integers (n,), found {self.tokens.dtype} {tuple(self.tokens.shape)}"
+                f"tokens: expected integers (n,), got {self.tokens.dtype} {tuple(self.tokens.shape)}"
             )
         if len(self.tokens) < length:
             raise ValueError(
@@ -189,7 +189,7 @@ def text(
         tensor([1, 2, 2, 1], dtype=torch.uint8)
     """
     if unit not in ("characters", "bytes"):
-        raise ValueError(f'unit is "characters" or "bytes", found {unit!r}')
+        raise ValueError(f'unit: expected "characters" or "bytes", got {unit!r}')
     path = existing(path)
     if not path.stat().st_size:
         raise DataError(f"{path} is empty: name a file with some text in it")
@@ -239,7 +239,7 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
         return npy(path, mmap=True)
     kind, size = np.dtype(dtype), path.stat().st_size
     if kind.kind not in "iu":
-        raise ValueError(f"tokens are integers, found dtype {dtype!r}")
+        raise ValueError(f"dtype: expected integers, got {dtype!r}")
     if not size or size % kind.itemsize:
         raise DataError(
             f"{path} has {size:,} bytes, which are no whole number of {kind.name} tokens"
@@ -263,7 +263,7 @@ def standard_library(characters: int = 1_000_000) -> Text:
         10000
     """
     if not is_count(characters, 1):
-        raise ValueError(f"characters counts from 1, found {characters!r}")
+        raise ValueError(f"characters: expected a count from 1, got {characters!r}")
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     content = ""
     for module in modules:

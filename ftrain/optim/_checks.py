@@ -91,7 +91,7 @@ def optimizer(wrapper: str, inner: object) -> None:
     if not isinstance(inner, GradientTransformation):
         raise TypeError(
             f"`{wrapper}` goes around an optimizer such as `optim.adamw(1e-3)`, its first argument, and "
-            f"found {a_or_an(type(inner).__name__)}."
+            f"got {a_or_an(type(inner).__name__)}."
         )
 
 

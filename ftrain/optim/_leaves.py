@@ -173,7 +173,7 @@ def _mismatch(
     ours: torch.Tensor, theirs: object, strict_dtype: bool
 ) -> tuple[type[Exception], str] | None:
     if not isinstance(theirs, torch.Tensor):
-        return TypeError, f"expected a tensor, found {a_or_an(type(theirs).__name__)}."
+        return TypeError, f"expected a tensor, got {a_or_an(type(theirs).__name__)}."
     if theirs.layout is not torch.strided:
         return TypeError, f"layout {theirs.layout}. Make it dense first (`.to_dense()`)."
     if theirs.shape != ours.shape:

@@ -133,7 +133,7 @@ def _probed(
     """Return the options, the class's own learning rate, and which of its entries are Python numbers."""
     if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"from_torch takes a class such as torch.optim.Adagrad and its arguments, found "
+            f"from_torch expected a class such as torch.optim.Adagrad and its arguments, got "
             f"{optimizer!r}. Write `from_torch(torch.optim.Adagrad, lr=0.1)`."
         )
     name = optimizer.__name__

@@ -202,7 +202,7 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
     if len(found) != 1:
         holder = a_or_an(type(state).__name__)
         raise ValueError(
-            f"found {len(found)} states of a schedule-free optimizer in {holder}, "
+            f"got {len(found)} states of a schedule-free optimizer in {holder}, "
             "where there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
         )
     own = found[0]

@@ -284,7 +284,7 @@ def _by_name(
     """Return torch's entries of each parameter, and its learning rate."""
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
-            f"an optimizer's state_dict has 'state' and 'param_groups', found {_listed(state_dict)}. "
+            f"expected a state_dict with 'state' and 'param_groups', got {_listed(state_dict)}. "
             "In a checkpoint it is one entry of several."
         )
     groups = state_dict["param_groups"]

@@ -104,10 +104,10 @@ def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"keep_last": 0}, "keep_last must be a whole number above zero or None, found 0"),
+        ({"keep_last": 0}, "keep_last: expected a whole number above zero or None, got 0"),
         ({"keep_best": 1.5}, "keep_best"),
-        ({"keep_every_hours": 0}, "keep_every_hours must be above zero"),
-        ({"mode": "smallest"}, "mode must be 'min' or 'max'"),
+        ({"keep_every_hours": 0}, "keep_every_hours: expected a number above zero"),
+        ({"mode": "smallest"}, "mode: expected 'min' or 'max'"),
     ],
 )
 def test_policies_that_make_no_sense(tmp_path, options, says):

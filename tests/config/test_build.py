@@ -311,7 +311,7 @@ def test_a_text(tmp_path: pathlib.Path) -> None:
     assert "needs 3,011: take more text" in said(
         tmp_path, model="tests.config.project:Net", data={**data, "context": 300}
     )
-    assert "is a share of the text" in said(
+    assert "expected a share of the text" in said(
         tmp_path, model="tests.config.project:Net", data={**data, "held_out": 5}
     )
 

@@ -298,7 +298,7 @@ def test_a_file_of_held_out_samples_is_sought_as_any_other(tmp_path: pathlib.Pat
     )
     assert "must be" in said(data={"name": "digits", "held_out": "test.csv"})
     assert "csv gets its fitted from the run: leave it out" in said(data={**table, "fitted": {}})
-    with pytest.raises(ConfigError, match="a share of them .*, or the name of a file; found '20%'"):
+    with pytest.raises(ConfigError, match="a share of them .*, or the name of a file; got '20%'"):
         built(data={"name": "digits", "held_out": "20%"})
 
 

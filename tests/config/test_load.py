@@ -148,34 +148,34 @@ GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
         ),
         (GOOD + "zzz: 3", "Known are: model, data, loss"),
         (GOOD + "seed: 1\nseed: 2", "run.yaml:5: seed: is written twice; first in line 4"),
-        (GOOD + "seed: one", "run.yaml:4: seed: must be a whole number; found 'one'"),
-        (GOOD + "seed: 1.0", "seed: must be a whole number; found 1.0"),
-        (GOOD + "seed: true", "seed: must be a whole number; found true"),
-        (GOOD + "seed: -1", "seed: must be at least 0; found -1"),
-        (GOOD + "compile: yes", "compile: must be true or false; found 'yes'"),
-        (GOOD + "max_grad_norm: 0", "must be greater than 0; found 0"),
-        (GOOD + "max_grad_norm: .nan", "must be a finite number; found nan"),
+        (GOOD + "seed: one", "run.yaml:4: seed: must be a whole number; got 'one'"),
+        (GOOD + "seed: 1.0", "seed: must be a whole number; got 1.0"),
+        (GOOD + "seed: true", "seed: must be a whole number; got true"),
+        (GOOD + "seed: -1", "seed: must be at least 0; got -1"),
+        (GOOD + "compile: yes", "compile: must be true or false; got 'yes'"),
+        (GOOD + "max_grad_norm: 0", "must be greater than 0; got 0"),
+        (GOOD + "max_grad_norm: .nan", "must be a finite number; got nan"),
         (
             GOOD + "precision: bf16",
-            "must be 32-true, bf16-mixed, 16-mixed or bf16-true; found 'bf16'",
+            "must be 32-true, bf16-mixed, 16-mixed or bf16-true; got 'bf16'",
         ),
-        (GOOD + "early_stopping: true", "must be a mapping such as {patience: 3}; found true"),
+        (GOOD + "early_stopping: true", "must be a mapping such as {patience: 3}; got true"),
         (GOOD + "early_stopping: {}", "early_stopping.patience: is missing: how many evaluations"),
         (
             GOOD + "batch_size: 10\naccumulate: 3",
             "run.yaml:5: accumulate: batch_size 10 cannot be cut into 3",
         ),
-        (GOOD + "callbacks: progress", "callbacks: must be a list; found 'progress'"),
+        (GOOD + "callbacks: progress", "callbacks: must be a list; got 'progress'"),
         (GOOD + "callbacks: [{every: 3}]", "callbacks.0.name: is missing"),
         (
             GOOD + "schedule: 3",
-            "schedule: must be a name, or a mapping with a name and arguments; found 3",
+            "schedule: must be a name, or a mapping with a name and arguments; got 3",
         ),
         ("data: digits\nepochs: 3", "run.yaml: model: is missing"),
         ("model: mlp\ndata: digits", "run.yaml: epochs: how long to train is missing"),
         ("model: mlp\n\tdata: digits", "indent with spaces, not with tabs"),
         ("", "run.yaml: the file is empty. `ftrain init`"),
-        ("- 3", "must be keys with values, such as `epochs: 10`; found a list"),
+        ("- 3", "expected keys with values, such as `epochs: 10`, got a list"),
         ("model: [", "run.yaml:1: this is no YAML"),
     ],
 )
@@ -193,7 +193,7 @@ def test_all_problems_are_in_one_error() -> None:
     [
         ("seed", "the command line (seed): an argument after the file must be key=value"),
         ("=3", "must be key=value"),
-        ("seed=x", "the command line (seed=x): seed: must be a whole number; found 'x'"),
+        ("seed=x", "the command line (seed=x): seed: must be a whole number; got 'x'"),
         (
             "epohs=3",
             "the command line (epohs=3): epohs: there is no such key. Did you mean epochs?",
@@ -225,9 +225,7 @@ def test_files_that_cannot_be_read(tmp_path: pathlib.Path, make: Any, expected: 
 
 def test_a_file_of_another_kind(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run.ini").write_text("a=3")
-    with pytest.raises(
-        ConfigError, match=r"ends in \.yaml, \.yml, \.json, \.toml; found 'run\.ini'"
-    ):
+    with pytest.raises(ConfigError, match=r"ends in \.yaml, \.yml, \.json, \.toml, got 'run\.ini'"):
         load(tmp_path / "run.ini")
 
 

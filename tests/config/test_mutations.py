@@ -68,7 +68,8 @@ def check(text: str, form: str, overrides: list[str]) -> bool:
 
 #: What is said of a whole file or argument; all else is said of a key.
 WHOLE = (
-    "this is no", "is empty", "must be keys", "must be key=value", "a key must be a name", "too deeply",
+    "this is no", "is empty", "expected keys", "expected a file name", "must be key=value",
+    "a key must be a name", "too deeply",
 )  # fmt: skip
 
 

@@ -90,9 +90,9 @@ def test_a_file_named_like_a_module_of_pythons(tmp_path: pathlib.Path) -> None:
         ),
         (
             {"model": {"name": "project.py:Net", "width": "3"}},
-            "model.width: must be a valid integer; found '3'",
+            "model.width: must be a valid integer; got '3'",
         ),
-        ({"model": {"name": "project.py:Net", "kind": "c"}}, "must be 'a' or 'b'; found 'c'"),
+        ({"model": {"name": "project.py:Net", "kind": "c"}}, "must be 'a' or 'b'; got 'c'"),
         ({"model": "mlp"}, "model.inputs: mlp needs inputs: write it"),
         ({"optimizer": {"name": "sgd", "params": 3}}, "sgd takes no params"),
         (

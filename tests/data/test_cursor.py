@@ -146,5 +146,5 @@ def test_the_witness_is_no_part_of_the_place():
 @pytest.mark.parametrize("name", ["of", "sampler"])
 @pytest.mark.parametrize("witness", [100, ["100 samples"], {}])
 def test_a_witness_that_is_none(name, witness):
-    with pytest.raises(ValueError, match=f"cursor.{name} says"):
+    with pytest.raises(ValueError, match=f"cursor.{name}: expected the kind"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, name: witness})

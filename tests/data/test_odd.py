@@ -125,7 +125,7 @@ def test_tokens_that_are_none():
         for token in (-1, 256):
             with pytest.raises(ValueError, match="is no token"):
                 text.decode([token])
-    with pytest.raises(ValueError, match="characters counts from 1"):
+    with pytest.raises(ValueError, match="characters: expected a count from 1"):
         standard_library(0)
 
 

@@ -82,7 +82,7 @@ def test_damaged_text_is_named(tmp_path):
     path.write_bytes(b"abc")
     with pytest.raises(DataError, match="no whole number of uint16 tokens"):
         data.tokens(path)
-    with pytest.raises(ValueError, match="unit is"):
+    with pytest.raises(ValueError, match="unit: expected"):
         data.text(path, unit="words")
     with pytest.raises(ValueError, match="has no 'z'"):
         data.text(path).encode("az")

@@ -196,7 +196,7 @@ def test_a_class_of_one_s_own():
     ("build", "error", "message"),
     [
         (lambda: optim.from_torch(torch.optim.LBFGS), TypeError, "LBFGS.step needs a closure"),
-        (lambda: optim.from_torch(torch.nn.Linear), TypeError, "takes a class such as"),
+        (lambda: optim.from_torch(torch.nn.Linear), TypeError, "expected a class such as"),
         (
             lambda: optim.from_torch(torch.optim.SGD([torch.ones(1)])),
             TypeError,

@@ -260,7 +260,7 @@ def template(name="adam"):
     [
         (
             lambda: optim.import_state_dict({"model": 1}, template(), ORDER),
-            "has 'state' and 'param_groups', found model",
+            "expected a state_dict with 'state' and 'param_groups', got model",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), template(), ORDER[:3]),

@@ -44,7 +44,9 @@ def text(
         _check(path, whole, int((context + 1) / min(held_out, 1 - held_out)) + 1, context, held_out)
         train, rest = whole.split(held_out)
     else:
-        raise ValueError(f"held_out is a share of the text, from 0 to below 1; found {held_out:g}")
+        raise ValueError(
+            f"held_out: expected a share of the text, from 0 to below 1, got {held_out:g}"
+        )
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
     held = None if rest is None else rest.windows(context + 1, stride=context)
     learnt = {
