@@ -39,7 +39,9 @@ class Captured:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return them by name, as of now."""
         if self._owned is None:
-            self._owned = Owned([("", self._fn)], follow_globals=True, limit=_LIMIT)
+            self._owned = Owned(
+                [("", self._fn)], follow_globals=True, whole_modules=False, limit=_LIMIT
+            )
         elif not self._owned.settle():
             return self._tensors
         found = self._owned.found.tensors

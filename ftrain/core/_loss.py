@@ -12,6 +12,7 @@ from torch import nn
 
 from ftrain.core import tree
 from ftrain.core._captured import Captured
+from ftrain.core._leftovers import guard
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.metrics import Mean, Metrics, Unweighted, as_metrics
 from ftrain.core.precision import Policy
@@ -43,6 +44,7 @@ class WatchedLoss:
 
     def __call__(self, model: Any, batch: Any) -> Any:
         """Call it; one with a parameter `key` gets a key of its own from the surrounding `keyed`."""
+        guard(self._loss_fn)
         if self._takes_key:
             return self._loss_fn(model, batch, key=key_of("loss"))
         return self._loss_fn(model, batch)

@@ -41,11 +41,16 @@ class _Watch:
             and all(each.same() for each in self._prints)
         )
 
-    def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
-        """Put everything back, note what had changed, return what cannot be put back and why."""
-        changes += [emptied(node) for node in self._empty if node]
+    def restore_contents(self) -> list[Change]:
+        """Put everything back whose contents are references; return what had changed."""
+        changes = [emptied(node) for node in self._empty if node]
         for group in self._groups:
             changes += group.restore()
+        return changes
+
+    def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
+        """Put everything back, note what had changed, return what cannot be put back and why."""
+        changes += self.restore_contents()
         refused = []
         for each in self._prints:
             if not each.same():
@@ -64,8 +69,8 @@ class Owned:
         roots: names and objects.
         outside: objects that others hold, too, or objects like theirs: what both reach may be changed
             between calls, and what only `roots` reach may not. By default anything may.
-        follow_globals: follow the global names that functions read, too; of modules, look at the
-            tensors only.
+        follow_globals: follow the global names that functions read, too.
+        whole_modules: look at a module's attributes; else at its parameters, buffers and children.
         limit: how many objects to look at; further ones are not watched.
 
     Attributes:
@@ -80,11 +85,15 @@ class Owned:
         *,
         outside: Iterable[Any] | None = None,
         follow_globals: bool = False,
+        whole_modules: bool = True,
         limit: int | None = None,
     ) -> None:
         self._roots = list(roots)
-        self._follow_globals = follow_globals
-        self._limit = limit
+        self._options: dict[str, Any] = {
+            "follow_globals": follow_globals,
+            "whole_modules": whole_modules,
+            "limit": limit,
+        }
         self._private_ids: frozenset[int] = frozenset()
         first = self._walk()
         if outside is not None:
@@ -98,7 +107,7 @@ class Owned:
         self._watch(self._walk())
 
     def _walk(self) -> Found:
-        return reach(self._roots, follow_globals=self._follow_globals, limit=self._limit)
+        return reach(self._roots, **self._options)
 
     def _watch(self, found: Found) -> None:
         self.found = found
@@ -125,6 +134,10 @@ class Owned:
                 for node, refusal in watch.restore(changes):
                     refusals.append(f"`{self.path(node)}` {refusal}")
         return changes, refusals
+
+    def restore_contents(self) -> list[Change]:
+        """Put back the contents of containers, instances, closures and classes only."""
+        return [*self._private.restore_contents(), *self._open.restore_contents()]
 
     def path(self, node: Any) -> str:
         """Where an object was found, as Python that reaches it."""

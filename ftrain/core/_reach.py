@@ -10,24 +10,37 @@ Read next: `_owned.py`, which compares and restores what is found here.
 
 from __future__ import annotations
 
-import argparse
 import array
 import collections
 import dataclasses
-import dis
 import enum
 import functools
 import io
 import operator
-import random
-import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+
+from ftrain.core._python_objects import (
+    ATOMS,
+    CODE,
+    GENERATORS,
+    LARGE_ARRAY,
+    LIBRARIES,
+    attributes_of,
+    brief,
+    cell_contents,
+    data_names,
+    is_open,
+    names_bound,
+    names_read,
+    slot_names,
+    top_package,
+)
 
 __all__ = [
     "MISSING",
@@ -44,25 +57,6 @@ __all__ = [
 Path = tuple[
     Any, str
 ]  # the path of the holder (or None), and how the holder is asked for this object
-
-_ATOMS = frozenset(
-    {
-        type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented),
-        torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
-        types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType,
-        types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
-        types.MemberDescriptorType, types.ModuleType, types.CodeType, types.FrameType,
-        types.MappingProxyType, type, object, np.dtype,
-    }
-)  # fmt: skip
-# Classes of the standard library whose instances hold a user's data.
-_OPEN = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList,
-         collections.ChainMap, functools.partialmethod, functools.cached_property)  # fmt: skip
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "ftrain", "optree", "builtins"}
-_LARGE_ARRAY = 2**24  # bytes; a bigger array (a memory-mapped data set, say) is not copied
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
-               torch.Generator)  # fmt: skip
-
 
 MISSING = object()  # stands for an attribute that is not set
 
@@ -174,17 +168,21 @@ def spell(path: Path | None) -> str:
 
 
 def reach(
-    roots: Iterable[tuple[str, Any]], *, follow_globals: bool = False, limit: int | None = None
+    roots: Iterable[tuple[str, Any]],
+    *,
+    follow_globals: bool = False,
+    whole_modules: bool = True,
+    limit: int | None = None,
 ) -> Found:
     """Walk from these objects, breadth first.
 
     Args:
         roots: names and objects.
-        follow_globals: follow the global names that functions read, too; of modules, look at the
-            tensors only.
+        follow_globals: follow the global names that functions read, too.
+        whole_modules: look at a module's attributes; else at its parameters, buffers and children.
         limit: how many objects to visit at most.
     """
-    walk = _Walk(follow_globals)
+    walk = _Walk(follow_globals, whole_modules)
     for name, root in roots:
         walk.meet((None, name), root)
     queue = walk.queue
@@ -198,15 +196,16 @@ def reach(
 
 
 class _Walk:
-    def __init__(self, follow_globals: bool) -> None:
+    def __init__(self, follow_globals: bool, whole_modules: bool) -> None:
         self.found = Found()
         self.queue: collections.deque[tuple[Path, Any]] = collections.deque()
-        self.follow_globals = follow_globals
+        self._follow_globals = follow_globals
+        self._whole_modules = whole_modules
         self._registries: set[int] = set()  # of modules: their entries are called like attributes
 
     def meet(self, path: Path, value: Any) -> None:
         """Queue an object, unless it holds nothing or is known."""
-        if type(value) in _ATOMS or id(value) in self.found.paths:
+        if type(value) in ATOMS or id(value) in self.found.paths:
             return
         self.found.paths[id(value)] = path
         self.found._alive.append(value)
@@ -219,19 +218,19 @@ class _Walk:
                 return
         if isinstance(value, type):
             return
-        if isinstance(value, collections.abc.Iterator) and _attributes(value) is None:
+        if isinstance(value, collections.abc.Iterator) and attributes_of(value) is None:
             self.found.iterators.append(value)
-        elif _is_open(type(value)):
+        elif is_open(type(value)):
             self.instance(path, value)
 
     def instance(self, path: Path, value: Any) -> None:
-        attributes = _attributes(value)
+        attributes = attributes_of(value)
         if attributes is not None:
             self.found.instances.append(attributes)
             self.found.paths[id(attributes)] = path
             for name, held in attributes.items():
                 self.meet((path, f".{name}"), held)
-        names = _slot_names(type(value))
+        names = slot_names(type(value))
         if names:
             view = Attributes(value, names)
             self.found.views.append(view)
@@ -242,15 +241,15 @@ class _Walk:
 
     def classes(self, cls: type) -> None:
         for base in cls.__mro__:
-            if id(base) in self.found.paths or _top(base) in _LIBRARIES:
+            if id(base) in self.found.paths or top_package(base) in LIBRARIES:
                 continue
             path = (None, base.__qualname__)
             self.found.paths[id(base)] = path
-            names = _data_names(base)
+            names = data_names(base)
             self.found.views.append(view := Class(base, names, frozenset(vars(base))))
             self.found.paths[id(view)] = path
             for name, held in vars(base).items():
-                if name in names or isinstance(held, _CODE):
+                if name in names or isinstance(held, CODE):
                     self.meet((path, f".{name}"), held)
 
     def module(self, path: Path, module: nn.Module) -> None:
@@ -261,14 +260,14 @@ class _Walk:
             self.found.paths[id(registry)] = path
             self.found._alive.append(registry)
             self.queue.append((path, registry))
-        if not self.follow_globals:
+        if self._whole_modules:
             self.instance(path, module)
 
     def mapping(self, path: Path, mapping: dict[Any, Any]) -> None:
         self.found.containers.append(mapping)
         named = id(mapping) in self._registries
         for key, held in dict.items(mapping):
-            self.meet((path, f".{key}" if named else f"[{_brief(key)}]"), held)
+            self.meet((path, f".{key}" if named else f"[{brief(key)}]"), held)
         self._subclass(path, mapping)
 
     def sequence(self, path: Path, sequence: Any) -> None:
@@ -291,8 +290,8 @@ class _Walk:
             self.instance(path, container)
 
     def function(self, path: Path, function: types.FunctionType) -> None:
-        top = _top(function)
-        if top in _LIBRARIES and top != "ftrain":
+        top = top_package(function)
+        if top in LIBRARIES and top != "ftrain":
             return
         code = function.__code__
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -303,24 +302,24 @@ class _Walk:
             self.found.paths[id(cell)] = own
             # A name that this function never binds may be bound anew from outside: then what it holds
             # is to be found, if that can hold anything.
-            empty = type(held) in _ATOMS or isinstance(held, (type, *_CODE))
-            if name in _names_bound(code) or not empty:
+            empty = type(held) in ATOMS or isinstance(held, (type, *CODE))
+            if name in names_bound(code) or not empty:
                 self.found.cells.append(cell)
             else:
                 self.found._alive.append(cell)
             self.meet(own, held)
         for held in (function.__defaults__, function.__kwdefaults__, vars(function) or None):
             self.meet(path, held)
-        if self.follow_globals and top != "ftrain":
+        if self._follow_globals and top != "ftrain":
             self.globals(function)
 
     def globals(self, function: types.FunctionType) -> None:
         scope = function.__globals__
-        read = sorted(_names_read(function.__code__))
+        read = sorted(names_read(function.__code__))
         self._view_globals(scope, [name for name in read if name in scope])
         for name in read:
             module = scope.get(name)
-            if isinstance(module, types.ModuleType) and _top(module) not in _LIBRARIES:
+            if isinstance(module, types.ModuleType) and top_package(module) not in LIBRARIES:
                 self._view_globals(vars(module), [x for x in read if x in vars(module)])
 
     def _view_globals(self, scope: dict[str, Any], names: list[str]) -> None:
@@ -357,9 +356,9 @@ class _Walk:
     def buffer(self, path: Path, buffer: Any) -> None:
         array = isinstance(buffer, np.ndarray)
         size = buffer.nbytes if array else len(memoryview(buffer).cast("B"))
-        if size <= _LARGE_ARRAY and not (array and not buffer.flags.writeable):
+        if size <= LARGE_ARRAY and not (array and not buffer.flags.writeable):
             self.found.buffers.append(buffer)
-        if array and buffer.dtype == object and size <= _LARGE_ARRAY:
+        if array and buffer.dtype == object and size <= LARGE_ARRAY:
             for held in buffer.flat:
                 self.meet((path, "[...]"), held)
 
@@ -373,9 +372,6 @@ class _Walk:
         """An object that holds nothing of a user's."""
 
 
-_CODE = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property,
-         functools.partialmethod, type(functools.lru_cache(len)))  # fmt: skip
-
 _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (torch.Tensor, _Walk.tensor),
     (nn.Module, _Walk.module),
@@ -386,91 +382,9 @@ _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (types.MethodType, _Walk.method),
     (functools.partial, _Walk.partial),
     (type(functools.lru_cache(len)), _Walk.cache),
-    (_CODE, _Walk.descriptor),
-    (_GENERATORS, _Walk.generator),
+    (CODE, _Walk.descriptor),
+    (GENERATORS, _Walk.generator),
     ((np.ndarray, bytearray, array.array), _Walk.buffer),
     (io.IOBase, _Walk.stream),
     ((enum.Enum, np.generic), _Walk.nothing),
 )
-
-
-def cell_contents(cell: types.CellType) -> Any:
-    """What a cell holds; `None` for one that is still empty."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    try:
-        attributes = value.__dict__
-    except Exception:  # a proxy, or a class of its own mind
-        return None
-    return attributes if type(attributes) is dict else None
-
-
-def _is_open(cls: type) -> bool:
-    """Whether the walk goes into instances of a class."""
-    top = _top(cls)
-    if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
-        return True
-    return top not in sys.stdlib_module_names and top not in ("ftrain", "optree", "builtins")
-
-
-def _slot_names(cls: type) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for base in cls.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__"):
-                hidden = name.startswith("__") and not name.endswith("__")
-                names[f"_{base.__name__.lstrip('_')}{name}" if hidden else name] = None
-    return tuple(names)
-
-
-def _data_names(cls: type) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, held in vars(cls).items()
-        if not (name.startswith("__") and name.endswith("__"))
-        and not isinstance(held, (*_CODE, type, types.MemberDescriptorType))
-        and name != "_abc_impl"
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _names_read(code: types.CodeType) -> frozenset[str]:
-    """The names of globals and attributes in a function's code, and in the functions inside it."""
-    return frozenset(_each_name(code))
-
-
-@functools.lru_cache(maxsize=4096)
-def _names_bound(code: types.CodeType) -> frozenset[str]:
-    """The names of a closure that a function, or one inside it, may bind (`nonlocal`)."""
-    bound = {
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("STORE_DEREF", "DELETE_DEREF")
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            bound |= _names_bound(constant)
-    return frozenset(bound)
-
-
-def _each_name(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _each_name(constant)
-
-
-def _top(thing: Any) -> str:
-    """The top-level package that a class, function or module belongs to."""
-    name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
-    return str(name).partition(".")[0]
-
-
-def _brief(key: Any) -> str:
-    return repr(key) if isinstance(key, (str, int, float, bool, bytes)) else type(key).__name__

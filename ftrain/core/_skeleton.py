@@ -21,6 +21,7 @@ from torch import nn
 
 from ftrain.core._contents import Change
 from ftrain.core._kept_buffers import KeptBuffers
+from ftrain.core._leftovers import guard
 from ftrain.core._owned import Owned
 from ftrain.core._reach import spell
 from ftrain.core._recursion import deep_enough, depth_of
@@ -139,6 +140,7 @@ class Skeleton:
             outer = self._enter()
             self._depth += 1
             held, self._held = self._held, params
+            guard(self.module)
             try:
                 for holder, key, name in self._slots:
                     holder[key] = tensors[name]

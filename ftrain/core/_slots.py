@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ftrain.core._reach import Attributes, Found, cell_contents
+from ftrain.core._python_objects import cell_contents
+from ftrain.core._reach import Attributes, Found
 
 __all__ = ["Slot", "refuse_fixed", "slots_of"]
 

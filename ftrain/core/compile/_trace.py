@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch, tree
+from ftrain.core._leftovers import guard, leftovers_removed
 from ftrain.core.compile import _donate
 from ftrain.core.compile._errors import describe, user_line
 from ftrain.core.compile._graph import GraphEditor
@@ -116,6 +117,7 @@ def trace(
         with tree.withheld("a compiled function"):  # the program serves other batches too
             args, kwargs = tree.unflatten(treedef, filled)
         state = args[0] if donate else None
+        guard(fn)
         output = fn(*args, **kwargs)
         out_leaves, found["treedef"] = tree.flatten(output)
         if donate:
@@ -172,7 +174,14 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     try:
-        with tracing(), torch.enable_grad(), _torch.interning(), Rewrites(), mode:
+        with (
+            leftovers_removed(),
+            tracing(),
+            torch.enable_grad(),
+            _torch.interning(),
+            Rewrites(),
+            mode,
+        ):
             return _Run(_torch.trace(_torch.without_modes_below(flat), fakes), mode)
     except Exception as error:
         remedy = _remedy(error)

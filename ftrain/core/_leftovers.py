@@ -1,0 +1,86 @@
+"""No tensor of a trace is left behind in Python objects.
+
+While a function is traced, its tensors have no values. A cache that is filled then, in a dict of the
+model's file, in a closure of the loss or by `functools.lru_cache`, would hand such a tensor to a later
+call. So what a traced function reaches is looked at before the trace, and restored after it where it
+came to hold tensors of the trace. What else was changed stays: a loss may count its traces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch
+from ftrain.core._owned import Owned
+from ftrain.core._reach import reach
+
+__all__ = ["guard", "leftovers_removed"]
+
+_LIMIT = 20_000  # objects to look at
+
+
+class _Guarded(threading.local):
+    owned: dict[int, Owned] | None = None  # by the id of what is guarded, within a trace
+
+
+_guarded = _Guarded()
+
+
+@contextlib.contextmanager
+def leftovers_removed() -> Iterator[None]:
+    """Around a trace: restore at the end what was guarded inside and holds tensors of the trace."""
+    if _guarded.owned is not None:  # inside another trace, which does it
+        yield
+        return
+    _guarded.owned = {}
+    try:
+        yield
+    finally:
+        owned, _guarded.owned = _guarded.owned, None
+        for each in owned.values():
+            _restore(each)
+
+
+def guard(root: Any) -> None:
+    """Within a trace: guard all that this function or module reaches, as it is now."""
+    owned = _guarded.owned
+    if owned is not None and id(root) not in owned:
+        owned[id(root)] = Owned([("", root)], follow_globals=True, limit=_LIMIT)
+
+
+def _restore(owned: Owned) -> None:
+    for change in owned.restore_contents():
+        if not any(_holds_traced(value) for value in change.values):
+            change.put(change.node, change.keys, change.values)
+    for cache in owned.found.caches:
+        if cache.cache_info().currsize and _refers_to_traced(cache):
+            cache.cache_clear()
+
+
+def _holds_traced(value: Any) -> bool:
+    return any(
+        isinstance(tensor, _torch.FakeTensor) or _torch.is_wrapped(tensor)
+        for _, tensor in reach([("", value)], limit=_LIMIT).tensors
+    )
+
+
+def _refers_to_traced(cache: Any) -> bool:
+    """Look into the results of `functools.lru_cache`, which Python itself hides."""
+    seen: set[int] = set()
+    level = gc.get_referents(cache)
+    for _ in range(3):  # the dict, its links, what these hold
+        for thing in level:
+            if isinstance(thing, (tuple, list, dict, torch.Tensor)) and _holds_traced(thing):
+                return True
+        seen.update(map(id, level))
+        level = [
+            x for thing in level if type(thing).__module__ in ("builtins", "functools")
+            for x in gc.get_referents(thing) if id(x) not in seen
+        ]  # fmt: skip
+    return False

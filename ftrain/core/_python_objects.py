@@ -1,0 +1,134 @@
+"""Kinds of Python objects: which hold other objects, which names their code reads.
+
+Used by the walk of `_reach.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import dis
+import functools
+import random
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = [
+    "ATOMS", "CODE", "GENERATORS", "LARGE_ARRAY", "LIBRARIES", "attributes_of", "brief",
+    "cell_contents", "data_names", "is_open", "names_bound", "names_read", "slot_names", "top_package",
+]  # fmt: skip
+
+# Types whose instances hold no other object.
+ATOMS = frozenset(
+    {
+        type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented),
+        torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
+        types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType,
+        types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
+        types.MemberDescriptorType, types.ModuleType, types.CodeType, types.FrameType,
+        types.MappingProxyType, type, object, np.dtype,
+    }
+)  # fmt: skip
+# Classes of the standard library whose instances hold a user's data.
+_OPEN = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList,
+         collections.ChainMap, functools.partialmethod, functools.cached_property)  # fmt: skip
+LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "ftrain", "optree", "builtins"}
+LARGE_ARRAY = 2**24  # bytes; a bigger array (a memory-mapped data set, say) is not copied
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
+               torch.Generator)  # fmt: skip
+
+
+CODE = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property,
+         functools.partialmethod, type(functools.lru_cache(len)))  # fmt: skip
+
+
+def cell_contents(cell: types.CellType) -> Any:
+    """Return what a cell holds; `None` for one that is still empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """Return the `__dict__` of an instance; `None` if it has none."""
+    try:
+        attributes = value.__dict__
+    except Exception:  # a proxy, or a class of its own mind
+        return None
+    return attributes if type(attributes) is dict else None
+
+
+def is_open(cls: type) -> bool:
+    """Return True if instances of a class hold what a user put there."""
+    top = top_package(cls)
+    if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
+        return True
+    return top not in sys.stdlib_module_names and top not in ("ftrain", "optree", "builtins")
+
+
+def slot_names(cls: type) -> tuple[str, ...]:
+    """Return the names in `__slots__` of a class and its bases."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                hidden = name.startswith("__") and not name.endswith("__")
+                names[f"_{base.__name__.lstrip('_')}{name}" if hidden else name] = None
+    return tuple(names)
+
+
+def data_names(cls: type) -> tuple[str, ...]:
+    """Return the names of a class's data: neither functions nor names of Python's own."""
+    return tuple(
+        name
+        for name, held in vars(cls).items()
+        if not (name.startswith("__") and name.endswith("__"))
+        and not isinstance(held, (*CODE, type, types.MemberDescriptorType))
+        and name != "_abc_impl"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def names_read(code: types.CodeType) -> frozenset[str]:
+    """Return the names of globals and attributes in a function's code and the functions in it."""
+    return frozenset(_each_name(code))
+
+
+@functools.lru_cache(maxsize=4096)
+def names_bound(code: types.CodeType) -> frozenset[str]:
+    """Return the names of a closure that a function, or one inside it, may bind (`nonlocal`)."""
+    bound = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("STORE_DEREF", "DELETE_DEREF")
+    }
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            bound |= names_bound(constant)
+    return frozenset(bound)
+
+
+def _each_name(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _each_name(constant)
+
+
+def top_package(thing: Any) -> str:
+    """Return the top-level package that a class, function or module belongs to."""
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+    return str(name).partition(".")[0]
+
+
+def brief(key: Any) -> str:
+    """Return a key as a message shows it."""
+    return repr(key) if isinstance(key, (str, int, float, bool, bytes)) else type(key).__name__
