@@ -59,6 +59,7 @@ __all__ = [
     "scan_operator",
     "sequence_number",
     "silent",
+    "storage_use_count",
     "tensor_guard",
     "trace",
     "trace_inner",
@@ -68,6 +69,10 @@ __all__ = [
 ]
 
 _guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
+
+# How many tensors, views and arrays share a storage, by its address: 0.05 µs (2.5 and later, before that
+# in builds for CUDA only). Where it is missing, views of a donated state's tensors are not noticed.
+storage_use_count: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda address: 1)
 
 # What tracing raises when Python asks for a tensor's value, or a shape depends on one (2.0 and later).
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)

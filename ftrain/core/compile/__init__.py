@@ -62,10 +62,16 @@ def compile(
             other compiled functions work; to map over it, `compile(torch.vmap(fn))`.
         donate: `fn`'s first argument, a `TrainState` or other frozen dataclass, is used up: the new
             state, which `fn` returns first or alone, is written into its memory inside the program, and
-            the old one raises `DonatedStateError` when touched. Its tensors live on as the new state's
-            leaves: whatever else holds them sees them change. An error while tracing or compiling leaves
-            the state as it was, and so does one in the program before its first write (no memory for an
-            activation, a non-finite gradient that is to be raised); after that the state is lost.
+            any further use of the old one raises `DonatedStateError`. Its tensors become the leaves of
+            the new state. A tensor that something else refers to is copied first, so that what was taken
+            out of the state keeps its values: a leaf or a view in a variable, a NumPy array,
+            `state.replace(...)`, a dict of parameters. (Each such leaf costs its memory once more, for
+            as long as it is kept. Not noticed: a bare `UntypedStorage`.) One call claims a state before
+            its program runs; of two threads with one state, the second gets `DonatedStateError`, and so
+            does a reader in another thread that begins after the claim. An error while tracing or
+            compiling leaves the state as it was, and so does one in the program before its first write
+            (no memory for an activation, a non-finite gradient that is to be raised); after that the
+            state is lost.
         mode: `torch.compile`'s modes: "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs".
         backend: "eager" runs the traced graph operator by operator and needs no compiler.
 

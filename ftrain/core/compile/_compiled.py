@@ -14,7 +14,6 @@ import sys
 import threading
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -22,7 +21,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch
-from ftrain.core.compile import _donate
+from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._program import Program
@@ -60,7 +59,6 @@ class Compiled(Generic[P, R]):
         self._name = getattr(fn, "__name__", None) or type(fn).__name__
         self._programs: list[Program] = []  # the latest used first
         self._by_key: dict[Any, Program] = {}
-        self._returned: tuple[weakref.ref[Any], _donate.Memory] | None = None
         self.n_compiles = 0
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,9 +69,9 @@ class Compiled(Generic[P, R]):
                 if tensors is None or program.settings != settings:
                     continue
                 n = program.n_donated
-                memory = self._memory_of(args[0], tensors[:n]) if n else None
-                if program.fits(tensors, n if memory else 0):
-                    return self._run(program, args, tensors, memory)
+                owned = _owned(args[0], tensors) if n else None
+                if program.fits(tensors, n if owned else 0):
+                    return self._run(program, args, tensors, owned)
         return self._find_and_run(args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -117,7 +115,9 @@ class Compiled(Generic[P, R]):
                 program = self._by_key.get(call.key)
                 if program is None or not program.captured.fit():
                     program = self._make(call, instead_of=program)
-        return self._run(program, call.args, call.tensors())
+        args, tensors = call.args, call.tensors()
+        call.leaves.clear()  # references that would count as somebody's
+        return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:
         """What a program cannot take, said before anything is traced."""
@@ -165,7 +165,7 @@ class Compiled(Generic[P, R]):
         program: Program,
         args: tuple[Any, ...],
         tensors: list[torch.Tensor],
-        memory: _donate.Memory | None = None,
+        owned: _ownership.Owned | None = None,
     ) -> R:
         programs = self._programs
         if program is not programs[0]:
@@ -173,45 +173,55 @@ class Compiled(Generic[P, R]):
         if not self._donate:
             return program(tensors)  # type: ignore[no-any-return]
         state = args[0]
-        memory = self._check_memory(program, tensors, memory)
-        caller = _caller()
+        self._check_memory(program, tensors, owned)
+        claim = _donate.Claim(state, self._name, _caller())
+        _ownership.forget(state)
+        try:
+            owned = self._take(program, tensors, owned)
+        except BaseException:
+            claim.release(program.state(tensors))
+            raise
         try:
             output = program(tensors)
         except BaseException as error:
             if had_written(error):
-                _donate.poison(state, self._name, caller, failed=True)
+                claim.fail()
+            else:
+                claim.release(program.state(tensors))
             raise
-        _donate.poison(state, self._name, caller)
-        new = output if program.whole else output[0]
-        self._returned = (weakref.ref(new), memory)
+        _ownership.record(output if program.whole else output[0], owned)
         return output  # type: ignore[no-any-return]
 
-    def _memory_of(self, state: Any, tensors: Sequence[Any]) -> _donate.Memory | None:
-        """Where these leaves live, if the state is the last one returned and holds what it did.
-
-        Its containers may have been changed since: `state.extras["target"] = state.params`.
-        """
-        returned = self._returned
-        if returned is None or returned[0]() is not state:
-            return None
-        try:
-            found = _donate.addresses(tensors)
-        except (TypeError, RuntimeError):  # no tensor, or one without memory
-            return None
-        return returned[1] if found == returned[1].leaves else None
+    def _take(
+        self, program: Program, tensors: list[torch.Tensor], owned: _ownership.Owned | None
+    ) -> _ownership.Owned:
+        """Replace the leaves of a claimed state that something else refers to by copies."""
+        n = program.n_donated
+        if owned is None:
+            held = _ownership.held_elsewhere(tensors, n)
+        else:
+            held = owned.held_elsewhere(tensors)
+            if held:  # perhaps a leaf's `.data` was set to the memory of another
+                self._check_memory(program, tensors)
+        for place in held:
+            tensors[place] = _ownership.copy_of(tensors[place])
+        if owned is None:
+            return _ownership.Owned(tensors[:n])
+        owned.take(tensors, held)
+        return owned
 
     def _check_memory(
         self,
         program: Program,
         tensors: Sequence[torch.Tensor],
-        memory: _donate.Memory | None = None,
-    ) -> _donate.Memory:
-        """Refuse shared memory. The donated leaves with a known memory need no second look."""
+        owned: _ownership.Owned | None = None,
+    ) -> None:
+        """Refuse shared memory. Leaves that the state owns need no second look."""
         n, names = program.n_donated, program.tensor_names
         rest = [*tensors[n:], *program.captured.tensors]
-        if memory is not None and memory.storages.isdisjoint(_donate.storages(rest)):
-            return memory
-        return _donate.check_memory(tensors[:n], names[:n], zip(names[n:], rest, strict=True))
+        if owned is not None and owned.storages.isdisjoint(map(_ownership.storage_of, rest)):
+            return
+        _donate.check_memory(tensors[:n], names[:n], zip(names[n:], rest, strict=True))
 
     def _warn(self, call: Call, instead_of: Program | None) -> None:
         if instead_of is not None:
@@ -230,6 +240,12 @@ class Compiled(Generic[P, R]):
             RecompileWarning,
             stacklevel=5,
         )
+
+
+def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.Owned | None:
+    """What the state owns, if its leaves are still those that it was returned with."""
+    owned = _ownership.known(state)
+    return owned if owned is not None and owned.is_of(tensors) else None
 
 
 def _caller() -> types.FrameType | None:

@@ -1,7 +1,10 @@
-"""Donation: the old state's memory becomes the new state's, and the old state says so when touched.
+"""Donation: the new state takes over the old state's memory; any further use of the old one raises.
 
-A donated container is poisoned in constant time: its class becomes a subclass of which every use
-raises. The tensors themselves live on, as the leaves of the returned state.
+A state is claimed before its program runs, in constant time and by one call only: its class becomes a
+subclass of which every use raises, and it lets go of its containers. The tensors live on as the leaves
+of the returned state.
+
+Read next: `_ownership.py`, which keeps what else refers to a tensor of the state from being overwritten.
 """
 
 from __future__ import annotations
@@ -18,36 +21,50 @@ import torch.utils._pytree as torch_pytree
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import call_site, describe
+from ftrain.core.compile._ownership import storage_of
 from ftrain.core.errors import DonatedStateError, DonationError
 
-__all__ = [
-    "Memory",
-    "addresses",
-    "check_donatable",
-    "check_fits",
-    "check_memory",
-    "poison",
-    "storages",
-]
+__all__ = ["Claim", "check_donatable", "check_fits", "check_memory"]
 
 _NOTE = "_ftrain_donated_at"
 
 
-class Memory(NamedTuple):
-    """Where a state lives: its storages, and where each leaf begins, in order."""
+class Note(NamedTuple):
+    """What a claimed state remembers of the call that claimed it."""
 
-    storages: frozenset[int]
-    leaves: list[int]
+    function: str
+    code: types.CodeType | None
+    line: int | None
+    failed: bool = False
 
 
-def poison(state: Any, function: str, caller: types.FrameType | None, failed: bool = False) -> None:
-    """Make every further use of `state` raise `DonatedStateError`, and let go of what it holds."""
-    note = (function, caller and caller.f_code, caller and caller.f_lineno, failed)
-    cls: Any = type(state)
-    object.__setattr__(state, "__class__", _poisoned(cls))
-    fields = object.__getattribute__(state, "__dict__")
-    fields.clear()
-    fields[_NOTE] = note
+class Claim:
+    """The exclusive right to a state's memory.
+
+    Raises:
+        DonatedStateError: another call has, or had, the state.
+    """
+
+    def __init__(self, state: Any, function: str, caller: types.FrameType | None) -> None:
+        cls: Any = type(state)
+        self._state, self._class = state, cls
+        self._note = Note(function, caller and caller.f_code, caller and caller.f_lineno)
+        fields = object.__getattribute__(state, "__dict__")
+        # Of several threads one stores its note: `setdefault` is atomic.
+        note = fields.setdefault(_NOTE, self._note)
+        if note is not self._note:
+            _raise(note, cls)
+        object.__setattr__(state, "__class__", _poisoned(cls))
+        object.__setattr__(state, "__dict__", {_NOTE: note})
+
+    def release(self, state: Any) -> None:
+        """Give the state back, with the fields of another."""
+        object.__setattr__(self._state, "__dict__", dict(vars(state)))
+        object.__setattr__(self._state, "__class__", self._class)
+
+    def fail(self) -> None:
+        """Declare the state lost: its memory may be half overwritten."""
+        object.__setattr__(self._state, "__dict__", {_NOTE: self._note._replace(failed=True)})
 
 
 def check_donatable(state: Any) -> None:
@@ -71,8 +88,8 @@ def check_memory(
     donated: Sequence[torch.Tensor],
     names: Sequence[str],
     others: Iterable[tuple[str, torch.Tensor]],
-) -> Memory:
-    """Where the donated tensors live.
+) -> None:
+    """Refuse memory that two tensors share, or that cannot be written to.
 
     Raises:
         DonationError: two donated leaves share memory, or one shares memory with something else
@@ -91,25 +108,14 @@ def check_memory(
                 "memory, so it cannot be written to. Use .clone(memory_format="
                 "torch.contiguous_format) where it is made."
             )
-        address = leaf.untyped_storage().data_ptr()
+        address = storage_of(leaf)
         if address and address in owners:
             raise DonationError(_shared(owners[address], name))
         owners[address] = name
     for name, tensor in others:
-        address = tensor.untyped_storage().data_ptr()
+        address = storage_of(tensor)
         if address and address in owners:
             raise DonationError(_shared(owners[address], name))
-    return Memory(frozenset(owners), addresses(donated))
-
-
-def addresses(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """Where each tensor begins: 0.06 µs for each, a third of what its storage takes."""
-    return list(map(torch.Tensor.data_ptr, tensors))
-
-
-def storages(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """The address of each tensor's storage."""
-    return [tensor.untyped_storage().data_ptr() for tensor in tensors]
 
 
 def check_fits(function: str, state: Any, output: Any) -> bool:
@@ -145,12 +151,12 @@ def _poisoned(cls: type[Any]) -> type[Any]:
     """The subclass of `cls` whose every use raises."""
 
     def use(self: Any, *_: Any, **__: Any) -> NoReturn:
-        _raise(self, cls)
+        _raise(object.__getattribute__(self, "__dict__")[_NOTE], cls)
 
     def getattribute(self: Any, name: str) -> Any:
         if name == "__class__":  # isinstance() asks for it
             return type(self)
-        _raise(self, cls)
+        use(self)
 
     dunders = ("__repr__", "__str__", "__eq__", "__hash__", "__iter__", "__len__", "__getitem__")
     namespace: dict[str, Any] = dict.fromkeys(dunders, use)
@@ -174,10 +180,12 @@ def _poisoned(cls: type[Any]) -> type[Any]:
     return poisoned
 
 
-def _raise(state: Any, cls: type) -> NoReturn:
-    function, code, line, failed = object.__getattribute__(state, "__dict__")[_NOTE]
-    where = "" if code is None else f"\n\nIt was given away here:\n{call_site(code, line)}"
-    if failed:
+def _raise(note: Note, cls: type) -> NoReturn:
+    function = note.function
+    where = ""
+    if note.code is not None and note.line is not None:
+        where = f"\n\nIt was given away here:\n{call_site(note.code, note.line)}"
+    if note.failed:
         raise DonatedStateError(
             f"this {cls.__name__} was donated to `{function}`, which then failed while it ran: its "
             f"memory may hold half of the next state. Go on from a checkpoint or a copy.{where}"

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ftrain.core import _torch
+from ftrain.core import _torch, tree
 from ftrain.core.compile._call import AUTOCAST, Call
-from ftrain.core.compile._donate import addresses
 from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import build_reader
@@ -38,6 +37,9 @@ class Program:
         self.captured = Captured(traced.captured)
         self.n_donated = traced.n_donated
         self.whole = traced.whole
+        if self.n_donated:
+            leaves, self._state_def = tree.flatten(call.args[0])
+            self._state = [TENSOR if isinstance(x, torch.Tensor) else x for x in leaves]
         self._unflatten = traced.out_treedef.unflatten
         self._static = [(i, leaf) for i, leaf in enumerate(traced.out_leaves) if leaf is not TENSOR]
 
@@ -76,6 +78,13 @@ class Program:
         for place, value in self._static:  # in ascending order
             leaves.insert(place, value)
         return self._unflatten(leaves)
+
+    def state(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return the donated argument, rebuilt from its tensors."""
+        values = iter(tensors)
+        return self._state_def.unflatten(
+            [next(values) if leaf is TENSOR else leaf for leaf in self._state]
+        )
 
     def _first(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         try:
@@ -119,7 +128,7 @@ class Captured:
     def inputs(self) -> list[torch.Tensor]:
         """What the program is handed for them; they `fit`."""
         if self.tensors:
-            found = addresses(self.tensors)
+            found = list(map(torch.Tensor.data_ptr, self.tensors))
             if found != self._addresses:
                 self._detached = [tensor.detach() for tensor in self.tensors]
                 self._addresses = found
