@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types docs unit bench laws parity campaign processors everywhere matrix clean
+.PHONY: demo test lint types docs unit bench laws parity campaign databases processors everywhere matrix clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/ftrain train examples/configs/digits.yaml output_dir=runs/demo --overwrite
@@ -40,6 +40,10 @@ parity: $(VENV)/dev
 campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
+
+# Torch's own databases, every input of each entry, against torch itself; the suite takes a sample.
+databases: $(VENV)/dev
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/databases
 
 # The suite with the kernels of other processors, and with two threads: what passes here by luck fails there. Hours;
 # one of them, on some tests: python -m tests.processors order -- tests/laws

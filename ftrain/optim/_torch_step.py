@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from ftrain.core import _torch
 from ftrain.core._pull_back import in_transform
 from ftrain.core.compile._trace import is_tracing
+from ftrain.core.errors import TraceError
 
-__all__ = ["Entries", "first_entries", "stepped"]
+__all__ = ["Entries", "first_entries", "own_algorithm", "stepped"]
 
 Entries = dict[str, Any]
 """What an optimizer remembers of one parameter, by its own names."""
@@ -122,8 +123,41 @@ def _step(optimizer: torch.optim.Optimizer, symbolic: bool) -> None:
     if not symbolic:
         step(optimizer)
         return
-    with _torch.as_compiled(), _Factors():
-        step(optimizer)
+    try:
+        with _torch.as_compiled(), _Factors():
+            step(optimizer)
+    except Exception as error:
+        raise TraceError(_untraceable(type(optimizer).__name__, error)) from error
+
+
+def _untraceable(name: str, error: Exception) -> str:
+    """Return why a step of torch's cannot be compiled or mapped, and what can."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, _torch.DATA_DEPENDENT) or ".item()" in text:
+        reason = "asks for the value of a tensor, which a trace does not have"
+    else:
+        reason = f"raises {type(error).__name__}: {text.splitlines()[0].rstrip('.')}"
+    own = own_algorithm(name)
+    instead = "" if own is None else f"Write `optim.{own}`, the same algorithm. "
+    return (
+        f"`from_torch({name})` cannot be compiled or mapped: its step {reason}. {instead}Outside of "
+        "ftrain.compile and torch.vmap the update works."
+    )
+
+
+def own_algorithm(name: str) -> str | None:
+    """Return this library's name of an algorithm that has a class in `torch.optim`.
+
+    >>> own_algorithm("Adafactor"), own_algorithm("SparseAdam"), own_algorithm("Mine")
+    ('adafactor', 'adam', None)
+    """
+    return "adam" if name == "SparseAdam" else name.lower() if name in _OWN else None
+
+
+_OWN = (
+    "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon", "NAdam",
+    "RAdam", "RMSprop", "Rprop", "SGD",
+)  # fmt: skip
 
 
 def _own(value: torch.Tensor, symbolic: bool) -> torch.Tensor:

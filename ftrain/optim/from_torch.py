@@ -15,7 +15,7 @@ from ftrain.optim._checked import checked
 from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
 from ftrain.optim._parts import Masked
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
-from ftrain.optim._torch_step import Entries, first_entries, stepped
+from ftrain.optim._torch_step import Entries, first_entries, own_algorithm, stepped
 from ftrain.optim.protocol import Count, GradientTransformation, PyTree
 
 __all__ = ["FromTorchState", "from_torch"]
@@ -60,6 +60,8 @@ def from_torch(
     Raises:
         TypeError: not such a class; it knows no such option; it needs a closure (L-BFGS).
         ValueError: an option out of its range, as the class says; or it keeps memory in its groups.
+        TraceError: raised by a compiled or mapped update if the class's step reads values of tensors,
+            as `torch.optim.Adafactor`'s does; the message names ftrain's own.
 
     Example:
         >>> from ftrain import optim
@@ -148,6 +150,11 @@ def _probed(
             "torch.optim.SGD dampens no first gradient, and remembers nothing that tells it which is "
             "the first. Write `optim.sgd(rate, momentum, dampening=...)`, which counts."
         )
+    if options.get("capturable"):
+        raise ValueError(
+            "`from_torch` takes no capturable=True, which it sets itself where a step is compiled. "
+            "Leave it out."
+        )
     if "foreach" in inspect.signature(optimizer).parameters:
         options = {"foreach": False, **options}
     param = torch.zeros(2, 2)
@@ -155,7 +162,15 @@ def _probed(
     probe = optimizer([param], **options)
     (group,) = probe.param_groups
     before = {key: value for key, value in group.items() if key != "params"}
-    probe.step()
+    try:
+        probe.step()
+    except Exception as error:
+        own = own_algorithm(name)
+        instead = "" if own is None else f" Write `optim.{own}`, which does."
+        raise TypeError(
+            f"`from_torch({name})` takes a class whose step works with dense gradients on the CPU, and "
+            f"got {type(error).__name__}: {str(error).strip().rstrip('.')}.{instead}"
+        ) from error
     changed = [key for key, value in before.items() if group[key] is not value]
     if changed:
         raise ValueError(

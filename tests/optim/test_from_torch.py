@@ -100,8 +100,15 @@ def test_what_asks_for_numbers_says_so_when_compiled():
     optimizer = optim.from_torch(torch.optim.Adafactor)
     params = {"w": torch.ones(3, 2)}
     update = ftrain.compile(optimizer.update, backend="eager")
-    with pytest.raises(ftrain.errors.TraceError, match="asks for the value of a tensor"):
+    said = "its step asks for the value of a tensor.*Write `optim.adafactor`, the same algorithm"
+    with pytest.raises(ftrain.errors.TraceError, match=said):
         update(params, optimizer.init(params), params)
+    with pytest.raises(ftrain.errors.TraceError, match=said):
+        ftrain.compile(optimizer.init, backend="eager")(params)
+    rows = {"w": torch.ones(2, 3, 2)}
+    with pytest.raises(ftrain.errors.TraceError, match=said):
+        torch.vmap(optimizer.init)(rows)
+    assert optimizer.update(params, optimizer.init(params), params)[1].count == 1
 
 
 # Those whose in-place operators torch can map (`maximum(out=)` of Adamax it cannot), more or less fast.
@@ -166,6 +173,22 @@ class Odd(torch.optim.Optimizer):
                 p.lerp_(entry["anchor"], 0.1)
 
 
+class Asks(Odd):
+    """A class of one's own that has no algorithm of ftrain's to point to."""
+
+    def step(self, closure=None):
+        (p,) = self.param_groups[0]["params"]
+        self.state[p]["norm"] = p.norm().item()
+
+
+def test_a_class_of_ones_own_that_asks_for_numbers_is_named_without_a_false_remedy():
+    optimizer = optim.from_torch(Asks)
+    with pytest.raises(ftrain.errors.TraceError, match=r"from_torch\(Asks\)` cannot be") as error:
+        ftrain.compile(optimizer.init, backend="eager")({"w": torch.ones(3, 2)})
+    assert "the same algorithm" not in str(error.value)
+    assert "Outside of ftrain.compile and torch.vmap the update works" in str(error.value)
+
+
 class Hoarder(Odd):
     def step(self, closure=None):
         self.param_groups[0]["k"] = self.param_groups[0].get("k", 0) + 1
@@ -211,6 +234,16 @@ def test_a_class_of_one_s_own():
             "dampens no first gradient",
         ),
         (lambda: optim.from_torch(Hoarder), ValueError, "memory in its parameter groups .lr"),
+        (
+            lambda: optim.from_torch(torch.optim.SparseAdam),
+            TypeError,
+            "works with dense gradients .* Write `optim.adam`, which does",
+        ),
+        (
+            lambda: optim.from_torch(torch.optim.Adam, capturable=True),
+            ValueError,
+            "no capturable=True, which it sets itself",
+        ),
     ],
 )
 def test_what_cannot_be_a_pair(build, error, message):
