@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from ftrain.checkpoint.load import OnChange, load, verify
 from ftrain.checkpoint.locks import Lock, Turns
 from ftrain.checkpoint.manifest import MANIFEST, SUMS
 from ftrain.checkpoint.save import publish, refusals
+from ftrain.core._words import did_you_mean
 
 __all__ = ["Store"]
 
@@ -103,6 +105,7 @@ class Store:
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
         self._entries: dict[int, tuple[Identity | None, Entry]] = {}
+        self._has_ranked = False  # or people were told that it has not
 
     def save(
         self,
@@ -120,7 +123,7 @@ class Store:
             step: 0 or more. The same content may be saved again under it; other content is refused,
                 unless what is there does not verify.
             metadata: JSON: the data cursor and whatever else the loop needs to go on.
-            metrics: numbers, by which the best are chosen.
+            metrics: numbers, by which the best are chosen; warns, once, if they lack the store's.
             replace: whether this may take the place of other content under the same step, which is
                 deleted only when this is durable.
 
@@ -137,6 +140,7 @@ class Store:
             self._background.wait()
             step = step_number(step)
             content = collect(state, metadata, step, metrics, self._fingerprint)
+            self._check_metric(metrics or {})
             self._acquire()
             if not self._asynchronous:
                 self._publish(content, step, replace)
@@ -256,6 +260,23 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r}, steps={self.steps()})"
+
+    def _check_metric(self, metrics: Mapping[str, Any]) -> None:
+        """Warn once if checkpoints come with metrics, but without the one that ranks them."""
+        name = self._policy.metric
+        if self._policy.best is None or self._has_ranked or not metrics:
+            return
+        self._has_ranked = True
+        if name in metrics:
+            return
+        given = f"{', '.join(map(repr, metrics))}.{did_you_mean(name, metrics)}"
+        warnings.warn(
+            f"metrics: expected {name!r}, by which keep_best={self._policy.best} ranks checkpoints, got "
+            f"{given} A checkpoint without it is never among the best. Write save(..., metrics=...), "
+            "or Store(..., metric=...).",
+            UserWarning,
+            stacklevel=3,
+        )
 
     def _publish(self, collected: Collected, step: int, replace: bool) -> None:
         content = draft(collected)

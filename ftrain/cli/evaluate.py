@@ -16,6 +16,7 @@ from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.config.trained import checkpoint_of
 from ftrain.loop import EpochResult
+from ftrain.loop.callbacks.ema import averaged
 from ftrain.loop.state import LoopState
 
 __all__ = ["evaluate"]
@@ -23,8 +24,11 @@ __all__ = ["evaluate"]
 
 def evaluate(
     config: Config, folder: pathlib.Path, which: str = "best"
-) -> tuple[pathlib.Path, EpochResult]:
+) -> tuple[pathlib.Path, list[EpochResult]]:
     """Return the chosen checkpoint and the metrics over the held-out data.
+
+    The first result is that of the weights; with `ema` in the configuration that of their average
+    follows, whose split is `eval/ema`.
 
     Args:
         config: of the run.
@@ -52,8 +56,13 @@ def evaluate(
             raise ConfigError.at("data", config.places.of(("data",)), message)
         state, metadata = checkpoint.load(path, like=parts.init_state())
         # One pass is not worth a compile.
-        result = parts.trainer(compile=False).evaluate(state, parts.held_out)
-        return path, dataclasses.replace(result, epoch=_epoch(state, metadata, result.step))
+        trainer = parts.trainer(compile=False)
+        found = [trainer.evaluate(state, parts.held_out)]
+        if config.ema is not None:
+            average = trainer.evaluate(averaged(state, "ema"), parts.held_out)
+            found.append(dataclasses.replace(average, split="eval/ema"))
+        epoch = _epoch(state, metadata, found[0].step)
+        return path, [dataclasses.replace(result, epoch=epoch) for result in found]
 
 
 def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> None:

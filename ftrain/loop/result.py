@@ -205,7 +205,10 @@ class FitResult:
 
     def __str__(self) -> str:
         lines = [f"{self.status} at step {self.step}, epoch {self.epoch}: {self.reason}"]
-        lines += [f"  {result}" for result in (self.train, self.eval) if result is not None]
+        last = {result.split: result for result in self.history}  # averaged weights: "eval/ema"
+        first = ("train", "eval")
+        splits = [*(each for each in first if each in last), *sorted(last.keys() - {*first})]
+        lines += [f"  {last[split]}" for split in splits]
         if self.checkpoint is not None:
             lines.append(f"  checkpoint {self.checkpoint}")
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -118,3 +119,25 @@ def test_policies_that_make_no_sense(tmp_path, options, says):
 def test_steps_are_numbers_that_can_be_sorted(tmp_path):
     with pytest.raises(ValueError, match="from 0 to 10"):
         checkpoint.Store(tmp_path).save(train_state(1), step=-1)
+
+
+def test_a_metric_that_no_save_gives_is_named_once(tmp_path):
+    """A misspelt name kept nothing but the newest, without a word."""
+    with checkpoint.Store(tmp_path, keep_last=1, keep_best=1, metric="eval/los") as store:
+        store.save(train_state(0), step=0)  # a save without metrics is not ranked, and may be so
+        with pytest.warns(UserWarning, match="expected 'eval/los', by which keep_best=1") as told:
+            store.save(train_state(1), step=1, metrics={"eval/loss": 1.0, "x": 2.0})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            store.save(train_state(2), step=2, metrics={"eval/loss": 0.5, "x": 2.0})
+        assert "got 'eval/loss', 'x'. Did you mean 'eval/loss'?" in str(told[0].message)
+        assert told[0].filename == __file__
+        assert store.best() is None
+
+
+@pytest.mark.parametrize("options", [{"keep_best": 1, "metric": "loss"}, {"metric": "los"}])
+def test_a_metric_that_is_given_or_not_ranked_by_is_no_warning(tmp_path, options, recwarn):
+    with checkpoint.Store(tmp_path, **options) as store:
+        store.save(train_state(1), step=1, metrics={"loss": 1.0})
+        store.save(train_state(2), step=2, metrics={"rate": 1.0})
+    assert not recwarn.list

@@ -123,6 +123,32 @@ def test_a_path_that_is_typed_leads_from_where_it_is_typed(
     assert main(["eval", run, "data.path=z.csv"]) == 2
 
 
+def test_an_averages_figures_are_in_every_summary(project: pathlib.Path, capsys: Captured) -> None:
+    assert main(["train", "config.yaml", "ema=0.9"]) == 0
+    said = capsys.readouterr().out
+    closing = [line.split() for line in said.partition("completed at")[2].splitlines()]
+    assert [line[4] for line in closing if line[:1] == ["epoch"]] == ["train", "eval", "eval/ema"]
+    assert main(["eval", "runs/config", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = [
+        json.loads(line)
+        for line in (project / "runs/config/metrics.jsonl").read_text().splitlines()
+    ]
+    row = next(row for row in rows if row["split"] == "eval")
+    assert row["ema/loss"] != row["loss"]
+    assert found["metrics"]["loss"] == pytest.approx(row["loss"], rel=1e-6)
+    assert found["ema"]["metrics"]["loss"] == pytest.approx(row["ema/loss"], rel=1e-6)
+    assert found["ema"]["split"] == "eval/ema"
+    assert main(["eval", "runs/config"]) == 0
+    assert [line.split()[4] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "eval",
+        "eval/ema",
+    ]
+    assert main(["runs"]) == 0
+    header, line = (each.split() for each in capsys.readouterr().out.splitlines())
+    assert line[header.index("eval/ema/loss")] == f"{row['ema/loss']:.4g}"
+
+
 def test_an_evaluation_has_the_epoch_of_the_runs_own_rows(
     project: pathlib.Path, capsys: Captured
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 import ftrain
@@ -344,6 +345,11 @@ def test_capturable_is_refused_with_the_reason() -> None:
         if info.has_capturable_arg and info.optim_cls.__name__ != "LBFGS":
             with pytest.raises(ValueError, match="no capturable=True, which it sets itself"):
                 optim.from_torch(info.optim_cls, capturable=True)
+
+
+def test_torchs_test_suite_leaves_flags_and_profile_as_they_were() -> None:
+    assert not torch.backends.flags_frozen()
+    assert settings.get_current_profile_name() == "ftrain"
 
 
 def test_the_database_has_every_class_of_torch() -> None:

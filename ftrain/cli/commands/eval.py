@@ -31,9 +31,10 @@ def run(options: argparse.Namespace) -> int:
     config = run_config(folder, options.overrides)
     from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # imports torch: after the keys are checked
 
-    path, result = evaluate(config, folder, options.checkpoint)
+    path, (result, *averages) = evaluate(config, folder, options.checkpoint)
     if options.json:
-        print(json.dumps({**result.to_json(), "checkpoint": str(path)}))
+        named = {each.split.removeprefix("eval/"): each.to_json() for each in averages}
+        print(json.dumps({**result.to_json(), "checkpoint": str(path), **named}))
     else:
-        print(f"{path}\n{result}")
+        print(path, result, *averages, sep="\n")
     return 0

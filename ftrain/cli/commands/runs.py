@@ -11,6 +11,9 @@ from ftrain.cli._runs import is_number, outcome, rows
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.load import load
 
+#: Metrics that the table shows, of the weights and of their average.
+_FIGURES = ("loss", "accuracy", "perplexity")
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -50,7 +53,7 @@ def _row(path: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
         found |= {
             f"{split}/{metric}": f"{value:.4g}"
             for metric, value in values.items()
-            if metric in ("loss", "accuracy", "perplexity") and is_number(value)
+            if metric.removeprefix("ema/") in _FIGURES and is_number(value)
         }
     if seen and is_number(seen[-1].get("time")):
         found["seconds"] = f"{seen[-1]['time']:.0f}"

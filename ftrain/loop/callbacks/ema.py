@@ -10,7 +10,7 @@ from ftrain.core.state import TrainState
 from ftrain.loop.callback import Action, Evaluate
 from ftrain.loop.events import EvaluateEnd, Event
 
-__all__ = ["EMAEvaluation"]
+__all__ = ["EMAEvaluation", "averaged"]
 
 
 class EMAEvaluation:
@@ -55,10 +55,20 @@ class EMAEvaluation:
         assert isinstance(event, EvaluateEnd)
         if event.name:
             return None, ()
-        return None, (Evaluate(_averaged(event.state, self._field), self._field),)
+        return None, (Evaluate(averaged(event.state, self._field), self._field),)
 
 
-def _averaged(state: Any, name: str) -> TrainState:
+def averaged(state: Any, name: str) -> TrainState:
+    """Return the state with an average in the place of its parameters, in their dtypes.
+
+    Args:
+        state: a `TrainState`.
+        name: of the field that holds the average, as for `EMAEvaluation`.
+
+    Raises:
+        LookupError: the state holds no such average.
+        TypeError: it is not a `TrainState`.
+    """
     if not isinstance(state, TrainState):
         raise TypeError(
             f"EMAEvaluation needs a TrainState to put the average into, found {type(state).__name__}"
