@@ -3,6 +3,7 @@
 from ftrain.core import errors, random, tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.compile import compile
+from ftrain.core.cond import cond
 from ftrain.core.functional import bind, value_and_grad
 from ftrain.core.gradients import GradientFn, Gradients, gradients
 from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
@@ -10,6 +11,8 @@ from ftrain.core.precision import LossScale, Policy
 from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, commit, make_steps, update
+from ftrain.core.switch import switch
+from ftrain.core.while_loop import while_loop
 
 __all__ = [
     "GradientFn",
@@ -28,12 +31,15 @@ __all__ = [
     "bind",
     "commit",
     "compile",
+    "cond",
     "errors",
     "gradients",
     "make_steps",
     "random",
     "scan",
+    "switch",
     "tree",
     "update",
     "value_and_grad",
+    "while_loop",
 ]

@@ -18,6 +18,7 @@ from torch import fx
 from torch._guards import detect_fake_mode
 from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.scan import scan_op
+from torch._higher_order_ops.while_loop import while_loop_op
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -48,6 +49,7 @@ __all__ = [
     "inside_functorch",
     "inside_vmap",
     "interning",
+    "is_batched",
     "is_dual",
     "is_forward_mode",
     "is_recorded",
@@ -64,6 +66,7 @@ __all__ = [
     "trace",
     "trace_inner",
     "unwrapped",
+    "while_loop_operator",
     "without_autocast",
     "without_modes_below",
 ]
@@ -218,6 +221,16 @@ def is_wrapped(tensor: torch.Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Return True if a `torch.vmap` that is running maps over a tensor (2.0 and later)."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
     "aten::view.dtype", "FuncTorchBatched"
 )
@@ -342,6 +355,24 @@ def cond_operator(
 ) -> list[torch.Tensor]:
     """One of two graphs as one operator (2.4 and later). `torch.cond` would trace them once more."""
     return list(cond_op(predicate, taken, left, tuple(operands)))
+
+
+def while_loop_operator(
+    condition: fx.GraphModule,
+    body: fx.GraphModule,
+    carry: Sequence[torch.Tensor],
+    captured: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """A loop that ends by a value, as one operator of the graph (2.3 and later)."""
+    # Its kernel reads the condition as a tensor and the carry as a tuple.
+    for graph in (condition, body):
+        node = graph.graph.output_node()
+        outputs: Any = node.args[0]
+        node.args = (tuple(outputs) if graph is body else outputs[0],)
+        graph.recompile()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        return list(while_loop_op(condition, body, tuple(carry), tuple(captured)))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,9 @@ def inductor_compile(
 
     def compiled_with(patches: dict[str, Any]) -> Any:
         # It warns where it could not be saved as an artifact, which nobody asked for.
-        with silent("torch._inductor.standalone_compile"):
+        with silent("torch._inductor.standalone_compile"), warnings.catch_warnings():
+            # A graph with loops is copied, its fake tensors included.
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             return inductor.standalone_compile(
                 graph,
                 list(inputs),

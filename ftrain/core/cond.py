@@ -1,67 +1,97 @@
-"""Work that is done at some updates only: a branch that a compiled step takes or leaves.
+"""`cond`: an `if` on a tensor, eager, compiled and vmapped.
 
-`torch.where` would do the work at every update and throw most of it away: SOAP on a GPT of 0.8 M
-parameters, with new bases every tenth update, takes 175 ms an update so and 40 with a branch (compiled,
-one core). The branch is an operator of the graph (that of `torch.cond`), traced by ftrain as
-`ftrain.scan` traces its body, and Python's own `if` in eager mode. Under `torch.vmap` each row may
-decide for itself, so there both sides are computed.
+Read next: `switch.py` for more than two sides, `while_loop.py`, `scan.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ftrain.core import _torch, tree
-from ftrain.core._pull_back import in_transform
-from ftrain.core._traced_branch import traced_branch
-from ftrain.core.compile._trace import is_tracing
+from ftrain.core import tree
+from ftrain.core._bodies import kind
+from ftrain.core._choose import choose
+from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
-from ftrain.core.random.keyed import scoped
 
-__all__ = ["changed_if"]
+__all__ = ["changed_if", "cond"]
 
 T = TypeVar("T")
 
 
-def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
-    """`change(value)` where the predicate holds, `value` where it does not.
+def cond(
+    predicate: torch.Tensor | bool,
+    true_fn: Callable[..., T],
+    false_fn: Callable[..., T],
+    *operands: Any,
+) -> T:
+    """Call one of two functions: `true_fn(*operands) if predicate else false_fn(*operands)`.
 
-    Eager and compiled code on an accelerator read the predicate on the host: one wait for the device
-    at each call. On a CPU there is nothing to wait for.
+    Compiled, it is one operator of the graph, and only the chosen side runs. Under `torch.vmap` with a
+    predicate for each row both sides are computed and the rows picked. Draws of each side have keys of
+    their own. Differentiable in forward and reverse mode, to any order.
+
+    Args:
+        predicate: bool, 0-d. Eager and compiled code on an accelerator wait for it.
+        true_fn: a pure function; it may capture tensors, modules and whatever else it needs.
+        false_fn: likewise. It returns what `true_fn` returns: a tree of tensors of the same structure,
+            shapes and dtypes. Eager code cannot check that, since it calls one of them.
+        operands: trees of tensors, handed to the chosen function.
+
+    Returns:
+        What the function returns, as contiguous tensors in memory of their own.
+
+    Raises:
+        TypeError: the predicate is not bool; an operand or a result holds something other than tensors.
+        ValueError: the predicate is not 0-d; the two results differ in structure, shape or dtype.
+
+    >>> x = torch.tensor([1.0, -3.0])
+    >>> cond(x.sum() > 0, lambda x: x.sqrt(), lambda x: x.square(), x)
+    tensor([1., 9.])
+
+    Source: `jax.lax.cond`.
+    """
+    if not isinstance(predicate, torch.Tensor):
+        if not isinstance(predicate, bool):
+            raise TypeError(
+                f"cond: expected predicate to be a bool or a 0-d bool tensor, got "
+                f"{a_or_an(type(predicate).__name__)}. Compare it: x > 0."
+            )
+    elif predicate.dtype != torch.bool:
+        raise TypeError(
+            f"cond: expected predicate to be a bool tensor, got {kind(predicate)}. Compare it: x > 0."
+        )
+    elif predicate.ndim:
+        raise ValueError(
+            f"cond: expected predicate to be 0-d, got {kind(predicate)}. Reduce it with .any() or "
+            ".all(), pick element by element with torch.where, or map over rows with torch.vmap."
+        )
+    result: T = choose("cond", predicate, [false_fn, true_fn], operands)
+    return result
+
+
+def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
+    """Return `change(value)` where the predicate holds, a copy of `value` where it does not.
+
+    For work that is done at some updates only. `torch.where` would do the work at every update and
+    discard most of it: SOAP on a GPT of 0.8 M parameters, with new bases every tenth update, takes
+    175 ms an update with it and 40 with a branch (compiled, one core).
 
     Args:
         predicate: bool, 0-d.
         change: a pure function that returns a tree like its argument.
-        value: a tree of tensors. Without the change its leaves are returned as copies.
+        value: a tree of tensors. The result has their dtypes and strides.
 
     >>> changed_if(torch.tensor(3) > 2, lambda x: 2 * x, torch.tensor(5.0))
     tensor(10.)
     """
-    old, treedef = tree.flatten(value)
-    if not old:
+    if not tree.leaves(value):
         return value
-    # Draws of their own: those outside must not depend on which branch is taken.
-    with scoped("cond") as branch:
+    changed = cond(predicate, lambda value: tree.map(like, change(value), value), _same, value)
+    return tree.map(like, changed, value)  # type: ignore[no-any-return]  # a tree like `value`
 
-        def flat(*leaves: torch.Tensor) -> list[torch.Tensor]:
-            with branch(0):
-                new = tree.leaves(change(tree.unflatten(treedef, leaves)))
-            return [
-                leaf.clone() if x is leaf else like(x, leaf)
-                for x, leaf in zip(new, leaves, strict=True)
-            ]
 
-        def keep(*leaves: torch.Tensor) -> list[torch.Tensor]:
-            return [x.clone() for x in leaves]
-
-        if in_transform():
-            new = [torch.where(predicate, x, leaf) for x, leaf in zip(flat(*old), old, strict=True)]
-            new = [like(x, leaf) for x, leaf in zip(new, old, strict=True)]
-        elif is_tracing() or isinstance(predicate, _torch.FakeTensor):
-            new = traced_branch(predicate, [flat, keep], old)
-        else:
-            new = flat(*old) if bool(predicate) else keep(*old)
-    return tree.unflatten(treedef, new)  # type: ignore[no-any-return]  # a tree like `value`
+def _same(value: T) -> T:
+    return value

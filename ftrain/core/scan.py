@@ -7,13 +7,13 @@ with the gradients it takes inside, and so the time to compile does not grow wit
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._bodies import apart, check_carry, check_tensors, closure
 from ftrain.core._traced_loop import traced_loop
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -55,8 +55,8 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
     Source: `jax.lax.scan`.
     """
     flat_xs, xs_def = tree.flatten(xs)
-    _check_tensors("xs", xs, flat_xs)
-    _check_tensors("carry", carry, tree.leaves(carry))
+    check_tensors("scan", "xs", xs)
+    check_tensors("scan", "carry", carry)
     n = _length(xs, flat_xs, length)
     with scoped("scan") as iteration:
         if is_tracing() and _torch.inside_functorch() is None:
@@ -72,20 +72,20 @@ def _loop(
     n: int,
     iteration: Scope,
 ) -> tuple[C, Any]:
-    given = [*tree.leaves(carry), *flat_xs, *_closure(body)]
+    given = [*tree.leaves(carry), *flat_xs, *closure(body)]
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
     for i in range(n):
         with iteration(i):
             new, y = _output(body(carry, tree.unflatten(xs_def, [x[i] for x in flat_xs])))
         if i == 0:
-            _check_carry(carry, new)
+            check_carry("scan", carry, new)
         carry = new
         ys, y_def = tree.flatten(y)
-        _check_tensors("y", y, ys)
+        check_tensors("scan", "y", y)
         stacked.append(ys)
     assert y_def is not None
-    return _apart(carry, given), tree.unflatten(
+    return apart(carry, given), tree.unflatten(
         y_def, [torch.stack(column) for column in zip(*stacked, strict=True)]
     )
 
@@ -106,9 +106,9 @@ def _one_operator(
         *rest, number = inputs[len(flat_carry) :]
         with iteration(number):
             new, y = _output(body(old, tree.unflatten(xs_def, rest)))
-        _check_carry(old, new)
+        check_carry("scan", old, new)
         ys, found["y"] = tree.flatten(y)
-        _check_tensors("y", y, ys)
+        check_tensors("scan", "y", y)
         return [*tree.leaves(new), *ys]
 
     device = next((x.device for x in (*flat_carry, *flat_xs)), None)
@@ -116,37 +116,6 @@ def _one_operator(
     outputs = traced_loop(flat_body, flat_carry, [*flat_xs, numbers], n)
     last, ys = outputs[: len(flat_carry)], outputs[len(flat_carry) :]
     return tree.unflatten(carry_def, last), tree.unflatten(found["y"], ys)
-
-
-def _closure(body: Callable[..., Any]) -> list[torch.Tensor]:
-    """The tensors that `body` captures by themselves."""
-    found = []
-    for cell in getattr(body, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # a name that is not bound yet
-            found.append(cell.cell_contents)
-    return [value for value in found if isinstance(value, torch.Tensor)]
-
-
-def _apart(carry: C, given: Sequence[torch.Tensor]) -> C:
-    """The carry, with clones of the leaves that share memory with what was given, or with another."""
-    taken = {_storage(tensor) for tensor in given}
-
-    def apart(leaf: torch.Tensor) -> torch.Tensor:
-        storage = _storage(leaf)
-        if storage is None or storage in taken:
-            return leaf.clone()
-        taken.add(storage)
-        return leaf
-
-    return tree.map(apart, carry)  # type: ignore[no-any-return]  # a tree like the carry
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """What tells its memory from others'; `None` under a transform of torch.func, which hides it."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return None
 
 
 def _output(output: Any) -> tuple[Any, Any]:
@@ -175,32 +144,3 @@ def _length(xs: Any, flat_xs: Sequence[torch.Tensor], length: int | None) -> int
             "scan needs at least one iteration: what y looks like is unknown without one"
         )
     return n
-
-
-def _check_tensors(what: str, value: Any, flat: Sequence[Any]) -> None:
-    for i, leaf in enumerate(flat):
-        if not isinstance(leaf, torch.Tensor):
-            raise TypeError(
-                f"scan: {what}{tree.paths(value)[i]} is {type(leaf).__name__} {leaf!r}, not a tensor. "
-                "Wrap numbers in torch.tensor(...)."
-            )
-
-
-def _check_carry(old: Any, new: Any) -> None:
-    difference = tree.first_difference(old, new)
-    if difference is not None:
-        raise ValueError(f"scan: the carry that body returns is built differently: {difference}")
-    for path, before, after in zip(
-        tree.paths(old), tree.leaves(old), tree.leaves(new), strict=True
-    ):
-        if not isinstance(after, torch.Tensor):
-            _check_tensors("carry", new, tree.leaves(new))
-        if (before.shape, before.dtype) != (after.shape, after.dtype):
-            raise ValueError(
-                f"scan: carry{path} goes in as {_kind(before)} and comes out as {_kind(after)}. "
-                "Start with the shape and dtype that body returns."
-            )
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

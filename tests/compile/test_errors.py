@@ -73,8 +73,8 @@ def branches_in_vmap(x):
 @pytest.mark.parametrize(
     ("fn", "remedy"),
     [
-        (branches, "torch.where"),
-        (loops, "torch.where"),
+        (branches, "ftrain.cond(condition, true_fn, false_fn, x)"),
+        (loops, "ftrain.while_loop(cond_fn, body_fn, x)"),
         (takes_item, "0-d tensors"),
         (takes_float, "0-d tensors"),
         (formats, "return it as an output"),
@@ -84,7 +84,7 @@ def branches_in_vmap(x):
         (finds, "argsort or topk"),
         (uniques, "Shapes are fixed"),
         (compares, "torch.where"),
-        (branches_in_vmap, "torch.where"),
+        (branches_in_vmap, "ftrain.cond"),
     ],
 )
 def test_what_depends_on_values_is_named(fn, remedy):

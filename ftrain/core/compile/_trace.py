@@ -196,8 +196,9 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
 
 _VALUE = (
     "A compiled function is traced once, without values, and then runs for all of them. Instead of "
-    "`if` or `while` on a tensor, compute both and pick: torch.where(condition, a, b). Keep numbers "
-    "as 0-d tensors; to log one, return it as an output and read it outside."
+    "`if` on a tensor use ftrain.cond(condition, true_fn, false_fn, x), ftrain.switch, or compute both "
+    "and pick: torch.where(condition, a, b). Instead of `while` use ftrain.while_loop(cond_fn, body_fn, "
+    "x). Keep numbers as 0-d tensors; to log one, return it as an output and read it outside."
 )
 _SHAPE = (
     "Shapes are fixed when the function is traced. Instead of x[mask] use torch.where(mask, x, fill) "

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core._torch import inside_vmap
 from ftrain.core.random._keyed_sites import Stream
 
 __all__ = ["DRAWS", "Handler", "exponential", "integers"]
@@ -239,7 +240,12 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
 
     def allocated(stream: Stream, *args: Any, **kwargs: Any) -> Tensor:
         value = allocate(*args, **kwargs)
-        if not stream.batched or kwargs.get("out") is not None or value.device.type == "meta":
+        if (
+            not stream.batched
+            or not inside_vmap()
+            or kwargs.get("out") is not None
+            or value.device.type == "meta"
+        ):
             return value
         zero = stream.key_on(value.device)[0] * 0
         filled = value.detach().zero_() + zero.to(value.dtype)

@@ -1,0 +1,169 @@
+"""One of several functions, chosen by a tensor: the mechanism of `cond` and `switch`.
+
+Eager code reads the number and calls one side. A trace records an operator that runs one side. Under
+`torch.vmap` each row may choose for itself, so all sides are computed and the rows picked, as JAX does.
+
+Read next: `_traced_branch.py`, the operator.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ftrain.core import _torch, tree
+from ftrain.core._bodies import apart, check_tensors, closure, kind
+from ftrain.core._outside import innermost, requires_grad_outside
+from ftrain.core._pull_back import in_transform
+from ftrain.core._traced_branch import traced_branch
+from ftrain.core.compile._trace import is_tracing
+from ftrain.core.random._keyed_sites import Scope
+from ftrain.core.random.keyed import scoped
+
+__all__ = ["choose"]
+
+Side = Callable[..., Any]
+
+
+def choose(
+    function: str, number: torch.Tensor | int, sides: Sequence[Side], operands: tuple[Any, ...]
+) -> Any:
+    """Return `sides[number](*operands)`, contiguous tensors in memory of their own.
+
+    Args:
+        function: "cond" or "switch"; for messages, and part of the site of draws in a side.
+        number: bool or integer, 0-d, in the range of `sides`; a Python one is fixed in a trace.
+        sides: functions that return trees of one structure, shapes and dtypes.
+        operands: trees of tensors.
+    """
+    given = check_tensors(function, "operands", operands)
+    with scoped(function) as scope:
+        called = _Sides(function, sides, operands, scope)
+        if not isinstance(number, torch.Tensor):
+            return apart(called.one(int(number)), [*given, *closure(*sides)])
+        if in_transform() and (is_tracing() or _torch.is_batched(number)):
+            return called.all_of(number)
+        if is_tracing() or isinstance(number, _torch.FakeTensor):
+            return called.traced(number, given)
+        output = called.one(int(innermost(number)))
+        return apart(output, [*given, *closure(*sides)])
+
+
+class _Sides:
+    def __init__(
+        self, function: str, sides: Sequence[Side], operands: tuple[Any, ...], scope: Scope
+    ) -> None:
+        self.function = function
+        self.sides = sides
+        self.operands = operands
+        self.scope = scope
+        self.first: tuple[int, Any] | None = None
+
+    def one(self, i: int, operands: tuple[Any, ...] | None = None) -> Any:
+        """Call one side; its draws are its own, whatever the other sides draw."""
+        with self.scope(i):
+            output = self.sides[i](*(self.operands if operands is None else operands))
+        check_tensors(self.function, f"the output of {self._name(i)}", output)
+        return tree.map(torch.Tensor.contiguous, output)
+
+    def all_of(self, number: torch.Tensor) -> Any:
+        """Call all sides and pick."""
+        picked: Any = None
+        for i in range(len(self.sides)):
+            is_taken = number == i
+            with _Gated(is_taken):
+                output = self.one(i)
+            self._check_same(i, output)
+            if i == 0:
+                picked = tree.map(torch.clone, output)
+            else:
+                pick = functools.partial(torch.where, is_taken)
+                picked = tree.map(pick, output, picked)
+        return picked
+
+    def traced(self, number: torch.Tensor, given: list[torch.Tensor]) -> Any:
+        """Record an operator that calls one side; of more than two, a choice between halves."""
+        _, operands_def = tree.flatten(self.operands)
+        found: dict[str, Any] = {}
+
+        def between(low: int, high: int) -> Callable[..., list[torch.Tensor]]:
+            def run(*leaves: torch.Tensor) -> list[torch.Tensor]:
+                if high - low == 1:
+                    output = self.one(low, tree.unflatten(operands_def, leaves))
+                    self._check_same(low, output)
+                    flat, found["treedef"] = tree.flatten(output)
+                    return flat
+                middle = (low + high) // 2
+                later = number if number.dtype == torch.bool else number >= middle
+                return traced_branch(later, [between(middle, high), between(low, middle)], leaves)
+
+            return run
+
+        flat = between(0, len(self.sides))(*given)
+        return tree.unflatten(found["treedef"], flat)
+
+    def _check_same(self, i: int, output: Any) -> None:
+        if self.first is None:
+            self.first = i, output
+            return
+        (one, expected), (two, output) = sorted(
+            [self.first, (i, output)], key=lambda side: side[0], reverse=self.function == "cond"
+        )
+        names = f"{self._name(one)} and {self._name(two)}"
+        difference = tree.first_difference(expected, output)
+        if difference is not None:
+            raise ValueError(
+                f"{self.function}: {names} return trees of different structure {difference}. Return the "
+                "same structure from both."
+            )
+        pairs = zip(tree.leaves(expected), tree.leaves(output), strict=True)
+        for path, (a, b) in zip(tree.paths(expected), pairs, strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise ValueError(
+                    f"{self.function}: {names} return {kind(a)} and {kind(b)} at {path or 'the root'}. "
+                    "Return the same shape and dtype from both, with .to(dtype) or .expand(shape)."
+                )
+
+    def _name(self, i: int) -> str:
+        if self.function == "cond":
+            return ("false_fn", "true_fn")[i]
+        return f"branches[{i}]"
+
+
+class _Gated(TorchFunctionMode):
+    """Inside, what is computed from outer tensors sends a gradient to them only where it is taken.
+
+    Where it is not, the gradient of the result is 0. Backward functions may make NaN of that (0 times
+    the infinite slope of a square root at 0); here it ends, as it would if the side had not been called.
+    """
+
+    def __init__(self, is_taken: torch.Tensor) -> None:
+        super().__init__()
+        self.is_taken = is_taken
+        self.gates: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the outer tensor's id
+        self.own: dict[int, torch.Tensor] = {}  # made inside; kept, so that no id is used twice
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        args = torch.utils._pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
+        kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, self.gated, kwargs or {})
+        output = func(*args, **kwargs)
+        for leaf in torch.utils._pytree.tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                self.own[id(leaf)] = leaf
+        return output
+
+    def gated(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same values; the gradient passes where the side is taken."""
+        if id(tensor) in self.own or not requires_grad_outside(tensor):
+            return tensor
+        if id(tensor) not in self.gates:
+            gate = torch.where(self.is_taken, tensor, tensor.detach())
+            self.gates[id(tensor)] = tensor, gate
+            self.own[id(gate)] = gate
+        return self.gates[id(tensor)][1]

@@ -1,0 +1,73 @@
+"""`switch`: one of several functions, chosen by an integer tensor.
+
+Read next: `cond.py`, the choice between two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ftrain.core._bodies import kind
+from ftrain.core._choose import choose
+from ftrain.core._words import a_or_an
+
+__all__ = ["switch"]
+
+T = TypeVar("T")
+
+
+def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *operands: Any) -> T:
+    """Call one of several functions: `branches[index](*operands)`, the index clamped to their number.
+
+    Compiled, only the chosen function runs. Under `torch.vmap` with an index for each row all are
+    computed and the rows picked. Draws of each function have keys of their own. Differentiable in
+    forward and reverse mode, to any order.
+
+    Args:
+        index: integer, 0-d. Below 0 it counts as 0, above the last branch as the last, as in JAX.
+            Eager and compiled code on an accelerator wait for it.
+        branches: at least one pure function. All return trees of tensors of one structure, with the same
+            shapes and dtypes. Eager code cannot check that, since it calls one of them.
+        operands: trees of tensors, handed to the chosen function.
+
+    Returns:
+        What the function returns, as contiguous tensors in memory of their own.
+
+    Raises:
+        TypeError: the index is not an integer; an operand or a result holds something other than a
+            tensor.
+        ValueError: the index is not 0-d; there is no branch; two results differ in structure, shape or
+            dtype.
+
+    >>> branches = [torch.sin, torch.cos, lambda x: x * 2]
+    >>> switch(torch.tensor(2), branches, torch.tensor(5.0))
+    tensor(10.)
+
+    Source: `jax.lax.switch`.
+    """
+    branches = list(branches)
+    if not branches:
+        raise ValueError("switch: expected at least one branch, got none")
+    if not isinstance(index, torch.Tensor):
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise TypeError(
+                f"switch: expected index to be an integer or a 0-d integer tensor, got "
+                f"{a_or_an(type(index).__name__)}. Use ftrain.cond for a choice by a bool."
+            )
+        index = min(max(index, 0), len(branches) - 1)
+    elif index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(
+            f"switch: expected index to be an integer tensor, got {kind(index)}. Use ftrain.cond for a "
+            "choice by a bool, and .long() for a float."
+        )
+    elif index.ndim:
+        raise ValueError(
+            f"switch: expected index to be 0-d, got {kind(index)}. Map over rows with torch.vmap."
+        )
+    else:
+        index = index.clamp(0, len(branches) - 1)
+    result: T = choose("switch", index, branches, operands)
+    return result

@@ -1,0 +1,162 @@
+"""`while_loop`: a loop that ends by the value of a tensor, eager, compiled and vmapped.
+
+Read next: `scan.py`, a loop of fixed length, which can be differentiated in reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core._bodies import apart, check_carry, check_tensors, closure, kind
+from ftrain.core._outside import innermost, requires_grad_outside
+from ftrain.core._torch_levels import above, below, lift, lower, n_mapped
+from ftrain.core.compile._body import BodyGraph
+from ftrain.core.compile._trace import is_tracing
+from ftrain.core.random._keyed_sites import Scope
+from ftrain.core.random.keyed import scoped
+
+__all__ = ["while_loop"]
+
+C = TypeVar("C")
+
+
+def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], init: C) -> C:
+    """Repeat `carry = body_fn(carry)` while `cond_fn(carry)` holds.
+
+    Compiled, it is one operator of the graph. Under `torch.vmap` it runs until no row goes on; a row
+    that has ended keeps its carry. A draw in a body has a key of its own in each iteration.
+
+    Reverse mode would have to store each iteration, and their number is unknown: gradients are refused.
+    Use `ftrain.scan` over a fixed number of iterations with `ftrain.cond` in its body.
+
+    Args:
+        cond_fn: a pure function of the carry; returns bool, 0-d. Eager code on an accelerator waits for
+            it in each iteration.
+        body_fn: a pure function of the carry; returns a tree of the same structure, shapes and dtypes.
+        init: a tree of tensors; the first carry.
+
+    Returns:
+        The last carry, `init` if there was no iteration: contiguous tensors in memory of their own.
+
+    Raises:
+        TypeError: a leaf is not a tensor; `cond_fn` does not return bool.
+        ValueError: the carry changes its structure, shapes or dtypes; `cond_fn` does not return a 0-d
+            tensor; the carry requires a gradient.
+
+    >>> while_loop(lambda x: x < 100, lambda x: x * 3, torch.tensor(2))
+    tensor(162)
+
+    Source: `jax.lax.while_loop`.
+    """
+    given = check_tensors("while_loop", "init", init)
+    _refuse_gradients("init", init)
+    with scoped("while_loop condition") as condition, scoped("while_loop") as iteration:
+        loop = _Loop(cond_fn, body_fn, condition, iteration)
+        if is_tracing() or any(isinstance(innermost(x), _torch.FakeTensor) for x in given):
+            result: C = loop.traced(init)
+        else:
+            result = apart(loop.eager(init), [*given, *closure(body_fn)])
+        return result
+
+
+class _Loop:
+    def __init__(
+        self,
+        cond_fn: Callable[[Any], Any],
+        body_fn: Callable[[Any], Any],
+        condition: Scope,
+        iteration: Scope,
+    ) -> None:
+        self.cond_fn = cond_fn
+        self.body_fn = body_fn
+        self.condition = condition
+        self.iteration = iteration
+
+    def goes_on(self, carry: Any, number: int | torch.Tensor) -> torch.Tensor:
+        with self.condition(number):
+            found = self.cond_fn(carry)
+        if not isinstance(found, torch.Tensor) or found.dtype != torch.bool:
+            got = kind(found) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise TypeError(
+                f"while_loop: expected cond_fn to return a bool tensor, got {got}. Compare it: x > 0."
+            )
+        if found.ndim:
+            raise ValueError(
+                f"while_loop: expected cond_fn to return a 0-d tensor, got {kind(found)}. Reduce it "
+                "with .any() or .all()."
+            )
+        return found
+
+    def next(self, carry: Any, number: int | torch.Tensor) -> Any:
+        with self.iteration(number):
+            new = self.body_fn(carry)
+        check_carry("while_loop", carry, new)
+        _refuse_gradients("carry", new)
+        return tree.map(torch.Tensor.contiguous, new)
+
+    def eager(self, init: Any) -> Any:
+        carry, number = tree.map(torch.Tensor.contiguous, init), 0
+        while True:
+            goes_on = self.goes_on(carry, number)
+            if not bool(innermost(goes_on).any()):
+                return carry
+            new = self.next(carry, number)
+            carry = _where(goes_on, new, carry) if _torch.is_batched(goes_on) else new
+            number += 1
+
+    def traced(self, init: Any) -> Any:
+        """Record an operator, below the transforms of torch.func: it has no rule under them."""
+        flat, treedef = tree.flatten(init)
+        device = flat[0].device if flat else None
+        start = [lower(leaf).contiguous() for leaf in flat]
+        with below() as transforms:
+
+            def carry_of(leaves: Sequence[torch.Tensor]) -> Any:
+                return tree.unflatten(treedef, [lift(x) for x in leaves])
+
+            def condition(*inputs: torch.Tensor) -> list[torch.Tensor]:
+                *leaves, number = inputs
+                with above(transforms):
+                    rows = lower(self.goes_on(carry_of(leaves), number))
+                return [rows.any()]
+
+            def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
+                *leaves, number = inputs
+                with above(transforms):
+                    carry = carry_of(leaves)
+                    new = self.next(carry, number)
+                    if n_mapped():
+                        new = _where(self.goes_on(carry, number), new, carry)
+                    lowered = [lower(x) for x in tree.leaves(new)]
+                # Inductor wants the strides of the carry as they went in.
+                return [*(x.contiguous() for x in lowered), number + 1]
+
+            start.append(torch.zeros((), dtype=torch.int64, device=device))
+            graphs = [BodyGraph.trace(fn, start) for fn in (condition, body)]
+            captured = list({id(t): t for graph in graphs for t in graph.captured}.values())
+            for graph in graphs:
+                graph.take(captured)
+            modules = [graph.module for graph in graphs]
+            with torch.no_grad():  # what requires a gradient was refused; captured tensors may
+                *last, _ = _torch.while_loop_operator(modules[0], modules[1], start, captured)
+        return carry_of(last)
+
+
+def _where(goes_on: torch.Tensor, new: Any, old: Any) -> Any:
+    return tree.map(lambda a, b: torch.where(goes_on, a, b), new, old)
+
+
+def _refuse_gradients(what: str, carry: Any) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for path, leaf in zip(tree.paths(carry), tree.leaves(carry), strict=True):
+        if requires_grad_outside(leaf):
+            raise ValueError(
+                f"while_loop: {what}{path} requires a gradient, and reverse mode needs a fixed number "
+                "of iterations. Use ftrain.scan with ftrain.cond in its body, or detach the carry and "
+                "what body_fn captures."
+            )
