@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -138,6 +139,17 @@ def _tokens(seed: int, rows: int = 8) -> Any:
         "y": torch.randint(0, 11, (rows, 5), generator=g),
         "mask": mask,
     }
+
+
+@functools.cache
+def lstm_runs_under_autocast(dtype: torch.dtype) -> bool:
+    """Whether torch's own layer does: below AVX-512 oneDNN has no LSTM in bfloat16 and float16."""
+    try:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True
 
 
 ZOO: dict[str, Case] = {

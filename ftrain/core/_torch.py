@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -187,11 +188,12 @@ def sequence_number() -> int:
 def recurrent_kernels(device_type: str) -> Iterator[None]:
     """Run recurrent layers without oneDNN where it has no kernel on a CPU (2.13); torch's own serves.
 
-    For float16 autocast it raises "could not create a primitive descriptor"; for a gradient inside vmap
-    "Expected a proper Tensor but got None ... 'workspace'".
+    For float16 autocast, and without AVX-512 for bfloat16, it raises "could not create a primitive
+    descriptor"; for a gradient inside vmap "Expected a proper Tensor but got None ... 'workspace'".
     """
-    float16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
-    refused = float16 or (inside_vmap() and inside_functorch() != "vmap")
+    cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    refused = cast == torch.float16 or (cast == torch.bfloat16 and not _bfloat16_lstm())
+    refused = refused or (inside_vmap() and inside_functorch() != "vmap")
     refused = refused and device_type == "cpu" and torch._C._get_mkldnn_enabled()
     if not refused:
         yield
@@ -202,6 +204,28 @@ def recurrent_kernels(device_type: str) -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(True)
+
+
+@functools.cache
+def _bfloat16_lstm() -> bool:
+    """Return True if oneDNN has a bfloat16 LSTM for this processor's instructions.
+
+    It is asked by running one, in a thread of its own, where no mode or transform of the caller applies.
+    """
+    found = []
+
+    def run() -> None:
+        zeros = functools.partial(torch.zeros, device="cpu", dtype=torch.float32)
+        weights = [zeros(4, 1), zeros(4, 1), zeros(4), zeros(4)]
+        x, state = zeros(1, 1, 1), [zeros(1, 1, 1)] * 2
+        with torch.autocast("cpu", torch.bfloat16), contextlib.suppress(RuntimeError):
+            torch.lstm(x, state, weights, True, 1, 0.0, False, False, False)
+            found.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return bool(found)
 
 
 def inside_functorch() -> str | None:
