@@ -52,6 +52,7 @@ __all__ = [
     "interning",
     "is_batched",
     "is_dual",
+    "is_faking",
     "is_forward_mode",
     "is_recorded",
     "is_wrapped",
@@ -89,6 +90,11 @@ def fake_mode() -> FakeTensorMode:
     """
     environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
+
+
+def is_faking() -> bool:
+    """Return True while operators compute shapes only (`detect_fake_mode`, 2.0 and later)."""
+    return detect_fake_mode() is not None
 
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:

@@ -71,8 +71,11 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True for a kind of call that is not known, on tensors with values."""
-        return kind not in self._known and all(map(_has_bytes, tensors))
+        """Return True for a kind of call that is not known, on tensors with values.
+
+        Under a fake tensor mode no operator gives values, not even of a captured tensor that has some.
+        """
+        return kind not in self._known and not _torch.is_faking() and all(map(_has_bytes, tensors))
 
     def passed(self, kind: Any) -> None:
         """Note that a first call was in order."""
