@@ -32,7 +32,7 @@ from ftrain.core.accumulate import (
 from ftrain.core.compile._trace import unrecorded
 from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Last, Mean, Metrics, Sum, Unweighted
-from ftrain.core.norm import global_norm
+from ftrain.core.norm import finite_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.state import TrainState
 
@@ -167,13 +167,12 @@ def gradients(
             rng, key = keys[0].clone(), keys[1]
             found = all_parts(state, key, policy.cast(batch))
             grads = _averaged(found, state, scaling)
-            norm = global_norm(grads)
-            finite = torch.isfinite(norm)
+            norm, finite = finite_norm(grads)
             metrics = dict(found.metrics.entries)
             weight = metrics["loss"].weight if found.weight is None else found.weight
             good = finite & (weight > 0)
             if nonfinite == "raise":
-                good = _require_good(grads, norm, weight, metrics["loss"].value, state.step)
+                good = _require_good(grads, weight, metrics["loss"].value, state.step)
             zero = torch.zeros_like(norm)
             metrics["grad_norm"] = Mean(torch.where(good, norm, zero), good.to(norm.dtype))
             applied = good if nonfinite != "ignore" else torch.ones_like(good)
@@ -331,12 +330,9 @@ def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) 
 
 
 def _require_good(
-    grads: Any, norm: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor
+    grads: Any, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor
 ) -> torch.Tensor:
-    each = [torch.isfinite(g).all() for g in tree.leaves(grads)]
-    finite = torch.stack(each)
-    # A norm beyond float32 with finite elements: no single one is to blame.
-    finite = finite & (torch.isfinite(norm) | ~finite.all())
+    finite = torch.stack([torch.isfinite(g).all() for g in tree.leaves(grads)])
     names = "\n".join(f"params{path}" for path in tree.paths(grads))
     checked: torch.Tensor = require_finite(finite, weight, loss, step, names)
     return checked

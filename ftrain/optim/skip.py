@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.core.norm import global_norm
+from ftrain.core.norm import GlobalNorm, finite_norm
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
@@ -36,8 +36,8 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
     """Skip the updates of non-finite gradients.
 
     Parameters and the state of `inner` stay as they are, bit for bit, if any gradient is infinite
-    or NaN, or their norm exceeds float32: the criterion of `make_steps(nonfinite="skip")`, for
-    custom loops, and for gradients that an earlier transformation has made.
+    or NaN: the criterion of `make_steps(nonfinite="skip")`, for custom loops, and for gradients that
+    an earlier transformation has made.
 
     Args:
         inner: the optimizer.
@@ -55,7 +55,7 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
         ({'w': tensor([1., 2.])}, tensor(1), tensor(0))
     """
     _checks.optimizer("skip_nonfinite", inner)
-    return _skip("skip_nonfinite", inner, torch.isfinite)
+    return _skip("skip_nonfinite", inner, lambda norm: norm.finite)
 
 
 def skip_large_updates(
@@ -82,11 +82,11 @@ def skip_large_updates(
     """
     _checks.optimizer("skip_large_updates", inner)
     _checks.limit("max_norm", max_norm)
-    return _skip("skip_large_updates", inner, lambda norm: norm <= max_norm)
+    return _skip("skip_large_updates", inner, lambda norm: norm.value <= max_norm)
 
 
 def _skip(
-    name: str, inner: GradientTransformation, applies: Callable[[torch.Tensor], torch.Tensor]
+    name: str, inner: GradientTransformation, applies: Callable[[GlobalNorm], torch.Tensor]
 ) -> GradientTransformation:
     def init(params: PyTree) -> SkipState:
         leaves, _ = parameters(params)
@@ -97,7 +97,7 @@ def _skip(
     ) -> tuple[PyTree, SkipState]:
         gradients(grads)
         # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
-        good = applies(global_norm(grads)).to(state.skipped.device)
+        good = applies(finite_norm(grads)).to(state.skipped.device)
         updates, new = inner.update(grads, state.inner, params, **extra)
         return (
             tree.map(lambda u: torch.where(good.to(u.device), u, unchanged(u)), updates),

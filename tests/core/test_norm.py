@@ -1,0 +1,130 @@
+"""The global norm: torch's bits for ordinary numbers, and no overflow before the norm itself does."""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import optim
+from ftrain.core import norm
+from ftrain.core.norm import finite_norm, global_norm
+from ftrain.testing import assert_same_bits
+
+INF, NAN = math.inf, math.nan
+
+compiled = ftrain.compile(finite_norm, backend="eager")
+over_rows = ftrain.compile(torch.vmap(finite_norm), backend="eager")
+
+
+@given(
+    exponents=st.lists(st.integers(-44, 38), min_size=6, max_size=6),
+    digits=st.lists(st.floats(1.0, 3.0, width=32), min_size=6, max_size=6),
+    odd=st.sampled_from([None, None, INF, -INF, NAN, 0.0]),
+)
+def test_norms_of_any_size_are_those_of_float64(
+    exponents: list[int], digits: list[float], odd: float | None
+) -> None:
+    values = [digit * 10.0**e for digit, e in zip(digits, exponents, strict=True)]
+    if odd is not None:
+        values[2] = odd
+    flat = torch.tensor(values)
+    grads = {"w": flat[:4].reshape(2, 2), "b": flat[4:5], "c": flat[5]}
+    found = finite_norm(grads)
+    exact = flat.double().norm()
+    assert bool(found.finite) == bool(torch.isfinite(flat).all())
+    if odd is None or odd == 0.0:
+        # Three roundings of sums of six, and of subnormal results half of the smallest number.
+        assert abs(found.value.double() - exact) <= 1e-6 * exact + 1e-45 or exact > 3.4e38
+    else:
+        assert not torch.isfinite(found.value)
+    if 1e-13 < exact < 1e18:
+        assert_same_bits(found.value, torch.nn.utils.get_total_norm([*grads.values()]))
+    assert_same_bits(compiled(grads), found)
+    stacked = {name: torch.stack([x, torch.ones_like(x)]) for name, x in grads.items()}
+    rows = torch.vmap(finite_norm)(stacked)
+    assert_same_bits((rows.value[0], rows.finite[0]), tuple(found))
+    assert_same_bits(over_rows(stacked), rows)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("other", [1.0, 1e-3])
+def test_the_derivative_is_the_unit_vector_at_any_size(size: float, other: float) -> None:
+    x = torch.tensor([3.0 * size, 4.0 * size, other * size])
+    unit = (x.double() / x.double().norm()).float()
+    by_tape = torch.autograd.grad(global_norm([x.requires_grad_()]), x)[0]
+    for found in (
+        by_tape,
+        torch.func.grad(lambda x: global_norm([x]))(x.detach()),
+        ftrain.compile(torch.func.grad(lambda x: global_norm([x])), backend="eager")(x.detach()),
+        torch.func.grad(lambda x: torch.vmap(lambda y: global_norm([y]))(x[None]).sum())(
+            x.detach()
+        ),
+        torch.func.jacfwd(lambda x: global_norm([x]))(x.detach()),
+    ):
+        torch.testing.assert_close(found, unit, rtol=1e-6, atol=0.0)
+
+
+def test_float64_has_its_own_range() -> None:
+    x = torch.tensor([3e300, 4e300], dtype=torch.float64)
+    assert global_norm([x]).item() == pytest.approx(5e300, rel=1e-15)
+    assert global_norm([x / 1e300 / 1e300]).item() == pytest.approx(5e-300)
+    assert global_norm([torch.tensor([3e30, 4e30], dtype=torch.bfloat16)]).dtype == torch.float32
+
+
+def steps(factor: float, **options: Any) -> Any:
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return (model.weight * batch).sum() * factor
+
+    optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(1.0))
+    return ftrain.make_steps(
+        lambda: torch.nn.Linear(2, 1, bias=False), loss_fn, optimizer, **options
+    )
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled", "vmapped", "raise"])
+def test_finite_gradients_are_applied_however_large(how: str) -> None:
+    made = steps(1e20, **({"nonfinite": "raise"} if how == "raise" else {}))
+    state, step = made.init_state(0), made.train_step
+    batch = torch.tensor([[3.0, 4.0]])
+    if how == "compiled":
+        step = ftrain.compile(step, backend="eager")
+    if how == "vmapped":
+        step = torch.vmap(step, in_dims=(0, None))
+        state = ftrain.tree.map(lambda *rows: torch.stack(rows), state, made.init_state(1))
+    new, metrics = step(state, batch)
+    moved = (state.params["weight"] - new.params["weight"]).reshape(-1, 2)
+    torch.testing.assert_close(
+        moved, torch.tensor([[0.6, 0.8]]).expand_as(moved), rtol=0, atol=2e-7
+    )
+    assert metrics["skipped"].sum() == 0
+    assert metrics["grad_norm"].reshape(-1)[0].item() == pytest.approx(5e20, rel=1e-6)
+
+
+def test_infinite_gradients_are_skipped_as_before() -> None:
+    made = steps(1.0)
+    _, metrics = made.train_step(made.init_state(0), torch.tensor([[INF, 1.0]]))
+    assert metrics["skipped"].item() == 1
+    inner = optim.skip_nonfinite(optim.sgd(1.0))
+    params = {"w": torch.zeros(2)}
+    _, state = inner.update({"w": torch.tensor([3e30, 0.0])}, inner.init(params), params)
+    assert state.skipped.item() == 0
+    _, state = inner.update({"w": torch.tensor([3e30, NAN])}, state, params)
+    assert state.skipped.item() == 1
+
+
+def test_a_step_takes_the_norm_once() -> None:
+    """It reports the norm by which its optimizer clips; two branches would cost twice."""
+    made = steps(1.0)
+    graph = ftrain.compile(made.train_step).graph(made.init_state(0), torch.ones(1, 2))
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert names.count("cond") == 1
+    del graph
+    gc.collect()
+    assert norm._latest._norm is None  # of a trace that is over
