@@ -6,7 +6,11 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types docs unit bench laws parity campaign databases processors everywhere matrix clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases processors everywhere matrix clean
+
+# Each target, after the lines that explain it.
+help:
+	@sed -n 's/^# /  /p; s/^\([a-z]*\):.*/\1/p' Makefile
 
 demo: $(VENV)/examples
 	$(VENV)/bin/ftrain train examples/configs/digits.yaml output_dir=runs/demo --overwrite

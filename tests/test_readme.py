@@ -1,4 +1,4 @@
-"""Every Python snippet of the README runs, in order, in one namespace."""
+"""Every Python snippet of the README, then of the page on runs, runs in one namespace."""
 
 from __future__ import annotations
 
@@ -16,26 +16,44 @@ import torch
 from ftrain.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
+RUNS = README.parent / "docs" / "runs.md"
+
+
+def blocks(language: str, *, first: str = "") -> list[str]:
+    """The code blocks of this language on both pages, whose first line begins so."""
+    return [
+        block
+        for page in (README, RUNS)
+        for block in re.findall(
+            rf"^```{language}\n({re.escape(first)}.*?)^```",
+            page.read_text(),
+            re.DOTALL | re.MULTILINE,
+        )
+    ]
 
 
 @pytest.mark.inductor
-def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snippets = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) >= 2
+def test_snippets_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snippets = blocks("python")
+    assert len(snippets) >= 6
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, snippet in enumerate(snippets):
         whole = snippet.startswith("# train.py")  # a script, which stands alone
         names = {"__name__": "__main__"} if whole else namespace
-        exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
+        exec(compile(snippet, f"snippet {number}", "exec"), names)
+        if number == 0:
+            (shown,) = blocks("text")
+            printed = capsys.readouterr().out
+            assert re.sub(r"[\d.e-]+", "_", printed) == re.sub(r"[\d.e-]+", "_", shown)
 
 
 def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    """The README's `train.py` in processes of its own: killed three times on the way, or never."""
-    (snippet,) = re.findall(
-        r"^```python\n(# train.py.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE
-    )
+    """The `train.py` of the page on runs, killed three times on the way or never."""
+    (snippet,) = blocks("python", first="# train.py")
     script = tmp_path / "train.py"
     script.write_text(snippet)
     last = "step-000000000084"
@@ -67,8 +85,9 @@ def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
 
 def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (commands,) = re.findall(r"^```sh\n(ftrain init.*?)^```", README.read_text(), re.S | re.M)
-    for line in commands.splitlines():
+    of_readme, of_runs = blocks("sh", first="ftrain init")
+    assert set(of_readme.splitlines()) <= set(of_runs.splitlines())
+    for line in of_runs.splitlines():
         assert main(shlex.split(line, comments=True)[1:]) == 0, line
     assert (tmp_path / "runs" / "config" / "curves.png").exists()
 
@@ -80,19 +99,21 @@ def test_the_configurations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
     (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
-    found = re.findall(r"^```yaml\n(# (\S+): .*?)^```", README.read_text(), re.S | re.M)
-    assert [name for _, name in found] == ["irises.yaml", "book.yaml"]
-    for content, name in found:
+    named = [(content.split(":")[0].removeprefix("# "), content) for content in blocks("yaml")]
+    assert [name for name, _ in named] == ["irises.yaml", "irises.yaml", "book.yaml"]
+    for name, content in named:
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         (tmp_path / name).write_text(content)
         assert main(["train", name, "compile=false", "max_steps=3"]) == 0
         assert main(["eval", f"runs/{Path(name).stem}"]) == 0
 
 
 def test_commands_exist() -> None:
-    """Every `make` target and every script that the README names is there."""
-    text = README.read_text()
+    """Every `make` target and every script that the README or the site names exists."""
+    pages = [README, README.parent / "CONTRIBUTING.md", *README.parent.glob("docs/*.md")]
+    text = "\n".join(page.read_text() for page in pages)
     targets = re.findall(r"^(\w+):", (README.parent / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"`?make (\w+)", text):
+    for target in re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE):
         assert target in targets, target
     for path in re.findall(r"(?:examples|benchmarks|tests)/[\w/]+\.py", text):
         assert (README.parent / path).exists(), path
