@@ -87,8 +87,10 @@ def two_points():
     return optim.GradientTransformation(init, update)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@pytest.mark.parametrize(
+    ("backend", "accumulate"),
+    [("eager", 1), ("eager", 2), pytest.param("inductor", 2, marks=pytest.mark.inductor)],
+)
 def test_an_optimizer_uses_them_inside_the_one_graph(backend, accumulate):
     init_state, train_step, _ = ftrain.make_steps(Net, loss_fn, two_points(), accumulate=accumulate)
     step = ftrain.compile(train_step, donate=True, backend=backend)

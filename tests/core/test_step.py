@@ -51,7 +51,8 @@ def test_trains_like_a_plain_loop() -> None:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         sgd.step()
-        assert float(metrics["loss"]) == float(loss)
+        # The two norms sum in another order: the clipped weights differ by some roundings from then on.
+        assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
         assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-6)
     testing.assert_close_norm(state.params, dict(model.named_parameters()), 1e-6)
 

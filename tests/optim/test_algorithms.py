@@ -14,8 +14,12 @@ every_case = pytest.mark.parametrize("name", CASES)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "dtype"),
+    [(problem, dtype) for problem in PROBLEMS for dtype in (torch.float32, torch.bfloat16)]
+    + [("mlp", torch.float64)],  # float64 descends as float32 does; its state's dtypes may differ
+    ids=str,
+)
 @every_case
 def test_descends(name, problem, dtype):
     params, loss, steps, falls_to = PROBLEMS[problem](dtype)

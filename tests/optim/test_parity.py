@@ -16,7 +16,7 @@ MAGNIFIED = [row for row in page.ROWS if row.float32 > BOUNDS[torch.float32]]
 
 @pytest.mark.parametrize("row", page.ROWS, ids=lambda row: f"{row.algorithm}-{row.oracle}")
 @given(st.data())
-@settings(max_examples=3)
+@settings(max_examples=2)
 def test_100_steps_are_the_oracle_s(row, data):
     hold(row, data)
 
