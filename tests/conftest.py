@@ -47,16 +47,15 @@ settings.register_profile(
 )
 settings.load_profile("ftrain")
 
+# Bits on the CPU depend on the number of threads; more than one only slows tests this small.
 THREADS = int(os.environ.get("FTRAIN_TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)
 def _fixed_threads():
-    """Bits on the CPU depend on the number of threads; more than one only slows tests this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import signal
 from typing import Any
 
 import pytest
-import torch
 
 from ftrain.checkpoint import Store
 from tests.loop import everywhere
@@ -18,7 +17,6 @@ SHORT = 24  # places; a third of a second each
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Any]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    torch.set_num_threads(1)  # as in each test: the number is in the manifest
     expected = everywhere.outcome(folder / "run", everywhere.run(folder / "run"))
     return expected, everywhere.places(None, folder / "counted")
 
