@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases processors everywhere matrix clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases processors everywhere clean
 
 # Each target, after the lines that explain it.
 help:
