@@ -95,7 +95,7 @@ def strangers_of(run: Run, x: Any) -> list[torch.Tensor]:
 
 def _entries(leaves: list[torch.Tensor], follow: bool) -> list[torch.Tensor]:
     if not follow and not _torch.is_forward_mode():
-        with contextlib.suppress(RuntimeError):  # an inference tensor
+        with contextlib.suppress(RuntimeError), _torch.unwatched():  # an inference tensor
             return [leaf.detach().requires_grad_() for leaf in leaves]
     return [entry(leaf, follow) for leaf in leaves]
 
@@ -205,6 +205,10 @@ def _tensors(aux: Any) -> list[torch.Tensor]:
 
 
 def _check_leaves(x: Any, leaves: list[Any]) -> None:
+    if not torch.compiler.is_dynamo_compiling():
+        with _torch.unwatched():
+            if all(isinstance(leaf, torch.Tensor) and leaf.is_floating_point() for leaf in leaves):
+                return
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor) or not (
             leaf.is_floating_point() or leaf.is_complex()

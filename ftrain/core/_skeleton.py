@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ftrain.core import _torch
 from ftrain.core._contents import Change
 from ftrain.core._kept_buffers import KeptBuffers
 from ftrain.core._leftovers import guard
@@ -243,12 +244,13 @@ class Skeleton:
                     "bind(model).init()."
                 )
         tensors = {**params, **buffers}
-        for name, expected in self._shapes:
-            if tensors[name].shape != expected:
-                raise ValueError(
-                    f"{name!r} has shape {tuple(tensors[name].shape)}, but {tuple(expected)} in "
-                    f"{type(self.module).__name__}: the state belongs to another model"
-                )
+        with _torch.unwatched():
+            for name, expected in self._shapes:
+                if tensors[name].shape != expected:
+                    raise ValueError(
+                        f"{name!r} has shape {tuple(tensors[name].shape)}, but {tuple(expected)} in "
+                        f"{type(self.module).__name__}: the state belongs to another model"
+                    )
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:

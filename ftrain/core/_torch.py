@@ -67,7 +67,9 @@ __all__ = [
     "tensor_guard",
     "trace",
     "trace_inner",
+    "unwatched",
     "unwrapped",
+    "value_at_hand",
     "while_loop_operator",
     "without_autocast",
     "without_modes_below",
@@ -285,6 +287,26 @@ def function_mode_depth() -> int:
 
 
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def value_at_hand(flag: torch.Tensor) -> bool | None:
+    """Return the value of a bool if reading it waits for no device; `None` if it has none, too."""
+    if (
+        type(flag) is not torch.Tensor
+        or flag.device.type != "cpu"
+        or torch.compiler.is_dynamo_compiling()
+        or is_wrapped(flag)
+    ):
+        return None
+    return bool(flag)
+
+
+def unwatched() -> contextlib.AbstractContextManager[Any]:
+    """Inside, no TorchFunctionMode sees a call (1.13 and later): 1 µs saved for each.
+
+    For reading attributes of tensors and for detaching them, which draw nothing.
+    """
+    return torch._C.DisableTorchFunction()
 
 
 def any_autocast() -> bool:

@@ -17,6 +17,7 @@ from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["FirstCalls", "unchanged"]
 
+_SMALL = 2**16
 _CHUNK = 2**20
 _GOLDEN = -7046029254386353131  # 2**64 divided by the golden ratio, as an int64
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -47,17 +48,15 @@ def unchanged(
         yield
         return
     versions = _versions(tensors)
-    digests = _digests(tensors) if compare_bytes else None
+    kept = [_kept(t) for t in tensors.values()] if compare_bytes else None
     yield
     for name, before, after in zip(tensors, versions, _versions(tensors), strict=True):
         if before != after:
             raise ImpureFunctionError(
                 f"the {kind} `{called(name)}` was changed in place. {remedy}."
             )
-    if digests is not None:
-        differing = (_digests(tensors) != digests).nonzero()
-        if len(differing):
-            name = [*tensors][int(differing[0])]
+    for (name, tensor), copy in zip(tensors.items(), kept or (), strict=False):
+        if not torch.equal(_kept(tensor), copy):
             raise ImpureFunctionError(
                 f"the {kind} `{called(name)}` was changed in place by a write that torch does not count "
                 f"(`.data`, a NumPy view, an operator that does not declare it). {remedy}."
@@ -84,12 +83,15 @@ class FirstCalls:
 
 def _versions(tensors: Mapping[Any, torch.Tensor]) -> list[int]:
     """How often each tensor was written; 0 where torch does not count (inference, transforms)."""
-    if _torch.inside_functorch() is None:
-        try:
-            return [t._version for t in tensors.values()]
-        except RuntimeError:  # an inference tensor
-            pass
-    return [0 if t.is_inference() or _torch.is_wrapped(t) else t._version for t in tensors.values()]
+    with _torch.unwatched():
+        if _torch.inside_functorch() is None:
+            try:
+                return [t._version for t in tensors.values()]
+            except RuntimeError:  # an inference tensor
+                pass
+        return [
+            0 if t.is_inference() or _torch.is_wrapped(t) else t._version for t in tensors.values()
+        ]
 
 
 def _has_bytes(tensor: torch.Tensor) -> bool:
@@ -104,17 +106,18 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def _digests(tensors: Mapping[Any, torch.Tensor]) -> torch.Tensor:
-    """A number for each tensor that depends on its bytes and their order, on the host."""
-    return torch.stack([_digest(t.detach()).cpu() for t in tensors.values()])
-
-
-def _digest(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    words = tensor.resolve_neg().view(_WORDS[tensor.element_size()]).reshape(-1)
-    weights = torch.arange(1, min(_CHUNK, len(words)) + 1, device=tensor.device) * _GOLDEN | 1
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for chunk in torch.split(words, _CHUNK):
-        total = total * _GOLDEN + (chunk * weights[: len(chunk)]).sum()
-    return total
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor's bytes, or a number that depends on them and their order if they are many."""
+    with _torch.unwatched():
+        tensor = tensor.detach().resolve_neg()
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        words = tensor.view(_WORDS[tensor.element_size()])
+        if words.numel() <= _SMALL:
+            return words.clone()
+        words = words.reshape(-1)
+        weights = torch.arange(1, _CHUNK + 1, device=tensor.device) * _GOLDEN | 1
+        total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+        for chunk in torch.split(words, _CHUNK):
+            total = total * _GOLDEN + (chunk * weights[: len(chunk)]).sum()
+        return total

@@ -116,12 +116,14 @@ class Bound:
         the tensors stay in place until that stack is closed, for a backward pass that runs parts of
         the forward again (activation checkpointing).
         """
-        fresh = {name: b.clone() for name, b in buffers.items()}
+        with _torch.unwatched():
+            fresh = {name: b.clone() for name, b in buffers.items()}
         with contextlib.ExitStack() as own:
             (until or own).enter_context(self.skeleton.holding(params, fresh, training))
             out = fn(self.skeleton.module)
             now = self.skeleton.read(self.skeleton.carried)
-            after = {name: b.detach() for name, b in now.items()}
+            with _torch.unwatched():
+                after = {name: b.detach() for name, b in now.items()}
             # What runs again writes to the buffers again.
             return out, tree.map(torch.clone, after) if until else after
 

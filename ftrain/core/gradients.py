@@ -324,7 +324,7 @@ def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) 
             grad = grad / safe_weight(found.weight)
         if inverse is not None:
             grad = grad * inverse
-        return grad.to(param.dtype)
+        return grad if grad.dtype == param.dtype else grad.to(param.dtype)
 
     return tree.map(average, found.totals, state.params)
 

@@ -46,12 +46,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
     >>> apply_updates({"w": torch.ones(2)}, {"w": torch.tensor([0.5, -0.5])})
     {'w': tensor([1.5000, 0.5000])}
     """
-    difference = tree.first_difference(params, updates)
-    if difference is not None:
-        raise ValueError(f"`updates` and `params` differ in structure {difference}")
     olds, treedef = tree.flatten(params)
+    deltas, delta_def = tree.flatten(updates)
+    if delta_def != treedef:
+        difference = tree.first_difference(params, updates)
+        raise ValueError(f"`updates` and `params` differ in structure {difference}")
     news = []
-    for index, (old, delta) in enumerate(zip(olds, tree.leaves(updates), strict=True)):
+    for index, (old, delta) in enumerate(zip(olds, deltas, strict=True)):
         if not isinstance(delta, torch.Tensor) or not delta.is_floating_point():
             kind = delta.dtype if isinstance(delta, torch.Tensor) else type(delta).__name__
             path = tree.paths(params)[index] or "the root"
@@ -68,7 +69,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """`new` in the dtype and strides of `old`: what keeps a state's layout a fixpoint."""
-    new = new.to(old.dtype)
+    if new.dtype != old.dtype:
+        new = new.to(old.dtype)
     if new.stride() == old.stride():
         return new
     # Of `new`, which may be mapped over where `old` is not.

@@ -20,6 +20,7 @@ from torch import nn
 from ftrain.core import random, tree
 from ftrain.core._checks import check_state, isolated
 from ftrain.core._loss import LossFn
+from ftrain.core._torch import value_at_hand
 from ftrain.core._words import a_or_an
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
@@ -213,19 +214,24 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
     check_state(state)
     proposed = proposed.replace(buffers=found.buffers, scaler=(), rng=found.rng)
     kept = state.replace(scaler=(), rng=found.rng)
-    difference = tree.first_difference(kept, proposed)
-    if difference is not None:
+    olds, treedef = tree.flatten(kept)
+    news, new_def = tree.flatten(proposed)
+    if new_def != treedef:
+        difference = tree.first_difference(kept, proposed)
         raise ValueError(f"a step changed the structure of its state: {difference}")
-    _check_fixpoint(kept, proposed)
+    _check_fixpoint(kept, olds, news)
+    known = None if found.finite is None else value_at_hand(found.finite)
 
     def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        if new is old or found.finite is None:
+        if known is False:
+            return old.clone()
+        if new is old or found.finite is None or known:
             # It may be memory of the old state, of the batch, or of another leaf.
             return like(new.clone(), old)
         return like(torch.where(found.finite, new, old), old)
 
     with isolated(state.step.device.type):
-        chosen = tree.map(choose, kept, proposed)
+        chosen = tree.unflatten(treedef, list(map(choose, olds, news)))
         rng = found.rng
         if found.finite is not None:
             # The same key either way; but now all that a donated state is overwritten with waits for the
@@ -250,11 +256,13 @@ def _check_order(function: str, **given: Any) -> None:
             )
 
 
-def _check_fixpoint(old: TrainState, new: TrainState) -> None:
-    for index, (a, b) in enumerate(zip(tree.leaves(old), tree.leaves(new), strict=True)):
+def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) -> None:
+    for index, (a, b) in enumerate(zip(olds, news, strict=True)):
         if not isinstance(b, torch.Tensor):
             path = tree.paths(old)[index]
             raise ValueError(f"a step made state{path} {a_or_an(type(b).__name__)}, not a tensor")
+        if a.shape == b.shape and a.dtype == b.dtype and a.device == b.device:
+            continue
         for what, was, now in (
             ("shape", tuple(a.shape), tuple(b.shape)),
             ("dtype", a.dtype, b.dtype),

@@ -365,3 +365,18 @@ def test_integer_parameters_are_named() -> None:
     optimizer = optim.adamw(1e-3)
     with pytest.raises((TypeError, ValueError), match=r"\['table'\]"):
         optimizer.init({"table": torch.zeros(3, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("kind", ["skipped", "applied"])
+def test_eager_commit_gives_the_bits_of_the_traced_choice(kind: str) -> None:
+    """Eager code on a CPU reads the flag and copies; a trace chooses leaf by leaf."""
+    x, y = torch.linspace(-1, 1, 24).view(4, 6), torch.tensor([0, 1, 2, 0])
+    batch = {"x": x * (float("inf") if kind == "skipped" else 1.0), "y": y}
+    steps = ftrain.make_steps(MLP, classification_loss, optim.adamw(1e-2))
+    state = steps.init_state(0)
+    new, metrics = steps.train_step(state, batch)
+    assert int(metrics["skipped"]) == (kind == "skipped")
+    testing.assert_same_bits(
+        ftrain.compile(steps.train_step, backend="eager")(state, batch), (new, metrics)
+    )
+    testing.assert_pure(steps.train_step, state, batch)
