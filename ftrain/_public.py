@@ -6,7 +6,7 @@ from ftrain.core.compile import compile
 from ftrain.core.cond import cond
 from ftrain.core.functional import bind, value_and_grad
 from ftrain.core.gradients import GradientFn, Gradients, gradients
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum
+from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, PerExample, Sum
 from ftrain.core.precision import LossScale, Policy
 from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
@@ -24,6 +24,7 @@ __all__ = [
     "Metrics",
     "MicroBatches",
     "Min",
+    "PerExample",
     "Policy",
     "Steps",
     "Sum",

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import random, tree
-from ftrain.core._words import a_or_an
+from ftrain.core._words import a_or_an, brief
 from ftrain.core.compile._reader import static_key
-from ftrain.core.metrics import Metrics, Unweighted
+from ftrain.core.metrics import Metrics, PerExample, Unweighted
 from ftrain.core.scan import scan
 
 __all__ = ["MicroBatches"]
@@ -151,6 +151,7 @@ def accumulate_micro_batches(
         totals, weight, buffers = carry
         part_key, part, part_weight = x
         found = micro(buffers, part_key, part)
+        _check_examples(found.metrics, part)
         if part_weight is not None:
             found = _weighed(found, part_weight)
         share = safe_weight(found.weight)
@@ -173,9 +174,7 @@ def accumulate_micro_batches(
             return body(carry, (part_key, build(tensors), part_weight))
 
         carry, stacked = scan(scanned, start, (keys, parts.tensors, weights))
-        first = tree.map(lambda x: x[0], stacked)
-        rest = tree.map(lambda x: x[1:], stacked)
-        metrics, _ = scan(lambda merged, latest: (merged.merge(latest), ()), first, rest)
+        metrics = _merged(stacked, parts.k)
     totals, weight, buffers = carry
     return Accumulated(totals, weight, buffers, metrics)
 
@@ -187,6 +186,39 @@ def each_part(batch: Any, k: int, key: torch.Tensor) -> list[tuple[torch.Tensor,
         parts = parts.unstack()
     weights = parts.weights or (1.0,) * parts.k
     return list(zip(random.split(key, parts.k).unbind(), parts.batches, weights, strict=True))
+
+
+def _merged(stacked: Metrics, k: int) -> Metrics:
+    """The metrics of micro-batches that are stacked along a leading axis, merged in their order."""
+    entries = stacked.entries
+    each = {name: x for name, x in entries.items() if isinstance(x, PerExample)}
+    others = Metrics({name: x for name, x in entries.items() if name not in each})
+    merged = tree.map(lambda x: x[0], others)
+    if k > 1:
+        rest = tree.map(lambda x: x[1:], others)
+        merged, _ = scan(lambda merged, latest: (merged.merge(latest), ()), merged, rest)
+    joined = {name: type(x)(x.values.flatten(0, 1)) for name, x in each.items()}
+    return Metrics({name: joined.get(name) or merged.entries[name] for name in entries})
+
+
+def _check_examples(metrics: Metrics, part: Any) -> None:
+    """Raise if values that are concatenated are not as many as the micro-batch has rows.
+
+    Raises:
+        ValueError: their number is not a multiple of the rows.
+    """
+    named = {n: x.values for n, x in metrics.entries.items() if isinstance(x, PerExample)}
+    if not named:
+        return
+    rows = {x.shape[0] for x in tree.leaves(part) if isinstance(x, torch.Tensor) and x.ndim}
+    for name, values in named.items():
+        if len(rows) == 1 and values.shape[0] % max(*rows, 1):
+            raise ValueError(
+                f"metric {name!r} is {brief(values)} of a micro-batch of {rows.pop()} rows: a tensor "
+                "with axes is concatenated over micro-batches along its first axis, one entry for each "
+                "row. Wrap it in the metric that says how it merges: ftrain.Last(x), ftrain.Sum(x), "
+                "ftrain.Mean(x * n, torch.tensor(n))."
+            )
 
 
 def _weighed(found: Micro, weight: torch.Tensor) -> Micro:

@@ -102,8 +102,10 @@ def gradients(
     Args:
         model: a module, a function that builds one, or a `bind`-ed model.
         loss_fn: `loss_fn(model, batch) -> loss` or `(loss, metrics)`. `loss` is a 0-d tensor or
-            `Mean(total, weight)`; `metrics` a dict of 0-d tensors, numbers, or metrics. With a
-            parameter `key`, `loss_fn(model, batch, key)`, it gets a key of its own.
+            `Mean(total, weight)`; `metrics` a dict, nested or not, of 0-d tensors, numbers, metrics,
+            and tensors with one entry for each example (`PerExample`, concatenated over
+            micro-batches). With a parameter `key`, `loss_fn(model, batch, key)`, it gets a key of its
+            own.
         precision: a name or a `Policy`.
         accumulate: how many micro-batches a batch is cut into, along the first axis.
         nonfinite: `"skip"`, `"raise"` (waits for the device at every step) or `"ignore"`.

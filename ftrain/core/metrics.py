@@ -1,7 +1,8 @@
 """Metrics that merge exactly: over micro-batches, over ragged batches, over ranks.
 
 A metric is a monoid: a few tensors, a `merge`, and a `value`. A mean keeps its total and its weight, so
-the mean over an epoch is one division by the true weight, never a mean of means.
+the mean over an epoch is one division by the true weight, never a mean of means. A tensor with axes that
+a loss returns beside it has one entry for each example: such values are concatenated.
 
 Read next: `accumulate.py`, where the micro-batches' metrics are merged.
 """
@@ -16,7 +17,19 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import a_or_an, brief
 
-__all__ = ["Last", "Max", "Mean", "Metric", "Metrics", "Min", "Sum", "Unweighted", "as_metrics"]
+__all__ = [
+    "Last",
+    "Max",
+    "Mean",
+    "Metric",
+    "Metrics",
+    "Min",
+    "PerExample",
+    "Sum",
+    "Unreduced",
+    "Unweighted",
+    "as_metrics",
+]
 
 
 @runtime_checkable
@@ -149,14 +162,60 @@ class Min(NamedTuple):
         return Min(torch.minimum(self.smallest, other.smallest))
 
 
+class PerExample(NamedTuple):
+    """Values of each example, one along the first axis: losses, predictions, ids.
+
+    Micro-batches and batches are concatenated, so that `accumulate=k` gives what the full batch gives. A
+    `Trainer` neither logs nor keeps them: read them from what the step returns, or in a callback from
+    `BatchEnd.metrics`. A tensor whose first axis does not count examples is wrapped in another metric:
+    `Last(x)`, `Sum(x)`, `Mean(x * n, torch.tensor(n))`.
+
+    Attributes:
+        values: `(examples, ...)`, any dtype.
+
+    Example:
+        >>> a, b = PerExample(torch.tensor([1, 2])), PerExample(torch.tensor([3]))
+        >>> a.merge(b).value
+        tensor([1, 2, 3])
+    """
+
+    values: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The values of all examples, in their order."""
+        return self.values
+
+    def merge(self, other: PerExample) -> PerExample:
+        """Concatenate both along the first axis.
+
+        Raises:
+            ValueError: the values of one example have another shape in the other.
+        """
+        mine, theirs = self.values, other.values
+        if mine.shape[1:] != theirs.shape[1:]:
+            raise ValueError(
+                f"values of each example are concatenated: expected {brief(mine)} in all but the first "
+                f"axis, got {brief(theirs)}. Pad them to one shape, or reduce them in the loss function."
+            )
+        return type(self)(torch.cat([mine, theirs]))
+
+
+class Unreduced(PerExample):
+    """`PerExample` of a tensor with axes in the place of a metric; a `Trainer` warns of it."""
+
+    __slots__ = ()
+
+
 @tree.register_dataclass
 class Metrics(Mapping[str, torch.Tensor]):
     """Named metrics, read like a dict of tensors and merged like a number.
 
-    `metrics["loss"]` is a 0-d tensor on the device; nothing waits for it until it is printed.
+    `metrics["loss"]` is a 0-d tensor on the device; nothing waits for it until it is printed. Nested
+    dicts of a loss function have one flat name an entry, `metrics["head/accuracy"]`.
 
     Attributes:
-        entries: `{name: Metric}`.
+        entries: `{name: Metric}`; a tensor in the place of a metric counts as a loss function's would.
 
     >>> first = Metrics({"loss": Mean(torch.tensor(6.0), torch.tensor(3))})
     >>> second = Metrics({"loss": Mean(torch.tensor(2.0), torch.tensor(1))})
@@ -170,9 +229,10 @@ class Metrics(Mapping[str, torch.Tensor]):
         try:
             entry = self.entries[name]
         except KeyError:
-            known = ", ".join(map(repr, self.entries)) or "none"
+            within = [other for other in self.entries if str(other).startswith(f"{name}/")]
+            known = ", ".join(map(repr, within or self.entries)) or "none"
             raise KeyError(f"no metric {name!r}; there are {known}") from None
-        value = entry.value
+        value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value
 
@@ -219,31 +279,48 @@ class Metrics(Mapping[str, torch.Tensor]):
                 + ". A loss function must return the same metrics for every batch: give a metric "
                 "that does not apply weight zero, Mean(total, weight=0)."
             )
-        for name, mine in self.entries.items():
-            theirs = other.entries[name]
+        pairs = {
+            name: (_bare(mine), _bare(other.entries[name])) for name, mine in self.entries.items()
+        }
+        for name, (mine, theirs) in pairs.items():
             if type(mine) is not type(theirs):
                 raise ValueError(
                     f"metric {name!r} is {_kind(mine)} in one batch and {_kind(theirs)} in "
                     "another; it must stay of one kind"
                 )
-        return Metrics(
-            {name: mine.merge(other.entries[name]) for name, mine in self.entries.items()}
-        )
+        return Metrics({name: mine.merge(theirs) for name, (mine, theirs) in pairs.items()})
 
-    def compute(self) -> dict[str, float]:
-        """All values as Python floats; waits for the device once for each."""
-        return {name: float(self[name]) for name in self}
+    def compute(self) -> dict[str, Any]:
+        """All values as Python floats, or nested lists; waits for the device once for each."""
+        return {name: float(x) if x.ndim == 0 else x.tolist() for name, x in self.items()}
 
 
 def _kind(metric: Any) -> str:
-    return "a number" if type(metric) is Unweighted else a_or_an(type(metric).__name__)
+    if type(metric) is Unweighted:
+        return "a number"
+    return "a tensor with axes" if type(metric) is Unreduced else a_or_an(type(metric).__name__)
+
+
+def _bare(value: Any) -> Any:
+    """A tensor as the metric that it stands for; a metric as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return Unweighted(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)
 
 
 def as_metrics(values: Any, where: str) -> Metrics:
-    """What a loss function returned beside its loss, as `Metrics`; a bare number is `Unweighted`.
+    """Return what a loss function returned beside its loss as `Metrics`.
+
+    Dicts, lists and tuples may be nested: the names on the way are joined by `/`. A number or 0-d tensor
+    is `Unweighted`, a tensor with axes `Unreduced`.
+
+    Args:
+        values: a mapping of names to tensors, numbers, metrics and nested ones.
+        where: what messages call the loss function.
 
     Raises:
-        TypeError: `values` is no mapping of names to 0-d tensors, numbers or metrics.
+        TypeError: `values` is not a mapping, or an entry is neither a tensor, a number nor a metric.
+        ValueError: two entries have one name.
     """
     if isinstance(values, Metrics):
         return values
@@ -252,10 +329,31 @@ def as_metrics(values: Any, where: str) -> Metrics:
             f"{where} must return `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, "
             f"but its second value is {a_or_an(type(values).__name__)}"
         )
-    return Metrics({str(name): _as_metric(name, value, where) for name, value in values.items()})
+    found: dict[str, Metric] = {}
+    for name, value in _flat(values):
+        if name in found:
+            raise ValueError(
+                f"{where} returned two metrics named {name!r}: names of nested entries are joined by "
+                "`/`. Rename one of them."
+            )
+        found[name] = _as_metric(name, value, where)
+    return Metrics(found)
 
 
-def _as_metric(name: Any, value: Any, where: str) -> Metric:
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested dicts, lists and tuples by their joined names; metrics stay whole."""
+    items = values.items() if isinstance(values, Mapping) else enumerate(values)
+    for name, value in items:
+        path = f"{prefix}{name}"
+        if isinstance(value, Metrics):
+            yield from _flat(value.entries, f"{path}/")
+        elif isinstance(value, (Mapping, list, tuple)) and not isinstance(value, Metric):
+            yield from _flat(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def _as_metric(name: str, value: Any, where: str) -> Metric:
     if isinstance(value, Metric):
         own: Metric = tree.map(
             lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else torch.tensor(float(x)),
@@ -264,12 +362,14 @@ def _as_metric(name: Any, value: Any, where: str) -> Metric:
         return own
     if isinstance(value, (int, float)):
         value = torch.tensor(float(value))
-    if not isinstance(value, torch.Tensor) or value.ndim != 0:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    if not isinstance(value, torch.Tensor):
         raise TypeError(
-            f"metric {name!r} returned by {where} must be a 0-d tensor, a number, or a metric such "
-            f"as ftrain.Mean(total, weight); found {found}. Reduce it first: value.mean()."
+            f"metric {name!r} returned by {where}: expected a tensor, a number, or a metric such as "
+            f"ftrain.Mean(total, weight), got {a_or_an(type(value).__name__)} {value!r}. Return a 0-d "
+            "tensor, value.mean(), or values of each example."
         )
+    if value.ndim:
+        return Unreduced(value.detach().clone())
     if not value.is_floating_point():  # two bools would merge to a bool
         value = value.to(torch.float32)
     return Unweighted(value.detach().clone(), torch.ones_like(value))

@@ -65,8 +65,9 @@ def make_steps(
             builds one (then `init_state` is a pure function of its seed, initialisers included).
         loss_fn: `loss_fn(model, batch) -> loss` or `(loss, metrics)`; `model` is the module with the
             state's tensors in place. `loss` is a 0-d tensor, or `Mean(total, weight)` where
-            micro-batches or ranks weigh differently. With a parameter `key`, `loss_fn(model, batch,
-            key)`, it gets a key of its own for `ftrain.random`.
+            micro-batches or ranks weigh differently. `metrics` is a dict, nested or not, of 0-d
+            tensors, numbers, metrics, and tensors with one entry for each example. With a parameter
+            `key`, `loss_fn(model, batch, key)`, it gets a key of its own for `ftrain.random`.
         optimizer: a pair `init(params)`, `update(grads, opt_state, params)`, such as `optim.adamw`.
         eval_fn: like `loss_fn`, for `eval_step`; the loss function itself where it is not given.
         precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"`, or a `Policy`.

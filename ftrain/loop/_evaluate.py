@@ -7,7 +7,7 @@ from typing import Any
 
 from ftrain.core.accumulate import MicroBatches
 from ftrain.loop import _memory
-from ftrain.loop._columns import check_names, read
+from ftrain.loop._columns import check_names, read, without_examples
 from ftrain.loop._data import Batches
 from ftrain.loop._members import members_of
 from ftrain.loop._running import Running
@@ -56,7 +56,7 @@ def _pass(
             return None
         try:
             parts = _parts(batch, k)
-            pending += [eval_step(state, part) for part in parts]
+            found_parts = [eval_step(state, part) for part in parts]
         except Exception as error:
             if not _memory.is_out_of_memory(error):
                 raise
@@ -66,7 +66,8 @@ def _pass(
             _memory.release(error)
             return smaller
         if not found.steps:
-            check_names(pending[0], members)
+            check_names(found_parts[0], members)
+        pending += map(without_examples, found_parts)
         rows += [count(part)[0] for part in parts]
         samples, tokens = count(batch)
         found.steps += 1

@@ -19,7 +19,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core.errors import DonatedStateError, NonFiniteError, RecompileWarning
 from ftrain.loop import _memory, _skips
-from ftrain.loop._columns import check_names
+from ftrain.loop._columns import check_names, without_examples
 from ftrain.loop._compiling import Compiling, check_compiler
 from ftrain.loop._data import joined
 from ftrain.loop._garbage import Garbage
@@ -127,7 +127,7 @@ class Run:
             if compiling.is_due:
                 compiling.done()
                 yield from compiling.end()
-            pending.append(metrics)
+            pending.append(without_examples(metrics))
             if unchecked:
                 unchecked = check_names(metrics, members_of(now.state))
             samples, tokens = count(batch)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ftrain
 from ftrain import tree
 from ftrain.loop import _memory
-from ftrain.testing import assert_same_bits
+from ftrain.testing import assert_close_norm, assert_same_bits
 from tests.core import batches
 from tests.core.batches import FORMS, rows
 
@@ -80,3 +80,110 @@ def test_rebuilding_keeps_class_attributes_and_order(name: str) -> None:
         assert again._n_sequences == 1
     if name in ("Mirrored", "Itself"):
         assert again.x is again["x"]
+
+
+def test_micro_batches_of_one_part_are_a_batch() -> None:
+    """As the recovery cuts the last row of the data."""
+    steps, state = made(1)
+    x, y = rows()
+    found, _ = steps.train_step(state, ftrain.MicroBatches(({"x": x, "y": y},)))
+    assert int(found.step) == 1
+
+
+@pytest.mark.parametrize("n", [5, 7, 11])
+def test_unequal_parts_of_the_recovery_keep_the_mean_over_the_batch(n: int) -> None:
+    """A loss without a weight of its own is not a mean of means there."""
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return (model(batch["x"]) - batch["y"]).square().mean(), {"y": batch["y"].mean()}
+
+    steps = ftrain.make_steps(lambda: torch.nn.Linear(3, 1), loss_fn, ftrain.optim.sgd(0.1))
+    state = steps.init_state(0)
+    x, y = rows(n)
+    whole, expected = steps.train_step(state, {"x": x, "y": y})
+    for k in (2, 3, 4):
+        cut, metrics = steps.train_step(state, _memory.cut({"x": x, "y": y}, k))
+        # Sums of n rows in another order.
+        assert_close_norm(cut.params, whole.params, 4e-7)
+        for name in ("loss", "y"):
+            assert metrics[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
+        value = gradients_value(steps, state, _memory.cut({"x": x, "y": y}, k))
+        assert value == pytest.approx(expected["loss"].item(), rel=1e-6)
+
+
+def gradients_value(steps: Any, state: Any, batch: Any) -> float:
+    """The loss as line searches see it."""
+    seen: list[float] = []
+
+    def update(grads: Any, opt_state: Any, params: Any, **extra: Any) -> Any:
+        seen.append(float(extra["value_fn"](params)))
+        return grads, opt_state
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return (model(batch["x"]) - batch["y"]).square().mean()
+
+    optimizer = ftrain.optim.GradientTransformation(lambda params: (), update)
+    made = ftrain.make_steps(lambda: torch.nn.Linear(3, 1), loss_fn, optimizer)
+    made.train_step(state.replace(opt_state=()), batch)
+    return seen[0]
+
+
+def test_batches_whose_tensors_have_other_lengths_are_not_cut_by_the_recovery() -> None:
+    """A vector of class weights would be cut as well, and the loss would be another one."""
+    batch = {"x": torch.zeros(8, 3), "class_weights": torch.ones(4)}
+    assert _memory.next_cut(batch, 1) is None
+    said = _memory.advice(None, batch, 1, MemoryError("full"))
+    assert (
+        "The batch cannot be cut: batch['class_weights'] has 4 rows, and batch['x'] has 8." in said
+    )
+    named = {"x": torch.zeros(8, 3), "names": ["a"] * 8}
+    assert _memory.next_cut(named, 1) is None
+    assert "batch['names'] is a list of 8 Python values" in _memory.advice(
+        None, named, 1, MemoryError()
+    )
+
+
+def test_constants_of_a_batch_go_to_every_micro_batch() -> None:
+    x, y = rows(4)
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        loss = (model(batch["x"]) - batch["y"]).square().mean() * batch["scale"]
+        return loss * (2.0 if batch["task"] == "double" else 1.0)
+
+    batch = {"x": x, "y": y, "scale": 0.5, "task": "double"}
+    found = []
+    for accumulate in (1, 2):
+        steps = ftrain.make_steps(
+            lambda: torch.nn.Linear(3, 1), loss_fn, ftrain.optim.sgd(0.1), accumulate=accumulate
+        )
+        for step in (steps.train_step, ftrain.compile(steps.train_step, backend="eager")):
+            found.append(step(steps.init_state(0), batch)[0].params)
+    for each in found[1:]:
+        assert_close_norm(each, found[0], 4e-7)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (ftrain.MicroBatches({"x": torch.zeros(2)}), "a tuple of batches, got a dict"),  # type: ignore[arg-type]
+        (ftrain.MicroBatches(torch.zeros(2, 3)), "a tuple of batches, got a Tensor"),  # type: ignore[arg-type]
+        (
+            ftrain.MicroBatches((torch.zeros(2),), (1, 2)),
+            "one positive weight for each of 1 batches",
+        ),
+        (ftrain.MicroBatches((torch.zeros(2),), (0,)), "one positive weight for each of 1 batches"),
+    ],
+)
+def test_wrong_micro_batches_are_refused(batch: Any, said: str) -> None:
+    steps, state = made(1)
+    with pytest.raises((TypeError, ValueError), match=said):
+        steps.train_step(state, batch)
+
+
+def test_numpy_leaves_are_refused_with_the_line_to_write() -> None:
+    steps, state = made(1)
+    x, y = rows()
+    for batch in ({"x": x.numpy(), "y": y}, {"x": x, "y": y, "n": y.numpy().sum()}):
+        for step in (steps.train_step, ftrain.compile(steps.train_step, backend="eager")):
+            with pytest.raises(TypeError, match=r"torch.as_tensor\("):
+                step(state, batch)

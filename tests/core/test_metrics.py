@@ -57,9 +57,9 @@ def test_changing_names_say_which() -> None:
         Metrics({"x": a.entries["x"]}).merge(Metrics({"x": Sum(torch.tensor(1.0))}))
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3), "text", None])
+@pytest.mark.parametrize("bad", ["text", None, object()])
 def test_what_is_no_metric_is_refused_by_name(bad: object) -> None:
-    with pytest.raises(TypeError, match="metric 'm' returned by f must be a 0-d tensor"):
+    with pytest.raises(TypeError, match="metric 'm' returned by f: expected a tensor, a number"):
         as_metrics({"m": bad}, "f")
     with pytest.raises(TypeError, match="metrics a dict of 0-d tensors"):
         as_metrics(bad if bad is not None else 3, "f")

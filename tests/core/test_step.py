@@ -232,7 +232,7 @@ def writes_capture() -> Any:
         (lambda m, b: m(b["x"]).argmax(), TypeError, "expected a floating dtype, got torch.int64"),
         (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean with weight int"),
         (lambda m, b: (m(b["x"]).sum(), {"loss": 1.0}), ValueError, r"metrics named \['loss'\]"),
-        (lambda m, b: (m(b["x"]).sum(), {"logits": m(b["x"])}), TypeError, "'logits' returned by"),
+        (lambda m, b: (m(b["x"]).sum(), {"logits": "high"}), TypeError, "'logits' returned by"),
         (lambda m, b: (m(b["x"]).sum(), 3), TypeError, "metrics a dict of 0-d tensors"),
         (writes_batch, ImpureFunctionError, r"input `batch\['x'\]` was changed in place"),
         (writes_capture(), ImpureFunctionError, "captured tensor `counter` was changed in place"),
