@@ -10,7 +10,7 @@ import torch
 
 from ftrain.core import tree
 
-__all__ = ["apart", "check_carry", "check_tensors", "closure", "kind"]
+__all__ = ["apart", "check_carry", "check_tensors", "closure", "kind", "own_memory"]
 
 T = TypeVar("T")
 
@@ -76,6 +76,21 @@ def apart(value: T, given: Sequence[torch.Tensor]) -> T:
         return leaf
 
     return tree.map(own, value)  # type: ignore[no-any-return]  # a tree like `value`
+
+
+def own_memory(value: Any, given: Any) -> Any:
+    """Return a tree with clones of the tensors that share memory with a tensor of `given`.
+
+    >>> x = torch.zeros(3)
+    >>> own_memory((x[1:], "a"), x)[0].untyped_storage().data_ptr() == x.data_ptr()
+    False
+    """
+    leaves, treedef = tree.flatten(value)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in tree.leaves(given) if isinstance(leaf, torch.Tensor)]
+    for place, leaf in zip(places, apart([leaves[i] for i in places], tensors), strict=True):
+        leaves[place] = leaf
+    return tree.unflatten(treedef, leaves)
 
 
 def kind(tensor: torch.Tensor) -> str:

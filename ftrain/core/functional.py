@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch, random, tree
+from ftrain.core._bodies import own_memory
 from ftrain.core._pull_back import pull_back
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
@@ -98,9 +99,12 @@ class Bound:
         training: bool = True,
         **kwargs: Any,
     ) -> tuple[Any, Tensors]:
-        """Call the module: `(out, new_buffers)`."""
+        """Call the module: `(out, new_buffers)`, which share no memory with the arguments."""
         with random.keyed(key):
-            return self.call(lambda module: module(*args, **kwargs), params, buffers, training)
+            out, after = self.call(
+                lambda module: module(*args, **kwargs), params, buffers, training
+            )
+        return own_memory((out, after), (params, buffers, args, kwargs))  # type: ignore[no-any-return]
 
     def call(
         self,

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 
 from ftrain.core import tree
+from ftrain.core._owned import Owned
+from ftrain.core._reach import spell
+from ftrain.testing._world import changes, world
 from ftrain.testing.compare import assert_same_bits, describe_difference
 
 __all__ = [
@@ -28,30 +30,55 @@ __all__ = [
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
-def assert_pure(fn: Callable[..., Any], *args: Any) -> None:
-    """Law 1: inputs keep their bytes, no global mode or random state moves, no output is an alias.
+def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
+    """Law 1: inputs keep their bytes, nothing global moves, no output is an alias.
+
+    Global are the random states of torch, NumPy and Python, and torch's modes and settings.
+
+    Args:
+        fn: the function.
+        *args: what it is called with.
+        model: a module or other object that `fn` reads. It must keep its attributes, its hooks and
+            whatever it holds: nested containers, objects, the data of its classes.
 
     >>> assert_pure(lambda x: x + 1, torch.zeros(3))
     >>> assert_pure(lambda x: x.add_(1), torch.zeros(3))
     Traceback (most recent call last):
         ...
     AssertionError: an input changed: [0]: 3 of 3 elements, first at (0,): 1.0 against 0.0
+    >>> counts = {"calls": [0]}
+    >>> assert_pure(lambda: counts["calls"].append(1), model=counts)
+    Traceback (most recent call last):
+        ...
+    AssertionError: the call changed ['calls'] of the model
     """
     before = tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, args)
-    world = _world()
+    owned = Owned([("", model)])
+    tensors = {spell(path): t for path, t in owned.found.tensors if not t.is_meta}
+    held = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    around = world()
     out = fn(*args)
     inputs = [x for x in tree.leaves(args) if isinstance(x, torch.Tensor)]
     kept = [x for x in tree.leaves(before) if isinstance(x, torch.Tensor)]
     assert_same_bits(inputs, kept, "an input changed")
-    for what, was, now in zip(_WORLD, world, _world(), strict=True):
-        assert was == now, f"the call changed the {what}"
-    owned: dict[int, str] = {}
+    for what in changes(around):
+        raise AssertionError(f"the call changed the {what}")
+    changed, unrestored = owned.restore()
+    for change in changed:
+        raise AssertionError(f"the call changed {owned.path(change.node) or 'it'} of the model")
+    for refusal in unrestored:
+        raise AssertionError(refusal)
+    assert_same_bits(tensors, held, "a tensor of the model changed")
+    memory: dict[int, str] = {}
     for path, leaf in zip(tree.paths(args), tree.leaves(args), strict=True):
         if isinstance(leaf, torch.Tensor) and leaf.numel():
-            owned[leaf.untyped_storage().data_ptr()] = f"input {path}"
+            memory[leaf.untyped_storage().data_ptr()] = f"input {path}"
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            memory[tensor.untyped_storage().data_ptr()] = f"{name} of the model"
     for path, leaf in zip(tree.paths(out), tree.leaves(out), strict=True):
         if isinstance(leaf, torch.Tensor) and leaf.numel():
-            owner = owned.get(leaf.untyped_storage().data_ptr())
+            owner = memory.get(leaf.untyped_storage().data_ptr())
             assert owner is None, f"output {path} shares memory with {owner}"
 
 
@@ -145,29 +172,6 @@ def assert_evaluation_is_pure(
     evaluate(state, batch)
     watched, _ = step(state, batch)
     assert_same_bits(watched, plain, "evaluation changed training")
-
-
-_WORLD = (
-    "random state of torch",
-    "random state of numpy",
-    "grad mode",
-    "inference mode",
-    "autocast",
-    "default dtype",
-    "function modes",
-)
-
-
-def _world() -> tuple[Any, ...]:
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        tuple(map(str, np.random.get_state())),
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
-        torch.get_default_dtype(),
-        torch._C._len_torch_function_stack(),
-    )
 
 
 def _layout(state: Any) -> dict[str, tuple[Any, ...]]:

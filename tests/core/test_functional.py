@@ -404,3 +404,23 @@ def test_another_layer_leaves_the_others_initial_values() -> None:
     rich, _ = ftrain.bind(lambda: Wide(True)).init(KEY)
     testing.assert_same_bits({name: rich[name] for name in lean}, lean)
     assert not torch.equal(rich["between.weight"], rich["first.weight"])
+
+
+def test_outputs_of_a_bound_model_share_no_memory_with_its_inputs() -> None:
+    class HandsOut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.register_buffer("last", torch.zeros(3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.last = x
+            return {"x": x, "part": x[1:], "weight": self.weight, "rest": ("a", None, x.view(3, 1))}
+
+    apply = ftrain.bind(HandsOut)
+    params, buffers = apply.init(random.key(0))
+    testing.assert_pure(apply, params, buffers, random.key(1), torch.arange(3.0))
+    _, grads = ftrain.value_and_grad(
+        lambda p: apply(p, buffers, random.key(1), torch.arange(3.0))[0]["weight"].sum()
+    )(params)
+    testing.assert_same_bits(grads["weight"], torch.ones(3))

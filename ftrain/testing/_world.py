@@ -1,0 +1,55 @@
+"""Everything global that a pure function leaves as it is: random states, modes, settings."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["changes", "world"]
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def world() -> dict[str, Any]:
+    """Return the global state by name, as values that can be compared."""
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
+    return {
+        "random state of torch": torch.get_rng_state().numpy().tobytes(),
+        "random state of torch on a GPU": [
+            state.numpy().tobytes() for state in (torch.cuda.get_rng_state_all() if on_gpu else ())
+        ],
+        "random state of numpy": pickle.dumps(np.random.get_state()),
+        "random state of Python": random.getstate(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "anomaly mode": torch.is_anomaly_enabled(),
+        "autocast": [
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in _DEVICES
+        ],
+        "autocast cache": torch.is_autocast_cache_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "deterministic algorithms": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        "number of threads": torch.get_num_threads(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "validation of torch.distributions": torch.distributions.Distribution._validate_args,
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "transforms": torch._C._functorch.peek_interpreter_stack() is not None,
+        "recursion limit": sys.getrecursionlimit(),
+    }
+
+
+def changes(before: dict[str, Any]) -> list[str]:
+    """Return the names of what differs now."""
+    now = world()
+    return [name for name, value in before.items() if now[name] != value]

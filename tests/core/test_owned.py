@@ -1,0 +1,190 @@
+"""Whatever is written to Python objects is found and put back: any nesting, any writes."""
+
+from __future__ import annotations
+
+import collections
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ftrain.core._owned import Owned
+from tests.core.hidden import Record, Slotted
+
+
+def closure(held: Any) -> Any:
+    def fn(value: Any = None) -> Any:
+        nonlocal held
+        if value is not None:
+            held = value
+        return held
+
+    return fn
+
+
+def slotted(value: Any) -> Slotted:
+    made = Slotted()
+    made.n = value
+    return made
+
+
+def module(value: Any) -> nn.Module:
+    made = nn.Identity()
+    made.held = value
+    return made
+
+
+ATOMS = st.one_of(
+    st.integers(0, 2), st.booleans(), st.just(0.0), st.just(-0.0), st.none(), st.text(max_size=2)
+)
+OBJECTS = st.recursive(
+    ATOMS | st.builds(lambda n: np.arange(float(n)), st.integers(1, 3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+        st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(collections.OrderedDict),
+        st.lists(inner, max_size=3).map(collections.deque),
+        st.sets(st.integers(0, 5), max_size=3),
+        st.tuples(inner, inner),
+        st.builds(lambda a, b: SimpleNamespace(a=a, b=b), inner, inner),
+        st.builds(lambda a: Record(children=[a]), inner),
+        inner.map(slotted),
+        inner.map(closure),
+        inner.map(module),
+    ),
+    max_leaves=8,
+)
+
+
+def children(thing: Any) -> list[Any]:
+    if isinstance(thing, dict):
+        return list(thing.values())
+    if isinstance(thing, (list, tuple, collections.deque)):
+        return list(thing)
+    if isinstance(thing, Slotted):
+        return [thing.n]
+    if callable(thing) and not isinstance(thing, nn.Module):
+        return [thing()]
+    return list(vars(thing).values()) if hasattr(thing, "__dict__") else []
+
+
+def picture(thing: Any) -> Any:
+    """What there is to see of an object: its identity, and the pictures of what it holds."""
+    if isinstance(thing, np.ndarray):
+        return id(thing), thing.tobytes()
+    if isinstance(thing, set):
+        return id(thing), frozenset(thing)
+    if thing is None or isinstance(thing, (int, float, str)):
+        return type(thing), repr(thing)
+    keys = list(thing) if isinstance(thing, dict) else ()
+    keys = list(vars(thing)) if hasattr(thing, "__dict__") and not callable(thing) else keys
+    return id(thing), keys, [picture(child) for child in children(thing)]
+
+
+def everything(thing: Any) -> list[Any]:
+    found, queue = [], [thing]
+    while queue:
+        found.append(queue.pop())
+        queue += children(found[-1])
+    return found
+
+
+def write(thing: Any, value: Any, how: int) -> None:
+    """Change an object in one of the ways that its kind allows."""
+    if isinstance(thing, collections.OrderedDict) and len(thing) > 1 and how == 2:
+        thing.move_to_end(next(iter(thing)))
+    elif isinstance(thing, dict):
+        if how == 0 or not thing:
+            thing["new"] = value
+        elif how == 1:
+            thing.popitem()
+        else:
+            thing[next(iter(thing))] = value
+    elif isinstance(thing, (list, collections.deque)):
+        if how == 0 or not thing:
+            thing.append(value)
+        elif how == 1:
+            thing.pop()
+        else:
+            thing[0] = value
+    elif isinstance(thing, set):
+        thing.symmetric_difference_update({1, 7})
+    elif isinstance(thing, np.ndarray):
+        thing[0] += 1
+    elif isinstance(thing, Slotted):
+        thing.n = value
+        thing.later = value
+    elif callable(thing) and not isinstance(thing, nn.Module):
+        thing(0 if value is None else value)
+    elif hasattr(thing, "__dict__"):
+        if how == 0 or not vars(thing):
+            thing.fresh = value
+        else:
+            setattr(thing, [*vars(thing)][-1], value)
+
+
+WRITES = st.lists(st.tuples(st.integers(0, 50), OBJECTS, st.integers(0, 2)), max_size=5)
+
+
+@given(root=OBJECTS, writes=WRITES)
+def test_any_writes_are_put_back(root: Any, writes: Any) -> None:
+    holder = [root]
+    owned = Owned([("", holder)])
+    before = picture(holder)
+    for place, value, how in writes:
+        things = everything(holder)
+        write(things[place % len(things)], value, how)
+    changed = picture(holder) != before
+    changes, refusals = owned.restore()
+    assert picture(holder) == before
+    assert bool(changes) >= changed
+    assert not refusals
+    assert owned.restore() == ([], [])
+    assert not owned.settle()
+
+
+@given(root=OBJECTS, writes=WRITES)
+def test_what_was_changed_can_be_put_again(root: Any, writes: Any) -> None:
+    """As for a call inside a call, which sees the model as it was bound."""
+    holder = [root]
+    owned = Owned([("", holder)])
+    for place, value, how in writes:
+        things = everything(holder)
+        write(things[place % len(things)], value, how)
+    after = picture(holder)
+    changes, _ = owned.restore()
+    for change in changes:
+        change.put(change.node, change.keys, change.values)
+    assert picture(holder) == after
+
+
+@given(root=OBJECTS, writes=WRITES, later=WRITES)
+def test_changes_from_outside_are_settled(root: Any, writes: Any, later: Any) -> None:
+    holder = [root]
+    owned = Owned([("", holder)])
+    for place, value, how in writes:
+        things = everything(holder)
+        write(things[place % len(things)], value, how)
+    owned.settle()
+    before = picture(holder)
+    for place, value, how in later:
+        things = everything(holder)
+        write(things[place % len(things)], value, how)
+    owned.restore()
+    assert picture(holder) == before
+
+
+def test_a_walk_ends_in_cycles() -> None:
+    ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
+    ring["self"] = [ring]
+    owned = Owned([("ring", ring)])
+    ring["self"].append(1)
+    ring["tensors"] = None
+    changes, _ = owned.restore()
+    assert len(changes) == 2
+    assert ring["self"] == [ring]
+    assert ring["tensors"][0].shape == (2,)

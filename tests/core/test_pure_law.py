@@ -1,0 +1,99 @@
+"""The assertion of purity notices whatever global or owned state a function changes."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ftrain import testing
+from tests.core.hidden import REFUSED, RESTORED, Hides
+
+X = torch.linspace(-1, 1, 8).view(2, 4)
+
+
+@pytest.mark.parametrize("kind", [*RESTORED, *REFUSED], ids=lambda kind: kind.__name__)
+def test_purity_sees_the_hidden_state_of_a_model(kind: type[Hides]) -> None:
+    model = kind()
+    with pytest.raises(AssertionError, match=r"of the model|the model's own|moved on|a tensor of"):
+        testing.assert_pure(lambda x: model(x).detach(), X, model=model)
+
+
+def test_purity_passes_a_model_that_keeps_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU())
+    testing.assert_pure(lambda x: model(x).detach(), X, model=model)
+
+
+def test_purity_sees_statistics_and_shared_memory() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.raises(AssertionError, match=r"a tensor of the model changed: \['1\.\w+'\]"):
+        testing.assert_pure(lambda x: model(x).detach(), X, model=model)
+    with pytest.raises(AssertionError, match=r"shares memory with 0\.weight of the model"):
+        testing.assert_pure(lambda: model[0].weight.detach(), model=model)
+
+
+def set_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("change", "undo", "name"),
+    [
+        (lambda: torch.rand(1), lambda: None, "random state of torch"),
+        (lambda: np.random.rand(), lambda: None, "random state of numpy"),
+        (random.random, lambda: None, "random state of Python"),
+        (
+            lambda: torch.set_grad_enabled(False),
+            lambda: torch.set_grad_enabled(True),
+            "grad mode",
+        ),
+        (set_default_dtype, lambda: torch.set_default_dtype(torch.float32), "default dtype"),
+        (
+            lambda: torch.set_autocast_enabled("cpu", True),
+            lambda: torch.set_autocast_enabled("cpu", False),
+            "autocast",
+        ),
+        (
+            lambda: torch.use_deterministic_algorithms(True),
+            lambda: torch.use_deterministic_algorithms(False),
+            "deterministic algorithms",
+        ),
+        (
+            lambda: torch.distributions.Distribution.set_default_validate_args(
+                not torch.distributions.Distribution._validate_args
+            ),
+            lambda: torch.distributions.Distribution.set_default_validate_args(
+                not torch.distributions.Distribution._validate_args
+            ),
+            "validation of torch.distributions",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_purity_sees_what_is_global(change: Any, undo: Any, name: str) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        change()
+        return x + 1
+
+    try:
+        with pytest.raises(AssertionError, match=f"the call changed the {name}"):
+            testing.assert_pure(fn, X)
+    finally:
+        undo()
+
+
+def test_purity_names_where_a_model_changed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.config = SimpleNamespace(inner={"steps": [0]})
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        model.config.inner["steps"].append(1)
+        return x + 1
+
+    with pytest.raises(AssertionError, match=r"changed config\.inner\['steps'\] of the model"):
+        testing.assert_pure(fn, X, model=model)
