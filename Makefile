@@ -42,7 +42,7 @@ parity: $(VENV)/dev
 # Long forms of what the suite does briefly: optimizers on every problem (some minutes), then kills (half an hour on a
 # busy machine), flips, polls, mutants, resumes of checkpoints.
 campaign: $(VENV)/dev
-	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py tests/compile/test_views.py
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 
 # Torch's own databases, every input of each entry, against torch itself; the suite takes a sample.

@@ -15,7 +15,7 @@ from ftrain.core import _torch
 from ftrain.core.compile import _donate
 from ftrain.core.errors import DonationError
 
-__all__ = ["GraphEditor", "Write", "written"]
+__all__ = ["GraphEditor", "Write", "storage_of", "written", "written_by"]
 
 aten = torch.ops.aten
 
@@ -53,7 +53,7 @@ class GraphEditor:
 
     def eliminate_dead_code(self) -> None:
         """Remove operators without effect. (To fx, batch norm has none on its statistics.)"""
-        self.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(_written(node)))
+        self.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written_by(node)))
 
     def _recover_untraced_views(self) -> None:
         """Replace constants that share memory with a traced value by views of that value.
@@ -67,10 +67,10 @@ class GraphEditor:
             if node.op == "get_attr":
                 if not isinstance(getattr(self.module, node.target, None), _torch.FakeTensor):
                     continue
-                owner = owners.get(_storage(node))
+                owner = owners.get(storage_of(node))
                 if owner is not None:
                     self._replace_by_view(node, value, owner)
-                owners.setdefault(_storage(node), None)
+                owners.setdefault(storage_of(node), None)
             elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
                 owners.setdefault(value.untyped_storage()._cdata, node)
 
@@ -106,11 +106,11 @@ class GraphEditor:
 
     def first_write(self) -> Write | None:
         """Return the first write into an input, or `None` if nothing writes into one."""
-        inputs = {_storage(node): i for i, node in reversed([*enumerate(self.inputs)])}
+        inputs = {storage_of(node): i for i, node in reversed([*enumerate(self.inputs)])}
         for node in self.graph.nodes:
-            for target in _written(node):
-                if isinstance(target, fx.Node) and _storage(target) in inputs:
-                    return Write(inputs[_storage(target)], str(node.target))
+            for target in written_by(node):
+                if isinstance(target, fx.Node) and storage_of(target) in inputs:
+                    return Write(inputs[storage_of(target)], str(node.target))
         return None
 
     def write_back(self, n: int, function: str) -> None:
@@ -127,14 +127,14 @@ class GraphEditor:
                 "keeps its shapes, dtypes and devices from step to step: cast or reshape where it is "
                 "made, or compile with donate=False."
             )
-        donated = {_storage(node) for node in self.inputs[:n]}
+        donated = {storage_of(node) for node in self.inputs[:n]}
         copies = []
         for old, new in zip(self.inputs[:n], outputs[:n], strict=True):
             if _same_place(_val(old), _val(new)):
                 continue
             # All that is read from the old state must be read before the first write.
-            copies.append((old, self.clone(new) if _storage(new) in donated else new))
-        rest = [self.clone(x) if _storage(x) in donated else x for x in outputs[n:]]
+            copies.append((old, self.clone(new) if storage_of(new) in donated else new))
+        rest = [self.clone(x) if storage_of(x) in donated else x for x in outputs[n:]]
         with self.graph.inserting_before(self.graph.output_node()):
             for old, new in copies:
                 self.graph.call_function(aten.copy_.default, (old, new)).meta["val"] = _val(old)
@@ -142,12 +142,12 @@ class GraphEditor:
 
     def separate_outputs(self) -> None:
         """Clone every output that shares memory with an input, an earlier output, or itself."""
-        taken = {_storage(node) for node in self.inputs}
+        taken = {storage_of(node) for node in self.inputs}
         outputs = []
         for node in self.outputs():
-            shared = _storage(node) in taken or _overlaps_itself(_val(node))
+            shared = storage_of(node) in taken or _overlaps_itself(_val(node))
             outputs.append(self.clone(node) if shared else node)
-            taken.add(_storage(outputs[-1]))
+            taken.add(storage_of(outputs[-1]))
         self.set_outputs(outputs)
 
     def clone(self, node: fx.Node) -> fx.Node:
@@ -170,7 +170,8 @@ def _val(node: fx.Node) -> torch.Tensor:
     return value
 
 
-def _storage(node: fx.Node) -> int:
+def storage_of(node: fx.Node) -> int:
+    """Return what tells the memory of a node's value from that of others."""
     return int(_val(node).untyped_storage()._cdata)
 
 
@@ -191,7 +192,8 @@ def _is_literal(node: fx.Node) -> bool:
     return all(user.target is aten.lift_fresh_copy.default for user in node.users)
 
 
-def _written(node: fx.Node) -> list[Any]:
+def written_by(node: fx.Node) -> list[Any]:
+    """Return the arguments that a node writes to."""
     return written(node.target, node.args, node.kwargs) if node.op == "call_function" else []
 
 

@@ -10,10 +10,14 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch, _torch_inductor
+from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile._errors import causes, first_line
+from ftrain.core.compile._graph import storage_of, written_by
 from ftrain.core.compile._toolchain import no_compiler
 
 __all__ = ["Backend", "lower"]
+
+aten = torch.ops.aten
 
 Backend = Literal["inductor", "eager"]
 Lowered = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -45,8 +49,9 @@ def lower(
                 return forward(*inputs)  # type: ignore[no-any-return]
 
         return run
+    _allow_other_layouts(graph)
     try:
-        with torch.no_grad(), _torch.without_autocast():
+        with torch.no_grad(), _torch.without_autocast(), fake_kernels():
             # Imported here because torch's compiler takes a second to load.
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
@@ -78,6 +83,43 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
         return outputs
 
     return run
+
+
+def _allow_other_layouts(graph: fx.GraphModule) -> None:
+    """Let inductor lay values out differently than the trace did.
+
+    It traces the graph again with operators decomposed, whose results may have other strides, and then
+    `view` raises "Cannot view a tensor with shape ... and strides ..." (2.13). Where the strides fit,
+    `reshape` is that view. What is written to through a view stays one.
+    """
+    for module in graph.modules():  # the bodies of scan and cond are modules of their own
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
+            _drop_empty_parts(node)
+        into = {
+            storage_of(target)
+            for node in module.graph.nodes
+            for target in written_by(node)
+            if isinstance(target, fx.Node)
+        }
+        for view in (aten.view.default, aten._unsafe_view.default):
+            for node in module.graph.find_nodes(op="call_function", target=view):
+                if storage_of(node) not in into:
+                    node.target = aten.reshape.default
+        module.recompile()
+
+
+def _drop_empty_parts(cat: fx.Node) -> None:
+    """Copy the only part of a concatenation that has elements, contiguous as the trace has it.
+
+    Inductor decomposes it to a clone, which keeps the part's strides (2.13).
+    """
+    parts = [part for part in cat.args[0] if part.meta["val"].numel()]  # type: ignore[union-attr]
+    value = cat.meta["val"]
+    if len(parts) == 1 and value.is_contiguous():
+        cat.target, cat.args = aten._to_copy.default, (parts[0],)
+        cat.kwargs = {"dtype": value.dtype, "memory_format": torch.contiguous_format}
 
 
 def _forget(graph: fx.GraphModule) -> None:

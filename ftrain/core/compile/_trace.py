@@ -21,6 +21,7 @@ from torch import fx
 
 from ftrain.core import _torch, tree
 from ftrain.core._leftovers import guard, leftovers_removed
+from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile import _donate
 from ftrain.core.compile._errors import describe, user_line
 from ftrain.core.compile._graph import GraphEditor
@@ -179,6 +180,7 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
             tracing(),
             torch.enable_grad(),
             _torch.interning(),
+            fake_kernels(),
             Rewrites(),
             mode,
         ):
