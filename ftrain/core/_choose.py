@@ -19,6 +19,7 @@ from ftrain.core import _torch, tree
 from ftrain.core._bodies import apart, check_tensors, closure, kind
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._pull_back import in_transform
+from ftrain.core._torch_levels import is_batched
 from ftrain.core._traced_branch import traced_branch
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -45,7 +46,7 @@ def choose(
         called = _Sides(function, sides, operands, scope)
         if not isinstance(number, torch.Tensor):
             return apart(called.one(int(number)), [*given, *closure(*sides)])
-        if in_transform() and (is_tracing() or _torch.is_batched(number)):
+        if in_transform() and (is_tracing() or is_batched(number)):
             return called.all_of(number)
         if is_tracing() or isinstance(number, _torch.FakeTensor):
             return called.traced(number, given)

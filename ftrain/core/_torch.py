@@ -10,16 +10,12 @@ import contextlib
 import functools
 import logging
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch._guards import detect_fake_mode
-from torch._higher_order_ops.cond import cond_op
-from torch._higher_order_ops.scan import scan_op
-from torch._higher_order_ops.while_loop import while_loop_op
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -43,14 +39,12 @@ __all__ = [
     "aside",
     "autocast_now",
     "autocast_state",
-    "cond_operator",
     "fake_mode",
     "function_mode_depth",
     "function_modes",
     "inside_functorch",
     "inside_vmap",
     "interning",
-    "is_batched",
     "is_dual",
     "is_faking",
     "is_forward_mode",
@@ -60,7 +54,6 @@ __all__ = [
     "of_same_bits",
     "record_as",
     "recurrent_kernels",
-    "scan_operator",
     "sequence_number",
     "silent",
     "storage_use_count",
@@ -70,7 +63,6 @@ __all__ = [
     "unwatched",
     "unwrapped",
     "value_at_hand",
-    "while_loop_operator",
     "without_autocast",
     "without_modes_below",
 ]
@@ -253,16 +245,6 @@ def is_wrapped(tensor: torch.Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def is_batched(tensor: torch.Tensor) -> bool:
-    """Return True if a `torch.vmap` that is running maps over a tensor (2.0 and later)."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
-
-
 _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
     "aten::view.dtype", "FuncTorchBatched"
 )
@@ -381,50 +363,6 @@ def nodes_ever(graph: fx.Graph) -> list[fx.Node]:
     """A graph's nodes, and the erased ones that it keeps for their names (2.0 and later)."""
     names = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", ())
     return [*graph.nodes, *(node for node in names if isinstance(node, fx.Node))]
-
-
-def scan_operator(
-    body: fx.GraphModule,
-    carry: Sequence[torch.Tensor],
-    xs: Sequence[torch.Tensor],
-    captured: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """The loop as one operator of the graph (2.6 and later): the last carry, then the stacked ys.
-
-    It needs something to carry and something to iterate over.
-    """
-    with warnings.catch_warnings():
-        # The operator clones its inputs as an example, fake ones too, aligned by their address.
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        return list(scan_op(body, list(carry), list(xs), tuple(captured)))
-
-
-def cond_operator(
-    predicate: torch.Tensor,
-    taken: fx.GraphModule,
-    left: fx.GraphModule,
-    operands: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """One of two graphs as one operator (2.4 and later). `torch.cond` would trace them once more."""
-    return list(cond_op(predicate, taken, left, tuple(operands)))
-
-
-def while_loop_operator(
-    condition: fx.GraphModule,
-    body: fx.GraphModule,
-    carry: Sequence[torch.Tensor],
-    captured: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """A loop that ends by a value, as one operator of the graph (2.3 and later)."""
-    # Its kernel reads the condition as a tensor and the carry as a tuple.
-    for graph in (condition, body):
-        node = graph.graph.output_node()
-        outputs: Any = node.args[0]
-        node.args = (tuple(outputs) if graph is body else outputs[0],)
-        graph.recompile()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        return list(while_loop_op(condition, body, tuple(carry), tuple(captured)))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from ftrain.core._torch import silent
+from ftrain.core._torch_distributions import without_validation
 
 __all__ = [
     "cpp_compilers",
@@ -41,7 +42,11 @@ def inductor_compile(
 
     def compiled_with(patches: dict[str, Any]) -> Any:
         # It warns where it could not be saved as an artifact, which nobody asked for.
-        with silent("torch._inductor.standalone_compile"), warnings.catch_warnings():
+        with (
+            silent("torch._inductor.standalone_compile"),
+            without_validation(),  # for what it does to the default
+            warnings.catch_warnings(),
+        ):
             # A graph with loops is copied, its fake tensors included.
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             return inductor.standalone_compile(

@@ -16,7 +16,7 @@ from torch._functorch.pyfunctorch import (
     temporarily_restore_interpreter_stack,
 )
 
-__all__ = ["above", "below", "lift", "lower", "n_mapped"]
+__all__ = ["above", "below", "is_batched", "lift", "lower", "n_mapped"]
 
 _VMAP = _functorch.TransformType.Vmap
 
@@ -28,6 +28,15 @@ above = temporarily_restore_interpreter_stack
 def n_mapped() -> int:
     """Return how many `torch.vmap` stand around the caller."""
     return sum(each.key() == _VMAP for each in _functorch.get_interpreter_stack() or ())
+
+
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Return True if a `torch.vmap` that is running maps over a tensor."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
 
 
 def lower(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ftrain.core import _torch
 from ftrain.core._pull_back import in_transform
+from ftrain.core._torch_operators import cond_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
 from ftrain.core.compile._body import BodyGraph
 
@@ -66,7 +66,7 @@ class _Branch:
     def run(self) -> list[torch.Tensor]:
         taken, left = self.modules
         operands = [*self.operands, *self.captured]
-        return _torch.cond_operator(self.predicate, taken, left, operands)
+        return cond_operator(self.predicate, taken, left, operands)
 
     def saved(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return self.operands

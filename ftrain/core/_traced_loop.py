@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ftrain.core import _torch
 from ftrain.core._pull_back import in_transform
+from ftrain.core._torch_operators import scan_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
 from ftrain.core.compile._body import BodyGraph
 
@@ -100,7 +100,7 @@ class _Loop:
     def run(self) -> list[torch.Tensor]:
         start = [*self.idle, *self.carry]
         captured = self.graph.captured
-        outputs = _torch.scan_operator(self.graph.module, start, self.over, captured)
+        outputs = scan_operator(self.graph.module, start, self.over, captured)
         return outputs[len(self.idle) :]
 
     def saved(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:

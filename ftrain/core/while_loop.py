@@ -13,7 +13,8 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core._bodies import apart, check_carry, check_tensors, closure, kind
 from ftrain.core._outside import innermost, requires_grad_outside
-from ftrain.core._torch_levels import above, below, lift, lower, n_mapped
+from ftrain.core._torch_levels import above, below, is_batched, lift, lower, n_mapped
+from ftrain.core._torch_operators import while_loop_operator
 from ftrain.core.compile._body import BodyGraph
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -105,7 +106,7 @@ class _Loop:
             if not bool(innermost(goes_on).any()):
                 return carry
             new = self.next(carry, number)
-            carry = _where(goes_on, new, carry) if _torch.is_batched(goes_on) else new
+            carry = _where(goes_on, new, carry) if is_batched(goes_on) else new
             number += 1
 
     def traced(self, init: Any) -> Any:
@@ -142,7 +143,7 @@ class _Loop:
                 graph.take(captured)
             modules = [graph.module for graph in graphs]
             with torch.no_grad():  # what requires a gradient was refused; captured tensors may
-                *last, _ = _torch.while_loop_operator(modules[0], modules[1], start, captured)
+                *last, _ = while_loop_operator(modules[0], modules[1], start, captured)
         return carry_of(last)
 
 

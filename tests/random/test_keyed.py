@@ -234,9 +234,6 @@ def test_an_inner_context_rules_and_the_outer_one_goes_on() -> None:
 @pytest.mark.parametrize(
     ("name", "call"),
     {
-        "torch.poisson": lambda: torch.poisson(X.exp()),
-        "torch._standard_gamma": lambda: torch.distributions.Gamma(1.0, 1.0).sample(),
-        "torch.binomial": lambda: torch.binomial(torch.ones(3), torch.full((3,), 0.5)),
         "aten.bernoulli": lambda: torch.ops.aten.bernoulli(X.sigmoid()),
         "aten.rand.default": lambda: torch.ops.aten.rand.default([3]),
     }.items(),

@@ -21,6 +21,7 @@ from torch import fx
 
 from ftrain.core import _torch, tree
 from ftrain.core._leftovers import guard, leftovers_removed
+from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile import _donate
 from ftrain.core.compile._errors import describe, user_line
@@ -177,6 +178,7 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
     try:
         with (
             leftovers_removed(),
+            without_validation(),
             tracing(),
             torch.enable_grad(),
             _torch.interning(),

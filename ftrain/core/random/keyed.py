@@ -19,8 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_distributions import without_validation
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import DRAWS
+from ftrain.core.random._keyed_families import FAMILIES
 from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
 from ftrain.core.random._keyed_reach import (
@@ -31,11 +33,12 @@ from ftrain.core.random._keyed_reach import (
     opened,
 )
 from ftrain.core.random._keyed_sites import Scope, Stream
+from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS
 from ftrain.core.random.keys import _check_single
 
 __all__ = ["keyed", "next_key"]
 
-HANDLERS = DRAWS | FILLS | LAYERS
+HANDLERS = DRAWS | FILLS | LAYERS | FAMILIES
 
 
 @contextlib.contextmanager
@@ -51,8 +54,9 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     Covered: the dropout family, attention dropout (`F.scaled_dot_product_attention`,
     `nn.MultiheadAttention`, transformer layers), dropout between the layers of LSTM, GRU and RNN,
     `torch.rand*`, `normal`, `bernoulli`, `multinomial`, the in-place fills of tensors, and so
-    `nn.init`, the constructors of modules and most of `torch.distributions`. Under `torch.vmap`, a
-    batched key gives each row the draws of its own key; a single key gives all rows the same draws.
+    `nn.init`, the constructors of modules and `torch.distributions` (except for Wishart). Under
+    `torch.vmap`, a batched key gives each row the draws of its own key; a single key gives all rows the
+    same draws.
 
     Not covered, and not seen: functions and modules of `torch.jit`, whose operators run without Python
     and draw from the global generator; Python's `random`; NumPy.
@@ -86,8 +90,13 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
 def keyed_by(stream: Stream) -> Iterator[None]:
     """Draw from a stream inside."""
     stream.enter = keyed_by
-    with _Keyed(stream), around_regions(stream.again):
-        yield
+    with contextlib.ExitStack() as entered:
+        if (
+            _torch.inside_vmap()
+        ):  # where reading a value, as the checks of distributions do, is refused
+            entered.enter_context(without_validation())
+        with _Keyed(stream), around_regions(stream.again):
+            yield
 
 
 def next_key() -> Tensor:
@@ -232,16 +241,13 @@ def _refuse_draws(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any
     raise _refusal(func, "draws random numbers and has no keyed form")
 
 
-def _require_grad(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    # torch.func transforms refuse this even where it changes nothing. Models of `transformers` call it
-    # on their embeddings, for checkpointing with reentry.
-    if _torch.inside_functorch() and args[0].requires_grad and all((*args[1:], *kwargs.values())):
-        return args[0]
-    return func(*args, **kwargs)
+def _under_transform(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    form = UNDER_TRANSFORMS[func] if _torch.inside_functorch() else func
+    return form(*args, **kwargs)
 
 
 _ACTIONS: dict[Any, Action] = dict.fromkeys(HANDLERS, _draw)
-_ACTIONS[torch.Tensor.requires_grad_] = _require_grad
+_ACTIONS.update(dict.fromkeys(UNDER_TRANSFORMS, _under_transform))
 
 
 def _refusal(func: Callable[..., Any], why: str) -> UnkeyedRandomError:

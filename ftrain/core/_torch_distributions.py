@@ -1,0 +1,95 @@
+"""Private torch APIs of `torch.distributions`: samplers that no mode sees, and the validation default.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.distributions import Distribution, dirichlet, von_mises
+
+__all__ = ["dirichlet_sampler", "von_mises_sampler", "without_validation"]
+
+
+class _Off(threading.local):
+    depth = 0
+
+
+_off = _Off()
+_lock = threading.Lock()
+_installed: list[_Default] = []  # one for each context that is entered, of any thread
+
+
+class _Default:
+    """`Distribution._validate_args`, False in threads that are inside of `without_validation`."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __get__(self, instance: Any, owner: Any = None) -> bool:
+        return self.value and not _off.depth
+
+
+@contextlib.contextmanager
+def without_validation() -> Iterator[None]:
+    """Inside, distributions do not validate their arguments by default: that reads their values.
+
+    The default of the process is the same afterwards: the first use of Dynamo, in a trace or by
+    inductor, would switch it off for good. (`Distribution._validate_args`: 1.8 and later.)
+    """
+    with _lock:
+        default = _installed[-1] if _installed else _Default(Distribution._validate_args)
+        if not _installed:
+            Distribution._validate_args = default  # type: ignore[assignment]  # a descriptor
+        _installed.append(default)
+    _off.depth += 1
+    try:
+        yield
+    finally:
+        _off.depth -= 1
+        with _lock:
+            _installed.pop()
+            Distribution._validate_args = (
+                default if _installed else default.value  # type: ignore[assignment]
+            )
+
+
+def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that function modes see."""
+
+    @functools.wraps(function)
+    def called(*args: Any) -> Any:
+        if torch.overrides.has_torch_function(args):
+            return torch.overrides.handle_torch_function(called, args, *args)
+        return function(*args)
+
+    return called
+
+
+@functools.cache
+def dirichlet_sampler() -> Callable[..., Any]:
+    """`Dirichlet.rsample` below its shapes, as a function that function modes see.
+
+    Its autograd function runs under no transform of torch.func, so it must be replaced and not entered.
+    (`torch.distributions.dirichlet._Dirichlet`: 0.4 and later.)
+    """
+    sampler = _overridable(dirichlet._Dirichlet.apply)
+    dirichlet._Dirichlet.apply = staticmethod(sampler)  # type: ignore[method-assign]
+    return sampler
+
+
+@functools.cache
+def von_mises_sampler() -> Callable[..., Any]:
+    """`VonMises.sample` below its shapes, `(loc, concentration, proposal_r, x)`, likewise.
+
+    It draws in a loop that ends by a value. (`von_mises._rejection_sample`: 1.5 and later.)
+    """
+    sampler = _overridable(von_mises._rejection_sample)
+    von_mises._rejection_sample = sampler
+    return sampler

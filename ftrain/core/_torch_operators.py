@@ -1,0 +1,62 @@
+"""Private torch APIs: the operators that loops and branches become in a graph.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._higher_order_ops.cond import cond_op
+from torch._higher_order_ops.scan import scan_op
+from torch._higher_order_ops.while_loop import while_loop_op
+
+__all__ = ["cond_operator", "scan_operator", "while_loop_operator"]
+
+
+def scan_operator(
+    body: fx.GraphModule,
+    carry: Sequence[torch.Tensor],
+    xs: Sequence[torch.Tensor],
+    captured: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The loop as one operator of the graph (2.6 and later): the last carry, then the stacked ys.
+
+    It needs something to carry and something to iterate over.
+    """
+    with warnings.catch_warnings():
+        # The operator clones its inputs as an example, fake ones too, aligned by their address.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        return list(scan_op(body, list(carry), list(xs), tuple(captured)))
+
+
+def cond_operator(
+    predicate: torch.Tensor,
+    taken: fx.GraphModule,
+    left: fx.GraphModule,
+    operands: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """One of two graphs as one operator (2.4 and later). `torch.cond` would trace them once more."""
+    return list(cond_op(predicate, taken, left, tuple(operands)))
+
+
+def while_loop_operator(
+    condition: fx.GraphModule,
+    body: fx.GraphModule,
+    carry: Sequence[torch.Tensor],
+    captured: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """A loop that ends by a value, as one operator of the graph (2.3 and later)."""
+    # Its kernel reads the condition as a tensor and the carry as a tuple.
+    for graph in (condition, body):
+        node = graph.graph.output_node()
+        outputs: Any = node.args[0]
+        node.args = (tuple(outputs) if graph is body else outputs[0],)
+        graph.recompile()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        return list(while_loop_op(condition, body, tuple(carry), tuple(captured)))

@@ -1,0 +1,74 @@
+"""Draws of distributions that are sampled by rejection, from a stream of keys.
+
+So `torch.distributions.Gamma`, `Beta`, `Chi2`, `StudentT`, `FisherSnedecor`, `InverseGamma`,
+`Dirichlet`, `Poisson`, `NegativeBinomial`, `Binomial`, `LKJCholesky` and `VonMises` draw from a key. As
+in `_keyed_draws.py`, each function has the signature of the torch function that it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core._torch_distributions import dirichlet_sampler, von_mises_sampler
+from ftrain.core.random import _families
+from ftrain.core.random._keyed_draws import Handler
+from ftrain.core.random._keyed_sites import Stream
+
+__all__ = ["FAMILIES"]
+
+
+def standard_gamma(stream: Stream, self: Tensor, generator: None = None) -> Tensor:
+    """Gamma(self, 1), differentiable by its parameter."""
+    return _sampled(stream, _families.gamma, "_standard_gamma", self)
+
+
+def sample_dirichlet(stream: Stream, self: Tensor, generator: None = None) -> Tensor:
+    """Dirichlet(self) over the last dimension; differentiable, which torch's own is not."""
+    return _sampled(stream, _families.dirichlet, "_sample_dirichlet", self)
+
+
+def poisson(stream: Stream, input: Tensor, generator: None = None) -> Tensor:
+    """Poisson(input)."""
+    return _sampled(stream, _families.poisson, "poisson", input)
+
+
+def binomial(stream: Stream, count: Tensor, prob: Tensor, generator: None = None) -> Tensor:
+    """Binomial(count, prob), of count's shape and dtype."""
+    probs = prob.to(count.dtype).expand(count.shape)
+    return _sampled(stream, _families.binomial, "binomial", count, probs)
+
+
+def von_mises(
+    stream: Stream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
+) -> Tensor:
+    """The sampler below `torch.distributions.VonMises.sample`; the result has the shape of x."""
+    kappa = concentration.expand(x.shape)
+    angle = _sampled(stream, _families.von_mises, "VonMises.sample", kappa)
+    return (angle + math.pi + loc) % (2 * math.pi) - math.pi
+
+
+def _sampled(stream: Stream, family: Any, name: str, *params: Tensor) -> Tensor:
+    folds = stream.folds()
+    for param in params:
+        if not param.is_floating_point():
+            raise TypeError(
+                f"{name}: expected floating parameters, got {param.dtype}. Convert them: x.float()."
+            )
+    if params[0].is_meta:
+        return torch.empty_like(params[0])
+    sample: Tensor = family(stream.key_on(params[0].device), folds, *params)
+    return sample
+
+
+FAMILIES: dict[Any, Handler] = {
+    torch._standard_gamma: standard_gamma,
+    torch._sample_dirichlet: sample_dirichlet,
+    torch.poisson: poisson,
+    torch.binomial: binomial,
+    dirichlet_sampler(): sample_dirichlet,
+    von_mises_sampler(): von_mises,
+}

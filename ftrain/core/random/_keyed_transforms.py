@@ -1,0 +1,39 @@
+"""Torch functions that a transform of torch.func refuses, in a form that it takes.
+
+They draw nothing. They are here because `keyed` sees each call of a model, and a model whose rows are
+mapped over (`torch.vmap` of a training step) must do what it does alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["UNDER_TRANSFORMS"]
+
+
+def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
+    """`tensor.requires_grad_()` of a tensor that does already, which torch.func refuses as well.
+
+    Models of `transformers` call it on their embeddings, for checkpointing with reentry.
+    """
+    if requires_grad and tensor.requires_grad:
+        return tensor
+    return tensor.requires_grad_(requires_grad)
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """`F.one_hot` by comparison; torch's own reads values if a gradient is taken inside of a vmap."""
+    if num_classes < 0:
+        return torch.nn.functional.one_hot(tensor, num_classes)
+    classes = torch.arange(num_classes, device=tensor.device)
+    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
+
+
+UNDER_TRANSFORMS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.requires_grad_: requires_grad,
+    torch.nn.functional.one_hot: one_hot,
+}

@@ -1,0 +1,261 @@
+"""Exact samplers of distributions that no single uniform gives: gamma, Poisson, binomial, von Mises.
+
+Each element proposes until it accepts, with draws of its own: how many rounds its neighbours need does
+not matter, so that a row of a vmap is a single run. In float64, where the device has it, since the
+acceptance tests subtract large logarithms.
+
+These run inside operators (`_families.py`), on plain tensors: a trace sees no loop and no shape that
+depends on a value. Library logarithms differ between machines in the last bit, so once in some 10^8
+draws another machine may accept what this one rejects.
+
+Read next: `_families.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random import _operators
+
+Ints = Sequence[int]
+#: The draws of one round: `uniform(i)` and `normal(i)` are independent for different i.
+Draw = Callable[[int], Tensor]
+#: `(parameters, uniform, normal) -> (values, accepted)`, for the elements that are not done.
+Propose = Callable[[list[Tensor], Draw, Draw], tuple[Tensor, Tensor]]
+
+# A round accepts with probability 0.66 at least: so many would take until the end of time.
+_MOST_ROUNDS = 1000
+_SMALL = 10.0  # below this mean, Poisson and binomial draws add up probabilities
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype that samplers compute in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
+    """The logarithm of a Gamma(alpha, 1) sample, which does not underflow for a small alpha.
+
+    Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS 26 (2000); below 1,
+    Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha).
+    """
+    boosted = torch.where(alpha < 1, alpha + 1, alpha)
+
+    def propose(params: list[Tensor], uniform: Draw, normal: Draw) -> tuple[Tensor, Tensor]:
+        d = params[0] - 1 / 3
+        x, u = normal(0), uniform(1)
+        t = x / (9 * d).sqrt()
+        # log(1 - u) < x²/2 + d (1 - v + log v) with v = (1 + t)³. The right side is 3 d times the
+        # remainder of the series of log(1 + t) after t³: of a large d, the remainder itself.
+        direct = torch.log1p(t) - t + t * t / 2 - t**3 / 3
+        remainder = torch.where(t.abs() < 1e-3, -(t**4) / 4 + t**5 / 5, direct)
+        accepted = (t > -1) & (torch.log1p(-u) < 3 * d * remainder)
+        return torch.log(d) + 3 * torch.log1p(t.clamp_min(-1)), accepted
+
+    is_valid = (alpha >= 0) & torch.isfinite(alpha)
+    sample = _rejected(key, folds, [boosted], is_valid, propose)
+    u = _uniform(key, (*folds, 2), alpha)
+    return torch.where(alpha < 1, sample + torch.log1p(-u) / alpha, sample)
+
+
+def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
+    """A Poisson sample: by adding up probabilities, or the transformed rejection PTRS.
+
+    Hörmann, "The transformed rejection method for generating Poisson random variables", Insurance:
+    Mathematics and Economics 12 (1993).
+    """
+
+    def propose(params: list[Tensor], uniform: Draw, normal: Draw) -> tuple[Tensor, Tensor]:
+        (rate,) = params
+        b = 0.931 + 2.53 * rate.sqrt()
+        a = -0.059 + 0.02483 * b
+        u, v = uniform(0) - 0.5, uniform(1)
+        us = 0.5 - u.abs()
+        k = torch.floor((2 * a / us + b) * u + rate + 0.43)
+        at_once = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2))
+        inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+        bound = torch.log(v * inverse_alpha / (a / (us * us) + b))
+        return k, (k >= 0) & (at_once | (bound <= _log_poisson(k.clamp_min(0), rate)))
+
+    is_small = rate < _SMALL
+    large = _rejected(key, folds, [rate], ~is_small & torch.isfinite(rate), propose)
+    # P(0) = e^-rate, P(k) = P(k - 1) rate / k
+    first = torch.where(is_small, torch.exp(-rate), 1.0)
+    u = _uniform(key, (*folds, 2), rate)
+    small = _summed(u, first, [rate], lambda k, params: params[0] / k)
+    return torch.where(is_small, small, large)
+
+
+def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
+    """A binomial sample: by adding up probabilities, or the transformed rejection BTRS.
+
+    Hörmann, "The generation of binomial random variates", Journal of Statistical Computation and
+    Simulation 46 (1993).
+    """
+    p = torch.minimum(prob, 1 - prob)
+    is_certain = (count <= 0) | (p <= 0)
+
+    def propose(params: list[Tensor], uniform: Draw, normal: Draw) -> tuple[Tensor, Tensor]:
+        n, p = params
+        deviation = (n * p * (1 - p)).sqrt()
+        b = 1.15 + 2.53 * deviation
+        a = -0.0873 + 0.0248 * b + 0.01 * p
+        u, v = uniform(0) - 0.5, uniform(1)
+        us = 0.5 - u.abs()
+        k = torch.floor((2 * a / us + b) * u + n * p + 0.5)
+        at_once = (us >= 0.07) & (v <= 0.92 - 4.2 / b)
+        alpha = (2.83 + 5.1 / b) * deviation
+        bound = torch.log(v * alpha / (a / (us * us) + b))
+        inside = torch.minimum(k.clamp_min(0), n)
+        mode, odds = torch.floor((n + 1) * p), p / (1 - p)
+        tail = _stirling_tail
+        log_ratio = (
+            (mode + 0.5) * torch.log((mode + 1) / (odds * (n - mode + 1)))
+            + (n + 1) * torch.log((n - mode + 1) / (n - inside + 1))
+            + (inside + 0.5) * torch.log(odds * (n - inside + 1) / (inside + 1))
+            + (tail(mode) + tail(n - mode) - tail(inside) - tail(n - inside))
+        )
+        return k, (k >= 0) & (k <= n) & (at_once | (bound <= log_ratio))
+
+    is_small = count * p < _SMALL
+    is_valid = torch.isfinite(count) & torch.isfinite(prob)
+    large = _rejected(key, folds, [count, p], ~is_small & ~is_certain & is_valid, propose)
+    # P(0) = (1 - p)^n, P(k) = P(k - 1) (n - k + 1) / k · p / (1 - p)
+    first = torch.where(is_small & ~is_certain & is_valid, torch.exp(count * torch.log1p(-p)), 1.0)
+    u = _uniform(key, (*folds, 2), p)
+    odds = p / (1 - p)
+    small = _summed(u, first, [count, odds], lambda k, params: (params[0] - k + 1) / k * params[1])
+    found = torch.where(is_small, small, large)
+    found = torch.where(is_certain, 0.0, found)
+    found = torch.where(prob > 0.5, count.clamp_min(0) - found, found)
+    return torch.where(torch.isnan(prob) | torch.isnan(count), math.nan, found)
+
+
+def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
+    """A von Mises sample around 0, in [-pi, pi].
+
+    Best and Fisher, "Efficient simulation of the von Mises distribution", Applied Statistics 28 (1979).
+    """
+
+    def propose(params: list[Tensor], uniform: Draw, normal: Draw) -> tuple[Tensor, Tensor]:
+        kappa = params[0].clamp(1e-150, 1e150)
+        # With excess = r - 1 and below = 1 - f, which a large kappa makes as small as 1 / kappa.
+        root = (1 + 4 * kappa**2).sqrt()
+        short = ((2 * (1 + root)).sqrt() - 1 - 1 / (root + 2 * kappa)) / (2 * kappa)  # 1 - rho
+        excess = torch.where(kappa < 1e-5, 1 / kappa + kappa - 1, short**2 / (2 * (1 - short)))
+        half = math.pi / 2 * uniform(0)
+        below = excess * 2 * half.sin() ** 2 / (excess + 2 * half.cos() ** 2)
+        c, u = kappa * (excess + below), uniform(1)
+        accepted = (c * (2 - c) - u > 0) | (torch.log(c / u) + 1 - c >= 0)
+        angle = 2 * (below / 2).clamp(0, 1).sqrt().asin()
+        return torch.where(uniform(2) < 0.5, -angle, angle), accepted
+
+    is_valid = (concentration > 0) & torch.isfinite(concentration)
+    return _rejected(key, folds, [concentration], is_valid, propose)
+
+
+def _rejected(
+    key: Tensor, folds: Ints, parameters: list[Tensor], is_valid: Tensor, propose: Propose
+) -> Tensor:
+    """Propose for all elements, then for those not accepted, until there are none; NaN if not valid.
+
+    `key` is `(*batch, 2)`, parameters are `(*batch, *shape)`. The first round draws from folds 0 of all
+    elements at once; later ones from a key for each element, folds 1 and its place in `shape`.
+    """
+    like = parameters[0]
+    dtype, shape = like.dtype, like.shape[key.ndim - 1 :]
+    flat = [p.reshape(-1) for p in parameters]
+
+    value, accepted = propose(flat, *_draws(key, (*folds, 0), shape, dtype))
+    is_valid = is_valid.reshape(-1)
+    value = torch.where(is_valid, value, math.nan)
+    left = (is_valid & ~accepted).nonzero().squeeze(1)
+    if not left.numel():
+        return value.view(like.shape)
+    rows = _operators._fold(key, (*folds, 1)).reshape(-1, 2)
+    size = math.prod(shape)
+    keys = _operators._fold_in(rows[left // size], left % size)
+    for number in range(_MOST_ROUNDS):
+        own = [p[left] for p in flat]
+        proposed, accepted = propose(own, *_draws(keys, (number,), (), dtype))
+        value[left] = torch.where(accepted, proposed, value[left])
+        again = ~accepted
+        left, keys = left[again], keys[again]
+        if not left.numel():
+            return value.view(like.shape)
+    raise RuntimeError(
+        f"a sampler rejected {_MOST_ROUNDS} proposals in a row, for the parameters "
+        f"{[float(p[left[0]]) for p in flat]}"
+    )
+
+
+def _draws(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> tuple[Draw, Draw]:
+    """The draws of one round, flat."""
+
+    def uniform(i: int) -> Tensor:
+        return _operators._uniform(key, (*folds, i), shape, dtype, 0.0, 1.0).reshape(-1)
+
+    def normal(i: int) -> Tensor:
+        return _operators._standard_normal(key, (*folds, i), shape, dtype).reshape(-1)
+
+    return uniform, normal
+
+
+def _summed(
+    u: Tensor,
+    first: Tensor,
+    parameters: list[Tensor],
+    ratio: Callable[[Tensor, list[Tensor]], Tensor],
+) -> Tensor:
+    """The first k whose cumulative probability exceeds u, by `P(k) = P(k - 1) ratio(k)`.
+
+    Args:
+        first: P(0); 1 for elements that take no part.
+    """
+    found = torch.zeros_like(u).reshape(-1)
+    params = [p.reshape(-1) for p in parameters]
+    left = (u.reshape(-1) >= first.reshape(-1)).nonzero().squeeze(1)
+    own, p = [each[left] for each in params], first.reshape(-1)[left]
+    rest = u.reshape(-1)[left] - p
+    # The mean is below 10: the probability of 200 is below the smallest float64.
+    for number in range(1, 200):
+        if not left.numel():
+            break
+        k = torch.full_like(p, number)
+        p = p * ratio(k, own)
+        found[left] = k
+        again = rest >= p
+        left, rest, p = left[again], (rest - p)[again], p[again]
+        own = [each[again] for each in own]
+    return found.view(u.shape)
+
+
+def _uniform(key: Tensor, folds: Ints, like: Tensor) -> Tensor:
+    return _operators._uniform(key, folds, like.shape[key.ndim - 1 :], like.dtype, 0.0, 1.0)
+
+
+def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
+    """log P(k) of a Poisson distribution with a rate of 10 or more.
+
+    Of a large k, by Stirling's series and the deviance k log(k / rate) - k + rate, which the direct
+    formula would find as a difference of large numbers.
+    """
+    t = (k - rate) / rate
+    series = t * t * (1 / 2 - t * (1 / 6 - t * (1 / 12 - t / 20)))
+    deviance = rate * torch.where(t.abs() < 1e-3, series, (1 + t) * torch.log1p(t) - t)
+    tail = (1 / 12 - (1 / 360 - 1 / (1260 * k * k)) / (k * k)) / k
+    large = -deviance - 0.5 * torch.log(2 * math.pi * k) - tail
+    small = k * torch.log(rate) - rate - torch.lgamma(k + 1)
+    return torch.where(k < 10, small, large)
+
+
+def _stirling_tail(k: Tensor) -> Tensor:
+    """log k! less its approximation log(2 pi) / 2 + (k + 1/2) log(k + 1) - (k + 1)."""
+    n = k + 1
+    series = (1 / 12 - (1 / 360 - 1 / (1260 * n * n)) / (n * n)) / n
+    direct = torch.lgamma(n) - ((k + 0.5) * torch.log(n) - n + 0.5 * math.log(2 * math.pi))
+    return torch.where(k < 10, direct, series)
