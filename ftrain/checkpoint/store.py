@@ -93,6 +93,10 @@ class Store:
         donates: bool = True,
         fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
+        if not os.fspath(directory):
+            raise ValueError(
+                "directory: expected a path, got an empty one. Write Store('.') for the current one."
+            )
         self.directory = pathlib.Path(os.path.abspath(directory))
         _check_directory(self.directory)
         self._policy = Policy(

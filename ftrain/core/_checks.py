@@ -37,6 +37,13 @@ def check_state(state: Any) -> None:
             f"a step takes an ftrain.TrainState, found {type(state).__name__}. Make one with "
             "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
         )
+    if getattr(state.step, "dtype", None) is not torch.int64:
+        is_tensor = isinstance(state.step, torch.Tensor)
+        got = f"one of {state.step.dtype}" if is_tensor else repr(state.step)
+        raise TypeError(
+            f"state.step: expected an int64 0-d tensor, got {got}. Write state.replace(step=n), with an "
+            "int n, which keeps dtype and device."
+        )
     stack = torch._C._functorch.get_interpreter_stack() or ()
     if any(each.key() == torch._C._functorch.TransformType.Grad for each in stack) or (
         torch.is_grad_enabled() and any(p.requires_grad for p in state.params.values())

@@ -13,10 +13,11 @@ __all__ = ["a_or_an", "brief", "did_you_mean"]
 def a_or_an(noun: str) -> str:
     """A noun with its article.
 
-    >>> a_or_an("int"), a_or_an("uint8"), a_or_an("dict of 3 entries")
-    ('an int', 'a uint8', 'a dict of 3 entries')
+    >>> a_or_an("int"), a_or_an("uint8"), a_or_an("ndarray"), a_or_an("dict of 3 entries")
+    ('an int', 'a uint8', 'an ndarray', 'a dict of 3 entries')
     """
-    return f"{'an' if noun[:1] in tuple('aeioAEIO') else 'a'} {noun}"
+    vowel = noun[:1] in tuple("aeioAEIO") or noun.startswith("nd")
+    return f"{'an' if vowel else 'a'} {noun}"
 
 
 def brief(value: torch.Tensor) -> str:

@@ -6,6 +6,7 @@ Read next: `step.py`, which turns one state into the next.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,10 @@ class TrainState:
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> TrainState:
-        """A copy with these fields changed; the original stays as it was.
+        """Return a copy with these fields changed; the original stays as it was.
+
+        An integer `step` becomes a tensor like the old one. A mapping of another class in the place of a
+        dict, such as `module.state_dict()`, becomes a dict, since optimizer states are built like it.
 
         Raises:
             TypeError: there is no such field; the message lists those there are.
@@ -53,6 +57,11 @@ class TrainState:
                 f"a {type(self).__name__} has no field {name!r}.{did_you_mean(name, fields)} It has "
                 f"{', '.join(fields)}; what research code carries along goes into `extras`, a dict."
             )
+        for name, new in changes.items():
+            if type(getattr(self, name)) is dict and isinstance(new, Mapping):
+                changes[name] = dict(new)
+        if type(changes.get("step")) is int and isinstance(self.step, torch.Tensor):
+            changes["step"] = torch.full_like(self.step, changes["step"])
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:

@@ -10,10 +10,12 @@ Read next: `sample.py`, what can be drawn from a key.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ftrain.core._words import a_or_an
 from ftrain.core.random import _operators
 from ftrain.core.random._reference import low_word, signed
 
@@ -79,14 +81,21 @@ def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = (
         int32 `(num, 2)` or `(*num, 2)`, equal to `jax.random.split`.
 
     Raises:
-        ValueError: for an array of keys (`torch.vmap` over them instead).
+        ValueError: for an array of keys (`torch.vmap` over them instead), or a negative `num`.
+        TypeError: `key` is not a tensor.
 
     >>> params_key, data_key = split(key(0))
     >>> split(params_key, (3, 4)).shape
     torch.Size([3, 4, 2])
     """
     _check_single(key, "split")
-    return _operators.threefry_split(key, _folds(folds), (num,) if isinstance(num, int) else num)
+    shape = (num,) if isinstance(num, int) else num
+    if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(
+            f"num: expected a number of keys, at least 0, or a shape of such numbers, got {num!r}. "
+            "Write `split(key, 3)` or `split(key, (2, 3))`."
+        )
+    return _operators.threefry_split(key, _folds(folds), shape)
 
 
 def fold_in(key: Tensor, data: int | Tensor, *, folds: Sequence[int] = ()) -> Tensor:
@@ -129,19 +138,27 @@ def _folds(folds: Sequence[int]) -> Sequence[int]:
     return folds
 
 
-def _check(key: Tensor) -> None:
+def _check(key: Any) -> None:
+    if not isinstance(key, Tensor):
+        seed = key if isinstance(key, int) else "seed"
+        raise TypeError(
+            f"a key is an int32 tensor of shape (2,), got {a_or_an(type(key).__name__)} {key!r}: make "
+            f"one with `ftrain.random.key({seed})`"
+        )
     if key.dtype != torch.int32 or key.ndim == 0 or key.shape[-1] != 2:
-        found = f"{key.dtype} {tuple(key.shape)}" if isinstance(key, Tensor) else type(key).__name__
         remedy = (
             "view it as torch.int32"
-            if isinstance(key, Tensor) and key.dtype == torch.uint32
+            if key.dtype == torch.uint32
             else "make one with `ftrain.random.key(seed)`"
         )
-        raise ValueError(f"a key is an int32 tensor of shape (2,), found {found}: {remedy}")
+        got = f"{key.dtype} {tuple(key.shape)}"
+        raise ValueError(f"a key is an int32 tensor of shape (2,), got {got}: {remedy}")
 
 
-def _check_single(key: Tensor, name: str) -> None:
-    if key.dtype != torch.int32 or key.ndim != 1 or key.shape[0] != 2:
+def _check_single(key: Any, name: str) -> None:
+    if not isinstance(key, Tensor) or (
+        key.dtype != torch.int32 or key.ndim != 1 or key.shape[0] != 2
+    ):
         _check(key)
         raise ValueError(
             f"`{name}` takes one key of shape (2,), found an array of keys {tuple(key.shape)}: write "

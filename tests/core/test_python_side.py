@@ -1,0 +1,123 @@
+"""Python values for tensors, and containers of other classes: accepted, or a clear error."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import ftrain
+from ftrain import checkpoint, optim, random
+from ftrain.testing import assert_same_bits, assert_skips
+
+STEPS = ftrain.make_steps(
+    lambda: nn.Linear(2, 1), lambda model, batch: model(batch).square().mean(), optim.adam(0.1)
+)
+X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+
+
+@pytest.mark.parametrize("bad", [0, None, 1.5])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda key: random.split(key),
+        lambda key: random.fold_in(key, 1),
+        lambda key: random.uniform(key, (2,)),
+        lambda key: ftrain.bind(nn.Linear(2, 1)).init(random.key(0)) and apply(key),
+    ],
+)
+def test_what_is_not_a_key_is_refused(call: Any, bad: Any) -> None:
+    said = rf"a key is an int32 tensor of shape \(2,\), got an? {type(bad).__name__}.*random.key\("
+    with pytest.raises(TypeError, match=said):
+        call(bad)
+
+
+def apply(key: Any) -> Any:
+    bound = ftrain.bind(nn.Linear(2, 1))
+    params, buffers = bound.init(random.key(0))
+    return bound(params, buffers, key, X)
+
+
+@pytest.mark.parametrize("num", [-1, 2.0, None, (2, -1), "3"])
+def test_numbers_of_keys_are_checked(num: Any) -> None:
+    with pytest.raises(ValueError, match="num: expected a number of keys"):
+        random.split(random.key(0), num)
+    assert random.split(random.key(0), 0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_integer_step_becomes_a_tensor(compiled: bool) -> None:
+    state = STEPS.init_state(0).replace(step=7)
+    step = ftrain.compile(STEPS.train_step, backend="eager") if compiled else STEPS.train_step
+    assert (state.step.dtype, state.step.shape) == (torch.int64, ())
+    assert step(state, X)[0].step.item() == 8
+    rows = ftrain.tree.map(lambda x: torch.stack([x, x]), state)
+    assert rows.replace(step=3).step.tolist() == [3, 3]
+    spec = ftrain.tree.map(lambda _: 0, state)
+    assert spec.replace(step=1).step == 1  # as in_dims of a vmap
+
+
+@pytest.mark.parametrize("step", [torch.tensor(0.0), torch.tensor(0, dtype=torch.int32), 1.5, None])
+def test_steps_of_another_dtype_are_refused(step: Any) -> None:
+    state = STEPS.init_state(0).replace(step=step)
+    for fn in (
+        STEPS.train_step,
+        STEPS.eval_step,
+        ftrain.compile(STEPS.train_step, backend="eager"),
+    ):
+        with pytest.raises(
+            TypeError, match=r"state.step: expected an int64 0-d tensor, got .*replace"
+        ):
+            fn(state, X)
+
+
+def test_parameters_may_come_as_an_ordered_dict() -> None:
+    state, module = STEPS.init_state(0), nn.Linear(2, 1)
+    expected = state.replace(params=dict(module.state_dict()))
+    found = state.replace(params=module.state_dict())
+    assert type(module.state_dict()) is OrderedDict
+    assert type(found.params) is dict
+    assert_same_bits(STEPS.train_step(found, X), STEPS.train_step(expected, X))
+    bound = ftrain.bind(module)
+    out, _ = bound(OrderedDict(state.params), {}, random.key(0), X)
+    assert_same_bits(out, bound(state.params, {}, random.key(0), X)[0])
+
+
+def test_a_store_without_a_path_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a path, got an empty one.*Store\('.'\)"):
+        checkpoint.Store("")
+
+
+class Own(NamedTuple):
+    w: torch.Tensor
+    rng: torch.Tensor
+
+
+def own_step(state: Own, batch: torch.Tensor) -> Any:
+    good = torch.isfinite(batch).all()
+    w = torch.where(good, state.w - batch, state.w)
+    return Own(w, state.rng + 1), {"skipped": (~good).to(torch.int64)}
+
+
+def test_the_law_of_skipped_steps_holds_for_states_of_ones_own() -> None:
+    state, poisoned = Own(torch.zeros(2), torch.tensor(0)), torch.tensor([torch.nan, 1.0])
+    assert_skips(own_step, state, poisoned)
+    assert_skips(STEPS.train_step, STEPS.init_state(0), X * torch.nan)
+
+    def writes(state: Own, batch: Any) -> Any:
+        return Own(state.w + 1, state.rng + 1), {"skipped": torch.tensor(1)}
+
+    def stays(state: Own, batch: Any) -> Any:
+        return state, {"skipped": torch.tensor(1)}
+
+    for step, said in (
+        (writes, r"changed the state at .w: "),
+        (stays, "must move rng on"),
+        (lambda state, batch: (state, {}), "reports no metric 'skipped'"),
+        (lambda state, batch: ((state.w,), {"skipped": 1}), "changed the state: at the root"),
+    ):
+        with pytest.raises(AssertionError, match=said):
+            assert_skips(step, state, poisoned)
