@@ -134,8 +134,27 @@ def make_steps(
         }
         return new_state, Metrics({**found.metrics.entries, **reported})
 
-    train_step.accumulate = accumulate  # type: ignore[attr-defined]  # for who cuts batches further
+    # Read by the loop: when it splits a batch after running out of memory, and when data is padded.
+    train_step.accumulate = accumulate  # type: ignore[attr-defined]
+    train_step.batch_statistics = _batch_statistics(bound)  # type: ignore[attr-defined]
     return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
+
+
+def _batch_statistics(bound: Bound) -> tuple[str, ...]:
+    """The modules that compute statistics over all rows of a batch in training."""
+    root = bound.skeleton.module
+    return tuple(
+        name or type(module).__name__
+        for name, module in root.named_modules()
+        if (module.training or not root.training)
+        and (
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            or (
+                isinstance(module, nn.modules.instancenorm._InstanceNorm)
+                and module.track_running_stats
+            )
+        )
+    )
 
 
 def _optimizer_remedy(found: Any) -> str:

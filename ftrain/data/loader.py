@@ -56,8 +56,10 @@ class Loader:
         sampler: another order, such as `Weighted(...)`, in place of those two.
         last: a last batch that is not full: `"drop"`, `"keep"`, or `"pad"`: filled up with rows of
             weight zero, so that every batch has one shape; each batch then gets a float32 `(rows,)` of
-            weights, as its entry `"weight"` if it is a dict, else as `(batch, weight)`. Default: drop,
-            but keep all samples where neither shuffle nor sampler is used.
+            weights, as its entry `"weight"` if it is a mapping, else as `(batch, weight)`. The rows that
+            fill it up repeat a sample: a loss leaves them out by their weight, but BatchNorm in training
+            takes its statistics over all rows, and a `Trainer` refuses such a model. Default: drop, but
+            keep all samples where neither shuffle nor sampler is used.
         augment: `augment(sample, key) -> sample`; `key` is an `ftrain.random` key that (seed, epoch,
             position) decide. On in-memory data it is vmapped over the batch, else called for each
             sample, in the workers.
@@ -141,6 +143,11 @@ class Loader:
     def __len__(self) -> int:
         """Return the number of batches an epoch, the same on every rank."""
         return self._remaining(0)
+
+    @property
+    def padding(self) -> int:
+        """The number of rows of weight zero in the last batch of an epoch, over all ranks."""
+        return -len(self._order) % self.batch_size if self._last == "pad" else 0
 
     def start(self) -> Cursor:
         """Return the cursor before the first batch of the first epoch."""

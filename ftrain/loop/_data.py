@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ftrain.core.accumulate import MicroBatches
 from ftrain.data import Cursor, Stream
 
-__all__ = ["Batches", "Listed", "as_batches", "joined", "length"]
+__all__ = ["Batches", "Listed", "as_batches", "check_padding", "joined", "length"]
 
 
 class Batches(Protocol):
@@ -57,6 +57,22 @@ def as_batches(data: Any, argument: str) -> Batches:
         f"{argument} must be a data.Loader, a list of batches, another iterable of batches, or a "
         f"function epoch -> iterable; found {type(data).__name__}"
     )
+
+
+def check_padding(data: Any, step: Any) -> None:
+    """Refuse rows of weight zero for a model that takes statistics over all rows of a batch.
+
+    Raises:
+        ValueError: the data pads its last batch, and the model has such a module in training mode.
+    """
+    rows, names = getattr(data, "padding", 0), getattr(step, "batch_statistics", ())
+    if rows and names:
+        listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        raise ValueError(
+            f'train_data has last="pad", which adds {rows} rows of weight zero to the last batch of an '
+            "epoch, and the model has modules that take statistics over all rows of a batch in "
+            f'training: {listed}. Write last="drop" or last="keep", or use GroupNorm or LayerNorm.'
+        )
 
 
 def length(data: Any) -> int | None:

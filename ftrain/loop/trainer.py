@@ -27,7 +27,7 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
-from ftrain.loop._data import as_batches, length
+from ftrain.loop._data import as_batches, check_padding, length
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._identity import Named, named
 from ftrain.loop._observers import Observers
@@ -249,6 +249,7 @@ class Trainer:
                 "eval_data needs an evaluation step: give Trainer a pair (step, eval_step)"
             )
         train = as_batches(train_data, "train_data")
+        check_padding(train, self._step)
         per_epoch = length(train)
         if per_epoch is not None:
             per_epoch = -(-per_epoch // self.accumulate)
