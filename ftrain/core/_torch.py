@@ -64,6 +64,7 @@ __all__ = [
     "unwrapped",
     "value_at_hand",
     "without_autocast",
+    "without_modes",
     "without_modes_below",
 ]
 
@@ -261,6 +262,13 @@ def function_modes() -> list[Any]:
     """The TorchFunctionModes that stand around the caller (2.0 and later), outermost first."""
     stack: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
     return list(stack())
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """No function mode and no dispatch mode inside, that of fake tensors included (2.1 and later)."""
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        yield
 
 
 def function_mode_depth() -> int:

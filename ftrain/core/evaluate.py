@@ -14,6 +14,7 @@ from ftrain.core._loss import LossFn, WatchedLoss, call_loss, split_loss
 from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Metrics
 from ftrain.core.precision import Policy, Precision
+from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
 __all__ = ["evaluation", "prediction"]
@@ -34,9 +35,13 @@ def evaluation(
     policy = Policy.named(precision)
     where = describe(eval_fn)
 
+    watch = Watch(eval_fn, bound.skeleton.module)
+
     def eval_step(state: TrainState, batch: Any) -> Metrics:
-        with isolated(_device(state, batch).type):
-            return split_loss(_called(bound, eval_fn, policy, where, state, batch), where)[1]
+        device = _device(state, batch)
+        with isolated(device.type):
+            out = watch(lambda: _called(bound, eval_fn, policy, where, state, batch), device)
+            return split_loss(out, where)[1]
 
     return eval_step
 
@@ -59,9 +64,12 @@ def prediction(
     outputs = WatchedLoss(_outputs)
     where = f"`{type(bound.skeleton.module).__name__}`"
 
+    watch = Watch(bound.skeleton.module)
+
     def predict(state: TrainState, inputs: Any) -> Any:
-        with isolated(_device(state, inputs).type):
-            out = _called(bound, outputs, policy, where, state, inputs)
+        device = _device(state, inputs)
+        with isolated(device.type):
+            out = watch(lambda: _called(bound, outputs, policy, where, state, inputs), device)
             # Memory of its own: a model may hand out its input, or a parameter.
             return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, out)
 

@@ -28,6 +28,7 @@ from ftrain.core._structure import (
     read_tensors,
 )
 from ftrain.core.random._keyed_initializers import construct, observe
+from ftrain.core.random._watch import Watch
 
 __all__ = ["Bound", "bind", "value_and_grad"]
 
@@ -40,15 +41,16 @@ class Bound:
         if not isinstance(model, nn.Module):
             self._build = functools.partial(build, model)
             # Which initial draw belongs to which parameter, so that each gets a key of its own.
-            built, self._sites = observe(self._build)
-            with random.keyed(random.key(0)):
-                again = built_again(self._build)
+            built, self._plan = observe(self._build)
+            again = construct(lambda: built_again(self._build), random.key(0), self._plan)
             if not is_shared(built, again):
                 self.skeleton = Skeleton(built, again)
+                self._watch = Watch(built)
                 return
             self._start = built
         assert self._start is not None
         self.skeleton = skeleton_of(self._start)
+        self._watch = Watch(self.skeleton.module)
 
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         """Start values `(params, buffers)`.
@@ -75,7 +77,7 @@ class Bound:
     def _initial(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         module = self._start
         if module is None:  # not `or`: a module without children can be falsy
-            module = construct(self._build, key, self._sites)
+            module = construct(self._build, key, self._plan)
         found = read_tensors(module)
         for names, given in zip(
             (self.skeleton.trainable, self.skeleton.carried), found, strict=True
@@ -100,11 +102,12 @@ class Bound:
         **kwargs: Any,
     ) -> tuple[Any, Tensors]:
         """Call the module: `(out, new_buffers)`, which share no memory with the arguments."""
-        with random.keyed(key):
-            out, after = self.call(
-                lambda module: module(*args, **kwargs), params, buffers, training
-            )
-        return own_memory((out, after), (params, buffers, args, kwargs))  # type: ignore[no-any-return]
+
+        def run() -> tuple[Any, Tensors]:
+            with random.keyed(key):
+                return self.call(lambda module: module(*args, **kwargs), params, buffers, training)
+
+        return own_memory(self._watch(run, key.device), (params, buffers, args, kwargs))  # type: ignore[no-any-return]
 
     def call(
         self,
@@ -137,8 +140,7 @@ class Bound:
         if self._start is not None:
             module = copied(self._start)
         else:
-            with random.keyed(random.key(0)):  # the global state does not move
-                module = self._build()
+            module = construct(self._build, random.key(0), self._plan)
         fill(module, tensors)
         return module.eval()
 

@@ -34,6 +34,7 @@ from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Last, Mean, Metrics, Sum, Unweighted
 from ftrain.core.norm import finite_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
+from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
 __all__ = ["GradientFn", "Gradients", "LossFn", "NonFinite", "gradients"]
@@ -69,10 +70,12 @@ class GradientFn:
 
     _found: Callable[[TrainState, Any], Gradients]
     _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
+    _watch: Watch
 
     def __call__(self, state: TrainState, batch: Any) -> Gradients:
         """What this batch says about this state."""
-        return self._found(state, batch)
+        check_state(state)
+        return self._watch(lambda: self._found(state, batch), state.step.device)
 
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
         """The loss of this batch as a function of the parameters, for line searches and the like.
@@ -85,7 +88,12 @@ class GradientFn:
             `value_fn(params) -> loss`, 0-d, to be differentiated as its caller likes, and
             `grad_fn(params) -> grads`, like `Gradients.grads`: unscaled, averaged, reduced.
         """
-        return self._closures(state, batch)
+        closures, device = self._closures(state, batch), state.step.device
+
+        def watched(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            return lambda params: self._watch(lambda: fn(params), device)
+
+        return {name: watched(fn) for name, fn in closures.items()}
 
 
 def gradients(
@@ -157,7 +165,6 @@ def gradients(
         return found
 
     def gradients_of(state: TrainState, batch: Any) -> Gradients:
-        check_state(state)
         check_batch(batch, state.step.device)
         if scaling is not None and not isinstance(state.scaler, LossScaleState):
             raise ValueError(
@@ -193,7 +200,8 @@ def gradients(
         )
 
     value = _loss_of(bound, loss_fn, policy, accumulate, grad_reduce)
-    return GradientFn(gradients_of, _closures(all_parts, value, policy))
+    watch = Watch(loss_fn, bound.skeleton.module, grad_reduce)
+    return GradientFn(gradients_of, _closures(all_parts, value, policy), watch)
 
 
 def _closures(

@@ -28,6 +28,7 @@ from ftrain.core.gradients import Gradients, GradReduce, NonFinite, gradients
 from ftrain.core.metrics import Last, Metrics
 from ftrain.core.optimizer import Optimizer, apply_updates, like
 from ftrain.core.precision import Policy, Precision
+from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
 __all__ = ["Steps", "commit", "make_steps", "update"]
@@ -119,7 +120,7 @@ def make_steps(
     def init_state(seed: int) -> TrainState:
         return initial_state(bound, optimizer, seed, policy)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         found = gradients_of(state, batch)
         closures = gradients_of.closures(state, batch)
         new_state = commit(state, update(optimizer, state, found, **closures), found)
@@ -133,6 +134,12 @@ def make_steps(
             for path, rate in rates.items()
         }
         return new_state, Metrics({**found.metrics.entries, **reported})
+
+    watch = Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        check_state(state)
+        return watch(lambda: step(state, batch), state.step.device)
 
     # Read by the loop: when it splits a batch after running out of memory, and when data is padded.
     train_step.accumulate = accumulate  # type: ignore[attr-defined]
@@ -180,7 +187,7 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
             step=torch.zeros((), dtype=torch.int64, device=device),
             params=params,
             buffers=buffers,
-            opt_state=optimizer.init(params),
+            opt_state=Watch()(lambda: optimizer.init(params), device),
             scaler=policy.loss_scale.init_state(device) if policy.loss_scale else (),
             rng=run_key.clone().to(device),
             extras={},
@@ -205,7 +212,10 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
     with isolated(state.step.device.type):
         weight = found.metrics.entries["loss"].weight
         extra = {"loss": found.metrics["loss"], "weight": weight, **extra}
-        updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params, **extra)
+        updates, opt_state = Watch()(
+            lambda: optimizer.update(found.grads, state.opt_state, state.params, **extra),
+            state.step.device,
+        )
         return state.replace(
             step=state.step + 1,
             params=apply_updates(state.params, updates),

@@ -55,8 +55,8 @@ class Net(nn.Module):
 
 def weights(build: Callable[[], nn.Module], key: Tensor = KEY) -> dict[str, Tensor]:
     before = torch.get_rng_state()
-    _, sites = observe(build)
-    module = construct(build, key, sites)
+    _, plan = observe(build)
+    module = construct(build, key, plan)
     assert torch.get_rng_state().equal(before)
     return {name: t.detach() for name, t in module.state_dict().items()}
 
@@ -95,10 +95,10 @@ def test_what_the_constructor_writes_afterwards_stays() -> None:
 
 def test_a_vmapped_row_is_a_single_model() -> None:
     build = partial(nn.TransformerEncoderLayer, 4, 2, 8)
-    _, sites = observe(build)
+    _, plan = observe(build)
 
     def init(key: Tensor) -> dict[str, Tensor]:
-        return {n: p.detach() for n, p in construct(build, key, sites).named_parameters()}
+        return {n: p.detach() for n, p in construct(build, key, plan).named_parameters()}
 
     keys = split(KEY, 3)
     rows = vmap(init)(keys)
@@ -107,9 +107,9 @@ def test_a_vmapped_row_is_a_single_model() -> None:
 
 
 def test_the_model_of_observe_is_the_model() -> None:
-    module, sites = observe(lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    module, plan = observe(lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert [type(layer) for layer in module] == [nn.Linear, nn.ReLU, nn.Linear]
-    assert sites == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert plan.sites == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
 def test_the_site_of_a_draw_is_the_memory_it_filled() -> None:
@@ -125,5 +125,5 @@ def test_the_site_of_a_draw_is_the_memory_it_filled() -> None:
             self.constant = nn.Parameter(torch.empty(3))
             nn.init.ones_(self.constant)
 
-    _, sites = observe(Odd)
-    assert sites == ["high", "high", "low", ""]
+    _, plan = observe(Odd)
+    assert plan.sites == ["high", "high", "low", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import build_reader
 from ftrain.core.compile._trace import TENSOR, Traced
+from ftrain.core.random._keyed_operators import OpaqueOperators, has_opaque
 
 __all__ = ["Program"]
 
@@ -51,6 +53,7 @@ class Program:
         mode: str | None,
     ) -> None:
         inputs = [*tensors, *self.captured.inputs()]
+        self._has_opaque = has_opaque(graph)
         lowered = lower(graph, inputs, backend, mode, n_donated=self.n_donated)
         if self.settings[AUTOCAST]:
             self._lowered: Lowered = _under(_torch.without_autocast, lowered)
@@ -88,7 +91,8 @@ class Program:
 
     def _first(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         try:
-            outputs = self._lowered(inputs)
+            with OpaqueOperators() if self._has_opaque else contextlib.nullcontext():
+                outputs = self._lowered(inputs)
         except RuntimeError as error:
             # What fake tensors let pass, such as a product of two dtypes; the batch comes last.
             last = list(zip(self.tensor_names, map(describe, inputs), strict=True))[-_SHOWN:]

@@ -31,6 +31,7 @@ from ftrain.core.compile._leaks import refuse_hidden, refuse_leaked
 from ftrain.core.compile._rewrites import Rewrites
 from ftrain.core.errors import DonationError, TraceError, UnkeyedRandomError
 from ftrain.core.random._keyed_reach import unkeyed
+from ftrain.core.random._watch import watched_trace
 
 __all__ = ["TENSOR", "Traced", "is_tracing", "trace", "tracing", "unrecorded"]
 
@@ -129,7 +130,7 @@ def trace(
         found["leaves"] = [TENSOR if isinstance(x, torch.Tensor) else x for x in out_leaves]
         return [x.detach() for x in out_leaves if isinstance(x, torch.Tensor)]
 
-    run = _run(flat, function, tensors)
+    run = _run(flat, function, tensors, fn)
     editor = GraphEditor(run.graph, run.mode, tensor_names)
     captured = editor.lift_captured()
     refuse_leaked(captured, function)
@@ -171,7 +172,9 @@ class _Run:
     mode: Any
 
 
-def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor]) -> _Run:
+def _run(
+    flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor], fn: Callable[..., Any]
+) -> _Run:
     """Run on fake tensors. Grad mode is on, as at the top of a program: the function decides."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
@@ -186,7 +189,8 @@ def _run(flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor
             Rewrites(),
             mode,
         ):
-            return _Run(_torch.trace(_torch.without_modes_below(flat), fakes), mode)
+            pure = _torch.without_modes_below(flat)
+            return _Run(watched_trace(lambda: _torch.trace(pure, fakes), fn), mode)
     except Exception as error:
         remedy = _remedy(error)
         if remedy is None:

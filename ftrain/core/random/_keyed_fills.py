@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,9 @@ def uniform_(
 ) -> Tensor:
     # The bounds are called `from` and `to`: the first is no name in Python.
     low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
+    if self.is_complex():
+        uniform_(stream, torch.view_as_real(self), low, high)
+        return self
     wide = torch.promote_types(self.dtype, torch.float32)
     value = stream.uniform(self.shape, wide, self.device, low, high).to(self.dtype)
     # The value may round to high, which [low, high) excludes.
@@ -35,6 +39,9 @@ def uniform_(
 def normal_(
     stream: Stream, self: Tensor, mean: Number = 0.0, std: Number = 1.0, *, generator: None = None
 ) -> Tensor:
+    if self.is_complex():  # torch adds the mean to both parts
+        normal_(stream, torch.view_as_real(self), mean, std * math.sqrt(0.5))
+        return self
     wide = torch.promote_types(self.dtype, torch.float32)
     return self.copy_(stream.normal(self.shape, wide, self.device) * std + mean)
 
@@ -118,13 +125,27 @@ def _two(
     return first_value, second_value
 
 
+def _of_memory(fill: Handler) -> Handler:
+    """Leave tensors on the meta device alone: torch's arithmetic there imports Dynamo, for seconds."""
+
+    @functools.wraps(fill)
+    def filled(stream: Stream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.is_meta:
+            stream.folds()
+            return self
+        result: Tensor = fill(stream, self, *args, **kwargs)
+        return result
+
+    return filled
+
+
 FILLS: dict[Any, Handler] = {
-    torch.Tensor.uniform_: uniform_,
-    torch.Tensor.normal_: normal_,
-    torch.Tensor.bernoulli_: bernoulli_,
-    torch.Tensor.random_: random_,
-    torch.Tensor.exponential_: exponential_,
-    torch.Tensor.geometric_: geometric_,
-    torch.Tensor.log_normal_: log_normal_,
-    torch.Tensor.cauchy_: cauchy_,
+    torch.Tensor.uniform_: _of_memory(uniform_),
+    torch.Tensor.normal_: _of_memory(normal_),
+    torch.Tensor.bernoulli_: _of_memory(bernoulli_),
+    torch.Tensor.random_: _of_memory(random_),
+    torch.Tensor.exponential_: _of_memory(exponential_),
+    torch.Tensor.geometric_: _of_memory(geometric_),
+    torch.Tensor.log_normal_: _of_memory(log_normal_),
+    torch.Tensor.cauchy_: _of_memory(cauchy_),
 }

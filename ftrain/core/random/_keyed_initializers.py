@@ -10,49 +10,138 @@ at no path; its key descends from the classes under construction around it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ftrain.core import _torch
+from ftrain.core.random import _generators
+from ftrain.core.random._find_draw import find_draw
+from ftrain.core.random._keyed_operators import here
 from ftrain.core.random._keyed_sites import Running, Stream
+from ftrain.core.random._own_generators import reachable
+from ftrain.core.random._refusal import unkeyed_draw
+from ftrain.core.random._watch import failed, require_line
 from ftrain.core.random.keyed import keyed_by
-from ftrain.core.random.keys import key
+from ftrain.core.random.keys import fold_in, key
 
-__all__ = ["construct", "observe"]
+__all__ = ["Plan", "construct", "observe"]
+
+T = TypeVar("T")
 
 _INITIALIZERS = nn.init.uniform_.__code__.co_filename
+_SEEDS = (0x5EED,)  # folded into the key before a generator's number
+_seeding = threading.RLock()  # the global generators are everybody's
 
-#: For each initialisation in the order of construction, the path of the tensor that it filled, or "".
-Sites = Sequence[str]
+
+@dataclasses.dataclass
+class Plan:
+    """What `construct` must know of a model function.
+
+    Attributes:
+        sites: for each initialisation in the order of construction, the path of the tensor that it
+            filled, or "".
+        by_operator: some draws are seen by the operator mode only.
+        seeded: the global generators that the function draws from where no key reaches (NumPy's, or
+            torch's in a thread), with the line: they are seeded from the key while it runs.
+        own: the program's own generators that the function can reach.
+    """
+
+    sites: Sequence[str] = ()
+    by_operator: bool = False
+    seeded: dict[str, str] = dataclasses.field(default_factory=dict)
+    own: tuple[Any, ...] = ()
 
 
-def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, Sites]:
-    """The model that `build` builds, with some weights, and the sites for `construct`.
+def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, Plan]:
+    """Return the model that `build` builds, with some weights, and the plan for `construct`.
 
-    >>> model, sites = observe(lambda: nn.Linear(2, 1))
-    >>> sites
+    >>> model, plan = observe(lambda: nn.Linear(2, 1))
+    >>> plan.sites
     ['weight', 'bias']
     """
-    stream = _Observed(key(0))
-    with keyed_by(stream):
-        module = build()
-    return module, stream.sites(module)
+    plan = Plan(own=reachable(build))
+
+    def observed() -> tuple[nn.Module, _Observed, bool]:
+        keyed, stream = here.keyed, _Observed(key(0))
+        return _built(build, stream, plan), stream, here.keyed > keyed
+
+    module, stream, by_operator = _watched(observed, plan)
+    plan.sites, plan.by_operator = stream.sites(module), by_operator
+    return module, plan
 
 
-def construct(build: Callable[[], nn.Module], key: Tensor, sites: Sites) -> nn.Module:
-    """The model that `build` builds, its initial weights a function of `key` and of their paths.
+def construct(build: Callable[[], T], key: Tensor, plan: Plan) -> T:
+    """Return what `build` builds, its initial weights a function of `key` and of their paths.
 
     Args:
         build: what `observe` was given; it builds the same layers each time.
         key: int32, shape (2,).
-        sites: from `observe`.
+        plan: from `observe`.
+
+    Raises:
+        UnkeyedRandomError: the model function draws where no key reaches, and the key has no value to
+            seed the global generators with, because a trace is under way.
     """
-    with keyed_by(_Planned(key, sites)):
-        return build()
+    return _watched(lambda: _built(build, _Planned(key, plan.sites), plan), plan)
+
+
+def _built(build: Callable[[], T], stream: Stream, plan: Plan) -> T:
+    before = here.watching, here.operators
+    here.watching = here.operators = True
+    try:
+        with _seeded(stream, plan), keyed_by(stream):
+            return build()
+    finally:
+        here.watching, here.operators = before
+
+
+def _watched(run: Callable[[], T], plan: Plan) -> T:
+    """Return `run()`; anew after each global generator that it moved and the plan did not name."""
+    while True:
+        before = _generators.read(_generators.accelerator(), plan.own)
+        try:
+            out = run()
+        except Exception as error:
+            raise failed(error, before) from error.__cause__
+        names = _generators.moved(before)
+        if not names:
+            return out
+        draw = find_draw(run, before)
+        new = set() if draw is None else set(draw.names) - plan.seeded.keys() - {"own"}
+        if draw is None or not new:
+            require_line(run, before, names)
+            return out  # another thread of the program has drawn
+        _generators.restore(before, names)
+        plan.seeded.update(dict.fromkeys(new, draw.line))
+
+
+@contextlib.contextmanager
+def _seeded(stream: Stream, plan: Plan) -> Iterator[None]:
+    """Seed from the stream's key what the plan names; put it back at the end."""
+    if not plan.seeded:
+        yield
+        return
+    key = stream.key
+    if isinstance(key, _torch.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(key):
+        raise unkeyed_draw(tuple(plan.seeded), f"here:\n\n{next(iter(plan.seeded.values()))}")
+    with _seeding:
+        before = _generators.read(_generators.accelerator())
+        for index, name in enumerate(sorted(plan.seeded)):
+            words = fold_in(key, index, folds=_SEEDS).tolist()
+            _generators.seed(name, (words[0] % 2**32, words[1] % 2**32))
+        try:
+            yield
+        finally:
+            _generators.restore(before, tuple(plan.seeded))
 
 
 class _Initial(Stream):
@@ -91,7 +180,7 @@ class _Observed(_Initial):
             # The weak reference keeps the storage's address from being used again, not its memory.
             self._filled[self._index] = _storage(result), int(result.storage_offset())
 
-    def sites(self, module: nn.Module) -> Sites:
+    def sites(self, module: nn.Module) -> Sequence[str]:
         self._initializer = None
         spans: dict[int, list[tuple[int, int, str]]] = {}
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -107,7 +196,7 @@ class _Observed(_Initial):
 
 
 class _Planned(_Initial):
-    def __init__(self, key: Tensor, sites: Sites) -> None:
+    def __init__(self, key: Tensor, sites: Sequence[str]) -> None:
         super().__init__(key)
         self._sites = sites
 

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["RUN_THE_GRAPH", "draws_inside", "dropout_rate", "is_random", "opened", "unkeyed"]
+__all__ = [
+    "RUN_THE_GRAPH",
+    "draws_inside",
+    "draws_nothing",
+    "is_random",
+    "is_seeded",
+    "opened",
+    "takes_generator",
+    "unkeyed",
+]
 
 
 def _no(*_: Any) -> bool:
@@ -63,11 +72,11 @@ _COMPOSITES = frozenset(
 @functools.lru_cache(maxsize=4096)
 def _draws(name: str) -> bool:
     """Whether a torch function of this name draws."""
-    return name in _COMPOSITES or any(map(_is_seeded, _overloads(name)))
+    return name in _COMPOSITES or any(map(is_seeded, _overloads(name)))
 
 
-def _is_seeded(overload: _Overload) -> bool:
-    """It takes a generator, or torch says that it draws from the global one."""
+def is_seeded(overload: _Overload) -> bool:
+    """Return True if an operator takes a generator, or is tagged to draw from the global one."""
     return torch.Tag.nondeterministic_seeded in overload.tags or any(
         "Generator" in str(argument.type) for argument in overload._schema.arguments
     )
@@ -75,27 +84,37 @@ def _is_seeded(overload: _Overload) -> bool:
 
 def is_random(func: Callable[..., Any]) -> bool:
     """Whether an operator may draw, unless its dropout rate is 0."""
-    return getattr(func, "__name__", "") in _COMPOSITES or any(map(_is_seeded, _overloads(func)))
+    return getattr(func, "__name__", "") in _COMPOSITES or any(map(is_seeded, _overloads(func)))
 
 
-def dropout_rate(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> float | None:
-    """The dropout rate that an operator is called with; None if it has none."""
+def draws_nothing(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Return True if an operator that may draw is called with a dropout rate of 0, or to evaluate."""
     for overload in _overloads(func):
-        for place, argument in enumerate(overload._schema.arguments):
-            if argument.name in {"dropout_p", "dropout"}:
-                given = args[place] if place < len(args) else kwargs.get(argument.name)
-                return float(given or argument.default_value or 0)
-    return None
+        given = _arguments(overload, args, kwargs)
+        rates = [given[name] for name in ("dropout_p", "dropout") if name in given]
+        modes = [given[name] for name in ("train", "training") if name in given]
+        if rates or modes:
+            return not all(float(rate or 0) for rate in rates) or any(on is False for on in modes)
+    return False
+
+
+def takes_generator(func: _Overload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Return True if an operator is called with a generator of the caller's."""
+    return _arguments(func, args, kwargs).get("generator") is not None
+
+
+def _arguments(overload: _Overload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An operator's arguments by name."""
+    return {
+        argument.name: args[place]
+        if place < len(args)
+        else kwargs.get(argument.name, argument.default_value)
+        for place, argument in enumerate(overload._schema.arguments)
+    }
 
 
 def unkeyed(graph: fx.GraphModule) -> list[str]:
-    """The operators of a traced graph that would draw from torch's global generator when it runs.
-
-    A dispatch mode would find them in eager code too, at 5 µs for each operator, where the function mode
-    costs 1.3: it is for a graph, which is looked through once, that nothing may be missed.
-    """
+    """Return the operators of a traced graph that would draw from torch's global generator."""
     return [
         str(node.target)
         for module in graph.modules()  # the bodies of scan and cond are modules of their own
@@ -103,7 +122,7 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
         for node in module.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
         and torch.Tag.nondeterministic_seeded in node.target.tags
-        and dropout_rate(node.target, node.args, node.kwargs) != 0
+        and not draws_nothing(node.target, node.args, node.kwargs)
     ]
 
 

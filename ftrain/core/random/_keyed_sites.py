@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -100,10 +101,16 @@ class Stream:
         self._around: list[Running] = []
         self._backward = torch._C._current_graph_task_id()
         self._loops = 0
+        self._suffix = ""
         self._counts = _Counts()
         self._hashes: dict[str, tuple[int, int]] = {}
         # Descendants of a module by identity; the module itself is kept, so that no id is used twice.
         self._names: dict[int, tuple[nn.Module, dict[int, str]]] = {}
+
+    @property
+    def key(self) -> Tensor:
+        """The context's key."""
+        return self._key
 
     def folds(self) -> tuple[int, int, int]:
         """The three integers that lead from the context's key to the next draw's, here."""
@@ -111,7 +118,7 @@ class Stream:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
         if torch._C._current_graph_task_id() != self._backward:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_BACKWARD))
-        return self._next_at(sys._getframe(1))
+        return self._next_at(sys._getframe(1), self._suffix)
 
     def next_key(self) -> Tensor:
         """The key of the next draw, for the caller to draw from."""
@@ -133,6 +140,15 @@ class Stream:
 
     def drew(self, result: object) -> None:
         """Hook called with what each covered function returned; does nothing here."""
+
+    @contextlib.contextmanager
+    def below_functions(self) -> Iterator[None]:
+        """Count the draws inside apart from those that the function mode sees."""
+        self._suffix = "!"
+        try:
+            yield
+        finally:
+            self._suffix = ""
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
@@ -232,14 +248,20 @@ class Stream:
         low: float = 0.0,
         high: float = 1.0,
     ) -> Tensor:
-        """U[low, high) at the next key of this site."""
+        """U[low, high) at the next key of this site; complex: real and imaginary part, each so."""
+        if dtype.is_complex:
+            pairs = self.uniform((*shape, 2), dtype.to_real(), device, low, high)
+            return torch.view_as_complex(pairs)
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
         return sample.uniform(self.key_on(device), tuple(shape), dtype, low, high, folds=folds)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """N(0, 1) at the next key of this site."""
+        """N(0, 1) at the next key of this site; complex: N(0, 1/2) in real and imaginary part."""
+        if dtype.is_complex:
+            pairs = self.normal((*shape, 2), dtype.to_real(), device)
+            return torch.view_as_complex(pairs * math.sqrt(0.5))
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)

@@ -20,25 +20,27 @@ from torch.overrides import TorchFunctionMode
 from ftrain.core import _torch
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_distributions import without_validation
-from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_families import FAMILIES
 from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
+from ftrain.core.random._keyed_operators import KeyedOperators, here
 from ftrain.core.random._keyed_reach import (
     RUN_THE_GRAPH,
     draws_inside,
-    dropout_rate,
     is_random,
     opened,
 )
 from ftrain.core.random._keyed_sites import Scope, Stream
 from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS
+from ftrain.core.random._refusal import refusal
+from ftrain.core.random._watched_block import watched_block
 from ftrain.core.random.keys import _check_single
 
 __all__ = ["keyed", "next_key"]
 
 HANDLERS = DRAWS | FILLS | LAYERS | FAMILIES
+_NOTHING = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -82,7 +84,7 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     True
     """
     _check_single(key, "keyed")
-    with keyed_by(Stream(key, root)):
+    with watched_block(), keyed_by(Stream(key, root)):
         yield
 
 
@@ -90,13 +92,11 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
 def keyed_by(stream: Stream) -> Iterator[None]:
     """Draw from a stream inside."""
     stream.enter = keyed_by
-    with contextlib.ExitStack() as entered:
-        if (
-            _torch.inside_vmap()
-        ):  # where reading a value, as the checks of distributions do, is refused
-            entered.enter_context(without_validation())
-        with _Keyed(stream), around_regions(stream.again):
-            yield
+    operators = KeyedOperators(stream) if here.operators else _NOTHING
+    # Under vmap reading a value, as the checks of distributions do, is refused.
+    validation = without_validation() if _torch.inside_vmap() else _NOTHING
+    with validation, _Keyed(stream), around_regions(stream.again), operators:
+        yield
 
 
 def next_key() -> Tensor:
@@ -196,7 +196,7 @@ def _decide(func: Callable[..., Any]) -> Action:
     elif isinstance(func, HigherOrderOperator):
         action = _enter_operator
     elif is_random(func):
-        action = _refuse_draws
+        action = _by_operators
     # Not what is made on the fly, of which there may be no end.
     if (getattr(func, "__module__", None) or "torch").startswith("torch"):
         _ACTIONS[func] = action
@@ -209,7 +209,7 @@ def _pass(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
 
 def _draw(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     if kwargs.get("generator") is not None:
-        raise _refusal(func, "was called with `generator=`, which is state outside of the key")
+        raise refusal(func, "was called with `generator=`, which is state outside of the key")
     result = HANDLERS[func](mode.stream, *args, **kwargs)
     mode.stream.drew(result)
     return result
@@ -222,7 +222,7 @@ def _enter(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
     if func in mode.opened:
-        raise _refusal(func, "draws random numbers where a function mode cannot see them")
+        return _by_operators(mode, func, args, kwargs)
     mode.opened.append(func)
     try:
         return _enter(mode, func, args, kwargs)
@@ -235,10 +235,15 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
         return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
 
 
-def _refuse_draws(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    if dropout_rate(func, args, kwargs) == 0:  # an attention kernel that draws nothing
-        return func(*args, **kwargs)
-    raise _refusal(func, "draws random numbers and has no keyed form")
+def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Draw what has no handler here: the operators that it runs may have one."""
+    if _torch.inside_vmap():
+        raise refusal(func, "draws under torch.vmap and has no keyed form")
+    keyed = here.keyed
+    with KeyedOperators(mode.stream):
+        result = func(*args, **kwargs)
+    here.keyed = keyed  # the function mode saw it
+    return result
 
 
 def _under_transform(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -248,14 +253,3 @@ def _under_transform(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: 
 
 _ACTIONS: dict[Any, Action] = dict.fromkeys(HANDLERS, _draw)
 _ACTIONS.update(dict.fromkeys(UNDER_TRANSFORMS, _under_transform))
-
-
-def _refusal(func: Callable[..., Any], why: str) -> UnkeyedRandomError:
-    name = torch.overrides.resolve_name(func) or getattr(func, "__qualname__", repr(func))
-    name = name.replace("_VariableFunctionsClass.", "torch.")
-    return UnkeyedRandomError(
-        f"{name} {why}. Under ftrain.random.keyed it would draw from torch's global generator.\n"
-        "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or\n"
-        "                  .permutation with a key of your own; or draw before the step and pass\n"
-        "                  the numbers in with the batch."
-    )

@@ -1,0 +1,306 @@
+"""The net below the function mode: every operator that draws, whatever Python called it.
+
+`KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, those of
+`torch.jit`, of C++ and of patched or captured functions included, and redraws those tagged
+`nondeterministic_seeded` from the stream of its context: by a handler of `_keyed_draws.py`,
+`_keyed_fills.py` or `_keyed_layers.py` if one has the operator's meaning. It refuses those without a
+keyed form, calls with a generator, draws under `torch.vmap`, and operators that are opaque to it (custom
+ones, higher-order ones) if they move a global generator. It costs 3 to 5 µs for each operator, so it is
+entered while models are built and while `compile` traces; `_watch.py` says when eager steps enter it.
+
+A draw seen here belongs to the site `PATH!`, where the function mode's draws at the same module belong
+to `PATH`: the two never shift each other's counts, so the function mode's draws are the same with this
+mode and without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch._functorch.vmap
+from torch import Tensor, fx
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftrain.core import _torch
+from ftrain.core.random import _generators
+from ftrain.core.random._keyed_draws import DRAWS
+from ftrain.core.random._keyed_fills import FILLS
+from ftrain.core.random._keyed_layers import LAYERS
+from ftrain.core.random._keyed_reach import draws_nothing, is_seeded, opened, takes_generator
+from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._refusal import refusal
+
+__all__ = ["KeyedOperators", "OpaqueOperators", "Thread", "has_opaque", "here"]
+
+_VMAP = torch._functorch.vmap.vmap_impl.__code__
+
+# Tagged by torch, and draw nothing: they choose a kernel, or replay what a forward pass drew.
+_IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_eff_dropout_mask_")
+# Namespaces whose operators torch tags if they draw.
+_TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
+_KNOWN_TENSORS = (
+    torch._subclasses.FakeTensor,
+    torch._subclasses.functional_tensor.FunctionalTensor,
+)
+
+
+class Thread(threading.local):
+    """What the modes of one thread tell `_watch.py`.
+
+    Attributes:
+        operators: whether `keyed` contexts enter the operator mode.
+        watching: whether a `Watch` or a trace looks at the generators.
+        keyed: how many draws operator modes have keyed.
+        search: the search for a line that draws, while one is under way; see `_find_draw.py`.
+    """
+
+    operators = False
+    watching = False
+    keyed = 0
+    search: Any = None
+
+
+here = Thread()
+
+Action = Callable[["KeyedOperators", Any, Sequence[Any], dict[str, Any]], Any]
+
+
+class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Redraw operators from a stream; without one, refuse to draw.
+
+    Args:
+        stream: that of the `keyed` context.
+    """
+
+    supports_higher_order_operators = True  # 2.7 and later
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # 2.7 and later. Else the first operator would import Dynamo, which takes a second and switches
+        # off the validation of torch.distributions.
+        return False
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Return True: Dynamo, which torch's loops and branches call, compiles under such modes."""
+        return True
+
+    def __init__(self, stream: Stream | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.stream = stream
+        # Below the dispatcher nothing tells whether a vmap is active: it is if it was when the context
+        # was entered, or has begun since.
+        self._is_mapped, self._vmaps = _torch.inside_vmap(), _count_vmaps()
+
+    def is_mapped(self) -> bool:
+        """Return True if an operator that is seen now may be that of all rows of a vmap at once."""
+        return self._is_mapped or _count_vmaps() > self._vmaps
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if types and any(map(_is_composed, types)):
+            return NotImplemented  # the subclass runs other operators, which come by here
+        action = _ACTIONS.get(func) or _decide(func)
+        search = here.search
+        if search is None:
+            return action(self, func, args, kwargs or {})
+        search.begin_operator()
+        try:
+            return action(self, func, args, kwargs or {})
+        finally:
+            search.end_operator()
+
+
+def _decide(func: Any) -> Action:
+    """Return what to do with an operator, decided once."""
+    if isinstance(func, HigherOrderOperator) or func.namespace not in _TAGGED:
+        action: Action = _check if not _is_drawing(func) else _draw
+    else:
+        action = _draw if _is_drawing(func) else _pass
+    _ACTIONS[func] = action
+    return action
+
+
+_ACTIONS: dict[Any, Action] = {}
+
+
+@functools.cache
+def _is_composed(kind: type) -> bool:
+    """Return True if a tensor class runs each operator by others."""
+    own = getattr(kind, "__torch_dispatch__", None)
+    is_plain = own in (None, Tensor.__torch_dispatch__, torch._C._disabled_torch_dispatch_impl)
+    return not is_plain and not issubclass(kind, _KNOWN_TENSORS)
+
+
+def _is_drawing(func: Any) -> bool:
+    return isinstance(func, OpOverload) and is_seeded(func) and func._opname not in _IDLE
+
+
+def _pass(mode: KeyedOperators, func: Any, args: Any, kwargs: Any) -> Any:
+    with torch._C.DisableTorchFunction():  # in a backward pass, function modes stand here
+        return func(*args, **kwargs)
+
+
+def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any:
+    if draws_nothing(func, args, kwargs):
+        return func(*args, **kwargs)
+    if takes_generator(func, args, kwargs):
+        raise refusal(func, "was called with `generator=`, which is state outside of the key")
+    handler = _handler(func)
+    if handler is None:
+        # A composite that reached this far: the operators that it is made of come by here.
+        with mode, torch._C.DisableTorchFunction():
+            result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            raise refusal(func, "draws random numbers and has no keyed form")
+        return result
+    stream = mode.stream
+    if stream is None:
+        raise refusal(func, "draws random numbers where there is no key")
+    if mode.is_mapped():
+        raise refusal(func, "draws under torch.vmap where `keyed` cannot see the function called")
+    kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
+    with stream.below_functions(), torch._C.DisableTorchFunction():
+        result = handler(stream, *args, **kwargs)
+        stream.drew(result)
+    here.keyed += 1
+    return result
+
+
+def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator that hides its own operators from the mode; refuse it if it draws."""
+    # Another thread may have drawn meanwhile, but hardly each time.
+    is_mutable = isinstance(func, OpOverload) and func._schema.is_mutable
+    attempts = 1 if is_mutable or len(sys._current_frames()) == 1 else 3
+    run = func
+    if isinstance(func, HigherOrderOperator):
+        # Past function modes: in a backward pass, they stand here, and have seen it already.
+        run = functools.partial(opened(HigherOrderOperator.__call__), func)
+    for _ in range(attempts):
+        before = _generators.read(_generators.accelerator())
+        result = run(*args, **kwargs)
+        names = _generators.moved(before)
+        if not names:
+            return result
+    _generators.restore(before, names)
+    raise refusal(func, "draws random numbers inside, where no key can reach")
+
+
+def _count_vmaps() -> int:
+    """The calls of `torch.vmap` that are running."""
+    count = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        count += frame.f_code is _VMAP
+        frame = frame.f_back
+    return count
+
+
+# Which handler has the meaning of an operator.
+
+Handler = Callable[..., Any]
+
+
+def _named(handlers: dict[Any, Handler]) -> dict[str, Handler]:
+    return {func.__name__: handler for func, handler in handlers.items()}
+
+
+def _functional(fill: Handler) -> Handler:
+    """`uniform(x, from, to)` from `uniform_`: memory of its own, filled."""
+
+    def drawn(stream: Stream, input: Tensor, *args: Any, out: Any = None, **kwargs: Any) -> Tensor:
+        result: Tensor = fill(stream, torch.empty_like(input), *args, **kwargs)
+        return result if out is None else out.resize_(result.shape).copy_(result)
+
+    return drawn
+
+
+def _rrelu(
+    stream: Stream,
+    input: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output and the slopes, 1 where the input is positive."""
+    wide = torch.promote_types(input.dtype, torch.float32)
+    slope = stream.uniform(input.shape, wide, input.device, lower, upper).to(input.dtype)
+    slope = torch.where(input > 0, 1, slope)
+    return input * slope, slope
+
+
+def _rrelu_with_noise(stream: Stream, input: Tensor, noise: Tensor, *args: Any) -> Tensor:
+    output, slope = _rrelu(stream, input, noise, *args)
+    noise.copy_(slope)
+    return output
+
+
+def _rrelu_with_noise_(stream: Stream, input: Tensor, noise: Tensor, *args: Any) -> Tensor:
+    return input.copy_(_rrelu_with_noise(stream, input, noise, *args))
+
+
+_BY_NAME: dict[str, Handler] = {
+    **{name: handler for name, handler in _named(DRAWS).items() if "empty" not in name},
+    **_named(FILLS),
+    "native_dropout": LAYERS[torch.native_dropout],
+    "rrelu_with_noise": _rrelu_with_noise,
+    "rrelu_with_noise_": _rrelu_with_noise_,
+    "rrelu_with_noise_functional": _rrelu,
+}
+_FUNCTIONAL = {
+    name.removesuffix("_"): _functional(fill)
+    for name, fill in _named(FILLS).items()
+    if name.removesuffix("_") not in _BY_NAME
+}
+_FUNCTIONAL["normal_functional"] = _functional(_named(FILLS)["normal_"])
+_BY_OVERLOAD: dict[str, Handler] = {
+    "bernoulli.Tensor": _functional(_named(FILLS)["bernoulli_"]),
+    "bernoulli.Tensor_out": _functional(_named(FILLS)["bernoulli_"]),
+    "normal.out": _functional(_named(FILLS)["normal_"]),
+}
+
+
+def _handler(func: OpOverload) -> Handler | None:
+    if func.namespace != "aten":
+        return None
+    name = func._opname
+    by_overload = _BY_OVERLOAD.get(f"{name}.{func._overloadname}")
+    return by_overload or _BY_NAME.get(name) or _FUNCTIONAL.get(name)
+
+
+def has_opaque(graph: fx.GraphModule) -> bool:
+    """Return True if a graph calls a custom operator, which may draw when it runs."""
+    return any(
+        isinstance(node.target, OpOverload) and node.target.namespace not in _TAGGED
+        for module in graph.modules()
+        if isinstance(module, fx.GraphModule)
+        for node in module.graph.nodes
+    )
+
+
+class OpaqueOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Refuse custom operators that draw; let all others pass."""
+
+    supports_higher_order_operators = True
+    _should_skip_dynamo = KeyedOperators._should_skip_dynamo
+    is_infra_mode = KeyedOperators.is_infra_mode
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if isinstance(func, OpOverload) and func.namespace not in _TAGGED:
+            return _check(None, func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,166 @@
+"""Generators of a program's own that a function can reach: they are state, as the global ones are.
+
+`numpy.random.default_rng(0)`, `random.Random(0)` or a `torch.Generator` in a closure, in a global
+variable or in an attribute of a model gives other numbers at each call. Nothing counts their draws, so
+their states are compared before and after. One that is made inside the function is not found, and need
+not be: its numbers depend on its seed alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import random
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftrain.core import _torch
+from ftrain.core._user_line import is_foreign
+
+__all__ = ["reachable", "set_state", "state_of"]
+
+Generator = np.random.Generator | np.random.RandomState | random.Random | torch.Generator
+_KINDS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_MOST = 20_000  # objects looked at
+
+
+def reachable(*roots: Any) -> tuple[Generator, ...]:
+    """Return the generators that functions, modules and what they hold can reach.
+
+    Followed: closures, defaults, partial arguments, bound objects, the global variables that user code
+    names, attributes and methods of modules and of plain objects, and containers. The code of installed
+    packages is not followed, and the global generators are left out.
+    """
+    found: dict[int, Generator] = {}
+    seen: dict[int, Any] = {}  # kept, so that no identity is used twice
+    todo = list(roots)
+    while todo and len(seen) < _MOST:
+        value = todo.pop()
+        if id(value) in seen or type(value) in _PLAIN or isinstance(value, _LEAVES):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, _KINDS):
+            if not any(value is one for one in _GLOBAL):
+                found[id(value)] = value
+        else:
+            todo += _parts(value)
+    return tuple(found.values())
+
+
+def state_of(generator: Generator) -> bytes:
+    """Return a generator's state."""
+    if isinstance(generator, torch.Generator):
+        with _torch.without_modes():
+            return bytes(generator.get_state().numpy())
+    if isinstance(generator, np.random.Generator):
+        return pickle.dumps(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return pickle.dumps(generator.get_state(legacy=False))
+    try:
+        return pickle.dumps(generator.getstate())
+    except NotImplementedError:  # random.SystemRandom
+        return b""
+
+
+def set_state(generator: Generator, state: bytes) -> None:
+    """Put a generator back into a state from `state_of`."""
+    if isinstance(generator, torch.Generator):
+        with _torch.without_modes():
+            generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    elif state:
+        value = pickle.loads(state)
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = value
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(value)
+        else:
+            generator.setstate(value)
+
+
+_GLOBAL: tuple[Any, ...] = (
+    np.random.mtrand._rand,  # behind np.random.rand
+    random._inst,  # behind random.random
+    torch.default_generator,
+)
+_LEAVES = (torch.Tensor, np.ndarray, str, bytes, int, float, complex)
+_PLAIN = frozenset({str, int, float, bool, type(None), nn.Parameter, torch.Tensor, torch.dtype})
+_INSTALLED = tuple(
+    os.path.abspath(sysconfig.get_path(name)) + os.sep
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+# What every module has, without its children and with its hooks.
+_STANDARD = frozenset(nn.Module().__dict__) - {"_modules"}
+_HOOKS = [name for name in _STANDARD if name.endswith("_hooks")]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What a value holds."""
+    if isinstance(value, types.FunctionType):
+        yield from value.__defaults__ or ()
+        yield from (value.__kwdefaults__ or {}).values()
+        yield from _contents(value)
+        if _is_followed(value.__code__.co_filename):
+            yield from _globals(value.__code__, value.__globals__)
+    elif isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from value
+    elif isinstance(value, nn.Module):
+        held = value.__dict__
+        yield from (part for name, part in held.items() if name not in _STANDARD)
+        yield from (held[name] for name in _HOOKS if held.get(name))
+        yield type(value)
+    elif isinstance(value, type):
+        yield from _methods(value)
+    elif not isinstance(value, types.ModuleType):
+        yield from getattr(value, "__dict__", {}).values()
+        yield type(value)
+
+
+def _methods(kind: type) -> Iterator[types.FunctionType]:
+    """The methods of a class that user code defines."""
+    for each in kind.__mro__:
+        for method in vars(each).values():
+            is_function = isinstance(method, types.FunctionType)
+            if is_function and _is_followed(method.__code__.co_filename):
+                yield method
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_followed(filename: str) -> bool:
+    """Return True for user code, which is neither installed nor part of Python."""
+    return not is_foreign(filename) and not filename.startswith(_INSTALLED)
+
+
+def _contents(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a name that is not bound yet
+            continue
+
+
+def _globals(code: types.CodeType, scope: dict[str, Any]) -> Iterator[Any]:
+    """The global variables that code names, and what it names of user modules among them."""
+    for name in code.co_names:
+        value = scope.get(name)
+        if isinstance(value, types.ModuleType):
+            if _is_followed(getattr(value, "__file__", None) or "<built-in>"):
+                held = (getattr(value, attribute, None) for attribute in code.co_names)
+                yield from (one for one in held if isinstance(one, (*_KINDS, types.FunctionType)))
+        else:
+            yield value
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals(constant, scope)

@@ -1,0 +1,68 @@
+"""Errors for draws whose numbers cannot come from a key."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import torch
+
+from ftrain.core._user_line import user_line
+from ftrain.core.errors import UnkeyedRandomError
+
+__all__ = ["mapped_draw", "refusal", "unkeyed_draw"]
+
+_REMEDY = (
+    "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or\n"
+    "                  .permutation with a key of your own; or draw before the step and pass\n"
+    "                  the numbers in with the batch."
+)
+_WHOSE = {
+    "torch": "torch's global generator",
+    "device": "torch's global generator of the device",
+    "numpy": "NumPy's global generator",
+    "python": "Python's global generator (the module `random`)",
+    "own": "a generator that the function holds",
+}
+_OF_TORCH = (
+    "Call torch.manual_seed and the like outside of the function, and draw in the thread that runs it: "
+    "there torch's draws come from the key."
+)
+_OF_OTHERS = (
+    "Pass the numbers in with the batch, or draw them with torch (torch.rand and the like), whose draws "
+    "come from the key."
+)
+
+
+def refusal(func: Any, why: str) -> UnkeyedRandomError:
+    """Return the error for a function or operator of torch, with the line of the user's call."""
+    name = str(func) if isinstance(func, torch._ops.OpOverload) else ""
+    name = name or torch.overrides.resolve_name(func) or getattr(func, "__qualname__", repr(func))
+    name = name.replace("_VariableFunctionsClass.", "torch.")
+    line = user_line(traceback.extract_stack())
+    return UnkeyedRandomError(
+        f"{name} {why}. Under ftrain.random.keyed it would draw from torch's global generator, here:\n\n"
+        f"{line}\n\n{_REMEDY}"
+    )
+
+
+def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
+    """Return the error for generators that moved, named as `_generators.moved` does."""
+    whose = " and ".join(_WHOSE[name] for name in names)
+    of_torch = "torch" in names or "device" in names
+    return UnkeyedRandomError(
+        f"{whose} was drawn from or seeded {where}\n\n"
+        "No key reaches this generator, so the result would not be a function of the arguments. "
+        f"{_OF_TORCH if of_torch else _OF_OTHERS}"
+    )
+
+
+def mapped_draw(error: Exception) -> UnkeyedRandomError | None:
+    """Return the error for a draw that torch.vmap refused, or `None` for other errors."""
+    if not isinstance(error, RuntimeError) or "randomness error mode" not in str(error):
+        return None
+    line = user_line(traceback.extract_tb(error.__traceback__))
+    return UnkeyedRandomError(
+        f"a draw under torch.vmap, where `keyed` cannot see the function called, here:\n\n{line}\n\n"
+        f"{_REMEDY}"
+    )

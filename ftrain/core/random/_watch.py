@@ -1,0 +1,178 @@
+"""A net around pure functions: no draw from a generator passes unseen.
+
+The function mode of `keyed` sees the calls of torch's functions in its thread. What it cannot see (code
+that draws below it, in another thread, or from NumPy's or Python's generator) moves a generator, which
+is noticed when the call returns, for 5 µs. A call that moved one is run again under the operator mode,
+which keys all that torch draws in this thread; that function then stays under the operator mode. A
+generator that moves even so was drawn from where no key reaches: the call is searched for the line.
+
+A program's other threads may draw at any time. That is not an error, and what they drew is not undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.random import _generators
+from ftrain.core.random._find_draw import find_draw, is_alone
+from ftrain.core.random._generators import Marks
+from ftrain.core.random._keyed_operators import KeyedOperators, here
+from ftrain.core.random._own_generators import reachable
+from ftrain.core.random._refusal import mapped_draw, unkeyed_draw
+
+__all__ = ["Watch", "failed", "require_line", "watched_trace"]
+
+T = TypeVar("T")
+
+_ONCE = (
+    "once: it did not happen when the call was run again. A cache that is filled at the first call, or "
+    "a module that is imported in it, has drawn. Make that happen before the call"
+)
+
+
+class Watch:
+    """A call of pure functions, which may be run twice; remembers what their draws need.
+
+    Args:
+        *roots: the functions and modules whose own generators are watched too.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._roots = roots
+        self._own: tuple[Any, ...] | None = None
+        self._operators = False
+        self._others = 0  # how often other threads were found to have drawn
+
+    def __call__(self, run: Callable[[], T], device: torch.device | None = None) -> T:
+        """Return `run()`, all of whose draws came from keys.
+
+        Args:
+            run: a pure function, whose draws stand in `keyed` contexts.
+            device: the accelerator whose generator is watched beside those of the CPU.
+
+        Raises:
+            UnkeyedRandomError: a draw came from no key, or a generator was seeded.
+        """
+        if here.watching:  # the outermost call watches
+            return run()
+        if self._own is None:
+            self._own = reachable(*self._roots)
+            # What one process of several runs again, the others must run as well.
+            self._operators = _is_distributed()
+        here.watching = True
+        operators, here.operators = here.operators, here.operators or self._operators
+        before = _generators.read(device, self._own)
+        try:
+            out = run()
+            names = _generators.moved(before)
+            return out if not names else self._again(run, before, names, out)
+        except Exception as error:
+            raise failed(error, before) from error.__cause__
+        finally:
+            here.watching = False
+            here.operators = operators
+
+    def _again(self, run: Callable[[], T], before: Marks, names: tuple[str, ...], out: T) -> T:
+        def under_operators() -> T:
+            with _operators_seen():
+                return run()
+
+        if not here.operators and ("torch" in names or "device" in names):
+            again, keyed = _generators.read_again(before), here.keyed
+            try:
+                out = under_operators()
+            except UnkeyedRandomError:
+                _generators.restore(before, names)
+                raise
+            self._operators = True
+            if here.keyed > keyed and not _generators.moved(again):
+                _generators.restore(before, names)
+                return out
+        if self._is_due():
+            require_line(None if _is_distributed() else under_operators, before, names)
+            self._others += 1
+        return out
+
+    def _is_due(self) -> bool:
+        """Return True if the line is to be searched: ever more rarely where other threads draw."""
+        if self._others == 0 or is_alone():
+            return True
+        self._others += 1
+        return self._others & (self._others - 1) == 0
+
+
+def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str, ...]) -> None:
+    """Raise unless another thread of the program may have moved the generators.
+
+    Args:
+        run: the call that has moved them; `None` if it cannot be run again.
+        before: the states before the call, which are put back.
+        names: the generators that moved.
+    """
+    again = _generators.read_again(before)
+    draw = None if run is None else find_draw(run, before)
+    if draw is not None:
+        _generators.restore(before, names)
+        raise unkeyed_draw(draw.names, f"here:\n\n{draw.line}")
+    if is_alone():
+        found_again = run is None or _generators.moved(again)
+        _generators.restore(before, names)
+        raise unkeyed_draw(names, "by no line of Python" if found_again else _ONCE)
+
+
+def failed(error: Exception, before: Marks) -> Exception:
+    """Put the generators back after a call that raised; return what to raise."""
+    if is_alone():
+        _generators.restore(before, _generators.moved(before))
+    return mapped_draw(error) or error
+
+
+def watched_trace(run: Callable[[], T], *roots: Any) -> T:
+    """Return `run()`, which traces a function: a number drawn meanwhile would become a constant.
+
+    Args:
+        run: the trace.
+        *roots: the function that it traces, whose own generators are watched too.
+
+    Raises:
+        UnkeyedRandomError: the function draws from no key, or seeds a generator.
+    """
+
+    def seen() -> T:
+        watching, here.watching = here.watching, True
+        try:
+            with _operators_seen():
+                return run()
+        finally:
+            here.watching = watching
+
+    before = _generators.read(_generators.accelerator(), reachable(*roots))
+    try:
+        traced = seen()
+    except Exception as error:
+        raise failed(error, before) from error.__cause__
+    names = _generators.moved(before)
+    if names:
+        require_line(seen, before, names)
+    return traced
+
+
+@contextlib.contextmanager
+def _operators_seen() -> Iterator[None]:
+    """Key every operator that draws inside `keyed` contexts; refuse those that draw outside of them."""
+    before, here.operators = here.operators, True
+    try:
+        with KeyedOperators(None):
+            yield
+    finally:
+        here.operators = before
+
+
+def _is_distributed() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized()

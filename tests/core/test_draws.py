@@ -1,0 +1,199 @@
+"""No draw passes unseen: it is keyed, or an error names the line."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core.errors import UnkeyedRandomError
+from tests.random.ways_to_draw import KEYED, REFUSED, UNKEYED, Way
+
+BATCH = torch.linspace(-1, 1, 12).view(4, 3)
+ALL = KEYED | UNKEYED | REFUSED
+LINE = re.compile(r"ways_to_draw\.py:\d+ in |test_draws\.py:\d+ in ")
+
+
+def generators() -> tuple[bytes, Any, str]:
+    return bytes(torch.get_rng_state().numpy()), random.getstate(), str(np.random.get_state())
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    before = generators()
+    yield
+    assert generators() == before
+
+
+class Drawn(nn.Module):
+    """Its weights, or what it adds to its output, are drawn in given ways."""
+
+    def __init__(self, built: tuple[Way, ...] = (), called: tuple[Way, ...] = ()) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.called = called
+        for i, way in enumerate(built):
+            self.register_parameter(f"drawn{i}", nn.Parameter(way((3, 3)).detach().clone()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        for way in self.called:
+            x = x + way((4, 3))
+        return x
+
+
+def steps_of(make: Callable[[], nn.Module]) -> ftrain.Steps:
+    return ftrain.make_steps(make, lambda model, x: model(x).square().sum(), optim.sgd(0.1))
+
+
+def outcome(call: Callable[[], Any]) -> tuple[str, bool]:
+    """The digest of what a call returns, or its refusal, which names operator and line."""
+    try:
+        return ftrain.tree.digest(call()), True
+    except UnkeyedRandomError as error:
+        said = str(error)
+    assert LINE.search(said), said
+    return said, False
+
+
+ways = st.lists(st.sampled_from(sorted(ALL)), min_size=1, max_size=3)
+
+
+@settings(max_examples=20)
+@given(ways, st.integers(0, 2**32), st.integers(0, 2**32))
+def test_initial_weights_are_a_function_of_the_seed_alone(
+    names: list[str], seed: int, around: int
+) -> None:
+    make = lambda: Drawn(tuple(ALL[name] for name in names))  # noqa: E731
+    found = []
+    for global_seed in (around, around + 1):
+        seed_all(global_seed)
+        with kept():
+            found.append(outcome(lambda: steps_of(make).init_state(seed)))
+    assert found[0] == found[1]
+    assert found[0][1] == REFUSED.keys().isdisjoint(names)
+    if found[0][1]:
+        assert outcome(lambda: steps_of(make).init_state(seed + 1)) != found[0]
+
+
+def test_a_step_is_a_function_of_its_arguments_alone() -> None:
+    check_steps(ALL, compiled=False)
+
+
+def test_a_compiled_step_draws_what_the_eager_step_draws() -> None:
+    check_steps(KEYED, compiled=True)
+
+
+def check_steps(among: dict[str, Way], compiled: bool) -> None:
+    @settings(max_examples=8 if compiled else 12)
+    @given(st.lists(st.sampled_from(sorted(among)), min_size=1, max_size=3), st.integers(0, 2**32))
+    def check(names: list[str], around: int) -> None:
+        init_state, train_step, eval_step = steps_of(
+            lambda: Drawn(called=tuple(ALL[name] for name in names))
+        )
+        state = init_state(0)
+        for step in (train_step, eval_step):
+            other = ftrain.compile(step, backend="eager") if compiled else step
+            found = []
+            for i, run in enumerate((step, other)):
+                seed_all(around + i)
+                with kept():
+                    found.append(outcome(lambda run=run: run(state, BATCH)))
+            assert found[0] == found[1]
+            assert found[0][1] == (KEYED.keys() >= set(names))
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["manual_seed", "numpy", "numpy Generator", "custom operator"])
+def test_a_trace_refuses_what_would_become_a_constant(name: str) -> None:
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=(ALL[name],)))
+    with kept():
+        refused, done = outcome(
+            lambda: ftrain.compile(train_step, backend="eager")(init_state(0), BATCH)
+        )
+    assert not done
+    assert ("custom" in name) == ("ftrain_tests.noise.default draws" in refused)
+
+
+@pytest.mark.parametrize("name", KEYED)
+def test_a_keyed_way_draws_anew_in_each_step(name: str) -> None:
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED[name],)))
+    state = init_state(0)
+    other = state.replace(rng=ftrain.random.key(5))
+    found = {ftrain.tree.digest(train_step(each, BATCH)[1]) for each in (state, other)}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rows_of_an_ensemble_have_the_weights_of_single_models(name: str) -> None:
+    if name in REFUSED:
+        pytest.skip("refused")
+    init = ftrain.bind(lambda: Drawn((ALL[name],))).init
+    keys = ftrain.random.key(torch.arange(3))
+    with kept():
+        rows = torch.vmap(init)(keys)[0]
+        for i in range(3):
+            testing.assert_same_bits({n: t[i] for n, t in rows.items()}, init(keys[i])[0])
+
+
+@contextlib.contextmanager
+def drawing_elsewhere(draw: Callable[[], Any]) -> Iterator[Callable[[], int]]:
+    """A thread of the program that draws all the time."""
+    stop = threading.Event()
+    count = 0
+
+    def loop() -> None:
+        nonlocal count
+        while not stop.is_set():
+            draw()
+            count += 1
+            time.sleep(0.0002)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield lambda: count
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: torch.rand(1), lambda: np.random.rand(), random.random],
+    ids=["torch", "numpy", "python"],
+)
+def test_draws_of_another_thread_are_no_error_and_stay(draw: Callable[[], Any]) -> None:
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED["jit"],)))
+    state = init_state(0)
+    expected = ftrain.tree.digest(train_step(state, BATCH))
+    fresh = steps_of(lambda: Drawn(called=(KEYED["jit"],))).train_step
+    before = generators()
+    with drawing_elsewhere(draw) as count:
+        started = count()
+        for _ in range(10):
+            assert ftrain.tree.digest(fresh(state, BATCH)) == expected
+        deadline = time.monotonic() + 10
+        while count() == started and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert generators() != before
