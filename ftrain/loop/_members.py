@@ -9,12 +9,21 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["MOST", "ONE", "expanded", "members_of", "names", "statistics", "with_extremes"]
+__all__ = [
+    "MOST",
+    "ONE",
+    "expanded",
+    "extremes",
+    "members_of",
+    "names",
+    "statistics",
+    "with_extremes",
+]
 
 #: Members that a row of the log lists one by one; of more it has the statistics only.
 MOST = 64
@@ -36,8 +45,13 @@ def members_of(state: Any) -> int | None:
         (3, 0, None)
     """
     step = getattr(state, "step", None)
-    if not isinstance(step, torch.Tensor) or step.ndim > 1:
+    if not isinstance(step, torch.Tensor):
         return None
+    if step.ndim > 1:
+        raise ValueError(
+            f"state.step: expected a scalar, or one axis of an ensemble's members, got shape "
+            f"{tuple(step.shape)}. Stack all members along one axis."
+        )
     return step.shape[0] if step.ndim else ONE
 
 
@@ -80,15 +94,24 @@ def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
         {'loss': (2.0, ' (1 to 3)'), 'time_min': (4.0, '')}
     """
-    of = {name for name in values if f"{name}_min" in values and f"{name}_max" in values}
-    taken = {f"{name}_{which}" for name in of for which in ("min", "max")}
+    taken = extremes(values)
     found = {}
     for name, value in values.items():
         if name not in taken:
             low, high = (values.get(f"{name}_{which}", value) for which in ("min", "max"))
-            wide = name in of and (low, high) != (value, value)
+            wide = f"{name}_min" in taken and (low, high) != (value, value)
             found[name] = (value, f" ({low:.4g} to {high:.4g})" if wide else "")
     return found
+
+
+def extremes(names: Collection[str]) -> set[str]:
+    """Return the names that are the smallest and the largest value of another.
+
+    >>> sorted(extremes(["loss", "loss_min", "loss_max", "time_min"]))
+    ['loss_max', 'loss_min']
+    """
+    of = [name for name in names if f"{name}_min" in names and f"{name}_max" in names]
+    return {f"{name}_{which}" for name in of for which in ("min", "max")}
 
 
 def names(name: str, members: int) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import tree
+from ftrain.loop._members import members_of
 
 __all__ = ["first_nonfinite"]
 
@@ -33,7 +34,8 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
         for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
             bad = _bad(leaf)
             if bad:
-                return f"{name}{path} holds {bad}"
+                whose = _members_with(leaf, members_of(state)) if name == "state" else ""
+                return f"{name}{path} holds {bad}{whose}"
     found = _Watch()  # type: ignore[no-untyped-call]  # torch's
     try:
         with found:
@@ -74,6 +76,15 @@ def _kinds(values: Any) -> set[str]:
             kind for kind, sign in (("NaN", "nan"), ("infinite", "inf")) if sign in said.lower()
         }
     return found
+
+
+def _members_with(leaf: torch.Tensor, members: int | None) -> str:
+    """` (members 1, 4)` of an ensemble's leaf that is not finite in these."""
+    if not members or not leaf.ndim or len(leaf) != members:
+        return ""
+    bad = (~leaf.isfinite()).reshape(members, -1).any(1).nonzero().flatten().tolist()
+    listed = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+    return f" (member{'s' if len(bad) > 1 else ''} {listed})"
 
 
 def _bad(leaf: Any) -> str | None:

@@ -184,7 +184,8 @@ class BackwardEnd(Event):
     Forward, backward and update are one graph, so that this comes after the step.
 
     Attributes:
-        norms: `{path: 0-d tensor}`, the metrics called `grad_norm/<path>`; on the device.
+        norms: `{path: 0-d tensor}`, the metrics called `grad_norm/<path>`; on the device. Of an ensemble
+            each has one number a member.
     """
 
     norms: Mapping[str, Any]

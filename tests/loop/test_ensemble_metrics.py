@@ -12,7 +12,8 @@ import torch
 
 import ftrain
 from ftrain import Max, Metrics, checkpoint, optim, tree
-from ftrain.loop import Logged, LoopWarning, Trainer, callbacks, finders
+from ftrain.core.errors import NonFiniteError
+from ftrain.loop import Logged, LoopWarning, Trainer, callbacks, finders, plots
 from tests.loop.ensembles import (
     MEMBERS,
     STEPS,
@@ -20,6 +21,7 @@ from tests.loop.ensembles import (
     ensemble,
     eval_data,
     member,
+    rows_of,
     train_data,
     trainer,
     vmapped,
@@ -230,3 +232,46 @@ def test_a_member_that_diverges_leaves_the_extremes() -> None:
     assert math.isnan(found.eval.loss)
     assert found.eval.metrics["loss_min"] < found.eval.metrics["loss_max"]
     assert math.isnan(found.eval.members["loss"][0])
+
+
+def test_an_ensembles_chart_is_its_mean_in_a_band(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("matplotlib")
+    log = callbacks.JSONLLogger(tmp_path / "metrics.jsonl")
+    trainer(log, log_every=4).fit(ensemble(None), train_data(), eval_data(), epochs=2)
+    figure = plots.curves(tmp_path, tmp_path / "curves.png")
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
+    assert titles == ["loss", "learning rate", "grad norm", "samples per second", "largest", "rows"]
+    (band, *_) = figure.axes[0].collections
+    rows = [row for row in rows_of(log.path) if row["split"] == "train"]
+    heights = {round(float(y), 9) for y in band.get_paths()[0].vertices[:, 1]}
+    assert {round(row[f"loss_{which}"], 9) for row in rows for which in ("min", "max")} <= heights
+    page = plots.page(tmp_path)
+    assert '"name":"loss_min","label":"loss min","group":"more"' in page
+    assert '"name":"loss/member_0","label":"loss / member 0","group":"loss"' in page
+    (summary,) = plots.summary(tmp_path)
+    assert "eval/loss" in summary
+    assert not [name for name in summary if "member" in name]
+
+
+def test_the_batch_size_finder_takes_an_ensemble() -> None:
+    batch = train_data(1)[0]
+    found = finders.batch_size(vmapped()[0], ensemble(), batch, start=2, highest=8, compile=False)
+    assert found.size == 8
+
+
+def test_members_along_two_axes_are_refused() -> None:
+    state = tree.map(lambda leaf: leaf.unflatten(0, (2, 2)), ensemble(None, 4))
+    with pytest.raises(ValueError, match=r"got shape \(2, 2\). Stack all members along one axis"):
+        trainer().fit(state, train_data(), epochs=1)
+
+
+def test_members_whose_state_is_not_finite_are_named() -> None:
+    state = ensemble(None)
+    weight = state.params["weight"].clone()
+    weight[1:] = torch.nan
+    made = trainer(max_skipped=1, log_every=1)
+    with pytest.warns(LoopWarning, match="members 1, 2 skipped 1 or more"):
+        made.fit(state.replace(params={"weight": weight}), train_data(1), max_steps=1)
+    weight[0, 0] = torch.inf
+    with pytest.warns(LoopWarning), pytest.raises(NonFiniteError, match="members 0, 1, 2"):
+        made.fit(state.replace(params={"weight": weight}), train_data(1), max_steps=1)

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ftrain.loop._members import extremes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -170,10 +172,12 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 def shown(logs: Sequence[RunLog]) -> list[str]:
     """Return the metrics with a chart of their own: without zero counts, extremes and groups."""
     found = []
-    for metric in ordered(name for log in logs for name in log.curves):
+    names = ordered(name for log in logs for name in log.curves)
+    hidden = {*HIDDEN, *extremes(names)}  # an ensemble's, which its charts show as a band
+    for metric in names:
         values = [v for log in logs for c in log.curves.get(metric, {}).values() for v in c.values]
         counted = metric == "skipped" and any(values)
-        if counted or (metric not in HIDDEN and "/" not in metric):
+        if counted or (metric not in hidden and "/" not in metric):
             found.append(metric)
     return found
 

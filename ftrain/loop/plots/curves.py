@@ -39,6 +39,8 @@ def curves(
 ) -> Figure:
     """Draw the metrics of runs: a chart a metric, a colour a run, held-out data with dots.
 
+    Around an ensemble's mean a band reaches from the smallest to the largest of its members.
+
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s; one or several.
         out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
@@ -148,6 +150,10 @@ def _draw(
             colour, style = _look(logs, index, split, dark)
             at = [place / length for place in getattr(curve, _AXES[x])]
             values += curve.values
+            band = _band(log, metric, split, curve)
+            if band is not None:
+                ax.fill_between(at, *band, color=colour, alpha=0.15, linewidth=0)
+                values += [*band[0], *band[1]]
             if split == "train" and smooth:
                 ax.plot(at, curve.values, color=colour, alpha=0.25, linewidth=0.6 * width)
                 ax.plot(at, smoothed(curve.values, smooth), color=colour, linewidth=width)
@@ -160,6 +166,17 @@ def _draw(
                     at, curve.values, style, color=colour, linewidth=width, ms=2.2 * width * few
                 )
     scale_y(ax, metric, values, theme(dark))
+
+
+def _band(
+    log: RunLog, metric: str, split: str, curve: Curve
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The smallest and largest value over an ensemble's members; `None` of a single run."""
+    low, high = (log.curves.get(f"{metric}_{which}", {}).get(split) for which in ("min", "max"))
+    members = any(name.startswith(f"{metric}/member_") for name in log.curves)
+    if not members or low is None or high is None or not low.steps == high.steps == curve.steps:
+        return None
+    return low.values, high.values
 
 
 def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[float, float]:

@@ -12,9 +12,10 @@ import importlib.resources
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from ftrain.loop._members import extremes
 from ftrain.loop.plots._style import DARK, HIDDEN, LIGHT, Theme, label, ordered
 from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
 from ftrain.loop.plots.summary import better, summary
@@ -107,6 +108,8 @@ def _title(names: Sequence[str], most: int = 60) -> str:
 
 def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
     rows = summary(logs)
+    names = ordered(name for log in logs for name in log.curves)
+    hidden = {*HIDDEN, *extremes(names)}
     columns = list(dict.fromkeys(column for row in rows for column in row))
     return {
         "runs": [log.name for log in logs],
@@ -114,14 +117,14 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
             {
                 "name": metric,
                 "label": label(metric),
-                "group": _group(metric),
+                "group": _group(metric, hidden),
                 "series": [
                     _series(index, split, curve)
                     for index, log in enumerate(logs)
                     for split, curve in sorted(splits_of(log, metric).items())
                 ],
             }
-            for metric in ordered(name for log in logs for name in log.curves)
+            for metric in names
         ],
         "columns": [{"name": column, "better": better(column)} for column in columns],
         "rows": [[_cell(row.get(column)) for column in columns] for row in rows],
@@ -129,11 +132,11 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
     }
 
 
-def _group(metric: str) -> str:
+def _group(metric: str, hidden: Collection[str]) -> str:
     """Return the section of the page; "" is the first, which is open."""
     if "/" in metric:
         return metric.partition("/")[0]
-    return "more" if metric in HIDDEN else ""
+    return "more" if metric in hidden else ""
 
 
 def _series(run: int, split: str, curve: Curve) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _row(log: RunLog) -> dict[str, float | int | str]:
         row["seconds"] = max(known)
     for metric in ordered(log.curves):
         sign = better(metric)
-        if not sign:
+        if not sign or "/member_" in metric:
             continue
         splits = log.curves[metric]
         for split in sorted(splits, key=lambda name: (name != "eval", name)):
