@@ -32,7 +32,7 @@ from ftrain.core._instances import (
 )
 from ftrain.core._words import a_or_an
 
-__all__ = ["LEAVES", "NAMESPACE", "register", "settle", "with_item"]
+__all__ = ["LEAVES", "NAMESPACE", "register", "settle", "tensor_attribute", "with_item"]
 
 NAMESPACE = "ftrain"
 
@@ -71,6 +71,16 @@ def settle(leaves: Iterable[Any]) -> bool:
                 kind(cls)
                 found = True
     return found
+
+
+def tensor_attribute(leaf: Any) -> str | None:
+    """Return the name of an attribute that holds tensors, of an object that is not a node; or `None`.
+
+    Functions and modules are callable, and read what they hold when they are called.
+    """
+    if callable(leaf) or isinstance(leaf, (type, torch.Tensor)):
+        return None
+    return next((name for name, x in attributes_of(leaf) if _holds_tensors(x)), None)
 
 
 def with_item(mapping: Any, key: Any, value: Any) -> Any:

@@ -243,3 +243,19 @@ def test_batches_are_counted_by_what_they_hold() -> None:
     assert sizes([{"z": ids, "a": torch.zeros(3)}]) == (5, 0)
     assert sizes({"scale": torch.tensor(1.0), "rows": {"x": labels}}) == (5, 0)
     assert sizes([1.0, "text"]) == (0, 0)
+
+
+def test_objects_that_hold_tensors_are_no_arguments_of_a_program() -> None:
+    """The program would go on with the tensor that was there when it was traced."""
+
+    class Graph:
+        def __init__(self, x: Any) -> None:
+            self.features = {"x": x}
+
+    compiled = ftrain.compile(lambda graph: graph.features["x"] * 2, backend="eager")
+    with pytest.raises(
+        TypeError, match="is a Graph, whose attribute 'features' holds a tensor.*dataclass"
+    ):
+        compiled(Graph(torch.ones(2)))
+    by_module = ftrain.compile(lambda module, x: module(x), backend="eager")
+    assert by_module(torch.nn.Identity(), torch.ones(2)).tolist() == [1.0, 1.0]

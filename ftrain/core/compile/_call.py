@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._containers import tensor_attribute
 from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe_key
 from ftrain.core.compile._reader import static_key
@@ -107,6 +108,13 @@ class Call:
                         "a tensor nor hashable, so it can be no part of a compiled program. Pass "
                         "torch.as_tensor(...) of it, or register its class as a tree node."
                     ) from None
+                held = tensor_attribute(leaf)
+                if held is not None:
+                    raise TypeError(
+                        f"`{self.names[i]}` of `{function}` is {a_or_an(type(leaf).__name__)}, whose "
+                        f"attribute {held!r} holds a tensor: a compiled program would not see another "
+                        "one in its place. Pass a dict, or make its class a dataclass, which is a tree."
+                    )
                 continue
             if leaf.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(

@@ -1,0 +1,83 @@
+"""A batch is its leaves for the loop too: accumulated, cut after a lack of memory, evaluated."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import ftrain
+from ftrain import tree
+from ftrain.loop import LoopWarning, Trainer
+from tests.core.batches import FORMS, rows, steps
+
+X, Y = rows(24)
+
+
+class NoMemoryForMany:
+    """A step that finds no memory for more than so many rows at once."""
+
+    def __init__(self, step: Any, most: int) -> None:
+        self.step, self.most = step, most
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        parts = batch.batches if isinstance(batch, ftrain.MicroBatches) else (batch,)
+        if any(len(x) > self.most for part in parts for x in tree.leaves(part)):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.step(state, batch)
+
+
+@functools.cache
+def recovered(name: str) -> str:
+    made = steps(1)
+    data = [FORMS[name](x, y) for x, y in zip(X.split(8), Y.split(8), strict=True)]
+    run = Trainer(NoMemoryForMany(made.train_step, 4), compile=False)
+    with pytest.warns(LoopWarning, match="2 micro-batches"):
+        result = run.fit(made.init_state(0), data, epochs=1)
+    assert (result.train.samples, int(result.state.step)) == (24, 3)
+    return tree.digest(result.state) + repr(result.train.metrics)
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_a_step_recovers_alike_whatever_holds_its_batch(name: str) -> None:
+    assert recovered(name) == recovered("dict")
+
+
+@functools.cache
+def evaluated(name: str, most: int) -> str:
+    made = steps(1)
+    sizes = (8, 12, 4)
+    data = [FORMS[name](x, y) for x, y in zip(X.split(sizes), Y.split(sizes), strict=True)]
+    eval_step = NoMemoryForMany(made.eval_step, most)
+    found = Trainer((made.train_step, eval_step), compile=False).evaluate(made.init_state(0), data)
+    assert found.samples == 24
+    return repr(found.metrics)
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_evaluations_count_and_recover_alike_whatever_holds_their_batches(name: str) -> None:
+    for most in (4, 24):
+        assert evaluated(name, most) == evaluated("dict", most)
+
+
+def test_a_torch_loader_accumulates_its_lists() -> None:
+    """torch's default collate makes a list of x and y."""
+    made = steps(1)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=4)
+    assert isinstance(next(iter(loader)), list)
+    named = [{"x": x, "y": y} for x, y in loader]
+    found = [
+        tree.digest(
+            Trainer(made, compile=False, accumulate=2).fit(made.init_state(0), data, epochs=1).state
+        )
+        for data in (loader, named)
+    ]
+    assert found[0] == found[1]
+    cut = [
+        tree.digest(Trainer(steps(2), compile=False).fit(made.init_state(0), data, epochs=1).state)
+        for data in (loader, named)
+    ]
+    assert cut[0] == cut[1]
