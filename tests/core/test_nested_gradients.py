@@ -494,3 +494,35 @@ def test_hyperparameters_set_in_a_differentiated_function_are_followed(mode: str
 
     rate = torch.tensor(0.1, dtype=torch.float64)
     assert_derivative(f, rate, run(gradient(f), mode)(rate))
+
+
+# --- around and inside of compiled functions ------------------------------------------------------
+
+
+def test_a_compiled_function_inside_a_loss_is_part_of_it() -> None:
+    """Its draws too: they have the key of the step."""
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x.tanh(), 0.5) * 2
+
+    inner = ftrain.compile(twice, backend="eager")
+    found = []
+    for fn in (twice, inner):
+        loss_fn = lambda model, batch, fn=fn: fn(model(batch["x"])).square().mean()  # noqa: E731
+        init_state, train_step, eval_step = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
+        state = init_state(0)
+        for mode in ("eager", "compiled"):
+            found.append((run(train_step, mode)(state, BATCH), eval_step(state, BATCH)))
+    for other in found[1:]:
+        testing.assert_same_bits(other, found[0])
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_the_first_compiled_call_may_be_inside_detect_anomaly() -> None:
+    init_state, train_step, _ = ftrain.make_steps(net, r1, optim.sgd(0.1))
+    state = init_state(0)
+    with torch.autograd.detect_anomaly():
+        with pytest.warns(UserWarning, match="`train_step` is compiled inside torch.autograd"):
+            found = run(train_step, "compiled")(state, BATCH)
+        assert torch.is_anomaly_enabled()
+    testing.assert_same_bits(found, train_step(state, BATCH))

@@ -53,9 +53,10 @@ def compile(
     each call: new values and new memory (`w.data = ...`) are followed, and a new shape or dtype
     (`module.double()`) makes a new program. A name or attribute that is bound to another tensor object
     is not seen, as with `load_state_dict(assign=True)`: pass such tensors in. The caller's grad mode
-    has no influence (`fn` runs with grad enabled on detached inputs); its autocast and default dtype
-    do, and are part of the key. Inputs are never written to, and no output shares memory with an input
-    or another output.
+    has no influence (`fn` runs with grad enabled on detached inputs, and no output requires a gradient,
+    whatever `fn` captures); its autocast and default dtype do, and are part of the key. Inputs are never
+    written to, and no output shares memory with an input or another output. Called inside a loss or a
+    model of ftrain's that is not compiled itself, `fn` runs as it is, differentiated and keyed with it.
 
     Args:
         fn: a pure function. Inside, `torch.func`, `torch.autograd.grad`, autocast, custom operators and

@@ -29,6 +29,7 @@ from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import Traced, is_tracing, trace
 from ftrain.core.compile._written import had_written
 from ftrain.core.errors import RecompileWarning
+from ftrain.core.random.keyed import innermost_stream
 
 __all__ = ["Compiled"]
 
@@ -108,6 +109,8 @@ class Compiled(Generic[P, R]):
         call = Call(self._fn, args, kwargs)
         if is_tracing() or any(isinstance(t, _torch.FakeTensor) for t in call.tensors()):
             return self._fn(*args, **kwargs)  # inside another trace: part of that graph
+        if _torch.function_mode_depth() and innermost_stream() is not None:
+            return self._fn(*args, **kwargs)  # inside a loss: differentiated and keyed with it
         self._check(call)
         program = self._by_key.get(call.key)
         if program is None or not program.captured.fit():

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -178,11 +179,19 @@ def _run(
     """Run on fake tensors. Grad mode is on, as at the top of a program: the function decides."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+    if torch.is_anomaly_enabled():
+        warnings.warn(
+            f"`{function}` is compiled inside torch.autograd.detect_anomaly(), which sees no values in a "
+            "trace and does not look into compiled programs. Call the function itself to find the "
+            "operation, or train with nonfinite='raise'.",
+            stacklevel=2,
+        )
     try:
         with (
             leftovers_removed(),
             without_validation(),
             tracing(),
+            torch.autograd.set_detect_anomaly(False),
             torch.enable_grad(),
             _torch.interning(),
             fake_kernels(),
