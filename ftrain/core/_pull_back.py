@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._hooks import hooks_of
 from ftrain.core._outside import (
     Survey,
     innermost,
@@ -117,10 +118,13 @@ def _by_autograd(
         with torch.inference_mode(False), torch.no_grad():
             return _by_autograd(checked, leaves, seed, differentiable, strangers, name)
     outside = torch.is_grad_enabled()
-    given = (outside or differentiable) and any(leaf.requires_grad for leaf in leaves)
+    require = any(leaf.requires_grad for leaf in leaves)
+    given = require and (outside or differentiable)
     versions = [leaf._version for leaf in leaves] if given else []
     with torch.enable_grad():
         inputs = _entries(leaves, given)
+        if require:
+            _register_hooks(inputs, leaves)
         start = _torch.sequence_number()
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
@@ -153,6 +157,14 @@ def _by_autograd(
     return value, aux, filled
 
 
+def _register_hooks(inputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
+    """Register the hooks of each leaf on the input that stands in for it."""
+    for x, leaf in zip(inputs, leaves, strict=True):
+        if leaf.requires_grad:
+            for hook in hooks_of(leaf):
+                x.register_hook(hook)
+
+
 def _one_thread() -> contextlib.AbstractContextManager[None]:
     """Backward passes stay in this thread: autograd numbers its nodes by thread."""
     return torch.autograd.set_multithreading_enabled(False)
@@ -172,6 +184,8 @@ def _by_vjp(
 
     def looked_at(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
         nonlocal found
+        if not in_dynamo:
+            _register_hooks(leaves, [innermost(leaf) for leaf in leaves])
         value, aux = checked(leaves)
         if not in_dynamo and (outside or _is_looked_at(strangers)):
             found = survey([value], leaves)

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
+from ftrain.core._hooks import without_hooks
 from ftrain.core._outside import refuse_cuts, survey
 from ftrain.core._pull_back import entry
 from ftrain.core._torch_checkpoint import contexts_now
@@ -115,7 +116,8 @@ def vjp(
             return [None] * len(by)
         found = survey([output for output, _ in pairs], by, ends=by)
         refuse_cuts(found, keep, "the body of a loop or branch")
-        with _ending_at(by):
+        # The gradient of a followed tensor is a part of its gradient, which its hooks await.
+        with _ending_at(by), without_hooks(followed):
             return list(
                 torch.autograd.grad(
                     [output for output, _ in pairs],

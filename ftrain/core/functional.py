@@ -16,6 +16,7 @@ from torch import nn
 
 from ftrain.core import _torch, random, tree
 from ftrain.core._bodies import own_memory
+from ftrain.core._hooks import hooked, parameter_hooks
 from ftrain.core._pull_back import pull_back
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
@@ -43,12 +44,14 @@ class Bound:
             # Which initial draw belongs to which parameter, so that each gets a key of its own.
             built, self._plan = observe(self._build)
             again = construct(lambda: built_again(self._build), random.key(0), self._plan)
+            self._hooks = parameter_hooks(built)
             if not is_shared(built, again):
                 self.skeleton = Skeleton(built, again)
                 self._watch = Watch(built)
                 return
             self._start = built
         assert self._start is not None
+        self._hooks = parameter_hooks(self._start)
         self.skeleton = skeleton_of(self._start)
         self._watch = Watch(self.skeleton.module)
 
@@ -123,6 +126,7 @@ class Bound:
         the tensors stay in place until that stack is closed, for a backward pass that runs parts of
         the forward again (activation checkpointing).
         """
+        params = hooked(params, self._hooks)
         with _torch.unwatched():
             fresh = {name: b.clone() for name, b in buffers.items()}
         with contextlib.ExitStack() as own:
@@ -174,6 +178,8 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
     The module itself is never touched: a private skeleton on the meta device serves. `params` are the
     parameters that require a gradient, `buffers` everything else that the module holds (statistics,
     frozen parameters). Tied weights have one name, the first. Every random draw descends from `key`.
+    Hooks that a parameter has at this time (`register_hook`) run on its gradient in each backward pass:
+    of each micro-batch in a step, scaled where the loss is.
 
     Args:
         model: an `nn.Module` (its weights are the start), or a function that builds one; a model
@@ -184,7 +190,8 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
         evaluation.
 
     Raises:
-        ValueError: the model is lazy; or, in a call, the tensors' names are not the model's.
+        ValueError: the model is lazy; a parameter has a hook of `register_post_accumulate_grad_hook`;
+            or, in a call, the tensors' names are not the model's.
         ImpureFunctionError: in a call, the model changed something that is not in its state.
 
     >>> apply = bind(nn.Linear(3, 2))

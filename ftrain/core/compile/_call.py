@@ -122,6 +122,11 @@ class Call:
                     "opaque to autograd. Differentiate inside the function that is compiled "
                     "(ftrain.value_and_grad, torch.func), or pass x.detach()."
                 )
+            if leaf.requires_grad and leaf._backward_hooks:
+                raise RuntimeError(
+                    f"`{self.names[i]}` of `{function}` has a hook (register_hook), which a compiled "
+                    "program would not run. Pass x.detach(), and change gradients inside the function."
+                )
             if type(leaf) not in (torch.Tensor, torch.nn.Parameter):
                 raise TypeError(
                     f"`{self.names[i]}` of `{function}` is {a_or_an(type(leaf).__name__)}; compiled "
