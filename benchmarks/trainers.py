@@ -128,7 +128,7 @@ def theirs(folder: pathlib.Path, steps: int) -> Mapping[str, Run]:
         found["Lightning, barebones"] = lambda: _lightning(batches)
     if importlib.util.find_spec("accelerate") is not None:
         found["Accelerate"] = lambda: _accelerate(batches)
-    if importlib.util.find_spec("transformers") is not None:
+    if all(importlib.util.find_spec(name) for name in ("transformers", "accelerate")):  # it asks for both
         found["transformers.Trainer"] = lambda: _transformers(batches, folder)
     return found
 
