@@ -128,7 +128,8 @@ def theirs(folder: pathlib.Path, steps: int) -> Mapping[str, Run]:
         found["Lightning, barebones"] = lambda: _lightning(batches)
     if importlib.util.find_spec("accelerate") is not None:
         found["Accelerate"] = lambda: _accelerate(batches)
-    if all(importlib.util.find_spec(name) for name in ("transformers", "accelerate")):  # it asks for both
+    # Its Trainer imports accelerate.
+    if all(importlib.util.find_spec(name) for name in ("transformers", "accelerate")):
         found["transformers.Trainer"] = lambda: _transformers(batches, folder)
     return found
 

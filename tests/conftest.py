@@ -33,6 +33,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+# Before torch is imported, and for the processes that tests start. Bits on the CPU depend on the number
+# of threads; more than one only slows tests this small, above all where waiting threads keep a core.
+THREADS = int(os.environ.get("FTRAIN_TEST_THREADS", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Before torch is imported: the cache must not be shared with another process that could clean it.
 _OWN_CACHE = "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
@@ -47,8 +53,6 @@ settings.register_profile(
 )
 settings.load_profile("ftrain")
 
-# Bits on the CPU depend on the number of threads; more than one only slows tests this small.
-THREADS = int(os.environ.get("FTRAIN_TEST_THREADS", "1"))
 torch.set_num_threads(THREADS)
 
 

@@ -42,7 +42,7 @@ def test_stopped_and_resumed_in_a_fresh_process(
         [sys.executable, "-c", FINISH, name, *map(str, sources)],
         check=True,
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"},
+        env={**os.environ, "PYTHONHASHSEED": "random"},
     )
     for source in sources:
         assert content(source) != whole

@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 PROCESSORS: dict[str, dict[str, str]] = {
-    "two threads": {"FTRAIN_TEST_THREADS": "2", "OMP_NUM_THREADS": "2"},
+    "two threads": {"FTRAIN_TEST_THREADS": "2"},
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
