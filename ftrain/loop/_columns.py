@@ -93,8 +93,10 @@ def read(
     """
     found = []
     for names, values in _alike(steps):
-        n = _members_in(dict(zip(names, values[0], strict=True)), members)
-        check_metrics(names, n)
+        n = members
+        if n is None:
+            n = _members_in(dict(zip(names, values[0], strict=True)), members)
+        check_metrics(tuple(names), n)
         by_name = zip(names, zip(*values, strict=True), strict=True)
         found.append(
             Columns(len(values), {name: _column(name, column, n) for name, column in by_name})
@@ -124,7 +126,7 @@ def row_names(metrics: Any, members: int | None = None) -> list[str]:
     """
     entries = _entries(metrics)
     n = _members_in(entries, members)
-    check_metrics(entries, n)
+    check_metrics(tuple(entries), n)
     found = []
     for name, entry in entries.items():
         column = _column(name, (entry,), n)
@@ -147,7 +149,7 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
         Whether they are still to be checked.
     """
     entries = _entries(metrics)
-    check_metrics(entries, _members_in(entries, members))
+    check_metrics(tuple(entries), _members_in(entries, members))
     all_entries = metrics.entries if isinstance(metrics, Metrics) else metrics
     bare = {name: x.values for name, x in all_entries.items() if type(x) is Unreduced}
     if bare:
@@ -208,7 +210,7 @@ def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ..
     for metrics in steps:
         entries = _entries(metrics)
         row = tuple(entries.values())
-        if rows and (list(entries) != names or list(map(type, row)) != kinds):
+        if rows and ([*entries] != names or [*map(type, row)] != kinds):
             yield names, rows
             rows = []
         if not rows:
@@ -226,7 +228,9 @@ def _column(name: Any, values: tuple[Any, ...], n: int) -> Column:
         if members is None:
             raise TypeError(_not_a_metric(name, first, n))
         return Column("Mean", (list(values), [1.0] * len(values)), True, members)
-    members = _members(tree.leaves(first), n)
+    members = None
+    if kind is not None:  # its fields are its leaves
+        members = ONE if all(map(_is_number, first)) else _members(first, n)
     if kind is not None and members is not None:
         if kind == "Last":
             values = values[-1:]
@@ -234,6 +238,10 @@ def _column(name: Any, values: tuple[Any, ...], n: int) -> Column:
         return Column(kind, fields, isinstance(first, Unweighted), members)
     leading = {leaf.shape[0] if leaf.ndim else None for leaf in tree.leaves(first)} - {None}
     return Column("", (list(values),), members=n if leading == {n} else ONE)
+
+
+def _is_number(value: Any) -> bool:
+    return value.ndim == 0 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
 
 
 def _is_metric(value: Any) -> bool:
@@ -329,9 +337,9 @@ def _leave_out_skipped(chunk: Columns) -> None:
     skipped = chunk.columns.get("skipped")
     if skipped is None or not skipped.kind or skipped.kind == "Last":
         return
-    applied = [[not one for one in fields[0]] for fields in skipped.of_members()]
-    if all(map(all, applied)):
+    if not any(any(fields[0]) for fields in skipped.of_members()):
         return
+    applied = [[not one for one in fields[0]] for fields in skipped.of_members()]
     every = [any(step) for step in zip(*applied, strict=True)]  # of a metric that members share
     for name, column in chunk.columns.items():
         if name == "skipped" or column.kind == "Last":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
 from typing import Any
 
 from ftrain.loop import _members
@@ -18,7 +18,8 @@ CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 _SPREAD = ("grad_norm_min", "grad_norm_max")
 
 
-def check_values(names: Iterable[Any]) -> None:
+@functools.lru_cache(64)
+def check_values(names: tuple[Any, ...]) -> None:
     """Refuse values for a row under names that say where the row belongs.
 
     Raises:
@@ -29,7 +30,8 @@ def check_values(names: Iterable[Any]) -> None:
             raise ValueError(_reserved(f"a value of the log is called {name!r}", PLACE))
 
 
-def check_metrics(names: Iterable[Any], members: int = _members.ONE) -> None:
+@functools.lru_cache(64)  # names that are no error; asked for at each reading
+def check_metrics(names: tuple[Any, ...], members: int = _members.ONE) -> None:
     """Refuse metrics whose columns the trainer itself writes, or two of which have one column.
 
     Args:
@@ -40,8 +42,8 @@ def check_metrics(names: Iterable[Any], members: int = _members.ONE) -> None:
         ValueError: a name is reserved, or taken.
 
     Example:
-        >>> check_metrics(["loss", "accuracy"])
-        >>> check_metrics(["loss", "time"])
+        >>> check_metrics(("loss", "accuracy"))
+        >>> check_metrics(("loss", "time"))
         Traceback (most recent call last):
         ValueError: a metric is called 'time', and the log writes step, epoch, split, time, duration, ...
     """

@@ -56,18 +56,17 @@ class Running:
             ValueError: a metric has become one of another kind, or of another number of members.
         """
         for name, column in columns.columns.items():
+            kind, fields, _, members = column
             before = self._before(name, column)
-            fields = list(column.of_members())
-            if not column.kind and any(each[0] for each in fields):
-                self.like[name] = next(each[0][-1] for each in fields if each[0])
-            folded = [
-                (column.kind, _fold(column.kind, was[1], own))
-                for was, own in zip(before, fields, strict=True)
-            ]
-            if column.members == ONE:
-                self.entries[name] = folded[0]
+            if members == ONE:
+                self.entries[name] = (kind, _fold(kind, before[0][1], fields))
             else:
-                self.members[name] = folded
+                each = zip(before, column.of_members(), strict=True)
+                self.members[name] = [(kind, _fold(kind, was[1], own)) for was, own in each]
+            if not kind:
+                metrics = next(filter(None, (own[0] for own in column.of_members())), None)
+                if metrics is not None:
+                    self.like[name] = metrics[-1]
 
     def values(self) -> dict[str, float]:
         """Return `{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ...
@@ -119,28 +118,26 @@ class Running:
 
     def _before(self, name: str, column: Column) -> Sequence[Entry]:
         """What a column goes on from, for each member."""
+        kind, n = column.kind, column.members
         single, several = self.entries.get(name), self.members.get(name)
-        if several is not None:
-            n, kind = len(several), several[0][0]
-        else:
-            n, kind = ONE, column.kind if single is None else single[0]
-        if (single is not None or several is not None) and n != column.members:
+        before = [single] if single is not None else several
+        if before is None:
+            return [(kind, ())] * max(n, 1)
+        if before[0][0] != kind:
+            was, now = (each or "metric of another class" for each in (before[0][0], kind))
+            raise ValueError(
+                f"metric {name!r} was a {was} and is now a {now}; it must stay of one kind"
+            )
+        if n != (ONE if several is None else len(several)):
             was, now = (
                 "a single number" if each == ONE else f"one of {each} members"
-                for each in (n, column.members)
+                for each in (ONE if several is None else len(several), n)
             )
             raise ValueError(
                 f"metric {name!r} was {was} and is now {now}; it must stay of one kind. Return it with "
                 "the same shape at each step."
             )
-        if kind != column.kind:
-            was, now = (each or "metric of another class" for each in (kind, column.kind))
-            raise ValueError(
-                f"metric {name!r} was a {was} and is now a {now}; it must stay of one kind"
-            )
-        if several is not None:
-            return several
-        return [(column.kind, ()) if single is None else single] * max(column.members, 1)
+        return before
 
     def _value(self, name: str, entry: Entry) -> dict[str, float]:
         kind, fields = entry
@@ -173,20 +170,17 @@ def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> 
         return _fold_other(before, fields[0])
     if kind == "Last":
         return (fields[0][-1],)
-    merge = {"Max": _larger, "Min": _smaller}.get(kind, operator.add)
+    if kind in ("Max", "Min"):
+        values = [*before, *fields[0]]
+        if any(map(math.isnan, values)):
+            return (math.nan,)
+        return (max(values) if kind == "Max" else min(values),)
     if not before:
-        return tuple(functools.reduce(merge, field) for field in fields)
+        return tuple(functools.reduce(operator.add, field) for field in fields)
     return tuple(
-        functools.reduce(merge, field, start) for field, start in zip(fields, before, strict=True)
+        functools.reduce(operator.add, field, start)
+        for field, start in zip(fields, before, strict=True)
     )
-
-
-def _larger(a: float, b: float) -> float:
-    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
-
-
-def _smaller(a: float, b: float) -> float:
-    return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
 
 
 def _fold_other(before: tuple[Any, ...], metrics: list[Any]) -> tuple[Any, ...]:

@@ -182,7 +182,7 @@ class Log(Action):
     split: str | None = None
 
     def __post_init__(self) -> None:
-        check_values(self.values)
+        check_values(tuple(self.values))
 
 
 EVENTS: dict[str, type[Event]] = {
