@@ -181,8 +181,8 @@ def _run(
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     if torch.is_anomaly_enabled():
         warnings.warn(
-            f"`{function}` is compiled inside torch.autograd.detect_anomaly(), which sees no values in a "
-            "trace and does not look into compiled programs. Call the function itself to find the "
+            f"`{function}` is compiled inside torch.autograd.detect_anomaly(), which sees no values in "
+            "a trace and does not look into compiled programs. Call the function itself to find the "
             "operation, or train with nonfinite='raise'.",
             stacklevel=2,
         )

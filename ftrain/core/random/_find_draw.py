@@ -3,8 +3,8 @@
 Only on the way to an error, for it makes Python several times slower. The generators are compared at
 every line of user code that runs, in this thread and in the threads that the call starts; a line after
 which one of them holds another state has drawn from it. Draws of other threads are told apart: they
-hardly run meanwhile (the interpreter's switch interval is raised), what they draw while an operator runs
-without the interpreter's lock is left out, and a line counts only if a second search finds it again.
+hardly run meanwhile (the interpreter's switch interval is raised), what they draw while torch runs
+without the interpreter's lock is left out, and a line counts only if further searches find it too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import torch
 
 from ftrain.core import _torch
 from ftrain.core._user_line import is_foreign
-from ftrain.core.random import _generators
+from ftrain.core.random import _generators, _keyed_operators
 from ftrain.core.random._keyed_operators import here
 
 __all__ = ["Draw", "find_draw", "is_alone"]
 
-# Every call of a function of torch from Python under `keyed` comes by here.
-_FUNCTION_MODE = (os.path.join(os.path.dirname(__file__), "keyed.py"), "__torch_function__")
+_MODE = _keyed_operators.__file__
+_MORE = 3  # searches, if another thread may have drawn during the first
 _READ = frozenset({"get_state", "get_offset", "initial_seed"})  # methods of a generator
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _PYTHON = os.path.dirname(random.__file__) + os.sep
@@ -44,11 +44,13 @@ class _Here(threading.local):
     Attributes:
         at: the line of user code that runs.
         in_torch: whether code of torch in C++ runs, which was called since that line began.
+        below: whether the innermost frame is code of torch or ftrain in Python, which draws nothing.
         calls: the values of `in_torch` around the functions in C that run.
     """
 
     at: tuple[FrameType, int] | None = None
     in_torch = False
+    below = False
 
     def __init__(self) -> None:
         self.calls: list[bool] = []
@@ -72,7 +74,7 @@ def is_alone() -> bool:
 
 
 def find_draw(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
-    """Run `run` once more, or twice; return the first line that moves a generator.
+    """Run `run` once more, or some times; return the first line that moves a generator each time.
 
     Args:
         run: the call that has moved one.
@@ -81,18 +83,20 @@ def find_draw(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
     Returns:
         `None` if no line of this thread, or of a thread that `run` starts, moves one.
     """
-    first = _search(run, marks)
-    if first is None or is_alone():
-        return first
-    second = _search(run, marks)
-    return first if second is not None and second.line == first.line else None
+    found = _search(run, marks)
+    for _ in range(0 if is_alone() else _MORE):
+        if not found:
+            break
+        again = {draw.line for draw in _search(run, marks)}
+        found = [draw for draw in found if draw.line in again]
+    return found[0] if found else None
 
 
-def _search(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
+def _search(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
     tracer = _Tracer(marks)
     with tracer.tracing(), contextlib.suppress(Exception):
         run()
-    return tracer.first()
+    return tracer.draws()
 
 
 class _Tracer:
@@ -101,7 +105,7 @@ class _Tracer:
     def __init__(self, marks: _generators.Marks) -> None:
         self._thread = threading.get_ident()
         self._has_others = not is_alone()
-        self._is_alone = True  # the call has started no thread
+        self._has_started = False  # a thread
         self._at: tuple[FrameType, int] | None = None  # the line of this thread
         self._here = _Here()
         self._last = _generators.read_again(marks)
@@ -126,21 +130,18 @@ class _Tracer:
             here.search = None
             sys.setswitchinterval(before[3])
 
-    def first(self) -> Draw | None:
-        """The first draw that was not undone (by `torch.random.fork_rng`, or by checkpointing)."""
-        draws = [(draws[0][0], name, draws[0][2]) for name, draws in self._draws.items() if draws]
-        if not draws:
-            return None
-        line = min(draws)[2]
-        return Draw(tuple(name for _, name, found in draws if found == line), line)
+    def draws(self) -> list[Draw]:
+        """The draws that were not undone (by `torch.random.fork_rng`, or by checkpointing), in order."""
+        names: dict[str, list[str]] = {}
+        for _, name, line in sorted(
+            (count, name, line) for name, draws in self._draws.items() for count, _, line in draws
+        ):
+            names.setdefault(line, []).append(name)
+        return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
         """Called by an operator mode before it runs an operator, whose own draws it keys or refuses."""
-        # Where function modes stand, Python comes by there first.
-        if self._here.in_torch or _torch.function_mode_depth():
-            self._forgive()
-        else:
-            self._compare(own=False)
+        self._forgive()  # the frame of the mode has come by `_profile`
 
     def end_operator(self) -> None:
         """Called by an operator mode after an operator."""
@@ -148,23 +149,22 @@ class _Tracer:
 
     def _forgive(self) -> None:
         """What moved while torch ran, without the interpreter's lock, is another thread's doing."""
-        if self._is_alone:
-            fresh = _generators.read_again(self._last._replace(own=()))
-            self._last = fresh._replace(own=self._last.own)
+        if self._has_others and not self._has_started:
+            self._last = _generators.settled(self._last)
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         local = self._here
         if threading.get_ident() != self._thread:  # one that the call started
-            self._is_alone = False
+            self._has_started = True
             self._compare(may_be_torch=True)
             local.at = _place(frame) or self._at
             return self._trace
         if _is_below(frame.f_code.co_filename):  # its draws are those of the line that called it
-            code = frame.f_code
-            if not local.in_torch and (code.co_filename, code.co_name) == _FUNCTION_MODE:
-                self._compare()
             return None
-        self._compare()
+        if local.below:
+            self._forgive()
+        else:
+            self._compare()
         local.in_torch = False
         local.at = self._at = _place(frame.f_back if event == "return" else frame)
         return self._trace
@@ -172,53 +172,70 @@ class _Tracer:
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         local = self._here
         if event == "c_call":
-            if not local.in_torch:
+            if local.in_torch or local.below:
+                self._forgive()
+            else:
                 self._compare()
+            if self._has_others and _may_draw(arg, frame):
+                self._settle(with_torch=True)
             local.calls.append(local.in_torch)
             local.in_torch = local.in_torch or _is_of_torch(arg)
         elif event in ("c_return", "c_exception") and local.calls:
-            if local.in_torch:
+            if local.in_torch or (local.below and not _may_draw(arg, frame)):
                 self._forgive()
             else:
                 self._compare(may_be_torch=_may_draw(arg, frame))
             local.in_torch = local.calls.pop()
+        elif event in ("call", "return"):
+            # A call from Python has come by the function mode first; the others are torch's own.
+            by_torch = frame.f_code.co_filename == _MODE and _torch.function_mode_depth() > 0
+            if local.below or by_torch:
+                self._forgive()
+            else:
+                self._compare()
+            runs = frame if event == "call" else frame.f_back
+            local.below = runs is not None and _is_idle(runs.f_code.co_filename)
 
-    def _compare(self, *, own: bool = True, may_be_torch: bool = False) -> None:
+    def _compare(self, may_be_torch: bool = False) -> None:
         """Note the line if a generator has moved.
 
         Args:
-            own: compare the program's own generators too.
             may_be_torch: what has run may draw from torch's generator, or seed it. Else another thread
                 of the program has, if there is one: the operator mode keys the draws of a line.
         """
-        before = self._last if own else self._last._replace(own=())
-        names = _generators.moved(before)
-        # In any case: other threads may have drawn while torch read its state.
-        self._last = _generators.read_again(before)._replace(own=self._last.own)
-        if not names:
-            return
-        if "own" in names:
-            self._last = _generators.read_again(self._last)
-        if self._has_others and not may_be_torch:
-            names = tuple(name for name in names if name not in ("torch", "device"))
-        if self._here.at is None:  # before the first line
-            return
-        line = _line(self._here.at)
+        names = _generators.moved_quietly(self._last)
+        if may_be_torch or not self._has_others:
+            names = _generators.moved(self._last)
+        if names:
+            before, self._last = self._last, _generators.read_again(self._last)
+            if self._here.at is not None:
+                self._note(names, before, _line(self._here.at))
+        if self._has_others:
+            self._settle(may_be_torch)
+
+    def _note(self, names: tuple[str, ...], before: _generators.Marks, line: str) -> None:
         for name in names:
             draws = self._draws.setdefault(name, [])
             for index, (_, state, _) in enumerate(draws):
-                if name not in _generators.moved(state):  # back where it was before that draw
-                    del draws[index:]
+                if name not in _generators.differing(state, self._last):
+                    del draws[index:]  # back where it was before that draw
                     break
             else:
                 self._count += 1
                 draws.append((self._count, before, line))
 
+    def _settle(self, with_torch: bool) -> None:
+        """Read the states anew: other threads may have drawn while they were read before."""
+        if with_torch:
+            self._last = _generators.read_again(self._last)
+        # Last, for they run as well while memory of torch is freed.
+        self._last = _generators.settled(self._last)
+
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """The line that runs in the innermost frame of user code."""
+    """The line that runs in the innermost frame of user code, inside the call."""
     while frame is not None and _is_below(frame.f_code.co_filename):
-        frame = frame.f_back
+        frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)
 
 
@@ -259,5 +276,11 @@ def _root(function: Any) -> str:
 @functools.lru_cache(maxsize=4096)
 def _is_below(filename: str) -> bool:
     """Return True for code that user code calls: torch, ftrain, NumPy and Python's own."""
+    return _is_idle(filename) or filename.startswith(_NUMPY) or filename == random.__file__
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_idle(filename: str) -> bool:
+    """Return True for code that draws nothing by itself: torch, ftrain, Python's own but `random`."""
     is_python = filename.startswith(_PYTHON) and "site-packages" not in filename
-    return is_foreign(filename) or is_python or filename.startswith(_NUMPY)
+    return is_foreign(filename) or (is_python and filename != random.__file__)

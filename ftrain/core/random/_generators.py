@@ -77,19 +77,41 @@ def read_again(before: Marks) -> Marks:
 
 def moved(before: Marks) -> tuple[str, ...]:
     """Return the names of the generators whose state is not that of `before`."""
-    # These two first: while torch reads its own, other threads run.
-    by_numpy, by_python = _read_numpy() != before.numpy, _read_python() != before.python
-    by_torch = not _same(torch.default_generator.get_state(), before.torch)
-    by_device = by_own = False
-    if before.device is not None:
-        device = _read_device(before.device[0])
-        by_device = device is not None and not _same(device[1], before.device[1])
-    if before.own:
-        by_own = any(state_of(generator) != state for generator, state in before.own)
-    if not (by_torch or by_device or by_numpy or by_python or by_own):
-        return ()
-    which = (by_torch, by_device, by_numpy, by_python, by_own)
-    return tuple(name for name, has in zip(Marks._fields, which, strict=True) if has)
+    if (
+        _read_numpy() == before.numpy
+        and _read_python() == before.python
+        and before.device is None
+        and not before.own
+        and _same(torch.default_generator.get_state(), before.torch)
+    ):
+        return ()  # the common case, 2 µs sooner
+    return differing(before, read_again(before))
+
+
+def moved_quietly(before: Marks) -> tuple[str, ...]:
+    """Return what `moved` does, but for torch's generators: reading those lets other threads run."""
+    names = ["numpy"] if _read_numpy() != before.numpy else []
+    if _read_python() != before.python:
+        names.append("python")
+    if before.own and any(state_of(generator) != state for generator, state in before.own):
+        names.append("own")
+    return tuple(names)
+
+
+def settled(marks: Marks) -> Marks:
+    """Return the same marks with the present states of NumPy's and Python's generators."""
+    return marks._replace(numpy=_read_numpy(), python=_read_python())
+
+
+def differing(a: Marks, b: Marks) -> tuple[str, ...]:
+    """Return the names of the generators whose states differ."""
+    names = [] if _same(a.torch, b.torch) else ["torch"]
+    if a.device is not None and b.device is not None and not _same(a.device[1], b.device[1]):
+        names.append("device")
+    for name in ("numpy", "python", "own"):
+        if getattr(a, name) != getattr(b, name):
+            names.append(name)
+    return tuple(names)
 
 
 def restore(before: Marks, names: tuple[str, ...]) -> None:

@@ -1,9 +1,9 @@
 """Generators of a program's own that a function can reach: they are state, as the global ones are.
 
-`numpy.random.default_rng(0)`, `random.Random(0)` or a `torch.Generator` in a closure, in a global
-variable or in an attribute of a model gives other numbers at each call. Nothing counts their draws, so
-their states are compared before and after. One that is made inside the function is not found, and need
-not be: its numbers depend on its seed alone.
+`numpy.random.default_rng(0)` or `random.Random(0)` in a closure, in a global variable or in an attribute
+of a model gives other numbers at each call. Nothing counts their draws, so their states are compared
+before and after. One that is made inside the function is not found, and need not be: its numbers depend
+on its seed alone. A `torch.Generator` is seen where it is passed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ftrain.core import _torch
 from ftrain.core._user_line import is_foreign
 
 __all__ = ["reachable", "set_state", "state_of"]
 
-Generator = np.random.Generator | np.random.RandomState | random.Random | torch.Generator
-_KINDS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+Generator = np.random.Generator | np.random.RandomState | random.Random
+_KINDS = (np.random.Generator, np.random.RandomState, random.Random)
 _MOST = 20_000  # objects looked at
 
 
@@ -56,9 +55,6 @@ def reachable(*roots: Any) -> tuple[Generator, ...]:
 
 def state_of(generator: Generator) -> bytes:
     """Return a generator's state."""
-    if isinstance(generator, torch.Generator):
-        with _torch.without_modes():
-            return bytes(generator.get_state().numpy())
     if isinstance(generator, np.random.Generator):
         return pickle.dumps(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
@@ -71,10 +67,7 @@ def state_of(generator: Generator) -> bytes:
 
 def set_state(generator: Generator, state: bytes) -> None:
     """Put a generator back into a state from `state_of`."""
-    if isinstance(generator, torch.Generator):
-        with _torch.without_modes():
-            generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-    elif state:
+    if state:
         value = pickle.loads(state)
         if isinstance(generator, np.random.Generator):
             generator.bit_generator.state = value
@@ -87,7 +80,6 @@ def set_state(generator: Generator, state: bytes) -> None:
 _GLOBAL: tuple[Any, ...] = (
     np.random.mtrand._rand,  # behind np.random.rand
     random._inst,  # behind random.random
-    torch.default_generator,
 )
 _LEAVES = (torch.Tensor, np.ndarray, str, bytes, int, float, complex)
 _PLAIN = frozenset({str, int, float, bool, type(None), nn.Parameter, torch.Tensor, torch.dtype})

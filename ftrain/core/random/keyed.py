@@ -60,8 +60,10 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     `torch.vmap`, a batched key gives each row the draws of its own key; a single key gives all rows the
     same draws.
 
-    Not covered, and not seen: functions and modules of `torch.jit`, whose operators run without Python
-    and draw from the global generator; Python's `random`; NumPy.
+    Draws that Python does not call by these names (of `torch.jit`, of patched or captured functions)
+    belong to the site `s!` of their module. A block that moves a global generator all the same, through
+    NumPy, Python's `random`, `torch.manual_seed` or another thread, raises at its end; it warns instead
+    if the program has other threads, which may have drawn.
 
     Args:
         key: int32, shape (2,).

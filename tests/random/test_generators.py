@@ -1,0 +1,152 @@
+"""The states of the global generators: read where they lie in memory, compared, put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ftrain.core.random import _generators
+from ftrain.core.random._own_generators import reachable
+
+DRAWS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "rand": ("torch", lambda: torch.rand(1)),
+    "randn": ("torch", lambda: torch.randn(3)),
+    "manual_seed": ("torch", lambda: torch.manual_seed(torch.initial_seed() + 1)),
+    "np.rand": ("numpy", lambda: np.random.rand()),
+    "np.randn": ("numpy", lambda: np.random.randn()),  # every second one moves no word
+    "np.seed": ("numpy", lambda: np.random.seed(int(np.random.randint(2**31)))),
+    "random": ("python", random.random),
+    "gauss": ("python", lambda: random.gauss(0, 1)),  # every second one moves no word
+    "shuffle": ("python", lambda: random.shuffle([1, 2, 3])),
+}
+
+
+def states() -> tuple[bytes, Any, str]:
+    return bytes(torch.get_rng_state().numpy()), random.getstate(), str(np.random.get_state())
+
+
+@pytest.fixture(autouse=True)
+def _states_are_put_back() -> Iterator[None]:
+    torch_state, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    yield
+    torch.set_rng_state(torch_state)
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+@given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=6), st.integers(0, 2**31))
+def test_exactly_the_generators_that_were_drawn_from_have_moved(
+    names: list[str], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    for name in names[: len(names) // 2]:
+        DRAWS[name][1]()
+    marks, before = _generators.read(), states()
+    for name in names[len(names) // 2 :]:
+        DRAWS[name][1]()
+    moved = {DRAWS[name][0] for name in names[len(names) // 2 :]}
+    assert set(_generators.moved(marks)) == moved
+    assert set(_generators.moved_quietly(marks)) == moved - {"torch"}
+    _generators.restore(marks, tuple(moved))
+    assert states() == before
+    assert _generators.moved(marks) == ()
+
+
+def test_the_memory_that_is_read_is_the_generators() -> None:
+    """Else every step would take 40 µs longer, where numpy and random are asked for their states."""
+    assert isinstance(_generators.read().python[0], bytes)
+    assert isinstance(_generators.read().numpy[0], bytes)
+
+
+def test_memory_of_another_layout_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_generators, "_find_gauss", lambda: None)
+    monkeypatch.setattr(_generators, "_python_is_readable", lambda: False)
+    for reader, draw in (
+        (_generators._numpy_reader, lambda: np.random.randn()),
+        (_generators._python_reader, lambda: random.gauss(0, 1)),
+    ):
+        read, restore = reader()
+        for _ in range(3):
+            before = read()
+            draw()
+            assert read() != before
+            restore(before)
+            assert read() == before
+            draw()
+
+
+def test_another_bit_generator_of_numpy_is_read_and_put_back() -> None:
+    before = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(3))
+        marks = _generators.read()
+        first = np.random.randn()
+        assert _generators.moved(marks) == ("numpy",)
+        _generators.restore(marks, ("numpy",))
+        assert np.random.randn() == first
+    finally:
+        np.random.set_bit_generator(before)
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy", "python"])
+def test_a_seeded_generator_is_a_function_of_both_words(name: str) -> None:
+    draw = {"torch": lambda: torch.rand(1).item(), "numpy": np.random.rand, "python": random.random}
+    drawn = []
+    for words in ((1, 2), (1, 2), (1, 2**31), (2**31, 2), (2**32 - 1, 2**32 - 1)):
+        _generators.seed(name, words)
+        drawn.append(draw[name]())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 4
+
+
+HELD = np.random.default_rng(0)
+ALSO = random.Random(1)
+
+
+def uses_a_global() -> float:
+    return HELD.random()
+
+
+def calls_a_helper() -> float:
+    return uses_a_global()
+
+
+class Holds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(2, 2))
+        self.inner.held = {"deep": [HELD]}  # type: ignore[assignment]
+
+
+class Calls(nn.Module):
+    def forward(self) -> float:
+        return self.helper()
+
+    def helper(self) -> float:
+        return ALSO.random()
+
+
+def test_own_generators_are_found_wherever_a_function_reaches_them() -> None:
+    captured = HELD
+    assert reachable(uses_a_global) == reachable(calls_a_helper) == (HELD,)
+    assert reachable(lambda: captured.random()) == (HELD,)
+    assert reachable(lambda rng=HELD: rng.random()) == (HELD,)
+    assert reachable(HELD.random) == ()  # a method in C; see below
+    assert reachable(Holds()) == (HELD,)
+    assert reachable(Calls()) == (ALSO,)
+    assert set(reachable(Holds(), Calls())) == {HELD, ALSO}
+
+
+def test_global_generators_and_those_of_libraries_are_not_own() -> None:
+    assert reachable(lambda: (random.random(), np.random.rand(), torch.rand(1))) == ()
+    assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
