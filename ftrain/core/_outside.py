@@ -8,7 +8,6 @@ next: `_pull_back.py`, which asks.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -200,17 +199,20 @@ def innermost(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_held(node: Any) -> bool:
-    return hasattr(node, "variable") and _references(node) > _unheld()
+    return hasattr(node, "variable") and _references(node) > _UNHELD
 
 
 def _references(node: Any) -> int:
     return sys.getrefcount(node.variable)
 
 
-@functools.cache
-def _unheld() -> int:
-    """The number of references to a leaf that only a graph holds."""
+def _count_unheld() -> int:
+    """Return the number of references to a leaf that only a graph holds."""
     with torch.inference_mode(False), torch.enable_grad():
         result = torch.ones((), requires_grad=True) * 1.0
     assert result.grad_fn is not None
     return _references(result.grad_fn.next_functions[0][0])
+
+
+# At import: a function mode around a later call may hold on to the tensors that it sees.
+_UNHELD = _count_unheld()
