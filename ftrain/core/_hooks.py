@@ -54,7 +54,7 @@ def hooked(tensors: dict[str, torch.Tensor], hooks: Hooks) -> dict[str, torch.Te
         if tensors[name].requires_grad:
             aliases[name] = tensors[name].view_as(tensors[name])
             for hook in each:
-                aliases[name].register_hook(hook)
+                aliases[name].register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return {**tensors, **aliases}
 
 

@@ -162,7 +162,7 @@ def _register_hooks(inputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> N
     for x, leaf in zip(inputs, leaves, strict=True):
         if leaf.requires_grad:
             for hook in hooks_of(leaf):
-                x.register_hook(hook)
+                x.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
