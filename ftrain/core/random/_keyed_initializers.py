@@ -94,7 +94,7 @@ def construct(build: Callable[[], T], key: Tensor, plan: Plan) -> T:
     return _watched(lambda: _built(build, _Planned(key, plan.sites), plan), plan)
 
 
-def _built(build: Callable[[], T], stream: Stream, plan: Plan) -> T:
+def _built(build: Callable[[], T], stream: _Initial, plan: Plan) -> T:
     before = here.watching, here.operators
     here.watching = here.operators = True
     try:
@@ -102,6 +102,7 @@ def _built(build: Callable[[], T], stream: Stream, plan: Plan) -> T:
             return build()
     finally:
         here.watching, here.operators = before
+        stream.forget_frames()
 
 
 def _watched(run: Callable[[], T], plan: Plan) -> T:
@@ -152,6 +153,10 @@ class _Initial(Stream):
         self._initializer: FrameType | None = None
         self._index = -1
 
+    def forget_frames(self) -> None:
+        """Let go of a frame, which keeps alive what its callers hold: a store, and the store's lock."""
+        self._initializer = None
+
     def _path(self, chain: list[Running]) -> str:
         initializer = _initializer(sys._getframe(1))
         if initializer is None or initializer is not self._initializer:
@@ -181,7 +186,6 @@ class _Observed(_Initial):
             self._filled[self._index] = _storage(result), int(result.storage_offset())
 
     def sites(self, module: nn.Module) -> Sequence[str]:
-        self._initializer = None
         spans: dict[int, list[tuple[int, int, str]]] = {}
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             start = int(tensor.storage_offset())
