@@ -110,7 +110,8 @@ class Bound:
             with random.keyed(key):
                 return self.call(lambda module: module(*args, **kwargs), params, buffers, training)
 
-        return own_memory(self._watch(run, key.device), (params, buffers, args, kwargs))  # type: ignore[no-any-return]
+        device = key.device if isinstance(key, torch.Tensor) else None  # `keyed` refuses others
+        return own_memory(self._watch(run, device), (params, buffers, args, kwargs))  # type: ignore[no-any-return]
 
     def call(
         self,

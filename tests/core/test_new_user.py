@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_articles():
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
     found = ftrain.gradients(net, loss_fn)(state, BATCH)
     with pytest.raises(ValueError, match=r"made state\.step an int, not a tensor"):
-        ftrain.commit(state, state.replace(step=1), found)
+        ftrain.commit(state, dataclasses.replace(state, step=1), found)
 
 
 def test_a_ragged_last_batch_names_both_loaders():

@@ -213,7 +213,10 @@ def test_a_draw_below_torch_vmap_is_refused() -> None:
     def hidden(x: Tensor) -> Tensor:
         return torch.jit.script(_scripted)(x)
 
-    with keyed(KEYS[0]), pytest.raises((UnkeyedRandomError, RuntimeError), match="vmap|TorchScript"):
+    with (
+        keyed(KEYS[0]),
+        pytest.raises((UnkeyedRandomError, RuntimeError), match="vmap|TorchScript"),
+    ):
         torch.vmap(hidden, randomness="different")(torch.ones(3, 4))
     with pytest.raises(UnkeyedRandomError, match="vmap"), keyed(KEYS[0]):
         torch.vmap(lambda x: aten.rand_like(x))(torch.ones(3, 4))
