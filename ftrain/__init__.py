@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Every public name, when the first is asked for: `ftrain --help` does not wait for torch."""
+        """Import every public name on first access: `ftrain --help` does not wait for torch."""
         if name == "__version__":
             import importlib.metadata  # noqa: PLC0415  # 0.02 s
 

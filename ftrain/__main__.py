@@ -1,4 +1,4 @@
-"""`python -m ftrain` is `ftrain`."""
+"""Entry point of `python -m ftrain`, the same as `ftrain`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The public names, in one import; `ftrain` hands them on when the first is asked for."""
+"""Public names, in one import; `ftrain` imports them on first access."""
 
 from ftrain.core import errors, random, tree
 from ftrain.core.accumulate import MicroBatches

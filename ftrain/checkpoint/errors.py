@@ -51,40 +51,40 @@ class _FileError(CheckpointError):
 
 
 class CheckpointWriteError(_FileError):
-    """A checkpoint could not be written; existing files are unchanged."""
+    """Error for a checkpoint that could not be written; existing files are unchanged."""
 
 
 class CheckpointReadError(_FileError):
-    """A checkpoint could not be read."""
+    """Error for a checkpoint that could not be read."""
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """There is no checkpoint at this path."""
+    """Error for a missing checkpoint."""
 
 
 class CheckpointExistsError(CheckpointError):
-    """A checkpoint exists at this path; none is ever overwritten."""
+    """Error for a checkpoint that exists already; none is ever overwritten."""
 
 
 class CheckpointLockedError(CheckpointError):
-    """Another process, or another store of this one, holds the lock of the directory."""
+    """Error for a directory whose lock another process, or another store, holds."""
 
 
 class CheckpointCorruptError(CheckpointError):
-    """The files differ from what was written, or violate the format."""
+    """Error for files that differ from those written, or violate the format."""
 
 
 class CheckpointVersionError(CheckpointError):
-    """The checkpoint was written by an unknown version of the format."""
+    """Error for a checkpoint in an unknown version of the format."""
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """The checkpoint holds another state than the one it is loaded into."""
+    """Error for a checkpoint of another state than the one it is loaded into."""
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """A checkpoint was skipped because it does not verify."""
+    """Warning that a checkpoint was skipped because it does not verify."""
 
 
 class DeterminismWarning(UserWarning):
-    """A setting that the bits of a run depend on has changed since the checkpoint was saved."""
+    """Warning that a setting which the bits of a run depend on has changed since the save."""

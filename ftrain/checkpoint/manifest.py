@@ -154,7 +154,7 @@ class Manifest:
 
 
 class _MalformedError(Exception):
-    """A field has another type or value than the format allows."""
+    """Error for a field whose type or value the format does not allow."""
 
 
 def _check_version(content: dict[str, Any], path: str) -> None:

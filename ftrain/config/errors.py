@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """A configuration is invalid; the error holds every problem.
+    """Error for an invalid configuration; it holds every problem.
 
     Attributes:
         problems: at least one `Problem`; `key` and `place` are those of the first.

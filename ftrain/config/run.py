@@ -1,4 +1,4 @@
-"""A run from its configuration: the directory, the trainer, and `fit`.
+"""Runs from their configurations: the directory, the trainer, and `fit`.
 
     result = train(load("digits.yaml"))
 

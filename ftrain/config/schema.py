@@ -107,7 +107,7 @@ class Data(Component):
 
 
 class Checkpoint(_Section):
-    """When the run is saved, and which checkpoints are kept."""
+    """Times of the checkpoints of a run, and their retention."""
 
     every: Count | None = None
     """Steps between checkpoints; null: at the end of each epoch."""
@@ -126,7 +126,7 @@ class Checkpoint(_Section):
 
 
 class EarlyStopping(_Section):
-    """When a run ends that no longer improves."""
+    """End of a run that no longer improves."""
 
     patience: Count
     """Evaluations without a better value after which the run stops."""

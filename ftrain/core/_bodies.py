@@ -99,7 +99,7 @@ def kind(tensor: torch.Tensor) -> str:
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    """What tells its memory from others'; `None` under a transform of torch.func, which hides it."""
+    """Return the identity of a tensor's storage; `None` under torch.func transforms, which hide it."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):

@@ -1,7 +1,7 @@
-"""The tensors that a function reads without being given them.
+"""Tensors that a function captures.
 
-They are found in its closure, its default arguments, the globals that its code names, the object that a
-method is bound to, and in containers, objects, modules and functions reached from these.
+The search covers its closure, its default arguments, the globals that its code names, the object that a
+method is bound to, and the containers, objects, modules and functions that are reached from these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LIMIT = 20_000  # objects: a walk of 0.1 s, made again only where something was
 
 
 class Captured:
-    """The tensors that a function captures, looked up anew where a name or container has changed.
+    """Tensors that a function captures; the search runs again when a name or container has changed.
 
     Args:
         fn: a function, method, partial or callable object.
@@ -37,7 +37,7 @@ class Captured:
         self._tensors: dict[str, torch.Tensor] = {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return them by name, as of now."""
+        """Return the tensors that the function captures now, by name."""
         if self._owned is None:
             self._owned = Owned(
                 [("", self._fn)], follow_globals=True, whole_modules=False, limit=_LIMIT

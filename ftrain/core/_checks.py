@@ -1,4 +1,4 @@
-"""What every step checks before it starts, and the modes it runs under."""
+"""Argument checks of a step, and the modes that it runs under."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ftrain.core.state import TrainState
 
 @contextlib.contextmanager
 def isolated(device_type: str) -> Iterator[None]:
-    """None of the caller's modes inside: no autocast, no grad, no inference mode."""
+    """Turn the caller's autocast, grad mode and inference mode off inside."""
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_type):
         yield
 
 
 @contextlib.contextmanager
 def without_autocast(device_type: str) -> Iterator[None]:
-    """The caller's autocast is off inside."""
+    """Turn the caller's autocast off inside."""
     if not torch.is_autocast_enabled(device_type):
         yield
         return
@@ -56,7 +56,7 @@ def check_state(state: Any) -> None:
 
 
 def check_batch(batch: Any, device: torch.device) -> None:
-    """Raise unless the batch's tensors are where the state is (0-d ones may stay on the host)."""
+    """Raise unless the batch's tensors are on the state's device (0-d ones may stay on the host)."""
     for index, leaf in enumerate(tree.leaves(batch)):
         if isinstance(leaf, torch.Tensor):
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):

@@ -65,7 +65,7 @@ class _Sides:
         self.first: tuple[int, Any] | None = None
 
     def one(self, i: int, operands: tuple[Any, ...] | None = None) -> Any:
-        """Call one side; its draws are its own, whatever the other sides draw."""
+        """Call one side; its draws do not depend on the draws of the other sides."""
         with self.scope(i):
             output = self.sides[i](*(self.operands if operands is None else operands))
         check_tensors(self.function, f"the output of {self._name(i)}", output)
@@ -87,7 +87,7 @@ class _Sides:
         return picked
 
     def traced(self, number: torch.Tensor, given: list[torch.Tensor]) -> Any:
-        """Record an operator that calls one side; of more than two, a choice between halves."""
+        """Record an operator that calls one side; more than two sides become nested choices."""
         _, operands_def = tree.flatten(self.operands)
         found: dict[str, Any] = {}
 
@@ -136,10 +136,11 @@ class _Sides:
 
 
 class _Gated(TorchFunctionMode):
-    """Inside, what is computed from outer tensors sends a gradient to them only where it is taken.
+    """Mode that lets gradients reach outer tensors only from the side that is taken.
 
-    Where it is not, the gradient of the result is 0. Backward functions may make NaN of that (0 times
-    the infinite slope of a square root at 0); here it ends, as it would if the side had not been called.
+    The gradient of the result of any other side is 0. Backward functions may turn that into NaN (0 times
+    the infinite slope of a square root at 0); the mode replaces it by 0, as if the side had not been
+    called.
     """
 
     def __init__(self, is_taken: torch.Tensor) -> None:
@@ -160,7 +161,7 @@ class _Gated(TorchFunctionMode):
         return output
 
     def gated(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same values; the gradient passes where the side is taken."""
+        """Return the same values; the gradient passes where the side is taken."""
         if id(tensor) in self.own or not requires_grad_outside(tensor):
             return tensor
         if id(tensor) not in self.gates:

@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register the classes among these leaves that are containers; return True if there was one.
+    """Register the classes of these leaves that are containers; return True if there was one.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.
@@ -74,7 +74,7 @@ def settle(leaves: Iterable[Any]) -> bool:
 
 
 def tensor_attribute(leaf: Any) -> str | None:
-    """Return the name of an attribute that holds tensors, of an object that is not a node; or `None`.
+    """Return the name of an attribute of a leaf object that holds tensors; `None` if there is none.
 
     Functions and modules are callable, and read what they hold when they are called.
     """
@@ -84,7 +84,7 @@ def tensor_attribute(leaf: Any) -> str | None:
 
 
 def with_item(mapping: Any, key: Any, value: Any) -> Any:
-    """A mapping of the same class with one item more, or another value for one."""
+    """Return a mapping of the same class with one item added or replaced."""
     flat = optree.tree_flatten_one_level(mapping, namespace=NAMESPACE)
     children: list[Any] = list(flat[0])
     metadata, entries, unflatten = flat[1:4]
@@ -138,7 +138,7 @@ def register(
 
 
 class _Attribute(optree.PyTreeEntry):
-    """A step of a path: `.mask`; for the content of a mapping, whose entry is empty, none."""
+    """Entry of a path: `.mask`; empty for the content of a mapping."""
 
     __slots__ = ()
 
@@ -150,7 +150,7 @@ class _Attribute(optree.PyTreeEntry):
 
 
 class _Written(optree.PyTreeEntry):
-    """A step of a path that its class has written: `['x']`."""
+    """Entry of a path as written by the class of the node: `['x']`."""
 
     __slots__ = ()
 
@@ -164,7 +164,7 @@ _KEEP = (
 
 
 def _kind_of(value: Any) -> Any:
-    """The function that registers the class of `value`; `None` for a leaf, `_KEEP` for one this time."""
+    """Return the function that registers the class of `value`; `None` if it is a leaf."""
     cls: Any = type(value)
     if isinstance(value, (torch.Tensor, torch.nn.Module, type, torch.utils.data.Dataset)):
         return None
@@ -180,7 +180,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def _is_plain_object(cls: type) -> bool:
-    """Whether an instance is its attributes and nothing else."""
+    """Return True if an instance consists of its attributes alone."""
     try:
         object.__new__(cls)
     except TypeError:  # it derives from a class written in C
@@ -193,7 +193,7 @@ def _is_tuple(cls: type) -> bool:
 
 
 def _mapping_kind(value: Mapping[Any, Any]) -> Any:
-    """How to rebuild a mapping that is not a dict: by its storage attribute, or by its constructor."""
+    """Return how to rebuild a mapping that is not a dict: by storage attribute or by constructor."""
     cls: Any = type(value)
     items = list(value.items())
     for name, attribute in attributes_of(value):
@@ -250,7 +250,7 @@ def _adopt(cls: Any) -> None:
 
 
 class _Context:
-    """The context of a node of torch's pytree, which need not be hashable."""
+    """Hashable context of a node of torch's pytree."""
 
     __slots__ = ("value",)
 
@@ -268,7 +268,7 @@ class _Context:
 
 
 def _register_plain(cls: type) -> None:
-    """A subclass of dict, list or tuple, whose content is its own, or of UserDict or UserList."""
+    """Register a subclass of dict, list, tuple, UserDict or UserList."""
     if issubclass(cls, (UserDict, UserList)):
         _register_attributes(cls, content="data")
     else:

@@ -23,12 +23,12 @@ _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class Change(NamedTuple):
-    """What an object held when it should have held something else.
+    """Contents of an object that changed.
 
     Attributes:
         node: the object.
-        keys: its keys then, if it has keys.
-        values: its values then.
+        keys: its keys after the change, if it has keys.
+        values: its values after the change.
         put: `put(node, keys, values)` writes them again.
     """
 
@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """How objects of one kind are read and written.
+    """Functions that read and write objects of one kind.
 
     Attributes:
         size: a number that differs if entries were added or removed.
@@ -57,7 +57,7 @@ class _Kind(NamedTuple):
 
 
 class Group:
-    """Objects of one kind and what they held at first."""
+    """Objects of one kind and their contents at the start."""
 
     def __init__(self, kind: _Kind, nodes: list[Any]) -> None:
         self._kind, self._nodes = kind, nodes
@@ -68,7 +68,7 @@ class Group:
         self._starts = [0, *itertools.accumulate(map(len, contents))]
 
     def same(self) -> bool:
-        """Return True if every object holds what it held at first."""
+        """Return True if no object has changed."""
         kind, nodes = self._kind, self._nodes
         if [*map(kind.size, nodes)] != self._sizes:
             return False
@@ -81,7 +81,7 @@ class Group:
         return _identical(_chain(map(kind.values, nodes)), self._values)
 
     def restore(self) -> list[Change]:
-        """Restore every object that differs; return what these held."""
+        """Restore every object that changed; return the contents that were replaced."""
         kind, nodes = self._kind, self._nodes
         sizes = [*map(kind.size, nodes)]
         # Those first: then all entries are in their places, and differences can be located.
@@ -94,7 +94,7 @@ class Group:
         return changes + [self._put(place) for place in owners]
 
     def adopt_plain(self) -> bool:
-        """Accept a change that only replaces numbers and strings by others; else return False."""
+        """Accept a change that only replaces numbers and strings by others; return True if it does."""
         kind, nodes = self._kind, self._nodes
         if [*map(kind.size, nodes)] != self._sizes:
             return False
@@ -114,7 +114,7 @@ class Group:
         return change
 
     def _owner(self, entry: int) -> int:
-        """The place of the object that an entry belongs to."""
+        """Return the position of the object that an entry belongs to."""
         return bisect.bisect_right(self._starts, entry) - 1
 
 
@@ -127,7 +127,7 @@ def _places(differ: Callable[[Any, Any], Any], xs: Iterable[Any], ys: Iterable[A
 
 
 def groups_of(found: Found) -> list[Group]:
-    """Return the groups for what a walk found, without what `empty_of` returns."""
+    """Return the groups of the objects that a walk found, without those of `empty_of`."""
     of_kind: dict[_Kind, list[Any]] = {}
     for container in found.containers:
         if type(container) in _EMPTY and not container:
@@ -144,12 +144,12 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the containers that are empty: most of a module's, and compared by `any` alone."""
+    """Return the empty containers: most of a module's are empty, and `any` alone compares them."""
     return [node for node in found.containers if type(node) in _EMPTY and not node]
 
 
 def emptied(node: Any) -> Change:
-    """Empty a container that `empty_of` returned; return what it held."""
+    """Empty a container that `empty_of` returned; return its contents."""
     if isinstance(node, set):
         change = Change(node, None, list(node), put_set)
         node.clear()

@@ -1,7 +1,7 @@
-"""Objects whose contents are no references: sets, arrays, random generators, iterators, files.
+"""Fingerprints of sets, arrays, random generators, iterators and files.
 
-Sets and arrays are restored. A random generator or an iterator that moved raises: restored, it would
-draw the same numbers at every step, and nobody would notice.
+Sets and arrays are restored. A random generator or an iterator that moved raises: restoring it would
+silently give the same numbers at every step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Fingerprint", "fingerprints_of"]
 
 
 class Fingerprint(Protocol):
-    """What an object held at first.
+    """Contents of an object at the start.
 
     Attributes:
         node: the object.
@@ -36,14 +36,14 @@ class Fingerprint(Protocol):
     refusal: str | None
 
     def same(self) -> bool:
-        """Return True if it holds that still."""
+        """Return True if the contents have not changed."""
 
     def restore(self) -> Change | None:
-        """Restore it; return what it held, or `None` if it cannot be restored."""
+        """Restore the contents; return those that were replaced, or `None` if that is impossible."""
 
 
 def fingerprints_of(found: Found) -> list[Fingerprint]:
-    """Return the fingerprints of what a walk found."""
+    """Return the fingerprints of the objects that a walk found."""
     prints: list[Fingerprint] = []
     prints += [_Set(node) for node in found.containers if isinstance(node, set) and node]
     prints += [_Buffer(node) for node in found.buffers]
@@ -107,7 +107,7 @@ def _buffer_contents(node: Any) -> tuple[Any, Any]:
 
 
 class _Identities(list[Any]):
-    """A list that equals another of the same objects."""
+    """List of objects, equal to another list of the same objects."""
 
     __hash__ = None
 
@@ -168,11 +168,11 @@ class _Position:
         return bool(_position(self.node) == self._saved)
 
     def restore(self) -> None:
-        """Leave it; `refusal` says why."""
+        """Return `None`: the object cannot be restored (`refusal` gives the reason)."""
 
 
 def _position(node: Any) -> Any:
-    """Where an iterator or a file is, as far as Python can see."""
+    """Return the position of an iterator or a file, as far as Python can read it."""
     if isinstance(node, io.IOBase):
         try:
             return node.tell()

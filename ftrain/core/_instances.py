@@ -1,4 +1,4 @@
-"""Instances rebuilt attribute by attribute: a node of a class that was not written to be one.
+"""Flattening and rebuilding of instances, attribute by attribute.
 
 A new instance gets everything that the old one holds, with other tensors in it; `__init__` does not run.
 Attributes that are Python constants are part of the structure. All others, such as a tokenizer's
@@ -39,7 +39,7 @@ _withheld: contextvars.ContextVar[str | None] = contextvars.ContextVar("withheld
 
 
 class ContainerError(TypeError):
-    """A container that cannot be rebuilt around other tensors; `tree` adds its path."""
+    """Error for a container that cannot be rebuilt around other tensors; `tree` adds its path."""
 
     def __init__(self, container: Any, why: str) -> None:
         super().__init__(why)
@@ -128,7 +128,7 @@ def functions(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shell:
-    """Everything about a container that is not among its children.
+    """Contents of a container other than its children.
 
     Attributes:
         children: names of the attributes that are children, in their order.
@@ -156,12 +156,12 @@ class _Shell:
         return self.children, self.linked, constants, tuple(sorted(self.opaque))
 
     def __repr__(self) -> str:
-        """The constants that two structures may differ in."""
+        """Return the constants, in which two structures may differ."""
         return ", ".join(f"{name}={value!r}" for name, _, value in self.constants)
 
 
 class Withheld:
-    """Stands for an attribute that does not exist in a compiled function or a micro-batch."""
+    """Placeholder for an attribute that a compiled function or a micro-batch does not have."""
 
     __slots__ = ("_why",)
 
@@ -184,7 +184,7 @@ _ITSELF = "__dict__"  # of a dict whose items are its attributes too: self.__dic
 
 
 def _content(base: Any, node: Any) -> Any:
-    """The items of a subclass of a built-in container, past any methods of its own."""
+    """Return the items of a subclass of a built-in container, without calling its own methods."""
     if base is OrderedDict:
         return OrderedDict((key, dict.__getitem__(node, key)) for key in OrderedDict.__iter__(node))
     if base is dict:
@@ -206,7 +206,7 @@ def _sorted_out(
     children: dict[str, Any],
     holds_tensors: Callable[[Any], bool],
 ) -> _Shell:
-    """The attributes beside the fields, each where it belongs; those with tensors join `children`."""
+    """Sort the remaining attributes into a shell; add those that hold tensors to `children`."""
     linked: list[str] = []
     constants: list[tuple[str, type, Any]] = []
     opaque: dict[str, Any] = {}
@@ -250,7 +250,7 @@ _CONSTANTS = {
 
 
 def attributes_of(node: Any, slots: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
-    """Names and values of everything that an instance holds, past any `__getattr__` of its own."""
+    """Return the attributes and slots of an instance by name, without calling its `__getattr__`."""
     for name, member in (_slots(type(node)) if slots is None else slots).items():
         with contextlib.suppress(AttributeError):  # a slot that is empty
             yield name, member.__get__(node)
@@ -265,7 +265,7 @@ def attributes_of(node: Any, slots: Mapping[str, Any] | None = None) -> Iterator
 
 
 def _slots(cls: type) -> dict[str, Any]:
-    """The descriptors of a class's slots, those of its bases included."""
+    """Return the descriptors of the slots of a class and its bases."""
     return {
         name: member
         for base in reversed(cls.__mro__)

@@ -1,4 +1,4 @@
-"""Buffers as they were when a checkpointed region started, for the pass that computes it again."""
+"""Buffers at the start of a checkpointed region, for its recomputation."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class KeptBuffers:
         }
 
     def are_current(self) -> bool:
-        """Return True if nothing was written since."""
+        """Return True if no buffer was written to after that moment."""
         return all(self._tensors[name]._version == v for name, v in self._versions.items())
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of that moment, the small ones as new copies.
+        """Return the tensors at that moment, the small ones as new copies.
 
         Raises:
-            ImpureFunctionError: a large buffer was written since.
+            ImpureFunctionError: a large buffer was written to after that moment.
         """
         for name, version in self._versions.items():
             if name not in self._copies and self._tensors[name]._version != version:

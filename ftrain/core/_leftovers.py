@@ -1,4 +1,4 @@
-"""No tensor of a trace is left behind in Python objects.
+"""Removal of traced tensors from Python objects after a trace.
 
 While a function is traced, its tensors have no values. A cache that is filled then, in a dict of the
 model's file, in a closure of the loss or by `functools.lru_cache`, would hand such a tensor to a later
@@ -34,7 +34,7 @@ _guarded = _Guarded()
 
 @contextlib.contextmanager
 def leftovers_removed() -> Iterator[None]:
-    """Around a trace: restore at the end what was guarded inside and holds tensors of the trace."""
+    """Restore, at the end, the guarded objects that came to hold tensors of the trace."""
     if _guarded.owned is not None:  # inside another trace, which does it
         yield
         return
@@ -48,7 +48,7 @@ def leftovers_removed() -> Iterator[None]:
 
 
 def guard(root: Any) -> None:
-    """Within a trace: guard all that this function or module reaches, as it is now."""
+    """Guard all objects that this function or module reaches, until the trace ends."""
     owned = _guarded.owned
     if owned is not None and id(root) not in owned:
         owned[id(root)] = Owned([("", root)], follow_globals=True, limit=_LIMIT)
@@ -71,7 +71,7 @@ def _holds_traced(value: Any) -> bool:
 
 
 def _refers_to_traced(cache: Any) -> bool:
-    """Look into the results of `functools.lru_cache`, which Python itself hides."""
+    """Return True if a function under `functools.lru_cache` keeps tensors of the trace."""
     seen: set[int] = set()
     level = gc.get_referents(cache)
     for _ in range(3):  # the dict, its links, what these hold

@@ -29,7 +29,7 @@ _BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class WatchedLoss:
-    """A loss function, and the tensors that it captures.
+    """Loss function with the tensors that it captures.
 
     Attributes:
         captured: those tensors.
@@ -43,7 +43,7 @@ class WatchedLoss:
         self.calls = FirstCalls()
 
     def __call__(self, model: Any, batch: Any) -> Any:
-        """Call it; one with a parameter `key` gets a key of its own from the surrounding `keyed`."""
+        """Call the loss; a parameter `key` receives a key of its own from the surrounding `keyed`."""
         guard(self._loss_fn)
         if self._takes_key:
             return self._loss_fn(model, batch, key=key_of("loss"))
@@ -53,7 +53,7 @@ class WatchedLoss:
 def call_loss(
     loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, device_type: str, where: str
 ) -> Any:
-    """`loss_fn(module, batch)` under the policy's autocast; nothing it is given may change.
+    """Return `loss_fn(module, batch)` under the policy's autocast; raise if an argument changed.
 
     `device_type` is the state's: a batch may begin with a 0-d tensor on the host.
     """
@@ -102,7 +102,7 @@ def takes_key(loss_fn: Callable[..., Any]) -> bool:
 
 
 def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
-    """What a loss function returned, as the total to differentiate and all metrics, detached.
+    """Return the total to differentiate and all metrics, detached, of a loss function's result.
 
     The total's weight is that of `metrics.entries["loss"]`.
 

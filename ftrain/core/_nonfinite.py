@@ -1,4 +1,4 @@
-"""The check behind `nonfinite="raise"`: an operator that raises, so that it can stand in a graph."""
+"""Operator that raises for non-finite gradients (`nonfinite="raise"`), so that a graph can hold it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ftrain.core.errors import NonFiniteError
 def require_finite(
     finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
 ) -> torch.Tensor:
-    """Whether all of `finite` (bool, one a leaf) hold and the weight is positive; raises where not.
+    """Raise unless all of `finite` (bool, one a leaf) hold and the weight is positive; return True.
 
-    Everything that a step writes must be selected by the result: then nothing is written before this
-    has been asked. Waits for the device.
+    A step must select everything that it writes by the result: then no write comes before the check.
+    Waits for the device.
     """
     if not bool(finite.all()):
         bad = [name for name, ok in zip(names.split("\n"), finite.tolist(), strict=True) if not ok]

@@ -1,8 +1,9 @@
-"""The autograd graph of a function's results: what they can be differentiated by, and where it ends.
+"""Survey of the autograd graph of a function's results: its leaves and the nodes where it ends.
 
-`value_and_grad` keeps the graph of its results only if something outside of the function can be
-differentiated by: a tensor that the function was given or captures, directly or through operations. Read
-next: `_pull_back.py`, which asks.
+`value_and_grad` keeps the graph of its results only if a caller could differentiate them by a tensor
+from outside of the function: an argument or a captured tensor, directly or through operations.
+
+Read next: `_pull_back.py`, which uses the survey.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Edge = tuple[Any, int]  # a node of an autograd graph and one of its outputs
 
 
 class Survey(NamedTuple):
-    """What the autograd graph of some tensors holds.
+    """Findings about the autograd graph of some tensors.
 
     Attributes:
         outside: True if a caller could differentiate by something other than the inputs.
@@ -92,7 +93,7 @@ def survey(
 
 
 def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
-    """Raise if a derivative ends on the way: `twice`, if it is to be differentiated once more."""
+    """Raise if the graph has a node at which a derivative ends; with `twice`, a second derivative."""
     if found.cuts:
         raise ValueError(
             f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
@@ -109,7 +110,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """The name of the operator that made a node, from the warning that the node itself gives."""
+    """Return the name of the operator that made a node, from the warning that the node gives."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))

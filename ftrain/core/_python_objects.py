@@ -1,4 +1,4 @@
-"""Kinds of Python objects: which hold other objects, which names their code reads.
+"""Kinds of Python objects: the objects they hold, and the names their code reads.
 
 Used by the walk of `_reach.py`.
 """
@@ -66,7 +66,7 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
 
 
 def is_open(cls: type) -> bool:
-    """Return True if instances of a class hold what a user put there."""
+    """Return True if instances of a class hold objects that a user put there."""
     top = top_package(cls)
     if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
         return True

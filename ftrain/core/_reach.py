@@ -89,7 +89,7 @@ class Class(NamedTuple):
     known: frozenset[str]
 
     def read(self) -> Sequence[Any]:
-        """Return the data by name; `MISSING` for what is gone."""
+        """Return the data by name; `MISSING` for names that are gone."""
         scope = vars(self.cls)
         try:
             return _getter(self.names)(scope)
@@ -106,7 +106,7 @@ class Globals(NamedTuple):
 
 @dataclasses.dataclass
 class Found:
-    """What a walk came by, each object once, nearest first.
+    """Objects that a walk reached, each once, nearest first.
 
     Attributes:
         instances: the `__dict__` of modules and other instances.
@@ -119,7 +119,7 @@ class Found:
         caches: functions under `functools.lru_cache`.
         tensors: tensors, each with its path.
         modules: the modules among the instances.
-        paths: where each object was met first, by its id.
+        paths: the path by which each object was first reached, by its id.
         complete: the walk was not cut short by its limit.
     """
 
@@ -155,7 +155,7 @@ _WATCHED = ("instances", "containers", "cells", "views", "buffers", "generators"
 
 
 def spell(path: Path | None) -> str:
-    """A path as Python would write it, without a leading dot.
+    """Return a path as Python would write it, without a leading dot.
 
     >>> spell(((None, ".blocks"), "[0]"))
     'blocks[0]'
@@ -180,7 +180,7 @@ def reach(
         roots: names and objects.
         follow_globals: follow the global names that functions read, too.
         whole_modules: look at a module's attributes; else at its parameters, buffers and children.
-        limit: how many objects to visit at most.
+        limit: the largest number of objects to visit.
     """
     walk = _Walk(follow_globals, whole_modules)
     for name, root in roots:
@@ -204,7 +204,7 @@ class _Walk:
         self._registries: set[int] = set()  # of modules: their entries are called like attributes
 
     def meet(self, path: Path, value: Any) -> None:
-        """Queue an object, unless it holds nothing or is known."""
+        """Queue an object, unless it is known or holds nothing of a user's."""
         if type(value) in ATOMS or id(value) in self.found.paths:
             return
         self.found.paths[id(value)] = path
@@ -369,7 +369,7 @@ class _Walk:
         self.found.iterators.append(stream)
 
     def nothing(self, path: Path, value: Any) -> None:
-        """An object that holds nothing of a user's."""
+        """Visit an object that holds nothing of a user's."""
 
 
 _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (

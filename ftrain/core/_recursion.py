@@ -17,7 +17,7 @@ _MOST = 20_000  # frames to add at most: Python's own stack is not unlimited
 
 
 class _Room:
-    """The calls that need a higher limit, in any thread, and the limit before the first of them."""
+    """Count of the calls, in any thread, that need a higher limit, and the limit before the first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ def deep_enough(depth: int) -> Iterator[None]:
 
 
 def depth_of(module: nn.Module) -> int:
-    """Return how deep modules are nested in this one; 1 where it has none."""
+    """Return the depth to which modules are nested in this one; 1 if it has none."""
     depth, level, seen = 0, [module], {id(module)}
     while level:
         depth += 1

@@ -1,12 +1,12 @@
-"""A module without weights, into which a state's tensors are put for the length of one call.
+"""Skeleton of a module: its structure, which takes a state's tensors for the length of one call.
 
 `torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
 (pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
 The skeleton is private, lives on the meta device, knows every place that holds a tensor, and comes out
 of a call exactly as it went in.
 
-Read next: `_owned.py` (what is put back after a call), `_structure.py` (how a skeleton is made),
-`functional.py`, which is its public face.
+Read next: `_owned.py` (restores Python objects after a call), `_structure.py` (copies a module's
+structure), `functional.py` (the public interface).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _STRAY_REMEDY = (
 
 
 class _Outer(NamedTuple):
-    """What a call of the same module inside another one has to put back."""
+    """State that a nested call of the same module has to restore."""
 
     slots: list[tuple[Slot, Any]]
     flags: list[tuple[nn.Module, bool]]
@@ -63,9 +63,9 @@ class Skeleton:
     """The structure of a module; its tensors are arguments.
 
     Args:
-        module: stripped of its tensors, so it must be the caller's to give away.
-        original: the module that this is a copy of, or another that was built as this was: what both
-            reach is shared with the caller, who may change it between calls.
+        module: a module that the caller gives up: it loses its tensors.
+        original: the module that this is a copy of, or another from the same function. Objects that both
+            reach are shared with the caller, who may change them between calls.
 
     Attributes:
         module: the skeleton itself, every tensor on the meta device.
@@ -129,7 +129,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
-        """The module with these tensors in place; everything is put back at the end.
+        """Install these tensors in the module inside; restore everything at the end.
 
         Training mode restores the flags that the module came with (submodules that were frozen in
         eval mode stay so), or `train()` where the whole module came in eval mode.
@@ -167,7 +167,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes a context like this `holding`, as it is now.
+        """Return a function that makes a context like this `holding` at this moment.
 
         A backward pass enters it to compute a checkpointed region again. By then the forward pass may
         have written to its buffers, or `holding` may have ended.
@@ -182,7 +182,7 @@ class Skeleton:
         return holding
 
     def _enter(self) -> _Outer | None:
-        """Make the module what it was when it was bound."""
+        """Restore the module to its state when it was bound."""
         if not self._depth:
             if self._owned.settle():
                 self._place()
@@ -194,7 +194,7 @@ class Skeleton:
         return _Outer(slots, flags, changes)
 
     def _leave(self, outer: _Outer | None) -> tuple[list[Change], list[str]]:
-        """Put back what was there before the call; return what had changed, and what had to stay so."""
+        """Restore the module to its state before the call; return the changes, restored and not."""
         changes, refusals = self._put_back()
         if outer is not None:
             for change in outer.changes:
@@ -226,7 +226,7 @@ class Skeleton:
         return {name: found[name] for name in names}
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
-        """Return both by name; raise where they are not this module's."""
+        """Return `params` and `buffers` by name; raise unless they fit this module."""
         for kind, given, names in (
             ("params", params, self.trainable),
             ("buffers", buffers, self.carried),
@@ -254,7 +254,7 @@ class Skeleton:
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise for changes that are more than hidden state."""
+        """Raise for changes that the restored module does not account for."""
         for node, keys, values, _ in changes:
             prefix = self._registries.get(id(node))
             if prefix is None or keys is None:
@@ -284,6 +284,6 @@ def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:
-    """Return a skeleton of a module, copied structure only, without its weights' memory."""
+    """Return a skeleton of a module: its structure is copied, its weights are not."""
     refuse_lazy(module)
     return Skeleton(copy_structure(module), module)

@@ -17,21 +17,21 @@ __all__ = ["Slot", "refuse_fixed", "slots_of"]
 
 
 class Slot(NamedTuple):
-    """A place, `holder[key]`, for the tensor of this name."""
+    """Location `holder[key]` of the tensor with this name."""
 
     holder: Any
     key: Any
     name: str
 
     def get(self) -> Any:
-        """Return what is there; `None` where the place is gone."""
+        """Return the value at this location; `None` if the location is gone."""
         try:
             return self.holder[self.key]
         except LookupError:
             return None
 
     def set(self, value: Any) -> None:
-        """Put a value there, unless the place is gone (whoever restores the holder restores it)."""
+        """Store a value, unless the location is gone (restoring the holder restores the location)."""
         if self.get() is not None:
             self.holder[self.key] = value
 

@@ -1,4 +1,4 @@
-"""Modules taken apart: their tensors by name, their structure without them.
+"""Tensors of a module by name, and copies of its structure without them.
 
 Read next: `_skeleton.py`, into which a state's tensors are put.
 """
@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
-    """A module's own tensors as `(params, buffers)`, sorted by name, detached, not copied."""
+    """Return a module's own tensors as `(params, buffers)`, sorted by name, detached, not copied."""
     tensors = named_tensors(module)
     trainable = {
         name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
@@ -37,7 +37,7 @@ def fill(module: nn.Module, tensors: Tensors) -> None:
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Build once more, to see what two models have in common; without memory if that is possible."""
+    """Build a second model, to find what two have in common; on the meta device if possible."""
     try:
         with torch.device("meta"):
             return factory()
@@ -46,13 +46,13 @@ def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def is_shared(built: nn.Module, again: nn.Module) -> bool:
-    """Return True if a model function hands out a module that lives elsewhere, built or not."""
+    """Return True if a model function returns a module that it does not build."""
     mine = {id(x) for x in (*built.modules(), *built.parameters(), *built.buffers())}
     return any(id(x) in mine for x in (*again.modules(), *again.parameters(), *again.buffers()))
 
 
 def build(factory: Callable[[], nn.Module]) -> nn.Module:
-    """The module that a model function builds."""
+    """Return the module that a model function builds."""
     if not callable(factory):
         raise TypeError(
             f"model must be an nn.Module or a function that builds one, found {type(factory).__name__}"
@@ -67,7 +67,7 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy of a module, however deep its modules are nested."""
+    """Return a deep copy of a module, nested to any depth."""
     memo = {} if memo is None else memo
     copy_of = module
     # Children first: deepcopy meets them copied already, and recurses no deeper than one module.
@@ -77,7 +77,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """Return a deep copy whose tensors are hollow: the memo makes deepcopy meet them copied already."""
+    """Return a deep copy whose tensors have no memory: the memo tells deepcopy that they are copied."""
     memo: dict[int, Any] = {id(t): hollow(t) for t in named_tensors(module).values()}
     try:
         return copied(module, memo)
@@ -98,7 +98,7 @@ def hollow(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def named_tensors(module: nn.Module) -> Tensors:
-    """Every distinct parameter and buffer under the first name that reaches it."""
+    """Return every distinct parameter and buffer under the first name that reaches it."""
     found: Tensors = dict(module.named_parameters())
     seen = {id(t) for t in found.values()}
     found.update((name, b) for name, b in module.named_buffers() if id(b) not in seen)
@@ -106,7 +106,7 @@ def named_tensors(module: nn.Module) -> Tensors:
 
 
 def refuse_overlap(tensors: Tensors) -> None:
-    """Two names for one piece of memory would drift apart in a state."""
+    """Raise if two tensors overlap in memory: in a state they would become independent."""
     spans = sorted(
         (t.untyped_storage().data_ptr(), t.storage_offset() * t.element_size(), t.nbytes, name)
         for name, t in tensors.items()

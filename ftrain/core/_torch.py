@@ -1,7 +1,7 @@
-"""The parts of torch outside its public surface that `compile` and `scan` stand on.
+"""Private torch APIs used by compile and scan.
 
-Each is named here with the versions that have it and what happens without it, so that a new torch is
-met in one file. Written for torch 2.11 and later, and run on 2.11, 2.13 and 2.15.
+Each names the versions that have it and what happens without it, so that a new torch changes one file.
+Written for torch 2.11 and later, and run on 2.11, 2.13 and 2.15.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ __all__ = [
     "unwatched",
     "unwrapped",
     "value_at_hand",
+    "with_autograd",
     "without_autocast",
-    "without_modes",
     "without_modes_below",
 ]
 
@@ -79,7 +79,7 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def fake_mode() -> FakeTensorMode:
-    """A mode that computes shapes only (2.0 and later). Real tensors met on the way are taken along.
+    """Return a mode that computes shapes only (2.0 and later); it converts real tensors that it meets.
 
     Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
     """
@@ -93,14 +93,14 @@ def is_faking() -> bool:
 
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """The operators that `fn` runs on these fake tensors (`make_fx`, 2.0 and later)."""
+    """Return the graph of the operators that `fn` runs on fake tensors (`make_fx`, 2.0 and later)."""
     # An error of the user's is raised, and need not be logged as well.
     with silent("torch._subclasses.fake_tensor"):
         return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
 
 def is_recorded(tensor: torch.Tensor) -> bool:
-    """Whether a trace under way has computed this tensor: it is not an input, nor from outside."""
+    """Return True if the current trace computed this tensor: neither an input nor from outside."""
     mode = get_proxy_mode()
     proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
     return proxy is not None and proxy.proxy.node.op != "placeholder"
@@ -146,7 +146,7 @@ class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __i
 
 
 def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
-    """A C++ check that tensors still have these types, dtypes, devices, shapes and strides.
+    """Return a C++ check of the types, dtypes, devices, shapes and strides of tensors.
 
     Dynamo's own guard (2.0 and later): 20 µs for 300 tensors, where Python takes 90. `None` where it
     is missing; the caller then compares in Python.
@@ -180,14 +180,14 @@ def is_dual(tensor: torch.Tensor) -> bool:
 
 
 def sequence_number() -> int:
-    """The number of the next autograd node of this thread (2.1 and later; 0 if it is missing)."""
+    """Return the number of the next autograd node of this thread (2.1 and later; 0 without it)."""
     number = getattr(torch.autograd, "_get_sequence_nr", None)
     return 0 if number is None else int(number())
 
 
 @contextlib.contextmanager
 def recurrent_kernels(device_type: str) -> Iterator[None]:
-    """Run recurrent layers without oneDNN where it has no kernel on a CPU (2.13); torch's own serves.
+    """Run recurrent layers by torch's own kernels where oneDNN has none for the CPU (2.13).
 
     For float16 autocast, and without AVX-512 for bfloat16, it raises "could not create a primitive
     descriptor"; for a gradient inside vmap "Expected a proper Tensor but got None ... 'workspace'".
@@ -230,13 +230,13 @@ def _bfloat16_lstm() -> bool:
 
 
 def inside_functorch() -> str | None:
-    """The name of the innermost functorch transform that is running (2.0 and later)."""
+    """Return the name of the innermost functorch transform that is running (2.0 and later)."""
     top = torch._C._functorch.peek_interpreter_stack()
     return None if top is None else str(top.key()).rpartition(".")[2].lower()
 
 
 def inside_vmap() -> bool:
-    """Whether one of the functorch transforms that are running is vmap (2.0 and later)."""
+    """Return True if one of the functorch transforms that are running is vmap (2.0 and later)."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(each.key() == torch._C._functorch.TransformType.Vmap for each in stack)
 
@@ -252,27 +252,20 @@ _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
 
 
 def of_same_bits(integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Integers as others of their width: a view, but a cast in a vmap of torch 2.11, which has none."""
+    """View integers as another dtype of their width; cast in a vmap of torch 2.11, which lacks views."""
     if _VIEW_MAPS or torch.compiler.is_dynamo_compiling() or inside_functorch() is None:
         return integers.view(dtype)
     return integers.to(dtype)
 
 
 def function_modes() -> list[Any]:
-    """The TorchFunctionModes that stand around the caller (2.0 and later), outermost first."""
+    """Return the active TorchFunctionModes (2.0 and later), outermost first."""
     stack: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
     return list(stack())
 
 
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """No function mode and no dispatch mode inside, that of fake tensors included (2.1 and later)."""
-    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-        yield
-
-
 def function_mode_depth() -> int:
-    """How many TorchFunctionModes stand around the caller: 0.1 µs (2.0 and later)."""
+    """Return the number of active TorchFunctionModes: 0.1 µs (2.0 and later)."""
     return torch._C._len_torch_function_stack()
 
 
@@ -280,7 +273,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def value_at_hand(flag: torch.Tensor) -> bool | None:
-    """Return the value of a bool if reading it waits for no device; `None` if it has none, too."""
+    """Return the value of a bool; `None` if it has none, or if reading it waits for a device."""
     if (
         type(flag) is not torch.Tensor
         or flag.device.type != "cpu"
@@ -292,7 +285,7 @@ def value_at_hand(flag: torch.Tensor) -> bool | None:
 
 
 def unwatched() -> contextlib.AbstractContextManager[Any]:
-    """Inside, no TorchFunctionMode sees a call (1.13 and later): 1 µs saved for each.
+    """Hide calls inside from every TorchFunctionMode (1.13 and later): saves 1 µs a call.
 
     For reading attributes of tensors and for detaching them, which draw nothing.
     """
@@ -300,12 +293,12 @@ def unwatched() -> contextlib.AbstractContextManager[Any]:
 
 
 def any_autocast() -> bool:
-    """Whether autocast is on for any device: 0.1 µs (2.1 and later)."""
+    """Return True if autocast is on for any device: 0.1 µs (2.1 and later)."""
     return torch._C._is_any_autocast_enabled()
 
 
 def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
-    """Which devices autocast to which dtype."""
+    """Return the devices under autocast and their dtypes."""
     return tuple(
         (device, torch.get_autocast_dtype(device))
         for device in _AUTOCAST_DEVICES
@@ -314,7 +307,7 @@ def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Autocast off on every device (2.1 and later): what a traced graph casts is written in it."""
+    """Turn autocast off on every device (2.1 and later): a traced graph contains its casts."""
     return torch._C._DisableAutocast()
 
 
@@ -342,7 +335,7 @@ def autocast_now() -> Callable[[], contextlib.AbstractContextManager[Any]]:
 
 @contextlib.contextmanager
 def interning() -> Iterator[None]:
-    """Autocast's cache of cast weights off: it must not hold the fake tensors of a trace."""
+    """Turn autocast's cache of cast weights off: it must not keep the fake tensors of a trace."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -353,7 +346,7 @@ def interning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def aside() -> Iterator[FakeTensorMode]:
-    """Inside a trace: what runs here is not recorded (2.0 and later). Yields the trace's fake mode."""
+    """Run operators inside a trace without recording (2.0 and later); yield the trace's fake mode."""
     mode = detect_fake_mode()
     assert isinstance(mode, FakeTensorMode)
     with disable_proxy_modes_tracing():
@@ -361,14 +354,14 @@ def aside() -> Iterator[FakeTensorMode]:
 
 
 def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """`trace` for use within another trace, whose tensors become constants (2.1 and later)."""
+    """Trace inside another trace, whose tensors become constants (2.1 and later)."""
     return make_fx(fn, tracing_mode="real", _allow_non_fake_inputs=True, _allow_fake_constant=True)(
         *fakes
     )
 
 
 def nodes_ever(graph: fx.Graph) -> list[fx.Node]:
-    """A graph's nodes, and the erased ones that it keeps for their names (2.0 and later)."""
+    """Return a graph's nodes, and the erased ones that it keeps for their names (2.0 and later)."""
     names = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", ())
     return [*graph.nodes, *(node for node in names if isinstance(node, fx.Node))]
 
@@ -385,7 +378,7 @@ def silent(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_compiled() -> Iterator[None]:
-    """What torch's optimizers ask before they read a number off the device (2.1 and later)."""
+    """Make torch's optimizers keep numbers on the device, as in compiled code (2.1 and later)."""
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
     try:
@@ -395,7 +388,7 @@ def as_compiled() -> Iterator[None]:
 
 
 def with_autograd() -> contextlib.AbstractContextManager[Any]:
-    """Autograd on inside an operator's kernel, where the dispatcher has left it out (1.13 and later)."""
+    """Turn autograd on in an operator's kernel, where the dispatcher excludes it (1.13 and later)."""
     left_out = torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradMPS", "AutogradOther"):
         left_out = left_out.remove(getattr(torch._C.DispatchKey, name))

@@ -1,4 +1,4 @@
-"""Private torch APIs that let contexts of ours stand around a recomputation of a checkpointed region.
+"""Private torch APIs that recompute a checkpointed region in contexts of ours.
 
 `torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and keeps the function that
 a backward pass calls to compute the region again in a `_CheckpointFrame`. Inside of `around_regions`:
@@ -40,7 +40,7 @@ _active = _Active()
 
 @contextlib.contextmanager
 def around_regions(again: Again) -> Iterator[None]:
-    """Inside, recompute each checkpointed region in the context that `again` makes at its start.
+    """Recompute each checkpointed region in the context that `again` makes at the region's start.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """
@@ -84,7 +84,7 @@ class _Recompute:
 
 @functools.cache
 def _install() -> None:
-    """Extend torch's own classes, once; outside of `around_regions` they do what they did.
+    """Extend torch's own classes, once; outside of `around_regions` they behave as before.
 
     (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it torch's own errors
     remain, and a draw in a recomputation raises.)

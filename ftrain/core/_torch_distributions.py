@@ -38,7 +38,7 @@ class _Default:
 
 @contextlib.contextmanager
 def without_validation() -> Iterator[None]:
-    """Inside, distributions do not validate their arguments by default: that reads their values.
+    """Turn off the default validation of distributions' arguments, which reads their values.
 
     The default of the process is the same afterwards: the first use of Dynamo, in a trace or by
     inductor, would switch it off for good. (`Distribution._validate_args`: 1.8 and later.)
@@ -61,7 +61,7 @@ def without_validation() -> Iterator[None]:
 
 
 def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that function modes see."""
+    """Return a function that function modes see."""
 
     @functools.wraps(function)
     def called(*args: Any) -> Any:
@@ -86,7 +86,7 @@ def dirichlet_sampler() -> Callable[..., Any]:
 
 @functools.cache
 def von_mises_sampler() -> Callable[..., Any]:
-    """`VonMises.sample` below its shapes, `(loc, concentration, proposal_r, x)`, likewise.
+    """`VonMises.sample` below its shapes, `(loc, concentration, proposal_r, x)`, as such a function.
 
     It draws in a loop that ends by a value. (`von_mises._rejection_sample`: 1.5 and later.)
     """

@@ -14,7 +14,7 @@ __all__ = ["fake_kernels"]
 
 @contextlib.contextmanager
 def fake_kernels() -> Iterator[None]:
-    """Inside, fake tensors know these operators (`op_implementations_dict`, 2.2 and later).
+    """Give fake tensors kernels for these operators (`op_implementations_dict`, 2.2 and later).
 
     Without the dict, the operators are refused as torch refuses them.
     """
@@ -42,7 +42,7 @@ def _grouped_mm(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The products of a mixture of experts. Torch's fake kernel takes bfloat16 only (2.13).
+    """Return the result's shape of a mixture of experts; torch's kernel takes bfloat16 only (2.13).
 
     Rows of the result begin at multiples of 16 bytes.
     """

@@ -32,7 +32,7 @@ _kept: list[torch.library.Library] = []
 def inductor_compile(
     graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, config: dict[str, Any]
 ) -> Callable[..., Any]:
-    """One compiled function for one graph (`standalone_compile`, 2.8 and later)."""
+    """Compile one graph into one function (`standalone_compile`, 2.8 and later)."""
     import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
 
     # Our own guard has checked sizes and strides before every call: 0.25 µs an input saved.
@@ -71,10 +71,10 @@ def inductor_compile(
 
 
 def cpp_compilers() -> tuple[str, ...] | None:
-    """The compilers that inductor would try for the CPU, in order; `None` where nobody can tell.
+    """Return the compilers that inductor would try for the CPU, in order; `None` if unknown.
 
-    Nobody can where it would fetch one itself, or makes its code in another way. (`config.cpp.cxx`: 2.0
-    and later; `config.cpu_backend`: 2.5 and later.)
+    They are unknown if inductor would download one, or generates code in another way.
+    (`config.cpp.cxx`: 2.0 and later; `config.cpu_backend`: 2.5 and later.)
     """
     from torch._inductor import config  # noqa: PLC0415  costs two seconds
 
@@ -89,7 +89,7 @@ def cpp_compilers() -> tuple[str, ...] | None:
 def first_run(
     compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run it, and watch for the code that inductor made: `(outputs, code)`.
+    """Run a compiled function and record inductor's code: `(outputs, code)`.
 
     AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
     seen to hand on the very inputs and the very outputs, and there is a CPU only, `code` does the same
@@ -127,7 +127,7 @@ def _same(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
 
 
 def _skips_compiler_probe(config: Any) -> bool:
-    """Whether inductor need not compile three small programs to see what the compiler can do.
+    """Return True if inductor can skip compiling three small programs that probe the compiler.
 
     That takes 7 s from an empty cache. On x86-64 the processor's own word decides which vector
     instructions are used, and every compiler of the last ten years knows those; one that does not
@@ -168,7 +168,7 @@ def _product_operator(linear: Any) -> Any:
 
 @functools.cache
 def is_amd_with_avx512() -> bool:
-    """Whether this is a processor whose AVX-512 MKL leaves unused."""
+    """Return True for a processor whose AVX-512 MKL does not use."""
     if (
         not sys.platform.startswith("linux")
         or "AVX512" not in torch.backends.cpu.get_cpu_capability()

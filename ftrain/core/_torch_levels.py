@@ -26,7 +26,7 @@ above = temporarily_restore_interpreter_stack
 
 
 def n_mapped() -> int:
-    """Return how many `torch.vmap` stand around the caller."""
+    """Return the number of `torch.vmap` transforms that are running."""
     return sum(each.key() == _VMAP for each in _functorch.get_interpreter_stack() or ())
 
 

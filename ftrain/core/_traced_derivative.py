@@ -33,7 +33,7 @@ class Operator(Protocol):
     """An operator of a traced graph.
 
     Attributes:
-        inputs: what it is differentiated by; tensors that its bodies capture included.
+        inputs: the tensors to differentiate by, those that its bodies capture included.
         graded: for each output, True if it requires a gradient.
     """
 
@@ -133,7 +133,7 @@ def vjp(
 
 @contextlib.contextmanager
 def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Inside, backward passes go no further than these tensors."""
+    """Stop backward passes at these tensors."""
     outputs: dict[Any, set[int]] = defaultdict(set)
     for tensor in tensors:
         if tensor.grad_fn is not None:
@@ -147,7 +147,7 @@ def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
-    """A hook that takes the gradients of some outputs away; autograd has recorded them by then."""
+    """Return a hook that removes the gradients of some outputs, after autograd has recorded them."""
 
     def hook(grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
         left = tuple(None if i in numbers else grad for i, grad in enumerate(grads))

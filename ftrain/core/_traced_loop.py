@@ -62,7 +62,7 @@ def _trace(
 
 
 def _with_carry(body: Flat, n: int) -> Flat:
-    """The body, which returns the carry that it was given as well: its derivative starts from there."""
+    """Wrap the body so that it also returns the carry it received: its derivative starts there."""
 
     def fn(*inputs: torch.Tensor) -> list[torch.Tensor]:
         return [*body(*inputs), *inputs[:n]]
@@ -77,7 +77,7 @@ class _Loop:
     Attributes:
         by: for each carry, then each of xs, True if it is differentiated by.
         idle: a carry for the operator if the loop has none.
-        over: those of xs that the body reads; something of their length if there is none.
+        over: the xs that the body reads; a placeholder of their length if there are none.
     """
 
     body: Flat
@@ -163,7 +163,7 @@ def _unrolled(
 def _split(
     tensors: Sequence[torch.Tensor], sizes: Sequence[int | None]
 ) -> list[list[torch.Tensor]]:
-    """Cut a sequence into lists of these sizes; the last one may be what remains (`None`)."""
+    """Cut a sequence into lists of these sizes; the last size may be `None`, for the remainder."""
     parts, start = [], 0
     for size in sizes:
         end = len(tensors) if size is None else start + size

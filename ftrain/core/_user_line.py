@@ -1,4 +1,4 @@
-"""The line of the user's own code that an error is about."""
+"""Line of the user's own code that caused an error."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
 
 
 def current_line() -> str:
-    """`user_line` of the code that runs now."""
+    """Return the `user_line` of the code that is running."""
     return user_line(traceback.extract_stack())
 
 
 def _carets(frame: traceback.FrameSummary) -> str:
-    """Python's own marks under the expression, where it knows them."""
+    """Return Python's own marks under the expression, if it has them."""
     start, end = getattr(frame, "colno", None), getattr(frame, "end_colno", None)
     if start is None or end is None or getattr(frame, "end_lineno", None) != frame.lineno:
         return ""

@@ -11,7 +11,7 @@ __all__ = ["a_or_an", "brief", "did_you_mean"]
 
 
 def a_or_an(noun: str) -> str:
-    """A noun with its article.
+    """Return a noun with its article.
 
     >>> a_or_an("int"), a_or_an("uint8"), a_or_an("ndarray"), a_or_an("dict of 3 entries")
     ('an int', 'a uint8', 'an ndarray', 'a dict of 3 entries')
@@ -21,7 +21,7 @@ def a_or_an(noun: str) -> str:
 
 
 def brief(value: torch.Tensor) -> str:
-    """A 0-d tensor's number, which is waited for; dtype and shape of what has more or none to show.
+    """Return a 0-d tensor's number (waits for the device), or the dtype and shape of any other.
 
     >>> brief(torch.tensor(0.25)), brief(torch.zeros(2, 3))
     ('0.25', 'float32[2, 3]')
@@ -35,7 +35,7 @@ def brief(value: torch.Tensor) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one, as a question; nothing where none is like it.
+    """Return the known name most similar to this one, as a question; an empty string if none is.
 
     >>> did_you_mean("parms", ["step", "params"])
     " Did you mean 'params'?"

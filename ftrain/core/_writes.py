@@ -1,4 +1,4 @@
-"""Noticing writes to tensors that a call must leave as they are.
+"""Detection of writes to tensors that a call must not change.
 
 Torch counts the writes to each tensor, and reading the count is free: that is done at every call. Writes
 through `.data` or a NumPy view are not counted. For these the bytes are compared, at the first call.
@@ -36,9 +36,9 @@ def unchanged(
 
     Args:
         tensors: by their keys.
-        kind: what a message calls them.
+        kind: their name in a message.
         remedy: a sentence that says what to do instead.
-        called: what a message calls the tensor under a key.
+        called: returns the name, in a message, of the tensor under a key.
         compare_bytes: notice writes that torch does not count, too; reads every tensor twice.
 
     Raises:
@@ -64,7 +64,7 @@ def unchanged(
 
 
 class FirstCalls:
-    """The kinds of calls that were made already, and left everything as it was."""
+    """Kinds of calls that were made before without writes to their inputs."""
 
     def __init__(self) -> None:
         self._known: set[Any] = set()
@@ -77,12 +77,12 @@ class FirstCalls:
         return kind not in self._known and not _torch.is_faking() and all(map(_has_bytes, tensors))
 
     def passed(self, kind: Any) -> None:
-        """Note that a first call was in order."""
+        """Record that a first call left its inputs unchanged."""
         self._known.add(kind)
 
 
 def _versions(tensors: Mapping[Any, torch.Tensor]) -> list[int]:
-    """How often each tensor was written; 0 where torch does not count (inference, transforms)."""
+    """Return the number of writes to each tensor; 0 if torch does not count (inference, transforms)."""
     with _torch.unwatched():
         if _torch.inside_functorch() is None:
             try:
@@ -107,7 +107,7 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor's bytes, or a number that depends on them and their order if they are many."""
+    """Return a copy of a tensor's bytes; a number that depends on them and their order if many."""
     with _torch.unwatched():
         tensor = tensor.detach().resolve_neg()
         if tensor.is_complex():

@@ -26,7 +26,7 @@ __all__ = ["MicroBatches"]
 
 @tree.register_dataclass
 class MicroBatches:
-    """A batch in parts, for when an even cut along the first axis is not what is wanted.
+    """Batch in explicit parts, where `accumulate=k` would cut evenly along the first axis.
 
     The only class whose entries are micro-batches: any other list or tuple is one batch.
 
@@ -45,7 +45,7 @@ class MicroBatches:
 
 
 class Micro(NamedTuple):
-    """What one micro-batch gives.
+    """Gradients and by-products of one micro-batch.
 
     Attributes:
         grads: gradients of its *mean* loss, times the loss scale (a sum would overflow float16).
@@ -61,11 +61,11 @@ class Micro(NamedTuple):
 
 
 class Accumulated(NamedTuple):
-    """What all micro-batches give together.
+    """Gradients and by-products of all micro-batches together.
 
     Attributes:
         totals: weighted sum of the gradients, in float32 or wider, times the loss scale.
-        weight: float32, 0-d; what `totals` is to be divided by; `None` where that is done.
+        weight: float32, 0-d; the divisor of `totals`; `None` if the division is done.
         buffers: the buffers after the last.
         metrics: the metrics, merged.
     """
@@ -78,13 +78,13 @@ class Accumulated(NamedTuple):
 
 @dataclass(frozen=True)
 class Stacked:
-    """Micro-batches of equal shapes, as one list of leaves with a leading axis of `k`.
+    """Micro-batches of equal shapes as one list of leaves, with a leading axis of length `k`.
 
     A type of its own, since a batch may itself be a list or tuple.
 
     Attributes:
         tensors: the tensors, stacked.
-        structure: how a batch is built.
+        structure: the tree structure of a micro-batch.
         constants: its other leaves, by their place among all leaves.
         k: the number of micro-batches.
         weights: those of `MicroBatches`.
@@ -97,7 +97,7 @@ class Stacked:
     weights: tuple[float, ...] = ()
 
     def build(self, tensors: list[torch.Tensor]) -> Any:
-        """The micro-batch that has these tensors."""
+        """Return the micro-batch that has these tensors."""
         rows = iter(tensors)
         count = len(tensors) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]
@@ -105,7 +105,7 @@ class Stacked:
             return tree.unflatten(self.structure, leaves)
 
     def unstack(self) -> Parts:
-        """The same micro-batches one by one."""
+        """Return the same micro-batches one by one."""
         batches = (self.build([x[i] for x in self.tensors]) for i in range(self.k))
         return Parts(tuple(batches), self.weights)
 
@@ -133,7 +133,7 @@ def accumulate_micro_batches(
 
     Args:
         micro: one micro-batch's forward and backward pass.
-        params: what the gradients look like.
+        params: tensors with the shapes of the gradients.
         buffers: the buffers before the first part.
         key: int32, shape (2,).
         parts: `Parts` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
@@ -180,7 +180,7 @@ def accumulate_micro_batches(
 
 
 def each_part(batch: Any, k: int, key: torch.Tensor) -> list[tuple[torch.Tensor, Any, float]]:
-    """Key, micro-batch and weight of everything that `accumulate_micro_batches` goes through."""
+    """Return key, micro-batch and weight of each part, as `accumulate_micro_batches` processes them."""
     parts = parts_of(batch, k)
     if isinstance(parts, Stacked):
         parts = parts.unstack()
@@ -189,7 +189,7 @@ def each_part(batch: Any, k: int, key: torch.Tensor) -> list[tuple[torch.Tensor,
 
 
 def _merged(stacked: Metrics, k: int) -> Metrics:
-    """The metrics of micro-batches that are stacked along a leading axis, merged in their order."""
+    """Merge metrics of micro-batches that are stacked along a leading axis, in their order."""
     entries = stacked.entries
     each = {name: x for name, x in entries.items() if isinstance(x, PerExample)}
     others = Metrics({name: x for name, x in entries.items() if name not in each})
@@ -202,7 +202,7 @@ def _merged(stacked: Metrics, k: int) -> Metrics:
 
 
 def _check_examples(metrics: Metrics, part: Any) -> None:
-    """Raise if values that are concatenated are not as many as the micro-batch has rows.
+    """Raise unless concatenated values have one entry for each row of the micro-batch.
 
     Raises:
         ValueError: their number is not a multiple of the rows.
@@ -222,7 +222,7 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
 
 
 def _weighed(found: Micro, weight: torch.Tensor) -> Micro:
-    """A micro-batch's result with `weight` in place of the 1 of losses and metrics that have none."""
+    """Give losses and metrics without a weight this one in place of 1."""
 
     def weighed(x: Any) -> Any:
         if type(x) is not Unweighted:
@@ -235,12 +235,12 @@ def _weighed(found: Micro, weight: torch.Tensor) -> Micro:
 
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The weight where there is any, else 1: what a micro-batch's total is scaled down by."""
+    """Return the weight if it is positive, else 1: the divisor of a micro-batch's total."""
     return torch.where(weight == 0, torch.ones_like(weight), weight)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are taken in: at least float32."""
+    """Return the dtype of sums: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -292,8 +292,8 @@ def check_constants(batch: Any, what: str) -> None:
     A list or tuple of numbers or strings may be a column of the batch, one entry a row.
 
     Args:
-        batch: what is to be cut.
-        what: what cuts it, for the message.
+        batch: the batch to cut.
+        what: the option that cuts it, for the message.
     """
     for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
         if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):
@@ -319,7 +319,7 @@ def _constants(leaves: list[Any]) -> dict[int, Any]:
 
 
 def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
-    """The first list or tuple in a batch whose entries are constants alone."""
+    """Return the first list or tuple in a batch whose entries are constants alone."""
     children = tree.one_level(batch)
     values = children.values()
     if type(batch) in (list, tuple) and values and all(isinstance(x, _CONSTANTS) for x in values):
@@ -329,7 +329,7 @@ def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
 
 
 def parts_of(batch: Any, k: int) -> Stacked | Parts:
-    """The micro-batches of a batch: it is cut into k, unless it is `MicroBatches`.
+    """Return the micro-batches of a batch, cut into k unless it is `MicroBatches` already.
 
     Raises:
         ValueError: `MicroBatches` of no multiple of `accumulate`, or of different structures.
@@ -366,7 +366,7 @@ def parts_of(batch: Any, k: int) -> Stacked | Parts:
 
 
 def _signature(leaves: list[Any]) -> list[Any]:
-    """What micro-batches must share to be scanned over."""
+    """Return the kind that micro-batches must share to be scanned over."""
     return [
         (leaf.shape, leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)

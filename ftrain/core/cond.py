@@ -41,7 +41,7 @@ def cond(
         operands: trees of tensors, handed to the chosen function.
 
     Returns:
-        What the function returns, as contiguous tensors in memory of their own.
+        The result of the function, as contiguous tensors in memory of their own.
 
     Raises:
         TypeError: the predicate is not bool; an operand or a result holds something other than tensors.

@@ -1,4 +1,4 @@
-"""Everything that ftrain raises beside Python's own `ValueError` and `TypeError`."""
+"""Exceptions and warnings of ftrain beside Python's own `ValueError` and `TypeError`."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ __all__ = [
 
 
 class ImpureFunctionError(RuntimeError):
-    """A function that must be pure has written to something that is not its own."""
+    """Error for a function that must be pure and writes to an object that it did not make."""
 
 
 class UnkeyedRandomError(RuntimeError):
-    """A random operation whose numbers cannot come from a key; says which, and what to write."""
+    """Error for a random operation that cannot draw from a key; names the operation and a remedy."""
 
 
 class NonFiniteError(FloatingPointError):
-    """A gradient is infinite or NaN, and the step was told to raise."""
+    """Error for an infinite or NaN gradient under `nonfinite="raise"`."""
 
 
 class TraceError(RuntimeError):
-    """A function asks for the value of a tensor while it is being traced."""
+    """Error for a function that reads the value of a tensor while it is traced."""
 
 
 class DonationError(ValueError):
-    """The state cannot be donated: the step's output does not fit it, or its memory is shared."""
+    """Error for a state that cannot be donated: the output does not fit it, or memory is shared."""
 
 
 class DonatedStateError(RuntimeError):
-    """A state is used after its memory was given to the next one."""
+    """Error for the use of a state after its memory was donated to the next one."""
 
 
 class CompilerMissingError(RuntimeError):
-    """No C++ compiler was found."""
+    """Error for a missing C++ compiler."""
 
 
 class RecompileWarning(UserWarning):
-    """A compiled function is compiled again because its arguments changed in kind."""
+    """Warning that a function is compiled again because its arguments changed in kind."""
 
 
 class DataError(ValueError):
-    """A file of data is damaged, or not what it was said to be; says where, and what to do."""
+    """Error for a damaged or unexpected data file; names the place and a remedy."""

@@ -1,4 +1,4 @@
-"""Evaluation: metrics of a batch, or what the model gives for it, and nothing else."""
+"""Evaluation: metrics of a batch, or the model's outputs for it, without changing the state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluation(
     *,
     precision: Precision | Policy = "32-true",
 ) -> Callable[[TrainState, Any], Metrics]:
-    """The function `(state, batch) -> Metrics`: `eval_fn` with the model in eval mode.
+    """Return the function `(state, batch) -> Metrics`: `eval_fn` with the model in eval mode.
 
     The same state and batch give the same metrics, dropout left on by hand included.
     """
@@ -51,7 +51,7 @@ def prediction(
     *,
     precision: Precision | Policy = "32-true",
 ) -> Callable[[TrainState, Any], Any]:
-    """The function `(state, inputs) -> outputs`: the model in eval mode, as `eval_step` calls it.
+    """Return the function `(state, inputs) -> outputs`: the model in eval mode, as in `eval_step`.
 
     >>> predict = prediction(nn.Linear(3, 2))
     >>> params, buffers = bind(nn.Linear(3, 2)).init(random.key(0))
@@ -81,7 +81,7 @@ def _outputs(module: nn.Module, inputs: Any) -> Any:
 
 
 def _device(state: TrainState, batch: Any) -> torch.device:
-    """Where this takes place; both are checked."""
+    """Check state and batch; return their device."""
     check_state(state)
     check_batch(batch, state.step.device)
     return state.step.device
@@ -90,7 +90,7 @@ def _device(state: TrainState, batch: Any) -> torch.device:
 def _called(
     bound: Bound, fn: LossFn, policy: Policy, where: str, state: TrainState, batch: Any
 ) -> Any:
-    """`fn(module, batch)` in eval mode and in the policy's precision; every draw from its key."""
+    """Return `fn(module, batch)` in eval mode and the policy's precision, draws keyed."""
     with random.keyed(state.rng, bound.skeleton.module):
         cast = policy.cast(batch)
         out, _ = bound.call(

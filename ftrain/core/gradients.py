@@ -1,4 +1,4 @@
-"""The first piece of a step: what a batch says, as one pure function of the state.
+"""The first piece of a step: the gradients of a batch, as one pure function of the state.
 
 Read next: `step.py`, where `gradients`, `update` and `commit` make a training step.
 """
@@ -44,12 +44,12 @@ NonFinite = Literal["skip", "raise", "ignore"]
 
 
 class Gradients(NamedTuple):
-    """What a batch says about a state.
+    """Gradients and by-products of one batch.
 
     Attributes:
         grads: `{name: tensor}` like `params`: unscaled, averaged over micro-batches, reduced.
-        finite: bool, 0-d: every gradient is finite, and the loss weighs something; `None` where that
-            is ignored.
+        finite: bool, 0-d: every gradient is finite and the total loss weight is positive; `None` for
+            `nonfinite="ignore"`.
         buffers: the buffers after the forward pass.
         scaler: the loss scaler after this step.
         rng: the key for the next step.
@@ -66,22 +66,22 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientFn:
-    """The function `(state, batch) -> Gradients`, with `closures` for optimizers that ask for more."""
+    """The function `(state, batch) -> Gradients`, with `closures` for optimizers that need them."""
 
     _found: Callable[[TrainState, Any], Gradients]
     _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
     _watch: Watch
 
     def __call__(self, state: TrainState, batch: Any) -> Gradients:
-        """What this batch says about this state."""
+        """Return the gradients and by-products of this batch."""
         check_state(state)
         return self._watch(lambda: self._found(state, batch), state.step.device)
 
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
-        """The loss of this batch as a function of the parameters, for line searches and the like.
+        """Return the loss of this batch as functions of the parameters, for line searches and the like.
 
         Key, buffers and micro-batches are those of the gradients, so that at `state.params` both
-        functions give what `self(state, batch)` gives. Hand them on as extra arguments:
+        functions return the values of `self(state, batch)`. Pass them as extra arguments:
         `update(optimizer, state, found, **gradients.closures(state, batch))`.
 
         Returns:
@@ -105,7 +105,7 @@ def gradients(
     nonfinite: NonFinite = "skip",
     grad_reduce: GradReduce | None = None,
 ) -> GradientFn:
-    """The function `(state, batch) -> Gradients` that a training step begins with.
+    """Return the function `(state, batch) -> Gradients` that begins a training step.
 
     Args:
         model: a module, a function that builds one, or a `bind`-ed model.
@@ -115,7 +115,7 @@ def gradients(
             micro-batches). With a parameter `key`, `loss_fn(model, batch, key)`, it gets a key of its
             own.
         precision: a name or a `Policy`.
-        accumulate: how many micro-batches a batch is cut into, along the first axis.
+        accumulate: the number of micro-batches that a batch is cut into, along the first axis.
         nonfinite: `"skip"`, `"raise"` (waits for the device at every step) or `"ignore"`.
         grad_reduce: `(totals, weight) -> (totals, weight)` on the weighted sum of the gradients and
             its weight, before the one division: sum both over ranks for data parallelism.
@@ -226,7 +226,7 @@ def _closures(
 def _loss_of(
     bound: Bound, loss_fn: LossFn, policy: Policy, accumulate: int, grad_reduce: GradReduce | None
 ) -> Callable[..., torch.Tensor]:
-    """The mean loss of a batch, `(params, buffers, key, batch) -> loss`: the forward pass alone."""
+    """Return the mean loss of a batch, `(params, buffers, key, batch) -> loss`: forward pass alone."""
     where = describe(loss_fn)
 
     def one(
@@ -262,7 +262,7 @@ def _loss_of(
 
 
 def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable[..., Micro]:
-    """One micro-batch, `(params, scale, buffers, key, part) -> Micro`."""
+    """Return the function of one micro-batch, `(params, scale, buffers, key, part) -> Micro`."""
     where = describe(loss_fn)
     seen = False  # the loss was searched for parameters outside of the state
 
@@ -312,7 +312,7 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
 
 
 def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], where: str) -> None:
-    """Raise if two runs of a loss depend on one leaf. A leaf that the loss makes is new in each."""
+    """Raise if two runs of a loss depend on one leaf: a leaf that the loss makes is new in each."""
     made = {id(leaf) for leaf in first}
     for leaf in second:
         if id(leaf) in made:
@@ -325,7 +325,7 @@ def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], whe
 
 
 def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) -> Any:
-    """Gradients of the mean loss, unscaled, in the parameters' dtypes."""
+    """Return the gradients of the mean loss, unscaled, in the parameters' dtypes."""
     inverse = None if scaling is None else LossScale.inverse(state.scaler)
 
     def average(total: torch.Tensor, param: torch.Tensor) -> torch.Tensor:

@@ -34,14 +34,14 @@ __all__ = [
 
 @runtime_checkable
 class Metric(Protocol):
-    """What a metric must offer: `value`, and an associative `merge` (self came before other)."""
+    """Protocol of a metric: `value`, and an associative `merge` (self came before other)."""
 
     @property
     def value(self) -> torch.Tensor:
-        """The metric as a tensor."""
+        """Return the metric as a tensor."""
 
     def merge(self, other: Any) -> Any:
-        """The metric over what both have seen."""
+        """Return the metric over the values of both."""
 
 
 class Mean(NamedTuple):
@@ -51,8 +51,8 @@ class Mean(NamedTuple):
         total: 0-d, $\sum_i w_i x_i$.
         weight: 0-d, $\sum_i w_i$ (samples, tokens, the sum of a mask); not negative.
 
-    As a loss it says what the gradients are divided by: `Mean(loss.sum(), mask.sum())`. A part of a
-    batch may weigh nothing. A whole batch of weight 0, or less, has no mean: the step is skipped or
+    As a loss, its weight is the divisor of the gradients: `Mean(loss.sum(), mask.sum())`. A part of a
+    batch may have weight 0. A whole batch of weight 0, or less, has no mean: the step is skipped or
     raises as for a gradient that is not finite (`nonfinite="ignore"` takes the gradient of the total).
 
     >>> a, b = Mean(torch.tensor(6.0), torch.tensor(3)), Mean(torch.tensor(2.0), torch.tensor(1))
@@ -65,19 +65,18 @@ class Mean(NamedTuple):
 
     @property
     def value(self) -> torch.Tensor:
-        """`total / weight`; NaN where nothing was weighed, like any mean of nothing."""
+        """Return `total / weight`; NaN if the total weight is 0."""
         return self.total / self.weight
 
     def merge(self, other: Mean) -> Mean:
-        """The mean over both."""
+        """Return the mean over both."""
         return type(self)(self.total + other.total, self.weight + other.weight)
 
 
 class Unweighted(Mean):
-    """A mean that came without a weight, `loss.mean()`: each batch counts one.
+    """A mean without a weight, such as `loss.mean()`: each batch counts one.
 
-    Who merges the metrics of several batches and knows their sizes weighs them by these instead, as the
-    trainer's evaluation does.
+    Callers that know the batch sizes weight by those instead, as the trainer's evaluation does.
 
     >>> Unweighted(torch.tensor(3.0), torch.tensor(2)).value
     tensor(1.5000)
@@ -97,11 +96,11 @@ class Sum(NamedTuple):
 
     @property
     def value(self) -> torch.Tensor:
-        """The total."""
+        """Return the total."""
         return self.total
 
     def merge(self, other: Sum) -> Sum:
-        """The total over both."""
+        """Return the total over both."""
         return Sum(self.total + other.total)
 
 
@@ -116,11 +115,11 @@ class Last(NamedTuple):
 
     @property
     def value(self) -> torch.Tensor:
-        """The latest value."""
+        """Return the latest value."""
         return self.latest
 
     def merge(self, other: Last) -> Last:
-        """The later of the two."""
+        """Return the later of the two."""
         return other
 
 
@@ -135,11 +134,11 @@ class Max(NamedTuple):
 
     @property
     def value(self) -> torch.Tensor:
-        """The largest value."""
+        """Return the largest value."""
         return self.largest
 
     def merge(self, other: Max) -> Max:
-        """The larger of the two; NaN where either is."""
+        """Return the larger of the two; NaN if either is NaN."""
         return Max(torch.maximum(self.largest, other.largest))
 
 
@@ -154,11 +153,11 @@ class Min(NamedTuple):
 
     @property
     def value(self) -> torch.Tensor:
-        """The smallest value."""
+        """Return the smallest value."""
         return self.smallest
 
     def merge(self, other: Min) -> Min:
-        """The smaller of the two; NaN where either is."""
+        """Return the smaller of the two; NaN if either is NaN."""
         return Min(torch.minimum(self.smallest, other.smallest))
 
 
@@ -166,7 +165,7 @@ class PerExample(NamedTuple):
     """Values of each example, one along the first axis: losses, predictions, ids.
 
     Micro-batches and batches are concatenated, so that `accumulate=k` gives what the full batch gives. A
-    `Trainer` neither logs nor keeps them: read them from what the step returns, or in a callback from
+    `Trainer` neither logs nor keeps them: read them from the step's result, or in a callback from
     `BatchEnd.metrics`. A tensor whose first axis does not count examples is wrapped in another metric:
     `Last(x)`, `Sum(x)`, `Mean(x * n, torch.tensor(n))`.
 
@@ -183,7 +182,7 @@ class PerExample(NamedTuple):
 
     @property
     def value(self) -> torch.Tensor:
-        """The values of all examples, in their order."""
+        """Return the values of all examples, in their order."""
         return self.values
 
     def merge(self, other: PerExample) -> PerExample:
@@ -258,7 +257,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         return f"Metrics({', '.join(f'{name}={brief(self[name])}' for name in self)})"
 
     def merge(self, other: Metrics) -> Metrics:
-        """The metrics over what both have seen.
+        """Return the metrics over the values of both.
 
         Raises:
             ValueError: a name, or the kind of a metric, differs between the two.
@@ -291,7 +290,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         return Metrics({name: mine.merge(theirs) for name, (mine, theirs) in pairs.items()})
 
     def compute(self) -> dict[str, Any]:
-        """All values as Python floats, or nested lists; waits for the device once for each."""
+        """Return all values as Python floats, or nested lists; wait for the device once for each."""
         return {name: float(x) if x.ndim == 0 else x.tolist() for name, x in self.items()}
 
 
@@ -302,21 +301,21 @@ def _kind(metric: Any) -> str:
 
 
 def _bare(value: Any) -> Any:
-    """A tensor as the metric that it stands for; a metric as it is."""
+    """Return a tensor as the metric that it counts as; return a metric unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     return Unweighted(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)
 
 
 def as_metrics(values: Any, where: str) -> Metrics:
-    """Return what a loss function returned beside its loss as `Metrics`.
+    """Return the extra results of a loss function as `Metrics`.
 
     Dicts, lists and tuples may be nested: the names on the way are joined by `/`. A number or 0-d tensor
     is `Unweighted`, a tensor with axes `Unreduced`.
 
     Args:
         values: a mapping of names to tensors, numbers, metrics and nested ones.
-        where: what messages call the loss function.
+        where: the name of the loss function in messages.
 
     Raises:
         TypeError: `values` is not a mapping, or an entry is neither a tensor, a number nor a metric.
@@ -341,7 +340,7 @@ def as_metrics(values: Any, where: str) -> Metrics:
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of nested dicts, lists and tuples by their joined names; metrics stay whole."""
+    """Yield the entries of nested dicts, lists and tuples by their joined names; keep metrics whole."""
     items = values.items() if isinstance(values, Mapping) else enumerate(values)
     for name, value in items:
         path = f"{prefix}{name}"

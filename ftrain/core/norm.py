@@ -1,4 +1,4 @@
-"""The Euclidean norm of a whole tree, and whether all of it is finite."""
+"""Euclidean norm of a whole tree, and a test that all of it is finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["GlobalNorm", "finite_norm", "global_norm"]
 
 
 class GlobalNorm(NamedTuple):
-    """A norm, and whether it is the norm of finite numbers.
+    """A norm, with a flag for finite elements.
 
     Attributes:
         value: 0-d, as of `global_norm`.
@@ -53,7 +53,7 @@ def global_norm(values: Any) -> torch.Tensor:
 
 
 def finite_norm(values: Any) -> GlobalNorm:
-    """Return the `global_norm` of a tree, and whether all of its elements are finite."""
+    """Return the `global_norm` of a tree, with a flag that is true if all elements are finite."""
     leaves = tree.leaves(values)
     if not leaves:
         return GlobalNorm(torch.zeros(()), torch.ones((), dtype=torch.bool))
@@ -78,7 +78,7 @@ _RANGE = {
 
 
 def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
-    """The norm of all leaves; with `rows`, of each row of their common first axis."""
+    """Return the norm of all leaves; with `rows`, of each row of their common first axis."""
     wide = any(leaf.dtype == torch.float64 for leaf in leaves)
     dtype = torch.float64 if wide else torch.float32
     up, least = _RANGE[dtype]
@@ -125,7 +125,7 @@ def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.T
 
 
 def _as_rows(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A factor of each row, to be multiplied with all of the row; a 0-d one as it is."""
+    """Return the factor of each row in a shape that multiplies the row; a 0-d one unchanged."""
     return factor.reshape(-1, *(1,) * (x.ndim - 1)) if factor.ndim else factor
 
 
@@ -139,7 +139,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep: under a vmap alone its rule runs, whose operations autograd knows."""
+        """Save nothing: under a vmap alone its rule runs, whose operations autograd knows."""
 
     @staticmethod
     def vmap(
@@ -156,7 +156,7 @@ class _UnderVmap(torch.autograd.Function):
 class _Latest(threading.local):
     """The latest norm of a trace: a step reports the norm by which its optimizer then clips.
 
-    Inductor would not make one of two equal branches.
+    Inductor would not merge two equal branches.
     """
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class _Latest(threading.local):
         self._norm: GlobalNorm | None = None
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
-        """Return the norm of these very tensors, unless they were written to since."""
+        """Return the norm kept for these tensors, unless they were written to afterwards."""
         if len(leaves) != len(self._of) or _is_differentiated(leaves):
             return None
         pairs = zip(leaves, self._of, strict=True)
@@ -177,7 +177,7 @@ class _Latest(threading.local):
         self._norm = norm
 
     def _forget(self, _: Any) -> None:
-        """Hold no tensor of a trace that is over."""
+        """Drop the tensors of a trace that has ended."""
         self._of, self._norm = [], None
 
 
@@ -185,7 +185,7 @@ _latest = _Latest()
 
 
 def _is_readable(value: torch.Tensor) -> bool:
-    """Return True if its number can be had at once, outside of every trace and transform."""
+    """Return True if the number can be read without waiting, outside of every trace and transform."""
     return (
         type(value) is torch.Tensor
         and not is_tracing()
@@ -195,7 +195,7 @@ def _is_readable(value: torch.Tensor) -> bool:
 
 
 def _is_differentiated(leaves: list[torch.Tensor]) -> bool:
-    """Return True if a gradient may flow back through what is made of these."""
+    """Return True if a gradient may flow back to these tensors."""
     if _torch.inside_functorch() not in (None, "vmap"):
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in leaves)

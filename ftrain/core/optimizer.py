@@ -1,4 +1,4 @@
-"""What the core asks of an optimizer: a pair of pure functions.
+"""Optimizer protocol of the core: a pair of pure functions.
 
 Read next: `ftrain.optim`, where the optimizers are.
 """
@@ -27,7 +27,7 @@ class Optimizer(Protocol):
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    """The parameters after one update: `params + updates`, in their own dtypes and strides.
+    """Return the parameters after one update, `params + updates`, in their own dtypes and strides.
 
     The sum is taken in the wider of the two dtypes and rounded once, so float32 updates of bfloat16
     parameters lose nothing before they are added.
@@ -68,7 +68,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """`new` in the dtype and strides of `old`: what keeps a state's layout a fixpoint."""
+    """Return `new` in the dtype and strides of `old`, so that a state's layout is a fixpoint."""
     if new.dtype != old.dtype:
         new = new.to(old.dtype)
     if new.stride() == old.stride():

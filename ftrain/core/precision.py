@@ -1,4 +1,4 @@
-"""Numerical precision: which dtype holds the weights, which one multiplies, and the loss scale.
+"""Numerical precision: the dtypes of weights and of products, and the loss scale.
 
 The order within a step is fixed: unscale, finite check, clip, update. Autocast stands inside the loss
 only; around a compiled region it overflows silently in float16's backward (pytorch#153044).
@@ -26,7 +26,7 @@ class LossScaleState(NamedTuple):
     """The loss scaler's part of the training state.
 
     Attributes:
-        scale: float32, 0-d. What the loss is multiplied with before the backward pass.
+        scale: float32, 0-d. The factor of the loss before the backward pass.
         growth_tracker: int32, 0-d. Finite steps since the scale last changed.
     """
 
@@ -84,14 +84,14 @@ class LossScale:
             )
 
     def init_state(self, device: torch.device | str | None = None) -> LossScaleState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return LossScaleState(
             torch.tensor(self.init, dtype=torch.float32, device=device),
             torch.tensor(0, dtype=torch.int32, device=device),
         )
 
     def update(self, state: LossScaleState, finite: torch.Tensor) -> LossScaleState:
-        """The state after a step whose gradients were `finite` (bool, 0-d) or not."""
+        """Return the state after a step whose gradients were `finite` (bool, 0-d) or not."""
         # In float64, rounded once, as GradScaler's kernel does: 2**16 * 1.3 must give its bits.
         scale = state.scale.double()
         grown = (scale * self.growth_factor).float().clamp(max=self.ceiling)
@@ -106,18 +106,18 @@ class LossScale:
 
     @staticmethod
     def inverse(state: LossScaleState) -> torch.Tensor:
-        """What gradients are multiplied with to undo the scale: float32, 0-d."""
+        """Return the factor of the gradients that undoes the scale: float32, 0-d."""
         return state.scale.double().reciprocal().float()
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Which dtypes a step uses.
+    """Dtypes and loss scaling of a step.
 
     Args:
         params: dtype of parameters, floating buffers and floating inputs; `None` leaves them alone.
         autocast: dtype of `torch.autocast` inside the loss; `None` turns it off there.
-        loss_scale: how the loss is scaled; `None` for not at all.
+        loss_scale: the dynamic loss scaling; `None` for none.
 
     >>> Policy.named("bf16-mixed")
     Policy(params=None, autocast=torch.bfloat16, loss_scale=None)
@@ -129,10 +129,10 @@ class Policy:
 
     @staticmethod
     def named(precision: Precision | Policy) -> Policy:
-        """The policy with this name; a policy is returned as it is.
+        """Return the policy with this name; return a policy unchanged.
 
         Raises:
-            ValueError: there is no such name; the message lists those there are.
+            ValueError: unknown name; the message lists the known ones.
         """
         if isinstance(precision, Policy):
             return precision
@@ -145,7 +145,7 @@ class Policy:
             ) from None
 
     def cast(self, values: Any) -> Any:
-        """A tree with its floating tensors in the parameters' dtype."""
+        """Return a tree with its floating tensors in the parameters' dtype."""
         dtype = self.params
         if dtype is None:
             return values
@@ -156,7 +156,7 @@ class Policy:
 
     @contextlib.contextmanager
     def inside_loss(self, device_type: str) -> Iterator[None]:
-        """The autocast of this policy, and none of the caller's."""
+        """Return a context with this policy's autocast in place of the caller's."""
         with torch.autocast(
             device_type,
             dtype=self.autocast,

@@ -26,13 +26,13 @@ Body = Callable[[C, Any], tuple[C, Any]]
 
 
 def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> tuple[C, Any]:
-    """Thread `carry` through `body` over the leading axis of `xs`, and stack what it puts out.
+    """Thread `carry` through `body` over the leading axis of `xs`, and stack its outputs.
 
         carry, y_i = body(carry, xs[i])    for i in 0 .. n - 1
 
     Args:
         body: a pure function `(carry, x) -> (carry, y)` on trees of tensors. The carry keeps its
-            structure, shapes and dtypes. What it captures from outside is constant over the loop.
+            structure, shapes and dtypes. Captured tensors are constant over the loop.
         carry: a tree of tensors; the start.
         xs: a tree of tensors with one leading length, or `None` with `length` given (then each `x`
             is `None`).

@@ -1,4 +1,4 @@
-"""The training state: everything that influences a run's trajectory, and nothing else.
+"""The training state: all tensors that influence a run's trajectory.
 
 Read next: `step.py`, which turns one state into the next.
 """
@@ -21,8 +21,8 @@ class TrainState:
 
     Attributes:
         step: int64, 0-d. Updates applied so far (a skipped step does not count).
-        params: `{name: tensor}`, what the optimizer moves.
-        buffers: `{name: tensor}`, all else that the module holds: statistics, frozen parameters.
+        params: `{name: tensor}`, the tensors that the optimizer updates.
+        buffers: `{name: tensor}`, the module's other tensors: statistics, frozen parameters.
         opt_state: the optimizer's own tree.
         scaler: the loss scaler's tree; `()` where the precision needs none.
         rng: int32, shape (2,). The key from which every random draw of the run descends.
@@ -49,7 +49,7 @@ class TrainState:
         dict, such as `module.state_dict()`, becomes a dict, since optimizer states are built like it.
 
         Raises:
-            TypeError: there is no such field; the message lists those there are.
+            TypeError: unknown field; the message lists the known ones.
         """
         for name in changes.keys() - self.__dataclass_fields__.keys():
             fields = list(self.__dataclass_fields__)
@@ -65,7 +65,7 @@ class TrainState:
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        """What there is of it, not the numbers; reads one, the step."""
+        """Return the step, and the kinds and sizes of the other fields; reads one value, the step."""
         if not all(
             isinstance(x, torch.Tensor) for x in tree.leaves(self)
         ):  # as `in_dims` of a vmap
@@ -91,7 +91,7 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
 def _amount(values: Any) -> str:
-    """How many tensors, and how many numbers of which dtype."""
+    """Return the number of tensors, and the number of elements of each dtype, as text."""
     tensors = tree.leaves(values)
     if not tensors:
         return "()"
@@ -103,7 +103,7 @@ def _amount(values: Any) -> str:
 
 
 def _kinds(state: Any) -> str:
-    """The classes of a nested state: those of its parts where it is a plain container."""
+    """Return the class names of a nested state, those of its parts if it is a plain container."""
     if type(state) is tuple:
         return f"({', '.join(map(_kinds, state))})"
     if type(state) is dict:

@@ -59,7 +59,7 @@ def make_steps(
     nonfinite: NonFinite = "skip",
     grad_reduce: GradReduce | None = None,
 ) -> Steps:
-    """Training as three pure functions over one immutable state.
+    """Return training as three pure functions over one immutable state.
 
     Args:
         model: an `nn.Module` (its weights are the start; it is never touched), or a function that
@@ -72,11 +72,11 @@ def make_steps(
         optimizer: a pair `init(params)`, `update(grads, opt_state, params)`, such as `optim.adamw`.
         eval_fn: like `loss_fn`, for `eval_step`; the loss function itself where it is not given.
         precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"`, or a `Policy`.
-        accumulate: how many micro-batches each batch is cut into, along the first axis.
-        nonfinite: what a non-finite gradient does, and a loss of no weight. `"skip"`: the state stays
-            as it was, but for scaler and key, and `metrics["skipped"]` is 1. `"raise"`: an error that
-            names the parameter; waits for the device at every step. `"ignore"`: nothing.
-        grad_reduce: `(totals, weight) -> (totals, weight)`, what data parallelism needs.
+        accumulate: the number of micro-batches that each batch is cut into, along the first axis.
+        nonfinite: the treatment of a non-finite gradient or a total loss weight of 0. `"skip"`: only
+            scaler and key change, and `metrics["skipped"]` is 1. `"raise"`: an error that names the
+            parameter; waits for the device at every step. `"ignore"`: no check.
+        grad_reduce: `(totals, weight) -> (totals, weight)`, for data parallelism.
 
     Returns:
         `Steps(init_state, train_step, eval_step)`. Metrics of a training step: `loss`, `grad_norm`
@@ -148,7 +148,7 @@ def make_steps(
 
 
 def _batch_statistics(bound: Bound) -> tuple[str, ...]:
-    """The modules that compute statistics over all rows of a batch in training."""
+    """Return the modules that compute statistics over all rows of a batch in training."""
     root = bound.skeleton.module
     return tuple(
         name or type(module).__name__
@@ -177,7 +177,7 @@ def _optimizer_remedy(found: Any) -> str:
 
 
 def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy) -> TrainState:
-    """The state before the first step, a pure function of the seed (and of a given module)."""
+    """Return the state before the first step, a pure function of the seed (and of a given module)."""
     with isolated("cpu"):
         init_key, run_key = random.split(random.key(seed)).unbind()
         params, buffers = policy.cast(bound.init(init_key))
@@ -195,18 +195,18 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
 
 
 def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: Any) -> TrainState:
-    """The state that these gradients propose: new parameters, optimizer state and step count.
+    """Return the proposed state: new parameters, optimizer state and step count.
 
     Args:
         optimizer: its `update` is given the loss and its weight too,
             `update(grads, opt_state, params, loss=..., weight=...)`.
         state: the state that the gradients were taken at.
-        found: what `gradients` gave.
-        **extra: handed to the optimizer's `update` as they are; `gradients.closures(state, batch)`
-            are what line searches, sharpness-aware and second-order methods ask for.
+        found: the result of `gradients`.
+        **extra: passed to the optimizer's `update`; line searches, sharpness-aware and second-order
+            methods need `gradients.closures(state, batch)`.
 
     Raises:
-        TypeError: an argument is not what it is to be; the order is `(optimizer, state, found)`.
+        TypeError: an argument has the wrong type; the order is `(optimizer, state, found)`.
     """
     _check_order("update", optimizer=optimizer, state=state, found=found)
     with isolated(state.step.device.type):
@@ -224,7 +224,7 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
 
 
 def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainState:
-    """The proposed state, or the old one if the gradients were not finite; scaler and key move on.
+    """Return the proposed state, or the old one with new scaler and key if gradients were not finite.
 
     The choice is made on the device, leaf by leaf; nothing waits for it. The new state shares no
     memory with the old one.
@@ -233,10 +233,10 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
         state: the state before the step.
         proposed: the state after it, as `update` made it; research code may have changed more, such
             as `extras`. Its buffers, scaler and key are taken from `found`.
-        found: what `gradients` gave.
+        found: the result of `gradients`.
 
     Raises:
-        TypeError: an argument is not what it is to be; the order is `(state, proposed, found)`.
+        TypeError: an argument has the wrong type; the order is `(state, proposed, found)`.
         ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
             the next step could not be the same function; the message names the leaf.
     """
@@ -271,7 +271,7 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
 
 
 def _check_order(function: str, **given: Any) -> None:
-    """Each argument is what it is called: an optimizer, what `gradients` found, or else a state."""
+    """Raise unless each argument has the type of its name: optimizer, `Gradients` or state."""
     for name, value in given.items():
         if name == "optimizer":
             fits = callable(getattr(value, "update", None))

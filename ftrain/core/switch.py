@@ -34,7 +34,7 @@ def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *ope
         operands: trees of tensors, handed to the chosen function.
 
     Returns:
-        What the function returns, as contiguous tensors in memory of their own.
+        The result of the function, as contiguous tensors in memory of their own.
 
     Raises:
         TypeError: the index is not an integer; an operand or a result holds something other than a

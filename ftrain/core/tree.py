@@ -1,4 +1,4 @@
-"""Trees: how ftrain sees nested containers of tensors.
+"""Trees: nested containers of tensors.
 
 A tree is any nesting of mappings, lists, tuples, NamedTuples and dataclasses. Its leaves come in one
 canonical order (dict keys sorted), the same for optree and for `torch.utils._pytree`, so that the
@@ -50,7 +50,7 @@ _C = TypeVar("_C", bound=type)
 
 
 def flatten(tree: PyTree) -> tuple[list[Any], TreeDef]:
-    """The leaves of a tree in canonical order, and the structure that holds them.
+    """Return the leaves of a tree in canonical order, and the structure that holds them.
 
     >>> leaves, treedef = flatten({"b": torch.zeros(2), "a": torch.ones(1)})
     >>> [tuple(leaf.shape) for leaf in leaves]
@@ -68,22 +68,22 @@ def flatten(tree: PyTree) -> tuple[list[Any], TreeDef]:
 
 
 def unflatten(treedef: TreeDef, leaves: Iterable[Any]) -> PyTree:
-    """The tree with structure `treedef` and these leaves: the inverse of `flatten`."""
+    """Return the tree with structure `treedef` and these leaves: the inverse of `flatten`."""
     return optree.tree_unflatten(treedef, leaves)
 
 
 def leaves(tree: PyTree) -> list[Any]:
-    """The leaves of a tree in canonical order (dict keys sorted)."""
+    """Return the leaves of a tree in canonical order (dict keys sorted)."""
     return flatten(tree)[0]
 
 
 def structure(tree: PyTree) -> TreeDef:
-    """The structure of a tree: hashable, comparable, without the leaves."""
+    """Return the structure of a tree: hashable, comparable, without the leaves."""
     return flatten(tree)[1]
 
 
 def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """`fn` applied leaf by leaf over trees of one structure.
+    """Apply `fn` leaf by leaf over trees of one structure.
 
     Raises:
         ValueError: the structures differ; the message names the first differing path.
@@ -105,7 +105,7 @@ def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 
 
 def paths(tree: PyTree) -> list[str]:
-    """Where each leaf sits, written as the Python that reaches it, in the order of `leaves`.
+    """Return the path of each leaf, as the Python that reaches it, in the order of `leaves`.
 
     >>> paths({"w": 0, "layers": [1, (2, 3)]})
     ["['layers'][0]", "['layers'][1][0]", "['layers'][1][1]", "['w']"]
@@ -119,7 +119,7 @@ def is_leaf(tree: PyTree) -> bool:
 
 
 def one_level(tree: PyTree) -> dict[str, Any]:
-    """The children of a node by the Python that reaches them, in canonical order; of a leaf none.
+    """Return the children of a node by path, in canonical order; an empty dict for a leaf.
 
     >>> one_level({"b": 1, "a": (2, 3)})
     {"['a']": (2, 3), "['b']": 1}
@@ -133,7 +133,7 @@ def one_level(tree: PyTree) -> dict[str, Any]:
 
 
 def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | None:
-    """The first place where two trees differ in structure, as a sentence; `None` where they agree.
+    """Return the first difference in structure of two trees, as a sentence; `None` if they agree.
 
     >>> first_difference({"a": 1, "b": (2,)}, {"a": 1, "b": (2, 3)})
     "at ['b']: expected a tuple of 1 entries, found 2"
@@ -170,9 +170,9 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:
-    """Every leaf held by a field called `name`, with its path.
+    """Return every leaf held by a field called `name`, by its path.
 
-    How a training step reads the learning rate out of an optimizer state it knows nothing about.
+    A training step finds the learning rate in any optimizer state with it.
 
     >>> find({"a": {"rate": 1.0}, "b": 2.0}, "rate")
     {"['a']['rate']": 1.0}
@@ -182,7 +182,7 @@ def find(tree: PyTree, name: str) -> dict[str, Any]:
 
 
 def nbytes(tree: PyTree) -> int:
-    """The bytes that the tensors of a tree hold, each distinct storage counted once."""
+    """Return the number of bytes of a tree's tensors, each distinct storage counted once."""
     storages = {}
     for leaf in leaves(tree):
         storage = leaf.untyped_storage()
@@ -191,7 +191,7 @@ def nbytes(tree: PyTree) -> int:
 
 
 def digest(tree: PyTree) -> str:
-    """The sha256 of a tree: of its structure, and of each leaf's dtype, shape and bytes.
+    """Return the sha256 of a tree: of its structure, and of each leaf's dtype, shape and bytes.
 
     Two trees have one digest exactly when their containers, keys, dtypes, shapes and bytes are
     equal: `-0.0` differs from `0.0`, a NaN equals itself. Device and memory layout do not count, so
@@ -223,7 +223,7 @@ def register_dataclass_node(cls: type, names: tuple[str, ...]) -> None:
 
 @dataclass_transform(frozen_default=True)
 def register_dataclass(cls: _C) -> _C:
-    """Class decorator: a frozen dataclass whose fields are the children of a tree node.
+    """Make a class a frozen dataclass whose fields are the children of a tree node.
 
     >>> @register_dataclass
     ... class Pair:
@@ -240,7 +240,7 @@ def register_dataclass(cls: _C) -> _C:
 
 @functools.lru_cache(maxsize=64)
 def _places(treedef: TreeDef, name: str) -> tuple[tuple[int, str], ...]:
-    """The leaves held by fields of this name, index and path: the same for every step of a run."""
+    """Return index and path of the leaves in fields of this name: the same at every step of a run."""
     return tuple(
         (index, accessor.codify(""))
         for index, accessor in enumerate(treedef.accessors())
@@ -257,12 +257,12 @@ def _kind(tree: PyTree) -> str:
 
 
 def _constants(tree: PyTree) -> str:
-    """What a node holds beside its children, for a message."""
+    """Return the contents of a node other than its children, for a message."""
     return repr(optree.tree_flatten_one_level(tree, namespace=NAMESPACE).metadata)
 
 
 def _path_to(node: Any, tree: PyTree) -> str:
-    """Where a container that cannot be flattened sits."""
+    """Return the path to a container that cannot be flattened."""
     accessors, found, _ = optree.tree_flatten_with_accessor(
         tree, is_leaf=lambda x: type(x) is type(node), namespace=NAMESPACE
     )
@@ -275,7 +275,7 @@ def _entry_name(entry: optree.PyTreeEntry) -> Any:
 
 
 def _absorb(hasher: hashlib._Hash, tree: PyTree, path: str) -> None:
-    """Depth first; every variable-length part is preceded by its length, so no two trees collide."""
+    """Hash depth first; each variable-length part follows its length, so that no two trees collide."""
     if not is_leaf(tree):
         children = one_level(tree)
         _put(hasher, f"node {type(tree).__name__} {len(children)}")

@@ -100,7 +100,7 @@ def csv(
 
 
 def in_python(name: str, value: str) -> str:
-    """An argument as a call of `csv` has it."""
+    """Return an argument as a call of `csv` spells it."""
     return f"{name}={value}"
 
 
@@ -128,7 +128,7 @@ class Table:
         header: bool = True,
         spelled: Spelling = in_python,
     ) -> Table:
-        """The table in a file; errors as `csv`."""
+        """Return the table in a file; errors as in `csv`."""
         found = existing(path)
         return cls(found, *_rows(found, delimiter, header, spelled), spelled)
 
@@ -136,7 +136,7 @@ class Table:
         return len(self.rows)
 
     def place(self, name: str) -> int:
-        """Which column is called so; `DataError` where there is none."""
+        """Return the position of the column with this name; `DataError` if it is missing."""
         if name not in self.names:
             there = ", ".join(map(repr, self.names))
             hint = _delimiter(self.names, self.spelled)
@@ -144,7 +144,7 @@ class Table:
         return self.names.index(name)
 
     def column(self, name: str, missing: float | None = None, target: bool = False) -> Column:
-        """The cells of one column; `missing` as in `csv`; a remedy for a target is another."""
+        """Return the cells of one column; `missing` as in `csv`; a target has its own remedies."""
         place = self.place(name)
         cells = [(line, row[place]) for line, row in self.rows]
         return Column(self.path, name, cells, missing, self.spelled, target)
@@ -166,7 +166,7 @@ class Column:
         self.missing, self.spelled, self.target = missing, spelled, target
 
     def numbers(self) -> Tensor:
-        """float32 `(n,)`."""
+        """Return float32 `(n,)`."""
         values = self.doubles()
         with np.errstate(over="ignore"):
             result = values.astype(np.float32)
@@ -177,7 +177,7 @@ class Column:
         return torch.from_numpy(result)
 
     def doubles(self, remedy: str | None = None) -> np.ndarray:
-        """float64 `(n,)`; `remedy` is what to say of a word, where it is not that of `csv`."""
+        """Return float64 `(n,)`; `remedy` replaces that of `csv` for a word."""
 
         def says(cell: str) -> str:
             if absent(cell):
@@ -187,7 +187,7 @@ class Column:
         return np.array(self._each(float, says), dtype=np.float64)
 
     def integers(self) -> Tensor:
-        """int64 `(n,)`."""
+        """Return int64 `(n,)`."""
         remedy = (
             f"is no integer of 64 bits. Leave the column out of {self.spelled('integers', '...')}"
         )
@@ -201,18 +201,18 @@ class Column:
         return torch.tensor(self._each(one, lambda cell: remedy), dtype=torch.int64)
 
     def categories(self, words: Sequence[str], remedy: str = "correct it, or add it") -> Tensor:
-        """int64 `(n,)`: places in `words`."""
+        """Return int64 `(n,)`: positions in `words`."""
         places = {word: place for place, word in enumerate(words)}
         says = f"is none of the categories {_listed(words, 20)}: {remedy}"
         found = self._each(lambda cell: places[cell.strip()], lambda cell: says)
         return torch.tensor(found, dtype=torch.int64)
 
     def different(self) -> set[str]:
-        """The different cells that are not empty."""
+        """Return the different cells that are not empty."""
         return {cell.strip() for _, cell in self.cells} - {""}
 
     def nothing(self, cell: str) -> str:
-        """What to say of an empty cell of numbers, or of one that says that there is none."""
+        """Return the message for an empty cell of numbers, or for one such as `N/A`."""
         found = "stands for an empty cell" if cell.strip() else "is empty"
         if self.target:
             return f"{found}, and what is to be predicted is never filled in: leave the row out"
@@ -220,7 +220,7 @@ class Column:
         return f"{found}: delete the row, or write {put} to put that number there"
 
     def wrong(self, line: int, cell: str, what: str) -> DataError:
-        """The error of a cell."""
+        """Return the error of a cell."""
         return DataError(f"{self.path}, line {line}, column {self.name!r}: {cell!r} {what}")
 
     def _each(self, convert: Callable[[str], Any], remedy: Callable[[str], str]) -> list[Any]:
@@ -246,7 +246,7 @@ class Column:
 
 
 def absent(cell: str) -> bool:
-    """Whether a cell of a column of numbers says that there is none.
+    """Return True if a cell of a column of numbers is empty or stands for a missing number.
 
     Example:
         >>> absent(" "), absent("N/A"), absent("0")
@@ -256,7 +256,7 @@ def absent(cell: str) -> bool:
 
 
 def respelled(cell: str) -> str | None:
-    """What to say of a number that is written as people do; `None` if it is none.
+    """Return the message for a number with separators, a comma or a unit; `None` for other cells.
 
     Example:
         >>> respelled("31,000.50")
@@ -306,7 +306,7 @@ def _rows(path: Path, delimiter: str, header: bool, spelled: Spelling) -> tuple[
 
 
 def _delimiter(names: list[str], spelled: Spelling) -> str:
-    """What to try where all of a line is one column."""
+    """Return a hint at the delimiter if a line is a single column."""
     hint = ". Do other characters separate the cells? " + spelled("delimiter", '";"')
     return hint if len(names) == 1 else ""
 

@@ -22,7 +22,7 @@ from ftrain.core.errors import TraceError
 __all__ = ["Entries", "first_entries", "own_algorithm", "stepped"]
 
 Entries = dict[str, Any]
-"""What an optimizer remembers of one parameter, by its own names."""
+"""State of an optimizer for one parameter, by the optimizer's own names."""
 
 
 def stepped(

@@ -16,7 +16,7 @@ __all__ = ["partition"]
 
 
 def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> GradientTransformation:
-    """Several optimizers, each for the parameters that its mask picks; the first that fits wins.
+    """Return several optimizers in one, each for the parameters of its mask; the first match wins.
 
         optimizer = optim.partition({
             "frozen": ("^embed", optim.set_to_zero()),

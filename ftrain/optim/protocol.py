@@ -49,7 +49,7 @@ class Update(Protocol):
     def __call__(
         self, grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        """Return what is to be *added* to the parameters, and the new state.
+        """Return the updates to *add* to the parameters, and the new state.
 
         Nothing is mutated. `params` may be left out where the algorithm does not read them. Whoever
         does not know an extra argument, such as `loss=`, ignores it.

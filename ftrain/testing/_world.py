@@ -1,4 +1,4 @@
-"""Everything global that a pure function leaves as it is: random states, modes, settings."""
+"""Global state that a pure function must not change: random states, modes, settings."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def world() -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any]) -> list[str]:
-    """Return the names of what differs now."""
+    """Return the names of the values that have changed."""
     now = world()
     return [name for name, value in before.items() if now[name] != value]

@@ -1,4 +1,4 @@
-"""The laws that make a training step worth trusting, one assertion each.
+"""The laws of a training step, one assertion each.
 
 Each takes a step `(state, batch) -> (state, metrics)`, compiled or not, ftrain's or your own, and raises
 an `AssertionError` that names what broke and where.
@@ -31,15 +31,15 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
-    """Law 1: inputs keep their bytes, nothing global moves, no output is an alias.
+    """Raise unless law 1 holds: no input and no global state changes, no output is an alias.
 
     Global are the random states of torch, NumPy and Python, and torch's modes and settings.
 
     Args:
         fn: the function.
-        *args: what it is called with.
+        *args: its arguments.
         model: a module or other object that `fn` reads. It must keep its attributes, its hooks and
-            whatever it holds: nested containers, objects, the data of its classes.
+            all objects that it holds: nested containers, instances, the data of its classes.
 
     >>> assert_pure(lambda x: x + 1, torch.zeros(3))
     >>> assert_pure(lambda x: x.add_(1), torch.zeros(3))
@@ -83,14 +83,14 @@ def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
 
 
 def assert_deterministic(fn: Callable[..., Any], *args: Any, times: int = 2) -> None:
-    """Law 2: the same bytes in, the same bytes out."""
+    """Raise unless law 2 holds: equal bytes in, equal bytes out."""
     first = fn(*args)
     for _ in range(times - 1):
         assert_same_bits(fn(*args), first, "two equal calls differ")
 
 
 def assert_fixpoint(step: Step, state: Any, batch: Any) -> None:
-    """Law 3: the new state has the old one's structure, shapes, dtypes, devices and strides."""
+    """Raise unless law 3 holds: the state keeps its structure, shapes, dtypes, devices and strides."""
     was = _layout(state)
     new_state, _ = step(state, batch)
     now = _layout(new_state)
@@ -107,7 +107,7 @@ def assert_skips(
     moving: Sequence[str] = ("rng",),
     free: Sequence[str] = ("scaler",),
 ) -> None:
-    """Law 6: a step with non-finite gradients changes nothing but scaler and key.
+    """Raise unless law 6 holds: a step with non-finite gradients changes nothing but scaler and key.
 
     Args:
         step: the step; its metrics have an entry `skipped`.
@@ -143,7 +143,7 @@ def assert_skips(
 
 
 def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:
-    """Law 7: at every step, a state that went out through bytes goes on to the same bits.
+    """Raise unless law 7 holds: a state restored from its bytes continues with the same bits.
 
     Each leaf passes through numpy and comes back in fresh memory, as from a checkpoint.
     """
@@ -159,14 +159,14 @@ def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:
 def assert_vmap_rows(
     step: Step, states: list[Any], batch: Any, *, relative: float = 0.0, compile: Any = None
 ) -> None:
-    """Law 8: a row of the vmapped step is the single run.
+    """Raise unless law 8 holds: a row of the vmapped step equals the single run.
 
     Args:
         step: the step.
         states: the rows.
         batch: one batch, the same for each row.
-        relative: how far apart a row's state may be (a batched matrix product may sum in another
-            order than a single one); 0 asks for the same bits.
+        relative: the largest relative distance of a row's state (a batched matrix product may sum in
+            another order than a single one); 0 requires the same bits.
         compile: applied to the vmapped step; `ftrain.compile`, say.
     """
     stacked = tree.map(lambda *leaves: torch.stack(leaves), *states)
@@ -179,7 +179,7 @@ def assert_vmap_rows(
 
 
 def assert_rows_close(found: Any, expected: Any, relative: float, message: str) -> None:
-    """Bytes where `relative` is 0; else integers by bytes and each floating leaf by its norm."""
+    """Compare bytes if `relative` is 0; else integers by bytes and each floating leaf by its norm."""
     if relative == 0.0:
         assert_same_bits(found, expected, message)
         return
@@ -196,7 +196,7 @@ def assert_rows_close(found: Any, expected: Any, relative: float, message: str) 
 def assert_evaluation_is_pure(
     step: Step, evaluate: Callable[[Any, Any], Any], state: Any, batch: Any
 ) -> None:
-    """Law 10: a run with evaluations between its steps is the run without."""
+    """Raise unless law 10 holds: evaluations between steps do not change a run."""
     plain, _ = step(state, batch)
     assert_pure(evaluate, state, batch)
     evaluate(state, batch)

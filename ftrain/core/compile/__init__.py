@@ -40,16 +40,16 @@ def compile(
     mode: str | None = None,
     backend: Backend = "inductor",
 ) -> Any:
-    """One compiled program for a pure function of trees of tensors, with the semantics of `jax.jit`.
+    """Compile a pure function of trees of tensors, with the semantics of `jax.jit`.
 
     At the first call `fn` runs once on tensors without values, and every operator that it runs,
     autograd's included, becomes part of one graph: there are no graph breaks. The compiled program
     serves all later calls whose arguments have the same structure, shapes, dtypes, devices and strides;
     others get a program of their own, with a `RecompileWarning` that names what changed.
 
-    What is no tensor in the arguments (Python numbers, strings, functions) is a constant of the program
-    and part of its key: pass `torch.tensor(x)` for a number that changes. Outputs that are no tensors
-    are returned as they were at the trace. Tensors that `fn` captures from outside are read afresh at
+    Arguments that are not tensors (Python numbers, strings, functions) are constants of the program and
+    part of its key: pass `torch.tensor(x)` for a number that changes. Outputs that are not tensors keep
+    their values at the trace. Tensors that `fn` captures from outside are read afresh at
     each call: new values and new memory (`w.data = ...`) are followed, and a new shape or dtype
     (`module.double()`) makes a new program. A name or attribute that is bound to another tensor object
     is not seen, as with `load_state_dict(assign=True)`: pass such tensors in. The caller's grad mode

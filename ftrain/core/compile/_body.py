@@ -1,4 +1,4 @@
-"""The graph of a loop's body or of a branch, traced in the middle of another trace.
+"""Graph of a loop's body or of a branch, traced during another trace.
 
 Read next: `core/_traced_loop.py` and `core/_traced_branch.py`, the operators that run these graphs.
 """
@@ -22,11 +22,11 @@ __all__ = ["BodyGraph"]
 
 @dataclasses.dataclass
 class BodyGraph:
-    """What one trace of a body found.
+    """Result of one trace of a body.
 
     Attributes:
         module: inputs and captured tensors in; outputs out.
-        captured: tensors from outside the body, which the operator must be given.
+        captured: tensors from outside the body, further inputs of the operator.
         graded: for each output, True if it requires a gradient.
         followed: tensors from outside the body by which its outputs can be differentiated.
     """
@@ -80,7 +80,7 @@ class BodyGraph:
         return cls(module, captured, [t.requires_grad for t in returned], followed)
 
     def drop_unused(self, places: Sequence[int]) -> list[bool]:
-        """Remove those of some inputs that the body does not read; return, for each, if it stays."""
+        """Remove the inputs that the body does not read; return, for each, True if it stays."""
         nodes = list(self.module.graph.find_nodes(op="placeholder"))
         stays = [bool(nodes[place].users) for place in places]
         for place, stay in zip(places, stays, strict=True):
@@ -90,7 +90,7 @@ class BodyGraph:
         return stays
 
     def take(self, captured: Sequence[torch.Tensor]) -> None:
-        """Make `captured`, which includes its own, the tensors that its graph takes after its inputs."""
+        """Make `captured`, which includes the graph's own, its inputs after the body's."""
         graph = self.module.graph
         places = list(graph.find_nodes(op="placeholder"))
         own = places[len(places) - len(self.captured) :]

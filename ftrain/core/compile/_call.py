@@ -1,4 +1,4 @@
-"""The arguments of one call: flattened, made plain, and told apart from those of other programs."""
+"""Arguments of one call: flattened, made plain, and compared with those of other programs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _SETTING_NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """Structure, specs and settings of a call: what selects the program that serves it.
+    """Structure, specs and settings of a call, which select its program.
 
     Attributes:
         treedef: structure of `(args, kwargs)`.
-        names: what a message calls each leaf.
+        names: the name of each leaf in messages.
         specs: shape, dtype, device and strides of each tensor; the key of each other leaf.
         settings: the global settings that shape a program.
     """
@@ -48,7 +48,7 @@ class Signature:
 
 
 class Call:
-    """The arguments of one call, flattened: leaves, their names, and the key of their program."""
+    """Flattened arguments of one call: leaves, their names, and the key of their program."""
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -64,7 +64,7 @@ class Call:
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """What a message calls each leaf: `batch['x']`."""
+        """Return the name of each leaf in messages: `batch['x']`."""
         try:
             parameters = list(inspect.signature(self.fn).parameters.values())
         except (TypeError, ValueError):
@@ -97,7 +97,7 @@ class Call:
         return Signature(self.treedef, self.names, self.specs, self.settings)
 
     def normalise(self, function: str) -> None:
-        """Make every tensor plain, or say why that cannot be."""
+        """Make every tensor plain; raise if that is impossible."""
         for i, leaf in enumerate(self.leaves):
             if not isinstance(leaf, torch.Tensor):
                 try:
@@ -148,7 +148,7 @@ class Call:
             self.leaves[i] = plain.resolve_conj().resolve_neg()
 
     def changes(self, other: Signature) -> list[str]:
-        """Return how these arguments differ from those of another call, a line for each leaf."""
+        """Return the differences from the arguments of another call, a line for each leaf."""
         if self.treedef != other.treedef:
             mine, theirs = set(self.names), set(other.names)
             lines = [f"{name} is new" for name in self.names if name not in theirs]
@@ -167,7 +167,7 @@ class Call:
         return lines
 
     def remedy(self, other: Signature) -> str:
-        """Return what keeps these arguments from differing."""
+        """Return the remedy for arguments that differ."""
         if self.treedef != other.treedef:
             return "Give every call the same containers with the same keys."
         pairs = list(zip(self.leaves, self.specs, other.specs, strict=True))
@@ -189,7 +189,7 @@ class Call:
 
 
 def global_settings() -> Settings:
-    """The global settings that shape a program: 1 µs a call."""
+    """Return the global settings that shape a program: 1 µs a call."""
     return (
         torch.get_default_dtype(),
         torch.get_default_device() if _torch.function_mode_depth() else None,

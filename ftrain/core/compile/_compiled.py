@@ -1,4 +1,4 @@
-"""The compiled function: which program fits these arguments, and the shortest way to call it.
+"""The compiled function: finds the program for its arguments and calls it.
 
 A call that fits a program seen before runs four things: the structure's reader (`_reader.py`), the
 guard on the tensors, a comparison of the global settings, the program itself.
@@ -44,7 +44,7 @@ class Compiled(Generic[P, R]):
     """A function that runs as one program for each kind of arguments; made by `compile`.
 
     Attributes:
-        n_compiles: how many programs were made so far.
+        n_compiles: the number of programs compiled so far.
     """
 
     n_compiles: int
@@ -82,7 +82,7 @@ class Compiled(Generic[P, R]):
         return f"<compiled {self._name}: {self.n_compiles} programs>"
 
     def check_compiler(self, device: torch.device) -> None:
-        """Refuse at once what would fail at the first call, for tensors on this device.
+        """Raise now, not at the first call, if tensors on this device need a missing compiler.
 
         Raises:
             CompilerMissingError: there is no C++ compiler, and programs would need one.
@@ -91,7 +91,7 @@ class Compiled(Generic[P, R]):
             check_compiler()
 
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> fx.GraphModule:
-        """The operators that these arguments run, as a `torch.fx.GraphModule`; nothing is compiled.
+        """Return the operators of a call as a `torch.fx.GraphModule`, without compiling.
 
         Its inputs are the tensors of the arguments in the order of `tree.leaves((args, kwargs))`, then
         the captured ones.
@@ -123,7 +123,7 @@ class Compiled(Generic[P, R]):
         return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:
-        """What a program cannot take, said before anything is traced."""
+        """Raise for arguments that no program can take, before the trace."""
         transform = _torch.inside_functorch()
         if transform is not None:
             raise RuntimeError(
@@ -219,7 +219,7 @@ class Compiled(Generic[P, R]):
         tensors: Sequence[torch.Tensor],
         owned: _ownership.Owned | None = None,
     ) -> None:
-        """Refuse shared memory. Leaves that the state owns need no second look."""
+        """Raise for shared memory; leaves that the state owns need no check."""
         n, names = program.n_donated, program.tensor_names
         rest = [*tensors[n:], *program.captured.tensors]
         if owned is not None and owned.storages.isdisjoint(map(_ownership.storage_of, rest)):
@@ -246,13 +246,13 @@ class Compiled(Generic[P, R]):
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.Owned | None:
-    """What the state owns, if its leaves are still those that it was returned with."""
+    """Return the record of what the state owns, if it still has the leaves that it was returned with."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
 
 
 def _caller() -> types.FrameType | None:
-    """The frame that called the compiled function."""
+    """Return the frame that called the compiled function."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back

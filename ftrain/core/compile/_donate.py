@@ -30,7 +30,7 @@ _NOTE = "_ftrain_donated_at"
 
 
 class Note(NamedTuple):
-    """What a claimed state remembers of the call that claimed it."""
+    """Record, in a claimed state, of the call that claimed it."""
 
     function: str
     code: types.CodeType | None
@@ -58,7 +58,7 @@ class Claim:
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
     def release(self, state: Any) -> None:
-        """Give the state back, with the fields of another."""
+        """Release the state, with the fields of another."""
         object.__setattr__(self._state, "__dict__", dict(vars(state)))
         object.__setattr__(self._state, "__class__", self._class)
 
@@ -68,7 +68,7 @@ class Claim:
 
 
 def check_donatable(state: Any) -> None:
-    """Raise `TypeError` if the first argument is no frozen dataclass of tensors."""
+    """Raise `TypeError` unless the first argument is a frozen dataclass of tensors."""
     cls = type(state)
     params = getattr(cls, "__dataclass_params__", None)
     is_node = not tree.is_leaf(state)
@@ -89,7 +89,7 @@ def check_memory(
     names: Sequence[str],
     others: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
-    """Refuse memory that two tensors share, or that cannot be written to.
+    """Raise for memory that two tensors share or that cannot be written to.
 
     Raises:
         DonationError: two donated leaves share memory, or one shares memory with something else
@@ -119,7 +119,7 @@ def check_memory(
 
 
 def check_fits(function: str, state: Any, output: Any) -> bool:
-    """Whether the new state is the whole output (else it is the first of several).
+    """Return True if the new state is the whole output; False if it is the first of several.
 
     Raises:
         DonationError: neither is built like the donated state.
@@ -148,7 +148,7 @@ def _shared(first: str, second: str) -> str:
 
 @functools.cache
 def _poisoned(cls: type[Any]) -> type[Any]:
-    """The subclass of `cls` whose every use raises."""
+    """Return the subclass of `cls` that raises on every use."""
 
     def use(self: Any, *_: Any, **__: Any) -> NoReturn:
         _raise(object.__getattribute__(self, "__dict__")[_NOTE], cls)
@@ -207,7 +207,7 @@ def _raise(note: Note, cls: type) -> NoReturn:
 def changed_leaf(
     names: Sequence[str], before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
 ) -> str | None:
-    """The first leaf whose shape, dtype or device is not what it was."""
+    """Return the first leaf whose shape, dtype or device changed, as text."""
     for name, old, new in zip(names, before, after, strict=True):
         if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
             return f"`{name}` was {describe(old)} and becomes {describe(new)}"

@@ -1,4 +1,4 @@
-"""What `compile` says when something stands in its way."""
+"""Format compile errors."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = [
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
+    """Return the first line of an exception's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def call_site(code: types.CodeType, line: int) -> str:
-    """`  FILE:LINE in NAME` and the source line of a call."""
+    """Return `  FILE:LINE in NAME` and the source line of a call."""
     source = linecache.getline(code.co_filename, line).strip()
     return f"  {code.co_filename}:{line} in {code.co_name}\n    {source}".rstrip()
 
 
 def describe(value: Any) -> str:
-    """A leaf as a message shows it: `float32[8, 3]`, or the repr of a static value."""
+    """Return a leaf as a message shows it: `float32[8, 3]`, or the repr of a static value."""
     if isinstance(value, torch.Tensor):
         return describe_spec((value.shape, value.dtype, value.device, value.stride()))
     text = repr(value)
@@ -42,7 +42,7 @@ def describe(value: Any) -> str:
 
 
 def describe_spec(spec: tuple[Any, ...]) -> str:
-    """A tensor's dtype and shape, its device where that is not the CPU."""
+    """Return a tensor's dtype and shape, and its device unless that is the CPU."""
     shape, dtype, device, stride = spec
     where = "" if device.type == "cpu" else f" on {device}"
     layout = "" if stride == _contiguous(shape) else f" with strides {list(stride)}"
@@ -58,7 +58,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_key(key: tuple[Any, ...]) -> str:
-    """A tensor's spec or a static leaf's key, as a message shows it."""
+    """Return a tensor's spec or a static leaf's key, as a message shows it."""
     if len(key) == 4:
         return describe_spec(key)
     kind, value = key
@@ -66,7 +66,7 @@ def describe_key(key: tuple[Any, ...]) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and all that it was raised from."""
+    """Return an exception and all its causes."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:

@@ -1,6 +1,6 @@
-"""The passes over a fresh graph: what it captures, what it writes to, what its outputs share.
+"""Passes over a fresh graph: captured tensors, writes to inputs, aliased outputs.
 
-What aliases what is read off the fake tensors' storages.
+The storages of the fake tensors show which tensors alias.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BATCH_NORMS = (
 
 
 class Write(NamedTuple):
-    """An operator that writes into an input of a graph.
+    """Operator that writes into an input of a graph.
 
     Attributes:
-        place: which input.
+        place: the position of the input.
         operator: its name.
     """
 
@@ -40,7 +40,7 @@ class Write(NamedTuple):
 
 
 class GraphEditor:
-    """A graph under edit; `names` are what messages call its inputs."""
+    """Graph under edit; `names` are those of its inputs in messages."""
 
     def __init__(self, module: fx.GraphModule, mode: Any, names: Sequence[str]) -> None:
         self.module = module
@@ -86,7 +86,7 @@ class GraphEditor:
         self.graph.erase_node(node)
 
     def lift_captured(self, *, literals: bool = False) -> list[torch.Tensor]:
-        """Make captured tensors inputs, so that every call sees their content of that moment."""
+        """Make captured tensors inputs, so that every call reads their current values."""
         lifted: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         for node in list(self.graph.find_nodes(op="get_attr")):
             value = getattr(self.module, node.target, None)
@@ -171,7 +171,7 @@ def _val(node: fx.Node) -> torch.Tensor:
 
 
 def storage_of(node: fx.Node) -> int:
-    """Return what tells the memory of a node's value from that of others."""
+    """Return the identity of the storage of a node's value."""
     return int(_val(node).untyped_storage()._cdata)
 
 
@@ -188,7 +188,7 @@ def _overlaps_itself(value: torch.Tensor) -> bool:
 
 
 def _is_literal(node: fx.Node) -> bool:
-    """Whether a constant was written in the function, as in `torch.tensor([1.0, 2.0])`."""
+    """Return True if the function itself creates a constant, as in `torch.tensor([1.0, 2.0])`."""
     return all(user.target is aten.lift_fresh_copy.default for user in node.users)
 
 
@@ -198,7 +198,7 @@ def written_by(node: fx.Node) -> list[Any]:
 
 
 def written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The arguments that an operator writes to."""
+    """Return the arguments that an operator writes to."""
     if operator in _BATCH_NORMS and args[5]:
         return [x for x in args[3:5] if x is not None]
     schema = getattr(operator, "_schema", None)

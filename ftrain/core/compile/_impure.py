@@ -1,4 +1,4 @@
-"""The error for a function that writes into its inputs: which one, with which operator, on which line.
+"""Error for a function that writes into its inputs: names the input, the operator and the line.
 
 `_graph.py` finds the write; the line is found here, by running the function once more.
 """
@@ -31,9 +31,9 @@ def raise_impure(
 
     Args:
         flat: the function that was traced, of the tensors alone.
-        function: what the message calls it.
+        function: its name in the message.
         write: the write in the graph, whose inputs are `tensors`, then `captured`.
-        names: what the message calls each of `tensors`.
+        names: the name of each of `tensors` in the message.
     """
     mode = _torch.fake_mode()
     inputs = [mode.from_tensor(tensor.detach()) for tensor in tensors]
@@ -58,7 +58,7 @@ def raise_impure(
 
 
 class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Records the user's line at the first operator that writes into one of the inputs.
+    """Mode that records the user's line at the first operator that writes into one of the inputs.
 
     A captured tensor is seen as itself, or, in a view of it, as its fake tensor.
     """

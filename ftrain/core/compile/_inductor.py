@@ -1,4 +1,4 @@
-"""What inductor needs to be told so that donation is exact and nothing is computed twice.
+"""Inductor settings and passes that make donation exact and compute equal expressions once.
 
 Imported only when something is compiled: torch's compiler takes a second to load.
 """
@@ -19,7 +19,7 @@ copy_ = torch.ops.aten.copy_.default
 
 
 def passes(donates: bool) -> dict[str, Any]:
-    """Inductor's settings for a graph of ours; `donates` says whether it writes to its inputs."""
+    """Return inductor's settings for a graph; `donates` is True if it writes to its inputs."""
     first = _InTurn(MergeEqual(), InlineProducts())
     last = _InTurn(FasterProducts(), *([ReadBeforeWrite()] if donates else []))
     return {
@@ -44,10 +44,10 @@ class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
 
 class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """One node for equal expressions: the norm that a step reports and the norm that it clips by.
+    """Pass that merges equal expressions, such as the norm that a step reports and that it clips by.
 
     AOTAutograd does this only where it partitions a forward from a backward; a whole step has neither.
-    Runs on the functional graph, whose only writes are the last: what is equal there stays equal.
+    Runs on the functional graph, whose only writes come last, so that equal expressions stay equal.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -69,7 +69,7 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
 
 class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Make every new value a value of its own before the first old one is overwritten.
+    """Pass that copies every new value before the first old one is overwritten.
 
     With `new.target = old.params`, the graph ends in `params.copy_(new_params)` and
     `target.copy_(params)`. As traced, the second source is a clone made in time; inductor removes clones
@@ -95,7 +95,7 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
 
 
 def _is_pure(target: Any) -> bool:
-    """Whether equal arguments give an equal result: no write, no draw, no memory without content."""
+    """Return True if equal arguments give an equal result: no write, draw or uninitialized memory."""
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return False
     name = target._schema.name

@@ -1,4 +1,4 @@
-"""Errors for traced tensors that leave their trace, in an output or in what the function keeps.
+"""Errors for traced tensors that leave their trace, in an output or in an object that outlives it.
 
 A traced tensor has no values; whatever reads it later would take it for one that has.
 """
@@ -27,8 +27,8 @@ def refuse_hidden(output: Any, function: str) -> None:
     """Raise `TypeError` if a traced tensor is reachable from an output and is not one of its leaves.
 
     Args:
-        output: what the function returned.
-        function: what the message calls it.
+        output: the function's result.
+        function: its name in the message.
     """
     leaves, treedef = tree.flatten(output)
     for i, leaf in enumerate(leaves):

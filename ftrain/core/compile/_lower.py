@@ -31,10 +31,10 @@ def lower(
     *,
     n_donated: int,
 ) -> Lowered:
-    """Compile a traced graph for inputs like these, the captured ones included; it is used up.
+    """Compile a traced graph for inputs like these, the captured ones included; consumes the graph.
 
     Args:
-        n_donated: how many inputs, the first ones, the graph writes to.
+        n_donated: the number of leading inputs that the graph writes to.
 
     Raises:
         CompilerMissingError: inductor found no C++ compiler.
@@ -66,7 +66,7 @@ def lower(
 
 
 def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """From the second call on the code itself, where the first has shown that this is the same."""
+    """Return a function that runs inductor's bare code once a first call has shown it equal."""
     code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
     tried = False
 
@@ -86,7 +86,7 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
 
 
 def _allow_other_layouts(graph: fx.GraphModule) -> None:
-    """Let inductor lay values out differently than the trace did.
+    """Let inductor choose other strides than the trace did.
 
     It traces the graph again with operators decomposed, whose results may have other strides, and then
     `view` raises "Cannot view a tensor with shape ... and strides ..." (2.13). Where the strides fit,
@@ -123,7 +123,7 @@ def _drop_empty_parts(cat: fx.Node) -> None:
 
 
 def _forget(graph: fx.GraphModule) -> None:
-    """Drop what tracing noted at the nodes, a fake tensor for each: running the graph needs none."""
+    """Drop the trace's metadata of the nodes, a fake tensor for each: running the graph needs none."""
     for module in graph.modules():  # the bodies of scan and cond are modules of their own
         if isinstance(module, fx.GraphModule):
             for node in _torch.nodes_ever(module.graph):
@@ -133,7 +133,7 @@ def _forget(graph: fx.GraphModule) -> None:
 def separate(
     run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> tuple[Lowered, list[torch.Tensor]]:
-    """A function whose outputs share no memory, given how `run` did on its first call.
+    """Return `run` with clones of the outputs that shared memory on its first call.
 
     Compilers merge equal expressions and drop copies: two outputs, or an output and a donated input,
     may come back as one piece of memory though the graph kept them apart. Which ones do is fixed in

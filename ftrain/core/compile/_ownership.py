@@ -1,4 +1,4 @@
-"""The tensors of a donated state that something else holds: they are copied before they are overwritten.
+"""Detection of a donated state's tensors that something else refers to, which are copied first.
 
 When a state is claimed its containers are gone, and only the list of its leaves refers to the tensors.
 A reference from elsewhere (a name, a dict, another state) shows in a tensor's reference count; a view or
@@ -28,11 +28,11 @@ _ALONE: int = next(map(sys.getrefcount, [object()]))
 
 
 class Owned:
-    """What a state alone refers to: its leaves, and their storages.
+    """Leaves and storages that a state alone refers to.
 
     Attributes:
         leaves: the tensors, in order.
-        storages: where their memory begins.
+        storages: the addresses of their storages.
     """
 
     def __init__(self, leaves: Sequence[torch.Tensor]) -> None:
@@ -63,7 +63,7 @@ class Owned:
         ]
 
     def take(self, tensors: Sequence[torch.Tensor], replaced: Sequence[int]) -> None:
-        """Own the new tensors that have replaced some at the front of `tensors`."""
+        """Record the new tensors that have replaced some at the front of `tensors`."""
         for place in replaced:
             self.leaves[place] = tensors[place]
             self._weak[place] = _weak(tensors[place])
@@ -74,7 +74,7 @@ class Owned:
 
 
 def held_elsewhere(tensors: Sequence[torch.Tensor], n: int) -> list[int]:
-    """Return which of the first `n` tensors something refers to beside the list `tensors`."""
+    """Return which of the first `n` tensors have references beside the list `tensors`."""
     references = list(map(sys.getrefcount, tensors))[:n]
     return [
         place
@@ -111,7 +111,7 @@ def forget(state: Any) -> None:
 
 
 def storage_of(tensor: torch.Tensor) -> int:
-    """Return the address of the memory that a tensor lies in."""
+    """Return the address of a tensor's storage."""
     return tensor.untyped_storage().data_ptr()
 
 
@@ -120,7 +120,7 @@ def _weak(tensor: torch.Tensor) -> StorageWeakRef:
 
 
 def _counts(tensor: torch.Tensor) -> tuple[int, int]:
-    """How many references there are to a tensor's storage, and to its Python object."""
+    """Return the use count of a tensor's storage, and the number of references to the storage object."""
     storage = tensor.untyped_storage()
     return _torch.storage_use_count(storage._cdata), sys.getrefcount(storage)
 

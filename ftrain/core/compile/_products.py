@@ -1,4 +1,4 @@
-"""Matrix products of a CPU: tiny ones as loops, large ones by the faster of its two libraries.
+"""Matrix products on a CPU: tiny ones as loops, large ones by the faster of two libraries.
 
 torch computes float32 products on a CPU with MKL, which uses AVX-512 on Intel's processors only. On an
 AMD EPYC (Zen 5, two cores) oneDNN, which torch carries for its convolutions, is twice as fast:
@@ -30,7 +30,7 @@ _ONEDNN_FROM = 2_000_000
 
 
 class InlineProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Tiny matrix products as loops of the kernels around them: a call alone takes 3 µs.
+    """Pass that makes tiny matrix products loops of the kernels around them: a call takes 3 µs.
 
     A step of three 16-wide layers on 8 rows has eight of 2,048 multiplications each.
     """
@@ -46,7 +46,7 @@ class InlineProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
 
 class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Large float32 matrix products through oneDNN.
+    """Pass that runs large float32 matrix products by oneDNN.
 
     oneDNN reads its first factor by rows and first copies one that lies by columns, as in the gradient
     of a weight, `g.T @ x`. Where both factors do, the smaller is put first: `(x.T @ g).T`.
@@ -66,7 +66,7 @@ class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
 
 def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:
-    """`(node, a, b, bias)` for every `a @ b` and `a @ b + bias` with a bias of one row.
+    """Yield `(node, a, b, bias)` for every `a @ b` and `a @ b + bias` with a bias of one row.
 
     One at a time: in `a @ b @ c`, the first product may be replaced before the second is read.
     """
@@ -82,7 +82,7 @@ def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.N
 def _replace(
     graph: fx.Graph, node: fx.Node, product: Any, a: fx.Node, b: fx.Node, bias: fx.Node | None
 ) -> None:
-    """`a @ b + bias` as `linear(a, b.T, bias)`, or as `linear(b.T, a).T`: its weight is transposed."""
+    """Write `a @ b + bias` as `linear(a, b.T, bias)`, or as `linear(b.T, a).T`."""
     with graph.inserting_before(node):
         transposed = _add(graph, aten.permute.default, b, [1, 0])
         if bias is None and _lies_by_columns(a) and _size(b) < _size(a):
@@ -95,7 +95,7 @@ def _replace(
 
 
 def _inline(graph: fx.Graph, node: fx.Node, a: fx.Node, b: fx.Node, bias: fx.Node | None) -> None:
-    """`a @ b + bias` as `(a[:, :, None] * b[None]).sum(1) + bias`, which inductor makes one loop."""
+    """Write `a @ b + bias` as `(a[:, :, None] * b[None]).sum(1) + bias`, one loop in inductor."""
     with graph.inserting_before(node):
         rows = _add(graph, aten.unsqueeze.default, a, 2)
         columns = _add(graph, aten.unsqueeze.default, b, 0)
@@ -115,7 +115,7 @@ def _add(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
 
 
 def _is_real(a: fx.Node, b: fx.Node) -> bool:
-    """Whether both are on the CPU, of one real dtype of full precision, and of known sizes."""
+    """Return True for two CPU factors of known sizes and one real dtype of full precision."""
     x, y = a.meta["val"], b.meta["val"]
     return bool(
         x.device.type == "cpu"
@@ -126,7 +126,7 @@ def _is_real(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _count(a: fx.Node, b: fx.Node) -> int:
-    """How many multiplications a product takes."""
+    """Return the number of multiplications of a product."""
     rows, inner = a.meta["val"].shape
     return int(rows * inner * b.meta["val"].shape[1])
 

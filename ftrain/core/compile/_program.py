@@ -1,4 +1,4 @@
-"""One compiled graph, with what its arguments and captured tensors must be like."""
+"""Compiled graph with the guards on its arguments and captured tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 4  # arguments in the note of a first run that failed
 
 
 class Program:
-    """One compiled graph, and what arguments must be like for it."""
+    """Compiled graph with the guards on its arguments."""
 
     def __init__(self, call: Call, traced: Traced) -> None:
         tensors = call.tensors()
@@ -62,10 +62,10 @@ class Program:
         self._call: Lowered = self._first
 
     def fits(self, tensors: Sequence[Any], n_known: int) -> bool:
-        """Whether it serves these tensors and what the captured ones have become.
+        """Return True if the program serves these tensors and the captured ones as they are now.
 
         Args:
-            n_known: how many leading ones are known not to be nested tensors.
+            n_known: the number of leading tensors that are known not to be nested.
         """
         return (
             not _any_nested(tensors[n_known:] if n_known else tensors)
@@ -107,10 +107,10 @@ class Program:
 
 
 class Captured:
-    """The tensors that a function reads without being given them.
+    """Tensors that a function captures, with their kinds at the trace.
 
-    They are kept themselves, since `w.data = other`, `w.resize_()` and `module.double()` give the tensor
-    other memory or another kind: the first is followed, the second asks for another program.
+    The objects are kept, since `w.data = other`, `w.resize_()` and `module.double()` give a tensor
+    other memory or another kind: new memory is followed, another kind needs another program.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -123,14 +123,14 @@ class Captured:
             self._guard = _guard(self.tensors)
 
     def fit(self) -> bool:
-        """Whether they are of the kind that was traced."""
+        """Return True if the tensors have the kinds that were traced."""
         if not self.tensors:
             return True
         with torch.no_grad():
             return not _any_nested(self.tensors) and self._guard(*self.tensors)
 
     def inputs(self) -> list[torch.Tensor]:
-        """What the program is handed for them; they `fit`."""
+        """Return the program's inputs for these tensors, which `fit`."""
         if self.tensors:
             found = list(map(torch.Tensor.data_ptr, self.tensors))
             if found != self._addresses:
@@ -139,7 +139,7 @@ class Captured:
         return self._detached
 
     def changes(self) -> list[str]:
-        """How they differ from what was traced, a line for each."""
+        """Return the differences from the traced tensors, a line for each."""
         return [
             f"a captured tensor: {describe_key(old)} -> {describe(tensor)}"
             for old, tensor in zip(self._specs, self.tensors, strict=True)
@@ -160,7 +160,7 @@ def _spec(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _any_nested(tensors: Sequence[Any]) -> bool:
-    """Torch's guard ends the process where it meets a nested tensor: 0.06 µs for each."""
+    """Return True if a tensor is nested, on which torch's guard ends the process: 0.06 µs for each."""
     try:
         for tensor in tensors:
             if tensor.is_nested:
@@ -175,7 +175,7 @@ def _guard(examples: Sequence[torch.Tensor]) -> Callable[..., bool]:
 
 
 def slow_guard(examples: Sequence[torch.Tensor]) -> Callable[..., bool]:
-    """What `_torch.tensor_guard` checks, in Python."""
+    """Return the check of `_torch.tensor_guard` in Python."""
 
     def spec(tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:

@@ -1,6 +1,6 @@
 """Torch functions that run in another form while a function is traced.
 
-Each is one that a trace by execution would record wrongly or not at all.
+A trace by execution would record each of them wrongly or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Rewrites"]
 
 
 class Rewrites(TorchFunctionMode):
-    """A mode for the length of a trace, in which the functions of this file run in their traced form."""
+    """Mode of a trace, in which the functions of this file run in their traced form."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -43,7 +43,7 @@ class Rewrites(TorchFunctionMode):
 
 
 def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
-    """`tensor.data = value`: from now on the tensor is another view of the value's memory.
+    """Trace `tensor.data = value`: make the tensor another view of the value's memory.
 
     No operator runs, so a trace would go on with the old value.
     """

@@ -23,7 +23,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def recurrent_layer(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """A recurrent layer of `torch._VF` as `ftrain::rnn`, unless it has active dropout."""
+    """Return a recurrent layer of `torch._VF` as `ftrain::rnn`, unless it has active dropout."""
     if not isinstance(args[3], bool):  # packed sequences have no bool there
         return func(*args, **kwargs)
     x, hx, weights, biases, layers, dropout, training, both_ways, batch_first = args
@@ -50,7 +50,7 @@ KINDS = {
 
 
 class _Layer(NamedTuple):
-    """The arguments of `torch._VF`'s layers that are no tensors; JSON of them goes with the operator."""
+    """Arguments of `torch._VF`'s layers that are not tensors; the operator takes them as JSON."""
 
     kind: str
     biases: bool
@@ -78,7 +78,7 @@ class _Layer(NamedTuple):
         return tuple(part.to(self.dtype(x, start)) for part in output)
 
     def dtype(self, x: torch.Tensor, start: Sequence[torch.Tensor]) -> torch.dtype:
-        """What torch returns: what runs as single operators keeps the precision of its state."""
+        """Return the dtype of torch's result: single operators keep that of their state."""
         if not self.autocast:
             return x.dtype
         dtype: torch.dtype = getattr(torch, self.autocast)
@@ -86,7 +86,7 @@ class _Layer(NamedTuple):
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
-        """`y` with time slowest in memory, as torch lays it out: sums over it keep their bits."""
+        """Return `y` with time slowest in memory, as in torch: sums over it keep their bits."""
         if not self.batch_first or y.ndim < 3:
             return y.contiguous()
         return y.transpose(0, 1).contiguous().transpose(0, 1)
@@ -154,7 +154,7 @@ def _(
 
 
 class _Differentiable(torch.autograd.Function):
-    """`_rnn` with its gradient: a Function, not `register_autograd`, so that torch.func takes it."""
+    """`_rnn` with its gradient, as a Function: torch.func does not support `register_autograd`."""
 
     @staticmethod
     def forward(layer: str, n_start: int, *tensors: torch.Tensor) -> Tensors:
@@ -177,7 +177,7 @@ class _Differentiable(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], layer: str, n_start: int, *tensors: torch.Tensor
     ) -> tuple[Tensors, tuple[int, int, int]]:
-        """One run for each: every model of a sweep has weights of its own."""
+        """Run the layer once for each row: every model of a sweep has weights of its own."""
         outputs = [
             _apply(layer, n_start, *_row(tensors, in_dims[2:], i)) for i in range(info.batch_size)
         ]

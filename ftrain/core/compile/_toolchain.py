@@ -1,4 +1,4 @@
-"""The C++ compiler that inductor needs: whether there is one, and what to say where there is none."""
+"""Check for the C++ compiler that inductor needs, and the error without one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["check_compiler", "no_compiler"]
 
 
 def check_compiler() -> None:
-    """Refuse to go on where inductor will find no compiler for the CPU: 60 µs where there is one.
+    """Raise if inductor would find no compiler for the CPU: 60 µs if there is one.
 
-    It looks for one even where all its programs are in its cache. What it would try is asked only where
-    the usual one is missing: torch's compiler takes two seconds to load.
+    Inductor looks for one even if all its programs are in its cache. Its own list of compilers is read
+    only if the usual one is missing: torch's compiler takes two seconds to load.
 
     Raises:
-        CompilerMissingError: there is none.
+        CompilerMissingError: no compiler was found.
     """
     usual = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(usual) or sys.platform == "win32":
@@ -31,10 +31,10 @@ def check_compiler() -> None:
 
 
 def no_compiler(found: str) -> CompilerMissingError:
-    """The error that says what to do.
+    """Return the error for a missing compiler, with the remedies.
 
     Args:
-        found: what was looked for, or met.
+        found: the commands that were tried, or the error that was met.
     """
     return CompilerMissingError(
         "ftrain.compile found no C++ compiler. Install one (Debian, Ubuntu: apt install g++; "

@@ -1,7 +1,7 @@
-"""One graph from one Python function: run it once on fake tensors, and write down the operators.
+"""Trace of a Python function: it runs once on fake tensors, and its operators become a graph.
 
 Autograd, functorch and autocast inside the function happen at trace time, so the graph holds plain
-operators only. Then the graph is made pure (nothing it returns is memory that someone else holds) or,
+operators only. Then the graph is made pure (no output shares memory with a tensor from outside) or,
 for donation, made to write the new state into the old one's memory as its last act.
 
 Read next: `_graph.py`, the passes, and `_lower.py`, which turns the graph into something that runs fast.
@@ -47,13 +47,13 @@ _active = _Active()
 
 
 def is_tracing() -> bool:
-    """Whether this thread is tracing a function for `compile`."""
+    """Return True if this thread is tracing a function for `compile`."""
     return _active.depth > 0
 
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Inside, `is_tracing()`: for a thread of autograd's that goes on with a trace."""
+    """Make `is_tracing()` true inside, for a thread of autograd that continues a trace."""
     _active.depth += 1
     try:
         yield
@@ -63,7 +63,7 @@ def tracing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
-    """Inside a trace: the operators that run here are no part of the graph."""
+    """Run operators inside a trace that do not become part of the graph."""
     if not is_tracing():
         yield
         return
@@ -73,15 +73,15 @@ def unrecorded() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Traced:
-    """What tracing found.
+    """Result of a trace.
 
     Attributes:
         graph: tensors in, tensors out. Inputs: the arguments' tensors, then the captured ones.
             Outputs: the function's tensors, less the new state where that is donated.
-        captured: tensors that the function reads without being given them, themselves.
-        out_treedef: the structure of what the function returns.
+        captured: the tensors that the function captures.
+        out_treedef: the structure of the function's result.
         out_leaves: its leaves, `TENSOR` in the place of each tensor.
-        n_donated: how many leading inputs the graph overwrites with the new state.
+        n_donated: the number of leading inputs that the graph overwrites with the new state.
         whole: the new state is all of the output, not the first of several.
     """
 
@@ -105,8 +105,8 @@ def trace(
     """Trace `fn(*args, **kwargs)`, the arguments given by `treedef` and `leaves`.
 
     Args:
-        function: what messages call the function.
-        names: how messages call each leaf.
+        function: the name of the function in messages.
+        names: the name of each leaf in messages.
         donate: write the first output into the first argument's memory.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -176,7 +176,7 @@ class _Run:
 def _run(
     flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor], fn: Callable[..., Any]
 ) -> _Run:
-    """Run on fake tensors. Grad mode is on, as at the top of a program: the function decides."""
+    """Run on fake tensors with grad mode on, as at the top of a program; the function may change it."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     if torch.is_anomaly_enabled():
@@ -245,7 +245,7 @@ _BY_OPERATOR = {
 
 
 def _remedy(error: BaseException) -> tuple[str, str] | None:
-    """What a data-dependent operation did and what to write instead; `None` for other errors."""
+    """Return the cause and the remedy of a data-dependent operation; `None` for other errors."""
     if isinstance(error, _torch.DATA_DEPENDENT):
         name = str(error.func).rpartition(".")[0]
         is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])

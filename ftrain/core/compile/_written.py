@@ -1,8 +1,8 @@
-"""Whether a program that failed had begun to write the new state into the old one's memory.
+"""Detection of writes by a donating program that failed.
 
 Inductor's programs are Python functions that allocate and launch kernels, line by line; an exception's
-traceback names the line it came from. Where no line before it writes to an argument, the arguments are
-as they were. What cannot be read is taken for a write.
+traceback names the line it came from. If no line before it writes to an argument, the arguments are
+unchanged. A line that cannot be read counts as a write.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PARAMETERS = re.compile(r"\ndef \w+\(([^)]*)\)")
 
 
 def had_written(error: BaseException) -> bool:
-    """Whether arguments may have been written to before this was raised."""
+    """Return True if arguments may have been written to before this was raised."""
     trace = error.__traceback__
     while trace is not None:
         first = _first_write(trace.tb_frame)
@@ -38,7 +38,7 @@ _NO_PROGRAM: Any = object()
 
 
 def _first_write(frame: types.FrameType) -> int | None:
-    """The first line of a program that writes to an argument; `None` where none does."""
+    """Return the first line of a program that writes to an argument; `None` if none does."""
     code = frame.f_code
     if code.co_name == "forward" and code.co_filename.startswith("<eval_with_key>"):
         return _first_copy(code.co_filename)
@@ -48,7 +48,7 @@ def _first_write(frame: types.FrameType) -> int | None:
 
 
 def _first_copy(filename: str) -> int | None:
-    """Of a graph that runs operator by operator: all its copies stand at the end."""
+    """Return the first copy in an eager graph (all copies come last)."""
     lines = linecache.getlines(filename)
     if not lines:
         return 0
@@ -57,7 +57,7 @@ def _first_copy(filename: str) -> int | None:
 
 @functools.lru_cache(maxsize=64)
 def _first_write_of(filename: str, line: int) -> int | None:
-    """Of a program that inductor wrote."""
+    """Return the first line of inductor's program that writes to an argument."""
     source = "".join(linecache.getlines(filename))
     try:
         module = ast.parse(source)
@@ -74,7 +74,7 @@ def _first_write_of(filename: str, line: int) -> int | None:
 
 
 def _kernels(module: ast.Module) -> dict[str, set[int]]:
-    """Which of its arguments each kernel writes to."""
+    """Return, for each kernel, the positions of the arguments that it writes to."""
     found = {}
     for statement in module.body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
@@ -96,7 +96,7 @@ def _kernels(module: ast.Module) -> dict[str, set[int]]:
 
 
 class _Reader:
-    """Goes through a program's lines, and knows which names stand for its arguments' memory."""
+    """Reader of a program's lines that tracks the names of its arguments' memory."""
 
     def __init__(self, kernels: dict[str, set[int]]) -> None:
         self._kernels = kernels
@@ -151,7 +151,7 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _operator(name: str) -> torch._ops.OpOverload | None:
-    """`torch.ops.aten.add.Tensor` by its name."""
+    """Return an operator such as `torch.ops.aten.add.Tensor` by its name."""
     path = name.split(".")
     if path[0] == "aten":
         path = ["torch", "ops", *path]

@@ -104,7 +104,7 @@ def one_cycle(
     final_div_factor: float = 1e4,
     anneal_strategy: _Anneal = "cos",
 ) -> Schedule:
-    """Up to `peak` and down again, to far below where it began.
+    """Return a rise to `peak`, then a decay to far below the first rate.
 
     From `peak / div_factor` at count 0 to `peak` at count `pct_start steps - 1`, then to
     `peak / (div_factor final_div_factor)` at count `steps - 1`, then flat: the rates of `OneCycleLR`
