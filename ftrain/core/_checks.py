@@ -34,7 +34,7 @@ def check_state(state: Any) -> None:
     """Raise unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"a step takes an ftrain.TrainState, found {type(state).__name__}. Make one with "
+            f"a step takes an ftrain.TrainState, got {type(state).__name__}. Make one with "
             "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
         )
     if getattr(state.step, "dtype", None) is not torch.int64:

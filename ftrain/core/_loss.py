@@ -125,7 +125,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         if not isinstance(total, torch.Tensor) or total.ndim:
             raise TypeError(
                 f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
-                f"`(loss, metrics)`; found {_brief(total)}. {_scalar_remedy(total)}"
+                f"`(loss, metrics)`, got {_brief(total)}. {_scalar_remedy(total)}"
             )
         kind, weight = Unweighted, torch.ones_like(total)
     metrics = as_metrics(extra, where)

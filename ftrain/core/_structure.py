@@ -55,7 +55,7 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that a model function builds."""
     if not callable(factory):
         raise TypeError(
-            f"model must be an nn.Module or a function that builds one, found {type(factory).__name__}"
+            f"model must be an nn.Module or a function that builds one, got {type(factory).__name__}"
         )
     module = factory()
     if not isinstance(module, nn.Module):

@@ -362,9 +362,9 @@ def _check_parameters(bound: Bound) -> None:
 
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:
     if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate must be a whole number of at least 1, found {accumulate!r}")
+        raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
     if nonfinite not in ("skip", "raise", "ignore"):
-        raise ValueError(f"nonfinite must be 'skip', 'raise' or 'ignore', found {nonfinite!r}")
+        raise ValueError(f"nonfinite must be 'skip', 'raise' or 'ignore', got {nonfinite!r}")
     if scaling is not None and nonfinite != "skip":
         raise ValueError(
             f"nonfinite={nonfinite!r} cannot go with dynamic loss scaling, which finds its scale by "

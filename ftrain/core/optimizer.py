@@ -56,7 +56,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
         if not isinstance(delta, torch.Tensor) or not delta.is_floating_point():
             kind = delta.dtype if isinstance(delta, torch.Tensor) else type(delta).__name__
             path = tree.paths(params)[index] or "the root"
-            raise TypeError(f"`updates` at {path}: expected a floating tensor, found {kind}")
+            raise TypeError(f"`updates` at {path}: expected a floating tensor, got {kind}")
         if delta.shape != old.shape:
             path = tree.paths(params)[index] or "the root"
             raise ValueError(

@@ -135,7 +135,9 @@ def _length(xs: Any, flat_xs: Sequence[torch.Tensor], length: int | None) -> int
         sizes.setdefault(length, "length")
     if len(sizes) > 1:
         listed = ", ".join(f"{name} has {size}" for size, name in sizes.items())
-        raise ValueError(f"scan needs one length, found several: {listed}")
+        raise ValueError(
+            f"scan expected one length, got several: {listed}. Give all of xs one leading length."
+        )
     if not sizes:
         raise ValueError("scan without xs needs `length`")
     (n,) = sizes

@@ -103,7 +103,7 @@ def make_steps(
     """
     if not callable(getattr(optimizer, "init", None)):
         raise TypeError(
-            f"optimizer must be a pair of functions init and update, such as optim.adamw(1e-3); found "
+            f"optimizer must be a pair of functions init and update, such as optim.adamw(1e-3), got "
             f"{optimizer!r}{_optimizer_remedy(optimizer)}"
         )
     bound = bind(model)

@@ -136,13 +136,13 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
     """Return the first difference in structure of two trees, as a sentence; `None` if they agree.
 
     >>> first_difference({"a": 1, "b": (2,)}, {"a": 1, "b": (2, 3)})
-    "at ['b']: expected a tuple of 1 entries, found 2"
+    "at ['b']: expected a tuple of 1 entries, got 2"
     """
     if structure(expected) == structure(found):
         return None
     where = f"at {path}" if path else "at the root"
     if is_leaf(expected) or is_leaf(found) or type(expected) is not type(found):
-        return f"{where}: expected {_kind(expected)}, found {_kind(found)}"
+        return f"{where}: expected {_kind(expected)}, got {_kind(found)}"
     ours, theirs = one_level(expected), one_level(found)
     for key, child in ours.items():
         if key not in theirs:
@@ -150,7 +150,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
                 return f"{where}: {key} is missing"
             return (
                 f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
-                f"found {len(theirs)}"
+                f"got {len(theirs)}"
             )
         deeper = first_difference(child, theirs[key], path + key)
         if deeper is not None:
@@ -161,12 +161,12 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
     if extra:
         return (
             f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
-            f"found {len(theirs)}"
+            f"got {len(theirs)}"
         )
     was, now = _constants(expected), _constants(found)
     if was != now:
-        return f"{where}: expected a {type(expected).__name__} with {was}, found one with {now}"
-    return f"{where}: expected {_kind(expected)}, found {_kind(found)}"
+        return f"{where}: expected a {type(expected).__name__} with {was}, got one with {now}"
+    return f"{where}: expected {_kind(expected)}, got {_kind(found)}"
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:

@@ -352,7 +352,7 @@ def _check_options(loader: Loader) -> None:
         raise ValueError(f'last: expected "drop", "keep" or "pad", got {loader.last!r}')
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
-            f"a sampler has __len__ and at(positions, seed=..., epoch=...); found "
+            f"a sampler has __len__ and at(positions, seed=..., epoch=...), got "
             f"{type(loader.sampler).__name__}. torch's samplers keep a state of their own: write "
             "data.Shuffled, data.Weighted, ..."
         )

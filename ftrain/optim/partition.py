@@ -121,7 +121,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
 def _check_groups(groups: object) -> None:
     if not isinstance(groups, Mapping):
         raise TypeError(
-            "partition takes a dict from a group's name to its mask and its optimizer, and found "
+            "partition takes a dict from a group's name to its mask and its optimizer, got "
             f"{a_or_an(type(groups).__name__)}."
         )
     if not groups:

@@ -30,10 +30,10 @@ def loss_fn(model: Any, batch: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        (lambda loss: loss.item(), r"found float\. .*left the graph, by \.item\(\)"),
-        (lambda loss: None, r"found NoneType\. Is a `return` missing\?"),
-        (lambda loss: {"loss": loss}, r"found dict\. .*return loss, metrics"),
-        (lambda loss: loss.expand(2), r"found float32\[2\]\. Reduce it: loss\.mean\(\)"),
+        (lambda loss: loss.item(), r"got float\. .*left the graph, by \.item\(\)"),
+        (lambda loss: None, r"got NoneType\. Is a `return` missing\?"),
+        (lambda loss: {"loss": loss}, r"got dict\. .*return loss, metrics"),
+        (lambda loss: loss.expand(2), r"got float32\[2\]\. Reduce it: loss\.mean\(\)"),
     ],
 )
 def test_a_loss_that_is_no_scalar(wrong, hint):
@@ -207,7 +207,7 @@ def test_complex_parameters():
 
 
 def test_articles():
-    with pytest.raises(ValueError, match="expected a leaf .*found an OrderedDict"):
+    with pytest.raises(ValueError, match="expected a leaf .*got an OrderedDict"):
         ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
     found = ftrain.gradients(net, loss_fn)(state, BATCH)

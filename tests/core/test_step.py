@@ -226,8 +226,8 @@ def writes_capture() -> Any:
     [
         (lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction="none"), TypeError,
          r"scalar \(0-d\) loss.*float32\[8\].*loss.mean\(\)"),
-        (lambda m, b: None, TypeError, "must return a scalar .* found NoneType"),
-        (lambda m, b: 0.5, TypeError, "found float"),
+        (lambda m, b: None, TypeError, "must return a scalar .* got NoneType"),
+        (lambda m, b: 0.5, TypeError, "got float"),
         (detached, ValueError, r"does not depend on its parameters.*\.detach\(\)"),
         (lambda m, b: m(b["x"]).argmax(), TypeError, "expected a floating dtype, got torch.int64"),
         (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean with weight int"),
@@ -275,7 +275,7 @@ def test_a_state_of_another_kind(state: Any, mode: str) -> None:
     step = step if mode == "eager" else ftrain.compile(step, backend="eager")
     for fn in (step, eval_step):
         with pytest.raises(
-            TypeError, match=r"takes an ftrain.TrainState, found .*init_state\(seed\)"
+            TypeError, match=r"takes an ftrain.TrainState, got .*init_state\(seed\)"
         ):
             fn(state, CASE.batch(0, 8))
 

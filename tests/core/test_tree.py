@@ -120,7 +120,7 @@ def test_messages_name_the_first_difference(value: Any) -> None:
 
 
 def test_map_names_the_differing_path() -> None:
-    with pytest.raises(ValueError, match=r"at \['a'\]: expected a tuple of 2 entries, found 1"):
+    with pytest.raises(ValueError, match=r"at \['a'\]: expected a tuple of 2 entries, got 1"):
         tree.map(lambda a, b: a, {"a": (1, 2)}, {"a": (1,)})
 
 

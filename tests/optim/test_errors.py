@@ -190,7 +190,7 @@ def test_updates_unlike_the_parameters():
     with pytest.raises(ValueError, match=r"`updates` at \['w'\]: shape \(2,\), but `params` has"):
         optim.apply_updates({"w": W}, {"w": B})
     with pytest.raises(
-        TypeError, match=r"`updates` at the root: expected a floating tensor, found torch.int64"
+        TypeError, match=r"`updates` at the root: expected a floating tensor, got torch.int64"
     ):
         optim.apply_updates(B, B.long())
 

@@ -39,7 +39,7 @@ SGD = optim.sgd(0.1)
         (lambda: optim.partition({}), ValueError, "a partition needs at least one group"),
         (lambda: optim.partition({"all": SGD}), TypeError, r"'all' is Gradient.*not a pair"),
         (lambda: optim.partition({"all": (SGD, "w")}), TypeError, "not a pair of a mask and an"),
-        (lambda: optim.partition([("w", SGD)]), TypeError, "takes a dict .* found a list"),
+        (lambda: optim.partition([("w", SGD)]), TypeError, "takes a dict .* got a list"),
         (lambda: optim.ema(optim.sgd), TypeError, "`ema` goes around an optimizer .* a function"),
         (lambda: optim.freeze("w", SGD), TypeError, "`freeze` goes around an optimizer .* a str"),
         (lambda: optim.masked([SGD], "w"), TypeError, "`masked` goes around .* got a list"),
