@@ -1,12 +1,33 @@
-"""Derivatives by finite differences, with an estimate of their error."""
+"""Derivatives by finite differences, with an estimate of their error; functions to differentiate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 
+import ftrain
 from ftrain.core import tree
+
+W = torch.tensor([0.3, -0.7], dtype=torch.float64)
+RATE = torch.tensor(0.1, dtype=torch.float64)
+MODES = pytest.mark.parametrize("mode", ["eager", "compiled"])
+
+
+def quartic(p: torch.Tensor) -> torch.Tensor:
+    return (p**4).sum()
+
+
+def run(f: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """Return the function itself or, in the mode "compiled", its compiled form."""
+    return f if mode == "eager" else ftrain.compile(f, backend="eager")
+
+
+def gradient(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that gives the gradient of `f` by its first argument."""
+    return lambda *args: ftrain.value_and_grad(f)(*args)[1]
 
 
 def differences(

@@ -1,0 +1,220 @@
+"""Gradients through `scan`, and gradients inside its body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ftrain
+from ftrain.core.errors import TraceError
+from tests.core.differences import (
+    MODES,
+    RATE,
+    W,
+    assert_derivative,
+    gradient,
+    is_close,
+    quartic,
+    run,
+)
+
+
+def descended(p: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """Three steps of gradient descent on `quartic`, in a scan."""
+
+    def body(p: torch.Tensor, _: None) -> Any:
+        value, grad = ftrain.value_and_grad(quartic)(p)
+        return p - rate * grad, value
+
+    last, values = ftrain.scan(body, p, length=3)
+    return (last**2).sum() + values.sum()
+
+
+@MODES
+def test_gradient_through_inner_gradients_in_scan_is_that_of_finite_differences(mode: str) -> None:
+    """MAML: by the start. Two orders."""
+    f = lambda p: descended(p, RATE)  # noqa: E731
+    for _ in range(2):
+        assert_derivative(f, W, run(gradient(f), mode)(W))
+        f = (lambda g: lambda p: (g(p) * torch.tensor([1.0, 2.0])).sum())(gradient(f))
+
+
+@MODES
+def test_hypergradient_of_a_rate_through_scan_is_that_of_finite_differences(mode: str) -> None:
+    """By a tensor that the body captures. Three orders."""
+    f = lambda rate: descended(W, rate)  # noqa: E731
+    for _ in range(3):
+        assert_derivative(f, RATE, run(gradient(f), mode)(RATE))
+        f = gradient(f)
+
+
+def test_first_value_of_maml_through_scan() -> None:
+    w = torch.tensor([0.3, -0.7])
+
+    def f(p: torch.Tensor) -> torch.Tensor:
+        def body(p: torch.Tensor, _: None) -> Any:
+            value, grad = ftrain.value_and_grad(quartic)(p)
+            return p - 0.1 * grad, value
+
+        return (ftrain.scan(body, p, length=3)[0] ** 2).sum()
+
+    expected = torch.tensor([0.3939, -0.1611])
+    for mode in ("eager", "compiled"):
+        torch.testing.assert_close(run(gradient(f), mode)(w), expected, rtol=0, atol=5e-5)
+
+
+class Sign(torch.autograd.Function):
+    """A straight-through sign: its derivative is not that of its operators."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+class Through(torch.autograd.Function):
+    """Returns x; the gradient goes to another tensor, which does not enter the value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return None, grad * 3
+
+
+def custom_backward(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return c * Sign.apply(w)
+
+
+def no_grad_inside(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        half = w * 0.5
+    return c * w + half
+
+
+def detached_inside(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return c * w.detach() + w
+
+
+def custom_backward_to_a_captured_tensor(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return Through.apply(c * 2, w)
+
+
+def autograd_inside(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    x = c.clone() if c.requires_grad else c.clone().requires_grad_()
+    (grad,) = torch.autograd.grad((x**3 * w).sum(), x, create_graph=True)
+    return c * 0.5 + grad * 0.1
+
+
+def own_leaf(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return c * w + torch.tensor(0.0, requires_grad=True) * c
+
+
+BODIES = [
+    custom_backward,
+    no_grad_inside,
+    detached_inside,
+    custom_backward_to_a_captured_tensor,
+    autograd_inside,
+    own_leaf,
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("capture", ["leaf", "both"])
+def test_traced_scan_differentiates_its_body_as_the_loop_does(body: Any, capture: str) -> None:
+    """By the start, and by what the body captures; a captured tensor may be computed from another."""
+
+    def f(p: Any) -> torch.Tensor:
+        start, w = p
+        doubled = w * w
+
+        def step(c: torch.Tensor, x: torch.Tensor) -> Any:
+            c = body(c, w)
+            if capture == "both":
+                c = body(c, doubled)
+            return c + x, c.sum()
+
+        last, ys = ftrain.scan(step, start, torch.ones(3, 2, dtype=torch.float64) * w.sum())
+        return last.sum() + (ys**2).sum()
+
+    p = (W * 2, W)
+    assert is_close(run(gradient(f), "compiled")(p), gradient(f)(p))
+    second = gradient(lambda p: sum((g**2).sum() for g in gradient(f)(p)))
+    if capture == "leaf" and body is not custom_backward_to_a_captured_tensor:  # not a derivative
+        assert is_close(run(second, "compiled")(p), second(p))
+
+
+def test_a_captured_result_of_a_custom_function_beside_its_input_is_refused() -> None:
+    """Its backward would be called with zeros, of which it may make NaN."""
+
+    def f(w: torch.Tensor) -> torch.Tensor:
+        signs = Sign.apply(w)
+        return ftrain.scan(lambda c, _: (c * signs + w, None), w * 2, length=2)[0].sum()
+
+    with pytest.raises(TraceError, match="captures a result of SignBackward and a tensor"):
+        run(gradient(f), "compiled")(W)
+
+
+def test_outputs_of_a_traced_scan_that_are_constant_require_no_gradient() -> None:
+    def f(w: torch.Tensor) -> torch.Tensor:
+        last, ys = ftrain.scan(lambda c, _: ((c[0] * w, c[1] + 1), c[0].detach()), (w, W), length=2)
+        assert [x.requires_grad for x in (*last, ys)] == [True, False, False]
+        return last[0].sum()
+
+    run(gradient(f), "compiled")(W)
+    gradient(f)(W)
+
+
+def test_a_scan_that_nothing_differentiates_is_one_operator_without_saved_carries() -> None:
+    def f(w: torch.Tensor) -> Any:
+        return ftrain.scan(lambda c, _: (c + gradient(quartic)(w), None), w * 0, length=5)
+
+    graph = ftrain.compile(f, backend="eager").graph(W).graph
+    (loop,) = (n for n in graph.nodes if n.op == "call_function" and n.name.startswith("scan"))
+    body = getattr(graph.owning_module, loop.args[0].target).graph
+    assert len(body.output_node().args[0]) == 1
+
+
+class Encoder(nn.Module):
+    """A scan in a module: weights, draws and autocast of the body, and a gradient inside it."""
+
+    def __init__(self, autocast: bool) -> None:
+        super().__init__()
+        self.inner, self.drop, self.autocast = nn.Linear(2, 2), nn.Dropout(0.5), autocast
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def body(c: torch.Tensor, x: torch.Tensor) -> Any:
+            grad = ftrain.value_and_grad(lambda q: (F.dropout(q, 0.3) ** 3).sum())(c)[1]
+            c = torch.tanh(self.drop(self.inner(c))).to(c.dtype) + F.dropout(x, 0.5) + 0.1 * grad
+            return c, c.sum()
+
+        with torch.autocast("cpu", enabled=self.autocast):
+            return ftrain.scan(body, x[0], x)[1].sum()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_traced_scan_in_a_module_runs_its_body_again_as_it_was(autocast: bool) -> None:
+    """The backward pass comes after the call of the model, to second order."""
+    dtype = torch.float32 if autocast else torch.float64
+    apply = ftrain.bind(lambda: nn.Sequential(Encoder(autocast)).to(dtype))
+    params, buffers = apply.init(ftrain.random.key(0))
+    x = torch.linspace(-1, 1, 6, dtype=dtype).view(3, 2)
+
+    def f(params: Any) -> torch.Tensor:
+        out: torch.Tensor = apply(params, buffers, ftrain.random.key(1), x)[0]
+        return out
+
+    second = gradient(lambda p: sum((g**2).sum() for g in gradient(f)(p).values()))
+    for g in (gradient(f), second):
+        # In bfloat16 autocast, the order in which sums of gradients are rounded differs.
+        assert is_close(run(g, "compiled")(params), g(params), 3e-2 if autocast else 1e-9)

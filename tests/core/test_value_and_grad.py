@@ -1,0 +1,166 @@
+"""value_and_grad: gradients without a kept graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ftrain
+from ftrain import testing
+from ftrain.core import tree
+
+
+def loss(p: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x @ p["w"] + p["b"]).square().mean()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
+def test_gradients_equal_autograds_and_funcs(seed: int, n: int, m: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    p = {"w": torch.randn(n, m, generator=g), "b": torch.randn(m, generator=g)}
+    x = torch.randn(3, n, generator=g)
+    value, grads = ftrain.value_and_grad(loss)(p, x)
+    by_func, value_by_func = torch.func.grad_and_value(loss)(p, x)
+    testing.assert_same_bits(grads, by_func)
+    testing.assert_same_bits(value, value_by_func)
+    assert not value.requires_grad
+    assert not any(t.requires_grad for t in tree.leaves(grads))
+
+
+def test_vmapped_gradients_are_single_gradients() -> None:
+    p = {"w": torch.randn(3, 2), "b": torch.randn(2)}
+    xs = torch.randn(5, 4, 3)
+    values, grads = torch.vmap(ftrain.value_and_grad(loss), in_dims=(None, 0))(p, xs)
+    for i in range(5):
+        value, single = ftrain.value_and_grad(loss)(p, xs[i])
+        testing.assert_close_norm(tree.map(lambda t, i=i: t[i], grads), single, 1e-6)
+        testing.assert_close_norm(values[i], value, 1e-6)
+
+
+def test_hypergradients_on_request() -> None:
+    """d/d(rate) of the loss after one descent step, by plain autograd, torch.func and by hand."""
+
+    def inner(p: torch.Tensor) -> torch.Tensor:
+        return (p**3).sum()
+
+    def outer(rate: torch.Tensor) -> torch.Tensor:
+        p = torch.tensor([1.0, 2.0])
+        _, g = ftrain.value_and_grad(inner, differentiable=True)(p)
+        return inner(p - rate * g)
+
+    rate = torch.tensor(0.01)
+    p = torch.tensor([1.0, 2.0])
+    by_hand = (3 * (p - rate * 3 * p**2) ** 2 * (-3 * p**2)).sum()
+    testing.assert_close_norm(torch.func.grad(outer)(rate), by_hand, 1e-6)
+    testing.assert_close_norm(
+        ftrain.value_and_grad(outer, differentiable=True)(rate)[1], by_hand, 1e-6
+    )
+    leaf = rate.clone().requires_grad_()
+    outer(leaf).backward()
+    testing.assert_close_norm(leaf.grad, by_hand, 1e-6)
+
+
+def test_second_derivatives_by_nesting() -> None:
+    def first(p: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(lambda q: (q**3).sum(), differentiable=True)(p)[1].sum()
+
+    _, second = ftrain.value_and_grad(first)(torch.tensor([1.0, 2.0]))
+    assert second.tolist() == [6.0, 12.0]
+
+
+def test_activation_checkpointing_works() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    def through(p: Any, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda h: loss(p, h), x, use_reentrant=False)
+
+    p, x = {"w": torch.randn(3, 2), "b": torch.randn(2)}, torch.randn(4, 3)
+    testing.assert_same_bits(
+        ftrain.value_and_grad(through)(p, x), ftrain.value_and_grad(loss)(p, x)
+    )
+
+
+def test_unused_leaves_have_zero_gradients() -> None:
+    _, grads = ftrain.value_and_grad(lambda p: p["a"].sum())(
+        {"a": torch.ones(2), "b": torch.ones(3), "empty": torch.ones(0)}
+    )
+    assert grads["b"].tolist() == [0.0] * 3
+    assert grads["empty"].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "error", "message"),
+    [
+        (lambda x: x * 2, torch.ones(3), TypeError, r"expected a 0-d tensor, got shape \(3,\)"),
+        (lambda x: 1.0, torch.ones(3), TypeError, "expected a tensor, got float"),
+        (
+            lambda x: x.sum().detach(),
+            torch.ones(3),
+            ValueError,
+            "does not depend on its parameters",
+        ),
+        (
+            lambda x: x.argmax(),
+            torch.ones(3),
+            TypeError,
+            "expected a floating dtype, got torch.int64",
+        ),
+        (
+            lambda x: x["a"].sum(),
+            {"a": torch.ones(3, dtype=torch.int64)},
+            TypeError,
+            r"\['a'\].*int64",
+        ),
+        (
+            lambda x: x["a"].sum(),
+            {"a": 3},
+            TypeError,
+            r"\['a'\].*expected a floating tensor, got int",
+        ),
+    ],
+)
+def test_bad_functions_are_explained(fn: Any, x: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        ftrain.value_and_grad(fn)(x)
+    if isinstance(x, torch.Tensor):
+        with pytest.raises(error, match=message):
+            torch.vmap(ftrain.value_and_grad(fn))(torch.stack([x, x]))
+
+
+def test_peak_memory_is_autograds() -> None:
+    """Bytes alive at the peak, as the profiler counts them: ten sin/cos layers of 1 MiB."""
+
+    def deep(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(10):
+            x = torch.sin(x) * torch.cos(x)
+        return x.sum()
+
+    x = torch.randn(2**18)
+
+    def plain() -> Any:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(deep(leaf), leaf)
+
+    reference = _peak(plain)
+    assert _peak(lambda: ftrain.value_and_grad(deep)(x)) <= 1.05 * reference
+    vmapped = torch.vmap(ftrain.value_and_grad(deep))
+    assert _peak(lambda: vmapped(x[None])) <= 1.25 * reference
+
+
+def _peak(fn: Any) -> int:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        kept = fn()
+    del kept
+    alive, peak = 0, 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
