@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import kind
 
-__all__ = ["apart", "check_carry", "check_tensors", "closure", "kind", "own_memory"]
+__all__ = ["apart", "check_carry", "check_tensors", "closure", "own_memory"]
 
 T = TypeVar("T")
 
@@ -91,11 +92,6 @@ def own_memory(value: Any, given: Any) -> Any:
     for place, leaf in zip(places, apart([leaves[i] for i in places], tensors), strict=True):
         leaves[place] = leaf
     return tree.unflatten(treedef, leaves)
-
-
-def kind(tensor: torch.Tensor) -> str:
-    """Return dtype and shape as a message shows them: `float32[8, 3]`."""
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _storage(tensor: torch.Tensor) -> int | None:

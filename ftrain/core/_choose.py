@@ -16,11 +16,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch, tree
-from ftrain.core._bodies import apart, check_tensors, closure, kind
+from ftrain.core._bodies import apart, check_tensors, closure
 from ftrain.core._outside import innermost, requires_grad_outside
-from ftrain.core._pull_back import in_transform
 from ftrain.core._torch_levels import is_batched
 from ftrain.core._traced_branch import traced_branch
+from ftrain.core._words import kind
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
 from ftrain.core.random.keyed import scoped
@@ -46,7 +46,7 @@ def choose(
         called = _Sides(function, sides, operands, scope)
         if not isinstance(number, torch.Tensor):
             return apart(called.one(int(number)), [*given, *closure(*sides)])
-        if in_transform() and (is_tracing() or is_batched(number)):
+        if _torch.inside_functorch() and (is_tracing() or is_batched(number)):
             return called.all_of(number)
         if is_tracing() or isinstance(number, _torch.FakeTensor):
             return called.traced(number, given)

@@ -13,6 +13,7 @@ from torch import nn
 from ftrain.core import tree
 from ftrain.core._captured import Captured
 from ftrain.core._leftovers import guard
+from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.metrics import Mean, Metrics, Unweighted, as_metrics
 from ftrain.core.precision import Policy
@@ -76,7 +77,7 @@ def call_loss(
         try:
             out = watched(module, own)
         except Exception as error:
-            shapes = ", ".join(f"{name(place)}: {_brief(t)}" for place, t in places.items())
+            shapes = ", ".join(f"{name(place)}: {kind(t)}" for place, t in places.items())
             error.add_note(f"while computing {where} on {shapes}")
             raise
     if first:
@@ -111,13 +112,13 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         ValueError: a metric has a name that the step itself reports.
     """
     loss, extra = (out, {}) if not _is_pair(out) else out
-    kind: type[Mean] = Mean
+    metric: type[Mean] = Mean
     if isinstance(loss, Mean):
         total, weight = loss.total, loss.weight
         for part, value in (("total", total), ("weight", weight)):
             if not isinstance(value, torch.Tensor) or value.ndim:
                 raise TypeError(
-                    f"{where} returned Mean with {part} {_brief(value)}; both must be 0-d tensors: "
+                    f"{where} returned Mean with {part} {kind(value)}; both must be 0-d tensors: "
                     "Mean((loss * mask).sum(), mask.sum())"
                 )
     else:
@@ -125,15 +126,15 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         if not isinstance(total, torch.Tensor) or total.ndim:
             raise TypeError(
                 f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
-                f"`(loss, metrics)`, got {_brief(total)}. {_scalar_remedy(total)}"
+                f"`(loss, metrics)`, got {kind(total)}. {_scalar_remedy(total)}"
             )
-        kind, weight = Unweighted, torch.ones_like(total)
+        metric, weight = Unweighted, torch.ones_like(total)
     metrics = as_metrics(extra, where)
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:
         raise ValueError(f"{where} returned metrics named {taken}, which the step reports itself")
     weight = weight.detach().to(torch.promote_types(total.dtype, torch.float32), copy=True)
-    counted = kind(total.detach().clone(), weight)
+    counted = metric(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
 
 
@@ -151,9 +152,3 @@ def _scalar_remedy(found: Any) -> str:
     if isinstance(found, dict):
         return "Return the loss first and named values second: return loss, metrics."
     return "Reduce it: loss.mean()."
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return type(value).__name__

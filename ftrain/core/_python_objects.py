@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 __all__ = [
-    "ATOMS", "CODE", "GENERATORS", "LARGE_ARRAY", "LIBRARIES", "attributes_of", "brief",
-    "cell_contents", "data_names", "is_open", "names_bound", "names_read", "slot_names", "top_package",
+    "ATOMS", "CODE", "GENERATORS", "LARGE_ARRAY", "LIBRARIES", "brief",
+    "cell_contents", "data_names", "dict_of", "is_open", "names_bound", "names_read", "slot_names",
+    "top_package",
 ]  # fmt: skip
 
 # Types whose instances hold no other object.
@@ -56,7 +57,7 @@ def cell_contents(cell: types.CellType) -> Any:
         return None
 
 
-def attributes_of(value: Any) -> dict[str, Any] | None:
+def dict_of(value: Any) -> dict[str, Any] | None:
     """Return the `__dict__` of an instance; `None` if it has none."""
     try:
         attributes = value.__dict__

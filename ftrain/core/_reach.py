@@ -31,10 +31,10 @@ from ftrain.core._python_objects import (
     GENERATORS,
     LARGE_ARRAY,
     LIBRARIES,
-    attributes_of,
     brief,
     cell_contents,
     data_names,
+    dict_of,
     is_open,
     names_bound,
     names_read,
@@ -218,13 +218,13 @@ class _Walk:
                 return
         if isinstance(value, type):
             return
-        if isinstance(value, collections.abc.Iterator) and attributes_of(value) is None:
+        if isinstance(value, collections.abc.Iterator) and dict_of(value) is None:
             self.found.iterators.append(value)
         elif is_open(type(value)):
             self.instance(path, value)
 
     def instance(self, path: Path, value: Any) -> None:
-        attributes = attributes_of(value)
+        attributes = dict_of(value)
         if attributes is not None:
             self.found.instances.append(attributes)
             self.found.paths[id(attributes)] = path

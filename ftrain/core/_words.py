@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
-__all__ = ["a_or_an", "brief", "did_you_mean"]
+from ftrain.core import _torch
+
+__all__ = ["a_or_an", "brief", "did_you_mean", "dtype_and_shape", "kind"]
 
 
 def a_or_an(noun: str) -> str:
@@ -20,6 +22,22 @@ def a_or_an(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
+def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """Return dtype and shape as a message shows them: `float32[8, 3]`."""
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+
+
+def kind(value: object) -> str:
+    """Return the dtype and shape of a tensor; the class name of anything else.
+
+    >>> kind(torch.zeros(8, 3)), kind(0.5)
+    ('float32[8, 3]', 'float')
+    """
+    if isinstance(value, torch.Tensor):
+        return dtype_and_shape(value.dtype, value.shape)
+    return type(value).__name__
+
+
 def brief(value: torch.Tensor) -> str:
     """Return a 0-d tensor's number (waits for the device), or the dtype and shape of any other.
 
@@ -27,11 +45,11 @@ def brief(value: torch.Tensor) -> str:
     ('0.25', 'float32[2, 3]')
     """
     shown = type(value) is torch.Tensor and not (
-        value.ndim or value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value)
+        value.ndim or value.is_meta or _torch.is_wrapped(value)
     )
     if shown:
         return f"{value.item():.6g}" if value.is_floating_point() else str(value.item())
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return kind(value)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

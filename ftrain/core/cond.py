@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import tree
-from ftrain.core._bodies import kind
 from ftrain.core._choose import choose
-from ftrain.core._words import a_or_an
+from ftrain.core._words import a_or_an, kind
 from ftrain.core.optimizer import like
 
 __all__ = ["changed_if", "cond"]

@@ -19,6 +19,7 @@ from ftrain.core._checks import check_batch, check_state, isolated, without_auto
 from ftrain.core._loss import LossFn, WatchedLoss, call_loss, split_loss
 from ftrain.core._nonfinite import require_finite
 from ftrain.core._pull_back import pull_back, strangers_of
+from ftrain.core._words import kind
 from ftrain.core.accumulate import (
     Accumulated,
     Micro,
@@ -227,19 +228,13 @@ def _loss_of(
     bound: Bound, loss_fn: LossFn, policy: Policy, accumulate: int, grad_reduce: GradReduce | None
 ) -> Callable[..., torch.Tensor]:
     """Return the mean loss of a batch, `(params, buffers, key, batch) -> loss`: forward pass alone."""
-    where = describe(loss_fn)
+    forward = _forward(bound, loss_fn, policy)
 
-    def one(
+    def total_and_weight(
         params: Any, buffers: Any, key: torch.Tensor, part: Any, share: float = 1.0
     ) -> tuple[Any, Any, Any]:
         with random.keyed(key, bound.skeleton.module):
-            out, after = bound.call(
-                lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
-                params,
-                buffers,
-                True,
-            )
-        total, metrics = split_loss(out, where)
+            total, metrics, after = forward(params, buffers, key, part)
         counted = metrics.entries["loss"]
         if type(counted) is Unweighted and share != 1.0:
             return total.to(counted.weight.dtype) * share, counted.weight * share, after
@@ -247,11 +242,13 @@ def _loss_of(
 
     def value(params: Any, buffers: Any, key: torch.Tensor, batch: Any) -> torch.Tensor:
         if accumulate == 1 and not isinstance(batch, MicroBatches):
-            total, weight, _ = one(params, buffers, key, batch)
+            total, weight, _ = total_and_weight(params, buffers, key, batch)
         else:
             total, weight = torch.zeros((), device=key.device), torch.zeros((), device=key.device)
             for part_key, part, each in each_part(batch, accumulate, key):
-                part_total, part_weight, buffers = one(params, buffers, part_key, part, each)
+                part_total, part_weight, buffers = total_and_weight(
+                    params, buffers, part_key, part, each
+                )
                 total, weight = total + part_total, weight + part_weight
         if grad_reduce is not None:
             total, weight = grad_reduce(total, weight)
@@ -263,21 +260,14 @@ def _loss_of(
 
 def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable[..., Micro]:
     """Return the function of one micro-batch, `(params, scale, buffers, key, part) -> Micro`."""
-    where = describe(loss_fn)
+    where, forward = describe(loss_fn), _forward(bound, loss_fn, policy)
     seen = False  # the loss was searched for parameters outside of the state
 
-    def one(params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any) -> Micro:
+    def micro(params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any) -> Micro:
         nonlocal seen
 
         def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
-            out, after = bound.call(
-                lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
-                params,
-                buffers,
-                True,
-                until,
-            )
-            total, metrics = split_loss(out, where)
+            total, metrics, after = forward(params, buffers, key, part, until)
             return total, (after, metrics)
 
         def seed(aux: Any) -> torch.Tensor:
@@ -308,7 +298,33 @@ def _forward_backward(bound: Bound, loss_fn: LossFn, policy: Policy) -> Callable
         seen = True
         return Micro(grads, metrics.entries["loss"].weight, after, metrics)
 
-    return one
+    return micro
+
+
+def _forward(
+    bound: Bound, loss_fn: LossFn, policy: Policy
+) -> Callable[..., tuple[torch.Tensor, Metrics, Any]]:
+    """Return the forward pass, `(params, buffers, key, part, until) -> (total, metrics, buffers)`."""
+    where = describe(loss_fn)
+
+    def forward(
+        params: Any,
+        buffers: Any,
+        key: torch.Tensor,
+        part: Any,
+        until: contextlib.ExitStack | None = None,
+    ) -> tuple[torch.Tensor, Metrics, Any]:
+        out, after = bound.call(
+            lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
+            params,
+            buffers,
+            True,
+            until,
+        )
+        total, metrics = split_loss(out, where)
+        return total, metrics, after
+
+    return forward
 
 
 def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], where: str) -> None:
@@ -318,7 +334,7 @@ def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], whe
         if id(leaf) in made:
             raise ValueError(
                 f"{where} reads a tensor that requires a gradient and is not in the state "
-                f"({str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}): it would never be "
+                f"({kind(leaf)}): it would never be "
                 "trained. Use the `model` argument, not the module itself, and no closure over it; what "
                 "shall stay as it is (a teacher) needs requires_grad_(False)."
             )

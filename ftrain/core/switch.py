@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ftrain.core._bodies import kind
 from ftrain.core._choose import choose
-from ftrain.core._words import a_or_an
+from ftrain.core._words import a_or_an, kind
 
 __all__ = ["switch"]
 

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._bodies import apart, check_carry, check_tensors, closure, kind
+from ftrain.core._bodies import apart, check_carry, check_tensors, closure
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import above, below, is_batched, lift, lower, n_mapped
 from ftrain.core._torch_operators import while_loop_operator
+from ftrain.core._words import kind
 from ftrain.core.compile._body import BodyGraph
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -81,9 +82,9 @@ class _Loop:
         with self.condition(number):
             found = self.cond_fn(carry)
         if not isinstance(found, torch.Tensor) or found.dtype != torch.bool:
-            got = kind(found) if isinstance(found, torch.Tensor) else type(found).__name__
             raise TypeError(
-                f"while_loop: expected cond_fn to return a bool tensor, got {got}. Compare it: x > 0."
+                f"while_loop: expected cond_fn to return a bool tensor, got {kind(found)}. Compare it: "
+                "x > 0."
             )
         if found.ndim:
             raise ValueError(

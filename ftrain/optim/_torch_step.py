@@ -15,7 +15,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
-from ftrain.core._pull_back import in_transform
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import TraceError
 
@@ -184,7 +183,9 @@ class _FirstValues(UserDict[str, Any]):
 
 
 def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
-    return is_tracing() or in_transform() or any(isinstance(t, _torch.FakeTensor) for t in tensors)
+    if is_tracing() or _torch.inside_functorch():
+        return True
+    return any(isinstance(t, _torch.FakeTensor) for t in tensors)
 
 
 class _Factors(TorchFunctionMode):

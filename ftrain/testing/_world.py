@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftrain.core import _torch
+
 __all__ = ["changes", "world"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -42,9 +44,9 @@ def world() -> dict[str, Any]:
         "number of threads": torch.get_num_threads(),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
         "validation of torch.distributions": torch.distributions.Distribution._validate_args,
-        "function modes": torch._C._len_torch_function_stack(),
+        "function modes": _torch.function_mode_depth(),
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
-        "transforms": torch._C._functorch.peek_interpreter_stack() is not None,
+        "transforms": _torch.inside_functorch() is not None,
         "recursion limit": sys.getrecursionlimit(),
     }
 

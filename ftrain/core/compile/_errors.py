@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ftrain.core._user_line import current_line, user_line
+from ftrain.core._words import dtype_and_shape
 
 __all__ = [
     "call_site",
@@ -46,7 +47,7 @@ def describe_spec(spec: tuple[Any, ...]) -> str:
     shape, dtype, device, stride = spec
     where = "" if device.type == "cpu" else f" on {device}"
     layout = "" if stride == _contiguous(shape) else f" with strides {list(stride)}"
-    return f"{str(dtype).removeprefix('torch.')}{list(shape)}{where}{layout}"
+    return f"{dtype_and_shape(dtype, shape)}{where}{layout}"
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ def refuse_leaked(captured: Sequence[torch.Tensor], function: str) -> None:
 
 def _is_traced(value: Any) -> bool:
     return isinstance(value, _torch.FakeTensor) or (
-        isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+        isinstance(value, torch.Tensor) and _torch.is_wrapped(value)
     )
 
 

@@ -47,7 +47,7 @@ def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tenso
 
     No operator runs, so a trace would go on with the old value.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if _torch.is_wrapped(tensor):
         return func(tensor, value)  # torch refuses it
     if not _torch.is_recorded(tensor):
         raise ImpureFunctionError(
