@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from ftrain.core import tree
+from ftrain.core._python_objects import cell_contents
 from ftrain.core._words import kind
+from ftrain.core._writes import FirstCalls, refuse_writes, unchanged, versions
 
-__all__ = ["apart", "check_carry", "check_tensors", "closure", "own_memory"]
-
-T = TypeVar("T")
+__all__ = ["Pure", "check_carry", "check_tensors", "own_memory"]
 
 
 def check_tensors(function: str, what: str, value: Any) -> list[torch.Tensor]:
@@ -55,28 +55,83 @@ def check_carry(function: str, old: Any, new: Any) -> None:
             )
 
 
-def closure(*functions: Callable[..., Any]) -> list[torch.Tensor]:
-    """Return the tensors that functions capture by themselves."""
-    found = []
-    for function in functions:
-        for cell in getattr(function, "__closure__", None) or ():
-            with contextlib.suppress(ValueError):  # a name that is not bound yet
-                found.append(cell.cell_contents)
-    return [value for value in found if isinstance(value, torch.Tensor)]
+class Pure:
+    """A body whose calls raise if it writes into its inputs, or into a tensor of its closure.
+
+    Torch counts writes. Those that it does not count (`.data`, a NumPy view) are noticed at the first
+    call of a body, by comparing bytes.
+
+    Args:
+        function: the loop or branch, for messages.
+        body: the function to call.
+        names: the names of its arguments, for messages.
+
+    Raises:
+        ImpureFunctionError: a tensor was written to; the message names it.
+
+    >>> Pure("scan", lambda c, x: c.add_(x), ("carry", "x"))(torch.zeros(2), torch.ones(2))
+    Traceback (most recent call last):
+        ...
+    ftrain.core.errors.ImpureFunctionError: the tensor `carry` was changed in place. ...
+    """
+
+    def __init__(self, function: str, body: Callable[..., Any], names: Sequence[str]) -> None:
+        self._body = body
+        self._names = names
+        codes, self._captured = _closure(body)
+        self._kind = function, *codes
+        self._remedy = (
+            f"A function passed to {function} must be pure: write x = x + 1, not x += 1 or "
+            "x.add_(1)"
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        tensors = [*tree.leaves(args), *self._captured.values()]
+        if _calls.is_first(self._kind, tensors):
+            places = dict(enumerate(tensors))
+            called = lambda place: self._called(args)[place]  # noqa: E731
+            with unchanged(places, "tensor", self._remedy, called, compare_bytes=True):
+                output = self._body(*args)
+            _calls.passed(self._kind)
+            return output
+        before = versions(tensors)
+        output = self._body(*args)
+        after = versions(tensors)
+        if after != before:
+            refuse_writes(self._called(args), before, after, "tensor", self._remedy)
+        return output
+
+    def _called(self, args: tuple[Any, ...]) -> list[str]:
+        named = zip(self._names, args, strict=True)
+        inputs = [f"{name}{path}" for name, value in named for path in tree.paths(value)]
+        return [*inputs, *self._captured]
 
 
-def apart(value: T, given: Sequence[torch.Tensor]) -> T:
-    """Return a tree with clones of the leaves that share memory with `given`, or with another leaf."""
-    taken = {_storage(tensor) for tensor in given}
+_calls = FirstCalls()
+_MOST = 20  # functions of a closure that are looked into
 
-    def own(leaf: torch.Tensor) -> torch.Tensor:
-        storage = _storage(leaf)
-        if storage is None or storage in taken:
-            return leaf.clone()
-        taken.add(storage)
-        return leaf
 
-    return tree.map(own, value)  # type: ignore[no-any-return]  # a tree like `value`
+def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Return the codes of a function and of those in its closure, and the tensors there by name.
+
+    The class stands for the code of other callable objects.
+    """
+    codes: list[Any] = []
+    tensors: dict[int, tuple[str, torch.Tensor]] = {}
+    found: list[tuple[Any, str]] = [(body, "")]
+    for function, path in found:
+        code = getattr(function, "__code__", type(function))
+        codes.append(code)
+        if isinstance(function, functools.partial):
+            found.append((function.func, path))
+        names, cells = getattr(code, "co_freevars", ()), getattr(function, "__closure__", None)
+        for name, cell in zip(names, cells or (), strict=False):
+            held = cell_contents(cell)
+            if isinstance(held, torch.Tensor):
+                tensors.setdefault(id(held), (f"{path}{name}", held))
+            elif callable(held) and len(found) < _MOST and not any(held is f for f, _ in found):
+                found.append((held, f"{path}{name}."))
+    return codes, dict(tensors.values())
 
 
 def own_memory(value: Any, given: Any) -> Any:
@@ -86,12 +141,18 @@ def own_memory(value: Any, given: Any) -> Any:
     >>> own_memory((x[1:], "a"), x)[0].untyped_storage().data_ptr() == x.data_ptr()
     False
     """
-    leaves, treedef = tree.flatten(value)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-    tensors = [leaf for leaf in tree.leaves(given) if isinstance(leaf, torch.Tensor)]
-    for place, leaf in zip(places, apart([leaves[i] for i in places], tensors), strict=True):
-        leaves[place] = leaf
-    return tree.unflatten(treedef, leaves)
+    taken = {_storage(leaf) for leaf in tree.leaves(given) if isinstance(leaf, torch.Tensor)}
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        storage = _storage(leaf)
+        if storage is None or storage in taken:
+            return leaf.clone()
+        taken.add(storage)
+        return leaf
+
+    return tree.map(own, value)
 
 
 def _storage(tensor: torch.Tensor) -> int | None:

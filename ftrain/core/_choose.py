@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch, tree
-from ftrain.core._bodies import apart, check_tensors, closure
+from ftrain.core._bodies import Pure, check_tensors
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import is_batched
 from ftrain.core._traced_branch import traced_branch
@@ -45,13 +45,12 @@ def choose(
     with scoped(function) as scope:
         called = _Sides(function, sides, operands, scope)
         if not isinstance(number, torch.Tensor):
-            return apart(called.one(int(number)), [*given, *closure(*sides)])
+            return called.copied(int(number))
         if _torch.inside_functorch() and (is_tracing() or is_batched(number)):
             return called.all_of(number)
         if is_tracing() or isinstance(number, _torch.FakeTensor):
             return called.traced(number, given)
-        output = called.one(int(innermost(number)))
-        return apart(output, [*given, *closure(*sides)])
+        return called.copied(int(innermost(number)))
 
 
 class _Sides:
@@ -66,10 +65,16 @@ class _Sides:
 
     def one(self, i: int, operands: tuple[Any, ...] | None = None) -> Any:
         """Call one side; its draws do not depend on the draws of the other sides."""
+        given = self.operands if operands is None else operands
+        names = [f"operands[{n}]" for n in range(len(given))]
         with self.scope(i):
-            output = self.sides[i](*(self.operands if operands is None else operands))
+            output = Pure(self.function, self.sides[i], names)(*given)
         check_tensors(self.function, f"the output of {self._name(i)}", output)
         return tree.map(torch.Tensor.contiguous, output)
+
+    def copied(self, i: int) -> Any:
+        """Call one side; copy its output, which may be a tensor from anywhere."""
+        return tree.map(torch.clone, self.one(i))
 
     def all_of(self, number: torch.Tensor) -> Any:
         """Call all sides and pick."""

@@ -7,15 +7,16 @@ through `.data` or a NumPy view are not counted. For these the bytes are compare
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ftrain.core import _torch
+from ftrain.core._outside import innermost
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["FirstCalls", "unchanged"]
+__all__ = ["FirstCalls", "refuse_writes", "unchanged", "versions"]
 
 _SMALL = 2**16
 _CHUNK = 2**20
@@ -47,14 +48,10 @@ def unchanged(
     if not tensors:
         yield
         return
-    versions = _versions(tensors)
+    before = versions(tensors.values())
     kept = [_kept(t) for t in tensors.values()] if compare_bytes else None
     yield
-    for name, before, after in zip(tensors, versions, _versions(tensors), strict=True):
-        if before != after:
-            raise ImpureFunctionError(
-                f"the {kind} `{called(name)}` was changed in place. {remedy}."
-            )
+    refuse_writes(tensors, before, versions(tensors.values()), kind, remedy, called)
     for (name, tensor), copy in zip(tensors.items(), kept or (), strict=False):
         if not torch.equal(_kept(tensor), copy):
             raise ImpureFunctionError(
@@ -81,17 +78,35 @@ class FirstCalls:
         self._known.add(kind)
 
 
-def _versions(tensors: Mapping[Any, torch.Tensor]) -> list[int]:
-    """Return the number of writes to each tensor; 0 if torch does not count (inference, transforms)."""
+def refuse_writes(
+    names: Iterable[Any],
+    before: Sequence[int],
+    after: Sequence[int],
+    kind: str,
+    remedy: str,
+    called: Callable[[Any], str] = str,
+) -> None:
+    """Raise `ImpureFunctionError` for the first tensor whose number of `versions` has changed."""
+    for name, was, now in zip(names, before, after, strict=True):
+        if was != now:
+            raise ImpureFunctionError(
+                f"the {kind} `{called(name)}` was changed in place. {remedy}."
+            )
+
+
+def versions(tensors: Collection[torch.Tensor]) -> list[int]:
+    """Return the number of writes to each tensor; 0 if torch does not count them (inference).
+
+    A write under a transform of torch.func counts for the plain tensor inside.
+    """
     with _torch.unwatched():
         if _torch.inside_functorch() is None:
             try:
-                return [t._version for t in tensors.values()]
+                return [t._version for t in tensors]
             except RuntimeError:  # an inference tensor
                 pass
-        return [
-            0 if t.is_inference() or _torch.is_wrapped(t) else t._version for t in tensors.values()
-        ]
+        plain = map(innermost, tensors)
+        return [0 if t.is_inference() else t._version for t in plain]
 
 
 def _has_bytes(tensor: torch.Tensor) -> bool:

@@ -45,6 +45,7 @@ def cond(
     Raises:
         TypeError: the predicate is not bool; an operand or a result holds something other than tensors.
         ValueError: the predicate is not 0-d; the two results differ in structure, shape or dtype.
+        ImpureFunctionError: a function writes into an operand or into a tensor of its closure.
 
     >>> x = torch.tensor([1.0, -3.0])
     >>> cond(x.sum() > 0, lambda x: x.sqrt(), lambda x: x.square(), x)

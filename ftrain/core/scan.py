@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._bodies import apart, check_carry, check_tensors, closure
+from ftrain.core._bodies import Pure, check_carry, check_tensors
 from ftrain.core._traced_loop import traced_loop
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -39,14 +39,15 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
         length: the number of iterations, at least 1; only needed without `xs`.
 
     Returns:
-        The last carry, and the tree of all `y`, stacked along a new leading axis: memory of their own,
-        also where the body passes its input through. Traced with `backend="eager"`, both have the bits
-        of the loop.
+        The last carry, and the tree of all `y`, stacked along a new leading axis, in memory of their
+        own: the body may return its input or a tensor from elsewhere. Traced with `backend="eager"`,
+        both have the bits of the loop.
 
     Raises:
         ValueError: the lengths differ, there is nothing to iterate, or the carry does not keep its kind;
             the message names the path.
         TypeError: a leaf is not a tensor.
+        ImpureFunctionError: the body writes into its arguments or into a tensor of its closure.
 
     >>> total, partial = scan(lambda s, x: (s + x, s), torch.tensor(0), torch.arange(4))
     >>> total, partial
@@ -72,12 +73,13 @@ def _loop(
     n: int,
     iteration: Scope,
 ) -> tuple[C, Any]:
-    given = [*tree.leaves(carry), *flat_xs, *closure(body)]
+    pure = Pure("scan", body, ("carry", "x"))
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
     for i in range(n):
         with iteration(i):
-            new, y = _output(body(carry, tree.unflatten(xs_def, [x[i] for x in flat_xs])))
+            x = tree.unflatten(xs_def, [x[i] for x in flat_xs])
+            new, y = _output(pure(carry, x))
         if i == 0:
             check_carry("scan", carry, new)
         carry = new
@@ -85,7 +87,8 @@ def _loop(
         check_tensors("scan", "y", y)
         stacked.append(ys)
     assert y_def is not None
-    return apart(carry, given), tree.unflatten(
+    # The body may have returned a tensor from anywhere: a container, a module, a global.
+    return tree.map(torch.clone, carry), tree.unflatten(
         y_def, [torch.stack(column) for column in zip(*stacked, strict=True)]
     )
 
@@ -99,13 +102,14 @@ def _one_operator(
     iteration: Scope,
 ) -> tuple[C, Any]:
     flat_carry, carry_def = tree.flatten(carry)
+    pure = Pure("scan", body, ("carry", "x"))
     found: dict[str, Any] = {}
 
     def flat_body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         old = tree.unflatten(carry_def, inputs[: len(flat_carry)])
         *rest, number = inputs[len(flat_carry) :]
         with iteration(number):
-            new, y = _output(body(old, tree.unflatten(xs_def, rest)))
+            new, y = _output(pure(old, tree.unflatten(xs_def, rest)))
         check_carry("scan", old, new)
         ys, found["y"] = tree.flatten(y)
         check_tensors("scan", "y", y)

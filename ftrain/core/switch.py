@@ -40,6 +40,7 @@ def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *ope
             tensor.
         ValueError: the index is not 0-d; there is no branch; two results differ in structure, shape or
             dtype.
+        ImpureFunctionError: a function writes into an operand or into a tensor of its closure.
 
     >>> branches = [torch.sin, torch.cos, lambda x: x * 2]
     >>> switch(torch.tensor(2), branches, torch.tensor(5.0))

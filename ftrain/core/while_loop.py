@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._bodies import apart, check_carry, check_tensors, closure
+from ftrain.core._bodies import Pure, check_carry, check_tensors
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import above, below, is_batched, lift, lower, n_mapped
 from ftrain.core._torch_operators import while_loop_operator
@@ -48,6 +48,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
         TypeError: a leaf is not a tensor; `cond_fn` does not return bool.
         ValueError: the carry changes its structure, shapes or dtypes; `cond_fn` does not return a 0-d
             tensor; the carry requires a gradient.
+        ImpureFunctionError: a function writes into the carry or into a tensor of its closure.
 
     >>> while_loop(lambda x: x < 100, lambda x: x * 3, torch.tensor(2))
     tensor(162)
@@ -61,7 +62,8 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
         if is_tracing() or any(isinstance(innermost(x), _torch.FakeTensor) for x in given):
             result: C = loop.traced(init)
         else:
-            result = apart(loop.eager(init), [*given, *closure(body_fn)])
+            # `body_fn` may have returned a tensor from anywhere: a container, a module, a global.
+            result = tree.map(torch.clone, loop.eager(init))
         return result
 
 
@@ -73,8 +75,8 @@ class _Loop:
         condition: Scope,
         iteration: Scope,
     ) -> None:
-        self.cond_fn = cond_fn
-        self.body_fn = body_fn
+        self.cond_fn = Pure("while_loop", cond_fn, ["carry"])
+        self.body_fn = Pure("while_loop", body_fn, ["carry"])
         self.condition = condition
         self.iteration = iteration
 

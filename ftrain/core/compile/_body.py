@@ -66,8 +66,9 @@ class BodyGraph:
         captured = editor.lift_captured(literals=True)
         if editor.first_write() is not None:
             raise ImpureFunctionError(
-                "the body of a scan writes into its carry, its slice of xs or a tensor from outside. "
-                "Write the out-of-place form (`x = x + 1`, not `x.add_(1)` or `x += 1`)."
+                "a body of scan, while_loop, cond or switch writes into one of its inputs or into a "
+                "tensor that it captures. Write the out-of-place form: x = x + 1, not x += 1 or "
+                "x.add_(1)."
             )
         editor.separate_outputs()
         module.graph.lint()

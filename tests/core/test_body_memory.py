@@ -1,0 +1,236 @@
+"""Bodies of loops and branches: outputs in memory of their own, inputs that keep their bytes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+
+import ftrain
+from ftrain.core.compile import compile
+from ftrain.core.errors import ImpureFunctionError
+from tests.compile.cases import addresses, apart, same_bytes
+
+Body = Callable[[Tensor], Tensor]
+MODES = pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped", "compiled vmapped"])
+
+
+def by_cond(body: Body, x: Tensor) -> Any:
+    return ftrain.cond(x.isfinite().all(), body, torch.neg, x)
+
+
+def by_python_cond(body: Body, x: Tensor) -> Any:
+    return ftrain.cond(True, body, torch.neg, x)
+
+
+def by_switch(body: Body, x: Tensor) -> Any:
+    return ftrain.switch(x.isfinite().all().long(), [torch.neg, body, torch.sin], x)
+
+
+def by_scan_carry(body: Body, x: Tensor) -> Any:
+    return ftrain.scan(lambda c, _: (body(c), body(c)), x, length=2)
+
+
+def by_scan_slice(body: Body, x: Tensor) -> Any:
+    return ftrain.scan(lambda c, x: (body(x), c), x, torch.stack([x, x]))
+
+
+def by_loop_body(body: Body, x: Tensor) -> Any:
+    start = (x, x.isnan().sum())
+    return ftrain.while_loop(lambda c: c[1] < 2, lambda c: (body(c[0]), c[1] + 1), start)
+
+
+def by_loop_condition(body: Body, x: Tensor) -> Any:
+    def goes_on(carry: Any) -> Tensor:
+        return body(carry[0]).isfinite().all() & (carry[1] < 2)
+
+    return ftrain.while_loop(goes_on, lambda c: (c[0], c[1] + 1), (x, x.isnan().sum()))
+
+
+RUNS = [
+    by_cond,
+    by_python_cond,
+    by_switch,
+    by_scan_carry,
+    by_scan_slice,
+    by_loop_body,
+    by_loop_condition,
+]
+OVER = pytest.mark.parametrize("run", RUNS)
+
+
+def in_mode(mode: str, f: Callable[[Tensor], Any], x: Tensor) -> Any:
+    if "vmapped" in mode:
+        f, x = torch.vmap(f), torch.stack([x, x])
+    return (compile(f, backend="eager") if "compiled" in mode else f)(x)
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+class Holder:
+    """An object, a module and an array that a body takes its output from."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.tensor = torch.full(shape, 2.0)
+        self.items = {"all": [torch.full(shape, 3.0)]}
+        self.layer = nn.ParameterList([torch.full(shape, 4.0)]).requires_grad_(False)
+        self.array = np.full(shape, 5.0, dtype=np.float32)
+
+    def existing(self) -> list[Tensor]:
+        arrays = [torch.from_numpy(self.array)]
+        return [self.tensor, *self.items["all"], *self.layer, *arrays, GLOBAL]
+
+
+GLOBAL = torch.full((3, 2), 6.0)
+SOURCES: dict[str, Callable[[Holder], Body]] = {
+    "input": lambda held: lambda x: x,
+    "view of the input": lambda held: lambda x: x.flip(()).view(-1).view(x.shape),
+    "closure": lambda held: (lambda t: lambda x: t)(held.tensor),
+    "view of a closure": lambda held: (lambda t: lambda x: t.view(-1).view(x.shape))(held.tensor),
+    "attribute": lambda held: lambda x: held.tensor,
+    "container": lambda held: lambda x: held.items["all"][0],
+    "module": lambda held: lambda x: held.layer[0].detach(),
+    "default argument": lambda held: lambda x, t=held.tensor: t,
+    "partial": lambda held: functools.partial(lambda t, x: t, held.tensor),
+    "global": lambda held: lambda x: GLOBAL.view(-1)[: x.numel()].view(x.shape),
+    "array": lambda held: lambda x: torch.from_numpy(held.array),
+}
+
+
+@MODES
+@OVER
+@pytest.mark.parametrize("source", SOURCES)
+@given(st.lists(st.integers(1, 3), max_size=1).map(tuple))
+@settings(max_examples=2)
+def test_outputs_share_no_memory_with_tensors_from_before_the_call(
+    source: str, run: Any, mode: str, shape: tuple[int, ...]
+) -> None:
+    held, x = Holder(shape), torch.ones(shape)
+    body = SOURCES[source](held)
+    existing = [*held.existing(), x]
+    kept = [t.clone() for t in existing]
+
+    found = in_mode(mode, lambda x: run(body, x), x)
+    assert apart(found)
+    assert not set(addresses(found)) & set(addresses(existing))
+    assert same_bytes(existing, kept)
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def added(x: Tensor) -> Tensor:
+    x += 1
+    return x
+
+
+def assigned(x: Tensor) -> Tensor:
+    x[0] = 1
+    return x * 1
+
+
+def written_through_a_view(x: Tensor) -> Tensor:
+    x.view(-1)[1:].mul_(2)
+    return x * 1
+
+
+def written_through_detach(x: Tensor) -> Tensor:
+    x.detach().copy_(x * 2)
+    return x * 1
+
+
+def without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        nn.functional.relu(x, inplace=True)
+    return x + 1
+
+
+WRITES = [added, assigned, written_through_a_view, written_through_detach, without_grad]
+
+
+@MODES
+@OVER
+@pytest.mark.parametrize("where", ["argument", "intermediate"])
+@pytest.mark.parametrize("body", WRITES)
+def test_a_body_that_writes_into_its_input_raises(
+    body: Body, where: str, run: Any, mode: str
+) -> None:
+    def f(x: Tensor) -> Any:
+        return run(body, x if where == "argument" else x * 2)
+
+    with pytest.raises(
+        ImpureFunctionError, match=r"^the tensor `(x|carry.*|operands.*)` was changed in place"
+    ):
+        in_mode(mode, f, torch.tensor([3.0, -2.0, 0.5]))
+
+
+@MODES
+@OVER
+def test_a_body_that_writes_into_a_tensor_of_its_closure_raises(run: Any, mode: str) -> None:
+    total = torch.zeros(3)
+
+    def body(x: Tensor) -> Tensor:
+        total.add_(1)
+        return x + total
+
+    with pytest.raises(
+        ImpureFunctionError, match="the tensor `(body.)?total` was changed in place"
+    ):
+        in_mode(mode, lambda x: run(body, x), torch.ones(3))
+
+
+def through_data(x: Tensor) -> Tensor:
+    x.data.add_(1)
+    return x * 1
+
+
+def through_numpy(x: Tensor) -> Tensor:
+    x.numpy()[...] += 1
+    return x * 1
+
+
+@OVER
+@pytest.mark.parametrize("body", [through_data, through_numpy])
+def test_a_write_that_torch_does_not_count_raises_at_the_first_call(body: Body, run: Any) -> None:
+    x = torch.ones(3)
+    run(lambda x: x * 1, x)  # another body in the same place
+    with pytest.raises(ImpureFunctionError, match="a write that torch does not count"):
+        run(body, x)
+
+
+@MODES
+@OVER
+def test_a_body_may_write_into_tensors_that_it_made(run: Any, mode: str) -> None:
+    def body(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[0] = 2
+        return y.mul_(2).add_(x)
+
+    x = torch.tensor([1.0, -2.0, 0.5])
+    found = in_mode(mode, lambda x: run(body, x), x)
+    expected = run(lambda x: torch.cat([torch.full((1,), 2.0), x[1:]]) * 2 + x, x)
+    if "vmapped" in mode:
+        expected = torch.utils._pytree.tree_map(lambda t: torch.stack([t, t]), expected)
+    assert same_bytes(found, expected)
+
+
+@MODES
+def test_each_side_under_vmap_reads_the_operand_before_any_write(mode: str) -> None:
+    """Under vmap all sides run: the write of one would change what the next one reads."""
+
+    def f(x: Tensor) -> Tensor:
+        y = x * 2
+        return ftrain.cond(x.sum() > 0, lambda y: y * 1, added, y)
+
+    with pytest.raises(
+        ImpureFunctionError, match=r"the tensor `operands\[0\]` was changed in place"
+    ):
+        in_mode(mode, f, torch.tensor([-1.0]))
