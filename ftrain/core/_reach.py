@@ -1,4 +1,4 @@
-"""Every Python object that a module or a function holds, found by walking from it.
+"""Walk from a module or a function to every Python object that it holds.
 
 A model may keep state in any of them: a counter in a nested list, a cache on an object, a hook that it
 registers, an attribute of its class. The walk goes through containers, instances, closures, default
@@ -76,7 +76,7 @@ class Attributes(NamedTuple):
 
 
 class Class(NamedTuple):
-    """The data of a class: what is neither a function nor one of Python's own names.
+    """Data of a class, without its functions and Python's own names.
 
     Attributes:
         cls: the class.

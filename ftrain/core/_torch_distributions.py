@@ -74,7 +74,7 @@ def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def dirichlet_sampler() -> Callable[..., Any]:
-    """`Dirichlet.rsample` below its shapes, as a function that function modes see.
+    """Return `Dirichlet.rsample` below its shapes, as a function that function modes see.
 
     Its autograd function runs under no transform of torch.func, so it must be replaced and not entered.
     (`torch.distributions.dirichlet._Dirichlet`: 0.4 and later.)
@@ -86,7 +86,7 @@ def dirichlet_sampler() -> Callable[..., Any]:
 
 @functools.cache
 def von_mises_sampler() -> Callable[..., Any]:
-    """`VonMises.sample` below its shapes, `(loc, concentration, proposal_r, x)`, as such a function.
+    """Return `VonMises.sample` below its shapes, `(loc, concentration, proposal_r, x)`, likewise.
 
     It draws in a loop that ends by a value. (`von_mises._rejection_sample`: 1.5 and later.)
     """

@@ -138,7 +138,7 @@ def _skips_compiler_probe(config: Any) -> bool:
 
 
 def onednn_product() -> Any:
-    """An operator `(a, weight, bias) -> a @ weight.T + bias` by oneDNN in a compiled graph, or `None`.
+    """Return an operator `(a, weight, bias) -> a @ weight.T + bias` by oneDNN, or `None`.
 
     It is inductor's own operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), handed
     factors of any strides where inductor itself would first make them contiguous. `None` where MKL is

@@ -24,7 +24,7 @@ def scan_operator(
     xs: Sequence[torch.Tensor],
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """The loop as one operator of the graph (2.6 and later): the last carry, then the stacked ys.
+    """Record a loop as one operator (2.6 and later); return the last carry, then the stacked ys.
 
     It needs something to carry and something to iterate over.
     """
@@ -40,7 +40,7 @@ def cond_operator(
     left: fx.GraphModule,
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """One of two graphs as one operator (2.4 and later). `torch.cond` would trace them once more."""
+    """Record a branch as one operator (2.4 and later); `torch.cond` would trace its graphs once more."""
     return list(cond_op(predicate, taken, left, tuple(operands)))
 
 
@@ -50,7 +50,7 @@ def while_loop_operator(
     carry: Sequence[torch.Tensor],
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """A loop that ends by a value, as one operator of the graph (2.3 and later)."""
+    """Record a loop that ends by a value as one operator (2.3 and later)."""
     # Its kernel reads the condition as a tensor and the carry as a tuple.
     for graph in (condition, body):
         node = graph.graph.output_node()

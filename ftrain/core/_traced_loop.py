@@ -152,7 +152,7 @@ class _Loop:
 def _unrolled(
     body: Flat, carry: Sequence[torch.Tensor], xs: Sequence[torch.Tensor], n: int
 ) -> list[torch.Tensor]:
-    """The loop in Python, for a backward pass under `torch.vmap`."""
+    """Run the loop in Python, for a backward pass under `torch.vmap`."""
     now, ys = list(carry), []
     for i in range(n):
         now, y = _split(body(*now, *(x[i] for x in xs)), [len(now), None])

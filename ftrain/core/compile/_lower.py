@@ -1,4 +1,4 @@
-"""From a pure graph to a function that takes a list of tensors and returns a list of tensors."""
+"""Compilation of a pure graph to a function from a list of tensors to a list of tensors."""
 
 from __future__ import annotations
 
