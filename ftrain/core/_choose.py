@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch, tree
 from ftrain.core._bodies import Pure, check_tensors
+from ftrain.core._new_memory import copied
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import is_batched
 from ftrain.core._traced_branch import traced_branch
@@ -73,8 +74,8 @@ class _Sides:
         return tree.map(torch.Tensor.contiguous, output)
 
     def copied(self, i: int) -> Any:
-        """Call one side; copy its output, which may be a tensor from anywhere."""
-        return tree.map(torch.clone, self.one(i))
+        """Call one side; return its output in memory of its own."""
+        return copied(self.one(i))
 
     def all_of(self, number: torch.Tensor) -> Any:
         """Call all sides and pick."""

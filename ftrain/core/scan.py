@@ -14,6 +14,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core._bodies import Pure, check_carry, check_tensors
+from ftrain.core._new_memory import copied
 from ftrain.core._traced_loop import traced_loop
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -73,6 +74,7 @@ def _loop(
     n: int,
     iteration: Scope,
 ) -> tuple[C, Any]:
+    carry = tree.map(torch.Tensor.contiguous, carry)  # as the operator takes it
     pure = Pure("scan", body, ("carry", "x"))
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
@@ -82,13 +84,14 @@ def _loop(
             new, y = _output(pure(carry, x))
         if i == 0:
             check_carry("scan", carry, new)
-        carry = new
+        carry = tree.map(torch.Tensor.contiguous, new)
         ys, y_def = tree.flatten(y)
         check_tensors("scan", "y", y)
         stacked.append(ys)
     assert y_def is not None
-    # The body may have returned a tensor from anywhere: a container, a module, a global.
-    return tree.map(torch.clone, carry), tree.unflatten(
+    last = [carry]
+    del carry, new
+    return copied(last.pop()), tree.unflatten(
         y_def, [torch.stack(column) for column in zip(*stacked, strict=True)]
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core._bodies import Pure, check_carry, check_tensors
+from ftrain.core._new_memory import copied
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import above, below, is_batched, lift, lower, n_mapped
 from ftrain.core._torch_operators import while_loop_operator
@@ -62,8 +63,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
         if is_tracing() or any(isinstance(innermost(x), _torch.FakeTensor) for x in given):
             result: C = loop.traced(init)
         else:
-            # `body_fn` may have returned a tensor from anywhere: a container, a module, a global.
-            result = tree.map(torch.clone, loop.eager(init))
+            result = copied(loop.eager(init))
         return result
 
 

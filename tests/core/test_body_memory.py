@@ -234,3 +234,21 @@ def test_each_side_under_vmap_reads_the_operand_before_any_write(mode: str) -> N
         ImpureFunctionError, match=r"the tensor `operands\[0\]` was changed in place"
     ):
         in_mode(mode, f, torch.tensor([-1.0]))
+
+
+def test_outputs_that_a_body_has_made_are_not_copied() -> None:
+    made: list[int] = []
+
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        made.append(x.data_ptr())
+        return x
+
+    x = torch.ones(3)
+    outputs = [
+        ftrain.cond(torch.tensor(True), lambda x: noted(x + 1), lambda x: x, x),
+        ftrain.cond(torch.tensor(True), lambda x: {"a": noted(x + 1)}, lambda x: {"a": x}, x)["a"],
+        ftrain.switch(torch.tensor(0), [lambda x: noted(x + 1)], x),
+        ftrain.scan(lambda c, _: (noted(c + 1), None), x, length=1)[0],
+        ftrain.while_loop(lambda c: c.sum() < 4, lambda c: noted(c + 1), x),
+    ]
+    assert [output.data_ptr() for output in outputs] == made
