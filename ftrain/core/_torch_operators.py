@@ -31,7 +31,8 @@ def scan_operator(
     with warnings.catch_warnings():
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        return list(scan_op(body, list(carry), list(xs), tuple(captured)))
+        captured = _apart(captured)
+        return list(scan_op(body, _apart(carry, captured), list(xs), tuple(captured)))
 
 
 def cond_operator(
@@ -41,7 +42,7 @@ def cond_operator(
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Record a branch as one operator (2.4 and later); `torch.cond` would trace its graphs once more."""
-    return list(cond_op(predicate, taken, left, tuple(operands)))
+    return list(cond_op(predicate, taken, left, tuple(_apart(operands))))
 
 
 def while_loop_operator(
@@ -59,4 +60,25 @@ def while_loop_operator(
         graph.recompile()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        captured = _apart(captured)
+        carry = _apart(carry, captured)
         return list(while_loop_op(condition, body, tuple(carry), tuple(captured)))
+
+
+def _apart(
+    tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]:
+    """Copy the tensors that share memory with an earlier one, with `others`, or with themselves.
+
+    The operators trace their bodies once more, where one tensor in two places is taken for one input: a
+    carry that is captured too would stay what it was at first (2.13). Inductor refuses inputs that share
+    memory, and writes an expanded carry wrongly.
+    """
+    taken = {each.untyped_storage()._cdata for each in others}
+    apart = []
+    for tensor in tensors:
+        storage = tensor.untyped_storage()._cdata
+        dense = torch.empty_like(tensor).stride() == tensor.stride()
+        apart.append(tensor if dense and storage not in taken else tensor.clone())
+        taken.add(storage)
+    return apart

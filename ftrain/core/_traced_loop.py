@@ -25,10 +25,12 @@ def traced_loop(
 
     `body` is called once for each trace that is needed of it, and must be the same function each time.
     """
+    carry = [x.contiguous() for x in carry]
     grad = torch.is_grad_enabled()
     graded = [grad and x.requires_grad for x in (*carry, *xs)]
-    # The operator needs something to carry and something to iterate over.
-    idle = [] if carry else [torch.zeros((), dtype=torch.int8)]
+    # The operator needs something to carry and something to iterate over. Inductor crashes on a loop
+    # with one output (2.13): its pattern matcher takes a list of one node for the node.
+    idle = [torch.zeros((), dtype=torch.int8)] if len(carry) < 2 else []
     over = [*xs] or [torch.zeros(n, dtype=torch.int8)]
     first = len(idle) + len(carry)
     differentiated = any(graded)

@@ -57,7 +57,8 @@ class BodyGraph:
             entered.extend(inputs)
             for x, requires_grad in zip(inputs, graded, strict=False):
                 x.requires_grad_(requires_grad)
-            returned.extend(body(*inputs))
+            # The operators want the strides of the carry as they went in, and of both sides alike.
+            returned.extend(x.contiguous() for x in body(*inputs))
             return list(returned)
 
         with _torch.aside() as mode:
