@@ -1,6 +1,6 @@
 """Public names, in one import; `ftrain` imports them on first access."""
 
-from ftrain.core import errors, random, tree
+from ftrain.core import debug, errors, random, tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.compile import compile
 from ftrain.core.cond import cond
@@ -33,6 +33,7 @@ __all__ = [
     "commit",
     "compile",
     "cond",
+    "debug",
     "errors",
     "gradients",
     "make_steps",

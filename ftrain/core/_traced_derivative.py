@@ -19,6 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from ftrain.core import _torch
 from ftrain.core._hooks import without_hooks
 from ftrain.core._outside import refuse_cuts, survey
+from ftrain.core._printing import quiet
 from ftrain.core._pull_back import entry
 from ftrain.core._torch_checkpoint import contexts_now
 from ftrain.core.compile._trace import tracing
@@ -81,7 +82,7 @@ class _Differentiable(torch.autograd.Function):
         # The bodies run again. What was in force around them may have ended: `keyed`, the tensors of a
         # model, autocast.
         region, autocast = ctx.contexts
-        with tracing(), region(), autocast():
+        with tracing(), quiet(), region(), autocast():
             return (None, *ctx.operator.pull(ctx.saved_tensors, cotangents))
 
 

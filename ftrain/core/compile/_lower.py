@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch, _torch_inductor
+from ftrain.core._printing import chain_prints
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._graph import storage_of, written_by
@@ -49,6 +50,7 @@ def lower(
                 return forward(*inputs)  # type: ignore[no-any-return]
 
         return run
+    chain_prints(graph)
     _allow_other_layouts(graph)
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():

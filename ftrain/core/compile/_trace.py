@@ -215,7 +215,8 @@ _VALUE = (
     "A compiled function is traced once, without values, and then runs for all of them. Instead of "
     "`if` on a tensor use ftrain.cond(condition, true_fn, false_fn, x), ftrain.switch, or compute both "
     "and pick: torch.where(condition, a, b). Instead of `while` use ftrain.while_loop(cond_fn, body_fn, "
-    "x). Keep numbers as 0-d tensors; to log one, return it as an output and read it outside."
+    "x). Keep numbers as 0-d tensors; to log one, return it as an output and read it outside, or print "
+    "it with ftrain.debug.print."
 )
 _SHAPE = (
     "Shapes are fixed when the function is traced. Instead of x[mask] use torch.where(mask, x, fill) "

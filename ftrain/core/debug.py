@@ -1,0 +1,90 @@
+"""Printing from functions that are traced.
+
+Python's own `print` runs while a function is traced, when its tensors have no values.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core._printing import Line, is_quiet, record, show
+from ftrain.core.compile._trace import is_tracing
+
+__all__ = ["print"]
+
+
+def print(text: str, *args: Any, **kwargs: Any) -> None:
+    """Print tensors whenever the function that calls this runs, compiled or not.
+
+    Compiled, it is an operator of the graph: it prints in each iteration of a `scan` or `while_loop`,
+    and only on the side of a `cond` that is taken. Lines come in the order of the calls, except that
+    machine code may run loops and branches that do not depend on each other in another order. Under
+    `torch.vmap` each row prints a line. It takes no part in gradients, and changes no bits of the
+    results. A function that runs again prints again: a checkpointed region in the backward pass, and a
+    step that is compiled and also called. On an accelerator, each line waits for the device.
+
+    Args:
+        text: a format string, as `str.format` takes it: `"step {}, loss {loss:.3f}"`.
+        *args: tensors of any shape, other values, or trees of these.
+        **kwargs: the same, by name.
+
+    Raises:
+        TypeError: `text` is not a string.
+        ValueError: `text` names an argument that is missing.
+
+    >>> import ftrain
+    >>> double = ftrain.compile(lambda x: ftrain.debug.print("x = {x:.1f}", x=x) or 2 * x)
+    >>> double(torch.tensor(1.5))
+    x = 1.5
+    tensor(3.)
+
+    Source: `jax.debug.print`.
+    """
+    _check(text, args, kwargs)
+    if is_quiet():
+        return
+    leaves, treedef = tree.flatten((args, kwargs))
+    places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor))
+    tensors = [leaves[place].detach() for place in places]
+    statics = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+    line = Line(text, treedef, statics, places)
+    is_traced = is_tracing() or torch.compiler.is_dynamo_compiling()
+    if is_traced or _torch.inside_functorch():
+        record(line, tensors, stays=is_traced)
+    else:
+        show(line, tensors)
+
+
+class _AnyValue:
+    """Value that fits every field of a format string."""
+
+    def __format__(self, spec: str) -> str:
+        return ""
+
+    def __getattr__(self, name: str) -> _AnyValue:
+        return self
+
+    def __getitem__(self, key: Any) -> _AnyValue:
+        return self
+
+
+def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not isinstance(text, str):
+        raise TypeError(
+            f"ftrain.debug.print expected a format string, got {type(text).__name__}. Write "
+            'ftrain.debug.print("{}", x).'
+        )
+    try:
+        string.Formatter().vformat(
+            text, [_AnyValue() for _ in args], {name: _AnyValue() for name in kwargs}
+        )
+    except (IndexError, KeyError, ValueError) as error:
+        given = f"{len(args)} positional" + "".join(f", {name!r}" for name in kwargs)
+        raise ValueError(
+            f"ftrain.debug.print cannot format {text!r}: expected an argument for each field, got "
+            f"{given} ({error}). Write literal braces as {{{{ and }}}}."
+        ) from error
