@@ -179,21 +179,30 @@ def drawing_elsewhere(draw: Callable[[], Any]) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a thread that draws while the line is searched may be taken for the step"
+DRAWS = {"torch": lambda: torch.rand(1), "numpy": lambda: np.random.rand(), "python": random.random}
+# A call of `torch.jit` sends no event to the search, so that what another thread draws meanwhile looks
+# like its own; torch's draws are told apart by the operator mode.
+MISTAKEN = pytest.mark.xfail(
+    strict=False, raises=UnkeyedRandomError, reason="torch.jit hides that it lets other threads run"
 )
+
+
 @pytest.mark.parametrize(
-    "draw",
-    [lambda: torch.rand(1), lambda: np.random.rand(), random.random],
-    ids=["torch", "numpy", "python"],
+    ("way", "name"),
+    [
+        *(("torch.rand", name) for name in DRAWS),
+        ("jit", "torch"),
+        pytest.param("jit", "numpy", marks=MISTAKEN),
+        pytest.param("jit", "python", marks=MISTAKEN),
+    ],
 )
-def test_draws_of_another_thread_are_no_error_and_stay(draw: Callable[[], Any]) -> None:
-    init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED["jit"],)))
+def test_draws_of_another_thread_are_no_error_and_stay(way: str, name: str) -> None:
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED[way],)))
     state = init_state(0)
     expected = ftrain.tree.digest(train_step(state, BATCH))
-    fresh = steps_of(lambda: Drawn(called=(KEYED["jit"],))).train_step
+    fresh = steps_of(lambda: Drawn(called=(KEYED[way],))).train_step
     before = generators()
-    with drawing_elsewhere(draw) as count:
+    with drawing_elsewhere(DRAWS[name]) as count:
         started = count()
         for _ in range(10):
             assert ftrain.tree.digest(fresh(state, BATCH)) == expected
@@ -201,3 +210,22 @@ def test_draws_of_another_thread_are_no_error_and_stay(draw: Callable[[], Any]) 
         while count() == started and time.monotonic() < deadline:
             time.sleep(0.001)
     assert generators() != before
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("names", [["custom operator"], ["jit", "torch.Generator"], ["numpy"]])
+def test_a_refused_draw_leaves_the_generators_alone_beside_an_idle_thread(
+    names: list[str], compiled: bool
+) -> None:
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=tuple(ALL[name] for name in names)))
+    state = init_state(0)
+    step = ftrain.compile(train_step, backend="eager") if compiled else train_step
+    idle = threading.Event()
+    thread = threading.Thread(target=idle.wait)
+    thread.start()
+    try:
+        with kept():
+            assert not outcome(lambda: step(state, BATCH))[1]
+    finally:
+        idle.set()
+        thread.join()

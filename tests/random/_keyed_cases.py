@@ -1,4 +1,4 @@
-"""What `keyed` covers, as functions of one tensor; modules get their parameters as an argument."""
+"""Draws that `keyed` covers, as functions of one tensor; modules get their parameters as an argument."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.distributions.dirichlet import _Dirichlet_backward
 
 from ftrain import random
 from ftrain.core.compile import compile
-from ftrain.core.random import _families
+from ftrain.core.random import _families, _rejection
 from tests.compile.cases import same_bytes
 
 KEY = random.key(11)
@@ -289,3 +290,12 @@ def test_counts_have_the_derivatives_that_torch_gives_them() -> None:
                 (NotImplementedError, RuntimeError), match="implemented|no derivative"
             ):
                 torch.autograd.grad(count.sum(), rate)
+
+
+def test_the_tail_of_stirlings_approximation_is_exact() -> None:
+    k = torch.arange(200.0, dtype=torch.float64)
+    n = k + 1
+    approximation = math.log(2 * math.pi) / 2 + (k + 0.5) * n.log() - n
+    torch.testing.assert_close(
+        _rejection._stirling_tail(k), torch.lgamma(n) - approximation, rtol=0, atol=1e-9
+    )

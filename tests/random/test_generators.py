@@ -144,6 +144,9 @@ def test_own_generators_are_found_wherever_a_function_reaches_them() -> None:
     assert reachable(HELD.random) == (HELD,)
     assert reachable(Holds()) == (HELD,)
     assert reachable(Calls()) == (ALSO,)
+    hooked = nn.Identity()
+    hooked.register_forward_hook(lambda *_: HELD.random())
+    assert reachable(hooked) == (HELD,)
     assert set(reachable(Holds(), Calls())) == {HELD, ALSO}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -195,6 +197,22 @@ def test_a_refusal_names_operator_and_line(name: str) -> None:
     assert "ftrain_tests.noise" in str(caught.value) or "torch.rand" in str(caught.value)
 
 
+def test_a_block_that_moves_a_generator_beside_another_thread_warns() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    before = random.getstate()
+    try:
+        with pytest.warns(UserWarning, match="by this thread or by another") as caught:
+            with keyed(KEYS[0]):
+                random.random()
+    finally:
+        stop.set()
+        thread.join()
+        random.setstate(before)
+    assert caught[0].filename == __file__
+
+
 def test_draws_of_operators_leave_those_of_functions_as_they_are() -> None:
     def run(hidden: bool) -> Tensor:
         drop = nn.Dropout(0.5)
@@ -228,12 +246,17 @@ def _scripted(x: Tensor) -> Tensor:
 
 def test_evaluation_and_rate_zero_draw_nothing() -> None:
     x = torch.ones(1, 2, 3, 4)
+    with torch.random.fork_rng([]):
+        lstm = nn.LSTM(2, 2, 2, dropout=0.5).eval()
     with operators(KEYS[0]):
         here.keyed = 0
         assert aten.native_dropout.default(ONES, 0.5, False)[0].equal(ONES)
         aten.rrelu_with_noise.default(-ONES, ONES, 0.1, 0.3, False)
         F.scaled_dot_product_attention(x, x, x)
-        nn.LSTM(2, 2, 2, dropout=0.5).eval()
+        lstm(torch.ones(3, 2))
+        assert here.keyed == 0
+        lstm.train()(torch.ones(3, 2))
+        assert here.keyed == 1
     assert aten.native_dropout.default(ONES, 0.5, False)[0].equal(ONES)
 
 

@@ -22,7 +22,9 @@ import torch
 
 from ftrain.core.random._own_generators import set_state, state_of
 
-__all__ = ["Marks", "accelerator", "moved", "read", "read_again", "restore", "seed"]
+__all__ = ["NAMES", "Marks", "accelerator", "moved", "read", "read_again", "restore", "seed"]
+
+NAMES = ("torch", "device", "numpy", "python", "own")
 
 _WORDS = struct.Struct("=624I")
 _MT19937_BYTES = _WORDS.size + 4  # and the index of the next word, an int

@@ -184,13 +184,15 @@ def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> An
     if isinstance(func, HigherOrderOperator):
         # Past function modes: in a backward pass, they stand here, and have seen it already.
         run = functools.partial(opened(HigherOrderOperator.__call__), func)
+    first = before = _generators.read(_generators.accelerator())
+    names = {*_generators.NAMES}
     for _ in range(attempts):
-        before = _generators.read(_generators.accelerator())
         result = run(*args, **kwargs)
-        names = _generators.moved(before)
+        names &= {*_generators.moved(before)}
         if not names:
             return result
-    _generators.restore(before, names)
+        before = _generators.read_again(first)
+    _generators.restore(first, tuple(names))
     raise refusal(func, "draws random numbers inside, where no key can reach")
 
 

@@ -1,4 +1,4 @@
-"""How far a function mode sees: inside torch's own Python functions, and which calls it must refuse.
+"""The reach of a function mode: torch's own Python functions that it enters, and calls that it refuses.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
 with the mode popped, and the dropout in it would draw from the global generator. The body asks
@@ -71,7 +71,7 @@ _COMPOSITES = frozenset(
 
 @functools.lru_cache(maxsize=4096)
 def _draws(name: str) -> bool:
-    """Whether a torch function of this name draws."""
+    """Return True if a torch function of this name draws."""
     return name in _COMPOSITES or any(map(is_seeded, _overloads(name)))
 
 
@@ -83,7 +83,7 @@ def is_seeded(overload: _Overload) -> bool:
 
 
 def is_random(func: Callable[..., Any]) -> bool:
-    """Whether an operator may draw, unless its dropout rate is 0."""
+    """Return True if an operator may draw, unless its dropout rate is 0."""
     return getattr(func, "__name__", "") in _COMPOSITES or any(map(is_seeded, _overloads(func)))
 
 
@@ -104,7 +104,7 @@ def takes_generator(func: _Overload, args: Sequence[Any], kwargs: dict[str, Any]
 
 
 def _arguments(overload: _Overload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """An operator's arguments by name."""
+    """Return an operator's arguments by name."""
     return {
         argument.name: args[place]
         if place < len(args)
@@ -127,7 +127,7 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
 
 
 def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
-    """The operators behind a call: of `torch.ops` itself, or of aten by the name of a builtin."""
+    """Return the operators behind a call: of `torch.ops` itself, or of aten by the name of a builtin."""
     if isinstance(func, torch._ops.OpOverload):
         return [func]
     if not isinstance(func, torch._ops.OpOverloadPacket):
@@ -141,7 +141,7 @@ def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
 
 @functools.lru_cache(maxsize=4096)
 def draws_inside(func: types.FunctionType) -> bool:
-    """Whether a Python function of torch names a random operator, or calls one of torch's that does."""
+    """Return True if a torch function names a random operator, or calls a torch function that does."""
     seen: set[types.CodeType] = set()
 
     def names_one(code: types.CodeType, scope: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Where a draw happens: the key of each draw under `keyed`.
+"""The site of a draw under `keyed`, and its key.
 
 A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws)
 and with the number of draws made at that site before. Two draws at one site never share a key, and a

@@ -6,7 +6,8 @@ is noticed when the call returns, for 5 µs. A call that moved one is run again 
 which keys all that torch draws in this thread; that function then stays under the operator mode. A
 generator that moves even so was drawn from where no key reaches: the call is searched for the line.
 
-A program's other threads may draw at any time. That is not an error, and what they drew is not undone.
+A program's other threads may draw at any time. That is not an error, and what they drew is not undone,
+except beside a call that is refused or that seeds torch's generator (`torch.random.fork_rng`).
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
     """
     again = _generators.read_again(before)
     draw = None if run is None else find_draw(run, before)
-    if draw is not None:
+    if draw is not None and (is_alone() or set(draw.names) & set(names)):
         _generators.restore(before, names)
         raise unkeyed_draw(draw.names, f"here:\n\n{draw.line}")
     if is_alone():
@@ -126,8 +127,11 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
 
 
 def failed(error: Exception, before: Marks) -> Exception:
-    """Put the generators back after a call that raised; return what to raise."""
-    if is_alone():
+    """Put the generators back after a call that raised; return what to raise.
+
+    Beside other threads only if the error says that the call has drawn: what they drew is not undone.
+    """
+    if is_alone() or isinstance(error, UnkeyedRandomError):
         _generators.restore(before, _generators.moved(before))
     return mapped_draw(error) or error
 

@@ -187,7 +187,7 @@ class _Keyed(TorchFunctionMode):
 
 
 def _decide(func: Callable[..., Any]) -> Action:
-    """What to do with a function, once for each: `x.shape` comes by here as well."""
+    """Return how to run a function, decided once: attribute access (`x.shape`) is seen here as well."""
     action = _pass
     if torch.compiler.is_dynamo_compiling():
         return action
