@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ftrain.core.random import key, keyed
+
+KEY = key(7)
 X = torch.linspace(-2, 2, 4 * 6 * 8).reshape(4, 6, 8)
+
+
+def draw(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function under `KEY`."""
+    with keyed(KEY):
+        return call(*args, **kwargs)
 
 
 @dataclass(frozen=True)
