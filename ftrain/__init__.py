@@ -6,24 +6,35 @@ Training is three pure functions over one immutable state:
     train_step(state, batch) -> (state, metrics)
     eval_step(state, batch) -> metrics
 
-Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`.
+Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`. The
+packages `checkpoint`, `config`, `data`, `loop`, `optim` and `testing` are imported at their first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__: str
 
 if TYPE_CHECKING:
+    from ftrain import checkpoint as checkpoint
+    from ftrain import config as config
+    from ftrain import data as data
+    from ftrain import loop as loop
+    from ftrain import optim as optim
+    from ftrain import testing as testing
     from ftrain._public import *  # noqa: F403
     from ftrain._public import __all__ as __all__
 else:
+    _PACKAGES = ("checkpoint", "config", "data", "loop", "optim", "testing")
 
     def __getattr__(name: str) -> Any:
-        """Import every public name on first access: `ftrain --help` does not wait for torch."""
+        """Import a public name or package at its first use: `ftrain --help` does not wait for torch."""
+        if name in _PACKAGES:
+            return importlib.import_module(f"{__name__}.{name}")
         if name == "__version__":
-            import importlib.metadata  # noqa: PLC0415  # 0.02 s
+            from importlib.metadata import version  # noqa: PLC0415  # 0.02 s
 
-            return importlib.metadata.version("ftrain")
+            return version("ftrain")
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import ftrain._public as public  # noqa: PLC0415  # it imports torch: a second
@@ -35,4 +46,4 @@ else:
         return globals()[name]
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__getattr__("__all__")})
+        return sorted({*globals(), *_PACKAGES, *__getattr__("__all__")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -55,6 +56,27 @@ def test_wheel_installs_and_trains_by_itself(wheel: Path, tmp_path: Path) -> Non
         check=True, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.stdout.strip() == "1"
+
+
+def test_packages_are_attributes_after_a_plain_import() -> None:
+    """Loaded at their first use; type checkers know them as well."""
+    packages = {path.parent.name for path in (ROOT / "ftrain").glob("*/__init__.py")}
+    packages -= {"core", "cli"}  # `ftrain` has the names of the one; the other is a command
+    script = (
+        "import sys, ftrain\n"
+        f"packages = {sorted(packages)}\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert {*packages, 'make_steps'} <= {*dir(ftrain)}\n"
+        "assert not [p for p in packages if f'ftrain.{p}' in sys.modules]\n"
+        "for p in packages:\n"
+        "    assert getattr(ftrain, p) is sys.modules[f'ftrain.{p}'], p\n"
+        "assert not hasattr(ftrain, 'confg')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+    # Type checkers do not run `__getattr__`: they read the imports, written `name as name`.
+    tree = ast.parse((ROOT / "ftrain" / "__init__.py").read_text())
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ftrain"]
+    assert {a.asname for n in imports for a in n.names if a.asname == a.name} == packages
 
 
 def test_importing_is_quick_and_compiles_nothing() -> None:

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import ftrain
 from ftrain.config._places import join
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Target
@@ -47,7 +46,7 @@ def _sought(config: Config, target: Target) -> list[str]:
 
 def _line(error: Exception) -> str:
     """Return the last line outside of ftrain and of installed packages."""
-    house = os.path.dirname(ftrain.__file__)
+    house = os.path.dirname(os.path.dirname(__file__))
     frames = traceback.extract_tb(error.__traceback__)
     own = [
         f

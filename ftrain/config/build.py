@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-import ftrain
 from ftrain import optim
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
@@ -28,6 +27,9 @@ from ftrain.config.resolve import Resolved, Target, reference, resolve, run_leng
 from ftrain.config.schema import Config
 from ftrain.config.sources import Data
 from ftrain.core import tree
+from ftrain.core.functional import bind
+from ftrain.core.state import TrainState
+from ftrain.core.step import Steps, make_steps
 from ftrain.loop import Trainer
 from ftrain.loop.callbacks import GradientMonitor, monitored_steps
 
@@ -67,7 +69,7 @@ class Parts:
     model: Any
     loss_fn: Callable[..., Any]
     schedule: Callable[[torch.Tensor], torch.Tensor] | None
-    steps: ftrain.Steps
+    steps: Steps
     callbacks: tuple[Any, ...]
     device: torch.device
 
@@ -82,14 +84,14 @@ class Parts:
             options["count"] = self.sizes
         return Trainer(self.steps, callbacks, **options)
 
-    def steps_at(self, learning_rate: Any) -> ftrain.Steps:
+    def steps_at(self, learning_rate: Any) -> Steps:
         """Return the steps with a constant learning rate, a number or 0-d tensor."""
         return _steps(self.config, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
 
-    def init_state(self) -> ftrain.TrainState:
+    def init_state(self) -> TrainState:
         """Return the state before the first step, with the same bits on every device."""
         state = self.steps.init_state(self.config.seed)
-        moved: ftrain.TrainState = tree.map(lambda leaf: leaf.to(self.device), state)
+        moved: TrainState = tree.map(lambda leaf: leaf.to(self.device), state)
         return moved
 
 
@@ -128,7 +130,7 @@ def build(
 
     target = resolved.model
     arguments = _filled(target, facts, config)
-    model = made(config, target, lambda: ftrain.bind(lambda: target.function(**arguments)))
+    model = made(config, target, lambda: bind(lambda: target.function(**arguments)))
     losses = _filled(resolved.loss, facts, config)
     if UNITS in facts and resolved.loss.takes(UNITS):
         losses.setdefault(UNITS, facts[UNITS])
@@ -188,8 +190,8 @@ def _total_steps(config: Config, train: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> ftrain.Steps:
-    make = ftrain.make_steps
+def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> Steps:
+    make = make_steps
     if any(one.name == GradientMonitor.__name__ for one in config.callbacks):
         make = monitored_steps  # the same steps to the bit, with the norms that it looks at
     return make(

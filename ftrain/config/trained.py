@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import ftrain
 from ftrain import checkpoint as checkpoints
 from ftrain.config import fitted as learning
 from ftrain.config.build import Parts, build
@@ -30,6 +29,8 @@ from ftrain.config.run import environment, store
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.evaluate import prediction
+from ftrain.core.state import TrainState
+from ftrain.core.step import Steps
 
 __all__ = ["Trained", "checkpoint_of", "load_run"]
 
@@ -48,7 +49,7 @@ class Trained:
 
     folder: pathlib.Path
     checkpoint: pathlib.Path
-    state: ftrain.TrainState
+    state: TrainState
     parts: Parts = dataclasses.field(repr=False)
     fitted: Mapping[str, Any] = dataclasses.field(repr=False)
 
@@ -58,7 +59,7 @@ class Trained:
         return self.parts.config
 
     @property
-    def steps(self) -> ftrain.Steps:
+    def steps(self) -> Steps:
         """The run's three functions; its schedule has ended, so `train_step` has a constant rate.
 
         For another rate or schedule: `run.parts.steps_at(rate)`.
