@@ -31,9 +31,10 @@ docs: $(VENV)/dev
 unit: $(VENV)/dev
 	$(PY) -m pytest -n 2 --dist worksteal
 
-# The ten laws, each on four models in every precision.
+# The twelve laws (docs/guarantees.md): of a step on four models, random streams (4), derivatives (11), batches (12).
 laws: $(VENV)/dev
-	$(PY) -m pytest tests/laws -v
+	$(PY) -m pytest -v tests/laws tests/random tests/core/test_nested_gradients.py tests/core/test_cut_gradients.py \
+	  tests/core/test_cond.py tests/core/test_while_loop.py tests/core/test_batches.py tests/loop/test_containers.py
 
 # Every optimizer against torch.optim and optax over 100 steps; rewrites docs/optimizers.md.
 parity: $(VENV)/dev
@@ -58,7 +59,8 @@ processors: $(VENV)/dev
 everywhere: $(VENV)/dev
 	$(PY) -m tests.loop.everywhere
 
-# Speed, memory, draws and compile latency against hand-written loops. Latency alone takes over eight minutes.
+# Benchmarks against hand-written loops, and against other trainers if they are installed. Without `optimizers` and
+# `char_gpt_parity`, which run by name. Latency alone takes over eight minutes.
 bench: $(VENV)/examples
 	$(PY) -m benchmarks
 

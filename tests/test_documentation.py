@@ -72,3 +72,20 @@ def pages(nav: Any) -> list[str]:
 
 def test_version_is_that_of_the_distribution() -> None:
     assert ftrain.__version__ == importlib.metadata.version("ftrain")
+
+
+def test_make_laws_runs_the_tests_of_every_law() -> None:
+    rows = re.findall(
+        r"^\| (\d+) .*`pytest ([^`]*)` \|$", (ROOT / "docs" / "guarantees.md").read_text(), re.M
+    )
+    assert [int(number) for number, _ in rows] == list(range(1, 13))
+    recipe = re.findall(
+        r"^laws:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.M
+    )
+    run = {ROOT / word for word in recipe[0].split() if word.startswith("tests/")}
+    for number, command in rows:
+        for word in command.split():
+            if word.startswith("tests/"):
+                path = ROOT / word
+                assert path.exists(), f"law {number}: {word}"
+                assert run & {path, *path.parents}, f"law {number}: {word}"

@@ -34,7 +34,10 @@ def digits() -> dict[str, Tensor]:
     try:
         datasets = importlib.import_module("sklearn.datasets")
     except ImportError:
-        raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from None
+        raise ImportError(
+            "data.digits reads what comes with scikit-learn, which is not installed. Write "
+            "`pip install 'ftrain[examples]'`, or `pip install scikit-learn`."
+        ) from None
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     return {"image": images, "label": torch.tensor(labels, dtype=torch.int64)}

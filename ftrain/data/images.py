@@ -139,4 +139,6 @@ def _pillow() -> Any:
     try:
         return importlib.import_module("PIL.Image")
     except ImportError:
-        raise ImportError("images are read with Pillow: pip install pillow") from None
+        raise ImportError(
+            "data.images reads files with Pillow, which is not installed. Write `pip install pillow`."
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -343,3 +344,19 @@ def test_the_digits():
         174,
         180,
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ("sklearn.datasets", r"`pip install 'ftrain\[examples\]'`, or `pip install scikit-learn`"),
+        ("PIL.Image", "`pip install pillow`"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    tmp_path, monkeypatch, module, remedy
+):
+    write_images(tmp_path / "pets")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"which is not installed. Write {remedy}"):
+        _ = data.digits() if "sklearn" in module else data.images(tmp_path / "pets")[0]

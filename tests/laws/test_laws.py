@@ -1,4 +1,4 @@
-"""The ten laws, on four models, in every precision, whole and accumulated, eager and compiled."""
+"""Laws 1 to 10 on four models, most in every precision, whole and accumulated, eager and compiled."""
 
 from __future__ import annotations
 
