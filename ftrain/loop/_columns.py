@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from ftrain.core.metrics import (
 from ftrain.loop._members import MOST, ONE
 from ftrain.loop._members import names as names_of
 from ftrain.loop._reserved import check_metrics
+from ftrain.loop._transfer import fetch
 from ftrain.loop.events import LoopWarning
 
 __all__ = ["Column", "Columns", "check_names", "read", "row_names", "without_examples"]
@@ -88,8 +89,8 @@ def read(
         Columns for each stretch of steps with the same metrics; one where all have the same.
 
     Raises:
-        TypeError: a metric is not a number; the message names it.
-        ValueError: the trainer computes a value of the same name.
+        TypeError: a metric is not a number, or is empty; the message names it.
+        ValueError: the trainer computes a value of the same name; a metric changes its shape.
     """
     found = []
     for names, values in _alike(steps):
@@ -101,8 +102,13 @@ def read(
         found.append(
             Columns(len(values), {name: _column(name, column, n) for name, column in by_name})
         )
-    standard = [column for chunk in found for column in chunk.columns.values() if column.kind]
-    _fetch(field for column in standard for field in column.fields)
+    fetch(
+        (name, column.members != ONE, field)
+        for chunk in found
+        for name, column in chunk.columns.items()
+        if column.kind
+        for field in column.fields
+    )
     for chunk in found:
         _by_member(chunk.columns)
     if rows is not None:
@@ -132,7 +138,7 @@ def row_names(metrics: Any, members: int | None = None) -> list[str]:
         column = _column(name, (entry,), n)
         keys = [str(name)]
         if not column.kind:
-            value = (entry if column.members == ONE else _row(entry, 0)).value
+            value = torch.as_tensor((entry if column.members == ONE else _row(entry, 0)).value)
             if value.ndim:
                 keys = [f"{name}/{i}" for i in range(value.numel()) if value.numel() <= MOST]
         for key in keys:
@@ -141,15 +147,22 @@ def row_names(metrics: Any, members: int | None = None) -> list[str]:
 
 
 def check_names(metrics: Any, members: int | None) -> Literal[False]:
-    """Refuse the metrics of a step as soon as they are there: see `check_metrics`.
+    """Refuse the metrics of a step as soon as they are there, as `read` would.
 
     Warns of tensors with axes, which are not logged, unless they are `PerExample` by intent.
 
     Returns:
         Whether they are still to be checked.
+
+    Raises:
+        TypeError: a metric is not a number, or is empty.
+        ValueError: the trainer computes a value of the same name.
     """
     entries = _entries(metrics)
-    check_metrics(tuple(entries), _members_in(entries, members))
+    n = _members_in(entries, members)
+    check_metrics(tuple(entries), n)
+    for name, entry in entries.items():
+        _column(name, (entry,), n)
     all_entries = metrics.entries if isinstance(metrics, Metrics) else metrics
     bare = {name: x.values for name, x in all_entries.items() if type(x) is Unreduced}
     if bare:
@@ -168,7 +181,7 @@ def without_examples(metrics: Any) -> Any:
     if isinstance(metrics, Metrics):
         entries = _entries(metrics)
         return metrics if entries is metrics.entries else Metrics(dict(entries))
-    return metrics
+    return _entries(metrics) if isinstance(metrics, Mapping) else metrics
 
 
 def _entries(metrics: Any) -> Mapping[Any, Any]:
@@ -178,17 +191,18 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
         TypeError: they are not a mapping.
     """
     if isinstance(metrics, Metrics):
-        entries = metrics.entries
-        if _EXAMPLES.isdisjoint(map(type, entries.values())):  # 0.4 µs
-            return entries
-        return {name: x for name, x in entries.items() if type(x) not in _EXAMPLES}
-    if isinstance(metrics, Mapping):
-        return metrics
-    raise TypeError(
-        "a step must return `(state, metrics)` with metrics a dict of 0-d tensors, numbers or metrics "
-        f"such as ftrain.Mean(total, weight); got {type(metrics).__name__}. Write "
-        "`return state, {'loss': loss}`."
-    )
+        entries: Mapping[Any, Any] = metrics.entries
+    elif isinstance(metrics, Mapping):
+        entries = metrics
+    else:
+        raise TypeError(
+            "a step must return `(state, metrics)` with metrics a dict of 0-d tensors, numbers or "
+            f"metrics such as ftrain.Mean(total, weight); got {type(metrics).__name__}. Write "
+            "`return state, {'loss': loss}`."
+        )
+    if _EXAMPLES.isdisjoint(map(type, entries.values())):  # 0.4 µs
+        return entries
+    return {name: x for name, x in entries.items() if type(x) not in _EXAMPLES}
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
@@ -222,26 +236,30 @@ def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ..
 
 def _column(name: Any, values: tuple[Any, ...], n: int) -> Column:
     first = values[0]
-    kind = _KINDS.get(type(first))
-    if kind is None and not _is_metric(first):
-        members = _members([first], n)
+    kind = _KINDS.get(type(first), "")
+    if kind or not _is_metric(first):
+        fields = tuple(first) if kind else (first,)
+        members = _members(fields, n)
         if members is None:
-            raise TypeError(_not_a_metric(name, first, n))
-        return Column("Mean", (list(values), [1.0] * len(values)), True, members)
-    members = None
-    if kind is not None:  # its fields are its leaves
-        members = ONE if all(map(_is_number, first)) else _members(first, n)
-    if kind is not None and members is not None:
-        if kind == "Last":
-            values = values[-1:]
-        fields = tuple(map(list, zip(*values, strict=True)))
-        return Column(kind, fields, isinstance(first, Unweighted), members)
-    leading = {leaf.shape[0] if leaf.ndim else None for leaf in tree.leaves(first)} - {None}
+            for x in fields:
+                if not kind or not _has_numbers(x):
+                    raise TypeError(_not_a_metric(name, x, n))
+        elif not kind:
+            return Column("Mean", (list(values), [1.0] * len(values)), True, members)
+        else:
+            if kind == "Last":
+                values = values[-1:]
+            columns = tuple(map(list, zip(*values, strict=True)))
+            return Column(kind, columns, isinstance(first, Unweighted), members)
+    tensors = [leaf for leaf in tree.leaves(first) if isinstance(leaf, torch.Tensor)]
+    leading = {leaf.shape[0] for leaf in tensors if leaf.ndim}
     return Column("", (list(values),), members=n if leading == {n} else ONE)
 
 
-def _is_number(value: Any) -> bool:
-    return value.ndim == 0 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
+def _has_numbers(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(value.numel()) and not value.is_complex()
+    return isinstance(value, (int, float))
 
 
 def _is_metric(value: Any) -> bool:
@@ -250,39 +268,32 @@ def _is_metric(value: Any) -> bool:
 
 def _members(fields: Sequence[Any], n: int) -> int | None:
     """How many members fields are of, `ONE` of numbers; `None` where they are neither."""
-    shapes = {tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in fields}
-    numbers = all(isinstance(x, (torch.Tensor, int, float)) for x in fields)
-    if not numbers or not shapes <= {(), (n,)}:
-        return None
-    return n if (n,) in shapes and n != ONE else ONE
+    members = ONE
+    for x in fields:
+        if not isinstance(x, torch.Tensor):
+            if not isinstance(x, (int, float)):
+                return None
+        elif x.is_complex():
+            return None
+        elif x.ndim:
+            if n == ONE or x.shape != (n,):
+                return None
+            members = n
+    return members
 
 
 def _not_a_metric(name: Any, found: Any, n: int) -> str:
     got = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
+    remedy = "Reduce it first: value.mean()."
+    if isinstance(found, torch.Tensor) and not found.numel():
+        remedy = "If it may be empty, return ftrain.Mean(value.sum(), value.numel())."
+    elif isinstance(found, torch.Tensor) and found.is_complex():
+        got, remedy = f"dtype {found.dtype}", "Return its size: value.abs().mean()."
     wanted = "a 0-d tensor" if n == ONE else f"a tensor of shape ({n},), one number a member"
     return (
         f"metric {name!r} must be {wanted}, a number, or a metric such as "
-        f"ftrain.Mean(total, weight); got {got}. Reduce it first: value.mean()."
+        f"ftrain.Mean(total, weight); got {got}. {remedy}"
     )
-
-
-def _fetch(fields: Iterable[list[Any]]) -> None:
-    """Tensors become numbers, in place: one by one from the host, in one copy from a device."""
-    wanted: dict[tuple[torch.device, torch.dtype, torch.Size], list[list[Any]]] = {}
-    for field in fields:
-        first = field[0]
-        if not isinstance(first, torch.Tensor):
-            continue
-        if first.is_cpu:  # 0.3 µs each; stacking them takes 1.3
-            field[:] = map(torch.Tensor.item if first.ndim == 0 else torch.Tensor.tolist, field)
-        else:
-            wanted.setdefault((first.device, first.dtype, first.shape), []).append(field)
-    for columns in wanted.values():
-        with torch.no_grad():
-            numbers = torch.stack([value for column in columns for value in column]).tolist()
-        start = 0
-        for column in columns:
-            column[:], start = numbers[start : start + len(column)], start + len(column)
 
 
 def _by_member(columns: dict[str, Column]) -> None:
@@ -312,7 +323,8 @@ def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
 
 
 def _row(metric: Any, i: int) -> Any:
-    return tree.map(lambda leaf: leaf[i] if leaf.ndim else leaf, metric)
+    """The metric of one member; a leaf without an axis is every member's."""
+    return tree.map(lambda x: x[i] if isinstance(x, torch.Tensor) and x.ndim else x, metric)
 
 
 def _weigh(found: list[Columns], rows: Sequence[int]) -> None:

@@ -75,17 +75,8 @@ class Ledger:
         """The metrics of the epoch so far."""
         self.read(progress)
         began, found = self._epoch_began, self.epoch
-        return EpochResult(
-            split="train",
-            epoch=progress.epoch,
-            step=progress.step,
-            metrics=found.values(),
-            samples=found.samples,
-            tokens=found.tokens,
-            duration=None if began is None else self._clock.read() - began,
-            whole=whole,
-            members=found.by_member(),
-        )
+        duration = None if began is None else self._clock.read() - began
+        return found.result("train", progress.epoch, progress.step, duration, whole)
 
     def _watch(self, columns: Columns, at: Progress, n: int) -> int:
         """Count skipped steps among these, which come n steps after `at`; how many there are then."""

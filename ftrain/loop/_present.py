@@ -46,7 +46,6 @@ from ftrain.loop.events import (
     Progress,
     Saved,
 )
-from ftrain.loop.result import EpochResult
 from ftrain.loop.state import LoopState
 
 __all__ = ["Present"]
@@ -209,8 +208,7 @@ class Present:
         self.evaluated.add(name)
         split = f"eval/{name}" if name else "eval"
         epoch, n, *_ = self.progress
-        seen = (found.samples, found.tokens, pause.seconds)
-        result = EpochResult(split, epoch, n, found.values(), *seen, members=found.by_member())
+        result = found.result(split, epoch, n, pause.seconds)
         self.history.append(result)
         prefix = f"{name}/" if name else ""
         row = {f"{prefix}{key}": value for key, value in result.values().items()}

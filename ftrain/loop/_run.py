@@ -43,7 +43,7 @@ from ftrain.loop.events import (
     TrainEnd,
     WindowEnd,
 )
-from ftrain.loop.result import EpochResult, FitResult, Status
+from ftrain.loop.result import FitResult, Status
 from ftrain.loop.state import LoopState
 
 __all__ = ["Run"]
@@ -317,11 +317,10 @@ class Run:
         lost = None if most is None else _skips.said_of_lost(ledger.nonfinite, most, window.steps)
         if lost is not None:
             yield from now.notice(lost)
-        seen, members = (window.samples, window.tokens), window.by_member()
-        result = EpochResult("train", epoch, n, window.values(), *seen, members=members)
-        row = result.values()
+        result = window.result("train", epoch, n)
+        row, seen = result.values(), (window.steps, window.samples, window.tokens)
         now.todo.append(Log(row, "train"))
-        yield from now.show(WindowEnd(*now.header(), row, window.steps, *seen, duration, members))
+        yield from now.show(WindowEnd(*now.header(), row, *seen, duration, result.members))
         hopeless = _skips.in_a_row(ledger.nonfinite)
         if batch is None or most is None or hopeless < most:
             return None

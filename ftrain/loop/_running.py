@@ -20,6 +20,7 @@ import torch
 from ftrain.core import tree
 from ftrain.loop._columns import Column, Columns
 from ftrain.loop._members import ONE, statistics
+from ftrain.loop.result import EpochResult
 
 __all__ = ["Running"]
 
@@ -68,13 +69,25 @@ class Running:
                 if metrics is not None:
                     self.like[name] = metrics[-1]
 
-    def values(self) -> dict[str, float]:
+    def result(
+        self, split: str, epoch: int, step: int, duration: float | None = None, whole: bool = True
+    ) -> EpochResult:
+        """Return the metrics, their values by member, and what was seen; see `EpochResult`."""
+        members = self.by_member()
+        values = self.values(members)
+        seen = (self.samples, self.tokens, duration)
+        return EpochResult(split, epoch, step, values, *seen, whole, members)
+
+    def values(self, members: Mapping[str, tuple[float, ...]] | None = None) -> dict[str, float]:
         """Return `{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ...
 
         Of an ensemble's metric: the mean, the smallest and the largest, as `statistics` names them.
+
+        Args:
+            members: what `by_member` returned, if it was called already.
         """
         found: dict[str, float] = {}
-        members = self.by_member()
+        members = self.by_member() if members is None else members
         for name in _in_order({*self.entries, *members}):
             if name in members:
                 found |= statistics(name, members[name])
@@ -150,7 +163,7 @@ class Running:
             return {name: float(fields[0])}
         if name not in self.like:
             return {}
-        value = tree.unflatten(tree.structure(self.like[name]), fields).value
+        value = torch.as_tensor(tree.unflatten(tree.structure(self.like[name]), fields).value)
         if value.ndim == 0:
             return {name: float(value)}
         if value.numel() <= _MOST_ENTRIES:
@@ -184,10 +197,14 @@ def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> 
 
 
 def _fold_other(before: tuple[Any, ...], metrics: list[Any]) -> tuple[Any, ...]:
-    on_host = [tree.map(lambda leaf: leaf.detach().cpu(), metric) for metric in metrics]
+    on_host = [tree.map(_on_host, metric) for metric in metrics]
     if before:
         on_host.insert(0, tree.unflatten(tree.structure(metrics[0]), before))
     return tuple(tree.leaves(functools.reduce(lambda a, b: a.merge(b), on_host)))
+
+
+def _on_host(leaf: Any) -> Any:
+    return leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _entry_json(entry: Entry) -> list[Any]:

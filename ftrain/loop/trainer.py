@@ -230,9 +230,7 @@ class Trainer:
         found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count)
         assert found is not None
         step = int(state.step.max()) if isinstance(state, TrainState) else 0
-        seconds = time.perf_counter() - began
-        seen = (found.samples, found.tokens, seconds)
-        return EpochResult("eval", 0, step, found.values(), *seen, members=found.by_member())
+        return found.result("eval", 0, step, time.perf_counter() - began)
 
     def _run(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ftrain
-from ftrain import Last, Max, Mean, Metrics, Min, Sum, data, optim
+from ftrain import Last, Max, Mean, Metrics, Min, PerExample, Sum, data, optim
 from ftrain.loop import EpochResult, Trainer
 from ftrain.loop._columns import read
 from ftrain.loop._running import Running
@@ -187,13 +188,119 @@ def test_metrics_of_ones_own() -> None:
         ({"loss": torch.zeros(2)}, r"metric 'loss' must be a 0-d tensor.*shape \(2,\)"),
         ({"loss": "low"}, "metric 'loss' must be a 0-d tensor"),
         (3.0, "a step must return"),
+        ({"x": torch.zeros(0)}, r"metric 'x' must be.*got shape \(0,\).*Mean\(value.sum\(\)"),
+        ({"loss": torch.zeros(0)}, r"metric 'loss' must be.*got shape \(0,\)"),
+        ({"x": torch.zeros(0, 3)}, r"metric 'x' must be.*got shape \(0, 3\)"),
+        ({"x": Mean(torch.zeros(0), torch.tensor(1.0))}, r"metric 'x' must be.*got shape \(0,\)"),
+        ({"x": Max(torch.zeros(0))}, r"metric 'x' must be.*got shape \(0,\)"),
+        ({"x": torch.tensor(1j)}, "metric 'x' must be.*got dtype torch.complex64"),
+        ({"x": Mean("low", 1.0)}, "metric 'x' must be.*got 'low'"),
     ],
 )
-def test_what_is_no_metric(metrics: Any, said: str) -> None:
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+def test_a_value_that_is_not_a_metric_is_refused_at_the_first_batch(
+    metrics: Any, said: str, where: str
+) -> None:
+    seen: list[Any] = []
+
+    def step(state: Any, batch: Any) -> Any:
+        seen.append(batch)
+        return state, metrics
+
+    state, batches = STEPS.init_state(0), [rows()] * 3
+    if where == "step":
+        run = lambda: Trainer(step, compile=False).fit(state, batches, epochs=1)  # noqa: E731
+    else:
+        made = Trainer((step, lambda *each: step(*each)[1]), compile=False)
+        run = lambda: made.evaluate(state, batches)  # noqa: E731
     with pytest.raises(TypeError, match=said):
-        Trainer(lambda state, batch: (state, metrics), compile=False).fit(
-            STEPS.init_state(0), [rows()], epochs=1
-        )
+        run()
+    assert len(seen) == 1
+
+
+def test_an_empty_metric_of_an_ensemble_is_refused() -> None:
+    metrics = {"loss": torch.ones(2), "x": Mean(torch.zeros(2, 0), torch.ones(2))}
+    with pytest.raises(TypeError, match=r"metric 'x' must be a tensor of shape \(2,\).*\(2, 0\)"):
+        read([metrics], members=2)
+
+
+@pytest.mark.parametrize("later", [torch.ones(3), torch.zeros(0)])
+@pytest.mark.parametrize("as_mean", [False, True])
+def test_a_metric_that_changes_its_shape_is_named(later: torch.Tensor, as_mean: bool) -> None:
+    one = torch.tensor(1.0)
+    steps = [{"x": Mean(x, one) if as_mean else x} for x in (one, one, later)]
+    shape = tuple(later.shape)
+    with pytest.raises(ValueError, match="metric 'x' has shape") as error:
+        read(steps)
+    assert f"has shape () at one step and {shape} at a later one" in str(error.value)
+
+
+@pytest.mark.parametrize("weights", [(1.0, torch.tensor(3.0)), (torch.tensor(3.0), 1.0)])
+def test_a_weight_may_be_a_number_at_one_step_and_a_tensor_at_another(weights: Any) -> None:
+    found = Running()
+    for columns in read([{"x": Mean(torch.tensor(2.0), weight)} for weight in weights]):
+        found.add(columns)
+    assert repr(found.values()) == "{'x': 1.0}"
+
+
+def test_a_metric_of_ones_own_may_hold_python_numbers() -> None:
+    class Weighed(NamedTuple):
+        total: torch.Tensor
+        weight: float
+
+        @property
+        def value(self) -> torch.Tensor:
+            return self.total / self.weight
+
+        def merge(self, other: Any) -> Any:
+            return Weighed(self.total + other.total, self.weight + other.weight)
+
+    def step(state: Any, batch: Any) -> Any:
+        return state, {"loss": batch, "x": Weighed(batch, 2.0)}
+
+    made = Trainer(step, compile=False)
+    found = made.fit(STEPS.init_state(0), [torch.tensor(2.0), torch.tensor(6.0)], epochs=1).train
+    assert found.metrics == {"loss": 4.0, "x": 2.0}
+    found = made.fit({}, [torch.tensor([2.0, 4.0]), torch.tensor([6.0, 8.0])], epochs=1).train
+    assert found.members["x"] == (2.0, 3.0)
+
+
+@pytest.mark.parametrize("wrap", [Metrics, dict])
+def test_values_of_each_example_are_neither_kept_nor_logged(wrap: Any) -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def step(state: Any, batch: Any) -> Any:
+        nonlocal most
+        most = max(most, sum(each() is not None for each in alive))
+        ids = torch.arange(5)
+        alive.append(weakref.ref(ids))
+        loss = Mean(torch.tensor(1.0), torch.tensor(1.0))
+        return state, wrap({"loss": loss, "ids": PerExample(ids)})
+
+    made = Trainer((step, lambda *each: step(*each)[1]), compile=False, log_every=1000)
+    found = made.fit(STEPS.init_state(0), [rows()] * 20, [rows()] * 20, epochs=1)
+    assert len(alive) == 40
+    assert most <= 2
+    assert [{*each.metrics} for each in found.history] == [{"loss"}] * 2
+
+
+def test_a_result_reads_the_values_of_members_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    own = Running.by_member
+
+    def counting(self: Any) -> Any:
+        calls.append(self)
+        return own(self)
+
+    monkeypatch.setattr(Running, "by_member", counting)
+    found = Running()
+    for columns in read([{"loss": torch.tensor([1.0, 3.0])}], members=2):
+        found.add(columns)
+    result = found.result("train", 1, 1)
+    assert result.metrics == {"loss": 2.0, "loss_min": 1.0, "loss_max": 3.0}
+    assert result.members == {"loss": (1.0, 3.0)}
+    assert len(calls) == 1
 
 
 def test_results_are_json_and_read_well() -> None:

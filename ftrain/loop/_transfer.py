@@ -1,0 +1,67 @@
+"""The copy of metrics to the host: tensors become numbers, in one transfer for each device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+__all__ = ["Field", "fetch"]
+
+Field = tuple[Any, bool, list[Any]]
+"""A metric's name, whether each member of an ensemble has one, and one of its fields: a value a step."""
+
+
+def fetch(fields: Iterable[Field]) -> None:
+    """Replace tensors by numbers, in place; those of an ensemble by a list, one number a member.
+
+    Shapes are compared only after a transfer has failed: a comparison takes as long as the transfer.
+
+    Raises:
+        ValueError: a metric has another shape than at the first of these steps.
+
+    Example:
+        >>> totals = [torch.tensor(1.0), torch.tensor(2.0)]
+        >>> fetch([("loss", False, totals)])
+        >>> totals
+        [1.0, 2.0]
+    """
+    wanted: dict[tuple[torch.device, torch.dtype, torch.Size], list[Field]] = {}
+    for each in fields:
+        field = each[2]
+        first = field[0]
+        if not isinstance(first, torch.Tensor):
+            if len(set(map(type, field))) > 1:
+                _one_by_one(*each)
+        elif first.is_cpu:  # 0.3 µs each; stacking them takes 1.3
+            read = torch.Tensor.item if first.ndim == 0 else torch.Tensor.tolist
+            try:
+                field[:] = map(read, field)
+            except (TypeError, RuntimeError):
+                _one_by_one(*each)
+        else:
+            wanted.setdefault((first.device, first.dtype, first.shape), []).append(each)
+    for group in wanted.values():
+        try:
+            with torch.no_grad():
+                numbers = torch.stack([value for *_, field in group for value in field]).tolist()
+        except (TypeError, RuntimeError):
+            for each in group:
+                _one_by_one(*each)
+            continue
+        start = 0
+        for *_, field in group:
+            field[:], start = numbers[start : start + len(field)], start + len(field)
+
+
+def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
+    """Read a field that holds a tensor at one step and a number, or another shape, at a later one."""
+    shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in field]
+    other = next((shape for shape in shapes if shape != shapes[0]), None)
+    if other is not None and not of_members:  # of members it is checked when they are told apart
+        raise ValueError(
+            f"metric {name!r} has shape {shapes[0]} at one step and {other} at a later one; expected "
+            "the same shape at each step. Reduce it first: value.mean()."
+        )
+    field[:] = [x.tolist() if isinstance(x, torch.Tensor) else x for x in field]
