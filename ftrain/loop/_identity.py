@@ -3,7 +3,8 @@
 A state is saved under its callback's name, that of its class if it has no other. If the order in the
 list told several of one name apart, a list in another order would swap their states without a word. So
 what they were made with is saved too, as digests: of all attributes, of the public ones, and of these
-with the last part of each path, for a run whose directory was moved.
+with the last part of each path, for a run whose directory was moved. Data among the attributes (a
+tensor, a long list, a dataset, an iterator) are not read for that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ __all__ = ["Named", "Options", "matched", "named"]
 
 _LEVELS = 3
 _DEEPEST = 5
+_LONGEST = 1000  # elements of an option; a longer one is data
+_MOST = 10_000  # elements of all options
 _OPAQUE = (torch.Tensor, torch.nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
+_CONTAINERS: tuple[type[Any], ...] = (dict, list, tuple, set, frozenset)
 
 
 class Options(NamedTuple):
@@ -33,8 +37,8 @@ class Options(NamedTuple):
     Attributes:
         name: that it shares with others.
         digests: of its attributes, the strictest first.
-        whole: whether the first digest covers all that it was made with: no function, no object of
-            another class is among its attributes.
+        whole: whether the first digest covers all that it was made with: no function, no tensor, no
+            long list and no other data are among its attributes.
     """
 
     name: str
@@ -176,6 +180,7 @@ def _options(name: str, callback: Callback) -> Options:
     described = [_Described(short) for short in (False, False, True)]
     digests = []
     for level, each in zip((attributes, public, public), described, strict=True):
+        each.whole = _is_plain(target)
         text = f"{kind}({each.of(level)})"
         digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
     return Options(name, tuple(digests), described[0].whole)
@@ -189,7 +194,8 @@ def _target(callback: Any) -> Any:
 def _attributes(target: Any) -> dict[str, Any]:
     found = dict(getattr(target, "__dict__", {}))
     if dataclasses.is_dataclass(target):
-        found |= {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
+        names = [field.name for field in dataclasses.fields(target)]
+        found |= {name: getattr(target, name) for name in names if hasattr(target, name)}
     for kind in type(target).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -198,16 +204,29 @@ def _attributes(target: Any) -> dict[str, Any]:
     return found
 
 
+def _is_plain(value: Any) -> bool:
+    """Return True if the attributes of an object are all that it holds.
+
+    Not those of a class that is written in C (`functools.partial`, a file), nor of an iterator or a
+    container of its own kind, whose methods say what it holds.
+    """
+    *bases, _ = type(value).__mro__
+    in_c = [isinstance(vars(base).get("__new__"), types.BuiltinFunctionType) for base in bases]
+    own = any({"__iter__", "__next__", "__getitem__"} & vars(base).keys() for base in bases)
+    return not any(in_c) and not own and not isinstance(value, _OPAQUE)
+
+
 class _Described:
     """Values in words that are the same in another process.
 
     Attributes:
         whole: whether the words say everything.
         short: whether of paths the last part is taken.
+        left: how many more elements are described.
     """
 
     def __init__(self, short: bool) -> None:
-        self.whole, self.short = True, short
+        self.whole, self.short, self.left = True, short, _MOST
 
     def of(self, value: Any, depth: int = 0) -> str:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -219,14 +238,26 @@ class _Described:
         if isinstance(value, type):
             return f"{value.__module__}.{value.__qualname__}"
         if depth < _DEEPEST:
-            if isinstance(value, Mapping):
-                items = value.items()
-                return str(sorted((self.of(k, depth + 1), self.of(x, depth + 1)) for k, x in items))
-            if isinstance(value, (list, tuple)):
-                return str([self.of(each, depth + 1) for each in value])
-            if isinstance(value, (set, frozenset)):
-                return str(sorted(self.of(each, depth + 1) for each in value))
+            if isinstance(value, range):
+                return repr(value)
+            if isinstance(value, _CONTAINERS):
+                return self._elements(value, depth, kind)
             if hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+                self.whole = self.whole and _is_plain(value)
                 return f"{kind}({self.of(_attributes(value), depth + 1)})"
         self.whole = False
         return str(getattr(value, "__qualname__", kind))
+
+    def _elements(self, value: Any, depth: int, kind: str) -> str:
+        """The elements, by the methods of the built-in class: another's may count or load them."""
+        base = next(each for each in _CONTAINERS if isinstance(value, each))
+        n = base.__len__(value)
+        if n > min(_LONGEST, self.left):
+            self.whole = False
+            return f"{kind} of {n}"
+        self.left -= n
+        if base is dict:
+            pairs = dict.items(value)
+            return str(sorted((self.of(k, depth + 1), self.of(x, depth + 1)) for k, x in pairs))
+        each = [self.of(x, depth + 1) for x in base.__iter__(value)]
+        return str(each if base in (list, tuple) else sorted(each))

@@ -1,0 +1,120 @@
+"""What a callback was made with tells it from others; the data that it holds are not read for that."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import enum
+import functools
+import pathlib
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftrain.loop._identity import matched, named
+from ftrain.loop.callback import adapt
+from ftrain.loop.callbacks import EarlyStopping
+from tests.loop.callbacks.test_states import Kept
+
+
+class Unread(collections.abc.Sequence[Any]):
+    """A data set that counts what is read of it, strictly."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        raise AssertionError("a data set was asked for its length to name a callback")
+
+    def __getitem__(self, i: Any) -> Any:
+        raise AssertionError("an element was read to name a callback")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a data set was read to name a callback")
+
+
+class UnreadDict(dict[Any, Any]):
+    def items(self) -> Any:
+        raise AssertionError("an element was read to name a callback")
+
+    __iter__ = keys = values = items
+
+
+class UnreadIterator:
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        raise AssertionError("an element was read to name a callback")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Unread(2000),
+        [Unread(2000)],
+        {"held out": Unread(2000)},
+        UnreadIterator(),
+        iter([1, 2]),
+        map(Unread(2).__getitem__, [0]),
+        list(range(2000)),
+        tuple(range(2000)),
+        set(range(2000)),
+        dict.fromkeys(range(2000)),
+        [[0] * 100] * 100,
+        torch.zeros(3),
+        np.zeros(3),
+        functools.partial(print, 1),
+        random.Random(0),  # no secret
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_data_that_a_callback_holds_are_not_read_to_name_it(data: Any) -> None:
+    for each in named([Kept(data=data), Kept(data=data), Kept(data=data, n=1)]):
+        assert not each.options.whole
+    digests = [each.options.digests for each in named([Kept(data=data), Kept(data=data, n=1)])]
+    assert digests[0] != digests[1]
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        list(range(900)),
+        UnreadDict(a=1),
+        range(10**6),
+        collections.OrderedDict(a=1),
+        Colour.RED,
+        {"a": ([1], "b", None, pathlib.Path("x"))},
+    ],
+    ids=lambda option: type(option).__name__,
+)
+def test_options_of_plain_values_and_objects_are_whole(option: Any) -> None:
+    (each,) = named([Kept(option=option)])
+    assert each.options.whole
+    (each,) = named([EarlyStopping(3)])
+    assert each.options.whole
+
+
+def test_callbacks_that_hold_different_functions_are_not_taken_for_each_other() -> None:
+    """`functools.partial` has attributes, and they do not say which function it is."""
+    pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
+    kept = {each.key: each.options for each in named(pair)}
+    with pytest.raises(ValueError, match="cannot be determined which belongs to which"):
+        matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
+
+
+def test_a_callback_whose_field_has_no_value_yet_is_named() -> None:
+    @dataclasses.dataclass
+    class Late:
+        filled: Any = dataclasses.field(init=False)
+
+        def on_train_begin(self, event: Any) -> None: ...
+
+    assert [each.key for each in named([adapt(Late()), adapt(Late())])] == ["Late", "Late_2"]
