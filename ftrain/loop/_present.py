@@ -331,8 +331,16 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:
             of_members = value.tolist()
             found |= statistics(name, of_members) | expanded({name: of_members})
-        else:
+            continue
+        try:
             found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shaped = isinstance(value, torch.Tensor)
+            got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)
+            raise TypeError(
+                f"the value {name!r} of a row of the log: expected a number or a 0-d tensor, got {got}. "
+                "Reduce it first: value.mean()."
+            ) from None
     return found
 
 

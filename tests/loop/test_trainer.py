@@ -269,6 +269,12 @@ def test_values_join_the_row_of_their_event() -> None:
     assert ("extra", {"other": 1.0}) in logged
 
 
+@pytest.mark.parametrize("value", [torch.zeros(0), torch.zeros(2, 2), "high", None], ids=repr)
+def test_a_logged_value_that_is_not_a_number_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match="the value 'mine' of a row of the log: expected a number"):
+        fit(Asks.once(Log({"mine": value})), max_steps=1)
+
+
 def test_saves_of_one_step_are_one(tmp_path: Any) -> None:
     seen: list[Any] = []
 
