@@ -65,7 +65,8 @@ def check_padding(data: Any, step: Any) -> None:
     Raises:
         ValueError: the data pads its last batch, and the model has such a module in training mode.
     """
-    rows, names = getattr(data, "padding", 0), getattr(step, "batch_statistics", ())
+    source: Any = data.source if isinstance(data, Stream) else data
+    rows, names = getattr(source, "padding", 0), getattr(step, "batch_statistics", ())
     if rows and names:
         listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         raise ValueError(

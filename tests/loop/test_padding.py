@@ -10,15 +10,19 @@ from torch import nn
 
 import ftrain
 from ftrain import data, optim
-from ftrain.loop import Trainer
+from ftrain.loop import Trainer, callbacks, finders
 
 
-def steps(*layers: nn.Module) -> Any:
-    def loss_fn(model: Any, batch: Any) -> Any:
-        each = (model(batch["x"]) - 1.0).square().mean(1)
-        return ftrain.Mean((each * batch["weight"]).sum(), batch["weight"].sum())
+def loss_fn(model: Any, batch: Any) -> Any:
+    each = (model(batch["x"]) - 1.0).square().mean(1)
+    return ftrain.Mean((each * batch["weight"]).sum(), batch["weight"].sum())
 
-    return ftrain.make_steps(nn.Sequential(nn.Linear(2, 2), *layers), loss_fn, optim.sgd(0.1))
+
+def steps(*layers: nn.Module, keeps_rate: bool = False) -> Any:
+    optimizer = optim.sgd(0.1)
+    if keeps_rate:
+        optimizer = optim.with_hyperparams(optim.sgd, learning_rate=0.1)
+    return ftrain.make_steps(nn.Sequential(nn.Linear(2, 2), *layers), loss_fn, optimizer)
 
 
 def loader(n: int, **options: Any) -> data.Loader:
@@ -30,8 +34,37 @@ def loader(n: int, **options: Any) -> data.Loader:
 def test_padding_is_refused_where_a_module_has_batch_statistics(compiled: Any) -> None:
     made = steps(nn.BatchNorm1d(2))
     said = r"adds 2 rows of weight zero.*in training: '1'\. Write last=\"drop\""
-    with pytest.raises(ValueError, match=said):
-        Trainer(made, compile=compiled).fit(made.init_state(0), loader(6), epochs=1)
+    for train_data in (loader(6), data.Stream(loader(6))):
+        with pytest.raises(ValueError, match=said):
+            Trainer(made, compile=compiled).fit(made.init_state(0), train_data, epochs=1)
+
+
+@pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
+@pytest.mark.parametrize("keeps_rate", [False, True])
+def test_a_rate_sweep_refuses_padding_where_a_module_has_batch_statistics(
+    compiled: Any, keeps_rate: bool
+) -> None:
+    made = steps(nn.BatchNorm1d(2), keeps_rate=keeps_rate)
+    state = made.init_state(0)
+    with pytest.raises(ValueError, match="adds 2 rows of weight zero.*in training: '1'"):
+        finders.learning_rate(
+            made if keeps_rate else lambda rate: steps(nn.BatchNorm1d(2)),
+            state,
+            loader(6),
+            n_steps=10,
+            compile=compiled,
+        )
+    made = steps(nn.LayerNorm(2), keeps_rate=True)
+    found = finders.learning_rate(made, made.init_state(0), loader(6), n_steps=10, compile=False)
+    assert found.trained
+
+
+def test_steps_with_monitored_gradients_refuse_padding_too() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    made = callbacks.monitored_steps(net, loss_fn, optim.sgd(0.1), accumulate=2)
+    with pytest.raises(ValueError, match="in training: '1'"):
+        Trainer(made, compile=False).fit(made.init_state(0), loader(6), epochs=1)
+    assert getattr(made.train_step, "accumulate", 1) == 2
 
 
 def test_padding_is_allowed_where_no_row_is_added_or_none_is_seen() -> None:

@@ -65,7 +65,7 @@ def monitored_steps(
             entries[f"grad_norm/{layer}"] = Mean(norm.clone(), taken)
         return after.replace(opt_state=after.opt_state.inner), Metrics(entries)
 
-    train_step.accumulate = options.get("accumulate", 1)  # type: ignore[attr-defined]  # as make_steps
+    train_step.__dict__ |= vars(recording.train_step)  # what the loop reads of a step
     return Steps(plain.init_state, train_step, plain.eval_step)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ftrain.core import tree
-from ftrain.loop._data import as_batches
+from ftrain.loop._data import Batches, as_batches, check_padding
 from ftrain.loop.finders._steps import CompileOptions, Step, compiled, copied, is_factory, step_of
 from ftrain.loop.finders._suggest import SMOOTH, capped, smooth, stops_at, suggest
 from ftrain.optim import set_hyperparams
@@ -176,7 +176,8 @@ def learning_rate(
 
     Raises:
         TypeError: the rate of `steps` is a constant.
-        ValueError: an option is out of its range; there is no batch.
+        ValueError: an option is out of its range; there is no batch; `last="pad"` with a model that
+            takes statistics over the rows of a batch.
 
     Example:
         >>> import ftrain
@@ -199,14 +200,14 @@ def learning_rate(
         math.log10(lowest), math.log10(highest), n_steps, dtype=torch.float64, device=device
     )
     rates = [float(rate) for rate in wanted.cpu()]
-    step = _stepper(steps, state, compile)
+    data = as_batches(train_data, "train_data")
+    step = _stepper(steps, state, data, compile)
     before, state = state, copied(state)
     losses: list[float] = []
     skips: list[bool] = []
     unread: list[torch.Tensor] = []
-    batches = as_batches(train_data, "train_data").batches(epochs=None)
     end: int | None = None
-    for (batch, _), rate in zip(batches, wanted.unbind(), strict=False):
+    for (batch, _), rate in zip(data.batches(epochs=None), wanted.unbind(), strict=False):
         state, metrics = step(state, batch, rate)
         unread.append(_seen(metrics))
         if len(unread) == look_every or len(losses) + len(unread) == n_steps:
@@ -240,20 +241,24 @@ def _has_trained(before: Any, after: Any) -> bool:
 
 
 def _stepper(
-    steps: Any, state: Any, options: CompileOptions
+    steps: Any, state: Any, data: Batches, options: CompileOptions
 ) -> Callable[[Any, Any, torch.Tensor], tuple[Any, Any]]:
     """`(state, batch, rate) -> (state, metrics)`, one program for all rates."""
     if is_factory(steps):
         device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))
         current = torch.zeros((), dtype=torch.float64, device=device)
-        made = compiled(step_of(steps(current), "the function of the rate"), options)
+        plain = step_of(steps(current), "the function of the rate")
+        check_padding(data, plain)
+        made = compiled(plain, options)
 
         def with_rate(state: Any, batch: Any, rate: torch.Tensor) -> tuple[Any, Any]:
             current.copy_(rate)  # what a program captures is read afresh at each call
             return made(state, batch)
 
         return with_rate
-    inner: Step = compiled(step_of(steps, "finders.learning_rate"), options)
+    plain = step_of(steps, "finders.learning_rate")
+    check_padding(data, plain)
+    inner: Step = compiled(plain, options)
     settable = [p for p in tree.paths(state) if p.endswith(".hyperparams['learning_rate']")]
     if not settable:
         raise TypeError(
