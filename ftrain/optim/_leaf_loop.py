@@ -91,11 +91,9 @@ def each_leaf(
         (ps, _), _ = agreeing(("params", params), ("grads", grads))
     place = _named(scalars, 0.0 if shrink is None else shrink)
     rows = []
-    known: tuple[torch.device, torch.dtype] | None = None
     for index, (g, p, *old) in enumerate(zip(gs, ps, *olds, strict=True)):
         kind = p.device, old[0].dtype if old else compute_dtype(p.dtype)
-        if kind != known:
-            known, (here, shrink_here) = kind, place(*kind)
+        here, shrink_here = place(*kind)
         masked = mask is not None and mask[index]
         grad = g.to(kind[1]) if old else g
         leaf = Leaf(grad, p, masked, tuple(old), also and also[index])

@@ -181,8 +181,9 @@ def _mismatch(
             f"shape {tuple(theirs.shape)}, but `{{name}}` has {tuple(ours.shape)} there. "
             "Updates are not broadcast: give it the same shape."
         )
-    allowed = (ours.dtype, compute_dtype(ours.dtype))
-    if theirs.dtype in allowed or (not strict_dtype and theirs.is_floating_point()):
+    if theirs.dtype is ours.dtype or (not strict_dtype and theirs.is_floating_point()):
+        return None
+    if theirs.dtype is compute_dtype(ours.dtype):
         return None
     return TypeError, (
         f"dtype {theirs.dtype}, but `{{name}}` has {ours.dtype} there. "

@@ -101,10 +101,11 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
             f"{tree.first_difference(params, bools)}. Give one bool for each parameter, or a "
             "function of the parameters such as `optim.matrices` or `optim.everything`."
         )
-    for path, entry in zip(tree.paths(bools), flat, strict=True):
+    for index, entry in enumerate(flat):
         if not isinstance(entry, bool):
+            path = tree.paths(bools)[index] or "the root"
             raise TypeError(
-                f"the mask at {path or 'the root'} is {type(entry).__name__} {entry!r}; it must be "
+                f"the mask at {path} is {type(entry).__name__} {entry!r}; it must be "
                 "True or False, known before any tensor is (compare shapes and names, not values)."
             )
     return flat

@@ -11,7 +11,7 @@ from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
-from ftrain.optim._leaf_loop import Leaf, each_leaf
+from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
 from ftrain.optim._leaves import (
     compute_dtype,
     first_device,
@@ -148,19 +148,18 @@ def prodigy(
     def update(
         grads: PyTree, state: ProdigyState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ProdigyState]:
-        device = state.count.device
         rate = rate_at(learning_rate, state.count)
-        t = (state.count + 1).to(torch.float64)
-        corrected = (1 - double(b2, device) ** t).sqrt() / (1 - double(b1, device) ** t)
+        count = state.count + 1
         d = state.distance
-        step = d * rate * corrected
+        step = d * rate * (debias(b2, count).sqrt() / debias(b1, count))
         added = d * (d if safeguard_warmup else step) / d0
-        along, mu, nu, grad_sum = each_leaf(
+        along, mu, nu, grad_sum, sizes = each_leaf(
             _advance,
             grads,
             params,
             {"mu": state.mu, "nu": state.nu, "grad_sum": state.grad_sum},
             also=tree.leaves(state.start),
+            further=1,
             one_b1=1 - b1,
             b2=b2,
             one_b2=1 - b2,
@@ -168,8 +167,7 @@ def prodigy(
             distance=d,
             added=added,
         )
-        come = _total(along, d)
-        size = _total(tree.map(lambda q: q.abs().sum(), grad_sum), d)
+        come, size = _total(along, d), _total(sizes, d)
         numerator = state.numerator * decay_of_sums + d / d0 * step * come
         estimate = torch.where(size > 0, d_coef * numerator / size, 0.0)
         distance = torch.maximum(d, estimate)
@@ -184,7 +182,7 @@ def prodigy(
             eps=distance * eps,
         )
         new = ProdigyState(
-            state.count + 1,
+            count,
             rate.float(),
             distance,
             numerator,
@@ -207,14 +205,16 @@ def _advance(
     distance: Hyperparameter,
     added: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """Return `<g, p_0 - p>`, and the new mean, squares and sum of gradients."""
+    """Return `<g, p_0 - p>`; the new mean, squares and sum of gradients; the size of that sum."""
     g, (m, v, q) = leaf.grad, leaf.memory
     dg = g * distance
+    q = plus(q * b3, g, added)
     return (
         (g * (leaf.also - leaf.param.to(g.dtype))).sum(),
         torch.lerp(m, dg, one_b1),
         torch.addcmul(v * b2, dg * one_b2, dg),
-        plus(q * b3, g, added),
+        q,
+        q.abs().sum(),
     )
 
 
@@ -224,6 +224,6 @@ def _step(leaf: Leaf, step: Hyperparameter, eps: Hyperparameter) -> tuple[torch.
 
 
 def _total(numbers: PyTree, like: torch.Tensor) -> torch.Tensor:
-    """Return the sum of 0-d tensors, on the device and in the dtype of another."""
-    each = [x.to(like.device, like.dtype) for x in tree.leaves(numbers)]
-    return torch.stack([torch.zeros_like(like), *each]).sum()
+    """Return the sum of 0-d tensors, on the device and in the dtype of another, which is float64."""
+    each = [x.to(like.device) for x in tree.leaves(numbers)]
+    return torch.stack([torch.zeros_like(like), *each]).sum()  # promoted in one copy
