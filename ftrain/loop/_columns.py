@@ -5,6 +5,7 @@ Read next: `_running.py`, which folds it.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,13 +157,15 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
 
     Raises:
         TypeError: a metric is not a number, or is empty.
-        ValueError: the trainer computes a value of the same name.
+        ValueError: the trainer computes a value of the same name; two metrics have one column.
     """
-    entries = _entries(metrics)
-    n = _members_in(entries, members)
-    check_metrics(tuple(entries), n)
-    for name, entry in entries.items():
-        _column(name, (entry,), n)
+    columns = collections.Counter(row_names(metrics, members))
+    twice = [name for name, n in columns.items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"two metrics have the same column {twice[0]!r}: the entries of a vector, and the members "
+            "of an ensemble, have columns of their own. Rename one."
+        )
     all_entries = metrics.entries if isinstance(metrics, Metrics) else metrics
     bare = {name: x.values for name, x in all_entries.items() if type(x) is Unreduced}
     if bare:

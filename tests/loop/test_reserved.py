@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ftrain
-from ftrain import optim
+from ftrain import Sum, optim
 from ftrain.loop import CallbackWarning, Log, LoopWarning, Trainer, WindowEnd, callbacks
 from tests.loop.runs import STEPS, rows, trainer
 
@@ -102,6 +102,15 @@ def test_a_metric_that_is_computed_from_the_gradient_norms_is_refused() -> None:
         made.fit(None, [torch.zeros(1)], epochs=1)
     alone = Trainer(reports({"grad_norm_max": 2.0}, []), compile=False)
     assert alone.fit(None, [torch.zeros(1)], epochs=1).train.metrics["grad_norm_max"] == 2
+
+
+def test_a_metric_with_the_column_of_a_vectors_entry_is_refused() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        vector = Sum(torch.ones(2))
+        return state, {"loss": torch.tensor(1.0), "c": vector, "c/0": torch.tensor(5.0)}
+
+    with pytest.raises(ValueError, match="two metrics have the same column 'c/0'"):
+        Trainer(step, compile=False).fit(STEPS.init_state(0), [torch.ones(1)], epochs=1)
 
 
 def test_a_perplexity_of_ones_own_keeps_its_value() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ftrain
 from ftrain import checkpoint, data, optim, tree
 from ftrain.core._torch import FakeTensor
 from ftrain.loop import (
@@ -23,10 +24,21 @@ from ftrain.loop import (
     Save,
     Stop,
     TrainBegin,
+    Trainer,
     callbacks,
 )
 from ftrain.loop._data import EpochFunction
-from tests.loop.runs import STEPS, digest, eval_data, fit, loss_fn, model, train_data, trainer
+from tests.loop.runs import (
+    STEPS,
+    digest,
+    eval_data,
+    fit,
+    loss_fn,
+    model,
+    rows,
+    train_data,
+    trainer,
+)
 
 NUMBERS = st.floats(-4, 4, width=16) | st.just(math.nan)
 
@@ -279,6 +291,28 @@ def test_a_metric_that_will_be_there_is_not_refused(monitor: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
+def test_a_metric_whose_value_reads_its_tensors_is_not_refused() -> None:
+    """The look at an evaluation runs a compiled step on tensors without values."""
+
+    class Read(NamedTuple):
+        total: torch.Tensor
+
+        @property
+        def value(self) -> torch.Tensor:
+            return torch.tensor(float(self.total))
+
+        def merge(self, other: Any) -> Any:
+            return Read(self.total + other.total)
+
+    def evaluation(state: Any, batch: Any) -> Any:
+        return {"loss": batch["x"].mean(), "read": Read(batch["x"].sum())}
+
+    pair = (STEPS.train_step, ftrain.compile(evaluation, backend="eager"))
+    made = Trainer(pair, [callbacks.EarlyStopping(5)], compile=False)
+    found = made.fit(STEPS.init_state(0), train_data(), eval_data(), max_steps=1)
+    assert found.eval.metrics["read"] == pytest.approx(float(rows(seed=1)["x"].sum()), rel=1e-5)
+
+
 def test_data_that_can_be_gone_through_once_are_not_touched_for_a_name() -> None:
     looked = []
 
