@@ -111,11 +111,14 @@ class RateSweep:
         end = f"; the loss diverged at {last:.3g}" if self.diverged else ""
         if 2 * skipped > n:
             which = "all" if skipped == n else f"{skipped}"
+            said = f"{which} of the {swept} were skipped"
+            if n == 1:
+                said = f"the first step, at {first:.3g}, was skipped"
+            tried = "no rate was tried" if skipped == n else "their rates were not tried"
             return (
-                f"no suggestion: {which} of the {swept} were skipped for a non-finite gradient, so "
-                "their rates were not tried. Look at the batches and the loss for NaN, log(0) or a "
-                "division by zero; ftrain.loop.Trainer(..., max_skipped=1) names the first operator "
-                "that gives one"
+                f"no suggestion: {said} for a non-finite gradient, so {tried}. Look at the batches and "
+                "the loss for NaN, log(0) or a division by zero; ftrain.loop.Trainer(..., "
+                "max_skipped=1) names the first operator that gives one"
             )
         if not self.trained:
             return (

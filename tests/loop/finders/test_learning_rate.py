@@ -191,6 +191,27 @@ def test_nothing_is_suggested_where_every_step_was_skipped(compile):
     assert again == found
 
 
+@pytest.mark.parametrize("look_every", [1, 20])
+@pytest.mark.parametrize("members", [0, 2])
+def test_nothing_is_suggested_where_the_loss_is_nan_from_the_first_step(look_every, members):
+    def nan_loss(model, batch):
+        return model(batch).square().mean() * math.nan
+
+    optimizer = optim.with_hyperparams(optim.sgd, learning_rate=0.1)
+    steps = ftrain.make_steps(model, nan_loss, optimizer)
+    step, state = steps.train_step, steps.init_state(0)
+    if members:
+        step = torch.vmap(step, in_dims=(0, None), randomness="different")
+        state = tree.map(lambda *x: torch.stack(x), state, steps.init_state(1))
+    options = {"n_steps": 40, "look_every": look_every, "compile": False}
+    found = finders.learning_rate(step, state, data(), **options)
+    assert (found.suggestion, found.lowest, found.skipped) == (None, None, 1)
+    assert str(found).startswith(
+        "no suggestion: the first step, at 1e-07, was skipped for a non-finite gradient, so no rate was "
+    )
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["losses"] == [None]
+
+
 @pytest.mark.parametrize(("n_bad", "suggests"), [(0, True), (10, True), (20, True), (21, False)])
 def test_a_sweep_that_was_skipped_by_half_suggests_nothing(n_bad, suggests):
     bad = [i % 2 == 1 for i in range(40)]
