@@ -47,10 +47,10 @@ def members_of(state: Any) -> int | None:
     step = getattr(state, "step", None)
     if not isinstance(step, torch.Tensor):
         return None
-    if step.ndim > 1:
+    if step.ndim > 1 or not step.numel():
         raise ValueError(
             f"state.step: expected a scalar, or one axis of an ensemble's members, got shape "
-            f"{tuple(step.shape)}. Stack all members along one axis."
+            f"{tuple(step.shape)}. Stack all members, at least one, along one axis."
         )
     return step.shape[0] if step.ndim else ONE
 

@@ -261,8 +261,15 @@ def test_the_batch_size_finder_takes_an_ensemble() -> None:
 
 def test_members_along_two_axes_are_refused() -> None:
     state = tree.map(lambda leaf: leaf.unflatten(0, (2, 2)), ensemble(None, 4))
-    with pytest.raises(ValueError, match=r"got shape \(2, 2\). Stack all members along one axis"):
+    with pytest.raises(ValueError, match=r"got shape \(2, 2\). Stack all members.*along one axis"):
         trainer().fit(state, train_data(), epochs=1)
+
+
+def test_an_ensemble_without_members_is_refused() -> None:
+    state = ensemble(None).replace(step=torch.zeros(0, dtype=torch.int64))
+    made = Trainer(lambda state, batch: (state, {"loss": torch.zeros(())}), compile=False)
+    with pytest.raises(ValueError, match=r"got shape \(0,\). Stack all members, at least one"):
+        made.fit(state, [torch.ones(1)], epochs=1)
 
 
 def test_members_whose_state_is_not_finite_are_named() -> None:
