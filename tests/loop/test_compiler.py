@@ -88,7 +88,7 @@ def test_where_inductor_would_fetch_one_it_is_left_to(no_compiler, monkeypatch):
     check_compiler()
 
 
-def test_what_inductor_would_try(monkeypatch):
+def test_the_compilers_that_inductor_would_try_are_known(monkeypatch):
     from torch._inductor import config
 
     # Torch's own way: what monkeypatch puts back into its configuration is gone afterwards.

@@ -21,7 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return expected, everywhere.places(None, folder / "counted")
 
 
-def test_the_run_has_it_all(undisturbed: Any) -> None:
+def test_the_run_has_evaluations_logs_and_checkpoints_to_interrupt(undisturbed: Any) -> None:
     expected, places = undisturbed
     assert expected["status"] == ("completed", 9, 2, "2 epochs")
     assert len(places) > 5000

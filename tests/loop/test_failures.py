@@ -150,13 +150,13 @@ def test_a_failing_evaluation_is_done_again(tmp_path: Any) -> None:
     assert digest(again) == digest(whole)
 
 
-def test_a_failing_reporter_does_not() -> None:
+def test_a_failing_callback_that_only_warns_does_not_fail_the_run() -> None:
     with pytest.warns(CallbackWarning, match="Raises raised KeyError.*the run goes on"):
         result = fit(trainer(Raises(4, "warn")), epochs=1)
     assert result.status == "completed"
 
 
-def test_a_failing_step() -> None:
+def test_a_failing_step_is_shown_and_leaves_the_state_before_it() -> None:
     def step(state: Any, batch: Any) -> Any:
         if int(state.step) == 2:
             raise ZeroDivisionError("in my loss")
@@ -174,7 +174,7 @@ def test_a_failing_step() -> None:
         next(events)
 
 
-def test_failing_data() -> None:
+def test_failing_data_leave_the_state_of_the_last_step() -> None:
     def data(epoch: int) -> Any:
         yield BATCHES[0]
         yield BATCHES[1]
@@ -234,7 +234,7 @@ def test_skipped_steps_are_named() -> None:
     ]
 
 
-def test_too_many_in_a_row_end_the_run() -> None:
+def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     batches = [*BATCHES[:2], *[BAD] * 4]
     with pytest.warns(LoopWarning), pytest.raises(NonFiniteError) as found:
         trainer(log_every=6, max_skipped=3).fit(STEPS.init_state(0), batches, epochs=1)
@@ -250,7 +250,9 @@ def test_too_many_in_a_row_end_the_run() -> None:
     ("offset", "factor", "operator"),
     [(-1e6, 1.0, "aten.sqrt"), (1e6, float("nan"), "aten.mul")],
 )
-def test_the_first_operator_is_named(offset: float, factor: float, operator: str) -> None:
+def test_the_first_operator_with_a_non_finite_result_is_named(
+    offset: float, factor: float, operator: str
+) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return (torch.sqrt(model(batch["x"]) + offset) * factor).mean()  # the line that is meant
 
@@ -264,7 +266,9 @@ def test_the_first_operator_is_named(offset: float, factor: float, operator: str
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
-def test_a_step_that_raises_at_once(compiled: Any) -> None:
+def test_a_step_that_raises_on_a_non_finite_gradient_leaves_the_state_before_it(
+    compiled: Any,
+) -> None:
     """`nonfinite="raise"`, donated too: the state before the step is whole."""
     with pytest.raises(NonFiniteError, match="non-finite gradient at step 2") as found:
         Trainer(steps(nonfinite="raise"), compile=compiled).fit(

@@ -37,18 +37,20 @@ class Logs:
     ],
     ids=lambda options: "-".join(options),
 )
-def test_the_trained_bits_stay(options: dict[str, Any], tmp_path: Any) -> None:
+def test_options_of_the_trainer_leave_the_trained_bits(
+    options: dict[str, Any], tmp_path: Any
+) -> None:
     options = {**options, "store": tmp_path} if options.get("store") else dict(options)
     callbacks = options.pop("callbacks", ())
     assert digest(fit(trainer(*callbacks, **options), epochs=2)) == PLAIN
 
 
-def test_without_evaluation_too() -> None:
+def test_the_trained_bits_are_the_same_without_evaluation() -> None:
     result = trainer().fit(STEPS.init_state(0), train_data(), epochs=2)
     assert digest(result) == PLAIN
 
 
-def test_as_a_generator_too() -> None:
+def test_the_trained_bits_are_the_same_as_a_generator() -> None:
     events = trainer().events(STEPS.init_state(0), train_data(), epochs=2)
     *_, last = events
     assert tree.digest(last.state) == PLAIN

@@ -61,7 +61,7 @@ def expected(call: int) -> str:
 
 @pytest.mark.parametrize("call", [1, 2])
 @pytest.mark.parametrize("n", range(1, 51))
-def test_recovered_at_each_allocation(call: int, n: int) -> None:
+def test_a_step_out_of_memory_at_any_call_is_taken_again_in_parts(call: int, n: int) -> None:
     step = Injected(donated(1), call, n)
     with pytest.warns(LoopWarning, match=f"out of memory at step {call}: .* 2 micro-batches"):
         result = Trainer(step, compile=False).fit(copy(STEPS.init_state(0)), BATCHES, epochs=1)
@@ -70,7 +70,7 @@ def test_recovered_at_each_allocation(call: int, n: int) -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "parts"), [(1, 4), (2, 4), (4, 8)])
-def test_again_and_again(accumulate: int, parts: int) -> None:
+def test_a_batch_is_cut_until_its_parts_fit(accumulate: int, parts: int) -> None:
     """Only so many parts fit; what is cut starts from what the step cuts already."""
 
     def step(state: Any, batch: Any) -> Any:
@@ -88,7 +88,7 @@ def test_again_and_again(accumulate: int, parts: int) -> None:
     assert tree.digest(result.state) == tree.digest(there.state)
 
 
-def test_no_way_out_says_what_to_change() -> None:
+def test_a_batch_of_single_rows_that_does_not_fit_says_what_to_change() -> None:
     def step(state: Any, batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
@@ -103,7 +103,7 @@ def test_no_way_out_says_what_to_change() -> None:
     assert tree.digest(result.state) == tree.digest(STEPS.init_state(0))
 
 
-def test_an_evaluation_is_cut_too() -> None:
+def test_an_evaluation_out_of_memory_is_taken_again_in_parts() -> None:
     def eval_step(state: Any, batch: Any) -> Any:
         if len(batch["x"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -116,7 +116,7 @@ def test_an_evaluation_is_cut_too() -> None:
     assert found.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order
 
 
-def test_cuts() -> None:
+def test_parts_divide_a_batch_and_hold_all_its_rows() -> None:
     batch = {"x": torch.arange(12).reshape(12, 1), "scale": torch.tensor(2.0)}
     assert next_cut(batch, 1) == 2
     assert next_cut(batch, 4) == 12  # 8 does not divide 12

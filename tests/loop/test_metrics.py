@@ -31,7 +31,9 @@ KINDS = {"Sum": Sum, "Last": Last, "Max": Max, "Min": Min}
     cuts=st.lists(st.integers(0, 30), max_size=4),
     saved=st.booleans(),
 )
-def test_when_they_are_read_makes_no_difference(values: Any, cuts: list[int], saved: bool) -> None:
+def test_metrics_are_the_same_whenever_they_are_read(
+    values: Any, cuts: list[int], saved: bool
+) -> None:
     steps = [
         Metrics(
             {
@@ -89,7 +91,7 @@ def test_means_without_a_weight_weigh_what_their_batch_has_rows(n: int, batch: i
     assert trained.loss == pytest.approx(whole.loss, rel=4e-7)
 
 
-def test_training_metrics_over_ragged_batches_too() -> None:
+def test_training_metrics_over_ragged_batches_are_over_all_rows() -> None:
     """With a rate of zero and no dropout, every batch meets the same function."""
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), loss_fn, optim.sgd(0.0))
     batches = [{k: v[a:b] for k, v in rows().items()} for a, b in ((0, 7), (7, 8), (8, 60))]
@@ -161,7 +163,7 @@ def test_gradient_norms_have_a_spread() -> None:
     assert metrics["grad_norm_min"] < metrics["grad_norm"] < metrics["grad_norm_max"]
 
 
-def test_metrics_of_ones_own() -> None:
+def test_a_metric_of_ones_own_with_entries_has_a_column_for_each() -> None:
     class Confusion(NamedTuple):
         counts: torch.Tensor
 

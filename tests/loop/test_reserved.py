@@ -42,7 +42,9 @@ def test_a_metric_with_the_name_of_a_column_is_refused_after_the_first_step(name
 
 @pytest.mark.parametrize("name", [*PLACES, *CLOCKS])
 @pytest.mark.parametrize("monitored", [True, False])
-def test_a_metric_of_an_evaluation_too(name: str, monitored: bool) -> None:
+def test_a_metric_of_an_evaluation_with_the_name_of_a_column_is_refused(
+    name: str, monitored: bool
+) -> None:
     """Before the first step where the names are known then, else after the first batch."""
     calls: list[Any] = []
     evaluated: list[Any] = []
@@ -62,7 +64,7 @@ def test_a_metric_of_an_evaluation_too(name: str, monitored: bool) -> None:
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_loss_function_too(name: str) -> None:
+def test_a_metric_of_a_loss_function_with_the_name_of_a_column_is_refused(name: str) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch).mean(), {name: 3.0}
 
@@ -74,7 +76,9 @@ def test_a_loss_function_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("how", ["raise", "warn"])
-def test_a_value_that_a_callback_logs_too(name: str, how: str, tmp_path: pathlib.Path) -> None:
+def test_a_logged_value_with_the_name_of_a_column_is_refused(
+    name: str, how: str, tmp_path: pathlib.Path
+) -> None:
     class Logs:
         on_error = how
 

@@ -44,7 +44,7 @@ def undisturbed(request: Any, tmp_path_factory: Any) -> Any:
 @pytest.mark.parametrize("kind", [BatchEnd, WindowEnd, EpochEnd, EvaluateBegin, EvaluateEnd])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("n", [1, 2])
-def test_interrupted_anywhere(
+def test_a_run_that_is_interrupted_anywhere_and_resumed_is_the_undisturbed_one(
     undisturbed: Any, kind: Any, number: int, n: int, tmp_path: pathlib.Path
 ) -> None:
     options, result, metadata = undisturbed
@@ -64,7 +64,9 @@ def test_interrupted_anywhere(
 
 @settings(max_examples=8, deadline=None)
 @given(stops=st.lists(st.integers(1, 5), max_size=4))
-def test_in_many_pieces(stops: list[int], tmp_path_factory: Any) -> None:
+def test_a_run_in_many_pieces_is_the_undisturbed_one(
+    stops: list[int], tmp_path_factory: Any
+) -> None:
     store = tmp_path_factory.mktemp("pieces")
     expected = fit(trainer(Counts()), max_steps=20)
     at = 0
@@ -86,7 +88,7 @@ def test_a_stopped_run_stays_stopped(tmp_path: pathlib.Path) -> None:
     assert digest(again) == digest(result)
 
 
-def test_nothing_to_resume(tmp_path: pathlib.Path) -> None:
+def test_resume_without_a_checkpoint_is_refused_unless_it_is_auto(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="has none"):
         fit(trainer(), epochs=1, resume=True)
     with pytest.raises(checkpoint.CheckpointNotFoundError):
@@ -94,7 +96,7 @@ def test_nothing_to_resume(tmp_path: pathlib.Path) -> None:
     assert fit(trainer(store=tmp_path), epochs=1, resume="auto").status == "completed"
 
 
-def test_a_checkpoint_of_another_kind(tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_that_holds_no_run_is_refused(tmp_path: pathlib.Path) -> None:
     from tests.loop.runs import STEPS
 
     checkpoint.save(tmp_path / "plain", STEPS.init_state(0), metadata={"mine": 1})

@@ -61,7 +61,9 @@ def test_the_order_of_events() -> None:
         ({"max_steps": 0}, 0, 0, "0 steps"),
     ],
 )
-def test_where_it_ends(ends: Any, step: int, epoch: int, reason: str) -> None:
+def test_a_run_ends_at_the_first_of_epochs_and_max_steps(
+    ends: Any, step: int, epoch: int, reason: str
+) -> None:
     result = run(BATCHES, **ends)
     assert (result.status, result.step, result.epoch, result.reason) == (
         "completed", step, epoch, reason,
@@ -72,7 +74,7 @@ def test_where_it_ends(ends: Any, step: int, epoch: int, reason: str) -> None:
         assert digest(result) == tree.digest(STEPS.init_state(0))
 
 
-def test_one_batch() -> None:
+def test_an_epoch_of_one_batch_has_a_result() -> None:
     result = run(BATCHES[:1], epochs=3)
     assert (result.step, result.epoch) == (3, 3)
     assert len(result.history) == 3
@@ -107,13 +109,13 @@ class EndsEarly:
     ],
     ids=["list", "tuple", "ends early", "function", "stream", "DataLoader"],
 )
-def test_what_data_may_be(data: Any) -> None:
+def test_any_iterable_of_batches_gives_the_same_run(data: Any) -> None:
     result = run(data, epochs=2)
     assert (result.step, result.epoch) == (6, 2)
     assert digest(result) == digest(run(BATCHES, epochs=2))
 
 
-def test_a_function_of_the_epoch() -> None:
+def test_a_function_of_the_epoch_is_called_with_each_epoch() -> None:
     seen: list[int] = []
 
     def data(epoch: int) -> Any:
@@ -135,7 +137,9 @@ def test_a_function_of_the_epoch() -> None:
         (lambda epoch: [], ValueError, "EpochFunction has none: it is empty"),
     ],
 )
-def test_what_data_may_not_be(data: Any, error: type[Exception], said: str) -> None:
+def test_data_that_are_not_batches_are_refused(
+    data: Any, error: type[Exception], said: str
+) -> None:
     with pytest.raises(error, match=said):
         run(data, epochs=1)
 
@@ -148,12 +152,12 @@ def test_what_data_may_not_be(data: Any, error: type[Exception], said: str) -> N
         ({"accumulate": True}, "accumulate counts"),
     ],
 )
-def test_options_out_of_range(options: Any, said: str) -> None:
+def test_options_out_of_range_are_refused(options: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         trainer(**options)
 
 
-def test_what_is_missing_is_said() -> None:
+def test_a_missing_argument_is_named() -> None:
     with pytest.raises(ValueError, match="say where to end"):
         run(BATCHES)
     with pytest.raises(ValueError, match="epochs counts from 0, found -1"):
@@ -166,7 +170,7 @@ def test_what_is_missing_is_said() -> None:
         Asks.once(Evaluate()).fit(STEPS.init_state(0), BATCHES, epochs=1)
 
 
-def test_a_step_of_ones_own() -> None:
+def test_any_function_of_a_state_and_a_batch_is_a_step() -> None:
     """Any function of a state and a batch; the state any tree."""
 
     def step(state: torch.Tensor, batch: torch.Tensor) -> Any:
@@ -195,12 +199,12 @@ class Asks:
         return trainer(cls(action), **options)
 
 
-def test_stop() -> None:
+def test_stop_ends_the_run_with_its_reason() -> None:
     result = fit(Asks.once(Stop("enough")), epochs=5)
     assert (result.status, result.reason, result.step) == ("stopped", "enough", 1)
 
 
-def test_a_resumable_stop(tmp_path: Any) -> None:
+def test_a_resumable_stop_is_gone_on_from(tmp_path: Any) -> None:
     made = trainer(Asks(Stop("time", resumable=True), n=5), store=tmp_path)
     assert fit(made, epochs=2).reason == "time"
     result = fit(trainer(store=tmp_path), epochs=2, resume=True)
@@ -208,7 +212,7 @@ def test_a_resumable_stop(tmp_path: Any) -> None:
     assert digest(result) == digest(fit(trainer(), epochs=2))
 
 
-def test_replace() -> None:
+def test_replace_takes_a_state_of_the_same_structure_only() -> None:
     other = STEPS.init_state(7)
     result = fit(Asks.once(Replace(other)), max_steps=1)
     assert digest(result) == tree.digest(other)
@@ -216,7 +220,7 @@ def test_replace() -> None:
         fit(Asks.once(Replace({"w": torch.zeros(1)})), max_steps=1)
 
 
-def test_replace_under_donation() -> None:
+def test_replace_is_the_same_under_donation() -> None:
     def halved(event: Any) -> Any:
         params = tree.map(lambda p: 0.5 * p, event.state.params)
         return Replace(event.state.replace(params=params))
@@ -309,7 +313,7 @@ def test_a_callback_that_answers_itself_is_stopped() -> None:
         ),
     ],
 )
-def test_what_is_no_callback(callback: Any, said: str) -> None:
+def test_an_object_that_is_not_a_callback_is_refused(callback: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         trainer(callback)
 
@@ -318,7 +322,7 @@ def test_what_is_no_callback(callback: Any, said: str) -> None:
     ("answer", "said"),
     [(None, "returns `\\(state, actions\\)`"), ((0, [3]), "list of actions"), (5, "returns")],
 )
-def test_what_is_no_answer(answer: Any, said: str) -> None:
+def test_an_answer_that_is_not_state_and_actions_is_refused(answer: Any, said: str) -> None:
     class Wrong:
         def init(self) -> int:
             return 0

@@ -66,7 +66,9 @@ def told(callback: Any, events: list[Any]) -> tuple[Any, list[tuple[int, Any]]]:
     delta=st.sampled_from([0.0, 0.5]),
     sign=st.sampled_from([1, -1]),
 )
-def test_early_stopping(values: list[float], patience: int, delta: float, sign: int) -> None:
+def test_early_stopping_stops_after_patience_values_that_are_not_better(
+    values: list[float], patience: int, delta: float, sign: int
+) -> None:
     stops, best, best_at = [], math.inf, -1
     for i, value in enumerate(values):
         if value < best - delta:
@@ -82,7 +84,9 @@ def test_early_stopping(values: list[float], patience: int, delta: float, sign: 
 
 
 @given(values=st.lists(NUMBERS, max_size=20), k=st.integers(1, 4), sign=st.sampled_from([1, -1]))
-def test_best_k(values: list[float], k: int, sign: int) -> None:
+def test_checkpointing_saves_what_is_among_the_best_k_so_far(
+    values: list[float], k: int, sign: int
+) -> None:
     """Saved is what was among the best k of those so far; so the best k of all are."""
     saves, so_far = [], []
     for i, value in enumerate(values):
@@ -141,7 +145,7 @@ def test_decisions_are_those_of_the_undisturbed_run(monitor: Any, tmp_path: path
     assert store.best().name == undisturbed.best().name  # type: ignore[union-attr]
 
 
-def test_monitors_teach() -> None:
+def test_a_metric_that_cannot_be_monitored_is_corrected() -> None:
     with pytest.raises(ValueError, match="Write 'eval/loss'"):
         callbacks.EarlyStopping(1, monitor="loss")
     watching = callbacks.EarlyStopping(1, monitor="eval/acuracy")
@@ -165,7 +169,7 @@ def test_early_stopping_without_an_evaluation_says_so() -> None:
 
 
 @pytest.mark.parametrize("by", ["epoch", "step"])
-def test_accumulation(by: Any, tmp_path: pathlib.Path) -> None:
+def test_an_accumulation_schedule_joins_batches_as_it_says(by: Any, tmp_path: pathlib.Path) -> None:
     """The batches of each step, also where the run was cut into pieces."""
 
     class Sizes:
@@ -372,7 +376,7 @@ def test_no_average_is_said() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
-def test_averages(values: list[float], rows: int) -> None:
+def test_a_windowed_average_weighs_rows_by_their_samples(values: list[float], rows: int) -> None:
     from ftrain.loop import WindowEnd
 
     events = [

@@ -43,7 +43,7 @@ def last_line(stream: io.StringIO) -> str:
     return stream.getvalue().replace("\n", "\r").strip("\r").split("\r")[-1]
 
 
-def test_bar() -> None:
+def test_the_bar_shows_epoch_evaluation_and_loss() -> None:
     stream = Terminal()
     fit(trainer(callbacks.ProgressBar(refresh=0, stream=stream)), epochs=2)
     text = stream.getvalue()
@@ -182,7 +182,7 @@ def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
     assert "going on behind step 7, epoch 1" in stream.getvalue()
 
 
-def test_pictures_and_texts(tmp_path: pathlib.Path) -> None:
+def test_image_grids_texts_and_curves_are_written(tmp_path: pathlib.Path) -> None:
     g = torch.Generator().manual_seed(0)
     images = torch.rand(5, 3, 8, 6, generator=g)
     made = trainer(
@@ -280,7 +280,7 @@ def test_compilation_is_announced(tmp_path: pathlib.Path) -> None:
     assert "compil" not in stream.getvalue()
 
 
-def test_a_trace_that_the_end_cuts_short(tmp_path: pathlib.Path) -> None:
+def test_a_trace_that_the_end_cuts_short_is_written(tmp_path: pathlib.Path) -> None:
     profiler = callbacks.Profiler(tmp_path, start=6, steps=100, memory=True)
     fit(trainer(profiler, callbacks.PhaseTimes()), epochs=1)
     assert "aten::addmm" in (tmp_path / "trace-step-7.json").read_text()

@@ -56,7 +56,7 @@ def test_rows_and_table_hold_the_same(undisturbed: pathlib.Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(deaths=st.lists(st.integers(1, 40), min_size=1, max_size=3), torn=st.booleans())
-def test_killed_anywhere(
+def test_logs_of_a_run_that_is_killed_anywhere_are_the_undisturbed_ones(
     undisturbed: pathlib.Path, tmp_path_factory: Any, deaths: list[int], torn: bool
 ) -> None:
     """A process that dies leaves its files as they are, and saves nothing more."""
@@ -81,7 +81,9 @@ def test_killed_anywhere(
 
 @pytest.mark.parametrize("kind", [BatchEnd, Logged])
 @pytest.mark.parametrize("n", [2, 5])
-def test_interrupted(undisturbed: pathlib.Path, tmp_path: pathlib.Path, kind: Any, n: int) -> None:
+def test_logs_of_an_interrupted_run_are_the_undisturbed_ones(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, kind: Any, n: int
+) -> None:
     import signal
 
     stop = Interrupts(signal.SIGINT, kind, n)
@@ -104,7 +106,7 @@ def test_a_finished_run_goes_on(undisturbed: pathlib.Path, tmp_path: pathlib.Pat
     assert rows(tmp_path) == before
 
 
-def test_time_goes_on(tmp_path: pathlib.Path) -> None:
+def test_times_of_a_resumed_run_go_on_from_the_last(tmp_path: pathlib.Path) -> None:
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store), epochs=1)
     fit(logged(tmp_path, store=store), epochs=2, resume=True)
@@ -202,7 +204,9 @@ def test_a_failing_logger_costs_rows_not_the_run(tmp_path: pathlib.Path) -> None
     n=st.integers(0, 8),
     tail=st.text("xy", max_size=3),
 )
-def test_keeping_lines(tmp_path_factory: Any, lines: list[str], n: int, tail: str) -> None:
+def test_the_first_lines_of_a_file_are_kept_and_the_others_cut(
+    tmp_path_factory: Any, lines: list[str], n: int, tail: str
+) -> None:
     path = tmp_path_factory.mktemp("lines") / "log"
     path.write_text("".join(line + "\n" for line in lines) + tail)
     assert _lines.keep(path, n) == lines[:n]

@@ -88,7 +88,9 @@ def test_all_of_them_resume(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"nonfinite": "ignore"}])
-def test_monitored_steps(compiled: bool, options: Any) -> None:
+def test_monitored_steps_train_the_same_bits_and_add_norms_by_layer(
+    compiled: bool, options: Any
+) -> None:
     ours, theirs = monitored(**options), steps(**options)
     step = ftrain.compile(ours.train_step, backend="eager") if compiled else ours.train_step
     state = other = ours.init_state(0)

@@ -27,7 +27,7 @@ def logged(folder: pathlib.Path, make: Any) -> list[Any]:
     ]
 
 
-def test_tensorboard(tmp_path: pathlib.Path) -> None:
+def test_tensorboard_reads_back_what_was_logged(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,7 +40,9 @@ def test_tensorboard(tmp_path: pathlib.Path) -> None:
     assert losses == [(r.step, pytest.approx(r.eval.loss, rel=1e-6)) for r in results]
 
 
-def test_mlflow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_reads_back_what_was_logged(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = pytest.importorskip("mlflow")
     uri = (tmp_path / "mlruns").as_uri()
@@ -52,7 +54,9 @@ def test_mlflow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == steps
 
 
-def test_wandb(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_holds_what_was_logged(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     pytest.importorskip("wandb")
     logged(

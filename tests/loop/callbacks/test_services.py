@@ -51,7 +51,7 @@ def options_of(told: Told, name: str) -> list[dict[str, Any]]:
     return [options for called, _, options in told if called == name]
 
 
-def test_tensorboard(told: Told, tmp_path: pathlib.Path) -> None:
+def test_tensorboard_gets_each_row_once_over_a_resume(told: Told, tmp_path: pathlib.Path) -> None:
     for end in (7, 9):
         logger = callbacks.TensorBoardLogger(tmp_path / "tb")
         fit(trainer(logger, store=tmp_path / "store"), max_steps=end, resume="auto")
@@ -62,7 +62,7 @@ def test_tensorboard(told: Told, tmp_path: pathlib.Path) -> None:
     assert told[-1][0] == "close"
 
 
-def test_wandb(told: Told, tmp_path: pathlib.Path) -> None:
+def test_wandb_goes_on_with_the_same_run_after_a_resume(told: Told, tmp_path: pathlib.Path) -> None:
     for end in (7, 9):
         logger = callbacks.WandbLogger("digits", mode="offline")
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
@@ -74,7 +74,9 @@ def test_wandb(told: Told, tmp_path: pathlib.Path) -> None:
     assert options_of(told, "finish") == [{"exit_code": 0}] * 2
 
 
-def test_mlflow(told: Told, tmp_path: pathlib.Path) -> None:
+def test_mlflow_goes_on_with_the_same_run_after_a_resume(
+    told: Told, tmp_path: pathlib.Path
+) -> None:
     for end in (7, 9):
         logger = callbacks.MLflowLogger("digits", tracking_uri="file:x", run_name="first")
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")

@@ -95,7 +95,7 @@ def test_a_donated_state_that_is_lost_on_the_way_is_a_copy():
     assert tree.digest(state) == before
 
 
-def test_not_even_one_row():
+def test_a_row_that_does_not_fit_says_what_saves_memory():
     steps = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
     )

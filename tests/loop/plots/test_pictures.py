@@ -106,7 +106,7 @@ def test_names_from_outside_stay_text(tmp_path):
     assert content(page)["title"] == evil
 
 
-def test_curves_a_chart_a_metric(runs, tmp_path):
+def test_curves_have_a_chart_for_each_metric(runs, tmp_path):
     pytest.importorskip("matplotlib")
     figure = plots.curves(runs, tmp_path / "curves.png", smooth=0.5, title="two", dark=True)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
