@@ -71,6 +71,22 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(
     assert interruptions.differences(tmp_path / "run", undisturbed) == []
 
 
+def test_the_command_twice_gives_the_same_bytes_and_another_seed_gives_others(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes that hash strings differently: sets have another order in each."""
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    interruptions.finished(tmp_path, *TRAIN, "output_dir=again")
+    monkeypatch.setenv("PYTHONHASHSEED", "2")
+    interruptions.finished(tmp_path, *TRAIN, "output_dir=third")
+    for run in ("again", "third"):
+        assert interruptions.differences(tmp_path / run, undisturbed) == []
+    interruptions.finished(tmp_path, *TRAIN, "output_dir=other", "seed=1")
+    found = interruptions.differences(tmp_path / "other", undisturbed)
+    assert {"log", "results"} <= {*found}
+    assert any(name.startswith("latest") for name in found)
+
+
 def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
     process = interruptions.started(tmp_path, *TRAIN, "output_dir=run", "epochs=1000")
     while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
