@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from ftrain.optim._leaves import (
     compute_dtype,
     first_device,
     parameters,
+    placed,
     plus,
     root,
     zeros_like,
@@ -25,8 +25,6 @@ from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["ProdigyState", "prodigy"]
-
-Placed = Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]
 
 
 class ProdigyState(NamedTuple):
@@ -171,15 +169,11 @@ def prodigy(
         numerator = state.numerator * decay_of_sums + d / d0 * step * come
         estimate = torch.where(size > 0, d_coef * numerator / size, 0.0)
         distance = torch.maximum(d, estimate)
-        updates, _ = each_leaf(
-            _step,
-            mu,
-            params,
-            {"nu": nu},
-            mask=mask_leaves(mask, params),
-            shrink=step * weight_decay,
-            step=-step,
-            eps=distance * eps,
+        place = placed(-step, distance * eps, step * weight_decay)
+        decays = mask_leaves(mask, params)
+        rows = zip(tree.leaves(mu), tree.leaves(nu), tree.leaves(params), decays, strict=True)
+        updates = tree.unflatten(
+            tree.structure(mu), [_step(*row, *place(row[0].device, row[0].dtype)) for row in rows]
         )
         new = ProdigyState(
             count,
@@ -218,9 +212,18 @@ def _advance(
     )
 
 
-def _step(leaf: Leaf, step: Hyperparameter, eps: Hyperparameter) -> tuple[torch.Tensor, ...]:
-    (v,) = leaf.memory
-    return leaf.grad * step / (root(v) + eps), v
+def _step(
+    m: torch.Tensor,
+    v: torch.Tensor,
+    p: torch.Tensor,
+    decays: bool,
+    step: Hyperparameter,
+    eps: Hyperparameter,
+    shrink: Hyperparameter,
+) -> torch.Tensor:
+    """Return the update of one leaf; a loop of its own, because these trees were checked already."""
+    u = m * step / (root(v) + eps)
+    return u - p.to(m.dtype) * shrink if decays else u
 
 
 def _total(numbers: PyTree, like: torch.Tensor) -> torch.Tensor:
