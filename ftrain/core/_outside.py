@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
+from ftrain.core._python_objects import cell_contents
 
 __all__ = [
     "Survey",
@@ -136,17 +137,24 @@ def _sort(node: Any, found: Survey) -> None:
 def _is_once(function: Any) -> bool:
     """Return True if the backward of an autograd function is marked `once_differentiable`.
 
-    torch.func wraps a function in others, which hold it in their closures.
+    torch.func wraps a function in others, which hold it in their closures. A backward that reads
+    attributes of its own class holds that too.
     """
-    backward = function.backward
-    if getattr(backward, "__code__", None) is _ONCE:
-        return True
-    held = [cell.cell_contents for cell in getattr(backward, "__closure__", None) or ()]
-    return any(
-        _is_once(each)
-        for each in held
-        if isinstance(each, type) and issubclass(each, torch.autograd.Function)
-    )
+    seen, functions = set(), [function]
+    while functions:
+        backward = functions.pop().backward
+        if backward in seen:
+            continue
+        seen.add(backward)
+        if getattr(backward, "__code__", None) is _ONCE:
+            return True
+        held = map(cell_contents, getattr(backward, "__closure__", None) or ())
+        functions += [
+            each
+            for each in held
+            if isinstance(each, type) and issubclass(each, torch.autograd.Function)
+        ]
+    return False
 
 
 def unknown_leaves(

@@ -142,3 +142,19 @@ def test_a_step_refuses_an_operator_without_a_derivative() -> None:
     for step in (steps.train_step, compiled(steps.train_step)):
         with pytest.raises(ValueError, match="ftrain_tests::opaque"):
             step(state, X[None])
+
+
+def test_a_backward_may_read_its_own_class() -> None:
+    class Scaled(torch.autograd.Function):
+        scale = 3.0
+
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * Scaled.scale
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * Scaled.scale
+
+    grad = ftrain.value_and_grad(lambda x: Scaled.apply(x).sum())(X)[1]
+    assert is_close(grad, torch.full_like(X, 3.0))
