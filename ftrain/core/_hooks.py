@@ -1,33 +1,122 @@
 """Hooks on tensors (`Tensor.register_hook`), for tensors that stand in for others.
 
-Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates by aliases of the
-tensors that it is given and by the state's tensors in place of a module's parameters, so hooks are
-registered on these too.
+Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates by stand-ins for
+the tensors that it is given, and calls a module with the state's tensors in place of its parameters.
+Each hook runs once for each gradient, on the whole of it, as on the tensor itself.
+
+Read next: `_pull_back.py`, which takes the gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-__all__ = ["Hooks", "hooked", "hooks_of", "parameter_hooks", "without_hooks"]
+from ftrain.core import _torch, _torch_levels
+from ftrain.core._outside import requires_grad_outside
+from ftrain.core.compile._trace import is_tracing
+
+__all__ = ["Gradient", "Hooks", "hooked", "note_call", "parameter_hooks", "without_hooks"]
 
 Hook = Callable[[torch.Tensor], torch.Tensor | None]
-Hooks = Mapping[str, Sequence[Hook]]
+Hooks = Mapping[str, tuple[Hook, ...]]
+
+_KNOWN = "_ftrain_hooks"  # attribute of a stand-in: the hooks that were registered on it
 
 
-def hooks_of(tensor: torch.Tensor) -> list[Hook]:
-    """Return the hooks of a tensor."""
-    hooks: Any = tensor._backward_hooks
-    return list(hooks.values()) if hooks else []
+class Restorable(Protocol):
+    """A model whose calls leave it as it was."""
+
+    def restored(self) -> contextlib.AbstractContextManager[None]:
+        """Make a context after which the model is as it was before."""
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.gradients: list[Gradient] = []
+
+
+_active = _Active()
+
+
+class Gradient:
+    """A gradient that is being taken: from the call of a function to the end of the backward pass.
+
+    Hooks that are registered on its inputs are removed at the end. Later backward passes go on to the
+    tensors that the inputs stand in for, and find the hooks there.
+
+    Attributes:
+        models: the models that the function has called.
+    """
+
+    def __init__(self) -> None:
+        self.models: list[Restorable] = []
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._by_id: dict[int, torch.Tensor] | None = None  # made for functions with hooks only
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Gradient:
+        _active.gradients.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _active.gradients.pop()
+        for handle in self._handles:
+            handle.remove()
+
+    def begin(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Start with these inputs, each with the tensor that it stands in for."""
+        self._pairs, self._by_id = list(pairs), None
+
+    def copy_hooks(self) -> None:
+        """Register the hooks of the given tensors on their stand-ins."""
+        with _torch.unwatched():
+            found = [(x, hooks) for x, leaf in self._pairs if (hooks := _hooks_of(leaf))]
+        for x, hooks in found:
+            self.register(x, hooks)
+
+    def given_for(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the tensor that an input stands in for; `None` for a tensor that is not an input."""
+        if self._by_id is None:
+            self._by_id = {id(each): leaf for each, leaf in self._pairs}
+        return self._by_id.get(id(x))
+
+    def backward(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context for the backward pass, at whose end the models are restored."""
+        stack = contextlib.ExitStack()
+        for model in self.models:
+            stack.enter_context(model.restored())
+        return stack
+
+    def register(self, x: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor | None:
+        """Register hooks on an input, each once; return the tensor that it stands in for.
+
+        Returns `None` for a tensor that is not an input.
+        """
+        leaf = self.given_for(x)
+        if leaf is not None and (new := _missing(x, hooks, until=leaf)):
+            self._handles += _register(x, new, until=leaf)
+            x.__dict__[_KNOWN] = [*x.__dict__.get(_KNOWN, ()), *new]
+            if all(each.given_for(leaf) is None for each in _active.gradients):
+                _run_later(leaf, x, _missing(leaf, new))
+        return leaf
+
+
+def note_call(model: Restorable) -> None:
+    """Let the gradients that are being taken restore a model after their backward passes."""
+    for gradient in _active.gradients:
+        if model not in gradient.models:
+            gradient.models.append(model)
 
 
 def parameter_hooks(module: nn.Module) -> Hooks:
-    """Return the hooks of a module's parameters, by name.
+    """Return the hooks that a module's trainable parameters have now, by name.
 
     Raises:
         ValueError: a parameter has a hook that runs after its gradient is accumulated.
@@ -40,22 +129,182 @@ def parameter_hooks(module: nn.Module) -> Hooks:
                 "none, since no gradient is accumulated in a parameter. Change gradients in the "
                 "optimizer (ftrain.optim.chain), or with register_hook."
             )
-        if hooks := hooks_of(parameter):
-            found[name] = hooks
+        hooks: Any = parameter._backward_hooks
+        if hooks and parameter.requires_grad:
+            found[name] = tuple(hooks.values())
+    return MappingProxyType(found)
+
+
+def hooked(params: dict[str, torch.Tensor], hooks: Hooks) -> dict[str, torch.Tensor]:
+    """Return the tensors to call a module with, so that the hooks of its parameters run on them.
+
+    An input of a gradient that is being taken gets the hooks itself, in the first call of several.
+    Another tensor is replaced by an alias.
+
+    Args:
+        params: the tensors that take the places of the parameters.
+        hooks: the hooks of the parameters, by name.
+    """
+    if not hooks or not torch.is_grad_enabled():
+        return params
+    return {**params, **{name: _with(params[name], each) for name, each in hooks.items()}}
+
+
+def _with(tensor: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor:
+    x = tensor
+    for gradient in reversed(_active.gradients):
+        leaf = gradient.register(x, hooks)
+        x = x if leaf is None else leaf
+    new = _missing(tensor, hooks)
+    if not new or not requires_grad_outside(tensor):
+        return tensor
+    alias = tensor.view_as(tensor)
+    _run_later(tensor, alias, new)
+    return alias
+
+
+def _register(
+    tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
+) -> list[Any]:
+    """Register hooks on a tensor and on those inside the wrappers of torch.func; return the handles.
+
+    Args:
+        until: the tensor inside at which to end.
+    """
+    handles: list[Any] = []
+    while hooks and tensor is not until:
+        if tensor.requires_grad:
+            handles += [_add(tensor, hook) for hook in hooks]
+        if not _torch.is_wrapped(tensor):
+            break
+        hooks, tensor = _inside(tensor, hooks), _torch.unwrapped(tensor)
+    return handles
+
+
+def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
+    """Run hooks on the gradient of a tensor in each backward pass that goes through this alias of it."""
+    while hooks:
+        if tensor.requires_grad and alias.requires_grad:
+            _add(alias, _Arrival(_total(tensor, hooks)))
+        if not _torch.is_wrapped(tensor):
+            return
+        hooks, tensor = _inside(tensor, hooks), _torch.unwrapped(tensor)
+        alias = _torch.unwrapped(alias)
+
+
+def _add(tensor: torch.Tensor, hook: Hook) -> Any:
+    return tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+class _Total:
+    """A hook on a caller's tensor that runs others, if the gradient has come through an alias of it.
+
+    It is removed with the last graph through an alias. The graph in the body of a loop is made anew in
+    each backward pass, and is gone before the gradient arrives: there the hook stays.
+
+    Attributes:
+        hooks: the hooks.
+        arrived: a gradient has come through an alias.
+        aliases: how many aliases there are.
+    """
+
+    def __init__(self, tensor: torch.Tensor, hooks: Sequence[Hook]) -> None:
+        self.hooks, self.arrived, self.aliases = hooks, False, int(is_tracing())
+        self.handle = _add(tensor, self)
+
+    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
+        if self.arrived:
+            self.arrived = False
+            for hook in self.hooks:
+                changed = hook(grad)
+                grad = grad if changed is None else changed
+        return grad
+
+
+def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
+    """Return the one that runs these hooks on a tensor."""
+    registered: Any = tensor._backward_hooks
+    wanted = [*map(_OfRows.plain, hooks)]
+    for each in registered.values() if registered else ():
+        if isinstance(each, _Total) and [*map(_OfRows.plain, each.hooks)] == wanted:
+            return each
+    return _Total(tensor, hooks)
+
+
+class _Arrival:
+    """A hook on an alias, which notes that a gradient has come through it."""
+
+    def __init__(self, total: _Total) -> None:
+        self._total = total
+        total.aliases += 1
+
+    def __call__(self, grad: torch.Tensor) -> None:
+        self._total.arrived = True
+
+    def __del__(self) -> None:
+        self._total.aliases -= 1
+        if not self._total.aliases:
+            self._total.handle.remove()
+
+
+class _OfRows:
+    """A hook for each row of a gradient, of which a `torch.vmap` has made one tensor."""
+
+    def __init__(self, hook: Hook, dim: int) -> None:
+        self._hook, self._dim = hook, dim
+
+    @staticmethod
+    def plain(hook: Hook) -> Hook:
+        """Return the hook for one row; any other hook as it is."""
+        while isinstance(hook, _OfRows):
+            hook = hook._hook
+        return hook
+
+    def __call__(self, grads: torch.Tensor) -> torch.Tensor:
+        def row(grad: torch.Tensor) -> torch.Tensor:
+            changed = self._hook(grad)
+            return grad if changed is None else changed
+
+        rows: torch.Tensor = torch.vmap(row, in_dims=self._dim, out_dims=self._dim)(grads)
+        return rows
+
+
+def _inside(tensor: torch.Tensor, hooks: Sequence[Hook]) -> Sequence[Hook]:
+    """Return the hooks for the tensor inside a wrapper: it has all rows of a vmap."""
+    dim = _torch_levels.mapped_dim(tensor)
+    return hooks if dim is None else [_OfRows(hook, dim) for hook in hooks]
+
+
+def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[Hook]:
+    """Return the hooks of a tensor, and of those inside the wrappers of torch.func.
+
+    Args:
+        until: the tensor inside at which to end.
+    """
+    found: list[Hook] = []
+    while tensor is not until:
+        hooks: Any = tensor._backward_hooks
+        if hooks and tensor.requires_grad:
+            here = [_OfRows.plain(hook) for hook in hooks.values() if not isinstance(hook, _Total)]
+            found = [*found, *(hook for hook in here if not _holds(found, hook))]
+        if not _torch.is_wrapped(tensor):
+            break
+        tensor = _torch.unwrapped(tensor)
     return found
 
 
-def hooked(tensors: dict[str, torch.Tensor], hooks: Hooks) -> dict[str, torch.Tensor]:
-    """Return the tensors, those with hooks as aliases on which the hooks are registered."""
-    if not hooks or not torch.is_grad_enabled():
-        return tensors
-    aliases = {}
-    for name, each in hooks.items():
-        if tensors[name].requires_grad:
-            aliases[name] = tensors[name].view_as(tensors[name])
-            for hook in each:
-                aliases[name].register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return {**tensors, **aliases}
+def _missing(
+    tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
+) -> list[Hook]:
+    """Return the hooks that a tensor has not, and has not had as a stand-in."""
+    if not hooks:
+        return []
+    has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]
+    return [hook for hook in hooks if not _holds(has, hook)]
+
+
+def _holds(hooks: Sequence[Hook], hook: Hook) -> bool:
+    return any(each is hook for each in hooks)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -52,11 +53,19 @@ class WatchedLoss:
 
 
 def call_loss(
-    loss_fn: LossFn, module: nn.Module, batch: Any, policy: Policy, device_type: str, where: str
+    loss_fn: LossFn,
+    module: nn.Module,
+    batch: Any,
+    policy: Policy,
+    device_type: str,
+    where: str,
+    until: contextlib.ExitStack | None = None,
 ) -> Any:
     """Return `loss_fn(module, batch)` under the policy's autocast; raise if an argument changed.
 
-    `device_type` is the state's: a batch may begin with a 0-d tensor on the host.
+    Args:
+        device_type: the state's: a batch may begin with a 0-d tensor on the host.
+        until: a stack until whose end nothing may change, for code that runs in a backward pass.
     """
     leaves, treedef = tree.flatten(batch)
     places = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
@@ -67,22 +76,30 @@ def call_loss(
         return f"batch{tree.paths(batch)[place]}"
 
     watched = loss_fn if isinstance(loss_fn, WatchedLoss) else WatchedLoss(loss_fn)
-    captured = watched.captured.tensors()
-    first = watched.calls.is_first("call", [*places.values(), *captured.values()])
+    with contextlib.ExitStack() as call:
+        (until or call).enter_context(_unchanged(watched, places, name))
+        with policy.inside_loss(device_type):
+            try:
+                return watched(module, own)
+            except Exception as error:
+                shapes = ", ".join(f"{name(place)}: {kind(t)}" for place, t in places.items())
+                error.add_note(f"while computing {where} on {shapes}")
+                raise
+
+
+@contextlib.contextmanager
+def _unchanged(
+    loss: WatchedLoss, places: dict[int, torch.Tensor], name: Callable[[int], str]
+) -> Iterator[None]:
+    captured = loss.captured.tensors()
+    first = loss.calls.is_first("call", [*places.values(), *captured.values()])
     with (
         unchanged(places, "input", _BATCH_REMEDY, name, compare_bytes=first),
         unchanged(captured, "captured tensor", _CAPTURED_REMEDY, compare_bytes=first),
-        policy.inside_loss(device_type),
     ):
-        try:
-            out = watched(module, own)
-        except Exception as error:
-            shapes = ", ".join(f"{name(place)}: {kind(t)}" for place, t in places.items())
-            error.add_note(f"while computing {where} on {shapes}")
-            raise
+        yield
     if first:
-        watched.calls.passed("call")
-    return out
+        loss.calls.passed("call")
 
 
 def takes_key(loss_fn: Callable[..., Any]) -> bool:

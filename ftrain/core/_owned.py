@@ -48,6 +48,13 @@ class _Watch:
             changes += group.restore()
         return changes
 
+    def put_back(self) -> None:
+        """Put everything back, except for changes that raise: `restore` is to find these."""
+        self.restore_contents()
+        for each in self._prints:
+            if each.refusal is None and not each.same():
+                each.restore()
+
     def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
         """Put everything back, note what had changed, return what cannot be put back and why."""
         changes += self.restore_contents()
@@ -63,12 +70,12 @@ class _Watch:
 
 
 class Owned:
-    """Everything that these objects reach, and what it held when it was last settled.
+    """Everything that some objects reach, and what it held when it was last settled.
 
     Args:
         roots: names and objects.
-        outside: objects that others hold, too, or objects like theirs: what both reach may be changed
-            between calls, and what only `roots` reach may not. By default anything may.
+        outside: objects that others hold, too, or objects like theirs. What these reach may be changed
+            between calls; what only `roots` reach may not. By default anything may.
         follow_globals: follow the global names that functions read, too.
         whole_modules: look at a module's attributes; else at its parameters, buffers and children.
         limit: how many objects to look at; further ones are not watched.
@@ -103,7 +110,7 @@ class Owned:
         self._watch(first)
 
     def look(self) -> None:
-        """Walk anew: what is there now is what later calls are compared with."""
+        """Walk anew, and compare later calls with what is there now."""
         self._watch(self._walk())
 
     def _walk(self) -> Found:
@@ -115,7 +122,12 @@ class Owned:
         self._private, self._open = _Watch(private), _Watch(shared)
 
     def settle(self) -> bool:
-        """Accept what has changed since, from outside; return True if objects were found anew."""
+        """Accept what has changed since, from outside; return True if objects were found anew.
+
+        What only `roots` reach is put back: a backward pass has changed it after the last call.
+        """
+        if not self._private.same():
+            self._private.put_back()
         if self._open.same() or self._open.adopt_plain():
             return False
         self.look()
@@ -140,5 +152,5 @@ class Owned:
         return [*self._private.restore_contents(), *self._open.restore_contents()]
 
     def path(self, node: Any) -> str:
-        """Where an object was found, as Python that reaches it."""
+        """Return where an object was found, as Python that reaches it."""
         return spell(self.found.paths.get(id(node)))

@@ -1,6 +1,6 @@
-"""The gradient of a function, and whether its graph is kept.
+"""The gradient of a function; its graph is kept if a caller can differentiate by something else.
 
-Read next: `_outside.py`, which finds out who else differentiates, and `functional.py`, the public face.
+Read next: `_outside.py`, which finds that out, `_hooks.py`, and `functional.py`, the public face.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._hooks import hooks_of
+from ftrain.core._hooks import Gradient
 from ftrain.core._outside import (
     Survey,
     innermost,
@@ -61,7 +61,10 @@ def pull_back(
             raise _independent(name)
         return value, aux
 
-    by = _by_vjp if in_transform() or torch.compiler.is_dynamo_compiling() else _by_autograd
+    if torch.compiler.is_dynamo_compiling():
+        by = _by_dynamo
+    else:
+        by = _by_vjp if in_transform() else _by_autograd
     value, aux, grads = by(checked, leaves, seed, differentiable, strangers, name)
     return value, aux, tree.unflatten(treedef, grads)
 
@@ -118,13 +121,15 @@ def _by_autograd(
         with torch.inference_mode(False), torch.no_grad():
             return _by_autograd(checked, leaves, seed, differentiable, strangers, name)
     outside = torch.is_grad_enabled()
-    require = any(leaf.requires_grad for leaf in leaves)
+    with _torch.unwatched():
+        require = any(leaf.requires_grad for leaf in leaves)
     given = require and (outside or differentiable)
     versions = [leaf._version for leaf in leaves] if given else []
-    with torch.enable_grad():
+    with torch.enable_grad(), Gradient() as gradient:
         inputs = _entries(leaves, given)
+        gradient.begin(zip(inputs, leaves, strict=True))
         if require:
-            _register_hooks(inputs, leaves)
+            gradient.copy_hooks()
         start = _torch.sequence_number()
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
@@ -142,9 +147,10 @@ def _by_autograd(
             auxiliary = survey(_tensors(aux) if outside else (), inputs, start)
             keep = keep or (outside and (found.outside or auxiliary.outside))
             refuse_cuts(found, keep, name)
-        grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
-            value, inputs, cotangent, create_graph=keep, allow_unused=True
-        )
+        with gradient.backward():
+            grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
+                value, inputs, cotangent, create_graph=keep, allow_unused=True
+            )
     if leaves and all(grad is None for grad in grads):
         raise _independent(name)
     if not keep:
@@ -155,14 +161,6 @@ def _by_autograd(
         for leaf, grad in zip(leaves, grads, strict=True)
     ]
     return value, aux, filled
-
-
-def _register_hooks(inputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
-    """Register the hooks of each leaf on the input that stands in for it."""
-    for x, leaf in zip(inputs, leaves, strict=True):
-        if leaf.requires_grad:
-            for hook in hooks_of(leaf):
-                x.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
@@ -179,33 +177,52 @@ def _by_vjp(
     name: str,
 ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
     outside = torch.is_grad_enabled()
-    in_dynamo = torch.compiler.is_dynamo_compiling()
     found = Survey(False, [], [])
 
-    def looked_at(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+    def looked_at(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
         nonlocal found
-        if not in_dynamo:
-            _register_hooks(leaves, [innermost(leaf) for leaf in leaves])
-        value, aux = checked(leaves)
-        if not in_dynamo and (outside or _is_looked_at(strangers)):
-            found = survey([value], leaves)
+        gradient.begin(zip(inputs, aliases, strict=True))
+        gradient.copy_hooks()
+        value, aux = checked(inputs)
+        if outside or _is_looked_at(strangers):
+            found = survey([value], inputs)
         return value, aux
 
-    # Only where autograd records can a stranger be seen: it is a constant to the transforms.
-    with torch.set_grad_enabled(outside or strangers is not None):
-        value, pull, aux = torch.func.vjp(looked_at, leaves, has_aux=True)
-    if strangers is not None and not in_dynamo:
-        strangers += unknown_leaves([innermost(value)], ())
-    cotangent = torch.ones_like(value) if seed is None else seed(aux)
-    keep = outside and (
-        differentiable
-        or in_dynamo
-        or requires_grad_outside(value)
-        or requires_grad_outside(cotangent)
-    )
-    refuse_cuts(found, keep, name)
-    with torch.set_grad_enabled(keep):
-        (grads,) = pull(cotangent)
+    with Gradient() as callers, Gradient() as gradient:
+        # A caller differentiates by aliases, on which the hooks of a model run in its backward pass.
+        aliases = [
+            leaf.view_as(leaf) if outside and requires_grad_outside(leaf) else leaf
+            for leaf in leaves
+        ]
+        pairs = zip(aliases, leaves, strict=True)
+        callers.begin((alias, leaf) for alias, leaf in pairs if alias is not leaf)
+        callers.copy_hooks()
+        # Only where autograd records can a stranger be seen: it is a constant to the transforms.
+        with torch.set_grad_enabled(outside or strangers is not None):
+            value, pull, aux = torch.func.vjp(looked_at, aliases, has_aux=True)
+        if strangers is not None:
+            strangers += unknown_leaves([innermost(value)], ())
+        cotangent = torch.ones_like(value) if seed is None else seed(aux)
+        keep = outside and (
+            differentiable or requires_grad_outside(value) or requires_grad_outside(cotangent)
+        )
+        refuse_cuts(found, keep, name)
+        with torch.set_grad_enabled(keep), gradient.backward():
+            (grads,) = pull(cotangent)
+    return value, aux, grads
+
+
+def _by_dynamo(
+    checked: Checked,
+    leaves: list[torch.Tensor],
+    seed: Callable[[Any], torch.Tensor] | None,
+    differentiable: bool,
+    strangers: list[torch.Tensor] | None,
+    name: str,
+) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+    """As Dynamo can trace it: `torch.no_grad` alone decides if the graph is kept; no hooks are seen."""
+    value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
+    (grads,) = pull(torch.ones_like(value) if seed is None else seed(aux))
     return value, aux, grads
 
 

@@ -2,8 +2,8 @@
 
 A model may keep state in any of them: a counter in a nested list, a cache on an object, a hook that it
 registers, an attribute of its class. The walk goes through containers, instances, closures, default
-arguments and the data of classes; it stops at modules of Python, at the classes of the standard library
-and at objects without a Python side.
+arguments and the data of classes (those of instances, and autograd functions); it stops at modules of
+Python, at the classes of the standard library and at objects without a Python side.
 
 Read next: `_owned.py`, which compares and restores what is found here.
 """
@@ -138,16 +138,13 @@ class Found:
     _alive: list[Any] = dataclasses.field(default_factory=list)  # so that no id is used again
 
     def split(self, ids: Set[int]) -> tuple[Found, Found]:
-        """Return the objects with these ids, and the others.
-
-        The data of classes and global names are always among the others.
-        """
+        """Return the objects with these ids, and the others; global names are among the others."""
         mine, others = Found(), Found()
         for name in _WATCHED:
             for node in getattr(self, name):
-                owner = node.instance if isinstance(node, Attributes) else node
-                fixed = not isinstance(node, (Class, Globals)) and id(owner) in ids
-                getattr(mine if fixed else others, name).append(node)
+                owner = node[0] if isinstance(node, (Attributes, Class)) else node
+                is_mine = id(owner) in ids and not isinstance(node, Globals)
+                getattr(mine if is_mine else others, name).append(node)
         return mine, others
 
 
@@ -201,6 +198,7 @@ class _Walk:
         self.queue: collections.deque[tuple[Path, Any]] = collections.deque()
         self._follow_globals = follow_globals
         self._whole_modules = whole_modules
+        self._classes: set[type] = set()
         self._registries: set[int] = set()  # of modules: their entries are called like attributes
 
     def meet(self, path: Path, value: Any) -> None:
@@ -217,6 +215,8 @@ class _Walk:
                 visit(self, path, value)
                 return
         if isinstance(value, type):
+            if issubclass(value, torch.autograd.Function):  # its backward is called by autograd
+                self.classes(value)
             return
         if isinstance(value, collections.abc.Iterator) and dict_of(value) is None:
             self.found.iterators.append(value)
@@ -241,8 +241,9 @@ class _Walk:
 
     def classes(self, cls: type) -> None:
         for base in cls.__mro__:
-            if id(base) in self.found.paths or top_package(base) in LIBRARIES:
+            if base in self._classes or top_package(base) in LIBRARIES:
                 continue
+            self._classes.add(base)
             path = (None, base.__qualname__)
             self.found.paths[id(base)] = path
             names = data_names(base)

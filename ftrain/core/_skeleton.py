@@ -21,12 +21,13 @@ from torch import nn
 
 from ftrain.core import _torch
 from ftrain.core._contents import Change
+from ftrain.core._hooks import Hooks, parameter_hooks
 from ftrain.core._kept_buffers import KeptBuffers
 from ftrain.core._leftovers import guard
 from ftrain.core._owned import Owned
 from ftrain.core._reach import spell
 from ftrain.core._recursion import deep_enough, depth_of
-from ftrain.core._slots import Slot, refuse_fixed, slots_of
+from ftrain.core._slots import Slot, refuse_captured, refuse_fixed, slots_of
 from ftrain.core._structure import (
     Tensors,
     copy_structure,
@@ -66,6 +67,7 @@ class Skeleton:
         module: a module that the caller gives up: it loses its tensors.
         original: the module that this is a copy of, or another from the same function. Objects that both
             reach are shared with the caller, who may change them between calls.
+        hooks: the hooks of its parameters, by name.
 
     Attributes:
         module: the skeleton itself, every tensor on the meta device.
@@ -73,12 +75,12 @@ class Skeleton:
         carried: names of all other tensors (buffers, frozen parameters), sorted.
     """
 
-    def __init__(self, module: nn.Module, original: nn.Module) -> None:
+    def __init__(self, module: nn.Module, original: nn.Module, hooks: Hooks) -> None:
         self._nesting = depth_of(module)
         with deep_enough(self._nesting):
-            self._bind(module, original)
+            self._bind(module, original, hooks)
 
-    def _bind(self, module: nn.Module, original: nn.Module) -> None:
+    def _bind(self, module: nn.Module, original: nn.Module, hooks: Hooks) -> None:
         refuse_lazy(module)
         self.module = module
         tensors = named_tensors(module)
@@ -88,13 +90,16 @@ class Skeleton:
         self.carried = sorted(tensors.keys() - set(self.trainable))
         refuse_overlap(tensors)
         modules = dict(module.named_modules())
-        self._owned = Owned([("", module)], outside=[original])
+        roots = [("", module), *((f"{name}.hooks", each) for name, each in hooks.items())]
+        outside = [original, *parameter_hooks(original).values()]
+        self._owned = Owned(roots, outside=outside)
         self._hollow = {name: hollow(t) for name, t in tensors.items()}
         self._shapes = [(name, t.shape) for name, t in tensors.items()]
         names = {id(t): name for name, t in tensors.items()}
         refuse_fixed(module, names)
         for slot in slots_of(self._owned.found, names):
             slot.holder[slot.key] = self._hollow[slot.name]
+        refuse_captured(hooks, [*tensors.values(), *named_tensors(original).values()])
         self._registries = {
             id(registry): prefix
             for prefix, m in modules.items()
@@ -164,6 +169,31 @@ class Skeleton:
                 self._depth -= 1
                 self._held = held
 
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Around a backward pass after `holding`: put back what it changes, as `holding` does."""
+        with self._lock:
+            inside = self._depth > 0
+            if not inside:
+                self._settle()
+                self._depth += 1  # a recomputation is a call inside this one
+        if inside:  # of `holding`, which does it
+            yield
+            return
+        try:
+            first = self._firsts.is_first("backward", self._stray.values())
+            with unchanged(self._stray, "tensor attribute", _STRAY_REMEDY, compare_bytes=first):
+                yield
+            if first:
+                self._firsts.passed("backward")
+        except BaseException:
+            self._put_back()
+            raise
+        else:
+            self._refuse(*self._put_back())
+        finally:
+            self._depth -= 1
+
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -184,14 +214,17 @@ class Skeleton:
     def _enter(self) -> _Outer | None:
         """Restore the module to its state when it was bound."""
         if not self._depth:
-            if self._owned.settle():
-                self._place()
+            self._settle()
             return None
         # A call of this module inside another one, which goes on with what it has changed so far.
         slots = [(slot, slot.get()) for slot in self._slots]
         flags = [(m, m.training) for m, _ in self._flags]
         changes, _ = self._put_back()
         return _Outer(slots, flags, changes)
+
+    def _settle(self) -> None:
+        if self._owned.settle():
+            self._place()
 
     def _leave(self, outer: _Outer | None) -> tuple[list[Change], list[str]]:
         """Restore the module to its state before the call; return the changes, restored and not."""
@@ -262,12 +295,12 @@ class Skeleton:
             for name in set(keys) ^ set(node):
                 raise ImpureFunctionError(
                     f"the model registered or removed `{f'{prefix}.{name}'.lstrip('.')}` during a "
-                    "forward pass; the state cannot grow. Do it in __init__."
+                    "call; the state cannot grow. Do it in __init__."
                 )
             for name, value in zip(keys, values, strict=True):
                 if node[name] is None and value is not None:
                     raise ImpureFunctionError(
-                        f"the model filled its buffer {name!r}, which was None, during a forward pass; "
+                        f"the model filled its buffer {name!r}, which was None, during a call; "
                         "the state cannot grow. Give the buffer its shape in __init__."
                     )
         for refusal in refusals:
@@ -286,4 +319,4 @@ def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
 def skeleton_of(module: nn.Module) -> Skeleton:
     """Return a skeleton of a module: its structure is copied, its weights are not."""
     refuse_lazy(module)
-    return Skeleton(copy_structure(module), module)
+    return Skeleton(copy_structure(module), module, parameter_hooks(module))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import collections
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ftrain.core._hooks import Hooks
 from ftrain.core._python_objects import cell_contents
-from ftrain.core._reach import Attributes, Found
+from ftrain.core._reach import Attributes, Found, reach, spell
 
-__all__ = ["Slot", "refuse_fixed", "slots_of"]
+__all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
 
 
 class Slot(NamedTuple):
@@ -96,6 +97,23 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
     for m in module.modules():
         for attribute, value in m.__dict__.items():
             _refuse_fixed(value, names, attribute)
+
+
+def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
+    """Raise if a hook captures one of these tensors, in whose place the state's cannot be put.
+
+    Raises:
+        ValueError: with the names of the hook's parameter and of what it captures.
+    """
+    owned = {id(tensor) for tensor in tensors} if hooks else set()
+    for name, each in hooks.items():
+        for path, tensor in reach([("", each)]).tensors:
+            if id(tensor) in owned:
+                raise ValueError(
+                    f"a hook of the parameter {name!r} captures a tensor of the module itself "
+                    f"(`{spell(path)}`), which does not follow the state. Hand over a function that "
+                    "builds the module and registers the hook: make_steps(lambda: Net(...), ...)."
+                )
 
 
 def _refuse_fixed(value: Any, names: Mapping[int, str], attribute: str) -> None:

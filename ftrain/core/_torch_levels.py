@@ -16,7 +16,7 @@ from torch._functorch.pyfunctorch import (
     temporarily_restore_interpreter_stack,
 )
 
-__all__ = ["above", "below", "is_batched", "lift", "lower", "n_mapped"]
+__all__ = ["above", "below", "is_batched", "lift", "lower", "mapped_dim", "n_mapped"]
 
 _VMAP = _functorch.TransformType.Vmap
 
@@ -37,6 +37,13 @@ def is_batched(tensor: torch.Tensor) -> bool:
             return True
         tensor = _functorch.get_unwrapped(tensor)
     return False
+
+
+def mapped_dim(tensor: torch.Tensor) -> int | None:
+    """Return the dimension that a vmap maps over, of the tensor inside; `None` for another wrapper."""
+    if not _functorch.is_batchedtensor(tensor):
+        return None
+    return int(_functorch.maybe_get_bdim(tensor))
 
 
 def lower(tensor: torch.Tensor) -> torch.Tensor:

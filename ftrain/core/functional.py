@@ -16,7 +16,7 @@ from torch import nn
 
 from ftrain.core import _torch, random, tree
 from ftrain.core._bodies import own_memory
-from ftrain.core._hooks import hooked, parameter_hooks
+from ftrain.core._hooks import hooked, note_call, parameter_hooks
 from ftrain.core._pull_back import pull_back
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
@@ -44,19 +44,19 @@ class Bound:
             # Which initial draw belongs to which parameter, so that each gets a key of its own.
             built, self._plan = observe(self._build)
             again = construct(lambda: built_again(self._build), random.key(0), self._plan)
-            self._hooks = parameter_hooks(built)
             if not is_shared(built, again):
-                self.skeleton = Skeleton(built, again)
+                self._parameter_hooks = parameter_hooks(built)
+                self.skeleton = Skeleton(built, again, self._parameter_hooks)
                 self._watch = Watch(built)
                 return
             self._start = built
         assert self._start is not None
-        self._hooks = parameter_hooks(self._start)
+        self._parameter_hooks = parameter_hooks(self._start)
         self.skeleton = skeleton_of(self._start)
         self._watch = Watch(self.skeleton.module)
 
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
-        """Start values `(params, buffers)`.
+        """Return start values `(params, buffers)`.
 
         From a function that builds the model they are a pure function of `key`, each parameter's of
         its path in the module tree: another layer more leaves the other layers' values as they were.
@@ -121,13 +121,15 @@ class Bound:
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """`fn(module)` with these tensors in place: `(out, new_buffers)`; the caller sets the key.
+        """Return `fn(module)` with these tensors in place, and the new buffers; the caller sets the key.
 
         Buffers are copied first: a module may write into its own, never into the caller's. With `until`
         the tensors stay in place until that stack is closed, for a backward pass that runs parts of
         the forward again (activation checkpointing).
         """
-        params = hooked(params, self._hooks)
+        params = hooked(params, self._parameter_hooks)
+        if until is None:
+            note_call(self.skeleton)
         with _torch.unwatched():
             fresh = {name: b.clone() for name, b in buffers.items()}
         with contextlib.ExitStack() as own:
@@ -140,7 +142,7 @@ class Bound:
             return out, tree.map(torch.clone, after) if until else after
 
     def module(self, params: Tensors, buffers: Tensors) -> nn.Module:
-        """A stock module with copies of these tensors, in eval mode; tied weights are still tied."""
+        """Return a stock module with copies of these tensors, in eval mode; tied weights stay tied."""
         tensors = self.skeleton.checked(params, buffers)
         if self._start is not None:
             module = copied(self._start)
@@ -174,13 +176,17 @@ class _RowByRow(torch.autograd.Function):
 
 
 def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
-    """A stock module as a pure function, `apply(params, buffers, key, *args) -> (out, buffers)`.
+    """Return a stock module as a pure function, `apply(params, buffers, key, *args) -> (out, buffers)`.
 
     The module itself is never touched: a private skeleton on the meta device serves. `params` are the
     parameters that require a gradient, `buffers` everything else that the module holds (statistics,
     frozen parameters). Tied weights have one name, the first. Every random draw descends from `key`.
-    Hooks that a parameter has at this time (`register_hook`) run on its gradient in each backward pass:
-    of each micro-batch in a step, scaled where the loss is.
+    Hooks that a parameter has at this time (`register_hook`) run on its gradient, once in each backward
+    pass: in a step, on the gradient of each micro-batch, scaled as the loss is.
+
+    Python state of the module is restored after each call. What a backward pass changes (hooks, autograd
+    functions) is restored after it in `value_and_grad`; after one of your own, at the next call, except
+    for objects that you can reach too.
 
     Args:
         model: an `nn.Module` (its weights are the start), or a function that builds one; a model
@@ -191,9 +197,11 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
         evaluation.
 
     Raises:
-        ValueError: the model is lazy; a parameter has a hook of `register_post_accumulate_grad_hook`;
-            or, in a call, the tensors' names are not the model's.
-        ImpureFunctionError: in a call, the model changed something that is not in its state.
+        ValueError: the model is lazy; a parameter has a hook of `register_post_accumulate_grad_hook`, or
+            one that captures a tensor of the module; or, in a call, the tensors' names are not the
+            model's.
+        ImpureFunctionError: the model changed something that is not in its state and cannot be
+            restored, in a call or in the backward pass.
 
     >>> apply = bind(nn.Linear(3, 2))
     >>> params, buffers = apply.init(random.key(0))
@@ -214,6 +222,7 @@ def value_and_grad(
     captured tensor, and applies inside the bodies of `scan` and `cond` and inside `ftrain.compile` too.
     Nothing is detached then. If there is no such tensor, or under `torch.no_grad()`, no graph is kept:
     peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one, pytorch#134612.)
+    Hooks of the leaves of `x` run once for each gradient, but not inside `torch.compile`.
 
     Args:
         fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating
@@ -255,7 +264,7 @@ def value_and_grad(
 
 
 def describe(fn: Callable[..., Any]) -> str:
-    """A function's name and where it was written, for messages."""
+    """Return a function's name and where it was written, for messages."""
     name = getattr(fn, "__qualname__", None) or type(fn).__name__
     try:
         code = inspect.unwrap(fn).__code__

@@ -54,7 +54,8 @@ class Gradients(NamedTuple):
         buffers: the buffers after the forward pass.
         scaler: the loss scaler after this step.
         rng: the key for the next step.
-        metrics: `loss`, `grad_norm`, `skipped`, `loss_scale` where there is one, and the user's own.
+        metrics: `loss`, `grad_norm`, `skipped`, `loss_scale` with dynamic loss scaling, and the user's
+            own.
     """
 
     grads: Any
@@ -315,7 +316,7 @@ def _forward(
         until: contextlib.ExitStack | None = None,
     ) -> tuple[torch.Tensor, Metrics, Any]:
         out, after = bound.call(
-            lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where),
+            lambda module: call_loss(loss_fn, module, part, policy, key.device.type, where, until),
             params,
             buffers,
             True,

@@ -1,7 +1,8 @@
-"""Hooks on parameters and other tensors run on the gradient, as in plain PyTorch."""
+"""Hooks on parameters and other tensors run on the gradient, once for each, as in plain PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,20 +12,45 @@ from torch import nn
 import ftrain
 from ftrain import optim
 from tests.core.differences import is_close
+from tests.core.hooks import (
+    CALLS,
+    WAYS,
+    Net,
+    X,
+    applied,
+    compiled,
+    counting,
+    loss_fn,
+    plain,
+    required,
+    scanned,
+    step,
+    twice,
+    vmapped,
+)  # fmt: skip
 
 MASK = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-X = torch.tensor([[0.3, 0.5], [0.1, -0.4]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("loss", [loss_fn, twice], ids=["one call", "two calls"])
+@pytest.mark.parametrize("kind", ["apart", "tied", "frozen"])
+@pytest.mark.parametrize("n_hooks", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_each_hook_of_a_parameter_runs_once(way: str, n_hooks: int, kind: str, loss: Any) -> None:
+    make = lambda: Net(n_hooks, kind)  # noqa: E731
+    CALLS.clear()
+    expected = plain(make(), loss)
+    calls = CALLS.copy()
+    CALLS.clear()
+    grads = WAYS[way](loss, make)
+    assert is_close(dict(sorted(grads.items())), dict(sorted(expected.items())))
+    assert calls == CALLS
 
 
 def masked() -> nn.Module:
-    torch.manual_seed(0)
     module = nn.Linear(2, 2).double()
     module.weight.register_hook(lambda grad: grad * MASK * 3)
     return module
-
-
-def loss_fn(model: Any, batch: Any) -> torch.Tensor:
-    return model(batch).square().mean()
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped"])
@@ -32,18 +58,164 @@ def loss_fn(model: Any, batch: Any) -> torch.Tensor:
 @pytest.mark.parametrize("model", [masked, masked()], ids=["function", "module"])
 def test_a_parameters_hook_changes_its_gradient(mode: str, accumulate: int, model: Any) -> None:
     steps = ftrain.make_steps(model, loss_fn, optim.sgd(1.0), accumulate=accumulate)
-    state, step = steps.init_state(0), steps.train_step
-    if mode == "vmapped":
-        rows = ftrain.tree.map(lambda leaf: torch.stack([leaf, leaf]), state)
-        step = torch.vmap(step, in_dims=(0, None))
-        new = ftrain.tree.map(lambda leaf: leaf[1], step(rows, X)[0])
-    else:
-        new, _ = (ftrain.compile(step, backend="eager") if mode == "compiled" else step)(state, X)
-    plain = masked()
-    plain.load_state_dict(state.params)
-    loss_fn(plain, X).backward()
-    grads = {name: p.grad for name, p in plain.named_parameters()}
-    assert is_close({k: state.params[k] - new.params[k] for k in grads}, grads)
+    state = steps.init_state(0)
+    how = {"eager": lambda step: step, "compiled": compiled, "vmapped": vmapped}[mode]
+    new, _ = how(steps.train_step)(state, X)
+    reference = masked()
+    reference.load_state_dict(state.params)
+    assert is_close(
+        {k: state.params[k] - new.params[k] for k in state.params}, plain(reference, loss_fn)
+    )
+
+
+def test_hooks_run_once_for_each_micro_batch() -> None:
+    CALLS.clear()
+    grads = step(loss_fn, lambda: Net(1, "apart"), accumulate=2)
+    assert set(CALLS.values()) == {2}
+    assert is_close(grads, dict(sorted(plain(Net(1, "apart"), loss_fn).items())))
+
+
+def test_a_hook_of_a_frozen_parameter_does_not_run() -> None:
+    CALLS.clear()
+    step(loss_fn, lambda: Net(1, "frozen"))
+    assert "b.bias 0" not in CALLS
+
+
+def penalized(call: Callable[[Any], torch.Tensor], first: Callable[[Any], Any]) -> Any:
+    def total(params: Any) -> torch.Tensor:
+        return call(params) + sum(g.square().sum() for g in first(params))
+
+    return total
+
+
+@pytest.mark.parametrize("n_hooks", [1, 2])
+@pytest.mark.parametrize("around", [lambda f: f, vmapped], ids=["autograd", "vmap"])
+@pytest.mark.parametrize("construct", [lambda f: f, scanned], ids=["call", "scan"])
+def test_each_hook_runs_once_for_each_order_of_a_gradient_penalty(
+    n_hooks: int, around: Any, construct: Any
+) -> None:
+    make = lambda: Net(n_hooks, "apart")  # noqa: E731
+    CALLS.clear()
+    model = make()
+    params = dict(sorted(model.named_parameters()))
+    value = loss_fn(model, X)
+    first = torch.autograd.grad(value, params.values(), create_graph=True)
+    value = value + sum(g.square().sum() for g in first)
+    expected = dict(zip(params, torch.autograd.grad(value, params.values()), strict=True))
+    calls = CALLS.copy()
+    CALLS.clear()
+    call, params = applied(make, loss_fn)
+    call = construct(call)
+    total = penalized(call, lambda p: ftrain.value_and_grad(call)(p)[1].values())
+    grads = around(lambda p: ftrain.value_and_grad(total)(p)[1])(params)
+    assert is_close(grads, expected)
+    assert calls == CALLS
+
+
+def cube(x: torch.Tensor) -> torch.Tensor:
+    return (x**3).sum()
+
+
+def hooked(n_hooks: int) -> torch.Tensor:
+    x = X[0].clone().requires_grad_()
+    for i in range(n_hooks):
+        x.register_hook(counting(str(i)))
+    return x
+
+
+def torch_grad(fn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    value = fn(x)
+    return value, torch.autograd.grad(value, x, create_graph=True)[0]
+
+
+def ours(fn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return ftrain.value_and_grad(fn)(x)
+
+
+def ours_in_vmap(fn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.vmap(lambda _: ftrain.value_and_grad(fn)(x))(torch.zeros(1))
+    return out[0][0], out[1][0]
+
+
+def ours_differentiable(fn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return ftrain.value_and_grad(fn, differentiable=True)(x)
+
+
+def ours_of_a_sum(fn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    value, (grad,) = ftrain.value_and_grad(lambda xs: fn(xs[0]) + 0 * x.sum())([x])
+    return value, grad
+
+
+THEN: dict[str, Callable[[Any, torch.Tensor], Any]] = {
+    "first": lambda grad, x: grad(cube, x)[1],
+    "second": lambda grad, x: torch.autograd.grad(grad(cube, x)[1].sum(), x)[0],
+    "value": lambda grad, x: torch.autograd.grad(grad(cube, x)[0], x)[0],
+    "nested": lambda grad, x: grad(lambda x: grad(cube, x)[1].sum(), x)[1],
+    "third": lambda grad, x: torch.autograd.grad(
+        grad(lambda x: grad(cube, x)[1].square().sum(), x)[1].sum(), x
+    )[0],
+    "penalty": lambda grad, x: grad(penalized(cube, lambda x: [grad(cube, x)[1]]), x)[1],
+    "twice": lambda grad, x: torch.autograd.grad(grad(cube, x)[0] + grad(cube, x)[1].sum(), x)[0],
+}
+
+
+@pytest.mark.parametrize("n_hooks", [0, 1, 2])
+@pytest.mark.parametrize("then", THEN)
+@pytest.mark.parametrize("ours", [ours, ours_in_vmap, ours_differentiable, ours_of_a_sum])
+def test_each_hook_of_an_argument_runs_once(n_hooks: int, then: str, ours: Any) -> None:
+    CALLS.clear()
+    expected = THEN[then](torch_grad, hooked(n_hooks))
+    calls = CALLS.copy()
+    CALLS.clear()
+    x = hooked(n_hooks)
+    assert is_close(THEN[then](ours, x), expected)
+    assert calls == CALLS
+    assert len(x._backward_hooks or ()) == n_hooks
+
+
+def test_hooks_of_a_parameter_leave_a_callers_tensor_with_the_graph() -> None:
+    call, params = applied(lambda: Net(1, "apart"), loss_fn)
+    params = required(params)
+    value = call(params)
+    assert all(p._backward_hooks for p in params.values())
+    CALLS.clear()
+    sum(p.sum() for p in params.values()).backward()
+    assert not CALLS  # this gradient has not come through the model
+    value.backward(retain_graph=True)
+    value.backward()
+    assert set(CALLS.values()) == {2}
+    del value
+    assert not any(p._backward_hooks for p in params.values())
+
+
+def test_hooks_that_a_module_gets_later_are_not_those_of_the_bound_model() -> None:
+    model = Net(0, "apart")
+    apply = ftrain.bind(model)
+    model.a.weight.register_hook(counting("late"))
+    steps = ftrain.make_steps(apply, loss_fn, optim.sgd(1.0))
+    CALLS.clear()
+    steps.train_step(steps.init_state(0), X)
+    assert not CALLS
+
+
+def test_a_hook_reads_the_state_in_place_of_the_parameter_that_it_captures() -> None:
+    def decayed() -> nn.Module:
+        module = nn.Linear(2, 2).double()
+        weight = module.weight
+        weight.register_hook(lambda grad: grad + weight.detach())
+        return module
+
+    steps = ftrain.make_steps(decayed, loss_fn, optim.sgd(0.1))
+    state, reference = steps.init_state(0), decayed()
+    for _ in range(2):
+        reference.load_state_dict(state.params)
+        new, _ = steps.train_step(state, X)
+        grads = dict(sorted(plain(reference, loss_fn).items()))
+        assert is_close({k: (state.params[k] - new.params[k]) / 0.1 for k in grads}, grads)
+        state = new
+    with pytest.raises(ValueError, match=r"hook of the parameter 'weight' captures .*\(`weight`\)"):
+        ftrain.bind(decayed())
 
 
 def test_a_hook_after_accumulation_is_refused() -> None:
@@ -53,15 +225,13 @@ def test_a_hook_after_accumulation_is_refused() -> None:
         ftrain.bind(module)
 
 
-def test_a_hook_on_the_argument_is_that_of_autograd() -> None:
+def test_a_hook_on_the_argument_is_that_of_autograd_without_a_graph_and_refused_compiled() -> None:
     p = nn.Parameter(X[0].clone())
     p.register_hook(lambda grad: grad * 2)
-    cube = lambda p: (p**3).sum()  # noqa: E731
     expected = torch.autograd.grad(cube(p), p)[0]
-    assert is_close(ftrain.value_and_grad(cube)(p)[1].detach(), expected)
     with torch.no_grad():
         assert is_close(ftrain.value_and_grad(cube)(p)[1], expected)
-        with pytest.raises(RuntimeError, match="`p` of `<lambda>` has a hook"):
+        with pytest.raises(RuntimeError, match="`x` of `cube` has a hook"):
             ftrain.compile(ftrain.value_and_grad(cube), backend="eager")(p)
 
 

@@ -178,6 +178,24 @@ def test_changes_from_outside_are_settled(root: Any, writes: Any, later: Any) ->
     assert picture(holder) == before
 
 
+@given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
+def test_changes_of_what_others_do_not_hold_are_put_back_and_not_settled(
+    root: Any, shared: Any, writes: Any, later: Any
+) -> None:
+    """As after a backward pass, which a caller makes between two calls."""
+    owned = Owned([("", [root]), ("", [shared])], outside=[[shared]])
+    before = picture(root)
+    for holder, values in ((root, writes), (shared, later)):
+        for place, value, how in values:
+            things = everything(holder)
+            write(things[place % len(things)], value, how)
+    after = picture(shared)
+    owned.settle()
+    assert picture(root) == before
+    assert picture(shared) == after
+    assert owned.restore() == ([], [])
+
+
 def test_a_walk_ends_in_cycles() -> None:
     ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
     ring["self"] = [ring]
