@@ -121,12 +121,15 @@ class Owned:
         private, shared = found.split(self._private_ids)
         self._private, self._open = _Watch(private), _Watch(shared)
 
-    def settle(self) -> bool:
+    def settle(self, private: bool = True) -> bool:
         """Accept what has changed since, from outside; return True if objects were found anew.
 
         What only `roots` reach is put back: a backward pass has changed it after the last call.
+
+        Args:
+            private: look at that; a backward pass may have run.
         """
-        if not self._private.same():
+        if private and not self._private.same():
             self._private.put_back()
         if self._open.same() or self._open.adopt_plain():
             return False

@@ -130,6 +130,7 @@ class Bound:
         params = hooked(params, self._parameter_hooks)
         if until is None:
             note_call(self.skeleton)
+            self.skeleton.has_left_graphs |= torch.is_grad_enabled()
         with _torch.unwatched():
             fresh = {name: b.clone() for name, b in buffers.items()}
         with contextlib.ExitStack() as own:
