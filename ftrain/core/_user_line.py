@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import optree
 import torch
 
-__all__ = ["current_line", "is_foreign", "user_line"]
+__all__ = ["current_line", "is_foreign", "show", "user_line"]
 
 _FOREIGN = (
     *(
@@ -32,7 +32,11 @@ def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
     ours = [frame for frame in frames if not is_foreign(frame.filename)]
     if not ours:
         return "  (no frame in user code)"
-    frame = ours[-1]
+    return show(ours[-1])
+
+
+def show(frame: traceback.FrameSummary) -> str:
+    """Return a frame as a message shows it: `  FILE:LINE in NAME` and the source line."""
     return f"  {frame.filename}:{frame.lineno} in {frame.name}\n    {frame.line}{_carets(frame)}"
 
 

@@ -50,11 +50,19 @@ def raise_impure(
     else:
         what = f"a tensor that it captures, {describe(captured[write.place - len(names)])}"
         remedy = "Pass it in as an argument and return its new value as an output."
+    remedy = _BY_OPERATOR.get(write.operator, remedy)
     where = f" here:\n\n{watch.line}\n\n" if watch.line else ". "
     raise ImpureFunctionError(
         f"`{function}` writes into {what}, with {write.operator}{where}"
         f"A compiled function is pure: it leaves its inputs unchanged. {remedy}"
     )
+
+
+#: Writes that torch's own code makes, where the user wrote no `x += 1`.
+_BY_OPERATOR = {
+    "aten.embedding_renorm_.default": "Leave max_norm out of the embedding, and scale its rows between "
+    "steps: state.replace(params=...)."
+}
 
 
 class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__

@@ -17,7 +17,7 @@ from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe
 from ftrain.core.errors import TraceError
 
-__all__ = ["refuse_hidden", "refuse_leaked"]
+__all__ = ["refuse_hidden", "refuse_leaked", "refuse_sparse"]
 
 # What these refer to is not part of an output: code, and the namespaces that it runs in.
 _OPAQUE = (type, types.ModuleType, types.CodeType)
@@ -48,6 +48,22 @@ def refuse_hidden(output: Any, function: str) -> None:
             f"`{function}` returned a tree with a tensor, {describe(found)}, in a key or in the static "
             "data of a node. Return tensors as leaves."
         )
+
+
+def refuse_sparse(output: Any, function: str) -> None:
+    """Raise `TypeError` if an output is a sparse tensor.
+
+    Args:
+        output: what the function returned.
+        function: what the message calls it.
+    """
+    for path, leaf in zip(tree.paths(output), tree.leaves(output), strict=True):
+        if isinstance(leaf, torch.Tensor) and leaf.layout != torch.strided:
+            raise TypeError(
+                f"`{function}` returned a sparse tensor at {path or 'the root'}: expected strided "
+                f"tensors, got {leaf.layout}. Create the layer with sparse=False if this is the "
+                "gradient of an nn.Embedding or nn.EmbeddingBag, or return x.to_dense()."
+            )
 
 
 def refuse_leaked(captured: Sequence[torch.Tensor], function: str) -> None:

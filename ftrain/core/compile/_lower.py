@@ -140,10 +140,16 @@ def separate(
     Compilers merge equal expressions and drop copies: two outputs, or an output and a donated input,
     may come back as one piece of memory though the graph kept them apart. Which ones do is fixed in
     the compiled code, so that it is enough to look once.
+
+    A zero derivative (that of `torch.sgn`) may come back as a tensor without memory, to which nothing
+    can be written. It is copied into memory of its own.
     """
     taken = {t.untyped_storage().data_ptr() for t in inputs if t.numel()}
     merged = []
     for i, output in enumerate(outputs):
+        if output._is_zerotensor():
+            merged.append(i)
+            continue
         address = output.untyped_storage().data_ptr()
         if output.numel() and address in taken:
             merged.append(i)

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
 from ftrain.core.compile._errors import current_line, describe
 from ftrain.core.compile._rnn import KINDS, recurrent_layer
+from ftrain.core.compile._untraceable import Calls
 from ftrain.core.errors import ImpureFunctionError
 from ftrain.core.random._keyed_reach import RUN_THE_GRAPH, opened
 
@@ -22,24 +24,39 @@ __all__ = ["Rewrites"]
 
 
 class Rewrites(TorchFunctionMode):
-    """Mode of a trace, in which the functions of this file run in their traced form."""
+    """Mode of a trace, in which the functions of this file run in their traced form.
+
+    Args:
+        calls: where the function is noted that raises.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self._calls = calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if torch.compiler.is_dynamo_compiling():  # torch.cond compiles its branches, then runs them
             return func(*args, **(kwargs or {}))
+        try:
+            return self._run(func, args, kwargs or {})
+        except Exception as error:
+            self._calls.raised(func, error)
+            raise
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         rewrite = _REWRITES.get(func)
         if rewrite is not None:
-            return rewrite(func, *args, **(kwargs or {}))
+            return rewrite(func, *args, **kwargs)
         # These go on to run functions of the user's, which must not find the mode off.
         if isinstance(func, HigherOrderOperator):
             with self:
-                return opened(HigherOrderOperator.__call__)(func, *args, **(kwargs or {}))
+                return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
         if func in RUN_THE_GRAPH:
             with self:
-                return opened(func)(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                return opened(func)(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
@@ -62,7 +79,17 @@ def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tenso
     return None
 
 
+def _class_indices(
+    func: Callable[..., Any], input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """A loss of uint8 labels as that of int64 ones: the fake kernels take no uint8 (2.13)."""
+    if target.dtype == torch.uint8:
+        target = target.to(torch.int64)
+    return func(input, target, *args, **kwargs)
+
+
 _REWRITES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(KINDS, recurrent_layer),
+    **dict.fromkeys((functional.nll_loss, functional.cross_entropy), _class_indices),
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]  # a getset descriptor
 }

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,12 +24,13 @@ from ftrain.core._leftovers import guard, leftovers_removed
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile import _donate
-from ftrain.core.compile._errors import describe, user_line
+from ftrain.core.compile._errors import describe
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.compile._impure import raise_impure
-from ftrain.core.compile._leaks import refuse_hidden, refuse_leaked
+from ftrain.core.compile._leaks import refuse_hidden, refuse_leaked, refuse_sparse
 from ftrain.core.compile._rewrites import Rewrites
-from ftrain.core.errors import DonationError, TraceError, UnkeyedRandomError
+from ftrain.core.compile._untraceable import Calls, untraceable
+from ftrain.core.errors import DonationError, UnkeyedRandomError
 from ftrain.core.random._keyed_reach import unkeyed
 from ftrain.core.random._watch import watched_trace
 
@@ -129,6 +129,7 @@ def trace(
             found["n_state"] = len(tree.leaves(state))
         refuse_hidden(output, function)
         found["leaves"] = [TENSOR if isinstance(x, torch.Tensor) else x for x in out_leaves]
+        refuse_sparse(output, function)
         return [x.detach() for x in out_leaves if isinstance(x, torch.Tensor)]
 
     run = _run(flat, function, tensors, fn)
@@ -179,6 +180,7 @@ def _run(
     """Run on fake tensors with grad mode on, as at the top of a program; the function may change it."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+    calls = Calls()
     if torch.is_anomaly_enabled():
         warnings.warn(
             f"`{function}` is compiled inside torch.autograd.detect_anomaly(), which sees no values in "
@@ -195,76 +197,14 @@ def _run(
             torch.enable_grad(),
             _torch.interning(),
             fake_kernels(),
-            Rewrites(),
+            Rewrites(calls),
             mode,
         ):
             pure = _torch.without_modes_below(flat)
             return _Run(watched_trace(lambda: _torch.trace(pure, fakes), fn), mode)
     except Exception as error:
-        remedy = _remedy(error)
-        if remedy is None:
+        refusal = untraceable(error, function, calls)
+        if refusal is None:
             error.add_note(f"(while ftrain.compile traced `{function}`)")
             raise
-        line = user_line(traceback.extract_tb(error.__traceback__))
-        raise TraceError(
-            f"`{function}` cannot become one graph: {remedy[0]}, here:\n\n{line}\n\n{remedy[1]}"
-        ) from error
-
-
-_VALUE = (
-    "A compiled function is traced once, without values, and then runs for all of them. Instead of "
-    "`if` on a tensor use ftrain.cond(condition, true_fn, false_fn, x), ftrain.switch, or compute both "
-    "and pick: torch.where(condition, a, b). Instead of `while` use ftrain.while_loop(cond_fn, body_fn, "
-    "x). Keep numbers as 0-d tensors; to log one, return it as an output and read it outside, or print "
-    "it with ftrain.debug.print."
-)
-_SHAPE = (
-    "Shapes are fixed when the function is traced. Instead of x[mask] use torch.where(mask, x, fill) "
-    "or multiply by the mask; instead of nonzero() use argsort or topk with a fixed size."
-)
-_NUMPY = (
-    "A traced tensor has no values to hand to NumPy. Use the torch function of the same name, or do "
-    "the NumPy part outside the compiled function."
-)
-_STORAGE = (
-    "A traced tensor has no memory of its own to read or write. Index and assign through the tensor "
-    "itself (x[0] = 1, x.copy_(y), x.fill_(0))."
-)
-_SWAP = (
-    "A traced tensor cannot be swapped for another. Create the module with its final dtype and device, "
-    "nn.Linear(..., dtype=..., device=...), instead of converting it with .to(), .half() or .double()."
-)
-_BY_OPERATOR = {
-    "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
-    ".item() or .tolist())",
-    "aten.is_nonzero": "it branches on the value of a tensor",
-    "aten.equal": "torch.equal asks whether two tensors have the same values",
-    "aten.allclose": "torch.allclose asks for the values of tensors",
-    "aten.nonzero": "the shape of nonzero() or of x[mask] depends on values",
-    "aten.masked_select": "the shape of masked_select() depends on values",
-}
-
-
-def _remedy(error: BaseException) -> tuple[str, str] | None:
-    """Return the cause and the remedy of a data-dependent operation; `None` for other errors."""
-    if isinstance(error, _torch.DATA_DEPENDENT):
-        name = str(error.func).rpartition(".")[0]
-        is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])
-        default = f"the {'shape' if is_shape else 'result'} of {name} depends on values"
-        return _BY_OPERATOR.get(name, default), _SHAPE if is_shape else _VALUE
-    text = str(error)
-    if not isinstance(error, (RuntimeError, TypeError, ValueError)):
-        return None
-    if "FakeTensor.__format__" in text:
-        return "it formats the value of a tensor", _VALUE
-    if ".numpy()" in text or "data pointer" in text:
-        return "it hands a tensor to NumPy or asks for its memory", _NUMPY
-    if "UntypedStorage" in text:
-        return "it reads or writes the storage of a tensor", _STORAGE
-    if "Couldn't swap" in text or "Cannot swap" in text:
-        return "it swaps tensors, as module.to(...) does", _SWAP
-    if "get value out of a tracing tensor" in text or (
-        text.startswith("vmap:") and ("data-dependent" in text or ".item()" in text)
-    ):
-        return _BY_OPERATOR["aten._local_scalar_dense"], _VALUE
-    return None
+        raise refusal from error

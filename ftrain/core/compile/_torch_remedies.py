@@ -1,0 +1,94 @@
+"""Functions of torch that cannot be traced: what each does, and what to write instead."""
+
+from __future__ import annotations
+
+__all__ = ["BACKWARD", "BY_FUNCTION", "BY_TORCH_LINE"]
+
+Remedy = tuple[str, str]  # what it does, and one sentence with the remedy
+
+_OUTSIDE = (
+    "Take this gradient without ftrain.compile (ftrain.value_and_grad alone computes it), and compile "
+    "the update."
+)
+_COVARIANCE = (
+    "it compares sums of the weights",
+    "Write the formula: centered = x - x.mean(1, keepdim=True), then "
+    "centered @ centered.mT / (x.shape[1] - 1) is torch.cov(x), and cov / (s[:, None] * s) with "
+    "s = cov.diagonal().sqrt() is torch.corrcoef(x).",
+)
+_PACKED = (
+    "a packed sequence has a shape that depends on the lengths",
+    "Leave the sequences padded, and mask what the padding contributes to the loss: "
+    "torch.where(mask, per_token, 0).sum().",
+)
+_CTC = ("the alignments of a CTC loss depend on the values of the lengths", _OUTSIDE)
+_LEAST_SQUARES = (
+    "the shape of the residuals depends on the rank of the matrix",
+    "Write torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b) for a matrix of full "
+    "column rank.",
+)
+_MASK = (
+    "it compares the mask with a causal one",
+    "Say which it is: is_causal=True or is_causal=False in the call, beside the mask (of a decoder, "
+    "tgt_is_causal=).",
+)
+_CUMULATIVE = (
+    "a batch norm with momentum=None asks for the number of batches",
+    "Give it a momentum, such as torch's default momentum=0.1.",
+)
+_VARIANCE = (
+    "it asks whether a variance is negative",
+    "Write the formula, for variances of at least eps: "
+    "0.5 * (var.log() + (input - target) ** 2 / var).mean().",
+)
+_TRUNCATED = (
+    "it draws again until all numbers are within the bounds",
+    "Draw before the compiled function, with the same `keyed`, and pass the tensor in; or draw "
+    "u = ftrain.random.uniform(key, shape, minval=lower, maxval=upper) with lower and upper the normal "
+    "distribution's values at the bounds, and take torch.special.ndtri(u).",
+)
+
+_VALIDATION = (
+    "a distribution checks the values of its arguments",
+    "Leave validate_args=True out: without it a compiled function skips these checks.",
+)
+
+#: By file inside of torch's folder and function, for torch's Python code.
+BY_TORCH_LINE: dict[tuple[str, str], Remedy] = {
+    ("nn/functional.py", "gaussian_nll_loss"): _VARIANCE,
+    ("nn/modules/batchnorm.py", "forward"): _CUMULATIVE,
+    ("nn/modules/transformer.py", "_detect_is_causal_mask"): _MASK,
+    ("nn/init.py", "_no_grad_trunc_normal_"): _TRUNCATED,
+    ("nn/utils/rnn.py", "pack_padded_sequence"): _PACKED,
+    ("nn/utils/rnn.py", "pad_packed_sequence"): _PACKED,
+    ("nn/modules/rnn.py", "forward"): _PACKED,
+    ("nn/functional.py", "ctc_loss"): _CTC,
+    ("distributions/distribution.py", "__init__"): _VALIDATION,
+    ("distributions/distribution.py", "_validate_sample"): _VALIDATION,
+}
+#: By name, for those written in C++.
+BY_FUNCTION: dict[str, Remedy] = {
+    "torch.cov": _COVARIANCE,
+    "torch.corrcoef": _COVARIANCE,
+    "torch.combinations": (
+        "the shape of its result depends on a mask",
+        "Compute the indices outside of the compiled function, i = torch.combinations(torch.arange(n)), "
+        "and take x[i] inside.",
+    ),
+    "torch.nn.functional.ctc_loss": _CTC,
+    "torch.ctc_loss": _CTC,
+    "torch.linalg.lstsq": _LEAST_SQUARES,
+    "torch.linalg_lstsq": _LEAST_SQUARES,
+}
+#: By operator, in a backward pass, where the user's line is that which asks for the gradient.
+BACKWARD: dict[str, Remedy] = {
+    "aten._unique": (
+        "the gradient of index_fill by the value that it fills in depends on the indices' values",
+        "Fill by a mask instead: torch.where(mask, value, x).",
+    ),
+    "aten.nonzero": (
+        "the gradient of x[mask] = values by the values has a shape that depends on the mask",
+        "Fill by the mask instead: torch.where(mask, values, x), with one value for each element.",
+    ),
+    "aten._ctc_loss": _CTC,
+}

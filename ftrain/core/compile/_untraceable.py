@@ -1,0 +1,209 @@
+"""Errors for operations that a trace cannot record: what asked for values, where, and the remedy.
+
+Many of torch's own functions look at values: `F.gaussian_nll_loss` checks the sign of a variance,
+`torch.cov` compares two sums. The user wrote none of that code, so the message shows torch's line below
+the user's, and the remedy for the function (`_torch_remedies.py`) or for torch's code in general.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import resolve_name
+
+from ftrain.core import _torch
+from ftrain.core._user_line import is_foreign, show, user_line
+from ftrain.core.compile._errors import causes
+from ftrain.core.compile._torch_remedies import BACKWARD, BY_FUNCTION, BY_TORCH_LINE
+from ftrain.core.errors import TraceError
+
+__all__ = ["Calls", "untraceable"]
+
+_VALUE = (
+    "A compiled function is traced once, without values, and then runs for all of them. Instead of "
+    "`if` on a tensor use ftrain.cond(condition, true_fn, false_fn, x), ftrain.switch, or compute both "
+    "and pick: torch.where(condition, a, b). Instead of `while` use ftrain.while_loop(cond_fn, body_fn, "
+    "x). Keep numbers as 0-d tensors; to log one, return it as an output and read it outside, or print "
+    "it with ftrain.debug.print."
+)
+_SHAPE = (
+    "Shapes are fixed when the function is traced. Instead of x[mask] use torch.where(mask, x, fill) "
+    "or multiply by the mask; instead of nonzero() use argsort or topk with a fixed size."
+)
+_NUMPY = (
+    "A traced tensor has no values to hand to NumPy. Use the torch function of the same name, or do "
+    "the NumPy part outside the compiled function."
+)
+_STORAGE = (
+    "A traced tensor has no memory of its own to read or write. Index and assign through the tensor "
+    "itself (x[0] = 1, x.copy_(y), x.fill_(0))."
+)
+_SWAP = (
+    "A traced tensor cannot be swapped for another. Create the module with its final dtype and device, "
+    "nn.Linear(..., dtype=..., device=...), instead of converting it with .to(), .half() or .double()."
+)
+_OF_TORCH = (
+    "A compiled function is traced once, without values, and this code of torch's needs them. Call {0} "
+    "outside of the compiled function, or write what it computes with operations on tensors of fixed "
+    "shapes."
+)
+_BY_OPERATOR = {
+    "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
+    ".item() or .tolist())",
+    "aten.is_nonzero": "it branches on the value of a tensor",
+    "aten.equal": "torch.equal asks whether two tensors have the same values",
+    "aten.allclose": "torch.allclose asks for the values of tensors",
+    "aten.nonzero": "the shape of nonzero() or of x[mask] depends on values",
+    "aten.masked_select": "the shape of masked_select() depends on values",
+}
+#: Operators that a user writes under other names than their own.
+_SPELLED = {
+    "aten._local_scalar_dense": ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"),
+    "aten.is_nonzero": ("__bool__", "is_nonzero"),
+    "aten.nonzero": (
+        "nonzero",
+        "__getitem__",
+        "__setitem__",
+        "where",
+        "argwhere",
+        "nonzero_static",
+    ),
+}
+
+
+class Calls:
+    """The function of torch that raised last, as the function modes of a trace saw it."""
+
+    error: BaseException | None = None
+    function: Any = None
+
+    def raised(self, function: Any, error: BaseException) -> None:
+        """Note that a call of `function` raised; the innermost call of an error counts."""
+        if error is not self.error:
+            self.error, self.function = error, function
+
+
+class _Place(NamedTuple):
+    """Where an error was raised.
+
+    Attributes:
+        line: the user's line, as a message shows it.
+        torch_line: the line of torch's Python code that it led to; `None` if there is none.
+        name: torch's function with that line.
+        file: its file, inside of torch's folder.
+        backward: whether it was in a backward pass.
+    """
+
+    line: str
+    torch_line: str | None
+    name: str
+    file: str
+    backward: bool
+
+
+def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError | None:
+    """Return the error for an operation that needs a value or a shape; `None` for other errors.
+
+    Args:
+        error: what the trace raised.
+        function: what messages call the traced function.
+        calls: the calls of torch's functions in the trace.
+    """
+    found = _remedy(error)
+    if found is None:
+        return None
+    what, remedy = found
+    place = _place(traceback.extract_tb(error.__traceback__))
+    own = _of_torch(error, place, calls)
+    if own is not None:
+        what, remedy = own
+    below = (
+        ""
+        if place.torch_line is None
+        else f"\n\nwhich runs this line of torch:\n\n{place.torch_line}"
+    )
+    return TraceError(
+        f"`{function}` cannot become one graph: {what}, here:\n\n{place.line}{below}\n\n{remedy}"
+    )
+
+
+def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
+    """What a function of torch's did, and its remedy; `None` where the user's own line asked."""
+    known = BY_TORCH_LINE.get((place.file, place.name))
+    if known is not None:
+        return known
+    is_ours = isinstance(error, _torch.DATA_DEPENDENT)
+    operator = str(error.func).rpartition(".")[0] if is_ours else ""  # type: ignore[attr-defined]
+    if place.backward:
+        default = f"a backward pass runs {operator or 'an operator'}, which depends on values"
+        return BACKWARD.get(operator, (default, _OF_TORCH.format("that part")))
+    if place.torch_line is not None:
+        return "torch's own code asks for the values of tensors", _OF_TORCH.format("that function")
+    if calls.function is None or all(each is not calls.error for each in causes(error)):
+        return None
+    name = _name(calls.function)
+    if name in BY_FUNCTION:
+        return BY_FUNCTION[name]
+    short = name.rpartition(".")[2]
+    own = operator.rpartition(".")[2]
+    if not operator or short.strip("_") == own.strip("_") or short in _SPELLED.get(operator, ()):
+        return None
+    return f"{name} depends on the values of tensors", _OF_TORCH.format(name)
+
+
+def _name(function: Any) -> str:
+    name = resolve_name(function) or getattr(function, "__qualname__", repr(function))
+    return str(name).replace("_VariableFunctionsClass.", "torch.")
+
+
+_TORCH = os.path.dirname(os.path.abspath(str(torch.__file__))) + os.sep
+#: Torch's code that a user calls; the remaining files are the machinery of traces and autograd.
+_LIBRARY = ("nn/", "distributions/", "functional.py", "optim/", "nested/", "linalg/", "_lowrank.py")
+
+
+def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
+    line = user_line(frames)
+    ours = [i for i, frame in enumerate(frames) if not is_foreign(frame.filename)]
+    after = frames[ours[-1] + 1 :] if ours else frames
+    backward = any(frame.name == "_engine_run_backward" for frame in after)
+    found = None
+    for frame in after:
+        file = frame.filename.removeprefix(_TORCH).replace(os.sep, "/")
+        calls_a_module = file == "nn/modules/module.py" and "_call_impl" in frame.name
+        if frame.filename.startswith(_TORCH) and file.startswith(_LIBRARY) and not calls_a_module:
+            found = frame, file
+    if found is None or backward:
+        return _Place(line, None, "", "", backward)
+    frame, file = found
+    return _Place(line, show(frame), frame.name, file, backward)
+
+
+def _remedy(error: BaseException) -> tuple[str, str] | None:
+    """What a data-dependent operation did and what to write instead; `None` for other errors."""
+    if isinstance(error, _torch.DATA_DEPENDENT):
+        name = str(error.func).rpartition(".")[0]
+        is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])
+        default = f"the {'shape' if is_shape else 'result'} of {name} depends on values"
+        return _BY_OPERATOR.get(name, default), _SHAPE if is_shape else _VALUE
+    text = str(error)
+    if not isinstance(error, (RuntimeError, TypeError, ValueError)):
+        return None
+    if "FakeTensor.__format__" in text:
+        return "it formats the value of a tensor", _VALUE
+    if ".numpy()" in text or "data pointer" in text:
+        return "it hands a tensor to NumPy or asks for its memory", _NUMPY
+    if "its data is not allocated yet" in text:
+        return "a function of torch reads the values of a tensor", _OF_TORCH.format("it")
+    if "UntypedStorage" in text:
+        return "it reads or writes the storage of a tensor", _STORAGE
+    if "Couldn't swap" in text or "Cannot swap" in text:
+        return "it swaps tensors, as module.to(...) does", _SWAP
+    if "get value out of a tracing tensor" in text or (
+        text.startswith("vmap:") and ("data-dependent" in text or ".item()" in text)
+    ):
+        return _BY_OPERATOR["aten._local_scalar_dense"], _VALUE
+    return None

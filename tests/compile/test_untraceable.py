@@ -1,0 +1,226 @@
+"""Functions of torch that a trace cannot record: torch's line and a remedy that computes the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ftrain
+from ftrain import random, testing
+from ftrain.core.errors import ImpureFunctionError, TraceError
+
+X = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return ftrain.compile(fn, backend="eager")
+
+
+def loss_of(model: nn.Module, *args: Any, **kwargs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    apply = ftrain.bind(model)
+    params, buffers = apply.init(random.key(0))
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        out, _ = apply(params, buffers, random.key(1), x, *args, **kwargs)  # here
+        return out.sum()
+
+    return loss
+
+
+def gaussian(x: torch.Tensor) -> torch.Tensor:
+    return F.gaussian_nll_loss(x, X + 1, x.square() + 1)  # here
+
+
+def truncated(x: torch.Tensor) -> torch.Tensor:
+    with random.keyed(random.key(0)):
+        return nn.init.trunc_normal_(torch.empty(3)).sum() + x.sum()  # here
+
+
+def packed(x: torch.Tensor) -> torch.Tensor:
+    return nn.utils.rnn.pack_padded_sequence(x[..., None], torch.tensor([3, 2, 4, 1])).data  # here
+
+
+def validated(x: torch.Tensor) -> torch.Tensor:
+    return torch.distributions.Normal(x, x.abs() + 1, validate_args=True).log_prob(x).sum()  # here
+
+
+def bounds(x: torch.Tensor) -> torch.Tensor:
+    return nn.Transformer.generate_square_subsequent_mask(x.sum().long()).sum()  # here
+
+
+ENCODER = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 1, enable_nested_tensor=False)
+LABELS, LENGTHS = torch.ones(1, 2, dtype=torch.int64), (torch.tensor([3]), torch.tensor([2]))
+
+IN_TORCH = {
+    "GaussianNLLLoss": (gaussian, "asks whether a variance is negative", "0.5 * (var.log()"),
+    "BatchNorm(momentum=None)": (
+        loss_of(nn.BatchNorm1d(4, momentum=None)),
+        "asks for the number of batches",
+        "momentum=0.1",
+    ),
+    "TransformerEncoder with a mask": (
+        loss_of(ENCODER, mask=torch.zeros(3, 3)),
+        "compares the mask with a causal one",
+        "is_causal=True or is_causal=False",
+    ),
+    "trunc_normal_": (truncated, "draws again", "torch.special.ndtri(u)"),
+    "pack_padded_sequence": (packed, "a packed sequence", "Leave the sequences padded"),
+    "CTCLoss": (
+        lambda x: F.ctc_loss(x[:, None].log_softmax(-1), LABELS, *LENGTHS),  # here
+        "values of the lengths",
+        "ftrain.value_and_grad alone computes it",
+    ),
+    "validate_args=True": (
+        validated,
+        "checks the values of its arguments",
+        "validate_args=True out",
+    ),
+    "another": (bounds, "torch's own code asks for the values", "Call that function outside"),
+}
+
+
+@pytest.mark.parametrize("name", IN_TORCH)
+def test_torchs_python_code_is_shown_with_its_line_and_remedy(name: str) -> None:
+    fn, what, remedy = IN_TORCH[name]
+    with pytest.raises(TraceError) as error:
+        compiled(fn)(X)
+    said = str(error.value)
+    assert what in said
+    assert remedy in said
+    assert "# here" in said
+    assert "which runs this line of torch:" in said
+    assert "ftrain.cond(" not in said
+    assert "x[mask]" not in said
+
+
+IN_CPP = {
+    "cov": (torch.cov, "compares sums of the weights", "centered @ centered.mT"),
+    "corrcoef": (torch.corrcoef, "compares sums of the weights", "torch.corrcoef(x)"),
+    "lstsq": (lambda x: torch.linalg.lstsq(x, x)[0], "depends on the rank", "pinv(a) @ b"),
+    "combinations": (lambda x: torch.combinations(x[0]), "depends on a mask", "take x[i] inside"),
+    "one_hot": (
+        lambda x: F.one_hot(x.long()),
+        "F.one_hot depends",
+        "Call torch.nn.functional.one_hot",
+    ),
+    "tensor_split": (
+        lambda x: torch.tensor_split(x, torch.tensor([1])),
+        "reads the values of a tensor",
+        "outside of the compiled function",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_CPP)
+def test_torchs_compiled_code_is_named_with_its_remedy(name: str) -> None:
+    fn, what, remedy = IN_CPP[name]
+    with pytest.raises(TraceError) as error:
+        compiled(lambda x: fn(x))(X)
+    said = str(error.value)
+    assert what.replace("F.", "torch.nn.functional.") in said
+    assert remedy in said
+    assert "test_untraceable.py:" in said
+    assert "ftrain.cond(" not in said
+
+
+def filled(x: torch.Tensor) -> torch.Tensor:
+    return X.index_fill(0, torch.tensor([0, 2]), x[0, 0]).sum()
+
+
+def assigned(x: torch.Tensor) -> torch.Tensor:
+    return torch.index_put(X, (X > 0,), x[0, 0]).sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"), [(filled, "index_fill by the value"), (assigned, r"x\[mask\] = values")]
+)
+def test_a_backward_pass_that_needs_values_names_the_forward_operation(
+    loss: Any, what: str
+) -> None:
+    with pytest.raises(TraceError, match=rf"(?s)the gradient of {what}.*torch.where\(mask, value"):
+        compiled(ftrain.value_and_grad(loss))(X)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda x: x if x.sum() > 0 else -x, lambda x: float(x.sum()), lambda x: x.tolist()]
+)
+def test_code_of_the_users_own_gets_the_advice_to_rewrite_it(fn: Any) -> None:
+    with pytest.raises(
+        TraceError, match=r"(?s)it asks for the value of a tensor.*ftrain.cond\("
+    ) as error:
+        compiled(fn)(X)
+    assert "line of torch" not in str(error.value)
+
+
+def covariance(x: torch.Tensor) -> torch.Tensor:
+    centered = x - x.mean(1, keepdim=True)
+    return centered @ centered.mT / (x.shape[1] - 1)
+
+
+def correlation(x: torch.Tensor) -> torch.Tensor:
+    cov = covariance(x)
+    s = cov.diagonal().sqrt()
+    return cov / (s[:, None] * s)
+
+
+def negative_log_likelihood(x: torch.Tensor) -> torch.Tensor:
+    input, target, var = x, X + 1, x.square() + 1
+    return 0.5 * (var.log() + (input - target) ** 2 / var).mean()
+
+
+@pytest.mark.parametrize(
+    ("remedy", "fn"),
+    [(covariance, torch.cov), (correlation, torch.corrcoef), (negative_log_likelihood, gaussian)],
+)
+def test_what_a_remedy_writes_is_the_function(remedy: Any, fn: Any) -> None:
+    x = torch.randn(3, 4)
+    testing.assert_close_norm(compiled(remedy)(x), fn(x), 1e-6)
+
+
+def test_the_remedy_for_truncated_normals_stays_within_the_bounds() -> None:
+    def cdf(x: float) -> float:
+        return (1 + math.erf(x / math.sqrt(2))) / 2
+
+    def draw(key: torch.Tensor) -> torch.Tensor:
+        u = random.uniform(key, (10_000,), minval=cdf(-1), maxval=cdf(2))
+        return torch.special.ndtri(u)
+
+    x = compiled(draw)(random.key(0))
+    assert x.min() >= -1 - 1e-5
+    assert x.max() <= 2 + 1e-5
+    # The mean of 10,000 such numbers: 0.2296 with a standard error of 0.0072.
+    assert abs(float(x.mean()) - 0.2296) < 5 * 0.0072
+
+
+def test_a_zero_gradient_has_memory_of_its_own() -> None:
+    step = compiled(ftrain.value_and_grad(lambda x: torch.sgn(x).sum()))
+    for _ in range(2):
+        _, grad = step(X)
+        testing.assert_same_bits(grad.add_(1), torch.ones(3, 4))
+
+
+def test_a_sparse_gradient_is_refused_with_the_layers_argument() -> None:
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        return F.embedding(torch.tensor([0, 2]), weight, sparse=True).sum()
+
+    with pytest.raises(TypeError, match=r"sparse tensor at \[1\].*sparse=False.*nn.EmbeddingBag"):
+        compiled(ftrain.value_and_grad(loss))(X)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss()])
+def test_uint8_labels_give_the_eager_loss(loss: Any) -> None:
+    labels = torch.tensor([1, 0, 3], dtype=torch.uint8)
+    step = ftrain.value_and_grad(lambda x, y: loss(x, y))
+    testing.assert_same_bits(compiled(step)(X, labels), step(X, labels))
+
+
+def test_a_norm_of_embeddings_is_refused_without_advice_on_the_users_code() -> None:
+    with pytest.raises(ImpureFunctionError, match="Leave max_norm out") as error:
+        compiled(lambda w: F.embedding(torch.tensor([0]), w, max_norm=1.0))(X)
+    assert "x += 1" not in str(error.value)
