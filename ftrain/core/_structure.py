@@ -63,6 +63,7 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
             f"the model function returned {type(module).__name__}, not an nn.Module. "
             "Write: make_steps(lambda: Net(...), ...)."
         )
+    refuse_lazy(module)
     return module
 
 

@@ -151,8 +151,9 @@ def test_restored_after_an_exception() -> None:
 
 
 def test_lazy_modules_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="'weight' of LazyLinear is lazy.*Run one batch"):
-        ftrain.bind(nn.LazyLinear(3))
+    for model in (nn.LazyLinear(3), lambda: nn.LazyLinear(3), lambda: nn.LazyConv1d(3, 2)):
+        with pytest.raises(ValueError, match="'weight' of Lazy.* is lazy: .*Run one batch"):
+            ftrain.bind(model)
 
 
 def test_hidden_state_in_a_tensor_attribute_is_refused() -> None:
