@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core import _torch
+
 __all__ = ["UNDER_TRANSFORMS"]
 
 
@@ -33,7 +35,27 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     return (tensor.unsqueeze(-1) == classes).to(torch.int64)
 
 
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`nn.LSTMCell` gate by gate; torch has no batching rule for its own (2.13)."""
+    if not _torch.inside_vmap():
+        return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    hidden, cell = hx
+    linear = torch.nn.functional.linear
+    gates = linear(input, w_ih, b_ih) + linear(hidden, w_hh, b_hh)
+    entry, forget, candidate, exit_ = gates.chunk(4, 1)
+    cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+    return exit_.sigmoid() * cell.tanh(), cell
+
+
 UNDER_TRANSFORMS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.requires_grad_: requires_grad,
+    torch.lstm_cell: lstm_cell,
     torch.nn.functional.one_hot: one_hot,
 }
