@@ -1,0 +1,98 @@
+"""What the tests of modules and of operators share: the value they differentiate, bytes, a tally."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+#: `make databases`: every input of every entry.
+WHOLE = bool(os.environ.get("FTRAIN_CAMPAIGN"))
+
+Outcomes = Counter[str]
+
+
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output, of whatever type it is."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def weighted_sum(output: Any) -> torch.Tensor:
+    """A 0-d real value that weighs each element of an output differently: a fixed cotangent."""
+    total = torch.zeros((), dtype=torch.float64)
+    for tensor in tensors_of(output):
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        n = real.numel()
+        weights = torch.linspace(0.5, 1.5, n, dtype=real.dtype).reshape(real.shape)
+        total = total.to(real.dtype) + (real * weights).sum()
+    return total
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """How two tensors differ in dtype, shape or bytes; `None` where they do not."""
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        return f"{found.dtype}{list(found.shape)}, not {expected.dtype}{list(expected.shape)}"
+    one, two = _bytes(found), _bytes(expected)
+    if torch.equal(one, two):
+        return None
+    apart = (found.detach() - expected.detach()).abs().double()
+    return f"differs by up to {float(apart.max()):.3g} of {float(expected.abs().max()):.3g}"
+
+
+def first_difference(found: Any, expected: Any) -> str | None:
+    """Where two lists of tensors first differ; `None` where they do not."""
+    assert len(found) == len(expected)
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        said = difference(a, b)
+        if said is not None:
+            return f"[{i}] {said}"
+    return None
+
+
+def distance(found: Any, expected: Any) -> float:
+    """The largest distance of two tensors of a list, relative to the norm of the expected one."""
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        if difference(a, b) is not None:
+            norm = b.detach().double().norm() if b.is_floating_point() else torch.tensor(0.0)
+            apart = (a.detach().double() - b.detach().double()).norm()
+            worst = max(worst, float(apart / norm) if norm else float("inf"))
+    return worst
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    flat = tensor.resolve_neg().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8) if flat.numel() else flat
+
+
+def assert_says(error: Exception, pattern: str | None, *words: str) -> None:
+    """Raise unless a refusal is expected, and its message is as expected and has these words."""
+    assert pattern is not None, f"not expected: {error}"
+    assert re.search(pattern, str(error), re.DOTALL), str(error)
+    assert all(word in str(error) for word in words), str(error)
+
+
+def told(request: pytest.FixtureRequest, title: str) -> Iterator[Outcomes]:
+    """A count of outcomes, printed at the end of a campaign."""
+    outcomes: Outcomes = Counter()
+    yield outcomes
+    if WHOLE:
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{title}: {outcomes.total()} cases")
+            for outcome, n in sorted(outcomes.items()):
+                print(f"  {outcome}: {n}")
