@@ -183,6 +183,17 @@ def test_what_a_remedy_writes_is_the_function(remedy: Any, fn: Any) -> None:
     testing.assert_close_norm(compiled(remedy)(x), fn(x), 1e-6)
 
 
+def test_the_remedy_for_an_adaptive_softmax_is_its_loss() -> None:
+    layer, target = nn.AdaptiveLogSoftmaxWithLoss(4, 8, [2, 5]), torch.tensor([0, 3, 7])
+
+    def remedy(x: torch.Tensor) -> torch.Tensor:
+        return -layer.log_prob(x).gather(1, target[:, None]).mean()
+
+    with pytest.raises(TraceError, match=r"(?s)into clusters.*log_prob\(x\).gather\(1, target"):
+        compiled(lambda x: layer(x, target).loss)(X)
+    testing.assert_close_norm(compiled(remedy)(X), layer(X, target).loss, 1e-6)
+
+
 def test_the_remedy_for_truncated_normals_stays_within_the_bounds() -> None:
     def cdf(x: float) -> float:
         return (1 + math.erf(x / math.sqrt(2))) / 2

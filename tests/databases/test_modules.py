@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 import ftrain
 from ftrain import random
 from ftrain.core import tree
-from ftrain.core.errors import TraceError, UnkeyedRandomError
+from ftrain.core.errors import TraceError
+from tests.databases import beside
 from tests.databases.same import (
     WHOLE,
     Outcomes,
@@ -38,6 +39,7 @@ KEY = random.key(5)
 
 #: What `compile` refuses, because it cannot be traced, and the words of the message.
 UNTRACEABLE = {
+    "AdaptiveLogSoftmaxWithLoss": r"sorts the targets into clusters.*log_prob\(x\).gather",
     "BatchNorm1d": "momentum=None asks for the number of batches.*momentum=0.1",
     "BatchNorm2d": "momentum=None asks for the number of batches.*momentum=0.1",
     "BatchNorm3d": "momentum=None asks for the number of batches.*momentum=0.1",
@@ -46,8 +48,13 @@ UNTRACEABLE = {
     "Transformer": "compares the mask with a causal one.*is_causal=True",
     "TransformerEncoder": "compares the mask with a causal one.*is_causal=True",
 }
-#: What torch itself does not map, of what a module runs.
-UNMAPPED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
+#: What torch itself does not map, of what a module runs, and its words.
+UNMAPPED = {
+    "AdaptiveLogSoftmaxWithLoss": "vmap: aten::index_copy_",
+    "BatchNorm1d": r"vmap: .* calling .item\(\)",
+    "BatchNorm2d": r"vmap: .* calling .item\(\)",
+    "BatchNorm3d": r"vmap: .* calling .item\(\)",
+}
 #: A vmapped product of matrices sums in another order: the largest distance measured, four times.
 MAPPED = {torch.float32: 2e-5, torch.float64: 4e-14}
 
@@ -204,8 +211,7 @@ def mapped(name: str, call: Any, x: Any, buffers: Any, dtype: torch.dtype) -> st
     try:
         rows = torch.vmap(single)(*arguments)
     except RuntimeError as error:
-        keyed = "keyed" if isinstance(error, UnkeyedRandomError) else None
-        assert_says(error, keyed or (".item()" if name in UNMAPPED else None))
+        assert_says(error, UNMAPPED.get(name))
         return ", not mapped"
     for i in range(2):
         alone = single(*tree.map(lambda t: t[i], arguments))  # noqa: B023
@@ -234,6 +240,7 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
 
 
 MODULES = [info for info in module_db if not info.is_lazy]
+LAZY_REMEDY = "is lazy: .* Run one batch through the model"
 LAZY = [info for info in module_db if info.is_lazy]
 
 
@@ -257,6 +264,43 @@ def test_a_bound_module_equals_the_module(
         outcomes[outcome_of(info.module_cls.__name__, case, dtype)] += 1
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", beside.ALL)
+def test_a_module_that_the_database_lacks_equals_the_module(
+    name: str, dtype: torch.dtype, training: bool, outcomes: Outcomes
+) -> None:
+    make, args = beside.ALL[name]
+
+    def made() -> nn.Module:
+        return make().to(dtype).train(training)
+
+    fixed = [x.to(dtype) if x.is_floating_point() else x for x in args]
+    where = [i for i, x in enumerate(fixed) if x.is_floating_point()]
+    spec = pytree.tree_structure((args, {}))
+    said = outcome_of(name, Case(made, training, fixed, spec, where), dtype)
+    assert ("keyed" in said) == (name in beside.POOLING or (training and name in beside.DRAWING))
+    outcomes[said] += 1
+
+
+def test_every_class_of_torch_is_a_case() -> None:
+    classes = {
+        name
+        for name, each in vars(nn).items()
+        if isinstance(each, type) and issubclass(each, nn.Module)
+    }
+    known = {info.module_cls.__name__ for info in module_db} | {*beside.ALL, *beside.LAZY}
+    assert classes - known == beside.NONE
+
+
+@pytest.mark.parametrize("name", beside.LAZY)
+def test_lazy_modules_that_the_database_lacks_are_refused(name: str) -> None:
+    make: Any = beside.LAZY[name]
+    for model in (make, make()):
+        with pytest.raises(ValueError, match=LAZY_REMEDY):
+            ftrain.bind(model)
+
+
 @pytest.mark.parametrize("info", LAZY, ids=name_of)
 def test_lazy_modules_are_refused_with_the_remedy(info: Any, outcomes: Outcomes) -> None:
     given = info.module_inputs_func(
@@ -265,6 +309,6 @@ def test_lazy_modules_are_refused_with_the_remedy(info: Any, outcomes: Outcomes)
     for each in given:
         case = case_of(info, each, torch.float32, True)
         for model in (case.make, case.make()):
-            with pytest.raises(ValueError, match=r"is lazy: .* Run one batch through the model"):
+            with pytest.raises(ValueError, match=LAZY_REMEDY):
                 ftrain.bind(model)
         outcomes["lazy: refused"] += 1

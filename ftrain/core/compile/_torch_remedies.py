@@ -48,6 +48,10 @@ _TRUNCATED = (
     "distribution's values at the bounds, and take torch.special.ndtri(u).",
 )
 
+_CLUSTERS = (
+    "it sorts the targets into clusters by their values",
+    "Take the loss from all clusters: -layer.log_prob(x).gather(1, target[:, None]).mean().",
+)
 _VALIDATION = (
     "a distribution checks the values of its arguments",
     "Leave validate_args=True out: without it a compiled function skips these checks.",
@@ -56,6 +60,7 @@ _VALIDATION = (
 #: By file inside of torch's folder and function, for torch's Python code.
 BY_TORCH_LINE: dict[tuple[str, str], Remedy] = {
     ("nn/functional.py", "gaussian_nll_loss"): _VARIANCE,
+    ("nn/modules/adaptive.py", "forward"): _CLUSTERS,
     ("nn/modules/batchnorm.py", "forward"): _CUMULATIVE,
     ("nn/modules/transformer.py", "_detect_is_causal_mask"): _MASK,
     ("nn/init.py", "_no_grad_trunc_normal_"): _TRUNCATED,
