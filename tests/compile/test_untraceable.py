@@ -104,6 +104,11 @@ IN_CPP = {
     "corrcoef": (torch.corrcoef, "compares sums of the weights", "torch.corrcoef(x)"),
     "lstsq": (lambda x: torch.linalg.lstsq(x, x)[0], "depends on the rank", "pinv(a) @ b"),
     "combinations": (lambda x: torch.combinations(x[0]), "depends on a mask", "take x[i] inside"),
+    "repeat_interleave": (
+        lambda x: x.repeat_interleave(torch.tensor([1, 2, 0]), dim=0),
+        "depends on the number of repeats",
+        "output_size=n",
+    ),
     "one_hot": (
         lambda x: F.one_hot(x.long()),
         "F.one_hot depends",
@@ -143,8 +148,10 @@ def assigned(x: torch.Tensor) -> torch.Tensor:
 def test_a_backward_pass_that_needs_values_names_the_forward_operation(
     loss: Any, what: str
 ) -> None:
-    with pytest.raises(TraceError, match=rf"(?s)the gradient of {what}.*torch.where\(mask, value"):
+    said = rf"(?s)the gradient of {what}.*torch.where\(mask, value"
+    with pytest.raises(TraceError, match=said) as error:
         compiled(ftrain.value_and_grad(loss))(X)
+    assert "no frame" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +199,15 @@ def test_the_remedy_for_an_adaptive_softmax_is_its_loss() -> None:
     with pytest.raises(TraceError, match=r"(?s)into clusters.*log_prob\(x\).gather\(1, target"):
         compiled(lambda x: layer(x, target).loss)(X)
     testing.assert_close_norm(compiled(remedy)(X), layer(X, target).loss, 1e-6)
+
+
+def test_the_remedy_for_repeats_is_the_function() -> None:
+    def remedy(x: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(repeats, dim=0, output_size=3)
+
+    repeats = torch.tensor([1, 2, 0])
+    found = compiled(remedy)(X, repeats)
+    testing.assert_same_bits(found, X.repeat_interleave(repeats, dim=0))
 
 
 def test_the_remedy_for_truncated_normals_stays_within_the_bounds() -> None:

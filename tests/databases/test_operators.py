@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 import ftrain
 from ftrain import random
-from ftrain.core.errors import ImpureFunctionError, TraceError, UnkeyedRandomError
+from ftrain.core.errors import ImpureFunctionError, TraceError
 from tests.databases.same import (
     WHOLE,
     Outcomes,
@@ -43,6 +43,7 @@ UNTRACEABLE = {
     "linalg.lstsq": r"depends on the rank.*torch.linalg.pinv\(a\) @ b",
     "masked_select": r"the shape of masked_select\(\) depends on values.*torch.where\(mask, x, fill\)",
     "nn.functional.ctc_loss": "values of the lengths.*ftrain.value_and_grad alone computes it",
+    "repeat_interleave": r"depends on the number of repeats.*\(repeats, output_size=n\)",
     "nn.functional.gaussian_nll_loss": r"whether a variance is negative.*0.5 \* \(var.log\(\)",
 }
 #: What `compile` refuses, because it writes into a tensor that the function captures.
@@ -56,11 +57,13 @@ WRITING = dict.fromkeys(
     ),
     "writes into a tensor that it captures.*return its new value as an output",
 )
-#: Draws without a keyed form.
-UNKEYED: dict[str, str] = {}
-#: Without a derivative: torch's is undefined for all of its inputs.
+#: Draw for some inputs only: below 0, or where there is an element.
+DRAWING_AT_TIMES = ("nn.functional.rrelu", "bernoulli")
+#: Without a derivative: torch's is undefined for all inputs, of an order of 0, of an empty product, or
+#: of numbers that a key draws.
 UNDEFINED = dict.fromkeys(
-    ("norm", "linalg.norm", "linalg.vector_norm"), "does not depend on its parameters.*Look for"
+    ("bernoulli", "linalg.householder_product", "linalg.norm", "linalg.vector_norm", "norm"),
+    "does not depend on its parameters.*Look for",
 )
 #: Torch takes another formula for tensors without values: relative distance of the norms, measured.
 ANOTHER_FORMULA = {
@@ -127,15 +130,11 @@ def outcome_of(name: str, case: Case) -> str:
     torch.set_rng_state(generator)
 
     def value_and_grad(x: list[torch.Tensor]) -> Any:
-        if not draws and name != "nn.functional.rrelu":  # it draws for inputs below 0 alone
+        if not draws and name not in DRAWING_AT_TIMES:
             return ftrain.value_and_grad(case.value)(x)
         with random.keyed(KEY):
             return ftrain.value_and_grad(case.value)(x)
 
-    if draws and name in UNKEYED:
-        with pytest.raises(UnkeyedRandomError, match=UNKEYED[name]):
-            value_and_grad(case.fresh())
-        return "no keyed form: refused"
     try:
         eager = run(value_and_grad, case)
     except ValueError as error:

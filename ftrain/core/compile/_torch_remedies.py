@@ -52,6 +52,10 @@ _CLUSTERS = (
     "it sorts the targets into clusters by their values",
     "Take the loss from all clusters: -layer.log_prob(x).gather(1, target[:, None]).mean().",
 )
+_REPEATED = (
+    "the shape of its result depends on the number of repeats",
+    "Say the size of the result: x.repeat_interleave(repeats, output_size=n).",
+)
 _VALIDATION = (
     "a distribution checks the values of its arguments",
     "Leave validate_args=True out: without it a compiled function skips these checks.",
@@ -80,6 +84,8 @@ BY_FUNCTION: dict[str, Remedy] = {
         "Compute the indices outside of the compiled function, i = torch.combinations(torch.arange(n)), "
         "and take x[i] inside.",
     ),
+    "torch.Tensor.repeat_interleave": _REPEATED,
+    "torch.repeat_interleave": _REPEATED,
     "torch.nn.functional.ctc_loss": _CTC,
     "torch.ctc_loss": _CTC,
     "torch.linalg.lstsq": _LEAST_SQUARES,

@@ -91,7 +91,8 @@ class _Place(NamedTuple):
     """Where an error was raised.
 
     Attributes:
-        line: the user's line, as a message shows it.
+        line: the user's line, as a message shows it; empty if there is none, as in the backward pass of
+            `compile(value_and_grad(loss))`.
         torch_line: the line of torch's Python code that it led to; `None` if there is none.
         name: torch's function with that line.
         file: its file, inside of torch's folder.
@@ -118,7 +119,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
         return None
     what, remedy = found
     place = _place(traceback.extract_tb(error.__traceback__))
-    own = _of_torch(error, place, calls)
+    own = None if remedy in (_NUMPY, _STORAGE, _SWAP) else _of_torch(error, place, calls)
     if own is not None:
         what, remedy = own
     below = (
@@ -166,8 +167,8 @@ _LIBRARY = ("nn/", "distributions/", "functional.py", "optim/", "nested/", "lina
 
 
 def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
-    line = user_line(frames)
     ours = [i for i, frame in enumerate(frames) if not is_foreign(frame.filename)]
+    line = user_line(frames) if ours else ""
     after = frames[ours[-1] + 1 :] if ours else frames
     backward = any(frame.name == "_engine_run_backward" for frame in after)
     found = None
