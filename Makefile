@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases processors everywhere clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors everywhere clean
 
 # Each target, after the lines that explain it.
 help:
@@ -49,6 +49,10 @@ campaign: $(VENV)/dev
 # Torch's own databases, every input of each entry, against torch itself; the suite takes a sample.
 databases: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/databases
+
+# Models of the transformers library, tiny and random, under the laws; the suite takes a dozen. Over half an hour.
+transformers: $(VENV)/dev
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/transformers
 
 # The suite with the kernels of other processors, and with two threads: what passes here by luck fails there. Hours;
 # one of them, on some tests: python -m tests.processors order -- tests/laws

@@ -41,6 +41,7 @@ def lower(
         CompilerMissingError: inductor found no C++ compiler.
     """
     operators = any(node.op == "call_function" for node in graph.graph.nodes)
+    _allow_other_layouts(graph)
     if backend == "eager" or not operators:
         _forget(graph)
         forward = graph.forward
@@ -51,7 +52,7 @@ def lower(
 
         return run
     chain_prints(graph)
-    _allow_other_layouts(graph)
+    _drop_empty_parts_of_cats(graph)
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():
             # Imported here because torch's compiler takes a second to load.
@@ -88,17 +89,16 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
 
 
 def _allow_other_layouts(graph: fx.GraphModule) -> None:
-    """Let inductor choose other strides than the trace did.
+    """Let values have other strides than they had in the trace.
 
-    It traces the graph again with operators decomposed, whose results may have other strides, and then
-    `view` raises "Cannot view a tensor with shape ... and strides ..." (2.13). Where the strides fit,
-    `reshape` is that view. What is written to through a view stays one.
+    Fake kernels return other strides than the operators do for some inputs (`softplus_backward` of a
+    transposed gradient), and inductor traces the graph again with operators decomposed. Then `view`
+    raises "view size is not compatible ..." or "Cannot view a tensor with shape ... and strides ..."
+    (2.13). Where the strides fit, `reshape` is that view. What is written to through a view stays one.
     """
     for module in graph.modules():  # the bodies of scan and cond are modules of their own
         if not isinstance(module, fx.GraphModule):
             continue
-        for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
-            _drop_empty_parts(node)
         into = {
             storage_of(target)
             for node in module.graph.nodes
@@ -110,6 +110,14 @@ def _allow_other_layouts(graph: fx.GraphModule) -> None:
                 if storage_of(node) not in into:
                     node.target = aten.reshape.default
         module.recompile()
+
+
+def _drop_empty_parts_of_cats(graph: fx.GraphModule) -> None:
+    """Copy the only part that has elements wherever the graph concatenates."""
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
+                _drop_empty_parts(node)
 
 
 def _drop_empty_parts(cat: fx.Node) -> None:
