@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ftrain.errors import TraceError
+from ftrain.core.errors import TraceError
 
 
 class Refusal(NamedTuple):

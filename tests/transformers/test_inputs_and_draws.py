@@ -1,0 +1,91 @@
+"""What models of the `transformers` library take, return and draw, each in one model."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from transformers import BatchEncoding
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core.errors import TraceError, UnkeyedRandomError
+from tests.transformers.architectures import ARCHITECTURES
+from tests.transformers.tiny import build
+
+
+def loss_fn(model: Any, batch: Any) -> Any:
+    return model(**batch).loss
+
+
+def steps_of(name: str, **own: Any) -> tuple[ftrain.Steps, Any]:
+    """Steps of a model with these values in its configuration, and a batch."""
+    of = ARCHITECTURES[name]
+    of = of._replace(own={**of.own, **own})
+    make = functools.partial(build, of, 0.1)
+    return ftrain.make_steps(make, loss_fn, optim.sgd(0.1)), of.batch(0)
+
+
+def test_a_mask_of_spectra_drawn_with_numpy_is_refused_with_the_line() -> None:
+    steps, batch = steps_of(
+        "Wav2Vec2ForSequenceClassification", mask_time_prob=0.5, mask_time_length=2
+    )
+    state = steps.init_state(0)
+    for step in (steps.train_step, ftrain.compile(steps.train_step, backend="eager")):
+        with pytest.raises(UnkeyedRandomError, match="NumPy's global generator(?s:.*)np.random"):
+            step(state, batch)
+
+
+def test_layers_dropped_by_a_keyed_draw_are_the_same_in_each_eager_step() -> None:
+    steps, batch = steps_of("Wav2Vec2ForSequenceClassification", layerdrop=0.5)
+    state = steps.init_state(0)
+    testing.assert_pure(steps.train_step, state, batch)
+    testing.assert_deterministic(steps.train_step, state, batch)
+    with pytest.raises(TraceError, match="layerdrop"):
+        ftrain.compile(steps.train_step, backend="eager")(state, batch)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_a_batch_encoding_gives_the_step_of_its_dict(backend: str | None) -> None:
+    steps, batch = steps_of("BertForMaskedLM")
+    step: Any = (
+        steps.train_step if backend is None else ftrain.compile(steps.train_step, backend="eager")
+    )
+    state = steps.init_state(0)
+    testing.assert_same_bits(step(state, BatchEncoding(batch)), steps.train_step(state, batch))
+
+
+def test_outputs_without_a_cache_leave_a_compiled_function() -> None:
+    of = ARCHITECTURES["LlamaForCausalLM"]
+    apply = ftrain.bind(build(of, 0.0))
+    params, buffers = apply.init(ftrain.random.key(0))
+    batch = of.batch(0)
+
+    def logits(params: Any, batch: Any) -> Any:
+        return apply(params, buffers, ftrain.random.key(1), **batch, training=False)[0]
+
+    found = ftrain.compile(logits, backend="eager")(params, batch)
+    testing.assert_same_bits(dict(found), dict(logits(params, batch)))
+
+
+def test_a_cache_in_the_output_of_a_compiled_function_is_refused_with_its_name() -> None:
+    of = ARCHITECTURES["LlamaForCausalLM"]
+    apply = ftrain.bind(build(of, 0.0))
+    params, buffers = apply.init(ftrain.random.key(0))
+
+    def cached(params: Any, batch: Any) -> Any:
+        key = ftrain.random.key(1)
+        return apply(params, buffers, key, **batch, training=False, use_cache=True)[0]
+
+    with pytest.raises(TypeError, match="DynamicCache"):
+        ftrain.compile(cached, backend="eager")(params, of.batch(0))
+
+
+def test_a_cache_inside_a_step_is_no_output() -> None:
+    steps, batch = steps_of("LlamaForCausalLM", use_cache=True)
+    state = steps.init_state(0)
+    compiled = ftrain.compile(steps.train_step, backend="eager")
+    testing.assert_same_bits(compiled(state, batch), steps.train_step(state, batch))
+    assert torch.isfinite(compiled(state, batch)[1]["loss"])
