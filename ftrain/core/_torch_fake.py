@@ -1,4 +1,4 @@
-"""Shapes of operators that torch's own fake kernels refuse; part of `_torch.py`, by the same rules."""
+"""Shapes and strides that torch's own fake kernels refuse or get wrong; part of `_torch.py`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,90 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch._subclasses import fake_impls
+from torch._decomp import meta_table
+from torch._subclasses import fake_impls, fake_tensor
 
 __all__ = ["fake_kernels"]
 
 
 @contextlib.contextmanager
 def fake_kernels() -> Iterator[None]:
-    """Give fake tensors kernels for these operators (`op_implementations_dict`, 2.2 and later).
+    """Give fake tensors these shapes and strides inside (`op_implementations_dict`, 2.2 and later).
 
-    Without the dict, the operators are refused as torch refuses them.
+    An operator that is in the table of Python kernels for meta tensors is not decomposed before its
+    kernel is looked up. Without the dict, the operators are what torch makes of them.
     """
     known: dict[Any, Any] = getattr(fake_impls, "op_implementations_dict", {})
     added = {operator: kernel for operator, kernel in _kernels().items() if operator not in known}
+    whole = [operator for operator in added if operator not in meta_table]
+    _forget(added)
     known.update(added)
+    meta_table.update(dict.fromkeys(whole))
     try:
         yield
     finally:
         for operator in added:
             known.pop(operator, None)
+        for operator in whole:
+            meta_table.pop(operator, None)
+
+
+def _forget(operators: Any) -> None:
+    """Drop what torch remembers of calls outside: its memory of results is one for all fake modes."""
+    cache: dict[Any, Any] = getattr(fake_tensor.FakeTensorMode, "cache", {})
+    for key in [key for key in cache if key.key[0] in operators]:
+        cache.pop(key, None)
 
 
 def _kernels() -> dict[Any, Any]:
-    grouped = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
-    return {} if grouped is None else {grouped: _grouped_mm}
+    aten = torch.ops.aten
+    kernels: dict[Any, Any] = {
+        aten.native_batch_norm.default: _batch_norm,
+        aten.native_batch_norm_backward.default: _batch_norm_backward,
+        aten.softplus_backward.default: _softplus_backward,
+    }
+    grouped = getattr(getattr(aten, "_grouped_mm", None), "default", None)
+    return kernels if grouped is None else {**kernels, grouped: _grouped_mm}
+
+
+def _softplus_backward(
+    mode: Any, func: Any, grad: torch.Tensor, x: torch.Tensor, beta: float, threshold: float
+) -> torch.Tensor:
+    """Strides of any function of both tensors; torch's fake kernel takes those of `x` (2.13)."""
+    with mode:
+        return grad * x
+
+
+def _batch_norm(mode: Any, func: Any, x: torch.Tensor, *args: Any) -> Any:
+    with fake_tensor.in_kernel_invocation_manager(mode):
+        out, *statistics = func(x, *args)
+    return _in_format(mode, x, out, statistics)
+
+
+def _batch_norm_backward(
+    mode: Any, func: Any, grad: torch.Tensor, x: torch.Tensor, *args: Any
+) -> Any:
+    with fake_tensor.in_kernel_invocation_manager(mode):
+        by_x, *others = func(grad, x, *args)
+    return _in_format(mode, x, by_x, others)
+
+
+def _in_format(mode: Any, x: torch.Tensor, first: torch.Tensor | None, others: Any) -> Any:
+    """Lay out what batch normalization computes as its CPU kernels do: in the memory format of `x`.
+
+    That is contiguous where `x` has the strides of no format. Torch's fake kernels take the strides of
+    `x`, and backward those of the gradient (2.13). A product may sum in another order for each.
+    """
+    if first is not None and x.device.type == "cpu":
+        wanted = torch.contiguous_format
+        for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if x.ndim == ndim and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
+                wanted = layout
+        with fake_tensor.in_kernel_invocation_manager(mode):
+            first = torch.empty_like(first, memory_format=wanted)
+    return tuple(
+        None if t is None else fake_tensor.FakeTensor(mode, t, x.device) for t in (first, *others)
+    )
 
 
 def _grouped_mm(

@@ -133,7 +133,7 @@ _TABLE = (
         square,
     ),
     Architecture("DeiTForMaskedImageModeling", {}, images, square),
-    Architecture("DINOv3ViTModel", {}, images, square),
+    Architecture("DINOv3ViTModel", {"pos_embed_rescale": None}, images, square),
     Architecture("GPT2ForSequenceClassification", {}, sentences),
     Architecture(
         "GLPNForDepthEstimation",
@@ -147,7 +147,7 @@ _TABLE = (
         },
         depths,
     ),
-    Architecture("InformerForPrediction", _SERIES, series),
+    Architecture("InformerForPrediction", {**_SERIES, "attention_type": "full"}, series),
     Architecture("LlamaForSequenceClassification", {}, sentences),
     Architecture(
         "LxmertModel",

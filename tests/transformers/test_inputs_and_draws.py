@@ -33,9 +33,8 @@ def test_a_mask_of_spectra_drawn_with_numpy_is_refused_with_the_line() -> None:
         "Wav2Vec2ForSequenceClassification", mask_time_prob=0.5, mask_time_length=2
     )
     state = steps.init_state(0)
-    for step in (steps.train_step, ftrain.compile(steps.train_step, backend="eager")):
-        with pytest.raises(UnkeyedRandomError, match="NumPy's global generator(?s:.*)np.random"):
-            step(state, batch)
+    with pytest.raises(UnkeyedRandomError, match="NumPy's global generator(?s:.*)np.random"):
+        steps.train_step(state, batch)
 
 
 def test_layers_dropped_by_a_keyed_draw_are_the_same_in_each_eager_step() -> None:
@@ -43,7 +42,7 @@ def test_layers_dropped_by_a_keyed_draw_are_the_same_in_each_eager_step() -> Non
     state = steps.init_state(0)
     testing.assert_pure(steps.train_step, state, batch)
     testing.assert_deterministic(steps.train_step, state, batch)
-    with pytest.raises(TraceError, match="layerdrop"):
+    with pytest.raises(TraceError, match="skip_the_layer"):
         ftrain.compile(steps.train_step, backend="eager")(state, batch)
 
 

@@ -68,6 +68,7 @@ SIZES: dict[str, Any] = {
     "image_size": 16,
     "patch_size": 8,
     "decoder_start_token_id": 1,
+    **dict.fromkeys(("layerdrop", "encoder_layerdrop", "decoder_layerdrop"), 0.0),
     "use_cache": False,
     "pad_token_id": 0,
     "bos_token_id": 1,
