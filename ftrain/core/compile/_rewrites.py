@@ -5,6 +5,7 @@ A trace by execution would record each of them wrongly or not at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,8 +89,32 @@ def _class_indices(
     return func(input, target, *args, **kwargs)
 
 
+class _Checked:
+    """The truth of a condition that the graph checks."""
+
+    def item(self) -> bool:
+        return True
+
+
+def _is_all_true(func: Callable[..., Any], condition: torch.Tensor) -> Any:
+    """Record a check of `torch._check_tensor_all` as an operator, which raises when the graph runs.
+
+    That function asks for the value of the condition, which a trace does not have.
+    """
+    if torch._C._functorch.is_batchedtensor(condition):
+        return func(condition)  # the operator has no batching rule (2.13)
+    # Inductor writes it into C++ as it is (2.13): one line without quotes.
+    line = re.sub(r"[\\\"'^]", "", " ".join(current_line().split()))
+    message = (
+        f"a check in the compiled function failed, expected a condition to be true, here: {line}"
+    )
+    torch.ops.aten._assert_async.msg(condition.detach().all(), message)
+    return _Checked()
+
+
 _REWRITES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(KINDS, recurrent_layer),
     **dict.fromkeys((functional.nll_loss, functional.cross_entropy), _class_indices),
+    torch.Tensor._is_all_true: _is_all_true,  # its only use in torch is in these checks (2.11 to 2.13)
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]  # a getset descriptor
 }

@@ -1,0 +1,35 @@
+"""Checks of values, `torch._check_tensor_all`, stay in the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ftrain import value_and_grad
+from ftrain.core.compile import compile
+from ftrain.core.errors import TraceError
+
+
+def checked(x: torch.Tensor) -> torch.Tensor:
+    torch._check_tensor_all_with(ValueError, x > 0, lambda: "x must be positive")
+    return (x * 2).sum()
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@pytest.mark.parametrize("fn", [checked, value_and_grad(checked)], ids=["plain", "gradient"])
+def test_a_compiled_check_passes_or_raises_with_its_line_at_each_call(
+    fn: Any, backend: Any
+) -> None:
+    compiled = compile(fn, backend=backend)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(torch.ones(3)), fn(torch.ones(3)))
+        with pytest.raises(RuntimeError, match=r"check .* failed(?s:.*)_check_tensor_all_with"):
+            compiled(torch.tensor([1.0, -1.0, 1.0]))
+    assert compiled.n_compiles == 1
+
+
+def test_a_check_of_mapped_rows_is_refused_with_the_line() -> None:
+    with pytest.raises(TraceError, match="_check_tensor_all_with"):
+        compile(torch.vmap(checked), backend="eager")(torch.ones(2, 3))
