@@ -27,4 +27,5 @@ SUITE = (
     "ViTForImageClassification",
     "SwinForImageClassification",
     "ResNetForImageClassification",
+    "LlavaForConditionalGeneration",
 )

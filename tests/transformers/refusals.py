@@ -21,11 +21,85 @@ class Refusal(NamedTuple):
     reason: str
 
 
-#: By architecture and check.
-REFUSED: dict[tuple[str, str], Refusal] = {
-    ("JetMoeForCausalLM", "compiled"): Refusal(
+def _value(file: str, line: str, reason: str) -> Refusal:
+    """The step cannot be one graph: the line in this file branches on the value of a tensor."""
+    return Refusal(
+        TraceError, rf"asks for the value of a tensor.*{file}.*{line}.*ftrain\.cond", reason
+    )
+
+
+def _shape(file: str, line: str, reason: str) -> Refusal:
+    """The step cannot be one graph: the shape that the line computes depends on values."""
+    return Refusal(TraceError, rf"depends on values.*{file}.*{line}.*torch\.where", reason)
+
+
+_COMPILED: dict[str, Refusal] = {
+    "GLPNForDepthEstimation": _shape(
+        "modeling_glpn", r"target\[valid_mask\]", "its loss selects pixels"
+    ),
+    "Idefics2ForConditionalGeneration": _shape(
+        "modeling_idefics2", "real_images_inds", "it leaves out images that are all padding"
+    ),
+    "Idefics3ForConditionalGeneration": _shape(
+        "modeling_idefics3", "real_images_inds", "it leaves out images that are all padding"
+    ),
+    "JetMoeForCausalLM": _value(
+        "modeling_jetmoe",
+        r"expert_size\.tolist\(\)",
+        "it splits by how many tokens each expert got",
+    ),
+    "Kosmos2ForConditionalGeneration": Refusal(
         TraceError,
-        r"asks for the value of a tensor.*modeling_jetmoe\.py.*expert_size\.tolist\(\)",
-        "it reads how many tokens each expert got, and splits by these numbers",
+        r"depends on values.*torch\.where",
+        "the gradient of x[mask] = y selects by the mask; no line of Python runs there",
+    ),
+    "LlavaNextForConditionalGeneration": _value(
+        "modeling_llava_next", r"image_size\.tolist\(\)", "it cuts images by their sizes"
+    ),
+    "LlavaOnevisionForConditionalGeneration": _value(
+        "modeling_llava_onevision", r"image_size\.tolist\(\)", "it cuts images by their sizes"
+    ),
+    "Mistral3ForConditionalGeneration": _value(
+        "modeling_pixtral", "self.patch_size", "it cuts images by their sizes"
+    ),
+    "Ovis2ForConditionalGeneration": _value(
+        "modeling_ovis2", r"mask\.any\(\)", "it branches on whether an image is marked"
+    ),
+    "ProphetNetForConditionalGeneration": _value(
+        "modeling_prophetnet", "assert torch.all", "it asserts that tokens are not negative"
+    ),
+    "Qwen2AudioForConditionalGeneration": _value(
+        "modeling_qwen2_audio",
+        "legacy_processing",
+        "it branches on how many tokens stand for sounds",
+    ),
+    "Qwen2VLForConditionalGeneration": _value(
+        "vision_utils", r"grid_thw\.tolist\(\)", "it reads the sizes of images"
+    ),
+    "Qwen2_5_VLForConditionalGeneration": _value(
+        "vision_utils", r"grid_thw\.tolist\(\)", "it reads the sizes of images"
+    ),
+    "Qwen3VLForConditionalGeneration": _shape(
+        "vision_utils", "repeat_interleave", "it reads the sizes of images"
+    ),
+    "SmolVLMForConditionalGeneration": _shape(
+        "modeling_smolvlm", "real_images_inds", "it leaves out images that are all padding"
+    ),
+    "ViltForMaskedLM": _value("modeling_vilt", "interpolate", "it reads the sizes of images"),
+    "VoxtralForConditionalGeneration": _shape(
+        "modeling_voxtral", "special_audio_mask", "it counts the tokens that stand for sounds"
+    ),
+    "XmodForCausalLM": _shape("modeling_xmod", "lang_mask", "it selects rows by their language"),
+    "XmodForMaskedLM": _shape("modeling_xmod", "lang_mask", "it selects rows by their language"),
+    "YolosForObjectDetection": _value(
+        "loss_for_object_detection", "boxes1", "its loss matches boxes with SciPy"
     ),
 }
+
+#: By architecture and check.
+REFUSED: dict[tuple[str, str], Refusal] = {
+    (name, "compiled"): refusal for name, refusal in _COMPILED.items()
+}
+
+#: Architectures that draw in training even without dropout, so that plain PyTorch has other gradients.
+DRAWS = {"GroupViTModel": "it assigns patches to groups by Gumbel noise"}

@@ -20,7 +20,7 @@ import ftrain
 from ftrain import optim, testing
 from ftrain.testing._world import changes, world
 from tests.transformers.architectures import ARCHITECTURES, SUITE, Architecture
-from tests.transformers.refusals import REFUSED
+from tests.transformers.refusals import DRAWS, REFUSED
 from tests.transformers.tiny import build
 
 WHOLE = bool(os.environ.get("FTRAIN_CAMPAIGN"))
@@ -128,6 +128,9 @@ def test_loss_and_gradients_are_those_of_plain_pytorch(subject: Subject) -> None
         state = subject.steps(model).init_state(0)
         found = ftrain.gradients(ftrain.bind(model), loss_of(subject.of.loss))(state, batch)
         loss = subject.loss(model.train(), batch)
+        if subject.name in DRAWS:
+            assert testing.describe_difference(subject.loss(model, batch), loss) is not None
+            return
         loss.backward()
         expected = {
             name: torch.zeros_like(p) if p.grad is None else p.grad
@@ -142,7 +145,7 @@ def test_loss_and_gradients_are_those_of_plain_pytorch(subject: Subject) -> None
 def test_gradient_checkpointing_changes_no_bits(subject: Subject) -> None:
     model, batch = subject.model(), subject.of.batch(0)
     if not model.supports_gradient_checkpointing:
-        with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+        with pytest.raises(ValueError, match="does not support .* checkpointing"):
             model.gradient_checkpointing_enable()
         return
     with subject.refused("checkpointing"):
@@ -154,5 +157,5 @@ def test_gradient_checkpointing_changes_no_bits(subject: Subject) -> None:
 
 
 def test_every_refusal_is_of_an_architecture_of_the_table() -> None:
-    assert {name for name, _ in REFUSED} <= set(ARCHITECTURES)
+    assert {name for name, _ in REFUSED} | set(DRAWS) <= set(ARCHITECTURES)
     assert set(SUITE) <= set(ARCHITECTURES)
