@@ -34,6 +34,9 @@ def _shape(file: str, line: str, reason: str) -> Refusal:
 
 
 _COMPILED: dict[str, Refusal] = {
+    "AutoformerForPrediction": _value(
+        "modeling_autoformer", "top_k_delays_index", "it indexes by delays that it has computed"
+    ),
     "GLPNForDepthEstimation": _shape(
         "modeling_glpn", r"target\[valid_mask\]", "its loss selects pixels"
     ),
@@ -89,8 +92,10 @@ _COMPILED: dict[str, Refusal] = {
     "VoxtralForConditionalGeneration": _shape(
         "modeling_voxtral", "special_audio_mask", "it counts the tokens that stand for sounds"
     ),
+    "Wav2Vec2ForCTC": _value(
+        "modeling_wav2vec2", r"labels\.max\(\)", "it compares labels with a size"
+    ),
     "XmodForCausalLM": _shape("modeling_xmod", "lang_mask", "it selects rows by their language"),
-    "XmodForMaskedLM": _shape("modeling_xmod", "lang_mask", "it selects rows by their language"),
     "YolosForObjectDetection": _value(
         "loss_for_object_detection", "boxes1", "its loss matches boxes with SciPy"
     ),

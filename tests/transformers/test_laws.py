@@ -1,6 +1,7 @@
 """Models of the `transformers` library under the laws, each tiny and random.
 
-The suite takes a dozen architectures; `make transformers` takes all. A model that ftrain refuses has its
+The suite takes a dozen architectures; `make transformers` takes all, and `FTRAIN_CAMPAIGN=untried` those
+of `untried.py`. A model that ftrain refuses has its
 entry in `REFUSED`, with the check that raises, the message and the reason.
 """
 
@@ -19,11 +20,11 @@ import transformers
 import ftrain
 from ftrain import optim, testing
 from ftrain.testing._world import changes, world
-from tests.transformers.architectures import ARCHITECTURES, SUITE, Architecture
+from tests.transformers.architectures import ARCHITECTURES, CANDIDATES, SUITE, Architecture
 from tests.transformers.refusals import DRAWS, REFUSED
 from tests.transformers.tiny import build
 
-WHOLE = bool(os.environ.get("FTRAIN_CAMPAIGN"))
+CAMPAIGN = os.environ.get("FTRAIN_CAMPAIGN")
 DROPOUT = 0.1
 STEPS = 3
 # Two runs of the same operators; some models sum in another order under `keyed` (attention dropout).
@@ -37,7 +38,7 @@ class Subject:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.of: Architecture = ARCHITECTURES[name]
+        self.of: Architecture = {**ARCHITECTURES, **CANDIDATES}[name]
 
     def model(self, dropout: float = DROPOUT) -> Any:
         torch.manual_seed(0)
@@ -70,7 +71,10 @@ def loss_of(loss: Any) -> Any:
     return lambda model, batch: loss(model(**batch))
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES if WHOLE else SUITE)
+NAMES = {"": SUITE, "untried": CANDIDATES}.get(CAMPAIGN or "", ARCHITECTURES)
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def subject(request: Any) -> Subject:
     return Subject(request.param)
 
