@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ftrain.core.errors import TraceError
+from ftrain.core.errors import ImpureFunctionError, TraceError
 
 
 class Refusal(NamedTuple):
@@ -103,7 +103,12 @@ _COMPILED: dict[str, Refusal] = {
 
 #: By architecture and check.
 REFUSED: dict[tuple[str, str], Refusal] = {
-    (name, "compiled"): refusal for name, refusal in _COMPILED.items()
+    **{(name, "compiled"): refusal for name, refusal in _COMPILED.items()},
+    ("RwkvForCausalLM", "evaluation"): Refusal(
+        ImpureFunctionError,
+        r"parameter `.*attention\.output\.weight` was changed in place.*state\.replace",
+        "it divides its weights in place when it is first evaluated",
+    ),
 }
 
 #: Architectures that draw in training even without dropout, so that plain PyTorch has other gradients.

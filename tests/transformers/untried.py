@@ -1,186 +1,56 @@
 """Architectures that train in plain PyTorch, and that the laws have not been run on yet.
 
-`FTRAIN_CAMPAIGN=untried python -m pytest tests/transformers/test_laws.py` runs them. One that passes, or is
-refused with a reason for `refusals.py`, is removed here.
+`FTRAIN_CAMPAIGN=untried python -m pytest tests/transformers/test_laws.py` runs them. One that passes,
+or is refused with a reason for `refusals.py`, is removed here.
 """
 
-UNTRIED = [
-    "AXK1ForCausalLM",
-    "AXK2ForCausalLM",
-    "AlbertForMaskedLM",
-    "AltCLIPModel",
-    "AyaVisionForConditionalGeneration",
-    "BeitForImageClassification",
-    "BigBirdForMaskedLM",
-    "BigBirdPegasusForConditionalGeneration",
-    "BitForImageClassification",
-    "BlenderbotForConditionalGeneration",
-    "Blip2ForConditionalGeneration",
-    "BlipForConditionalGeneration",
-    "BlipModel",
-    "CLIPForImageClassification",
-    "CTRLLMHeadModel",
-    "CamembertForMaskedLM",
-    "ConvBertForMaskedLM",
-    "ConvNextV2ForImageClassification",
-    "Data2VecAudioForSequenceClassification",
-    "Data2VecTextForMaskedLM",
-    "Data2VecVisionForImageClassification",
-    "DebertaForMaskedLM",
-    "DeepseekV2ForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "DeiTForImageClassification",
-    "DiffLlamaForCausalLM",
-    "Dinov2ForImageClassification",
-    "Dinov2WithRegistersForImageClassification",
-    "DistilBertForMaskedLM",
-    "EfficientNetForImageClassification",
-    "ElectraForMaskedLM",
-    "Emu3ForCausalLM",
-    "EncoderDecoderModel",
-    "EsmForMaskedLM",
-    "EsmcForMaskedLM",
-    "EuroBertForMaskedLM",
-    "FNetForMaskedLM",
-    "FSMTForConditionalGeneration",
-    "FalconH1ForCausalLM",
-    "FlaubertWithLMHeadModel",
-    "FocalNetForImageClassification",
-    "GPTNeoForCausalLM",
-    "Glm4MoeLiteForCausalLM",
-    "GlmMoeDsaForCausalLM",
-    "GteForMaskedLM",
-    "HGNetV2ForImageClassification",
-    "HieraForImageClassification",
-    "HubertForCTC",
-    "HubertForSequenceClassification",
-    "IBertForMaskedLM",
-    "IJepaForImageClassification",
-    "ImageGPTForCausalImageModeling",
-    "InklingForCausalLM",
-    "LEDForConditionalGeneration",
-    "LayoutLMForMaskedLM",
-    "LevitForImageClassification",
-    "LongT5ForConditionalGeneration",
-    "LongformerForMaskedLM",
-    "M2M100ForConditionalGeneration",
-    "MBartForCausalLM",
-    "MBartForConditionalGeneration",
-    "MPNetForMaskedLM",
-    "Mamba2ForCausalLM",
-    "MarianForCausalLM",
-    "MarianMTModel",
-    "MegatronBertForCausalLM",
-    "MegatronBertForMaskedLM",
-    "MellumForCausalLM",
-    "MetaClip2ForImageClassification",
-    "MiMoV2FlashForCausalLM",
-    "MiniCPM3ForCausalLM",
-    "MiniMaxForCausalLM",
-    "MiniMaxM2ForCausalLM",
-    "MiniMaxM3VLForCausalLM",
-    "Ministral3ForCausalLM",
-    "MinistralForCausalLM",
-    "MistralForCausalLM",
-    "MllamaForCausalLM",
-    "MobileBertForMaskedLM",
-    "MobileNetV1ForImageClassification",
-    "MobileNetV2ForImageClassification",
-    "MobileViTForImageClassification",
-    "MobileViTV2ForImageClassification",
-    "ModernBertDecoderForCausalLM",
-    "ModernBertForMaskedLM",
-    "ModernVBertForMaskedLM",
-    "MoonshineForConditionalGeneration",
-    "MoshiForCausalLM",
-    "MptForCausalLM",
-    "MraForMaskedLM",
-    "MvpForCausalLM",
-    "MvpForConditionalGeneration",
-    "NanoChatForCausalLM",
-    "NemotronForCausalLM",
-    "NemotronHForCausalLM",
-    "NllbMoeForConditionalGeneration",
-    "NomicBertForMaskedLM",
-    "NystromformerForMaskedLM",
-    "OPTForCausalLM",
-    "Olmo2ForCausalLM",
-    "Olmo3ForCausalLM",
-    "OlmoForCausalLM",
-    "OlmoeForCausalLM",
-    "OpenAIGPTLMHeadModel",
-    "PLBartForCausalLM",
-    "PLBartForConditionalGeneration",
-    "PegasusForCausalLM",
-    "PegasusForConditionalGeneration",
-    "PegasusXForConditionalGeneration",
-    "PersimmonForCausalLM",
-    "Phi3ForCausalLM",
-    "PhimoeForCausalLM",
-    "PoolFormerForImageClassification",
-    "Pop2PianoForConditionalGeneration",
-    "ProphetNetForCausalLM",
-    "PvtForImageClassification",
-    "PvtV2ForImageClassification",
-    "Qwen2ForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "Qwen3NextForCausalLM",
-    "Qwen3_5ForCausalLM",
-    "Qwen3_5MoeForCausalLM",
-    "RecurrentGemmaForCausalLM",
-    "ReformerForMaskedLM",
-    "ReformerModelWithLMHead",
-    "RegNetForImageClassification",
-    "RemBertForCausalLM",
-    "RemBertForMaskedLM",
-    "RoCBertForCausalLM",
-    "RoCBertForMaskedLM",
-    "RoFormerForCausalLM",
-    "RoFormerForMaskedLM",
-    "RobertaForCausalLM",
-    "RobertaPreLayerNormForCausalLM",
-    "RobertaPreLayerNormForMaskedLM",
-    "RwkvForCausalLM",
-    "SEWDForSequenceClassification",
-    "SEWForSequenceClassification",
-    "SeamlessM4TForTextToText",
-    "SeamlessM4Tv2ForTextToText",
-    "SegformerForImageClassification",
-    "SiglipForImageClassification",
-    "SmolLM3ForCausalLM",
-    "SolarOpenForCausalLM",
-    "SpeechT5ForSpeechToText",
-    "SqueezeBertForMaskedLM",
-    "StableLmForCausalLM",
-    "Starcoder2ForCausalLM",
-    "SwiftFormerForImageClassification",
-    "Swinv2ForImageClassification",
-    "SwitchTransformersForConditionalGeneration",
-    "T5Gemma2ForConditionalGeneration",
-    "T5GemmaForConditionalGeneration",
-    "TapasForMaskedLM",
-    "TrOCRForCausalLM",
-    "UMT5ForConditionalGeneration",
-    "UltraVBertForMaskedLM",
-    "UltrabertForMaskedLM",
-    "UniSpeechForSequenceClassification",
-    "UniSpeechSatForSequenceClassification",
-    "VaultGemmaForCausalLM",
-    "Wav2Vec2BertForCTC",
-    "Wav2Vec2ConformerForSequenceClassification",
-    "WavLMForSequenceClassification",
-    "WhisperForCausalLM",
-    "XGLMForCausalLM",
-    "XLMRobertaForCausalLM",
-    "XLMRobertaXLForCausalLM",
-    "XLMRobertaXLForMaskedLM",
-    "XLMWithLMHeadModel",
-    "XLNetLMHeadModel",
-    "XmodForMaskedLM",
-    "YosoForMaskedLM",
-    "YoutuForCausalLM",
-    "ZambaForCausalLM",
-    "ZayaForCausalLM",
-    "xLSTMForCausalLM",
-]
+_NAMES = """
+AXK1ForCausalLM AXK2ForCausalLM AlbertForMaskedLM AltCLIPModel AyaVisionForConditionalGeneration
+BeitForImageClassification BigBirdForMaskedLM BigBirdPegasusForConditionalGeneration
+BitForImageClassification BlenderbotForConditionalGeneration Blip2ForConditionalGeneration
+BlipForConditionalGeneration BlipModel CLIPForImageClassification CTRLLMHeadModel
+CamembertForMaskedLM ConvBertForMaskedLM ConvNextV2ForImageClassification
+Data2VecAudioForSequenceClassification Data2VecTextForMaskedLM
+Data2VecVisionForImageClassification DebertaForMaskedLM DeepseekV2ForCausalLM
+DeepseekV3ForCausalLM DeiTForImageClassification DiffLlamaForCausalLM Dinov2ForImageClassification
+Dinov2WithRegistersForImageClassification DistilBertForMaskedLM EfficientNetForImageClassification
+ElectraForMaskedLM Emu3ForCausalLM EncoderDecoderModel EsmForMaskedLM EsmcForMaskedLM
+EuroBertForMaskedLM FNetForMaskedLM FSMTForConditionalGeneration FalconH1ForCausalLM
+FlaubertWithLMHeadModel FocalNetForImageClassification GPTNeoForCausalLM Glm4MoeLiteForCausalLM
+GlmMoeDsaForCausalLM GteForMaskedLM HGNetV2ForImageClassification HieraForImageClassification
+HubertForCTC HubertForSequenceClassification IBertForMaskedLM IJepaForImageClassification
+ImageGPTForCausalImageModeling InklingForCausalLM LEDForConditionalGeneration LayoutLMForMaskedLM
+LevitForImageClassification LongT5ForConditionalGeneration LongformerForMaskedLM
+M2M100ForConditionalGeneration MBartForCausalLM MBartForConditionalGeneration MPNetForMaskedLM
+MarianForCausalLM MarianMTModel MegatronBertForCausalLM MegatronBertForMaskedLM MellumForCausalLM
+MetaClip2ForImageClassification MiMoV2FlashForCausalLM MiniCPM3ForCausalLM MiniMaxForCausalLM
+MiniMaxM2ForCausalLM MiniMaxM3VLForCausalLM Ministral3ForCausalLM MinistralForCausalLM
+MllamaForCausalLM MobileBertForMaskedLM MobileNetV1ForImageClassification
+MobileNetV2ForImageClassification MobileViTForImageClassification
+MobileViTV2ForImageClassification ModernBertDecoderForCausalLM ModernVBertForMaskedLM
+MoonshineForConditionalGeneration MoshiForCausalLM MptForCausalLM MraForMaskedLM MvpForCausalLM
+MvpForConditionalGeneration NanoChatForCausalLM NemotronForCausalLM NemotronHForCausalLM
+NllbMoeForConditionalGeneration NomicBertForMaskedLM NystromformerForMaskedLM OPTForCausalLM
+Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OlmoeForCausalLM OpenAIGPTLMHeadModel
+PLBartForCausalLM PLBartForConditionalGeneration PegasusForCausalLM
+PegasusForConditionalGeneration PegasusXForConditionalGeneration PersimmonForCausalLM
+Phi3ForCausalLM PhimoeForCausalLM PoolFormerForImageClassification
+Pop2PianoForConditionalGeneration ProphetNetForCausalLM PvtForImageClassification
+PvtV2ForImageClassification Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3MoeForCausalLM
+Qwen3NextForCausalLM Qwen3_5ForCausalLM Qwen3_5MoeForCausalLM ReformerForMaskedLM
+ReformerModelWithLMHead RegNetForImageClassification RemBertForCausalLM RemBertForMaskedLM
+RoCBertForCausalLM RoCBertForMaskedLM RoFormerForCausalLM RoFormerForMaskedLM RobertaForCausalLM
+RobertaPreLayerNormForCausalLM RobertaPreLayerNormForMaskedLM SEWDForSequenceClassification
+SEWForSequenceClassification SeamlessM4TForTextToText SeamlessM4Tv2ForTextToText
+SiglipForImageClassification SmolLM3ForCausalLM SolarOpenForCausalLM SpeechT5ForSpeechToText
+SqueezeBertForMaskedLM StableLmForCausalLM Starcoder2ForCausalLM SwiftFormerForImageClassification
+Swinv2ForImageClassification SwitchTransformersForConditionalGeneration
+T5Gemma2ForConditionalGeneration T5GemmaForConditionalGeneration TapasForMaskedLM TrOCRForCausalLM
+UMT5ForConditionalGeneration UltraVBertForMaskedLM UltrabertForMaskedLM
+UniSpeechForSequenceClassification UniSpeechSatForSequenceClassification VaultGemmaForCausalLM
+Wav2Vec2BertForCTC Wav2Vec2ConformerForSequenceClassification WavLMForSequenceClassification
+WhisperForCausalLM XGLMForCausalLM XLMRobertaForCausalLM XLMRobertaXLForCausalLM
+XLMRobertaXLForMaskedLM XLMWithLMHeadModel XmodForMaskedLM YosoForMaskedLM YoutuForCausalLM
+ZambaForCausalLM ZayaForCausalLM xLSTMForCausalLM
+"""
+UNTRIED = _NAMES.split()
