@@ -50,7 +50,7 @@ campaign: $(VENV)/dev
 databases: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/databases
 
-# Models of the transformers library, tiny and random, under the laws; the suite takes a dozen. Over half an hour.
+# Models of the transformers library, tiny and random, under the laws; the suite takes a dozen.
 transformers: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/transformers
 
