@@ -59,11 +59,21 @@ def no_carry(carry, xs):
     return scan(lambda c, x: (c, {"x": x, "twice": (x, x), "sum": x.sum()}), (), xs)
 
 
+def captured_start(carry, xs):
+    """The start is captured too, and is the start of a second carry."""
+    start = carry * 1.5
+
+    def body(c, x):
+        return (c[0] * start + x, c[1] + c[0]), c[1]
+
+    return scan(body, (start, start), xs)
+
+
 def slices(n):
     return tensors((n, 3), torch.float32)
 
 
-LOOPS = [recurrent, accumulate, through_time, nested, literal, no_carry]
+LOOPS = [recurrent, accumulate, through_time, nested, literal, no_carry, captured_start]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -80,7 +90,7 @@ def test_traced_equals_the_loop_to_the_bit(loop, carry, xs):
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("loop", [recurrent, accumulate])
+@pytest.mark.parametrize("loop", [recurrent, accumulate, captured_start])
 def test_compiled_equals_the_loop(loop):
     carry, xs = torch.linspace(0, 1, 3), torch.linspace(-1, 1, 12).view(4, 3)
     found, expected = compile(loop)(carry, xs), loop(carry, xs)
