@@ -45,18 +45,34 @@ def check_state(state: Any) -> None:
             "int n, which keeps dtype and device."
         )
     stack = torch._C._functorch.get_interpreter_stack() or ()
-    if any(each.key() == torch._C._functorch.TransformType.Grad for each in stack) or (
-        torch.is_grad_enabled() and any(p.requires_grad for p in state.params.values())
-    ):
-        raise ValueError(
-            "a step keeps no graph, so nothing can be differentiated through it. Write what is to "
-            "be differentiated with ftrain.value_and_grad(..., differentiable=True) and ftrain.bind. "
-            "If no gradient is wanted, detach the state: tree.map(torch.Tensor.detach, state)."
-        )
+    if any(each.key() == torch._C._functorch.TransformType.Grad for each in stack):
+        raise _differentiated("one by a transform of torch.func", "state")
+    _refuse_gradients("state", state)
+
+
+def _refuse_gradients(name: str, value: Any) -> None:
+    """Raise if a leaf requires a gradient, and grad mode is on: a step would detach it."""
+    if not torch.is_grad_enabled():
+        return
+    for index, leaf in enumerate(tree.leaves(value)):
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+            raise _differentiated(f"one by {name}{tree.paths(value)[index]}", name)
+
+
+def _differentiated(by: str, name: str) -> ValueError:
+    return ValueError(
+        "a step keeps no graph, so nothing can be differentiated through it: expected no gradient "
+        f"outside of it, got {by}. Write what is to be differentiated with ftrain.value_and_grad and "
+        f"ftrain.bind, or detach: ftrain.tree.map(torch.Tensor.detach, {name})."
+    )
 
 
 def check_batch(batch: Any, device: torch.device) -> None:
-    """Raise unless the batch's tensors are on the state's device (0-d ones may stay on the host)."""
+    """Raise unless the batch's tensors are on the state's device (0-d ones may stay on the host).
+
+    None of them may require a gradient.
+    """
+    _refuse_gradients("batch", batch)
     for index, leaf in enumerate(tree.leaves(batch)):
         if isinstance(leaf, torch.Tensor):
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
