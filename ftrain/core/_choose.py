@@ -19,7 +19,7 @@ from ftrain.core import _torch, tree
 from ftrain.core._bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._outside import innermost, requires_grad_outside
-from ftrain.core._torch_levels import is_batched
+from ftrain.core._torch_levels import is_batched, is_transformed
 from ftrain.core._traced_branch import traced_branch
 from ftrain.core._words import kind
 from ftrain.core.compile._trace import is_tracing
@@ -47,7 +47,7 @@ def choose(
         called = _Sides(function, sides, operands, scope)
         if not isinstance(number, torch.Tensor):
             return called.copied(int(number))
-        if _torch.inside_functorch() and (is_tracing() or is_batched(number)):
+        if is_batched(number) or (is_tracing() and is_transformed()):
             return called.all_of(number)
         if is_tracing() or isinstance(number, _torch.FakeTensor):
             return called.traced(number, given)

@@ -1,11 +1,13 @@
 """Private torch APIs that take tensors out of the transforms of torch.func that run, and back in.
 
 An operator that runs traced bodies is recorded below the transforms, where a tensor has its mapped
-dimensions as ordinary ones. (`torch._C._functorch`, `torch._functorch.pyfunctorch`: 2.0 and later;
-`temporarily_clear_interpreter_stack`: 2.3.)
+dimensions as ordinary ones and its tangent beside it. (`torch._C._functorch`,
+`torch._functorch.pyfunctorch`: 2.0 and later; `temporarily_clear_interpreter_stack`: 2.3.)
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch._C import _functorch
@@ -15,14 +17,36 @@ from torch._functorch.pyfunctorch import (
     temporarily_pop_interpreter_stack,
     temporarily_restore_interpreter_stack,
 )
+from torch.autograd import forward_ad
 
-__all__ = ["above", "below", "is_batched", "lift", "lower", "mapped_dim", "n_mapped"]
+from ftrain.core import _torch
+
+__all__ = [
+    "above",
+    "below",
+    "has_tangents",
+    "is_batched",
+    "is_transformed",
+    "lift",
+    "lower",
+    "mapped_dim",
+    "n_mapped",
+]
 
 _VMAP = _functorch.TransformType.Vmap
+_JVP = _functorch.TransformType.Jvp
 
 #: A context without transforms; it yields what `above` needs to run them again inside.
 below = temporarily_clear_interpreter_stack
 above = temporarily_restore_interpreter_stack
+
+
+def is_transformed() -> bool:
+    """Return True under torch.func transforms and in forward mode: operators with bodies have no rule.
+
+    A dual tensor would lose its tangent in one.
+    """
+    return _functorch.peek_interpreter_stack() is not None or _torch.is_forward_mode()
 
 
 def n_mapped() -> int:
@@ -46,36 +70,60 @@ def mapped_dim(tensor: torch.Tensor) -> int | None:
     return int(_functorch.maybe_get_bdim(tensor))
 
 
-def lower(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the plain tensor inside, of shape `(*sizes of the vmaps, *tensor.shape)`, outermost first.
+def has_tangents() -> bool:
+    """Return True if a `torch.func.jvp` stands around the caller."""
+    return any(each.key() == _JVP for each in _functorch.get_interpreter_stack() or ())
 
-    A vmap that does not map over it repeats it. What a transform differentiates by is cut off.
+
+def lower(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the plain tensors inside: the value and, for each `torch.func.jvp`, their tangents.
+
+    Each has the shape `(*sizes of the vmaps, *tensor.shape)`, outermost first. A vmap that does not map
+    over it repeats it; a missing tangent is zero. What a transform differentiates by in reverse mode is
+    cut off.
     """
     stack = _functorch.get_interpreter_stack()
     if not stack:
-        return tensor
+        return [tensor]
     top = stack[-1]
-    dim, is_vmap = None, top.key() == _VMAP
-    if _functorch.maybe_get_level(tensor) == top.level():
-        if is_vmap:
-            dim = _functorch.maybe_get_bdim(tensor)
-        tensor = _functorch.get_unwrapped(tensor)
+    dim, parts = None, [tensor]
+    if top.key() == _JVP and _is_differentiable(tensor):
+        value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+        parts = [value, torch.zeros_like(value) if tangent is None else tangent]
+    if top.key() == _VMAP and _functorch.maybe_get_level(tensor) == top.level():
+        dim = _functorch.maybe_get_bdim(tensor)
+    parts = [
+        _functorch.get_unwrapped(part) if _functorch.maybe_get_level(part) == top.level() else part
+        for part in parts
+    ]
     with temporarily_pop_interpreter_stack():
         if dim is not None:
-            tensor = tensor.movedim(dim, 0)
-        elif is_vmap:
-            tensor = tensor.expand(coerce_cinterpreter(top).batch_size(), *tensor.shape)
-        return lower(tensor)
+            parts = [part.movedim(dim, 0) for part in parts]
+        elif top.key() == _VMAP:
+            size = coerce_cinterpreter(top).batch_size()
+            parts = [part.expand(size, *part.shape) for part in parts]
+        return [each for part in parts for each in lower(part)]
 
 
-def lift(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor of which `lower` gives this one."""
+def lift(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the tensor of which `lower` gives these."""
     stack = _functorch.get_interpreter_stack()
     if not stack:
+        (tensor,) = parts
         return tensor
     top = stack[-1]
+    half = len(parts) // 2 if top.key() == _JVP and _is_differentiable(parts[0]) else len(parts)
     with temporarily_pop_interpreter_stack():
-        tensor = lift(tensor)
+        value = lift(parts[:half])
+        tangents = [lift(parts[half:])] if half < len(parts) else []
     if top.key() == _VMAP:
-        return _functorch._add_batch_dim(tensor, 0, top.level())
-    return _functorch._wrap_for_grad(tensor, top.level())
+        return _functorch._add_batch_dim(value, 0, top.level())
+    value = _functorch._wrap_for_grad(value, top.level())
+    for tangent in tangents:
+        slope = _functorch._wrap_for_grad(tangent, top.level())
+        value = forward_ad.make_dual(value, slope)  # type: ignore[no-untyped-call]
+    return value
+
+
+def _is_differentiable(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

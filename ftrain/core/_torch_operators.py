@@ -28,28 +28,11 @@ def scan_operator(
 
     It needs something to carry and something to iterate over.
     """
-    carry = _apart(carry, captured)
     with warnings.catch_warnings():
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         captured = _apart(captured)
         return list(scan_op(body, _apart(carry, captured), list(xs), tuple(captured)))
-
-
-def _apart(carry: Sequence[torch.Tensor], captured: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the carry with clones of the tensors that are captured too, or carried twice.
-
-    The operator traces its body once more, with the tensors that it is given (torch 2.13: it means to
-    clone them, and `clone_input` returns a fake tensor as it is). Two inputs that are one tensor would
-    become one input of that trace: the body would read the captured tensor in place of the carry.
-    """
-    taken = {id(tensor) for tensor in captured}
-    result = []
-    for tensor in carry:
-        own = tensor.clone() if id(tensor) in taken else tensor
-        taken.add(id(own))
-        result.append(own)
-    return result
 
 
 def cond_operator(
@@ -87,9 +70,10 @@ def _apart(
 ) -> list[torch.Tensor]:
     """Copy the tensors that share memory with an earlier one, with `others`, or with themselves.
 
-    The operators trace their bodies once more, where one tensor in two places is taken for one input: a
-    carry that is captured too would stay what it was at first (2.13). Inductor refuses inputs that share
-    memory, and writes an expanded carry wrongly.
+    The operators trace their bodies once more, with the tensors that they are given (2.13: they mean to
+    clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places becomes one
+    input of that trace: a carry that is captured too would stay as it was at first. Inductor refuses
+    inputs that share memory, and writes an expanded carry wrongly.
     """
     taken = {each.untyped_storage()._cdata for each in others}
     apart = []

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ftrain.core import _torch
+from ftrain.core._torch_levels import is_transformed
 from ftrain.core._torch_operators import cond_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
 from ftrain.core.compile._body import BodyGraph
@@ -92,7 +92,7 @@ class _Branch:
         by += self.followed
         sides = [back(side) for side in self.sides]
         inputs = [*operands, *(d for d in cotangents if d is not None)]
-        if _torch.inside_functorch():  # a backward pass under torch.vmap
+        if is_transformed():  # a backward pass under torch.vmap or in forward mode
             pairs = zip(*(side(*inputs) for side in sides), strict=True)
             found = [torch.where(self.predicate, taken, left) for taken, left in pairs]
         else:

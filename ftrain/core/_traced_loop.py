@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ftrain.core import _torch
+from ftrain.core._torch_levels import is_transformed
 from ftrain.core._torch_operators import scan_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
 from ftrain.core.compile._body import BodyGraph
@@ -138,7 +138,7 @@ class _Loop:
             total = [t if d is None else t + d for t, d in zip(total, d_followed, strict=True)]
             return [*d_inputs[: len(last)], *total, *d_inputs[len(last) :]]
 
-        run = _unrolled if _torch.inside_functorch() else traced_loop
+        run = _unrolled if is_transformed() else traced_loop
         reverse = [x.flip(0) for x in (*carries, *xs, *rows)]
         d_first, sums, d_xs = _split(
             run(back, [*last, *sums], reverse, self.n), [len(last), len(sums), sum(by_xs)]
@@ -154,7 +154,7 @@ class _Loop:
 def _unrolled(
     body: Flat, carry: Sequence[torch.Tensor], xs: Sequence[torch.Tensor], n: int
 ) -> list[torch.Tensor]:
-    """Run the loop in Python, for a backward pass under `torch.vmap`."""
+    """Run the loop in Python, for a backward pass under `torch.vmap` or in forward mode."""
     now, ys = list(carry), []
     for i in range(n):
         now, y = _split(body(*now, *(x[i] for x in xs)), [len(now), None])

@@ -2,7 +2,7 @@
 
 In eager mode it is a Python loop. Inside `ftrain.compile` it is one operator: the body is traced once,
 with the gradients it takes inside, and so the time to compile does not grow with the length. Under
-`torch.func` transforms it is the loop again, unrolled.
+`torch.func` transforms and in forward mode it is the loop again, unrolled.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from ftrain.core import _torch, tree
+from ftrain.core import tree
 from ftrain.core._bodies import Pure, check_carry, check_tensors
 from ftrain.core._new_memory import copied
+from ftrain.core._torch_levels import is_transformed
 from ftrain.core._traced_loop import traced_loop
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_sites import Scope
@@ -61,7 +62,7 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
     check_tensors("scan", "carry", carry)
     n = _length(xs, flat_xs, length)
     with scoped("scan") as iteration:
-        if is_tracing() and _torch.inside_functorch() is None:
+        if is_tracing() and not is_transformed():
             return _one_operator(body, carry, flat_xs, xs_def, n, iteration)
         return _loop(body, carry, flat_xs, xs_def, n, iteration)
 

@@ -14,7 +14,15 @@ from ftrain.core import _torch, tree
 from ftrain.core._bodies import Pure, check_carry, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._outside import innermost, requires_grad_outside
-from ftrain.core._torch_levels import above, below, is_batched, lift, lower, n_mapped
+from ftrain.core._torch_levels import (
+    above,
+    below,
+    has_tangents,
+    is_batched,
+    lift,
+    lower,
+    n_mapped,
+)
 from ftrain.core._torch_operators import while_loop_operator
 from ftrain.core._words import kind
 from ftrain.core.compile._body import BodyGraph
@@ -33,6 +41,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
     Compiled, it is one operator of the graph. Under `torch.vmap` it runs until no row goes on; a row
     that has ended keeps its carry. A draw in a body has a key of its own in each iteration.
 
+    Forward mode goes through it: torch.func.jvp, and in eager code torch.autograd.forward_ad.
     Reverse mode would have to store each iteration, and their number is unknown: gradients are refused.
     Use `ftrain.scan` over a fixed number of iterations with `ftrain.cond` in its body.
 
@@ -48,7 +57,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
     Raises:
         TypeError: a leaf is not a tensor; `cond_fn` does not return bool.
         ValueError: the carry changes its structure, shapes or dtypes; `cond_fn` does not return a 0-d
-            tensor; the carry requires a gradient.
+            tensor; the carry requires a gradient; torch.autograd.forward_ad inside `ftrain.compile`.
         ImpureFunctionError: a function writes into the carry or into a tensor of its closure.
 
     >>> while_loop(lambda x: x < 100, lambda x: x * 3, torch.tensor(2))
@@ -114,28 +123,36 @@ class _Loop:
 
     def traced(self, init: Any) -> Any:
         """Record an operator, below the transforms of torch.func: it has no rule under them."""
+        if _torch.is_forward_mode() and not has_tangents():
+            raise ValueError(
+                "while_loop: expected no torch.autograd.forward_ad inside ftrain.compile, got a dual "
+                "level: the loop would drop the tangents. Use torch.func.jvp."
+            )
         flat, treedef = tree.flatten(init)
         device = flat[0].device if flat else None
-        start = [lower(leaf).contiguous() for leaf in flat]
+        groups = [lower(leaf) for leaf in flat]
         with below() as transforms:
+            start = [part.contiguous() for group in groups for part in group]
 
-            def carry_of(leaves: Sequence[torch.Tensor]) -> Any:
-                return tree.unflatten(treedef, [lift(x) for x in leaves])
+            def carry_of(parts: Sequence[torch.Tensor]) -> Any:
+                rest = iter(parts)
+                leaves = [lift([next(rest) for _ in group]) for group in groups]
+                return tree.unflatten(treedef, leaves)
 
             def condition(*inputs: torch.Tensor) -> list[torch.Tensor]:
-                *leaves, number = inputs
+                *parts, number = inputs
                 with above(transforms):
-                    rows = lower(self.goes_on(carry_of(leaves), number))
+                    (rows,) = lower(self.goes_on(carry_of(parts), number))
                 return [rows.any()]
 
             def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
-                *leaves, number = inputs
+                *parts, number = inputs
                 with above(transforms):
-                    carry = carry_of(leaves)
+                    carry = carry_of(parts)
                     new = self.next(carry, number)
                     if n_mapped():
                         new = _where(self.goes_on(carry, number), new, carry)
-                    lowered = [lower(x) for x in tree.leaves(new)]
+                    lowered = [part for x in tree.leaves(new) for part in lower(x)]
                 # Inductor wants the strides of the carry as they went in.
                 return [*(x.contiguous() for x in lowered), number + 1]
 

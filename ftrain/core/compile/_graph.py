@@ -46,6 +46,8 @@ class GraphEditor:
         self.module = module
         self.graph = module.graph
         self._recover_untraced_views()
+        self._materialize_zeros()
+        self._replace_tangent_copies()
         self.eliminate_dead_code()
         self.mode = mode
         self.names = list(names)
@@ -73,6 +75,30 @@ class GraphEditor:
                 owners.setdefault(storage_of(node), None)
             elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
                 owners.setdefault(value.untyped_storage()._cdata, node)
+
+    def _materialize_zeros(self) -> None:
+        """Give the zeros of forward mode memory: autograd's own have none, and may be an output."""
+        for node in self.graph.find_nodes(
+            op="call_function", target=aten._efficientzerotensor.default
+        ):
+            node.target = aten.zeros.default
+
+    def _replace_tangent_copies(self) -> None:
+        """Replace the copies by which forward mode gives a tangent the strides of its value.
+
+        The value may be expanded (the gradient of a sum), and no kernel writes into expanded memory.
+        """
+        zeros = aten._new_zeros_with_same_feature_meta.default
+        for node in self.graph.find_nodes(op="call_function", target=aten.copy_.default):
+            target, source = node.args[:2]
+            if (
+                isinstance(target, fx.Node)
+                and target.target is zeros
+                and len(target.users) == 1
+                and (_val(target).shape, _val(target).dtype)
+                == (_val(source).shape, _val(source).dtype)
+            ):
+                node.target, node.args = aten.clone.default, (source,)
 
     def _replace_by_view(self, node: fx.Node, value: torch.Tensor, owner: fx.Node) -> None:
         with self.graph.inserting_before(node):

@@ -1,0 +1,104 @@
+"""Forward mode through loops and branches: nothing loses its tangent without an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import ftrain
+from tests.core.differences import is_close
+
+X = torch.tensor([0.75, 0.5], dtype=torch.float64)
+T = torch.tensor([1.0, -2.0], dtype=torch.float64)
+
+
+def scanned(x: Tensor) -> Tensor:
+    return ftrain.scan(lambda c, _: (c * x.sin(), None), x, length=2)[0]
+
+
+def branched(x: Tensor) -> Tensor:
+    return ftrain.cond(x.sum() > 0, lambda y: y * x, lambda y: y, x)
+
+
+def switched(x: Tensor) -> Tensor:
+    return ftrain.switch(x.sum().long(), [torch.cos, lambda y: y * x], x)
+
+
+def repeated(x: Tensor) -> Tensor:
+    """With an integer and another vector in the carry; the body captures `x`."""
+
+    def body(carry: Any) -> Any:
+        n, y, z = carry
+        return n + 1, y * x, z + y
+
+    start = (torch.tensor(0), x.sin(), torch.ones_like(x))
+    _, y, z = ftrain.while_loop(lambda carry: carry[0] < 3, body, start)
+    return y + z
+
+
+def repeated_by_value(x: Tensor) -> Tensor:
+    return ftrain.while_loop(lambda y: y.sum() < 3, lambda y: y * (1 + x.cos()), x)
+
+
+def differentiated(x: Tensor) -> Tensor:
+    grad: Tensor = ftrain.value_and_grad(lambda y: (scanned(y) * x).sum())(x)[1]
+    return grad
+
+
+FUNCTIONS = [scanned, branched, switched, repeated, repeated_by_value, differentiated]
+
+
+def unrolled(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same without loops and branches, at points near `X`."""
+    return {
+        scanned: lambda x: x * x.sin() ** 2,
+        branched: lambda x: x * x,
+        switched: lambda x: x * x,
+        repeated: lambda x: x.sin() * x**3 + 1 + x.sin() * (1 + x + x**2),
+        repeated_by_value: lambda x: x * (1 + x.cos()) ** 2,
+        differentiated: lambda x: x * (x.sin() ** 2 + 2 * x * x.sin() * x.cos()),
+    }[f]
+
+
+def tangent(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.func.jvp(f, (x,), (T,))[1]
+
+
+def dual(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(x, T))).tangent
+
+    return run
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("f", FUNCTIONS)
+def test_tangents_equal_those_of_the_unrolled_function(f: Any, compiled: bool) -> None:
+    run = (lambda g: ftrain.compile(g, backend="eager")) if compiled else (lambda g: g)
+    expected = tangent(unrolled(f))
+    assert is_close(run(f)(X), unrolled(f)(X))
+    assert is_close(run(tangent(f))(X), expected(X))
+    assert is_close(run(tangent(tangent(f)))(X), tangent(expected)(X))
+    rows = torch.stack([X, X * 1.1])
+    assert is_close(run(torch.vmap(tangent(f)))(rows), torch.vmap(expected)(rows))
+    assert is_close(
+        run(tangent(lambda x: torch.vmap(f)(torch.stack([x, x * 1.1]))))(X)[0], expected(X)
+    )
+    if compiled and f in (repeated, repeated_by_value):
+        with pytest.raises(ValueError, match=r"while_loop: expected no torch.autograd.forward_ad"):
+            run(dual(f))(X)
+    else:
+        assert is_close(run(dual(f))(X), expected(X))
+
+
+def test_a_tangent_that_is_zero_has_memory_when_compiled() -> None:
+    """A second derivative of a linear function, for which autograd has zeros without memory."""
+    found = ftrain.compile(tangent(tangent(lambda x: 3 * x)), backend="eager")(X)
+    assert is_close(found, torch.zeros_like(X))
+    assert found.untyped_storage().data_ptr() != 0
