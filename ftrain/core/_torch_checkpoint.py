@@ -100,8 +100,10 @@ def _install() -> None:
         self.frame = frame
 
     def enter_if_allowed(self: Any) -> Any:
+        # `torch.vmap` allows hooks, but a backward pass after its end could not compute the rows again.
+        in_transform = torch._C._functorch.peek_interpreter_stack() is not None
         refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
-        self.is_plain = bool(_active.again) and refusal is not None
+        self.is_plain = bool(_active.again) and (in_transform or refusal is not None)
         if self.is_plain:
             return None
         if _active.again:

@@ -21,6 +21,7 @@ from torch import fx
 
 from ftrain.core import _torch, tree
 from ftrain.core._leftovers import guard, leftovers_removed
+from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile import _donate
@@ -197,6 +198,7 @@ def _run(
             torch.enable_grad(),
             _torch.interning(),
             fake_kernels(),
+            around_regions(lambda: contextlib.nullcontext),  # under transforms, which allow no hooks
             Rewrites(calls),
             mode,
         ):

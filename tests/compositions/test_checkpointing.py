@@ -1,0 +1,77 @@
+"""Activation checkpointing inside of transforms: the values of the plain function, or a clear refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import ftrain
+from tests.core.differences import is_close
+
+X = torch.tensor([[0.75, 0.5], [0.25, -0.5]], dtype=torch.float64)
+
+
+def plain(x: Tensor) -> Tensor:
+    return (x.sin() * x).tanh()
+
+
+def region(x: Tensor) -> Tensor:
+    result: Tensor = checkpoint(plain, x, use_reentrant=False)
+    return result
+
+
+def gradient(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: ftrain.value_and_grad(lambda x: (f(x) ** 2).sum())(x)[1]
+
+
+COMPOSED: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]] = {
+    "gradient": gradient,
+    "gradient of gradient": lambda f: gradient(gradient(f)),
+    "gradient of vmap": lambda f: gradient(torch.vmap(f)),
+    "vmap of gradient": lambda f: torch.vmap(gradient(f)),
+    "gradient of func.grad": lambda f: gradient(torch.func.grad(lambda x: f(x).sum())),
+    "jvp of gradient": lambda f: lambda x: torch.func.jvp(gradient(f), (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_compiled_checkpointed_regions_equal_the_plain_function(name: str) -> None:
+    found = ftrain.compile(COMPOSED[name](region), backend="eager")(X)
+    assert is_close(found, COMPOSED[name](plain)(X))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2).double()
+
+    def forward(self, x: Tensor, region: Callable[[Tensor], Tensor]) -> Tensor:
+        return region(self.inner(x))
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_checkpointed_regions_of_a_bound_module_equal_the_plain_function(name: str) -> None:
+    apply = ftrain.bind(Checkpointed)
+    params, buffers = apply.init(ftrain.random.key(0))
+
+    def called(region: Any) -> Callable[[Tensor], Tensor]:
+        return lambda x: apply(params, buffers, ftrain.random.key(1), x, region)[0]
+
+    assert is_close(COMPOSED[name](called(region))(X), COMPOSED[name](called(plain))(X))
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient of vmap", "vmap of gradient", "jvp of gradient", "gradient of func.grad"]
+)
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="value_and_grad enters no `around_regions`: torch refuses saved-tensor hooks in a transform",
+)
+def test_eager_checkpointed_regions_equal_the_plain_function(name: str) -> None:
+    assert is_close(COMPOSED[name](region)(X), COMPOSED[name](plain)(X))
