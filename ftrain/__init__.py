@@ -37,13 +37,28 @@ else:
             return version("ftrain")
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import ftrain._public as public  # noqa: PLC0415  # it imports torch: a second
-
+        public = _imported("ftrain._public")  # it imports torch: a second
         globals().update({each: getattr(public, each) for each in public.__all__})
         globals()["__all__"] = public.__all__
         if name not in globals():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return globals()[name]
+
+    def _imported(name: str) -> Any:
+        """Import a module; from inside a transform of torch.func, in a thread where it does not apply.
+
+        Modules make tensors while they are imported, which a transform would wrap.
+        """
+        import importlib  # noqa: PLC0415
+        import sys  # noqa: PLC0415
+
+        torch = sys.modules.get("torch")
+        if torch is None or torch._C._functorch.peek_interpreter_stack() is None:
+            return importlib.import_module(name)
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(importlib.import_module, name).result()
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_PACKAGES, *__getattr__("__all__")})

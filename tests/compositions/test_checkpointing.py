@@ -1,4 +1,4 @@
-"""Activation checkpointing inside of transforms: the values of the plain function, or a clear refusal."""
+"""Activation checkpointing inside of transforms: the values of the plain function, or a refusal."""
 
 from __future__ import annotations
 

@@ -1,0 +1,22 @@
+"""The first use of ftrain in a process, which imports it, may be inside of a transform."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import torch, ftrain
+def f(x):
+    return ftrain.scan(lambda c, _: (c * x, None), x, length=2)[0].sum()
+x = torch.tensor([2.0, 3.0])
+print(torch.func.grad(f)(x).tolist(), torch.func.jvp(f, (x,), (x,))[1].item())
+"""
+
+
+def test_ftrain_is_imported_inside_of_a_transform() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=False, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split("\n")[0] == "[12.0, 27.0] 105.0"
