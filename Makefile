@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors everywhere clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors compositions everywhere clean
 
 # Each target, after the lines that explain it.
 help:
@@ -53,6 +53,11 @@ databases: $(VENV)/dev
 # Models of the transformers library, tiny and random, under the laws; the suite takes a dozen.
 transformers: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/transformers
+
+# Random programs of gradients, loops, branches and transforms, against an oracle. FTRAIN_CAMPAIGN=1 takes ten thousand
+# with seeds of their own, and prints what came of them (hours on a busy machine).
+compositions: $(VENV)/dev
+	$(PY) -m pytest tests/compositions -v
 
 # The suite with the kernels of other processors, and with two threads: what passes here by luck fails there. Hours;
 # one of them, on some tests: python -m tests.processors order -- tests/laws

@@ -51,6 +51,11 @@ _OF_TORCH = (
     "outside of the compiled function, or write what it computes with operations on tensors of fixed "
     "shapes."
 )
+_FORWARD = (
+    "Torch cannot trace every nesting of forward derivatives (2.13: their tangents have other strides "
+    "than their values). Take this one in reverse mode, with ftrain.value_and_grad or torch.func.grad, "
+    "or call the function without ftrain.compile."
+)
 _BY_OPERATOR = {
     "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
     ".item() or .tolist())",
@@ -119,7 +124,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
         return None
     what, remedy = found
     place = _place(traceback.extract_tb(error.__traceback__))
-    own = None if remedy in (_NUMPY, _STORAGE, _SWAP) else _of_torch(error, place, calls)
+    own = None if remedy in (_FORWARD, _NUMPY, _STORAGE, _SWAP) else _of_torch(error, place, calls)
     if own is not None:
         what, remedy = own
     below = (
@@ -195,6 +200,10 @@ def _remedy(error: BaseException) -> tuple[str, str] | None:
         return None
     if "FakeTensor.__format__" in text:
         return "it formats the value of a tensor", _VALUE
+    if "forward differentiable view operations" in text or (
+        type(error).__name__ == "FakeTensorDeviceMismatchError" and "devices, meta and" in text
+    ):
+        return "it takes a derivative in forward mode that torch cannot trace", _FORWARD
     if ".numpy()" in text or "data pointer" in text:
         return "it hands a tensor to NumPy or asks for its memory", _NUMPY
     if "its data is not allocated yet" in text:

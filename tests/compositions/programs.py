@@ -1,0 +1,441 @@
+"""Programs that compose derivatives, loops, branches and transforms, as trees that print as source.
+
+A program is a smooth function of vectors in R^2. Each node computes a vector from the variables in
+scope; a node with a body binds variables, and its body may use those of every node around it as well:
+these are captured. `run` evaluates a program with a `Library`: torch and ftrain (`in_torch.py`), dual
+numbers (`in_duals.py`), the oracle, or JAX (`in_jax.py`), with which the oracle is compared.
+
+Read next: `strategies.py`, which draws programs, and `test_compositions.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+__all__ = [
+    "Add", "Apply", "Checkpoint", "Compiled", "Cond", "Const", "Custom", "Descend", "Detach", "Expr",
+    "Flip", "Function", "Grad", "Jvp", "Library", "Matrix", "Mul", "NoGrad", "Program", "Scan", "Sin",
+    "Step", "Switch", "Tanh", "Var", "Vmap", "While", "nodes",
+]  # fmt: skip
+
+V = Any  # a float64 vector with two entries
+Scope = list[V]  # the innermost variable first
+
+
+class Library(Protocol):
+    """The operations that programs are made of."""
+
+    def constant(self, k: int, followed: bool) -> V: ...
+    def sin(self, x: V) -> V: ...
+    def tanh(self, x: V) -> V: ...
+    def exp(self, x: V) -> V: ...
+    def matrix(self, x: V) -> V: ...
+    def flip(self, x: V) -> V: ...
+    def total(self, x: V) -> Any: ...
+    def custom(self, x: V) -> V: ...
+    def function(self, x: V, y: V) -> V: ...
+    def detach(self, x: V) -> V: ...
+    def no_grad(self, fn: Callable[[], V]) -> V: ...
+    def gradient(self, how: str, fn: Callable[..., Any], x: Any, has_aux: bool) -> Any: ...
+    def jvp(self, fn: Callable[[V], V], x: V, tangent: V) -> tuple[V, V]: ...
+    def vmap(self, fn: Callable[[V], V], rows: Sequence[V], dim: int) -> V: ...
+    def scan(self, fn: Callable[..., V], start: V, xs: Sequence[V] | int) -> V: ...
+    def loop(self, fn: Callable[[V], V], start: V, n: int) -> V: ...
+    def cond(self, x: V, sides: Sequence[Callable[..., V]], operands: Sequence[V]) -> V: ...
+    def switch(self, x: V, sides: Sequence[Callable[..., V]], operands: Sequence[V]) -> V: ...
+    def while_loop(self, fn: Callable[[V], V], start: V, n: int) -> V: ...
+    def checkpoint(self, fn: Callable[[V], V], x: V) -> V: ...
+    def compiled(self, fn: Callable[[V], V], x: V) -> V: ...
+    def apply(self, fn: Callable[[V], V], p: V, q: V, x: V) -> V: ...
+    def step(self, p: V, q: V, x: V) -> V: ...
+
+
+class Expr:
+    """A node: a vector computed from the variables in scope."""
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        raise NotImplementedError
+
+
+def nodes(tree: Any) -> Iterator[Expr]:
+    """Iterate over a program's nodes."""
+    if isinstance(tree, Expr):
+        yield tree
+        for field in dataclasses.fields(tree):  # type: ignore[arg-type]  # each node is a dataclass
+            yield from nodes(getattr(tree, field.name))
+    elif isinstance(tree, tuple):
+        for each in tree:
+            yield from nodes(each)
+
+
+def objective(lib: Library, value: V, *by: V) -> Any:
+    """Return a scalar of `value` that depends on each of `by` at every order."""
+    total = lib.total(value * lib.constant(0, False))
+    for x in by:
+        total = total + lib.total(lib.exp(0.3 * x))
+    return total
+
+
+node = dataclasses.dataclass(frozen=True)
+
+
+# --- without a body -------------------------------------------------------------------------------
+
+
+@node
+class Var(Expr):
+    """A variable, counted from the innermost one; the outermost where there are fewer."""
+
+    i: int = 0
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return scope[min(self.i, len(scope) - 1)]
+
+
+@node
+class Const(Expr):
+    """A tensor from outside of the program; `followed`: a leaf that requires a gradient."""
+
+    k: int = 0
+    followed: bool = False
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.constant(self.k, self.followed)
+
+
+@node
+class Add(Expr):
+    a: Expr
+    b: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return self.a.run(lib, scope) + 0.7 * self.b.run(lib, scope)
+
+
+@node
+class Mul(Expr):
+    a: Expr
+    b: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return self.a.run(lib, scope) * self.b.run(lib, scope)
+
+
+@node
+class Sin(Expr):
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.sin(self.a.run(lib, scope))
+
+
+@node
+class Tanh(Expr):
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.tanh(self.a.run(lib, scope))
+
+
+@node
+class Matrix(Expr):
+    """The product with a captured matrix."""
+
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.matrix(self.a.run(lib, scope))
+
+
+@node
+class Flip(Expr):
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.flip(self.a.run(lib, scope))
+
+
+@node
+class Custom(Expr):
+    """A custom operator with a registered derivative: sin(2x)."""
+
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.custom(self.a.run(lib, scope))
+
+
+@node
+class Function(Expr):
+    """A `torch.autograd.Function`: a · sin(b)."""
+
+    a: Expr
+    b: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.function(self.a.run(lib, scope), self.b.run(lib, scope))
+
+
+@node
+class Detach(Expr):
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.detach(self.a.run(lib, scope))
+
+
+@node
+class NoGrad(Expr):
+    """`a` computed under `torch.no_grad()`, and detached: forward mode does not see the former."""
+
+    a: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.detach(lib.no_grad(lambda: self.a.run(lib, scope)))
+
+
+# --- derivatives ----------------------------------------------------------------------------------
+
+
+@node
+class Grad(Expr):
+    """The gradient of `objective(body)` by one or two variables, the others being captured.
+
+    Attributes:
+        how: "value_and_grad", "differentiable", "func", "vjp" or "autograd".
+        body: binds a variable for each of `at`.
+        aux: an auxiliary output, of the same scope; it is added to the result.
+        value: add the value too.
+    """
+
+    how: str
+    body: Expr
+    at: tuple[Expr, ...]
+    aux: Expr | None = None
+    value: bool = False
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        def fn(x: dict[str, Any]) -> Any:
+            bound = [x["a"], *(x["b"][0:1])]
+            inner = [*bound, *scope]
+            value = objective(lib, self.body.run(lib, inner), *bound)
+            if self.aux is None:
+                return value
+            return value, self.aux.run(lib, inner)
+
+        first, *second = (each.run(lib, scope) for each in self.at)
+        x = {"a": first, "b": tuple(second)}
+        value, aux, grads = lib.gradient(self.how, fn, x, self.aux is not None)
+        found = grads["a"]
+        for each in grads["b"]:
+            found = found + 0.5 * each
+        if self.aux is not None:
+            found = found + aux
+        return found + value if self.value else found
+
+
+@node
+class Jvp(Expr):
+    """The derivative of `body` along `tangent`."""
+
+    body: Expr
+    at: Expr
+    tangent: Expr
+    value: bool = False
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        at, tangent = self.at.run(lib, scope), self.tangent.run(lib, scope)
+        value, slope = lib.jvp(lambda x: self.body.run(lib, [x, *scope]), at, tangent)
+        return value + slope if self.value else slope
+
+
+@node
+class Descend(Expr):
+    """Steps of gradient descent on `objective(body)`, in `scan` or a Python loop."""
+
+    how: str
+    body: Expr
+    at: Expr
+    rate: Expr
+    steps: int = 2
+    scanned: bool = True
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        rate = 0.1 * self.rate.run(lib, scope)
+
+        def fn(p: V) -> Any:
+            return objective(lib, self.body.run(lib, [p, *scope]), p)
+
+        def step(p: V, *_: V) -> V:
+            _, _, grad = lib.gradient(self.how, fn, p, False)
+            return p - rate * grad
+
+        start = self.at.run(lib, scope)
+        if self.scanned:
+            return lib.scan(step, start, self.steps)
+        return lib.loop(step, start, self.steps)
+
+
+# --- loops and branches ---------------------------------------------------------------------------
+
+
+@node
+class Scan(Expr):
+    """`body` binds the carry and an element of `xs`, if there are any."""
+
+    body: Expr
+    start: Expr
+    xs: tuple[Expr, ...] | int = 2
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        xs = self.xs
+        rows = xs if isinstance(xs, int) else [x.run(lib, scope) for x in xs]
+        start = self.start.run(lib, scope)
+        return lib.scan(lambda c, *x: self.body.run(lib, [c, *x, *scope]), start, rows)
+
+
+@node
+class Cond(Expr):
+    """A branch by the sign of a sum. `operand`: each side binds `on`; otherwise it binds nothing."""
+
+    on: Expr
+    when: Expr
+    otherwise: Expr
+    operand: bool = True
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        on = self.on.run(lib, scope)
+        sides = [self.otherwise, self.when]
+        calls = [lambda *x, side=side: side.run(lib, [*x, *scope]) for side in sides]
+        return lib.cond(on, calls, [on] if self.operand else [])
+
+
+@node
+class Switch(Expr):
+    """One of several sides, which bind `on`."""
+
+    on: Expr
+    sides: tuple[Expr, ...]
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        on = self.on.run(lib, scope)
+        calls = [lambda x, side=side: side.run(lib, [x, *scope]) for side in self.sides]
+        return lib.switch(on, calls, [on])
+
+
+@node
+class While(Expr):
+    """At most `steps` iterations. `detached`: of what the body reads, variables are detached."""
+
+    body: Expr
+    start: Expr
+    steps: int = 2
+    detached: bool = True
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        start = self.start.run(lib, scope)
+        if self.detached:
+            start, scope = lib.detach(start), [lib.detach(x) for x in scope]
+        return lib.while_loop(lambda c: self.body.run(lib, [c, *scope]), start, self.steps)
+
+
+# --- transforms and wrappers ----------------------------------------------------------------------
+
+
+@node
+class Vmap(Expr):
+    """The mean over rows of `body`, mapped along `dim` of both the rows and the results."""
+
+    body: Expr
+    rows: tuple[Expr, ...]
+    dim: int = 0
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        rows = [row.run(lib, scope) for row in self.rows]
+        return lib.vmap(lambda x: self.body.run(lib, [x, *scope]), rows, self.dim)
+
+
+@node
+class Checkpoint(Expr):
+    body: Expr
+    at: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.checkpoint(lambda x: self.body.run(lib, [x, *scope]), self.at.run(lib, scope))
+
+
+@node
+class Compiled(Expr):
+    body: Expr
+    at: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        return lib.compiled(lambda x: self.body.run(lib, [x, *scope]), self.at.run(lib, scope))
+
+
+@node
+class Apply(Expr):
+    """A bound module: a linear layer with weights `p` and `q` and bias `p / 2`, then `body`."""
+
+    body: Expr
+    p: Expr
+    q: Expr
+    at: Expr
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        given = [each.run(lib, scope) for each in (self.p, self.q, self.at)]
+        return lib.apply(lambda x: self.body.run(lib, [x, *scope]), *given)
+
+
+@node
+class Step(Expr):
+    """A training step, which keeps no graph; `detached`: of detached inputs."""
+
+    p: Expr
+    q: Expr
+    at: Expr
+    detached: bool = True
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        given = [each.run(lib, scope) for each in (self.p, self.q, self.at)]
+        if self.detached:
+            given = [lib.detach(each) for each in given]
+        return lib.step(*given)
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+@node
+class Program(Expr):
+    """A function, differentiated at the outside.
+
+    Attributes:
+        body: binds one variable.
+        orders: a kind of derivative for each order, innermost first: those of `Grad`, "jvp", or
+            "vmap", the mean over two rows, which is no derivative.
+    """
+
+    body: Expr
+    orders: tuple[str, ...] = ()
+
+    def run(self, lib: Library, scope: Scope) -> V:
+        (x,) = scope
+        return self.function(lib)(x)
+
+    def function(self, lib: Library) -> Callable[[V], V]:
+        """Return the function of one vector."""
+        fn = lambda x: self.body.run(lib, [x])  # noqa: E731
+        for how in self.orders:
+            fn = _differentiated(lib, how, fn)
+        return fn
+
+
+def _differentiated(lib: Library, how: str, fn: Callable[[V], V]) -> Callable[[V], V]:
+    if how == "jvp":
+        return lambda x: lib.jvp(fn, x, lib.constant(1, False))[1]
+    if how == "vmap":
+        return lambda x: lib.vmap(fn, [x, 0.5 * x + lib.constant(2, False)], 0)
+    return lambda x: lib.gradient(how, lambda x: objective(lib, fn(x), x), x, False)[2]

@@ -1,0 +1,164 @@
+"""Law 11, differentiation composes: random programs equal an oracle to third order, or are refused.
+
+Thousands of programs with seeds of their own, and a count of what came of them:
+`FTRAIN_CAMPAIGN=1 make compositions`. A failure prints the program as source;
+`check(program, points, mode)` runs it again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from tests.compositions.in_jax import Jax
+from tests.compositions.in_torch import Torch
+from tests.compositions.outcomes import COUNTS, MODES, check, expected_at
+from tests.compositions.programs import (
+    Add,
+    Compiled,
+    Const,
+    Descend,
+    Function,
+    Grad,
+    Jvp,
+    Matrix,
+    Mul,
+    Program,
+    Scan,
+    Sin,
+    Step,
+    Var,
+    Vmap,
+    While,
+    objective,
+)
+from tests.compositions.strategies import COMBINATORS, SMOOTH, points, programs
+from tests.core.differences import assert_derivative
+
+CAMPAIGN = int(os.environ.get("FTRAIN_CAMPAIGN") or 0) * 500
+POINTS = [0.875, 0.3125, -0.25, 0.5]
+
+KINDS = {
+    "derivatives": ("Grad", "Grad", "Jvp", "Descend", "Detach", "NoGrad"),
+    "loops": ("Scan", "Scan", "While", "Grad", "Descend", "Jvp"),
+    "branches": ("Cond", "Switch", "Scan", "Grad", "Vmap"),
+    "wrappers": ("Vmap", "Apply", "Checkpoint", "Compiled", "Step", "Grad", "Cond"),
+    "all": COMBINATORS,
+}
+
+#: Programs that were once wrong, or ended in an error of torch's.
+FOUND = [
+    # A scan whose body captures its start.
+    Program(Descend("value_and_grad", Mul(Var(1), Mul(Var(0), Const(1))), Var(0), Const(0)), ()),
+    Program(Scan(Mul(Var(0), Sin(Var(1))), Var(0), 2), ("value_and_grad", "value_and_grad")),
+    # Forward mode through a while loop.
+    Program(While(Mul(Var(0), Var(1)), Var(0), 2, False), ("jvp", "vmap", "jvp")),
+    Program(Jvp(While(Sin(Mul(Var(0), Var(1))), Const(1), 3, False), Var(0), Const(2)), ("jvp",)),
+    # A gradient by the batch of a step.
+    Program(Step(Const(1), Const(2), Sin(Var(0)), False), ("value_and_grad",)),
+    # An autograd function with a generated rule for vmap, mapped inside of a gradient.
+    Program(
+        Vmap(Function(Matrix(Var(1)), Var(0)), (Function(Var(0), Var(0)),)),
+        ("value_and_grad", "value_and_grad"),
+    ),
+    # Zeros without memory as a result.
+    Program(Add(Var(0), Compiled(Add(Var(1), Var(1)), Var(0))), ("jvp", "jvp")),
+    # Forward derivatives that torch cannot trace.
+    Program(Add(Matrix(Var(0)), Jvp(Var(0), Const(1), Var(0))), ("jvp", "jvp")),
+    Program(Jvp(Matrix(Var(0)), Var(0), Sin(Const(1))), ("vmap", "vmap")),
+]
+
+
+def some(n: int) -> Any:
+    """Return the settings of a test: `n` examples, or a campaign."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return settings(
+        max_examples=CAMPAIGN or n,
+        derandomize=not CAMPAIGN,
+        database=None,
+        suppress_health_check=slow,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report(request: Any) -> Iterator[None]:
+    """Print what came of a campaign."""
+    yield
+    if CAMPAIGN:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            for (mode, outcome), n in sorted(COUNTS.items()):
+                print(f"\n{n:6} {mode}: {outcome}", end="")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kinds", KINDS)
+def test_programs_equal_the_oracle_or_are_refused(kinds: str, mode: str) -> None:
+    @some(4 if "compiled" in mode else 8)
+    @given(programs(3, 3, KINDS[kinds]), points())
+    def run(program: Program, points: list[float]) -> None:
+        check(program, points, mode)
+
+    run()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
+def test_programs_that_were_wrong_equal_the_oracle_or_are_refused(
+    program: Program, mode: str
+) -> None:
+    check(program, POINTS, mode)
+
+
+@some(5)
+@given(programs(2, 1, SMOOTH), points())
+def test_first_derivatives_equal_finite_differences(program: Program, points: list[float]) -> None:
+    f, x = program.function(Torch()), torch.tensor(points[:2], dtype=torch.float64)
+    if expected_at(program, np.array(points).reshape(2, 2)) is None:
+        return
+    _, _, grad = Torch().gradient("value_and_grad", lambda x: objective(Torch(), f(x), x), x, False)
+    assert_derivative(lambda x: objective(Torch(), f(x), x).detach(), x, grad.detach())
+
+
+@some(3)
+@given(programs(2, 1), points())
+def test_the_oracle_equals_jax(program: Program, points: list[float]) -> None:
+    expected = expected_at(program, np.array(points).reshape(2, 2))
+    if expected is None:
+        return
+    with jax.enable_x64(True):
+        found = program.function(Jax())(jax.numpy.asarray(points[:2]))
+        np.testing.assert_allclose(expected[0], np.asarray(found), rtol=1e-9, atol=1e-9)
+
+
+@given(programs())
+@settings(max_examples=20)
+def test_programs_print_as_source_that_builds_them(program: Program) -> None:
+    import tests.compositions.programs as names
+
+    assert eval(repr(program), vars(names)) == program
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_value_fails(mode: str, monkeypatch: Any) -> None:
+    program = Program(Grad("func", Sin(Var(0)), (Var(0),)), ("func",))
+    monkeypatch.setattr(Torch, "sin", staticmethod(torch.cos))
+    with pytest.raises(AssertionError, match=re.escape(repr(program))):
+        check(program, POINTS, mode)
+
+
+def test_a_refusal_without_its_cause_fails(monkeypatch: Any) -> None:
+    def refuse(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("a step keeps no graph, so nothing can be differentiated through it")
+
+    monkeypatch.setattr(Torch, "sin", staticmethod(refuse))
+    check(Program(Add(Sin(Var(0)), Step(Var(0), Var(0), Var(0)))), POINTS, "eager")
+    with pytest.raises(ValueError, match="a step keeps no graph"):
+        check(Program(Sin(Var(0))), POINTS, "eager")
