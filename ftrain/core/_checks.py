@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._outside import requires_grad_outside
 from ftrain.core._words import a_or_an
 from ftrain.core.state import TrainState
 
@@ -55,7 +56,7 @@ def _refuse_gradients(name: str, value: Any) -> None:
     if not torch.is_grad_enabled():
         return
     for index, leaf in enumerate(tree.leaves(value)):
-        if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+        if isinstance(leaf, torch.Tensor) and requires_grad_outside(leaf):
             raise _differentiated(f"one by {name}{tree.paths(value)[index]}", name)
 
 

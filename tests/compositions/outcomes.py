@@ -96,9 +96,9 @@ def check(program: Program, points: Any, mode: str) -> None:
         COUNTS[mode, reason] += 1
         return
     expected = expected[: len(found)]
-    # Rounding: numbers of up to 1e5 times the result cancel; measured 2e-12.
+    # Rounding, of numbers larger than the result; measured 3e-15 over 286 programs.
     off, size = np.abs(found - expected).max(), max(1e-3, np.abs(expected).max())
-    is_equal = bool(off <= 1e-8 * size)
+    is_equal = bool(off <= 1e-9 * size)
     COUNTS[mode, "equal" if is_equal else "wrong"] += 1
     assert is_equal, (
         f"{found.tolist()} in {mode} mode, expected {expected.tolist()}, at {xs.tolist()}:\n{program!r}"

@@ -64,6 +64,7 @@ FOUND = [
     Program(Jvp(While(Sin(Mul(Var(0), Var(1))), Const(1), 3, False), Var(0), Const(2)), ("jvp",)),
     # A gradient by the batch of a step.
     Program(Step(Const(1), Const(2), Sin(Var(0)), False), ("value_and_grad",)),
+    Program(Step(Const(1), Matrix(Var(0)), Var(0), False), ("jvp", "value_and_grad")),
     # An autograd function with a generated rule for vmap, mapped inside of a gradient.
     Program(
         Vmap(Function(Matrix(Var(1)), Var(0)), (Function(Var(0), Var(0)),)),
