@@ -198,7 +198,9 @@ def _run(
             torch.enable_grad(),
             _torch.interning(),
             fake_kernels(),
-            around_regions(lambda: contextlib.nullcontext),  # under transforms, which allow no hooks
+            around_regions(
+                lambda: contextlib.nullcontext
+            ),  # under transforms, which allow no hooks
             Rewrites(calls),
             mode,
         ):
