@@ -6,6 +6,7 @@ Read next: `_outside.py`, which finds that out, `_hooks.py`, and `functional.py`
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from ftrain.core._outside import (
     survey,
     unknown_leaves,
 )
+from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._user_line import user_line
+from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import ImpureFunctionError
 
@@ -54,18 +58,31 @@ def pull_back(
     leaves, treedef = tree.flatten(x)
     _check_leaves(x, leaves)
 
-    def checked(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        value, aux = run(tree.unflatten(treedef, leaves))
+    in_dynamo = torch.compiler.is_dynamo_compiling()
+    before = [] if in_dynamo else versions(leaves)
+
+    def checked(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        try:
+            value, aux = run(tree.unflatten(treedef, inputs))
+        except RuntimeError as error:
+            if "leaf Variable that requires grad" not in str(error):
+                raise
+            raise _writes(name, user_line(traceback.extract_tb(error.__traceback__))) from error
+        if not in_dynamo and versions(leaves) != before:
+            raise _writes(name)
         _check_value(value, name)
         if leaves and not value.requires_grad:
             raise _independent(name)
         return value, aux
 
-    if torch.compiler.is_dynamo_compiling():
-        by = _by_dynamo
+    arguments = checked, leaves, seed, differentiable, strangers, name
+    if in_dynamo:
+        value, aux, grads = _by_dynamo(*arguments)
     else:
         by = _by_vjp if in_transform() else _by_autograd
-    value, aux, grads = by(checked, leaves, seed, differentiable, strangers, name)
+        # Checkpointed regions run plainly under transforms, which allow them no hooks.
+        with around_regions(lambda: contextlib.nullcontext):
+            value, aux, grads = by(*arguments)
     return value, aux, tree.unflatten(treedef, grads)
 
 
@@ -124,7 +141,6 @@ def _by_autograd(
     with _torch.unwatched():
         require = any(leaf.requires_grad for leaf in leaves)
     given = require and (outside or differentiable)
-    versions = [leaf._version for leaf in leaves] if given else []
     with torch.enable_grad(), Gradient() as gradient:
         inputs = _entries(leaves, given)
         gradient.begin(zip(inputs, leaves, strict=True))
@@ -133,11 +149,6 @@ def _by_autograd(
         start = _torch.sequence_number()
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
-        if given and versions != [leaf._version for leaf in leaves]:
-            raise ImpureFunctionError(
-                f"{name} writes into its argument. Write the out-of-place form: x = x + 1, not x += 1 "
-                "or x.add_(1)."
-            )
         if strangers is not None:
             strangers += unknown_leaves([value], inputs, ends=inputs)
         cotangent = None if seed is None else seed(aux)
@@ -156,11 +167,7 @@ def _by_autograd(
     if not keep:
         value = value.detach()
         aux = tree.map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, aux)
-    filled = [
-        torch.zeros_like(leaf) if grad is None else grad
-        for leaf, grad in zip(leaves, grads, strict=True)
-    ]
-    return value, aux, filled
+    return value, aux, [_filled(*pair, name) for pair in zip(leaves, grads, strict=True)]
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
@@ -209,7 +216,7 @@ def _by_vjp(
         refuse_cuts(found, keep, name)
         with torch.set_grad_enabled(keep), gradient.backward():
             (grads,) = pull(cotangent)
-    return value, aux, grads
+    return value, aux, [_filled(*pair, name) for pair in zip(leaves, grads, strict=True)]
 
 
 def _by_dynamo(
@@ -250,6 +257,31 @@ def _check_leaves(x: Any, leaves: list[Any]) -> None:
                 f"cannot differentiate by {path or 'the argument'}: expected a floating tensor, got "
                 f"{kind}. Keep integers and masks out of the first argument."
             )
+
+
+def _filled(leaf: torch.Tensor, grad: torch.Tensor | None, name: str) -> torch.Tensor:
+    """Return a gradient with memory: torch has none for some zero derivatives (that of `torch.sgn`)."""
+    with _torch.unwatched():
+        if grad is None or grad._is_zerotensor():
+            return torch.zeros_like(leaf)
+        if grad.layout != leaf.layout:
+            raise TypeError(
+                f"a gradient of {name} is sparse: expected {leaf.layout}, got {grad.layout}. Create the "
+                "layer with sparse=False (nn.Embedding, nn.EmbeddingBag)."
+            )
+        return grad
+
+
+def _writes(name: str, line: str = "") -> ImpureFunctionError:
+    here = (
+        f", or into a captured tensor that requires a gradient, here:\n\n{line}\n\n"
+        if line
+        else ". "
+    )
+    return ImpureFunctionError(
+        f"{name} writes into its argument{here}Write the out-of-place form: x = x + 1, not x += 1 or "
+        "x.add_(1)."
+    )
 
 
 def _independent(name: str) -> ValueError:

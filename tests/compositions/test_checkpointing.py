@@ -68,10 +68,5 @@ def test_checkpointed_regions_of_a_bound_module_equal_the_plain_function(name: s
 @pytest.mark.parametrize(
     "name", ["gradient of vmap", "vmap of gradient", "jvp of gradient", "gradient of func.grad"]
 )
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="value_and_grad enters no `around_regions`: torch refuses saved-tensor hooks in a transform",
-)
 def test_eager_checkpointed_regions_equal_the_plain_function(name: str) -> None:
     assert is_close(COMPOSED[name](region)(X), COMPOSED[name](plain)(X))

@@ -127,10 +127,9 @@ def test_writing_into_the_argument_is_refused() -> None:
         p.mul_(2)
         return quartic(p)
 
-    with pytest.raises(ImpureFunctionError, match="writes into its argument"):
-        ftrain.value_and_grad(f)(leaf)
-    with pytest.raises(RuntimeError, match="leaf Variable"):
-        ftrain.value_and_grad(f)(W)
+    for each in (leaf, W):
+        with pytest.raises(ImpureFunctionError, match="writes into its argument"):
+            ftrain.value_and_grad(f)(each)
 
 
 def test_a_value_that_depends_on_captured_tensors_alone_is_refused() -> None:

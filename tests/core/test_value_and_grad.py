@@ -164,3 +164,41 @@ def _peak(fn: Any) -> int:
             alive += event.nbytes()
             peak = max(peak, alive)
     return peak
+
+
+def in_place(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(2).sum()
+
+
+def in_place_unrecorded(x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        x.mul_(2)
+    return (x * x).sum()
+
+
+@pytest.mark.parametrize("fn", [in_place, in_place_unrecorded])
+@pytest.mark.parametrize("form", ["plain", "no_grad", "vmap", "torch.func.grad"])
+def test_a_function_that_writes_into_its_argument_is_refused(fn: Any, form: str) -> None:
+    x = torch.ones(2, 3)
+    pulled = ftrain.value_and_grad(fn)
+    forms = {
+        "plain": pulled,
+        "no_grad": torch.no_grad()(pulled),
+        "vmap": torch.vmap(pulled),
+        "torch.func.grad": torch.func.grad(lambda x: pulled(x)[0]),
+    }
+    with pytest.raises(ftrain.errors.ImpureFunctionError, match="writes into its argument"):
+        forms[form](x)
+
+
+def test_a_gradient_that_torch_stores_nowhere_has_memory() -> None:
+    _, grad = ftrain.value_and_grad(lambda x: torch.sgn(x).sum())(torch.ones(3))
+    assert grad.data_ptr()
+    assert grad.equal(torch.zeros(3))
+
+
+def test_a_sparse_gradient_is_refused_with_the_remedy() -> None:
+    rows = torch.tensor([0, 2])
+    pulled = ftrain.value_and_grad(lambda w: F.embedding(rows, w, sparse=True).sum())
+    with pytest.raises(TypeError, match="sparse=False"):
+        pulled(torch.ones(3, 2))
