@@ -41,6 +41,7 @@ def lower(
         CompilerMissingError: inductor found no C++ compiler.
     """
     operators = any(node.op == "call_function" for node in graph.graph.nodes)
+    _drop_unused_tensors(graph)
     _allow_other_layouts(graph)
     if backend == "eager" or not operators:
         _forget(graph)
@@ -86,6 +87,22 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
         return outputs
 
     return run
+
+
+def _drop_unused_tensors(graph: fx.GraphModule) -> None:
+    """Delete the tensors that the trace stored in a graph and that no node reads.
+
+    They are fake. Inductor copies the graph with them, with their mode, and with the weak references to
+    storages that the mode holds. The copy of such a reference is freed without having been counted,
+    which corrupts the heap (2.13).
+    """
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):
+            read = {node.target for node in module.graph.find_nodes(op="get_attr")}
+            stored = [*module._parameters, *module._buffers, *vars(module)]
+            for name in stored:
+                if name not in read and isinstance(getattr(module, name), torch.Tensor):
+                    delattr(module, name)
 
 
 def _allow_other_layouts(graph: fx.GraphModule) -> None:

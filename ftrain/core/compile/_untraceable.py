@@ -147,6 +147,11 @@ def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, s
     if place.backward:
         default = f"a backward pass runs {operator or 'an operator'}, which depends on values"
         return BACKWARD.get(operator, (default, _OF_TORCH.format("that part")))
+    if place.torch_line is not None and is_ours and isinstance(error, _torch.DATA_DEPENDENT[1]):
+        remedy = (
+            f"Shapes are fixed when the function is traced. {_OF_TORCH.format('that function')}"
+        )
+        return "torch's own code makes a tensor whose shape depends on values", remedy
     if place.torch_line is not None:
         return "torch's own code asks for the values of tensors", _OF_TORCH.format("that function")
     if calls.function is None or all(each is not calls.error for each in causes(error)):
