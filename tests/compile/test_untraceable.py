@@ -236,7 +236,7 @@ def test_a_sparse_gradient_is_refused_with_the_layers_argument() -> None:
     def loss(weight: torch.Tensor) -> torch.Tensor:
         return F.embedding(torch.tensor([0, 2]), weight, sparse=True).sum()
 
-    with pytest.raises(TypeError, match=r"sparse tensor at \[1\].*sparse=False.*nn.EmbeddingBag"):
+    with pytest.raises(TypeError, match=r"is sparse: .*sparse=False.*nn.EmbeddingBag"):
         compiled(ftrain.value_and_grad(loss))(X)
 
 
