@@ -75,7 +75,7 @@ class _Sides:
 
     def copied(self, i: int) -> Any:
         """Call one side; return its output in memory of its own."""
-        return copied(self.one(i))
+        return copied(lambda: self.one(i))
 
     def all_of(self, number: torch.Tensor) -> Any:
         """Call all sides and pick."""

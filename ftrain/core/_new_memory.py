@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from ftrain.core.compile._ownership import held_elsewhere
 __all__ = ["copied"]
 
 
-def copied(value: Any) -> Any:
-    """Return a tree of tensors with copies of those that something beside the tree may refer to.
+def copied(make: Callable[[], Any]) -> Any:
+    """Return the tree of tensors `make()` with copies of those that something else may refer to.
 
     A body may return a tensor from anywhere: an argument, a container, a module, a global. One that it
     has made is referred to by its output alone, and is not copied: that would double the time of a
-    large elementwise operation. The caller must keep no reference to `value`.
+    large elementwise operation.
+
+    Args:
+        make: the call that returns the tree. Given the tree itself, the caller's frame would refer to it
+            too wherever Dynamo evaluates frames.
     """
-    leaves, treedef = tree.flatten(value)
-    del value
+    leaves, treedef = tree.flatten(make())
     places = [*range(len(leaves))]
     if not _torch.inside_functorch() and all(type(leaf) is torch.Tensor for leaf in leaves):
         held = set(held_elsewhere(leaves, len(leaves)))

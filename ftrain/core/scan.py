@@ -92,7 +92,7 @@ def _loop(
     assert y_def is not None
     last = [carry]
     del carry, new
-    return copied(last.pop()), tree.unflatten(
+    return copied(last.pop), tree.unflatten(
         y_def, [torch.stack(column) for column in zip(*stacked, strict=True)]
     )
 

@@ -72,7 +72,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
         if is_tracing() or any(isinstance(innermost(x), _torch.FakeTensor) for x in given):
             result: C = loop.traced(init)
         else:
-            result = copied(loop.eager(init))
+            result = copied(lambda: loop.eager(init))
         return result
 
 
