@@ -1,6 +1,7 @@
-"""The loop: epochs, evaluation, checkpoints and callbacks around pure steps; nothing hidden.
+"""Training loop: epochs, evaluation, checkpoints and callbacks around pure steps.
 
-Read next: `trainer.py`; `events.py` and `callback.py` for what a callback sees and may ask for.
+Read next: `trainer.py`; `events.py` and `callback.py` for the events that a callback receives and the
+actions that it can request.
 """
 
 from ftrain.loop.callback import (

@@ -1,4 +1,4 @@
-"""Callbacks: values that watch a run and ask for things. Their state is part of every checkpoint.
+"""Callbacks: receive events of a run and request actions. Checkpoints hold their states.
 
     class StopAt:                                     # a callback is any object with these two
         def __init__(self, loss): self.loss = loss
@@ -9,10 +9,10 @@
             stop = [Stop("good enough")] if event.result.loss < self.loss else []
             return {"seen": state["seen"] + 1}, stop
 
-At each event all callbacks look first; then what they asked for is done, whoever asked, in this
-order: `Note`, `Replace`, `Accumulate`, `Evaluate` (whose events may ask for more), `Stop`, `Log`,
-`Save`. So a checkpoint holds the evaluation before it, what early stopping made of it, and how far the
-logs had got: a run that goes on from it repeats no row and loses none.
+Each event is dispatched to all callbacks. The actions that they requested are then run in this order:
+`Note`, `Replace`, `Accumulate`, `Evaluate` (whose events may add requests), `Stop`, `Log`, `Save`. A
+checkpoint therefore includes the evaluation at its step, the resulting state of early stopping, and the
+length of the logs: a resumed run neither repeats nor loses a row.
 
 A plain class with methods `on_epoch_end(event)`, `on_batch_end(event)`, ... works too: see `adapt`.
 
@@ -48,55 +48,55 @@ __all__ = [
 
 @runtime_checkable
 class Callback(Protocol):
-    """What a callback must offer, and three attributes that it may have.
+    """Protocol of a callback, with three optional attributes.
 
-    `listens: tuple[type[Event], ...]`: the kinds of event it is called for; without it, all of them. A
-    callback that does not listen for `BatchBegin` and `BatchEnd` costs nothing at a step.
+    `listens: tuple[type[Event], ...]`: the kinds of event that it is called for; default: all kinds. A
+    callback that does not listen for `BatchBegin` and `BatchEnd` adds no cost to a step.
 
-    `name: str`: what its state is called in a checkpoint; without it, the name of its class. Of several
-    with one name the second becomes `NAME_2`; a run that is resumed tells them apart by what they were
-    made with, in whatever order they are listed, and raises where that does not say which is which.
+    `name: str`: the name of its state in a checkpoint; default: the name of its class. If several
+    callbacks share a name, the second is called `NAME_2`; a resumed run matches them to their states by
+    their constructor arguments, in any order, and raises if the arguments do not distinguish them.
 
-    `on_error: "raise" | "warn"`: what an exception in it does. `"raise"`, the default: the run is saved
-    and fails. `"warn"`, for what only reports: a `CallbackWarning`, the callback's state stays as it
-    was, and the run goes on.
+    `on_error: "raise" | "warn"`: the effect of an exception in the callback. `"raise"`, the default: the
+    run is saved and fails. `"warn"`, for callbacks that only report: a `CallbackWarning` is issued, the
+    callback's state does not change, and the run continues.
     """
 
     def init(self) -> Any:
         """Return the state before the first event.
 
-        `None`, numbers, strings, and lists, tuples, sets and dicts of these: a checkpoint gives back
-        what was saved, of the same types (the order of a dict's keys is not kept). Other types are
-        refused by a run that has a store.
+        The state consists of `None`, numbers, strings, and lists, tuples, sets and dicts of these: a
+        checkpoint restores the same values and types (the order of a dict's keys is not kept). A run
+        that has a store refuses other types.
         """
 
     def __call__(self, state: Any, event: Event) -> tuple[Any, Iterable[Action]]:
-        """The state after an event, and what is asked for (often `()`).
+        """Return the state after an event, and the requested actions (often `()`).
 
-        `state` must be left as it was: return a new one. It should follow from the events alone, not
-        from clocks or files, or an interrupted run and an undisturbed one will differ in it.
+        Do not modify `state`: return a new one. It should depend on the events only, not on clocks or
+        files; otherwise an interrupted and resumed run differs from an uninterrupted one.
         """
 
 
 class CallbackWarning(UserWarning):
-    """A callback that only reports has raised; the run goes on."""
+    """Warning for an exception in a callback with `on_error="warn"`; the run continues."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """What a callback can ask for."""
+    """Base class of the actions that a callback can request."""
 
 
-#: A generator of events that is sent the actions which its consumer requests.
+#: Generator that yields events and receives the actions that its consumer requests.
 Events = Generator[Event, Iterable[Action] | None, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Note(Action):
-    """Tell people something: a `Notice`, which the console and `train.log` show.
+    """Emit a `Notice`, which the console and `train.log` print.
 
     Attributes:
-        message: in words. Where no callback listens for a `Notice`, it is a `LoopWarning`.
+        message: the text. If no callback listens for `Notice`, it is issued as a `LoopWarning`.
     """
 
     message: str
@@ -104,11 +104,11 @@ class Note(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Replace(Action):
-    """Go on with another training state; the only way in which a callback changes one.
+    """Replace the training state; a callback has no other way to change it.
 
     Attributes:
-        state: built like the present one (`event.state.replace(...)`). Two in one event: the later
-            callback's wins.
+        state: a state of the same structure as the current one (`event.state.replace(...)`). If two
+            callbacks request it at one event, the later one is used.
     """
 
     state: Any
@@ -116,10 +116,10 @@ class Replace(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Accumulate(Action):
-    """From the next step on, join this many of the loader's batches into one step.
+    """Join this many of the loader's batches into one step, from the next step on.
 
     Attributes:
-        k: batches a step, at least 1.
+        k: batches per step, at least 1.
     """
 
     k: int
@@ -127,12 +127,12 @@ class Accumulate(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Action):
-    """Evaluate now, on `eval_data`; asked for twice at one step it is done once.
+    """Evaluate on `eval_data` at this step; run once per step and name, even if requested twice.
 
     Attributes:
-        state: evaluate this state instead of the present one, which stays: averaged weights, say. Its
-            result joins the same row under `name/...`.
-        name: of the evaluation: `""` is the main one, whose row has the split "eval".
+        state: the state to evaluate instead of the current one, for example with averaged weights; the
+            training state does not change. The result joins the same row under `name/...`.
+        name: name of the evaluation; `""` is the main one, whose row has the split "eval".
     """
 
     state: Any = None
@@ -141,11 +141,11 @@ class Evaluate(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Stop(Action):
-    """End the run here, in good order.
+    """End the run after this step, with its last checkpoint and events.
 
     Attributes:
-        reason: in words; it ends up in the result.
-        resumable: whether `resume` goes on behind it: yes for a time limit, no for early stopping.
+        reason: the reason, which becomes `result.reason`.
+        resumable: True if `resume` continues the run: True for a time limit, False for early stopping.
     """
 
     reason: str
@@ -154,11 +154,11 @@ class Stop(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Save(Action):
-    """Write a checkpoint now, if there is a store; asked for twice at one step, it is written once.
+    """Write a checkpoint at this step, if there is a store; written once per step.
 
     Attributes:
-        tag: what it is for: "step", "best", "time".
-        metrics: by which the store ranks it (`keep_best`).
+        tag: the reason for the checkpoint: "step", "best", "time".
+        metrics: the metrics by which the store ranks it (`keep_best`).
     """
 
     tag: str = "step"
@@ -167,15 +167,15 @@ class Save(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Log(Action):
-    """Hand values to the loggers: they join the row of this event if it has one, else make one.
+    """Log values: they join the row of this event if it has one, else they make a new row.
 
     Attributes:
-        values: flat names and numbers (0-d tensors are read here, in one go). A tensor with one axis has
-            a value for each member of an ensemble, and is logged as metrics of the step are.
-        split: of the row; `None`: the event's own row, "train" where it has none.
+        values: flat names and numbers (0-d tensors are read when the row is logged). A tensor with one
+            axis holds a value for each member of an ensemble, and is logged like metrics of the step.
+        split: the split of the row; `None`: the split of the event's row, or "train" if it has none.
 
     Raises:
-        ValueError: a value is called step, epoch, split or time, as columns of the row are.
+        ValueError: a value is called step, epoch, split or time, which are columns of the row.
     """
 
     values: Mapping[str, Any]
@@ -193,16 +193,16 @@ EVENTS: dict[str, type[Event]] = {
 
 
 def adapt(callback: Any) -> Callback:
-    """A callback as it is, or one made of an object with methods such as `on_epoch_end(event)`.
+    """Return a callback unchanged, or wrap an object with methods such as `on_epoch_end(event)`.
 
     The methods are named after the events: `on_train_begin`, `on_epoch_begin`, `on_batch_begin`,
     `on_backward_end`, `on_batch_end`, `on_window_end`, `on_compile_begin`, `on_compile_end`,
     `on_evaluate_begin`, `on_evaluate_end`, `on_epoch_end`, `on_saved`, `on_logged`, `on_notice`,
-    `on_failure`, `on_train_end`. Each may return an action, several, or nothing. With `state_dict()`
-    and `load_state_dict(state)`, what it remembers is saved and given back.
+    `on_failure`, `on_train_end`. Each may return an action, several actions, or `None`. If the object
+    has `state_dict()` and `load_state_dict(state)`, its state is saved in checkpoints and restored.
 
     Raises:
-        TypeError: it is neither; the message says which method was probably meant.
+        TypeError: the object is neither; the message suggests the method that was probably meant.
 
     Example:
         >>> class Printer:
@@ -222,7 +222,7 @@ def adapt(callback: Any) -> Callback:
 
 
 class _Methods:
-    """An object with `on_...` methods, as a `Callback`."""
+    """Adapter of an object with `on_...` methods to a `Callback`."""
 
     def __init__(self, target: Any) -> None:
         self.target = target

@@ -1,12 +1,12 @@
-"""What happens in a run, as frozen values: `Trainer.events` yields them, callbacks are shown them.
+"""Events of a run, as frozen values: `Trainer.events` yields them, callbacks receive them.
 
     TrainBegin
       EpochBegin
         BatchBegin  [BackwardEnd]  BatchEnd  [WindowEnd]  [EvaluateBegin EvaluateEnd]  [Saved]  [Logged]
       EpochEnd  [EvaluateBegin EvaluateEnd]  [Saved]  [Logged]
-    TrainEnd, after a Failure where something went wrong
+    TrainEnd, after a Failure if an exception was raised
 
-A first call of a compiled step stands between CompileBegin and CompileEnd.
+CompileBegin and CompileEnd enclose the first call of a compiled step.
 
 Read next: `callback.py`.
 """
@@ -45,24 +45,23 @@ __all__ = [
 
 
 class LoopWarning(UserWarning):
-    """Something about a run that a person should know; see `Notice`."""
+    """Warning about a run; see `Notice`."""
 
 
 class Progress(NamedTuple):
-    """How far a run has come, in Python numbers: reading them waits for nothing.
+    """Progress of a run, in Python numbers: reading them does not wait for the device.
 
-    Epochs, steps and batches count from 1, here and wherever a person or a program reads them: in rows
-    of the log, results, messages, the progress bar, on pages. `epochs=20` are the epochs 1 to 20, and
-    what happens behind an epoch's last step (its evaluation, its checkpoint, the run's end) belongs to
-    that epoch. Zero is what has not begun.
+    Epochs, steps and batches count from 1, here and in rows of the log, results, messages, the progress
+    bar and pages. `epochs=20` runs epochs 1 to 20. Work after the last step of an epoch (its evaluation,
+    its checkpoint, the end of the run) belongs to that epoch. 0 means not begun.
 
     Attributes:
-        epoch: the current epoch: how many have begun.
-        step: training steps taken, those skipped for a non-finite gradient included. The x-axis of
-            every log.
-        batch: steps taken in the current epoch; 0 again when all that belongs to it is done.
+        epoch: the current epoch, equal to the number of epochs begun.
+        step: training steps taken, including steps skipped because of a non-finite gradient. The x-axis
+            of every log.
+        batch: steps taken in the current epoch; 0 again after the epoch's evaluation and checkpoint.
         samples: rows trained on.
-        tokens: tokens trained on; 0 where the batches hold none.
+        tokens: tokens trained on; 0 if the batches hold none.
     """
 
     epoch: int = 0
@@ -74,15 +73,15 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a call of `fit` is going to do.
+    """Plan of one call of `fit`.
 
     Attributes:
-        epochs: epochs to reach, counted from the run's first; `None`: no such end.
-        max_steps: steps to reach, counted from the run's first; `None`: no such end.
-        steps_per_epoch: as far as the data's `len` tells; `None` where it has none.
+        epochs: epochs to reach, counted from the start of the run; `None`: no limit.
+        max_steps: steps to reach, counted from the start of the run; `None`: no limit.
+        steps_per_epoch: steps per epoch, computed from the data's `len`; `None` if it has none.
         log_every: steps in a log window.
         eval_every: steps between evaluations; `None`: at the end of each epoch.
-        evaluates: whether there is data to evaluate on.
+        evaluates: True if there is evaluation data.
     """
 
     epochs: int | None
@@ -94,7 +93,7 @@ class Plan:
 
     @property
     def total_steps(self) -> int | None:
-        """The step at which the run is complete; `None` where nobody knows."""
+        """Step at which the run is complete; `None` if it cannot be determined."""
         by_epochs = (
             None
             if self.epochs is None or self.steps_per_epoch is None
@@ -106,14 +105,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened.
+    """Base class of events.
 
     Attributes:
-        progress: how far the run has come.
-        seconds: since `fit` was called. Callback states that are to be equal after an interruption must
-            not depend on it.
-        state: the training state at this moment. It may be donated to the next step: what a callback
-            keeps beyond its call, it must clone.
+        progress: the progress of the run.
+        seconds: seconds since `fit` was called. A callback's state must not depend on it if it is to be
+            the same in an interrupted and resumed run.
+        state: the current training state. The next step may donate it: a callback must clone any tensor
+            that it keeps after its call.
     """
 
     progress: Progress
@@ -123,13 +122,13 @@ class Event:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainBegin(Event):
-    """A run begins, or goes on.
+    """Start of a run, new or resumed.
 
     Attributes:
-        plan: what it is going to do.
-        resumed: whether it goes on from a checkpoint; then callbacks were given back their states.
-        eval_metrics: the columns of an evaluation's metrics, where they are known before the first one
-            and a callback has a `monitor` that asks for it; else `None`.
+        plan: the plan of this call of `fit`.
+        resumed: True if the run resumes from a checkpoint; the callbacks' states are restored then.
+        eval_metrics: the columns of an evaluation's metrics, if they are known before the first
+            evaluation and a callback's `monitor` names an evaluation metric; else `None`.
     """
 
     plan: Plan
@@ -139,7 +138,7 @@ class TrainBegin(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompileBegin(Event):
-    """A step is about to be compiled: its first call may take half a minute.
+    """Start of the first call of a compiled step, which compiles it and may take half a minute.
 
     Attributes:
         what: "training step" or "evaluation step".
@@ -150,11 +149,11 @@ class CompileBegin(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompileEnd(Event):
-    """It is compiled, and has been taken once.
+    """End of the first call of a compiled step.
 
     Attributes:
         what: "training step" or "evaluation step".
-        duration: seconds that the call took on the host; no device was waited for.
+        duration: seconds that the call took on the host, without waiting for the device.
     """
 
     what: str
@@ -163,15 +162,15 @@ class CompileEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EpochBegin(Event):
-    """An epoch begins; one that a resumed run enters in its midst does not begin again."""
+    """Start of an epoch; not emitted when a run is resumed in the middle of an epoch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchBegin(Event):
-    """A batch is about to be trained on.
+    """Start of a training step.
 
     Attributes:
-        batch: as it goes into the step: `MicroBatches` where it is accumulated.
+        batch: the batch of the step; `MicroBatches` if several batches are accumulated.
     """
 
     batch: Any
@@ -179,13 +178,13 @@ class BatchBegin(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackwardEnd(Event):
-    """Gradients are there: sent where the step's metrics hold their norms by layer.
+    """Gradient norms of a step; emitted if the step's metrics hold norms by layer.
 
-    Forward, backward and update are one graph, so that this comes after the step.
+    Forward, backward and update are one graph, so this event comes after the step.
 
     Attributes:
-        norms: `{path: 0-d tensor}`, the metrics called `grad_norm/<path>`; on the device. Of an ensemble
-            each has one number a member.
+        norms: `{path: 0-d tensor}`, the metrics called `grad_norm/<path>`, on the device. In an ensemble
+            each tensor has one entry per member.
     """
 
     norms: Mapping[str, Any]
@@ -193,12 +192,12 @@ class BackwardEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchEnd(Event):
-    """A step was taken.
+    """End of a training step.
 
     Attributes:
-        batch: what it was trained on.
-        metrics: what the step returned, on the device. To read a value is to wait for it: look at
-            `WindowEnd` instead.
+        batch: the batch of the step.
+        metrics: the metrics that the step returned, on the device. Reading a value waits for the device;
+            use `WindowEnd` to avoid that.
     """
 
     batch: Any
@@ -207,16 +206,18 @@ class BatchEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WindowEnd(Event):
-    """The last `log_every` steps were read. Values that callbacks add with `Log` join the same row.
+    """End of a log window: the metrics of its steps were read.
+
+    Values that callbacks add with `Log` join the same row.
 
     Attributes:
         values: the metrics over the window, as Python floats, one flat row: see `EpochResult.values`.
-        steps: in the window.
-        samples: in the window.
-        tokens: in the window.
-        duration: seconds that the window took, without evaluation and checkpoints; `None` for the first
-            one after a resume, part of which another process did.
-        members: of an ensemble `{name: values}`, one value a member; `{}` of a single run.
+        steps: number of steps in the window.
+        samples: number of samples in the window.
+        tokens: number of tokens in the window.
+        duration: seconds that the window took, without evaluation and checkpoints; `None` for a window
+            that a previous process began.
+        members: `{name: values}` of an ensemble, one value per member; `{}` for a single run.
     """
 
     values: Mapping[str, float]
@@ -229,11 +230,11 @@ class WindowEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluateBegin(Event):
-    """An evaluation begins.
+    """Start of an evaluation.
 
     Attributes:
-        name: "" for the run's own; else what an `Evaluate` action called it.
-        n_batches: as far as the data's `len` tells.
+        name: "" for the main evaluation; else the name given by an `Evaluate` action.
+        n_batches: number of batches, from the data's `len`; `None` if it has none.
     """
 
     name: str = ""
@@ -242,11 +243,12 @@ class EvaluateBegin(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluateEnd(Event):
-    """An evaluation is done.
+    """End of an evaluation.
 
     Attributes:
-        result: its metrics over all of the data.
-        name: "" for the run's own; else what an `Evaluate` action called it, of other weights, say.
+        result: the metrics over all of the data.
+        name: "" for the main evaluation; else the name given by an `Evaluate` action, for example for
+            averaged weights.
     """
 
     result: EpochResult
@@ -255,10 +257,10 @@ class EvaluateEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EpochEnd(Event):
-    """An epoch is over; its evaluation, where one is due, comes right after.
+    """End of an epoch, before its evaluation if one is due.
 
     Attributes:
-        result: the metrics over its batches, as they were met.
+        result: the training metrics of the epoch.
     """
 
     result: EpochResult
@@ -266,11 +268,11 @@ class EpochEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Saved(Event):
-    """A checkpoint was written, or is being written where the store works in the background.
+    """Checkpoint that was written, or is being written if the store saves in the background.
 
     Attributes:
-        tag: what it was asked for with: "step", "best", "interrupted", "last", ...
-        path: where; `None` where the store does not say.
+        tag: the reason for the checkpoint: "step", "best", "interrupted", "last", ...
+        path: the path of the checkpoint; `None` if the store does not provide it.
     """
 
     tag: str
@@ -279,11 +281,11 @@ class Saved(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Logged(Event):
-    """One row for the loggers: everything that is known of a window, an evaluation or an epoch.
+    """Row of the log: all values of a window, an evaluation or an epoch.
 
     Attributes:
         split: "train" (means over the last `log_every` steps), "train_epoch" (means over a whole epoch
-            of training), "eval", or the name that a `Log` action gave.
+            of training), "eval", or the name given by a `Log` action.
         values: flat names and Python floats.
     """
 
@@ -293,11 +295,11 @@ class Logged(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """Something that a person should know; a `LoopWarning` where no callback listens for it.
+    """Message for the user; issued as a `LoopWarning` if no callback listens for it.
 
     Attributes:
-        message: in words: a step repeated for want of memory, steps skipped, a layer whose gradient
-            vanishes.
+        message: the text, such as that a step was repeated after running out of memory, that steps were
+            skipped, or that the gradient of a layer vanishes.
     """
 
     message: str
@@ -305,12 +307,12 @@ class Notice(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure(Event):
-    """The run cannot go on. It is saved if it can be, then `TrainEnd` follows.
+    """Failure of a run. A checkpoint is written if the state is intact, then `TrainEnd` follows.
 
     Attributes:
-        exception: what was raised.
-        where: "step", "data", "evaluate", "save" or "callback NAME".
-        state: the last whole state; `None` where it is lost.
+        exception: the exception.
+        where: the phase that raised it: "step", "data", "evaluate", "save" or "callback NAME".
+        state: the last intact state; `None` if it is lost.
     """
 
     exception: BaseException
@@ -319,10 +321,10 @@ class Failure(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainEnd(Event):
-    """The run is over, one way or another; always the last event.
+    """End of a run, whatever its status; always the last event.
 
     Attributes:
-        result: what `fit` returns: `result.status`, `result.reason`, `result.history`, ...
+        result: the result that `fit` returns: `result.status`, `result.reason`, `result.history`, ...
     """
 
     result: FitResult

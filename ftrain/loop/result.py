@@ -1,6 +1,6 @@
-"""What a run leaves behind: frozen, printable, JSON.
+"""Results of a run: frozen, printable, convertible to JSON.
 
-Read next: `trainer.py`, which makes them.
+Read next: `trainer.py`, which returns them.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class EpochResult:
     """Metrics over one pass: an epoch of training, or an evaluation.
 
     Attributes:
-        split: "train" (a whole epoch, or as much of it as was trained), "eval", or "eval/NAME" of other
-            weights.
-        epoch: the epoch it belongs to, counted from 1 (see `Progress`); 0 outside of a run.
-        step: training steps taken by its end.
+        split: "train" (a whole epoch, or the part that was trained), "eval", or "eval/NAME" for the
+            evaluation called NAME.
+        epoch: the epoch, counted from 1 (see `Progress`); 0 outside of a run.
+        step: training steps taken by the end of the pass.
         metrics: `{name: value}`: each the exact merge over all batches (a weighted mean is one division
-            by the true weight). Of training: `loss`, `grad_norm` (the mean) with `grad_norm_min` and
-            `grad_norm_max`, `learning_rate` (the last), `skipped` (a count), and the loss function's
-            own; all of them over the steps that were applied: a skipped step counts in `skipped` alone.
-            Of an ensemble: the mean over its members, `loss_min` and `loss_max`.
-        samples: rows seen.
-        tokens: tokens seen; 0 where there are none.
-        duration: seconds; `None` for an epoch that an interrupted run has brought along (clocks are
-            not part of a checkpoint).
-        whole: whether the pass came to its end; not that of a run which ended on the way.
-        members: `{name: values}` of an ensemble, one value a member; `{}` of a single run.
+            by the total weight). For training: `loss`, `grad_norm` (the mean) with `grad_norm_min` and
+            `grad_norm_max`, `learning_rate` (the last), `skipped` (a count), and the metrics of the loss
+            function; all of them cover the applied steps, and a skipped step counts in `skipped` only.
+            For an ensemble: the mean over its members, `loss_min` and `loss_max`.
+        samples: number of rows.
+        tokens: number of tokens; 0 if the batches hold none.
+        duration: seconds; `None` for an epoch that was resumed from a checkpoint, which stores no
+            clocks.
+        whole: True if the pass was completed, False if the run ended during it.
+        members: `{name: values}` of an ensemble, one value per member; `{}` for a single run.
 
     Example:
         >>> result = EpochResult("eval", 1, 100, {"loss": 0.5, "accuracy": 0.9}, 360, 0, 2.0)
@@ -60,12 +60,12 @@ class EpochResult:
 
     @property
     def loss(self) -> float:
-        """`metrics["loss"]`; NaN where there is none."""
+        """Loss, `metrics["loss"]`; NaN if it is missing."""
         return self.metrics.get("loss", math.nan)
 
     @property
     def perplexity(self) -> float | None:
-        """The exponential of the token-weighted mean loss; `None` where there are no tokens."""
+        """Exponential of the token-weighted mean loss; `None` if there are no tokens."""
         if not self.tokens or "loss" not in self.metrics:
             return None
         try:
@@ -75,18 +75,19 @@ class EpochResult:
 
     @property
     def samples_per_second(self) -> float | None:
-        """Rows a second; `None` where no time was taken."""
+        """Rows per second; `None` if the duration is unknown or zero."""
         return self.samples / self.duration if self.duration else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens a second; `None` where there are none, or no time was taken."""
+        """Tokens per second; `None` if there are no tokens, or the duration is unknown or zero."""
         return self.tokens / self.duration if self.duration and self.tokens else None
 
     def values(self) -> dict[str, float]:
         """Return one flat row: the metrics, and values computed from them.
 
-        A metric called `perplexity` keeps its value. Each of at most 64 members has `loss/member_0`, ...
+        A metric called `perplexity` keeps its value. An ensemble of at most 64 members has
+        `loss/member_0`, ... too.
         """
         extra = {
             "perplexity": self.perplexity,
@@ -102,11 +103,11 @@ class EpochResult:
         return {**self.metrics, **found, **expanded(self.members)}
 
     def to_json(self, *, clock: bool = True) -> dict[str, Any]:
-        """A dict that `json.dumps` takes.
+        """Return a dict that `json.dumps` takes.
 
         Args:
-            clock: whether durations go along; a checkpoint leaves them out, so that two runs of the
-                same steps make the same bytes.
+            clock: include durations; a checkpoint leaves them out, so that two runs of the same steps
+                write the same bytes.
         """
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         members = {name: list(values) for name, values in content.pop("members").items()}
@@ -119,7 +120,7 @@ class EpochResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EpochResult:
-        """The result that `to_json` was called on; the loss is first, whatever has sorted the names."""
+        """Return the result from the output of `to_json`; the loss comes first in `metrics`."""
         metrics, members = (
             dict(sorted(content.get(name, {}).items(), key=lambda item: item[0] != "loss"))
             for name in ("metrics", "members")
@@ -148,19 +149,19 @@ class EpochResult:
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """How a run ended, and what it has come to.
+    """Final state, history and status of a run.
 
     Attributes:
-        state: the training state; `None` only where a failure destroyed it.
+        state: the training state; `None` only if a failure destroyed it.
         history: a result for each epoch and each evaluation, in order.
-        status: "completed" (all epochs or steps), "stopped" (a callback asked for it), "interrupted"
-            (a signal; go on with `resume`), or "failed".
-        reason: in words: "3 epochs", "early stopping: ...", "SIGINT", or the exception.
+        status: "completed" (all epochs or steps), "stopped" (a callback requested it), "interrupted"
+            (a signal; continue with `resume`), or "failed".
+        reason: why the run ended: "3 epochs", "early stopping: ...", "SIGINT", or the exception.
         step: training steps taken.
-        epoch: the epoch that it ended in, counted from 1.
-        checkpoint: the last one written, if there is a store.
-        signal: the number of the signal that interrupted it; a shell expects 128 more as exit code.
-        error: what was raised, where the status is "failed".
+        epoch: the epoch in which the run ended, counted from 1.
+        checkpoint: path of the last checkpoint written; `None` if there is none.
+        signal: number of the signal that interrupted the run; the exit code is 128 more.
+        error: the exception, if the status is "failed".
     """
 
     state: TrainState | Any
@@ -175,23 +176,23 @@ class FitResult:
 
     @property
     def train(self) -> EpochResult | None:
-        """The last epoch's training metrics."""
+        """Training metrics of the last epoch; `None` if there are none."""
         return self._last("train")
 
     @property
     def eval(self) -> EpochResult | None:
-        """The last evaluation."""
+        """Result of the last evaluation; `None` if there is none."""
         return self._last("eval")
 
     @property
     def exit_code(self) -> int:
-        """What a command should exit with: 0, 1 where it failed, 130 after Ctrl-C, 143 after SIGTERM."""
+        """Exit code for a command: 0; 1 if the run failed; 130 after Ctrl-C, 143 after SIGTERM."""
         if self.signal is not None:
             return 128 + self.signal
         return 1 if self.status == "failed" else 0
 
     def to_json(self) -> dict[str, Any]:
-        """All but the state, as a dict that `json.dumps` takes."""
+        """Return all but the state, as a dict that `json.dumps` takes."""
         return {
             "status": self.status,
             "reason": self.reason,
@@ -205,7 +206,7 @@ class FitResult:
 
     def __str__(self) -> str:
         lines = [f"{self.status} at step {self.step}, epoch {self.epoch}: {self.reason}"]
-        last = {result.split: result for result in self.history}  # averaged weights: "eval/ema"
+        last = {result.split: result for result in self.history}  # with other splits: "eval/ema"
         first = ("train", "eval")
         splits = [*(each for each in first if each in last), *sorted(last.keys() - {*first})]
         lines += [f"  {last[split]}" for split in splits]

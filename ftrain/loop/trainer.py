@@ -1,11 +1,11 @@
-"""The trainer: epochs, evaluation, checkpoints, signals and callbacks around pure steps.
+"""Trainer: epochs, evaluation, checkpoints, signals and callbacks around pure steps.
 
     steps = ftrain.make_steps(model, loss_fn, optimizer)
     trainer = Trainer(steps, callbacks=[...], store=checkpoint.Store("runs/first/checkpoints"))
     result = trainer.fit(steps.init_state(0), train_data, eval_data, epochs=10, resume="auto")
 
-A trainer is a value: it holds options, and no run. A run is in the state that goes in and the result
-that comes out; in between it is a `LoopState`, which is what checkpoints hold.
+A trainer is a value: it holds options and no mutable state of a run. `fit` takes a training state and
+returns a result; checkpoints hold a `LoopState`, from which a run is resumed.
 
 Read next: `_run.py`, the loop itself.
 """
@@ -47,47 +47,49 @@ Resume = str | os.PathLike[str] | bool | None
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Runs steps over data.
+    """Run training steps over data.
 
     A run ends in one of four ways, `result.status`: "completed" (all epochs or steps), "stopped" (a
-    callback asked for it), "interrupted" (Ctrl-C or SIGTERM: the step is finished and saved; a second
-    signal stops at once), "failed" (an exception: what can be saved is, and the exception goes on to the
-    caller with the state at `error.fit_result.state`).
+    callback requested it), "interrupted" (Ctrl-C or SIGTERM: the step is finished and saved; a second
+    signal stops at once), "failed" (an exception: a checkpoint is written if the state is intact, and
+    the exception is raised to the caller with the state at `error.fit_result.state`).
 
-    Where memory does not suffice, the same step is taken again with at least twice the micro-batches
-    and the same key, and so are those after it. A checkpoint that cannot be written is a warning,
-    unless it is the last.
+    After running out of memory, the trainer repeats the step with at least twice the micro-batches and
+    the same key, and keeps that number for the following steps. A checkpoint that cannot be written is
+    a warning, unless it is the last one.
 
-    Metrics of training are over the steps that were applied: a step that was skipped for a non-finite
-    gradient counts in `skipped` alone, and cannot make the mean of an epoch NaN. No metric may be called
-    step, epoch, split or time, as columns of the log are, nor by another name that the log computes.
+    Training metrics cover the applied steps: a step that was skipped because of a non-finite gradient
+    counts in `skipped` only, and cannot make the mean of an epoch NaN. No metric may be called step,
+    epoch, split or time, which are columns of the log, nor have another name that the log computes.
 
     An ensemble is a state with a leading axis, `torch.vmap(init_state)` or several states stacked, under
-    `torch.vmap(train_step, in_dims=(0, None))`. Each metric has one value a member: rows of the log,
-    results and monitors have their mean under the metric's name, the smallest and the largest as
-    `loss_min` and `loss_max`, each member's as `loss/member_0`, ...; `result.eval.members["loss"]` has
-    them in order. A member that skips a step is left out of that step; the run is given up where no
-    member trains. Of batches with an axis of members, `count` has to say how many samples a member sees.
+    `torch.vmap(train_step, in_dims=(0, None))`. Each metric has one value per member: rows of the log,
+    results and monitors have the mean under the metric's name, the smallest and largest value as
+    `loss_min` and `loss_max`, and each member's value as `loss/member_0`, ...;
+    `result.eval.members["loss"]` holds them in order. A member that skips a step is left out of that
+    step; the run ends if no member trains. If batches have an axis of members, `count` must return the
+    number of samples per member.
 
     Attributes:
-        steps: what `ftrain.make_steps` returned; or a step of your own, any
+        steps: the result of `ftrain.make_steps`; or a custom step, any
             `(state, batch) -> (state, metrics)`; or a pair of that and `(state, batch) -> metrics`.
-        callbacks: values that watch; see `callback.py`.
-        log_every: steps in a row of the log; only at its end are metrics read.
+        callbacks: callbacks that receive the run's events; see `callback.py`.
+        log_every: steps per row of the log; metrics are read only at its end.
         eval_every: steps between evaluations; `None`: at the end of each epoch.
         save_every: steps between checkpoints; `None`: at the end of each epoch.
-        store: where checkpoints go, a `checkpoint.Store` or a directory; `None`: nowhere.
-        compile: whether steps are compiled; or options for `ftrain.compile`, `{"mode": "max-autotune"}`.
-        donate: whether the new state is written into the old one's memory. The state that `fit` is
-            given is copied first, and stays as it is.
-        accumulate: how many of the data's batches make one step; `Accumulate` changes it on the way.
-        max_skipped: so many steps in a row skipped for a non-finite gradient end the run as failed; of
-            an ensemble, skipped by every member. Checked when metrics are read. `None`: never.
+        store: the checkpoint store, a `checkpoint.Store` or a directory; `None`: no checkpoints.
+        compile: True if steps are compiled; or options for `ftrain.compile`, `{"mode": "max-autotune"}`.
+        donate: True if the new state is written into the old one's memory. The state that `fit` is
+            given is copied first and does not change.
+        accumulate: batches of the data per step; `Accumulate` changes it during the run.
+        max_skipped: number of steps skipped in a row because of non-finite gradients that ends the run
+            as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
+            `None`: never.
         count: `batch -> (samples, tokens)`, for logs and speeds.
 
     Raises:
-        TypeError: `steps` or a callback is none.
-        ValueError: an option is out of its range.
+        TypeError: `steps` is not a supported kind of step, or a callback is not a callback.
+        ValueError: an option is out of range.
 
     Example:
         >>> import ftrain
@@ -130,7 +132,7 @@ class Trainer:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} counts steps from 1 up, found {value!r}")
         step, eval_step = _steps_of(self.steps)
-        # Derived, and fixed like the rest: fits of one trainer share their programs.
+        # Computed once, so that all fits of one trainer share their compiled programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
         object.__setattr__(self, "_eval_step", eval_step and self._compiled(eval_step, False))
         object.__setattr__(self, "_named", named(map(adapt, self.callbacks)))
@@ -148,25 +150,26 @@ class Trainer:
         """Train until `epochs` or `max_steps` are reached, whichever is first.
 
         Args:
-            state: where to start; with `resume`, what the saved state is built like.
+            state: the initial state; with `resume`, a state of the same structure as the saved one.
             train_data: a `data.Loader` or `data.Stream`; a list of batches, a DataLoader, or any
-                iterable that starts anew each time; or a function `epoch -> iterable`.
-            eval_data: the same, evaluated in one pass from its start; `None`: nothing is evaluated.
-            epochs: passes over the data, counted from the run's first; 0 is none.
-            max_steps: steps, counted from the run's first.
-            resume: `True`: go on from the newest checkpoint in the store; `"auto"`: if there is one;
-                a path: from that checkpoint. Everything goes on as if it had not stopped.
+                iterable that restarts on each iteration; or a function `epoch -> iterable`.
+            eval_data: the same, evaluated in one pass from its start; `None`: no evaluation.
+            epochs: passes over the data, counted from the start of the run; 0 trains no step.
+            max_steps: steps, counted from the start of the run.
+            resume: `True`: resume from the newest checkpoint in the store; `"auto"`: the same if there
+                is a checkpoint, else start; a path: resume from that checkpoint. A resumed run takes
+                the same steps as an uninterrupted one.
 
         Returns:
-            The state, the history, and how it ended.
+            The state, the history, and how the run ended.
 
         Raises:
-            ValueError: neither `epochs` nor `max_steps`; no batch in the data; nothing to resume; a
-                store that holds a run already, and no `resume`.
+            ValueError: neither `epochs` nor `max_steps` is given; the data has no batch; there is no
+                checkpoint to resume from; the store holds a run already and `resume` is not given.
             CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
-            Exception: what a step, the data or a callback raised.
+            Exception: any exception that a step, the data or a callback raised.
         """
-        # Not kept here: where the state is donated, its copy must not be held by this frame.
+        # This frame must not hold a reference to the state, which the steps may donate.
         run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
         del state
         result = None
@@ -187,13 +190,19 @@ class Trainer:
         resume: Resume = None,
         kinds: tuple[type[Event], ...] = (Event,),
     ) -> Generator[Event, Iterable[Action] | None, None]:
-        """The same run as a generator of its events; the last is `TrainEnd`, with the result.
+        """Return a generator of the run's events; the last is `TrainEnd`, with the result.
 
-        Callbacks see each event first. Actions can be sent back, `events.send([Stop("enough")])`; to
-        leave the loop is to leave the run where it is, unsaved.
+        Callbacks receive each event first. Actions can be sent back, `events.send([Stop("enough")])`.
+        Leaving the loop early ends the run without saving a checkpoint.
 
         Args:
-            kinds: which events are wanted; the fewer, the less a step costs.
+            state: as for `fit`.
+            train_data: as for `fit`.
+            eval_data: as for `fit`.
+            epochs: as for `fit`.
+            max_steps: as for `fit`.
+            resume: as for `fit`.
+            kinds: the kinds of event to yield; fewer kinds cost less per step.
 
         Example:
             >>> import ftrain
@@ -218,11 +227,11 @@ class Trainer:
         return run.events(lambda kind: issubclass(kind, kinds))
 
     def evaluate(self, state: TrainState | Any, data: Any) -> EpochResult:
-        """The metrics of the evaluation step over all of `data`, in one pass from its start.
+        """Return the metrics of the evaluation step over all of `data`, in one pass from its start.
 
         Raises:
-            TypeError: there is no evaluation step.
-            ValueError: there is no batch.
+            TypeError: the trainer has no evaluation step.
+            ValueError: the data has no batch.
         """
         if self._eval_step is None:
             raise TypeError("this trainer has no evaluation step: give it a pair (step, eval_step)")
@@ -312,7 +321,7 @@ def _check_end(epochs: int | None, max_steps: int | None) -> None:
 
 
 def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | None:
-    """What a run goes on from; `None` where it starts."""
+    """Return the saved state to resume from; `None` if the run starts from the beginning."""
     how: Literal["auto"] | Resume = resume
     if how is None or how is False:
         if store is not None and store.steps():

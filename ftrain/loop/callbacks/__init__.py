@@ -1,43 +1,43 @@
-"""The callbacks that come with ftrain.
+"""Callbacks that ship with ftrain.
 
-What a person sees:
+For people:
 
-    ProgressBar()                       a bar in a terminal, a line now and then elsewhere
+    ProgressBar()                       a bar in a terminal, periodic lines elsewhere
     ConsoleLogger()                     rows of the log as lines
-    FileLogger("train.log")             a journal of all that happened
+    FileLogger("train.log")             a journal of the events
     Curves("curves.png")                the log as a picture
-    TextSamples(generate, folder)       texts that the model writes
-    ImageGrid(predict, folder)          pictures that the model makes or judges
+    TextSamples(generate, folder)       texts that the model generates
+    ImageGrid(predict, folder)          images that the model generates or classifies
 
 Logs for programs:
 
-    JSONLLogger("metrics.jsonl")        one object a row
+    JSONLLogger("metrics.jsonl")        one object per row
     CSVLogger("metrics.csv")            a table
     TensorBoardLogger(folder)           with tensorboard
     WandbLogger(project)                with wandb
     MLflowLogger(experiment)            with mlflow
 
-What else is logged:
+Additional values in the log:
 
-    Throughput()                        steps, samples and tokens a second
+    Throughput()                        steps, samples and tokens per second
     LearningRateMonitor()               every learning rate in the state
-    GradientMonitor()                   names layers whose gradients vanish or explode
-    monitored_steps(...)                ftrain.make_steps, with the norms that it looks at
-    WindowedAverage()  RunningAverage() of any metric
-    EMAEvaluation()                     averaged weights beside the weights
-    MemoryMonitor()                     the peak
-    PhaseTimes()                        where the time goes
+    GradientMonitor()                   reports layers whose gradients vanish or explode
+    monitored_steps(...)                ftrain.make_steps, with the norms that GradientMonitor needs
+    WindowedAverage()  RunningAverage() averages of any metric
+    EMAEvaluation()                     evaluations of averaged weights
+    MemoryMonitor()                     the peak memory
+    PhaseTimes()                        seconds for data, steps and everything else
     Profiler(folder)                    a trace of a few steps
 
-What changes a run:
+Control of a run:
 
-    EarlyStopping(patience)             ends it when it no longer gets better
-    TimeLimit(hours=8)                  ends it when its time is over
-    Checkpointing(best=3)               saves every n steps or minutes, and the best k
+    EarlyStopping(patience)             ends it when it no longer improves
+    TimeLimit(hours=8)                  ends it after a given time
+    Checkpointing(best=3)               saves every n steps or minutes, and the k best
     AccumulationSchedule({0: 1, 5: 4})  joins batches into one step
 
-Those that only report warn where they fail, and the run goes on. Those that write files or print do so
-in the process of rank 0 alone.
+If a callback that only reports fails, it issues a warning and the run continues. Callbacks that write
+files or print do so only in the process of rank 0.
 
 Start reading at `throughput.py`, the shortest; `ftrain/loop/callback.py` has the protocol.
 """

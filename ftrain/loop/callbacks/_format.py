@@ -1,4 +1,4 @@
-"""Rows and times in words, for people."""
+"""Readable text for rows and times."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["clock", "compiling", "row"]
 
 _SPLITS = {"train": "train (last steps)", "train_epoch": "train (epoch mean)"}
 _HIDDEN = ("grad_norm_min", "grad_norm_max", "duration")
-_PARTS = ("grad_norm/", "/member_")  # by layer, by member: for files
-#: What a narrow terminal does without, first to last: the progress bar shows the speed.
+_PARTS = ("grad_norm/", "/member_")  # values by layer and by member, which only files list
+#: Values that a narrow terminal leaves out, in this order; the progress bar shows the speed.
 _LEAST = (
     "duration",
     "learning_rate",
@@ -33,13 +33,13 @@ _RATES = {
 def row(
     split: str, progress: Progress, values: Mapping[str, float], width: int | None = None
 ) -> str:
-    """Return one line: the values that a person follows, without those by layer or by member.
+    """Return a row as one line, without values by layer or by member.
 
     Args:
-        split: of the row.
-        progress: at which it was made.
-        values: of the row.
-        width: of the terminal; what matters least is left out of a line that is longer.
+        split: split of the row.
+        progress: progress at the row.
+        values: values of the row.
+        width: width of the terminal; the values in `_LEAST` are left out until the line fits.
 
     Example:
         >>> row("train", Progress(1, 50), {"loss": 0.25, "skipped": 0.0, "samples_per_second": 51234.5})
@@ -71,7 +71,7 @@ def row(
 
 
 def compiling(event: CompileBegin | CompileEnd) -> str:
-    """That a step is compiled, and how long it took.
+    """Return the message for a compile event, with the duration at its end.
 
     Example:
         >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))
@@ -83,7 +83,7 @@ def compiling(event: CompileBegin | CompileEnd) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any.
+    """Return a duration as minutes and seconds, with hours if there are any.
 
     Example:
         >>> clock(75), clock(3 * 3600 + 61)

@@ -1,4 +1,4 @@
-"""Files of lines that a run adds to, and cuts back to where it resumes."""
+"""Text files that a run appends lines to, and truncates when it is resumed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["append", "keep", "replace"]
 
 
 def append(path: pathlib.Path, line: str) -> None:
-    """One more line; where that fails (a full disk), nothing of it is left behind."""
-    # Opened each time, 30 µs: a file that is moved, or deleted, in the midst of a run does no harm.
+    """Append a line; if that fails (a full disk), leave no part of it in the file."""
+    # Opened for each line (30 µs), so that moving or deleting the file during a run does no harm.
     with path.open("ab", buffering=0) as file:
         data, before = memoryview((line + "\n").encode()), file.tell()
         try:
@@ -24,13 +24,12 @@ def append(path: pathlib.Path, line: str) -> None:
 
 
 def keep(path: pathlib.Path, n: int) -> list[str]:
-    """Keep the first n whole lines of a file, or as many as there are; those kept.
+    """Truncate a file to its first n complete lines, and return them.
 
-    What a crash left of a line that was being written is no whole line. The file is made where there is
-    none.
+    A line that a crash cut short is not complete. The file is created if it does not exist.
 
     Raises:
-        OSError: it is no file of lines, but a device or a pipe, which may have no end.
+        OSError: the path is not a regular file but, for example, a device or a pipe.
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no file that lines could be added to")
@@ -49,7 +48,7 @@ def keep(path: pathlib.Path, n: int) -> list[str]:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Another content, at once: readers see the old one or the new one."""
+    """Replace the content of a file atomically: readers see the old text or the new one."""
     draft = path.with_name(path.name + ".new")
     draft.write_text(text, encoding="utf-8", newline="")
     os.replace(draft, path)

@@ -1,4 +1,4 @@
-"""One metric that is followed: `eval/loss`, `train/accuracy`, `eval/ema/loss`."""
+"""Monitoring of one metric: `eval/loss`, `train/accuracy`, `eval/ema/loss`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Mode", "Monitor", "UnknownMetricError"]
 
 Mode = Literal["min", "max"]
 
-#: What a result has beside the metrics of its steps.
+#: Values of a result in addition to the metrics of its steps.
 _DERIVED = (
     "duration",
     "perplexity",
@@ -25,10 +25,10 @@ _DERIVED = (
 
 
 class UnknownMetricError(ValueError):
-    """A metric that is monitored does not exist.
+    """Error for a monitored metric that does not exist.
 
     Attributes:
-        monitor: its name.
+        monitor: name of the metric.
     """
 
     def __init__(self, monitor: str, message: str) -> None:
@@ -37,21 +37,21 @@ class UnknownMetricError(ValueError):
 
 
 class Monitor:
-    """Which metric, and what makes one value better than another.
+    """Name of a monitored metric, and the order of its values.
 
-    A name that does not exist is found as early as the names are known: of training at the end of the
-    first log window, of an evaluation before the first step where its data are a loader or a list, else
-    at the first evaluation. `eval/` without evaluation data is found before the first step.
+    An unknown name raises as soon as the names are known: for training at the end of the first log
+    window; for an evaluation before the first step if its data are a loader or a list, else at the first
+    evaluation. `eval/` without evaluation data raises before the first step.
 
-    Of an ensemble, a metric's name is that of the mean over the members; `loss_min`, `loss_max` and
-    `loss/member_3` follow the smallest value, the largest, or one member's.
+    In an ensemble, a metric's name refers to the mean over the members; `loss_min`, `loss_max` and
+    `loss/member_3` refer to the smallest value, the largest value, and the value of one member.
 
     Args:
-        name: `eval/` or `train/` and the metric's name; `eval/NAME/...` of an evaluation called NAME.
-        mode: whether less is better, or more.
+        name: `eval/` or `train/` and the metric's name; `eval/NAME/...` for an evaluation called NAME.
+        mode: "min" if smaller values are better, "max" if larger values are.
 
     Raises:
-        ValueError: the name has another form, or the mode is none.
+        ValueError: the name has another form, or the mode is unknown.
     """
 
     def __init__(self, name: str, mode: Mode) -> None:
@@ -65,20 +65,21 @@ class Monitor:
             raise ValueError(f"mode is 'min' (less is better) or 'max', found {mode!r}")
         self.name, self.mode, self.metric = name, mode, metric
         self.event: type[Event] = EvaluateEnd if split == "eval" else EpochEnd
-        #: What `value` is to be shown.
+        #: Kinds of event that `value` must be called with.
         self.listens: tuple[type[Event], ...] = (
             TrainBegin if split == "eval" else WindowEnd,
             self.event,
         )
 
     def value(self, event: Event) -> float | None:
-        """The metric's value, if this event has it.
+        """Return the metric's value; `None` if this event does not carry it.
 
         Raises:
-            UnknownMetricError: it is an event that should know it; the message names what there is.
+            UnknownMetricError: the event lists the metrics, and this one is missing; the message names
+                the known ones.
         """
         if isinstance(event, WindowEnd):
-            # Of a window that was skipped as a whole it is not known which parts a metric has.
+            # If all steps of a window were skipped, a metric is NaN and its parts are unknown.
             known = [name for name, value in event.values.items() if not math.isnan(value)]
             self._check("train", tuple(event.values), known)
         elif isinstance(event, TrainBegin) and self.name.startswith("eval/"):
@@ -103,7 +104,7 @@ class Monitor:
         return found
 
     def unknown(self, values: Collection[str]) -> UnknownMetricError:
-        """The error that names what there is instead."""
+        """Return the error for an unknown metric, with the names in `values`."""
         near = difflib.get_close_matches(self.name, values, 1, 0.5)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         return UnknownMetricError(
@@ -112,7 +113,7 @@ class Monitor:
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Whether a value is better than another, by more than so much; NaN never is."""
+        """Return True if a value is better than `than` by more than `by`; NaN is never better."""
         if math.isnan(value):
             return False
         if than is None:
@@ -120,7 +121,7 @@ class Monitor:
         return value < than - by if self.mode == "min" else value > than + by
 
     def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
-        """Refuse a metric that cannot come; those of evaluations of averages are not known yet."""
+        """Raise for a metric that cannot exist; names of evaluations of averages are not known yet."""
         if not self.name.startswith(f"{split}/"):
             return
         whole, _, part = self.metric.partition("/")
@@ -131,11 +132,11 @@ class Monitor:
         raise self.unknown([f"{split}/{name}" for name in names])
 
     def _should(self, event: Event, prefix: str, values: Collection[str]) -> bool:
-        """Whether only this event could have had it."""
+        """Return True if the metric is missing from an event that should carry it."""
         if not isinstance(event, self.event):
             return False
         whole, _, part = self.metric.partition("/")
-        own = prefix.count("/") == 1  # of the run, not of averaged weights or the like
+        own = prefix.count("/") == 1  # not an evaluation called NAME
         if own:
             there = {name.removeprefix(prefix).partition("/")[0] for name in values}
             return not part or whole in there

@@ -1,4 +1,4 @@
-"""Packages that only some runs need."""
+"""Import of optional packages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["need"]
 
 
 def need(module: str, who: str, package: str) -> Any:
-    """Import a module; if it is missing, the error says how to install it.
+    """Import a module, or raise an error that says how to install it.
 
     Raises:
-        ImportError: it is not there; the message says how to get it.
+        ImportError: the module is missing; the message says how to install it.
 
     Example:
         >>> need("no_such_module", "WandbLogger", "wandb")

@@ -1,4 +1,4 @@
-"""Output of distributed runs: only the process of rank 0 writes."""
+"""Main process of a distributed run, the only one that writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["is_main"]
 
 
 def is_main() -> bool:
-    """Return True if this process prints and writes; a run of one process always does.
+    """Return True if this process has rank 0 or is the only one, and so prints and writes.
 
     Example:
         >>> is_main()
@@ -18,4 +18,4 @@ def is_main() -> bool:
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return bool(torch.distributed.get_rank() == 0)
-    return os.environ.get("RANK", "0") in ("", "0")  # torchrun sets it before the group is there
+    return os.environ.get("RANK", "0") in ("", "0")  # set by torchrun before init

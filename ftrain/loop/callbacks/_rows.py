@@ -1,4 +1,4 @@
-"""Common part of the loggers that write rows to a file.
+"""Base class of the loggers that write rows to a file.
 
 The number of rows is the logger's state, so a checkpoint records the length of the log: a resumed
 run first truncates the file to that many rows. No row is repeated, and none is missing.
@@ -23,17 +23,17 @@ class Rows(TypedDict):
     """Length of a log.
 
     Attributes:
-        rows: written so far.
+        rows: number of rows written so far.
     """
 
     rows: int
 
 
 class RowLogger(abc.ABC):
-    """A logger to a file of rows. If it cannot write, it warns, and the run continues.
+    """Logger to a file of rows. If it cannot write, it warns, and the run continues.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
     """
 
     listens = (TrainBegin, Logged)
@@ -41,7 +41,7 @@ class RowLogger(abc.ABC):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
-        self._before = 0.0  # seconds that the processes took which this one goes on from
+        self._before = 0.0  # seconds of the previous processes of this run
 
     def init(self) -> Rows:
         """Return the state of an empty log."""
@@ -68,8 +68,8 @@ class RowLogger(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:
-        """Truncate the file to so many rows; return its rows, and the time of the last one."""
+        """Truncate the file to `rows` rows; return its number of rows and the time of the last one."""
 
     @abc.abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:
-        """Add a row."""
+        """Append a row."""

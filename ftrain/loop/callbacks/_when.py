@@ -8,10 +8,11 @@ __all__ = ["When"]
 
 
 class When:
-    """Every so many steps; without a number, at each evaluation of the weights themselves.
+    """Schedule of every n steps or, if `every` is `None`, of each main evaluation.
 
     Attributes:
-        listens: the kind of event that is needed for it.
+        every: number of steps n; `None`: each main evaluation.
+        listens: the kind of event that `is_due` must be called with.
     """
 
     def __init__(self, every: int | None) -> None:

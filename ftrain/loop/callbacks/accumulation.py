@@ -1,4 +1,4 @@
-"""Number of batches a step, changing over a run."""
+"""Number of batches per step, changing over a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["AccumulationSchedule"]
 class AccumulationSchedule:
     """Accumulate k of the loader's batches into one step, from given epochs or steps on.
 
-    Gradients are divided by the true total weight: a step over k batches equals the step over one
-    that is k times as large. Each new k compiles a step of its own.
+    Gradients are divided by the total weight: a step over k batches equals the step over one batch
+    that is k times as large. Each new k compiles another program.
 
     Args:
-        schedule: `{n: k}`: k batches a step when n epochs (or steps) are done; before that, 1.
-        by: what it counts.
+        schedule: `{n: k}`: k batches per step after n epochs (or steps); before that, 1.
+        by: unit of the schedule, "epoch" or "step".
 
     Raises:
-        ValueError: an entry is out of its range.
+        ValueError: an entry is out of range.
 
     Example:
         >>> import torch, ftrain
@@ -49,18 +49,18 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Return no state: the run itself records k."""
+        """Return no state: the checkpoint of the run holds k."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Request the k of the next steps when it changes."""
+        """Request a new k when it changes."""
         now = event.progress.epoch if self.by == "epoch" else event.progress.step
         if isinstance(event, TrainBegin):
-            # A checkpoint knows its k.
+            # The checkpoint of a resumed run holds its k.
             return None, (() if event.resumed else (Accumulate(self.at(now)),))
         return None, ((Accumulate(self.at(now)),) if now in self.schedule else ())
 
     def at(self, now: int) -> int:
-        """Return k after so many epochs or steps.
+        """Return k after `now` epochs or steps.
 
         Example:
             >>> [AccumulationSchedule({0: 1, 5: 4}).at(done) for done in (0, 4, 5, 100)]

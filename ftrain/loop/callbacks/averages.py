@@ -12,11 +12,11 @@ __all__ = ["RunningAverage", "RunningState", "WindowedAverage", "WindowedState"]
 
 
 class WindowedState(TypedDict):
-    """The last values.
+    """Last values of a metric.
 
     Attributes:
-        values: oldest first.
-        weights: how many steps each stands for; 1 for an evaluation.
+        values: the values, oldest first.
+        weights: number of steps that each value covers; 1 for an evaluation.
     """
 
     values: list[float]
@@ -24,11 +24,11 @@ class WindowedState(TypedDict):
 
 
 class RunningState(TypedDict):
-    """An exponential average that began at zero.
+    """Exponential average that starts at zero.
 
     Attributes:
-        total: of weighted values.
-        weight: of all that it has seen; 1 in the long run. The average is `total / weight`.
+        total: weighted sum of the values.
+        weight: sum of the weights, which approaches 1. The average is `total / weight`.
     """
 
     total: float
@@ -40,10 +40,10 @@ class WindowedAverage:
 
     Args:
         metric: `train/` (windows of `log_every` steps, weighted by their steps) or `eval/` and its name.
-        rows: how many.
+        rows: number of rows.
 
     Raises:
-        ValueError: an argument is out of its range; the metric does not exist.
+        ValueError: an argument is out of range; the metric does not exist.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class WindowedAverage:
     def __call__(
         self, state: WindowedState, event: Event
     ) -> tuple[WindowedState, tuple[Action, ...]]:
-        """Log the mean over the last rows, this one included."""
+        """Log the mean over the last rows, including this one."""
         value, weight = self._metric.of(event)
         if value is None:
             return state, ()
@@ -86,7 +86,7 @@ class RunningAverage:
     r"""Add an exponential average of a metric, `loss_running`.
 
     $a \leftarrow d^n a + (1 - d^n) x$ for a row of mean $x$ over $n$ steps, corrected for its start
-    at zero as in Adam. So it hardly depends on `log_every`. Non-finite values are skipped; the
+    at zero as in Adam. It therefore hardly depends on `log_every`. Non-finite values are skipped; the
     metric itself shows them.
 
     Args:
@@ -94,7 +94,7 @@ class RunningAverage:
         decay: $d$, in [0, 1).
 
     Raises:
-        ValueError: an argument is out of its range; the metric does not exist.
+        ValueError: an argument is out of range; the metric does not exist.
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ class RunningAverage:
     def __call__(
         self, state: RunningState, event: Event
     ) -> tuple[RunningState, tuple[Action, ...]]:
-        """Log the average, this row included."""
+        """Log the average, including this row."""
         value, n = self._metric.of(event)
         if value is None or not math.isfinite(value):
             return state, ()
@@ -134,7 +134,7 @@ class RunningAverage:
 
 
 class _Metric:
-    """A metric of the rows of training, or of evaluations."""
+    """Metric of the training rows or of the evaluations."""
 
     def __init__(self, metric: str) -> None:
         split, _, self.name = metric.partition("/")

@@ -1,4 +1,4 @@
-"""Checkpoints beyond those of the trainer."""
+"""Checkpoints in addition to those of the trainer."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ __all__ = ["Checkpointing", "CheckpointingState"]
 
 
 class CheckpointingState(TypedDict):
-    """The best values so far.
+    """Best values so far.
 
     Attributes:
-        best: the values of the best k, best first.
+        best: the k best values, best first.
     """
 
     best: list[float]
 
 
 class Checkpointing:
-    """Request a checkpoint every so many steps or minutes, and whenever a value is among the best k.
+    """Request a checkpoint every n steps or minutes, and whenever a value is among the k best.
 
-    The trainer writes them to its store, which decides how long each is kept. To keep the best
-    three by accuracy, configure both:
+    The trainer writes them to its store, which determines how long each is kept. To keep the
+    best three by accuracy, configure both:
 
         store = checkpoint.Store(folder, keep_best=3, metric="eval/accuracy", mode="max")
         Checkpointing(best=3, monitor="eval/accuracy", mode="max")
 
     Args:
         every: steps between two checkpoints.
-        minutes: of training between two; what the state is at each step does not depend on it.
-        best: how many of the best values are worth one.
-        monitor: `eval/` or `train/` and the name of the metric; the store is told its value under this
-            name, and under its own (`"loss"` for `"eval/loss"`).
-        mode: whether less of it is better, or more.
+        minutes: minutes of training between two checkpoints; the training state does not depend on it.
+        best: number of best values for which a checkpoint is requested.
+        monitor: `eval/` or `train/` and the name of the metric; its value is passed to the store under
+            this name and under the metric's name (`"loss"` for `"eval/loss"`).
+        mode: "min" if smaller values are better, "max" if larger values are.
 
     Raises:
-        ValueError: an argument is out of its range; nothing is asked for; the metric does not exist.
+        ValueError: an argument is out of range; none of `every`, `minutes` and `best` is given; the
+            metric does not exist.
 
     Example:
         >>> import tempfile, torch, ftrain
@@ -73,7 +74,7 @@ class Checkpointing:
         self.every, self.minutes, self.best = every, minutes, best
         self._monitor = Monitor(monitor, mode)
         self.monitor, self.mode = (monitor if best else None), mode
-        self._saved = 0.0  # seconds of this process; no part of the run
+        self._saved = 0.0  # in seconds of this process; not part of the state
         by_step = every is not None or minutes is not None
         self.listens: tuple[type[Event], ...] = (TrainBegin, BatchEnd) if by_step else ()
         self.listens += self._monitor.listens if best else ()

@@ -1,4 +1,4 @@
-"""Rows of the log as lines for a person, above the progress bar if there is one."""
+"""Rows of the log as readable lines, above the progress bar if there is one."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ __all__ = ["ConsoleLogger"]
 
 
 class ConsoleLogger:
-    """Prints evaluations, epochs and what a person should know; all rows, if asked to.
+    """Print evaluations, epochs and notices; with `splits=None`, all rows.
 
-    Two losses of training can be told apart by their words: `train (epoch mean)` is over a whole epoch,
-    `train (last steps)`, which the progress bar shows too, over the last `log_every` steps.
+    Two training losses have different labels: `train (epoch mean)` is the mean over a whole epoch,
+    `train (last steps)`, which the progress bar shows too, the mean over the last `log_every` steps.
 
-    Where epochs are short, only those rows are printed that come `every` seconds after the last ones;
-    files have all of them. The first and the last are always there.
+    If epochs are short, only rows at least `every` seconds after the last printed ones are printed;
+    files have all rows. The first and the last rows are always printed.
 
     Args:
-        splits: rows of which splits are printed; `None`: of all, those of windows ("train") included.
-        every: seconds between the rows of one step and the next; 0: all rows.
-        stream: where to; default: standard output.
+        splits: the splits whose rows are printed; `None`: all, including windows ("train").
+        every: minimum seconds between the rows of two steps; 0: all rows.
+        stream: the output stream; default: standard output.
+
+    Raises:
+        ValueError: `every` is negative.
 
     Example:
         >>> import torch, ftrain
@@ -70,15 +73,15 @@ class ConsoleLogger:
         """Print the event, if it is selected."""
         if is_main():
             for line in self._lines(event):
-                # Of tqdm, so that a bar gives way; without one it is a print.
+                # tqdm.write clears an active bar before it prints; without a bar it is a plain print.
                 tqdm.write(line, file=self._out())
-                self._out().flush()  # a pipe would keep it until there is more
+                self._out().flush()  # a pipe would buffer the line
         return None, ()
 
     def _begin(self) -> None:
-        self._step = -1  # of the last row
-        self._due = 0.0  # seconds of the run
-        self._left_out: list[str] | None = None  # of that step; `None` where its rows are printed
+        self._step = -1  # step of the last row
+        self._due = 0.0  # in seconds of the run
+        self._left_out: list[str] | None = None  # rows of that step; `None` if printed
 
     def _lines(self, event: Event) -> list[str]:
         if isinstance(event, Logged):
@@ -99,7 +102,7 @@ class ConsoleLogger:
         if self._splits is not None and event.split not in self._splits:
             return []
         progress = event.progress
-        if progress.step != self._step:  # else: as the row before it
+        if progress.step != self._step:  # else treat it like the previous row of the step
             self._step = progress.step
             due = event.seconds >= self._due
             self._left_out = None if due else []
@@ -116,7 +119,7 @@ class ConsoleLogger:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Return the width of the terminal, if it is one; it may have been resized."""
+    """Return the current width of the terminal; `None` if the stream is not a terminal."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""The log as a table, for spreadsheets and people."""
+"""Log as a CSV table."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ __all__ = ["CSVLogger"]
 class CSVLogger(RowLogger):
     """Write `metrics.csv`: `step,epoch,split,time`, then a column for each metric.
 
-    A metric that first appears late gets its column then: the table is rewritten atomically. A cell
-    is empty if a row has no value for its column. Splits and resuming are as for `JSONLLogger`.
+    When a metric first appears in a later row, its column is added and the table is rewritten
+    atomically. A cell is empty if a row has no value for its column. Splits and resuming are as for
+    `JSONLLogger`.
 
     Args:
-        path: of the file; its directory is made.
+        path: path of the file; its directory is created if missing.
 
     Example:
         >>> import tempfile, torch, ftrain
@@ -37,7 +38,7 @@ class CSVLogger(RowLogger):
 
     def _begin(self, rows: int) -> tuple[int, float]:
         kept = list(csv.DictReader(_lines.keep(self.path, rows + 1)))
-        # In the order in which they came up; those that only rows behind the cut have are gone.
+        # In order of first appearance; columns that only removed rows used are dropped.
         self._columns = list(
             dict.fromkeys(name for row in kept for name, x in row.items() if name and x)
         )
@@ -45,7 +46,7 @@ class CSVLogger(RowLogger):
         return len(kept), float(kept[-1].get("time") or 0.0) if kept else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        # A name in two lines would make rows of two lines, and they are counted by lines.
+        # Rows are counted by lines, so a name must not contain a line break.
         row = {" ".join(name.splitlines()): value for name, value in row.items()}
         new = [name for name in row if name not in self._columns]
         if new or not self.path.exists():

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture that is redrawn during the run."""
+"""Curves of a run as an image that is redrawn during the run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ftrain.loop.events import EpochBegin, Event, TrainEnd, WindowEnd
 
 __all__ = ["Curves"]
 
-_SHARE = 0.02  # of a run's time, at most, goes into drawing
+_SHARE = 0.02  # maximum fraction of a run's time that is spent on drawing
 
 
 class Curves:
-    """Draw the log into a picture now and then, and when the run ends.
+    """Draw the log into an image periodically, and when the run ends.
 
-    It reads the file of `JSONLLogger`, wherever that is in the list of callbacks; a resumed run's
-    picture shows all of it. Drawing takes up to a second, so it is skipped if it would take more
-    than a fiftieth of the time.
+    It reads the file of `JSONLLogger`, whose position in the list of callbacks does not matter; the
+    image of a resumed run covers the whole run. Drawing takes up to a second, so the interval is
+    extended to keep it below 2 % of the run's time.
 
     Args:
-        path: of the picture, `.png`, `.svg` or `.pdf`.
-        log: the file of `JSONLLogger`; default: `metrics.jsonl` beside the picture.
-        every: seconds between two pictures, at least.
+        path: path of the image, `.png`, `.svg` or `.pdf`.
+        log: the file of `JSONLLogger`; default: `metrics.jsonl` beside the image.
+        every: minimum seconds between two images.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -45,7 +45,7 @@ class Curves:
         ['curves.png', 'metrics.jsonl']
     """
 
-    # At each of them all rows before it are in the file, whichever callback is shown it first.
+    # At these events the file holds all earlier rows, whatever the order of the callbacks.
     listens = (EpochBegin, WindowEnd, TrainEnd)
     on_error = "warn"
 
@@ -60,10 +60,10 @@ class Curves:
         self.path = pathlib.Path(path)
         self.log = self.path.with_name("metrics.jsonl") if log is None else pathlib.Path(log)
         self.every = every
-        self._due = every  # seconds of this process; no part of the run
+        self._due = every  # in seconds of this process; not part of the state
 
     def init(self) -> None:
-        """Return no state: the log is in its file."""
+        """Return no state: the file holds the log."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Draw when it is due."""
@@ -71,15 +71,15 @@ class Curves:
         there = self.log.exists() and self.log.stat().st_size
         if (ends or event.seconds >= self._due) and there and is_main():
             began = time.perf_counter()
-            # Under another name first: who looks at the picture never sees half of it.
+            # Written under another name first, so that readers never see a partial image.
             draft = self.path.with_name(f".{self.path.name}.new{self.path.suffix}")
             plots.curves(self.log, draft)
             os.replace(draft, self.path)
             took = time.perf_counter() - began
             self._due = event.seconds + max(self.every, took / _SHARE)
         if ends:
-            self._due = self.every  # of the next call of `fit`
-            # A log without a row is there where the run ended before its first.
+            self._due = self.every  # for the next call of `fit`
+            # If the run ended before its first row, the log exists and is empty.
             if not self.log.exists() and event.progress.step and is_main():
                 warnings.warn(
                     f"Curves draws what JSONLLogger writes, and there is no {self.log}: add "

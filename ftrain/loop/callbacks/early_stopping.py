@@ -1,4 +1,4 @@
-"""Early stopping of a run that no longer improves."""
+"""Early stopping of a run whose metric no longer improves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["EarlyStopping", "EarlyStoppingState"]
 
 
 class EarlyStoppingState(TypedDict):
-    """Values that early stopping compares with.
+    """State of early stopping.
 
     Attributes:
         best: the best value so far; `None` before the first.
-        best_step: the step that it was seen at.
-        waited: values since then, none of them better.
+        best_step: the step of the best value.
+        waited: number of values since then.
     """
 
     best: float | None
@@ -29,17 +29,17 @@ class EarlyStoppingState(TypedDict):
 class EarlyStopping:
     """Stop after `patience` values in a row that are not better than the best before them.
 
-    The run ends with its last weights; those of the best step are in the store, if it keeps them
-    (`checkpoint.Store(keep_best=1)` and `Checkpointing(best=1)`).
+    The run ends with its last weights; the store holds those of the best step if it is configured to
+    keep them (`checkpoint.Store(keep_best=1)` and `Checkpointing(best=1)`).
 
     Args:
-        patience: evaluations (of `train/...` metrics: epochs) without a better value that are borne.
+        patience: evaluations (for `train/...` metrics: epochs) without improvement before stopping.
         monitor: `eval/` or `train/` and the name of the metric.
-        mode: whether less of it is better, or more.
-        min_delta: how much better a value must be to count. NaN is never better.
+        mode: "min" if smaller values are better, "max" if larger values are.
+        min_delta: minimum improvement over the best value. NaN is never an improvement.
 
     Raises:
-        ValueError: an argument is out of its range; the metric does not exist.
+        ValueError: an argument is out of range; the metric does not exist.
 
     Example:
         >>> import torch, ftrain

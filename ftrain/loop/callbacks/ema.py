@@ -1,4 +1,4 @@
-"""Evaluation of averaged weights, beside that of the weights themselves."""
+"""Evaluation of averaged weights, in addition to the weights themselves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ __all__ = ["EMAEvaluation", "averaged"]
 
 
 class EMAEvaluation:
-    """After each evaluation, evaluate the optimizer's average of the parameters, as `ema/loss`, ...
+    """Evaluate the optimizer's average of the parameters after each evaluation, as `ema/loss`, ...
 
-    Nothing is swapped: the evaluation step gets a state whose parameters are the average.
+    The training state does not change: the evaluation step receives a state with averaged parameters.
 
     Args:
-        name: of the field that holds the average: `"ema"` of `optim.ema`, `"swa"` of `optim.swa`, a key
-            of `state.extras`; its metrics are called `NAME/loss`, and followed as `eval/NAME/loss`.
+        name: name of the field that holds the average: `"ema"` of `optim.ema`, `"swa"` of `optim.swa`,
+            a key of `state.extras`; its metrics are called `NAME/loss`, and monitored as
+            `eval/NAME/loss`.
 
     Raises:
         LookupError: the state holds no such average.
@@ -44,11 +45,11 @@ class EMAEvaluation:
 
     @property
     def name(self) -> str:
-        """Name in a checkpoint, so that two averages can be evaluated."""
+        """Name in a checkpoint, which includes the field so that two averages can be evaluated."""
         return f"EMAEvaluation {self._field}"
 
     def init(self) -> None:
-        """Return no state: the average is in the training state."""
+        """Return no state: the training state holds the average."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Request an evaluation of the average."""
@@ -59,15 +60,15 @@ class EMAEvaluation:
 
 
 def averaged(state: Any, name: str) -> TrainState:
-    """Return the state with an average in the place of its parameters, in their dtypes.
+    """Return the state with its parameters replaced by an average, in their dtypes.
 
     Args:
         state: a `TrainState`.
-        name: of the field that holds the average, as for `EMAEvaluation`.
+        name: name of the field that holds the average, as for `EMAEvaluation`.
 
     Raises:
         LookupError: the state holds no such average.
-        TypeError: it is not a `TrainState`.
+        TypeError: the state is not a `TrainState`.
     """
     if not isinstance(state, TrainState):
         raise TypeError(
@@ -83,5 +84,5 @@ def averaged(state: Any, name: str) -> TrainState:
                 f"the state holds no average called {name!r}: wrap the optimizer, "
                 f"optim.ema(optimizer, 0.999), or keep one in state.extras[{name!r}]. {error}"
             ) from None
-    # In the parameters' own dtypes, or the evaluation step would be compiled again.
+    # In the dtypes of the parameters, to avoid recompiling the evaluation step.
     return state.replace(params=tree.map(lambda a, p: a.to(p.dtype), average, state.params))

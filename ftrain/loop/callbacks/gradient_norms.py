@@ -27,11 +27,11 @@ _INNER = "learning_rate.inner"
 def monitored_steps(
     model: nn.Module | Bound | Any, loss_fn: Any, optimizer: Optimizer, **options: Any
 ) -> Steps:
-    """Return the steps of `ftrain.make_steps`, with metrics `grad_norm/<layer>` beside the others.
+    """Return the steps of `ftrain.make_steps`, with additional metrics `grad_norm/<layer>`.
 
     A layer is a module that holds parameters, named by its path. The norms are those of the
-    gradients that the optimizer gets, before clipping; skipped steps have none. State and updates
-    equal those of `make_steps` to the bit: checkpoints fit both.
+    gradients that the optimizer receives, before clipping; skipped steps have none. State and updates
+    are bitwise equal to those of `make_steps`, and checkpoints are interchangeable.
 
     Args:
         model: as for `make_steps`.
@@ -65,16 +65,16 @@ def monitored_steps(
             entries[f"grad_norm/{layer}"] = Mean(norm.clone(), taken)
         return after.replace(opt_state=after.opt_state.inner), Metrics(entries)
 
-    train_step.__dict__ |= vars(recording.train_step)  # what the loop reads of a step
+    train_step.__dict__ |= vars(recording.train_step)  # attributes that the loop reads from a step
     return Steps(plain.init_state, train_step, plain.eval_step)
 
 
 class _Recorded(NamedTuple):
-    """An optimizer's state for the length of one step.
+    """Optimizer state during one step.
 
     Attributes:
-        norms: `{layer: 0-d}`.
-        inner: the optimizer's own.
+        norms: `{layer: 0-d tensor}`.
+        inner: the state of the wrapped optimizer.
     """
 
     norms: dict[str, torch.Tensor]
@@ -82,7 +82,7 @@ class _Recorded(NamedTuple):
 
 
 def _recording(optimizer: Optimizer) -> GradientTransformation:
-    """Return the same optimizer, with the norms of the gradients in its state."""
+    """Wrap an optimizer so that its state also holds the norms of the gradients."""
 
     def init(params: Any) -> _Recorded:
         return _Recorded(_norms(params, zero=True), optimizer.init(params))
@@ -95,7 +95,7 @@ def _recording(optimizer: Optimizer) -> GradientTransformation:
 
 
 def _norms(values: dict[str, torch.Tensor], *, zero: bool = False) -> dict[str, torch.Tensor]:
-    """Return a norm for each layer; zeros of its dtype and device before there are gradients."""
+    """Return the norm of each layer; if `zero`, zeros of the same dtype and device."""
     layers: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         layers.setdefault(name.rpartition(".")[0] or "model", []).append(value)

@@ -1,4 +1,4 @@
-"""Layers whose gradients vanish or explode, by name."""
+"""Monitor for layers whose gradients vanish or explode."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ftrain.loop.events import Event, WindowEnd
 __all__ = ["GradientMonitor", "GradientState"]
 
 _PREFIX = "grad_norm/"
-_DECAY = 0.9  # a window
-_SILENCE = 20  # windows before a layer is named again
+_DECAY = 0.9  # per window
+_SILENCE = 20  # windows before a layer is reported again
 _MOST = 5  # layers in a note
 
 
@@ -21,9 +21,9 @@ class GradientState(TypedDict):
     """Norms of each layer that the monitor compares with.
 
     Attributes:
-        usual: the layer's norm, averaged over windows; of an ensemble a layer of each member.
-        said: what was last said about it, "vanishing" or "exploding", if that is still so.
-        silent: for how many windows more it is not named again.
+        usual: the layer's norm, averaged over windows; in an ensemble, for each member's layer.
+        said: the last report, "vanishing" or "exploding", if it still applies.
+        silent: number of remaining windows in which the layer is not reported again.
     """
 
     usual: dict[str, float]
@@ -32,18 +32,18 @@ class GradientState(TypedDict):
 
 
 class GradientMonitor:
-    """Says where a layer's gradient is nearly nothing, or far more than it was, by the layer's path.
+    """Report layers whose gradient norm nearly vanishes or grows far beyond its average, by path.
 
-    Looks at the means over a window that a step of `monitored_steps` reports. What it finds is one
-    `Notice` a window, which the console and `train.log` show. A layer is named once, and again only
-    after it has recovered, at the earliest 20 windows later.
+    It reads the means over a window of the norms that a step of `monitored_steps` reports. It emits at
+    most one `Notice` per window, which the console and `train.log` print. A layer is reported once, and
+    again only after it has recovered, at the earliest 20 windows later.
 
     Args:
-        vanishing: of a layer whose norm is less than this part of the largest layer's.
-        exploding: of a layer whose norm is more than this many times its usual one.
+        vanishing: report a layer whose norm is at most this fraction of the largest layer's norm.
+        exploding: report a layer whose norm is more than this many times its average.
 
     Raises:
-        ValueError: an argument is out of its range; the step reports no norms by layer.
+        ValueError: an argument is out of range; the step reports no norms by layer.
 
     Example:
         >>> import torch, ftrain
@@ -77,7 +77,7 @@ class GradientMonitor:
     def __call__(
         self, state: GradientState, event: Event
     ) -> tuple[GradientState, Iterable[Action]]:
-        """Compare each layer's norm with the others, and with its own past."""
+        """Compare each layer's norm with the largest norm and with its own average."""
         assert isinstance(event, WindowEnd)
         groups = _norms(event)
         if not any(groups.values()):
@@ -122,7 +122,7 @@ class GradientMonitor:
 
 
 def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Each layer's norm, by member of an ensemble: layers are compared within one member."""
+    """Return each layer's norm by ensemble member: layers are compared within one member."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)

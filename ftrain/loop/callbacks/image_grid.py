@@ -1,4 +1,4 @@
-"""Pictures that a model makes or classifies, drawn during the run."""
+"""Images that a model generates or classifies, drawn during the run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["ImageGrid"]
 
 
 class ImageGrid:
-    """Draw the images that a function makes of the state into `step-00000500.png`, a file each time.
+    """Draw the images that a function computes from the state, one `step-00000500.png` each time.
 
     Args:
-        predict: `state -> images` or `(images, titles)`, as `plots.image_grid` takes them: shape
-            (n, height, width) or (n, channels, height, width); a title each.
-        folder: where to; it is made.
-        every: steps; default: at each evaluation.
-        columns: of the grid; default: about as many as rows.
+        predict: `state -> images` or `(images, titles)`, as for `plots.image_grid`: images of shape
+            (n, height, width) or (n, channels, height, width), and one title per image.
+        folder: the output directory; created if missing.
+        every: steps between two files; default: one at each evaluation.
+        columns: columns of the grid; default: about as many as rows.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: `every` or a shape is out of its range.
+        ValueError: `every` is out of range, or the images have an unsupported shape.
 
     Example:
         >>> import tempfile, ftrain
@@ -60,7 +60,7 @@ class ImageGrid:
         self.columns, self.listens = columns, self._when.listens
 
     def init(self) -> None:
-        """Return no state: the files have the names of their steps."""
+        """Return no state: the file names record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Draw a file when it is due."""

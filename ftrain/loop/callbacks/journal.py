@@ -1,4 +1,4 @@
-"""`train.log`: every event of a run, with the time of day."""
+"""Journal of a run, `train.log`: events with the time of day."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger:
-    """Write lines for a person to a text file: rows, checkpoints, notes, failures with their traceback.
+    """Write readable lines to a text file: rows, checkpoints, notices, failures with their traceback.
 
-    It is a journal: no line is ever removed. A run that resumes from a checkpoint says so, and the
-    lines of repeated steps follow; for a log without repetitions see `JSONLLogger`.
+    No line is ever removed. A resumed run adds a line that records this, and the lines of repeated
+    steps follow; for a log without repetitions see `JSONLLogger`.
 
     Args:
-        path: of the file; its directory is made.
+        path: path of the file; its directory is created if missing.
 
     Example:
         >>> import tempfile, torch, ftrain

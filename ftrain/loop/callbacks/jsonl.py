@@ -1,4 +1,4 @@
-"""The log as JSON lines: one object a row, for programs."""
+"""Log as JSON lines: one object per row, for programs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class JSONLLogger(RowLogger):
 
     `split` is "train" for means over the last `log_every` steps, "train_epoch" for means over a
     whole epoch of training, "eval" for an evaluation. Epochs and steps count from 1 (see
-    `Progress`). `time` counts seconds of training over all processes. NaN and infinity, which JSON
-    does not have, are `null`.
+    `Progress`). `time` is in seconds, summed over all processes of the run. NaN and infinity,
+    which JSON does not have, are `null`.
 
-    A new run starts the file anew. A resumed one truncates it to the length at its checkpoint: no
-    row is repeated, none is missing.
+    A new run overwrites the file. A resumed run truncates it to the length at its checkpoint: no row
+    is repeated, none is missing.
 
     Args:
-        path: of the file; its directory is made.
+        path: path of the file; its directory is created if missing.
 
     Example:
         >>> import tempfile, torch, ftrain
@@ -53,5 +53,5 @@ def _finite(value: Any) -> Any:
 def _time(line: str) -> float:
     try:
         return float(json.loads(line)["time"])
-    except (ValueError, TypeError, KeyError):  # somebody else's line
+    except (ValueError, TypeError, KeyError):  # a line that this logger did not write
         return 0.0

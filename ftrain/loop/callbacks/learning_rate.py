@@ -14,12 +14,12 @@ __all__ = ["LearningRateMonitor"]
 class LearningRateMonitor:
     """Add every `learning_rate` in the state to the rows of training.
 
-    A step of `ftrain.make_steps` reports them already; this is for custom steps, which may not.
-    Several are distinguished by their paths, `learning_rate['backbone'].learning_rate`. They are
-    read at the end of a window only.
+    A step of `ftrain.make_steps` reports them already; this is for custom steps that do not. Several
+    rates are distinguished by their paths, `learning_rate['backbone'].learning_rate`. They are read
+    only at the end of a window.
 
     Raises:
-        ValueError: there is none in the state, which is said at the start.
+        ValueError: the state holds no learning rate; raised at the start of the run.
 
     Example:
         >>> import torch, ftrain

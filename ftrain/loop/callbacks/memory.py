@@ -1,4 +1,4 @@
-"""Memory of a run."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["MemoryMonitor"]
 class MemoryMonitor:
     """Add `memory/peak_mib` to the rows of training.
 
-    On a GPU: the most that tensors held since the row before. Elsewhere: the most that the process
-    has ever held, which never decreases.
+    On a GPU: the peak of allocated tensor memory since the previous row. Elsewhere: the peak resident
+    memory of the process since it started, which never decreases.
 
     Example:
         >>> import torch, ftrain
@@ -42,11 +42,11 @@ class MemoryMonitor:
 
 
 def _peak() -> float:
-    """Return the peak in bytes."""
+    """Return the peak memory in bytes."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         found = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return float(found)
-    # In KiB, but for macOS.
+    # ru_maxrss is in KiB, except on macOS, where it is in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

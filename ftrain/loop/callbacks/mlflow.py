@@ -15,10 +15,10 @@ _STATUS = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflowState(TypedDict):
-    """The run of MLflow that is written to.
+    """MLflow run that the logger writes to.
 
     Attributes:
-        run_id: as MLflow gave it; `None` before it began.
+        run_id: the id that MLflow assigned; `None` before the run is created.
     """
 
     run_id: str | None
@@ -27,13 +27,13 @@ class MLflowState(TypedDict):
 class MLflowLogger:
     """Log `train/loss`, `eval/loss`, ... over the step.
 
-    A resumed run continues the same run of MLflow, whose id is in the checkpoint. MLflow deletes
-    nothing: values of repeated steps appear twice, and are equal.
+    A resumed run continues the same MLflow run, whose id is in the checkpoint. MLflow does not delete
+    values: those of repeated steps appear twice, and are equal.
 
     Args:
-        experiment: its name.
-        tracking_uri: of the server or database, `sqlite:///mlflow.db`; default: MLflow's own.
-        **options: for `mlflow.start_run`: `run_name`, `tags`, ...
+        experiment: name of the experiment.
+        tracking_uri: URI of the server or database, `sqlite:///mlflow.db`; default: MLflow's default.
+        **options: options of `mlflow.start_run`: `run_name`, `tags`, ...
 
     Raises:
         ImportError: mlflow is not installed.

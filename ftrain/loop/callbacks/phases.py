@@ -58,7 +58,7 @@ class PhaseTimes:
         """Return no state: clocks are not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Attribute the time since the last event to a phase; before a batch it is data, and so on."""
+        """Add the time since the last event to the phase that this event ends."""
         passed, self._last = event.seconds - self._last, event.seconds
         if isinstance(event, TrainBegin):
             self._spent = dict.fromkeys(self._spent, 0.0)

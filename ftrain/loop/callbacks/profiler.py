@@ -22,13 +22,13 @@ class Profiler:
     lists the operators that took the most time.
 
     Args:
-        folder: where to; it is made.
-        start: steps before the first that is traced: leave out compilation and warming up.
-        steps: how many are traced.
-        memory: whether allocations are recorded too.
+        folder: the output directory; created if missing.
+        start: steps before the first traced one, to exclude compilation and warm-up.
+        steps: number of traced steps.
+        memory: record allocations too.
 
     Raises:
-        ValueError: a count is out of its range.
+        ValueError: a count is out of range.
 
     Example:
         >>> import tempfile, torch, ftrain

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar in a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ftrain.loop.events import (
 
 __all__ = ["ProgressBar"]
 
-#: What a terminal of fewer columns shows instead of tqdm's line, which would end before the losses.
+#: Bar format for terminals with fewer columns, where tqdm's line is cut off before the losses.
 _WIDE = 110
 _NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{postfix}]"
 
@@ -39,13 +39,13 @@ class ProgressBar:
     evaluation.
 
     It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it
-    waits for no step, and a step costs it one comparison. If the stream is not a terminal, it
-    prints a plain line every few seconds instead. Ranks other than 0 are silent.
+    never waits for the device, and costs one comparison per step. If the stream is not a terminal,
+    it prints a plain line every few seconds instead. Ranks other than 0 are silent.
 
     Args:
-        refresh: seconds between two looks of the bar.
+        refresh: seconds between two updates of the bar.
         every: seconds between two plain lines.
-        stream: where to; default: standard error.
+        stream: the output stream; default: standard error.
 
     Example:
         >>> import torch, ftrain
@@ -131,7 +131,7 @@ class ProgressBar:
 
 
 class _Bar:
-    """A bar in a terminal."""
+    """Progress bar in a terminal."""
 
     def __init__(self, event: TrainBegin, stream: TextIO) -> None:
         self.values: dict[str, float] = {}
@@ -151,7 +151,7 @@ class _Bar:
         self._bar.set_description_str(self.doing or _epoch(self._plan, event), refresh=False)
         self._bar.set_postfix_str(_values(self.values, ", ", " "), refresh=False)
         if event.progress.step > self._bar.n:
-            self._bar.update(event.progress.step - self._bar.n)  # shows it too
+            self._bar.update(event.progress.step - self._bar.n)  # also refreshes the bar
         else:
             self._bar.refresh()
 
@@ -169,11 +169,11 @@ class _Bar:
 
 
 class _Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-    monitor_interval = 0  # no thread: it is refreshed from here
+    monitor_interval = 0  # no thread: `_Bar` refreshes it
 
 
 class _Lines:
-    """A line every few seconds."""
+    """Progress as a line every few seconds."""
 
     def __init__(self, event: TrainBegin, stream: TextIO) -> None:
         self.values: dict[str, float] = {}
@@ -215,7 +215,7 @@ class _Lines:
 
 
 def _shape(stream: TextIO, total: int | None) -> dict[str, Any]:
-    """Return the shape of the terminal; if that reports 0, tqdm would show nothing."""
+    """Return tqdm's options for the terminal's size; tqdm shows nothing if the size is reported as 0."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):

@@ -19,7 +19,7 @@ class TensorBoardLogger:
     A resumed run makes TensorBoard discard the steps after its checkpoint (`purge_step`).
 
     Args:
-        folder: of the event files.
+        folder: directory of the event files.
 
     Raises:
         ImportError: tensorboard is not installed.

@@ -1,4 +1,4 @@
-"""Texts that a model writes, saved during the run."""
+"""Texts that a model generates, saved during the run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["TextSamples"]
 
 
 class TextSamples:
-    r"""Write the text that a function makes of the state to `step-00000500.txt`, a file each time.
+    r"""Write the text that a function computes from the state, one `step-00000500.txt` each time.
 
-    A run that repeats steps overwrites the same files, so that there is one of each.
+    A resumed run that repeats steps overwrites their files.
 
     Args:
-        generate: `state -> text`, or several; pure, if the files of two runs are to be equal: draw from
-            a key of its own, `random.key(0)`.
-        folder: where to; it is made.
-        every: steps; default: at each evaluation.
+        generate: `state -> text`, or a sequence of texts; for reproducible files it must be pure: draw
+            from a fixed key, `random.key(0)`.
+        folder: the output directory; created if missing.
+        every: steps between two files; default: one at each evaluation.
 
     Raises:
-        ValueError: `every` is out of its range.
+        ValueError: `every` is out of range.
 
     Example:
         >>> import tempfile, ftrain
@@ -57,7 +57,7 @@ class TextSamples:
         self.listens = self._when.listens
 
     def init(self) -> None:
-        """Return no state: the files have the names of their steps."""
+        """Return no state: the file names record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Write a file when it is due."""

@@ -11,8 +11,8 @@ __all__ = ["Throughput"]
 class Throughput:
     """Add `steps_per_second`, `samples_per_second` and `tokens_per_second` to each row of training.
 
-    Over the window's own time, without evaluation and checkpoints. The first window contains the
-    compilation; the first after a resume, which another process began, has no speed.
+    The speeds are over the window's time, without evaluation and checkpoints. The first window includes
+    the compilation; a window that a previous process began has no speeds.
 
     Example:
         >>> import torch, ftrain

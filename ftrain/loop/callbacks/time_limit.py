@@ -10,15 +10,15 @@ __all__ = ["TimeLimit"]
 
 
 class TimeLimit:
-    """Stop a run after some time, in good order; `resume` continues from there.
+    """Stop a run after a given time, with a checkpoint; `resume` continues it.
 
-    The time is that of one call of `fit`, from its start, compilation and evaluations included:
-    leave room for the current step and the last checkpoint.
+    The time counts from the start of each call of `fit` and includes compilation and evaluations. Leave
+    time for the current step and the last checkpoint.
 
     Args:
-        hours: and minutes and seconds are added up.
-        minutes: see hours.
-        seconds: see hours.
+        hours: hours; added to `minutes` and `seconds`.
+        minutes: minutes.
+        seconds: seconds.
 
     Raises:
         ValueError: the limit is not more than 0.
@@ -41,10 +41,10 @@ class TimeLimit:
             raise ValueError("give a time: TimeLimit(hours=8), TimeLimit(minutes=90)")
 
     def init(self) -> None:
-        """Return no state: each call of `fit` has its own time."""
+        """Return no state: each call of `fit` has its own limit."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Request the end when the time is over."""
+        """Request a stop when the time is over."""
         if event.seconds < self.seconds:
             return None, ()
         return None, (Stop(f"time limit of {clock(self.seconds)}", resumable=True),)

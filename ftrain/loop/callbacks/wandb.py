@@ -13,10 +13,10 @@ __all__ = ["WandbLogger", "WandbState"]
 
 
 class WandbState(TypedDict):
-    """The run of the service that is written to.
+    """Weights & Biases run that the logger writes to.
 
     Attributes:
-        id: of the run, as the service gave it; `None` before it began.
+        id: the id that the service assigned; `None` before the run is created.
     """
 
     id: str | None
@@ -25,13 +25,13 @@ class WandbState(TypedDict):
 class WandbLogger:
     """Log `train/loss`, `eval/loss`, ... over the step.
 
-    A resumed run continues the same run of the service, whose id is in the checkpoint; rows of
-    steps that it has already are ignored there. Two runs of the same steps have equal checkpoints
-    if both are given their ids.
+    A resumed run continues the same run of the service, whose id is in the checkpoint; the service
+    ignores rows of steps that it already has. Checkpoints of two runs of the same steps are equal only
+    if both are given the same `id`.
 
     Args:
-        project: of the service.
-        **options: for `wandb.init`: `name`, `id`, `config`, `mode="offline"`, `dir`, ...
+        project: name of the project.
+        **options: options of `wandb.init`: `name`, `id`, `config`, `mode="offline"`, `dir`, ...
 
     Raises:
         ImportError: wandb is not installed.
@@ -50,7 +50,7 @@ class WandbLogger:
         self._run: Any = None
 
     def init(self) -> WandbState:
-        """Return the given id."""
+        """Return the state before a run is created: the given id."""
         return {"id": self._options.get("id")}
 
     def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, tuple[Action, ...]]:
