@@ -1,7 +1,7 @@
-"""Everything of a run that must survive it: one value, which is what a checkpoint holds.
+"""State of a run, as stored in a checkpoint.
 
-The tensors of `train` are saved as they are, so that `checkpoint.load(path, like=state)` reads any
-checkpoint of a run; all else is JSON and becomes its metadata.
+A checkpoint holds the tensors of `train` directly, so that `checkpoint.load(path, like=state)` reads
+any checkpoint of a run; everything else is JSON, in the checkpoint's metadata.
 
 Read next: `trainer.py`.
 """
@@ -29,27 +29,28 @@ _VERSION = 2
 
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """A run between two steps.
+    """State of a run between two steps.
 
     Attributes:
         train: the training state.
-        progress: how far it has come.
-        cursor: where it stands in the training data; behind the last batch that was trained on.
+        progress: the progress of the run.
+        cursor: the position in the training data, after the last batch that was trained on.
         window: metrics since the last row of the log.
         epoch: metrics since the epoch began.
         history: results of the epochs and evaluations so far.
         callbacks: `{name: state}`.
-        callback_options: what callbacks that share a name were made with, by the names of their states.
-        accumulate: how many of the loader's batches make one step.
-        micro_batches: into how many parts each of them is cut, because memory did not suffice.
-        nonfinite: how many steps in a row were skipped for a non-finite gradient; of an ensemble by
-            each member.
-        stop: what ended the run, if something did.
-        over: whether the current epoch's batches are all done, and only `todo` is left of it.
-        todo: what was asked for at this step and not yet done when this was saved: an evaluation that a
-            signal cut short, and the checkpoint behind it. It is done first when the run goes on.
-        due: whether all that falls due after the last step is still to be done, rows of the log, an
-            evaluation: a run that failed in the midst of it does that again.
+        callback_options: digests of the constructor arguments of callbacks that share a name, by the
+            names of their states.
+        accumulate: number of the loader's batches per step.
+        micro_batches: number of parts into which each batch is split after running out of memory.
+        nonfinite: number of steps skipped in a row because of non-finite gradients; in an ensemble, one
+            number per member.
+        stop: the `Stop` action that ended the run; `None` if none did.
+        over: True if all batches of the current epoch are done, and only `todo` remains.
+        todo: pending actions of this step: an evaluation that a signal interrupted, and the checkpoint
+            after it. A resumed run does them first.
+        due: True if the work after the last step (rows of the log, an evaluation) is not complete
+            because the run failed during it; a resumed run repeats that work.
     """
 
     train: TrainState | Any
@@ -69,7 +70,7 @@ class LoopState:
     due: bool = False
 
     def metadata(self) -> dict[str, Any]:
-        """All but `train`, as JSON; without clocks: two runs of the same steps make the same bytes."""
+        """Return all but `train` as JSON, without clocks, so that equal runs write equal bytes."""
         options = {name: each.to_json() for name, each in self.callback_options.items()}
         return {
             **({"callback_options": options} if options else {}),
@@ -94,10 +95,14 @@ class LoopState:
 
     @classmethod
     def from_metadata(cls, train: TrainState | Any, content: Mapping[str, Any]) -> LoopState:
-        """The value whose `metadata` this is.
+        """Return the state from a checkpoint's training state and metadata.
+
+        Args:
+            train: the training state.
+            content: the output of `metadata`.
 
         Raises:
-            ValueError: it is not what a trainer saved, or comes from another version of ftrain.
+            ValueError: a trainer did not write the metadata, or another version of ftrain did.
         """
         version = content.get("version") if isinstance(content, Mapping) else None
         if version != _VERSION:
@@ -125,7 +130,7 @@ class LoopState:
             stop=None if stop is None else Stop(**stop),
             over=content["over"],
             todo=tuple(_ACTIONS[kind](**fields) for kind, fields in content["todo"]),
-            due=content.get("due", False),  # former versions had none
+            due=content.get("due", False),  # missing in older checkpoints
         )
 
 

@@ -1,4 +1,4 @@
-"""Searches before a run: which learning rate, which batch size. The state they are given stays as it is.
+"""Finders of the learning rate and the batch size. They do not change the given state.
 
 Read next: `learning_rate.py`.
 """

@@ -1,4 +1,4 @@
-"""The step that a search runs: any step of the user's, on a copy of the state."""
+"""Steps that a finder runs, on copies of the state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CompileOptions = bool | Mapping[str, Any]
 
 
 def is_factory(steps: Any) -> bool:
-    """Whether this is a function of the learning rate alone, and no step."""
+    """Return True if this is a function of the learning rate only, and not a step."""
     if isinstance(steps, (Steps, Compiled, tuple)) or not callable(steps):
         return False
     try:
@@ -39,10 +39,10 @@ def is_factory(steps: Any) -> bool:
 
 
 def step_of(steps: Any, what: str) -> Step:
-    """The training step of what a user passes for one.
+    """Return the training step of a `Steps`, a pair or a step.
 
     Raises:
-        TypeError: it is none.
+        TypeError: `steps` is not one of these.
     """
     if isinstance(steps, Steps):
         return steps.train_step
@@ -58,20 +58,20 @@ def step_of(steps: Any, what: str) -> Step:
 
 
 def compiled(step: Step, options: CompileOptions) -> Step:
-    """The step as it is run: compiled with donation, so that it takes the memory that training takes."""
+    """Compile a step with donation, so that it uses as much memory as in training."""
     if options is False or isinstance(step, Compiled):
         return step
     return compile_step(step, donate=True, **({} if options is True else dict(options)))
 
 
 def copied(state: Any) -> Any:
-    """The state in memory of its own: whatever becomes of it, the caller's stays."""
+    """Copy the tensors of a state, so that steps do not change the caller's."""
     return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, state)
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the warning that another size compiles another program: here that is meant."""
+    """Suppress `RecompileWarning`: a finder recompiles for each size on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecompileWarning)
         yield

@@ -1,4 +1,4 @@
-"""From the losses of a sweep to a rate: plain arithmetic on lists."""
+"""Suggestion of a learning rate from the losses of a sweep."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 __all__ = ["SMOOTH", "capped", "smooth", "stops_at", "suggest"]
 
-#: Width of the smoothing kernel, as a share of the sweep. It looks to both sides: nothing lags.
+#: Width of the smoothing kernel, as a fraction of the sweep. It is symmetric, so it adds no lag.
 SMOOTH = 0.02
 
-#: What a loss must fall by, as a share of where it began, before that counts as falling.
+#: Minimum decrease of the loss, as a fraction of the first loss, for a suggestion.
 _FALLS = 0.01
 
 
 def smooth(losses: Sequence[float], width: float) -> list[float]:
-    """Each loss averaged with its finite neighbours, weighed by a Gaussian `width` steps wide.
+    """Average each loss with its finite neighbours, weighted by a Gaussian `width` steps wide.
 
     Example:
         >>> smooth([1.0, 1.0, 1.0], 2.0)
@@ -28,7 +28,7 @@ def smooth(losses: Sequence[float], width: float) -> list[float]:
         if not math.isfinite(centre):
             found.append(centre)
             continue
-        # As far as both sides reach, so that a slope at an end is not flattened.
+        # The same span on both sides, so that the slope at an end is not flattened.
         span = min(reach, i, len(losses) - 1 - i)
         near = [
             (weights[abs(d)], losses[i + d])
@@ -40,10 +40,10 @@ def smooth(losses: Sequence[float], width: float) -> list[float]:
 
 
 def stops_at(losses: Sequence[float], diverged: float, width: int) -> int | None:
-    """The first step at which a sweep has diverged; `None` while it has not.
+    """Return the first step at which a sweep has diverged; `None` if it has not.
 
-    A step is judged by the mean of the last `width` losses, and by nothing after it: what is found does
-    not depend on how often one looks.
+    Each step is judged by the mean of its last `width` losses, without later ones, so the result does
+    not depend on how often the losses are read.
     """
     recent = [
         sum(losses[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(losses))
@@ -59,7 +59,7 @@ def stops_at(losses: Sequence[float], diverged: float, width: int) -> int | None
 
 
 def capped(losses: Sequence[float], diverged: float) -> list[float]:
-    """The losses, with those that exploded cut off: a neighbour's 1e20 says nothing about a step."""
+    """Limit losses to a ceiling, so that a huge loss does not dominate its neighbours' averages."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return list(losses)
@@ -74,7 +74,7 @@ def _ceiling(first: float, lowest: float, diverged: float) -> float:
 def suggest(
     rates: Sequence[float], even: Sequence[float], skipped: Sequence[bool] = ()
 ) -> tuple[float | None, float | None]:
-    """The rate of the steepest fall, and that of the lowest loss; `None` twice where nothing falls.
+    """Return the rates of the steepest decrease and of the lowest loss; both `None` without a decrease.
 
     A rate whose step was skipped is not suggested.
     """
@@ -95,7 +95,10 @@ def suggest(
 
 
 def _slope(even: Sequence[float], i: int, reach: int) -> float:
-    """The fall around a step, by least squares over its neighbours; rates are even in the logarithm."""
+    """Return the slope at a step, by least squares over its neighbours.
+
+    The rates are evenly spaced in the logarithm.
+    """
     near = [
         (j - i, even[j])
         for j in range(i - reach, i + reach + 1)

@@ -1,9 +1,9 @@
-"""The batch-size finder: doubling until memory does not suffice, then bisection.
+"""Batch-size finder: doubling until it runs out of memory, then bisection.
 
     found = finders.batch_size(steps, state, batch, highest=4096)
     print(found.size)
 
-Each size is tried on a copy of the state, which stays as it is.
+Each size is tried on a copy of the state; the given state does not change.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["BatchSizes", "Trial", "batch_size"]
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One size that was tried.
+    """Trial of one batch size.
 
     Attributes:
-        size: rows.
-        fits: whether the steps ran.
-        peak_bytes: device memory at its highest; `None` on a CPU, which does not count it.
+        size: number of rows.
+        fits: True if the steps ran without running out of memory.
+        peak_bytes: peak device memory in bytes; `None` on a CPU or if the size does not fit.
     """
 
     size: int
@@ -40,12 +40,12 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSizes:
-    """What a search for the largest batch has found.
+    """Result of a search for the largest batch size.
 
     Attributes:
-        size: the largest that ran.
-        too_large: the smallest that did not; `None` where even `highest` did.
-        trials: every size that was tried, in order.
+        size: the largest size that fits.
+        too_large: the smallest tried size that does not fit; `None` if `highest` fits.
+        trials: all trials, in order.
     """
 
     size: int
@@ -53,7 +53,7 @@ class BatchSizes:
     trials: tuple[Trial, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -76,32 +76,31 @@ def batch_size(
     n_steps: int = 2,
     compile: CompileOptions = False,
 ) -> BatchSizes:
-    """The largest batch that a training step has memory for; the state stays as it is.
+    """Find the largest batch size at which a training step fits into memory.
 
-    Sizes are doubled from `start` until one runs out of memory (halved where `start` does already), then
-    the gap is halved. Each is tried on
-    a fresh copy of the state. On a GPU leave a few per cent of room: a long run breaks its memory into
-    pieces. On a CPU the system may end the process before torch is refused memory: give a `highest` that
-    the machine can hold.
+    Sizes are doubled from `start` until one runs out of memory (or halved if `start` does), then the gap
+    is bisected. Each size is tried on a new copy of the state. On a GPU choose a size a few per cent
+    smaller, because memory fragments during a long run. On a CPU the operating system may kill the
+    process before an allocation fails: set `highest` to a size that fits into the machine's memory.
 
     Args:
-        steps: what `ftrain.make_steps` returned, or a step `(state, batch) -> (state, metrics)`.
+        steps: the result of `ftrain.make_steps`, or a step `(state, batch) -> (state, metrics)`.
         state: the training state. Not changed.
         batch: a batch, whose rows (the first axis) are repeated or cut to the size; or a function
             `size -> batch`.
         start: the first size; at least 2 for BatchNorm.
-        highest: no size above it is tried.
-        multiple: sizes between doublings are multiples of this: 8 where the hardware likes that.
+        highest: the largest size to try.
+        multiple: sizes between doublings are multiples of this, for example 8 for tensor cores.
         n_steps: steps at each size.
-        compile: eager steps take a little more memory than compiled ones, and a size takes no compile;
-            True or options for `ftrain.compile` measure the compiled, donated step itself.
+        compile: False: eager steps, which need slightly more memory than compiled ones but no
+            compilation for each size. True, or options for `ftrain.compile`: the compiled, donated step.
 
     Returns:
-        The sizes; `.size` is the answer.
+        The sizes; `.size` is the largest that fits.
 
     Raises:
-        MemoryError: not even one row fits; the message lists what to change.
-        ValueError: an option is out of its range; the batch has no rows.
+        MemoryError: a single row does not fit; the message lists remedies.
+        ValueError: an option is out of range; the batch has no rows.
 
     Example:
         >>> def step(state, batch):
@@ -148,7 +147,7 @@ def batch_size(
 def _tried(
     step: Step, state: Any, make: Callable[[int], Any], size: int, n_steps: int
 ) -> tuple[Trial, BaseException | None]:
-    """A few steps at one size; nothing that they took is held afterwards."""
+    """Run a few steps at one size, and release their memory afterwards."""
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
     on_cuda = any(device.type == "cuda" for device in devices)
     if on_cuda:
@@ -175,7 +174,7 @@ def _tried(
 
 
 def _batches_of(batch: Any) -> Callable[[int], Any]:
-    """`size -> batch`."""
+    """Return a function `size -> batch`."""
     if callable(batch) and not isinstance(batch, torch.Tensor):
         return batch  # type: ignore[no-any-return]
     tensors = [leaf for leaf in tree.leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim]

@@ -1,11 +1,11 @@
-"""The learning-rate finder: one short run in which the rate grows with every step.
+"""Learning-rate finder: one short run in which the rate grows with every step.
 
     found = finders.learning_rate(steps, state, train_data)
-    print(found)                      # what to take, and why
+    print(found)                      # the suggestion, with its reason
     found.plot("lr_find.png")
 
-The sweep is a function of the state: it runs on a copy. The rate is a tensor, so that there is one
-program for all rates; losses are read every `look_every` steps, in one transfer.
+The sweep runs on a copy of the state. The rate is a tensor, so that one program serves all rates;
+losses are read every `look_every` steps, in one transfer.
 
 References:
     Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3.
@@ -36,20 +36,20 @@ __all__ = ["RateSweep", "learning_rate"]
 
 @dataclasses.dataclass(frozen=True)
 class RateSweep:
-    """Losses over learning rates, and what follows from them.
+    """Losses over learning rates, with the suggested rate.
 
     Attributes:
-        rates: of each step, growing.
-        losses: of each step, taken before it; the last is where the loss had risen too far, or was not
-            finite.
-        smoothed: the losses without their noise: an average over neighbours on both sides.
-        suggestion: the rate at which the loss falls fastest; `None` where it never falls, where more
-            than half of the steps were skipped, or where none changed a parameter.
-        lowest: the rate at which the smoothed loss is lowest: already too high to train with; `None`
-            where there is no suggestion.
-        diverged: whether the loss rose so far, or became so large, that the sweep ended early.
-        skipped: how many steps were skipped for a non-finite gradient.
-        trained: whether the parameters changed at all.
+        rates: the learning rate of each step, increasing.
+        losses: the loss of each step, computed before its update; if the sweep diverged, the last one
+            is too high or not finite.
+        smoothed: the losses averaged with their neighbours on both sides.
+        suggestion: the rate at which the loss falls fastest; `None` if it never falls, if more than half
+            of the steps were skipped, or if none changed a parameter.
+        lowest: the rate at which the smoothed loss is lowest, which is too high for training; `None` if
+            there is no suggestion.
+        diverged: True if the sweep ended early because the loss rose too far or was not finite.
+        skipped: number of steps skipped because of non-finite gradients.
+        trained: True if a parameter changed.
 
     Example:
         >>> sweep = RateSweep((1e-3, 1e-2, 1e-1), (2.0, 1.0, 4.0), (2.0, 1.0, 4.0), 1e-2, 1e-2, True)
@@ -67,7 +67,7 @@ class RateSweep:
     trained: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes; a loss that is not finite is `None`."""
+        """Return a dict that `json.dumps` takes; a loss that is not finite is `None`."""
         content = dataclasses.asdict(self)
         for name in ("losses", "smoothed"):
             content[name] = [value if math.isfinite(value) else None for value in content[name]]
@@ -75,7 +75,7 @@ class RateSweep:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> RateSweep:
-        """The sweep that `to_json` was called on; a loss that was not finite is NaN."""
+        """Return the sweep from the output of `to_json`; a loss that was not finite is NaN."""
         series = {
             name: tuple(math.nan if value is None else value for value in content[name])
             for name in ("rates", "losses", "smoothed")
@@ -85,18 +85,18 @@ class RateSweep:
     def plot(
         self, out: Path | None = None, *, title: str | None = None, dark: bool = False
     ) -> Figure:
-        """Draw it: losses over rates on a logarithmic axis, with the suggestion.
+        """Draw the losses over the rates on a logarithmic axis, with the suggestion.
 
         Args:
-            out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
-            title: above the picture.
-            dark: light on dark.
+            out: the file to write, `.png`, `.svg` or `.pdf`; `None`: no file.
+            title: title of the figure.
+            dark: draw light on dark.
 
         Returns:
             The figure.
 
         Raises:
-            ImportError: matplotlib is not installed; the message says how to get it.
+            ImportError: matplotlib is not installed; the message says how to install it.
         """
         from ftrain.loop.plots._rate_sweep import (  # noqa: PLC0415  # needs an extra
             rate_sweep_figure,
@@ -151,36 +151,37 @@ def learning_rate(
     look_every: int = 20,
     compile: CompileOptions = True,
 ) -> RateSweep:
-    r"""Sweep the learning rate from `lowest` to `highest` in one short run; the state stays as it is.
+    r"""Sweep the learning rate from `lowest` to `highest` in one short run, on a copy of the state.
 
     Step $i$ of $n$ is taken with $\eta_i = \eta_0 (\eta_1 / \eta_0)^{i / (n - 1)}$. The suggestion is
     the rate at which the smoothed loss falls fastest over $\log \eta$, before its minimum. A rate whose
-    step was skipped for a non-finite gradient was not tried, and is not suggested. Of an ensemble the
-    loss is the mean over its members, and a step is skipped where every member skips it.
+    step was skipped because of a non-finite gradient is not suggested. For an ensemble, the loss is the
+    mean over its members, and a step counts as skipped if every member skips it.
 
     Args:
-        steps: what `ftrain.make_steps` returned, or a step, whose optimizer keeps its rate in the state,
+        steps: the result of `ftrain.make_steps`, or a step, whose optimizer keeps its rate in the state,
             `optim.with_hyperparams(optim.adamw, learning_rate=...)`; or a function of the rate,
             `lambda rate: ftrain.make_steps(model, loss_fn, optim.adamw(rate))`. It is called once, with
-            a 0-d tensor that takes each value in turn.
-        state: where the sweep starts: from `init_state`, or of a trained model. Not changed.
-        train_data: a `data.Loader`, a list of batches, or any iterable that starts anew each time; it is
-            gone through again where it is shorter than the sweep.
+            a 0-d tensor that holds each rate in turn.
+        state: the initial state, from `init_state` or of a trained model. Not changed.
+        train_data: a `data.Loader`, a list of batches, or any iterable that restarts on each iteration;
+            it is repeated if it is shorter than the sweep.
         lowest: the first rate, > 0.
         highest: the last rate.
-        n_steps: how many steps, at least 10.
-        diverged: the sweep ends where the mean of the last few losses is this many times as far above
-            the lowest as that is below the start (at least, as the start is high), or is not finite.
-        look_every: how often the losses are read; the result is the same for any.
-        compile: whether the step is compiled; or options for `ftrain.compile`.
+        n_steps: number of steps, at least 10.
+        diverged: the sweep ends when the mean of the last few losses is not finite, or exceeds the first
+            loss and exceeds the lowest mean by more than `diverged` times the larger of
+            (first loss - lowest mean) and |first loss|.
+        look_every: steps between two reads of the losses; it does not change the result.
+        compile: True if the step is compiled; or options for `ftrain.compile`.
 
     Returns:
         The sweep, with `.suggestion`.
 
     Raises:
         TypeError: the rate of `steps` is a constant.
-        ValueError: an option is out of its range; there is no batch; `last="pad"` with a model that
-            takes statistics over the rows of a batch.
+        ValueError: an option is out of range; the data has no batch; the data has `last="pad"` and the
+            model takes statistics over the rows of a batch.
 
     Example:
         >>> import ftrain
@@ -234,7 +235,7 @@ def learning_rate(
 
 
 def _has_trained(before: Any, after: Any) -> bool:
-    """Whether parameters changed; of a state that does not say which they are, it is assumed."""
+    """Return True if a parameter changed, or if the state has no `params` to compare."""
     params = [tree.leaves(getattr(state, "params", None)) for state in (before, after)]
     same = [
         torch.equal(*(leaf.contiguous().reshape(-1).view(torch.uint8) for leaf in pair))
@@ -246,7 +247,7 @@ def _has_trained(before: Any, after: Any) -> bool:
 def _stepper(
     steps: Any, state: Any, data: Batches, options: CompileOptions
 ) -> Callable[[Any, Any, torch.Tensor], tuple[Any, Any]]:
-    """`(state, batch, rate) -> (state, metrics)`, one program for all rates."""
+    """Return a step `(state, batch, rate) -> (state, metrics)`, with one program for all rates."""
     if is_factory(steps):
         device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))
         current = torch.zeros((), dtype=torch.float64, device=device)
@@ -255,7 +256,7 @@ def _stepper(
         made = compiled(plain, options)
 
         def with_rate(state: Any, batch: Any, rate: torch.Tensor) -> tuple[Any, Any]:
-            current.copy_(rate)  # what a program captures is read afresh at each call
+            current.copy_(rate)  # a program reads a captured tensor at each call
             return made(state, batch)
 
         return with_rate
@@ -283,7 +284,7 @@ def _stepper(
 
 
 def _seen(metrics: Any) -> torch.Tensor:
-    """Loss and whether the step was skipped, float64, of shape (2,): of an ensemble as one run."""
+    """Return `[loss, skipped]` as a float64 tensor, reduced over the members of an ensemble."""
     try:
         loss = metrics["loss"]
     except (KeyError, TypeError, IndexError):
@@ -301,7 +302,7 @@ def _seen(metrics: Any) -> torch.Tensor:
             f"metric 'loss' must be a 0-d tensor, or have an axis of members; got shape "
             f"{tuple(found[0].shape)}. Reduce it first: value.mean()."
         )
-    # In memory of its own: the next step may write where these are.
+    # A copy: the next step may overwrite the memory of the metrics.
     return torch.stack([found[0].mean(), found[1].amin().to(found[0].device)])
 
 

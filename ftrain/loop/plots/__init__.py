@@ -1,6 +1,6 @@
-"""Plots of runs: curves as an image or as a page, and samples of a model.
+"""Plots of runs: curves as an image or a page, and grids of images.
 
-Drawing needs matplotlib (`pip install 'ftrain[examples]'`); the page needs nothing.
+Drawing needs matplotlib (`pip install 'ftrain[examples]'`); the page needs no extra package.
 
 Read next: `run_log.py`, the data of the plots.
 """

@@ -1,4 +1,4 @@
-"""Scales and ticks: round numbers, and no offset to multiply by."""
+"""Scales and ticks: round numbers, without an offset or a common factor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["clock_unit", "scale_x", "scale_y", "tick"]
 
-_LOG_RANGE = 30.0  # a loss that falls this many times over is read better on a logarithmic axis
+_LOG_RANGE = 30.0  # ratio of largest to smallest value above which an axis is logarithmic
 _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
@@ -36,7 +36,7 @@ def tick(value: float, largest: float) -> str:
 
 
 def clock_unit(seconds: float) -> tuple[str, float]:
-    """Return the unit for so many seconds, and its length.
+    """Return the unit for a duration, and the unit's length in seconds.
 
     Example:
         >>> clock_unit(90.0), clock_unit(9000.0)
@@ -46,7 +46,7 @@ def clock_unit(seconds: float) -> tuple[str, float]:
 
 
 def scale_x(ax: Axes, whole: bool) -> None:
-    """Set round ticks from left to right; `whole` ones if there are no others."""
+    """Set round ticks on the horizontal axis, on integers if `whole`."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # optional
 
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=whole, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -77,7 +77,7 @@ def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> N
 
 
 def _formatter(each: bool = False) -> Any:
-    """Return `tick` for all ticks of an axis; `each` by itself, if they are decades apart."""
+    """Return a formatter that applies `tick`, with a common unit or, if `each`, one per tick."""
     from matplotlib.ticker import Formatter  # noqa: PLC0415  # optional
 
     class Ticks(Formatter):

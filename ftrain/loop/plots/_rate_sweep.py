@@ -1,4 +1,4 @@
-"""The picture of a learning-rate sweep."""
+"""Figure of a learning-rate sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["rate_sweep_figure"]
 
 
 class Sweep(Protocol):
-    """The part of a `RateSweep` that is drawn."""
+    """Attributes of a `RateSweep` that are drawn."""
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -24,15 +24,15 @@ class Sweep(Protocol):
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """The loss at each rate."""
+        """Loss at each rate."""
 
     @property
     def smoothed(self) -> tuple[float, ...]:
-        """The smoothed loss at each rate."""
+        """Smoothed loss at each rate."""
 
     @property
     def suggestion(self) -> float | None:
-        """The suggested rate."""
+        """Suggested rate; `None` if there is none."""
 
 
 def rate_sweep_figure(sweep: Sweep, out: Path | None, title: str | None, dark: bool) -> Figure:

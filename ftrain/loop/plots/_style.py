@@ -1,4 +1,4 @@
-"""Style of the plots: colours for the colour-blind, on white and on near-black."""
+"""Style of the plots: colour-blind-safe colours on white and on near-black."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Theme:
     """Colours of one mode.
 
     Attributes:
-        page: of the page, around its charts.
-        panel: of a chart, and of a picture.
-        edge: of frames.
-        text: of titles.
-        quiet: of labels and ticks.
-        grid: of lines behind the curves.
-        wrong: of a prediction that is.
-        series: one a run.
+        page: background of the page, around its charts.
+        panel: background of a chart, and of an image.
+        edge: frames.
+        text: titles.
+        quiet: labels and ticks.
+        grid: grid lines behind the curves.
+        wrong: wrong predictions.
+        series: colours of the runs.
     """
 
     page: str
@@ -52,7 +52,7 @@ class Theme:
     series: tuple[str, ...]
 
     def hue(self, index: int) -> str:
-        """Return the colour of a run; from the ninth on the same ones darker, then lighter.
+        """Return the colour of a run; from the ninth run on, darker, then lighter variants.
 
         Example:
             >>> LIGHT.hue(0), LIGHT.hue(8), LIGHT.hue(24) == LIGHT.hue(0)
@@ -108,7 +108,7 @@ DARK = Theme(
     ),
 )
 
-#: The order of charts; what is not here follows by name.
+#: Order of charts; other metrics follow by name.
 FIRST = (
     "loss",
     "accuracy",
@@ -119,7 +119,7 @@ FIRST = (
     "tokens_per_second",
 )
 
-#: Metrics that say little as a curve.
+#: Metrics that get no chart by default.
 HIDDEN = (
     "grad_norm_min",
     "grad_norm_max",
@@ -148,7 +148,7 @@ def label(metric: str) -> str:
 
 
 def shortened(name: str, most: int = 32) -> str:
-    """Shorten a name for a legend in its middle: runs differ at the end more often.
+    """Shorten a name in the middle for a legend: names of runs more often differ at the end.
 
     Example:
         >>> shortened("a-rather-long-name-of-a-run-with-learning-rate-01")
@@ -161,7 +161,7 @@ def shortened(name: str, most: int = 32) -> str:
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """Return metrics in the order of their charts: known ones, plain names, groups (`a/b`)."""
+    """Sort metrics by the order of their charts: known names, plain names, groups (`a/b`)."""
 
     def rank(name: str) -> tuple[int, bool, str]:
         return (FIRST.index(name) if name in FIRST else len(FIRST), "/" in name, name)
@@ -170,10 +170,10 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """Return the metrics with a chart of their own: without zero counts, extremes and groups."""
+    """Return the metrics that get a chart: without zero counts, extremes and groups."""
     found = []
     names = ordered(name for log in logs for name in log.curves)
-    hidden = {*HIDDEN, *extremes(names)}  # an ensemble's, which its charts show as a band
+    hidden = {*HIDDEN, *extremes(names)}  # extremes are drawn as a band around the mean
     for metric in names:
         values = [v for log in logs for c in log.curves.get(metric, {}).values() for v in c.values]
         counted = metric == "skipped" and any(values)
@@ -183,10 +183,10 @@ def shown(logs: Sequence[RunLog]) -> list[str]:
 
 
 def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
-    """Return a figure without global state of matplotlib and without a display.
+    """Return a figure that needs neither matplotlib's global state nor a display.
 
     Raises:
-        ImportError: matplotlib is not installed; the message says how to get it.
+        ImportError: matplotlib is not installed; the message says how to install it.
     """
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  # optional

@@ -1,6 +1,6 @@
-"""The curves of one run or several, in one picture.
+"""Curves of one or several runs in one image.
 
-Read next: `page.py`, the interactive form.
+Read next: `page.py`, the interactive page.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["curves", "smoothed"]
 Axis = Literal["step", "epoch", "time"]
 
 _AXES = {"step": "steps", "epoch": "epochs", "time": "times"}
-_MANY = 8  # runs; more than these have thinner lines
-_LETTER, _MARK = 0.078, 0.6  # inches of a legend: a letter, and what stands before the name
+_MANY = 8  # number of runs above which lines are thinner
+_LETTER, _MARK = 0.078, 0.6  # inches in a legend: a letter; the marker before a name
 
 
 def curves(
@@ -37,28 +37,28 @@ def curves(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw the metrics of runs: a chart a metric, a colour a run, held-out data with dots.
+    """Draw the metrics of runs: a chart per metric, a colour per run, evaluations with dots.
 
-    Around an ensemble's mean a band reaches from the smallest to the largest of its members.
+    For an ensemble, a band around the mean covers the range from its smallest to its largest member.
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s; one or several.
-        out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
-        metrics: which to draw, in this order; default: all that were logged, without groups such as
+        out: the file to write, `.png`, `.svg` or `.pdf`; `None`: no file.
+        metrics: the metrics to draw, in this order; default: all logged metrics without groups such as
             `layers/...`, at most eight.
-        x: what runs to the right: "step", "epoch" or "time" (seconds).
-        smooth: weight of the past in a running average of training curves, in [0, 1); what was logged
-            stays visible behind it.
-        title: above the picture.
-        dark: light on dark.
+        x: the horizontal axis: "step", "epoch" or "time" (seconds).
+        smooth: weight of the past in a running average of training curves, in [0, 1); the logged values
+            stay visible behind it.
+        title: title of the figure.
+        dark: draw light on dark.
 
     Returns:
         The figure.
 
     Raises:
-        DataError: a run has no log; no run has such a metric.
-        ImportError: matplotlib is not installed; the message says how to get it.
-        ValueError: an option is out of its range.
+        DataError: a run has no log; no run has logged one of `metrics`.
+        ImportError: matplotlib is not installed; the message says how to install it.
+        ValueError: an option is out of range.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -107,7 +107,9 @@ def curves(
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Return a running average, `weight` of it the past, corrected for its start; NaN stays NaN.
+    """Return an exponential average, with weight `weight` on the past and bias correction.
+
+    Non-finite values become NaN, and do not change the average.
 
     Example:
         >>> smoothed([1.0, 1.0, float("nan"), 3.0], 0.5)
@@ -171,7 +173,7 @@ def _draw(
 def _band(
     log: RunLog, metric: str, split: str, curve: Curve
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The smallest and largest value over an ensemble's members; `None` of a single run."""
+    """Return the smallest and largest values over an ensemble's members; `None` for a single run."""
     low, high = (log.curves.get(f"{metric}_{which}", {}).get(split) for which in ("min", "max"))
     members = any(name.startswith(f"{metric}/member_") for name in log.curves)
     if not members or low is None or high is None or not low.steps == high.steps == curve.steps:
@@ -180,7 +182,7 @@ def _band(
 
 
 def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[float, float]:
-    """Return one range for all charts, so that they align."""
+    """Return the common range of the horizontal axes, so that the charts align."""
     at = [
         value
         for log in logs
@@ -204,7 +206,7 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
 
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
-    """Return a colour for each run; with one run, for each split."""
+    """Return the colour and line style: a colour per run or, for a single run, per split."""
     if len(logs) == 1:
         every = [s for s in _all_splits(logs) if s != "train"]
         return theme(dark).hue(0 if split == "train" else 1 + every.index(split)), "o-"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["image_grid"]
 
-_LINE = 20  # letters of a name
+_LINE = 20  # maximum letters of a label
 
 
 def image_grid(
@@ -30,26 +30,26 @@ def image_grid(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw a batch of images with their predictions; wrong ones in red, with the right label.
+    """Draw a batch of images with their predictions; wrong ones in red, with the target.
 
     Args:
         images: any dtype, `(n, height, width)`, `(n, channels, height, width)` or
-            `(n, height, width, channels)`, with 1, 3 or 4 channels. Each picture's own smallest and
-            largest values become black and white, where they do not lie in [0, 1] (or are bytes).
-        predictions: labels, or scores of shape `(n, classes)`, of which the largest counts.
-        targets: the right labels.
-        out: the file to write, `.png`, `.svg` or `.pdf`; `None`: none.
-        names: what the labels 0, 1, ... are called.
-        columns: default: about as many as rows.
-        title: above the picture.
-        dark: light on dark.
+            `(n, height, width, channels)`, with 1, 3 or 4 channels. Bytes are divided by 255. An image
+            with other values outside of [0, 1] is scaled so that its smallest is 0 and its largest 1.
+        predictions: labels, or scores of shape `(n, classes)`, of which the argmax is the label.
+        targets: the true labels.
+        out: the file to write, `.png`, `.svg` or `.pdf`; `None`: no file.
+        names: names of the labels 0, 1, ...
+        columns: number of columns; default: about as many as rows.
+        title: title of the figure.
+        dark: draw light on dark.
 
     Returns:
         The figure.
 
     Raises:
-        ImportError: matplotlib is not installed; the message says how to get it.
-        ValueError: shapes that are no images, or lengths that differ.
+        ImportError: matplotlib is not installed; the message says how to install it.
+        ValueError: the shape is not that of images, or lengths differ.
 
     Example:
         >>> figure = image_grid(torch.rand(6, 1, 8, 8), torch.eye(6), [0, 1, 2, 3, 4, 0])
@@ -63,7 +63,7 @@ def image_grid(
     colours = theme(dark)
     captions = [_caption(said, right, i, colours) for i in range(n)]
     lines = [line for text, *_ in captions for line in text.split("\n")]
-    # A bold letter of 8 points is 0.075 inches wide, one of the title 0.1.
+    # Width in inches: 0.075 for a bold letter of 8 points, 0.1 for a letter of the title.
     cell = max(1.05, 0.075 * max(map(len, lines)) + 0.15)
     shape = pictures.shape[1] / pictures.shape[2]
     tall = max(0.3, min(cell, 1.05) * min(shape, 2.0)) + 0.2 * (1 + len(lines) // (n + 1))
@@ -96,7 +96,7 @@ def image_grid(
 def _caption(
     said: list[str] | None, right: list[str] | None, i: int, colours: Theme
 ) -> tuple[str, str, str]:
-    """Return text, colour and weight; long names get lines of their own."""
+    """Return the text, colour and font weight of a caption; long labels take two lines."""
     if not said or not right:
         return shortened((said or right or [""] * (i + 1))[i], _LINE), colours.quiet, "normal"
     one, other = shortened(said[i], _LINE), shortened(right[i], _LINE)

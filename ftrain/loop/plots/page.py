@@ -1,8 +1,8 @@
-"""An interactive page of curves: one HTML file that needs no other.
+"""Interactive page of curves, as one self-contained HTML file.
 
 The page is `_page.html` with `_page.css`, `_page.js` and the curves as JSON inserted. It opens from
-a disk or a mail and loads nothing (its content policy forbids it), and the same logs give the same
-bytes.
+a disk or an email and loads nothing else (its content security policy forbids it). The same logs give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ftrain.loop.plots.summary import better, summary
 
 __all__ = ["page"]
 
-#: Points of a curve that a page keeps; more than a screen has columns.
+#: Maximum number of points per curve; more than a screen has columns.
 POINTS = 2000
 
-#: Colours that runs have in turn; `_page.js` counts them too.
+#: Number of distinct colours for runs; `_page.js` uses the same number.
 HUES = 24
 
 
@@ -36,11 +36,11 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s; one or several.
-        out: the file to write; `None`: none.
-        title: of the page; default: the runs' names.
+        out: the file to write; `None`: no file.
+        title: title of the page; default: the runs' names.
 
     Returns:
-        The page.
+        The HTML text.
 
     Raises:
         DataError: a run has no log.
@@ -62,7 +62,7 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
         "JS": _resource("_page.js"),
     }
     text = _resource("_page.html")
-    pieces = text.split("%%")  # what is put in is not looked at again
+    pieces = text.split("%%")  # inserted text is not searched for placeholders
     made = "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
     if out is not None:
         pathlib.Path(out).write_text(made, encoding="utf-8")
@@ -70,7 +70,7 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
 
 
 def thinned(curve: Curve, points: int = POINTS) -> list[int]:
-    """Return the points of a curve to keep: the first, the last, and the extremes of each stretch.
+    """Return the indices of the points to keep: the first, the last, and the extremes of each interval.
 
     Example:
         >>> thinned(Curve(*[tuple(map(float, range(10)))] * 4), 4)
@@ -93,7 +93,7 @@ def thinned(curve: Curve, points: int = POINTS) -> list[int]:
 
 
 def _title(names: Sequence[str], most: int = 60) -> str:
-    """Return as many names as fit a line.
+    """Return as many names as fit on a line.
 
     Example:
         >>> _title(["first", "second"]), _title(["first", "second", "third"], 12)
@@ -133,7 +133,7 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
 
 
 def _group(metric: str, hidden: Collection[str]) -> str:
-    """Return the section of the page; "" is the first, which is open."""
+    """Return the section of a metric on the page; "" is the first section, which is open."""
     if "/" in metric:
         return metric.partition("/")[0]
     return "more" if metric in hidden else ""
@@ -150,7 +150,7 @@ def _series(run: int, split: str, curve: Curve) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float | int | None:
-    """Round to six digits, more than a screen shows; `None` for values that JSON does not have."""
+    """Round to six digits, more than a screen shows; return `None` for non-finite values."""
     if not math.isfinite(value):
         return None
     short = float(f"{value:.6g}") if abs(value) < 1e15 and value != int(value) else value

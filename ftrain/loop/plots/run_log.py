@@ -1,6 +1,6 @@
-"""The log of a run as curves, read from `metrics.jsonl`.
+"""Log of a run as curves, read from `metrics.jsonl`.
 
-Read next: `curves.py`, the picture; `page.py`, the page.
+Read next: `curves.py`, the image; `page.py`, the page.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Path = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One metric of one split, in the order of the steps.
+    """Curve of one metric of one split, in the order of the steps.
 
     Attributes:
         steps: training steps.
-        epochs: passes over the data, with their fractions where the log says when each ended; NaN where
-            it says nothing.
-        times: seconds since the run began; NaN where the log does not say.
-        values: NaN where the metric was not finite (`null` in the log).
+        epochs: epochs, with fractions if the log has rows for the ends of epochs; NaN if the log has no
+            epochs.
+        times: seconds since the run began; NaN if missing in the log.
+        values: values of the metric; NaN if it was not finite (`null` in the log).
     """
 
     steps: tuple[float, ...]
@@ -41,26 +41,26 @@ class Curve:
 
     @property
     def last(self) -> float:
-        """The value at the last step."""
+        """Value at the last step."""
         return self.values[-1]
 
     @property
     def lowest(self) -> float:
-        """The smallest value; NaN if none is finite."""
+        """Smallest value; NaN if none is finite."""
         return min((value for value in self.values if math.isfinite(value)), default=math.nan)
 
     @property
     def highest(self) -> float:
-        """The largest value; NaN if none is finite."""
+        """Largest value; NaN if none is finite."""
         return max((value for value in self.values if math.isfinite(value)), default=math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """The curves of one run.
+    """Curves of one run.
 
     Attributes:
-        name: what a legend calls it.
+        name: the name of the run in legends.
         path: the file that was read.
         curves: metric -> split -> curve.
     """
@@ -71,7 +71,7 @@ class RunLog:
 
     @property
     def step(self) -> int:
-        """The last logged step."""
+        """Last logged step."""
         found = (c.steps[-1] for splits in self.curves.values() for c in splits.values())
         return int(max(found, default=0))
 
@@ -87,10 +87,10 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
 
     Args:
         path: a run directory, or a `.jsonl` file of rows `{"step": 100, "split": "train", "loss": 0.5}`.
-        name: for legends; default: the directory's.
+        name: the name in legends; default: the name of the directory.
 
     Raises:
-        DataError: there is no log, or nothing in it.
+        DataError: the log is missing, or has no row with a step and a metric.
 
     Example:
         >>> import tempfile
@@ -131,7 +131,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
     """Read the curves of several runs, each under a unique name.
 
     Raises:
-        DataError: a run has no log; or no run is given.
+        DataError: a run has no log; no run is given.
     """
     several: Iterable[Path | RunLog]
     several = [runs] if isinstance(runs, (str, os.PathLike, RunLog)) else list(runs)
@@ -144,7 +144,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
 
 
 def splits_of(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Return the curves of a metric for one chart: speeds of training, not of evaluation."""
+    """Return the curves of a metric by split; for speeds, only those of training."""
     found = dict(log.curves.get(metric, {}))
     if metric.endswith("_per_second") and "train" in found:
         return {"train": found["train"]}
@@ -162,7 +162,7 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def _passes(step: float, ends: Sequence[float]) -> float:
-    """Return epochs as a function of the step; the current one is assumed as long as the last."""
+    """Return the epoch at a step, assuming that the current epoch is as long as the last one."""
     done = bisect.bisect_right(ends, step)
     if done == len(ends):
         begin, size = ends[-1], ends[-1] - (ends[-2] if len(ends) > 1 else 0)
@@ -184,7 +184,7 @@ def _number(value: Any) -> float:
 
 
 def _names(logs: Sequence[RunLog]) -> list[str]:
-    """Return the last parts of each path, as many as distinguish the runs; numbered if none do."""
+    """Return unique names: the last parts of each path that distinguish the runs, or numbers."""
     given = [log.name for log in logs]
     folders = [log.path.resolve().parent.parts for log in logs]
     names = list(given)

@@ -1,4 +1,4 @@
-"""A table of runs: progress, metrics, and the settings in which they differ."""
+"""Table of runs: progress, metrics, and the settings that differ between them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ftrain.loop.plots.run_log import RunLog, Runs, read_runs
 
 __all__ = ["summary"]
 
-#: Of these the smallest value is the best.
+#: Metrics of which smaller values are better, by the beginning of a word.
 LOWER = ("loss", "perplexity", "error", "nll", "mae", "mse", "rmse", "wer", "cer")
 
-#: Of these the largest is.
+#: Metrics of which larger values are better.
 HIGHER = ("accuracy", "f1", "auc", "bleu", "rouge", "recall", "precision", "iou", "r2", "top")
 
-#: Settings that say where a run lies, and not what it is.
+#: Settings that name or locate a run and do not affect its result.
 _PLACES = ("output_dir", "name", "run_name")
 
 
 def summary(runs: Runs) -> list[dict[str, float | int | str]]:
-    """Return a row for each run: name, settings, last step, seconds, and metrics at their best and last.
+    """Return a row for each run: name, settings, last step, seconds, best and last metrics.
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s.
 
     Returns:
-        Rows with the keys `run`; of `config.yaml` what is not the same in all runs, such as
+        Rows with the keys `run`; the keys of `config.yaml` whose values differ between the runs, such as
         `optimizer.learning_rate`; `step`, `seconds`, `eval/loss (best)`, `eval/loss`, `train/loss`, ...
 
     Raises:
@@ -42,7 +42,7 @@ def summary(runs: Runs) -> list[dict[str, float | int | str]]:
 
 
 def better(metric: str) -> int:
-    """Return 1 if more of this metric is better, -1 if less is, 0 if that is unknown.
+    """Return 1 if larger values of a metric are better, -1 if smaller ones are, 0 if unknown.
 
     Example:
         >>> better("loss"), better("top5_accuracy"), better("learning_rate")
@@ -75,7 +75,7 @@ def _row(log: RunLog) -> dict[str, float | int | str]:
 
 
 def _settings(log: RunLog) -> dict[str, str]:
-    """Return the flat `config.yaml` beside the log; `{}` if there is none to read."""
+    """Return the flattened `config.yaml` beside the log; `{}` if it is missing or invalid."""
     try:
         text = (log.path.parent / "config.yaml").read_text(encoding="utf-8")
         content = yaml.safe_load(text)
