@@ -1,4 +1,4 @@
-"""The time that a run takes, with and without what interrupts its steps."""
+"""Clock of a run, with pauses for work between its steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Seconds since it was made.
+    """Clock that counts from its creation.
 
     Example:
         >>> clock = Clock()
@@ -24,20 +24,20 @@ class Clock:
         self._away = 0.0
 
     def total(self) -> float:
-        """All of them."""
+        """Return elapsed seconds, including pauses."""
         return time.perf_counter() - self._start
 
     def read(self) -> float:
-        """Those in which it was not paused."""
+        """Return elapsed seconds, excluding pauses."""
         return time.perf_counter() - self._start - self._away
 
     def paused(self) -> Pause:
-        """A context whose seconds do not count."""
+        """Return a context that pauses the clock."""
         return Pause(self)
 
 
 class Pause:
-    """A stretch of time; `seconds` long once it is over."""
+    """Context that pauses a clock; `seconds` is its duration, set at its end."""
 
     seconds = 0.0
 

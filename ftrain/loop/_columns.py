@@ -1,6 +1,6 @@
-"""What some steps returned, as numbers on the host: all of it in one copy, nothing folded yet.
+"""Metrics of several steps as numbers on the host, read in one copy and not yet merged.
 
-Read next: `_running.py`, which folds it.
+Read next: `_running.py`, which merges them.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _EXAMPLES = {PerExample, Unreduced}
 
 
 class Column(NamedTuple):
-    """One metric over some steps.
+    """One metric over several steps.
 
     Attributes:
         kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
-        fields: for each of its fields a number a step, of "Last" the last alone; of another class: the
-            metrics themselves. Of an ensemble's metric, for each of its fields a list of these, one a
-            member.
-        unweighted: whether it is a mean that came without a weight.
-        members: how many members have one; `ONE` where it is a single number.
+        fields: for each of its fields a list with one number per step (for "Last" only the last one);
+            for another class, a list of the metrics. For an ensemble's metric, each field is a list of
+            such lists, one per member.
+        unweighted: True for a mean without a weight.
+        members: number of members; `ONE` for a single number.
     """
 
     kind: str
@@ -57,18 +57,18 @@ class Column(NamedTuple):
     members: int = ONE
 
     def of_members(self) -> Iterator[tuple[list[Any], ...]]:
-        """The fields of each member in turn; of a single number, its own."""
+        """Iterate over the fields of each member, or over those of the single metric."""
         if self.members == ONE:
             return iter([self.fields])
         return zip(*self.fields, strict=True)
 
 
 class Columns(NamedTuple):
-    """What some steps returned that have the same metrics.
+    """Metrics of consecutive steps with the same names and kinds.
 
     Attributes:
-        steps: how many.
-        columns: `{name: Column}`. A skipped step is in `skipped`, in the latest values, and in no other.
+        steps: number of steps.
+        columns: `{name: Column}`. Skipped steps count only in `skipped` and in metrics of kind "Last".
     """
 
     steps: int
@@ -78,16 +78,16 @@ class Columns(NamedTuple):
 def read(
     steps: Sequence[Any], rows: Sequence[int] | None = None, members: int | None = None
 ) -> list[Columns]:
-    """Read what some steps returned: one copy for each device and dtype, however many steps.
+    """Read the metrics of several steps, in one copy for each device and dtype.
 
     Args:
         steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers
-            (those count as a `Mean` of weight one); with a leading axis where it is an ensemble's.
-        rows: how many samples each step saw: the weights of means that came without one.
-        members: how many there are, as `members_of` the state says it.
+            (those count as a `Mean` of weight one); with a leading axis for an ensemble.
+        rows: number of samples of each step, used as weights of means without a weight.
+        members: number of members, as returned by `members_of`.
 
     Returns:
-        Columns for each stretch of steps with the same metrics; one where all have the same.
+        Columns for each run of consecutive steps with the same metrics.
 
     Raises:
         TypeError: a metric is not a number, or is empty; the message names it.
@@ -121,11 +121,11 @@ def read(
 
 
 def row_names(metrics: Any, members: int | None = None) -> list[str]:
-    """Return the columns that a step's metrics make in a row of the log; reads no value.
+    """Return the names of a step's metrics in a row of the log, without reading values.
 
     Args:
-        metrics: what a step returned.
-        members: how many there are, as `members_of` the state says it.
+        metrics: the metrics that a step returned.
+        members: number of members, as returned by `members_of`.
 
     Raises:
         TypeError: a metric is not a number.
@@ -148,12 +148,12 @@ def row_names(metrics: Any, members: int | None = None) -> list[str]:
 
 
 def check_names(metrics: Any, members: int | None) -> Literal[False]:
-    """Refuse the metrics of a step as soon as they are there, as `read` would.
+    """Raise for invalid metrics right after a step, with the errors that `read` would raise.
 
-    Warns of tensors with axes, which are not logged, unless they are `PerExample` by intent.
+    Warn about metrics with one entry per example, which are not logged, unless they are `PerExample`.
 
     Returns:
-        Whether they are still to be checked.
+        False: the metrics need no further check.
 
     Raises:
         TypeError: a metric is not a number, or is empty.
@@ -180,7 +180,7 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
 
 
 def without_examples(metrics: Any) -> Any:
-    """Return the metrics of a step without the values of each example, whose memory is not kept."""
+    """Return the metrics of a step without per-example values, so that their memory is released."""
     if isinstance(metrics, Metrics):
         entries = _entries(metrics)
         return metrics if entries is metrics.entries else Metrics(dict(entries))
@@ -188,10 +188,10 @@ def without_examples(metrics: Any) -> Any:
 
 
 def _entries(metrics: Any) -> Mapping[Any, Any]:
-    """Return the metrics of a step by name, without the values of each example.
+    """Return the metrics of a step by name, without per-example values.
 
     Raises:
-        TypeError: they are not a mapping.
+        TypeError: the metrics are not a mapping.
     """
     if isinstance(metrics, Metrics):
         entries: Mapping[Any, Any] = metrics.entries
@@ -203,13 +203,13 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
             f"metrics such as ftrain.Mean(total, weight); got {type(metrics).__name__}. Write "
             "`return state, {'loss': loss}`."
         )
-    if _EXAMPLES.isdisjoint(map(type, entries.values())):  # 0.4 µs
+    if _EXAMPLES.isdisjoint(map(type, entries.values())):  # takes 0.4 µs
         return entries
     return {name: x for name, x in entries.items() if type(x) not in _EXAMPLES}
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
-    """Return how many members have these metrics: as many as have a loss, if the state does not say."""
+    """Return the number of members: `members` or, if it is `None`, the length of the loss."""
     if members is not None:
         return members
     loss = entries.get("loss")
@@ -220,7 +220,7 @@ def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
 
 
 def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ...]]]]:
-    """Stretches of steps whose metrics have the same names and kinds: names, and a row for each step."""
+    """Group consecutive steps by names and kinds of metrics; yield names and a row for each step."""
     names: list[Any] = []
     kinds: list[type] = []
     rows: list[tuple[Any, ...]] = []
@@ -270,7 +270,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _members(fields: Sequence[Any], n: int) -> int | None:
-    """How many members fields are of, `ONE` of numbers; `None` where they are neither."""
+    """Return the number of members of a metric's fields; `None` if the fields are not valid."""
     members = ONE
     for x in fields:
         if not isinstance(x, torch.Tensor):
@@ -300,7 +300,7 @@ def _not_a_metric(name: Any, found: Any, n: int) -> str:
 
 
 def _by_member(columns: dict[str, Column]) -> None:
-    """The fields of an ensemble's metrics from one list a step to one list a member, in place."""
+    """Transpose the fields of an ensemble's metrics from steps to members, in place."""
     for name, column in columns.items():
         n = column.members
         if n == ONE:
@@ -314,7 +314,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """A step's number that all members share is each one's."""
+    """Transpose a field from steps to members; a number shared by all members is repeated."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))
@@ -326,12 +326,12 @@ def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
 
 
 def _row(metric: Any, i: int) -> Any:
-    """The metric of one member; a leaf without an axis is every member's."""
+    """Return the metric of one member; all members share a leaf without an axis."""
     return tree.map(lambda x: x[i] if isinstance(x, torch.Tensor) and x.ndim else x, metric)
 
 
 def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
-    """Means without a weight get that of their batch, in place; where its size is not known, one."""
+    """Weight unweighted means by the size of their batch, in place; by 1 if it is unknown."""
     start = 0
     for steps, columns in found:
         sizes = rows[start : start + steps]
@@ -345,9 +345,9 @@ def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
 
 
 def _leave_out_skipped(chunk: Columns) -> None:
-    """A skipped step has no metrics, as it has no gradient: means are over those that were applied.
+    """Remove skipped steps from the metrics, in place, so that means cover the applied steps only.
 
-    In place; its `skipped` and the latest values (a learning rate, a loss scale) stay.
+    Metrics of kind "Last" (a learning rate, a loss scale) and `skipped` itself keep all steps.
     """
     skipped = chunk.columns.get("skipped")
     if skipped is None or not skipped.kind or skipped.kind == "Last":
@@ -355,7 +355,7 @@ def _leave_out_skipped(chunk: Columns) -> None:
     if not any(any(fields[0]) for fields in skipped.of_members()):
         return
     applied = [[not one for one in fields[0]] for fields in skipped.of_members()]
-    every = [any(step) for step in zip(*applied, strict=True)]  # of a metric that members share
+    every = [any(step) for step in zip(*applied, strict=True)]  # for metrics that members share
     for name, column in chunk.columns.items():
         if name == "skipped" or column.kind == "Last":
             continue
@@ -367,7 +367,7 @@ def _leave_out_skipped(chunk: Columns) -> None:
 
 
 def _add_spread(columns: dict[str, Column]) -> None:
-    """The smallest and the largest gradient norm beside the mean: of any step, of any member."""
+    """Add the smallest and largest gradient norm over all steps and members."""
     norm = columns.get("grad_norm")
     if norm is None or norm.kind != "Mean":
         return

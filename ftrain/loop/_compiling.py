@@ -1,6 +1,6 @@
-"""The first call of a compiled step, announced: it may take half a minute of silence.
+"""Events around the first call of a compiled step, which may take half a minute.
 
-And whether it can succeed, looked at before anything is written.
+It also checks for a compiler before a run writes anything.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["Compiling", "check_compiler"]
 
 
 def check_compiler(steps: Iterable[Any], state: Any) -> None:
-    """Refuse what would fail at the first call of a step that is compiled.
+    """Raise if a step is to be compiled and there is no compiler.
 
     Raises:
-        CompilerMissingError: there is no C++ compiler; the message says what to do.
+        CompilerMissingError: there is no C++ compiler; the message says how to get one.
     """
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
-    if len(devices) == 1:  # else: what is made for which of them, nobody knows yet
+    if len(devices) == 1:  # with several devices, the compiler that each needs is not known yet
         for step in steps:
             if isinstance(step, Compiled):
                 step.check_compiler(*devices)
 
 
 class Compiling:
-    """Shows `CompileBegin` before a step's first call and `CompileEnd` behind it.
+    """Emit `CompileBegin` before a step's first call and `CompileEnd` after it.
 
     Attributes:
-        is_due: whether the next call is the first, which compiles.
+        is_due: True if the next call is the first, which compiles.
     """
 
     def __init__(self, now: Any, what: str, step: Callable[..., Any]) -> None:
@@ -50,25 +50,25 @@ class Compiling:
         return header
 
     def begin(self) -> Events:
-        """It is about to be called."""
+        """Emit `CompileBegin`, and start the clock."""
         yield from self._now.show(CompileBegin(*self._header(), self._what))
         self._began = time.perf_counter()
 
     def done(self) -> None:
-        """It was called: tell the callbacks."""
+        """Dispatch `CompileEnd` to the callbacks."""
         self.is_due = False
         seconds = time.perf_counter() - self._began
         self._end = CompileEnd(*self._header(), self._what, seconds)
         self._now.tell(self._end)
 
     def end(self) -> Events:
-        """Tell the generator's consumer too, whose turn it was not yet."""
+        """Yield the `CompileEnd` that `done` created, if the generator's consumer wants it."""
         now, event = self._now, self._end
         if event is not None and now.wanted(CompileEnd):
             now.ask((yield event) or (), event)
 
     def timed(self, *args: Any) -> Any:
-        """The step, whose first call is the one that counts."""
+        """Call the step; after its first call, dispatch `CompileEnd`."""
         found = self._step(*args)
         if self.is_due:
             self.done()

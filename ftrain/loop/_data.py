@@ -1,4 +1,4 @@
-"""Training data as `(batch, cursor)` pairs, whatever it comes as."""
+"""Conversion of training data to `(batch, cursor)` pairs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["Batches", "Listed", "as_batches", "check_padding", "joined", "length
 
 
 class Batches(Protocol):
-    """What a `Loader` and a `Stream` offer."""
+    """Protocol of training data, implemented by `Loader` and `Stream`."""
 
     def start(self) -> Cursor:
-        """The cursor before the first batch."""
+        """Return the cursor before the first batch."""
 
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """The batches from a cursor on, each with the cursor behind it."""
+        """Return the batches from a cursor on, each with the cursor after it."""
 
 
 def as_batches(data: Any, argument: str) -> Batches:
-    """A `Loader` or `Stream` as it is; a list of batches, any re-iterable, or a function of the epoch.
+    """Return a `Loader` or `Stream` unchanged; wrap a list, an iterable or a function of the epoch.
 
     Raises:
-        TypeError: it is none of these, or can be gone through only once.
-        ValueError: it is empty.
+        TypeError: the data is not one of these, or can be iterated only once.
+        ValueError: the list is empty.
     """
     if callable(getattr(data, "batches", None)) and callable(getattr(data, "start", None)):
         return data  # type: ignore[no-any-return]
@@ -60,7 +60,7 @@ def as_batches(data: Any, argument: str) -> Batches:
 
 
 def check_padding(data: Any, step: Any) -> None:
-    """Refuse rows of weight zero for a model that takes statistics over all rows of a batch.
+    """Raise if padding rows would enter a model's statistics over the rows of a batch.
 
     Raises:
         ValueError: the data pads its last batch, and the model has such a module in training mode.
@@ -77,7 +77,7 @@ def check_padding(data: Any, step: Any) -> None:
 
 
 def length(data: Any) -> int | None:
-    """Batches an epoch, where the data knows."""
+    """Return the number of batches per epoch; `None` if it is unknown."""
     source: Any = data.source if isinstance(data, Stream) and data.batch_size is None else data
     try:
         return len(source)
@@ -88,7 +88,7 @@ def length(data: Any) -> int | None:
 def joined(
     pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Every k batches as one; never over the end of an epoch, where fewer may be left."""
+    """Join every k batches into one, without crossing the end of an epoch."""
     group: list[Any] = []
     for batch, cursor in pairs:
         if not group and k() == 1:
@@ -102,7 +102,7 @@ def joined(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listed:
-    """Batches that lie in a list: the same ones in each epoch."""
+    """Training data from a list of batches, the same in each epoch."""
 
     listed: Sequence[Any]
 
@@ -134,7 +134,7 @@ class Listed:
 
 
 class EpochFunction:
-    """A function of the epoch, as an iterable that is told which epoch it is."""
+    """Iterable over the result of a function of the epoch, which `set_epoch` sets."""
 
     def __init__(self, function: Callable[[int], Any]) -> None:
         self._function, self._epoch = function, 0

@@ -1,4 +1,4 @@
-"""Metrics over all of some data."""
+"""Evaluation over a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftrain.loop._running import Running
 
 __all__ = ["evaluate"]
 
-_READ_EVERY = 1024  # batches; bounds what waits on the device
+_READ_EVERY = 1024  # batches; bounds the unread metrics on the device
 
 
 def evaluate(
@@ -24,13 +24,14 @@ def evaluate(
     count: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Running | None:
-    """The metrics of `eval_step` over one pass; `None` where it was interrupted.
+    """Return the metrics of `eval_step` over one pass; `None` if it was interrupted.
 
-    Metrics without a weight of their own weigh what their batch has samples. Where memory does not
-    suffice for a batch, all are cut, from the first on.
+    Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
+    the evaluation restarts with all batches cut into more parts.
 
     Raises:
-        ValueError: there is no batch.
+        MemoryError: a batch runs out of memory and cannot be cut further.
+        ValueError: the data has no batch.
     """
     found: Running | int | None = 1
     while isinstance(found, int):
@@ -46,7 +47,7 @@ def _pass(
     interrupted: Callable[[], bool],
     k: int,
 ) -> Running | int | None:
-    """The metrics with each batch in k parts; or into how many they are to be cut instead."""
+    """Evaluate with each batch in k parts; return the next number of parts if out of memory."""
     found = Running()
     pending: list[Any] = []
     rows: list[int] = []

@@ -1,7 +1,7 @@
-"""Garbage collection at the boundaries of a run instead of in the midst of its steps.
+"""Garbage collection at the boundaries of a run, not during its steps.
 
-Steps hand over small objects that live until the next row of the log, which makes Python look through
-all that it holds again and again: 8 µs a step, measured on a three-layer MLP.
+Steps create small objects that live until the next row of the log, which triggers automatic collections
+over all objects: 8 µs per step, measured on a three-layer MLP.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FULL_EVERY = 100  # boundaries
 
 
 class Garbage:
-    """A context without automatic collection; what was there before it is not looked through again."""
+    """Context that disables automatic collection and freezes existing objects."""
 
     def __init__(self) -> None:
         self._was_enabled = False
@@ -24,7 +24,7 @@ class Garbage:
     def __enter__(self) -> Garbage:
         self._was_enabled = gc.isenabled()
         if self._was_enabled:
-            gc.freeze()  # undone at the end, for what a caller has frozen too: to count it takes 40 ms
+            gc.freeze()  # __exit__ unfreezes a caller's objects too: gc.get_freeze_count takes 40 ms
             gc.disable()
         return self
 
@@ -39,7 +39,7 @@ class Garbage:
             gc.unfreeze()
 
     def collect(self) -> None:
-        """Young objects at each boundary; all since the beginning now and then."""
+        """Collect young objects; every 100th time, all objects created since the start of the run."""
         if self._was_enabled:
             self._boundaries += 1
             gc.collect(2 if self._boundaries % _FULL_EVERY == 0 else 1)

@@ -1,10 +1,10 @@
-"""Which callback a saved state belongs to, where several have one name.
+"""Matching of saved states to callbacks that share a name.
 
-A state is saved under its callback's name, that of its class if it has no other. If the order in the
-list told several of one name apart, a list in another order would swap their states without a word. So
-what they were made with is saved too, as digests: of all attributes, of the public ones, and of these
-with the last part of each path, for a run whose directory was moved. Data among the attributes (a
-tensor, a long list, a dataset, an iterator) are not read for that.
+A state is saved under the name of its callback, by default that of its class. If callbacks with one name
+were matched by their order, another order would silently swap their states. Therefore digests of their
+attributes are saved too: of all attributes, of the public ones, and of the public ones with only the
+last part of each path, for a run whose directory was moved. Data among the attributes (a tensor, a long
+list, a dataset, an iterator) are not read.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _CONTAINERS: tuple[type[Any], ...] = (dict, list, tuple, set, frozenset)
 
 
 class Options(NamedTuple):
-    """What a callback was made with, in digests.
+    """Digests of the attributes of a callback.
 
     Attributes:
-        name: that it shares with others.
-        digests: of its attributes, the strictest first.
-        whole: whether the first digest covers all that it was made with: no function, no tensor, no
-            long list and no other data are among its attributes.
+        name: the name of the callback, which others may share.
+        digests: digests of its attributes, the strictest first.
+        whole: True if the first digest covers all attributes: none is a function, a tensor, a long list
+            or other data.
     """
 
     name: str
@@ -46,25 +46,25 @@ class Options(NamedTuple):
     whole: bool
 
     def to_json(self) -> list[Any]:
-        """As JSON."""
+        """Return the digests as JSON."""
         return [self.name, list(self.digests), self.whole]
 
     @classmethod
     def from_json(cls, content: Sequence[Any]) -> Options:
-        """The value that `to_json` was called on."""
+        """Return the digests from the output of `to_json`."""
         name, digests, whole = content
         return cls(name, tuple(digests), whole)
 
 
 class Named(NamedTuple):
-    """A callback under the name of its state.
+    """Callback with the name of its state.
 
     Attributes:
-        key: of its state in a checkpoint.
-        callback: itself.
-        options: what it was made with.
-        alone: whether no other of the run has its name.
-        explicit: whether the name was given to it, and is not that of its class.
+        key: the name of its state in a checkpoint.
+        callback: the callback.
+        options: digests of its attributes.
+        alone: True if no other callback of the run has its name.
+        explicit: True if the callback has a `name`, False if the name is that of its class.
     """
 
     key: str
@@ -75,7 +75,7 @@ class Named(NamedTuple):
 
 
 def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
-    """Name the callbacks of a run; of several with one name the second becomes `NAME_2`."""
+    """Name the callbacks of a run; the second with the same name becomes `NAME_2`."""
     callbacks = list(callbacks)
     names = [name_of(callback) for callback in callbacks]
     found: list[Named] = []
@@ -94,15 +94,15 @@ def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
 def matched(
     callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, Options]
 ) -> dict[str, str]:
-    """Return `{key: key of the saved state that is its own}`; a callback without one is left out.
+    """Return `{key: key of the saved state}`; callbacks without a saved state are left out.
 
     Args:
-        callbacks: of the run that goes on.
-        saved: states by their keys.
-        options: what those callbacks were made with that shared a name.
+        callbacks: callbacks of the resumed run.
+        saved: saved states by their keys.
+        options: saved digests of callbacks that shared a name.
 
     Raises:
-        ValueError: it cannot be determined which of several states is whose.
+        ValueError: several states cannot be matched to their callbacks.
     """
     found: dict[str, str] = {}
     left = dict.fromkeys(saved)
@@ -121,7 +121,7 @@ def matched(
 def _name(
     key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
 ) -> str | None:
-    """The name of the callback whose state has this key; a numbered one has that of the first."""
+    """Return the name of the callback whose state has this key, without the number in `NAME_2`."""
     if key in options:
         return options[key].name
     numbered = re.fullmatch(re.escape(wanted) + r"_\d+", key) is not None and key not in names
@@ -161,7 +161,7 @@ def _matched_group(
                 ours.remove(each)
                 theirs.remove(same[0])
     if len(ours) == len(theirs) == 1 and found:
-        found[ours[0].key] = theirs[0]  # of several one was made otherwise: the one that is left
+        found[ours[0].key] = theirs[0]  # the only one with other options
     elif ours and theirs:
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
         raise ValueError(
@@ -187,7 +187,7 @@ def _options(name: str, callback: Callback) -> Options:
 
 
 def _target(callback: Any) -> Any:
-    """The object whose methods a callback calls: `adapt` wraps it."""
+    """Return the object that `adapt` wrapped, or the callback itself."""
     return getattr(callback, "target", callback)
 
 
@@ -205,10 +205,10 @@ def _attributes(target: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True if the attributes of an object are all that it holds.
+    """Return True if the attributes of an object describe it completely.
 
-    Not those of a class that is written in C (`functools.partial`, a file), nor of an iterator or a
-    container of its own kind, whose methods say what it holds.
+    False for classes written in C (`functools.partial`, a file), and for iterators and custom
+    containers, whose contents only their methods return.
     """
     *bases, _ = type(value).__mro__
     in_c = [isinstance(vars(base).get("__new__"), types.BuiltinFunctionType) for base in bases]
@@ -217,12 +217,12 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Described:
-    """Values in words that are the same in another process.
+    """Descriptions of values that are the same in another process.
 
     Attributes:
-        whole: whether the words say everything.
-        short: whether of paths the last part is taken.
-        left: how many more elements are described.
+        whole: True if the descriptions are complete.
+        short: True if only the last part of each path is included.
+        left: number of elements that may still be described.
     """
 
     def __init__(self, short: bool) -> None:
@@ -249,7 +249,7 @@ class _Described:
         return str(getattr(value, "__qualname__", kind))
 
     def _elements(self, value: Any, depth: int, kind: str) -> str:
-        """The elements, by the methods of the built-in class: another's may count or load them."""
+        """Describe the elements, read with the built-in methods: overrides may have side effects."""
         base = next(each for each in _CONTAINERS if isinstance(value, each))
         n = base.__len__(value)
         if n > min(_LONGEST, self.left):

@@ -1,4 +1,4 @@
-"""The run's checkpoints: written once a step, and never the reason that a run ends."""
+"""Checkpoints of a run: at most one per step, without failing the run on a write error."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ __all__ = ["Keeper"]
 
 
 class Keeper:
-    """A store, and what was saved to it.
+    """Writer of the checkpoints of a run.
 
     Attributes:
-        path: of the last checkpoint.
-        error: what the last attempt ended in.
+        path: path of the last checkpoint.
+        error: the exception of the last attempt; `None` if it succeeded.
     """
 
     def __init__(self, store: Store | None, loop: LoopState, resumed: bool) -> None:
         self._store = store
         amidst = bool(loop.todo) or loop.due
         self._saved = loop.progress.step if resumed and not amidst else None
-        # What a run goes on from in the midst of a step's work is replaced when that is done.
+        # A checkpoint with unfinished work of its step is replaced once that work is complete.
         self._replaces = loop.progress.step if resumed and amidst else None
         self.path: str | None = None
         self.error: Exception | None = None
 
     def due(self, step: int) -> bool:
-        """Whether there is a store, and this step is not in it."""
+        """Return True if there is a store and this step is not saved yet."""
         return self._store is not None and self._saved != step
 
     def save(self, loop: LoopState, metrics: Mapping[str, float]) -> bool:
-        """Write a checkpoint; whether that worked. What was there before stays if it did not."""
+        """Write a checkpoint; return False, and keep the existing checkpoints, if that fails."""
         assert self._store is not None
         step = loop.progress.step
         try:
@@ -50,7 +50,7 @@ class Keeper:
         return True
 
     def finish(self) -> None:
-        """Wait for a save in the background; raises what it, or the last attempt, ended in."""
+        """Wait for a background save; raise the error of it or of the last attempt."""
         if self._store is not None:
             self._store.wait()
         if self.error is not None:

@@ -1,9 +1,9 @@
-"""A callback's state as JSON and back, of the same types: a resumed callback finds what it left.
+"""Conversion of callback states to JSON and back, with the same types.
 
-JSON has neither tuples nor sets, and keys of dicts that are strings only. What it lacks is marked
-(`{"__tuple__": [1, 2]}`); what cannot be marked is refused, since a run that goes on with a value of
-another type is not the run that was interrupted. The order of a dict's keys is not part of it: they are
-sorted, so that equal states have equal bytes.
+JSON has neither tuples nor sets, and its keys are strings. Other types are marked
+(`{"__tuple__": [1, 2]}`), and unsupported ones are refused, because a resumed run must not continue with
+values of other types. The order of a dict's keys is not kept: they are sorted, so that equal states have
+equal bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _DEEPEST = 30  # a checkpoint's JSON may be nested 100 levels deep, and a mark t
 
 
 def encoded(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a state as JSON from which `decoded` makes its equal, of the same types.
+    """Return a state as JSON, from which `decoded` restores equal values of the same types.
 
     Args:
         value: None, a bool, int, float or str, or lists, tuples, sets and dicts of these.
-        where: what to call it in a message.
-        depth: how deeply it is nested.
+        where: the name of the value in messages.
+        depth: the current depth of nesting.
 
     Raises:
-        TypeError: something in it is of another type; the message names the place.
+        TypeError: a value inside has another type; the message gives its path.
 
     Example:
         >>> encoded({"best": (1, 0.5)}, "state")
@@ -68,7 +68,7 @@ def encoded(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def decoded(content: Any) -> Any:
-    """Return the state that `encoded` was given."""
+    """Return the state from the output of `encoded`."""
     if isinstance(content, list):
         return [decoded(each) for each in content]
     if not isinstance(content, dict):

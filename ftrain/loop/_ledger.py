@@ -1,4 +1,4 @@
-"""What the steps of a run returned: pending, read at boundaries, folded by window and epoch."""
+"""Metrics of a run: pending after each step, read at boundaries, folded by window and epoch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """The metrics of the current log window and epoch.
+    """Metrics of the current log window and epoch.
 
     Attributes:
-        pending: what the steps since the last reading returned.
-        rows: how many samples each of them saw.
+        pending: metrics of the steps since the last read.
+        rows: number of samples of each of these steps.
         window: metrics since the last row of the log.
         epoch: metrics since the epoch began.
-        nonfinite: how many steps in a row were skipped, up to the last reading; of an ensemble one
-            number a member.
-        skipped: steps of this window that were skipped though no loss scaling explains it.
+        nonfinite: number of steps skipped in a row up to the last read; in an ensemble, one number per
+            member.
+        skipped: skipped steps of this window, if the run uses no loss scaling.
     """
 
     def __init__(self, loop: LoopState, clock: Clock) -> None:
@@ -38,12 +38,12 @@ class Ledger:
         self._clock = clock
         self._members = members_of(loop.train)
         self._read_at = loop.progress
-        # Of a window or an epoch that another process began, the duration is not known.
+        # The duration of a window or an epoch that a previous process began is unknown.
         self._window_began = None if loop.window.steps else clock.read()
         self._epoch_began = None if loop.progress.batch else clock.read()
 
     def read(self, progress: Progress) -> None:
-        """Read what is pending: the one place that waits for the steps."""
+        """Read the pending metrics; the only place that waits for the steps."""
         at, self._read_at = self._read_at, progress
         found = read(self.pending, self.rows, self._members)
         self.pending.clear()
@@ -59,27 +59,27 @@ class Ledger:
             n = self._watch(columns, at._replace(epoch=progress.epoch), n)
 
     def begin_epoch(self, progress: Progress) -> None:
-        """From here on another epoch; all steps before were read."""
+        """Start another epoch; all earlier steps must have been read."""
         self.epoch = Running()
         self._read_at = progress
         self._epoch_began = self._clock.read()
 
     def end_window(self, progress: Progress) -> tuple[Running, float | None]:
-        """The metrics of the window and its duration; another one begins."""
+        """Return the metrics of the window and its duration, and start another window."""
         self.read(progress)
         window, began, now = self.window, self._window_began, self._clock.read()
         self.window, self._window_began, self.skipped = Running(), now, []
         return window, None if began is None else now - began
 
     def epoch_result(self, progress: Progress, whole: bool = True) -> EpochResult:
-        """The metrics of the epoch so far."""
+        """Return the metrics of the epoch so far."""
         self.read(progress)
         began, found = self._epoch_began, self.epoch
         duration = None if began is None else self._clock.read() - began
         return found.result("train", progress.epoch, progress.step, duration, whole)
 
     def _watch(self, columns: Columns, at: Progress, n: int) -> int:
-        """Count skipped steps among these, which come n steps after `at`; how many there are then."""
+        """Count skipped steps in columns that begin n steps after `at`; return n after these steps."""
         steps, skipped = columns.steps, columns.columns.get("skipped")
         if skipped is None or not skipped.kind:
             self.nonfinite = 0
@@ -91,7 +91,7 @@ class Ledger:
         counts = []
         for member, (count, fields) in enumerate(zip(before, skipped.of_members(), strict=True)):
             counts.append(counted(fields[0], count))
-            if "loss_scale" not in columns.columns:  # else skips are routine
+            if "loss_scale" not in columns.columns:  # with loss scaling, skips are expected
                 self.skipped += [
                     Skip(at.step + i, at.epoch, at.batch + i, None if single else member)
                     for i, one in enumerate(fields[0], n + 1)

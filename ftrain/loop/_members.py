@@ -1,7 +1,7 @@
-"""Ensembles: how many members a state has, and what a row of the log says of a metric that each has.
+"""Ensembles: number of members, and columns of per-member metrics in the log.
 
 An ensemble is a state of `torch.vmap(init_state)`, or several states stacked, under a vmapped step: each
-leaf has a leading axis, one row a member, and so has each metric.
+leaf and each metric has a leading axis with one row per member.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = [
     "with_extremes",
 ]
 
-#: Members that a row of the log lists one by one; of more it has the statistics only.
+#: Maximum number of members listed in a row of the log; larger ensembles have statistics only.
 MOST = 64
 
-#: `members_of` a state that is one run's.
+#: Result of `members_of` for a single run.
 ONE = 0
 
 
 def members_of(state: Any) -> int | None:
-    """Return the number of members of a state: `ONE` of a single run, `None` where it does not say.
+    """Return the number of members of a state: `ONE` for a single run, `None` if it is unknown.
 
-    `step`, a scalar of each run, has an axis in an ensemble. A state without it does not say; then the
-    loss does.
+    `step`, a scalar for a single run, has an axis in an ensemble. If a state has no `step`, the
+    number is determined from the loss.
 
     Example:
         >>> from ftrain import TrainState
@@ -56,9 +56,9 @@ def members_of(state: Any) -> int | None:
 
 
 def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Return the mean over the members, and the smallest and largest value that is a number.
+    """Return the mean over the members, and the smallest and largest value that is not NaN.
 
-    A member that has diverged makes the mean NaN, and leaves the other two.
+    A member with a NaN makes the mean NaN, and does not affect the other two.
 
     Example:
         >>> statistics("loss", [1.0, math.nan, 3.0])
@@ -73,7 +73,7 @@ def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return each member's value, as `loss/member_0`, ...; none of more than `MOST` members.
+    """Return each member's value, as `loss/member_0`, ...; none for more than `MOST` members.
 
     Example:
         >>> expanded({"loss": [1.0, 3.0]})
@@ -88,7 +88,7 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-    """Return `{name: (value, extremes)}` for people, `(0.1 to 0.9)`, where the row has them.
+    """Return `{name: (value, text)}`, with the extremes as text, ` (0.1 to 0.9)`, if they are known.
 
     Example:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
@@ -105,7 +105,7 @@ def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
 
 
 def extremes(names: Collection[str]) -> set[str]:
-    """Return the names that are the smallest and the largest value of another.
+    """Return the names of the smallest and largest values of another metric.
 
     >>> sorted(extremes(["loss", "loss_min", "loss_max", "time_min"]))
     ['loss_max', 'loss_min']
@@ -115,5 +115,5 @@ def extremes(names: Collection[str]) -> set[str]:
 
 
 def names(name: str, members: int) -> list[str]:
-    """Return the columns of a metric that each of so many members has."""
+    """Return the columns of a metric with one value per member."""
     return [*statistics(name, [0.0]), *expanded({name: [0.0] * members})]

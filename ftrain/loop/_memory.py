@@ -1,4 +1,4 @@
-"""Out of memory: which errors mean it, how to cut a batch, what to say when nothing is left."""
+"""Out of memory: detection of the error, splitting of batches, and advice if that is impossible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CPU_SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception, or one that it was raised from, says that memory did not suffice."""
+    """Return True if an exception, or one of its causes, is an out-of-memory error."""
     return any(
         isinstance(cause, (torch.OutOfMemoryError, MemoryError))
         or (isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in _CPU_SIGNS))
@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(error: BaseException) -> None:
-    """Let go of what the failed call holds: its frames keep every intermediate tensor alive."""
+    """Free the memory of a failed call, whose frames keep every intermediate tensor alive."""
     for cause in _causes(error):
         traceback.clear_frames(cause.__traceback__)
     gc.collect()
@@ -42,9 +42,9 @@ def release(error: BaseException) -> None:
 def cut(batch: Any, k: int) -> Any:
     """Cut a batch, or each batch of `MicroBatches`, into k parts along the first axis.
 
-    No row is lost where k does not divide them, as at the end of the data: parts differ by one row then,
-    and where there are fewer rows than k, each is a part. A loss without a weight of its own is weighted
-    by rows there, so that it stays the mean over the batch.
+    If k does not divide the number of rows, parts differ by one row; if there are fewer rows than k,
+    each row is a part. A loss without a weight is then weighted by rows, so that it stays the mean over
+    the batch.
     """
     if k == 1:
         return batch
@@ -57,18 +57,18 @@ def cut(batch: Any, k: int) -> Any:
         n = max(1, min(k, rows))
         parts += [_rows(part, i, n) for i in range(n)]
         sizes = [((i + 1) * rows // n - i * rows // n) for i in range(n)] if rows else [1]
-        whole_weight = 1 if len(whole) == 1 else sum(sizes) / weight  # of one batch: exact numbers
+        whole_weight = 1 if len(whole) == 1 else sum(sizes) / weight  # integers for a single batch
         weights += [size / whole_weight for size in sizes]
     return MicroBatches(tuple(parts), tuple(weights) if len(set(weights)) > 1 else ())
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """The least number of equal parts, at least twice k; `None` where no further cut is possible.
+    """Return the least number of equal parts that is at least 2 k; `None` if there is none.
 
     Args:
-        batch: what is to be cut.
-        k: in how many parts it is.
-        multiple: parts come in multiples of this; of a batch in parts already, any number does.
+        batch: the batch to cut.
+        k: the current number of parts.
+        multiple: the number of parts must be a multiple of this; ignored for `MicroBatches`.
     """
     if isinstance(batch, MicroBatches):
         multiple = 1
@@ -77,7 +77,7 @@ def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
 
 
 def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
-    """What to change, and by how much, where a single row does not fit."""
+    """Return a message with remedies, and the memory they save, for a batch that cannot be cut."""
     rows, why = _rows_of(batch), _why_whole(batch)
     lines = [f"out of memory ({_brief(error)})."]
     if why:
@@ -116,9 +116,9 @@ def _rows(part: Any, i: int, k: int) -> Any:
 
 
 def _rows_of(batch: Any) -> int:
-    """The number of rows that all tensors of a batch have; 0 if it cannot be cut.
+    """Return the number of rows of a batch's tensors; 0 if the batch cannot be cut.
 
-    Of a batch in parts, that of the largest part.
+    For `MicroBatches`, return the rows of the largest part.
     """
     if isinstance(batch, MicroBatches):
         return max(map(_rows_of, batch.batches), default=0)
@@ -127,10 +127,10 @@ def _rows_of(batch: Any) -> int:
 
 
 def _why_whole(batch: Any) -> str | None:
-    """Why a batch cannot be cut by rows; `None` if it can.
+    """Return why a batch cannot be cut by rows; `None` if it can.
 
-    Tensors of different lengths cannot be: a vector of class weights, say, would be cut as well, and the
-    loss would be another one.
+    A batch whose tensors have different lengths cannot be cut: one of them may be a vector of class
+    weights, for example, and cutting it would change the loss.
     """
     if isinstance(batch, MicroBatches):
         return next(filter(None, map(_why_whole, batch.batches)), None)

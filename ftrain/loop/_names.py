@@ -1,4 +1,4 @@
-"""The names of an evaluation's metrics before there is one: its step, run on its first batch."""
+"""Names of an evaluation's metrics, from running its step on the first batch before the run."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["eval_metrics"]
 def eval_metrics(
     eval_step: Callable[..., Any] | None, state: Any, data: Batches | None
 ) -> tuple[str, ...] | None:
-    """Return the columns of an evaluation; `None` where they cannot be known before the first one.
+    """Return the columns of an evaluation; `None` if they cannot be known before the first one.
 
-    They can be where the first batch can be looked at without a trace: of a loader or a list, which give
-    the same batches again. A compiled step is run on tensors without values, as its first call does
-    anyway. One that is not is run as it is, one batch long: of a tensor without value it might keep
-    something (a mask in a cache) that a later step would find.
+    They are known if reading the first batch has no side effects, as for a loader or a list, which
+    return the same batches again. A compiled step is run on fake tensors, as its first call does anyway.
+    An eager step is run on the real batch, because it might cache a value computed from a fake tensor
+    (such as a mask) and use it in a later step.
 
     Raises:
-        ValueError: a metric has a name that the log needs for itself.
+        ValueError: a metric has a reserved name.
     """
     if eval_step is None or not isinstance(data, (Loader, Listed)):
         return None
     if isinstance(data, Loader):
         data = dataclasses.replace(data, workers=0)
     found, names = None, None
-    # What fails here fails in the first evaluation too, or had its reasons: that one tells.
+    # An error here is ignored: if it is not specific to this trial, the first evaluation raises it.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch, _ = next(iter(data.batches(data.start(), epochs=1)))
@@ -46,7 +46,7 @@ def eval_metrics(
         found = run(eval_step, state, batch)
         names = tuple(row_names(found, members_of(state)))
     if isinstance(found, Mapping):
-        # A metric's own `value` may read its tensors, which have none here: the evaluation checks it.
+        # `value` of a custom metric may read its fake tensors; the evaluation checks such metrics.
         with contextlib.suppress(RuntimeError):
             check_names(found, members_of(state))
     return names
@@ -64,7 +64,7 @@ def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> An
 
 
 def _unnoticed(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
-    """A step of one's own may draw from torch's generators, which training goes on with."""
+    """Run an eager step without advancing torch's generators, which training may use."""
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
     with torch.random.fork_rng([each for each in devices if each.type == "cuda"]):
         return eval_step(state, batch)

@@ -1,4 +1,4 @@
-"""Where the first infinity or NaN of a step comes from; run only when a run is about to give up."""
+"""Search for the source of the first infinity or NaN of a step, run only before a run fails."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FOREIGN = (
 
 
 def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
-    """The first non-finite tensor, in words: of the batch, of the state, else a result in a step.
+    """Describe the first non-finite tensor: of the batch, of the state, or of an operator in the step.
 
     Args:
-        step: the step itself, not compiled: it is run once more, operator by operator.
-        state: where it happened; it stays as it is.
-        batch: on what it happened.
+        step: the uncompiled step, which is run once more, operator by operator.
+        state: the state before the step. Not changed.
+        batch: the batch of the step.
     """
     for name, value in (("batch", batch), ("state", state)):
         for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
@@ -40,13 +40,13 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
     try:
         with found:
             step(state, batch)
-    except Exception:  # a step may raise at what we are looking for
+    except Exception:  # a step may raise because of the non-finite value
         pass
     return found.first or "at this state and batch everything is finite when computed again"
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Remembers the first operator with finite arguments and a non-finite result."""
+    """Dispatch mode that records the first operator with finite arguments and a non-finite result."""
 
     first: str | None = None
 
@@ -64,9 +64,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 
 def _kinds(values: Any) -> set[str]:
-    """Which of "NaN" and "infinite" are among these.
+    """Return which of "NaN" and "infinite" occur in values.
 
-    A mask of -inf is no news where the number -inf is given; a NaN is, even where the number is.
+    A Python float NaN does not count: an operator that turns it into a NaN tensor is reported. A Python
+    float infinity counts, so that a mask of -inf is not reported.
     """
     found = set()
     for leaf in tree.leaves(values):
@@ -79,7 +80,7 @@ def _kinds(values: Any) -> set[str]:
 
 
 def _members_with(leaf: torch.Tensor, members: int | None) -> str:
-    """` (members 1, 4)` of an ensemble's leaf that is not finite in these."""
+    """Return ` (members 1, 4)` for the ensemble members in which a leaf is not finite."""
     if not members or not leaf.ndim or len(leaf) != members:
         return ""
     bad = (~leaf.isfinite()).reshape(members, -1).any(1).nonzero().flatten().tolist()
@@ -88,7 +89,7 @@ def _members_with(leaf: torch.Tensor, members: int | None) -> str:
 
 
 def _bad(leaf: Any) -> str | None:
-    """`2 NaN, 1 infinite of 8 values` of a tensor that has any."""
+    """Return `2 NaN, 1 infinite of 8 values` for a tensor; `None` if all values are finite."""
     if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
         return None
     if type(leaf) is not torch.Tensor and type(leaf) is not torch.nn.Parameter:
@@ -102,7 +103,7 @@ def _bad(leaf: Any) -> str | None:
 
 
 def _line() -> str:
-    """The innermost line that is neither torch's nor ours."""
+    """Return the innermost source line outside of torch, optree and ftrain."""
     ours = [
         frame
         for frame in traceback.extract_stack()

@@ -1,4 +1,4 @@
-"""The callbacks of a run: who hears what, their states, and what happens when one raises."""
+"""Callbacks of a run: dispatch of events, states of callbacks, and handling of their exceptions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Observers"]
 
 
 class Observers:
-    """Shows events to callbacks, in order, and keeps their states.
+    """Dispatch events to callbacks, in order, and hold their states.
 
     Attributes:
         states: `{name: state}`.
-        options: what callbacks that share a name were made with, by the names of their states.
-        failed: the first callback that raised, and what; the run must end.
+        options: digests of the attributes of callbacks that share a name, by the names of their states.
+        failed: name and exception of the first callback that failed the run; `None` if none did.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class Observers:
         *,
         keeps: bool = False,
     ) -> None:
-        """Give the callbacks of a run their states.
+        """Initialize or restore the states of a run's callbacks.
 
         Args:
-            callbacks: with their names.
-            saved: states of a checkpoint.
-            options: what those callbacks of the checkpoint were made with that shared a name.
-            keeps: whether the run has a store: then states must be what a checkpoint can hold.
+            callbacks: the callbacks with their names.
+            saved: states from a checkpoint.
+            options: digests, from the checkpoint, of the attributes of callbacks that shared a name.
+            keeps: True if the run has a store, so that states must be storable in a checkpoint.
 
         Raises:
-            ValueError: it cannot be determined which saved state is whose.
-            TypeError: a state is not what a checkpoint can hold.
+            ValueError: saved states cannot be matched to callbacks.
+            TypeError: a state has a type that a checkpoint cannot hold.
         """
         self._callbacks = {each.key: each.callback for each in callbacks}
         self._hearing: dict[type[Event], list[tuple[str, Callback]]] = {}
@@ -68,7 +68,7 @@ class Observers:
             )
 
     def hearing(self, kind: type[Event]) -> list[tuple[str, Callback]]:
-        """The callbacks that this kind of event is shown to, with their names."""
+        """Return the callbacks that listen for a kind of event, with their names."""
         found = self._hearing.get(kind)
         if found is None:
             found = self._hearing[kind] = [
@@ -79,16 +79,16 @@ class Observers:
         return found
 
     def monitor_evaluations(self) -> bool:
-        """Whether a callback follows a metric of the evaluations, and wants to know its name early."""
+        """Return True if a callback monitors a metric of the evaluations."""
         return any(
             str(getattr(callback, "monitor", "")).startswith("eval/")
             for callback in self._callbacks.values()
         )
 
     def show(self, event: Event) -> list[Action]:
-        """Show an event to all who listen; what they ask for.
+        """Dispatch an event to the callbacks that listen for it; return the requested actions.
 
-        One that raises keeps its state, and the others are shown the event all the same.
+        The state of a callback that raises does not change, and the other callbacks are still called.
         """
         asked: list[Action] = []
         states = self.states
@@ -102,7 +102,7 @@ class Observers:
                     )
                 actions = _checked(answer[1]) if answer[1] else ()
                 if answer[0] is not states[name] and name in self._unchecked:
-                    encoded(answer[0], _called(name))  # once: a checkpoint would find it late
+                    encoded(answer[0], _called(name))  # once, before the first checkpoint
                     self._unchecked.discard(name)
                 states[name] = answer[0]
                 asked += actions

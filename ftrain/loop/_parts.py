@@ -1,4 +1,4 @@
-"""What a run is made of; fixed while it lasts."""
+"""Immutable parts of a run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["Parts"]
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """Immutable parts of a run.
 
     Attributes:
         step: `(state, batch) -> (state, metrics)`, compiled or not.
         plain_step: the same, not compiled.
         eval_step: `(state, batch) -> metrics`.
         train_data: batches with cursors.
-        eval_data: the same; `None`: nothing is evaluated.
-        plan: where the run ends.
+        eval_data: the same; `None`: no evaluation.
+        plan: the plan of the call of `fit`.
         save_every: steps between checkpoints; `None`: at the end of each epoch.
-        store: where they go.
-        owns_store: whether it was made for this run, and is closed with it.
-        max_skipped: steps skipped in a row that end the run.
+        store: the checkpoint store; `None`: no checkpoints.
+        owns_store: True if the store was created for this run, and is closed at its end.
+        max_skipped: number of steps skipped in a row that ends the run; `None`: never.
         count: `batch -> (samples, tokens)`.
     """
 

@@ -1,6 +1,6 @@
-"""A run as it is at a moment: what it has come to, who watches it, and what was asked of it.
+"""Mutable state of an active run, and its pending actions.
 
-Read next: `_run.py`, which takes it from step to step.
+Read next: `_run.py`, which advances it step by step.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ _MOST_ROUNDS = 100
 
 
 class Present:
-    """The moving parts of a run.
+    """Mutable state of an active run.
 
     Attributes:
         state: the training state; `None` once it is lost.
-        progress: how far the run has come.
-        cursor: behind the last batch that was trained on.
+        progress: the progress of the run.
+        cursor: the position in the training data, after the last batch that was trained on.
         ledger: metrics of the window and the epoch.
         keeper: checkpoints.
         observers: callbacks and their states.
-        signals: whether one was received.
+        signals: the signal handler.
         history: results so far.
-        todo: what was asked for and is not done yet.
-        settled: the last step after which all was done that fell due.
-        evaluated: evaluations that were done at this step, by name.
-        twice: `(split, name)` of values that shared a name in a row, which people were told.
-        where: what would have to be blamed now.
-        wanted: which events the generator's consumer wants.
+        todo: pending actions.
+        settled: the last step whose scheduled work and requested actions are complete.
+        evaluated: names of the evaluations that were done at this step.
+        twice: `(split, name)` of values that shared a name in a row and were reported in a notice.
+        where: the phase named if an exception is raised.
+        wanted: a predicate for the kinds of event that the generator's consumer wants.
     """
 
     def __init__(self, parts: Parts, loop: LoopState, observers: Observers, resumed: bool) -> None:
@@ -96,7 +96,7 @@ class Present:
         self.wanted: Callable[[type[Event]], bool] = lambda kind: False
 
     def header(self) -> tuple[Progress, float, Any]:
-        """What every event begins with."""
+        """Return the fields that every event begins with."""
         return self.progress, self.clock.total(), self.state
 
     def heard(self, kind: type[Event]) -> bool:
@@ -108,7 +108,7 @@ class Present:
             self.ask((yield event) or (), event)
 
     def tell(self, event: Event, strict: bool = True) -> None:
-        """Show an event to the callbacks."""
+        """Dispatch an event to the callbacks, and add their requests to the pending actions."""
         observers = self.observers
         asked = observers.show(event)
         if asked:
@@ -128,16 +128,16 @@ class Present:
         yield from self.show(Notice(*self.header(), message))
 
     def begin_boundary(self) -> None:
-        """A step is taken; what falls due after it comes now."""
+        """Record the state of the run before the scheduled work of a step."""
         self.evaluated = set()
         self._before = self._as_before()
 
     def end_boundary(self) -> None:
-        """All of it is done."""
+        """Mark the scheduled work of this step as complete."""
         self._before, self.settled = None, self.progress.step
 
     def do(self) -> Events:
-        """All that was asked for, in order; an evaluation that a signal cuts short stays to be done."""
+        """Run the pending actions, in order; an evaluation that a signal interrupts stays pending."""
         for _ in range(_MOST_ROUNDS):
             if not self.todo:
                 return
@@ -176,7 +176,7 @@ class Present:
             self.stop = self.stop or action
 
     def _evaluate(self, action: Evaluate) -> Generator[Any, Any, bool]:
-        """Whether it was done; not where a signal cut it short."""
+        """Evaluate; return False if a signal interrupted the evaluation."""
         name, parts = action.name, self.parts
         if name in self.evaluated:
             self.todo.pop(0)
@@ -197,12 +197,12 @@ class Present:
                 self.state if action.state is None else action.state,
                 parts.eval_data,
                 parts.count,
-                # A state of its own cannot be kept for later.
+                # An evaluation of another state cannot be saved and resumed, so it is completed.
                 lambda: action.state is None and self.signals.received is not None,
             )
         yield from compiled.end()
         if found is None:
-            self.observers.states = before  # it will begin again
+            self.observers.states = before  # a resumed run starts the evaluation again
             return False
         self.todo.pop(0)
         self.evaluated.add(name)
@@ -238,7 +238,7 @@ class Present:
             yield from self.show(Logged(*self.header(), split, row))
 
     def save(self, tag: str, metrics: Any, failed: bool = False) -> Events:
-        """A checkpoint; where it cannot be written, the run goes on without."""
+        """Write a checkpoint; if that fails, emit a notice and continue."""
         n = self.progress.step
         if not self.keeper.due(n):
             return
@@ -251,11 +251,11 @@ class Present:
             yield from self.notice(f"no checkpoint of step {n}: {self.keeper.error}")
 
     def loop_state(self) -> LoopState:
-        """All that must survive; the same wherever within a step's work it is asked for."""
+        """Return the state to save; it does not depend on when in a step's work it is requested."""
         self.ledger.read(self.progress)
         todo = tuple(each for each in self.todo if isinstance(each, (Evaluate, Save)))
         progress, epoch, over = self.progress, self.ledger.epoch, self.over
-        if over and not todo:  # as it will be when the run has gone to the next epoch
+        if over and not todo:  # as at the start of the next epoch
             progress, epoch, over = progress._replace(batch=0), Running(), False
         return LoopState(
             train=self.state,
@@ -275,7 +275,7 @@ class Present:
         )
 
     def _undone(self) -> LoopState:
-        """What a failed run goes on from: a step after which not all was done has that done again."""
+        """Return the state to save on failure; a resumed run repeats the step's unfinished work."""
         if self.settled == self.progress.step:
             return self.loop_state()
         was = self._before or self._as_before()
@@ -312,7 +312,7 @@ class Present:
 
 
 class _Before(NamedTuple):
-    """A run behind a step, before anything that falls due then; all of it stays as it is."""
+    """Immutable snapshot of a run after a step, before the step's scheduled work."""
 
     state: Any
     window: Running
@@ -325,7 +325,7 @@ class _Before(NamedTuple):
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Read what is to be logged; what each member of an ensemble has, as metrics of a step are."""
+    """Return values to log as floats; expand a value per ensemble member as for a step's metrics."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:
@@ -345,13 +345,13 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _kept(action: Action) -> Action | None:
-    """What was asked for at a step, as JSON has it; `None` where it cannot."""
+    """Return a pending action that JSON can represent; `None` if it cannot."""
     if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
         return None
     if isinstance(action, Log):
         try:
             values = _numbers(action.values)
-        except (TypeError, ValueError):  # which may be why the run has failed
+        except (TypeError, ValueError):  # such an error may be the reason for the failure
             return None
         return dataclasses.replace(action, values=values)
     return action

@@ -1,4 +1,4 @@
-"""Names that a row of the log needs for itself, and that no metric may have."""
+"""Reserved names of columns in the log, which no metric may have."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ftrain.loop import _members
 
 __all__ = ["CLOCKS", "PLACE", "check_metrics", "check_values", "one_line"]
 
-#: Columns that say where a row belongs.
+#: Columns that identify a row.
 PLACE = ("step", "epoch", "split", "time")
 
-#: Values that a result computes from its clock.
+#: Values that a result computes from its duration.
 CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 
 _SPREAD = ("grad_norm_min", "grad_norm_max")
@@ -20,7 +20,7 @@ _SPREAD = ("grad_norm_min", "grad_norm_max")
 
 @functools.lru_cache(64)
 def check_values(names: tuple[Any, ...]) -> None:
-    """Refuse values for a row under names that say where the row belongs.
+    """Raise if a value of a row has the name of a column that identifies the row.
 
     Raises:
         ValueError: a name is reserved.
@@ -30,16 +30,16 @@ def check_values(names: tuple[Any, ...]) -> None:
             raise ValueError(_reserved(f"a value of the log is called {name!r}", PLACE))
 
 
-@functools.lru_cache(64)  # names that are no error; asked for at each reading
+@functools.lru_cache(64)  # only valid names are cached; called at each read
 def check_metrics(names: tuple[Any, ...], members: int = _members.ONE) -> None:
-    """Refuse metrics whose columns the trainer itself writes, or two of which have one column.
+    """Raise if a metric has the column of a computed value or of another metric.
 
     Args:
-        names: of the metrics of a step, in any order.
-        members: how many each of them has, where they are an ensemble's.
+        names: names of the metrics of a step, in any order.
+        members: number of ensemble members; `ONE` for a single run.
 
     Raises:
-        ValueError: a name is reserved, or taken.
+        ValueError: a name is reserved, or used twice.
 
     Example:
         >>> check_metrics(("loss", "accuracy"))
@@ -70,7 +70,7 @@ def check_metrics(names: tuple[Any, ...], members: int = _members.ONE) -> None:
 
 
 def one_line(name: Any) -> str:
-    """Return a name as a column of a table has it: without line breaks."""
+    """Return a name as a column of a table, without line breaks."""
     return " ".join(str(name).splitlines())
 
 

@@ -1,10 +1,11 @@
-"""One run, as a generator of events: the loop itself.
+"""Training loop of one run, as a generator of events.
 
-A step is taken, the callbacks are shown it, and at a boundary (the end of a log window or of an epoch,
-an evaluation, a checkpoint, a signal) what was asked for is done. Between boundaries no tensor is read.
+The loop takes a step, dispatches its events to the callbacks, and at a boundary (the end of a log window
+or an epoch, an evaluation, a checkpoint, a signal) runs the pending actions. Between boundaries it reads
+no tensor.
 
-Read next: `_present.py` (what was asked for is done there), `_ledger.py` (metrics), `_memory.py` and
-`_nonfinite.py` (what can go wrong in a step).
+Read next: `_present.py` (pending actions), `_ledger.py` (metrics), `_memory.py` and `_nonfinite.py`
+(out of memory and non-finite values in a step).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _NORM = "grad_norm/"
 
 
 class Run:
-    """A run between its first event and its last."""
+    """Loop of one run, from its first event to its last."""
 
     def __init__(self, parts: Parts, loop: LoopState, observers: Observers, resumed: bool) -> None:
         self.parts, self.resumed = parts, resumed
@@ -60,13 +61,13 @@ class Run:
         self.garbage = Garbage()
 
     def check_compiler(self) -> None:
-        """Refuse at once what would fail at the first compiled step, where there will be one."""
+        """Raise before the first step if a step is to be compiled and the compiler is missing."""
         if self._status() is None:
             evaluation = None if self.parts.eval_data is None else self.parts.eval_step
             check_compiler((self.parts.step, evaluation), self.now.state)
 
     def events(self, wanted: Callable[[type[Event]], bool]) -> Events:
-        """All events; those that are neither wanted nor heard by a callback are not made."""
+        """Yield the wanted events. Per-step events without a listener are not constructed."""
         now = self.now
         now.wanted = wanted
         with now.signals, self.garbage:
@@ -123,7 +124,7 @@ class Run:
                 failure = error
             if failure is not None:
                 metrics = yield from self._recover(failure, batch)
-                failure = None  # it would keep memory
+                failure = None  # its traceback would keep tensors alive
             if compiling.is_due:
                 compiling.done()
                 yield from compiling.end()
@@ -157,10 +158,10 @@ class Run:
         )
 
     def _before(self, batch: Any, compiling: Compiling) -> Events:
-        """What is shown before a step, and what is asked for then."""
+        """Emit the events before a step, then run the requested actions."""
         now = self.now
         if not now.progress.batch:
-            # From the cursor, which a step that fails does not move: no epoch begins twice.
+            # From the cursor, which a failed step does not advance: no epoch begins twice.
             now.progress = now.progress._replace(epoch=now.cursor.epoch + 1)
             yield from now.show(EpochBegin(*now.header()))
         if now.heard(BatchBegin):
@@ -171,7 +172,7 @@ class Run:
             yield from compiling.begin()
 
     def _boundary(self, batch: Any) -> Events:
-        """What falls due after a step, and what was asked for."""
+        """Run scheduled work, then requested actions."""
         now = self.now
         parts, n = self.parts, now.progress.step
         plan, hopeless = parts.plan, None
@@ -184,7 +185,7 @@ class Run:
             now.todo.append(Log(result.values(), "train_epoch"))
             yield from now.show(EpochEnd(*now.header(), result))
         due = now.over if plan.eval_every is None else n % plan.eval_every == 0
-        # The last evaluation too comes before what is saved at this step, whoever asks for that.
+        # The last evaluation, too, must precede every checkpoint requested at this step.
         if parts.eval_data is not None and (due or self._is_last()):
             now.todo.append(Evaluate())
         if now.over if parts.save_every is None else n % parts.save_every == 0:
@@ -197,7 +198,7 @@ class Run:
             raise NonFiniteError(hopeless)
 
     def _settle(self) -> Events:
-        """Do what was asked for; then, where an epoch is over, go to the next."""
+        """Run the pending actions; then, if the epoch is over, prepare the next one."""
         now = self.now
         yield from now.do()
         if now.over and not now.todo:
@@ -206,9 +207,9 @@ class Run:
             now.ledger.begin_epoch(now.progress)
 
     def _status(self) -> Status | None:
-        """Whether the run has ended, and how."""
+        """Return the status of a run that has ended; `None` while it continues."""
         now = self.now
-        if now.todo:  # an evaluation was cut short
+        if now.todo:  # a signal interrupted an evaluation
             return "interrupted"
         if self._is_last():
             return "completed"
@@ -217,14 +218,14 @@ class Run:
         return "interrupted" if now.signals.received is not None else None
 
     def _is_last(self) -> bool:
-        """Whether all epochs, or all steps, are done."""
+        """Return True if all epochs or all steps are done."""
         plan, now = self.parts.plan, self.now
         return (plan.epochs is not None and now.cursor.epoch >= plan.epochs) or (
             plan.max_steps is not None and now.progress.step >= plan.max_steps
         )
 
     def _finish(self) -> Events:
-        """The last checkpoint, the last row of the log; an evaluation, where a finished run has none."""
+        """Write the last checkpoint and row; evaluate a completed run that lacks a last evaluation."""
         now = self.now
         status, n = self._status(), now.progress.step
         evaluated = any(each.split == "eval" and each.step == n for each in now.history)
@@ -238,13 +239,13 @@ class Run:
         now.keeper.finish()
         result = self.result(status)
         if status != "interrupted" and now.ledger.window.steps:
-            # A row for the steps that fill no window; a run that goes on from here counts them again.
+            # A row for the last, partial window; a resumed run includes its steps in a full one.
             yield from self._end_window(None)
             yield from now.log()
         yield from now.show(TrainEnd(*now.header(), result))
 
     def _fail(self, error: Exception) -> Events:
-        """Save what can be saved, and say what happened; the caller raises."""
+        """Write a checkpoint if the state is intact, and emit `Failure`; the caller raises."""
         now = self.now
         where = now.where
         if not is_intact(now.state):
@@ -261,9 +262,9 @@ class Run:
         yield from now.show(TrainEnd(*now.header(), result), strict=False)
 
     def _recover(self, error: Exception, batch: Any) -> Generator[Any, Any, Any]:
-        """The same step, same key, with at least twice the micro-batches; its metrics.
+        """Repeat the step, with the same key, in at least twice the micro-batches; return its metrics.
 
-        Raises what cannot be recovered from, with what is known about it.
+        Raise other errors; a `NonFiniteError` gets a note on the source of the non-finite values.
         """
         now = self.now
         while True:
@@ -287,7 +288,7 @@ class Run:
             )
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RecompileWarning)  # the notice has said why
+                    warnings.simplefilter("ignore", RecompileWarning)  # the notice gives the reason
                     now.state, metrics = self.parts.step(now.state, _memory.cut(batch, k))
             except Exception as again:
                 error = again
@@ -305,7 +306,7 @@ class Run:
             yield from now.show(BackwardEnd(*now.header(), norms))
 
     def _end_window(self, batch: Any) -> Generator[Any, Any, str | None]:
-        """A row for the log; why the run must end, where too many steps were skipped."""
+        """Add a row to the log; return a message if the run must end because of skipped steps."""
         now = self.now
         ledger, (epoch, n, position, *_) = now.ledger, now.progress
         ledger.read(now.progress)
@@ -336,7 +337,7 @@ class Run:
         return f"At step {step}, batch {position} of epoch {self.now.progress.epoch}: {found}."
 
     def result(self, status: Status, error: Exception | None = None) -> FitResult:
-        """What has come of it."""
+        """Return the result of the run."""
         now = self.now
         (epoch, n, in_epoch, *_), plan = now.progress, self.parts.plan
         history = list(now.history)
@@ -370,7 +371,7 @@ class Run:
 
 
 def is_intact(state: Any) -> bool:
-    """Whether a state was not given away to a step that then failed."""
+    """Return True unless the state was donated to a step that failed."""
     try:
         tree.leaves(state)
     except DonatedStateError:
@@ -383,7 +384,7 @@ def _n(n: int | None, what: str) -> str:
 
 
 def _attach(error: Exception, result: FitResult, where: str) -> None:
-    """Hand the state to whoever catches the exception."""
+    """Attach the result to the exception, with a note on where the state is."""
     error.fit_result = result  # type: ignore[attr-defined]
     said = f"Training failed ({where}) after step {result.step}, epoch {result.epoch}. "
     if result.checkpoint is not None:

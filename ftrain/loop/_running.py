@@ -1,8 +1,8 @@
-"""Running metrics on the host: an exact left fold of what the steps returned.
+"""Running metrics on the host: an exact left fold over the steps.
 
-Steps hand over tensors, which are kept as they are; at a boundary all of them come over in one copy and
-are folded as Python floats, in order. So reading at other moments (another `log_every`, a checkpoint in
-between) leaves every sum the same to the bit.
+The tensors that steps return are kept unread; at a boundary all of them are copied at once and folded as
+Python floats, in order. Sums are therefore bitwise independent of when they are read (another
+`log_every`, a checkpoint in between).
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from ftrain.loop.result import EpochResult
 __all__ = ["Running"]
 
 Entry = tuple[str, tuple[Any, ...]]
-"""A metric's kind and fields; no fields yet where every step was skipped."""
+"""Kind and fields of a metric; without fields if every step was skipped."""
 
-_MOST_ENTRIES = 64  # of a metric that is a vector; larger ones are no numbers for a log
+_MOST_ENTRIES = 64  # of a vector metric; larger ones are not logged
 
 
 @dataclasses.dataclass
 class Running:
-    """Metrics over a stretch of steps.
+    """Metrics over consecutive steps.
 
     Attributes:
-        steps: how many.
-        samples: rows.
-        tokens: tokens.
-        entries: `{name: (kind, fields)}`; of a metric of another class, its leaves on the host.
-        members: `{name: [(kind, fields), ...]}`, one for each member of an ensemble.
-        like: `{name: metric}`, how metrics of other classes are built, as far as they were seen.
+        steps: number of steps.
+        samples: number of rows.
+        tokens: number of tokens.
+        entries: `{name: (kind, fields)}`; for a metric of another class, the fields are its leaves on
+            the host.
+        members: `{name: [(kind, fields), ...]}`, one entry for each member of an ensemble.
+        like: `{name: metric}`, examples of metrics of other classes, from which they are rebuilt.
     """
 
     steps: int = 0
@@ -51,10 +52,10 @@ class Running:
     like: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def add(self, columns: Columns) -> None:
-        """Fold some steps' metrics, after all those before.
+        """Fold the metrics of later steps into these.
 
         Raises:
-            ValueError: a metric has become one of another kind, or of another number of members.
+            ValueError: a metric changed its kind or its number of members.
         """
         for name, column in columns.columns.items():
             kind, fields, _, members = column
@@ -72,7 +73,7 @@ class Running:
     def result(
         self, split: str, epoch: int, step: int, duration: float | None = None, whole: bool = True
     ) -> EpochResult:
-        """Return the metrics, their values by member, and what was seen; see `EpochResult`."""
+        """Return the metrics, their values by member, and the counts, as an `EpochResult`."""
         members = self.by_member()
         values = self.values(members)
         seen = (self.samples, self.tokens, duration)
@@ -81,17 +82,17 @@ class Running:
     def values(self, members: Mapping[str, tuple[float, ...]] | None = None) -> dict[str, float]:
         """Return `{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ...
 
-        Of an ensemble's metric: the mean, the smallest and the largest, as `statistics` names them.
+        For an ensemble's metric, the mean, the smallest and the largest value, named as in `statistics`.
 
         Args:
-            members: what `by_member` returned, if it was called already.
+            members: the result of `by_member`, to avoid computing it again.
         """
         found: dict[str, float] = {}
         members = self.by_member() if members is None else members
         for name in _in_order({*self.entries, *members}):
             if name in members:
                 found |= statistics(name, members[name])
-            else:  # later than statistics of the same name: a norm's extremes are over the steps too
+            else:  # overwrites statistics of the same name: extremes of a norm are over the steps too
                 found |= self._value(name, self.entries[name])
         return found
 
@@ -105,7 +106,7 @@ class Running:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; tensors by their bytes."""
+        """Return the metrics as JSON, with tensors as their bytes."""
         content = {
             "steps": self.steps,
             "samples": self.samples,
@@ -121,7 +122,7 @@ class Running:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Running:
-        """What `to_json` was called on."""
+        """Return the metrics from the output of `to_json`."""
         entries = {name: _entry(entry) for name, entry in content["entries"].items()}
         members = {
             name: [_entry(each) for each in entries]
@@ -130,7 +131,7 @@ class Running:
         return cls(content["steps"], content["samples"], content["tokens"], entries, members)
 
     def _before(self, name: str, column: Column) -> Sequence[Entry]:
-        """What a column goes on from, for each member."""
+        """Return the entries that a column is folded into, one for each member."""
         kind, n = column.kind, column.members
         single, several = self.entries.get(name), self.members.get(name)
         before = [single] if single is not None else several
@@ -176,7 +177,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
-    """From the left, one after the other: never `sum`, which may compensate."""
+    """Fold from the left; not with `sum`, which may use compensated summation."""
     if not fields[0]:
         return before
     if not kind:

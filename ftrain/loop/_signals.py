@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to end in good order, the second ends it at once."""
+"""Handling of Ctrl-C and SIGTERM: the first ends the run after its step, the second at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """A context in which signals are remembered instead of raised.
+    """Context that records the first signal instead of raising an exception.
 
-    Outside of the main thread, where Python allows no handlers, it does nothing.
+    Outside of the main thread, where Python allows no signal handlers, it does nothing.
 
     Attributes:
-        received: the number of the first signal; `None` before it.
+        received: number of the first signal; `None` before it.
     """
 
     received: int | None
@@ -34,7 +34,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _HANDLED:
                 before = signal.getsignal(number)
-                if before is not None:  # else it was set from C, and could not be put back
+                if before is not None:  # None: set from C, cannot be restored
                     self._before[number] = before
                     signal.signal(number, self._handle)
         return self
@@ -45,7 +45,7 @@ class Signals:
         self._before = {}
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a worker that was forked off; its parent ends it
+        if os.getpid() != self._owner:  # a forked worker, which its parent ends
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -58,7 +58,7 @@ class Signals:
         self.received = number
         again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         said = f"finishing this step, then saving; {again} again stops at once"
-        # Not print: a handler may run in the midst of one. And nobody may be there to read it: in
+        # os.write, because the handler may interrupt a print. It may fail: in
         # `ftrain train ... 2>&1 | tee log` the same Ctrl-C ends tee.
         with contextlib.suppress(OSError):
             os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())

@@ -1,4 +1,4 @@
-"""How much is in a batch: rows and tokens, from shapes alone."""
+"""Number of rows and tokens in a batch, from shapes only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _TOKENS = ("tokens", "input_ids")
 
 
 def sizes(batch: Any) -> tuple[int, int]:
-    """`(samples, tokens)`: rows of the first tensor; elements of `batch["tokens"]` or `["input_ids"]`.
+    """Return `(samples, tokens)`, read from the shapes of a batch.
 
-    Counts for a log, and in an evaluation the weights of metrics that came without one. Entries of a
-    mapping and fields of a NamedTuple or dataclass count in the order in which they were written.
+    Samples are the rows of the first tensor, tokens the elements of `batch["tokens"]` or
+    `batch["input_ids"]`. The log shows both; samples also weight metrics without a weight. Entries of a
+    mapping and fields of a NamedTuple or dataclass are taken in their original order.
 
     Example:
         >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
@@ -42,7 +43,7 @@ def sizes(batch: Any) -> tuple[int, int]:
 
 
 def _rows(batch: Any) -> int | None:
-    """The length of the first tensor that has an axis; `None` if there is none."""
+    """Return the length of the first tensor that has an axis; `None` if there is none."""
     if isinstance(batch, torch.Tensor):
         return batch.size(0) if batch.dim() else None
     children = _entries(batch) or tree.one_level(batch)
@@ -51,7 +52,7 @@ def _rows(batch: Any) -> int | None:
 
 
 def _entries(batch: Any) -> Mapping[str, Any]:
-    """What a container holds by name, in the order in which it was written."""
+    """Return the entries of a container by name, in their original order."""
     if isinstance(batch, Mapping):
         return batch
     if isinstance(batch, tuple):

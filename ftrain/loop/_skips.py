@@ -1,7 +1,6 @@
-"""Steps that were skipped for a non-finite gradient: by whom, how many in a row, and in words.
+"""Steps that were skipped because of non-finite gradients: counts and messages.
 
-A member of an ensemble that skips a step is one that skips: the others have taken it. A run is given up
-only where no member trains any longer.
+In an ensemble, members skip steps independently. A run ends only if no member trains any longer.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ from typing import NamedTuple
 
 __all__ = ["Counts", "Skip", "counted", "in_a_row", "said", "said_of_lost"]
 
-#: How many steps in a row were skipped; of an ensemble by each member.
+#: Number of steps skipped in a row; in an ensemble, one number per member.
 Counts = int | tuple[int, ...]
 
-_MOST = 5  # steps, or members, that a message lists
+_MOST = 5  # maximum number of steps or members listed in a message
 
 
 class Skip(NamedTuple):
-    """A step that was skipped.
+    """Skipped step.
 
     Attributes:
-        step: its number.
-        epoch: the epoch it belongs to.
-        batch: its number in that epoch.
-        member: which member of an ensemble skipped it; `None` of a single run.
+        step: number of the step.
+        epoch: epoch of the step.
+        batch: number of the step in its epoch.
+        member: the ensemble member that skipped it; `None` for a single run.
     """
 
     step: int
@@ -34,7 +33,7 @@ class Skip(NamedTuple):
 
 
 def counted(skipped: Sequence[float], before: int) -> int:
-    """Return how many steps in a row were skipped by the last of these.
+    """Return how many steps in a row were skipped up to the last one, with `before` earlier ones.
 
     Example:
         >>> counted([1, 1], 3), counted([1, 0, 1], 3), counted([0], 3)
@@ -48,12 +47,12 @@ def counted(skipped: Sequence[float], before: int) -> int:
 
 
 def in_a_row(counts: Counts) -> int:
-    """Return how many of the last steps changed nothing: that every member skipped."""
+    """Return how many of the last steps, in a row, every member skipped."""
     return min(counts, default=0) if isinstance(counts, tuple) else counts
 
 
 def said(skipped: Sequence[Skip], steps: int) -> str:
-    """Name skipped steps among the last so many.
+    """Return a message that lists the skipped steps among the last `steps` steps.
 
     Example:
         >>> said([Skip(4, 1, 4)], 6)
@@ -81,7 +80,9 @@ def said(skipped: Sequence[Skip], steps: int) -> str:
 
 
 def said_of_lost(counts: Counts, most: int, steps: int) -> str | None:
-    """Name the members that reached so many skips in a row within the last steps, where others go on.
+    """Return a message on members that reached `most` skips in a row within the last `steps` steps.
+
+    `None` if there is no such member, or if no member trains any longer.
 
     Example:
         >>> print(said_of_lost((0, 7, 30), 5, 10))

@@ -1,4 +1,4 @@
-"""The copy of metrics to the host: tensors become numbers, in one transfer for each device and dtype."""
+"""Transfer of metrics to the host as numbers, in one copy for each device, dtype and shape."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 __all__ = ["Field", "fetch"]
 
 Field = tuple[Any, bool, list[Any]]
-"""A metric's name, whether each member of an ensemble has one, and one of its fields: a value a step."""
+"""Name of a metric, True if it has one value per member, and one of its fields, a value per step."""
 
 
 def fetch(fields: Iterable[Field]) -> None:
-    """Replace tensors by numbers, in place; those of an ensemble by a list, one number a member.
+    """Replace tensors by numbers, in place; for an ensemble by lists with one number per member.
 
     Shapes are compared only after a transfer has failed: a comparison takes as long as the transfer.
 
     Raises:
-        ValueError: a metric has another shape than at the first of these steps.
+        ValueError: the shape of a metric changes from step to step.
 
     Example:
         >>> totals = [torch.tensor(1.0), torch.tensor(2.0)]
@@ -56,10 +56,10 @@ def fetch(fields: Iterable[Field]) -> None:
 
 
 def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
-    """Read a field that holds a tensor at one step and a number, or another shape, at a later one."""
+    """Read a field whose values differ in type or shape from step to step."""
     shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in field]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
-    if other is not None and not of_members:  # of members it is checked when they are told apart
+    if other is not None and not of_members:  # `_columns._turned` checks members
         raise ValueError(
             f"metric {name!r} has shape {shapes[0]} at one step and {other} at a later one; expected "
             "the same shape at each step. Reduce it first: value.mean()."
