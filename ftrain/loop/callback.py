@@ -141,7 +141,7 @@ class Evaluate(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Stop(Action):
-    """End the run after this step, with its last checkpoint and events.
+    """End the run after this step, with a last checkpoint if there is a store.
 
     Attributes:
         reason: the reason, which becomes `result.reason`.

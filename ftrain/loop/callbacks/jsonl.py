@@ -18,8 +18,8 @@ class JSONLLogger(RowLogger):
 
     `split` is "train" for means over the last `log_every` steps, "train_epoch" for means over a
     whole epoch of training, "eval" for an evaluation. Epochs and steps count from 1 (see
-    `Progress`). `time` is in seconds, summed over all processes of the run. NaN and infinity,
-    which JSON does not have, are `null`.
+    `Progress`). `time` is in seconds since the run began, without the time between an
+    interruption and a resume. NaN and infinity, which JSON does not have, are `null`.
 
     A new run overwrites the file. A resumed run truncates it to the length at its checkpoint: no row
     is repeated, none is missing.

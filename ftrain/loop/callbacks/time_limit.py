@@ -10,7 +10,7 @@ __all__ = ["TimeLimit"]
 
 
 class TimeLimit:
-    """Stop a run after a given time, with a checkpoint; `resume` continues it.
+    """Stop a run after a given time; `resume` continues it from its last checkpoint.
 
     The time counts from the start of each call of `fit` and includes compilation and evaluations. Leave
     time for the current step and the last checkpoint.
