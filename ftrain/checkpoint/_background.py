@@ -70,7 +70,7 @@ class Background:
             self.wait()
         except BaseException:
             traceback.print_exc()
-            # What atexit functions raise is printed and forgotten. Run the others, then say it.
+            # Python ignores exceptions of atexit functions: run the others, then exit with an error.
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()

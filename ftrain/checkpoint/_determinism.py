@@ -15,7 +15,7 @@ from ftrain.checkpoint import _json
 
 __all__ = ["PRNG", "changes", "fingerprint", "versions"]
 
-# How a key becomes numbers. Another implementation would go on with other draws.
+# Name of the generator. A run resumed with another implementation would draw other numbers.
 PRNG = "threefry2x32-20, jax_threefry_partitionable"
 
 
@@ -23,7 +23,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the build, processor, threads and switches that floating-point bits depend on.
 
     Args:
-        given: what only the caller knows, such as how the step was compiled.
+        given: settings that only the caller has, such as those of the compiled step.
     """
     found: dict[str, Any] = {
         "torch": torch.__version__,

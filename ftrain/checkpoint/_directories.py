@@ -17,7 +17,7 @@ from ftrain.checkpoint.locks import Lock
 
 __all__ = ["discard", "make_directories", "remove_tree", "workplace"]
 
-# Strict, so that nobody else's directory is taken for one; what stood before the number was a name once.
+# Strict, so that no directory of another program matches; former versions put a name before the number.
 _LEFTOVER = re.compile(r"\.(tmp|trash)-(.*-)?[0-9]+-[0-9a-f]{8}", re.DOTALL)
 _TRIES = 10
 

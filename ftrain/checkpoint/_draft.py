@@ -40,7 +40,7 @@ class Collected:
     def copied(self) -> Collected:
         """Return the collection with copies of its tensors, so that the state may be donated.
 
-        Tensors of a device are copied to the host: the writing thread does not know its streams.
+        Tensors on a device are copied to the host: the writing thread does not wait for its streams.
         Layouts and aliases stay.
         """
         copies: list[torch.Tensor] = []
@@ -78,7 +78,7 @@ def collect(
     """Check and collect a state and its metadata.
 
     Raises:
-        TypeError: a leaf is no tensor, or the metadata are no JSON; the message names the place.
+        TypeError: a leaf is not a tensor, or the metadata are not JSON; the message names the path.
         ValueError: a tensor cannot be stored (sparse, quantised, without values).
     """
     leaves, structure = tree.flatten(state)

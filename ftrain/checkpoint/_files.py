@@ -20,7 +20,7 @@ class Files:
     """File calls of the operating system; every failure carries its path."""
 
     def call(self, operation: str, path: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Run one operation. All others come through here."""
+        """Run one operation; all others call this."""
         try:
             return function(*args)
         except OSError as error:

@@ -22,8 +22,8 @@ class Hashing:
     of the time that one chunk does (median of 25 pairs, on a busy machine).
 
     Args:
-        ahead: how many chunks may wait to be hashed. When `feed` returns, the memory of all but the
-            last `ahead` is free.
+        ahead: the number of chunks that may wait to be hashed. When `feed` returns, the memory of all
+            but the last `ahead` is free.
     """
 
     def __init__(self, ahead: int = 1) -> None:

@@ -26,8 +26,8 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     """Return the value that `render` wrote.
 
     Raises:
-        CheckpointCorruptError: it is no JSON object, or not in the one spelling (which repeated keys,
-            infinities and numbers of other widths are not).
+        CheckpointCorruptError: it is not a JSON object, or not in the spelling that `render` writes
+            (repeated keys, infinities and numbers of other widths are rejected).
     """
     try:
         content = json.loads(data)

@@ -53,7 +53,7 @@ class Opened:
         """Read every file once, each tensor into the buffer of `place` (`None`: verify only).
 
         Raises:
-            CheckpointCorruptError: a byte is not what was written; what was read is void then.
+            CheckpointCorruptError: a byte differs from those written; discard all buffers.
         """
         leaves: dict[str, dict[str, Leaf]] = {file.name: {} for file in self.manifest.files}
         for leaf in self.manifest.leaves:
@@ -114,8 +114,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
     """Hold a checkpoint's directory open.
 
     Raises:
-        CheckpointNotFoundError: there is none, or none any more.
-        CheckpointCorruptError: its manifest is not what was written.
+        CheckpointNotFoundError: it does not exist, or was deleted meanwhile.
+        CheckpointCorruptError: its manifest differs from the one written.
         CheckpointReadError: the system refused.
     """
     path = os.path.abspath(os.fspath(path))

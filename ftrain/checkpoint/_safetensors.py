@@ -70,8 +70,8 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
     """Return the tensors of a file in the order of their bytes.
 
     Raises:
-        CheckpointCorruptError: the header is not JSON, names a tensor twice, knows a dtype that is none,
-            or its tensors do not fill the file exactly: overlaps, holes, shapes of another size.
+        CheckpointCorruptError: the header is not JSON, names a tensor twice or an unknown dtype, or its
+            tensors do not fill the file exactly: overlaps, holes, shapes of another size.
     """
 
     def fail(reason: str) -> CheckpointCorruptError:

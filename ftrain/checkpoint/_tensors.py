@@ -24,7 +24,7 @@ __all__ = [
     "stored_as",
 ]
 
-# What a safetensors header calls each dtype.
+# Names of dtypes in a safetensors header.
 _NATIVE = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -46,7 +46,7 @@ _NATIVE = {
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.float8_e8m0fnu: "F8_E8M0",
 }
-# Of these the header says bytes, with one more axis; their name stands in the manifest.
+# Stored as bytes with one more axis, because safetensors lacks them; the manifest has their names.
 _AS_BYTES = (torch.complex32, torch.complex128)
 
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*_NATIVE, *_AS_BYTES)}
@@ -80,7 +80,7 @@ def row_major(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in row-major order; its own memory if they are laid out so."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
     if plain.numel() < 2 or not plain.is_contiguous():
-        # Not contiguous(): a (1,) with stride 2 counts as that, and cannot be viewed as bytes.
+        # contiguous() would return a (1,) with stride 2 unchanged, which cannot be viewed as bytes.
         plain = plain.clone(memory_format=torch.contiguous_format)
     return memory_of(plain)
 

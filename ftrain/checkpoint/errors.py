@@ -25,7 +25,7 @@ class CheckpointError(Exception):
     """Base class of the errors of this package."""
 
     def __init__(self, message: str) -> None:
-        # A hostile file chooses its names: whatever they hold, the message can be printed.
+        # Names come from untrusted files: escape them, so that the message can always be printed.
         shown = message if len(message) <= _LONGEST else message[:_LONGEST] + " ..."
         super().__init__(shown.encode(errors="backslashreplace").decode())
 

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it ends; its children do not keep them.
+"""Locks that are released when their process ends, even if it is killed; children do not hold them.
 
 Read next: `store.py`, whose writers hold one.
 """
@@ -24,7 +24,7 @@ class Lock:
     if that is killed. A forked child does not hold it.
 
     Attributes:
-        held: whether it was to be had; `False` once it is closed.
+        held: True if the lock was acquired; False after `close`.
 
     Example:
         >>> import tempfile

@@ -79,9 +79,9 @@ class Manifest:
         metadata: the caller's own JSON: data cursor, epoch, configuration.
         step: the update the state has reached, where the caller said.
         metrics: numbers to choose the best by.
-        determinism: what the bits of the run depend on beside the state.
+        determinism: the settings, beside the state, that the bits of the run depend on.
         versions: of the libraries that wrote it.
-        prng: how the state's keys become random numbers.
+        prng: the generator that draws random numbers from the state's keys.
         version: of the format, major and minor.
         digest: the sha256 of the manifest; two checkpoints with one digest are equal.
     """

@@ -30,11 +30,12 @@ class Report:
 
     Attributes:
         loaded: these leaves come from the source.
-        converted: those of them whose floating dtype changed, and how.
-        missing: the source has none of these; they are those of `like`.
-        different: another shape or kind is there, which is said; they are those of `like`.
-        left: `where` asked to leave these alone.
-        unused: paths of the source that nothing asked for.
+        converted: the loaded leaves whose floating dtype changed, with both dtypes.
+        missing: leaves that the source lacks; they keep the values of `like`.
+        different: leaves of another shape or kind in the source, with the reason; they keep the values
+            of `like`.
+        left: leaves that `where` excludes.
+        unused: paths of the source that no leaf of `like` has.
 
     Example:
         >>> Report(("['w']",), missing=("['b']",)).complete

@@ -55,24 +55,24 @@ def save(
     unchanged. Equal states give equal bytes: they hold no time, host or process id.
 
     Args:
-        path: the directory to make; its parents are made, too. What is there is never overwritten:
-            saving the same content again changes nothing, other content is refused.
-        state: any tree of tensors. Their strides are kept, and which leaves are the same tensor.
-        metadata: JSON of the caller's: data cursor, epoch, configuration. Infinities and NaNs are kept.
-        step: the update this state has reached.
-        metrics: numbers, by which a `Store` can tell the best.
-        fingerprint: what the run's bits depend on and ftrain cannot see, such as how the step was
-            compiled; compared at loading.
+        path: the directory to create, parents included. An existing checkpoint is never overwritten:
+            saving the same content again changes nothing, other content raises.
+        state: any tree of tensors. Their strides are kept, as is the identity of shared leaves.
+        metadata: JSON of the caller: data cursor, epoch, configuration. Infinities and NaNs are kept.
+        step: the number of updates that led to this state.
+        metrics: numbers, by which a `Store` ranks checkpoints.
+        fingerprint: settings that the run's bits depend on and ftrain cannot observe, such as how the
+            step was compiled; compared at loading.
 
     Returns:
         The manifest; its `digest` names the content.
 
     Raises:
-        CheckpointWriteError: the system refused; has `path` and `errno`.
+        CheckpointWriteError: a system call failed; has `path` and `errno`.
         CheckpointExistsError: `path` holds something else.
-        TypeError: a leaf is no tensor, or the metadata are no JSON.
+        TypeError: a leaf is not a tensor, or the metadata are not JSON.
         ValueError: a tensor is sparse, quantised or on the meta device; a step is negative; names or
-            metadata are larger than any reader takes (a manifest of 512 MiB).
+            metadata are larger than readers accept (a manifest of 512 MiB).
 
     Example:
         >>> import tempfile
@@ -102,7 +102,7 @@ def _headers(content: Draft) -> dict[str, bytes]:
     """Return the header of every file of tensors.
 
     Raises:
-        ValueError: what is beyond the readers' bounds, before any of it is written.
+        ValueError: the content exceeds the readers' limits; raised before anything is written.
     """
     headers = {
         name: _safetensors.header([(path, t.dtype, t.shape) for path, t in tensors.items()])
@@ -180,7 +180,7 @@ def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
     try:
         _files.system.sync_directory(parent)
     except BaseException:
-        # It may or may not survive a crash; who is told that saving failed must find it gone.
+        # The rename may not survive a crash, so delete the directory: the caller sees a failed save.
         discard(path)
         raise
     return True

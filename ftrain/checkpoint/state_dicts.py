@@ -42,15 +42,15 @@ def export_state_dict(
     """Write `{name: tensor}` to one file, atomically, replacing an existing file.
 
     Args:
-        path: the file; `model.safetensors` is what others look for.
+        path: the file; most programs expect the name `model.safetensors`.
         tensors: such as `{**state.params, **state.buffers}`. A parameter that a module has under two
-            names stands under the first: `module.load_state_dict(..., strict=False)` finds the other.
-        format: `"torch"` writes what `torch.save` does, for programs that read nothing else.
+            names is stored under the first; load it by `module.load_state_dict(..., strict=False)`.
+        format: `"torch"` writes the format of `torch.save`, for programs that read no other.
 
     Raises:
         CheckpointWriteError: the system refused.
-        TypeError: a value is no tensor.
-        ValueError: a tensor has a dtype or layout that the format does not know.
+        TypeError: a value is not a tensor.
+        ValueError: a tensor has a dtype or layout that the format does not support.
 
     Example:
         >>> import tempfile
@@ -91,7 +91,7 @@ def import_state_dict(
 
     Raises:
         CheckpointNotFoundError: there is no such file.
-        CheckpointCorruptError: the file is not what it must be; a pickle, say.
+        CheckpointCorruptError: the file is not in this format; a pickle, for example.
         CheckpointReadError: the system refused.
     """
     _check_format(format)

@@ -48,19 +48,19 @@ class Store:
     or its process ends; reading takes no lock. Threads may share a store: they write in turn.
 
     Args:
-        directory: made when first saved to.
-        keep_last: how many of the newest to keep; `None` keeps all.
-        keep_best: how many to keep by `metric`.
+        directory: the directory; created by the first save.
+        keep_last: the number of newest checkpoints to keep; `None` keeps all.
+        keep_best: the number of best checkpoints to keep, by `metric`.
         metric: the name of the metric in `save(..., metrics=...)`; NaNs are never the best.
-        mode: whether a smaller or a larger metric is better.
+        mode: `"min"` if a smaller metric is better, `"max"` if a larger one is.
         keep_every_steps: keep steps that are multiples of this.
         keep_every_hours: keep one for every so many hours.
         asynchronous: write in a thread: `save` returns when the state is copied. One save is in
-            flight; what goes wrong is raised by the next `save`, `wait` or `close`, and by the end of
-            the process.
-        donates: whether the loop gives its states away (`ftrain.compile(..., donate=True)`) or writes
-            to them, so that an asynchronous save must copy them first. `False`: an immutable state is
-            its own snapshot, and `save` returns at once.
+            flight; its exception is raised by the next `save`, `wait` or `close`, or at the end of the
+            process.
+        donates: True if the loop donates its states (`ftrain.compile(..., donate=True)`) or writes to
+            them, so that an asynchronous save must copy them first. False: states are immutable, and
+            `save` returns without a copy.
         fingerprint: as for `checkpoint.save`; compared at loading.
 
     Raises:
@@ -125,11 +125,11 @@ class Store:
         Args:
             state: a tree of tensors.
             step: 0 or more. The same content may be saved again under it; other content is refused,
-                unless what is there does not verify.
-            metadata: JSON: the data cursor and whatever else the loop needs to go on.
-            metrics: numbers, by which the best are chosen; warns, once, if they lack the store's.
-            replace: whether this may take the place of other content under the same step, which is
-                deleted only when this is durable.
+                unless the existing checkpoint does not verify.
+            metadata: JSON: the data cursor and all else that the loop needs to resume.
+            metrics: numbers, by which the best are chosen; warns once if the store's metric is missing.
+            replace: True to replace other content under the same step, which is deleted only when the
+                new content is durable.
 
         Returns:
             Where the checkpoint is, or will be when an asynchronous save is done.
@@ -162,14 +162,13 @@ class Store:
         default: Any = None,
         on_change: OnChange = "warn",
     ) -> tuple[T, Any]:
-        """Load the newest state that verifies, or that of a step; see `checkpoint.load`.
+        """Load the newest state that verifies, or the state of a step; see `checkpoint.load`.
 
         Args:
             like: a state of the same kind.
-            step: which; default the newest. One that does not verify is passed over with a
-                `CorruptCheckpointWarning`, unless it was asked for by its step.
-            default: the metadata to begin with: where there is no checkpoint yet, `(like, default)` is
-                returned.
+            step: the step to load; default: the newest. A checkpoint that does not verify is skipped
+                with a `CorruptCheckpointWarning`; with an explicit step it raises.
+            default: the initial metadata: without any checkpoint, `(like, default)` is returned.
             on_change: as for `checkpoint.load`.
 
         Returns:

@@ -54,7 +54,7 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
             leave_stdout()  # `ftrain runs | head`; one from within a run is an error like others
             return 0
         notes = getattr(error, "__notes__", [])
-        # Of Python: nobody catches anything here.
+        # Without the advice for Python callers, who can catch the exception.
         notes[:] = [note.partition(" The state after that step: `except")[0] for note in notes]
         ours = type(error).__module__.startswith("ftrain.")  # the message is all that is needed
         if ours and not options.traceback:

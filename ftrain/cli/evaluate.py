@@ -27,8 +27,8 @@ def evaluate(
 ) -> tuple[pathlib.Path, list[EpochResult]]:
     """Return the chosen checkpoint and the metrics over the held-out data.
 
-    The first result is that of the weights; with `ema` in the configuration that of their average
-    follows, whose split is `eval/ema`.
+    The first result belongs to the weights; with `ema` in the configuration, the result of their
+    average follows, with the split `eval/ema`.
 
     Args:
         config: of the run.
@@ -39,9 +39,9 @@ def evaluate(
     alphabet that the run has learnt from its training data.
 
     Raises:
-        ConfigError: there is no checkpoint, or nothing is held out; the training data have changed, so
-            that what is held out of them may have been trained on; the data given cannot be read as
-            the training data were.
+        ConfigError: the checkpoint is missing, or no data are held out; the training data have changed,
+            so that the held-out samples may have been trained on; the given data cannot be read in the
+            same way as the training data.
         CheckpointError: the checkpoint is damaged, or of another model.
     """
     path = checkpoint_of(config, folder, which)
@@ -55,7 +55,7 @@ def evaluate(
             )
             raise ConfigError.at("data", config.places.of(("data",)), message)
         state, metadata = checkpoint.load(path, like=parts.init_state())
-        # One pass is not worth a compile.
+        # Compiling takes longer than one eager pass.
         trainer = parts.trainer(compile=False)
         found = [trainer.evaluate(state, parts.held_out)]
         if config.ema is not None:

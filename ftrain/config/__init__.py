@@ -1,4 +1,4 @@
-"""Configuration: one typed schema, read from a file and the command line, and the run that it builds.
+"""Typed configuration, read from a file and the command line, and the run that it describes.
 
     from ftrain.config.run import train
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import `load_run` and `Trained` on first access: a configuration does not wait for torch."""
+        """Import `load_run` and `Trained` on first access: schema and parser need no torch."""
         if name not in ("Trained", "load_run"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from ftrain.config import trained  # noqa: PLC0415  # it imports torch: a second

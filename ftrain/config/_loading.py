@@ -1,4 +1,4 @@
-"""From the data function to batches, with a part held out and fitted preprocessing applied.
+"""Batches from a data function, with a part held out and fitted preprocessing applied.
 
 Read next: `sources/`, the functions; `fitted.py`, which stores what they fit.
 """
@@ -30,9 +30,9 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     """Return the result of the data function, with a part held out.
 
     Args:
-        resolved: what the configuration names.
-        fitted: what the run has learnt; a function gets it that has an argument of this name.
-        evaluation: hold out the whole of what `data.path` names on the command line.
+        resolved: the components that the configuration names.
+        fitted: the run's fitted preprocessing; passed to functions that have an argument of this name.
+        evaluation: hold out all data that `data.path` names on the command line.
     """
     config, target = resolved.config, resolved.data
     arguments = dict(target.arguments)
@@ -67,7 +67,7 @@ def _read(config: Config, target: Target, arguments: Mapping[str, Any], learnt: 
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         if not learnt or ":" in config.data.name:
             raise
-        # One of ours, which reads with these arguments what it has written itself.
+        # A built-in function reads its own output here, so the error means that the file is damaged.
         says = (
             f"what the run has learnt, data.json in its directory, is damaged ({type(error).__name__}: "
             f"{error}): put the original back, or begin a new run"

@@ -1,4 +1,4 @@
-"""Components of a run from its configuration: data, model, loss, optimizer, steps.
+"""Components of a run, built from its configuration: data, model, loss, optimizer, steps.
 
     parts = build(load("digits.yaml"))
     state = parts.init_state()
@@ -44,18 +44,18 @@ class Parts:
     """A run that is built but has not started.
 
     Attributes:
-        resolved: what the configuration names, and the configuration itself with every value filled in.
+        resolved: the named components, and the configuration itself with every value filled in.
         train: a loader, stream or list of training batches; `None`: nothing will be trained.
         held_out: the same for evaluation; `None`: nothing is held out.
-        facts: what the data told about itself.
-        fitted: what can be learnt from these training data; `None`: nothing.
+        facts: the facts that the data source reports.
+        fitted: the preprocessing fitted on these training data; `None`: none.
         sizes: `batch -> (samples, tokens)`; `None`: the trainer's.
-        total_steps: updates in the whole run; `None`: neither data nor configuration tell.
+        total_steps: updates in the whole run; `None`: unknown.
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
         schedule: count to learning rate; `None`: constant.
         steps: the three functions.
-        callbacks: those of the configuration.
+        callbacks: the callbacks of the configuration.
         device: where the run takes place.
     """
 
@@ -107,11 +107,11 @@ def build(
 
     Args:
         config: from `load`.
-        folder: what `${run}` stands for in arguments of callbacks; default: `config.folder`.
-        fitted: what the run has learnt from its training data, with which all data is read; empty: it
-            kept nothing; `None`: a run begins.
+        folder: the value of `${run}` in arguments of callbacks; default: `config.folder`.
+        fitted: the run's fitted preprocessing, with which all data is read; empty: the run stored none;
+            `None`: a new run.
         evaluation: nothing will be trained: a `data.path` of the command line is held out as a whole.
-        facts: what the data told the run about itself; no data is read. `None`: read it.
+        facts: stored facts about the data, so that no data is read. `None`: read the data.
 
     Raises:
         ConfigError: something cannot be imported, does not take its arguments, or refuses them; the

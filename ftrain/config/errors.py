@@ -14,9 +14,9 @@ class Problem(NamedTuple):
     """One mistake in a configuration.
 
     Attributes:
-        key: the dotted path, such as `optimizer.learning_rate`; empty where the whole is meant.
-        place: where that is written: `digits.yaml:7`, `the command line`, or the file alone.
-        message: what was found, and what to write instead.
+        key: the dotted path, such as `optimizer.learning_rate`; empty for the whole configuration.
+        place: its source location: `digits.yaml:7`, `the command line`, or the file alone.
+        message: the problem and its remedy.
     """
 
     key: str

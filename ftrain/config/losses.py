@@ -86,8 +86,8 @@ def mse(
         batch: a dict; the targets are floating-point.
         input: the name of what goes into the model.
         target: the name of the numbers to predict.
-        target_scale: what the absolute error is multiplied by; null: the data's fact of this name (of a
-            standardized column its standard deviation), or 1.
+        target_scale: the factor of the absolute error; null: the data's fact of this name (the standard
+            deviation of a standardized column), or 1.
     """
     wanted = _entry(batch, target)
     if not wanted.is_floating_point():

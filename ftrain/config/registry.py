@@ -49,9 +49,9 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
     """Register the decorated component under a name for configurations.
 
     Args:
-        kind: what it is: a function or class that builds a model, a data set, an optimizer (from the
-            learning rate), a schedule (from the peak) or a callback; or a loss function itself.
-        name: what configurations call it. A file that registers names is listed under `imports`.
+        kind: the kind of component: a function or class that builds a model, a data set, an optimizer
+            (from the learning rate), a schedule (from the peak) or a callback; or a loss function.
+        name: its name in configurations. List the file that registers it under `imports`.
 
     Raises:
         ValueError: the name is taken by something else.
@@ -108,7 +108,7 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
 
 
 def _from_library(kind: Kind) -> dict[str, Any]:
-    """Return the components that other rooms offer under their own names."""
+    """Return the components that other ftrain packages export, by name."""
     if kind == "callback":
         from ftrain.loop import callbacks  # noqa: PLC0415
 

@@ -41,9 +41,9 @@ class Target:
 
     Attributes:
         path: the component's place in the configuration, such as `("optimizer",)`.
-        component: what was written.
-        function: what it names.
-        arguments: keyword arguments; a `${data.NAME}` still stands as it is written.
+        component: the component in the configuration.
+        function: the function that it names.
+        arguments: keyword arguments; each `${data.NAME}` is not yet replaced.
         files: the names of those that are paths.
     """
 
@@ -65,10 +65,10 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """All components of a configuration.
+    """Components of a configuration.
 
     Attributes:
-        config: what was resolved.
+        config: the resolved configuration.
         model: builds the module.
         data: makes the data.
         loss: the loss function.

@@ -63,7 +63,7 @@ class Run:
     """A run that is ready to start or to resume.
 
     Attributes:
-        parts: what was built.
+        parts: the components of the run.
         folder: its directory.
         trainer: with the configuration's callbacks, loggers and store.
         written: what its `config.yaml` and `data.json` will hold.
@@ -91,7 +91,8 @@ class Run:
                     kinds=(TrainEnd,),
                 )
                 outcome.unlink(missing_ok=True)
-                # At once: a signal that is not taken care of yet leaves the old one or the new one.
+                # Written immediately: a signal that arrives before its handler is installed then leaves
+                # either the old configuration or the new one.
                 _write(self.folder, self.written)
                 for event in events:
                     assert isinstance(event, TrainEnd)
@@ -124,7 +125,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
     Raises:
         ConfigError: the configuration cannot be used; the directory holds a run already.
-        CompilerMissingError: it is to be compiled, and there is no C++ compiler.
+        CompilerMissingError: the configuration has `compile: true`, and the C++ compiler is missing.
     """
     with prepare(config, resume=resume, overwrite=overwrite) as run:
         return run.fit(resume=resume)
@@ -161,7 +162,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         with _usable(config, folder):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_alone(config, folder))
-            # Again: another process may have begun, and ended, a run there in the meantime.
+            # Checked again under the lock: another process may have completed a run there meanwhile.
             _check_free(config, folder, resume or overwrite or config.fast_dev_run)
             if not resume:
                 _clear(folder)

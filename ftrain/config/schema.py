@@ -22,7 +22,7 @@ from ftrain.config._places import Path, Places
 __all__ = ["Checkpoint", "Component", "Config", "Data", "EarlyStopping", "Optimizer"]
 
 Count = Annotated[int, Field(ge=1)]
-Threads = Annotated[int, Field(ge=1, le=4096)]  # of more, OpenMP ends the process
+Threads = Annotated[int, Field(ge=1, le=4096)]  # with more, OpenMP ends the process
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
@@ -82,7 +82,7 @@ class Component(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All keys but the name."""
+        """Every key except `name`."""
         return dict(self.model_extra or {})
 
 
@@ -100,120 +100,121 @@ class Data(Component):
     """A `Component` with a part held out for evaluation."""
 
     held_out: Annotated[int | float | str | None, BeforeValidator(_held_out)] = None
-    """How many samples to hold out, which share of them, or a file of their own, such as `test.csv`. A
-    function that has an argument of this name gets it; else the samples are chosen at random, the same
-    for every seed. 0: none. Null: what the function itself holds out (those built in: a share), or
-    none."""
+    """Number of samples to hold out, a share of them, or a file that contains them, such as `test.csv`.
+    A data function that has an argument of this name receives the value; for others, samples are chosen
+    at random, the same for every seed. 0: none. Null: the samples that the function itself holds out (a
+    share of the data for built-in functions), or none."""
 
 
 class Checkpoint(_Section):
-    """Times of the checkpoints of a run, and their retention."""
+    """Frequency and retention of a run's checkpoints."""
 
     every: Count | None = None
     """Steps between checkpoints; null: at the end of each epoch."""
     every_minutes: Positive | None = None
-    """Minutes between checkpoints, beside those."""
+    """Minutes between checkpoints, in addition to `every`."""
     keep_last: Count = 3
-    """How many of the newest are kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: Natural = 1
-    """How many of the best by `monitor` are kept beside those."""
+    """Number of best checkpoints by `monitor` to keep, in addition to the newest."""
     monitor: str = "eval/loss"
-    """The metric that says which are best: `eval/` or `train/` and its name."""
+    """The metric that ranks checkpoints: `eval/` or `train/` and its name."""
     mode: Literal["min", "max"] = "min"
-    """Whether less of it is better, or more."""
+    """Direction in which the metric improves: `min` if lower is better, `max` if higher is."""
     asynchronous: bool = False
     """Write in the background while the next steps run."""
 
 
 class EarlyStopping(_Section):
-    """End of a run that no longer improves."""
+    """Criterion for stopping a run that no longer improves."""
 
     patience: Count
-    """Evaluations without a better value after which the run stops."""
+    """Evaluations without improvement before the run stops."""
     monitor: str = "eval/loss"
     """The metric: `eval/` or `train/` and its name."""
     mode: Literal["min", "max"] = "min"
-    """Whether less of it is better, or more."""
+    """Direction in which the metric improves: `min` if lower is better, `max` if higher is."""
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """How much better a value must be to count."""
+    """Smallest change of the metric that counts as an improvement."""
 
 
 class Config(_Section):
-    """A training run: everything that decides its bits, and its output directory.
+    """A training run: everything that determines its bits, and its output directory.
 
-    Made by `load`; frozen. Two runs of one resolved configuration, on one machine, end with the
+    Built by `load`; frozen. Two runs of one resolved configuration on one machine end with the
     same bytes.
     """
 
     model: Component
-    """What is trained: a function (or class) that builds an `nn.Module`."""
+    """The model: a function (or class) that builds an `nn.Module`."""
     data: Data
-    """What it is trained on: a function that returns the training data, or `(training, held out)`."""
+    """The data: a function that returns the training data, or `(training, held out)`."""
     loss: Component = Component(name="cross_entropy")
     """`loss_fn(model, batch, **arguments)`."""
     imports: Annotated[tuple[str, ...], _LISTED] = ()
-    """Modules or files that are imported first, because they register names."""
+    """Modules or files to import first, because they register names."""
 
     seed: Seed = 0
-    """Of weights, order, dropout and augmentation."""
+    """Seed of initial weights, sample order, dropout and augmentation."""
     epochs: Count | None = None
     """Passes over the training data."""
     max_steps: Count | None = None
-    """Updates; the run ends with whichever of the two comes first."""
+    """Maximum number of updates; the run ends at `epochs` or `max_steps`, whichever comes first."""
 
     batch_size: Count = 32
-    """Samples in an update. Those of an epoch that fill no batch are left out, others each time."""
+    """Samples in an update. The incomplete last batch of an epoch is dropped; its samples differ from
+    epoch to epoch."""
     accumulate: Count = 1
-    """Micro-batches that each batch is cut into, to save memory; the result is the same."""
+    """Micro-batches into which each batch is split, to save memory; the result is the same."""
     eval_batch_size: Count | None = None
-    """Samples at a time in an evaluation; null: `batch_size`."""
+    """Samples in a batch of an evaluation; null: `batch_size`."""
     workers: Natural = 0
-    """Processes that fetch data; no batch depends on it."""
+    """Processes that fetch data; batches do not depend on their number."""
 
     optimizer: Optimizer = Optimizer()
-    """What moves the weights."""
+    """The optimizer and its learning rate."""
     schedule: Component | None = None
-    """The course of the learning rate, one of `ftrain.optim`'s schedules; null: constant."""
+    """The learning-rate schedule, one of `ftrain.optim`'s; null: constant."""
     max_grad_norm: Positive | None = None
-    """Gradients with a larger global norm are scaled down to it; null: never."""
+    """Maximum global norm; gradients with a larger one are scaled down to it; null: no clipping."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Decay of an average of the weights, evaluated beside them as `ema/...` (as a monitor:
-    `eval/ema/loss`); null: no average."""
+    """Decay of an exponential moving average of the weights. The average is evaluated as well, as
+    `ema/...` (as a monitor: `eval/ema/loss`); null: no average."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
-    """Of the arithmetic in the step."""
+    """Precision of the arithmetic in the step."""
     nonfinite: Literal["skip", "raise", "ignore"] = "skip"
-    """What a gradient that is infinite or NaN does."""
+    """Treatment of a gradient that is infinite or NaN: skip the step, raise, or apply it."""
 
     compile: bool = True
-    """The whole step as one graph of machine code; needs a C++ compiler."""
+    """Compile the whole step to machine code; needs a C++ compiler."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; auto: CUDA where there is any."""
+    """`cpu`, `cuda`, `cuda:1`, ...; auto: CUDA if it is available."""
     threads: Threads | None = None
     """CPU threads; null: torch's own choice. Bits on the CPU depend on it."""
     deterministic: bool = True
-    """Only algorithms that give the same bits each time."""
+    """Use only algorithms that return the same bits each time."""
 
     log_every: Count = 50
-    """Steps between two lines of the training log."""
+    """Steps between lines of the training log."""
     eval_every: Count | None = None
     """Steps between evaluations; null: at the end of each epoch."""
     checkpoint: Checkpoint = Checkpoint()
-    """When the run is saved, and what is kept."""
+    """Frequency and retention of checkpoints."""
     early_stopping: EarlyStopping | None = None
-    """When a run that no longer gets better ends; null: never."""
+    """Criterion for stopping a run that no longer improves; null: none."""
     callbacks: Annotated[tuple[Component, ...], _LISTED] = ()
-    """What else looks on, by registered name or import path."""
+    """Additional callbacks, by registered name or import path."""
     progress: bool = True
-    """A bar where there is a terminal, a line every few seconds elsewhere."""
+    """Show a progress bar in a terminal, and a line every few seconds otherwise."""
     output_dir: Annotated[str, Field(min_length=1)] | None = None
-    """The run's directory, seen from where the command is started; null: `runs/` and the file's name."""
+    """The run's directory, relative to the current directory; null: `runs/` and the file's name."""
 
     fast_dev_run: bool = False
-    """A few steps and one evaluation through everything, to see whether it runs."""
+    """Run a few steps and one evaluation, to check that everything works."""
     overfit_batches: Natural = 0
-    """Train and evaluate on this many batches only, to see whether it can learn; 0: on all."""
+    """Number of batches to train and evaluate on, to check that the model can learn; 0: all."""
     detect_anomaly: bool = False
-    """Eager mode, and an error at the first operation whose gradient is NaN."""
+    """Run eagerly, and raise at the first operation whose gradient is NaN."""
 
     _places: Places = PrivateAttr(default_factory=lambda: Places("the configuration"))
     _base: pathlib.Path = PrivateAttr(default_factory=pathlib.Path)
@@ -225,7 +226,7 @@ class Config(_Section):
 
     @property
     def base(self) -> pathlib.Path:
-        """The directory in which files are searched: that of the configuration."""
+        """The configuration's directory, in which files are searched."""
         return self._base
 
     def beside(self, path: Path) -> pathlib.Path:
@@ -236,7 +237,7 @@ class Config(_Section):
         return pathlib.Path() if self._places.typed(path) else self._base
 
     def sought(self, path: Path) -> str:
-        """Return that directory in words, for messages."""
+        """Return the directory of `beside` in words, for messages."""
         if self._places.typed(path):
             return "in the current directory, because it was given on the command line"
         return f"beside {self._places.name}" if self._base.parts else "in the current directory"

@@ -41,10 +41,10 @@ class Trained:
 
     Attributes:
         folder: the run's directory.
-        checkpoint: that of the state.
-        state: what was saved; `state.params` are the weights that `predict` uses.
-        parts: what the configuration names, built; without data.
-        fitted: what the run has learnt from its training data, as `data.json` has it; empty: nothing.
+        checkpoint: the checkpoint that the state was loaded from.
+        state: the saved state; `state.params` are the weights that `predict` uses.
+        parts: the components that the configuration names, without data.
+        fitted: the run's fitted preprocessing, as in `data.json`; empty: none.
     """
 
     folder: pathlib.Path
@@ -70,8 +70,8 @@ class Trained:
         """Return the model's outputs, in eval mode and in the run's precision, as `eval_step` calls it.
 
         Args:
-            inputs: what the model's `forward` takes, as the run's data function gives it (numbers of a
-                table: standardized); or a batch, of which the loss names the part, `loss.input`.
+            inputs: the input of the model's `forward`, in the form that the run's data function returns
+                (numbers of a table are standardized); or a batch, whose entry `loss.input` is used.
 
         Returns:
             The model's outputs: without gradient, in memory of their own, on the run's device.
@@ -88,7 +88,7 @@ class Trained:
     def module(self) -> nn.Module:
         """Return the stock module with copies of the weights, in eval mode, for use anywhere else.
 
-        Its outputs equal those of `predict`; of a run in mixed precision, under the same autocast.
+        Its outputs equal those of `predict`; for a run in mixed precision, under the same autocast.
         """
         module: nn.Module = self.parts.model.module(self.state.params, self.state.buffers)
         return module
@@ -114,14 +114,14 @@ def load_run(
     function without `fitted`, a former version).
 
     Args:
-        folder: the run's directory, such as `runs/irises`, wherever it lies now.
-        checkpoint: `"best"` (the newest where none is best), `"latest"`, the name of one of the run's
-            checkpoints, or the path of any.
+        folder: the run's directory, such as `runs/irises`; it may have been moved.
+        checkpoint: `"best"` (the newest if no checkpoint is ranked), `"latest"`, the name of one of the
+            run's checkpoints, or the path of any.
         overrides: changes to its configuration, such as `device=cpu`.
 
     Raises:
-        ConfigError: this is no run, or it holds no such checkpoint; something that it names is no longer
-            there, a model's file say.
+        ConfigError: the directory is not a run, or the checkpoint is missing; something that the
+            configuration names, such as the model's file, is missing.
         CheckpointError: the checkpoint is damaged, or of another model.
     """
     folder = run_folder(folder)

@@ -28,7 +28,7 @@ def npz(path: PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is damaged, or an array is no numbers (pickled objects are never loaded).
+        DataError: it is damaged, or an array is not numeric (pickled objects are never loaded).
 
     Example:
         >>> import pathlib, tempfile

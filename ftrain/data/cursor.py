@@ -29,17 +29,17 @@ class Cursor:
     and prefetched batches are not counted. Save `to_json()` beside the state.
 
     Attributes:
-        seed: of the order and of the augmentations.
+        seed: the seed of the order and of the augmentations.
         epoch: passes over the data before this one.
         position: samples of this epoch that were consumed, by all ranks together (for a `Stream`,
-            batches). So a run may go on with another batch size or number of ranks.
-        state: what a stateful `Stream` needs to go on; `None` for every `Loader`.
-        of: what the position counts in: "100 samples", "a stream". Not a part of the place, but a
-            witness: data of another kind or length refuse the cursor. `None`, in one that was written
-            by hand or saved before there were witnesses, fits everything.
-        sampler: a witness, too, of which sample stands where, at 256 places of the first epoch:
-            "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` makes another order
-            refuses the cursor. `None` for a `Stream`.
+            batches). So a run may resume with another batch size or number of ranks.
+        state: the state from which a stateful `Stream` resumes; `None` for every `Loader`.
+        of: the unit of the position: "100 samples", "a stream". It does not locate the position, but
+            identifies the data: data of another kind or length raise for this cursor. `None`, in a
+            cursor written by hand or by a former version, fits all data.
+        sampler: identifies the order, by the samples at 256 positions of the first epoch:
+            "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` gives another order raises
+            for this cursor. `None` for a `Stream`.
 
     Example:
         >>> cursor = Cursor(seed=0, epoch=2, position=128)
@@ -80,11 +80,11 @@ class Cursor:
         """Raise if this is not a position in any data, or not in data of this kind, length and order.
 
         Args:
-            of: what the data is that the cursor is about to enter, said in the same words as its `of`.
-            sampler: how it is ordered, likewise.
+            of: the data that the cursor is checked against, in the form of its `of`.
+            sampler: their order, in the form of its `sampler`.
 
         Raises:
-            TypeError, ValueError: it does not fit; the message names both.
+            TypeError, ValueError: the cursor does not fit; the message names both.
         """
         check_seed(self.seed)
         for name in ("epoch", "position"):
@@ -102,7 +102,7 @@ class Cursor:
                 "data that the run began with; or, to begin an epoch of this, write "
                 f"data.Cursor({self.seed}, {self.epoch})"
             )
-        # By what they are: a sampler may get another name.
+        # Only the hashes are compared: a sampler may be renamed.
         if sampler and self.sampler and sampler.split()[-1:] != self.sampler.split()[-1:]:
             raise ValueError(
                 f"the cursor was made for another order: that of {self.sampler}, and this is that of "
@@ -116,7 +116,7 @@ class Cursor:
         """Return the cursor of which `to_json` was called.
 
         Raises:
-            ValueError: an entry is missing, is no count, or comes from a newer version of ftrain.
+            ValueError: an entry is missing, is not a count, or comes from a newer version of ftrain.
         """
         try:
             order, seed, epoch, position = (

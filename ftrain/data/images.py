@@ -24,7 +24,7 @@ class Images:
     """Dataset of the images in a folder's folders, read sample by sample.
 
     Attributes:
-        classes: the folders' names, sorted, or those that were asked for; a label is a place here.
+        classes: the folders' names, sorted, or the `classes` argument; a label is an index into these.
         files: `(path, label)` of each sample, sorted by class, then by name.
         size: `(height, width)` of every sample.
         mode: `"RGB"`, `"L"` (grey) or another mode of Pillow.
@@ -109,8 +109,8 @@ def images(
         folder: holds a folder for each class.
         size: `(height, width)` to scale every image to; default: they have one size already.
         mode: `"RGB"` for three channels, `"L"` for one.
-        classes: the classes that there are, in the order of their labels, such as those of the images
-            that a model has learnt from; default: the folders' names.
+        classes: the classes in the order of their labels, such as those that a model was trained on;
+            default: the folders' names.
 
     Returns:
         A dataset whose samples are `{"image": ..., "label": int}`, the image float32 `(channels, height,

@@ -1,4 +1,4 @@
-"""The loader: batches from a cursor on, each with the cursor after it.
+"""Loader of batches from a cursor on, each with the cursor after it.
 
     loader = data.Loader(dataset, batch_size=64, seed=0)
     cursor = loader.start()
@@ -51,10 +51,10 @@ class Loader:
             object with `gather(indices) -> batch`; or a list or any object with `__len__` and
             `__getitem__`, such as a torch or Hugging Face dataset (read sample by sample).
         batch_size: samples in a batch, over all ranks together.
-        seed: of order and augmentation: an integer of 64 bits.
-        shuffle: each epoch in another order; False: as the samples lie.
-        sampler: another order, such as `Weighted(...)`, in place of those two.
-        last: a last batch that is not full: `"drop"`, `"keep"`, or `"pad"`: filled up with rows of
+        seed: the seed of order and augmentation: an integer of 64 bits.
+        shuffle: True: another order in each epoch; False: the stored order.
+        sampler: another order, such as `Weighted(...)`, instead of `shuffle`.
+        last: treatment of a last batch that is not full: `"drop"`, `"keep"`, or `"pad"` with rows of
             weight zero, so that every batch has one shape; each batch then gets a float32 `(rows,)` of
             weights, as its entry `"weight"` if it is a mapping, else as `(batch, weight)`. The rows that
             fill it up repeat a sample: a loss leaves them out by their weight, but BatchNorm in training
@@ -65,16 +65,18 @@ class Loader:
             sample, in the workers.
         collate: `collate(samples) -> batch` for data read sample by sample (refused for other data);
             default: torch's.
-        workers: processes that fetch; 0: this one does. No batch depends on it.
-        prefetch: batches that each worker has ready; and whether batches go to a CUDA device ahead.
-        device: where batches go; `None`: they stay where the data is.
-        rank: which rows of each batch are this process's.
-        ranks: how many processes share each batch; divides `batch_size`.
-        start_method: how workers start: `"fork"`, `"spawn"`, `"forkserver"`; `None`: Python's default.
+        workers: processes that fetch; 0: fetch in this process. Batches do not depend on it.
+        prefetch: batches that each worker prepares; if positive, batches are also copied to a CUDA
+            device ahead of time.
+        device: the device of the batches; `None`: that of the data.
+        rank: the rank of this process, which receives its rows of each batch.
+        ranks: the number of processes that share each batch; divides `batch_size`.
+        start_method: start method of workers: `"fork"`, `"spawn"`, `"forkserver"`; `None`: Python's
+            default.
 
     Raises:
-        TypeError: the dataset is none, or can only be iterated over (`Stream` takes those).
-        ValueError: an option is out of its range, or there is no full batch and `last="drop"`.
+        TypeError: the dataset is unsupported, or can only be iterated over (use `Stream`).
+        ValueError: an option is out of range, or `last="drop"` leaves no full batch.
 
     Example:
         >>> loader = Loader({"x": torch.arange(10)}, batch_size=4, seed=0)
@@ -134,7 +136,7 @@ class Loader:
                 f"{len(order)} samples make no batch of {self.batch_size}: write a smaller "
                 'batch_size, or last="keep" or last="pad"'
             )
-        # Derived, and fixed like the rest.
+        # Derived from the fields, and frozen like them.
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
         object.__setattr__(self, "_order", order)
         object.__setattr__(self, "_last", last)
@@ -146,7 +148,7 @@ class Loader:
 
     @property
     def padding(self) -> int:
-        """The number of rows of weight zero in the last batch of an epoch, over all ranks."""
+        """Return the number of rows of weight zero in the last batch of an epoch, over all ranks."""
         return -len(self._order) % self.batch_size if self._last == "pad" else 0
 
     def start(self) -> Cursor:
@@ -170,16 +172,16 @@ class Loader:
         """Yield the batches from `cursor` on, each with the cursor after it.
 
         Args:
-            cursor: where to begin, and with which seed; `None`: at the start.
-            epochs: how many epochs to enter, what is left of the cursor's own included; `None`: no
-                end. Workers are started once for all of them.
+            cursor: the position to begin at, and the seed; `None`: the start.
+            epochs: the number of epochs, including the remainder of the cursor's epoch; `None`: no
+                limit. Workers are started once for all of them.
 
         Yields:
             `(batch, cursor)`; after the last batch of epoch e the cursor is (seed, e + 1, 0).
 
         Raises:
-            ValueError: the cursor lies behind the end of an epoch, or was made by a stream, or for data
-                of another length or in another order.
+            ValueError: the cursor is past the end of an epoch, or was made by a stream, or for data of
+                another length or in another order.
         """
         cursor = self.start() if cursor is None else checked(cursor, self._of, self._witness)
         if cursor.state is not None:

@@ -1,4 +1,4 @@
-"""Orders: the sample at each position of an epoch.
+"""Orders of the samples of an epoch.
 
 An order is a pure function of (seed, epoch, position), so reading can start anywhere at no cost,
 and it is the same for every batch size, number of workers and number of ranks. A custom order
@@ -41,7 +41,7 @@ class Sequential:
     """The samples in their stored order.
 
     Args:
-        n: how many there are.
+        n: the number of samples.
 
     Example:
         >>> Sequential(3).at(np.arange(3), seed=0, epoch=0)
@@ -66,7 +66,7 @@ class Shuffled:
     is computed alone, in constant memory (256 elements of a billion take 0.07 ms).
 
     Args:
-        n: how many samples there are, from 1 to 2^32.
+        n: the number of samples, from 1 to 2^32.
 
     Example:
         >>> order = Shuffled(10**9)
@@ -109,7 +109,7 @@ class Weighted:
         values = np.asarray(weights, dtype=np.float64)
         _check_weights(values)
         self.n = _checked_length(len(values) if samples is None else samples)
-        # By a power of two, which changes no draw: neither the sum nor a product may leave the range.
+        # Scaling by a power of two changes no draw, and prevents overflow in the sum and in products.
         self._ends = np.cumsum(np.ldexp(values, -np.frexp(values.max())[1]))
         self._last = int(np.nonzero(values)[0][-1])
 
@@ -190,7 +190,7 @@ class Mixed:
     epoch to epoch: none of its samples repeats before all have come once.
 
     Args:
-        sizes: how many samples each source has.
+        sizes: the number of samples of each source.
         weights: the share of each; default: its size.
         samples: samples an epoch; default: the sum of the sizes.
 

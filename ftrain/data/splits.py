@@ -23,9 +23,9 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
     """Split a dataset at random into two parts: `(rest, held out)`.
 
     Args:
-        dataset: what a `Loader` takes.
-        held_out: how many samples to hold out, or which share of them (a float).
-        seed: which samples; keep it fixed, whatever the seed of the run.
+        dataset: a dataset for a `Loader`.
+        held_out: the number of samples to hold out (an int), or a share of them (a float).
+        seed: the seed of the choice; keep it fixed when the seed of the run changes.
 
     Returns:
         Two of the same kind: trees of tensors, or map-style datasets.

@@ -47,10 +47,10 @@ class Stream:
     Attributes:
         source: an iterable that starts anew each time it is iterated over (no generator).
         batch_size: items to put together; `None`: its items are batches already.
-        seed: of what the source draws: an integer of 64 bits.
-        replay: go through the source again up to the cursor, even if it has a state of its own.
-        collate: `collate(items) -> batch`, where there is a batch size; default: torch's.
-        device: where batches go; `None`: they stay.
+        seed: the seed of the source's draws: an integer of 64 bits.
+        replay: read the source again up to the cursor, even if it has a state of its own.
+        collate: `collate(items) -> batch`, used with `batch_size`; default: torch's.
+        device: the device of the batches; `None`: unchanged.
 
     Raises:
         TypeError: the source cannot be iterated over, or only once.
@@ -109,7 +109,7 @@ class Stream:
 
     @property
     def _of(self) -> str:
-        """Return the unit that a position counts in; of a source that knows it, with its length."""
+        """Return the unit that a position counts in, with the source's length if it has one."""
         try:
             length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
         except (TypeError, NotImplementedError):  # torch's iterable datasets
@@ -123,14 +123,14 @@ class Stream:
             cursor = yield from self._epoch(cursor)
 
     def _epoch(self, cursor: Cursor) -> Generator[tuple[Any, Cursor], None, Cursor]:
-        """Yield the rest of an epoch; return where the next one begins."""
+        """Yield the remaining batches of an epoch; return the cursor of the next epoch."""
         seed, epoch = cursor.seed, cursor.epoch
         restored = cursor.state is not None and not self.replay
         items = self._begun(cursor, restored)
         position = cursor.position if restored else 0
         batch, state = self._read(items, seed, epoch, position)
         if batch is _END and restored and not position:
-            # Its state was that of a source that has come to its end, and now has come to it again.
+            # The restored state was that of an exhausted source: start the next pass.
             items = iter(self._anew())
             batch, state = self._read(items, seed, epoch, position)
         while batch is not _END:

@@ -53,11 +53,11 @@ def csv(
         columns: which columns to read, in this order; default: all.
         integers: columns to read as int64.
         categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
-        missing: the number that stands for an empty cell of a column of numbers, and for `NA`, `n/a`,
-            `nan`, `null`, `none`, `?` and `-`; never for the target. Default: they are an error, but for
-            `nan`.
-        delimiter: what stands between cells, such as `"\\t"` or `";"`.
-        header: whether the first line names the columns; if not, they are called "0", "1", ...
+        missing: the number that replaces an empty cell of a column of numbers, and `NA`, `n/a`, `nan`,
+            `null`, `none`, `?` and `-`; the target is never filled in. Default: all of these but `nan`
+            are errors.
+        delimiter: the separator between cells, such as `"\\t"` or `";"`.
+        header: True if the first line names the columns; otherwise they are named "0", "1", ...
 
     Returns:
         float32 `(n,)` by column, or int64 where `integers` or `categories` say so. With a target: `x`,

@@ -33,8 +33,8 @@ class Windows:
     Args:
         tokens: integers `(n,)`: a tensor or array, in memory or memory-mapped.
         length: tokens in a window; for next-token prediction the context plus one.
-        stride: from the start of one window to that of the next. 1: every window there is, as for
-            training; `length - 1`: each token predicted once, as for evaluation.
+        stride: tokens between the starts of consecutive windows. 1: all windows, as for training;
+            `length - 1`: each token is predicted once, as for evaluation.
 
     Raises:
         ValueError: there are fewer tokens than a window has.
@@ -136,7 +136,7 @@ class Text:
         """Return the string of these tokens; bytes that are not UTF-8 become replacement characters.
 
         Raises:
-            ValueError: a number is no token.
+            ValueError: a number is not a token.
         """
         numbers = tokens.flatten().tolist() if isinstance(tokens, Tensor) else tokens
         strange = next((n for n in numbers if not 0 <= n < self.vocabulary), None)
@@ -170,12 +170,12 @@ def text(
         path: the file.
         unit: `"characters"` (the file is UTF-8, and is read whole), or `"bytes"` (any file;
             memory-mapped, so it may be larger than the memory).
-        alphabet: whose places the tokens are, such as that of the text a model has learnt from; default:
-            the characters of this text.
+        alphabet: the characters that the tokens index, such as those of the text a model was trained
+            on; default: the characters of this text.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is empty, or no UTF-8; it has a character that is not in the alphabet.
+        DataError: it is empty or not UTF-8, or has a character that is not in the alphabet.
 
     Example:
         >>> import pathlib, tempfile
@@ -225,7 +225,7 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is empty, or its size is no multiple of a token's.
+        DataError: it is empty, or its size is not a multiple of a token's.
 
     Example:
         >>> import pathlib, tempfile

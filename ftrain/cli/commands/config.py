@@ -1,4 +1,4 @@
-"""Print what would run, every default written out; without a file, every key there is."""
+"""Print the resolved configuration, every default written out; without a file, print all keys."""
 
 from __future__ import annotations
 

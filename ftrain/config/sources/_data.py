@@ -24,12 +24,12 @@ class Data(NamedTuple):
     """Training and held-out data of a run, and facts about them.
 
     Attributes:
-        train: what `ftrain.data.Loader` takes, or a loader itself.
+        train: a dataset for `ftrain.data.Loader`, or a loader.
         held_out: the same, for evaluation; `None`: nothing.
-        facts: what `${data.NAME}` stands for in the arguments of model, loss and callbacks.
+        facts: the values of `${data.NAME}` in the arguments of model, loss and callbacks.
         sizes: `batch -> (samples, tokens)` for logs and perplexity; `None`: the trainer's.
-        fitted: what can be learnt from these training data, in values that JSON has. A function that has
-            an argument `fitted` gets there what its run learnt, when the run is evaluated or resumed.
+        fitted: the preprocessing fitted on these training data, in values that JSON has. A function that
+            has an argument `fitted` receives it when its run is evaluated or resumed.
     """
 
     train: Any

@@ -28,7 +28,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
     Args:
         path: the file.
-        held_out: how many samples to evaluate on, or which share of them, or another file; 0: none.
+        held_out: the number of samples to evaluate on, a share of them, or another file; 0: none.
         fitted: names and shapes of the arrays that a run learnt from.
     """
     kinds = dict(fitted["arrays"]) if fitted else None
@@ -48,8 +48,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
     Args:
         path: the folder.
-        held_out: how many images to evaluate on, or which share of them, or another such folder; 0:
-            none.
+        held_out: the number of images to evaluate on, a share of them, or another such folder; 0: none.
         fitted: names of the classes that a run learnt, and the size of its images.
     """
     whole = data.images(path, classes=fitted["classes"] if fitted else None)

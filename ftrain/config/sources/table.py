@@ -51,27 +51,26 @@ def csv(
     Args:
         path: the file; its first line names the columns.
         target: the column to predict.
-        held_out: how many rows to evaluate on, or which share of them, or another file with the same
+        held_out: the number of rows to evaluate on, a share of them, or another file with the same
             columns; 0: none, all rows are trained on.
         classes: whether the target is a class (int64) or a number (float32); null: a class if it
             holds words.
-        columns: those to predict from; null: all the others. A column of words becomes one feature for
-            each different word, in their order: 1 where the cell is that word, else 0.
-        standardize: take each column of numbers, and a target that is one, less its mean and in
-            multiples of its spread over the training rows.
-        missing: the number that stands for an empty cell in a column of numbers, as if it had been
-            written there (`NA`, `n/a`, `nan`, `null`, `none`, `?` and `-` are such cells as well);
-            `mean`: that of the column's training rows; null: an empty cell is an error. A target is
-            never filled in.
-        delimiter: what stands between cells.
-        fitted: the columns, words, means and spreads that a run learnt.
+        columns: the columns to predict from; null: all others. A column of words becomes one feature
+            for each different word, in sorted order: 1 where the cell is that word, else 0.
+        standardize: subtract the mean of each column of numbers, and of a numeric target, and divide by
+            the standard deviation, both over the training rows.
+        missing: the number that replaces an empty cell in a column of numbers (`NA`, `n/a`, `nan`,
+            `null`, `none`, `?` and `-` count as empty); `mean`: the mean of the column's training
+            rows; null: an empty cell is an error. A target is never filled in.
+        delimiter: the separator between cells.
+        fitted: the columns, words, means and standard deviations that a run fitted.
 
     Returns:
-        With the facts `features` (how many) and `columns` (their names, `colour=green` of a word), and
-        `classes` (how many) and their `names`; or, of a standardized target, `target_mean` and
-        `target_scale`.
+        The data with the facts `features` (their number) and `columns` (their names; `colour=green` for
+        a word), and `classes` (their number) and `names`; or, for a standardized target, `target_mean`
+        and `target_scale`.
     """
-    # A table that was read already has rows to predict, in `predictions.py`.
+    # `predictions.py` passes a table that was read already: the rows to predict.
     whole = path if isinstance(path, Table) else Table.read(path, delimiter, spelled=_key)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
@@ -85,7 +84,7 @@ def csv(
         rest = train if other is whole else _encoded(other, known, number)
     else:
         train, rest = parted(train, held_out)
-    # What a run of a former version kept: nothing. Its target was as it stands in the table.
+    # Runs of former versions stored no mean of the target, because they did not standardize it.
     plain = fitted is not None and "mean" not in known["target"]
     learnt = _fit(train, known, standardize, standardize and not plain, missing == "mean")
     used = fitted or learnt
