@@ -29,14 +29,14 @@ class Background:
     def start(self, work: Callable[[], object]) -> None:
         """Start the work, after waiting for the previous job and raising its exception."""
         self.wait()
-        if self._process != os.getpid():  # in a forked child there is no such thread
+        if self._process != os.getpid():  # a forked child does not have the thread
             self._process, self._end = os.getpid(), None
         try:
             if self._end is None:
                 self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
                 _start_thread(self._jobs)
                 self._end = weakref.finalize(self, self._jobs.put, None)
-        except RuntimeError:  # there are no more threads to be had, or no more at this late hour
+        except RuntimeError:  # no more threads can be started, or the interpreter is shutting down
             work()
             return
         job = _Job(work)
@@ -89,7 +89,7 @@ class _Job:
         work, self._work = (
             self._work,
             None,
-        )  # which holds a copy of the state: gone when this is over
+        )  # release the copy of the state that it holds
         assert work is not None
         try:
             work()

@@ -54,7 +54,7 @@ class Hashing:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "ftrain-sha256")
             self._pending.append(self._pool.submit(self._hash.update, chunk))
-        except RuntimeError:  # the interpreter is on its way out and starts no more threads
+        except RuntimeError:  # the interpreter is shutting down and starts no more threads
             self._settle(0)
             self._hash.update(chunk)
 
@@ -94,7 +94,7 @@ class EarlySync:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "ftrain-fsync")
             self._pending = self._pool.submit(self._sync)
-        except RuntimeError:  # the interpreter is on its way out: one sync at the end will do
+        except RuntimeError:  # the interpreter is shutting down: one sync at the end is enough
             self._pool = None
 
     def close(self) -> None:

@@ -106,7 +106,7 @@ class Numbered:
                 if error.errno != errno.EIO:
                     raise
                 failure = error
-            if identity(found.path) == found.identity:  # else it went while it was read
+            if identity(found.path) == found.identity:  # otherwise it was deleted during the read
                 warn_corrupt(found.path, f"an older one is looked for ({failure})")
                 failures[found] = failure
         if failures:

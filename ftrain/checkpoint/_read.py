@@ -116,7 +116,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
     Raises:
         CheckpointNotFoundError: it does not exist, or was deleted meanwhile.
         CheckpointCorruptError: its manifest differs from the one written.
-        CheckpointReadError: the system refused.
+        CheckpointReadError: a system call failed.
     """
     path = os.path.abspath(os.fspath(path))
     try:
@@ -144,7 +144,7 @@ def _stands(directory: int, path: str) -> bool:
     try:
         return _files.system.same(directory, path)
     except OSError:
-        return True  # for all we know
+        return True  # unknown: assume that it still exists
 
 
 def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Entry]:

@@ -54,10 +54,10 @@ def load(
     Raises:
         CheckpointMismatchError: the saved state is not like `like`; the message lists where. To load
             what fits, use `restore`.
-        CheckpointCorruptError: a byte is not what was written.
+        CheckpointCorruptError: a byte differs from those written.
         CheckpointVersionError: it was written by a newer ftrain.
-        CheckpointNotFoundError: there is no checkpoint here.
-        CheckpointReadError: the system refused.
+        CheckpointNotFoundError: the path does not exist.
+        CheckpointReadError: a system call failed.
 
     Example:
         >>> import tempfile
@@ -78,10 +78,10 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
     """Read all of a checkpoint, verify every byte, and return its manifest.
 
     Raises:
-        CheckpointCorruptError: a byte is not what was written.
+        CheckpointCorruptError: a byte differs from those written.
         CheckpointVersionError: it was written by a newer ftrain.
-        CheckpointNotFoundError: there is no checkpoint here.
-        CheckpointReadError: the system refused.
+        CheckpointNotFoundError: the path does not exist.
+        CheckpointReadError: a system call failed.
     """
     with opened(path) as source:
         source.read(lambda leaf: None)
@@ -120,7 +120,7 @@ def _read_leaves(source: Opened, likes: list[torch.Tensor]) -> list[torch.Tensor
         key = (leaf.alias or leaf.path, device)
         if key not in placed:
             placed[key] = _placed(dense.pop(leaf.path), leaf, device)
-        if like.requires_grad:  # of leaves that are one tensor, any
+        if like.requires_grad:  # of leaves that share a tensor, if any one does
             placed[key].requires_grad_()
         found.append(placed[key])
     return found

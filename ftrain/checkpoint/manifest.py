@@ -24,10 +24,10 @@ __all__ = ["FileRecord", "Leaf", "Manifest"]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
-MOST_MANIFEST = 512 << 20  # bytes: a hostile one may not fill the memory
+MOST_MANIFEST = 512 << 20  # bytes: an untrusted one must not fill the memory
 FORMAT = "ftrain checkpoint"
 VERSION = (1, 0)
-FEATURES: frozenset[str] = frozenset()  # what `required_features` may ask of a reader
+FEATURES: frozenset[str] = frozenset()  # supported values of `required_features`
 
 T = TypeVar("T")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -37,7 +37,7 @@ from ftrain.checkpoint.manifest import MANIFEST, MOST_MANIFEST, SUMS, FileRecord
 
 __all__ = ["save"]
 
-_AHEAD = 16  # chunks: what may be hashed while writing stands still
+_AHEAD = 16  # chunks that may be hashed while writing stalls
 
 
 def save(
@@ -189,7 +189,7 @@ def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
 def _check_same(path: str, manifest: Manifest) -> None:
     try:
         there = verify(path).digest
-    except CheckpointError:  # what stands there is none, or cannot be read
+    except CheckpointError:  # not a checkpoint, or unreadable
         there = None
     if there != manifest.digest:
         what = "something that is no valid checkpoint" if there is None else "another checkpoint"

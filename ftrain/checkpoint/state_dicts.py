@@ -48,7 +48,7 @@ def export_state_dict(
         format: `"torch"` writes the format of `torch.save`, for programs that read no other.
 
     Raises:
-        CheckpointWriteError: the system refused.
+        CheckpointWriteError: a system call failed.
         TypeError: a value is not a tensor.
         ValueError: a tensor has a dtype or layout that the format does not support.
 
@@ -90,9 +90,9 @@ def import_state_dict(
             (CVE-2025-32434, CVE-2026-24747): only for files you trust.
 
     Raises:
-        CheckpointNotFoundError: there is no such file.
+        CheckpointNotFoundError: the path does not exist.
         CheckpointCorruptError: the file is not in this format; a pickle, for example.
-        CheckpointReadError: the system refused.
+        CheckpointReadError: a system call failed.
     """
     _check_format(format)
     path = os.path.abspath(os.fspath(path))

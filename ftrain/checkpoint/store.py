@@ -109,7 +109,7 @@ class Store:
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
         self._entries: dict[int, tuple[Identity | None, Entry]] = {}
-        self._has_ranked = False  # or people were told that it has not
+        self._has_ranked = False  # or the user was warned
 
     def save(
         self,
@@ -175,7 +175,7 @@ class Store:
             `(state, metadata)`.
 
         Raises:
-            CheckpointNotFoundError: there is none, and no `default` was given.
+            CheckpointNotFoundError: no checkpoint exists, and `default` is not given.
             CheckpointCorruptError: there are some, and none of them verifies.
             CheckpointMismatchError: the saved state is not like `like`.
         """
@@ -222,8 +222,8 @@ class Store:
         """Delete the checkpoint of a step, to resume from an earlier one.
 
         Raises:
-            CheckpointNotFoundError: there is none.
-            CheckpointWriteError: the system refused.
+            CheckpointNotFoundError: the step has no checkpoint.
+            CheckpointWriteError: a system call failed.
         """
         with self._turns.taken():
             self._background.wait()
@@ -339,7 +339,7 @@ class Store:
                         seconds = _files.system.modified(os.path.join(path, SUMS))
                         known = (there, Entry(step, source.manifest.metrics, seconds))
                 found[step] = known
-        self._entries = found  # of another thread's, too: what is old there is read again
+        self._entries = found  # may replace another thread's entries: outdated ones are read again
         return [entry for _, entry in found.values()]
 
     def _acquire(self) -> None:

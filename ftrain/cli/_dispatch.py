@@ -39,7 +39,7 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         code: int = module.run(options)
         sys.stdout.flush()
         return code
-    except SystemExit as stopped:  # argparse, which has said why
+    except SystemExit as stopped:  # raised by argparse, which has printed the reason
         return stopped.code if isinstance(stopped.code, int) else 2
     except ConfigError as error:
         if error.__cause__ is not None:  # it was raised in the user's own code

@@ -28,7 +28,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         result = dataclasses.replace(result, checkpoint=None)
     try:
         print(*_said(result, before, config), sep="\n", flush=True)
-    except BrokenPipeError:  # the exit code still says how the run ended
+    except BrokenPipeError:  # the exit code still reports the outcome of the run
         leave_stdout()
     if result.status == "interrupted" and not config.fast_dev_run:
         with contextlib.suppress(BrokenPipeError):

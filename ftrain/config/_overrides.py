@@ -20,7 +20,7 @@ def apply_overrides(
         path, value = _parsed(override)
         data = _put(data, path, value, (), f"the command line ({override})")
         for known in [*places.lines, *places.overrides]:
-            if known[: len(path)] == path:  # what stood there is gone
+            if known[: len(path)] == path:  # the previous value is replaced
                 places.lines.pop(known, None)
                 places.overrides.pop(known, None)
         places.overrides[path] = override
@@ -55,7 +55,7 @@ def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
     elif isinstance(parent, str):
         parent = {"name": parent}  # the short form of a component
     if isinstance(parent, dict):
-        name = str(key)  # a number is a name where there is no list
+        name = str(key)  # a number is a key unless the value is a list
         return {**parent, name: _put(parent.get(name), path[1:], value, here, place)}
     if not isinstance(parent, list):
         raise ConfigError.at(

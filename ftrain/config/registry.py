@@ -156,7 +156,7 @@ def load_module(module: str, base: pathlib.Path, key: str, place: str) -> Module
             hint = ". A file is written with its ending: model.py:NAME"
             raise ConfigError.at(key, place, f"there is no module {module!r}{hint}") from None
         raise ConfigError.at(key, place, _broken(module, error)) from error
-    except BaseException as error:  # the file may do anything, exit included
+    except BaseException as error:  # the file may run any code, even exit
         raise ConfigError.at(key, place, _broken(module, error)) from error
 
 
@@ -195,7 +195,7 @@ def _visible(folder: pathlib.Path) -> None:
     """Append a folder to the import path, as for a script in it."""
     path = os.path.abspath(folder)
     if path not in sys.path:
-        sys.path.append(path)  # last: a file called json.py must not stand in for Python's
+        sys.path.append(path)  # last: a file called json.py must not shadow Python's
 
 
 def _broken(module: str, error: BaseException) -> str:

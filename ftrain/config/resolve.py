@@ -123,7 +123,7 @@ def resolve(config: Config) -> Resolved:
         problems += _held_out(config, found["data"])
     if problems:
         raise ConfigError(problems)
-    assert found["optimizer"] is not None  # there would be a problem
+    assert found["optimizer"] is not None  # otherwise a problem was raised above
     config = _with_rate(config, found["optimizer"])
     return Resolved(config, callbacks=tuple(callbacks), **found)  # type: ignore[arg-type]  # likewise
 
@@ -178,9 +178,9 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
         written["held_out"] = config.data.held_out
     filled = list(parameters)[: _FILLED.get(kind, 0)]
     if kind == "data":
-        filled = [name for name in parameters if name == "fitted"]  # what the run has learnt
+        filled = [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
     if function is optim.reduce_on_plateau:
-        filled = []  # it stands behind the optimizer, not in its learning rate
+        filled = []  # its factor follows the optimizer, and is not in the learning rate
     hints = _hints(function)
     problems, arguments, files = [], {}, []
 
@@ -223,7 +223,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built in: takes what it takes
+    except (TypeError, ValueError):  # a builtin without a signature: any arguments
         return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}
 
 

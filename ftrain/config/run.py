@@ -117,7 +117,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
     Args:
         config: from `load`.
-        resume: go on from the newest checkpoint in its directory; from the start if there is none.
+        resume: resume from the newest checkpoint in its directory, or start if it has none.
         overwrite: delete the run that the directory holds.
 
     Returns:
@@ -153,7 +153,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             fitted.check_unchanged(parts, learnt or {}, _ANEW.format(config.folder))
             if (says := fitted.lost(parts, folder, learnt)) is not None:
                 warnings.warn(says, stacklevel=2)
-            if not resume and _will_compile(parts):  # of a resumed run `fit` knows what is left
+            if not resume and _will_compile(parts):  # a resumed run may have no steps left
                 check_compiler()
             callbacks = _watchers.watchers(parts, folder)
         written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}

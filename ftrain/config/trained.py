@@ -132,7 +132,7 @@ def load_run(
         parts = build(config, fitted=fitted, evaluation=True, facts=facts)
         if facts is None and (says := learning.lost(parts, folder, fitted)) is not None:
             print(says, file=sys.stderr)
-        with warnings.catch_warnings():  # what is trained no further needs no bits of before
+        with warnings.catch_warnings():  # without further training, other bits do not matter
             warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
             state, _ = checkpoints.load(path, like=parts.init_state())
     parts = dataclasses.replace(parts, train=None, held_out=None)
@@ -143,7 +143,7 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
     """Return the checkpoint of a run that is `"best"`, `"latest"`, of this name, or at this path.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the checkpoint is missing.
     """
     kept = store(config, folder)
     if which not in ("best", "latest"):

@@ -45,9 +45,9 @@ class Request(NamedTuple):
     Attributes:
         seed: of the run's data.
         epoch: of these samples.
-        positions: `(b,)`; where the rows stand in the epoch.
+        positions: `(b,)`; positions of the rows in the epoch.
         indices: `(b,)`; which samples they are.
-        weight: `(b,)`, 0 for rows that only fill the batch; `None` where none is asked for.
+        weight: `(b,)`, 0 for rows that only fill the batch; `None` without weights.
     """
 
     seed: int
@@ -92,7 +92,7 @@ class Fetch:
         self.dataset, self.augment = dataset, augment
         self.collate = collate or default_collate
         self.at_once = isinstance(dataset, Gather)
-        # Seeding takes 7 us a sample: not for what lies ready in a list.
+        # Seeding takes 7 us a sample, and reading from a list draws nothing.
         self.may_draw = augment is not None or type(dataset) is not list
         self._travels = False
 
@@ -101,9 +101,9 @@ class Fetch:
             batch = self._batch(request)
             if not self._travels and get_worker_info() is not None:
                 _check_travels(batch)
-                self._travels = True  # as those do that follow
+                self._travels = True  # as in the following branches
             return batch
-        except StopIteration as error:  # out of a worker, it would end the epoch as if it were over
+        except StopIteration as error:  # raised in a worker, it would silently end the epoch
             raise RuntimeError(
                 "the dataset raised StopIteration for a sample that its length promises: let "
                 "__getitem__ return it, or __len__ be smaller"

@@ -27,7 +27,7 @@ def npz(path: PathLike) -> dict[str, Tensor]:
     """Return the arrays of an `.npz` file, as `np.savez` writes it, by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: it is damaged, or an array is not numeric (pickled objects are never loaded).
 
     Example:
@@ -67,7 +67,7 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
             memory and never reach the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: it is damaged, or holds no numbers (pickled objects are never loaded).
 
     Example:
@@ -92,7 +92,7 @@ def safetensors(path: PathLike) -> dict[str, Tensor]:
     """Return the tensors of a `.safetensors` file, by name, in memory.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: it is damaged.
 
     Example:

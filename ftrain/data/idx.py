@@ -37,7 +37,7 @@ def idx(path: PathLike) -> Tensor:
         uint8, int8, int16, int32, float32 or float64, of the shape that the file says.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: another magic number, fewer or more numbers than announced, damaged compression.
 
     Example:

@@ -117,7 +117,7 @@ def images(
         width)` from 0 to 1, and the class names in `.classes`.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
         DataError: it holds no images, or a class that is not among `classes`; and, when a sample is
             read, the file that is damaged.
         ImportError: Pillow is not installed.

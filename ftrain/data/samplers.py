@@ -98,7 +98,7 @@ class Weighted:
         samples: draws an epoch; default: as many as there are weights.
 
     Raises:
-        ValueError: a weight is negative, infinite or NaN, or there is none above zero.
+        ValueError: a weight is negative, infinite or NaN, or no weight is positive.
 
     Example:
         >>> Weighted([0.0, 1.0, 0.0], samples=4).at(np.arange(4), seed=0, epoch=0)

@@ -61,7 +61,7 @@ def concat(*datasets: Any) -> Any:
         datasets: trees of tensors of one structure, or map-style datasets.
 
     Raises:
-        ValueError: there is none, or they differ in kind, structure, dtypes or shapes.
+        ValueError: no dataset is given, or they differ in kind, structure, dtypes or shapes.
 
     Example:
         >>> both = concat({"x": torch.zeros(2)}, {"x": torch.ones(1)})

@@ -179,10 +179,10 @@ class Stream:
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
-        if hasattr(source, "state_dict"):  # which is that of its own iterator
+        if hasattr(source, "state_dict"):  # its state is that of its own iterator
             return source
         source = copy.copy(source)
-        vars(source)["persistent_workers"] = False  # it may not be set otherwise
+        vars(source)["persistent_workers"] = False  # torch rejects other assignments
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ __all__ = ["Column", "Table", "absent", "csv", "respelled"]
 Rows = list[tuple[int, list[str]]]  # with the number of the line that each ends on
 Spelling = Callable[[str, str], str]  # an argument and its value, as a remedy writes them
 
-#: What stands in a column of numbers where there is none, in any case.
+#: Cells of a column of numbers that stand for a missing number, in upper or lower case.
 _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:[,' \u2019\u00a0\u202f]\d{3})+(?:\.\d+)?")
@@ -64,7 +64,7 @@ def csv(
         float32 `(n, columns)`, the other columns side by side, and `y`, the target `(n,)`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: a cell is not the number it must be, a line has another number of cells than the
             header, a column is not there; the message names file, line, column and remedy.
 

@@ -174,7 +174,7 @@ def text(
             on; default: the characters of this text.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: it is empty or not UTF-8, or has a character that is not in the alphabet.
 
     Example:
@@ -224,7 +224,7 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
         Integers `(n,)`, for `Windows`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: it is empty, or its size is not a multiple of a token's.
 
     Example:

@@ -309,7 +309,7 @@ def _filled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
 def _moments(column: Tensor) -> dict[str, float]:
     """Return mean and standard deviation of correctly rounded sums: the same in any order."""
     values = column.numpy()
-    values = values[~np.isnan(values)]  # those that `missing: .nan` stands for
+    values = values[~np.isnan(values)]  # missing numbers, under `missing: .nan`
     if not len(values) or values.min() == values.max():
         return {"mean": float(values.min()) if len(values) else 0.0, "scale": 1.0}
     mean = math.fsum(values.tolist()) / len(values)
