@@ -31,7 +31,7 @@ _KNOWN = "_ftrain_hooks"  # attribute of a stand-in: the hooks that were registe
 
 
 class Restorable(Protocol):
-    """A model whose calls leave it as it was."""
+    """A model whose calls restore its state."""
 
     def restored(self) -> contextlib.AbstractContextManager[None]:
         """Make a context after which the model is as it was before."""
@@ -71,7 +71,7 @@ class Gradient:
             handle.remove()
 
     def begin(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Start with these inputs, each with the tensor that it stands in for."""
+        """Start with these inputs, each with the tensor that it replaces."""
         self._pairs, self._by_id = list(pairs), None
 
     def copy_hooks(self) -> None:
@@ -205,7 +205,7 @@ class _Total:
     Attributes:
         hooks: the hooks.
         arrived: a gradient has come through an alias.
-        aliases: how many aliases there are.
+        aliases: the number of aliases.
     """
 
     def __init__(self, tensor: torch.Tensor, hooks: Sequence[Hook]) -> None:
@@ -309,7 +309,7 @@ def _holds(hooks: Sequence[Hook], hook: Hook) -> bool:
 
 @contextlib.contextmanager
 def without_hooks(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Inside, the hooks of these tensors do not run."""
+    """Disable the hooks of these tensors inside."""
     registered: list[Any] = [hooks for tensor in tensors if (hooks := tensor._backward_hooks)]
     kept = [dict(hooks) for hooks in registered]
     for hooks in registered:

@@ -19,7 +19,7 @@ __all__ = ["Owned"]
 
 
 class _Watch:
-    """Objects and what they held."""
+    """Objects and their recorded contents."""
 
     def __init__(self, found: Found) -> None:
         self._groups = groups_of(found)
@@ -42,7 +42,7 @@ class _Watch:
         )
 
     def restore_contents(self) -> list[Change]:
-        """Put everything back whose contents are references; return what had changed."""
+        """Restore all objects whose contents are references; return the changes."""
         changes = [emptied(node) for node in self._empty if node]
         for group in self._groups:
             changes += group.restore()
@@ -56,7 +56,7 @@ class _Watch:
                 each.restore()
 
     def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
-        """Put everything back, note what had changed, return what cannot be put back and why."""
+        """Restore all objects, record the changes, and return what cannot be restored and why."""
         changes += self.restore_contents()
         refused = []
         for each in self._prints:
@@ -70,7 +70,7 @@ class _Watch:
 
 
 class Owned:
-    """Everything that some objects reach, and what it held when it was last settled.
+    """All objects that some objects reach, and their contents when last accepted.
 
     Args:
         roots: names and objects.
@@ -78,7 +78,7 @@ class Owned:
             between calls; what only `roots` reach may not. By default anything may.
         follow_globals: follow the global names that functions read, too.
         whole_modules: look at a module's attributes; else at its parameters, buffers and children.
-        limit: how many objects to look at; further ones are not watched.
+        limit: the maximum number of objects to compare; further ones are ignored.
 
     Attributes:
         found: the objects.
@@ -110,7 +110,7 @@ class Owned:
         self._watch(first)
 
     def look(self) -> None:
-        """Walk anew, and compare later calls with what is there now."""
+        """Walk again, and compare later calls with the current contents."""
         self._watch(self._walk())
 
     def _walk(self) -> Found:
@@ -122,7 +122,7 @@ class Owned:
         self._private, self._open = _Watch(private), _Watch(shared)
 
     def settle(self, private: bool = True) -> bool:
-        """Accept what has changed since, from outside; return True if objects were found anew.
+        """Accept changes made from outside since; return True if new objects were found.
 
         What only `roots` reach is put back: a backward pass has changed it after the last call.
 

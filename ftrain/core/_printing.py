@@ -2,7 +2,7 @@
 
 `ftrain::print` returns nothing. In the graph of a function it is an operator with an effect, which
 compilers keep, in order. Inductor takes no effects inside the bodies of loops and branches (torch 2.13);
-there each print becomes an operator that hands on a tensor which the body returns.
+there each print becomes an operator that passes through a tensor which the body returns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gradient of a function; its graph is kept if a caller can differentiate by something else.
+"""Gradient of a function; its graph is kept if a caller can differentiate by something else.
 
 Read next: `_outside.py`, which finds that out, `_hooks.py`, and `functional.py`, the public face.
 """
@@ -227,7 +227,7 @@ def _by_dynamo(
     strangers: list[torch.Tensor] | None,
     name: str,
 ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
-    """As Dynamo can trace it: `torch.no_grad` alone decides if the graph is kept; no hooks are seen."""
+    """Pull back in a form that Dynamo can trace: only `no_grad` drops the graph; hooks do not run."""
     value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
     (grads,) = pull(torch.ones_like(value) if seed is None else seed(aux))
     return value, aux, grads

@@ -50,7 +50,7 @@ CODE = (types.FunctionType, staticmethod, classmethod, property, functools.cache
 
 
 def cell_contents(cell: types.CellType) -> Any:
-    """Return what a cell holds; `None` for one that is still empty."""
+    """Return the content of a cell; `None` for one that is still empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -61,7 +61,7 @@ def dict_of(value: Any) -> dict[str, Any] | None:
     """Return the `__dict__` of an instance; `None` if it has none."""
     try:
         attributes = value.__dict__
-    except Exception:  # a proxy, or a class of its own mind
+    except Exception:  # a proxy, or a class with its own `__getattribute__`
         return None
     return attributes if type(attributes) is dict else None
 

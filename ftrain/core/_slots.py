@@ -103,7 +103,7 @@ def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
     """Raise if a hook captures one of these tensors, in whose place the state's cannot be put.
 
     Raises:
-        ValueError: with the names of the hook's parameter and of what it captures.
+        ValueError: with the names of the hook's parameter and of the captured tensor.
     """
     owned = {id(tensor) for tensor in tensors} if hooks else set()
     for name, each in hooks.items():

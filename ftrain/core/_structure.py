@@ -78,7 +78,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """Return a deep copy whose tensors have no memory: the memo tells deepcopy that they are copied."""
+    """Return a deep copy whose tensors have no memory: the memo marks them as copied already."""
     memo: dict[int, Any] = {id(t): hollow(t) for t in named_tensors(module).values()}
     try:
         return copied(module, memo)

@@ -71,7 +71,7 @@ def mapped_dim(tensor: torch.Tensor) -> int | None:
 
 
 def has_tangents() -> bool:
-    """Return True if a `torch.func.jvp` stands around the caller."""
+    """Return True if the caller runs under a `torch.func.jvp`."""
     return any(each.key() == _JVP for each in _functorch.get_interpreter_stack() or ())
 
 

@@ -1,10 +1,10 @@
-r"""Micro-batches: the gradient of a big batch from the memory of a small one, exactly.
+r"""Micro-batches: the exact gradient of a large batch in the memory of a small one.
 
 The gradient over micro-batches is $\sum_i \nabla t_i / \sum_i w_i$ with totals $t_i$ and weights $w_i$:
-one division by the true weight. A mean of means would count a token in a short micro-batch for more
-than one in a long.
+one division by the total weight. A mean of means would weight a token in a short micro-batch more than
+one in a long micro-batch.
 
-Read next: `gradients.py`, which wraps this into what a step needs.
+Read next: `gradients.py`, which builds the gradients of a step on this.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Stacked:
         structure: the tree structure of a micro-batch.
         constants: its other leaves, by their place among all leaves.
         k: the number of micro-batches.
-        weights: those of `MicroBatches`.
+        weights: the weights of `MicroBatches`.
     """
 
     tensors: list[torch.Tensor]
@@ -247,7 +247,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def cut(batch: Any, k: int) -> Stacked:
     """Cut a batch along the first axis into k parts: every leaf `[B, ...]` becomes `[k, B / k, ...]`.
 
-    0-d tensors and constants (numbers and strings that are no entry of a list) go to every part.
+    0-d tensors and constants (numbers and strings that are not entries of a list) go to every part.
 
     Raises:
         ValueError: k does not divide the batch, or the leaves disagree about its size.

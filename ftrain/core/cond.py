@@ -34,7 +34,7 @@ def cond(
 
     Args:
         predicate: bool, 0-d. Eager and compiled code on an accelerator wait for it.
-        true_fn: a pure function; it may capture tensors, modules and whatever else it needs.
+        true_fn: a pure function; it may capture tensors, modules and other objects.
         false_fn: likewise. It returns what `true_fn` returns: a tree of tensors of the same structure,
             shapes and dtypes. Eager code cannot check that, since it calls one of them.
         operands: trees of tensors, handed to the chosen function.

@@ -28,7 +28,7 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
     step that is compiled and also called. On an accelerator, each line waits for the device.
 
     Args:
-        text: a format string, as `str.format` takes it: `"step {}, loss {loss:.3f}"`.
+        text: a format string as for `str.format`: `"step {}, loss {loss:.3f}"`.
         *args: tensors of any shape, other values, or trees of these.
         **kwargs: the same, by name.
 

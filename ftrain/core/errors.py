@@ -16,7 +16,7 @@ __all__ = [
 
 
 class ImpureFunctionError(RuntimeError):
-    """Error for a function that must be pure and writes to an object that it did not make."""
+    """Error for a function that must be pure and writes to an object that it did not create."""
 
 
 class UnkeyedRandomError(RuntimeError):

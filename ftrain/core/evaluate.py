@@ -70,7 +70,7 @@ def prediction(
         device = _device(state, inputs)
         with isolated(device.type):
             out = watch(lambda: _called(bound, outputs, policy, where, state, inputs), device)
-            # Memory of its own: a model may hand out its input, or a parameter.
+            # Copied, because a model may return its input or a parameter.
             return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, out)
 
     return predict

@@ -41,7 +41,7 @@ class Bound:
         self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
         if not isinstance(model, nn.Module):
             self._build = functools.partial(build, model)
-            # Which initial draw belongs to which parameter, so that each gets a key of its own.
+            # Records which parameter each initial draw fills, so that each gets a key of its own.
             built, self._plan = observe(self._build)
             again = construct(lambda: built_again(self._build), random.key(0), self._plan)
             if not is_shared(built, again):
@@ -139,7 +139,7 @@ class Bound:
             now = self.skeleton.read(self.skeleton.carried)
             with _torch.unwatched():
                 after = {name: b.detach() for name, b in now.items()}
-            # What runs again writes to the buffers again.
+            # A recomputed region writes to the buffers again.
             return out, tree.map(torch.clone, after) if until else after
 
     def module(self, params: Tensors, buffers: Tensors) -> nn.Module:

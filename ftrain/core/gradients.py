@@ -117,13 +117,13 @@ def gradients(
             micro-batches). With a parameter `key`, `loss_fn(model, batch, key)`, it gets a key of its
             own.
         precision: a name or a `Policy`.
-        accumulate: the number of micro-batches that a batch is cut into, along the first axis.
+        accumulate: the number of micro-batches into which a batch is split, along the first axis.
         nonfinite: `"skip"`, `"raise"` (waits for the device at every step) or `"ignore"`.
         grad_reduce: `(totals, weight) -> (totals, weight)` on the weighted sum of the gradients and
             its weight, before the one division: sum both over ranks for data parallelism.
 
     Raises:
-        ValueError: an option is out of its range; nothing is to be trained.
+        ValueError: an option is out of range; the model has no trainable parameters.
         TypeError: a parameter is complex.
 
     >>> from torch import nn

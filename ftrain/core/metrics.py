@@ -74,7 +74,7 @@ class Mean(NamedTuple):
 
 
 class Unweighted(Mean):
-    """A mean without a weight, such as `loss.mean()`: each batch counts one.
+    """A mean without a weight, such as `loss.mean()`: each batch has weight 1.
 
     Callers that know the batch sizes weight by those instead, as the trainer's evaluation does.
 
@@ -164,8 +164,8 @@ class Min(NamedTuple):
 class PerExample(NamedTuple):
     """Values of each example, one along the first axis: losses, predictions, ids.
 
-    Micro-batches and batches are concatenated, so that `accumulate=k` gives what the full batch gives. A
-    `Trainer` neither logs nor keeps them: read them from the step's result, or in a callback from
+    Micro-batches and batches are concatenated, so `accumulate=k` and the full batch give equal values. A
+    `Trainer` neither logs nor stores them: read them from the step's result, or in a callback from
     `BatchEnd.metrics`. A tensor whose first axis does not count examples is wrapped in another metric:
     `Last(x)`, `Sum(x)`, `Mean(x * n, torch.tensor(n))`.
 

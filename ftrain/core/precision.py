@@ -1,6 +1,6 @@
 """Numerical precision: the dtypes of weights and of products, and the loss scale.
 
-The order within a step is fixed: unscale, finite check, clip, update. Autocast stands inside the loss
+The order within a step is fixed: unscale, finite check, clip, update. Autocast is active inside the loss
 only; around a compiled region it overflows silently in float16's backward (pytorch#153044).
 
 Read next: `accumulate.py`, where a policy is applied.

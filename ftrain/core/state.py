@@ -24,7 +24,7 @@ class TrainState:
         params: `{name: tensor}`, the tensors that the optimizer updates.
         buffers: `{name: tensor}`, the module's other tensors: statistics, frozen parameters.
         opt_state: the optimizer's own tree.
-        scaler: the loss scaler's tree; `()` where the precision needs none.
+        scaler: the loss scaler's tree; `()` if the precision needs none.
         rng: int32, shape (2,). The key from which every random draw of the run descends.
         extras: a dict of trees that research code carries along: averaged weights, target networks.
 
@@ -43,7 +43,7 @@ class TrainState:
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> TrainState:
-        """Return a copy with these fields changed; the original stays as it was.
+        """Return a copy with these fields changed; the original is unchanged.
 
         An integer `step` becomes a tensor like the old one. A mapping of another class in the place of a
         dict, such as `module.state_dict()`, becomes a dict, since optimizer states are built like it.

@@ -62,17 +62,17 @@ def make_steps(
     """Return training as three pure functions over one immutable state.
 
     Args:
-        model: an `nn.Module` (its weights are the start; it is never touched), or a function that
+        model: an `nn.Module` (its weights are the start; it is never modified), or a function that
             builds one (then `init_state` is a pure function of its seed, initialisers included).
         loss_fn: `loss_fn(model, batch) -> loss` or `(loss, metrics)`; `model` is the module with the
             state's tensors in place. `loss` is a 0-d tensor, or `Mean(total, weight)` where
-            micro-batches or ranks weigh differently. `metrics` is a dict, nested or not, of 0-d
+            micro-batches or ranks have different weights. `metrics` is a dict, nested or not, of 0-d
             tensors, numbers, metrics, and tensors with one entry for each example. With a parameter
             `key`, `loss_fn(model, batch, key)`, it gets a key of its own for `ftrain.random`.
         optimizer: a pair `init(params)`, `update(grads, opt_state, params)`, such as `optim.adamw`.
-        eval_fn: like `loss_fn`, for `eval_step`; the loss function itself where it is not given.
+        eval_fn: like `loss_fn`, for `eval_step`; default: `loss_fn`.
         precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"`, or a `Policy`.
-        accumulate: the number of micro-batches that each batch is cut into, along the first axis.
+        accumulate: the number of micro-batches into which each batch is split, along the first axis.
         nonfinite: the treatment of a non-finite gradient or a total loss weight of 0. `"skip"`: only
             scaler and key change, and `metrics["skipped"]` is 1. `"raise"`: an error that names the
             parameter; waits for the device at every step. `"ignore"`: no check.
@@ -80,8 +80,8 @@ def make_steps(
 
     Returns:
         `Steps(init_state, train_step, eval_step)`. Metrics of a training step: `loss`, `grad_norm`
-        (before clipping), `skipped`, `loss_scale` and `learning_rate` where there is one, and the
-        loss function's own.
+        (before clipping), `skipped`, `loss_scale` and `learning_rate` if they exist, and those of the
+        loss function.
 
     Raises:
         ValueError: an option is out of its range; the model is lazy.

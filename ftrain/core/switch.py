@@ -38,7 +38,7 @@ def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *ope
     Raises:
         TypeError: the index is not an integer; an operand or a result holds something other than a
             tensor.
-        ValueError: the index is not 0-d; there is no branch; two results differ in structure, shape or
+        ValueError: the index is not 0-d; `branches` is empty; two results differ in structure, shape or
             dtype.
         ImpureFunctionError: a function writes into an operand or into a tensor of its closure.
 

@@ -98,7 +98,7 @@ def optimizer(wrapper: str, inner: object) -> None:
 def function_needed(
     algorithm: str, name: str, value: Callable[[PyTree], Any] | None
 ) -> Callable[[PyTree], Any]:
-    """Return the function of the parameters, or raise an error that names who calls it."""
+    """Return the function of the parameters, or raise an error that names the caller."""
     if not callable(value):
         raise ValueError(
             f"`{algorithm}` calls `{name}` at other parameters and got {value!r}. Steps made by "

@@ -73,7 +73,7 @@ def each_leaf(
         mask: one bool for each leaf.
         shrink: decoupled weight decay: `shrink p` is subtracted from the update where the mask is True.
         also: one value for each leaf, which the rule gets as `leaf.also`.
-        further: how many tensors the rule returns beyond the update and the new memory.
+        further: the number of tensors that the rule returns beyond the update and the new memory.
         **scalars: numbers and 0-d tensors; the rule gets them on the leaf's device, in the dtype of its
             memory.
 

@@ -133,7 +133,7 @@ def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tens
 
 def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
     """Return `x`, each entry cut to `[-bound, bound]`."""
-    # clamp takes numbers and tensors; its stubs want both bounds to be of one kind.
+    # clamp accepts numbers and tensors; its stubs require both bounds to be of one kind.
     return torch.clamp(x, -bound, bound)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A line search that is one loop of the graph: it brackets a good step, then zooms in on it.
+"""Line search as one loop of the graph: it brackets a good step, then narrows the bracket.
 
 Each iteration evaluates one trial and updates the bracket by `torch.where`; after a good trial the
 remaining iterations do nothing. The loop is `ftrain.scan`, so that a compiled step holds the loss
@@ -18,7 +18,7 @@ from ftrain.core.scan import scan
 __all__ = ["strong_wolfe"]
 
 Line = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From the length of a step (float64, 0-d) to the value there and the slope along the line."""
+"""Function from a step length (float64, 0-d) to the value there and the slope along the line."""
 
 T, VALUE, SLOPE = range(3)  # of a point
 
@@ -62,7 +62,7 @@ def strong_wolfe(
         value: 0-d, `f(0)`.
         slope: 0-d, `f'(0)`, negative.
         first: float64, 0-d. The first trial.
-        trials: how many at most.
+        trials: the maximum number of trials.
         c1: of the sufficient decrease.
         c2: of the curvature.
 

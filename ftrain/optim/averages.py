@@ -42,7 +42,7 @@ class SwaState(NamedTuple):
 
     Attributes:
         updates_seen: int64, 0-d. Updates so far.
-        averaged: int64, 0-d. How many parameters the average is the mean of.
+        averaged: int64, 0-d. Number of updates whose parameters the average is the mean of.
         swa: the average, a tree like the parameters, at least float32; before `start` a copy of them.
         inner: the optimizer's own state.
     """

@@ -1,4 +1,4 @@
-"""Directions with one moment, for composition: those of RMSprop and of Lion.
+"""Directions with one moment, for composition: RMSprop and Lion.
 
 The direction of Adam is in `adam.py`, momentum in `momentum.py`.
 """

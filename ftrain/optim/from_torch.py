@@ -29,7 +29,7 @@ class FromTorchState(NamedTuple):
     Attributes:
         count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
-        entries: what the optimizer remembers, name -> a tree like the parameters (`Masked()` where it
+        entries: the optimizer's memory, name -> a tree like the parameters (`Masked()` where it
             has nothing under that name). Numbers are 0-d tensors.
     """
 
@@ -58,7 +58,8 @@ def from_torch(
         A transformation with a `FromTorchState`. `update` needs `params`.
 
     Raises:
-        TypeError: not such a class; it knows no such option; it needs a closure (L-BFGS).
+        TypeError: not an optimizer class, an unknown option, or an algorithm that needs a closure
+            (L-BFGS).
         ValueError: an option out of its range, as the class says; or it keeps memory in its groups.
         TraceError: raised by a compiled or mapped update if the class's step reads values of tensors,
             as `torch.optim.Adafactor`'s does; the message names ftrain's own.

@@ -23,11 +23,11 @@ def get(state: PyTree, name: str, *within: str) -> Any:
     Args:
         state: an optimizer's state, or any other tree.
         name: of a field (`learning_rate`, `count`, `mu`, `ema`), a group or a hyper-parameter.
-        *within: names to be found in what the one before holds.
+        *within: further names, each searched in the value of the one before.
 
     Raises:
-        LookupError: nothing is called so; the message lists the names there are.
-        ValueError: several are; the message lists their paths.
+        LookupError: the name is missing; the message lists the existing names.
+        ValueError: several fields have the name; the message lists their paths.
 
     Example:
         >>> import torch

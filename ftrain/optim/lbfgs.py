@@ -166,7 +166,7 @@ def lbfgs(
             step = strong_wolfe(
                 line, value, slope, rate, trials=max_line_search_steps, c1=c1, c2=c2
             )
-            # No step, no new pair: the next direction would be this one again.
+            # Without a step there is no new pair, and the next direction would be the same again.
             kept = torch.where(step > 0, new.weights, torch.zeros_like(new.weights))
             new = new._replace(weights=kept)
         updates = tree.map(lambda d: d * -step.to(d.device, d.dtype), direction)
@@ -224,7 +224,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         p, g = _vector(ps), _vector(gs)
         s, y = p - state.params, g - state.grads
         curvature = s @ y
-        # At the minimum both are rounding noise: torch.optim asks for 1e-10, in any dtype.
+        # At the minimum both are rounding noise: torch.optim requires 1e-10, in any dtype.
         eps = torch.finfo(p.dtype).eps
         curved = (state.count > 0) & (curvature > eps * (s.norm() * y.norm() + eps**0.5))
         weight = torch.where(curved, _reciprocal(curvature, curved), 0)

@@ -53,7 +53,8 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
     Args:
         inner: the optimizer of all other parameters; clipping inside it sees their gradients only.
-        mask: which to keep: a pattern of names, a tree of bools, or a function from parameters to one.
+        mask: the parameters to keep: a pattern of names, a tree of bools, or a function from parameters
+            to one.
 
     Returns:
         A transformation with the state of `inner` for the parameters that move.

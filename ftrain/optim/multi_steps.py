@@ -27,7 +27,7 @@ class MultiStepsState(NamedTuple):
 
     Attributes:
         micro_step: int64, 0-d. Gradients gathered since the last update.
-        updates_done: int64, 0-d. Updates of the inner optimizer: what a scheduled `k` is given.
+        updates_done: int64, 0-d. Updates of the inner optimizer: the argument of a scheduled `k`.
         weight: float64, 0-d. The weight of the gradients gathered.
         loss: float64, 0-d. Their losses, weighted, where losses are handed in.
         total: their weighted sum, a tree like the parameters; at least float32.
@@ -53,8 +53,8 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
     batches that come one at a time.
 
     Args:
-        inner: the optimizer of the mean gradients. It is handed the mean of the losses too. It may call
-            neither `value_fn` nor `grad_fn`, which know the last batch alone: wrap the other way round,
+        inner: the optimizer of the mean gradients. It receives the mean of the losses too. It may call
+            neither `value_fn` nor `grad_fn`, which use the last batch only: swap the wrappers,
             `sam(multi_steps(...))`.
         k: steps for an update, >= 1; or a function of the number of updates done (int64, 0-d).
 

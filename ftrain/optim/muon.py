@@ -248,7 +248,7 @@ def orthogonalize(
         ns_steps: iterations.
         ns_coefficients: `(a, b, c)`.
         eps: the least norm that the matrix is divided by.
-        ns_dtype: what is computed in; `None`: in the matrix's own dtype.
+        ns_dtype: the dtype of the computation; `None`: that of the matrix.
 
     Returns:
         A matrix of the same shape and dtype.

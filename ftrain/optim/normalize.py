@@ -73,7 +73,7 @@ def normalize_by_update_norm(
 
     Args:
         scale_factor: the length, a finite number >= 0.
-        eps: >= 0, in units of the gradient: what is much shorter stays short.
+        eps: >= 0, in units of the gradient: much shorter gradients stay short.
 
     Example:
         >>> normalize_by_update_norm(10.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]

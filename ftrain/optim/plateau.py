@@ -70,19 +70,19 @@ def reduce_on_plateau(
         factor: in (0, 1).
         patience: bad comparisons in a row that change nothing, >= 0.
         mode: `"min"`, lower values are better; `"max"`, higher ones are.
-        threshold: by how much a value must be better to count, >= 0 and, where it is relative, < 1.
+        threshold: the smallest change that counts as an improvement, >= 0 and, if relative, < 1.
         threshold_mode: `"rel"`, as a part of the best value; `"abs"`, in its units.
         cooldown: comparisons after a reduction of which bad ones do not count, >= 0.
         min_scale: the smallest scale, in [0, 1].
-        accumulation_size: how many values are averaged for one comparison, >= 1: losses of single
-            batches are too noisy to compare.
+        accumulation_size: the number of values that are averaged for one comparison, >= 1: losses of
+            single batches are too noisy to compare.
 
     Returns:
         A transformation with a `ReduceOnPlateauState`, all of the schedule's memory.
 
     Raises:
         ValueError: an option out of its range; `update` is given neither `value` nor `loss`.
-        TypeError: the value is no number and no 0-d tensor.
+        TypeError: the value is neither a number nor a 0-d tensor.
 
     Example:
         >>> from ftrain import optim

@@ -34,7 +34,7 @@ class ProdigyState(NamedTuple):
         count: int64, 0-d. Updates so far.
         learning_rate: float32, 0-d. The factor of the last update; before the first, of the first.
         distance: float64, 0-d. The estimate `d` of the distance to the solution; it never falls.
-        numerator: float64, 0-d. What the gradients say about that distance, a decaying sum.
+        numerator: float64, 0-d. Numerator of the estimate, a decaying sum over the gradients.
         mu: running mean of the scaled gradients `d g`, a tree like the parameters; at least float32.
         nu: running mean of their squares, likewise.
         grad_sum: decaying sum of the gradients, likewise.

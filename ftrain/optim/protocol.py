@@ -29,7 +29,7 @@ Count: TypeAlias = Any
 """The number of updates in a state: int64, 0-d. `Any`, because a tuple has a method of that name."""
 
 Hyperparameter: TypeAlias = float | torch.Tensor
-"""A number, or a 0-d floating tensor: what a sweep maps over, and a hypergradient flows into."""
+"""A number, or a 0-d floating tensor, which sweeps can map over and hypergradients differentiate by."""
 
 
 class Init(Protocol):
@@ -51,8 +51,8 @@ class Update(Protocol):
     ) -> tuple[PyTree, PyTree]:
         """Return the updates to *add* to the parameters, and the new state.
 
-        Nothing is mutated. `params` may be left out where the algorithm does not read them. Whoever
-        does not know an extra argument, such as `loss=`, ignores it.
+        Nothing is mutated. `params` may be omitted if the algorithm does not read them. Unknown extra
+        arguments, such as `loss=`, are ignored.
         """
         ...
 

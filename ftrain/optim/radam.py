@@ -1,4 +1,4 @@
-"""RAdam: Adam whose adaptive rate starts once the variance it divides by is known."""
+"""RAdam: Adam whose adaptive rate starts once its variance can be estimated."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def _schedule_free(
         largest = torch.maximum(state.max_learning_rate, rate)
         weight = largest**weight_lr_power
         weight_sum = state.weight_sum + weight
-        # Without a rate yet there is nothing to average: a warmup from 0 begins so.
+        # The sum of the weights is 0 while the rate is 0, as at the start of a warmup.
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
         # y' - y, for x = z + (y - z) / b1, without that division.
         along = 1 - state.b1 * (1 - share)

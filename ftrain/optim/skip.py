@@ -1,4 +1,4 @@
-"""Skipped updates: those of non-finite or of too large gradients."""
+"""Skipping of updates with non-finite or too large gradients."""
 
 from __future__ import annotations
 

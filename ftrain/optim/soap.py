@@ -171,7 +171,7 @@ def soap(
             m = torch.lerp(m, turned, one_b1)
             v = torch.addcmul(v * b2, turned * one_b2, turned)
             u = _turned_back(m * step / (root(v) / correction + eps), *basis)
-            # After the step, so that it does not see its own gradient.
+            # After the step, so that the basis of a step does not depend on its own gradient.
             wide = g.flatten(1) if g.ndim > 1 else g
             if left is not None:
                 grams[left] = torch.lerp(grams[left], wide @ wide.mT, one_b3)

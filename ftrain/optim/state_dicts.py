@@ -37,7 +37,7 @@ Names = nn.Module | Sequence[str]
 
 _MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 
-# Which class of torch.optim keeps the memory of a state, and under which names.
+# Counterparts in torch.optim of each state, and their names for its fields.
 _TWINS: dict[type, tuple[tuple[str, ...], dict[str, str]]] = {
     SGDState: (("SGD",), {"momentum": "momentum_buffer"}),
     AdamState: (("Adam", "AdamW"), _MOMENTS),
@@ -71,13 +71,13 @@ def import_state_dict(
     Args:
         state_dict: of `SGD`, `Adam`, `AdamW`, `NAdam`, `RAdam`, `Adamax`, `Adagrad`, `Adadelta`,
             `RMSprop`, `ASGD`, `Rprop` or `Adafactor`, or of any class for `from_torch`.
-        opt_state: a state of the ftrain optimizer for the same parameters, as its `init` makes it; it
-            says which algorithm is meant. It may be nested, in `chain`, `ema` or `partition`: every part
-            with a twin is filled, the rest stays.
+        opt_state: a state of the ftrain optimizer for the same parameters, from its `init`; it selects
+            the algorithm. It may be nested, in `chain`, `ema` or `partition`: every part with a
+            counterpart is filled, the others are unchanged.
         names: the parameters' names in the order in which the torch optimizer was given them: the
             module, for `model.parameters()`, or a list, group after group. Names in the dict itself
             (`param_names`) win.
-        count: how many updates were done; for SGD alone, which does not say.
+        count: the number of updates so far; only for SGD, whose state does not store it.
 
     Returns:
         A new state.
@@ -292,7 +292,7 @@ def _by_name(
     if all("param_names" in group for group in groups):
         order = [name for group in groups for name in group["param_names"]]
     elif isinstance(names, nn.Module):
-        if len(groups) > 1:  # parameters of one shape would change places without a word
+        if len(groups) > 1:  # parameters of one shape could be swapped silently
             raise ValueError(
                 f"the torch state has {len(groups)} parameter groups without names, and nothing says "
                 "that they are in the module's order. Give a list of names, group after group: "
@@ -365,7 +365,7 @@ def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, A
     """Return torch's entries of each parameter."""
     step = float(part.state.count)
     if not step:
-        return {}  # torch begins by itself
+        return {}  # torch creates the entries itself
     common: dict[str, torch.Tensor] = {}
     if not isinstance(part.state, (SGDState, FromTorchState)):
         common["step"] = torch.tensor(step)

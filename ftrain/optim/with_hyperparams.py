@@ -22,7 +22,7 @@ class HyperparamsState(NamedTuple):
     """State of `with_hyperparams`.
 
     Attributes:
-        hyperparams: name -> float64, 0-d: what the next update will use.
+        hyperparams: name -> float64, 0-d: the values of the next update.
         inner: the optimizer's own state.
     """
 
@@ -40,17 +40,17 @@ def with_hyperparams(
     compiles nothing anew; stacking them (`torch.vmap`) is a sweep.
 
     Args:
-        build: what makes the optimizer, such as `optim.adamw`.
-        **hyperparams: its arguments. Numbers and 0-d tensors go into the state; the rest (schedules,
-            masks, bools) is handed to `build` as it is. A whole number that counts something (`k=5`)
-            is no hyper-parameter: bind it, `functools.partial(optim.lookahead, k=5)`.
+        build: the constructor of the optimizer, such as `optim.adamw`.
+        **hyperparams: its arguments. Numbers and 0-d tensors go into the state; all others (schedules,
+            masks, bools) are passed to `build` unchanged. A whole number that counts something (`k=5`)
+            is not a hyper-parameter: bind it, `functools.partial(optim.lookahead, k=5)`.
 
     Returns:
         A transformation with a `HyperparamsState`.
 
     Raises:
         ValueError: a number out of its range, as `build` says.
-        TypeError: `build` knows no such argument; or there is no number among them.
+        TypeError: `build` does not have such an argument, or none of them is a number.
 
     Example:
         >>> from ftrain import optim
@@ -94,7 +94,7 @@ def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> Py
 
     Args:
         state: an optimizer's state that holds a `HyperparamsState` somewhere.
-        *within: where there are several, the names that lead to one: a group of `partition`.
+        *within: the names that lead to one of several, such as a group of `partition`.
         **values: numbers or tensors; for a vmapped state a number for all rows, or a tensor of rows. A
             tensor that requires a gradient stays connected: its hypergradient goes through the updates.
 
@@ -166,8 +166,8 @@ _NON_NEGATIVES = """
     min_step_size weight_lr_power initial_accumulator_value
 """
 
-# The constructors' own checks. A state does not know who made it: where two of them ask different things
-# of one name, the mildest (`rho` is a distance in `sam`, a fraction in `adadelta`).
+# The constructors' own checks. A state does not record its constructor: if two constructors check one
+# name differently, the weaker check (`rho` is a distance in `sam`, a fraction in `adadelta`).
 _CHECKS: dict[str, Callable[[str, Hyperparameter], None]] = {
     **dict.fromkeys(_FRACTIONS.split(), _checks.fraction),
     **dict.fromkeys(_POSITIVES.split(), _checks.positive),

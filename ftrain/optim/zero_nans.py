@@ -18,7 +18,7 @@ class ZeroNansState(NamedTuple):
     """State of `zero_nans`.
 
     Attributes:
-        found_nan: a tree like the parameters, of bools, 0-d: whether the last update had a NaN there.
+        found_nan: a tree like the parameters, of bools, 0-d: True if the last update had a NaN there.
     """
 
     found_nan: PyTree

@@ -55,24 +55,23 @@ def compile(
     is not seen, as with `load_state_dict(assign=True)`: pass such tensors in. The caller's grad mode
     has no influence (`fn` runs with grad enabled on detached inputs, and no output requires a gradient,
     whatever `fn` captures); its autocast and default dtype do, and are part of the key. Inputs are never
-    written to, and no output shares memory with an input or another output. Called inside a loss or a
-    model of ftrain's that is not compiled itself, `fn` runs as it is, differentiated and keyed with it.
+    written to, and no output shares memory with an input or another output. Inside an ftrain loss or
+    model that is not compiled, `fn` itself is called, and is differentiated and keyed with its caller.
 
     Args:
         fn: a pure function. Inside, `torch.func`, `torch.autograd.grad`, autocast, custom operators and
             other compiled functions work; to map over it, `compile(torch.vmap(fn))`.
-        donate: `fn`'s first argument, a `TrainState` or other frozen dataclass, is used up: the new
-            state, which `fn` returns first or alone, is written into its memory inside the program, and
+        donate: donate `fn`'s first argument, a `TrainState` or other frozen dataclass: the new state,
+            which `fn` returns first or alone, is written into its memory inside the program, and
             any further use of the old one raises `DonatedStateError`. Its tensors become the leaves of
             the new state. A tensor that something else refers to is copied first, so that what was taken
             out of the state keeps its values: a leaf or a view in a variable, a NumPy array,
             `state.replace(...)`, a dict of parameters. (Each such leaf costs its memory once more, for
-            as long as it is kept. Not noticed: a bare `UntypedStorage`.) One call claims a state before
-            its program runs; of two threads with one state, the second gets `DonatedStateError`, and so
-            does a reader in another thread that begins after the claim. An error while tracing or
-            compiling leaves the state as it was, and so does one in the program before its first write
-            (no memory for an activation, a non-finite gradient that is to be raised); after that the
-            state is lost.
+            as long as it is kept. A bare `UntypedStorage` is not detected.) A call claims the state
+            before its program runs; a second thread that passes or reads the state after the claim gets
+            `DonatedStateError`. An error while tracing or compiling leaves the state unchanged, and so
+            does one in the program before its first write (out of memory for an activation, a non-finite
+            gradient under `nonfinite="raise"`); after that the state is lost.
         mode: `torch.compile`'s modes: "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs".
         backend: "eager" runs the traced graph operator by operator and needs no compiler.
 
@@ -83,7 +82,7 @@ def compile(
         TraceError: `fn` needs the value of a tensor; the message shows where.
         ImpureFunctionError: `fn` writes into an argument or a captured tensor.
         DonationError: the new state does not fit the old one's memory.
-        CompilerMissingError: there is no C++ compiler.
+        CompilerMissingError: the C++ compiler is missing.
 
     >>> import torch
     >>> @compile(backend="eager")

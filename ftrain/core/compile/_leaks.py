@@ -19,7 +19,7 @@ from ftrain.core.errors import TraceError
 
 __all__ = ["refuse_hidden", "refuse_leaked", "refuse_sparse"]
 
-# What these refer to is not part of an output: code, and the namespaces that it runs in.
+# Types whose references are not part of an output: code, and the namespaces that it runs in.
 _OPAQUE = (type, types.ModuleType, types.CodeType)
 
 
@@ -54,8 +54,8 @@ def refuse_sparse(output: Any, function: str) -> None:
     """Raise `TypeError` if an output is a sparse tensor.
 
     Args:
-        output: what the function returned.
-        function: what the message calls it.
+        output: the result of the function.
+        function: the function's name in the message.
     """
     for path, leaf in zip(tree.paths(output), tree.leaves(output), strict=True):
         if isinstance(leaf, torch.Tensor) and leaf.layout != torch.strided:

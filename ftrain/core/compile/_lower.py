@@ -77,7 +77,7 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         nonlocal code, tried
         if code is not None:
-            # What the code overwrites, autograd is told of.
+            # Autograd must count the writes of the code.
             torch.autograd.graph.increment_version(inputs[:n_donated])
             return code(list(inputs))  # it empties the list
         if tried:

@@ -94,19 +94,19 @@ _known: dict[int, tuple[weakref.ref[Any], Owned]] = {}
 
 
 def record(state: Any, owned: Owned) -> None:
-    """Remember what a state owns, for as long as it lives."""
+    """Record what a state owns, for the state's lifetime."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
 def known(state: Any) -> Owned | None:
-    """Return what was recorded of a state, or `None`."""
+    """Return the record of a state, or `None`."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 
 
 def forget(state: Any) -> None:
-    """Drop what was recorded of a state."""
+    """Drop the record of a state."""
     _known.pop(id(state), None)
 
 

@@ -118,7 +118,7 @@ class Captured:
         self._specs = [_spec(tensor) for tensor in tensors]
         self._addresses: list[int] | None = None
         self._detached: list[torch.Tensor] = []
-        # Torch's guard asks for `requires_grad and is_grad_enabled()`: the caller's mode has no say.
+        # Torch's guard reads `requires_grad and is_grad_enabled()`, and must ignore the caller's mode.
         with torch.no_grad():
             self._guard = _guard(self.tensors)
 

@@ -83,14 +83,14 @@ def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tenso
 def _class_indices(
     func: Callable[..., Any], input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    """A loss of uint8 labels as that of int64 ones: the fake kernels take no uint8 (2.13)."""
+    """Compute a loss of uint8 labels in int64: the fake kernels do not support uint8 (2.13)."""
     if target.dtype == torch.uint8:
         target = target.to(torch.int64)
     return func(input, target, *args, **kwargs)
 
 
 class _Checked:
-    """The truth of a condition that the graph checks."""
+    """Placeholder, always true, for a condition that the graph checks when it runs."""
 
     def item(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Functions of torch that cannot be traced: what each does, and what to write instead."""
+"""Functions of torch that cannot be traced, with the reason and the remedy for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors for operations that a trace cannot record: what asked for values, where, and the remedy.
+"""Errors for operations that a trace cannot record: the operation, its location, the remedy.
 
 Many of torch's own functions look at values: `F.gaussian_nll_loss` checks the sign of a variance,
 `torch.cov` compares two sums. The user wrote none of that code, so the message shows torch's line below
@@ -81,7 +81,7 @@ _SPELLED = {
 
 
 class Calls:
-    """The function of torch that raised last, as the function modes of a trace saw it."""
+    """The function of torch that raised last under the function modes of a trace."""
 
     error: BaseException | None = None
     function: Any = None
@@ -93,15 +93,15 @@ class Calls:
 
 
 class _Place(NamedTuple):
-    """Where an error was raised.
+    """Location at which an error was raised.
 
     Attributes:
-        line: the user's line, as a message shows it; empty if there is none, as in the backward pass of
+        line: the user's line, as a message shows it; empty if it is unknown, as in the backward pass of
             `compile(value_and_grad(loss))`.
         torch_line: the line of torch's Python code that it led to; `None` if there is none.
         name: torch's function with that line.
         file: its file, inside of torch's folder.
-        backward: whether it was in a backward pass.
+        backward: True if it was in a backward pass.
     """
 
     line: str
@@ -115,7 +115,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
     """Return the error for an operation that needs a value or a shape; `None` for other errors.
 
     Args:
-        error: what the trace raised.
+        error: the exception of the trace.
         function: what messages call the traced function.
         calls: the calls of torch's functions in the trace.
     """
@@ -138,7 +138,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
 
 
 def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
-    """What a function of torch's did, and its remedy; `None` where the user's own line asked."""
+    """Return the message and remedy of a torch function; `None` if the user's line needs the value."""
     known = BY_TORCH_LINE.get((place.file, place.name))
     if known is not None:
         return known
@@ -194,7 +194,7 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
 
 
 def _remedy(error: BaseException) -> tuple[str, str] | None:
-    """What a data-dependent operation did and what to write instead; `None` for other errors."""
+    """Return the message and remedy of a data-dependent operation; `None` for other errors."""
     if isinstance(error, _torch.DATA_DEPENDENT):
         name = str(error.func).rpartition(".")[0]
         is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])

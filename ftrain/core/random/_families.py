@@ -24,31 +24,31 @@ Ints = Sequence[int]
 
 
 def gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    """Gamma(alpha, 1), differentiable by alpha, of alpha's shape and dtype."""
+    """Return Gamma(alpha, 1) samples of alpha's shape and dtype, differentiable by alpha."""
     sample: Tensor = _Gamma.apply(key, alpha, tuple(folds))  # type: ignore[no-untyped-call]
     return sample
 
 
 def dirichlet(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    """Dirichlet(alpha) over the last dimension, differentiable by alpha."""
+    """Return Dirichlet(alpha) samples over the last dimension, differentiable by alpha."""
     sample: Tensor = _Dirichlet.apply(key, alpha, tuple(folds))  # type: ignore[no-untyped-call]
     return sample
 
 
 def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
-    """Poisson(rate), of rate's shape and dtype; as in torch, its derivative is 0."""
+    """Return Poisson(rate) samples of rate's shape and dtype; as in torch, their derivative is 0."""
     sample: Tensor = _Poisson.apply(key, rate, tuple(folds))  # type: ignore[no-untyped-call]
     return sample
 
 
 def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
-    """Binomial(count, prob), of one shape and dtype; as in torch, it has no derivative."""
+    """Return Binomial(count, prob) samples of their common shape and dtype, without a derivative."""
     sample: Tensor = _Binomial.apply(key, count, prob, tuple(folds))  # type: ignore[no-untyped-call]
     return sample
 
 
 def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
-    """The angle, in [-pi, pi], of a von Mises distribution around 0; a constant for autograd."""
+    """Return von Mises samples around 0, angles in [-pi, pi]; constants for autograd."""
     return _von_mises(key, folds, concentration.detach())
 
 
@@ -168,7 +168,7 @@ _slope: Callable[..., Tensor] = _Slope.apply
 
 
 class _Sample(torch.autograd.Function):
-    """A sample `(key, *parameters, folds)`; subclasses say its operator and derivative."""
+    """Sample `(key, *parameters, folds)` for autograd; subclasses set operator and derivative."""
 
     operator: Callable[..., Tensor]
 

@@ -1,10 +1,10 @@
-"""Which line moved a global generator: the call, run once more under a trace function.
+"""Search for the line that moved a global generator, by running the call again under a trace function.
 
-Only on the way to an error, for it makes Python several times slower. The generators are compared at
-every line of user code that runs, in this thread and in the threads that the call starts; a line after
-which one of them holds another state has drawn from it. Draws of other threads are told apart: they
-hardly run meanwhile (the interpreter's switch interval is raised), what they draw while torch runs
-without the interpreter's lock is left out, and a line counts only if further searches find it too.
+Used only before an error is raised, because it makes Python several times slower. The generators are
+compared at every line of user code that runs, in this thread and in the threads that the call starts; a
+line that changes the state of one of them has drawn from it. Draws of other threads are excluded: these
+hardly run meanwhile (the interpreter's switch interval is raised), their draws while torch runs without
+the interpreter's lock are ignored, and a line counts only if further searches find it too.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _PYTHON = os.path.dirname(random.__file__) + os.sep
 
 
 class _Here(threading.local):
-    """Of one thread.
+    """State of the search in one thread.
 
     Attributes:
         at: the line of user code that runs.
-        in_torch: whether code of torch in C++ runs, which was called since that line began.
-        below: whether the innermost frame is code of torch or ftrain in Python, which draws nothing.
+        in_torch: True while C++ code of torch runs that was called since that line began.
+        below: True if the innermost frame is Python code of torch or ftrain, which draws nothing.
         calls: the values of `in_torch` around the functions in C that run.
     """
 
@@ -74,7 +74,7 @@ def is_alone() -> bool:
 
 
 def find_draw(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
-    """Run `run` once more, or some times; return the first line that moves a generator each time.
+    """Run `run` again, at least once; return the first line that moves a generator each time.
 
     Args:
         run: the call that has moved one.
@@ -100,7 +100,7 @@ def _search(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
 
 
 class _Tracer:
-    """A trace function that compares the generators after each line of user code."""
+    """Trace function that compares the generators after each line of user code."""
 
     def __init__(self, marks: _generators.Marks) -> None:
         self._thread = threading.get_ident()
@@ -131,7 +131,7 @@ class _Tracer:
             sys.setswitchinterval(before[3])
 
     def draws(self) -> list[Draw]:
-        """The draws that were not undone (by `torch.random.fork_rng`, or by checkpointing), in order."""
+        """Return the draws that were not undone (by `fork_rng` or by checkpointing), in order."""
         names: dict[str, list[str]] = {}
         for _, name, line in sorted(
             (count, name, line) for name, draws in self._draws.items() for count, _, line in draws
@@ -140,15 +140,15 @@ class _Tracer:
         return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
-        """Called by an operator mode before it runs an operator, whose own draws it keys or refuses."""
-        self._forgive()  # the frame of the mode has come by `_profile`
+        """Prepare for an operator, whose own draws the calling mode keys or refuses."""
+        self._forgive()  # `_profile` has already processed the frame of the mode
 
     def end_operator(self) -> None:
-        """Called by an operator mode after an operator."""
+        """Resume after an operator; called by the operator mode."""
         self._forgive()
 
     def _forgive(self) -> None:
-        """What moved while torch ran, without the interpreter's lock, is another thread's doing."""
+        """Ignore changes that other threads made while torch ran without the interpreter's lock."""
         if self._has_others and not self._has_started:
             self._last = _generators.settled(self._last)
 
@@ -233,7 +233,7 @@ class _Tracer:
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """The line that runs in the innermost frame of user code, inside the call."""
+    """Return the line that runs in the innermost frame of user code, inside the call."""
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)
@@ -262,7 +262,7 @@ def _may_draw(function: Any, caller: FrameType) -> bool:
 
 
 def _root(function: Any) -> str:
-    """The package that a function in C belongs to."""
+    """Return the package that a function in C belongs to."""
     owner, name = getattr(function, "__self__", None), getattr(function, "__module__", None)
     if name is None and isinstance(owner, types.ModuleType):
         name = owner.__name__
@@ -281,6 +281,6 @@ def _is_below(filename: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_idle(filename: str) -> bool:
-    """Return True for code that draws nothing by itself: torch, ftrain, Python's own but `random`."""
+    """Return True for code that draws nothing itself: torch, ftrain, Python's library but `random`."""
     is_python = filename.startswith(_PYTHON) and "site-packages" not in filename
     return is_foreign(filename) or (is_python and filename != random.__file__)

@@ -1,4 +1,4 @@
-"""From uniform words to floats: mantissas, thresholds and ranges.
+"""Conversion of uniform words to floats: mantissas, thresholds and ranges.
 
 XLA on the CPU contracts `u * (maxval - minval) + minval` into one fused multiply-add in float32 and
 float64. In float16 and bfloat16 it rounds each operation, except where the processor has fused
@@ -24,7 +24,7 @@ _SPLITTER = 2.0**27 + 1.0  # Veltkamp: halves of 26 bits
 
 
 def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats in [0, 1) from words: random mantissas under the exponent of one, minus one."""
+    """Return floats in [0, 1) from words: random mantissas under the exponent of one, minus one."""
     if dtype == torch.float32:
         floats = ((raw.view(torch.int32) >> 9) & 0x007FFFFF) | 0x3F800000
     elif dtype == torch.float64:
@@ -43,7 +43,7 @@ def below(raw: Tensor, p: float) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def threshold(p: float) -> int:
-    """How many of the 2^23 float32 uniforms lie below `p` (rounded to float32); none below NaN."""
+    """Return the number of the 2^23 float32 uniforms below `p` (rounded to float32); 0 for NaN."""
     p32 = ctypes.c_float(p).value
     return min(max(math.ceil(p32 * 2.0**23), 0), 2**23) if math.isfinite(p32) else (p32 > 0) << 23
 
@@ -65,7 +65,7 @@ def scale(unit: Tensor, minval: Tensor, maxval: Tensor) -> Tensor:
 
 
 def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounded sum and its rounding error (Knuth)."""
+    """Return the rounded sum and its rounding error (Knuth)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
@@ -81,7 +81,7 @@ def _sum_to_odd(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounded product and its rounding error (Dekker)."""
+    """Return the rounded product and its rounding error (Dekker)."""
     product = a * b
     a_split, b_split = a * _SPLITTER, b * _SPLITTER
     a_high, b_high = a_split - (a_split - a), b_split - (b_split - b)

@@ -1,4 +1,4 @@
-"""The global generators of torch, NumPy and Python: whether they moved, and how to put them back.
+"""States of the global generators of torch, NumPy and Python: reading, comparing, restoring.
 
 A draw that no key has made moves one of them. `read` costs 1.5 µs, cheap enough for every eager step:
 the words of NumPy's and of Python's Mersenne Twister are compared where they lie in memory (0.25 µs
@@ -31,7 +31,7 @@ _MT19937_BYTES = _WORDS.size + 4  # and the index of the next word, an int
 
 
 class Marks(NamedTuple):
-    """The states of the global generators at one moment.
+    """States of the global generators at one moment.
 
     Attributes:
         torch: the state of torch's CPU generator.
@@ -91,7 +91,7 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return what `moved` does, but for torch's generators: reading those lets other threads run."""
+    """Return the result of `moved` without torch's generators: reading those lets other threads run."""
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")
@@ -164,7 +164,7 @@ def _read_device(device: torch.device) -> tuple[torch.device, torch.Tensor] | No
 
 
 def _view(address: int, size: int) -> Any:
-    """Memory that belongs to somebody else, to be read: `.raw` copies it."""
+    """View of memory that another object owns; `.raw` copies it."""
     return (ctypes.c_char * size).from_address(address)
 
 
@@ -214,7 +214,7 @@ def _numpy_memory(bits: Any) -> Any:
 
 
 def _find_gauss() -> int | None:
-    """The offset in a RandomState of its kept normal draw, `int has_gauss; double gauss`."""
+    """Return the offset in a RandomState of its stored normal draw, `int has_gauss; double gauss`."""
     probe = np.random.RandomState(5)
     memory = _view(id(probe), type(probe).__basicsize__)
     words = _numpy_memory(probe._bit_generator)

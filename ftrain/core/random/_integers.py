@@ -1,4 +1,4 @@
-"""From uniform words to bounded integers, and how often to sort for a permutation.
+"""Conversion of uniform words to bounded integers, and the number of sorts of a permutation.
 
 All in int64 tensors, which wrap; unsigned 64-bit remainders are built from signed ones.
 
@@ -51,12 +51,12 @@ def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.
 
 
 def sorting_rounds(count: int) -> int:
-    """How many sorts by 32-bit words make ties improbable (the rule of XLA's shuffle)."""
+    """Return the number of sorts by 32-bit words that makes ties improbable (XLA's shuffle rule)."""
     return math.ceil(3 * math.log(max(1, count)) / math.log(2**32 - 1))
 
 
 def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The lower end inside the dtype's range, and the number of values modulo 2^n: as signed words.
+    """Return the lower end in the dtype's range, and the number of values modulo 2^n, as signed words.
 
     No value between the ends counts as one: `minval` itself. A maxval above the range includes its end.
     """

@@ -1,4 +1,4 @@
-"""The C kernel: compiled once a machine at the first draw, called through ctypes.
+"""The C kernel: compiled once on each machine at the first draw, called through ctypes.
 
 Where it cannot be had (no compiler, a cache folder that cannot be written), one warning says so and the
 reference takes over, with the same numbers. A million-element mask takes 1.0 ms on one core here,
@@ -37,7 +37,7 @@ _lock = threading.Lock()
 
 
 class Kernel:
-    """The functions of one compiled library; every tensor is contiguous and on the CPU."""
+    """Functions of one compiled library; every tensor is contiguous and on the CPU."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -101,7 +101,7 @@ class Kernel:
 
 
 def kernel() -> Kernel | None:
-    """The compiled kernel, or None where there is none; compiles or loads it on the first call."""
+    """Return the compiled kernel, or None if it is unavailable; the first call compiles or loads it."""
     return _kernel if _kernel is not _UNTRIED else _first()
 
 
@@ -132,7 +132,7 @@ def _first() -> Kernel | None:
 
 
 class _NoKernelError(Exception):
-    """Why there is no kernel, in a sentence."""
+    """Return the reason that the kernel is unavailable, as a sentence."""
 
 
 def _reason(error: Exception) -> str:
@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def _load() -> Kernel:
-    """The first library that compiles, loads and answers; each attempt asks less of the machine."""
+    """Return the first library that compiles, loads and passes its check, from fast to portable."""
     compiler = _compiler()
     failure: Exception = _NoKernelError("")
     # OpenMP's symbols are left for torch's own runtime to resolve, so that both share one pool of
@@ -164,7 +164,7 @@ def _load() -> Kernel:
 
 
 def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
-    """The library of these flags, from the cache if it is there and whole."""
+    """Return the library of these flags, from the cache if it is there and intact."""
     path = cache_folder() / f"threefry-{_fingerprint(compiler, extra)}.so"
     cached = path.exists()
     if not cached:
@@ -182,7 +182,7 @@ def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: FTRAIN_CACHE_DIR, else ftrain's folder in the user's cache."""
+    """Return the kernels' directory: FTRAIN_CACHE_DIR, else ftrain's folder in the user's cache."""
     named = os.environ.get("FTRAIN_CACHE_DIR")
     if named:
         return Path(named)
@@ -210,7 +210,7 @@ def _compiler() -> tuple[str, ...]:
 
 
 def _fingerprint(compiler: tuple[str, ...], extra: tuple[str, ...]) -> str:
-    """What the machine code depends on: source, compiler, flags, processor."""
+    """Return the cache key of the machine code: source, compiler, flags, processor."""
     binary = Path(compiler[0]).resolve()
     status = binary.stat()
     parts = (
@@ -223,7 +223,7 @@ def _fingerprint(compiler: tuple[str, ...], extra: tuple[str, ...]) -> str:
 
 
 def _processor() -> str:
-    """The features that -march=native looks at; caches are shared between machines."""
+    """Return the features that -march=native depends on; caches are shared between machines."""
     try:
         with open("/proc/cpuinfo") as lines:
             wanted = ("model name", "flags", "Features", "CPU part")
@@ -254,7 +254,7 @@ def _compile(compiler: tuple[str, ...], extra: tuple[str, ...], path: Path) -> N
 
 
 def _answers(kernel: Kernel) -> bool:
-    """A known answer of Random123: counter 0 under key 0."""
+    """Return True for the known answer of Random123: counter 0 under key 0."""
     zero = torch.zeros(2, dtype=torch.int32, device="cpu")
     pair = kernel.draw(PAIRS, zero, (), torch.empty_like(zero))
     return [word & 0xFFFFFFFF for word in pair.tolist()] == [0x6B200159, 0x99BA4EFE]

@@ -1,6 +1,6 @@
 """Torch's own draws, from a stream of keys: factories, `_like` forms, and in-place fills.
 
-Each function here has the signature of the torch function that it stands for, with the stream in front.
+Each function has the signature of the torch function that it replaces, after the stream.
 Distributions are inverse transforms of one uniform draw, so they trace, and each row of a vmap is a
 single run.
 
@@ -45,7 +45,7 @@ def _deliver(
     memory_format: torch.memory_format | None = None,
     names: None = None,
 ) -> Tensor:
-    """A drawn tensor in the form that the caller of a torch factory asked for."""
+    """Return a drawn tensor with the options of a torch factory: `out`, memory format, gradient."""
     if layout not in (None, torch.strided) or names is not None:
         raise TypeError(
             f"keyed draws are dense and unnamed; asked for layout={layout}, names={names}"
@@ -174,7 +174,7 @@ def normal(
     **form: Any,
 ) -> Tensor:
     if isinstance(mean, Tensor) and isinstance(std, Tensor):
-        # Typed by no annotation in torch.
+        # torch has no annotation for this function.
         shape: Sequence[int] = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]
         like = mean
     elif isinstance(mean, Tensor):
@@ -232,7 +232,7 @@ def multinomial(
 
 
 def memory(allocate: Callable[..., Tensor]) -> Handler:
-    """`torch.empty` and its kin; under a batched key, batched like the key.
+    """Return a handler of `torch.empty` and similar factories: batched like a batched key.
 
     So `torch.vmap` over keys gives each row its own initial weights, and `empty_like(x).exponential_()`
     its own noise, where torch would refuse to write batched values into unbatched memory.
@@ -267,7 +267,7 @@ def integers(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Integers in [low, high), through int64 where the dtype is no signed integer that holds them."""
+    """Return integers in [low, high), through int64 unless the dtype is a signed integer that fits."""
     if low >= high:
         raise ValueError(f"randint: low must be less than high, got [{low}, {high})")
     wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype

@@ -2,7 +2,7 @@
 
 So `torch.distributions.Gamma`, `Beta`, `Chi2`, `StudentT`, `FisherSnedecor`, `InverseGamma`,
 `Dirichlet`, `Poisson`, `NegativeBinomial`, `Binomial`, `LKJCholesky` and `VonMises` draw from a key. As
-in `_keyed_draws.py`, each function has the signature of the torch function that it stands for.
+in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 """
 
 from __future__ import annotations

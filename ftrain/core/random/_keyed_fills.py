@@ -1,7 +1,7 @@
 """Torch's in-place fills of tensors, from a stream of keys.
 
 `copy_` has the gradient of a fill (zero to the old value) and keeps dtype and strides. As in
-`_keyed_draws.py`, each function has the signature of the torch function that it stands for.
+`_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Initial weights that depend on where a parameter stands, not on what was built before it.
+"""Initial weights that depend on the path of a parameter, not on the order of construction.
 
 While a constructor runs, no module knows its path yet. So a model is built twice: `observe` notes which
 parameter each random draw went to, and `construct` gives these draws, one by one, the key of the path
@@ -39,12 +39,12 @@ T = TypeVar("T")
 
 _INITIALIZERS = nn.init.uniform_.__code__.co_filename
 _SEEDS = (0x5EED,)  # folded into the key before a generator's number
-_seeding = threading.RLock()  # the global generators are everybody's
+_seeding = threading.RLock()  # all threads share the global generators
 
 
 @dataclasses.dataclass
 class Plan:
-    """What `construct` must know of a model function.
+    """Draws of a model function, recorded by `observe` for `construct`.
 
     Attributes:
         sites: for each initialisation in the order of construction, the path of the tensor that it
@@ -80,7 +80,7 @@ def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, Plan]:
 
 
 def construct(build: Callable[[], T], key: Tensor, plan: Plan) -> T:
-    """Return what `build` builds, its initial weights a function of `key` and of their paths.
+    """Return the model that `build` builds, its initial weights a function of `key` and of their paths.
 
     Args:
         build: what `observe` was given; it builds the same layers each time.
@@ -127,7 +127,7 @@ def _watched(run: Callable[[], T], plan: Plan) -> T:
 
 @contextlib.contextmanager
 def _seeded(stream: Stream, plan: Plan) -> Iterator[None]:
-    """Seed from the stream's key what the plan names; put it back at the end."""
+    """Seed the plan's generators from the stream's key; restore them at the end."""
     if not plan.seeded:
         yield
         return
@@ -146,7 +146,7 @@ def _seeded(stream: Stream, plan: Plan) -> Iterator[None]:
 
 
 class _Initial(Stream):
-    """Counts initialisations: calls of `torch.nn.init`, however often they draw, and bare draws."""
+    """Counter of initialisations: calls of `torch.nn.init`, and draws outside of these."""
 
     def __init__(self, key: Tensor) -> None:
         super().__init__(key)

@@ -1,6 +1,6 @@
 """Layers that draw, from a stream of keys: the dropout family, attention, recurrent networks.
 
-As in `_keyed_draws.py`, each function has the signature of the torch function that it stands for.
+As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def scaled_dot_product_attention(
             scores = torch.where(attn_mask, scores, -math.inf)
         else:
             scores = scores + attn_mask
-        # A query that may look nowhere gets 0, as torch's kernels give it, and no NaN in its gradient.
+        # A query with every key masked gets 0, as in torch's kernels, and no NaN in its gradient.
         nowhere = (scores == -math.inf).all(-1, keepdim=True)
         scores = torch.where(nowhere, 0, scores)
     wide = torch.promote_types(scores.dtype, torch.float32)

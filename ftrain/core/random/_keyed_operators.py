@@ -1,4 +1,4 @@
-"""The net below the function mode: every operator that draws, whatever Python called it.
+"""Dispatch mode below the function mode: keys every operator that draws, whatever called it.
 
 `KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, those of
 `torch.jit`, of C++ and of patched or captured functions included, and redraws those tagged
@@ -41,7 +41,7 @@ __all__ = ["KeyedOperators", "OpaqueOperators", "Thread", "has_opaque", "here"]
 
 _VMAP = torch._functorch.vmap.vmap_impl.__code__
 
-# Tagged by torch, and draw nothing: they choose a kernel, or replay what a forward pass drew.
+# Tagged by torch, but without draws: they choose a kernel, or replay the draws of a forward pass.
 _IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_eff_dropout_mask_")
 # Namespaces whose operators torch tags if they draw.
 _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
@@ -52,12 +52,12 @@ _KNOWN_TENSORS = (
 
 
 class Thread(threading.local):
-    """What the modes of one thread tell `_watch.py`.
+    """State that the modes of one thread share with `_watch.py`.
 
     Attributes:
-        operators: whether `keyed` contexts enter the operator mode.
-        watching: whether a `Watch` or a trace looks at the generators.
-        keyed: how many draws operator modes have keyed.
+        operators: True if `keyed` contexts enter the operator mode.
+        watching: True if a `Watch` or a trace compares the generators.
+        keyed: the number of draws that operator modes have keyed.
         search: the search for a line that draws, while one is under way; see `_find_draw.py`.
     """
 
@@ -76,7 +76,7 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
     """Redraw operators from a stream; without one, refuse to draw.
 
     Args:
-        stream: that of the `keyed` context.
+        stream: the stream of the `keyed` context.
     """
 
     supports_higher_order_operators = True  # 2.7 and later
@@ -100,14 +100,14 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         self._is_mapped, self._vmaps = _torch.inside_vmap(), _count_vmaps()
 
     def is_mapped(self) -> bool:
-        """Return True if an operator that is seen now may be that of all rows of a vmap at once."""
+        """Return True if an operator that runs now may be one operator for all rows of a vmap."""
         return self._is_mapped or _count_vmaps() > self._vmaps
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if types and any(map(_is_composed, types)):
-            return NotImplemented  # the subclass runs other operators, which come by here
+            return NotImplemented  # the subclass runs other operators, which reach this mode
         action = _ACTIONS.get(func) or _decide(func)
         search = here.search
         if search is None:
@@ -156,7 +156,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
         raise refusal(func, "was called with `generator=`, which is state outside of the key")
     handler = _handler(func)
     if handler is None:
-        # A composite that reached this far: the operators that it is made of come by here.
+        # A composite that was not decomposed yet: its operators reach this mode as well.
         with mode, torch._C.DisableTorchFunction():
             result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
@@ -197,7 +197,7 @@ def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> An
 
 
 def _count_vmaps() -> int:
-    """The calls of `torch.vmap` that are running."""
+    """Return the calls of `torch.vmap` that are running."""
     count = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -206,7 +206,7 @@ def _count_vmaps() -> int:
     return count
 
 
-# Which handler has the meaning of an operator.
+# Handler of each operator.
 
 Handler = Callable[..., Any]
 

@@ -1,4 +1,4 @@
-"""The reach of a function mode: torch's own Python functions that it enters, and calls that it refuses.
+"""Reach of a function mode: torch's own Python functions that it enters, and calls that it refuses.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
 with the mode popped, and the dropout in it would draw from the global generator. The body asks
@@ -40,7 +40,7 @@ _ANSWERS = {
 
 
 class _Torch(types.ModuleType):
-    """`torch`, for code that asks `torch.overrides.has_torch_function(...)`."""
+    """Copy of `torch` for code that calls `torch.overrides.has_torch_function(...)`."""
 
     overrides = types.SimpleNamespace(**vars(torch.overrides) | _ANSWERS)
 
@@ -48,7 +48,7 @@ class _Torch(types.ModuleType):
         return getattr(torch, name)
 
 
-# Python functions that go on to run hooks and backwards of the user's, which must not draw unseen.
+# Python functions that run the user's hooks and backward functions, whose draws must be keyed.
 RUN_THE_GRAPH: frozenset[Any] = frozenset(
     {torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad}
 )
@@ -127,7 +127,7 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
 
 
 def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
-    """Return the operators behind a call: of `torch.ops` itself, or of aten by the name of a builtin."""
+    """Return the operators of a call: of `torch.ops` itself, or of aten by the name of a builtin."""
     if isinstance(func, torch._ops.OpOverload):
         return [func]
     if not isinstance(func, torch._ops.OpOverloadPacket):
@@ -176,7 +176,7 @@ def draws_inside(func: types.FunctionType) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def opened(func: types.FunctionType) -> types.FunctionType:
-    """A copy of one of torch's functions that goes straight to its body."""
+    """Return a copy of one of torch's functions that runs its body without dispatch to the mode."""
     return _copy(func, {})
 
 

@@ -57,7 +57,7 @@ Running = tuple[nn.Module, bool]
 
 @dataclasses.dataclass
 class _Counts:
-    """Draws made so far: by site, and by module without a name.
+    """Numbers of draws so far: by site, and by module without a name.
 
     Attributes:
         draws: the number of draws at each path.
@@ -78,7 +78,7 @@ Scope = Callable[[int | Tensor], contextlib.AbstractContextManager[None]]
 
 
 class Stream:
-    """The draws of one `keyed` context: a key, and how many draws each site has made.
+    """State of one `keyed` context: its key, and the number of draws at each site.
 
     Args:
         key: int32 tensor of shape (2,).
@@ -95,8 +95,8 @@ class Stream:
         self._key = key
         self.batched = torch._C._functorch.is_batchedtensor(key)
         self._root = root
-        # Modules that were already running when the context was entered are no part of its paths:
-        # what happens inside depends on the key and on the code inside alone.
+        # Modules that were already running when the context was entered are not part of its paths, so
+        # that draws depend only on the key and on the code inside.
         self._outside = len(_running(sys._getframe(1)))
         self._around: list[Running] = []
         self._backward = torch._C._current_graph_task_id()
@@ -113,7 +113,7 @@ class Stream:
         return self._key
 
     def folds(self) -> tuple[int, int, int]:
-        """The three integers that lead from the context's key to the next draw's, here."""
+        """Return the three integers that, folded into the context's key, give the next draw's key."""
         if self._loops:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
         if torch._C._current_graph_task_id() != self._backward:
@@ -121,29 +121,29 @@ class Stream:
         return self._next_at(sys._getframe(1), self._suffix)
 
     def next_key(self) -> Tensor:
-        """The key of the next draw, for the caller to draw from."""
+        """Return the key of the next draw, for the caller to draw from."""
         folds = self.folds()
         return keys.fold_in(self._key, folds[2], folds=folds[:2])
 
     def key_of(self, name: str) -> Tensor:
-        """A key of its own for each name; no draw moves it, and it moves no draw."""
-        # No path of a module ends so.
+        """Return the key of a name, independent of all draws."""
+        # The path of a module never ends like this.
         high, low = self._hash(f"{name}=")
         return keys.fold_in(self._key, low, folds=(high,))
 
     def _next_at(self, frame: FrameType | None, suffix: str = "") -> tuple[int, int, int]:
-        """The hash of the site at this frame, and how often it was asked for before."""
+        """Return the hash of the site at this frame, and the number of earlier draws there."""
         path = self._path(self._chain(frame)) + suffix
         count = self._counts.draws[path]
         self._counts.draws[path] = count + 1
         return (*self._hash(path), count)
 
     def drew(self, result: object) -> None:
-        """Hook called with what each covered function returned; does nothing here."""
+        """Receive each keyed result; a hook that does nothing here."""
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count the draws inside apart from those that the function mode sees."""
+        """Count the draws inside separately from those of the function mode."""
         self._suffix = "!"
         try:
             yield
@@ -152,7 +152,7 @@ class Stream:
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
-        """While a higher-order operator runs its body: as often as it likes eager, once in a trace."""
+        """Mark the body of a higher-order operator: it runs many times eagerly, once in a trace."""
         self._loops += 1
         try:
             yield
@@ -161,11 +161,11 @@ class Stream:
 
     @contextlib.contextmanager
     def scope(self, kind: str) -> Iterator[Scope]:
-        """Give each iteration of a loop, or each branch of a conditional, draws of its own.
+        """Separate the draws of a loop's iterations, or of a conditional's branches.
 
         The yielded context takes the number of the iteration, an integer or a 0-d tensor. Inside, the
         key is fold_in(fold_in(key, site of the loop), number) instead of the context's, and sites count
-        from 0. So the draws do not depend on how often the body runs in Python: a trace runs it once.
+        from 0. So the draws do not depend on the number of runs in Python: a trace runs the body once.
         Draws outside are as without the loop. A backward pass may run the body again, for derivatives.
 
         Args:
@@ -203,18 +203,18 @@ class Stream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> Stream:
-        """A stream for a backward pass; its sites are those inside of the modules `around`."""
+        """Return a stream for a backward pass; its sites are those inside of the modules `around`."""
         stream = Stream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """The modules that run around this frame, since the context was entered; innermost first."""
+        """Return the modules that run around this frame inside the context, innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:
-        """The path of the module that is drawing; "" outside of all modules."""
+        """Return the path of the module that is drawing; "" outside of all modules."""
         if not chain:
             return ""
         above, constructing = chain.pop()
@@ -248,7 +248,7 @@ class Stream:
         low: float = 0.0,
         high: float = 1.0,
     ) -> Tensor:
-        """U[low, high) at the next key of this site; complex: real and imaginary part, each so."""
+        """Draw U[low, high) at the next key of this site; for complex dtypes, in both parts."""
         if dtype.is_complex:
             pairs = self.uniform((*shape, 2), dtype.to_real(), device, low, high)
             return torch.view_as_complex(pairs)
@@ -258,7 +258,7 @@ class Stream:
         return sample.uniform(self.key_on(device), tuple(shape), dtype, low, high, folds=folds)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """N(0, 1) at the next key of this site; complex: N(0, 1/2) in real and imaginary part."""
+        """Draw N(0, 1) at the next key of this site; complex: N(0, 1/2) in real and imaginary part."""
         if dtype.is_complex:
             pairs = self.normal((*shape, 2), dtype.to_real(), device)
             return torch.view_as_complex(pairs * math.sqrt(0.5))
@@ -270,7 +270,7 @@ class Stream:
         return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
 
     def bernoulli(self, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
-        """True with probability p, at the next key of this site."""
+        """Draw True with probability p, at the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=torch.bool, device=device)
@@ -279,14 +279,14 @@ class Stream:
     def randint(
         self, shape: Sequence[int], low: int, high: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Integers in [low, high) at the next key of this site."""
+        """Draw integers in [low, high) at the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
         return sample.randint(self.key_on(device), tuple(shape), low, high, dtype, folds=folds)
 
     def permutation(self, n: int, device: torch.device) -> Tensor:
-        """A permutation of 0 .. n-1 at the next key of this site."""
+        """Draw a permutation of 0 .. n-1 at the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(n, dtype=torch.int64, device=device)

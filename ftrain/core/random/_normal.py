@@ -1,4 +1,4 @@
-"""From uniform floats to normal ones: `sqrt(2) erfinv(u)`, the same bits on every device.
+"""Conversion of uniform floats to normal ones: `sqrt(2) erfinv(u)`, the same bits on every device.
 
 Giles' approximations ("Approximating the erfinv function", 2010), as XLA uses them: `torch.erfinv` is
 off by up to 20,000 ulp in the tails of float32. Library logarithms differ between machines in the last
@@ -62,7 +62,7 @@ _TERMS = {torch.float32: 6, torch.float64: 12}
 
 
 def normal(unit: Tensor) -> Tensor:
-    """Standard normals from uniform floats in [0, 1)."""
+    """Return standard normals from uniform floats in [0, 1)."""
     dtype = unit.dtype
     # `unit * (1 - lowest) + lowest` over (-1, 1): the factor rounds to 2, the product is exact.
     lowest = torch.finfo(dtype).eps / 2.0 - 1.0

@@ -1,4 +1,4 @@
-"""The generator as operators: what a graph, a fake tensor and a vmap see of a draw.
+"""The generator as torch operators, with rules for graphs, fake tensors and vmap.
 
 Inlined, the twenty rounds of Threefry quadruple the time that a training step takes to compile; as one
 opaque, purely functional operator a draw costs the compiler nothing, and its bits are the same in
@@ -7,7 +7,7 @@ eager, traced, compiled and vmapped code. Every operator takes keys `(*batch, 2)
 
 Defined through `torch.library.Library`: an empty `custom_op` takes 14.1 µs to call, these 4.9 µs.
 
-Read next: `_reference.py` for what the operators compute, `_kernel.py` for how they do so on a CPU.
+Read next: `_reference.py`, the definition of the operators; `_kernel.py`, their kernel on a CPU.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def _fold_in(key: Tensor, data: Tensor) -> Tensor:
 
 
 def _for(key: Tensor) -> _kernel.Kernel | None:
-    """The kernel, where the key is in its reach."""
+    """Return the kernel if it can read the key: it is on the CPU."""
     return _kernel.kernel() if key.device.type == "cpu" else None
 
 
 def _drawn(key: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
-    """An empty result of a draw. The device must be named: torch's default one may be another."""
+    """Return an empty result of a draw. The device is explicit: torch's default may be another."""
     if key.ndim > 1:
         shape = (*key.shape[:-1], *shape)
     return torch.empty(shape, dtype=dtype, device=key.device)
@@ -121,7 +121,7 @@ def _fake_fold_in(key: Tensor, data: Tensor) -> Tensor:
 
 
 def _vmap_over_key(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """One call over the batch of keys: the operators' own batch dimensions stand in front."""
+    """Draw for a batch of keys in one call; the operators' own batch dimensions come first."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], key: Tensor, *args: Any) -> Any:
         dim = in_dims[0]

@@ -1,4 +1,4 @@
-"""Generators of a program's own that a function can reach: they are state, as the global ones are.
+"""Generators that a program creates and a function can reach; they are state, like the global ones.
 
 `numpy.random.default_rng(0)` or `random.Random(0)` in a closure, in a global variable or in an attribute
 of a model gives other numbers at each call. Nothing counts their draws, so their states are compared
@@ -31,7 +31,7 @@ _MOST = 20_000  # objects looked at
 
 
 def reachable(*roots: Any) -> tuple[Generator, ...]:
-    """Return the generators that functions, modules and what they hold can reach.
+    """Return the generators that are reachable from functions and modules.
 
     Followed: closures, defaults, partial arguments, bound objects, the global variables that user code
     names, attributes and methods of modules and of plain objects, and containers. The code of installed
@@ -87,13 +87,13 @@ _INSTALLED = tuple(
     os.path.abspath(sysconfig.get_path(name)) + os.sep
     for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-# What every module has, without its children and with its hooks.
+# Attributes that every module has, without its children and with its hooks.
 _STANDARD = frozenset(nn.Module().__dict__) - {"_modules"}
 _HOOKS = [name for name in _STANDARD if name.endswith("_hooks")]
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What a value holds."""
+    """Yield the objects that a value holds."""
     if isinstance(value, types.FunctionType):
         yield from value.__defaults__ or ()
         yield from (value.__kwdefaults__ or {}).values()
@@ -121,7 +121,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:
-    """The methods of a class that user code defines."""
+    """Return the methods of a class that user code defines."""
     for each in kind.__mro__:
         for method in vars(each).values():
             is_function = isinstance(method, types.FunctionType)
@@ -144,7 +144,7 @@ def _contents(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _globals(code: types.CodeType, scope: dict[str, Any]) -> Iterator[Any]:
-    """The global variables that code names, and what it names of user modules among them."""
+    """Return the global variables that code names, and the attributes of user modules among them."""
     for name in code.co_names:
         value = scope.get(name)
         if isinstance(value, types.ModuleType):

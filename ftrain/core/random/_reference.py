@@ -1,4 +1,4 @@
-"""Threefry-2x32 in plain tensor operations: what every draw means.
+"""Threefry-2x32 in plain tensor operations: the definition of every draw.
 
 Runs on any device, without a host sync: the key's words never leave it. It is the only implementation
 on accelerators and where no C compiler is found, and the oracle of the C kernel everywhere else. All

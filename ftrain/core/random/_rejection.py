@@ -1,7 +1,7 @@
 """Exact samplers of distributions that no single uniform gives: gamma, Poisson, binomial, von Mises.
 
-Each element proposes until it accepts, with draws of its own: how many rounds its neighbours need does
-not matter, so that a row of a vmap is a single run. In float64, where the device has it, since the
+Each element proposes until it accepts, with draws of its own, whatever number of rounds its neighbours
+need, so that a row of a vmap is a single run. In float64, where the device has it, since the
 acceptance tests subtract large logarithms.
 
 These run inside operators (`_families.py`), on plain tensors: a trace sees no loop and no shape that
@@ -27,7 +27,7 @@ Draw = Callable[[int], Tensor]
 #: `(parameters, uniform, normal) -> (values, accepted)`, for the elements that are not done.
 Propose = Callable[[list[Tensor], Draw, Draw], tuple[Tensor, Tensor]]
 
-# A round accepts with probability 0.66 at least: so many would take until the end of time.
+# A round accepts with probability 0.66 at least, so this number of rounds is never reached by chance.
 _MOST_ROUNDS = 1000
 _SMALL = 10.0  # below this mean, Poisson and binomial draws add up probabilities
 

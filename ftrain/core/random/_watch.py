@@ -1,4 +1,4 @@
-"""A net around pure functions: no draw from a generator passes unseen.
+"""Detection of draws from a generator in pure functions.
 
 The function mode of `keyed` sees the calls of torch's functions in its thread. What it cannot see (code
 that draws below it, in another thread, or from NumPy's or Python's generator) moves a generator, which
@@ -37,7 +37,7 @@ _ONCE = (
 
 
 class Watch:
-    """A call of pure functions, which may be run twice; remembers what their draws need.
+    """Detector around calls of pure functions, which may run twice; records what their draws need.
 
     Args:
         *roots: the functions and modules whose own generators are watched too.
@@ -63,7 +63,7 @@ class Watch:
             return run()
         if self._own is None:
             self._own = reachable(*self._roots)
-            # What one process of several runs again, the others must run as well.
+            # In distributed runs, all processes must repeat a call that one process repeats.
             self._operators = _is_distributed()
         here.watching = True
         operators, here.operators = here.operators, here.operators or self._operators
@@ -100,7 +100,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if the line is to be searched: ever more rarely where other threads draw."""
+        """Return True if the line should be searched; more and more rarely while other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -127,7 +127,7 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
 
 
 def failed(error: Exception, before: Marks) -> Exception:
-    """Put the generators back after a call that raised; return what to raise.
+    """Restore the generators after a call that raised; return the exception to raise.
 
     Beside other threads only if the error says that the call has drawn: what they drew is not undone.
     """

@@ -1,4 +1,4 @@
-"""The net around a block of the user's that stands in `keyed`, and cannot be run again.
+"""Detection of draws in a user's `keyed` block, which cannot be run again.
 
 Read next: `_watch.py`, the net around functions.
 """
@@ -29,11 +29,11 @@ _MANY = 4096
 
 
 class _Block:
-    """What is known of one place in a program that enters `keyed`.
+    """Record of one place in a program that enters `keyed`.
 
     Attributes:
-        code: kept, so that its identity is not used twice.
-        needs_operators: whether its draws need the operator mode; `None` before the first time.
+        code: kept alive, so that its id is not reused.
+        needs_operators: True if its draws need the operator mode; `None` before the first run.
     """
 
     def __init__(self, code: types.CodeType) -> None:
@@ -48,9 +48,9 @@ _blocks: dict[tuple[int, int], _Block] = {}
 def watched_block() -> Iterator[None]:
     """Raise at the end of the block if a global generator has moved.
 
-    The block has the operator mode the first time that the program comes by, and keeps it if that keyed
-    a draw: with small operators it takes twice as long. If the program has other threads, which may have
-    drawn, a warning takes the place of the error. Does nothing inside a `Watch` or a trace.
+    The block runs under the operator mode the first time, and later only if the mode keyed a draw then:
+    with small operators the mode doubles the time. If the program has other threads, which may have
+    drawn, a warning replaces the error. Does nothing inside a `Watch` or a trace.
     """
     if here.watching or torch.compiler.is_dynamo_compiling():
         yield
@@ -75,7 +75,7 @@ def watched_block() -> Iterator[None]:
 
 
 def _block() -> _Block:
-    """What is known of the innermost caller outside of these files."""
+    """Return the record of the innermost caller outside of these files."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename in _BETWEEN:
         frame = frame.f_back

@@ -45,11 +45,11 @@ _NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
-    """Inside, every random draw of torch comes from `key`; the global generators are not touched.
+    """Draw all random numbers of torch inside from `key`; the global generators are not used.
 
     The n-th draw at module path s has the key fold_in(fold_in(key, hash(s)), n): equal keys give equal
-    draws, eager, traced, vmapped and under torch.func transforms, and a layer added to a model leaves
-    the draws of the other layers as they were. A region under activation checkpointing
+    draws, eager, traced, vmapped and under torch.func transforms, and adding a layer to a model
+    does not change the draws of the other layers. A region under activation checkpointing
     (`torch.utils.checkpoint`) draws the same numbers when the backward pass computes it again; a body of
     `ftrain.scan` draws other numbers in each iteration.
 
@@ -95,18 +95,17 @@ def keyed_by(stream: Stream) -> Iterator[None]:
     """Draw from a stream inside."""
     stream.enter = keyed_by
     operators = KeyedOperators(stream) if here.operators else _NOTHING
-    # Under vmap reading a value, as the checks of distributions do, is refused.
+    # Under vmap, reading a value raises, and the argument checks of distributions read values.
     validation = without_validation() if _torch.inside_vmap() else _NOTHING
     with validation, _Keyed(stream), around_regions(stream.again), operators:
         yield
 
 
 def next_key() -> Tensor:
-    """Return a key of its own from the surrounding `keyed`, for draws that you make yourself.
+    """Return a new key from the surrounding `keyed`, for draws by functions of `ftrain.random`.
 
-    Counts as a draw at its site: each call gives another key, the same ones for the same context key,
-    and another number in each iteration of `ftrain.scan`. In a loss function or in `forward`, this is
-    the way to a key.
+    Counts as a draw at its site: each call returns another key, the same keys for the same context key,
+    and other keys in each iteration of `ftrain.scan`. Use this in a loss function or in `forward`.
 
     Returns:
         int32, shape (2,).
@@ -124,7 +123,7 @@ def next_key() -> Tensor:
 
 
 def key_of(name: str) -> Tensor:
-    """Return the key that the surrounding `keyed` has for a name; it moves no draw, no draw moves it."""
+    """Return the key of a name in the surrounding `keyed`, independent of all draws."""
     return _stream("key_of").key_of(name)
 
 
@@ -149,7 +148,7 @@ def innermost_stream() -> Stream | None:
 
 @contextlib.contextmanager
 def scoped(kind: str) -> Iterator[Scope]:
-    """Give each iteration of a loop, or each branch, draws of its own; see `Stream.scope`.
+    """Separate the draws of a loop's iterations, or of branches; see `Stream.scope`.
 
     Without a surrounding `keyed` the yielded contexts do nothing.
     """
@@ -181,7 +180,7 @@ class _Keyed(TorchFunctionMode):
         if action is _pass:  # the common case, 0.1 µs sooner
             return func(*args, **(kwargs or {}))
         if torch.compiler.is_dynamo_compiling():
-            # Torch's higher-order operators compile their bodies; draws there are seen when they run.
+            # Torch's higher-order operators compile their bodies; draws there are keyed when they run.
             return func(*args, **(kwargs or {}))
         return action(self, func, args, kwargs or {})
 
@@ -199,7 +198,7 @@ def _decide(func: Callable[..., Any]) -> Action:
         action = _enter_operator
     elif is_random(func):
         action = _by_operators
-    # Not what is made on the fly, of which there may be no end.
+    # Functions created on the fly are not cached, because their number is unlimited.
     if (getattr(func, "__module__", None) or "torch").startswith("torch"):
         _ACTIONS[func] = action
     return action
@@ -238,7 +237,7 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
 
 
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Draw what has no handler here: the operators that it runs may have one."""
+    """Run a function that has no handler; the operators that it runs may have one."""
     if _torch.inside_vmap():
         raise refusal(func, "draws under torch.vmap and has no keyed form")
     keyed = here.keyed

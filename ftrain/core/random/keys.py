@@ -1,4 +1,4 @@
-"""Keys: where all randomness of a run starts, and how it branches.
+"""Keys: the source of all randomness of a run.
 
 A key is an int32 tensor of shape `(2,)`: the bit patterns of JAX's two uint32 words (torch has few
 uint32 operations, and a key must survive stacking, indexing and checkpoints). An array of keys is
@@ -23,15 +23,15 @@ __all__ = ["fold_in", "key", "key_data", "split"]
 
 
 def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
-    """The key of an integer seed: its 64-bit two's complement, upper word first.
+    """Return the key of an integer seed: its 64-bit two's complement, upper word first.
 
     Args:
         seed: an integer in [-2^63, 2^64), or an integer tensor of any shape (of `(n,)`: n keys). As in
             JAX, a tensor of 32 bits or fewer has no upper word: that of `int32(-1)` is 0.
-        device: where the key lives; default: torch's default device, for a tensor its own.
+        device: the key's device; default: torch's default device, or that of a tensor `seed`.
 
     Returns:
-        int32 `(2,)`, or `(*seed.shape, 2)`: what `jax.random.key(seed)` holds under `jax_enable_x64`.
+        int32 `(2,)`, or `(*seed.shape, 2)`: the words of `jax.random.key(seed)` under `jax_enable_x64`.
         Without that mode JAX drops the upper word, which makes a difference to seeds outside [0, 2^32).
 
     Raises:
@@ -60,7 +60,7 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
 
 
 def key_data(key: Tensor) -> Tensor:
-    """The words of keys as torch.uint32 `(..., 2)`: what `jax.random.key_data` shows. Shares memory.
+    """Return the words of keys as torch.uint32 `(..., 2)`, like `jax.random.key_data`. Shares memory.
 
     >>> key_data(fold_in(key(0), 7))
     tensor([2716826189,  292468403], dtype=torch.uint32)
@@ -70,11 +70,11 @@ def key_data(key: Tensor) -> Tensor:
 
 
 def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = ()) -> Tensor:
-    """New independent keys from one; row `i` is `fold_in(key, i)`.
+    """Return new independent keys from one; row `i` is `fold_in(key, i)`.
 
     Args:
         key: a single key, int32 `(2,)`.
-        num: how many, or the shape of the array of keys.
+        num: the number of keys, or the shape of the array of keys.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
@@ -99,7 +99,7 @@ def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = (
 
 
 def fold_in(key: Tensor, data: int | Tensor, *, folds: Sequence[int] = ()) -> Tensor:
-    """A new key from a key and an integer (a step, a rank, a layer's number).
+    """Return a new key from a key and an integer (a step, a rank, a layer's number).
 
     Args:
         key: a key, or an array of keys `(..., 2)`.

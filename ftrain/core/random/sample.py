@@ -1,9 +1,9 @@
-"""Draws: every function takes a key and returns the same bits for it, now and anywhere.
+"""Random draws from keys: each function returns the same bits for a key on every machine.
 
 The bits are those of JAX 0.10.2 (`jax_threefry_partitionable`): an element depends on the key and on
-its own flat index, not on how many others are drawn. A key is not consumed: two draws from one key are
-not independent, so `split` it or give each draw other `folds`. Nothing here reads torch's global
-generators.
+its own flat index, not on the number of elements. A draw does not change its key: two draws from one
+key are not independent, so `split` it or give each draw other `folds`. torch's global generators are
+not read.
 
 Read next: `_operators.py`, the operators behind these functions.
 """
@@ -27,7 +27,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def bits(
     key: Tensor, shape: int | Sequence[int] = (), width: int = 32, *, folds: Sequence[int] = ()
 ) -> Tensor:
-    """Uniform random words.
+    """Return uniform random words.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -61,7 +61,7 @@ def uniform(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Uniform floats in [minval, maxval): `max(minval, u (maxval - minval) + minval)`.
+    """Return uniform floats in [minval, maxval): `max(minval, u (maxval - minval) + minval)`.
 
     `u` is a multiple of 2^-23 (float32), 2^-52 (float64), 2^-10 (float16) or 2^-7 (bfloat16).
 
@@ -100,9 +100,7 @@ def uniform(
     _check_broadcast("uniform", size, low, high)
     unit = _operators.threefry_uniform(key, _folds(folds), size, dtype, 0.0, 1.0)
     floats = _floats.scale(unit, low.detach(), high.detach())
-    if (
-        low.requires_grad or high.requires_grad
-    ):  # the value is exact, the gradient that of the formula
+    if low.requires_grad or high.requires_grad:  # the exact value, with the gradient of the formula
         smooth = unit * (high - low) + low
         floats = floats + (smooth - smooth.detach())
     return floats
@@ -115,7 +113,7 @@ def normal(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Standard normal floats: `sqrt(2) erfinv(u)`, u uniform in (-1, 1).
+    """Return standard normal floats: `sqrt(2) erfinv(u)`, u uniform in (-1, 1).
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -145,12 +143,12 @@ def bernoulli(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """True with probability `p`: `uniform(key, shape, dtype of p) < p`.
+    """Return True with probability `p`: `uniform(key, shape, dtype of p) < p`.
 
     Args:
         key: a single key, int32 `(2,)`.
         p: a number (taken as float32), or a float tensor that broadcasts to `shape`.
-        shape: of the result; default: that of `p`.
+        shape: of the result; default: the shape of `p`.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
@@ -183,7 +181,7 @@ def randint(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Integers in [minval, maxval), by the remainder of twice as many bits as the dtype has.
+    """Return integers in [minval, maxval), by the remainder of twice as many bits as the dtype has.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -229,15 +227,15 @@ def permutation(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """A random order of `range(x)`, or of the slices of a tensor along an axis.
+    """Return a random order of `range(x)`, or of the slices of a tensor along an axis.
 
-    Sorts by random words; often enough that ties have no weight (once below 1,626 elements).
+    Sorts by random words, repeatedly, so that ties are improbable (once below 1,626 elements).
 
     Args:
         key: a single key, int32 `(2,)`.
         x: an integer, or a tensor of at least one dimension.
-        axis: the one along which a tensor is shuffled.
-        independent: shuffle each vector along `axis` by itself.
+        axis: the axis along which a tensor is shuffled.
+        independent: shuffle each vector along `axis` separately.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:

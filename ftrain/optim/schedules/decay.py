@@ -109,7 +109,7 @@ def exponential(
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
         factor: a finite number > 0; above 1 the rate grows (a range test).
-        steps: over how many updates the factor is spread, >= 1.
+        steps: the number of updates over which the factor is spread, >= 1.
         end: the rate at which it stops, a lower bound for `factor < 1` and else an upper one;
             default: none.
 

@@ -20,14 +20,14 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     less that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.
 
     Args:
-        schedules: two or more. They are never called with a count below 0, nor with one past their
-            end, so what they would give there does not matter.
+        schedules: two or more. They are never called with a count below 0 or past their end, so their
+            values there do not matter.
         boundaries: the counts at which the second, third, ... take over: one fewer than schedules,
             each larger than the one before it.
 
     Raises:
         ValueError: boundaries too many, too few or out of order.
-        TypeError: an entry is no schedule, a boundary no int.
+        TypeError: an entry is not a schedule, or a boundary is not an int.
 
     Example:
         >>> from ftrain import optim

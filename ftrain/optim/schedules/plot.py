@@ -29,14 +29,14 @@ def plot_schedule(
     Args:
         schedule: a schedule, or a dict of names and schedules to compare.
         steps: the last count drawn, >= 1.
-        ax: axes to draw into; default: those of a new figure.
+        ax: axes to draw into; default: the axes of a new figure.
 
     Returns:
         The figure: `plot_schedule(...).savefig("schedule.png")`.
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to get it.
-        TypeError: an entry is no schedule.
+        TypeError: an entry is not a schedule.
         ValueError: a schedule asks for the value of its count, with which it cannot be compiled either.
 
     Example:

@@ -49,10 +49,10 @@ def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparamet
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
-        factors: what the rate is multiplied by at these counts of updates; factors >= 0, counts >= 1.
+        factors: counts of updates, each with the factor of the rate there; factors >= 0, counts >= 1.
 
     Raises:
-        TypeError: `factors` is no mapping from counts to factors.
+        TypeError: `factors` is not a mapping from counts to factors.
 
     Example:
         >>> rate = piecewise_constant(1.0, {2: 0.5, 4: 0.1})
