@@ -1,7 +1,7 @@
 """Container classes of other libraries as tree nodes, registered the first time one is seen.
 
 optree knows dict, list, tuple, NamedTuple, deque and the registered classes; an instance of any other
-class is a leaf to it. A mapping (`UserDict`, Hugging Face's `BatchEncoding`, `TensorDict`), a dataclass
+class is a leaf. A mapping (`UserDict`, Hugging Face's `BatchEncoding`, `TensorDict`), a dataclass
 and a subclass of dict, list or tuple hold tensors as a dict does, so they are made nodes here, in optree
 and in torch's pytree with one order of leaves. Rebuilding a node makes a new instance of the same class
 with the same attributes; `__init__` does not run.
@@ -36,7 +36,7 @@ __all__ = ["LEAVES", "NAMESPACE", "register", "settle", "tensor_attribute", "wit
 
 NAMESPACE = "ftrain"
 
-# Classes whose instances are leaves. Grows: every class met is looked at once.
+# Classes whose instances are leaves. Each class is inspected once, and leaf classes are added.
 LEAVES: set[type] = {
     torch.Tensor,
     torch.nn.Parameter,
@@ -116,7 +116,7 @@ def register(
     def to_torch(node: Any) -> tuple[list[Any], Any]:
         while settle(optree.tree_leaves(node, namespace=NAMESPACE)):
             pass
-        # torch counts None as a leaf; so does this, that prefix trees such as vmap's in_dims fit.
+        # None is a leaf as in torch, so that prefix trees such as in_dims of vmap fit.
         return optree.tree_flatten(node, none_is_leaf=True, namespace=NAMESPACE)
 
     def from_torch(children: Iterable[Any], treedef: Any) -> Any:

@@ -84,7 +84,7 @@ class Group:
         """Restore every object that changed; return the contents that were replaced."""
         kind, nodes = self._kind, self._nodes
         sizes = [*map(kind.size, nodes)]
-        # Those first: then all entries are in their places, and differences can be located.
+        # Sizes first: then all entries have their original positions, and differences can be located.
         changes = [self._put(place) for place in _places(operator.ne, sizes, self._sizes)]
         differing: list[int] = []
         if kind.keys is not None:

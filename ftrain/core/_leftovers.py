@@ -1,9 +1,9 @@
 """Removal of traced tensors from Python objects after a trace.
 
 While a function is traced, its tensors have no values. A cache that is filled then, in a dict of the
-model's file, in a closure of the loss or by `functools.lru_cache`, would hand such a tensor to a later
-call. So what a traced function reaches is looked at before the trace, and restored after it where it
-came to hold tensors of the trace. What else was changed stays: a loss may count its traces.
+model's file, in a closure of the loss or by `functools.lru_cache`, would pass such a tensor to a later
+call. So the objects that a traced function reaches are recorded before the trace; those that hold
+tensors of the trace afterwards are restored. Other changes stay: a loss may count its traces.
 """
 
 from __future__ import annotations

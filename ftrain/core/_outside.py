@@ -223,5 +223,5 @@ def _count_unheld() -> int:
     return _references(result.grad_fn.next_functions[0][0])
 
 
-# At import: a function mode around a later call may hold on to the tensors that it sees.
+# Counted at import: a function mode around a later call may keep references to the tensors.
 _UNHELD = _count_unheld()

@@ -171,7 +171,7 @@ def _by_autograd(
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
-    """Backward passes stay in this thread: autograd numbers its nodes by thread."""
+    """Run backward passes in this thread, because autograd numbers its nodes by thread."""
     return torch.autograd.set_multithreading_enabled(False)
 
 
@@ -196,7 +196,7 @@ def _by_vjp(
         return value, aux
 
     with Gradient() as callers, Gradient() as gradient:
-        # A caller differentiates by aliases, on which the hooks of a model run in its backward pass.
+        # Callers differentiate by aliases; the hooks of a model run on these in their backward passes.
         aliases = [
             leaf.view_as(leaf) if outside and requires_grad_outside(leaf) else leaf
             for leaf in leaves
@@ -204,7 +204,7 @@ def _by_vjp(
         pairs = zip(aliases, leaves, strict=True)
         callers.begin((alias, leaf) for alias, leaf in pairs if alias is not leaf)
         callers.copy_hooks()
-        # Only where autograd records can a stranger be seen: it is a constant to the transforms.
+        # Only autograd's record shows other tensors: the transforms treat them as constants.
         with torch.set_grad_enabled(outside or strangers is not None):
             value, pull, aux = torch.func.vjp(looked_at, aliases, has_aux=True)
         if strangers is not None:

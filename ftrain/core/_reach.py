@@ -301,8 +301,8 @@ class _Walk:
             held = cell_contents(cell)
             own = (None, name)
             self.found.paths[id(cell)] = own
-            # A name that this function never binds may be bound anew from outside: then what it holds
-            # is to be found, if that can hold anything.
+            # A name that this function never binds may be rebound from outside: then the new content
+            # must be found, unless it is of a type that holds no objects.
             empty = type(held) in ATOMS or isinstance(held, (type, *CODE))
             if name in names_bound(code) or not empty:
                 self.found.cells.append(cell)

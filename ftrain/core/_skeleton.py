@@ -2,8 +2,8 @@
 
 `torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
 (pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
-The skeleton is private, lives on the meta device, knows every place that holds a tensor, and comes out
-of a call exactly as it went in.
+The skeleton is private, is on the meta device, records every place that holds a tensor, and is restored
+exactly after each call.
 
 Read next: `_owned.py` (restores Python objects after a call), `_structure.py` (copies a module's
 structure), `functional.py` (the public interface).
@@ -173,13 +173,13 @@ class Skeleton:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Around a backward pass after `holding`: put back what it changes, as `holding` does."""
+        """Restore the module's state after a backward pass that follows `holding`, as `holding` does."""
         with self._lock:
             inside = self._depth > 0
             if not inside:
                 self._settle()
                 self._depth += 1  # a recomputation is a call inside this one
-        if inside:  # of `holding`, which does it
+        if inside:  # `holding` restores at its end
             yield
             return
         try:
@@ -218,7 +218,7 @@ class Skeleton:
         if not self._depth:
             self._settle()
             return None
-        # A call of this module inside another one, which goes on with what it has changed so far.
+        # A nested call of this module: the outer call continues with its changes so far.
         slots = [(slot, slot.get()) for slot in self._slots]
         flags = [(m, m.training) for m, _ in self._flags]
         changes, _ = self._put_back()

@@ -70,11 +70,11 @@ __all__ = [
 
 _guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
 
-# How many tensors, views and arrays share a storage, by its address: 0.05 µs (2.5 and later, before that
-# in builds for CUDA only). Where it is missing, views of a donated state's tensors are not noticed.
+# Number of tensors, views and arrays that share a storage, by its address: 0.05 µs (2.5 and later;
+# before, only in builds for CUDA). Without it, views of a donated state's tensors are not detected.
 storage_use_count: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda address: 1)
 
-# What tracing raises when Python asks for a tensor's value, or a shape depends on one (2.0 and later).
+# Raised by a trace if Python reads a tensor's value, or a shape depends on a value (2.0 and later).
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -94,7 +94,7 @@ def is_faking() -> bool:
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """Return the graph of the operators that `fn` runs on fake tensors (`make_fx`, 2.0 and later)."""
-    # An error of the user's is raised, and need not be logged as well.
+    # Errors in the user's code are raised, and need not be logged as well.
     with silent("torch._subclasses.fake_tensor"):
         return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 

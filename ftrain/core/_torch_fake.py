@@ -56,7 +56,7 @@ def _kernels() -> dict[Any, Any]:
 def _softplus_backward(
     mode: Any, func: Any, grad: torch.Tensor, x: torch.Tensor, beta: float, threshold: float
 ) -> torch.Tensor:
-    """Strides of any function of both tensors; torch's fake kernel takes those of `x` (2.13)."""
+    """Return a tensor with a binary operator's strides; torch's kernel takes those of `x` (2.13)."""
     with mode:
         return grad * x
 

@@ -130,7 +130,7 @@ def _skips_compiler_probe(config: Any) -> bool:
     """Return True if inductor can skip compiling three small programs that probe the compiler.
 
     That takes 7 s from an empty cache. On x86-64 the processor's own word decides which vector
-    instructions are used, and every compiler of the last ten years knows those; one that does not
+    instructions are used, and every compiler of the last ten years supports those; one that does not
     fails, and then the probe is made after all. (`cpp.vec_isa_ok`: 2.0 and later.)
     """
     usual = sys.platform == "linux" and platform.machine() == "x86_64"

@@ -79,8 +79,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if all(d is None for d in cotangents):
             return (None,) * (1 + len(ctx.operator.inputs))
-        # The bodies run again. What was in force around them may have ended: `keyed`, the tensors of a
-        # model, autocast.
+        # The bodies run again, but contexts around their first run may have ended: `keyed`, the tensors
+        # of a model, autocast.
         region, autocast = ctx.contexts
         with tracing(), quiet(), region(), autocast():
             return (None, *ctx.operator.pull(ctx.saved_tensors, cotangents))
@@ -117,14 +117,14 @@ def vjp(
             return [None] * len(by)
         found = survey([output for output, _ in pairs], by, ends=by)
         refuse_cuts(found, keep, "the body of a loop or branch")
-        # The gradient of a followed tensor is a part of its gradient, which its hooks await.
+        # This is only a part of a followed tensor's gradient; its hooks run on the sum.
         with _ending_at(by), without_hooks(followed):
             return list(
                 torch.autograd.grad(
                     [output for output, _ in pairs],
                     by,
                     [cotangent for _, cotangent in pairs],
-                    # What the followed tensors were computed by runs too, and must not be freed.
+                    # The graph of the followed tensors runs too, and must not be freed.
                     retain_graph=True,
                     create_graph=keep,
                     allow_unused=True,
@@ -152,8 +152,8 @@ def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
 
     def hook(grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
         left = tuple(None if i in numbers else grad for i, grad in enumerate(grads))
-        # Called with nothing, autograd's own nodes return nothing. One in Python would be called with
-        # zeros, of which its backward may make NaN.
+        # Without gradients, autograd's own nodes return none. A node in Python would receive zeros,
+        # from which its backward may compute NaN.
         is_custom = isinstance(node, BackwardCFunction)
         if (
             is_custom

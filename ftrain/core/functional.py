@@ -179,15 +179,15 @@ class _RowByRow(torch.autograd.Function):
 def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
     """Return a stock module as a pure function, `apply(params, buffers, key, *args) -> (out, buffers)`.
 
-    The module itself is never touched: a private skeleton on the meta device serves. `params` are the
-    parameters that require a gradient, `buffers` everything else that the module holds (statistics,
-    frozen parameters). Tied weights have one name, the first. Every random draw descends from `key`.
+    The module itself is never modified: calls use a private skeleton on the meta device. `params` are
+    the parameters that require a gradient, `buffers` all other tensors of the module (statistics, frozen
+    parameters). Tied weights have one name, the first. Every random draw descends from `key`.
     Hooks that a parameter has at this time (`register_hook`) run on its gradient, once in each backward
     pass: in a step, on the gradient of each micro-batch, scaled as the loss is.
 
-    Python state of the module is restored after each call. What a backward pass changes (hooks, autograd
-    functions) is restored after it in `value_and_grad`; after one of your own, at the next call, except
-    for objects that you can reach too.
+    Python state of the module is restored after each call. Changes by a backward pass (hooks, autograd
+    functions) are restored after it in `value_and_grad`; after your own backward pass, at the next call,
+    except for objects that your code can reach too.
 
     Args:
         model: an `nn.Module` (its weights are the start), or a function that builds one; a model
@@ -218,10 +218,10 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Return the function that computes the value of `fn` and its gradient, $\nabla_{x} f(x, \ldots)$.
 
-    Gradients nest: the results can be differentiated by whatever requires a gradient, or is tracked by a
-    transform of torch.func, outside of the call. That may be a leaf of `x`, another argument or a
-    captured tensor, and applies inside the bodies of `scan` and `cond` and inside `ftrain.compile` too.
-    Nothing is detached then. If there is no such tensor, or under `torch.no_grad()`, no graph is kept:
+    Gradients nest: the results can be differentiated by every tensor that requires a gradient, or is
+    tracked by a transform of torch.func, outside of the call: a leaf of `x`, another argument or a
+    captured tensor. This also holds inside the bodies of `scan` and `cond` and inside `ftrain.compile`.
+    Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no graph is kept:
     peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one, pytorch#134612.)
     Hooks of the leaves of `x` run once for each gradient, but not inside `torch.compile`.
 

@@ -68,9 +68,9 @@ def finite_norm(values: Any) -> GlobalNorm:
     return found
 
 
-# The factor by which even the smallest number's square is a normal one, and by whose inverse the
-# squares of 1e9 of the largest have a finite sum; and the norm below which squares of elements may lose
-# digits: 1e7 equal ones still have normal squares there.
+# First a factor: scaled by it, the smallest number has a normal square; scaled by its inverse, 1e9 of
+# the largest numbers have a finite sum of squares. Then the norm below which squares of elements may
+# lose digits: at that norm, 1e7 equal elements still have normal squares.
 _RANGE = {
     torch.float32: (2.0**90, 2.0**-50),
     torch.float64: (2.0**700, 2.0**-480),
@@ -100,8 +100,8 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
         return _norm([x.to(dtype) * f for x, f in zip(leaves, factors, strict=True)], dtype, rows)
 
     if is_tracing() and total.is_cpu and not differentiated:
-        # Squares are of ordinary size in nearly every step. The branch costs 6 µs, a second pass up to a
-        # fifth of a step. On an accelerator a branch would wait for the device.
+        # Squares neither overflow nor underflow in nearly every step. The branch costs 6 µs, a second
+        # pass up to a fifth of a step. On an accelerator a branch would wait for the device.
         norm = changed_if(~usual.all(), scaled, total)
     else:
         norm = scaled()
@@ -139,7 +139,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing: under a vmap alone its rule runs, whose operations autograd knows."""
+        """Save nothing: under a vmap only the rule runs, and its operations are differentiable."""
 
     @staticmethod
     def vmap(

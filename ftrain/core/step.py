@@ -256,7 +256,7 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
         if known is False:
             return old.clone()
         if new is old or found.finite is None or known:
-            # It may be memory of the old state, of the batch, or of another leaf.
+            # Copied, because it may share memory with the old state, the batch or another leaf.
             return like(new.clone(), old)
         return like(torch.where(found.finite, new, old), old)
 
@@ -264,8 +264,8 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
         chosen = tree.unflatten(treedef, list(map(choose, olds, news)))
         rng = found.rng
         if found.finite is not None:
-            # The same key either way; but now all that a donated state is overwritten with waits for the
-            # last gradient, and a step that runs out of memory before it leaves the state whole.
+            # Both branches are the same key, but every write to a donated state now depends on the last
+            # gradient, so a step that runs out of memory before that leaves the state unchanged.
             rng = torch.where(found.finite, rng, rng)
     return chosen.replace(scaler=found.scaler, rng=rng)  # type: ignore[no-any-return]
 

@@ -45,7 +45,7 @@ def csv(
     delimiter: str = ",",
     header: bool = True,
 ) -> dict[str, Tensor]:
-    """The columns of a CSV file as tensors.
+    """Return the columns of a CSV file as tensors.
 
     Args:
         path: the file, in UTF-8; cells may be quoted.

@@ -18,7 +18,7 @@ def assert_same_bits(found: Any, expected: Any, message: str = "trees differ") -
     """Raise unless two trees have the same structure, dtypes, shapes and bytes.
 
     Raises:
-        AssertionError: naming the first leaf that differs, and by how much.
+        AssertionError: with the first leaf that differs, and the size of the difference.
 
     >>> assert_same_bits({"x": torch.tensor(0.0)}, {"x": torch.tensor(-0.0)})
     Traceback (most recent call last):

@@ -57,7 +57,7 @@ class BodyGraph:
             entered.extend(inputs)
             for x, requires_grad in zip(inputs, graded, strict=False):
                 x.requires_grad_(requires_grad)
-            # The operators want the strides of the carry as they went in, and of both sides alike.
+            # The operators require the strides of the carry on entry, and equal ones on both sides.
             returned.extend(x.contiguous() for x in body(*inputs))
             return list(returned)
 

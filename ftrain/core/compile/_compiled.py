@@ -85,7 +85,7 @@ class Compiled(Generic[P, R]):
         """Raise now, not at the first call, if tensors on this device need a missing compiler.
 
         Raises:
-            CompilerMissingError: there is no C++ compiler, and programs would need one.
+            CompilerMissingError: the C++ compiler is missing, and programs need one.
         """
         if self._backend == "inductor" and device.type == "cpu" and not self.n_compiles:
             check_compiler()

@@ -4,7 +4,7 @@ A state is claimed before its program runs, in constant time and by one call onl
 subclass of which every use raises, and it lets go of its containers. The tensors live on as the leaves
 of the returned state.
 
-Read next: `_ownership.py`, which keeps what else refers to a tensor of the state from being overwritten.
+Read next: `_ownership.py`, which protects tensors of the state that have other references.
 """
 
 from __future__ import annotations

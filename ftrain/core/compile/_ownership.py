@@ -1,4 +1,4 @@
-"""Detection of a donated state's tensors that something else refers to, which are copied first.
+"""Detection of a donated state's tensors with other references, which are copied first.
 
 When a state is claimed its containers are gone, and only the list of its leaves refers to the tensors.
 A reference from elsewhere (a name, a dict, another state) shows in a tensor's reference count; a view or
@@ -45,11 +45,11 @@ class Owned:
         self._alone = [_ALONE + 1] * len(self.leaves)  # `leaves` refers to them too
 
     def is_of(self, tensors: Sequence[Any]) -> bool:
-        """Return True if `tensors` begins with these very objects."""
+        """Return True if `tensors` begins with these objects, by identity."""
         return all(map(operator.is_, self.leaves, tensors))
 
     def held_elsewhere(self, tensors: Sequence[torch.Tensor]) -> list[int]:
-        """`held_elsewhere` for tensors of which `is_of` is true."""
+        """Return the result of `held_elsewhere` for tensors for which `is_of` is true."""
         uses = list(map(_torch.storage_use_count, self._addresses))
         references = list(map(sys.getrefcount, tensors))
         del references[len(uses) :]

@@ -24,7 +24,7 @@ __all__ = ["FasterProducts", "InlineProducts"]
 
 aten = torch.ops.aten
 
-# In multiplications. Between the two, MKL's shorter call decides.
+# Sizes in multiplications. Between the two, MKL is faster, because its calls are cheaper.
 _INLINE_AT_MOST = 8192
 _ONEDNN_FROM = 2_000_000
 

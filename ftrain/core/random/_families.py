@@ -98,7 +98,7 @@ def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> l
 
 
 def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An operator of a key, folds and parameters of one shape."""
+    """Define an operator of a key, folds and parameters of one shape."""
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
         rows = _rows(info.batch_size, (dims[0], *dims[2:]), (key, *params))
@@ -123,7 +123,7 @@ _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 
 def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Any:
-    """An elementwise operator of torch's that has neither a batching rule nor a derivative."""
+    """Define an elementwise operator of torch's that has neither a batching rule nor a derivative."""
 
     def rule(info: Any, dims: Any, *tensors: Tensor) -> Any:
         return operator(*_rows(info.batch_size, dims, tensors)), 0

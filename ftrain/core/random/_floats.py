@@ -37,7 +37,7 @@ def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def below(raw: Tensor, p: float) -> Tensor:
-    """`uniform < p` in float32 from words of 32 bits: `k 2^-23 < p` iff `k < ceil(p 2^23)`."""
+    """Return `uniform < p` in float32 from words of 32 bits: `k 2^-23 < p` iff `k < ceil(p 2^23)`."""
     return ((raw.view(torch.int32) >> 9) & 0x007FFFFF) < threshold(p)
 
 
@@ -49,7 +49,7 @@ def threshold(p: float) -> int:
 
 
 def scale(unit: Tensor, minval: Tensor, maxval: Tensor) -> Tensor:
-    """`max(minval, unit * (maxval - minval) + minval)`, rounded as XLA rounds it; all of one dtype."""
+    """Return `max(minval, unit * (maxval - minval) + minval)`, all of one dtype, rounded as in XLA."""
     minval = minval + 0.0  # no -0: which zero a maximum returns differs between machines
     span = maxval - minval
     if unit.dtype == torch.float32:
@@ -72,7 +72,7 @@ def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_to_odd(a: Tensor, b: Tensor) -> Tensor:
-    """`a + b` in float64, rounded to odd: an inexact sum gets the neighbour whose last bit is one."""
+    """Return `a + b` in float64, rounded to odd: an inexact sum gets a neighbour with last bit one."""
     total, error = _two_sum(a, b)
     word = total.view(torch.int64)
     outward = (error > 0) == (total > 0)
@@ -91,7 +91,7 @@ def _two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """`a * b + c` in float64 with a single rounding (Boldo and Melquiond, 2008)."""
+    """Return `a * b + c` in float64 with a single rounding (Boldo and Melquiond, 2008)."""
     high, low = _two_product(a, b)
     c_high, c_low = _two_sum(c, low)
     total, error = _two_sum(high, c_high)

@@ -1,7 +1,7 @@
 """States of the global generators of torch, NumPy and Python: reading, comparing, restoring.
 
 A draw that no key has made moves one of them. `read` costs 1.5 µs, cheap enough for every eager step:
-the words of NumPy's and of Python's Mersenne Twister are compared where they lie in memory (0.25 µs
+the words of NumPy's and of Python's Mersenne Twister are compared in place in memory (0.25 µs
 each), since `numpy.random.get_state` takes 33 µs and `random.getstate` 8 µs. Where that memory has
 another layout than the one verified at import, those two functions serve.
 

@@ -34,7 +34,7 @@ WIDTH = {dtype: torch.iinfo(dtype).bits for dtype in RANGE}
 
 
 def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
-    """`base + (high 2^n + low) mod span` for two draws of n-bit words; base and span of `clipped`."""
+    """Return `base + (high 2^n + low) mod span` of two n-bit words; base and span of `clipped`."""
     if WIDTH[dtype] == 64:
         a, b = (of_same_bits(word, torch.int64) for word in (high, low))
         factor = _remainder64(torch.full_like(span, 2**32), span)
@@ -69,7 +69,7 @@ def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
 def clipped_tensors(
     minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`clipped` for bounds of which one at least is a tensor."""
+    """Return the result of `clipped` for bounds of which at least one is a tensor."""
     lowest, highest = RANGE[dtype]
     highest = min(highest, 2**63 - 1)
     least, most = (_int64(bound, device) for bound in (minval, maxval))
@@ -89,7 +89,7 @@ def _int64(bound: int | Tensor, device: torch.device) -> Tensor:
 
 
 def _remainder64(a: Tensor, n: Tensor) -> Tensor:
-    """`a mod n` of unsigned 64-bit patterns; `a` itself where n is 0 (which stands for 2^64)."""
+    """Return `a mod n` of unsigned 64-bit patterns; `a` itself where n is 0 (which stands for 2^64)."""
     positive = torch.where(n > 0, n, 1)
     quotient = ((a >> 1) & (2**63 - 1)).div(positive, rounding_mode="trunc") << 1
     rest = a - quotient * positive  # at most one too many
@@ -99,5 +99,5 @@ def _remainder64(a: Tensor, n: Tensor) -> Tensor:
 
 
 def _at_least(a: Tensor, b: Tensor) -> Tensor:
-    """`a >= b` as unsigned: where the signs differ, the negative one is larger."""
+    """Return `a >= b` as unsigned: where the signs differ, the negative one is larger."""
     return torch.where((a ^ b) < 0, a < 0, a >= b)

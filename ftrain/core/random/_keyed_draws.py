@@ -25,7 +25,7 @@ Handler = Callable[..., Any]
 
 
 def _shape(size: Sequence[Any]) -> tuple[int, ...]:
-    """`f(2, 3)` and `f((2, 3))` are the same shape."""
+    """Return the shape in `f(2, 3)` or `f((2, 3))`."""
     if len(size) == 1 and isinstance(size[0], Sequence):
         size = size[0]
     return tuple(size)
@@ -255,7 +255,7 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
 
 
 def exponential(unit: Tensor) -> Tensor:
-    """Exp(1) from U[0, 1), never 0: `log(exponential)` is finite (torch's own kernels do the same)."""
+    """Return Exp(1) from U[0, 1), never 0, so that its logarithm is finite, as in torch's kernels."""
     return (-torch.log1p(-unit)).clamp_min(torch.finfo(unit.dtype).eps / 2)
 
 

@@ -45,7 +45,7 @@ def binomial(stream: Stream, count: Tensor, prob: Tensor, generator: None = None
 def von_mises(
     stream: Stream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
 ) -> Tensor:
-    """The sampler below `torch.distributions.VonMises.sample`; the result has the shape of x."""
+    """Sample like the function below `torch.distributions.VonMises.sample`, in the shape of x."""
     kappa = concentration.expand(x.shape)
     angle = _sampled(stream, _families.von_mises, "VonMises.sample", kappa)
     return (angle + math.pi + loc) % (2 * math.pi) - math.pi

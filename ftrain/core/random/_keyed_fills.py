@@ -106,7 +106,7 @@ def _unit(stream: Stream, like: Tensor) -> Tensor:
 
 
 def _integer_bound(dtype: torch.dtype) -> int:
-    """One past the largest value of `Tensor.random_()`: every integer that the dtype holds exactly."""
+    """Return the bound of `Tensor.random_()`: all integers below it are exact in the dtype."""
     if dtype == torch.bool:
         return 2
     if dtype.is_floating_point:
@@ -118,7 +118,7 @@ def _integer_bound(dtype: torch.dtype) -> int:
 def _two(
     args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
 ) -> tuple[Any, Any]:
-    """Two optional arguments, by place or by name."""
+    """Return two optional arguments, given by position or by name."""
     values = list(args) + [None] * (2 - len(args))
     given = [named.get(name, default) for name, default in (first, second)]
     first_value, second_value = (values[i] if i < len(args) else given[i] for i in range(2))

@@ -1,6 +1,6 @@
 """Initial weights that depend on the path of a parameter, not on the order of construction.
 
-While a constructor runs, no module knows its path yet. So a model is built twice: `observe` notes which
+While a constructor runs, modules do not have paths yet. So a model is built twice: `observe` notes which
 parameter each random draw went to, and `construct` gives these draws, one by one, the key of the path
 that the parameter ended up at. Adding a layer leaves the initial weights of the others as they were.
 
@@ -216,7 +216,7 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 def _initializer(frame: FrameType | None) -> FrameType | None:
-    """The outermost running function of `torch.nn.init`."""
+    """Return the outermost running function of `torch.nn.init`."""
     found = None
     while frame is not None:
         if frame.f_code.co_filename == _INITIALIZERS:

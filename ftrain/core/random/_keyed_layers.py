@@ -24,29 +24,29 @@ _ALPHA = 1.7580993408473766
 
 
 def dropout(stream: Stream, input: Tensor, p: float, train: bool | None) -> Tensor:
-    """mask · input / (1 - p), mask ~ Bernoulli(1 - p), of the input's shape."""
+    """Compute mask · input / (1 - p), mask ~ Bernoulli(1 - p), of the input's shape."""
     return _dropped(stream, input, p, bool(train), input.shape)
 
 
 def feature_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
-    """Dropout of whole channels: one draw for each of the first two dimensions."""
+    """Compute dropout of whole channels: one draw for each of the first two dimensions."""
     return _dropped(stream, input, p, train, _channels(input))
 
 
 def alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
-    """Dropout to SELU's saturation that keeps zero mean and unit variance (Klambauer et al. 2017)."""
+    """Compute dropout to SELU's saturation, keeping mean 0 and variance 1 (Klambauer et al. 2017)."""
     return _alpha_dropped(stream, input, p, train, input.shape)
 
 
 def feature_alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
-    """Alpha dropout of whole channels."""
+    """Compute alpha dropout of whole channels."""
     return _alpha_dropped(stream, input, p, train, _channels(input))
 
 
 def native_dropout(
     stream: Stream, input: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """`torch.native_dropout`: the output, and the mask."""
+    """Compute `torch.native_dropout`: the output, and the mask."""
     if train is False or p == 0:
         return input.clone(), torch.ones_like(input, dtype=torch.bool)
     mask = stream.bernoulli(1 - p, input.shape, input.device)
@@ -61,7 +61,7 @@ def rrelu(
     training: bool = False,
     generator: None = None,
 ) -> Tensor:
-    """Leaky ReLU with a slope ~ U[lower, upper) for each element."""
+    """Compute leaky ReLU with a slope ~ U[lower, upper) for each element."""
     slope: Tensor | float = (lower + upper) / 2
     if training:
         wide = torch.promote_types(input.dtype, torch.float32)
@@ -80,7 +80,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """dropout(softmax(scale · query keyᵀ + mask)) value; without dropout, torch's own kernel."""
+    """Compute dropout(softmax(scale · query keyᵀ + mask)) value; without dropout, torch's own kernel."""
     if dropout_p == 0:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -114,7 +114,7 @@ def scaled_dot_product_attention(
 
 
 def recurrent(name: str) -> Handler:
-    """`_VF.lstm`, `gru`, `rnn_tanh` or `rnn_relu`, one layer at a time, with dropout between."""
+    """Compute `_VF.lstm`, `gru`, `rnn_tanh` or `rnn_relu`, one layer at a time, with dropout between."""
     kernel, decomposed = getattr(torch, name), getattr(torch.ops.aten, name).input.decompose
 
     def layers(stream: Stream, input: Tensor, second: Any, *rest: Any) -> Any:

@@ -95,8 +95,8 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
     def __init__(self, stream: Stream | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.stream = stream
-        # Below the dispatcher nothing tells whether a vmap is active: it is if it was when the context
-        # was entered, or has begun since.
+        # Below the dispatcher torch does not report an active vmap: one is active if it was when the
+        # context was entered, or if it has begun since.
         self._is_mapped, self._vmaps = _torch.inside_vmap(), _count_vmaps()
 
     def is_mapped(self) -> bool:
@@ -216,7 +216,7 @@ def _named(handlers: dict[Any, Handler]) -> dict[str, Handler]:
 
 
 def _functional(fill: Handler) -> Handler:
-    """`uniform(x, from, to)` from `uniform_`: memory of its own, filled."""
+    """Return a handler like `uniform(x, from, to)` from one like `uniform_`: it fills new memory."""
 
     def drawn(stream: Stream, input: Tensor, *args: Any, out: Any = None, **kwargs: Any) -> Tensor:
         result: Tensor = fill(stream, torch.empty_like(input), *args, **kwargs)
@@ -234,7 +234,7 @@ def _rrelu(
     training: bool = False,
     generator: None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output and the slopes, 1 where the input is positive."""
+    """Return the output and the slopes, 1 where the input is positive."""
     wide = torch.promote_types(input.dtype, torch.float32)
     slope = stream.uniform(input.shape, wide, input.device, lower, upper).to(input.dtype)
     slope = torch.where(input > 0, 1, slope)

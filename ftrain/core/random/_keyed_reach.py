@@ -117,7 +117,7 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
     """Return the operators of a traced graph that would draw from torch's global generator."""
     return [
         str(node.target)
-        for module in graph.modules()  # the bodies of scan and cond are modules of their own
+        for module in graph.modules()  # the bodies of scan and cond are submodules
         if isinstance(module, fx.GraphModule)
         for node in module.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
@@ -160,7 +160,7 @@ def draws_inside(func: types.FunctionType) -> bool:
             if isinstance(function, types.FunctionType) and function.__module__.startswith("torch")
         )
 
-    # By function, since all that one decorator makes has the same code.
+    # Keyed by function, because all functions of one decorator have the same code.
     entered: set[types.FunctionType] = set()
 
     def enters(function: types.FunctionType) -> bool:
@@ -183,7 +183,7 @@ def opened(func: types.FunctionType) -> types.FunctionType:
 def _copy(
     func: types.FunctionType, copies: dict[types.FunctionType, types.FunctionType]
 ) -> types.FunctionType:
-    """`copies`: those made so far, since a function may capture itself (`Tensor.__pow__` does)."""
+    """Copy a function and those that it captures; `copies` holds earlier ones, as for recursion."""
     if func in copies:
         return copies[func]
     scope = func.__globals__ | {

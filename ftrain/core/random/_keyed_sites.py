@@ -234,7 +234,7 @@ class Stream:
         return ".".join(names)
 
     def key_on(self, device: torch.device) -> Tensor:
-        """The context's key on a device (copied once)."""
+        """Return the context's key on a device (copied once)."""
         key = self._keys.get(device)
         if key is None:
             key = self._keys[device] = self._key.to(device)
@@ -309,7 +309,7 @@ class Stream:
         return names.get(id(module))
 
     def _nameless_name(self, prefix: str, module: nn.Module) -> str:
-        """`Linear#1`: the second nameless Linear to draw there (under construction, or in no tree)."""
+        """Return a name like `Linear#1`: the second Linear without a path that draws."""
         counts = self._counts
         _, found = counts.nameless.get(id(module), (module, ""))
         if not found:
@@ -321,7 +321,7 @@ class Stream:
 
 
 def _running(frame: FrameType | None) -> list[Running]:
-    """The modules that are being called, applied to or constructed (True), innermost first."""
+    """Return the modules that are being called, applied to or constructed (True), innermost first."""
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code

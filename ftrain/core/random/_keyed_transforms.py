@@ -18,7 +18,7 @@ __all__ = ["UNDER_TRANSFORMS"]
 
 
 def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
-    """`tensor.requires_grad_()` of a tensor that does already, which torch.func refuses as well.
+    """Accept `requires_grad_()` of a tensor that requires a gradient already; torch.func refuses it.
 
     Models of `transformers` call it on their embeddings, for checkpointing with reentry.
     """
@@ -28,7 +28,7 @@ def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """`F.one_hot` by comparison; torch's own reads values if a gradient is taken inside of a vmap."""
+    """Compute `F.one_hot` by comparison; torch's own reads values under a gradient in a vmap."""
     if num_classes < 0:
         return torch.nn.functional.one_hot(tensor, num_classes)
     classes = torch.arange(num_classes, device=tensor.device)
@@ -43,7 +43,7 @@ def lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`nn.LSTMCell` gate by gate; torch has no batching rule for its own (2.13)."""
+    """Compute `nn.LSTMCell` gate by gate; torch has no batching rule for its own (2.13)."""
     if not _torch.inside_vmap():
         return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     hidden, cell = hx

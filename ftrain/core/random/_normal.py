@@ -97,14 +97,14 @@ def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
 
 
 def _log1p(x: Tensor) -> Tensor:
-    """`log(1 + x)` for -1 < x <= 0, in the two branches of XLA."""
+    """Return `log(1 + x)` for -1 < x <= 0, in the two branches of XLA."""
     x2 = x * x
     rational = x + (x2 * -0.5 + x * x2 * (_horner(_NUMERATOR, x) / _horner(_DENOMINATOR, x)))
     return torch.where(x > -_NEAR, rational, _log(1.0 + x))
 
 
 def _log(x: Tensor) -> Tensor:
-    """`log(x) = k ln 2 + 2 atanh(f / (2 + f))`, x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
+    """Return `log(x) = k ln 2 + 2 atanh(f / (2 + f))`, x = 2^k (1 + f), 1 + f in [2^-0.5, 2^0.5)."""
     word, mantissa = (torch.int32, 23) if x.dtype == torch.float32 else (torch.int64, 52)
     # Without the word of sqrt(1/2), what stands above the mantissa's bits is k.
     root_half = torch.full((), math.sqrt(0.5), dtype=x.dtype, device=x.device).view(word)

@@ -46,7 +46,7 @@ def threefry2x32(key: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fold(key: Tensor, folds: Sequence[int]) -> Tensor:
-    """The keys `(..., 2)` after folding in each integer of `folds`, first to last."""
+    """Return the keys `(..., 2)` after folding in each integer of `folds`, first to last."""
     for data in folds:
         low = torch.full((), signed(data), dtype=torch.int32, device=key.device)
         key = fold_in(key, low)
@@ -54,14 +54,14 @@ def fold(key: Tensor, folds: Sequence[int]) -> Tensor:
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
-    """Keys `(..., 2)` and data `(...)`, broadcast; of wider integers the lower 32 bits count."""
+    """Return keys `(..., 2)` and data `(...)`, broadcast; of wider integers the lower 32 bits count."""
     x1 = low_word(data)
     x1 = x1.expand(broadcast(key.shape[:-1], x1.shape))
     return torch.stack(threefry2x32(key, torch.zeros_like(x1), x1), dim=-1)
 
 
 def words(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The two words of counters 0 to `count - 1` under each key: two tensors `(*batch, count)`."""
+    """Return the two words of counters 0 to `count - 1` under each key, both `(*batch, count)`."""
     if count <= 2**31:
         x1 = torch.arange(count, dtype=torch.int32, device=key.device)
         x0 = torch.zeros_like(x1)
@@ -72,14 +72,14 @@ def words(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def split(key: Tensor, folds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """New keys `(*batch, *shape, 2)`."""
+    """Return new keys `(*batch, *shape, 2)`."""
     key = fold(key, folds)
     pair = torch.stack(words(key, math.prod(shape)), dim=-1)
     return pair.reshape((*key.shape[:-1], *shape, 2))
 
 
 def bits(key: Tensor, folds: Sequence[int], shape: Sequence[int], width: int) -> Tensor:
-    """Uniform words of 8, 16, 32 or 64 bits, `(*batch, *shape)`."""
+    """Return uniform words of 8, 16, 32 or 64 bits, `(*batch, *shape)`."""
     key = fold(key, folds)
     x0, x1 = words(key, math.prod(shape))
     if width == 64:
@@ -94,13 +94,13 @@ def bits(key: Tensor, folds: Sequence[int], shape: Sequence[int], width: int) ->
 
 
 def signed(word: int) -> int:
-    """The int32 with the bit pattern of the lower 32 bits of `word`."""
+    """Return the int32 with the bit pattern of the lower 32 bits of `word`."""
     word &= 0xFFFFFFFF
     return word - 2**32 if word >= 2**31 else word
 
 
 def low_word(data: Tensor) -> Tensor:
-    """The lower 32 bits of an integer tensor, as int32."""
+    """Return the lower 32 bits of an integer tensor, as int32."""
     if data.dtype == torch.uint32:
         return data.view(torch.int32)
     if data.dtype == torch.uint64:
@@ -109,6 +109,6 @@ def low_word(data: Tensor) -> Tensor:
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:
-    """The shape that all of these broadcast to; raises RuntimeError if there is none."""
+    """Return the shape that all of these broadcast to; raise RuntimeError if they do not."""
     shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return shape

@@ -33,12 +33,12 @@ _SMALL = 10.0  # below this mean, Poisson and binomial draws add up probabilitie
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """The dtype that samplers compute in."""
+    """Return the dtype that samplers compute in."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    """The logarithm of a Gamma(alpha, 1) sample, which does not underflow for a small alpha.
+    """Return the logarithm of a Gamma(alpha, 1) sample, which does not underflow for a small alpha.
 
     Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS 26 (2000); below 1,
     Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha).
@@ -63,7 +63,7 @@ def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
 
 
 def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
-    """A Poisson sample: by adding up probabilities, or the transformed rejection PTRS.
+    """Return a Poisson sample: by adding up probabilities, or the transformed rejection PTRS.
 
     Hörmann, "The transformed rejection method for generating Poisson random variables", Insurance:
     Mathematics and Economics 12 (1993).
@@ -91,7 +91,7 @@ def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
 
 
 def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
-    """A binomial sample: by adding up probabilities, or the transformed rejection BTRS.
+    """Return a binomial sample: by adding up probabilities, or the transformed rejection BTRS.
 
     Hörmann, "The generation of binomial random variates", Journal of Statistical Computation and
     Simulation 46 (1993).
@@ -136,7 +136,7 @@ def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
 
 
 def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
-    """A von Mises sample around 0, in [-pi, pi].
+    """Return a von Mises sample around 0, in [-pi, pi].
 
     Best and Fisher, "Efficient simulation of the von Mises distribution", Applied Statistics 28 (1979).
     """
@@ -194,7 +194,7 @@ def _rejected(
 
 
 def _draws(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> tuple[Draw, Draw]:
-    """The draws of one round, flat."""
+    """Return the draws of one round, flat."""
 
     def uniform(i: int) -> Tensor:
         return _operators._uniform(key, (*folds, i), shape, dtype, 0.0, 1.0).reshape(-1)
@@ -211,7 +211,7 @@ def _summed(
     parameters: list[Tensor],
     ratio: Callable[[Tensor, list[Tensor]], Tensor],
 ) -> Tensor:
-    """The first k whose cumulative probability exceeds u, by `P(k) = P(k - 1) ratio(k)`.
+    """Return the first k whose cumulative probability exceeds u, by `P(k) = P(k - 1) ratio(k)`.
 
     Args:
         first: P(0); 1 for elements that take no part.
@@ -239,7 +239,7 @@ def _uniform(key: Tensor, folds: Ints, like: Tensor) -> Tensor:
 
 
 def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
-    """log P(k) of a Poisson distribution with a rate of 10 or more.
+    """Return log P(k) of a Poisson distribution with a rate of 10 or more.
 
     Of a large k, by Stirling's series and the deviance k log(k / rate) - k + rate, which the direct
     formula would find as a difference of large numbers.
@@ -254,7 +254,7 @@ def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
 
 
 def _stirling_tail(k: Tensor) -> Tensor:
-    """log k! less its approximation log(2 pi) / 2 + (k + 1/2) log(k + 1) - (k + 1)."""
+    """Return log k! less its approximation log(2 pi) / 2 + (k + 1/2) log(k + 1) - (k + 1)."""
     n = k + 1
     series = (1 / 12 - (1 / 360 - 1 / (1260 * n * n)) / (n * n)) / n
     direct = torch.lgamma(n) - ((k + 0.5) * torch.log(n) - n + 0.5 * math.log(2 * math.pi))

@@ -40,7 +40,7 @@ class Watch:
     """Detector around calls of pure functions, which may run twice; records what their draws need.
 
     Args:
-        *roots: the functions and modules whose own generators are watched too.
+        *roots: the functions and modules whose own generators are compared too.
     """
 
     def __init__(self, *roots: Any) -> None:
@@ -53,8 +53,8 @@ class Watch:
         """Return `run()`, all of whose draws came from keys.
 
         Args:
-            run: a pure function, whose draws stand in `keyed` contexts.
-            device: the accelerator whose generator is watched beside those of the CPU.
+            run: a pure function, whose draws are inside of `keyed` contexts.
+            device: the accelerator whose generator is compared, beside those of the CPU.
 
         Raises:
             UnkeyedRandomError: a draw came from no key, or a generator was seeded.
@@ -141,7 +141,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
 
     Args:
         run: the trace.
-        *roots: the function that it traces, whose own generators are watched too.
+        *roots: the function that it traces, whose own generators are compared too.
 
     Raises:
         UnkeyedRandomError: the function draws from no key, or seeds a generator.

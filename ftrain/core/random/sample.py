@@ -5,7 +5,7 @@ its own flat index, not on the number of elements. A draw does not change its ke
 key are not independent, so `split` it or give each draw other `folds`. torch's global generators are
 not read.
 
-Read next: `_operators.py`, the operators behind these functions.
+Read next: `_operators.py`, the operators of these functions.
 """
 
 from __future__ import annotations
