@@ -83,11 +83,11 @@ class Numbered:
         """Return the first readable checkpoint, looking again if one is deleted meanwhile.
 
         Args:
-            steps: in which order to try; asked afresh each time.
-            read: raises a `CheckpointError` for what it cannot read.
+            steps: returns the steps in the order to try; called again for each attempt.
+            read: reads a checkpoint, or raises a `CheckpointError`.
 
         Raises:
-            CheckpointCorruptError: there were some, and not one could be.
+            CheckpointCorruptError: checkpoints exist, but none is readable.
         """
         failures: dict[_Found | None, CheckpointError] = {}
         while True:

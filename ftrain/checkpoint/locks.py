@@ -68,7 +68,7 @@ class Lock:
         """Return True if the locked file was deleted, moved or replaced, so that others may lock.
 
         Raises:
-            OSError: it cannot be looked at.
+            OSError: its status cannot be read.
         """
         return self._descriptor is None or not _files.system.same(self._descriptor, self._path)
 

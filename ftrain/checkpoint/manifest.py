@@ -129,7 +129,7 @@ class Manifest:
 
         Raises:
             CheckpointVersionError: a newer version of ftrain is needed to read it.
-            CheckpointCorruptError: it is not a manifest, or asks for what no checkpoint holds.
+            CheckpointCorruptError: it is not a manifest, or has fields that no checkpoint has.
         """
         content = _json.parse(data, path)
         _check_version(content, path)

@@ -125,7 +125,7 @@ def _parts(tensors: Mapping[str, torch.Tensor], format: Format) -> list[memoryvi
 
 
 def _import_file(path: str) -> dict[str, torch.Tensor]:
-    # Hub caches keep their files behind links, so these are followed.
+    # Follow symbolic links, because hub caches use them for their files.
     descriptor = _files.system.open_regular(os.path.realpath(path), path)
     try:
         entries = read_header(descriptor, path, lambda _: None)

@@ -37,7 +37,7 @@ def parse_toml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def _places(lines: list[str], name: str) -> Places:
-    """Return the line of each key; a statement ends with the first line at which it parses by itself."""
+    """Return the line of each key; a statement ends with the first line at which it parses alone."""
     places = Places(name, {(): 1})
     table: Path = ()
     entered: Counter[Path] = Counter()
@@ -70,7 +70,7 @@ def _parsed(statement: str) -> dict[str, Any] | None:
 
 
 def _only_path(parsed: Any) -> tuple[str, ...]:
-    """Return the keys of a header, from the table that it makes by itself."""
+    """Return the keys of a header, from the table that it makes when parsed alone."""
     path: tuple[str, ...] = ()
     while isinstance(parsed, (dict, list)) and parsed:
         if isinstance(parsed, list):

@@ -18,7 +18,7 @@ from ftrain.loop.callbacks._monitor import Monitor, UnknownMetricError
 
 __all__ = ["check_monitored", "unknown_metric", "watchers"]
 
-#: Metrics that a resumed run's history does not have: clocks are no part of a checkpoint.
+#: Metrics that a resumed run's history does not have: clocks are not part of a checkpoint.
 _CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 
 

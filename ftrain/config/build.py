@@ -193,7 +193,7 @@ def _total_steps(config: Config, train: Any) -> int | None:
 def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> Steps:
     make = make_steps
     if any(one.name == GradientMonitor.__name__ for one in config.callbacks):
-        make = monitored_steps  # the same steps to the bit, with the norms that it looks at
+        make = monitored_steps  # bitwise the same steps, with the norms that the callback reads
     return make(
         model,
         loss_fn,

@@ -28,7 +28,7 @@ Kind = Literal["model", "data", "loss", "optimizer", "schedule", "callback"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 T = TypeVar("T", bound=Callable[..., Any])
 
-#: By kind and name: the thing itself, or where it lies, so that nothing is imported before it is used.
+#: By kind and name: the component, or its import path, so that it is imported only when used.
 _REGISTERED: dict[Kind, dict[str, Any]] = {
     "model": {"mlp": "ftrain.config.models:mlp"},
     "data": {

@@ -190,7 +190,7 @@ def environment(config: Config) -> Iterator[None]:
     threads = torch.get_num_threads()
     was = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic  # a module with a property, which types do not know
+    memory: Any = torch.utils.deterministic  # a module with a property, missing in its type stubs
     filled = memory.fill_uninitialized_memory
     try:
         if config.threads is not None:

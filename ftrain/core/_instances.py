@@ -172,7 +172,7 @@ class Withheld:
         raise TypeError(object.__getattribute__(self, "_why"))
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):  # a protocol is asked for, not a value
+        if name.startswith("__"):  # the lookup of a protocol method, not of a value
             raise AttributeError(name)
         self._raise()
 

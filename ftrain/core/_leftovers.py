@@ -22,7 +22,7 @@ from ftrain.core._reach import reach
 
 __all__ = ["guard", "leftovers_removed"]
 
-_LIMIT = 20_000  # objects to look at
+_LIMIT = 20_000  # maximum number of objects
 
 
 class _Guarded(threading.local):

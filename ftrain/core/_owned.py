@@ -70,7 +70,7 @@ class _Watch:
 
 
 class Owned:
-    """All objects that some objects reach, and their contents when last accepted.
+    """Objects reachable from some objects, with their contents when last accepted.
 
     Args:
         roots: names and objects.

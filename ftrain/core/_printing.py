@@ -1,4 +1,4 @@
-"""The operators behind `debug.print`: printing as a part of a graph.
+"""Operators of `debug.print`, which print as a part of a graph.
 
 `ftrain::print` returns nothing. In the graph of a function it is an operator with an effect, which
 compilers keep, in order. Inductor takes no effects inside the bodies of loops and branches (torch 2.13);

@@ -54,9 +54,7 @@ __all__ = [
     "spell",
 ]
 
-Path = tuple[
-    Any, str
-]  # the path of the holder (or None), and how the holder is asked for this object
+Path = tuple[Any, str]  # the path of the holder (or None), and the accessor of this object in it
 
 MISSING = object()  # stands for an attribute that is not set
 

@@ -211,7 +211,7 @@ def recurrent_kernels(device_type: str) -> Iterator[None]:
 def _bfloat16_lstm() -> bool:
     """Return True if oneDNN has a bfloat16 LSTM for this processor's instructions.
 
-    It is asked by running one, in a thread of its own, where no mode or transform of the caller applies.
+    Determined by running one in its own thread, in which no mode or transform of the caller applies.
     """
     found = []
 

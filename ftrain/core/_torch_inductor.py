@@ -92,7 +92,7 @@ def first_run(
     """Run a compiled function and record inductor's code: `(outputs, code)`.
 
     AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
-    seen to hand on the very inputs and the very outputs, and there is a CPU only, `code` does the same
+    observed to pass on the same input and output objects, and there is a CPU only, `code` does the same
     without them. (`CompiledFxGraph.current_callable`, 2.1 and later.)
     """
     from torch._inductor import output_code  # noqa: PLC0415  costs a second

@@ -2,7 +2,7 @@
 
 A metric is a monoid: a few tensors, a `merge`, and a `value`. A mean keeps its total and its weight, so
 the mean over an epoch is one division by the true weight, never a mean of means. A tensor with axes that
-a loss returns beside it has one entry for each example: such values are concatenated.
+a loss returns in addition has one entry for each example: such values are concatenated.
 
 Read next: `accumulate.py`, where the micro-batches' metrics are merged.
 """

@@ -38,7 +38,7 @@ Last = Literal["drop", "keep", "pad"]
 #: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
 _AT_ONCE = 8192
 
-#: Where an order is looked at to tell it from others: so many stretches of so many places.
+#: Number and length of the stretches of positions whose samples identify an order.
 _PROBES, _PROBE = 4, 64
 
 

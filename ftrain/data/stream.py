@@ -95,7 +95,7 @@ class Stream:
     ) -> Iterator[tuple[Any, Cursor]]:
         """Yield the batches from `cursor` on, each with the cursor after it; see `Loader.batches`.
 
-        The source is read one batch ahead, to know which batch is an epoch's last.
+        The source is read one batch ahead, to determine the last batch of an epoch.
 
         Raises:
             ValueError: the source ends before the cursor, or the cursor was made by a `Loader`,

@@ -1,6 +1,6 @@
 """Tables of text: CSV files as columns of numbers.
 
-Read next: `text.py`, for text that is no table.
+Read next: `text.py`, for text that is not a table.
 """
 
 from __future__ import annotations

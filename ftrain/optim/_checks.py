@@ -49,13 +49,13 @@ def positive(name: str, value: Hyperparameter) -> None:
 
 
 def fraction(name: str, value: Hyperparameter) -> None:
-    """Raise unless `value` lies in [0, 1)."""
+    """Raise unless `value` is in [0, 1)."""
     if _is_number(name, value) and not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
 def share(name: str, value: Hyperparameter) -> None:
-    """Raise unless `value` lies in [0, 1]."""
+    """Raise unless `value` is in [0, 1]."""
     if _is_number(name, value) and not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
@@ -73,7 +73,7 @@ def falling_power(name: str, value: Hyperparameter) -> None:
 
 
 def limit(name: str, value: Hyperparameter) -> None:
-    """Raise unless `value` is a number >= 0; infinite is no limit."""
+    """Raise unless `value` is a number >= 0; infinity means no limit."""
     if _is_number(name, value) and not value >= 0:
         raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
 

@@ -88,7 +88,7 @@ def strong_wolfe(
         found = decreases & (d.abs() <= -c2 * slope)
         somewhere = torch.isfinite(high[T]) | (low[T] > 0)
         too_far = ~decreases | ((f >= low[VALUE]) & somewhere)
-        passed = d * (high[T] - low[T]) >= 0  # the minimum lies before this point
+        passed = d * (high[T] - low[T]) >= 0  # the minimum is before this point
         new_high = torch.where(too_far, point, torch.where(passed, low, high))
         new_low = torch.where(too_far, low, point)
         between = _between(new_low, new_high)

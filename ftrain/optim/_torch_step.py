@@ -71,7 +71,7 @@ def first_entries(
 
     torch fills its state during the first step. So one step is taken with zero gradients: the first
     value stored under each name is the start; a value stored after the initialization is a result,
-    whose start is zero (the momentum of SGD). Without a `rate` the class's own serves; dtypes and
+    whose start is zero (the momentum of SGD). Without a `rate` the class's own is used; dtypes and
     shapes are the same.
     """
     symbolic = _without_values(params)
@@ -116,7 +116,7 @@ def _made(
 
 
 def _step(optimizer: torch.optim.Optimizer, symbolic: bool) -> None:
-    # Without the hooks around it: the profiler's mark is an operator, and would stand in the graph.
+    # Unwrapped, because the profiler's mark in the wrapper is an operator and would enter the graph.
     step = type(optimizer).step
     step = getattr(step, "__wrapped__", step)
     if not symbolic:

@@ -143,7 +143,7 @@ def adafactor(
         d: Hyperparameter,
         least: Hyperparameter,
     ) -> tuple[torch.Tensor, ...]:
-        # Its memory has other shapes than the parameter, so it comes by `also`.
+        # Its memory has other shapes than the parameter, so it is passed as `also`.
         dtype = leaf.also[0].dtype
         least = torch.finfo(dtype).eps if eps1 is None else least
         g, p = leaf.grad.to(dtype), leaf.param.to(dtype)

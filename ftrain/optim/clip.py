@@ -85,7 +85,7 @@ def clip(max_delta: Hyperparameter) -> GradientTransformation:
 
 
 def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
-    r"""Scale each leaf by itself so that its root mean square is at most `threshold`.
+    r"""Scale each leaf separately so that its root mean square is at most `threshold`.
 
     $$u = \frac{g}{\max(1, \mathrm{rms}(g) / \mathrm{threshold})}$$
 

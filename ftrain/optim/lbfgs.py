@@ -105,7 +105,7 @@ def lbfgs(
 
     Returns:
         A transformation with an `LBFGSState`. `update` needs `params` and, for the search, `value_fn`, a
-        function `params -> loss`; the steps of `ftrain.make_steps` hand it in. `loss=`, where it is
+        function `params -> loss`; the steps of `ftrain.make_steps` pass it. `loss=`, where it is
         given, is taken for the value at `params`.
 
     Raises:

@@ -25,7 +25,7 @@ class SkipState(NamedTuple):
 
     Attributes:
         skipped: int64, 0-d. Updates left out so far.
-        inner: the state of the optimizer that was not asked at those.
+        inner: the state of the wrapped optimizer, which skipped updates do not change.
     """
 
     skipped: torch.Tensor

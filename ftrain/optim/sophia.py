@@ -85,7 +85,7 @@ def sophia(
 
     Returns:
         A transformation with a `SophiaState`. `update` needs `params` and `value_fn`, a function
-        `params -> loss`; the steps of `ftrain.make_steps` hand it in.
+        `params -> loss`; the steps of `ftrain.make_steps` pass it.
 
     Raises:
         ValueError: a hyper-parameter out of its range; there is no `value_fn`; gradients of other

@@ -1,4 +1,4 @@
-"""Write a commented configuration and a model that train as they are."""
+"""Write a commented configuration and a model that train without changes."""
 
 from __future__ import annotations
 

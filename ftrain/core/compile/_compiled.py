@@ -3,7 +3,7 @@
 A call that fits a program seen before runs four things: the structure's reader (`_reader.py`), the
 guard on the tensors, a comparison of the global settings, the program itself.
 
-Read next: `_call.py` (the arguments), `_program.py` (what serves them), `_trace.py` (where programs
+Read next: `_call.py` (the arguments), `_program.py` (the compiled program), `_trace.py` (where programs
 come from).
 """
 
@@ -119,7 +119,7 @@ class Compiled(Generic[P, R]):
                 if program is None or not program.captured.fit():
                     program = self._make(call, instead_of=program)
         args, tensors = call.args, call.tensors()
-        call.leaves.clear()  # references that would count as somebody's
+        call.leaves.clear()  # references that would be counted as the user's
         return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:

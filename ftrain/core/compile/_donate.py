@@ -154,7 +154,7 @@ def _poisoned(cls: type[Any]) -> type[Any]:
         _raise(object.__getattribute__(self, "__dict__")[_NOTE], cls)
 
     def getattribute(self: Any, name: str) -> Any:
-        if name == "__class__":  # isinstance() asks for it
+        if name == "__class__":  # isinstance() reads it
             return type(self)
         use(self)
 

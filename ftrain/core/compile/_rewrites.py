@@ -50,7 +50,7 @@ class Rewrites(TorchFunctionMode):
         rewrite = _REWRITES.get(func)
         if rewrite is not None:
             return rewrite(func, *args, **kwargs)
-        # These go on to run functions of the user's, which must not find the mode off.
+        # These call functions of the user, for which the mode must stay on.
         if isinstance(func, HigherOrderOperator):
             with self:
                 return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
@@ -63,7 +63,7 @@ class Rewrites(TorchFunctionMode):
 def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
     """Trace `tensor.data = value`: make the tensor another view of the value's memory.
 
-    No operator runs, so a trace would go on with the old value.
+    No operator runs, so a trace would continue with the old value.
     """
     if _torch.is_wrapped(tensor):
         return func(tensor, value)  # torch refuses it
@@ -99,7 +99,7 @@ class _Checked:
 def _is_all_true(func: Callable[..., Any], condition: torch.Tensor) -> Any:
     """Record a check of `torch._check_tensor_all` as an operator, which raises when the graph runs.
 
-    That function asks for the value of the condition, which a trace does not have.
+    That function reads the value of the condition, which a trace does not have.
     """
     if torch._C._functorch.is_batchedtensor(condition):
         return func(condition)  # the operator has no batching rule (2.13)

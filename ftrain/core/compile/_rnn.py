@@ -61,7 +61,7 @@ class _Layer(NamedTuple):
     batch_first: bool
     autocast: str  # a dtype's name, or ""
     graded: (
-        bool  # whether a gradient is wanted: oneDNN then has another kernel with other last bits
+        bool  # whether a gradient is taken: oneDNN then uses another kernel with other last bits
     )
 
     def run(

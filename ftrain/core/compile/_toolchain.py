@@ -34,7 +34,7 @@ def no_compiler(found: str) -> CompilerMissingError:
     """Return the error for a missing compiler, with the remedies.
 
     Args:
-        found: the commands that were tried, or the error that was met.
+        found: the commands that were tried, or the error that was raised.
     """
     return CompilerMissingError(
         "ftrain.compile found no C++ compiler. Install one (Debian, Ubuntu: apt install g++; "

@@ -91,7 +91,7 @@ BY_FUNCTION: dict[str, Remedy] = {
     "torch.linalg.lstsq": _LEAST_SQUARES,
     "torch.linalg_lstsq": _LEAST_SQUARES,
 }
-#: By operator, in a backward pass, where the user's line is that which asks for the gradient.
+#: By operator, in a backward pass: the user's line is the one that takes the gradient.
 BACKWARD: dict[str, Remedy] = {
     "aten._unique": (
         "the gradient of index_fill by the value that it fills in depends on the indices' values",

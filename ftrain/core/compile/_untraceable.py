@@ -1,6 +1,6 @@
 """Errors for operations that a trace cannot record: the operation, its location, the remedy.
 
-Many of torch's own functions look at values: `F.gaussian_nll_loss` checks the sign of a variance,
+Many of torch's own functions read values: `F.gaussian_nll_loss` checks the sign of a variance,
 `torch.cov` compares two sums. The user wrote none of that code, so the message shows torch's line below
 the user's, and the remedy for the function (`_torch_remedies.py`) or for torch's code in general.
 """

@@ -31,7 +31,7 @@ def had_written(error: BaseException) -> bool:
         if first is not _NO_PROGRAM:
             return first is not None and trace.tb_lineno >= first
         trace = trace.tb_next
-    return True  # not raised in a program: before it, or behind it
+    return True  # not raised in a program, but before or after it
 
 
 _NO_PROGRAM: Any = object()

@@ -187,7 +187,7 @@ class _Tracer:
                 self._compare(may_be_torch=_may_draw(arg, frame))
             local.in_torch = local.calls.pop()
         elif event in ("call", "return"):
-            # A call from Python has come by the function mode first; the others are torch's own.
+            # A call from Python passed the function mode before; the others are torch's own.
             by_torch = frame.f_code.co_filename == _MODE and _torch.function_mode_depth() > 0
             if local.below or by_torch:
                 self._forgive()

@@ -1,9 +1,9 @@
 """States of the global generators of torch, NumPy and Python: reading, comparing, restoring.
 
-A draw that no key has made moves one of them. `read` costs 1.5 µs, cheap enough for every eager step:
+A draw without a key changes one of these states. `read` costs 1.5 µs, cheap enough for every eager step:
 the words of NumPy's and of Python's Mersenne Twister are compared in place in memory (0.25 µs
 each), since `numpy.random.get_state` takes 33 µs and `random.getstate` 8 µs. Where that memory has
-another layout than the one verified at import, those two functions serve.
+another layout than the one verified at import, those two functions are used.
 
 Read next: `_watch.py`, which compares the generators before and after a call.
 """
@@ -37,7 +37,7 @@ class Marks(NamedTuple):
         torch: the state of torch's CPU generator.
         device: the state of the generator of an accelerator, with the device; `None` without one.
         numpy: the state of NumPy's global generator.
-        python: the state of the generator behind Python's `random` functions.
+        python: the state of the generator of Python's `random` functions.
         own: the program's own generators that a function can reach, with their states.
     """
 

@@ -42,7 +42,7 @@ def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.
         offset = _remainder64(_remainder64(a, span) * factor + _remainder64(b, span), span)
         return of_same_bits(base + offset, dtype)
     a, b = (of_same_bits(word, torch.int32).to(torch.int64) & _MASK for word in (high, low))
-    # A span of 2^32, held as 0, is no remainder at all: the lower word is the offset.
+    # A span of 2^32, stored as 0, needs no remainder: the lower word is the offset.
     safe = torch.where(span == 0, 1, span)
     factor = 2**16 % safe
     factor = (factor * factor & _MASK) % safe

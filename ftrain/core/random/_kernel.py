@@ -230,7 +230,7 @@ def _processor() -> str:
             seen: dict[str, str] = {}
             for line in lines:
                 if not line.strip():
-                    break  # the first core speaks for all
+                    break  # assumes that all cores are like the first
                 if line.startswith(wanted):
                     name, _, value = line.partition(":")
                     seen[name.strip()] = value.strip()
@@ -240,7 +240,7 @@ def _processor() -> str:
 
 
 def _compile(compiler: tuple[str, ...], extra: tuple[str, ...], path: Path) -> None:
-    """Compile beside the final place and rename: of processes at work at once, the last one wins."""
+    """Compile to a temporary file and rename it: of concurrent processes, the last one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         object_file, library = Path(scratch) / "threefry.o", Path(scratch) / path.name

@@ -25,7 +25,7 @@ Number = float | int
 def uniform_(
     stream: Stream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
 ) -> Tensor:
-    # The bounds are called `from` and `to`: the first is no name in Python.
+    # The bounds are called `from` and `to`: the first is a keyword in Python.
     low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
     if self.is_complex():
         uniform_(stream, torch.view_as_real(self), low, high)
@@ -111,7 +111,7 @@ def _integer_bound(dtype: torch.dtype) -> int:
         return 2
     if dtype.is_floating_point:
         return int(2 / torch.finfo(dtype).eps) + 1
-    # 2^63 is no int64: torch's own `random_()` leaves the last value out as well.
+    # 2^63 does not fit int64: torch's own `random_()` leaves the last value out as well.
     return min(torch.iinfo(dtype).max + 1, 2**63 - 1)
 
 

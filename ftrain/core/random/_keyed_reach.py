@@ -1,9 +1,9 @@
 """Reach of a function mode: torch's own Python functions that it enters, and calls that it refuses.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
-with the mode popped, and the dropout in it would draw from the global generator. The body asks
-`has_torch_function` once, at its start; a copy of the function whose globals answer False goes on into
-torch's own body, with the mode in place, in every version of torch.
+with the mode popped, and the dropout in it would draw from the global generator. The body calls
+`has_torch_function` once, at its start; a copy of the function, for which that call returns False, runs
+torch's own body with the mode in place, in every version of torch.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _copy(
     }
     if "overrides" in func.__code__.co_names and scope.get("torch") is torch:
         scope["torch"] = _Torch("torch")
-    # What decorators and `boolean_dispatch` capture asks the same, under the outer function's name.
+    # Functions captured by decorators and `boolean_dispatch` dispatch too, under the outer name.
     cells, captured = func.__closure__ or (), _captured(func)
     closure = tuple(types.CellType(cell.cell_contents) for cell in cells)
     copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, closure)

@@ -325,7 +325,7 @@ def _running(frame: FrameType | None) -> list[Running]:
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code
-        # By identity: hashing or comparing code objects looks at their bytes.
+        # By identity, because hashing or comparing code objects reads their bytes.
         if code is _CALL or code is _APPLY or code.co_name == "__init__":
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):

@@ -27,7 +27,7 @@ __all__ = ["reachable", "set_state", "state_of"]
 
 Generator = np.random.Generator | np.random.RandomState | random.Random
 _KINDS = (np.random.Generator, np.random.RandomState, random.Random)
-_MOST = 20_000  # objects looked at
+_MOST = 20_000  # maximum number of objects
 
 
 def reachable(*roots: Any) -> tuple[Generator, ...]:

@@ -1,13 +1,13 @@
 """Detection of draws from a generator in pure functions.
 
-The function mode of `keyed` sees the calls of torch's functions in its thread. What it cannot see (code
-that draws below it, in another thread, or from NumPy's or Python's generator) moves a generator, which
-is noticed when the call returns, for 5 µs. A call that moved one is run again under the operator mode,
-which keys all that torch draws in this thread; that function then stays under the operator mode. A
-generator that moves even so was drawn from where no key reaches: the call is searched for the line.
+The function mode of `keyed` handles the calls of torch's functions in its thread. Any other draw (below
+the mode, in another thread, or from NumPy's or Python's generator) moves a generator, which is detected
+when the call returns, for 5 µs. A call that moved one is run again under the operator mode, which keys
+all draws of torch in this thread; that function then stays under the operator mode. If a generator moves
+again, no key can reach the draw, and the call is searched for its line.
 
-A program's other threads may draw at any time. That is not an error, and what they drew is not undone,
-except beside a call that is refused or that seeds torch's generator (`torch.random.fork_rng`).
+A program's other threads may draw at any time. That is not an error, and their draws are not undone,
+except during a call that raises or that seeds torch's generator (`torch.random.fork_rng`).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
 def failed(error: Exception, before: Marks) -> Exception:
     """Restore the generators after a call that raised; return the exception to raise.
 
-    Beside other threads only if the error says that the call has drawn: what they drew is not undone.
+    With other threads only if the error shows that the call has drawn: their draws are not undone.
     """
     if is_alone() or isinstance(error, UnkeyedRandomError):
         _generators.restore(before, _generators.moved(before))

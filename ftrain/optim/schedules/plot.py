@@ -37,7 +37,7 @@ def plot_schedule(
     Raises:
         ImportError: matplotlib is not installed; the message says how to get it.
         TypeError: an entry is not a schedule.
-        ValueError: a schedule asks for the value of its count, with which it cannot be compiled either.
+        ValueError: a schedule reads the value of its count, so that it cannot be compiled either.
 
     Example:
         >>> from ftrain import optim
