@@ -77,7 +77,7 @@ class Manifest:
         files: the files that hold them.
         structure: the containers around them.
         metadata: the caller's own JSON: data cursor, epoch, configuration.
-        step: the update the state has reached, where the caller said.
+        step: the number of the step that produced the state; `None` if not given.
         metrics: numbers to choose the best by.
         determinism: the settings, beside the state, that the bits of the run depend on.
         versions: of the libraries that wrote it.

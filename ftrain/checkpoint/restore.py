@@ -35,7 +35,7 @@ class Report:
         different: leaves of another shape or kind in the source, with the reason; they keep the values
             of `like`.
         left: leaves that `where` excludes.
-        unused: paths of the source that no leaf of `like` has.
+        unused: paths of the source that no leaf of `like` maps to.
 
     Example:
         >>> Report(("['w']",), missing=("['b']",)).complete
@@ -87,8 +87,8 @@ def restore(
     Args:
         source: the directory of a checkpoint, or a tree of tensors such as `import_state_dict` gives.
         like: the state, or a part of it, to start from.
-        where: for a leaf's path in `like` the path to look at in the source, `None` to leave it alone;
-            default: the same path. Paths are as `tree.paths` writes them.
+        where: function from a leaf's path in `like` to its path in the source, or `None` to leave the
+            leaf unchanged; default: the same path. Paths are as `tree.paths` writes them.
 
     Returns:
         `(state, report)`. No new tensor shares memory with the source.

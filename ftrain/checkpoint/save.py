@@ -59,7 +59,7 @@ def save(
             saving the same content again changes nothing, other content raises.
         state: any tree of tensors. Their strides are kept, as is the identity of shared leaves.
         metadata: JSON of the caller: data cursor, epoch, configuration. Infinities and NaNs are kept.
-        step: the number of updates that led to this state.
+        step: the number of the step that produced this state.
         metrics: numbers, by which a `Store` ranks checkpoints.
         fingerprint: settings that the run's bits depend on and ftrain cannot observe, such as how the
             step was compiled; compared at loading.

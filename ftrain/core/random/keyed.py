@@ -186,7 +186,7 @@ class _Keyed(TorchFunctionMode):
 
 
 def _decide(func: Callable[..., Any]) -> Action:
-    """Return how to run a function, decided once: attribute access (`x.shape`) is seen here as well."""
+    """Return how to run a function; cached, because attribute access (`x.shape`) calls this as well."""
     action = _pass
     if torch.compiler.is_dynamo_compiling():
         return action
