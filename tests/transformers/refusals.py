@@ -53,7 +53,7 @@ _COMPILED: dict[str, Refusal] = {
     ),
     "Kosmos2ForConditionalGeneration": Refusal(
         TraceError,
-        r"depends on values.*torch\.where",
+        r"x\[mask\] = values.*torch\.where",
         "the gradient of x[mask] = y selects by the mask; no line of Python runs there",
     ),
     "LlavaNextForConditionalGeneration": _value(
@@ -82,13 +82,19 @@ _COMPILED: dict[str, Refusal] = {
     "Qwen2_5_VLForConditionalGeneration": _value(
         "vision_utils", r"grid_thw\.tolist\(\)", "it reads the sizes of images"
     ),
-    "Qwen3VLForConditionalGeneration": _shape(
-        "vision_utils", "repeat_interleave", "it reads the sizes of images"
+    "Qwen3VLForConditionalGeneration": Refusal(
+        TraceError,
+        r"number of repeats.*vision_utils.*repeat_interleave.*output_size",
+        "it reads the sizes of images",
     ),
     "SmolVLMForConditionalGeneration": _shape(
         "modeling_smolvlm", "real_images_inds", "it leaves out images that are all padding"
     ),
-    "ViltForMaskedLM": _value("modeling_vilt", "interpolate", "it reads the sizes of images"),
+    "ViltForMaskedLM": Refusal(
+        TraceError,
+        r"asks for the values of tensors.*modeling_vilt.*interpolate",
+        "it reads the sizes of images",
+    ),
     "VoxtralForConditionalGeneration": _shape(
         "modeling_voxtral", "special_audio_mask", "it counts the tokens that stand for sounds"
     ),

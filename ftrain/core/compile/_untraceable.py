@@ -67,7 +67,16 @@ _BY_OPERATOR = {
 }
 #: Operators that a user writes under other names than their own.
 _SPELLED = {
-    "aten._local_scalar_dense": ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"),
+    "aten._local_scalar_dense": (
+        "item",
+        "tolist",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__getitem__",
+        "__setitem__",
+    ),
     "aten.is_nonzero": ("__bool__", "is_nonzero"),
     "aten.nonzero": (
         "nonzero",
@@ -132,9 +141,8 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
         if place.torch_line is None
         else f"\n\nwhich runs this line of torch:\n\n{place.torch_line}"
     )
-    return TraceError(
-        f"`{function}` cannot become one graph: {what}, here:\n\n{place.line}{below}\n\n{remedy}"
-    )
+    here = f", here:\n\n{place.line}{below}" if place.line or below else ", in a backward pass"
+    return TraceError(f"`{function}` cannot become one graph: {what}{here}\n\n{remedy}")
 
 
 def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
