@@ -10,7 +10,6 @@ Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers 
 packages `checkpoint`, `config`, `data`, `loop`, `optim` and `testing` are imported at their first use.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__: str
@@ -30,7 +29,7 @@ else:
     def __getattr__(name: str) -> Any:
         """Import a public name or package at its first use: `ftrain --help` does not wait for torch."""
         if name in _PACKAGES:
-            return importlib.import_module(f"{__name__}.{name}")
+            return _imported(f"{__name__}.{name}")
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415  # 0.02 s
 

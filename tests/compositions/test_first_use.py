@@ -5,18 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import torch, ftrain
 def f(x):
+    FIRST
     return ftrain.scan(lambda c, _: (c * x, None), x, length=2)[0].sum()
 x = torch.tensor([2.0, 3.0])
 print(torch.func.grad(f)(x).tolist(), torch.func.jvp(f, (x,), (x,))[1].item())
 """
 
 
-def test_ftrain_is_imported_inside_of_a_transform() -> None:
+@pytest.mark.parametrize("first", ["ftrain.scan", "ftrain.optim", "ftrain.loop"])
+def test_ftrain_is_imported_inside_of_a_transform(first: str) -> None:
+    program = PROGRAM.replace("FIRST", first)
     found = subprocess.run(
-        [sys.executable, "-c", PROGRAM], check=False, capture_output=True, text=True
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.split("\n")[0] == "[12.0, 27.0] 105.0"
