@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["deep_enough", "depth_of"]
+__all__ = ["deep_enough", "depth_of", "limit_restored"]
 
 _FRAMES = 6  # that a module in a module takes in a call: four, and hooks
 _USUAL = 100  # nesting that the usual limit has room for
@@ -23,6 +23,15 @@ class _Room:
         self._lock = threading.Lock()
         self._wanted: list[int] = []
         self._usual = 0
+
+    def usual(self) -> int:
+        with self._lock:
+            return self._usual if self._wanted else sys.getrecursionlimit()
+
+    def restore(self, usual: int) -> None:
+        with self._lock:
+            self._usual = usual
+            sys.setrecursionlimit(usual + max(self._wanted, default=0))
 
     def enter(self, frames: int) -> None:
         with self._lock:
@@ -52,6 +61,16 @@ def deep_enough(depth: int) -> Iterator[None]:
         yield
     finally:
         _room.leave(frames)
+
+
+@contextlib.contextmanager
+def limit_restored() -> Iterator[None]:
+    """Restore the recursion limit at the end: inductor raises it to 2,000 and leaves it there (2.13)."""
+    before = _room.usual()
+    try:
+        yield
+    finally:
+        _room.restore(before)
 
 
 def depth_of(module: nn.Module) -> int:

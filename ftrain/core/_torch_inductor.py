@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from ftrain.core._recursion import limit_restored
 from ftrain.core._torch import silent
 from ftrain.core._torch_distributions import without_validation
 
@@ -45,10 +45,8 @@ def inductor_compile(
         with (
             silent("torch._inductor.standalone_compile"),
             without_validation(),  # for what it does to the default
-            warnings.catch_warnings(),
+            limit_restored(),
         ):
-            # A graph with loops is copied, its fake tensors included.
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             return inductor.standalone_compile(
                 graph,
                 list(inputs),

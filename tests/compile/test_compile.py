@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given, settings
 
 from ftrain.core import tree
@@ -225,3 +227,15 @@ def test_parameters_are_taken_under_no_grad():
         assert compiled(weight).tolist() == [2.0, 2.0]
         assert compiled(torch.ones(2)).tolist() == [2.0, 2.0]
     assert compiled.n_compiles == 1
+
+
+@pytest.mark.inductor
+def test_machine_code_is_made_without_a_change_of_the_recursion_limit() -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1500)  # inductor raises it to 2,000
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True):
+            compile(lambda x: x * 3)(torch.ones(2))
+        assert sys.getrecursionlimit() == 1500
+    finally:
+        sys.setrecursionlimit(before)
