@@ -24,8 +24,8 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
     and only on the side of a `cond` that is taken. Lines come in the order of the calls, except that
     machine code may run loops and branches that do not depend on each other in another order. Under
     `torch.vmap` each row prints a line. It takes no part in gradients, and changes no bits of the
-    results. A function that runs again prints again: a checkpointed region in the backward pass, and a
-    step that is compiled and also called. On an accelerator, each line waits for the device.
+    results. A checkpointed region prints again in the backward pass, which runs it again. On an
+    accelerator, each line waits for the device.
 
     Args:
         text: a format string as for `str.format`: `"step {}, loss {loss:.3f}"`.
@@ -34,7 +34,8 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
 
     Raises:
         TypeError: `text` is not a string.
-        ValueError: `text` names an argument that is missing.
+        ValueError: `text` names an argument that is missing, or has a specification that does not fit
+            its argument: `{:.2f}` for a tensor with axes. Raised at the call, compiled or not.
 
     >>> import ftrain
     >>> double = ftrain.compile(lambda x: ftrain.debug.print("x = {x:.1f}", x=x) or 2 * x)
@@ -60,31 +61,62 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
 
 
 class _AnyValue:
-    """Value that fits every field of a format string."""
+    """Stand-in for a tensor without a value, in the check of a format string."""
 
     def __format__(self, spec: str) -> str:
         return ""
 
     def __getattr__(self, name: str) -> _AnyValue:
-        return self
+        return _AnyValue()
 
     def __getitem__(self, key: Any) -> _AnyValue:
-        return self
+        return _AnyValue()
+
+
+class _Array(_AnyValue):
+    """Stand-in for a tensor with axes, which no format specification fits."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = tuple(shape)
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise ValueError(
+                f"the specification {spec!r} needs a 0-d tensor, got shape {self.shape}"
+            )
+        return ""
+
+
+class _Number(_AnyValue):
+    """Stand-in for a 0-d tensor, which formats as its number."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.number = 0j if dtype.is_complex else 0.0 if dtype.is_floating_point else 0
+
+    def __format__(self, spec: str) -> str:
+        return format(self.number, spec)
+
+
+def _stand_in(leaf: Any) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return _Array(leaf.shape) if leaf.ndim else _Number(leaf.dtype)
 
 
 def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise unless the text formats these arguments; a graph that is traced formats them much later."""
     if not isinstance(text, str):
         raise TypeError(
             f"ftrain.debug.print expected a format string, got {type(text).__name__}. Write "
             'ftrain.debug.print("{}", x).'
         )
+    args, kwargs = tree.map(_stand_in, (args, kwargs))
     try:
-        string.Formatter().vformat(
-            text, [_AnyValue() for _ in args], {name: _AnyValue() for name in kwargs}
-        )
-    except (IndexError, KeyError, ValueError) as error:
+        string.Formatter().vformat(text, args, kwargs)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         given = f"{len(args)} positional" + "".join(f", {name!r}" for name in kwargs)
         raise ValueError(
-            f"ftrain.debug.print cannot format {text!r}: expected an argument for each field, got "
-            f"{given} ({error}). Write literal braces as {{{{ and }}}}."
+            f"ftrain.debug.print cannot format {text!r}: expected an argument for each field, and a "
+            f"specification that fits it, got {given} ({error}). Write literal braces as {{{{ and "
+            "}}, and format the numbers of a tensor with axes one by one."
         ) from error

@@ -182,7 +182,10 @@ def test_a_line_of_eager_code_is_forgotten_once_printed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [("{} {}", ValueError), ("{x}", ValueError), ("{", ValueError), (ROW, TypeError)],
+    [
+        *((text, ValueError) for text in ("{} {}", "{x}", "{", "{:.2f}", "{!r:d}")),
+        (ROW, TypeError),
+    ],
 )
 def test_a_format_that_does_not_fit_is_refused_when_it_is_traced(text: Any, error: type) -> None:
     def fn(x: Tensor) -> Tensor:
@@ -192,3 +195,28 @@ def test_a_format_that_does_not_fit_is_refused_when_it_is_traced(text: Any, erro
     for each in (fn, ftrain.compile(fn, backend="eager")):
         with pytest.raises(error, match=r"ftrain\.debug\.print"):
             each(ROW)
+
+
+@pytest.mark.parametrize("spec", ["", ".2f", ">8", "d", "s", "%", "zzz", ",.3e"])
+@pytest.mark.parametrize("value", [1.5, 3, True, 1 + 2j])
+def test_a_specification_is_refused_in_a_trace_exactly_if_it_does_not_fit(
+    spec: str, value: complex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fn(x: Tensor) -> Tensor:
+        show(f"x {{:{spec}}} {{x[0]:{spec}}}", x, x=[x])
+        return x + 1
+
+    def outcome(fn: Callable[[Tensor], Tensor]) -> str:
+        try:
+            fn(torch.tensor(value))
+        except ValueError as error:
+            assert "ftrain.debug.print" in str(error)
+            return "refused"
+        return capsys.readouterr().out
+
+    x = torch.tensor(value)
+    try:
+        expected = f"x {x:{spec}} {x:{spec}}\n"
+    except (TypeError, ValueError):
+        expected = "refused"
+    assert outcome(fn) == outcome(ftrain.compile(fn, backend="eager")) == expected
