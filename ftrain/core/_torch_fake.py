@@ -33,10 +33,11 @@ def fake_kernels() -> Iterator[None]:
             known.pop(operator, None)
         for operator in whole:
             meta_table.pop(operator, None)
+        _forget(added)
 
 
 def _forget(operators: Any) -> None:
-    """Drop what torch remembers of calls outside: its memory of results is one for all fake modes."""
+    """Drop the cached results of these operators: torch has one cache for all fake modes."""
     cache: dict[Any, Any] = getattr(fake_tensor.FakeTensorMode, "cache", {})
     for key in [key for key in cache if key.key[0] in operators]:
         cache.pop(key, None)

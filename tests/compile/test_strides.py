@@ -67,3 +67,15 @@ def test_a_batch_norm_of_a_transposed_batch_has_its_eager_strides_in_a_trace() -
     (found, strides), (expected, expected_strides) = compile(normed, backend="eager")(x), normed(x)
     assert strides == expected_strides
     assert same_bytes(found, expected)
+
+
+def test_kernels_for_a_trace_leave_nothing_in_torchs_cache() -> None:
+    def results() -> list:
+        operators = _torch_fake._kernels()
+        return [key for key in torch._subclasses.FakeTensorMode.cache if key.key[0] in operators]
+
+    def normed(x: torch.Tensor) -> torch.Tensor:
+        return (F.batch_norm(x, None, None, training=True) * x).sum()
+
+    compile(value_and_grad(normed), backend="eager")(torch.randn(5, 4, 3).mT)
+    assert not results()
