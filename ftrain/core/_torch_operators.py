@@ -15,6 +15,8 @@ from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
+from ftrain.core._bodies import own_memory
+
 __all__ = ["cond_operator", "scan_operator", "while_loop_operator"]
 
 
@@ -31,8 +33,8 @@ def scan_operator(
     with warnings.catch_warnings():
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        captured = _apart(captured)
-        return list(scan_op(body, _apart(carry, captured), list(xs), tuple(captured)))
+        carry, captured = _apart(carry, captured)
+        return list(scan_op(body, carry, list(xs), tuple(captured)))
 
 
 def cond_operator(
@@ -42,7 +44,7 @@ def cond_operator(
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Record a branch as one operator (2.4 and later); `torch.cond` would trace its graphs once more."""
-    return list(cond_op(predicate, taken, left, tuple(_apart(operands))))
+    return list(cond_op(predicate, taken, left, tuple(own_memory(list(operands), ()))))
 
 
 def while_loop_operator(
@@ -60,26 +62,19 @@ def while_loop_operator(
         graph.recompile()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        captured = _apart(captured)
-        carry = _apart(carry, captured)
+        carry, captured = _apart(carry, captured)
         return list(while_loop_op(condition, body, tuple(carry), tuple(captured)))
 
 
 def _apart(
-    tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] = ()
-) -> list[torch.Tensor]:
-    """Copy the tensors that share memory with an earlier one, with `others`, or with themselves.
+    carry: Sequence[torch.Tensor], captured: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Copy the tensors that share memory with another one: a carry, rather than a captured tensor.
 
     The operators trace their bodies once more, with the tensors that they are given (2.13: they mean to
     clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places becomes one
     input of that trace: a carry that is captured too would stay as it was at first. Inductor refuses
-    inputs that share memory, and writes an expanded carry wrongly.
+    inputs that share memory.
     """
-    taken = {each.untyped_storage()._cdata for each in others}
-    apart = []
-    for tensor in tensors:
-        storage = tensor.untyped_storage()._cdata
-        dense = torch.empty_like(tensor).stride() == tensor.stride()
-        apart.append(tensor if dense and storage not in taken else tensor.clone())
-        taken.add(storage)
-    return apart
+    apart: list[torch.Tensor] = own_memory(list(captured), ())
+    return own_memory(list(carry), apart), apart

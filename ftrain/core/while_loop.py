@@ -153,8 +153,7 @@ class _Loop:
                     if n_mapped():
                         new = _where(self.goes_on(carry, number), new, carry)
                     lowered = [part for x in tree.leaves(new) for part in lower(x)]
-                # Inductor requires the strides that the carry had on entry.
-                return [*(x.contiguous() for x in lowered), number + 1]
+                return [*lowered, number + 1]
 
             start.append(torch.zeros((), dtype=torch.int64, device=device))
             graphs = [BodyGraph.trace(fn, start) for fn in (condition, body)]
