@@ -28,7 +28,7 @@ from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["entry", "in_transform", "pull_back", "strangers_of"]
+__all__ = ["entry", "pull_back", "strangers_of"]
 
 Run = Callable[[Any], tuple[torch.Tensor, Any]]
 Checked = Callable[[list[torch.Tensor]], tuple[torch.Tensor, Any]]
@@ -57,7 +57,6 @@ def pull_back(
     """
     leaves, treedef = tree.flatten(x)
     _check_leaves(x, leaves)
-
     in_dynamo = torch.compiler.is_dynamo_compiling()
     before = [] if in_dynamo else versions(leaves)
 
@@ -75,14 +74,14 @@ def pull_back(
             raise _independent(name)
         return value, aux
 
-    arguments = checked, leaves, seed, differentiable, strangers, name
     if in_dynamo:
-        value, aux, grads = _by_dynamo(*arguments)
+        value, aux, grads = _by_dynamo(checked, leaves, seed)
     else:
-        by = _by_vjp if in_transform() else _by_autograd
+        by = _by_vjp if _torch.inside_functorch() else _by_autograd
         # Checkpointed regions run plainly under transforms, which allow them no hooks.
         with around_regions(lambda: contextlib.nullcontext):
-            value, aux, grads = by(*arguments)
+            value, aux, found = by(checked, leaves, seed, differentiable, strangers, name)
+        grads = _filled(leaves, found, name)
     return value, aux, tree.unflatten(treedef, grads)
 
 
@@ -109,7 +108,9 @@ def strangers_of(run: Run, x: Any) -> list[torch.Tensor]:
     """Return the leaves that the value of `run(x)` depends on and that `x` does not hold."""
     leaves, treedef = tree.flatten(x)
     with torch.enable_grad():
-        inputs = leaves if in_transform() else [entry(leaf, follow=False) for leaf in leaves]
+        inputs = (
+            leaves if _torch.inside_functorch() else [entry(leaf, follow=False) for leaf in leaves]
+        )
         value, _ = run(tree.unflatten(treedef, inputs))
     return unknown_leaves([innermost(value)], inputs)
 
@@ -121,11 +122,6 @@ def _entries(leaves: list[torch.Tensor], follow: bool) -> list[torch.Tensor]:
     return [entry(leaf, follow) for leaf in leaves]
 
 
-def in_transform() -> bool:
-    """Return True under `torch.vmap`, `torch.func.grad` and the like."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def _by_autograd(
     checked: Checked,
     leaves: list[torch.Tensor],
@@ -133,7 +129,7 @@ def _by_autograd(
     differentiable: bool,
     strangers: list[torch.Tensor] | None,
     name: str,
-) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return _by_autograd(checked, leaves, seed, differentiable, strangers, name)
@@ -167,7 +163,7 @@ def _by_autograd(
     if not keep:
         value = value.detach()
         aux = tree.map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, aux)
-    return value, aux, [_filled(*pair, name) for pair in zip(leaves, grads, strict=True)]
+    return value, aux, grads
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
@@ -182,7 +178,7 @@ def _by_vjp(
     differentiable: bool,
     strangers: list[torch.Tensor] | None,
     name: str,
-) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     outside = torch.is_grad_enabled()
     found = Survey(False, [], [])
 
@@ -216,16 +212,13 @@ def _by_vjp(
         refuse_cuts(found, keep, name)
         with torch.set_grad_enabled(keep), gradient.backward():
             (grads,) = pull(cotangent)
-    return value, aux, [_filled(*pair, name) for pair in zip(leaves, grads, strict=True)]
+    return value, aux, grads
 
 
 def _by_dynamo(
     checked: Checked,
     leaves: list[torch.Tensor],
     seed: Callable[[Any], torch.Tensor] | None,
-    differentiable: bool,
-    strangers: list[torch.Tensor] | None,
-    name: str,
 ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
     """Pull back in a form that Dynamo can trace: only `no_grad` drops the graph; hooks do not run."""
     value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
@@ -259,17 +252,23 @@ def _check_leaves(x: Any, leaves: list[Any]) -> None:
             )
 
 
-def _filled(leaf: torch.Tensor, grad: torch.Tensor | None, name: str) -> torch.Tensor:
-    """Return a gradient with memory: torch has none for some zero derivatives (that of `torch.sgn`)."""
+def _filled(
+    leaves: list[torch.Tensor], grads: Sequence[torch.Tensor | None], name: str
+) -> list[torch.Tensor]:
+    """Return gradients with memory: torch has none for some zero derivatives (that of `torch.sgn`)."""
+    filled = []
     with _torch.unwatched():
-        if grad is None or grad._is_zerotensor():
-            return torch.zeros_like(leaf)
-        if grad.layout != leaf.layout:
-            raise TypeError(
-                f"a gradient of {name} is sparse: expected {leaf.layout}, got {grad.layout}. Create the "
-                "layer with sparse=False (nn.Embedding, nn.EmbeddingBag)."
-            )
-        return grad
+        for leaf, grad in zip(leaves, grads, strict=True):
+            if grad is None or grad._is_zerotensor():
+                filled.append(torch.zeros_like(leaf))
+            elif grad.layout != leaf.layout:
+                raise TypeError(
+                    f"a gradient of {name} is sparse: expected {leaf.layout}, got {grad.layout}. Create "
+                    "the layer with sparse=False (nn.Embedding, nn.EmbeddingBag)."
+                )
+            else:
+                filled.append(grad)
+    return filled
 
 
 def _writes(name: str, line: str = "") -> ImpureFunctionError:

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch.utils import checkpoint as torch_checkpoint
 
+from ftrain.core import _torch
+
 __all__ = ["Again", "around_regions", "contexts_now"]
 
 #: Called when a region starts. Returns a function that makes the context for its recomputation.
@@ -101,7 +103,7 @@ def _install() -> None:
 
     def enter_if_allowed(self: Any) -> Any:
         # `torch.vmap` allows hooks, but a backward pass after its end could not compute the rows again.
-        in_transform = torch._C._functorch.peek_interpreter_stack() is not None
+        in_transform = _torch.inside_functorch() is not None
         refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
         self.is_plain = bool(_active.again) and (in_transform or refusal is not None)
         if self.is_plain:

@@ -46,7 +46,7 @@ def is_transformed() -> bool:
 
     A dual tensor would lose its tangent in one.
     """
-    return _functorch.peek_interpreter_stack() is not None or _torch.is_forward_mode()
+    return _torch.inside_functorch() is not None or _torch.is_forward_mode()
 
 
 def n_mapped() -> int:

@@ -198,9 +198,8 @@ def _run(
             torch.enable_grad(),
             _torch.interning(),
             fake_kernels(),
-            around_regions(
-                lambda: contextlib.nullcontext
-            ),  # under transforms, which allow no hooks
+            # Checkpointed regions run plainly under transforms, which allow them no hooks.
+            around_regions(lambda: contextlib.nullcontext),
             Rewrites(calls),
             mode,
         ):
