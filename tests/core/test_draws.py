@@ -181,7 +181,7 @@ def drawing_elsewhere(draw: Callable[[], Any]) -> Iterator[Callable[[], int]]:
 
 DRAWS = {"torch": lambda: torch.rand(1), "numpy": lambda: np.random.rand(), "python": random.random}
 # A call of `torch.jit` sends no event to the search, so that what another thread draws meanwhile looks
-# like its own; torch's draws are told apart by the operator mode.
+# like its own; the operator mode separates torch's draws.
 MISTAKEN = pytest.mark.xfail(
     strict=False, raises=UnkeyedRandomError, reason="torch.jit hides that it lets other threads run"
 )

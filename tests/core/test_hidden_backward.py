@@ -1,4 +1,4 @@
-"""What the code of a model does in a backward pass is undone after it, or raises."""
+"""State that the code of a model changes in a backward pass: restored after it, or refused."""
 
 from __future__ import annotations
 

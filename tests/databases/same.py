@@ -1,4 +1,4 @@
-"""What the tests of modules and of operators share: the value they differentiate, bytes, a tally."""
+"""Helpers for the tests of modules and of operators: the value to differentiate, bytes, a tally."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weighted_sum(output: Any) -> torch.Tensor:
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """How two tensors differ in dtype, shape or bytes; `None` where they do not."""
+    """Return the difference of two tensors in dtype, shape or bytes; `None` if they are equal."""
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return f"{found.dtype}{list(found.shape)}, not {expected.dtype}{list(expected.shape)}"
     one, two = _bytes(found), _bytes(expected)
@@ -48,7 +48,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
 
 
 def first_difference(found: Any, expected: Any) -> str | None:
-    """Where two lists of tensors first differ; `None` where they do not."""
+    """Return the first difference of two lists of tensors; `None` if they are equal."""
     assert len(found) == len(expected)
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         said = difference(a, b)

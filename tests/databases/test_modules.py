@@ -101,7 +101,7 @@ def case_of(info: Any, given: Any, dtype: torch.dtype, training: bool) -> Case:
 
 
 class Expected(NamedTuple):
-    """What a module itself gives."""
+    """Result of the module itself."""
 
     output: list[torch.Tensor]
     grads: list[torch.Tensor] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ftrain.core.random import _generators
+from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.random import _generators, _watch
 from ftrain.core.random._own_generators import reachable
 
 DRAWS: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -153,3 +155,16 @@ def test_own_generators_are_found_wherever_a_function_reaches_them() -> None:
 def test_global_generators_and_those_of_libraries_are_not_own() -> None:
     assert reachable(lambda: (random.random(), np.random.rand(), torch.rand(1))) == ()
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
+
+
+def test_a_line_that_draws_from_another_generator_is_not_named_beside_a_thread() -> None:
+    idle = threading.Event()
+    thread = threading.Thread(target=idle.wait)
+    thread.start()
+    try:
+        _watch.require_line(lambda: np.random.rand(), _generators.read(), ("torch",))
+        with pytest.raises(UnkeyedRandomError):
+            _watch.require_line(lambda: np.random.rand(), _generators.read(), ("numpy",))
+    finally:
+        idle.set()
+        thread.join()
