@@ -210,8 +210,7 @@ def test_a_specification_is_refused_in_a_trace_exactly_if_it_does_not_fit(
         try:
             fn(torch.tensor(value))
         except ValueError as error:
-            assert "ftrain.debug.print" in str(error)
-            return "refused"
+            return "refused" if "ftrain.debug.print" in str(error) else repr(error)
         return capsys.readouterr().out
 
     x = torch.tensor(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import pytest
@@ -155,3 +156,78 @@ def test_find_reads_fields_by_name() -> None:
 def test_nbytes_counts_shared_storage_once() -> None:
     x = torch.zeros(10)
     assert tree.nbytes({"a": x, "b": x[2:], "c": torch.zeros(3)}) == 40 + 12
+
+
+class Base:
+    __slots__ = ("left",)
+
+
+def declared() -> dict[str, type]:
+    """Return dataclasses with something in the way of building them from their fields alone."""
+
+    @tree.register_dataclass
+    class Plain:
+        left: Any
+        right: Any = 0
+
+    @tree.register_dataclass
+    class Checked:
+        left: Any
+        right: Any
+
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "built", True)
+
+    @tree.register_dataclass
+    class OwnInit:
+        left: Any
+        right: Any
+
+        def __init__(self, left: Any, right: Any) -> None:
+            object.__setattr__(self, "left", left)
+            object.__setattr__(self, "right", right)
+            object.__setattr__(self, "built", True)
+
+    @tree.register_dataclass
+    class Derived:
+        left: Any
+        right: Any
+        built: bool = dataclasses.field(default=True, init=False)
+
+    @tree.register_dataclass
+    class Keywords:
+        left: Any
+        right: Any = dataclasses.field(kw_only=True)
+
+    @tree.register_dataclass
+    class OnSlots(Base):
+        left: Any
+        right: Any
+
+    @tree.register_dataclass
+    class Heir(Checked):  # type: ignore[valid-type, misc]
+        third: Any = 3
+
+    return {
+        cls.__name__: cls for cls in (Plain, Checked, OwnInit, Derived, Keywords, OnSlots, Heir)
+    }
+
+
+DECLARED = declared()
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_rebuilt_dataclass_is_what_its_constructor_makes(name: str) -> None:
+    cls = DECLARED[name]
+    node = cls(left=1, right=2)
+    leaves, structure = tree.flatten(node)
+    for again in (
+        tree.unflatten(structure, leaves),
+        tree.map(lambda leaf: leaf, node),
+        torch_pytree.tree_map(lambda leaf: leaf, node),
+    ):
+        assert type(again) is cls
+        assert again == node
+        assert vars(again) == vars(node)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            again.left = 3
