@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -84,7 +85,14 @@ def fake_mode() -> FakeTensorMode:
     Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
     """
     environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
+    # `copy.deepcopy` of a fake tensor (`nn.TransformerEncoder` copies its layer, inductor a graph with
+    # its constants) would copy the mode, and the weak references to storages that it holds. The copy of
+    # such a reference is freed without having been counted, which corrupts the heap (2.13). Not in a
+    # subclass: torch's rules for higher-order operators are registered for this very class.
+    itself = weakref.ref(mode)
+    mode.__deepcopy__ = lambda memo: itself()  # type: ignore[attr-defined]
+    return mode
 
 
 def is_faking() -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 import ftrain
 
@@ -67,20 +66,3 @@ def test_machine_code_of_gradients_through_nested_loops_is_near_eager_mode() -> 
     compiled = ftrain.compile(pulled)
     for x in (XS, XS - 1):
         torch.testing.assert_close(compiled(x), pulled(x))
-
-
-@pytest.mark.inductor
-def test_a_graph_with_constants_in_its_bodies_is_compiled_without_copies_of_weak_references(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A copy of a weak reference to a storage is freed without having been counted (torch 2.13)."""
-    copied: list[object] = []
-    monkeypatch.setattr(
-        StorageWeakRef, "__deepcopy__", lambda self, memo: copied.append(self), raising=False
-    )
-
-    def fn(p: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return ftrain.cond(p, lambda x: (x, x.sum()), lambda x: (x.flip(0), torch.tensor(3.0)), x)
-
-    assert ftrain.compile(fn)(torch.tensor(False), torch.ones(2))[1] == 3
-    assert not copied

@@ -5,6 +5,7 @@ A trace by execution would record each of them wrongly or not at all.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,6 +90,19 @@ def _class_indices(
     return func(input, target, *args, **kwargs)
 
 
+def _copied(func: Callable[..., Any], tensor: torch.Tensor, memo: dict[int, Any]) -> Any:
+    """Record a deep copy as a clone; torch copies the storage, which a trace cannot record."""
+    is_plain = type(tensor) in (torch.Tensor, _torch.FakeTensor)
+    if id(tensor) in memo or not (tensor.is_leaf and is_plain):
+        return func(tensor, memo)
+    new = memo[id(tensor)] = tensor.detach().clone()
+    if tensor.requires_grad:
+        new.requires_grad_()
+    for name in vars(tensor).keys() - vars(new).keys():
+        setattr(new, name, copy.deepcopy(getattr(tensor, name), memo))
+    return new
+
+
 class _Checked:
     """Placeholder, always true, for a condition that the graph checks when it runs."""
 
@@ -116,5 +130,6 @@ _REWRITES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(KINDS, recurrent_layer),
     **dict.fromkeys((functional.nll_loss, functional.cross_entropy), _class_indices),
     torch.Tensor._is_all_true: _is_all_true,  # its only use in torch is in these checks (2.11 to 2.13)
+    torch.Tensor.__deepcopy__: _copied,
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]  # a getset descriptor
 }
