@@ -39,11 +39,13 @@ class Survey(NamedTuple):
         outside: True if a caller could differentiate by something other than the inputs.
         cuts: nodes at which a derivative ends: the operators have no formula for it.
         once: nodes of custom functions whose backward is marked `once_differentiable`.
+        determinants: nodes of determinants, whose derivative depends on the memory layout of the matrix.
     """
 
-    outside: bool
-    cuts: list[Any]
-    once: list[Any]
+    outside: bool = False
+    cuts: Sequence[Any] = ()
+    once: Sequence[Any] = ()
+    determinants: Sequence[Any] = ()
 
 
 def survey(
@@ -66,7 +68,7 @@ def survey(
     known = {id(leaf) for leaf in inputs}
     seen: set[Any] = {tensor.grad_fn for tensor in ends}
     nodes: list[Any] = []
-    found = Survey(False, [], [])
+    found = Survey(False, [], [], [])
     outside = False
     for tensor in tensors:
         node = tensor.grad_fn
@@ -123,13 +125,15 @@ _ORDINARY: set[type] = set()  # classes of autograd's own nodes that were seen
 _ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
 
-def _sort(node: Any, found: Survey) -> None:
+def _sort(node: Any, found: Any) -> None:
     kind: Any = type(node)
     if issubclass(kind, BackwardCFunction):
         if _is_once(kind._forward_cls):
             found.once.append(node)
     elif node.name() in ("torch::autograd::WarnNotImplemented", "torch::autograd::Error"):
         found.cuts.append(node)
+    elif kind.__name__ in ("LinalgDetBackward0", "LinalgSlogdetBackward0"):
+        found.determinants.append(node)
     elif kind.__name__ != "CppFunction":  # a class for all nodes that have none of their own
         _ORDINARY.add(kind)
 

@@ -23,6 +23,7 @@ from ftrain.core._outside import (
     unknown_leaves,
 )
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_levels import n_mapped
 from ftrain.core._user_line import user_line
 from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
@@ -180,14 +181,14 @@ def _by_vjp(
     name: str,
 ) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     outside = torch.is_grad_enabled()
-    found = Survey(False, [], [])
+    found, is_mapped = Survey(), n_mapped() > 0
 
     def looked_at(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
         nonlocal found
         gradient.begin(zip(inputs, aliases, strict=True))
         gradient.copy_hooks()
         value, aux = checked(inputs)
-        if outside or _is_looked_at(strangers):
+        if outside or is_mapped or _is_looked_at(strangers):
             found = survey([value], inputs)
         return value, aux
 
@@ -210,9 +211,13 @@ def _by_vjp(
             differentiable or requires_grad_outside(value) or requires_grad_outside(cotangent)
         )
         refuse_cuts(found, keep, name)
-        with torch.set_grad_enabled(keep), gradient.backward():
+        # Without grad mode torch solves with the factors of the matrix or of its transpose, as the
+        # layout says; `torch.vmap` shows another one to the backward pass than the forward pass had
+        # (2.13: another gradient for an expanded or sliced stack of matrices).
+        by_formula = keep or (is_mapped and bool(found.determinants))
+        with torch.set_grad_enabled(by_formula), gradient.backward():
             (grads,) = pull(cotangent)
-    return value, aux, grads
+    return value, aux, grads if keep or not by_formula else [grad.detach() for grad in grads]
 
 
 def _by_dynamo(

@@ -18,12 +18,20 @@ from ftrain.core._torch import silent
 from ftrain.core._torch_distributions import without_validation
 
 __all__ = [
+    "FACTORIZED",
     "cpp_compilers",
     "first_run",
     "inductor_compile",
     "is_amd_with_avx512",
     "onednn_product",
 ]
+
+# Operators that return factors of a matrix, or of its transpose if the matrix is contiguous.
+FACTORIZED = (
+    torch.ops.aten._linalg_det.default,
+    torch.ops.aten._linalg_slogdet.default,
+    torch.ops.aten._linalg_solve_ex.default,
+)
 
 _watching = threading.RLock()
 _kept: list[torch.library.Library] = []
@@ -37,6 +45,7 @@ def inductor_compile(
 
     # Our own guard checks sizes and strides before every call: this saves 0.25 µs an input.
     patches = {"size_asserts": False, **config}
+    keep_layouts()
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
 
@@ -66,6 +75,19 @@ def inductor_compile(
     # The artifact's __call__ only forwards to this.
     compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
     return compiled
+
+
+@functools.cache
+def keep_layouts() -> None:
+    """Let inductor keep the layouts of factorized matrices (`add_layout_constraint`, 2.0 and later).
+
+    The derivative that was traced solves with the factors of the matrix or of its transpose, as the
+    layout in the trace says. Inductor chooses layouts of its own: the gradient was another one (2.13).
+    """
+    from torch._inductor import lowering  # noqa: PLC0415  costs a second
+
+    for operator in FACTORIZED:
+        lowering.add_layout_constraint(operator, lowering.constrain_to_fx_strides)
 
 
 def cpp_compilers() -> tuple[str, ...] | None:
