@@ -103,8 +103,21 @@ def is_faking() -> bool:
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """Return the graph of the operators that `fn` runs on fake tensors (`make_fx`, 2.0 and later)."""
     # Errors in the user's code are raised, and need not be logged as well.
+    table = {torch.ops.aten._to_copy.default: _copy_of_zero_sum}
     with silent("torch._subclasses.fake_tensor"):
-        return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
+        return make_fx(fn, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
+
+
+def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
+    """Keep the device of a copy that torch makes where it adds a zero derivative to a tensor.
+
+    Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
+    shape (2.13). Only this call from C++ gives a layout too.
+    """
+    device, layout = kwargs.get("device"), kwargs.get("layout")
+    if device is None or device.type != "meta" or layout is None or x.device.type == "meta":
+        return NotImplemented
+    return torch.ops.aten._to_copy(x, dtype=kwargs["dtype"])
 
 
 def is_recorded(tensor: torch.Tensor) -> bool:

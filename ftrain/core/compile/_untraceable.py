@@ -53,8 +53,9 @@ _OF_TORCH = (
 )
 _FORWARD = (
     "Torch cannot trace every nesting of forward derivatives (2.13: their tangents have other strides "
-    "than their values). Take this one in reverse mode, with ftrain.value_and_grad or torch.func.grad, "
-    "or call the function without ftrain.compile."
+    "than their values). Take this one in reverse mode, with ftrain.value_and_grad or torch.func.grad "
+    "(for torch.func.hessian(f) write torch.func.jacrev(torch.func.jacrev(f))), or call the function "
+    "without ftrain.compile."
 )
 _BY_OPERATOR = {
     "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
@@ -213,8 +214,10 @@ def _remedy(error: BaseException) -> tuple[str, str] | None:
         return None
     if "FakeTensor.__format__" in text:
         return "it formats the value of a tensor", _VALUE
-    if "forward differentiable view operations" in text or (
-        type(error).__name__ == "FakeTensorDeviceMismatchError" and "devices, meta and" in text
+    if (
+        "forward differentiable view operations" in text
+        or "but got meta" in text
+        or (type(error).__name__ == "FakeTensorDeviceMismatchError" and "devices, meta and" in text)
     ):
         return "it takes a derivative in forward mode that torch cannot trace", _FORWARD
     if ".numpy()" in text or "data pointer" in text:
