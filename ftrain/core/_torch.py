@@ -103,9 +103,8 @@ def is_faking() -> bool:
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """Return the graph of the operators that `fn` runs on fake tensors (`make_fx`, 2.0 and later)."""
     # Errors in the user's code are raised, and need not be logged as well.
-    table = {torch.ops.aten._to_copy.default: _copy_of_zero_sum}
     with silent("torch._subclasses.fake_tensor"):
-        return make_fx(fn, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
+        return make_fx(fn, _REWRITTEN, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
 
 def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
@@ -118,6 +117,9 @@ def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
     if device is None or device.type != "meta" or layout is None or x.device.type == "meta":
         return NotImplemented
     return torch.ops.aten._to_copy(x, dtype=kwargs["dtype"])
+
+
+_REWRITTEN = {torch.ops.aten._to_copy.default: _copy_of_zero_sum}
 
 
 def is_recorded(tensor: torch.Tensor) -> bool:
@@ -376,9 +378,8 @@ def aside() -> Iterator[FakeTensorMode]:
 
 def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """Trace inside another trace, whose tensors become constants (2.1 and later)."""
-    return make_fx(fn, tracing_mode="real", _allow_non_fake_inputs=True, _allow_fake_constant=True)(
-        *fakes
-    )
+    options: Any = {"_allow_non_fake_inputs": True, "_allow_fake_constant": True}
+    return make_fx(fn, _REWRITTEN, tracing_mode="real", **options)(*fakes)
 
 
 def nodes_ever(graph: fx.Graph) -> list[fx.Node]:

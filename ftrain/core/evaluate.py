@@ -41,7 +41,8 @@ def evaluation(
         device = _device(state, batch)
         with isolated(device.type):
             out = watch(lambda: _called(bound, eval_fn, policy, where, state, batch), device)
-            return split_loss(out, where)[1]
+            metrics: Metrics = _detached(split_loss(out, where)[1])
+            return metrics
 
     return eval_step
 
@@ -90,14 +91,26 @@ def _device(state: TrainState, batch: Any) -> torch.device:
 def _called(
     bound: Bound, fn: LossFn, policy: Policy, where: str, state: TrainState, batch: Any
 ) -> Any:
-    """Return `fn(module, batch)` in eval mode and the policy's precision, draws keyed."""
-    with random.keyed(state.rng, bound.skeleton.module):
-        cast = policy.cast(batch)
+    """Return `fn(module, batch)` in eval mode and the policy's precision, draws keyed.
+
+    Grad mode is on for derivatives inside (forces of an energy, residuals of a differential equation).
+    No tensor of the state or the batch requires a gradient, so that nothing else is recorded.
+    """
+    # An average is kept in float32, whatever the parameters' precision is.
+    values = policy.cast((state.params, state.buffers, batch))
+    params, buffers, batch = _detached(values)
+    with random.keyed(state.rng, bound.skeleton.module), torch.enable_grad():
         out, _ = bound.call(
-            lambda module: call_loss(fn, module, cast, policy, state.step.device.type, where),
-            # An average is kept in float32, whatever the parameters' precision is.
-            policy.cast(state.params),
-            policy.cast(state.buffers),
+            lambda module: call_loss(fn, module, batch, policy, state.step.device.type, where),
+            params,
+            buffers,
             False,
         )
         return out
+
+
+def _detached(values: Any) -> Any:
+    """Detach the tensors of a tree; one without tensors to detach is returned as it is."""
+    if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree.leaves(values)):
+        return values
+    return tree.map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, values)

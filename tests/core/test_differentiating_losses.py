@@ -12,6 +12,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
+from ftrain.core.evaluate import prediction
 from tests.core.differences import MODES, assert_derivative, is_close, run
 
 
@@ -100,6 +101,43 @@ class _Loss(nn.Module):
     def forward(self, batch: Any) -> torch.Tensor:
         result: torch.Tensor = self.loss_fn(self.model, batch)
         return result
+
+
+@MODES
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_losses_that_differentiate_inside_evaluate(loss_fn: Any, mode: str) -> None:
+    init_state, train_step, eval_step = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
+    state = init_state(0)
+    with torch.no_grad():
+        needy = state.replace(params=tree.map(lambda p: p.clone().requires_grad_(), state.params))
+        metrics = [run(eval_step, mode)(each, BATCH) for each in (state, needy)]
+    testing.assert_same_bits(*metrics)
+    assert not metrics[0]["loss"].requires_grad
+    assert is_close(metrics[0]["loss"], train_step(state, BATCH)[1]["loss"])
+
+
+@MODES
+def test_a_model_that_differentiates_inside_predicts(mode: str) -> None:
+    class Forces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.detach().requires_grad_()
+            return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=self.training)[0]
+
+    loss_fn = lambda model, batch: F.mse_loss(model(batch["x"]), batch["y"])  # noqa: E731
+    state = ftrain.make_steps(Forces, loss_fn, optim.sgd(0.1)).init_state(0)
+    found = run(prediction(Forces), mode)(state, BATCH["x"])
+    energy = lambda x: net_at(state.params, x).sum()  # noqa: E731
+    assert is_close(found, -ftrain.value_and_grad(energy)(BATCH["x"])[1])
+
+
+def net_at(params: Any, x: torch.Tensor) -> torch.Tensor:
+    values = {name.removeprefix("energy."): value for name, value in params.items()}
+    result: torch.Tensor = torch.func.functional_call(net(), values, (x,))
+    return result
 
 
 @MODES
