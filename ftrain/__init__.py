@@ -7,7 +7,7 @@ Training is three pure functions over one immutable state:
     eval_step(state, batch) -> metrics
 
 Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`. The
-packages `checkpoint`, `config`, `data`, `loop`, `optim` and `testing` are imported at their first use.
+packages (`checkpoint`, `config`, `data`, `loop`, `optim`, `tasks`, `testing`) are imported at first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from ftrain import data as data
     from ftrain import loop as loop
     from ftrain import optim as optim
+    from ftrain import tasks as tasks
     from ftrain import testing as testing
     from ftrain._public import *  # noqa: F403
     from ftrain._public import __all__ as __all__
 else:
-    _PACKAGES = ("checkpoint", "config", "data", "loop", "optim", "testing")
+    _PACKAGES = ("checkpoint", "config", "data", "loop", "optim", "tasks", "testing")
 
     def __getattr__(name: str) -> Any:
         """Import a public name or package at its first use: `ftrain --help` does not wait for torch."""

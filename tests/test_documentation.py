@@ -22,12 +22,14 @@ ROOMS = [
     "ftrain.core.errors",
     "ftrain.optim",
     "ftrain.data",
+    "ftrain.data.sources",
     "ftrain.checkpoint",
     "ftrain.loop",
     "ftrain.loop.callbacks",
     "ftrain.loop.finders",
     "ftrain.loop.plots",
     "ftrain.config",
+    "ftrain.tasks",
     "ftrain.testing",
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftrain import checkpoint
-from ftrain.config import fitted
+from ftrain.config import _data_json
 from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
 from ftrain.config.run import environment
@@ -46,7 +46,7 @@ def evaluate(
     """
     path = checkpoint_of(config, folder, which)
     with environment(config):
-        learnt = fitted.kept(config, folder)
+        learnt = _data_json.stored(config, folder).fitted
         parts = build(config, fitted=learnt, evaluation=True)
         _check(parts, folder, learnt)
         if parts.held_out is None:
@@ -69,11 +69,11 @@ def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> Non
     """Raise unless the data were held out and are scaled as in training."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
-    if (says := fitted.lost(parts, folder, learnt)) is not None:
+    if (says := _data_json.missing_warning(parts, folder, learnt)) is not None:
         print(says, file=sys.stderr)
     if not typed and not isinstance(config.data.held_out, str):
         remedy = "Put the former file back; or evaluate on all that is in a file: data.path=FILE"
-        fitted.check_unchanged(parts, learnt, remedy)
+        _data_json.check_unchanged(parts, learnt, remedy)
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:

@@ -1,6 +1,6 @@
 """Batches from a data function, with a part held out and fitted preprocessing applied.
 
-Read next: `sources/`, the functions; `fitted.py`, which stores what they fit.
+Read next: `ftrain/data/sources/`, the functions; `_data_json.py`, which stores what they fit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ftrain.config._made import made
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config
-from ftrain.config.sources import Data
+from ftrain.data.sources import Data
 
 __all__ = ["load_data", "loaders"]
 

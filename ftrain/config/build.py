@@ -22,16 +22,16 @@ from ftrain import optim
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
 from ftrain.config.errors import ConfigError, did_you_mean
-from ftrain.config.losses import binary_cross_entropy
 from ftrain.config.resolve import Resolved, Target, reference, resolve, run_length
 from ftrain.config.schema import Config
-from ftrain.config.sources import Data
 from ftrain.core import tree
 from ftrain.core.functional import bind
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps
+from ftrain.data.sources import Data
 from ftrain.loop import Trainer
 from ftrain.loop.callbacks import GradientMonitor, monitored_steps
+from ftrain.tasks import binary_cross_entropy
 
 __all__ = ["Parts", "build"]
 

@@ -30,13 +30,13 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 #: By kind and name: the component, or its import path, so that it is imported only when used.
 _REGISTERED: dict[Kind, dict[str, Any]] = {
-    "model": {"mlp": "ftrain.config.models:mlp"},
+    "model": {"mlp": "ftrain.tasks:mlp"},
     "data": {
-        name: f"ftrain.config.sources:{name}"
+        name: f"ftrain.data.sources:{name}"
         for name in ("arrays", "csv", "digits", "images", "text")
     },
     "loss": {
-        name: f"ftrain.config.losses:{name}"
+        name: f"ftrain.tasks:{name}"
         for name in ("binary_cross_entropy", "cross_entropy", "mse", "next_token")
     },
     "optimizer": {},

@@ -25,12 +25,13 @@ from typing import Any
 import torch
 
 from ftrain.checkpoint import Lock, Store
-from ftrain.config import _watchers, fitted
+from ftrain.config import _data_json, _watchers
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.core.compile import check_compiler
+from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, Trainer
 from ftrain.loop.callbacks import _lines
 from ftrain.loop.callbacks._monitor import UnknownMetricError
@@ -49,7 +50,7 @@ _ANEW = (
 #: What a run writes into its directory.
 FILES = (
     "config.yaml",
-    fitted.FILE,
+    FILE,
     "metrics.jsonl",
     "metrics.csv",
     "train.log",
@@ -150,15 +151,15 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         with environment(config):
             learnt = _learnt(config, folder) if resume else None
             parts = build(config, folder, fitted=learnt)
-            fitted.check_unchanged(parts, learnt or {}, _ANEW.format(config.folder))
-            if (says := fitted.lost(parts, folder, learnt)) is not None:
+            _data_json.check_unchanged(parts, learnt or {}, _ANEW.format(config.folder))
+            if (says := _data_json.missing_warning(parts, folder, learnt)) is not None:
                 warnings.warn(says, stacklevel=2)
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
                 check_compiler()
             callbacks = _watchers.watchers(parts, folder)
         written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
-        if (content := fitted.content(parts)) is not None:
-            written[fitted.FILE] = content
+        if (content := _data_json.content(parts)) is not None:
+            written[FILE] = content
         with _usable(config, folder):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_alone(config, folder))
@@ -271,7 +272,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
 def _learnt(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
     """Return the fitted preprocessing of a resumed run; `None` for a new one."""
     begun = any((folder / "checkpoints").glob("step-*"))
-    return fitted.kept(config, folder) if begun else None
+    return _data_json.stored(config, folder).fitted if begun else None
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:

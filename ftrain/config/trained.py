@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ftrain import checkpoint as checkpoints
-from ftrain.config import fitted as learning
+from ftrain.config import _data_json
 from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config, run_folder
@@ -128,9 +128,12 @@ def load_run(
     config = run_config(folder, overrides)
     path = checkpoint_of(config, folder, os.fspath(checkpoint))
     with environment(config):
-        fitted, facts = learning.kept(config, folder), learning.told(folder)
+        _, fitted, facts = _data_json.stored(config, folder)
         parts = build(config, fitted=fitted, evaluation=True, facts=facts)
-        if facts is None and (says := learning.lost(parts, folder, fitted)) is not None:
+        if (
+            facts is None
+            and (says := _data_json.missing_warning(parts, folder, fitted)) is not None
+        ):
             print(says, file=sys.stderr)
         with warnings.catch_warnings():  # without further training, other bits do not matter
             warnings.simplefilter("ignore", checkpoints.DeterminismWarning)

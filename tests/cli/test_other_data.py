@@ -135,9 +135,13 @@ def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> 
     said = refused(capsys, "train", "pets.yaml", "data.held_out=none.csv")
     assert "'none.csv' is sought in the current directory" in said
     (project / "run/data.json").write_text('{"source": "csv"')
-    assert "run/data.json: this is not what a run wrote" in refused(capsys, "eval", "run")
+    assert "run/data.json: the file was changed after the run wrote it" in refused(
+        capsys, "eval", "run"
+    )
     (project / "run/data.json").write_text('{"source": "text", "fitted": {"alphabet": "ab"}}')
-    assert "the run has learnt from text" in refused(capsys, "resume", "run")
+    assert "expected text, whose preprocessing this run has fitted" in refused(
+        capsys, "resume", "run"
+    )
 
 
 def test_training_data_that_have_changed(project: pathlib.Path, capsys: Captured) -> None:
@@ -145,14 +149,14 @@ def test_training_data_that_have_changed(project: pathlib.Path, capsys: Captured
     write(project / "pets.csv", changed[:44])
     for command in ("resume", "eval"):
         said = refused(capsys, command, "run")
-        assert "these are not the training data that the run has learnt from" in said
-        assert "rows: 36 then, 33 now" in said
+        assert "the training data have changed since the run fitted them" in said
+        assert "rows: expected 36, got 33" in said
         assert "columns.size.mean: " in said
     assert "evaluate on all that is in a file: data.path=FILE" in said
     assert evaluated(capsys, "data.path=pets.csv")[0] == 44
     write(project / "pets.csv", [[*row[:3], "bee"] if row[3] == "cat" else row for row in rows()])
     said = refused(capsys, "resume", "run", "epochs=3")
-    assert "sha256: the contents are others" in said
+    assert "sha256: the contents differ" in said
     assert "columns" not in said
     write(project / "pets.csv", rows())
     before = (project / "run/data.json").read_bytes()
@@ -166,8 +170,8 @@ def test_a_run_that_kept_nothing(project: pathlib.Path, capsys: Captured) -> Non
     assert evaluated(capsys) == own
     write(project / "new.csv", rows()[:24])
     assert main(["eval", "run", "data.path=new.csv"]) == 0
-    assert "run has no data.json: " in capsys.readouterr().err
-    with pytest.warns(UserWarning, match=r"run has no data.json: "):
+    assert "run has no data.json, " in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"run has no data.json, "):
         assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
     assert (project / "run/data.json").is_file()
 
@@ -201,7 +205,7 @@ def test_a_function_of_ones_own_gets_what_it_has_learnt(
     (project / "own_source.py").write_text(
         "import pathlib, torch\n"
         "from ftrain import data\n"
-        "from ftrain.config.sources import Data\n"
+        "from ftrain.data.sources import Data\n"
         "def pets(path: pathlib.Path, fitted=None):\n"
         "    found = data.csv(path, columns=['size', 'weight'], target='weight')\n"
         "    mean = fitted['mean'] if fitted else float(found['x'].mean())\n"

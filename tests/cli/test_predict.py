@@ -134,7 +134,7 @@ def test_what_is_not_predicted(
         return capsys.readouterr().err
 
     price = f"{project}/price"
-    assert "say which rows, on the command line: data.path=new.csv" in refused(price)
+    assert "expected the rows on the command line. Write data.path=new.csv" in refused(price)
     assert "there is no file" in refused(price, "data.path=nowhere.csv")
     assert "the run has learnt with 'price'" in refused(
         price, "data.path=new.csv", "data.target=id"
@@ -153,7 +153,7 @@ def test_what_is_not_predicted(
     source = f"{project}/run.yaml"
     assert main(["train", source, *config, "data=digits", "output_dir=digits"]) == 0
     capsys.readouterr()
-    assert "predict reads tables (data: csv), and this run's data is digits" in refused("digits")
+    assert "data.name: expected csv, got digits" in refused("digits")
     two = ["model.outputs=2", "loss={name: model.py:loss_fn}"]
     (tmp_path / "model.py").write_text(
         "def loss_fn(model, batch): return model(batch['x']).square().mean()\n"
@@ -162,4 +162,4 @@ def test_what_is_not_predicted(
     capsys.readouterr()
     (tmp_path / "new.csv").write_text("colour,size\nred,1\n")
     said = refused("two", "data.path=new.csv")
-    assert "predict wants one number a row, and the model gives (2,) a row" in said
+    assert "expected one number a row, got shape (2,) a row" in said

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftrain.config import sources
 from ftrain.core.errors import DataError
+from ftrain.data import sources
 from ftrain.testing import assert_same_bits
 from tests.config.test_build import built, said
 from tests.config.test_fitted import as_json, write

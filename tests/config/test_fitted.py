@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftrain import data
-from ftrain.config import ConfigError, load, sources
+from ftrain.config import ConfigError, load
+from ftrain.config._data_json import stored
 from ftrain.config.build import build
-from ftrain.config.fitted import kept
 from ftrain.core.errors import DataError
+from ftrain.data import sources
 from ftrain.testing import assert_same_bits
 from tests.config.test_build import built, said, user_file
 
@@ -304,7 +305,7 @@ def test_a_file_of_held_out_samples_is_sought_as_any_other(tmp_path: pathlib.Pat
 
 def test_what_is_learnt_must_be_json(tmp_path: pathlib.Path) -> None:
     content = (
-        "from ftrain.config.sources import Data\n"
+        "from ftrain.data.sources import Data\n"
         "def data(): return Data({'x': torch.ones(9, 3)}, fitted={'mean': torch.ones(3)})\n"
     )
     name = user_file(tmp_path, content)
@@ -340,8 +341,8 @@ def test_what_is_no_longer_what_was_learnt_says_so(tmp_path: pathlib.Path, damag
 def test_a_file_that_no_run_wrote(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "data.json").write_text(text)
     config = load({"model": "mlp", "data": "csv", "epochs": 1})
-    with pytest.raises(ConfigError, match="this is not what a run wrote"):
-        kept(config, tmp_path)
+    with pytest.raises(ConfigError, match="the file was changed after the run wrote it"):
+        stored(config, tmp_path)
 
 
 def test_nothing_is_held_out_where_that_is_said(tmp_path: pathlib.Path) -> None:

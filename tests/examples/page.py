@@ -46,10 +46,7 @@ def name_table() -> str:
 def _built_in(kind: registry.Kind) -> dict[str, Any]:
     """What ftrain itself registers; other tests of this process may have added to it."""
     found = {n: registry.find(kind, n, pathlib.Path(), "", "") for n in registry.names(kind)}
-    rooms = tuple(
-        f"ftrain.{room}." for room in ("config.models", "config.sources", "config.losses")
-    )
-    rooms += ("ftrain.optim.", "ftrain.loop.")
+    rooms = ("ftrain.tasks.", "ftrain.data.", "ftrain.optim.", "ftrain.loop.")
     return {n: one for n, one in found.items() if f"{one.__module__}.".startswith(rooms)}
 
 

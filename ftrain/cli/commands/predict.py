@@ -36,10 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print or write the predictions."""
     folder = run_folder(options.run)
-    from ftrain.config.predictions import predictions  # noqa: PLC0415  # imports torch: after the run is found
+    from ftrain.cli.predict import predict  # noqa: PLC0415  # imports torch: after the run is found
     from ftrain.config.trained import load_run  # noqa: PLC0415
 
-    found = predictions(load_run(folder, options.checkpoint, options.overrides))
+    found = predict(load_run(folder, options.checkpoint, options.overrides))
     text = _csv(found)
     if options.out is None:
         print(text, end="")

@@ -5,12 +5,12 @@ A source that fits preprocessing on its training data (the scale of a column, th
 an alphabet) returns it as `Data.fitted`, and takes it as its argument `fitted`: the run stores it,
 and data read later are transformed by it.
 
-Read next: `table.py`, which fits most; `ftrain/data/`, which reads the files.
+Read next: `table.py`, which fits most.
 """
 
-from ftrain.config.sources._data import Data
-from ftrain.config.sources.arrays import arrays, digits, images
-from ftrain.config.sources.table import csv
-from ftrain.config.sources.text import text
+from ftrain.data.sources._data import Data
+from ftrain.data.sources.arrays import arrays, digits, images
+from ftrain.data.sources.table import csv, csv_inputs
+from ftrain.data.sources.text import text
 
-__all__ = ["Data", "arrays", "csv", "digits", "images", "text"]
+__all__ = ["Data", "arrays", "csv", "csv_inputs", "digits", "images", "text"]

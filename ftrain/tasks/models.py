@@ -1,6 +1,6 @@
 """Models by name, to try data and settings on.
 
-Read next: `sources.py`, the data; `losses.py`.
+Read next: `losses.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pathlib
 import torch
 
 from ftrain import data
-from ftrain.config.sources._data import Data, Fitted, sha256
+from ftrain.data.sources._data import Data, Fitted, sha256
 
 __all__ = ["text"]
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ftrain.config import losses
 from ftrain.core.metrics import Mean
+from ftrain.tasks import losses
 
 KINDS: dict[str, Any] = {
     "cross_entropy": lambda out, y: F.cross_entropy(out, y),

@@ -10,8 +10,8 @@ import pathlib
 import torch
 
 from ftrain import data
-from ftrain.config.sources._data import Data, Fitted, Share, parted, sha256
 from ftrain.core.errors import DataError
+from ftrain.data.sources._data import Data, Fitted, Share, parted, sha256
 
 __all__ = ["arrays", "digits", "images"]
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ftrain.config.sources._data import Data, Fitted, Share, parted, sha256
 from ftrain.core.errors import DataError
+from ftrain.data.sources._data import Data, Fitted, Share, parted, sha256
 from ftrain.data.table import Column, Table, absent, respelled
 
-__all__ = ["csv"]
+__all__ = ["csv", "csv_inputs"]
 
 #: What is known of a column: `one_of` which words, `classes`; `mean` and `scale` if it is standardized.
 Known = Mapping[str, Any]
@@ -70,8 +70,7 @@ def csv(
         a word), and `classes` (their number) and `names`; or, for a standardized target, `target_mean`
         and `target_scale`.
     """
-    # `predictions.py` passes a table that was read already: the rows to predict.
-    whole = path if isinstance(path, Table) else Table.read(path, delimiter, spelled=_key)
+    whole = Table.read(path, delimiter, spelled=_key)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
         known = fitted
@@ -92,7 +91,7 @@ def csv(
     if missing == "mean":
         if not fitted:
             _check_means(whole, train["x"], names)
-        train, rest = (part and _filled(part, used) for part in (train, rest))
+        train, rest = (part and {**part, "x": _filled(part["x"], used)} for part in (train, rest))
     goal = used["target"]
     facts: dict[str, Any] = {"features": len(names), "columns": names}
     if "classes" in goal:
@@ -101,6 +100,31 @@ def csv(
         facts |= {"target_mean": goal["mean"], "target_scale": goal["scale"]}
     held = None if rest is None else _scaled(rest, used)
     return Data(_scaled(train, used), held, facts, fitted=learnt)
+
+
+def csv_inputs(
+    path: pathlib.Path,
+    target: str,
+    held_out: Share | pathlib.Path = 0.2,
+    classes: bool | None = None,
+    columns: list[str] | None = None,
+    standardize: bool = True,
+    missing: float | Literal["mean"] | None = None,
+    delimiter: str = ",",
+    fitted: Fitted = None,
+) -> Tensor:
+    """Return the rows of a table as `x` of `csv`, without its target, whose column may be missing.
+
+    The arguments are those of `csv`; `fitted` must hold what a run has fitted, and `held_out` is unused.
+    """
+    if not fitted:
+        raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run anew")
+    _check_same(fitted, target, columns, classes, standardize)
+    table = Table.read(path, delimiter, spelled=_key)
+    x = _inputs(table, fitted, math.nan if missing == "mean" else missing)
+    if missing == "mean":
+        x = _filled(x, fitted)
+    return _scaled_inputs(x, fitted)
 
 
 def _key(name: str, value: str) -> str:
@@ -225,14 +249,18 @@ def _features(known: Known) -> list[str]:
 def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
     """Return `x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, in the table's own units."""
     goal = known["target"]
+    x = _inputs(table, known, missing)
+    return {"x": x, "y": _values(table.column(goal["name"], target=True), goal.get("classes"))}
+
+
+def _inputs(table: Table, known: Known, missing: float | None) -> Tensor:
     features = []
     for name, one in known["columns"].items():
         words = one.get("one_of")
         values = _values(table.column(name, missing), words)
         each = values[:, None] if words is None else one_hot(values, len(words))
         features.append(each.double())
-    y = _values(table.column(goal["name"], target=True), goal.get("classes"))
-    return {"x": torch.cat(features, dim=1), "y": y}
+    return torch.cat(features, dim=1)
 
 
 def _values(column: Column, words: list[str] | None) -> Tensor:
@@ -292,7 +320,7 @@ def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
             )
 
 
-def _filled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
+def _filled(x: Tensor, used: Known) -> Tensor:
     """Replace missing numbers by the means of the training rows."""
     means = []
     for name, one in used["columns"].items():
@@ -302,8 +330,7 @@ def _filled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
                 "run"
             )
         means += [one.get("mean", 0.0)] * _width(one)
-    x = part["x"]
-    return {**part, "x": torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)}
+    return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)
 
 
 def _moments(column: Tensor) -> dict[str, float]:
@@ -320,20 +347,27 @@ def _moments(column: Tensor) -> dict[str, float]:
 
 
 def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
-    """Return the model's input: float32, standardized."""
+    """Return `x` and `y` as the model is trained on: standardized, numbers in float32."""
+    y, goal = part["y"], used["target"]
+    if "classes" not in goal:
+        y = (y - goal.get("mean", 0.0)) / goal.get("scale", 1.0)
+        y = _to_float32([goal["name"]], y[:, None])[:, 0]
+    return {"x": _scaled_inputs(part["x"], used), "y": y}
+
+
+def _scaled_inputs(x: Tensor, used: Known) -> Tensor:
     columns = [one for one in used["columns"].values() for _ in range(_width(one))]
     columns = [one if "scale" in one else {} for one in columns]
     mean, scale = (
         torch.tensor([one.get(key, default) for one in columns], dtype=torch.float64)
         for key, default in (("mean", 0.0), ("scale", 1.0))
     )
-    x, y = (part["x"] - mean) / scale, part["y"]
-    if "classes" not in used["target"]:
-        y = (y - used["target"].get("mean", 0.0)) / used["target"].get("scale", 1.0)
-        y = y.to(torch.float32)
-    x = x.to(torch.float32)
-    names = [*_features(used), used["target"]["name"]]
-    for name, values in zip(names, (*x.unbind(1), y), strict=True):
-        if bool(values.isinf().any()):
+    return _to_float32(_features(used), (x - mean) / scale)
+
+
+def _to_float32(names: list[str], values: Tensor) -> Tensor:
+    found = values.to(torch.float32)
+    for name, infinite in zip(names, found.isinf().any(0).tolist(), strict=True):
+        if infinite:
             raise DataError(f"the column {name!r} has numbers that are too large for float32")
-    return {"x": x, "y": y}
+    return found

@@ -1,0 +1,86 @@
+"""The `data.json` of a run directory, compared with the data that a configuration names.
+
+Read next: `ftrain/data/fitted.py`, which reads and writes the file.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain.config.build import Parts
+from ftrain.config.errors import ConfigError
+from ftrain.config.schema import Config
+from ftrain.core.errors import DataError
+from ftrain.data import fitted
+
+__all__ = ["check_unchanged", "content", "missing_warning", "stored"]
+
+#: Differences that are listed.
+_LISTED = 6
+
+
+def content(parts: Parts) -> str | None:
+    """Return the content of `data.json`; `None` if the data source fits nothing."""
+    if parts.fitted is None:
+        return None
+    return fitted.to_json(fitted.Stored(_source(parts.config), parts.fitted, parts.facts))
+
+
+def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
+    """Return the stored preprocessing and facts of a run; empty and `None` if it has no file.
+
+    Raises:
+        ConfigError: the file is damaged, or of another data function.
+    """
+    path = folder / fitted.FILE
+    try:
+        found = fitted.read(path)
+    except DataError as error:
+        raise ConfigError.at("", path, str(error)) from None
+    source = _source(config)
+    if found is None:
+        return fitted.Stored(source, {}, None)
+    if found.source != source:
+        raise ConfigError.at(
+            "data.name",
+            config.places.of(("data", "name")),
+            f"expected {found.source}, whose preprocessing this run has fitted ({path}), got "
+            f"{config.data.name}. Begin a new run",
+        )
+    return found
+
+
+def missing_warning(
+    parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any] | None
+) -> str | None:
+    """Return the warning for a run whose data.json is missing."""
+    if learnt is None or learnt or parts.fitted is None:
+        return None
+    return (
+        f"{folder} has no {fitted.FILE}, so scales, classes or alphabet are fitted on the data read "
+        "now, and a numeric target is not standardized. If the file is lost, restore it"
+    )
+
+
+def check_unchanged(parts: Parts, learnt: Mapping[str, Any], remedy: str) -> None:
+    """Raise if the training data fit other preprocessing than the run's.
+
+    Raises:
+        ConfigError: it lists the differences.
+    """
+    if not learnt or parts.fitted is None:
+        return
+    found = list(fitted.differences(learnt, parts.fitted))
+    if found:
+        config = parts.config
+        more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+        lines = "\n  ".join(["", *found[:_LISTED], *more])
+        says = f"the training data have changed since the run fitted them:{lines}\n{remedy}"
+        raise ConfigError.at("data", config.places.of(("data",)), says)
+
+
+def _source(config: Config) -> str:
+    """Return the function's name, independent of the location of its file."""
+    return config.data.name.rpartition(":")[2]
