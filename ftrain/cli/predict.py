@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ftrain.config._made import made
 from ftrain.config.errors import ConfigError
+from ftrain.config.registry import imported
 from ftrain.config.trained import Trained
-from ftrain.data import sources
 from ftrain.data.fitted import FILE
-from ftrain.tasks import binary_cross_entropy, predictions
+from ftrain.tasks import predictions
 
 __all__ = ["predict"]
 
@@ -32,8 +32,10 @@ def predict(run: Trained) -> dict[str, list[Any]]:
         return ConfigError.at(key, config.places.of(tuple(key.split("."))), message)
 
     in_python = f'In Python, call ftrain.config.load_run("{run.folder}").predict(x)'
-    if target.function is not sources.csv:
-        raise refusal("data.name", f"expected csv, got {config.data.name}. {in_python}")
+    inputs = target.needs.inputs
+    if inputs is None:
+        says = f"expected a table (data: csv), got {config.data.name}. {in_python}"
+        raise refusal("data.name", says)
     if not run.fitted:
         raise refusal("data", f"expected {FILE} in {run.folder}, got none. Train the run anew")
     if not config.places.typed(("data", "path")):
@@ -42,12 +44,12 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             "expected the rows on the command line. Write data.path=new.csv, for instance",
         )
     arguments = {**target.arguments, "fitted": run.fitted}
-    x = made(config, target, lambda: sources.csv_inputs(**arguments))
+    x = made(config, target, lambda: imported(inputs)(**arguments))
     parts = [run.predict(part) for part in x.split(config.eval_batch_size or config.batch_size)]
     if not all(isinstance(part, Tensor) for part in parts):
         kind = type(parts[0]).__name__
         raise refusal("model", f"expected a tensor as output, got {kind}. {in_python}")
-    binary = run.parts.resolved.loss.function is binary_cross_entropy
+    binary = run.parts.resolved.loss.needs.max_classes == 2
     try:
         return predictions(torch.cat(parts), run.fitted["target"], binary=binary)
     except ValueError as error:

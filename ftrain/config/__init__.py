@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftrain.config.errors import ConfigError, Problem
 from ftrain.config.load import load
-from ftrain.config.registry import register
+from ftrain.config.registry import Needs, register
 from ftrain.config.schema import Config
 
 if TYPE_CHECKING:
@@ -31,4 +31,4 @@ else:
         return getattr(trained, name)
 
 
-__all__ = ["Config", "ConfigError", "Problem", "Trained", "load", "load_run", "register"]
+__all__ = ["Config", "ConfigError", "Needs", "Problem", "Trained", "load", "load_run", "register"]

@@ -21,8 +21,10 @@ import torch
 from ftrain import optim
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
-from ftrain.config.errors import ConfigError, did_you_mean
-from ftrain.config.resolve import Resolved, Target, reference, resolve, run_length
+from ftrain.config._places import join
+from ftrain.config.errors import ConfigError, nearest
+from ftrain.config.registry import imported
+from ftrain.config.resolve import Resolved, Target, reference, resolve
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.functional import bind
@@ -30,13 +32,8 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps
 from ftrain.data.sources import Data
 from ftrain.loop import Trainer
-from ftrain.loop.callbacks import GradientMonitor, monitored_steps
-from ftrain.tasks import binary_cross_entropy
 
 __all__ = ["Parts", "build"]
-
-#: The fact by which a loss says errors in the units of the data.
-UNITS = "target_scale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Parts:
 
     def steps_at(self, learning_rate: Any) -> Steps:
         """Return the steps with a constant learning rate, a number or 0-d tensor."""
-        return _steps(self.config, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
+        return _steps(self.resolved, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
 
     def init_state(self) -> TrainState:
         """Return the state before the first step, with the same bits on every device."""
@@ -129,25 +126,25 @@ def build(
     facts = dict(found.facts)
 
     target = resolved.model
-    arguments = _filled(target, facts, config)
+    arguments = _filled(target, facts, resolved)
     model = made(config, target, lambda: bind(lambda: target.function(**arguments)))
-    losses = _filled(resolved.loss, facts, config)
-    if UNITS in facts and resolved.loss.takes(UNITS):
-        losses.setdefault(UNITS, facts[UNITS])
+    losses = _filled(resolved.loss, facts, resolved)
     loss_fn = resolved.loss.function
-    classes = facts.get("classes")
-    if loss_fn is binary_cross_entropy and isinstance(classes, int) and classes > 2:
-        says = (
-            f"binary_cross_entropy is of yes and no, and {config.data.name} has {classes} classes: "
-            "write cross_entropy, and a model that gives as many numbers"
+    most, classes = resolved.loss.needs.max_classes, facts.get("classes")
+    if most is not None and isinstance(classes, int) and classes > most:
+        raise ConfigError.at(
+            "loss",
+            config.places.of(("loss",)),
+            f"{config.loss.name} expects data of at most {most} classes, got {classes} from "
+            f"{config.data.name}. Choose another loss, such as cross_entropy, and a model with as many "
+            "outputs",
         )
-        raise ConfigError.at("loss", config.places.of(("loss",)), says)
     if losses:
         loss_fn = functools.partial(loss_fn, **losses)
     schedule = _schedule(resolved, total, evaluation)
     optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
-        made(config, one, functools.partial(one.function, **_in_run(one, facts, config, folder)))
+        made(config, one, functools.partial(one.function, **_in_run(one, facts, resolved, folder)))
         for one in resolved.callbacks
     )
     return Parts(
@@ -161,7 +158,7 @@ def build(
         model=model,
         loss_fn=loss_fn,
         schedule=schedule,
-        steps=_steps(config, model, loss_fn, optimizer),
+        steps=_steps(resolved, model, loss_fn, optimizer),
         callbacks=callbacks,
         device=device,
     )
@@ -190,10 +187,21 @@ def _total_steps(config: Config, train: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> Steps:
-    make = make_steps
-    if any(one.name == GradientMonitor.__name__ for one in config.callbacks):
-        make = monitored_steps  # bitwise the same steps, with the norms that the callback reads
+def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Steps:
+    config = resolved.config
+    declared = {
+        one.component.name: imported(one.needs.make_steps)
+        for one in resolved.callbacks
+        if one.needs.make_steps is not None
+    }
+    if len({*declared.values()}) > 1:
+        raise ConfigError.at(
+            "callbacks",
+            config.places.of(("callbacks",)),
+            f"expected one callback that replaces make_steps, got {', '.join(declared)}. Remove all but "
+            "one",
+        )
+    make = next(iter(declared.values()), make_steps)
     return make(
         model,
         loss_fn,
@@ -207,7 +215,7 @@ def _steps(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> Steps:
 def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
     """Return the learning-rate schedule; `None` if the rate is constant."""
     config, course = resolved.config, resolved.schedule
-    if course is None or course.function is optim.reduce_on_plateau:
+    if course is None or course.needs.chained:
         return None
     if evaluation:  # the state is the same for every schedule, and the run's length is not known
         return optim.constant(config.optimizer.learning_rate or 0.0)
@@ -220,7 +228,7 @@ def _chain(resolved: Resolved, rate: Any) -> Any:
     config, target, course = resolved.config, resolved.optimizer, resolved.schedule
     links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
     links.append(made(config, target, functools.partial(target.function, rate, **target.arguments)))
-    if course is not None and course.function is optim.reduce_on_plateau:
+    if course is not None and course.needs.chained:
         links.append(made(config, course, functools.partial(course.function, **course.arguments)))
     whole = optim.chain(*links)
     return whole if config.ema is None else optim.ema(whole, config.ema)
@@ -234,46 +242,57 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
         for name, value in arguments.items()
         if name.endswith("steps") and isinstance(value, float) and 0 < value < 1
     ]
-    left = [name for name in run_length(course.component.name) if course.takes(name)]
-    left = [name for name in left if name not in arguments]
+    needs = course.needs
+    left = [
+        name
+        for name in (needs.total_steps, needs.remaining_steps)
+        if name is not None and course.takes(name) and name not in arguments
+    ]
     if total is None and (shares or left):
         raise ConfigError.at(
             "max_steps",
             config.places.of(("schedule",)),
-            "the schedule must know the run's length, and the data does not tell it: write max_steps",
+            "the schedule needs the run's number of steps, and the data has no length. Write max_steps",
         )
     for name in shares:
         arguments[name] = int(arguments[name] * (total or 0))
+    others = {name: value for name, value in arguments.items() if name != needs.total_steps}
+    taken = sum(value for name, value in others.items() if name.endswith("_steps") and value)
     for name in left:
-        taken = sum(arguments.get(f"{part}_steps", 0) for part in ("warmup", "decay"))
-        arguments[name] = (total or 0) - (taken if name == "stable_steps" else 0)
+        arguments[name] = (total or 0) - (taken if name == needs.remaining_steps else 0)
     return arguments
 
 
-def _filled(target: Target, facts: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
     """Return the arguments with facts about the data in place of `${data.NAME}`."""
-    filled = {}
-    for name, value in target.arguments.items():
-        asked = reference(value)
-        if asked is not None and asked not in facts:
-            key = ".".join(map(str, (*target.path, name)))
-            says = f"{config.data.name} says nothing about {asked!r}"
-            if config.data.name == "csv" and asked in ("classes", "names"):
-                goal = config.data.arguments.get("target")
-                says += f", as its target {goal!r} was read as numbers"
-                says += ". If they are classes (1, 2, 3), write data.classes: true"
-            says += f". {did_you_mean(asked, facts)}"
-            raise ConfigError.at(key, config.places.of((*target.path, name)), says)
-        filled[name] = value if asked is None else facts[asked]
+    filled = dict(target.arguments)
+    written = {name: reference(value) for name, value in filled.items()}
+    asked = {name: fact for name, fact in written.items() if fact is not None}
+    for name, fact in target.needs.facts.items():
+        if name not in filled and (fact in facts or target.requires(name)):
+            asked[name] = fact
+    for name, fact in asked.items():
+        if fact not in facts:
+            config, near = resolved.config, nearest(fact, facts)
+            remedy = f"Did you mean {near}?" if near else "Write one of these, or the value"
+            if resolved.data.takes(fact):
+                remedy = f"Set data.{fact}"
+            known = ", ".join(sorted(facts)) or "none"
+            says = (
+                f"expected a fact that {config.data.name} reports ({known}), got {fact!r}. {remedy}"
+            )
+            key = (*target.path, name)
+            raise ConfigError.at(join(key), config.places.of(key), says)
+        filled[name] = facts[fact]
     return filled
 
 
 def _in_run(
-    target: Target, facts: Mapping[str, Any], config: Config, folder: pathlib.Path | None
+    target: Target, facts: Mapping[str, Any], resolved: Resolved, folder: pathlib.Path | None
 ) -> dict[str, Any]:
     """Return the arguments of a callback, with the run's directory in place of `${run}`."""
-    run = str(config.folder if folder is None else folder)
+    run = str(resolved.config.folder if folder is None else folder)
     return {
         name: value.replace("${run}", run) if isinstance(value, str) else value
-        for name, value in _filled(target, facts, config).items()
+        for name, value in _filled(target, facts, resolved).items()
     }

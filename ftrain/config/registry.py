@@ -1,13 +1,14 @@
-"""Names of components: registered ones, and import paths.
+"""Names of components: registered ones, and import paths; and what each component needs from the run.
 
-    @register("model", "conv")
-    def conv(width: int = 16) -> nn.Module: ...
+    @register("schedule", "sawtooth", Needs(total_steps="updates"))
+    def sawtooth(peak: float, updates: int) -> optim.Schedule: ...
 
 Read next: `resolve.py`, which checks the arguments.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -16,65 +17,189 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from ftrain.config.errors import ConfigError, did_you_mean
 
-__all__ = ["KINDS", "Kind", "find", "is_file", "load_module", "names", "register"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Needs",
+    "find",
+    "imported",
+    "is_file",
+    "load_module",
+    "names",
+    "needs_of",
+    "register",
+]
 
 Kind = Literal["model", "data", "loss", "optimizer", "schedule", "callback"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 T = TypeVar("T", bound=Callable[..., Any])
 
-#: By kind and name: the component, or its import path, so that it is imported only when used.
-_REGISTERED: dict[Kind, dict[str, Any]] = {
-    "model": {"mlp": "ftrain.tasks:mlp"},
-    "data": {
-        name: f"ftrain.data.sources:{name}"
-        for name in ("arrays", "csv", "digits", "images", "text")
-    },
-    "loss": {
-        name: f"ftrain.tasks:{name}"
-        for name in ("binary_cross_entropy", "cross_entropy", "mse", "next_token")
-    },
-    "optimizer": {},
-    "schedule": {},
-    "callback": {},
+#: The kinds of component that may declare each field of `Needs`.
+_DECLARED_BY: dict[str, tuple[Kind, ...]] = {
+    "total_steps": ("schedule",),
+    "remaining_steps": ("schedule",),
+    "chained": ("schedule",),
+    "facts": ("model", "loss", "callback"),
+    "max_classes": ("loss",),
+    "make_steps": ("callback",),
+    "inputs": ("data",),
 }
 
 
-def register(kind: Kind, name: str) -> Callable[[T], T]:
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a component needs from the run that uses it, declared when it is registered.
+
+    A value that is written in the configuration takes precedence over a declared one. A callable may be
+    an import path, `package.module:NAME`, which is imported when it is used.
+
+    Attributes:
+        total_steps: of a schedule: the argument that is the number of updates in the run.
+        remaining_steps: of a schedule: the argument that is the number of updates that its other
+            arguments called `..._steps` leave.
+        chained: of a schedule: True if it is a gradient transformation. It is called without a learning
+            rate, and placed after the optimizer.
+        facts: of a model, loss or callback: the fact about the data that each argument receives, if the
+            data reports it.
+        max_classes: of a loss: the largest number of classes that it suits. With 2, `ftrain predict`
+            reads a single output as the logit of the second class.
+        make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
+            place.
+        inputs: of data: a function with the same arguments that returns the inputs of rows without
+            targets, for `ftrain predict`.
+    """
+
+    total_steps: str | None = None
+    remaining_steps: str | None = None
+    chained: bool = False
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    max_classes: int | None = None
+    make_steps: Callable[..., Any] | str | None = None
+    inputs: Callable[..., Any] | str | None = None
+
+    def check(self, kind: Kind, component: Any) -> None:
+        """Raise `ValueError` if a component of this kind cannot have these needs."""
+        for name, kinds in _DECLARED_BY.items():
+            if getattr(self, name) != getattr(Needs(), name) and kind not in kinds:
+                listed = " or ".join(kinds)
+                raise ValueError(f"Needs.{name}: expected a {listed}, got a {kind}. Remove {name}")
+        named = [name for name in (self.total_steps, self.remaining_steps, *self.facts) if name]
+        known = inspect.signature(component).parameters
+        for name in named:
+            if name not in known:
+                raise ValueError(
+                    f"Needs: expected arguments of {component.__qualname__}, got {name!r}. "
+                    f"{did_you_mean(name, known)}"
+                )
+
+
+class _Registered(NamedTuple):
+    component: Any  # or its import path, so that it is imported only when used
+    needs: Needs = Needs()
+
+
+#: The needs of components that declare none.
+_DEFAULT: dict[Kind, Needs] = {"schedule": Needs(total_steps="total_steps")}
+
+_REGISTERED: dict[Kind, dict[str, _Registered]] = {
+    "model": {"mlp": _Registered("ftrain.tasks:mlp")},
+    "data": {
+        **{
+            name: _Registered(f"ftrain.data.sources:{name}")
+            for name in ("arrays", "digits", "images", "text")
+        },
+        "csv": _Registered(
+            "ftrain.data.sources:csv", Needs(inputs="ftrain.data.sources:csv_inputs")
+        ),
+    },
+    "loss": {
+        "binary_cross_entropy": _Registered(
+            "ftrain.tasks:binary_cross_entropy", Needs(max_classes=2)
+        ),
+        "cross_entropy": _Registered("ftrain.tasks:cross_entropy"),
+        "mse": _Registered("ftrain.tasks:mse", Needs(facts={"target_scale": "target_scale"})),
+        "next_token": _Registered("ftrain.tasks:next_token"),
+    },
+    "optimizer": {},
+    "schedule": {
+        name: _Registered(f"ftrain.optim:{name}", needs)
+        for needs, names in (
+            (Needs(), ("constant", "cosine_restarts", "exponential", "inverse_sqrt")),
+            (Needs(), ("linear_warmup", "piecewise_constant", "step")),
+            (Needs(total_steps="steps"), ("cosine", "linear", "one_cycle", "polynomial")),
+            (Needs(total_steps="total_steps"), ("warmup_cosine",)),
+            (Needs(remaining_steps="stable_steps"), ("warmup_stable_decay",)),
+            (Needs(chained=True), ("reduce_on_plateau",)),
+        )
+        for name in names
+    },
+    "callback": {
+        "GradientMonitor": _Registered(
+            "ftrain.loop.callbacks:GradientMonitor",
+            Needs(make_steps="ftrain.loop.callbacks:monitored_steps"),
+        )
+    },
+}
+
+
+def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T], T]:
     """Register the decorated component under a name for configurations.
 
     Args:
         kind: the kind of component: a function or class that builds a model, a data set, an optimizer
             (from the learning rate), a schedule (from the peak) or a callback; or a loss function.
         name: its name in configurations. List the file that registers it under `imports`.
+        needs: what it needs from the run. Default: nothing; for a schedule, the number of updates in the
+            run as its argument `total_steps`, if it has one.
 
     Raises:
-        ValueError: the name is taken by something else.
+        ValueError: the name is taken; a component of this kind cannot have these needs.
 
     Example:
-        >>> @register("model", "identity")
-        ... def identity():
-        ...     return torch.nn.Identity()
-        >>> "identity" in names("model")
+        >>> @register("schedule", "sawtooth", Needs(total_steps="updates"))
+        ... def sawtooth(peak, updates, teeth=4):
+        ...     return lambda count: peak * (1 - teeth * count / updates % 1)
+        >>> "sawtooth" in names("schedule")
         True
     """
     if kind not in KINDS:
-        raise ValueError(f"there is no kind {kind!r}. {did_you_mean(kind, KINDS)}")
+        raise ValueError(
+            f"kind: expected {', '.join(KINDS)}, got {kind!r}. {did_you_mean(kind, KINDS)}"
+        )
 
     def decorate(found: T) -> T:
         there = _REGISTERED[kind].get(name)
-        again = getattr(there, "__qualname__", None) == found.__qualname__
+        again = there and getattr(there.component, "__qualname__", None) == found.__qualname__
         if name in names(kind) and not again:
-            raise ValueError(f"there is a {kind} called {name!r} already: choose another name")
-        _REGISTERED[kind][name] = found
+            raise ValueError(f"the {kind} name {name!r} is taken. Choose another name")
+        declared = _DEFAULT.get(kind, Needs()) if needs is None else needs
+        if needs is not None:
+            needs.check(kind, found)
+        _REGISTERED[kind][name] = _Registered(found, declared)
         return found
 
     return decorate
+
+
+def needs_of(kind: Kind, component: Any) -> Needs:
+    """Return the declared needs of a component, however the configuration names it."""
+    registered = _REGISTERED[kind].values()
+    declared = (one.needs for one in registered if imported(one.component) is component)
+    return next(declared, _DEFAULT.get(kind, Needs()))
+
+
+def imported(component: Any) -> Any:
+    """Return the component, imported if it is an import path."""
+    if not isinstance(component, str):
+        return component
+    module, _, attribute = component.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def names(kind: Kind) -> list[str]:
@@ -88,10 +213,9 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
     if colon:
         return _attribute(load_module(module, base, key, place), module, attribute, key, place)
     library = _from_library(kind)
-    found = _REGISTERED[kind].get(name, library.get(name))
-    if isinstance(found, str):
-        module, _, attribute = found.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+    if name in _REGISTERED[kind]:
+        return imported(_REGISTERED[kind][name].component)
+    found = library.get(name)
     if found is None:
         advice = did_you_mean(name, names(kind))
         if not advice.endswith("?"):
@@ -114,22 +238,13 @@ def _from_library(kind: Kind) -> dict[str, Any]:
 
         found = {name: getattr(callbacks, name) for name in callbacks.__all__}
         return {name: one for name, one in found.items() if inspect.isclass(one)}
-    if kind not in ("optimizer", "schedule"):
+    if kind != "optimizer":
         return {}
     from ftrain import optim  # noqa: PLC0415  # it imports torch, which a wrong key need not wait for
-    from ftrain.optim import schedules  # noqa: PLC0415
 
-    public = _public(optim)
-    if kind == "optimizer":
-        whole = (name for name in public if not name.startswith("scale_by_"))
-        return {name: public[name] for name in whole if _first(public[name]) == "learning_rate"}
-    simple = (name for name in schedules.__all__ if name not in ("join", "plot_schedule"))
-    return {name: public[name] for name in (*simple, "reduce_on_plateau")}
-
-
-def _public(module: ModuleType) -> dict[str, Any]:
-    found = {name: getattr(module, name) for name in module.__all__}
-    return {name: one for name, one in found.items() if inspect.isfunction(one)}
+    found = {name: getattr(optim, name) for name in optim.__all__ if "scale_by_" not in name}
+    functions = {name: one for name, one in found.items() if inspect.isfunction(one)}
+    return {name: one for name, one in functions.items() if _first(one) == "learning_rate"}
 
 
 def _first(function: Any) -> str:

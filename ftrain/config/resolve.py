@@ -21,13 +21,12 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ftrain import optim
 from ftrain.config._places import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
-from ftrain.config.registry import Kind, find, load_module
+from ftrain.config.registry import Kind, Needs, find, load_module, needs_of
 from ftrain.config.schema import Component, Config
 
-__all__ = ["Resolved", "Target", "reference", "resolve", "run_length"]
+__all__ = ["Resolved", "Target", "reference", "resolve"]
 
 #: Adam's, where neither the configuration nor the optimizer has one.
 DEFAULT_RATE = 1e-3
@@ -44,18 +43,24 @@ class Target:
         component: the component in the configuration.
         function: the function that it names.
         arguments: keyword arguments; each `${data.NAME}` is not yet replaced.
-        files: the names of those that are paths.
+        needs: what the function needs from the run.
+        files: the names of arguments that are paths.
     """
 
     path: Path
     component: Component
     function: Any
     arguments: Mapping[str, Any]
+    needs: Needs
     files: tuple[str, ...] = ()
 
     def takes(self, name: str) -> bool:
         """Return True if the function has a parameter of this name."""
         return name in _parameters(self.function)
+
+    def requires(self, name: str) -> bool:
+        """Return True if the parameter has no default."""
+        return _parameters(self.function)[name].default is inspect.Parameter.empty
 
     def takes_file(self, name: str) -> bool:
         """Return True if the parameter may be a path."""
@@ -179,8 +184,9 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     filled = list(parameters)[: _FILLED.get(kind, 0)]
     if kind == "data":
         filled = [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
-    if function is optim.reduce_on_plateau:
-        filled = []  # its factor follows the optimizer, and is not in the learning rate
+    needs = needs_of(kind, function)
+    if needs.chained:
+        filled = []  # it scales the optimizer's updates, and gets no learning rate
     hints = _hints(function)
     problems, arguments, files = [], {}, []
 
@@ -213,11 +219,11 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
                 problem(name, str(error))
     for name in open_to:
         needed = parameters[name].default is inspect.Parameter.empty and name not in written
-        if needed and not (kind == "schedule" and name in run_length(component.name)):
+        if needed and name not in (needs.total_steps, needs.remaining_steps, *needs.facts):
             problem(name, f"{component.name} needs {name}: write it")
     if problems:
         raise ConfigError(problems)
-    return Target(path, component, function, arguments, tuple(files))
+    return Target(path, component, function, arguments, needs, tuple(files))
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
@@ -233,12 +239,6 @@ def _hints(function: Any) -> Mapping[str, Any]:
         return typing.get_type_hints(init)
     except Exception:  # an annotation that cannot be evaluated checks nothing
         return {}
-
-
-def run_length(schedule: str) -> tuple[str, ...]:
-    """Return the arguments of a schedule that are the run's number of steps, or its remainder."""
-    whole = ("steps",) if schedule in ("cosine", "linear", "one_cycle", "polynomial") else ()
-    return (*whole, "total_steps", "stable_steps")
 
 
 def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:

@@ -153,7 +153,7 @@ def test_what_is_not_predicted(
     source = f"{project}/run.yaml"
     assert main(["train", source, *config, "data=digits", "output_dir=digits"]) == 0
     capsys.readouterr()
-    assert "data.name: expected csv, got digits" in refused("digits")
+    assert "data.name: expected a table (data: csv), got digits" in refused("digits")
     two = ["model.outputs=2", "loss={name: model.py:loss_fn}"]
     (tmp_path / "model.py").write_text(
         "def loss_fn(model, batch): return model(batch['x']).square().mean()\n"

@@ -112,7 +112,8 @@ def test_what_the_data_tells(tmp_path: pathlib.Path) -> None:
     assert parts.model.init(torch.zeros(2, dtype=torch.int32))[0]["5.weight"].shape == (10, 64)
     model["outputs"] = "${data.clases}"
     message = said(data="digits", model=model)
-    assert "model.outputs: digits says nothing about 'clases'. Did you mean classes?" in message
+    assert "model.outputs: expected a fact that digits reports (classes, features)" in message
+    assert "got 'clases'. Did you mean classes?" in message
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_stream_has_no_length_to_schedule_by(tmp_path: pathlib.Path) -> None:
     name = user_file(tmp_path, content)
     model = "tests.config.project:Net"
     message = said(tmp_path, model=model, data=f"{name}:Endless", schedule="cosine")
-    assert "write max_steps" in message
+    assert "Write max_steps" in message
 
 
 def test_a_plateau_stands_behind_the_optimizer() -> None:
@@ -267,13 +268,11 @@ def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
     assert parts.facts["names"] == ["0", "1", "2"]
     model = {"name": "mlp", "inputs": 4, "outputs": "${data.classes}"}
     message = said(tmp_path, model=model, data={**data, "classes": None})
-    assert (
-        "csv says nothing about 'classes', as its target 'age' was read as numbers. If" in message
-    )
-    assert "data.classes: true. Known are: columns, features" in message
+    expected = "(columns, features, target_mean, target_scale), got 'classes'. Set data.classes"
+    assert expected in message
     model["outputs"] = 1
     message = said(tmp_path, model=model, data=data, loss="binary_cross_entropy")
-    assert "binary_cross_entropy is of yes and no, and csv has 3 classes" in message
+    assert "binary_cross_entropy expects data of at most 2 classes, got 3 from csv" in message
 
 
 @pytest.mark.parametrize(

@@ -157,9 +157,9 @@ def test_registering() -> None:
         return model
 
     assert "test-loss" in names("loss")
-    with pytest.raises(ValueError, match="a loss called 'mse' already"):
+    with pytest.raises(ValueError, match="the loss name 'mse' is taken"):
         register("loss", "mse")(loss_fn)
-    with pytest.raises(ValueError, match="no kind 'modle'. Did you mean model"):
+    with pytest.raises(ValueError, match="got 'modle'. Did you mean model"):
         register("modle", "x")  # type: ignore[arg-type]
 
 

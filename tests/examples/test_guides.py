@@ -39,7 +39,7 @@ def test_the_configuration_guide(
     guide = (DOCS / "configuration.md").read_text()
     for content, name in re.findall(r"^```\w+\n(# (\S+)\n.*?)^```", guide, re.S | re.M):
         (tmp_path / name).write_text(content)
-    names = {"model.py", "houses.py", "pretrained.py", "run.yaml"}
+    names = {"model.py", "own.py", "houses.py", "pretrained.py", "run.yaml"}
     assert {path.name for path in tmp_path.iterdir()} == names
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
     for name in ("irises.csv", "new.csv", "test.csv"):
@@ -62,6 +62,8 @@ def test_the_configuration_guide(
         "ftrain train run.yaml 'data={name: houses.py:houses, path: houses.csv, held_out: 9}' loss=mse "
         "'model={name: mlp, inputs: 1, outputs: 1}' output_dir=runs/houses",
         "ftrain eval runs/houses data.path=houses.csv",
+        "ftrain train runs/houses/config.yaml imports=[own.py] loss=absolute schedule=sawtooth "
+        "output_dir=runs/own",
     ]
     for line in commands:
         assert main(shlex.split(line, comments=True)[1:]) == 0, line
