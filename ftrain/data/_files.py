@@ -36,14 +36,14 @@ def decoded(path: Path) -> str:
     try:
         return existing(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
+        raise not_utf8(path, f"{error.reason}, byte {error.start}") from None
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+def not_utf8(path: Path, reason: str) -> DataError:
     """Return the error for a file that is not UTF-8 text."""
     return DataError(
-        f"{path} is no text in UTF-8 ({error.reason}, byte {error.start}). Convert it first, for "
-        f"instance: iconv --from-code latin1 --to-code utf-8 {path} > text.txt"
+        f"{path}: expected text in UTF-8, got other bytes ({reason}). Convert it, for instance: iconv "
+        f"--from-code latin1 --to-code utf-8 {path} > text.txt"
     )
 
 

@@ -1,16 +1,16 @@
-"""Tables of text: CSV files as columns of numbers.
+"""Tables of text: CSV files as columns of numbers. pyarrow reads the cells.
 
-Read next: `text.py`, for text that is not a table.
+Read next: `sources/table.py`, which scales the columns for a run.
 """
 
 from __future__ import annotations
 
 import csv as python_csv
 import dataclasses
+import importlib
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,15 @@ from torch import Tensor
 from ftrain.core.errors import DataError
 from ftrain.data._files import PathLike, existing, not_utf8
 
-__all__ = ["Column", "Table", "absent", "csv", "respelled"]
+__all__ = ["Column", "Table", "csv", "is_missing", "is_number"]
 
-Rows = list[tuple[int, list[str]]]  # with the number of the line that each ends on
 Spelling = Callable[[str, str], str]  # an argument and its value, as a remedy writes them
 
 #: Cells of a column of numbers that stand for a missing number, in upper or lower case.
-_ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:[,' \u2019\u00a0\u202f]\d{3})+(?:\.\d+)?")
-_WITH_UNIT = re.compile(r"(?:[$€£¥] ?)?([-+]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?)(?: ?[$€£¥%])?")
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+#: A number, for Python and for RE2.
+_NUMBER = r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?i:inf|infinity|nan))$"
 
 
 def csv(
@@ -47,6 +45,8 @@ def csv(
 ) -> dict[str, Tensor]:
     """Return the columns of a CSV file as tensors.
 
+    A number has a decimal point and may have an exponent; separators of thousands and units are refused.
+
     Args:
         path: the file, in UTF-8; cells may be quoted.
         target: the column to predict.
@@ -54,8 +54,7 @@ def csv(
         integers: columns to read as int64.
         categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
         missing: the number that replaces an empty cell of a column of numbers, and `NA`, `n/a`, `nan`,
-            `null`, `none`, `?` and `-`; the target is never filled in. Default: all of these but `nan`
-            are errors.
+            `null`, `none`, `?` and `-`; the target is never filled in. Default: all of these are errors.
         delimiter: the separator between cells, such as `"\\t"` or `";"`.
         header: True if the first line names the columns; otherwise they are named "0", "1", ...
 
@@ -65,8 +64,9 @@ def csv(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: a cell is not the number it must be, a line has another number of cells than the
-            header, a column is not there; the message names file, line, column and remedy.
+        DataError: a cell is not a number, a row has another number of cells than the header, a column is
+            missing; the message names file, line, column and remedy.
+        ImportError: pyarrow is not installed.
 
     Example:
         >>> import pathlib, tempfile
@@ -84,18 +84,18 @@ def csv(
         chosen.append(target)
     found: dict[str, Tensor] = {}
     for name in chosen:
-        cells = table.column(name, None if name == target else missing, name == target)
+        column = table.column(name, None if name == target else missing, name == target)
         if name in categories:
-            found[name] = cells.categories(categories[name])
+            found[name] = column.categories(categories[name])
         elif name in integers:
-            found[name] = cells.integers()
+            found[name] = column.integers()
         else:
-            found[name] = cells.numbers()
+            found[name] = column.numbers()
     if target is None:
         return found
     features = [values.to(torch.float32) for name, values in found.items() if name != target]
     if not features:
-        raise DataError(f"{table.path}: no column is left beside the target {target!r}")
+        raise DataError(f"{table.path}: expected columns beside the target {target!r}, got none")
     return {"x": torch.stack(features, dim=1), "y": found[target]}
 
 
@@ -106,210 +106,255 @@ def in_python(name: str, value: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The cells of a file, not yet read as numbers or words.
+    """The cells of a file, as text.
 
     Attributes:
         path: the file.
         names: of the columns.
-        rows: the cells, and the line that each row ends on.
+        cells: a `pyarrow.Table` of strings.
+        line: row number, from 0, to the line that the row ends on.
         spelled: how a remedy writes an argument.
     """
 
     path: Path
     names: list[str]
-    rows: Rows
-    spelled: Spelling = in_python
+    cells: Any
+    line: Callable[[int], int]
+    spelled: Spelling
 
     @classmethod
     def read(
-        cls,
-        path: PathLike,
-        delimiter: str = ",",
-        header: bool = True,
-        spelled: Spelling = in_python,
+        cls, path: PathLike, delimiter: str, header: bool = True, spelled: Spelling = in_python
     ) -> Table:
-        """Return the table in a file; errors as in `csv`."""
-        found = existing(path)
-        return cls(found, *_rows(found, delimiter, header, spelled), spelled)
+        """Return the table in a file.
 
-    def __len__(self) -> int:
-        return len(self.rows)
+        Raises:
+            FileNotFoundError: the file does not exist.
+            DataError: it is not a table of rows of one length.
+            ImportError: pyarrow is not installed.
+        """
+        path = existing(path)
+        try:
+            arrow = importlib.import_module("pyarrow")
+            reader = importlib.import_module("pyarrow.csv")
+        except ImportError:
+            raise ImportError(
+                "data.csv reads tables with pyarrow, which is not installed. Write "
+                "`pip install 'ftrain[tables]'`, or `pip install pyarrow`."
+            ) from None
+        ragged: list[Any] = []
+
+        def refused(row: Any) -> str:
+            ragged.append(row)
+            return "error"
+
+        try:
+            cells = reader.read_csv(
+                path,
+                reader.ReadOptions(use_threads=False, autogenerate_column_names=not header),
+                reader.ParseOptions(
+                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refused
+                ),
+                reader.ConvertOptions(default_column_type=arrow.string()),
+            )
+            names = [name.strip() for name in cells.column_names]
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, str(error)) from None
+        except arrow.ArrowInvalid as error:
+            if "UTF8" in str(error):
+                raise not_utf8(path, str(error)) from None
+            if "Empty CSV" in str(error):
+                raise DataError(f"{path}: expected rows, got an empty file") from None
+            if not ragged:
+                raise DataError(f"{path}: {error}. Correct the file") from None
+            row = ragged[0]
+            line = _line(path, delimiter, row.number - 1)
+            says = f"expected {row.expected_columns} cells, got {row.actual_columns}"
+            hint = _delimiter(row.expected_columns, spelled)
+            raise DataError(f"{path}, line {line}: {says}{hint}") from None
+        if not header:
+            names = [str(place) for place, _ in enumerate(names)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            line = _line(path, delimiter, 0)
+            raise DataError(
+                f"{path}, line {line}: expected different column names, got {twice!r} twice. Rename one"
+            )
+        if not cells.num_rows:
+            raise DataError(f"{path}: expected rows below the header, got none")
+        last = cells.column(cells.num_columns - 1)[-1].as_py()
+        if "\n" in last and path.read_bytes().count(b'"') % 2:  # pyarrow reads on to the file's end
+            start = _line(path, delimiter, cells.num_rows + header - 1) - last.count("\n")
+            start += last.endswith("\n")
+            raise DataError(
+                f"{path}, line {start}: expected a closing quote, got the end of the file"
+            )
+        return cls(path, names, cells, lambda row: _line(path, delimiter, row + header), spelled)
 
     def place(self, name: str) -> int:
-        """Return the position of the column with this name; `DataError` if it is missing."""
+        """Return the index of the column with this name; `DataError` if it is missing."""
         if name not in self.names:
             there = ", ".join(map(repr, self.names))
-            hint = _delimiter(self.names, self.spelled)
-            raise DataError(f"{self.path} has no column {name!r}; it has {there}{hint}")
+            hint = _delimiter(len(self.names), self.spelled)
+            raise DataError(f"{self.path}: expected a column {name!r}, got {there}{hint}")
         return self.names.index(name)
 
     def column(self, name: str, missing: float | None = None, target: bool = False) -> Column:
-        """Return the cells of one column; `missing` as in `csv`; a target has its own remedies."""
-        place = self.place(name)
-        cells = [(line, row[place]) for line, row in self.rows]
-        return Column(self.path, name, cells, missing, self.spelled, target)
+        """Return the cells of one column; `missing` as in `csv`; a target is never filled in."""
+        compute = importlib.import_module("pyarrow.compute")
+        cells = self.cells.column(self.place(name)).combine_chunks()
+        cells = compute.utf8_trim_whitespace(cells)
+        is_number = compute.match_substring_regex(cells, _NUMBER)
+        return Column(
+            table=self,
+            name=name,
+            cells=cells,
+            values=_array(compute.if_else(is_number, cells, "nan").cast("double")).copy(),
+            is_number=_array(is_number),
+            is_missing=_array(
+                compute.is_in(
+                    compute.utf8_lower(cells), value_set=type(cells).from_pandas(_MISSING)
+                )
+            ),
+            missing=missing,
+            target=target,
+        )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Column:
-    """The cells of one column, with the lines they stand on."""
+    """The cells of one column.
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        cells: list[tuple[int, str]],
-        missing: float | None,
-        spelled: Spelling,
-        target: bool = False,
-    ) -> None:
-        self.path, self.name, self.cells = path, name, cells
-        self.missing, self.spelled, self.target = missing, spelled, target
+    Attributes:
+        table: the table of the column.
+        name: its name.
+        cells: a `pyarrow.StringArray`, without white space around the words.
+        values: float64 `(n,)`: the numbers, NaN where a cell is none.
+        is_number: bool `(n,)`: the cell is a number; `nan` is one.
+        is_missing: bool `(n,)`: the cell stands for a missing number; `nan` does.
+        missing: the number that replaces missing ones; `None`: they are errors.
+        target: True for the column to predict, which is never filled in.
+    """
+
+    table: Table
+    name: str
+    cells: Any
+    values: np.ndarray
+    is_number: np.ndarray
+    is_missing: np.ndarray
+    missing: float | None
+    target: bool
 
     def numbers(self) -> Tensor:
         """Return float32 `(n,)`."""
         values = self.doubles()
         with np.errstate(over="ignore"):
             result = values.astype(np.float32)
-        too_large = np.nonzero(np.isinf(result) & ~np.isinf(values))[0]
-        if len(too_large):
-            line, cell = self.cells[too_large[0]]
-            raise self.wrong(line, cell, "is too large for float32: scale the column first")
+        self.check(
+            ~np.isinf(result) | np.isinf(values), "a number within float32", "Scale the column"
+        )
         return torch.from_numpy(result)
 
     def doubles(self, remedy: str | None = None) -> np.ndarray:
         """Return float64 `(n,)`; `remedy` replaces that of `csv` for a word."""
-
-        def says(cell: str) -> str:
-            if absent(cell):
-                return self.nothing(cell)
-            return respelled(cell) or remedy or self._word()
-
-        return np.array(self._each(float, says), dtype=np.float64)
+        self.check(self.is_number | self.is_missing, "a number", remedy or self._read_as_words())
+        if self.missing is None:
+            self.check_present(self.is_missing, "a number")
+            return self.values
+        return np.where(self.is_missing, self.missing, self.values)
 
     def integers(self) -> Tensor:
         """Return int64 `(n,)`."""
-        remedy = (
-            f"is no integer of 64 bits. Leave the column out of {self.spelled('integers', '...')}"
-        )
+        remedy = f"Leave the column out of {self.table.spelled('integers', '...')}"
+        values = []
+        for row, cell in enumerate(self.cells.to_pylist()):
+            value = int(cell) if re.fullmatch("[-+]?[0-9]{1,19}", cell) else None
+            if self.missing is not None and self.is_missing[row]:
+                value = int(self.missing)
+            if value is None or not -(2**63) <= value < 2**63:
+                raise self.wrong(row, "an integer of 64 bits", remedy)
+            values.append(value)
+        return torch.tensor(values, dtype=torch.int64)
 
-        def one(cell: str) -> int:
-            value = int(self.missing if self.missing is not None and absent(cell) else cell)
-            if not -(2**63) <= value < 2**63:
-                raise ValueError
-            return value
-
-        return torch.tensor(self._each(one, lambda cell: remedy), dtype=torch.int64)
-
-    def categories(self, words: Sequence[str], remedy: str = "correct it, or add it") -> Tensor:
+    def categories(self, words: Sequence[str], remedy: str = "Correct it, or add it") -> Tensor:
         """Return int64 `(n,)`: positions in `words`."""
-        places = {word: place for place, word in enumerate(words)}
-        says = f"is none of the categories {_listed(words, 20)}: {remedy}"
-        found = self._each(lambda cell: places[cell.strip()], lambda cell: says)
-        return torch.tensor(found, dtype=torch.int64)
+        known = {word: place for place, word in enumerate(words)}
+        encoded = self.cells.dictionary_encode()
+        places = np.array([known.get(word, -1) for word in encoded.dictionary.to_pylist()])
+        found = places[_array(encoded.indices)]
+        self.check(found >= 0, f"one of the categories {_listed(words, 20)}", remedy)
+        return torch.from_numpy(found.astype(np.int64))
 
     def different(self) -> set[str]:
         """Return the different cells that are not empty."""
-        return {cell.strip() for _, cell in self.cells} - {""}
+        return {*self.cells.unique().to_pylist()} - {""}
 
-    def nothing(self, cell: str) -> str:
-        """Return the message for an empty cell of numbers, or for one such as `N/A`."""
-        found = "stands for an empty cell" if cell.strip() else "is empty"
-        if self.target:
-            return f"{found}, and what is to be predicted is never filled in: leave the row out"
-        put = self.spelled("missing", "0")
-        return f"{found}: delete the row, or write {put} to put that number there"
+    def check_present(self, absent: np.ndarray, expected: str) -> None:
+        """Raise `DataError` for the first cell that is absent, or stands for a missing number."""
+        if absent.any():
+            row = int(np.argmax(absent))
+            note = ", which stands for a missing number" if self.cells[row].as_py() else ""
+            put = self.table.spelled("missing", "0")
+            remedy = f"Delete the row, or write {put} to read a missing number as 0"
+            if self.target:
+                remedy = "Delete the row, as a target is never filled in"
+            raise self.wrong(row, expected, remedy, note)
 
-    def wrong(self, line: int, cell: str, what: str) -> DataError:
+    def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:
+        """Raise `DataError` for the first cell that is not valid."""
+        if not valid.all():
+            raise self.wrong(int(np.argmin(valid)), expected, remedy)
+
+    def wrong(self, row: int, expected: str, remedy: str, note: str = "") -> DataError:
         """Return the error of a cell."""
-        return DataError(f"{self.path}, line {line}, column {self.name!r}: {cell!r} {what}")
+        where = f"{self.table.path}, line {self.table.line(row)}, column {self.name!r}"
+        cell = repr(self.cells[row].as_py())
+        return DataError(f"{where}: expected {expected}, got {cell}{note}. {remedy}")
 
-    def _each(self, convert: Callable[[str], Any], remedy: Callable[[str], str]) -> list[Any]:
-        values = []
-        filled = convert is float and self.missing is not None
-        for line, cell in self.cells:
-            try:
-                value = convert(cell)
-                values.append(self.missing if filled and math.isnan(value) else value)
-            except (ValueError, KeyError, OverflowError):
-                if not filled or not absent(cell):
-                    raise self.wrong(line, cell, remedy(cell)) from None
-                values.append(self.missing)
-        return values
-
-    def _word(self) -> str:
-        words = sorted({cell.strip() for _, cell in itertools.islice(self.cells, 1000)})
-        as_words = self.spelled("categories", f"{{{self.name!r}: {_listed(words, 6)}}}")
-        return (
-            f"is not a number. Correct it; if the column holds words, pass {as_words}; "
-            f"or leave the column out with {self.spelled('columns', '[...]')}"
-        )
+    def _read_as_words(self) -> str:
+        words = sorted({*self.cells[:1000].to_pylist()})
+        as_words = self.table.spelled("categories", f"{{{self.name!r}: {_listed(words, 6)}}}")
+        return f"Correct it, or read the column as words: {as_words}"
 
 
-def absent(cell: str) -> bool:
+def is_missing(cell: str) -> bool:
     """Return True if a cell of a column of numbers is empty or stands for a missing number.
 
     Example:
-        >>> absent(" "), absent("N/A"), absent("0")
+        >>> is_missing(" "), is_missing("N/A"), is_missing("0")
         (True, True, False)
     """
-    return cell.strip().lower() in _ABSENT
+    return cell.strip().lower() in _MISSING
 
 
-def respelled(cell: str) -> str | None:
-    """Return the message for a number with separators, a comma or a unit; `None` for other cells.
+def is_number(cell: str) -> bool:
+    """Return True if a cell is a number.
 
     Example:
-        >>> respelled("31,000.50")
-        "is a number with separators, which are not read: write '31000.50'"
+        >>> is_number("-1.5e3"), is_number("1,000"), is_number("5 kg")
+        (True, False, False)
     """
-    cell = cell.strip()
-    if _THOUSANDS.fullmatch(cell):
-        plain = re.sub(r"[^-+.\d]", "", cell)
-        return f"is a number with separators, which are not read: write {plain!r}"
-    if _DECIMAL_COMMA.fullmatch(cell):
-        return f"is a number with a comma: write {cell.replace(',', '.')!r}"
-    unit = _WITH_UNIT.fullmatch(cell)
-    if unit and unit[1] != cell:
-        return f"is a number with a unit, which is not read: write {unit[1].replace(',', '')!r}"
-    return None
+    return re.match(_NUMBER, cell) is not None
+
+
+def _array(values: Any) -> np.ndarray:
+    found: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return found
 
 
 def _listed(words: Sequence[str], most: int) -> str:
     return f"[{', '.join(map(repr, words[:most]))}{', ...' if len(words) > most else ''}]"
 
 
-def _rows(path: Path, delimiter: str, header: bool, spelled: Spelling) -> tuple[list[str], Rows]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = python_csv.reader(file, delimiter=delimiter, strict=True)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
-    except python_csv.Error as error:
-        raise DataError(
-            f"{path}, line {reader.line_num}: {error}. A quote that is part of a cell is written twice"
-        ) from None
-    if len(rows) <= header:
-        raise DataError(f"{path} has no rows" + (" below its header" if header else ""))
-    names = [name.strip() for name in rows[0][1]] if header else _numbered(rows[0][1])
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{path}, line {rows[0][0]}: two columns are called {twice!r}: rename one")
-    rows = rows[header:]
-    for line, row in rows:
-        if len(row) != len(names):
-            hint = _delimiter(names, spelled)
-            raise DataError(
-                f"{path}, line {line}: {len(row)} cells, but {len(names)} columns{hint}"
-            )
-    return names, rows
+def _line(path: Path, delimiter: str, row: int) -> int:
+    """Return the line that a row ends on; pyarrow counts rows, without empty lines."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = python_csv.reader(file, delimiter=delimiter)
+        lines = (reader.line_num for cells in reader if cells)
+        return next(itertools.islice(lines, row, None), reader.line_num)
 
 
-def _delimiter(names: list[str], spelled: Spelling) -> str:
-    """Return a hint at the delimiter if a line is a single column."""
-    hint = ". Do other characters separate the cells? " + spelled("delimiter", '";"')
-    return hint if len(names) == 1 else ""
-
-
-def _numbered(cells: Iterable[str]) -> list[str]:
-    return [str(place) for place, _ in enumerate(cells)]
+def _delimiter(columns: int, spelled: Spelling) -> str:
+    """Return a hint at the delimiter if the header is a single column."""
+    hint = ". If another character separates the cells, write " + spelled("delimiter", '";"')
+    return hint if columns == 1 else ""

@@ -136,19 +136,21 @@ def test_what_is_not_predicted(
     price = f"{project}/price"
     assert "expected the rows on the command line. Write data.path=new.csv" in refused(price)
     assert "there is no file" in refused(price, "data.path=nowhere.csv")
-    assert "the run has learnt with 'price'" in refused(
-        price, "data.path=new.csv", "data.target=id"
-    )
+    assert "target: expected 'price'" in refused(price, "data.path=new.csv", "data.target=id")
     (tmp_path / "new.csv").write_text("colour,size\nred,1\ngreen,2\n")
-    assert "new.csv, line 3, column 'colour': 'green'" in refused(price, "data.path=new.csv")
+    assert "new.csv, line 3, column 'colour': expected one of the categories" in refused(
+        price, "data.path=new.csv"
+    )
     (tmp_path / "new.csv").write_text("colour,size\nred,\nred,3\n")
-    assert "new.csv, line 2, column 'size': '' is empty" in refused(price, "data.path=new.csv")
+    assert "new.csv, line 2, column 'size': expected a number, got ''" in refused(
+        price, "data.path=new.csv"
+    )
     size = json.loads((project / "price/data.json").read_text())["fitted"]["columns"]["size"]
     filled = predicted(capsys, price, "data.path=new.csv", "data.missing=mean")
     (tmp_path / "new.csv").write_text(f"colour,size\nred,{size['mean']}\nred,3\n")
     assert predicted(capsys, price, "data.path=new.csv") == filled
     (tmp_path / "new.csv").write_text("colour\nred\n")
-    assert "new.csv has no column 'size'" in refused(price, "data.path=new.csv")
+    assert "new.csv: expected a column 'size'" in refused(price, "data.path=new.csv")
     config = ["model={name: mlp, inputs: 64, outputs: 10}", "loss=cross_entropy", "max_steps=1"]
     source = f"{project}/run.yaml"
     assert main(["train", source, *config, "data=digits", "output_dir=digits"]) == 0

@@ -281,11 +281,11 @@ def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
         ({"path": "none.csv", "target": "kind"}, "there is no file"),
         (
             {"path": "pets.csv", "target": "knd"},
-            "has no column 'knd'; it has 'weight', 'age', 'kind', 'price'",
+            "expected a column 'knd', got 'weight', 'age', 'kind', 'price'",
         ),
         (
             {"path": "pets.csv", "target": "kind", "classes": False},
-            "holds words: it is a class, not a number",
+            "expected numbers in the target 'kind', got words. Remove data.classes: false",
         ),
     ],
 )

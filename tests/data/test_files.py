@@ -207,7 +207,7 @@ def table(tmp_path, content, **options):
     return data.csv(path, **options)
 
 
-def test_columns_of_a_table(tmp_path):
+def test_table_reads_floats_integers_and_categories(tmp_path):
     content = '\ufeffa, b,"c ""q"""\r\n1,2.5,x\r\n\r\n-3,1e2,"y"\r\n'
     found = table(tmp_path, content, integers=["a"], categories={'c "q"': ["y", "x"]})
     assert {name: values.tolist() for name, values in found.items()} == {
@@ -218,7 +218,7 @@ def test_columns_of_a_table(tmp_path):
     assert [values.dtype for values in found.values()] == [torch.int64, torch.float32, torch.int64]
 
 
-def test_features_and_target(tmp_path):
+def test_table_with_target_stacks_the_other_columns(tmp_path):
     found = table(tmp_path, "1;2;3\n4;5;6\n", header=False, delimiter=";", target="1")
     assert found["x"].tolist() == [[1, 3], [4, 6]]
     assert found["y"].tolist() == [2, 5]
@@ -228,7 +228,7 @@ def test_features_and_target(tmp_path):
     assert list(found) == ["c", "a"]
 
 
-def test_an_empty_cell_is_what_it_is_said_to_be(tmp_path):
+def test_missing_numbers_are_replaced_by_the_given_number(tmp_path):
     found = table(tmp_path, "a,b\n1,\n,2\n", missing=-1.0, integers=["b"])
     assert (found["a"].tolist(), found["b"].tolist()) == ([1, -1], [-1, 2])
     found = table(tmp_path, "a,b\n1,NA\n nan,2\n?,3\n", missing=-1.0, integers=["b"])
@@ -236,44 +236,72 @@ def test_an_empty_cell_is_what_it_is_said_to_be(tmp_path):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
-def test_numbers_survive_the_text(tmp_path_factory, numbers):
+def test_table_reads_the_nearest_float32_of_each_number(tmp_path_factory, numbers):
     content = "a\n" + "".join(f"{number!r}\n" for number in numbers)
     found = table(tmp_path_factory.mktemp("csv"), content)["a"]
     assert_same_bits(found, torch.tensor(numbers, dtype=torch.float32))
 
 
+def test_table_reads_integers_of_64_bits(tmp_path):
+    found = table(tmp_path, f"a\n{-(2**63)}\n{2**63 - 1}\n+3\n", integers=["a"])
+    assert found["a"].tolist() == [-(2**63), 2**63 - 1, 3]
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("a,b\n1,2\n3,four\n", {}, r"line 3, column 'b': 'four' is not a number.*\['2', 'four'\]"),
-        ('a,b\n"x\ny",2\n1,z\n', {"categories": {"a": ["x\ny", "1"]}}, "line 4, column 'b': 'z'"),
-        ("a,b\n1,\n", {}, "line 2, column 'b': '' is empty: .* missing=0 to put"),
+        (
+            "a,b\n1,2\n3,four\n",
+            {},
+            r"line 3, column 'b': expected a number, got 'four'.*\['2', 'four'\]",
+        ),
+        (
+            'a,b\n"x\ny",2\n1,z\n',
+            {"categories": {"a": ["x\ny", "1"]}},
+            "line 4, column 'b': expected a number, got 'z'",
+        ),
+        ("a,b\n1,\n", {}, "line 2, column 'b': expected a number, got ''. .* write missing=0"),
         (
             "a,b\n1,?\n",
             {},
-            "line 2, column 'b': '\\?' stands for an empty cell: .* missing=0 to put",
+            "line 2, column 'b': expected a number, got '\\?', which stands for .* write missing=0",
         ),
-        ("a,b\n1,\n", {"target": "b", "missing": 0}, "'' is empty, and what.*: leave the row out"),
-        ('a,b\n1,"2,5"\n', {}, "line 2, column 'b': '2,5' is a number with a comma: write '2.5'"),
-        ("a,b\n1,2\n1,2,3\n", {}, "line 3: 3 cells, but 2 columns"),
-        ("a;b\n1,5;2\n", {}, "line 2: 2 cells, but 1 columns.*delimiter"),
-        ("a\n1e39\n", {}, "line 2, column 'a': '1e39' is too large for float32"),
-        ("a\n1.5\n", {"integers": ["a"]}, "line 2, column 'a': '1.5' is no integer"),
-        (f"a\n{2**63}\n", {"integers": ["a"]}, "is no integer of 64 bits"),
-        ("a\n\n ,\n", {}, "line 3: 2 cells"),
-        ("a\nx\n", {"categories": {"a": ["y"]}}, r"line 2, column 'a': 'x' is none of .*\['y'\]"),
-        ("a,b\n1,2\n", {"target": "c"}, "has no column 'c'; it has 'a', 'b'"),
-        ("a,b\n1,2\n", {"columns": ["d"]}, "has no column 'd'"),
-        ("a\n1\n", {"target": "a"}, "no column is left beside the target"),
-        ("a,a\n1,2\n", {}, "line 1: two columns are called 'a'"),
-        ("a,b\n", {}, "has no rows below its header"),
-        ("", {"header": False}, "has no rows"),
-        ('a\n"x"y\n', {}, "line 2: "),
-        ('a\n"open\n', {}, "unexpected end of data"),
-        (b"a\n\xff\n", {}, "no text in UTF-8.*iconv"),
+        (
+            "a,b\n1,\n",
+            {"target": "b", "missing": 0},
+            "got ''. Delete the row, as a target is never filled in",
+        ),
+        ('a,b\n1,"2,5"\n', {}, "line 2, column 'b': expected a number, got '2,5'"),
+        ("a,b\n1,2\n1,2,3\n", {}, "line 3: expected 2 cells, got 3"),
+        ("a;b\n1,5;2\n", {}, "line 2: expected 1 cells, got 2.*delimiter"),
+        ("a\n1e39\n", {}, "line 2, column 'a': expected a number within float32, got '1e39'"),
+        (
+            "a\n1.5\n",
+            {"integers": ["a"]},
+            "line 2, column 'a': expected an integer of 64 bits, got '1.5'",
+        ),
+        (f"a\n{2**63}\n", {"integers": ["a"]}, "expected an integer of 64 bits"),
+        ("a\n\n ,\n", {}, "line 3: expected 1 cells, got 2"),
+        (
+            "a\nx\n",
+            {"categories": {"a": ["y"]}},
+            r"line 2, column 'a': expected one of .*\['y'\], got 'x'",
+        ),
+        ("a,b\n1,2\n", {"target": "c"}, "expected a column 'c', got 'a', 'b'"),
+        ("a,b\n1,2\n", {"columns": ["d"]}, "expected a column 'd', got 'a', 'b'"),
+        ("a\n1\n", {"target": "a"}, "expected columns beside the target 'a', got none"),
+        ("a,a\n1,2\n", {}, "line 1: expected different column names, got 'a' twice"),
+        ("a,b\n", {}, "expected rows below the header, got none"),
+        ("", {"header": False}, "expected rows, got an empty file"),
+        ("a,b\n1,nan\n", {}, "line 2, column 'b': expected a number, got 'nan', which stands for"),
+        ("a\n1_000\n", {}, "line 2, column 'a': expected a number, got '1_000'"),
+        ('a\n"open\n', {}, "line 2: expected a closing quote, got the end of the file"),
+        ('a,b\n1,2\n1,"open\n3,4', {}, "line 3: expected a closing quote"),
+        (b"a\n\xff\n", {}, "expected text in UTF-8.*iconv"),
+        (b"\xff\n1\n", {}, "expected text in UTF-8.*iconv"),
     ],
 )
-def test_a_damaged_table_is_named(tmp_path, content, options, message):
+def test_table_that_cannot_be_read_names_line_column_and_cell(tmp_path, content, options, message):
     with pytest.raises(DataError, match=message) as caught:
         table(tmp_path, content, **options)
     assert str(tmp_path / "t.csv") in str(caught.value)
@@ -346,10 +374,18 @@ def test_the_digits():
     ]
 
 
+READERS = {
+    "sklearn.datasets": lambda folder: data.digits(),
+    "pyarrow": lambda folder: table(folder, "a\n1\n"),
+    "PIL.Image": lambda folder: data.images(folder / "pets")[0],
+}
+
+
 @pytest.mark.parametrize(
     ("module", "remedy"),
     [
         ("sklearn.datasets", r"`pip install 'ftrain\[examples\]'`, or `pip install scikit-learn`"),
+        ("pyarrow", r"`pip install 'ftrain\[tables\]'`, or `pip install pyarrow`"),
         ("PIL.Image", "`pip install pillow`"),
     ],
 )
@@ -359,4 +395,4 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     write_images(tmp_path / "pets")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=f"which is not installed. Write {remedy}"):
-        _ = data.digits() if "sklearn" in module else data.images(tmp_path / "pets")[0]
+        READERS[module](tmp_path)

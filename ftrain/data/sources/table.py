@@ -11,7 +11,6 @@ Read next: `ftrain/data/table.py`, which reads the cells.
 
 from __future__ import annotations
 
-import collections
 import math
 import pathlib
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from torch.nn.functional import one_hot
 
 from ftrain.core.errors import DataError
 from ftrain.data.sources._data import Data, Fitted, Share, parted, sha256
-from ftrain.data.table import Column, Table, absent, respelled
+from ftrain.data.table import Column, Table, is_missing, is_number
 
 __all__ = ["csv", "csv_inputs"]
 
@@ -141,22 +140,22 @@ def _kinds(
         table.place(name)
     features = {name: _words(table.column(name)) for name in chosen if name != target}
     if not features:
-        raise DataError(f"{table.path}: no column is left beside the target {target!r}")
+        raise DataError(f"{table.path}: expected columns beside the target {target!r}, got none")
     goal = table.column(target, target=True)
     labels = _words(goal, classes)
     if classes is False and labels is not None:
         raise ValueError(
-            f"the target {target!r} of {table.path} holds words: it is a class, not a number"
+            f"{table.path}: expected numbers in the target {target!r}, got words. Remove "
+            f"{_key('classes', 'false')}"
         )
     if classes and labels is None:
-        labels = sorted((cell for cell in goal.different() if not absent(cell)), key=float)
+        labels = sorted((cell for cell in goal.different() if not is_missing(cell)), key=float)
     for name, words in features.items():
         if words is not None and len(words) > _MOST_WORDS:
             listed = ", ".join(map(repr, words[:3]))
             raise DataError(
-                f"{table.path}: the column {name!r} holds {len(words)} different words ({listed}, ...), "
-                f"and a feature for each of more than {_MOST_WORDS} says little: name the columns to "
-                f"learn from, without this one: {_key('columns', '[...]')}"
+                f"{table.path}, column {name!r}: expected at most {_MOST_WORDS} different words, each a "
+                f"feature, got {len(words)} ({listed}, ...). Leave it out of {_key('columns', '[...]')}"
             )
     return {
         "columns": {
@@ -170,37 +169,20 @@ def _words(column: Column, classes: bool | None = None) -> list[str] | None:
     """Return the different words of a column, sorted; `None` if it holds numbers.
 
     Raises:
-        DataError: it holds some words among numbers, and `classes` does not say that this is meant.
+        DataError: it holds some words among numbers, and `classes` is not True.
     """
-    filled = collections.Counter(cell.strip() for _, cell in column.cells if not absent(cell))
-    words = {cell for cell in filled if not _is_number(cell)}
-    if not words:
+    present = ~column.is_missing
+    words = present & ~column.is_number
+    if not words.any():
         return None
-    meant = filled.total() - sum(filled[cell] for cell in words if not respelled(cell))
-    if not classes and 2 * meant >= filled.total():
-        line, cell = next(one for one in column.cells if one[1].strip() in words)
-        raise column.wrong(line, cell, respelled(cell) or _among_numbers(column, filled, words))
+    numbers, cells = int((present & column.is_number).sum()), int(present.sum())
+    if not classes and 2 * numbers >= cells:
+        remedy = f"Correct it, or leave the cell empty and write {_key('missing', '0')}"
+        if column.target:
+            remedy = f"Correct it, or write {_key('classes', 'true')} if the numbers are classes"
+        expected = f"a number, as in {numbers} of the {cells} cells of the column"
+        raise column.wrong(int(np.argmax(words)), expected, remedy)
     return sorted(column.different())
-
-
-def _among_numbers(column: Column, filled: collections.Counter[str], words: set[str]) -> str:
-    """Return the message for a word in a column of numbers."""
-    numbers = filled.total() - sum(filled[cell] for cell in words)
-    says = f"is not a number, as {numbers} of {filled.total()} cells of this column: correct it"
-    if column.target:
-        return f"{says}, or leave the row out; if they are classes: {_key('classes', 'true')}"
-    return (
-        f"{says}; or leave the cell empty, with {_key('missing', '0')}; or name the columns to learn "
-        f"from, without this one: {_key('columns', '[...]')}"
-    )
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_same(
@@ -211,8 +193,8 @@ def _check_same(
     former = next((name for name, one in features.items() if "words" in one), None)
     if former is not None:
         raise ValueError(
-            f"a former version took the words of {former!r} for one number, which this one does not: "
-            "begin a new run"
+            f"expected a feature for each word of {former!r}, got one number for all, of an earlier "
+            "version. Begin a new run"
         )
     names = list(features)
     asked = names if columns is None else [name for name in columns if name != target]
@@ -228,7 +210,8 @@ def _check_same(
     ):
         if now != was:
             raise ValueError(
-                f"{name} is {now!r}, and the run has learnt with {was!r}: leave it, or begin a new run"
+                f"{name}: expected {was!r}, as in the run that was trained, got {now!r}. Restore the "
+                "value, or begin a new run"
             )
 
 
@@ -266,29 +249,15 @@ def _inputs(table: Table, known: Known, missing: float | None) -> Tensor:
 def _values(column: Column, words: list[str] | None) -> Tensor:
     """Return float64 numbers, or the indices of words, int64."""
     if words is not None:
-        nothing = absent if all(map(_is_number, words)) else _blank
-        empty = next(((line, cell) for line, cell in column.cells if nothing(cell)), None)
-        if empty is not None and column.target:
-            raise column.wrong(*empty, column.nothing(empty[1]))
-        if empty is not None:
-            raise column.wrong(*empty, "is empty among words: write one there, or delete the row")
-        return column.categories(words, "correct it, or delete the row")
-    values = column.doubles("is not a number, as this column holds: correct it, or delete the row")
-    for place in np.nonzero(~np.isfinite(values))[0]:
-        line, cell = column.cells[place]
-        if absent(cell):
-            if column.missing is not None:
-                continue
-            raise column.wrong(line, cell, column.nothing(cell))
-        says = "is not finite: write a number, or leave the cell empty and write data.missing: 0"
-        if column.target:
-            says = "is not finite: write a number, or leave the row out"
-        raise column.wrong(line, cell, says)
+        empty = column.is_missing
+        if not all(map(is_number, words)):  # a word such as "none" may be among them
+            empty = empty & np.array([not cell for cell in column.cells.to_pylist()])
+        column.check_present(empty, "a word")
+        return column.categories(words, "Correct it, or delete the row")
+    values = column.doubles("Correct it, or delete the row")
+    remedy = "Correct it, or delete the row"
+    column.check(np.isfinite(values) | column.is_missing, "a finite number", remedy)
     return torch.from_numpy(values)
-
-
-def _blank(cell: str) -> bool:
-    return not cell.strip()
 
 
 def _fit(
@@ -315,8 +284,8 @@ def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
     for name, empty in zip(names, x.isnan().all(0).tolist(), strict=True):
         if empty:
             raise DataError(
-                f"{table.path}: the column {name!r} has no number in the training rows, and so no mean: "
-                f"name the columns to learn from, without this one: {_key('columns', '[...]')}"
+                f"{table.path}, column {name!r}: expected a number in the training rows, got "
+                f"none. Leave the column out of {_key('columns', '[...]')}"
             )
 
 
@@ -326,8 +295,8 @@ def _filled(x: Tensor, used: Known) -> Tensor:
     for name, one in used["columns"].items():
         if "one_of" not in one and "mean" not in one:
             raise ValueError(
-                f"missing is 'mean', and the run has learnt none of {name!r}: leave it, or begin a new "
-                "run"
+                f"missing: expected a fitted mean of {name!r}, got none. Restore the value, or begin "
+                "a new run"
             )
         means += [one.get("mean", 0.0)] * _width(one)
     return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)
@@ -369,5 +338,7 @@ def _to_float32(names: list[str], values: Tensor) -> Tensor:
     found = values.to(torch.float32)
     for name, infinite in zip(names, found.isinf().any(0).tolist(), strict=True):
         if infinite:
-            raise DataError(f"the column {name!r} has numbers that are too large for float32")
+            raise DataError(
+                f"column {name!r}: expected numbers within float32, got a larger one. Scale the column"
+            )
     return found
