@@ -15,7 +15,7 @@ import yaml
 from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import ConfigError
 
-__all__ = ["parse_yaml", "scalar"]
+__all__ = ["compose", "parse_yaml", "read", "scalar"]
 
 #: A configuration is written by a person: more than this is an alias that explodes.
 MOST_NODES = 100_000
@@ -25,15 +25,25 @@ DEEPEST = 60
 def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
     """Return the document, and the line of each of its keys."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = compose(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError.at("", place, f"this is no YAML: {_reason(error)}") from None
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise ConfigError.at("", place, f"invalid YAML: {_reason(error)}") from None
     except yaml.YAMLError as error:
-        raise ConfigError.at("", name, f"this is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError.at("", name, f"invalid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise ConfigError.at("", name, "this is nested too deeply") from None
+        raise ConfigError.at("", name, "invalid YAML: nested too deeply") from None
+    return read(node, name)
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Return the document as nodes, which know their lines; `None` if it is empty."""
+    return yaml.compose(text, Loader=_Loader)
+
+
+def read(node: yaml.Node | None, name: str) -> tuple[Any, Places]:
+    """Return the value of a document, and the line of each of its keys."""
     reader = _Reader(name)
     return (None if node is None else reader.read(node, ())), reader.places
 
@@ -86,7 +96,7 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
     parts = [part for part in (error.context, error.problem) if part]
     reason = ", ".join(parts)
     if "\\t" in reason:
-        reason += " (indent with spaces, not with tabs)"
+        reason += ". Indent with spaces, not with tabs"
     return reason
 
 
@@ -100,10 +110,11 @@ class _Reader:
         self.made += 1
         place = f"{self.name}:{node.start_mark.line + 1}"
         if self.made > MOST_NODES or len(path) > DEEPEST:
-            raise ConfigError.at(join(path[:3]), place, "this is far too large for a configuration")
+            says = f"expected at most {MOST_NODES:,} values, {DEEPEST} deep, got more"
+            raise ConfigError.at(join(path[:3]), place, says)
         if node.tag not in _TAGS:
             raise ConfigError.at(
-                join(path), place, f"the tag {node.tag} is not used here; write the value alone"
+                join(path), place, f"expected a value without a tag, got {node.tag}. Remove the tag"
             )
         self.places.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
@@ -118,13 +129,11 @@ class _Reader:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.value == "":
-                raise ConfigError.at(join(path), f"{self.name}:{line}", "a key must be a name")
+                raise ConfigError.at(join(path), f"{self.name}:{line}", "expected a name as key")
             here = (*path, key.value)
             if key.value in found:
-                before = self.places.lines[here]
-                raise ConfigError.at(
-                    join(here), f"{self.name}:{line}", f"is written twice; first in line {before}"
-                )
+                says = f"got a second value; the first is in line {self.places.lines[here]}. Remove one"
+                raise ConfigError.at(join(here), f"{self.name}:{line}", says)
             self.places.lines[here] = line
             found[key.value] = self.read(value, here)
         return found

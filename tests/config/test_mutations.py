@@ -68,8 +68,8 @@ def check(text: str, form: str, overrides: list[str]) -> bool:
 
 #: What is said of a whole file or argument; all else is said of a key.
 WHOLE = (
-    "this is no", "is empty", "expected keys", "expected a file name", "must be key=value",
-    "a key must be a name", "too deeply",
+    "invalid YAML", "invalid JSON", "invalid TOML", "is empty", "expected keys", "expected a file name",
+    "must be key=value", "expected a name as key",
 )  # fmt: skip
 
 
