@@ -23,7 +23,7 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         what = "option" if name.startswith("-") else "command"
-        print(f"ftrain: no {what} {name}. {did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        print(f"ftrain: unknown {what} {name}. {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"ftrain.cli.commands.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(

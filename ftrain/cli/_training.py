@@ -32,7 +32,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         leave_stdout()
     if result.status == "interrupted" and not config.fast_dev_run:
         with contextlib.suppress(BrokenPipeError):
-            print(f"go on with: ftrain resume {folder}", file=sys.stderr)
+            print(f"resume with: ftrain resume {folder}", file=sys.stderr)
     return result.exit_code
 
 
@@ -44,9 +44,9 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
             raise ConfigError.at(
                 key,
                 config.places.of((key,)),
-                f"{key}={wanted}: {config.folder} is at {count} {done} already. For more: {key}="
-                f"{2 * done}; for a shorter run: ftrain train {config.folder}/config.yaml "
-                f"{key}={wanted} output_dir={config.folder}-2",
+                f"expected at least {done}, the {count} of {config.folder}, got {wanted}. Write "
+                f"{key}={2 * done} to train longer, or begin a shorter run: ftrain train "
+                f"{config.folder}/config.yaml {key}={wanted} output_dir={config.folder}-2",
             )
 
 
@@ -61,7 +61,7 @@ def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Itera
             if config.epochs
             else f"max_steps={2 * (result.step or 1)}"
         )
-        yield f"nothing is left to do; more: ftrain resume {folder} {longer}"
+        yield f"the run is complete; to train longer: ftrain resume {folder} {longer}"
     if config.fast_dev_run:
         yield "everything ran; nothing was kept"
     elif result.status != "interrupted":

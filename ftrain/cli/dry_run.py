@@ -64,7 +64,7 @@ def dry_run(config: Config) -> str:
 def _occupied(config: Config) -> str:
     if not (config.folder / "config.yaml").is_file():
         return ""
-    return " (holds a run already: resume it, or write output_dir=... or --overwrite)"
+    return " (holds a run: resume it, or write output_dir=... or --overwrite)"
 
 
 def _first_batch(train: Any) -> Any:
@@ -111,7 +111,7 @@ def _dtype(leaf: torch.Tensor) -> str:
 
 def _batches(held_out: Any) -> str:
     if held_out is None:
-        return "nothing: there will be no evaluation"
+        return "none, so no evaluation"
     return f"{len(held_out):,} batches" if hasattr(held_out, "__len__") else "a stream"
 
 

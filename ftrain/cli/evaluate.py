@@ -51,7 +51,7 @@ def evaluate(
         _check(parts, folder, learnt)
         if parts.held_out is None:
             message = (
-                f"{config.data.name} holds nothing out: write data.held_out=0.2, or name a file"
+                f"expected held-out data, got none from {config.data.name}. Write data.held_out=0.2"
             )
             raise ConfigError.at("data", config.places.of(("data",)), message)
         state, metadata = checkpoint.load(path, like=parts.init_state())
@@ -72,7 +72,7 @@ def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> Non
     if (says := _data_json.missing_warning(parts, folder, learnt)) is not None:
         print(says, file=sys.stderr)
     if not typed and not isinstance(config.data.held_out, str):
-        remedy = "Put the former file back; or evaluate on all that is in a file: data.path=FILE"
+        remedy = "Restore the earlier file, or evaluate on a whole file: data.path=FILE"
         _data_json.check_unchanged(parts, learnt, remedy)
 
 

@@ -95,13 +95,13 @@ _BRANCHES = {"constrained-int", "constrained-float", "int", "float"}
 def _message(found: ErrorDetails, path: Path) -> str:
     kind, value = found["type"], found["input"]
     if kind == "extra_forbidden":
-        return "there is no such key. " + _nearest(path)
+        return "unknown key. " + _nearest(path)
     if kind == "missing":
         return _missing(path)
-    says = found["msg"].replace("Input should be", "must be").replace("'", "")
+    says = found["msg"].replace("Input should be", "expected").replace("'", "")
     for pydantics, ours in _WORDS.items():
         says = says.replace(pydantics, ours)
-    return f"{says}; got {_shown(value)}"
+    return f"{says}, got {_shown(value)}"
 
 
 _WORDS = {
@@ -128,7 +128,7 @@ def _nearest(path: Path) -> str:
     *parents, last = path
     name, section = str(last), join(tuple(parents))
     if name in _ELSEWHERE and not parents:
-        return f"Here it is called {_ELSEWHERE[name]}"
+        return f"Write {_ELSEWHERE[name]} instead"
     outer, dot, inner = name.partition(".")
     if dot and outer in SECTIONS and not parents:
         return f"Write it as a section: `{outer}:`, and below it `{inner}:`"
@@ -141,15 +141,15 @@ def _nearest(path: Path) -> str:
     near = nearest(name, leaves)
     if near:
         return f"Did you mean {leaves[near]}?"
-    return f"Known are: {', '.join(known)}"
+    return f"Choose one of {', '.join(known)}"
 
 
 def _missing(path: Path) -> str:
     examples = {
         "model": "a registered name or `file.py:Class`, such as `model: model.py:Net`",
         "data": "a registered name or `file.py:function`, such as `data: digits`",
-        "early_stopping.patience": "how many evaluations without a better value end the run",
-        "name": "what to build: a registered name or `file.py:attribute`",
+        "early_stopping.patience": "the number of evaluations without improvement that ends the run",
+        "name": "a registered name or `file.py:NAME`",
     }
     key = join(path)
-    return f"is missing: {examples.get(key) or examples.get(str(path[-1]), 'write it')}"
+    return f"missing key. Write {examples.get(key) or examples.get(str(path[-1]), 'it')}"

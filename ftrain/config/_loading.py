@@ -52,7 +52,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     if held_out == 0:
         return found._replace(held_out=None)
     if found.held_out is not None:
-        message = f"{config.data.name} holds a part out already: leave held_out out"
+        message = f"{config.data.name} returns held-out data itself. Remove held_out"
         raise ConfigError.at("data.held_out", place, message)
     try:
         train, rest = loading.split(found.train, held_out)  # type: ignore[arg-type]  # no path: `resolve`
@@ -69,8 +69,8 @@ def _read(config: Config, target: Target, arguments: Mapping[str, Any], learnt: 
             raise
         # A built-in function reads its own output here, so the error means that the file is damaged.
         says = (
-            f"what the run has learnt, data.json in its directory, is damaged ({type(error).__name__}: "
-            f"{error}): put the original back, or begin a new run"
+            f"data.json in the run's directory is damaged ({type(error).__name__}: {error}). Restore "
+            "the original, or begin a new run"
         )
         raise ConfigError.at("data", config.places.of(("data",)), says) from None
 
@@ -92,8 +92,8 @@ def _as_data(config: Config, made: Any) -> Data:
         raise ConfigError.at(
             "data",
             place,
-            f"{config.data.name} returned two tensors: inputs and targets, or training and held "
-            'out? Return {"x": inputs, "y": targets} for the first, a pair of such for the second',
+            f"expected a dict, a dataset or a pair of such from {config.data.name}, got two tensors. "
+            'Return {"x": inputs, "y": targets}, or a pair of such for training and held-out data',
         )
     found: Data = made if isinstance(made, Data) else Data(*made) if pair else Data(made)
     if found.fitted is None:
@@ -101,7 +101,7 @@ def _as_data(config: Config, made: Any) -> Data:
     try:  # as it will be read again
         return found._replace(fitted=json.loads(json.dumps(dict(found.fitted), allow_nan=False)))
     except (TypeError, ValueError) as error:
-        says = f"what {config.data.name} has learnt, `fitted`, is to be written as JSON: {error}"
+        says = f"expected Data.fitted of {config.data.name} in values that JSON has: {error}"
         raise ConfigError.at("data", place, says) from None
 
 

@@ -38,7 +38,7 @@ def _sought(config: Config, target: Target) -> list[str]:
     """Return the directories in which missing paths were searched."""
     written = target.component.model_dump()
     return [
-        f"{name} {str(written[name])!r} is sought {config.sought((*target.path, name))}"
+        f"{name} {str(written[name])!r} is searched {config.sought((*target.path, name))}"
         for name in target.files
         if name in written and not os.path.exists(target.arguments[name])
     ]

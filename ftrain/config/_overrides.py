@@ -35,7 +35,7 @@ def _parsed(override: str) -> tuple[Path, Any]:
         raise ConfigError.at(
             "",
             place,
-            "an argument after the file must be key=value, such as optimizer.learning_rate=1e-3",
+            f"expected key=value, such as optimizer.learning_rate=1e-3, got {override!r}",
         )
     try:
         value, _ = parse_yaml(text, place)
@@ -59,11 +59,13 @@ def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
         return {**parent, name: _put(parent.get(name), path[1:], value, here, place)}
     if not isinstance(parent, list):
         raise ConfigError.at(
-            join((*done, *path)), place, f"{join(done)} is {parent!r}, which has no keys of its own"
+            join((*done, *path)), place, f"expected a section at {join(done)}, got {parent!r}"
         )
     if not isinstance(key, int) or key > len(parent):
         raise ConfigError.at(
-            join(here), place, f"{join(done)} is a list: write a number from 0 to {len(parent)}"
+            join(here),
+            place,
+            f"expected an index of the list {join(done)}, from 0 to {len(parent)}, got {key!r}",
         )
     below = parent[key] if key < len(parent) else None
     return [*parent[:key], _put(below, path[1:], value, here, place), *parent[key + 1 :]]

@@ -123,8 +123,8 @@ def _monitoring(parts: Parts, section: str, monitor: str, make: Callable[[], Any
         raise ConfigError.at(
             ".".join(path),
             config.places.of(path),
-            f"{config.data.name} holds nothing out, so there is no {monitor}: write data.held_out=0.2, "
-            "for instance, or monitor train/loss",
+            f"expected held-out data for {monitor}, got none from {config.data.name}. Write "
+            "data.held_out=0.2, or monitor train/loss",
         )
     try:
         return make()

@@ -174,7 +174,10 @@ def _device(config: Config) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        message = f"cannot be used here ({reason}): write cpu, cuda, cuda:1, ... or auto"
+        message = (
+            f"expected a device of this machine, got {config.device!r} ({reason}). Write cpu, cuda, "
+            "cuda:1 or auto"
+        )
         raise ConfigError.at("device", config.places.of(("device",)), message) from None
     return found
 

@@ -25,8 +25,8 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     inside, beside = (sorted(each.glob("*/config.yaml")) for each in (folder, folder.parent))
     around = list(dict.fromkeys([*inside, *beside]))
     there = ", ".join(str(path.parent) for path in around[:10])
-    advice = f"There are: {there}" if there else "`ftrain train CONFIG` makes one"
-    what = "holds no run (it has no config.yaml)" if folder.is_dir() else "is no directory"
+    advice = f"Choose one of {there}" if there else "Make one with `ftrain train CONFIG`"
+    what = "expected a run, got no config.yaml" if folder.is_dir() else "directory not found"
     raise ConfigError.at("", str(folder), f"{what}. {advice}")
 
 

@@ -52,7 +52,7 @@ def load(
         >>> load({"model": "linear", "data": "digits", "epoch": 3})
         Traceback (most recent call last):
             ...
-        ftrain.config.errors.ConfigError: the configuration: epoch: there is no such key. ...
+        ftrain.config.errors.ConfigError: the configuration: epoch: unknown key. ...
     """
     if isinstance(source, Mapping):
         return _checked(dict(source), Places("the configuration"), overrides, None)
@@ -74,7 +74,9 @@ def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Confi
         )
     data, places = _FORMATS[path.suffix.lower()](text, os.fspath(path))
     if data is None:
-        raise ConfigError.at("", path, "the file is empty. `ftrain init` writes one to start from")
+        raise ConfigError.at(
+            "", path, "expected a configuration, got an empty file. Write one with `ftrain init`"
+        )
     if not isinstance(data, dict):
         raise ConfigError.at(
             "", path, f"expected keys with values, such as `epochs: 10`, got {_kind(data)}"
@@ -86,13 +88,13 @@ def _read(path: pathlib.Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        message = "there is no such file. `ftrain init` writes a configuration to start from"
+        message = "file not found. Write one with `ftrain init`"
     except IsADirectoryError:
-        message = "this is a directory"
+        message = "expected a file, got a directory"
         if (path / "config.yaml").exists():
-            message += f"; the configuration of the run in it is {path / 'config.yaml'}"
+            message += f". Write {path / 'config.yaml'}"
     except UnicodeDecodeError as error:
-        message = f"this is no text in UTF-8: byte {error.start} does not fit"
+        message = f"expected text in UTF-8, got an invalid byte at {error.start}"
     except (OSError, ValueError) as error:
         message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     raise ConfigError.at("", path, message)
@@ -124,14 +126,16 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
     found = []
     if config.epochs is None and config.max_steps is None:
         found.append(
-            ("epochs", "how long to train is missing: write `epochs: 10` or `max_steps: 1000`")
+            (
+                "epochs",
+                "expected epochs or max_steps, got neither. Write `epochs: 10`, for instance",
+            )
         )
     if config.batch_size % config.accumulate:
         found.append(
             (
                 "accumulate",
-                f"batch_size {config.batch_size} cannot be cut into {config.accumulate} equal "
-                "micro-batches: write a divisor of it",
+                f"expected a divisor of batch_size {config.batch_size}, got {config.accumulate}",
             )
         )
     return found

@@ -221,12 +221,11 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
         if not advice.endswith("?"):
             advice += "."
         if name.endswith(".py"):
-            advice = f"Write which part of the file is meant: {name}:NAME."
+            advice = f"Write a name in the file: {name}:NAME."
         raise ConfigError.at(
             key,
             place,
-            f"there is no {kind} called {name!r}. {advice} One's own is written as file.py:NAME or "
-            "package.module:NAME",
+            f"unknown {kind} {name!r}. {advice} Write your own as file.py:NAME or package.module:NAME",
         )
     return found
 
@@ -268,8 +267,8 @@ def load_module(module: str, base: pathlib.Path, key: str, place: str) -> Module
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-            hint = ". A file is written with its ending: model.py:NAME"
-            raise ConfigError.at(key, place, f"there is no module {module!r}{hint}") from None
+            hint = "Write a file with its suffix: model.py:NAME"
+            raise ConfigError.at(key, place, f"module not found: {module!r}. {hint}") from None
         raise ConfigError.at(key, place, _broken(module, error)) from error
     except BaseException as error:  # the file may run any code, even exit
         raise ConfigError.at(key, place, _broken(module, error)) from error
@@ -281,8 +280,8 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
         raise ConfigError.at(
             key,
             place,
-            f"there is no file {path} (written as {written}). A relative path is sought beside the "
-            "configuration, or in the current directory where it is given on the command line",
+            f"file not found: {path} (written as {written}). A relative path is searched beside the "
+            "configuration, or in the current directory if it is given on the command line",
         )
     _visible(path.parent)
     spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
@@ -295,7 +294,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError.at(key, place, f"{path} cannot be imported: it is no Python file")
+        raise ConfigError.at(key, place, f"expected a Python file, got {path}")
     found = importlib.util.module_from_spec(spec)
     sys.modules[name] = found
     try:
@@ -316,11 +315,11 @@ def _visible(folder: pathlib.Path) -> None:
 def _broken(module: str, error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return (
-            f"{module} ends the program when it is imported: put what it runs under "
+            f"{module} exits when it is imported. Put the code that it runs under "
             '`if __name__ == "__main__":`'
         )
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{module} is no Python: {error.filename}:{error.lineno}: {error.msg}"
+        return f"{module} is not valid Python: {error.filename}:{error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if "importlib" not in frame.filename]
     where = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
@@ -333,12 +332,12 @@ def _attribute(found: Any, module: str, attribute: str, key: str, place: str) ->
         if not hasattr(holder, part):
             known = [name for name in vars(holder) if not name.startswith("_")]
             advice = did_you_mean(part, known)
-            raise ConfigError.at(key, place, f"{module} has no {attribute!r}. {advice}")
+            raise ConfigError.at(key, place, f"{module} does not define {attribute!r}. {advice}")
         holder = getattr(holder, part)
     if not callable(holder):
         raise ConfigError.at(
             key,
             place,
-            f"{module}:{attribute} is {holder!r:.40}: name a function or class",
+            f"expected a function or class, got {holder!r:.40}",
         )
     return holder

@@ -138,8 +138,8 @@ def _held_out(config: Config, data: Target) -> list[Problem]:
     if not isinstance(config.data.held_out, str) or data.takes("held_out"):
         return []
     says = (
-        f"{config.data.name} reads no file of held-out samples: write how many of its own, or which "
-        "share. (A function of yours does, with an argument `held_out: pathlib.Path`)"
+        f"expected a number of samples or a share of them, got {config.data.held_out!r}: "
+        f"{config.data.name} has no argument `held_out: pathlib.Path`"
     )
     return [Problem("data.held_out", config.places.of(("data", "held_out")), says)]
 
@@ -203,11 +203,11 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     ]
     for name, value in written.items():
         if name in filled:
-            problem(name, f"{component.name} gets its {name} from the run: leave it out")
+            problem(name, f"the run passes {name} to {component.name}. Remove it")
         elif name not in open_to and not open_ended:
             known = [*open_to, *(["learning_rate"] if kind == "optimizer" else [])]
             meant = {"lr": "learning_rate"}.get(name, name)
-            problem(name, f"{component.name} takes no {name}. {did_you_mean(meant, known)}")
+            problem(name, f"unknown argument of {component.name}. {did_you_mean(meant, known)}")
         elif _filled_in_later(kind, name, value):
             arguments[name] = value
         else:
@@ -220,7 +220,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     for name in open_to:
         needed = parameters[name].default is inspect.Parameter.empty and name not in written
         if needed and name not in (needs.total_steps, needs.remaining_steps, *needs.facts):
-            problem(name, f"{component.name} needs {name}: write it")
+            problem(name, f"missing argument of {component.name}. Write it")
     if problems:
         raise ConfigError(problems)
     return Target(path, component, function, arguments, needs, tuple(files))
@@ -257,16 +257,16 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
     except ValidationError as error:
         raise ValueError(_refused(error, value, hint)) from None
     except ValueError as error:
-        raise ValueError(f"{error}; got {value!r}") from None
+        raise ValueError(f"{error}, got {value!r}") from None
     if isinstance(found, pathlib.Path):
         return base / found.expanduser(), True
     return found, False
 
 
 def _refused(error: ValidationError, value: Any, hint: Any) -> str:
-    reasons = [found["msg"].replace("Input should be", "must be") for found in error.errors()]
-    reason = reasons[0] if len(set(reasons)) == 1 else f"must be {_spelled(hint)}"
-    return f"{reason}; got {value!r}"
+    reasons = [found["msg"].replace("Input should be", "expected") for found in error.errors()]
+    reason = reasons[0] if len(set(reasons)) == 1 else f"expected {_spelled(hint)}"
+    return f"{reason}, got {value!r}"
 
 
 def _spelled(hint: Any) -> str:

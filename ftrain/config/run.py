@@ -44,7 +44,7 @@ DEV_STEPS = 4
 
 #: What to do about other training data.
 _ANEW = (
-    "Put the former file back; or begin a new run: ftrain train {0}/config.yaml output_dir={0}-2"
+    "Restore the earlier file, or begin a new run: ftrain train {0}/config.yaml output_dir={0}-2"
 )
 
 #: What a run writes into its directory.
@@ -231,8 +231,8 @@ def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> N
     if there and not may_hold_a_run and not _came_to_nothing(folder):
         raise _refusal(
             config,
-            f"{folder} holds a run already. Go on with it: ftrain resume {folder}; keep it, and write "
-            f"elsewhere: output_dir={folder}-2; or delete it: --overwrite",
+            f"expected an unused directory, got {folder}, which holds a run. Resume it: ftrain resume "
+            f"{folder}; or write elsewhere: output_dir={folder}-2; or delete it: --overwrite",
         )
 
 
@@ -253,7 +253,7 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
     except ConfigError:
         raise
     except (OSError, ValueError) as error:  # the latter: a name with a null byte
-        what = "written to" if os.path.isdir(folder) else "made"
+        what = "written to" if os.path.isdir(folder) else "created"
         says = getattr(error, "strerror", None) or error
         raise _refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
 
@@ -264,7 +264,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
     with Lock.file(folder / ".lock") as lock:
         if not lock.held:
             raise _refusal(
-                config, f"another process is training in {folder}: wait for it, or end it"
+                config, f"another process is training in {folder}. Wait for it, or end it"
             )
         yield
 

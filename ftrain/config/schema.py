@@ -38,7 +38,7 @@ def _held_out(value: Any) -> Any:
         return value
     raise PydanticCustomError(
         "held_out",
-        "must be how many samples (0: none), a share of them (below 1), or the name of a file",
+        "expected a number of samples (0: none), a share of them (below 1), or the name of a file",
     )
 
 
@@ -76,7 +76,7 @@ class Component(BaseModel):
             return {"name": value}
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
-                "component", "must be a name, or a mapping with a name and arguments"
+                "component", "expected a name, or a mapping with a name and arguments"
             )
         return value
 

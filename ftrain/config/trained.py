@@ -79,7 +79,7 @@ class Trained:
         if isinstance(inputs, Mapping) and (name := self._input()) is not None:
             if name not in inputs:
                 there = ", ".join(map(repr, inputs))
-                raise KeyError(f"the batch has no {name!r}, which the model takes; it has {there}")
+                raise KeyError(f"expected a batch with {name!r}, the model's input, got {there}")
             inputs = inputs[name]
         device = self.parts.device
         here = tree.map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
@@ -157,10 +157,10 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
             return path
         there = sorted(each.name for each in inside.parent.glob("step-*"))
         has = ", ".join(["best", "latest", *there]) if there else "none"
-        message = f"there is no such checkpoint. {folder} has {has}"
+        message = f"checkpoint not found. {folder} has {has}"
         raise ConfigError.at("", f"--checkpoint {which}", message)
     found = (kept.best() if which == "best" else None) or kept.latest()
     if found is None:
-        message = f"{folder} holds no checkpoint yet: ftrain resume {folder}"
+        message = f"{folder} has no checkpoint. Train it: ftrain resume {folder}"
         raise ConfigError.at("", str(folder / "checkpoints"), message)
     return found

@@ -38,15 +38,15 @@ def cross_entropy(
     labels = _entry(batch, target)
     if labels.is_floating_point():
         raise TypeError(
-            f"cross_entropy wants classes, integers from 0, and batch[{target!r}] holds {labels.dtype} "
-            "numbers. For numbers to predict write `loss: mse`; for a csv whose numbers are classes, "
-            "`data.classes: true`"
+            f"cross_entropy: expected classes, integers from 0, as batch[{target!r}], got "
+            f"{labels.dtype}. Write `loss: mse` to predict numbers, or `data.classes: true` if numbers "
+            "of a csv are classes"
         )
     logits = model(_entry(batch, input))
     if logits.ndim != 2 or labels.ndim != 1:
         raise ValueError(
-            f"cross_entropy wants logits (n, classes) and classes (n,); the model gives "
-            f"{tuple(logits.shape)}, batch[{target!r}] is {tuple(labels.shape)}"
+            f"cross_entropy: expected logits (n, classes) and classes (n,), got {tuple(logits.shape)} "
+            f"from the model and {tuple(labels.shape)} as batch[{target!r}]"
         )
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     hits = (logits.argmax(-1) == labels).to(each.dtype)
@@ -92,9 +92,8 @@ def mse(
     wanted = _entry(batch, target)
     if not wanted.is_floating_point():
         raise TypeError(
-            f"mse wants numbers to predict, and batch[{target!r}] holds {wanted.dtype}, as of classes. "
-            "For classes write `loss: cross_entropy`. The target of a csv is a class where it holds "
-            "words, or by `data.classes: true`; whole numbers of your own are to be float32"
+            f"mse: expected float32 numbers as batch[{target!r}], got {wanted.dtype}. Write `loss: "
+            "cross_entropy` for classes, which the target of a csv is if it holds words; or convert them"
         )
     error = _as_targets(model(_entry(batch, input)), wanted, target) - wanted
     each = error.reshape(len(error), -1)  # one row a sample, however many numbers it has
@@ -120,12 +119,12 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
 def _entry(batch: Any, name: str) -> torch.Tensor:
     if not isinstance(batch, dict):
         raise TypeError(
-            f"this loss reads its batch by name ({name!r}), but a batch is a {type(batch).__name__}: "
-            "let the data give dicts, or write a loss of your own: file.py:loss_fn"
+            f"expected a dict with {name!r} as batch, got a {type(batch).__name__}. Return dicts from "
+            "the data, or write your own loss: file.py:loss_fn"
         )
     if name not in batch:
         raise KeyError(
-            f"the batch has no {name!r}; it has {', '.join(map(repr, batch))}. Say which are meant: "
+            f"expected a batch with {name!r}, got {', '.join(map(repr, batch))}. Write the names: "
             f"loss: {{name: ..., input: {next(iter(batch))}, target: ...}}"
         )
     found: torch.Tensor = batch[name]
@@ -136,8 +135,8 @@ def _as_targets(found: torch.Tensor, wanted: torch.Tensor, target: str) -> torch
     """Return the model's output in the shape of the targets: `(n, 1)` becomes `(n,)`."""
     if found.numel() != wanted.numel():
         raise ValueError(
-            f"the model gives {tuple(found.shape)}, and there are {tuple(wanted.shape)} numbers in "
-            f"batch[{target!r}]: a number for each is wanted"
+            f"expected one output for each number of batch[{target!r}], {tuple(wanted.shape)}, got "
+            f"{tuple(found.shape)}"
         )
     return found.reshape(wanted.shape)
 

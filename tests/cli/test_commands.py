@@ -68,13 +68,13 @@ def test_each_command_has_help(name: str, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trian"], "ftrain: no command trian. Did you mean train?"),
-        (["--trian"], "no option --trian"),
+        (["trian"], "ftrain: unknown command trian. Did you mean train?"),
+        (["--trian"], "unknown option --trian"),
         (["train"], "the following arguments are required: config"),
-        (["train", "none.yaml"], "none.yaml: there is no such file. `ftrain init`"),
+        (["train", "none.yaml"], "none.yaml: file not found. Write one with `ftrain init`"),
         (["train", "none.yaml", "--fast"], "none.yaml"),
-        (["resume", "none"], "none: is no directory. `ftrain train CONFIG` makes one"),
-        (["eval", "."], "holds no run (it has no config.yaml)"),
+        (["resume", "none"], "none: directory not found. Make one with `ftrain train CONFIG`"),
+        (["eval", "."], "expected a run, got no config.yaml"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(
@@ -148,7 +148,7 @@ def test_a_day_with_a_run(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["runs", "--sort", "step"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("other")
     assert main(["runs", "--sort", "eval/los"]) == 2
-    assert "no column eval/los. Did you mean eval/loss?" in capsys.readouterr().err
+    assert "unknown column eval/los. Did you mean eval/loss?" in capsys.readouterr().err
 
 
 def test_curves_of_one_run_and_of_two(project: pathlib.Path, capsys: Captured) -> None:
@@ -185,7 +185,7 @@ def test_a_lost_run_lists_those_there_are(project: pathlib.Path, capsys: Capture
     assert main(["train", "config.yaml", "max_steps=1"]) == 0
     capsys.readouterr()
     assert main(["resume", "runs/confg"]) == 2
-    assert "There are: runs/config" in capsys.readouterr().err
+    assert "Choose one of runs/config" in capsys.readouterr().err
 
 
 def test_config_prints_what_would_run(project: pathlib.Path, capsys: Captured) -> None:
@@ -325,5 +325,5 @@ def test_an_end_that_lies_behind_is_refused(project: pathlib.Path, capsys: Captu
     capsys.readouterr()
     assert main(["resume", "run", "epochs=1"]) == 2
     said = capsys.readouterr().err
-    assert "epochs=1: run is at epoch 2 already. For more: epochs=4" in said
+    assert "expected at least 2, the epoch of run, got 1. Write epochs=4" in said
     assert (project / "run" / "config.yaml").read_bytes() == written

@@ -71,30 +71,30 @@ def test_a_metric_that_does_not_exist_is_refused_however_often(
 
 def test_a_question_ends_with_one_mark(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["config", "config.yaml", "optimizer=adamww"]) == 2
-    assert "Did you mean adamw? One's own" in capsys.readouterr().err
+    assert "Did you mean adamw? Write your own" in capsys.readouterr().err
     assert main(["config", "config.yaml", "optimizer=qqqqqq"]) == 2
     assert "?." not in capsys.readouterr().err
 
 
 def test_the_other_name_of_the_learning_rate(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "optimizer.lr=1e-3"]) == 2
-    assert "takes no lr. Did you mean learning_rate?" in capsys.readouterr().err
+    assert "unknown argument of adamw. Did you mean learning_rate?" in capsys.readouterr().err
     assert main(["train", "config.yaml", "optimizer.qqqq=1e-3"]) == 2
     assert "learning_rate" in capsys.readouterr().err
 
 
 def test_a_finished_run_and_its_directory(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--dry-run"]) == 0
-    assert "holds a run already" not in capsys.readouterr().out
+    assert "(holds a run:" not in capsys.readouterr().out
     assert main(["train", "config.yaml"]) == 0
-    assert "nothing is left to do" not in capsys.readouterr().out
+    assert "the run is complete" not in capsys.readouterr().out
     assert main(["train", "config.yaml", "--dry-run"]) == 0
-    assert "runs/config (holds a run already" in capsys.readouterr().out
+    assert "runs/config (holds a run:" in capsys.readouterr().out
     assert main(["resume", "runs/config"]) == 0
-    said = "nothing is left to do; more: ftrain resume runs/config epochs=2"
+    said = "the run is complete; to train longer: ftrain resume runs/config epochs=2"
     assert said in capsys.readouterr().out
     assert main(["resume", "runs/config", "epochs=2"]) == 0
-    assert "nothing is left to do" not in capsys.readouterr().out
+    assert "the run is complete" not in capsys.readouterr().out
     assert main(["eval", "runs/config", "--checkpoint", "nope"]) == 2
     said = capsys.readouterr().err
     assert "runs/config has best, latest, step-000000000025" in said

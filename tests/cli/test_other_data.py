@@ -123,7 +123,7 @@ def test_numbers_are_not_predicted_of_classes(project: pathlib.Path, capsys: Cap
     changes = ["loss=mse", "model.outputs=1", "output_dir=other"]
     assert main(["train", "pets.yaml", *changes]) == 1
     said = capsys.readouterr().err
-    assert "mse wants numbers to predict, and batch['y'] holds torch.int64, as of classes" in said
+    assert "mse: expected float32 numbers as batch['y'], got torch.int64" in said
 
 
 def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> None:
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> 
         capsys, "eval", "run", "data.path=new.csv"
     )
     said = refused(capsys, "train", "pets.yaml", "data.held_out=none.csv")
-    assert "'none.csv' is sought in the current directory" in said
+    assert "'none.csv' is searched in the current directory" in said
     (project / "run/data.json").write_text('{"source": "csv"')
     assert "run/data.json: the file was changed after the run wrote it" in refused(
         capsys, "eval", "run"
@@ -154,7 +154,7 @@ def test_training_data_that_have_changed(project: pathlib.Path, capsys: Captured
         assert "the training data have changed since the run fitted them" in said
         assert "rows: expected 36, got 33" in said
         assert "columns.size.mean: " in said
-    assert "evaluate on all that is in a file: data.path=FILE" in said
+    assert "evaluate on a whole file: data.path=FILE" in said
     assert evaluated(capsys, "data.path=pets.csv")[0] == 44
     write(project / "pets.csv", [[*row[:3], "bee"] if row[3] == "cat" else row for row in rows()])
     said = refused(capsys, "resume", "run", "epochs=3")
@@ -196,7 +196,9 @@ def test_a_run_on_all_rows(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "pets.yaml", "data.held_out=0", "output_dir=run", "--overwrite"]) == 0
     capsys.readouterr()
     assert json.loads((project / "run/data.json").read_text())["fitted"]["rows"] == 48
-    assert "csv holds nothing out: write data.held_out=0.2" in refused(capsys, "eval", "run")
+    assert "expected held-out data, got none from csv. Write data.held_out=0.2" in refused(
+        capsys, "eval", "run"
+    )
     assert evaluated(capsys, "data.path=pets.csv")[0] == 48
     assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
 

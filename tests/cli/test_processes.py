@@ -95,7 +95,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 143
-    assert "go on with: ftrain resume run" in said
+    assert "resume with: ftrain resume run" in said
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
 
 

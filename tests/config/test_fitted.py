@@ -290,7 +290,9 @@ def test_images_of_the_classes_of_the_run(tmp_path: pathlib.Path) -> None:
     assert [one["label"] for one in found.held_out] == [1, 1, 1, 2, 2, 2]
     with pytest.raises(DataError, match=r"dog is none of the classes \['ant', 'bee', 'cat'\]"):
         sources.images(tmp_path / "whole", held_out=draw("strange", "dog"))
-    with pytest.raises(DataError, match="the images have 8 x 8 pixels, those of the run 4 x 6"):
+    with pytest.raises(
+        DataError, match="expected images of 4 x 6 pixels, as in training, got 8 x 8"
+    ):
         sources.images(tmp_path / "whole", held_out=draw("large", "ant", size=(8, 8)))
 
 
@@ -302,11 +304,9 @@ def test_arrays_of_the_kind_of_the_run(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "d.npz", x=x)
     found = sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "b.npz")
     assert {name: len(array) for name, array in found.held_out.items()} == {"x": 2, "y": 2}
-    with pytest.raises(
-        DataError, match=r"'x' is float32 \(2,\), that of the run is float32 \(3,\)"
-    ):
+    with pytest.raises(DataError, match=r"'x' as float32 \(3,\), got float32 \(2,\)"):
         sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "c.npz")
-    with pytest.raises(DataError, match="the array 'y' is not there"):
+    with pytest.raises(DataError, match="the array 'y' as int64 .*, got none"):
         sources.arrays(tmp_path / "d.npz", held_out=2, fitted=as_json(found.fitted))
 
 
@@ -320,13 +320,15 @@ def test_a_file_of_held_out_samples_is_sought_as_any_other(tmp_path: pathlib.Pat
     table["held_out"] = "tst.csv"
     message = said(tmp_path, model=model, data=table)
     assert "did you mean" in message
-    assert "held_out 'tst.csv' is sought beside" in message
-    assert "data.held_out: project.py:data reads no file of held-out samples" in said(
+    assert "held_out 'tst.csv' is searched beside" in message
+    assert "data.held_out: expected a number of samples or a share of them, got 'test.csv'" in said(
         data={"name": "project.py:data", "held_out": "test.csv"}
     )
-    assert "must be" in said(data={"name": "digits", "held_out": "test.csv"})
-    assert "csv gets its fitted from the run: leave it out" in said(data={**table, "fitted": {}})
-    with pytest.raises(ConfigError, match="a share of them .*, or the name of a file; got '20%'"):
+    assert "expected" in said(data={"name": "digits", "held_out": "test.csv"})
+    assert "data.fitted: the run passes fitted to csv. Remove it" in said(
+        data={**table, "fitted": {}}
+    )
+    with pytest.raises(ConfigError, match="a share of them .*, or the name of a file, got '20%'"):
         built(data={"name": "digits", "held_out": "20%"})
 
 
@@ -337,7 +339,7 @@ def test_what_is_learnt_must_be_json(tmp_path: pathlib.Path) -> None:
     )
     name = user_file(tmp_path, content)
     message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:data")
-    assert "has learnt, `fitted`, is to be written as JSON: " in message
+    assert "in values that JSON has: " in message
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,7 @@ def test_what_is_no_longer_what_was_learnt_says_so(tmp_path: pathlib.Path, damag
     damage(learnt)
     config = load({"model": model, "data": table, "loss": "mse", "epochs": 1})
     config._base = tmp_path
-    with pytest.raises(ConfigError, match="data.json in its directory, is damaged"):
+    with pytest.raises(ConfigError, match="data.json in the run's directory is damaged"):
         build(config, fitted=learnt)
 
 

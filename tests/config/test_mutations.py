@@ -68,8 +68,8 @@ def check(text: str, form: str, overrides: list[str]) -> bool:
 
 #: What is said of a whole file or argument; all else is said of a key.
 WHOLE = (
-    "invalid YAML", "invalid JSON", "invalid TOML", "is empty", "expected keys", "expected a file name",
-    "must be key=value", "expected a name as key",
+    "invalid YAML", "invalid JSON", "invalid TOML", "an empty file", "expected keys",
+    "expected a file name", "expected key=value", "expected a name as key",
 )  # fmt: skip
 
 

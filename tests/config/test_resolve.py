@@ -64,44 +64,47 @@ def test_a_file_named_like_a_module_of_pythons(tmp_path: pathlib.Path) -> None:
     [
         (
             {"model": "mpl"},
-            "run.yaml:1: model.name: there is no model called 'mpl'. Did you mean mlp?",
+            "run.yaml:1: model.name: unknown model 'mpl'. Did you mean mlp?",
         ),
-        ({"optimizer": "adamm"}, "there is no optimizer called 'adamm'. Did you mean adam?"),
-        ({"optimizer": "chain"}, "there is no optimizer called 'chain'"),
-        ({"schedule": "join"}, "there is no schedule called 'join'"),
-        ({"model": "project.py"}, "Write which part of the file is meant: project.py:NAME"),
-        ({"model": "project.py:Nett"}, "project.py has no 'Nett'. Did you mean Net?"),
+        ({"optimizer": "adamm"}, "unknown optimizer 'adamm'. Did you mean adam?"),
+        ({"optimizer": "chain"}, "unknown optimizer 'chain'"),
+        ({"schedule": "join"}, "unknown schedule 'join'"),
+        ({"model": "project.py"}, "Write a name in the file: project.py:NAME"),
+        ({"model": "project.py:Nett"}, "project.py does not define 'Nett'. Did you mean Net?"),
         (
             {"model": "nowhere.py:Net"},
-            f"there is no file {HERE / 'nowhere.py'} (written as nowhere.py)",
+            f"file not found: {HERE / 'nowhere.py'} (written as nowhere.py)",
         ),
         (
             {"model": "nowhere:Net"},
-            "there is no module 'nowhere'. A file is written with its ending",
+            "module not found: 'nowhere'. Write a file with its suffix",
         ),
-        ({"model": "tests.nowhere:Net"}, "there is no module 'tests.nowhere'"),
+        ({"model": "tests.nowhere:Net"}, "module not found: 'tests.nowhere'"),
         (
             {"model": "project.py:not_callable"},
-            "project.py:not_callable is 3: name a function or class",
+            "model.name: expected a function or class, got 3",
         ),
         (
             {"model": {"name": "project.py:Net", "widht": 3}},
-            "model.widht: project.py:Net takes no widht. Did you mean width?",
+            "model.widht: unknown argument of project.py:Net. Did you mean width?",
         ),
         (
             {"model": {"name": "project.py:Net", "width": "3"}},
-            "model.width: must be a valid integer; got '3'",
+            "model.width: expected a valid integer, got '3'",
         ),
-        ({"model": {"name": "project.py:Net", "kind": "c"}}, "must be 'a' or 'b'; got 'c'"),
-        ({"model": "mlp"}, "model.inputs: mlp needs inputs: write it"),
-        ({"optimizer": {"name": "sgd", "params": 3}}, "sgd takes no params"),
+        ({"model": {"name": "project.py:Net", "kind": "c"}}, "expected 'a' or 'b', got 'c'"),
+        ({"model": "mlp"}, "model.inputs: missing argument of mlp. Write it"),
+        ({"optimizer": {"name": "sgd", "params": 3}}, "optimizer.params: unknown argument of sgd"),
         (
             {"loss": {"name": "project.py:loss_fn", "batch": 3}},
-            "gets its batch from the run: leave it out",
+            "the run passes batch to project.py:loss_fn. Remove it",
         ),
-        ({"schedule": {"name": "warmup_cosine", "peak": 3}}, "gets its peak from the run"),
-        ({"schedule": "warmup_cosine"}, "schedule.warmup_steps: warmup_cosine needs warmup_steps"),
-        ({"imports": ["nowhere"]}, "imports.0: there is no module 'nowhere'"),
+        (
+            {"schedule": {"name": "warmup_cosine", "peak": 3}},
+            "the run passes peak to warmup_cosine",
+        ),
+        ({"schedule": "warmup_cosine"}, "schedule.warmup_steps: missing argument of warmup_cosine"),
+        ({"imports": ["nowhere"]}, "imports.0: module not found: 'nowhere'"),
     ],
 )
 def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
@@ -111,13 +114,13 @@ def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("def f(:", "broken.py is no Python: {file}:1: invalid syntax"),
+        ("def f(:", "broken.py is not valid Python: {file}:1: invalid syntax"),
         ("x = 3\nraise ValueError('no')", "importing broken.py raised ValueError: no ({file}:2)"),
         (
             "import nowhere_else",
             "raised ModuleNotFoundError: No module named 'nowhere_else' ({file}:1)",
         ),
-        ("import sys\nsys.exit(3)", 'put what it runs under `if __name__ == "__main__":`'),
+        ("import sys\nsys.exit(3)", 'Put the code that it runs under `if __name__ == "__main__":`'),
     ],
 )
 def test_files_that_cannot_be_imported(tmp_path: pathlib.Path, content: str, expected: str) -> None:

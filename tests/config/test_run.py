@@ -110,13 +110,17 @@ def test_a_path_that_leads_nowhere_says_from_where(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
-    with pytest.raises(ConfigError, match=r"path 'no.csv' is sought in the current directory, bec"):
+    with pytest.raises(
+        ConfigError, match=r"path 'no.csv' is searched in the current directory, bec"
+    ):
         run(project, "run", "data.path=no.csv")
     text = (project / "tiny.yaml").read_text().replace("path: project.py", "path: no.csv")
     (project / "tiny.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"path 'no.csv' is sought beside .*tiny.yaml"):
+    with pytest.raises(ConfigError, match=r"path 'no.csv' is searched beside .*tiny.yaml"):
         run(project, "run")
-    with pytest.raises(ConfigError, match=r"written as no.py\). A relative path is sought beside"):
+    with pytest.raises(
+        ConfigError, match=r"written as no.py\). A relative path is searched beside"
+    ):
         run(project, "run", "model.name=no.py:Net")
 
 
@@ -130,7 +134,7 @@ def test_stopping_and_resuming_is_not_stopping(project: pathlib.Path) -> None:
 def test_a_run_is_not_overwritten_unless_asked(project: pathlib.Path) -> None:
     folder = run(project, "run")
     before = tensors(folder)
-    with pytest.raises(ConfigError, match="holds a run already") as error:
+    with pytest.raises(ConfigError, match="which holds a run") as error:
         run(project, "run", "seed=9")
     assert error.value.key == "output_dir"
     assert f"ftrain resume {folder}" in str(error.value)
@@ -155,14 +159,14 @@ def test_two_processes_do_not_train_in_one_directory(project: pathlib.Path) -> N
 
 def test_a_directory_that_cannot_be_made(project: pathlib.Path) -> None:
     (project / "runs").write_text("a file")
-    with pytest.raises(ConfigError, match="cannot be made") as error:
+    with pytest.raises(ConfigError, match="cannot be created") as error:
         run(project, "run")
     assert error.value.key == "output_dir"
 
 
 @pytest.mark.parametrize("name", ["x" * 300, r"a\0b"])
 def test_a_directory_that_cannot_be_called_so(project: pathlib.Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be made") as error:
+    with pytest.raises(ConfigError, match="cannot be created") as error:
         train(load(project / "tiny.yaml", [f'output_dir="runs/{name}"']))
     assert error.value.key == "output_dir"
 
@@ -180,7 +184,7 @@ def test_a_run_that_came_first_is_not_deleted(
         return build(*arguments, **options)
 
     monkeypatch.setattr("ftrain.config.run.build", slow)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="which holds a run"):
         run(project, "run", "seed=9")
     assert "seed: 0" in (began[0] / "config.yaml").read_text()
     assert Store(began[0] / "checkpoints").latest() is not None
@@ -241,7 +245,9 @@ def test_the_best_is_kept_and_a_run_that_gets_worse_stops(project: pathlib.Path)
 
 
 def test_what_is_monitored_must_be_there(project: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="holds nothing out, so there is no eval/loss") as error:
+    with pytest.raises(
+        ConfigError, match="expected held-out data for eval/loss, got none"
+    ) as error:
         run(project, "run", "data.held_out=null", "early_stopping.patience=2")
     assert error.value.key == "early_stopping.monitor"
     with pytest.raises(ConfigError, match="Write 'eval/loss'") as error:

@@ -168,7 +168,7 @@ def test_batches_and_trees(project: pathlib.Path, tmp_path: pathlib.Path) -> Non
     assert_same_bits(run.state, result.state)
     x = torch.rand(2, 1, 8, 8)
     assert_same_bits(run.predict({"x": x}), run.predict(x))
-    with pytest.raises(KeyError, match="the batch has no 'x'.*'image'"):
+    with pytest.raises(KeyError, match="expected a batch with 'x'.*'image'"):
         run.predict({"image": x})
     with pytest.raises(RuntimeError) as caught:
         run.predict(torch.rand(2, 7))
@@ -183,14 +183,16 @@ def test_what_cannot_be_loaded(project: pathlib.Path, tmp_path: pathlib.Path) ->
             load_run(*arguments)
         return str(caught.value)
 
-    assert "is no directory. `ftrain train CONFIG` makes one" in refused(tmp_path / "nowhere")
+    assert "directory not found. Make one with `ftrain train CONFIG`" in refused(
+        tmp_path / "nowhere"
+    )
     said = refused(project)
-    assert "holds no run (it has no config.yaml). There are: " in said
+    assert "expected a run, got no config.yaml. Choose one of " in said
     assert "32-true" in said
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
-    assert "holds no checkpoint yet: ftrain resume" in refused(tmp_path / "begun")
-    assert "there is no such checkpoint. " in refused(project / "32-true", "step-7")
+    assert "has no checkpoint. Train it: ftrain resume" in refused(tmp_path / "begun")
+    assert "checkpoint not found. " in refused(project / "32-true", "step-7")
     assert "into.weight" in refused(project / "32-true", "best", ["model.width=7"])
     save(tmp_path / "other", {"w": torch.ones(2)})
     assert "w" in refused(project / "32-true", tmp_path / "other")

@@ -82,16 +82,24 @@ def test_next_token_counts_tokens(n: int, length: int, seed: int) -> None:
 @pytest.mark.parametrize(
     ("loss", "data", "says"),
     [
-        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2)}, "write `loss: mse`"),
-        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2, 2).long()}, r"is \(2, 2\)"),
-        ("mse", {"x": torch.ones(2, 4), "y": torch.ones(2, 2)}, r"the model gives \(2, 1\)"),
+        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2)}, "Write `loss: mse`"),
+        (
+            "cross_entropy",
+            {"x": torch.ones(2, 4), "y": torch.ones(2, 2).long()},
+            r"and \(2, 2\) as batch",
+        ),
+        ("mse", {"x": torch.ones(2, 4), "y": torch.ones(2, 2)}, r"\(2, 2\), got \(2, 1\)"),
         (
             "mse",
             {"image": torch.ones(2, 4), "y": torch.ones(2)},
-            "the batch has no 'x'; it has 'image', 'y'",
+            "expected a batch with 'x', got 'image', 'y'",
         ),
-        ("mse", {"x": torch.ones(2, 4), "y": torch.ones(2).long()}, "`loss: cross_entropy`.*csv"),
-        ("mse", torch.ones(2, 4), "a batch is a Tensor"),
+        (
+            "mse",
+            {"x": torch.ones(2, 4), "y": torch.ones(2).long()},
+            "cross_entropy` for classes.*csv",
+        ),
+        ("mse", torch.ones(2, 4), "as batch, got a Tensor"),
     ],
 )
 def test_what_is_said(loss: str, data: Any, says: str) -> None:

@@ -7,12 +7,12 @@ __all__ = ["COMMANDS"]
 #: Each command and what it does, in the order of a first day.
 COMMANDS = {
     "init": "write a commented configuration and a model that train as they are",
-    "train": "train what a configuration says",
-    "resume": "go on with a run that was interrupted",
+    "train": "train the run that a configuration describes",
+    "resume": "resume an interrupted run",
     "eval": "evaluate a run on its held-out data",
     "predict": "predict the rows of a table",
     "plot": "draw the curves of one run or several",
     "runs": "list the runs in a directory",
-    "config": "print what would run, or every key there is",
+    "config": "print a resolved configuration, or every key",
     "lr-find": "search for a learning rate",
 }

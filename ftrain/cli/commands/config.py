@@ -13,7 +13,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", nargs="?", help="a .yaml, .json or .toml file; none: list all keys"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="put on top of the file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="replace a value of the file"
+    )
     parser.add_argument(
         "--names", action="store_true", help="list the names that can be built, by kind"
     )

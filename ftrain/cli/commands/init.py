@@ -21,8 +21,8 @@ def run(options: argparse.Namespace) -> int:
     there = [str(path) for path in files.values() if path.exists()]
     if there:
         print(
-            f"ftrain init: {' and '.join(there)} exist already, and nothing is overwritten. Name "
-            "another folder: ftrain init FOLDER",
+            f"ftrain init: {' and '.join(there)} exist already. Name another folder: ftrain "
+            "init FOLDER",
             file=sys.stderr,
         )
         return 1

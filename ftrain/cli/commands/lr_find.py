@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file")
-    add("overrides", nargs="*", metavar="key=value", help="put on top of the file")
+    add("overrides", nargs="*", metavar="key=value", help="replace a value of the file")
     add("--lowest", type=float, default=1e-7, metavar="RATE", help="the first rate; default: 1e-7")
     add("--highest", type=float, default=10.0, metavar="RATE", help="the last rate; default: 10")
     add(

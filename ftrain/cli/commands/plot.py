@@ -24,9 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="draw this one; may be given several times",
     )
-    add("--x", choices=("step", "epoch", "time"), default="step", help="what runs to the right")
+    add("--x", choices=("step", "epoch", "time"), default="step", help="the horizontal axis")
     add("--smooth", type=float, default=0.0, metavar="W", help="of training curves: 0 to below 1")
-    add("--dark", action="store_true", help="light on dark")
+    add("--dark", action="store_true", help="a dark background")
 
 
 def run(options: argparse.Namespace) -> int:

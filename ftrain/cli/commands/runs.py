@@ -17,7 +17,7 @@ _FIGURES = ("loss", "accuracy", "perplexity")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", nargs="?", default="runs", help="where they lie; default: runs")
+    parser.add_argument("folder", nargs="?", default="runs", help="their directory; default: runs")
     parser.add_argument(
         "--sort", metavar="COLUMN", help="by a column, such as eval/loss; default: by name"
     )
@@ -28,14 +28,14 @@ def run(options: argparse.Namespace) -> int:
     folder = pathlib.Path(options.folder)
     found = sorted(path.parent for path in folder.rglob("config.yaml"))
     if not found:
-        print(f"there is no run in {folder}. `ftrain train CONFIG` makes one", file=sys.stderr)
+        print(f"no runs in {folder}. Make one with `ftrain train CONFIG`", file=sys.stderr)
         return 1
     table = [_row(path, folder) for path in found]
     columns = list(dict.fromkeys(column for row in table for column in row))
     if options.sort is not None:
         if options.sort not in columns:
             meant = did_you_mean(options.sort, columns)
-            print(f"ftrain runs: there is no column {options.sort}. {meant}", file=sys.stderr)
+            print(f"ftrain runs: unknown column {options.sort}. {meant}", file=sys.stderr)
             return 2
         table.sort(key=lambda row: _rank(row.get(options.sort, "")))
     print(_table(columns, table))

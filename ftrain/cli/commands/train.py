@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file; `ftrain init` writes one")
-    add("overrides", nargs="*", metavar="key=value", help="put on top of the file")
+    add("overrides", nargs="*", metavar="key=value", help="replace a value of the file")
     add(
         "--dry-run",
         action="store_true",

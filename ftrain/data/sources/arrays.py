@@ -76,15 +76,15 @@ def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch
     """Return the arrays in a file; checked to have these names, types and shapes, if they are given."""
     read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
     if read is None:
-        raise ValueError(f"{path} ends in neither .npz nor .safetensors")
+        raise ValueError(f"expected a file name that ends in .npz or .safetensors, got {path}")
     found = read(path)
     if kinds is None:
         return found
     there = _kinds(found)
     for name, kind in kinds.items():
         if there.get(name) != kind:
-            has = f"is {there[name]}" if name in there else "is not there"
-            raise DataError(f"{path}: the array {name!r} {has}, that of the run is {kind}")
+            got = there.get(name, "none")
+            raise DataError(f"{path}: expected the array {name!r} as {kind}, got {got}")
     return {name: found[name] for name in kinds}
 
 
@@ -100,5 +100,5 @@ def _check_size(path: pathlib.Path, found: tuple[int, int], wanted: list[int]) -
     if list(found) != wanted:
         there, run = (f"{height} x {width}" for height, width in (found, wanted))
         raise DataError(
-            f"{path}: the images have {there} pixels, those of the run {run}: scale them first"
+            f"{path}: expected images of {run} pixels, as in training, got {there}. Scale them"
         )

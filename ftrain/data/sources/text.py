@@ -79,6 +79,6 @@ def _check(
         name = "the standard library" if path is None else path
         held_out = f" with held_out {share}" if share else ""
         raise ValueError(
-            f"{name} has {len(found):,} characters, and a context of {context}{held_out} needs "
-            f"{needed:,}: take more text, or a smaller context"
+            f"{name}: expected {needed:,} characters or more, for a context of {context}{held_out}, got "
+            f"{len(found):,}. Take more text, or a smaller context"
         )
