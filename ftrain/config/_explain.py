@@ -6,9 +6,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ftrain.config._places import Path, Places, join
-from ftrain.config.errors import Problem, nearest
+from ftrain.config.errors import Problem
 from ftrain.config.keys import SECTIONS, keys
 from ftrain.config.schema import Config
+from ftrain.core._nearest import nearest
 
 __all__ = ["explained"]
 

@@ -22,11 +22,12 @@ from ftrain import optim
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
 from ftrain.config._places import join
-from ftrain.config.errors import ConfigError, nearest
+from ftrain.config.errors import ConfigError
 from ftrain.config.registry import imported
 from ftrain.config.resolve import Resolved, Target, reference, resolve
 from ftrain.config.schema import Config
 from ftrain.core import tree
+from ftrain.core._nearest import nearest
 from ftrain.core.functional import bind
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps

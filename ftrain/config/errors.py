@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["ConfigError", "Problem", "did_you_mean", "nearest"]
+from ftrain.core._nearest import nearest
+
+__all__ = ["ConfigError", "Problem", "did_you_mean"]
 
 
 class Problem(NamedTuple):
@@ -61,13 +62,6 @@ class ConfigError(ValueError):
     def place(self) -> str:
         """The source location of the first problem."""
         return self.problems[0].place
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most similar to this one, if one is similar."""
-    lowered = {candidate.lower(): candidate for candidate in sorted(known)}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return lowered[near[0]] if near else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

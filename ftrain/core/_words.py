@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from ftrain.core import _torch
+from ftrain.core._nearest import nearest
 
 __all__ = ["a_or_an", "brief", "did_you_mean", "dtype_and_shape", "kind"]
 
@@ -60,5 +60,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("loss", ["step", "params"])
     ''
     """
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""

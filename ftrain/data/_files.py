@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
+from ftrain.core._nearest import nearest
 from ftrain.core.errors import DataError
 
 PathLike = str | os.PathLike[str]
@@ -51,5 +51,5 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f": the folder {parent} does not exist either (the current one is {Path.cwd()})"
-    near = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
-    return f": did you mean {parent / near[0]}?" if near else f" in {parent.resolve()}"
+    near = nearest(path.name, os.listdir(parent))
+    return f": did you mean {parent / near}?" if near else f" in {parent.resolve()}"

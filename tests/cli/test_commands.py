@@ -1,4 +1,4 @@
-"""Each command, as it is typed: what it prints, what it leaves, its exit code."""
+"""Each command: its output, its files, its exit code."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_help_lists_every_command(arguments: list[str], capsys: Captured) -> Non
     assert all(f"  {name} " in said for name in COMMANDS)
 
 
-def test_without_a_command(capsys: Captured) -> None:
+def test_command_line_without_a_command_prints_help_and_fails(capsys: Captured) -> None:
     assert main([]) == 2
     assert "ftrain init" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_help(name: str, capsys: Captured) -> None:
+def test_help_of_each_command_shows_its_usage(name: str, capsys: Captured) -> None:
     assert main([name, "--help"]) == 0
     assert f"usage: ftrain {name}" in capsys.readouterr().out
 
@@ -77,7 +77,7 @@ def test_each_command_has_help(name: str, capsys: Captured) -> None:
         (["eval", "."], "expected a run, got no config.yaml"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(
+def test_invalid_command_exits_with_2_and_a_message_without_traceback(
     arguments: list[str], said: str, folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(arguments) == 2
@@ -87,7 +87,9 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert not printed.out
 
 
-def test_init_writes_what_trains_as_it_is(folder: pathlib.Path, capsys: Captured) -> None:
+def test_init_writes_files_that_train_without_changes(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["init"]) == 0
     assert main(["train", "config.yaml"]) == 0
     said = capsys.readouterr().out
@@ -110,7 +112,7 @@ def test_init_writes_what_trains_as_it_is(folder: pathlib.Path, capsys: Captured
     assert config.model.name == "model.py:Net"
 
 
-def test_init_overwrites_nothing(folder: pathlib.Path, capsys: Captured) -> None:
+def test_init_refuses_to_overwrite_files(folder: pathlib.Path, capsys: Captured) -> None:
     (folder / "model.py").write_text("mine")
     assert main(["init"]) == 1
     assert "model.py exist already" in capsys.readouterr().err
@@ -120,7 +122,9 @@ def test_init_overwrites_nothing(folder: pathlib.Path, capsys: Captured) -> None
     assert (folder / "other" / "config.yaml").exists()
 
 
-def test_a_day_with_a_run(project: pathlib.Path, capsys: Captured) -> None:
+def test_run_is_trained_resumed_evaluated_and_listed(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "epochs=1", "--overwrite", "seed=1"]) == 0
     assert "run: runs/config" in capsys.readouterr().out
     assert main(["train", "config.yaml"]) == 2
@@ -151,7 +155,7 @@ def test_a_day_with_a_run(project: pathlib.Path, capsys: Captured) -> None:
     assert "unknown column eval/los. Did you mean eval/loss?" in capsys.readouterr().err
 
 
-def test_curves_of_one_run_and_of_two(project: pathlib.Path, capsys: Captured) -> None:
+def test_plot_draws_one_run_or_several(project: pathlib.Path, capsys: Captured) -> None:
     for name in ("first", "second"):
         assert main(["train", "config.yaml", f"output_dir=runs/{name}", "epochs=1"]) == 0
     (project / "runs/first/curves.png").unlink()
@@ -168,7 +172,7 @@ def test_curves_of_one_run_and_of_two(project: pathlib.Path, capsys: Captured) -
     assert "'los'" in capsys.readouterr().err
 
 
-def test_a_learning_rate_is_found_and_nothing_is_trained(
+def test_lr_find_suggests_a_rate_and_keeps_only_the_picture(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["lr-find", "config.yaml", "--steps", "60", "seed=2"]) == 0
@@ -181,14 +185,14 @@ def test_a_learning_rate_is_found_and_nothing_is_trained(
     assert main([*command, "max_steps=1"]) == 0  # the picture is in nobody's way
 
 
-def test_a_lost_run_lists_those_there_are(project: pathlib.Path, capsys: Captured) -> None:
+def test_unknown_run_lists_the_existing_ones(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "max_steps=1"]) == 0
     capsys.readouterr()
     assert main(["resume", "runs/confg"]) == 2
     assert "Choose one of runs/config" in capsys.readouterr().err
 
 
-def test_config_prints_what_would_run(project: pathlib.Path, capsys: Captured) -> None:
+def test_config_prints_the_resolved_configuration(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["config", "config.yaml", "epochs=7"]) == 0
     text = capsys.readouterr().out
     (project / "printed.yaml").write_text(text)
@@ -200,7 +204,7 @@ def test_config_prints_what_would_run(project: pathlib.Path, capsys: Captured) -
     assert "Did you mean width?" in capsys.readouterr().err
 
 
-def test_config_lists_keys_and_names(capsys: Captured) -> None:
+def test_config_without_a_file_lists_keys_and_names(capsys: Captured) -> None:
     assert main(["config"]) == 0
     said = capsys.readouterr().out
     assert "\ncheckpoint.keep_last: 3\n" in said
@@ -208,7 +212,9 @@ def test_config_lists_keys_and_names(capsys: Captured) -> None:
     assert "adamw" in capsys.readouterr().out
 
 
-def test_a_dry_run_trains_nothing(project: pathlib.Path, capsys: Captured) -> None:
+def test_dry_run_prints_requirements_and_trains_nothing(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "--dry-run"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["parameters"] in ("4,482 in 6 tensors", "17.5 KiB")
@@ -220,24 +226,28 @@ def test_a_dry_run_trains_nothing(project: pathlib.Path, capsys: Captured) -> No
     assert not (project / "runs").exists()
 
 
-def test_a_fast_dev_run(project: pathlib.Path, capsys: Captured) -> None:
+def test_fast_dev_run_keeps_no_directory(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--fast-dev-run"]) == 0
     assert "everything ran; nothing was kept" in capsys.readouterr().out
     assert not (project / "runs").exists()
 
 
-def test_overfitting(project: pathlib.Path, capsys: Captured) -> None:
+def test_train_flags_are_saved_in_the_configuration(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "--overfit-batches", "1", "--detect-anomaly"]) == 0
     saved = load(project / "runs" / "config" / "config.yaml")
     assert (saved.overfit_batches, saved.detect_anomaly) == (1, True)
 
 
-def test_options_may_stand_anywhere(project: pathlib.Path) -> None:
+def test_options_are_accepted_before_and_after_overrides(project: pathlib.Path) -> None:
     assert main(["train", "--fast-dev-run", "config.yaml", "seed=1"]) == 0
     assert main(["train", "config.yaml", "seed=1", "--fast-dev-run", "epochs=1"]) == 0
 
 
-def test_an_error_in_ones_own_code_leads_there(project: pathlib.Path, capsys: Captured) -> None:
+def test_error_in_user_code_shows_only_the_users_frames(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     whole = (project / "model.py").read_text()
     (project / "model.py").write_text(whole.replace("self.layers(x)", "self.layrs(x)"))
     assert main(["train", "config.yaml"]) == 1
@@ -252,7 +262,9 @@ def test_an_error_in_ones_own_code_leads_there(project: pathlib.Path, capsys: Ca
     assert capsys.readouterr().err.count("File ") > 10
 
 
-def test_an_error_while_building_leads_there_too(project: pathlib.Path, capsys: Captured) -> None:
+def test_error_while_building_names_key_and_users_line(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     whole = (project / "model.py").read_text()
     (project / "model.py").write_text(whole.replace("super().__init__()", "super().__init__(3)"))
     assert main(["train", "config.yaml"]) == 2
@@ -262,7 +274,9 @@ def test_an_error_while_building_leads_there_too(project: pathlib.Path, capsys: 
     assert f"config.yaml:{line}: model: model.py:Net raised TypeError" in said
 
 
-def test_a_damaged_checkpoint_is_named(project: pathlib.Path, capsys: Captured) -> None:
+def test_damaged_checkpoint_is_named_without_traceback(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "max_steps=2"]) == 0
     (path,) = (project / "runs/config/checkpoints").glob("step-*/*.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
@@ -273,7 +287,7 @@ def test_a_damaged_checkpoint_is_named(project: pathlib.Path, capsys: Captured) 
     assert "Traceback" not in said
 
 
-def test_ctrl_c_outside_of_a_run(
+def test_keyboard_interrupt_outside_a_run_exits_with_130(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     def interrupted(options: object) -> int:
@@ -288,13 +302,13 @@ def test_ctrl_c_outside_of_a_run(
 @pytest.mark.parametrize(
     "name", ["runs/\U0001f600", "runs/a b#c: 'd'\"", "runs/" + 40 * "long " + "x", "runs/nl\n\x85x"]
 )
-def test_a_run_may_have_any_name(project: pathlib.Path, name: str) -> None:
+def test_run_directory_may_have_any_name(project: pathlib.Path, name: str) -> None:
     (project / name).mkdir(parents=True)
     (project / name / "config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
     assert run_config(pathlib.Path(name), []).folder == pathlib.Path(name)
 
 
-def test_files_of_other_hands_do_not_hide_the_runs(folder: pathlib.Path, capsys: Captured) -> None:
+def test_runs_lists_runs_beside_damaged_files(folder: pathlib.Path, capsys: Captured) -> None:
     config = "{model: mlp, data: digits, epochs: 1}"
     good = '{"step": 4, "split": "train", "loss": 0.5, "time": 3}\n'
     row = '{"step": "a"}\n{"step": null}\n{"step": 1, "split": ["x"], "loss": 1e999}\n[3]\n'
@@ -318,7 +332,9 @@ def test_files_of_other_hands_do_not_hide_the_runs(folder: pathlib.Path, capsys:
     ]
 
 
-def test_an_end_that_lies_behind_is_refused(project: pathlib.Path, capsys: Captured) -> None:
+def test_resume_refuses_an_end_before_the_current_epoch(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     """`config.yaml` would no longer say how the run came about."""
     assert main(["train", "config.yaml", "output_dir=run", "compile=false"]) == 0
     written = (project / "run" / "config.yaml").read_bytes()

@@ -1,4 +1,4 @@
-"""What somebody new types, and what is said to that."""
+"""Commands and mistakes of a new user, and their messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def project(
     sys.path[:] = path
 
 
-def test_a_change_that_does_not_fit_the_checkpoint_changes_nothing(
+def test_override_that_does_not_fit_the_checkpoint_changes_nothing(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml"]) == 0
@@ -56,7 +56,7 @@ def test_a_change_that_does_not_fit_the_checkpoint_changes_nothing(
     assert main(["resume", "runs/config", "epochs=2"]) == 0
 
 
-def test_a_metric_that_does_not_exist_is_refused_however_often(
+def test_unknown_monitored_metric_is_refused_again_on_resume(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml", "checkpoint.monitor=eval/acuracy"]) == 2
@@ -69,21 +69,21 @@ def test_a_metric_that_does_not_exist_is_refused_however_often(
     assert main(["resume", "runs/config", "checkpoint.monitor=eval/accuracy"]) == 0
 
 
-def test_a_question_ends_with_one_mark(project: pathlib.Path, capsys: Captured) -> None:
+def test_suggestion_ends_with_one_punctuation_mark(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["config", "config.yaml", "optimizer=adamww"]) == 2
     assert "Did you mean adamw? Write your own" in capsys.readouterr().err
     assert main(["config", "config.yaml", "optimizer=qqqqqq"]) == 2
     assert "?." not in capsys.readouterr().err
 
 
-def test_the_other_name_of_the_learning_rate(project: pathlib.Path, capsys: Captured) -> None:
+def test_lr_is_answered_with_learning_rate(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "optimizer.lr=1e-3"]) == 2
     assert "unknown argument of adamw. Did you mean learning_rate?" in capsys.readouterr().err
     assert main(["train", "config.yaml", "optimizer.qqqq=1e-3"]) == 2
     assert "learning_rate" in capsys.readouterr().err
 
 
-def test_a_finished_run_and_its_directory(project: pathlib.Path, capsys: Captured) -> None:
+def test_complete_run_reports_how_to_train_longer(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--dry-run"]) == 0
     assert "(holds a run:" not in capsys.readouterr().out
     assert main(["train", "config.yaml"]) == 0
@@ -100,7 +100,7 @@ def test_a_finished_run_and_its_directory(project: pathlib.Path, capsys: Capture
     assert "runs/config has best, latest, step-000000000025" in said
 
 
-def test_a_path_that_is_typed_leads_from_where_it_is_typed(
+def test_path_on_the_command_line_is_relative_to_the_current_directory(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -123,7 +123,7 @@ def test_a_path_that_is_typed_leads_from_where_it_is_typed(
     assert main(["eval", run, "data.path=z.csv"]) == 2
 
 
-def test_an_averages_figures_are_in_every_summary(project: pathlib.Path, capsys: Captured) -> None:
+def test_ema_metrics_are_in_every_summary(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "ema=0.9"]) == 0
     said = capsys.readouterr().out
     closing = [line.split() for line in said.partition("completed at")[2].splitlines()]
@@ -149,9 +149,7 @@ def test_an_averages_figures_are_in_every_summary(project: pathlib.Path, capsys:
     assert line[header.index("eval/ema/loss")] == f"{row['ema/loss']:.4g}"
 
 
-def test_an_evaluation_has_the_epoch_of_the_runs_own_rows(
-    project: pathlib.Path, capsys: Captured
-) -> None:
+def test_eval_reports_the_epoch_of_the_checkpoint(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "epochs=3", "checkpoint.keep_last=3"]) == 0
     rows = map(json.loads, (project / "runs/config/metrics.jsonl").read_text().splitlines())
     epochs = {row["step"]: row["epoch"] for row in rows if row["split"] == "eval"}

@@ -1,4 +1,4 @@
-"""`ftrain eval RUN data.path=new.csv`: what the run has learnt of its data goes with it."""
+"""`ftrain eval RUN data.path=new.csv`: other data are read with the run's fitted preprocessing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def refused(capsys: Captured, *arguments: str) -> str:
     return printed.err
 
 
-def test_held_out_rows_in_another_file(project: pathlib.Path, capsys: Captured) -> None:
+def test_held_out_rows_in_another_file_have_the_same_metrics(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     own = evaluated(capsys)
     _, held_out = data.split({"row": torch.arange(48)}, 0.25)
     cells = [rows()[n] for n in held_out["row"].tolist()]
@@ -102,7 +104,7 @@ def test_held_out_rows_in_another_file(project: pathlib.Path, capsys: Captured) 
     assert json.loads(capsys.readouterr().out)["metrics"] == own[1]
 
 
-def test_classes_that_are_not_in_the_file_keep_their_numbers(
+def test_classes_keep_their_indices_when_a_file_lacks_some(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     """Sums over batches of one row: the metrics of a file are those of its classes together."""
@@ -119,14 +121,16 @@ def test_classes_that_are_not_in_the_file_keep_their_numbers(
     assert evaluated(capsys, "data.path=new.csv")[0] == 1
 
 
-def test_numbers_are_not_predicted_of_classes(project: pathlib.Path, capsys: Captured) -> None:
+def test_mse_refuses_classes(project: pathlib.Path, capsys: Captured) -> None:
     changes = ["loss=mse", "model.outputs=1", "output_dir=other"]
     assert main(["train", "pets.yaml", *changes]) == 1
     said = capsys.readouterr().err
     assert "mse: expected float32 numbers as batch['y'], got torch.int64" in said
 
 
-def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> None:
+def test_table_that_does_not_fit_the_run_is_refused(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     write(project / "new.csv", [*rows()[:3], ["1", "red", "2", "dog"]])
     said = refused(capsys, "eval", "run", "data.path=new.csv")
     assert "new.csv, line 5, column 'kind': expected one of the categories ['ant', 'bee'" in said
@@ -146,7 +150,9 @@ def test_what_does_not_fit_is_named(project: pathlib.Path, capsys: Captured) -> 
     )
 
 
-def test_training_data_that_have_changed(project: pathlib.Path, capsys: Captured) -> None:
+def test_changed_training_data_are_refused_with_the_differences(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     changed = [["9.5", *row[1:]] if n == 1 else row for n, row in enumerate(rows())]
     write(project / "pets.csv", changed[:44])
     for command in ("resume", "eval"):
@@ -166,7 +172,9 @@ def test_training_data_that_have_changed(project: pathlib.Path, capsys: Captured
     assert (project / "run/data.json").read_bytes() == before
 
 
-def test_a_run_that_kept_nothing(project: pathlib.Path, capsys: Captured) -> None:
+def test_run_without_data_json_warns_and_fits_again(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     own = evaluated(capsys)
     (project / "run/data.json").unlink()
     assert evaluated(capsys) == own
@@ -178,7 +186,9 @@ def test_a_run_that_kept_nothing(project: pathlib.Path, capsys: Captured) -> Non
     assert (project / "run/data.json").is_file()
 
 
-def test_the_target_of_such_a_run_stays_as_it_was(project: pathlib.Path, capsys: Captured) -> None:
+def test_run_without_data_json_keeps_its_target_unstandardized(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     changes = ["data.target=weight", "loss=mse", "model.outputs=1", "output_dir=run", "--overwrite"]
     # What the former versions did, but for the columns: as they stand in the table.
     assert main(["train", "pets.yaml", *changes, "data.standardize=false"]) == 0
@@ -192,7 +202,9 @@ def test_the_target_of_such_a_run_stays_as_it_was(project: pathlib.Path, capsys:
     assert metrics["loss"] > 100  # of weights from 0 to 100; of standardized ones about 1
 
 
-def test_a_run_on_all_rows(project: pathlib.Path, capsys: Captured) -> None:
+def test_run_without_held_out_rows_evaluates_on_another_file(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "pets.yaml", "data.held_out=0", "output_dir=run", "--overwrite"]) == 0
     capsys.readouterr()
     assert json.loads((project / "run/data.json").read_text())["fitted"]["rows"] == 48
@@ -203,7 +215,7 @@ def test_a_run_on_all_rows(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["resume", "run", "schedule=null", "epochs=3"]) == 0
 
 
-def test_a_function_of_ones_own_gets_what_it_has_learnt(
+def test_user_data_function_receives_its_fitted_preprocessing(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     (project / "own_source.py").write_text(

@@ -86,7 +86,9 @@ def by_hand(folder: pathlib.Path) -> tuple[torch.Tensor, dict[str, float]]:
         return run.module()(torch.tensor(rows)).double(), learnt["target"]
 
 
-def test_numbers_are_in_the_units_of_the_table(project: pathlib.Path, capsys: Captured) -> None:
+def test_predicted_numbers_are_in_the_units_of_the_table(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     found = predicted(capsys, f"{project}/price", "data.path=new.csv")
     assert list(found[0]) == ["price"]
     outputs, target = by_hand(project / "price")
@@ -103,7 +105,9 @@ def test_numbers_are_in_the_units_of_the_table(project: pathlib.Path, capsys: Ca
         torch.testing.assert_close(same, values, rtol=0, atol=1e-5 * target["scale"])
 
 
-def test_classes_have_their_names(project: pathlib.Path, capsys: Captured) -> None:
+def test_predicted_classes_have_names_and_probabilities(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     found = predicted(capsys, f"{project}/kind", "data.path=new.csv")
     assert list(found[0]) == ["kind", "p(x)", "p(y)", "p(z)"]
     outputs, _ = by_hand(project / "kind")
@@ -115,7 +119,9 @@ def test_classes_have_their_names(project: pathlib.Path, capsys: Captured) -> No
     assert all((float(row["p(y)"]) > 0.5) == (row["sold"] == "y") for row in found)
 
 
-def test_into_a_file(project: pathlib.Path, tmp_path: pathlib.Path, capsys: Captured) -> None:
+def test_out_writes_what_is_printed_otherwise(
+    project: pathlib.Path, tmp_path: pathlib.Path, capsys: Captured
+) -> None:
     run = [f"{project}/price", "data.path=new.csv"]
     assert main(["predict", *run]) == 0
     printed = capsys.readouterr().out
@@ -126,7 +132,7 @@ def test_into_a_file(project: pathlib.Path, tmp_path: pathlib.Path, capsys: Capt
     assert "--out no/where.csv: cannot be written to: No such file" in capsys.readouterr().err
 
 
-def test_what_is_not_predicted(
+def test_predict_refuses_rows_and_runs_that_do_not_fit(
     project: pathlib.Path, tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     def refused(*arguments: str) -> str:

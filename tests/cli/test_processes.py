@@ -1,4 +1,4 @@
-"""Whole processes: how quickly help is there, and what a signal does to a run."""
+"""Whole processes: the time of `--help`, and the effect of signals on a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cli import interruptions
 TRAIN = ["train", str(interruptions.DIGITS), *interruptions.SMALL]
 
 
-def test_help_is_there_at_once() -> None:
+def test_help_takes_little_time() -> None:
     def seconds() -> float:
         """CPU time of child processes so far, which a busy machine does not lengthen."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_wrong_key_does_not_wait_for_torch(tmp_path: pathlib.Path) -> None:
+def test_unknown_key_is_reported_without_importing_torch(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run.yaml").write_text("epoch: 3")
     code = (
         "import sys; from ftrain.cli import main; code = main(['train', 'run.yaml']); "
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("number", interruptions.SIGNALS)
-def test_a_run_that_is_stopped_and_resumed_ends_the_same(
+def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
     draws = random.Random(int(number))
@@ -71,7 +71,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(
     assert interruptions.differences(tmp_path / "run", undisturbed) == []
 
 
-def test_the_command_twice_gives_the_same_bytes_and_another_seed_gives_others(
+def test_same_command_gives_the_same_bytes_and_another_seed_different_ones(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In processes that hash strings differently: sets have another order in each."""
@@ -87,7 +87,7 @@ def test_the_command_twice_gives_the_same_bytes_and_another_seed_gives_others(
     assert any(name.startswith("latest") for name in found)
 
 
-def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
+def test_interrupted_run_prints_the_command_that_resumes_it(tmp_path: pathlib.Path) -> None:
     process = interruptions.started(tmp_path, *TRAIN, "output_dir=run", "epochs=1000")
     while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
         assert process.poll() is None
@@ -99,7 +99,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: pathlib.Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
 
 
-def test_a_run_that_nobody_listens_to_exits_as_it_ended(tmp_path: pathlib.Path) -> None:
+def test_exit_code_is_the_outcome_when_stdout_is_closed(tmp_path: pathlib.Path) -> None:
     """`ftrain train ... 2>&1 | tee log`: Ctrl-C ends tee too, and what is said meets a broken pipe."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ftrain", *TRAIN, "output_dir=run", "epochs=1000", "progress=false"],

@@ -1,4 +1,4 @@
-"""From names to parts: data and what it tells, shares of a run, errors in one's own code."""
+"""Building the parts of a run: data and its facts, the length of schedules, errors in user code."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_each_configuration_takes_a_step(config: dict[str, Any]) -> None:
     assert metrics["loss"].isfinite()
 
 
-def test_the_state_is_a_function_of_the_seed() -> None:
+def test_initial_state_is_a_function_of_the_seed() -> None:
     digests = [tree.digest(built(f"seed={seed}").init_state()) for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_what_is_held_out_does_not_depend_on_the_seed() -> None:
+def test_held_out_samples_do_not_depend_on_the_seed() -> None:
     first, second = (
         built(f"seed={seed}", data={"name": "project.py:data", "held_out": 0.25}) for seed in "01"
     )
@@ -66,7 +66,7 @@ def test_what_is_held_out_does_not_depend_on_the_seed() -> None:
     assert (len(first.train.dataset["x"]), len(first.held_out.dataset["x"])) == (18, 6)
 
 
-def test_a_function_that_holds_out_itself_is_asked_to() -> None:
+def test_data_function_with_held_out_argument_splits_itself() -> None:
     parts = built(
         data={"name": "digits", "held_out": 100}, model={"name": "mlp", "inputs": 64, "outputs": 10}
     )
@@ -76,7 +76,7 @@ def test_a_function_that_holds_out_itself_is_asked_to() -> None:
     )
 
 
-def test_a_whole_pass_is_evaluated_in_order() -> None:
+def test_evaluation_batches_are_in_order_and_keep_the_last() -> None:
     parts = built(data="project.py:pair", eval_batch_size=5)
     assert [len(batch["y"]) for batch in parts.held_out] == [5, 5, 2]
 
@@ -92,7 +92,7 @@ def test_a_whole_pass_is_evaluated_in_order() -> None:
         "iter_only()",
     ],
 )
-def test_data_may_come_as_anything(made: str, tmp_path: pathlib.Path) -> None:
+def test_data_function_may_return_any_dataset(made: str, tmp_path: pathlib.Path) -> None:
     content = f"""
 from ftrain import data as loading
 class iter_only:
@@ -108,7 +108,7 @@ def data(): return {made}
     assert next(iter(parts.train.batches())) is not None
 
 
-def test_what_the_data_tells(tmp_path: pathlib.Path) -> None:
+def test_fact_of_the_data_replaces_its_reference(tmp_path: pathlib.Path) -> None:
     model = {"name": "mlp", "inputs": "${data.features}", "outputs": "${data.classes}"}
     parts = built(data="digits", model=model)
     assert parts.model.init(torch.zeros(2, dtype=torch.int32))[0]["5.weight"].shape == (10, 64)
@@ -140,7 +140,7 @@ def test_what_the_data_tells(tmp_path: pathlib.Path) -> None:
         ({"name": "linear", "end": 0.0}, optim.linear(0.1, 0.0, 9)),
     ],
 )
-def test_schedules_know_the_run(schedule: Any, expected: Any) -> None:
+def test_schedule_receives_the_length_of_the_run(schedule: Any, expected: Any) -> None:
     parts = built(schedule=schedule, optimizer={"name": "sgd", "learning_rate": 0.1})
     assert parts.total_steps == 9
     assert parts.schedule is not None
@@ -148,14 +148,14 @@ def test_schedules_know_the_run(schedule: Any, expected: Any) -> None:
         assert torch.equal(parts.schedule(count), expected(count))
 
 
-def test_the_run_ends_with_what_comes_first() -> None:
+def test_total_steps_is_the_smaller_of_epochs_and_max_steps() -> None:
     assert built().total_steps == 9
     assert built("max_steps=4").total_steps == 4
     assert built("max_steps=40").total_steps == 9
     assert built("max_steps=40", "epochs=null").total_steps == 40
 
 
-def test_a_stream_has_no_length_to_schedule_by(tmp_path: pathlib.Path) -> None:
+def test_schedule_over_a_stream_needs_max_steps(tmp_path: pathlib.Path) -> None:
     content = "class Endless:\n    def __iter__(self): return iter([{'x': torch.ones(3)}])\n"
     name = user_file(tmp_path, content)
     model = "tests.config.project:Net"
@@ -163,7 +163,7 @@ def test_a_stream_has_no_length_to_schedule_by(tmp_path: pathlib.Path) -> None:
     assert "Write max_steps" in message
 
 
-def test_a_plateau_stands_behind_the_optimizer() -> None:
+def test_reduce_on_plateau_is_placed_after_the_optimizer() -> None:
     parts = built(schedule={"name": "reduce_on_plateau", "patience": 2}, max_grad_norm=1.0)
     assert parts.schedule is None
     assert [type(state).__name__ for state in parts.init_state().opt_state][
@@ -171,7 +171,7 @@ def test_a_plateau_stands_behind_the_optimizer() -> None:
     ] == "ReduceOnPlateauState"
 
 
-def test_overfitting_takes_the_same_batches_for_both() -> None:
+def test_overfit_batches_are_trained_and_evaluated_on() -> None:
     parts = built("overfit_batches=2", data="project.py:pair")
     assert len(parts.train) == 2
     assert parts.held_out is parts.train
@@ -207,11 +207,13 @@ def test_overfitting_takes_the_same_batches_for_both() -> None:
         ({"schedule": {"name": "warmup_cosine", "warmup_steps": 20}}, "schedule: warmup_cosine: "),
     ],
 )
-def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
+def test_component_that_cannot_be_built_names_key_and_reason(
+    changes: dict[str, Any], expected: str
+) -> None:
     assert expected in said(**changes)
 
 
-def test_two_tensors_may_mean_two_things(tmp_path: pathlib.Path) -> None:
+def test_pair_of_tensors_from_data_is_refused_as_ambiguous(tmp_path: pathlib.Path) -> None:
     name = user_file(tmp_path, "def pair(): return torch.ones(3), torch.ones(3)\n")
     message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:pair")
     assert 'Return {"x": inputs, "y": targets}' in message
@@ -227,7 +229,7 @@ def table(folder: pathlib.Path, rows: int = 20) -> pathlib.Path:
     return folder / "pets.csv"
 
 
-def test_a_table_of_classes(tmp_path: pathlib.Path) -> None:
+def test_csv_with_a_target_of_words_gives_classes(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     model = {
         "name": "mlp",
@@ -249,7 +251,7 @@ def test_a_table_of_classes(tmp_path: pathlib.Path) -> None:
     assert parts.train.dataset["y"].dtype == torch.int64
 
 
-def test_a_table_of_numbers(tmp_path: pathlib.Path) -> None:
+def test_csv_with_a_target_of_numbers_gives_numbers(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "price", "standardize": False}
     parts = built(
@@ -263,7 +265,7 @@ def test_a_table_of_numbers(tmp_path: pathlib.Path) -> None:
     assert sorted(metrics) == ["loss", "mae"]
 
 
-def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
+def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "age", "classes": True}
     parts = built(base=tmp_path, model={"name": "mlp", "inputs": 4, "outputs": 3}, data=data)
@@ -291,7 +293,7 @@ def test_numbers_may_be_classes(tmp_path: pathlib.Path) -> None:
         ),
     ],
 )
-def test_what_is_said_of_tables(
+def test_csv_that_cannot_be_read_names_the_reason(
     data: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     table(tmp_path)
@@ -299,7 +301,7 @@ def test_what_is_said_of_tables(
     assert expected in said(tmp_path, model=model, data={"name": "csv", **data})
 
 
-def test_a_text(tmp_path: pathlib.Path) -> None:
+def test_text_gives_windows_over_the_whole_text(tmp_path: pathlib.Path) -> None:
     (tmp_path / "poem.txt").write_text("to be or not to be " * 40)
     data = {"name": "text", "path": "poem.txt", "context": 8}
     parts = built(
@@ -317,7 +319,7 @@ def test_a_text(tmp_path: pathlib.Path) -> None:
     )
 
 
-def test_arrays(tmp_path: pathlib.Path) -> None:
+def test_arrays_are_read_and_split(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((10, 3), np.float32), y=np.arange(10) % 2)
     parts = built(
         base=tmp_path, model="tests.config.project:Net", data={"name": "arrays", "path": "a.npz"}

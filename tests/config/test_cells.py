@@ -1,4 +1,4 @@
-"""Cells of a table that hold no number: empty, marked as missing, or words among numbers."""
+"""Cells of a table that are not numbers: empty, marked as missing, or words among numbers."""
 
 from __future__ import annotations
 

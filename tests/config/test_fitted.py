@@ -1,4 +1,4 @@
-"""What a source learns belongs to the run: other files are read as the training data were."""
+"""Fitted preprocessing belongs to the run: other files are read as the training data were."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_json(fitted: Any) -> Any:
     standardize=st.booleans(),
     draw=st.randoms(use_true_random=False),
 )
-def test_a_row_is_the_same_in_any_file(
+def test_fitted_preprocessing_gives_a_row_the_same_bits_in_any_file(
     rows: Any, target: str, standardize: bool, draw: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Rows and classes left out, rows and columns in another order, columns that nobody asked for."""
@@ -79,7 +79,7 @@ def test_a_row_is_the_same_in_any_file(
 
 
 @given(rows=rows, draw=st.randoms(use_true_random=False))
-def test_the_held_out_file_teaches_nothing(
+def test_held_out_file_does_not_change_the_fitted_preprocessing(
     rows: Any, draw: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("csv")
@@ -96,7 +96,7 @@ def test_the_held_out_file_teaches_nothing(
     assert {**found, "sha256": ""} == {**both, "sha256": ""}
 
 
-def test_what_is_standardized(tmp_path: pathlib.Path) -> None:
+def test_standardize_scales_columns_and_target_by_the_training_rows(tmp_path: pathlib.Path) -> None:
     rows = [(f"{n}", "5.1", f"{1e5 * n + 3e5}") for n in range(11)]
     table = write(tmp_path / "t.csv", ["x", "same", "price"], rows)
     found = sources.csv(table, target="price", held_out=table)
@@ -116,7 +116,7 @@ def test_what_is_standardized(tmp_path: pathlib.Path) -> None:
     words=st.lists(st.sampled_from(["ash", "elm", "Oak", "fig, ripe"]), min_size=3, max_size=12),
     standardize=st.booleans(),
 )
-def test_a_word_is_a_feature(
+def test_column_of_words_becomes_one_feature_for_each_word(
     words: list[str], standardize: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     rows = [(f"{n}", f'"{word}"', f"{-n}") for n, word in enumerate(words)]
@@ -136,7 +136,7 @@ def test_a_word_is_a_feature(
         assert_same_bits(sources.csv(table, held_out=table, **options)[:2], first[:2])
 
 
-def test_as_many_features_as_say_something(tmp_path: pathlib.Path) -> None:
+def test_column_of_more_than_100_words_is_refused(tmp_path: pathlib.Path) -> None:
     rows = [(f"name {n:03}", f"{n}", f"{n}") for n in range(101)]
     table = write(tmp_path / "t.csv", ["name", "a", "y"], rows)
     with pytest.raises(
@@ -150,7 +150,7 @@ def test_as_many_features_as_say_something(tmp_path: pathlib.Path) -> None:
     assert sources.csv(table, target="y", held_out=table).facts["features"] == 101
 
 
-def test_a_run_that_took_words_for_numbers_is_refused(tmp_path: pathlib.Path) -> None:
+def test_preprocessing_of_words_as_numbers_is_refused(tmp_path: pathlib.Path) -> None:
     table = write(tmp_path / "t.csv", ["a", "y"], [("red", "1"), ("blue", "2")])
     former = {
         "columns": {"a": {"words": ["blue", "red"], "mean": 0.5, "scale": 0.5}},
@@ -160,7 +160,7 @@ def test_a_run_that_took_words_for_numbers_is_refused(tmp_path: pathlib.Path) ->
         sources.csv(table, target="y", held_out=table, fitted=former)
 
 
-def test_far_from_zero_nothing_is_lost(tmp_path: pathlib.Path) -> None:
+def test_standardization_keeps_float64_differences_far_from_zero(tmp_path: pathlib.Path) -> None:
     """Seconds since 1970 are equal in float32 for two minutes."""
     rows = [(f"{1_700_000_000 + n}", f"{n}") for n in range(5)]
     table = write(tmp_path / "t.csv", ["time", "y"], rows)
@@ -168,7 +168,7 @@ def test_far_from_zero_nothing_is_lost(tmp_path: pathlib.Path) -> None:
     assert torch.equal(found["x"][:, 0], found["y"])
 
 
-def test_a_large_target_is_learnt_with_the_defaults(tmp_path: pathlib.Path) -> None:
+def test_large_target_is_learned_with_default_settings(tmp_path: pathlib.Path) -> None:
     draws = np.random.default_rng(0)
     x = draws.normal(size=400)
     y = 1e5 * x + 3e5 + 5e3 * draws.normal(size=400)
@@ -241,7 +241,7 @@ def test_a_large_target_is_learnt_with_the_defaults(tmp_path: pathlib.Path) -> N
         ("a,b,d\n", {}, "expected rows below the header, got none"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(
+def test_table_that_does_not_fit_the_preprocessing_is_refused(
     content: str, options: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     names = ["a", "b", "d"]
@@ -253,7 +253,7 @@ def test_a_table_that_does_not_fit_is_refused(
         sources.csv(other, **{"target": "d", "held_out": other, "fitted": fitted, **options})
 
 
-def test_a_text_over_the_alphabet_of_the_run(tmp_path: pathlib.Path) -> None:
+def test_text_is_read_over_the_fitted_alphabet(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t.txt").write_text("to be or\nnot to be " * 20)
     first = sources.text(tmp_path / "t.txt", context=8)
     (tmp_path / "new.txt").write_text("tree root " * 5)
@@ -272,7 +272,7 @@ def test_a_text_over_the_alphabet_of_the_run(tmp_path: pathlib.Path) -> None:
         sources.text(tmp_path / "t.txt", 8, held_out=tmp_path / "odd.txt")
 
 
-def test_images_of_the_classes_of_the_run(tmp_path: pathlib.Path) -> None:
+def test_images_are_read_with_the_fitted_classes_and_size(tmp_path: pathlib.Path) -> None:
     pillow = pytest.importorskip("PIL.Image")
 
     def draw(folder: str, *classes: str, size: tuple[int, int] = (6, 4)) -> pathlib.Path:
@@ -296,7 +296,7 @@ def test_images_of_the_classes_of_the_run(tmp_path: pathlib.Path) -> None:
         sources.images(tmp_path / "whole", held_out=draw("large", "ant", size=(8, 8)))
 
 
-def test_arrays_of_the_kind_of_the_run(tmp_path: pathlib.Path) -> None:
+def test_arrays_are_checked_against_the_fitted_shapes(tmp_path: pathlib.Path) -> None:
     x, y = np.zeros((10, 3), np.float32), np.arange(10) % 2
     np.savez(tmp_path / "a.npz", x=x, y=y)
     np.savez(tmp_path / "b.npz", x=x[:2], y=y[:2], z=y)
@@ -310,7 +310,7 @@ def test_arrays_of_the_kind_of_the_run(tmp_path: pathlib.Path) -> None:
         sources.arrays(tmp_path / "d.npz", held_out=2, fitted=as_json(found.fitted))
 
 
-def test_a_file_of_held_out_samples_is_sought_as_any_other(tmp_path: pathlib.Path) -> None:
+def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(9)])
     write(tmp_path / "test.csv", ["y", "a"], [("1", "2"), ("3", "4")])
     model = {"name": "mlp", "inputs": 1, "outputs": 1}
@@ -332,7 +332,7 @@ def test_a_file_of_held_out_samples_is_sought_as_any_other(tmp_path: pathlib.Pat
         built(data={"name": "digits", "held_out": "20%"})
 
 
-def test_what_is_learnt_must_be_json(tmp_path: pathlib.Path) -> None:
+def test_fitted_values_that_json_lacks_are_refused(tmp_path: pathlib.Path) -> None:
     content = (
         "from ftrain.data.sources import Data\n"
         "def data(): return Data({'x': torch.ones(9, 3)}, fitted={'mean': torch.ones(3)})\n"
@@ -352,7 +352,7 @@ def test_what_is_learnt_must_be_json(tmp_path: pathlib.Path) -> None:
         lambda learnt: learnt["target"].pop("name"),
     ],
 )
-def test_what_is_no_longer_what_was_learnt_says_so(tmp_path: pathlib.Path, damage: Any) -> None:
+def test_changed_fitted_values_are_reported_as_damaged(tmp_path: pathlib.Path, damage: Any) -> None:
     """A `data.json` that somebody has changed: no `KeyError`, no `'target'` alone."""
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(30)])
     table = {"name": "csv", "path": "t.csv", "target": "y"}
@@ -367,14 +367,14 @@ def test_what_is_no_longer_what_was_learnt_says_so(tmp_path: pathlib.Path, damag
 
 
 @pytest.mark.parametrize("text", ['{"source": "csv", "fitted": {"mean": NaN}}', "[" * 100_000])
-def test_a_file_that_no_run_wrote(tmp_path: pathlib.Path, text: str) -> None:
+def test_damaged_data_json_is_refused(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "data.json").write_text(text)
     config = load({"model": "mlp", "data": "csv", "epochs": 1})
     with pytest.raises(ConfigError, match="the file was changed after the run wrote it"):
         stored(config, tmp_path)
 
 
-def test_nothing_is_held_out_where_that_is_said(tmp_path: pathlib.Path) -> None:
+def test_held_out_zero_holds_nothing_out(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(9)])
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 3), np.float32), y=np.zeros(9, np.float32))
     (tmp_path / "t.txt").write_text("to be or not to be")

@@ -1,4 +1,4 @@
-"""Defaults < file < command line, in three formats; what is said of mistakes."""
+"""Defaults < file < command line, in three formats; messages for mistakes."""
 
 from __future__ import annotations
 
@@ -81,20 +81,22 @@ def test_each_key_has_its_line(form: str, tree: Any) -> None:
         ("+3", 3),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+def test_plain_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     found = scalar(text)
     assert found == value
     assert type(found) is type(value)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_every_float_that_python_prints_is_one(number: float) -> None:
+def test_yaml_reads_every_float_that_python_prints(number: float) -> None:
     assert scalar(repr(number)) == number
     assert isinstance(scalar(repr(number)), float)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_defaults_then_file_then_command_line(form: str, tmp_path: pathlib.Path) -> None:
+def test_command_line_overrides_file_and_file_overrides_defaults(
+    form: str, tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / f"run.{form}"
     path.write_text(write({**MINIMAL, "seed": 5, "batch_size": 16}, form))
     config = load(path, ["seed=6", "optimizer.name=sgd", "optimizer.momentum=0.9"])
@@ -108,7 +110,7 @@ def test_defaults_then_file_then_command_line(form: str, tmp_path: pathlib.Path)
     assert config.places.of(("batch_size",)).startswith(str(path))
 
 
-def test_a_later_argument_wins_and_lists_grow_at_their_end() -> None:
+def test_later_override_wins_and_an_index_may_extend_a_list() -> None:
     config = load(
         MINIMAL, ["seed=1", "seed=2", "callbacks.0=a", "callbacks.1.name=b", "callbacks.1.every=3"]
     )
@@ -117,14 +119,14 @@ def test_a_later_argument_wins_and_lists_grow_at_their_end() -> None:
     assert config.callbacks[1].arguments == {"every": 3}
 
 
-def test_the_short_form_of_a_component_takes_arguments() -> None:
+def test_override_adds_an_argument_to_a_component_given_by_name() -> None:
     config = load(MINIMAL, ["model.width=3"])
     assert (config.model.name, config.model.arguments) == ("mlp", {"width": 3})
     replaced = load({**MINIMAL, "optimizer": {"name": "sgd", "momentum": 0.9}}, ["optimizer=adamw"])
     assert replaced.optimizer.arguments == {}
 
 
-def test_a_configuration_is_frozen() -> None:
+def test_configuration_is_frozen() -> None:
     config = load(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
@@ -188,7 +190,7 @@ GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
         ("model: [", "run.yaml:1:9: invalid YAML"),
     ],
 )
-def test_what_is_said(text: str, expected: str) -> None:
+def test_invalid_file_names_line_key_and_remedy(text: str, expected: str) -> None:
     assert expected in said(text)
 
 
@@ -239,7 +241,7 @@ def test_all_problems_are_in_one_error() -> None:
         ("model=[", "model: invalid YAML"),
     ],
 )
-def test_what_is_said_of_the_command_line(override: str, expected: str) -> None:
+def test_invalid_override_names_argument_key_and_remedy(override: str, expected: str) -> None:
     assert expected in said(GOOD + "seed: 1\ncallbacks: []", override)
 
 
@@ -254,7 +256,7 @@ def test_what_is_said_of_the_command_line(override: str, expected: str) -> None:
         ),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path: pathlib.Path, make: Any, expected: str) -> None:
+def test_unreadable_file_names_the_reason(tmp_path: pathlib.Path, make: Any, expected: str) -> None:
     path = tmp_path / "run.yaml"
     make(path)
     with pytest.raises(ConfigError, match=expected) as error:
@@ -262,12 +264,12 @@ def test_files_that_cannot_be_read(tmp_path: pathlib.Path, make: Any, expected: 
     assert error.value.place == str(path)
 
 
-def test_a_file_of_another_kind(tmp_path: pathlib.Path) -> None:
+def test_unknown_file_suffix_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run.ini").write_text("a=3")
     with pytest.raises(ConfigError, match=r"ends in \.yaml, \.yml, \.json, \.toml, got 'run\.ini'"):
         load(tmp_path / "run.ini")
 
 
-def test_a_byte_order_mark_is_no_key(tmp_path: pathlib.Path) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
     assert load(tmp_path / "run.yaml").epochs == 3

@@ -135,14 +135,14 @@ def overrides() -> st.SearchStrategy[list[str]]:
 
 @given(mutated_trees(), st.sampled_from(FORMATS))
 @settings(max_examples=800, deadline=None)
-def test_a_mutated_tree(tree: dict[str, Any], form: str) -> None:
+def test_mutated_tree_is_valid_or_raises_config_error(tree: dict[str, Any], form: str) -> None:
     event("valid" if check(write(tree, form), form, []) else "refused")
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_mutated_text(form: str, data: st.DataObject) -> None:
+def test_mutated_text_is_valid_or_raises_config_error(form: str, data: st.DataObject) -> None:
     event("valid" if check(data.draw(mutated_texts(form)), form, []) else "refused")
 
 
@@ -151,13 +151,15 @@ def test_a_mutated_text(form: str, data: st.DataObject) -> None:
 @example(configs()[0], ["model.=3"])
 @example(configs()[0], ["callbacks.1.name=x"])
 @example(configs()[0], ["seed.x=1"])
-def test_a_mutated_command_line(config: dict[str, Any], given_keys: list[str]) -> None:
+def test_mutated_command_line_is_valid_or_raises_config_error(
+    config: dict[str, Any], given_keys: list[str]
+) -> None:
     event("valid" if check(write(config, "yaml"), "yaml", given_keys) else "refused")
 
 
 @given(trees | values, st.sampled_from(FORMATS))
 @settings(max_examples=200, deadline=None)
-def test_any_tree(tree: Any, form: str) -> None:
+def test_arbitrary_tree_raises_config_error(tree: Any, form: str) -> None:
     text = write(tree, form) if isinstance(tree, dict) or form != "toml" else str(tree)
     assert not check(text, form, [])
 
@@ -182,11 +184,11 @@ def test_any_tree(tree: Any, form: str) -> None:
         ("toml", "epochs = 1" + "0" * 5000),
     ],
 )
-def test_hostile_texts(form: str, text: str) -> None:
+def test_hostile_text_raises_config_error(form: str, text: str) -> None:
     assert not check(text, form, [])
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("config", configs())
-def test_what_is_mutated_was_valid(form: str, config: dict[str, Any]) -> None:
+def test_configurations_are_valid_before_mutation(form: str, config: dict[str, Any]) -> None:
     assert check(write(config, form), form, [])

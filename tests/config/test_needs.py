@@ -1,4 +1,4 @@
-"""What a registered component declares that it needs, built-in or a user's own."""
+"""Needs that a registered component declares, built-in or a user's."""
 
 from __future__ import annotations
 

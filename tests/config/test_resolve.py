@@ -1,4 +1,4 @@
-"""Names and import paths, arguments against signatures, and the way back to a file."""
+"""Names and import paths, arguments checked against signatures, and dumping to a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def resolved(**changes: Any) -> Any:
     return resolve(parse(write({**GOOD, **changes}, "yaml"), HERE / "run.yaml"))
 
 
-def test_names_and_import_paths() -> None:
+def test_component_is_found_by_name_or_import_path() -> None:
     found = resolved(loss="tests.config.project:loss_fn", optimizer="sgd", schedule="cosine")
     assert found.model.function.__name__ == "Net"
     assert found.loss.function.__name__ == "loss_fn"
@@ -41,14 +41,14 @@ def test_names_and_import_paths() -> None:
     assert found.schedule.function.__name__ == "cosine"
 
 
-def test_one_file_is_imported_once() -> None:
+def test_file_named_twice_is_imported_once() -> None:
     found = resolved(loss="project.py:loss_fn")
     assert (
         sys.modules[found.loss.function.__module__] is sys.modules[found.model.function.__module__]
     )
 
 
-def test_a_file_named_like_a_module_of_pythons(tmp_path: pathlib.Path) -> None:
+def test_file_named_like_a_standard_module_does_not_shadow_it(tmp_path: pathlib.Path) -> None:
     shutil.copy(HERE / "project.py", tmp_path / "json.py")
     (tmp_path / "run.yaml").write_text(
         write({**GOOD, "model": "json.py:Net", "data": "json.py:data"}, "yaml")
@@ -107,7 +107,7 @@ def test_a_file_named_like_a_module_of_pythons(tmp_path: pathlib.Path) -> None:
         ({"imports": ["nowhere"]}, "imports.0: module not found: 'nowhere'"),
     ],
 )
-def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
+def test_invalid_component_names_key_and_remedy(changes: dict[str, Any], expected: str) -> None:
     assert expected in said(**changes)
 
 
@@ -123,7 +123,9 @@ def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
         ("import sys\nsys.exit(3)", 'Put the code that it runs under `if __name__ == "__main__":`'),
     ],
 )
-def test_files_that_cannot_be_imported(tmp_path: pathlib.Path, content: str, expected: str) -> None:
+def test_file_that_cannot_be_imported_names_the_line(
+    tmp_path: pathlib.Path, content: str, expected: str
+) -> None:
     file = tmp_path / "broken.py"
     file.write_text(content)
     (tmp_path / "run.yaml").write_text(write({**GOOD, "model": "broken.py:Net"}, "yaml"))
@@ -133,7 +135,7 @@ def test_files_that_cannot_be_imported(tmp_path: pathlib.Path, content: str, exp
     assert expected.format(file=file) in str(error.value)
 
 
-def test_lists_become_what_the_signature_asks_for() -> None:
+def test_arguments_are_converted_to_their_annotations() -> None:
     found = resolved(
         model={"name": "project.py:Net", "shape": [1, 2]},
         data={"name": "project.py:data", "path": "x"},
@@ -145,7 +147,7 @@ def test_lists_become_what_the_signature_asks_for() -> None:
     }
 
 
-def test_the_rate_is_the_optimizers_own_where_none_is_written() -> None:
+def test_learning_rate_defaults_to_that_of_the_optimizer() -> None:
     assert resolved(optimizer="prodigy").config.optimizer.learning_rate == 1.0
     assert resolved(optimizer="adamw").config.optimizer.learning_rate == 1e-3
     assert (
@@ -154,7 +156,7 @@ def test_the_rate_is_the_optimizers_own_where_none_is_written() -> None:
     )
 
 
-def test_registering() -> None:
+def test_register_adds_a_name_and_refuses_a_taken_one() -> None:
     @register("loss", "test-loss")
     def loss_fn(model: object, batch: object) -> object:
         return model
@@ -170,7 +172,7 @@ def test_registering() -> None:
 
 
 @given(trees)
-def test_yaml_is_read_as_it_was_written(tree: dict[str, Any]) -> None:
+def test_dumped_yaml_is_read_back_equal(tree: dict[str, Any]) -> None:
     text = to_yaml(tree)
     config = {"name": "x", **{f"_{key}": value for key, value in tree.items()}}
     component = parse(to_yaml({**GOOD, "model": config}), HERE / "run.yaml").model
@@ -179,7 +181,7 @@ def test_yaml_is_read_as_it_was_written(tree: dict[str, Any]) -> None:
 
 
 @given(scalars | st.floats(allow_nan=False) | st.text(max_size=12))
-def test_every_value_comes_back_as_itself(value: Any) -> None:
+def test_dumped_value_is_read_back_with_its_type(value: Any) -> None:
     found = parse(
         to_yaml({**GOOD, "model": {"name": "x", "a": value}}), HERE / "run.yaml"
     ).model.arguments["a"]
@@ -188,7 +190,7 @@ def test_every_value_comes_back_as_itself(value: Any) -> None:
 
 
 @pytest.mark.parametrize("config", configs())
-def test_a_dump_is_a_fixpoint_wherever_it_lies(
+def test_dump_is_a_fixpoint_in_any_directory(
     config: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
     found = resolve(parse(write(config, "yaml"), HERE / "run.yaml"))
@@ -202,7 +204,7 @@ def test_a_dump_is_a_fixpoint_wherever_it_lies(
     assert again.data.arguments == found.data.arguments
 
 
-def test_paths_lead_to_the_same_files_from_elsewhere(tmp_path: pathlib.Path) -> None:
+def test_relocated_paths_lead_to_the_same_files(tmp_path: pathlib.Path) -> None:
     found = resolved(data={"name": "project.py:data", "path": "project.py"}, imports=["project.py"])
     moved = relocated(found, tmp_path)
     there = os.path.relpath(HERE / "project.py", tmp_path)

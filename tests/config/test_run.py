@@ -1,4 +1,4 @@
-"""A run directory holds what makes the same run again, to the byte."""
+"""A run directory repeats its run to the byte."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(project: pathlib.Path, name: str, *overrides: str, **options: Any) -> pa
     return folder
 
 
-def test_the_saved_configuration_is_the_same_run(project: pathlib.Path) -> None:
+def test_saved_configuration_repeats_the_run_bit_for_bit(project: pathlib.Path) -> None:
     first = run(project, "first", "seed=3")
     second = project / "deeper" / "still" / "second"
     train(load(first / "config.yaml", [f"output_dir={second}"]))
@@ -68,14 +68,14 @@ def test_the_saved_configuration_is_the_same_run(project: pathlib.Path) -> None:
     assert tensors(first) != tensors(third)
 
 
-def test_the_saved_configuration_is_a_fixpoint(project: pathlib.Path) -> None:
+def test_saved_configuration_is_a_fixpoint(project: pathlib.Path) -> None:
     folder = run(project, "run")
     before = (folder / "config.yaml").read_bytes()
     train(load(folder / "config.yaml"), overwrite=True)
     assert (folder / "config.yaml").read_bytes() == before
 
 
-def test_a_folder_that_is_moved_as_a_whole_still_runs(
+def test_moved_project_still_runs(
     project: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = run(project, "run")
@@ -87,7 +87,7 @@ def test_a_folder_that_is_moved_as_a_whole_still_runs(
     assert tensors(folder) == tensors(moved)
 
 
-def test_a_path_is_sought_from_where_it_is_written(
+def test_path_is_searched_beside_the_file_or_in_the_current_directory(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a file: beside it. On the command line: from the current directory."""
@@ -106,7 +106,7 @@ def test_a_path_is_sought_from_where_it_is_written(
     train(load(typed / "config.yaml", [f"output_dir={typed}", "epochs=4"]), resume=True)
 
 
-def test_a_path_that_leads_nowhere_says_from_where(
+def test_missing_path_names_the_directory_searched(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
@@ -124,14 +124,14 @@ def test_a_path_that_leads_nowhere_says_from_where(
         run(project, "run", "model.name=no.py:Net")
 
 
-def test_stopping_and_resuming_is_not_stopping(project: pathlib.Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(project: pathlib.Path) -> None:
     whole = run(project, "whole", "schedule=null")
     part = run(project, "part", "schedule=null", "max_steps=5")
     train(load(part / "config.yaml", ["max_steps=null", f"output_dir={part}"]), resume=True)
     assert tensors(whole) == tensors(part)
 
 
-def test_a_run_is_not_overwritten_unless_asked(project: pathlib.Path) -> None:
+def test_run_is_overwritten_only_on_request(project: pathlib.Path) -> None:
     folder = run(project, "run")
     before = tensors(folder)
     with pytest.raises(ConfigError, match="which holds a run") as error:
@@ -145,7 +145,7 @@ def test_a_run_is_not_overwritten_unless_asked(project: pathlib.Path) -> None:
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_two_processes_do_not_train_in_one_directory(project: pathlib.Path) -> None:
+def test_second_process_in_a_run_directory_is_refused(project: pathlib.Path) -> None:
     folder = run(project, "run")
     before = tensors(folder)
     config = load(folder / "config.yaml", [f"output_dir={folder}"])
@@ -157,7 +157,7 @@ def test_two_processes_do_not_train_in_one_directory(project: pathlib.Path) -> N
     train(config, resume=True)  # the lock is gone
 
 
-def test_a_directory_that_cannot_be_made(project: pathlib.Path) -> None:
+def test_directory_that_cannot_be_created_is_refused(project: pathlib.Path) -> None:
     (project / "runs").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be created") as error:
         run(project, "run")
@@ -165,13 +165,13 @@ def test_a_directory_that_cannot_be_made(project: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 300, r"a\0b"])
-def test_a_directory_that_cannot_be_called_so(project: pathlib.Path, name: str) -> None:
+def test_invalid_directory_name_is_refused(project: pathlib.Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be created") as error:
         train(load(project / "tiny.yaml", [f'output_dir="runs/{name}"']))
     assert error.value.key == "output_dir"
 
 
-def test_a_run_that_came_first_is_not_deleted(
+def test_run_of_a_faster_process_is_not_deleted(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes begin at once: one has its lock, and is done, while the other is still building."""
@@ -190,7 +190,7 @@ def test_a_run_that_came_first_is_not_deleted(
     assert Store(began[0] / "checkpoints").latest() is not None
 
 
-def test_nothing_is_written_where_nothing_can_run(project: pathlib.Path) -> None:
+def test_invalid_configuration_writes_nothing(project: pathlib.Path) -> None:
     with pytest.raises(ConfigError):
         run(project, "run", "model.width=x")
     with pytest.raises(ConfigError, match="make no batch"):
@@ -198,13 +198,13 @@ def test_nothing_is_written_where_nothing_can_run(project: pathlib.Path) -> None
     assert not (project / "runs").exists()
 
 
-def test_the_outcome_is_written(project: pathlib.Path) -> None:
+def test_result_json_holds_the_outcome(project: pathlib.Path) -> None:
     folder = run(project, "run")
     found = json.loads((folder / "result.json").read_text())
     assert (found["status"], found["step"], found["epoch"]) == ("completed", 12, 3)
 
 
-def test_so_is_a_failure(project: pathlib.Path) -> None:
+def test_result_json_holds_a_failure(project: pathlib.Path) -> None:
     (project / "fails.py").write_text("def loss_fn(model, batch):\n    return model(batch['z'])\n")
     with pytest.raises(KeyError, match="z"):
         run(project, "run", f"loss={project}/fails.py:loss_fn")
@@ -213,7 +213,7 @@ def test_so_is_a_failure(project: pathlib.Path) -> None:
     assert found["error"].startswith("KeyError")
 
 
-def test_a_fast_dev_run_leaves_nothing(project: pathlib.Path) -> None:
+def test_fast_dev_run_leaves_no_directory(project: pathlib.Path) -> None:
     result = train(
         load(project / "tiny.yaml", ["fast_dev_run=true", f"output_dir={project / 'runs'}"])
     )
@@ -222,7 +222,7 @@ def test_a_fast_dev_run_leaves_nothing(project: pathlib.Path) -> None:
     assert not (project / "runs").exists()
 
 
-def test_overfitting_two_batches_learns_them(project: pathlib.Path) -> None:
+def test_overfit_batches_are_learned(project: pathlib.Path) -> None:
     options = ["overfit_batches=2", "epochs=60", "model.dropout=0", "schedule=null"]
     rate = "optimizer.learning_rate=0.05"
     result = train(load(project / "tiny.yaml", [*options, rate, f"output_dir={project / 'run'}"]))
@@ -230,7 +230,7 @@ def test_overfitting_two_batches_learns_them(project: pathlib.Path) -> None:
     assert result.eval.loss < 0.05
 
 
-def test_the_best_is_kept_and_a_run_that_gets_worse_stops(project: pathlib.Path) -> None:
+def test_early_stopping_ends_the_run_and_the_best_checkpoint_is_kept(project: pathlib.Path) -> None:
     options = ["epochs=50", "schedule=null", "optimizer={name: sgd, learning_rate: 0.5}"]
     folder = run(project, "run", *options, "early_stopping.patience=2", "checkpoint.keep_last=1")
     found = json.loads((folder / "result.json").read_text())
@@ -244,7 +244,7 @@ def test_the_best_is_kept_and_a_run_that_gets_worse_stops(project: pathlib.Path)
     assert int(best.name.partition("-")[2]) == steps[losses.index(min(losses))]
 
 
-def test_what_is_monitored_must_be_there(project: pathlib.Path) -> None:
+def test_unknown_monitored_metric_is_refused(project: pathlib.Path) -> None:
     with pytest.raises(
         ConfigError, match="expected held-out data for eval/loss, got none"
     ) as error:
@@ -260,7 +260,7 @@ def test_what_is_monitored_must_be_there(project: pathlib.Path) -> None:
     train(load(project / "tiny.yaml", ["data.held_out=null", f"output_dir={project / 'run'}"]))
 
 
-def test_an_average_is_evaluated_beside_the_weights(project: pathlib.Path) -> None:
+def test_ema_is_evaluated_beside_the_weights(project: pathlib.Path) -> None:
     plain, averaged = run(project, "plain"), run(project, "averaged", "ema=0.9")
     rows = [json.loads(line) for line in (averaged / "metrics.jsonl").read_text().splitlines()]
     assert all("ema/loss" in row for row in rows if row["split"] == "eval")
@@ -268,7 +268,7 @@ def test_an_average_is_evaluated_beside_the_weights(project: pathlib.Path) -> No
     assert rows[-1]["loss"] == last["loss"]
 
 
-def test_callbacks_by_name(project: pathlib.Path) -> None:
+def test_callbacks_are_built_by_name_and_import_path(project: pathlib.Path) -> None:
     (project / "own.py").write_text(
         "class Seen:\n"
         "    def __init__(self, folder): self.folder = folder\n"
@@ -283,7 +283,7 @@ def test_callbacks_by_name(project: pathlib.Path) -> None:
     assert '"grad_norm/layers.0"' in (folder / "metrics.jsonl").read_text()
 
 
-def test_anomaly_mode_names_what_made_the_nan(project: pathlib.Path) -> None:
+def test_detect_anomaly_names_the_operation_that_returned_nan(project: pathlib.Path) -> None:
     (project / "nan.py").write_text(
         "import torch\ndef loss_fn(model, batch):\n    return (model(batch['x']) * 0).sqrt().sum()\n"
     )
@@ -294,7 +294,7 @@ def test_anomaly_mode_names_what_made_the_nan(project: pathlib.Path) -> None:
     assert "MulBackward0" in str(error.value)
 
 
-def test_the_environment_is_as_before(project: pathlib.Path) -> None:
+def test_environment_is_restored(project: pathlib.Path) -> None:
     before = torch.get_num_threads()
     with environment(load(project / "tiny.yaml", [f"threads={before + 1}"])):
         assert torch.get_num_threads() == before + 1
@@ -303,6 +303,6 @@ def test_the_environment_is_as_before(project: pathlib.Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_where_a_run_is_written(project: pathlib.Path) -> None:
+def test_run_directory_defaults_to_the_name_of_the_file(project: pathlib.Path) -> None:
     assert load(project / "tiny.yaml").folder == pathlib.Path("runs/tiny")
     assert load({"model": "mlp", "data": "digits", "epochs": 1}).folder == pathlib.Path("runs/run")

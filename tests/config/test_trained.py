@@ -1,4 +1,4 @@
-"""What was trained, in Python: the model that `eval_step` calls, and the stock module."""
+"""A trained run in Python: the model that `eval_step` calls, and the stock module."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-def test_predictions_are_what_the_evaluation_sees(project: pathlib.Path, precision: str) -> None:
+def test_predict_equals_the_outputs_of_eval_step(project: pathlib.Path, precision: str) -> None:
     run = load_run(project / precision)
     given = batch()
     before = tree.digest((run.state, given))
@@ -123,7 +123,7 @@ def test_predictions_are_what_the_evaluation_sees(project: pathlib.Path, precisi
     assert torch.equal(torch.get_rng_state(), draws)
 
 
-def test_which_checkpoint(project: pathlib.Path) -> None:
+def test_checkpoint_is_chosen_by_name_or_path(project: pathlib.Path) -> None:
     folder = project / "32-true"
     latest = load_run(folder, "latest")
     assert latest.state.step == 12
@@ -138,7 +138,7 @@ def test_which_checkpoint(project: pathlib.Path) -> None:
     assert load_run(folder).state.step == best[1]
 
 
-def test_a_run_is_its_directory(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_moved_run_loads_without_its_data(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Moved with its model, without its data; from anywhere."""
     elsewhere = tmp_path / "deeper" / "project"
     shutil.copytree(project, elsewhere)
@@ -159,7 +159,9 @@ def test_a_run_is_its_directory(project: pathlib.Path, tmp_path: pathlib.Path) -
     assert_same_bits(again.predict(batch()["x"]), first.predict(batch()["x"]))
 
 
-def test_batches_and_trees(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_predict_accepts_a_batch_or_the_input(
+    project: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """A loss that says where in a batch the model's input is; one that does not."""
     path = ["model=mlp", "model.inputs=64", "model.outputs=10", "data=digits", "loss=cross_entropy"]
     config = load(project / "run.yaml", [*path, "max_steps=1", f"output_dir={tmp_path / 'run'}"])
@@ -177,7 +179,9 @@ def test_batches_and_trees(project: pathlib.Path, tmp_path: pathlib.Path) -> Non
     assert average.keys() == run.state.params.keys()
 
 
-def test_what_cannot_be_loaded(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_run_that_cannot_be_loaded_names_the_reason(
+    project: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     def refused(*arguments: Any) -> str:
         with pytest.raises((ConfigError, CheckpointMismatchError)) as caught:
             load_run(*arguments)
@@ -198,7 +202,7 @@ def test_what_cannot_be_loaded(project: pathlib.Path, tmp_path: pathlib.Path) ->
     assert "w" in refused(project / "32-true", tmp_path / "other")
 
 
-def test_training_goes_on_at_a_constant_rate(project: pathlib.Path) -> None:
+def test_loaded_run_trains_at_a_constant_rate(project: pathlib.Path) -> None:
     run = load_run(project / "32-true", "latest")
     state, metrics = run.steps.train_step(run.state, batch())
     assert state.step == run.state.step + 1
@@ -209,7 +213,7 @@ def test_training_goes_on_at_a_constant_rate(project: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_module_of_any_model(shared: bool) -> None:
+def test_module_equals_apply_for_tied_and_listed_weights(shared: bool) -> None:
     """Of an instance as well, which stays as it is; weights in lists, as an LSTM has them."""
 
     def model() -> torch.nn.Module:
@@ -228,7 +232,7 @@ def test_a_module_of_any_model(shared: bool) -> None:
         apply.module({}, buffers)
 
 
-def test_a_configuration_does_not_wait_for_torch() -> None:
+def test_importing_config_does_not_import_torch() -> None:
     code = (
         "import sys, ftrain.config as c; assert 'torch' not in sys.modules; c.load_run; c.Trained"
     )

@@ -37,7 +37,7 @@ def value(found: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(n=st.integers(1, 9), seed=st.integers(0, 99))
-def test_it_is_torchs(name: str, n: int, seed: int) -> None:
+def test_loss_equals_that_of_torch(name: str, n: int, seed: int) -> None:
     model, data = batch(name, n, seed)
     expected = KINDS[name](model(data["x"]), data["y"])
     assert torch.allclose(value(getattr(losses, name)(model, data)), expected, atol=1e-6)
@@ -45,7 +45,7 @@ def test_it_is_torchs(name: str, n: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(n=st.integers(2, 9), cut=st.integers(1, 8), seed=st.integers(0, 99))
-def test_parts_merge_to_the_whole_and_padding_counts_nothing(
+def test_loss_of_parts_merges_to_the_whole_and_ignores_weight_zero(
     name: str, n: int, cut: int, seed: int
 ) -> None:
     cut = min(cut, n - 1)
@@ -102,6 +102,6 @@ def test_next_token_counts_tokens(n: int, length: int, seed: int) -> None:
         ("mse", torch.ones(2, 4), "as batch, got a Tensor"),
     ],
 )
-def test_what_is_said(loss: str, data: Any, says: str) -> None:
+def test_loss_refuses_batches_that_do_not_fit(loss: str, data: Any, says: str) -> None:
     with pytest.raises((TypeError, ValueError, KeyError), match=says):
         getattr(losses, loss)(nn.Linear(4, 1), data)

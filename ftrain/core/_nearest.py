@@ -1,0 +1,19 @@
+"""The known name that was probably meant; imports nothing heavy, as configurations are checked first."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["nearest"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most similar to this one in any case; `None` if none is similar.
+
+    >>> nearest("Parms", ["step", "params"]), nearest("loss", ["step", "params"])
+    ('params', None)
+    """
+    lowered = {candidate.lower(): candidate for candidate in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None
