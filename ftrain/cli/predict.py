@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrain.config._made import made
+from ftrain.config._loading import call_source
 from ftrain.config.errors import ConfigError
 from ftrain.config.registry import imported
 from ftrain.config.trained import Trained
@@ -44,7 +44,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             "expected the rows on the command line. Write data.path=new.csv, for instance",
         )
     arguments = {**target.arguments, "fitted": run.fitted}
-    x = made(config, target, lambda: imported(inputs)(**arguments))
+    x = call_source(config, target, imported(inputs), arguments)
     parts = [run.predict(part) for part in x.split(config.eval_batch_size or config.batch_size)]
     if not all(isinstance(part, Tensor) for part in parts):
         kind = type(parts[0]).__name__

@@ -5,7 +5,6 @@ Read next: `ftrain/data/sources/`, the functions; `_data_json.py`, which stores 
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config
 from ftrain.data.sources import Data
 
-__all__ = ["load_data", "loaders"]
+__all__ = ["call_source", "load_data", "loaders"]
 
 #: Batches in the evaluation of a `fast_dev_run`.
 DEV_EVAL_BATCHES = 2
@@ -42,8 +41,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     elsewhere = elsewhere and ("data", "held_out") not in config.places.overrides
     if evaluation and (fitted or not target.takes("fitted")):
         arguments |= _only_held_out(target, elsewhere)
-    make = functools.partial(_read, config, target, arguments, bool(fitted))
-    found = _as_data(config, made(config, target, make))
+    found = _as_data(config, call_source(config, target, target.function, arguments))
     if elsewhere and found.held_out is None:
         return found._replace(held_out=found.train)
     held_out, place = config.data.held_out, config.places.of(("data", "held_out"))
@@ -61,18 +59,28 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
         raise ConfigError.at("data.held_out", place, str(error)) from None
 
 
-def _read(config: Config, target: Target, arguments: Mapping[str, Any], learnt: bool) -> Any:
-    try:
-        return target.function(**arguments)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        if not learnt or ":" in config.data.name:
-            raise
-        # A built-in function reads its own output here, so the error means that the file is damaged.
-        says = (
-            f"data.json in the run's directory is damaged ({type(error).__name__}: {error}). Restore "
-            "the original, or begin a new run"
-        )
-        raise ConfigError.at("data", config.places.of(("data",)), says) from None
+def call_source(config: Config, target: Target, function: Any, arguments: Mapping[str, Any]) -> Any:
+    """Return the result of the data function, or of another one that its component declares.
+
+    Raises:
+        ConfigError: it names the key, and `data.json` if a built-in function cannot read it.
+    """
+    built_in = ":" not in config.data.name
+
+    def call() -> Any:
+        try:
+            return function(**arguments)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            if not arguments.get("fitted") or not built_in:
+                raise
+            # A built-in function reads its own output here, so the error means that the file is damaged.
+            says = (
+                f"data.json in the run's directory is damaged ({type(error).__name__}: {error}). "
+                "Restore the original, or begin a new run"
+            )
+            raise ConfigError.at("data", config.places.of(("data",)), says) from None
+
+    return made(config, target, call)
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:

@@ -162,6 +162,11 @@ def test_predict_refuses_rows_and_runs_that_do_not_fit(
     assert main(["train", source, *config, "data=digits", "output_dir=digits"]) == 0
     capsys.readouterr()
     assert "data.name: expected a table (data: csv), got digits" in refused("digits")
+    (project / "price/data.json").write_text(
+        '{"source": "csv", "facts": {"features": 3}, "fitted": {"a": 1}}'
+    )
+    said = refused(price, "data.path=new.csv")
+    assert "data.json in the run's directory is damaged (KeyError: 'target')" in said
     two = ["model.outputs=2", "loss={name: model.py:loss_fn}"]
     (tmp_path / "model.py").write_text(
         "def loss_fn(model, batch): return model(batch['x']).square().mean()\n"
