@@ -36,7 +36,7 @@ def evaluate(
         which: `"best"`, `"latest"`, or the path of a checkpoint.
 
     A `data.path` given on the command line is evaluated on as a whole, with the scales, classes or
-    alphabet that the run has learnt from its training data.
+    alphabet that the run has fitted on its training data.
 
     Raises:
         ConfigError: the checkpoint is missing, or no data are held out; the training data have changed,
@@ -46,9 +46,9 @@ def evaluate(
     """
     path = checkpoint_of(config, folder, which)
     with environment(config):
-        learnt = _data_json.stored(config, folder).fitted
-        parts = build(config, fitted=learnt, evaluation=True)
-        _check(parts, folder, learnt)
+        stored_fitted = _data_json.stored(config, folder).fitted
+        parts = build(config, fitted=stored_fitted, evaluation=True)
+        _check(parts, folder, stored_fitted)
         if parts.held_out is None:
             message = (
                 f"expected held-out data, got none from {config.data.name}. Write data.held_out=0.2"
@@ -65,15 +65,15 @@ def evaluate(
         return path, [dataclasses.replace(result, epoch=epoch) for result in found]
 
 
-def _check(parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any]) -> None:
+def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any]) -> None:
     """Raise unless the data were held out and are scaled as in training."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
-    if (says := _data_json.missing_warning(parts, folder, learnt)) is not None:
+    if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
         print(says, file=sys.stderr)
     if not typed and not isinstance(config.data.held_out, str):
         remedy = "Restore the earlier file, or evaluate on a whole file: data.path=FILE"
-        _data_json.check_unchanged(parts, learnt, remedy)
+        _data_json.check_unchanged(parts, stored_fitted, remedy)
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:

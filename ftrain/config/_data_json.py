@@ -53,10 +53,10 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
 
 
 def missing_warning(
-    parts: Parts, folder: pathlib.Path, learnt: Mapping[str, Any] | None
+    parts: Parts, folder: pathlib.Path, expected: Mapping[str, Any] | None
 ) -> str | None:
     """Return the warning for a run whose data.json is missing."""
-    if learnt is None or learnt or parts.fitted is None:
+    if expected is None or expected or parts.fitted is None:
         return None
     return (
         f"{folder} has no {fitted.FILE}, so scales, classes or alphabet are fitted on the data read "
@@ -64,15 +64,15 @@ def missing_warning(
     )
 
 
-def check_unchanged(parts: Parts, learnt: Mapping[str, Any], remedy: str) -> None:
+def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> None:
     """Raise if the training data fit other preprocessing than the run's.
 
     Raises:
         ConfigError: it lists the differences.
     """
-    if not learnt or parts.fitted is None:
+    if not expected or parts.fitted is None:
         return
-    found = list(fitted.differences(learnt, parts.fitted))
+    found = list(fitted.differences(expected, parts.fitted))
     if found:
         config = parts.config
         more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []

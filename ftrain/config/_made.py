@@ -24,7 +24,7 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except (DataError, FileNotFoundError) as error:
-        sentences = [str(error), *_sought(config, target)]
+        sentences = [str(error), *_missing_paths(config, target)]
         raise ConfigError.at(key, place, ". ".join(sentences).replace("?. ", "? ")) from None
     except Exception as error:
         name, kind = target.component.name, type(error).__name__
@@ -34,11 +34,11 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
         raise ConfigError.at(key, place, says) from error
 
 
-def _sought(config: Config, target: Target) -> list[str]:
+def _missing_paths(config: Config, target: Target) -> list[str]:
     """Return the directories in which missing paths were searched."""
     written = target.component.model_dump()
     return [
-        f"{name} {str(written[name])!r} is searched {config.sought((*target.path, name))}"
+        f"{name} {str(written[name])!r} is searched {config.searched((*target.path, name))}"
         for name in target.files
         if name in written and not os.path.exists(target.arguments[name])
     ]

@@ -149,10 +149,10 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             with _usable(config, folder):
                 _check_free(config, folder, resume or overwrite)
         with environment(config):
-            learnt = _learnt(config, folder) if resume else None
-            parts = build(config, folder, fitted=learnt)
-            _data_json.check_unchanged(parts, learnt or {}, _ANEW.format(config.folder))
-            if (says := _data_json.missing_warning(parts, folder, learnt)) is not None:
+            stored_fitted = _stored_fitted(config, folder) if resume else None
+            parts = build(config, folder, fitted=stored_fitted)
+            _data_json.check_unchanged(parts, stored_fitted or {}, _ANEW.format(config.folder))
+            if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
                 warnings.warn(says, stacklevel=2)
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
                 check_compiler()
@@ -269,7 +269,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _learnt(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
+def _stored_fitted(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
     """Return the fitted preprocessing of a resumed run; `None` for a new one."""
     begun = any((folder / "checkpoints").glob("step-*"))
     return _data_json.stored(config, folder).fitted if begun else None

@@ -236,7 +236,7 @@ class Config(_Section):
         """
         return pathlib.Path() if self._places.typed(path) else self._base
 
-    def sought(self, path: Path) -> str:
+    def searched(self, path: Path) -> str:
         """Return the directory of `beside` in words, for messages."""
         if self._places.typed(path):
             return "in the current directory, because it was given on the command line"

@@ -111,7 +111,7 @@ def load_run(
     """Return the trained model of a run.
 
     The training data need not exist, unless `data.json` holds no facts about them (a custom data
-    function without `fitted`, a former version).
+    function without `fitted`, an earlier version).
 
     Args:
         folder: the run's directory, such as `runs/irises`; it may have been moved.

@@ -15,9 +15,9 @@ def existing(path: PathLike) -> Path:
     """Return the path of a file; if it does not exist, the error names the nearest one."""
     found = Path(path)
     if found.is_dir():
-        raise DataError(f"{found} is a folder, not a file: name a file in it")
+        raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
     if not found.exists():
-        raise FileNotFoundError(f"there is no file {found}{_nearest(found)}")
+        raise FileNotFoundError(f"file not found: {found}{_nearest(found)}")
     return found
 
 
@@ -25,9 +25,11 @@ def existing_folder(path: PathLike) -> Path:
     """Return the path of a folder; if it does not exist, the error names the nearest one."""
     found = Path(path)
     if not found.exists():
-        raise FileNotFoundError(f"there is no folder {found}{_nearest(found)}")
+        raise FileNotFoundError(f"directory not found: {found}{_nearest(found)}")
     if not found.is_dir():
-        raise DataError(f"{found} is a file, not a folder: name the folder that it lies in")
+        raise DataError(
+            f"{found}: expected a directory, got a file. Name the directory of the file"
+        )
     return found
 
 
@@ -50,6 +52,6 @@ def not_utf8(path: Path, reason: str) -> DataError:
 def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
-        return f": the folder {parent} does not exist either (the current one is {Path.cwd()})"
+        return f". {parent} does not exist either, seen from {Path.cwd()}"
     near = nearest(path.name, os.listdir(parent))
-    return f": did you mean {parent / near}?" if near else f" in {parent.resolve()}"
+    return f". Did you mean {parent / near}?" if near else f" in {parent.resolve()}"

@@ -57,8 +57,8 @@ class Windows:
             )
         if len(self.tokens) < length:
             raise ValueError(
-                f"{len(self.tokens)} tokens make no window of {length}: take more text, or a "
-                "smaller length"
+                f"expected at least {length} tokens, the length of a window, got {len(self.tokens)}. "
+                "Take more text, or a smaller length"
             )
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class Text:
         tokens = place[points]
         if alphabet is not None and len(tokens) and tokens.min() < 0:
             strange = content[int(np.argmax(tokens < 0))]
-            raise ValueError(f"the text this alphabet comes from has no {strange!r}")
+            raise ValueError(f"expected characters of the alphabet, got {strange!r}")
         dtype = np.uint8 if len(used) <= 256 else np.int32
         return cls(torch.from_numpy(tokens.astype(dtype)), "".join(map(chr, used.tolist())))
 
@@ -141,7 +141,7 @@ class Text:
         numbers = tokens.flatten().tolist() if isinstance(tokens, Tensor) else tokens
         strange = next((n for n in numbers if not 0 <= n < self.vocabulary), None)
         if strange is not None:
-            raise ValueError(f"{strange} is no token: they lie in [0, {self.vocabulary})")
+            raise ValueError(f"expected tokens in [0, {self.vocabulary}), got {strange}")
         if self.alphabet is None:
             return bytes(numbers).decode(errors="replace")
         return "".join(self.alphabet[number] for number in numbers)
@@ -150,7 +150,9 @@ class Text:
         """Return the beginning, and the last `held_out` (a share) of it, over one alphabet."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
-            raise ValueError(f"held_out={held_out!r} of {len(self)} tokens leaves one part empty")
+            raise ValueError(
+                f"held_out: expected two parts of {len(self)} tokens, got one empty with {held_out!r}"
+            )
         return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
 
     def windows(self, length: int, stride: int = 1) -> Windows:
@@ -192,7 +194,7 @@ def text(
         raise ValueError(f'unit: expected "characters" or "bytes", got {unit!r}')
     path = existing(path)
     if not path.stat().st_size:
-        raise DataError(f"{path} is empty: name a file with some text in it")
+        raise DataError(f"{path}: expected text, got an empty file")
     if unit == "bytes":
         return Text(tokens(path, "uint8"))
     content = decoded(path)
@@ -200,11 +202,11 @@ def text(
     if strange:
         at = min(map(content.index, strange))
         line, column = content.count("\n", 0, at) + 1, at - content.rfind("\n", 0, at)
-        others = f", and so for {len(strange) - 1} more" if len(strange) > 1 else ""
+        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         sign = f"{content[at]!r} (U+{ord(content[at]):04X})"
         raise DataError(
-            f"{path}, line {line}, column {column}: {sign} is not in the alphabet{others}. Replace it "
-            "in the file, or learn from a text that has it"
+            f"{path}, line {line}, column {column}: expected a character of the alphabet, got {sign}"
+            f"{others}. Replace it in the file, or train on a text that has it"
         )
     return Text.of(content, alphabet)
 
@@ -241,9 +243,10 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
     if kind.kind not in "iu":
         raise ValueError(f"dtype: expected integers, got {dtype!r}")
     if not size or size % kind.itemsize:
+        got = f"{size:,} bytes" if size else "an empty file"
         raise DataError(
-            f"{path} has {size:,} bytes, which are no whole number of {kind.name} tokens"
-            + (": it is cut short, or dtype is another" if size else ": it is empty")
+            f"{path}: expected whole {kind.name} tokens, got {got}. Copy the file again, or write its "
+            "dtype"
         )
     # Copy on write: torch has no tensors that cannot be written.
     return torch.from_numpy(np.memmap(path, dtype=kind, mode="c"))
@@ -272,6 +275,6 @@ def standard_library(characters: int = 1_000_000) -> Text:
         content += module.read_text(encoding="utf-8")
     if not content:
         raise FileNotFoundError(
-            "this Python comes without its sources: name a file instead, data.text(path)"
+            "expected the sources of Python, got none. Name a file: data.text(path)"
         )
     return Text.of(content[:characters])

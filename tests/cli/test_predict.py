@@ -141,7 +141,7 @@ def test_predict_refuses_rows_and_runs_that_do_not_fit(
 
     price = f"{project}/price"
     assert "expected the rows on the command line. Write data.path=new.csv" in refused(price)
-    assert "there is no file" in refused(price, "data.path=nowhere.csv")
+    assert "file not found" in refused(price, "data.path=nowhere.csv")
     assert "target: expected 'price'" in refused(price, "data.path=new.csv", "data.target=id")
     (tmp_path / "new.csv").write_text("colour,size\nred,1\ngreen,2\n")
     assert "new.csv, line 3, column 'colour': expected one of the categories" in refused(

@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 def data(n: int = 24, path: pathlib.Path | None = None) -> dict[str, torch.Tensor]:
     if path is not None and not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"file not found: {path}")
     x = torch.linspace(-1, 1, 3 * n).view(n, 3)
     return {"x": x, "y": (x.sum(1) > 0).long()}
 

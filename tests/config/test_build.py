@@ -200,7 +200,7 @@ def test_overfit_batches_are_trained_and_evaluated_on() -> None:
         ),
         (
             {"data": {"name": "project.py:data", "path": "x"}},
-            f"data: there is no file {HERE / 'x'}",
+            f"data: file not found: {HERE / 'x'}",
         ),
         ({"device": "quantum"}, "device: expected a device of this machine"),
         ({"device": "meta"}, "device: expected a device of this machine"),
@@ -282,7 +282,7 @@ def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"path": "none.csv", "target": "kind"}, "there is no file"),
+        ({"path": "none.csv", "target": "kind"}, "file not found"),
         (
             {"path": "pets.csv", "target": "knd"},
             "expected a column 'knd', got 'weight', 'age', 'kind', 'price'",

@@ -267,7 +267,7 @@ def test_text_is_read_over_the_fitted_alphabet(tmp_path: pathlib.Path) -> None:
     assert predicted <= 49 < predicted + 8  # each character but the first, once
     (tmp_path / "odd.txt").write_text("to be\nor nöt to be")
     with pytest.raises(
-        DataError, match=r"odd.txt, line 2, column 5: 'ö' \(U\+00F6\) is not in the"
+        DataError, match=r"odd.txt, line 2, column 5: expected a character .*, got 'ö' \(U\+00F6\)"
     ):
         sources.text(tmp_path / "t.txt", 8, held_out=tmp_path / "odd.txt")
 
@@ -319,7 +319,7 @@ def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Pa
     assert (len(parts.train.dataset["y"]), len(parts.held_out.dataset["y"])) == (9, 2)
     table["held_out"] = "tst.csv"
     message = said(tmp_path, model=model, data=table)
-    assert "did you mean" in message
+    assert "Did you mean" in message
     assert "held_out 'tst.csv' is searched beside" in message
     assert "data.held_out: expected a number of samples or a share of them, got 'test.csv'" in said(
         data={"name": "project.py:data", "held_out": "test.csv"}

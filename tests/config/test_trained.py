@@ -152,7 +152,7 @@ def test_moved_run_loads_without_its_data(project: pathlib.Path, tmp_path: pathl
     found = json.loads((elsewhere / "32-true/data.json").read_text())
     del found["facts"]
     (elsewhere / "32-true/data.json").write_text(json.dumps(found))
-    with pytest.raises(ConfigError, match="there is no file"):
+    with pytest.raises(ConfigError, match="file not found"):
         load_run(elsewhere / "32-true")
     shutil.copy(project / "table.csv", elsewhere)
     again = load_run(elsewhere / "32-true")

@@ -106,11 +106,11 @@ def test_a_damaged_npy_or_safetensors_is_named(tmp_path):
 )
 def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path, read):
     (tmp_path / "pets.csv").write_text("a\n1\n")
-    with pytest.raises(FileNotFoundError, match=r"did you mean .*pets\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean .*pets\.csv"):
         read(tmp_path / "pet.csv")
-    with pytest.raises(FileNotFoundError, match="the folder .* does not exist either"):
+    with pytest.raises(FileNotFoundError, match="does not exist either"):
         read(tmp_path / "nowhere" / "pets.csv")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match="got a directory"):
         read(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_a_folder_of_mnist(tmp_path):
 
 
 def test_a_wrong_folder_of_mnist_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="directory not found"):
         data.mnist(tmp_path / "mnist")
     write_mnist(tmp_path / "mnist", labels=4)
     with pytest.raises(DataError, match="5 images, .* 4 labels"):
@@ -336,7 +336,7 @@ def test_a_damaged_image_is_named(tmp_path):
     from PIL import Image
 
     folder = tmp_path / "pets"
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="directory not found"):
         data.images(folder)
     folder.mkdir()
     with pytest.raises(DataError, match="with the name of its class"):

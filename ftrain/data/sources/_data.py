@@ -12,11 +12,11 @@ from ftrain import data
 
 __all__ = ["Data", "Fitted", "Share", "parted", "sha256"]
 
-#: How many samples are held out, or which share of them; 0: none.
+#: Number of held-out samples, or a share of them; 0: none.
 Share = int | float
 
-#: What was learnt from the training data of a run, as JSON has it. `None`: a run begins, learn it.
-#: Empty: the run kept nothing, as those of former versions did.
+#: Preprocessing fitted on the training data of a run, as JSON. `None`: a new run, which fits it.
+#: Empty: the run stored none, as runs of earlier versions.
 Fitted = Mapping[str, Any] | None
 
 

@@ -29,18 +29,18 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
     Args:
         path: the file.
         held_out: the number of samples to evaluate on, a share of them, or another file; 0: none.
-        fitted: names and shapes of the arrays that a run learnt from.
+        fitted: names and shapes of the arrays that a run was trained on.
     """
     kinds = dict(fitted["arrays"]) if fitted else None
     train = _arrays(path, kinds)
-    learnt = _kinds(train)
+    refitted = _kinds(train)
     if isinstance(held_out, pathlib.Path):
-        rest = train if held_out == path else _arrays(held_out, kinds or learnt)
+        rest = train if held_out == path else _arrays(held_out, kinds or refitted)
     else:
         train, rest = parted(train, held_out)
-    witness = sha256(*(train[name] for name in learnt))
+    contents = sha256(*(train[name] for name in refitted))
     samples = max(map(len, train.values()))
-    return Data(train, rest, fitted={"samples": samples, "sha256": witness, "arrays": learnt})
+    return Data(train, rest, fitted={"samples": samples, "sha256": contents, "arrays": refitted})
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
@@ -49,7 +49,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
     Args:
         path: the folder.
         held_out: the number of images to evaluate on, a share of them, or another such folder; 0: none.
-        fitted: names of the classes that a run learnt, and the size of its images.
+        fitted: names of the classes that a run fitted, and the size of its images.
     """
     whole = data.images(path, classes=fitted["classes"] if fitted else None)
     size = list(fitted["size"]) if fitted else list(whole.size)
@@ -60,7 +60,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         parts = whole, rest
     else:
         parts = parted(whole, held_out)
-    learnt = {
+    refitted = {
         "images": len(parts[0]),
         "sha256": sha256(
             *(f"{file.relative_to(path)} {file.stat().st_size}\n" for file, _ in whole.files)
@@ -69,7 +69,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         "size": list(whole.size),
     }
     facts = {"classes": len(whole.classes), "names": whole.classes}
-    return Data(*parts, facts, fitted=learnt)
+    return Data(*parts, facts, fitted=refitted)
 
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:

@@ -82,10 +82,10 @@ def csv(
         rest = train if other is whole else _encoded(other, known, number)
     else:
         train, rest = parted(train, held_out)
-    # Runs of former versions stored no mean of the target, because they did not standardize it.
+    # Runs of earlier versions stored no mean of the target, because they did not standardize it.
     plain = fitted is not None and "mean" not in known["target"]
-    learnt = _fit(train, known, standardize, standardize and not plain, missing == "mean")
-    used = fitted or learnt
+    refitted = _fit(train, known, standardize, standardize and not plain, missing == "mean")
+    used = fitted or refitted
     names = _features(used)
     if missing == "mean":
         if not fitted:
@@ -98,7 +98,7 @@ def csv(
     elif "mean" in goal:
         facts |= {"target_mean": goal["mean"], "target_scale": goal["scale"]}
     held = None if rest is None else _scaled(rest, used)
-    return Data(_scaled(train, used), held, facts, fitted=learnt)
+    return Data(_scaled(train, used), held, facts, fitted=refitted)
 
 
 def csv_inputs(
@@ -276,8 +276,8 @@ def _fit(
     goal = {key: known["target"][key] for key in ("name", "classes") if key in known["target"]}
     if scale_target and "classes" not in goal:
         goal |= _moments(train["y"])
-    witness = sha256(train["x"], train["y"])
-    return {"rows": len(train["y"]), "sha256": witness, "columns": columns, "target": goal}
+    contents = sha256(train["x"], train["y"])
+    return {"rows": len(train["y"]), "sha256": contents, "columns": columns, "target": goal}
 
 
 def _check_means(table: Table, x: Tensor, names: list[str]) -> None:

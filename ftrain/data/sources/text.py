@@ -28,7 +28,7 @@ def text(
         context: characters that the model sees at a time.
         held_out: the share at the end of the text to evaluate on, or a file; each character is
             predicted once. 0: nothing.
-        fitted: the alphabet that a run learnt.
+        fitted: the alphabet that a run fitted.
     """
     alphabet = fitted["alphabet"] if fitted else None
     whole = _read(path, alphabet)
@@ -49,12 +49,12 @@ def text(
         )
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
     held = None if rest is None else rest.windows(context + 1, stride=context)
-    learnt = {
+    refitted = {
         "characters": len(train),
         "sha256": sha256(train.tokens),
         "alphabet": whole.alphabet,
     }
-    return Data(train.windows(context + 1), held, facts, predicted, learnt)
+    return Data(train.windows(context + 1), held, facts, predicted, refitted)
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
