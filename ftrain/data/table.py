@@ -148,10 +148,13 @@ class Table:
             ragged.append(row)
             return "error"
 
+        size = min(max(path.stat().st_size, 1 << 20), 2**31 - 1)  # a row must fit into a block
         try:
             cells = reader.read_csv(
                 path,
-                reader.ReadOptions(use_threads=False, autogenerate_column_names=not header),
+                reader.ReadOptions(
+                    use_threads=False, block_size=size, autogenerate_column_names=not header
+                ),
                 reader.ParseOptions(
                     delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refused
                 ),
@@ -163,33 +166,32 @@ class Table:
         except arrow.ArrowInvalid as error:
             if "UTF8" in str(error):
                 raise not_utf8(path, str(error)) from None
-            if "Empty CSV" in str(error):
-                raise DataError(f"{path}: expected rows, got an empty file") from None
-            if not ragged:
-                raise DataError(f"{path}: {error}. Correct the file") from None
-            row = ragged[0]
-            line = _line(path, delimiter, row.number - 1)
-            says = f"expected {row.expected_columns} cells, got {row.actual_columns}"
-            hint = _delimiter(row.expected_columns, spelled)
-            raise DataError(f"{path}, line {line}: {says}{hint}") from None
+            if not ragged:  # among them: "Empty CSV file"
+                raise DataError(f"{path}: expected a table, got an error: {error}") from None
+            line = _line(path, delimiter, ragged[0].number - 1)
+            expected, got = ragged[0].expected_columns, ragged[0].actual_columns
+            says = f"expected {expected} cells, got {got}{_delimiter(expected, spelled)}"
+            raise DataError(f"{path}, line {line}: {says}") from None
         if not header:
             names = [str(place) for place, _ in enumerate(names)]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        found = cls(path, names, cells, lambda row: _line(path, delimiter, row + header), spelled)
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """Raise `DataError` for names that are not unique, for no rows, and for a quote left open."""
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
         if twice is not None:
-            line = _line(path, delimiter, 0)
-            raise DataError(
-                f"{path}, line {line}: expected different column names, got {twice!r} twice. Rename one"
-            )
-        if not cells.num_rows:
-            raise DataError(f"{path}: expected rows below the header, got none")
-        last = cells.column(cells.num_columns - 1)[-1].as_py()
-        if "\n" in last and path.read_bytes().count(b'"') % 2:  # pyarrow reads on to the file's end
-            start = _line(path, delimiter, cells.num_rows + header - 1) - last.count("\n")
-            start += last.endswith("\n")
-            raise DataError(
-                f"{path}, line {start}: expected a closing quote, got the end of the file"
-            )
-        return cls(path, names, cells, lambda row: _line(path, delimiter, row + header), spelled)
+            says = f"expected different column names, got {twice!r} twice. Rename one"
+            raise DataError(f"{self.path}, line {self.line(-1)}: {says}")
+        if not self.cells.num_rows:
+            raise DataError(f"{self.path}: expected rows below the header, got none")
+        last = self.cells.column(len(self.names) - 1)[-1].as_py()
+        content = self.path.read_bytes() if "\n" in last else b""
+        if content.count(b'"') % 2:  # pyarrow has read this cell to the end of the file
+            line = content.count(b"\n") - last.count("\n") + 1
+            says = "expected a closing quote, got the end of the file"
+            raise DataError(f"{self.path}, line {line}: {says}")
 
     def place(self, name: str) -> int:
         """Return the index of the column with this name; `DataError` if it is missing."""
@@ -348,10 +350,14 @@ def _listed(words: Sequence[str], most: int) -> str:
 
 def _line(path: Path, delimiter: str, row: int) -> int:
     """Return the line that a row ends on; pyarrow counts rows, without empty lines."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = python_csv.reader(file, delimiter=delimiter)
-        lines = (reader.line_num for cells in reader if cells)
-        return next(itertools.islice(lines, row, None), reader.line_num)
+    limit = python_csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = python_csv.reader(file, delimiter=delimiter)
+            lines = (reader.line_num for cells in reader if cells)
+            return next(itertools.islice(lines, row, None), reader.line_num)
+    finally:
+        python_csv.field_size_limit(limit)
 
 
 def _delimiter(columns: int, spelled: Spelling) -> str:

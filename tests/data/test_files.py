@@ -242,6 +242,16 @@ def test_table_reads_the_nearest_float32_of_each_number(tmp_path_factory, number
     assert_same_bits(found, torch.tensor(numbers, dtype=torch.float32))
 
 
+def test_table_reads_cells_and_files_larger_than_a_block_of_pyarrow(tmp_path):
+    word = "x" * 1_500_000
+    found = table(tmp_path, f'a,b\n"{word}",2\n', categories={"a": [word]})
+    assert {name: values.tolist() for name, values in found.items()} == {"a": [0], "b": [2.0]}
+    with pytest.raises(DataError, match="line 3, column 'b': expected a number, got 'x'"):
+        table(tmp_path, f'a,b\n"{word}",2\n1,x\n', categories={"a": [word, "1"]})
+    with pytest.raises(DataError, match="line 300002: expected 2 cells, got 3"):
+        table(tmp_path, "a,b\n" + "1.5,2\n" * 300_000 + "1,2,3\n")
+
+
 def test_table_reads_integers_of_64_bits(tmp_path):
     found = table(tmp_path, f"a\n{-(2**63)}\n{2**63 - 1}\n+3\n", integers=["a"])
     assert found["a"].tolist() == [-(2**63), 2**63 - 1, 3]
@@ -292,7 +302,7 @@ def test_table_reads_integers_of_64_bits(tmp_path):
         ("a\n1\n", {"target": "a"}, "expected columns beside the target 'a', got none"),
         ("a,a\n1,2\n", {}, "line 1: expected different column names, got 'a' twice"),
         ("a,b\n", {}, "expected rows below the header, got none"),
-        ("", {"header": False}, "expected rows, got an empty file"),
+        ("", {"header": False}, "expected a table, got an error: Empty CSV"),
         ("a,b\n1,nan\n", {}, "line 2, column 'b': expected a number, got 'nan', which stands for"),
         ("a\n1_000\n", {}, "line 2, column 'a': expected a number, got '1_000'"),
         ('a\n"open\n', {}, "line 2: expected a closing quote, got the end of the file"),
