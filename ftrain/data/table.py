@@ -23,8 +23,6 @@ from ftrain.data._files import PathLike, existing, not_utf8
 
 __all__ = ["Column", "Table", "csv", "is_missing", "is_number"]
 
-Spelling = Callable[[str, str], str]  # an argument and its value, as a remedy writes them
-
 #: Cells of a column of numbers that stand for a missing number, in upper or lower case.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
@@ -99,11 +97,6 @@ def csv(
     return {"x": torch.stack(features, dim=1), "y": found[target]}
 
 
-def in_python(name: str, value: str) -> str:
-    """Return an argument as a call of `csv` spells it."""
-    return f"{name}={value}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Table:
     """The cells of a file, as text.
@@ -113,19 +106,15 @@ class Table:
         names: of the columns.
         cells: a `pyarrow.Table` of strings.
         line: row number, from 0, to the line that the row ends on.
-        spelled: how a remedy writes an argument.
     """
 
     path: Path
     names: list[str]
     cells: Any
     line: Callable[[int], int]
-    spelled: Spelling
 
     @classmethod
-    def read(
-        cls, path: PathLike, delimiter: str, header: bool = True, spelled: Spelling = in_python
-    ) -> Table:
+    def read(cls, path: PathLike, delimiter: str, header: bool = True) -> Table:
         """Return the table in a file.
 
         Raises:
@@ -170,11 +159,11 @@ class Table:
                 raise DataError(f"{path}: expected a table, got an error: {error}") from None
             line = _line(path, delimiter, ragged[0].number - 1)
             expected, got = ragged[0].expected_columns, ragged[0].actual_columns
-            says = f"expected {expected} cells, got {got}{_delimiter(expected, spelled)}"
+            says = f"expected {expected} cells, got {got}{_delimiter(expected)}"
             raise DataError(f"{path}, line {line}: {says}") from None
         if not header:
             names = [str(place) for place, _ in enumerate(names)]
-        found = cls(path, names, cells, lambda row: _line(path, delimiter, row + header), spelled)
+        found = cls(path, names, cells, lambda row: _line(path, delimiter, row + header))
         found.check()
         return found
 
@@ -197,8 +186,8 @@ class Table:
         """Return the index of the column with this name; `DataError` if it is missing."""
         if name not in self.names:
             there = ", ".join(map(repr, self.names))
-            hint = _delimiter(len(self.names), self.spelled)
-            raise DataError(f"{self.path}: expected a column {name!r}, got {there}{hint}")
+            got = f"{there}{_delimiter(len(self.names))}"
+            raise DataError(f"{self.path}: expected a column {name!r}, got {got}")
         return self.names.index(name)
 
     def column(self, name: str, missing: float | None = None, target: bool = False) -> Column:
@@ -257,9 +246,9 @@ class Column:
         )
         return torch.from_numpy(result)
 
-    def doubles(self, remedy: str | None = None) -> np.ndarray:
-        """Return float64 `(n,)`; `remedy` replaces that of `csv` for a word."""
-        self.check(self.is_number | self.is_missing, "a number", remedy or self._read_as_words())
+    def doubles(self, remedy: str = "Correct it, or list the words in `categories`") -> np.ndarray:
+        """Return float64 `(n,)`."""
+        self.check(self.is_number | self.is_missing, "a number", remedy)
         if self.missing is None:
             self.check_present(self.is_missing, "a number")
             return self.values
@@ -267,14 +256,13 @@ class Column:
 
     def integers(self) -> Tensor:
         """Return int64 `(n,)`."""
-        remedy = f"Leave the column out of {self.table.spelled('integers', '...')}"
         values = []
         for row, cell in enumerate(self.cells.to_pylist()):
             value = int(cell) if re.fullmatch("[-+]?[0-9]{1,19}", cell) else None
             if self.missing is not None and self.is_missing[row]:
                 value = int(self.missing)
             if value is None or not -(2**63) <= value < 2**63:
-                raise self.wrong(row, "an integer of 64 bits", remedy)
+                raise self.wrong(row, "an integer of 64 bits", "Leave the column out of `integers`")
             values.append(value)
         return torch.tensor(values, dtype=torch.int64)
 
@@ -296,8 +284,7 @@ class Column:
         if absent.any():
             row = int(np.argmax(absent))
             note = ", which stands for a missing number" if self.cells[row].as_py() else ""
-            put = self.table.spelled("missing", "0")
-            remedy = f"Delete the row, or write {put} to read a missing number as 0"
+            remedy = "Delete the row, or set `missing` to the number that replaces it"
             if self.target:
                 remedy = "Delete the row, as a target is never filled in"
             raise self.wrong(row, expected, remedy, note)
@@ -312,11 +299,6 @@ class Column:
         where = f"{self.table.path}, line {self.table.line(row)}, column {self.name!r}"
         cell = repr(self.cells[row].as_py())
         return DataError(f"{where}: expected {expected}, got {cell}{note}. {remedy}")
-
-    def _read_as_words(self) -> str:
-        words = sorted({*self.cells[:1000].to_pylist()})
-        as_words = self.table.spelled("categories", f"{{{self.name!r}: {_listed(words, 6)}}}")
-        return f"Correct it, or read the column as words: {as_words}"
 
 
 def is_missing(cell: str) -> bool:
@@ -360,7 +342,6 @@ def _line(path: Path, delimiter: str, row: int) -> int:
         python_csv.field_size_limit(limit)
 
 
-def _delimiter(columns: int, spelled: Spelling) -> str:
+def _delimiter(columns: int) -> str:
     """Return a hint at the delimiter if the header is a single column."""
-    hint = ". If another character separates the cells, write " + spelled("delimiter", '";"')
-    return hint if columns == 1 else ""
+    return ". Set `delimiter` if another character separates the cells" if columns == 1 else ""

@@ -289,7 +289,7 @@ def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) 
         ),
         (
             {"path": "pets.csv", "target": "kind", "classes": False},
-            "expected numbers in the target 'kind', got words. Remove data.classes: false",
+            "expected numbers in the target 'kind', got words. Remove `classes: false`",
         ),
     ],
 )

@@ -24,7 +24,7 @@ def test_empty_cell_is_refused_or_replaced_by_data_missing(
     model = {"name": "mlp", "inputs": 1, "outputs": 1}
     message = said(tmp_path, model=model, data=table)
     assert "t.csv, line 3, column 'a': expected a number, got ''" in message
-    assert "data.missing: 0" in message
+    assert "set `missing`" in message
     table["missing"] = missing
     parts = built(base=tmp_path, model=model, data=table, batch_size=1, loss="mse")
     both = parts.train.dataset["x"], parts.held_out.dataset["x"]
@@ -62,7 +62,7 @@ def test_markers_of_missing_numbers_count_as_empty_cells(tmp_path: pathlib.Path)
             {},
             "line 4, column 'a': expected a number, as in 2 of the 3 cells",
         ),
-        (["1", "2", "unknown"], {}, "got 'unknown'. Correct it, or leave .* data.missing: 0"),
+        (["1", "2", "unknown"], {}, "got 'unknown'. Correct it, or leave .* set `missing`"),
         (
             ["1", "two", "NA"],
             {"missing": 0},
@@ -74,7 +74,7 @@ def test_markers_of_missing_numbers_count_as_empty_cells(tmp_path: pathlib.Path)
             {"target": "a"},
             "line 3, column 'a': expected a number, .* got '12.5 %'",
         ),
-        (["1", "unknown"], {"target": "a"}, "got 'unknown'.* data.classes: true"),
+        (["1", "unknown"], {"target": "a"}, "got 'unknown'.* `classes: true`"),
         (
             ["1", "2", ""],
             {"target": "a", "missing": 0},

@@ -263,18 +263,18 @@ def test_table_reads_integers_of_64_bits(tmp_path):
         (
             "a,b\n1,2\n3,four\n",
             {},
-            r"line 3, column 'b': expected a number, got 'four'.*\['2', 'four'\]",
+            r"line 3, column 'b': expected a number, got 'four'.* `categories`",
         ),
         (
             'a,b\n"x\ny",2\n1,z\n',
             {"categories": {"a": ["x\ny", "1"]}},
             "line 4, column 'b': expected a number, got 'z'",
         ),
-        ("a,b\n1,\n", {}, "line 2, column 'b': expected a number, got ''. .* write missing=0"),
+        ("a,b\n1,\n", {}, "line 2, column 'b': expected a number, got ''. .* set `missing`"),
         (
             "a,b\n1,?\n",
             {},
-            "line 2, column 'b': expected a number, got '\\?', which stands for .* write missing=0",
+            "line 2, column 'b': expected a number, got '\\?', which stands for .* set `missing`",
         ),
         (
             "a,b\n1,\n",

@@ -69,7 +69,7 @@ def csv(
         a word), and `classes` (their number) and `names`; or, for a standardized target, `target_mean`
         and `target_scale`.
     """
-    whole = Table.read(path, delimiter, spelled=_key)
+    whole = Table.read(path, delimiter)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
         known = fitted
@@ -78,7 +78,7 @@ def csv(
     number = math.nan if missing == "mean" else missing
     train = _encoded(whole, known, number)
     if isinstance(held_out, pathlib.Path):
-        other = whole if held_out == path else Table.read(held_out, delimiter, spelled=_key)
+        other = whole if held_out == path else Table.read(held_out, delimiter)
         rest = train if other is whole else _encoded(other, known, number)
     else:
         train, rest = parted(train, held_out)
@@ -119,16 +119,11 @@ def csv_inputs(
     if not fitted:
         raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run anew")
     _check_same(fitted, target, columns, classes, standardize)
-    table = Table.read(path, delimiter, spelled=_key)
+    table = Table.read(path, delimiter)
     x = _inputs(table, fitted, math.nan if missing == "mean" else missing)
     if missing == "mean":
         x = _filled(x, fitted)
     return _scaled_inputs(x, fitted)
-
-
-def _key(name: str, value: str) -> str:
-    """Return an argument as a configuration writes it."""
-    return f"data.{name}: {value}"
 
 
 def _kinds(
@@ -146,7 +141,7 @@ def _kinds(
     if classes is False and labels is not None:
         raise ValueError(
             f"{table.path}: expected numbers in the target {target!r}, got words. Remove "
-            f"{_key('classes', 'false')}"
+            "`classes: false`"
         )
     if classes and labels is None:
         labels = sorted((cell for cell in goal.different() if not is_missing(cell)), key=float)
@@ -155,7 +150,7 @@ def _kinds(
             listed = ", ".join(map(repr, words[:3]))
             raise DataError(
                 f"{table.path}, column {name!r}: expected at most {_MOST_WORDS} different words, each a "
-                f"feature, got {len(words)} ({listed}, ...). Leave it out of {_key('columns', '[...]')}"
+                f"feature, got {len(words)} ({listed}, ...). Leave it out of `columns`"
             )
     return {
         "columns": {
@@ -177,9 +172,9 @@ def _words(column: Column, classes: bool | None = None) -> list[str] | None:
         return None
     numbers, cells = int((present & column.is_number).sum()), int(present.sum())
     if not classes and 2 * numbers >= cells:
-        remedy = f"Correct it, or leave the cell empty and write {_key('missing', '0')}"
+        remedy = "Correct it, or leave the cell empty and set `missing`"
         if column.target:
-            remedy = f"Correct it, or write {_key('classes', 'true')} if the numbers are classes"
+            remedy = "Correct it, or set `classes: true` if the numbers are classes"
         expected = f"a number, as in {numbers} of the {cells} cells of the column"
         raise column.wrong(int(np.argmax(words)), expected, remedy)
     return sorted(column.different())
@@ -285,7 +280,7 @@ def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
         if empty:
             raise DataError(
                 f"{table.path}, column {name!r}: expected a number in the training rows, got "
-                f"none. Leave the column out of {_key('columns', '[...]')}"
+                "none. Leave the column out of `columns`"
             )
 
 
