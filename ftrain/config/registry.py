@@ -60,9 +60,9 @@ class Needs:
     an import path, `package.module:NAME`, which is imported when it is used.
 
     Attributes:
-        total_steps: of a schedule: the argument that is the number of updates in the run.
-        remaining_steps: of a schedule: the argument that is the number of updates that its other
-            arguments called `..._steps` leave.
+        total_steps: of a schedule: the argument that receives the number of updates in the run.
+        remaining_steps: of a schedule: the argument that receives the number of updates in the run less
+            those of its other arguments called `..._steps`.
         chained: of a schedule: True if it is a gradient transformation. It is called without a learning
             rate, and placed after the optimizer.
         facts: of a model, loss or callback: the fact about the data that each argument receives, if the

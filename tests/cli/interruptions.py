@@ -44,7 +44,7 @@ SMALL = (
 
 
 def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
-    """`ftrain ...`, typed in this folder."""
+    """Start `ftrain ...` in this directory."""
     return subprocess.Popen(
         [sys.executable, "-m", "ftrain", *arguments],
         cwd=folder,
@@ -56,7 +56,7 @@ def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finished(folder: pathlib.Path, *arguments: str) -> str:
-    """What it says; it must end well."""
+    """Return the output of a command that must succeed."""
     process = started(folder, *arguments)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
@@ -64,7 +64,7 @@ def finished(folder: pathlib.Path, *arguments: str) -> str:
 
 
 def checkpoints(run: pathlib.Path) -> dict[str, bytes]:
-    """The newest and the best, by name: all of their bytes."""
+    """Return all bytes of the newest and the best checkpoint, by name."""
     kept = store(load(run / "config.yaml"), run)
     found = {"latest": kept.latest(), "best": kept.best()}
     return {
@@ -76,14 +76,14 @@ def checkpoints(run: pathlib.Path) -> dict[str, bytes]:
 
 
 def log(run: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, without what a clock says."""
+    """Return the rows of `metrics.jsonl`, without times."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     clocks = re.compile(r"time(/.*)?|(.*/)?duration|.*_per_second")
     return [{k: v for k, v in row.items() if not clocks.fullmatch(k)} for row in rows]
 
 
 def results(run: pathlib.Path) -> dict[str, Any]:
-    """`result.json`, without what a clock says and where it lies."""
+    """Return the content of `result.json`, without times and paths."""
     found: dict[str, Any] = json.loads((run / "result.json").read_text())
     for result in found["history"]:
         del result["duration"]
@@ -91,7 +91,7 @@ def results(run: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(run: pathlib.Path, undisturbed: pathlib.Path) -> list[str]:
-    """What is not equal."""
+    """Return the names of everything that differs."""
     ours, theirs = checkpoints(run), checkpoints(undisturbed)
     found = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     return found + [part.__name__ for part in (log, results) if part(run) != part(undisturbed)]
@@ -105,7 +105,7 @@ def disturbed(
     draws: random.Random,
     longest: float,
 ) -> list[str]:
-    """Train, with a signal after a random time for each of `signals`, and to the end; what happened."""
+    """Train to the end, interrupted by each signal after a random time; return the exit codes."""
     happened = []
     for number in (*signals, None):
         began = (folder / run / "config.yaml").exists()
@@ -129,7 +129,7 @@ def disturbed(
 
 
 def campaign(runs: int, seed: int) -> int:
-    """How many of so many disturbed runs differ from the undisturbed one."""
+    """Return the number of interrupted runs that differ from the uninterrupted one."""
     draws, failed = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -18,14 +18,14 @@ from ftrain.config.folders import run_config
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """Where the command is typed."""
+    """Return the current directory of the commands."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def project(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> pathlib.Path:
-    """The same, after `ftrain init`, in a smaller version."""
+    """Return the directory after `ftrain init`, with fewer epochs."""
     assert main(["init"]) == 0
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(re.sub(r"(?m)^epochs: .*$", "epochs: 2", config))
@@ -35,7 +35,7 @@ def project(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> pathlib
 
 @pytest.fixture(autouse=True)
 def _own_modules(folder: pathlib.Path) -> object:
-    """A `model.py` of one test is not that of the next."""
+    """Forget the modules of a test, whose `model.py` differs from that of the next."""
     before, path = set(sys.modules), list(sys.path)
     yield
     for name in set(sys.modules) - before:
@@ -182,7 +182,7 @@ def test_lr_find_suggests_a_rate_and_keeps_only_the_picture(
     command = said.splitlines()[-1].removeprefix("take it: ftrain ").split()
     assert command[:3] == ["train", "config.yaml", "seed=2"]
     assert 1e-4 < float(command[-1].partition("=")[2]) < 1
-    assert main([*command, "max_steps=1"]) == 0  # the picture is in nobody's way
+    assert main([*command, "max_steps=1"]) == 0  # the picture alone does not occupy the directory
 
 
 def test_unknown_run_lists_the_existing_ones(project: pathlib.Path, capsys: Captured) -> None:
@@ -257,7 +257,7 @@ def test_error_in_user_code_shows_only_the_users_frames(
     assert said.count("File ") == 1
     assert "has no attribute 'layrs'" in said
     assert "while computing `cross_entropy`" in said
-    # A run that failed before its first step is in nobody's way.
+    # A run that failed before its first step is overwritten.
     assert main(["train", "config.yaml", "--traceback"]) == 1
     assert capsys.readouterr().err.count("File ") > 10
 
@@ -335,7 +335,7 @@ def test_runs_lists_runs_beside_damaged_files(folder: pathlib.Path, capsys: Capt
 def test_resume_refuses_an_end_before_the_current_epoch(
     project: pathlib.Path, capsys: Captured
 ) -> None:
-    """`config.yaml` would no longer say how the run came about."""
+    """Otherwise `config.yaml` would not describe the run."""
     assert main(["train", "config.yaml", "output_dir=run", "compile=false"]) == 0
     written = (project / "run" / "config.yaml").read_bytes()
     capsys.readouterr()

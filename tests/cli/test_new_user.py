@@ -19,7 +19,7 @@ Captured = pytest.CaptureFixture[str]
 def project(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> Iterator[pathlib.Path]:
-    """Where the command is typed, after `ftrain init`; a small one, not compiled."""
+    """Return the current directory after `ftrain init`, with one epoch and without compilation."""
     monkeypatch.chdir(tmp_path)
     before, path = set(sys.modules), list(sys.path)
     assert main(["init"]) == 0

@@ -47,7 +47,7 @@ def write(path: pathlib.Path, cells: list[list[str]], names: list[str] = NAMES) 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with a table, a configuration and its finished run."""
+    """Return a directory with a table, a configuration and its complete run."""
     folder = tmp_path_factory.mktemp("trained")
     write(folder / "pets.csv", rows())
     (folder / "pets.yaml").write_text(TABLE)
@@ -62,7 +62,7 @@ def project(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
 ) -> pathlib.Path:
-    """A copy of it, where commands are typed."""
+    """Return a copy of it, the current directory of the commands."""
     folder = tmp_path / "project"
     shutil.copytree(trained, folder)
     monkeypatch.chdir(folder)
@@ -71,7 +71,7 @@ def project(
 
 
 def evaluated(capsys: Captured, *arguments: str) -> tuple[int, dict[str, float]]:
-    """Samples and metrics, to the last digit."""
+    """Return the samples and metrics, to the last digit."""
     assert main(["eval", "run", "--json", *arguments]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
     return found["samples"], found["metrics"]
@@ -107,7 +107,7 @@ def test_held_out_rows_in_another_file_have_the_same_metrics(
 def test_classes_keep_their_indices_when_a_file_lacks_some(
     project: pathlib.Path, capsys: Captured
 ) -> None:
-    """Sums over batches of one row: the metrics of a file are those of its classes together."""
+    """The metrics of a file are the weighted means of those of its classes."""
     parts = {}
     for kind in ("ant", "bee", "cat"):
         write(project / "new.csv", [row for row in rows() if row[3] == kind])

@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def project(
     trained: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> pathlib.Path:
-    """Where the commands are typed: the runs are elsewhere, and new rows are here."""
+    """Return the directory of the runs; new rows are in the current directory."""
     monkeypatch.chdir(tmp_path)
     # Columns in another order, one more, none of those that are predicted.
     lines = ["colour,id,size", *(f"{row[1]},{n},{row[0]}" for n, row in enumerate(ROWS[::-1]))]
@@ -72,7 +72,7 @@ def predicted(capsys: Captured, *arguments: str) -> list[dict[str, str]]:
 
 
 def by_hand(folder: pathlib.Path) -> tuple[torch.Tensor, dict[str, float]]:
-    """What the stock module gives for the new rows, and what is known of the target."""
+    """Return the outputs of the stock module for the new rows, and the fitted target."""
     run = load_run(folder)
     learnt = json.loads((folder / "data.json").read_text())["fitted"]
     size = learnt["columns"]["size"]

@@ -49,7 +49,7 @@ def test_unknown_key_is_reported_without_importing_torch(tmp_path: pathlib.Path)
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The digits in small, with nothing happening to them."""
+    """Return a small run on the digits that is not interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
     interruptions.finished(folder, *TRAIN, "output_dir=run")
     return folder / "run"
@@ -74,7 +74,7 @@ def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
 def test_same_command_gives_the_same_bytes_and_another_seed_different_ones(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In processes that hash strings differently: sets have another order in each."""
+    """The processes hash strings differently, so their sets have other orders."""
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     interruptions.finished(tmp_path, *TRAIN, "output_dir=again")
     monkeypatch.setenv("PYTHONHASHSEED", "2")
@@ -100,7 +100,7 @@ def test_interrupted_run_prints_the_command_that_resumes_it(tmp_path: pathlib.Pa
 
 
 def test_exit_code_is_the_outcome_when_stdout_is_closed(tmp_path: pathlib.Path) -> None:
-    """`ftrain train ... 2>&1 | tee log`: Ctrl-C ends tee too, and what is said meets a broken pipe."""
+    """As in `ftrain train ... 2>&1 | tee log`, where Ctrl-C ends tee too and breaks the pipe."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ftrain", *TRAIN, "output_dir=run", "epochs=1000", "progress=false"],
         cwd=tmp_path,

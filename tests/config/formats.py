@@ -22,7 +22,7 @@ def write(data: dict[str, Any], form: str) -> str:
 
 
 def _toml(data: dict[str, Any], path: tuple[str, ...] = ()) -> list[str]:
-    """Scalars and lists first, then a table for each dict; `None` has no spelling, and is left out."""
+    """Return scalars and lists, then a table for each dict; `None` is left out, as TOML has no null."""
     lines, tables = [], []
     for key, value in data.items():
         if isinstance(value, dict):
@@ -68,7 +68,7 @@ trees = st.dictionaries(names, values, max_size=5)
 
 
 def configs() -> list[dict[str, Any]]:
-    """Configurations that are valid; `project.py` lies beside them."""
+    """Return valid configurations; `project.py` is in their directory."""
     return [
         {"model": "project.py:Net", "data": "project.py:data", "epochs": 2, "batch_size": 8},
         {

@@ -38,7 +38,7 @@ def said(base: pathlib.Path = HERE, **changes: Any) -> str:
 
 
 def user_file(folder: pathlib.Path, content: str) -> str:
-    """A file of the user's own; each test has another name for it, as modules stay imported."""
+    """Write a user's file; its name differs for each test, as modules stay imported."""
     name = f"own_{folder.name.replace('-', '_')}.py"
     (folder / name).write_text("import torch\n" + content)
     return name

@@ -22,7 +22,7 @@ from ftrain.testing import assert_same_bits
 from tests.config.test_build import built, said, user_file
 
 WORDS = ["ash", "beech", "Zelkova", "7up"]
-# Of a column whose spread is next to nothing, float32 cannot hold what is large.
+# Rounded: float32 overflows for large values of a column with a tiny standard deviation.
 CELLS = st.floats(-1e9, 1e9).map(lambda x: repr(round(x, 6)))
 
 rows = st.lists(
@@ -50,7 +50,7 @@ def as_json(fitted: Any) -> Any:
 def test_fitted_preprocessing_gives_a_row_the_same_bits_in_any_file(
     rows: Any, target: str, standardize: bool, draw: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Rows and classes left out, rows and columns in another order, columns that nobody asked for."""
+    """Rows and classes are left out, rows and columns reordered, and columns added."""
     folder, names = tmp_path_factory.mktemp("csv"), ["a", "b", "c", "d"]
     whole = write(folder / "whole.csv", names, rows)
     options: dict[str, Any] = {"target": target, "standardize": standardize}
@@ -353,7 +353,7 @@ def test_fitted_values_that_json_lacks_are_refused(tmp_path: pathlib.Path) -> No
     ],
 )
 def test_changed_fitted_values_are_reported_as_damaged(tmp_path: pathlib.Path, damage: Any) -> None:
-    """A `data.json` that somebody has changed: no `KeyError`, no `'target'` alone."""
+    """For an edited `data.json`, instead of a `KeyError`."""
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(30)])
     table = {"name": "csv", "path": "t.csv", "target": "y"}
     options: dict[str, Any] = {"data": table, "loss": "mse", "base": tmp_path}

@@ -50,7 +50,7 @@ WORDS = [
 
 
 def check(text: str, form: str, overrides: list[str]) -> bool:
-    """Whether it is valid; an error must say what, where, and which key unless the whole is meant."""
+    """Return True if it is valid; an error must have message, place, and key (unless of the file)."""
     path = HERE / f"config.{form}"
     try:
         resolve(parse(text, path, overrides))

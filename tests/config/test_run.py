@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 
 @pytest.fixture
 def project(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A user's folder: a configuration and the files that it names."""
+    """Return a user's directory: a configuration and the files that it names."""
     source = (HERE / "project.py").read_text().replace('@register("model", "test-net")\n', "")
     (tmp_path / "project.py").write_text(source)
     config = {
@@ -40,7 +40,7 @@ def project(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def tensors(folder: pathlib.Path) -> bytes:
-    """The newest checkpoint's bytes."""
+    """Return the bytes of the newest checkpoint."""
     newest = Store(folder / "checkpoints").latest()
     assert newest is not None
     return b"".join(path.read_bytes() for path in sorted(newest.glob("*.safetensors")))
@@ -174,7 +174,7 @@ def test_invalid_directory_name_is_refused(project: pathlib.Path, name: str) -> 
 def test_run_of_a_faster_process_is_not_deleted(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes begin at once: one has its lock, and is done, while the other is still building."""
+    """One process completes its run while the other, started at once, is still building."""
     began: list[pathlib.Path] = []
 
     def slow(*arguments: Any, **options: Any) -> Any:

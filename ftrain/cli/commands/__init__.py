@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["COMMANDS"]
 
-#: Each command and what it does, in the order of a first day.
+#: Each command and its purpose, in the order of first use.
 COMMANDS = {
     "init": "write a commented configuration and a model that train as they are",
     "train": "train the run that a configuration describes",
