@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Clock that counts from its creation.
+    """Clock that counts from its creation, and since named moments.
 
     Example:
         >>> clock = Clock()
@@ -17,11 +17,14 @@ class Clock:
         ...     pass
         >>> 0.0 <= clock.read() <= clock.total() and pause.seconds >= 0.0
         True
+        >>> clock.restart("epoch"), clock.since("epoch") >= 0.0
+        (None, True)
     """
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._away = 0.0
+        self._moments: dict[str, float] = {}
 
     def total(self) -> float:
         """Return elapsed seconds, including pauses."""
@@ -30,6 +33,17 @@ class Clock:
     def read(self) -> float:
         """Return elapsed seconds, excluding pauses."""
         return time.perf_counter() - self._start - self._away
+
+    def since(self, moment: str) -> float | None:
+        """Return the seconds since `restart(moment)`, excluding pauses; `None` if it was not called."""
+        began = self._moments.get(moment)
+        return None if began is None else self.read() - began
+
+    def restart(self, moment: str) -> float | None:
+        """Count from now on for `moment`; return the seconds until now, as `since` does."""
+        before, now = self._moments.get(moment), self.read()
+        self._moments[moment] = now
+        return None if before is None else now - before
 
     def paused(self) -> Pause:
         """Return a context that pauses the clock."""

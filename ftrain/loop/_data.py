@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 from ftrain.core.accumulate import MicroBatches
 from ftrain.data import Cursor, Stream
 
-__all__ = ["Batches", "Listed", "as_batches", "check_padding", "joined", "length"]
+__all__ = ["Batches", "Listed", "as_batches", "check_padding", "joined", "length", "opened"]
 
 
 class Batches(Protocol):
@@ -83,6 +84,20 @@ def length(data: Any) -> int | None:
         return len(source)
     except (TypeError, NotImplementedError):  # an IterableDataset in a DataLoader
         return None
+
+
+@contextlib.contextmanager
+def opened(
+    data: Batches, cursor: Cursor | None, epochs: int | None
+) -> Iterator[Iterator[tuple[Any, Cursor]]]:
+    """Iterate over training data from a cursor on; at the end, stop the loader's workers."""
+    batches = iter(data.batches(cursor, epochs))
+    try:
+        yield batches
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
 
 
 def joined(

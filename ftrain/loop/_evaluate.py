@@ -10,7 +10,7 @@ from ftrain.loop import _memory
 from ftrain.loop._columns import check_names, read, without_examples
 from ftrain.loop._data import Batches
 from ftrain.loop._members import members_of
-from ftrain.loop._running import Running
+from ftrain.loop._metric_totals import MetricTotals
 
 __all__ = ["evaluate"]
 
@@ -23,7 +23,7 @@ def evaluate(
     data: Batches,
     count: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool] = lambda: False,
-) -> Running | None:
+) -> MetricTotals | None:
     """Return the metrics of `eval_step` over one pass; `None` if it was interrupted.
 
     Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
@@ -33,7 +33,7 @@ def evaluate(
         MemoryError: a batch runs out of memory and cannot be cut further.
         ValueError: the data has no batch.
     """
-    found: Running | int | None = 1
+    found: MetricTotals | int | None = 1
     while isinstance(found, int):
         found = _pass(eval_step, state, data, count, interrupted, found)
     return found
@@ -46,9 +46,9 @@ def _pass(
     count: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool],
     k: int,
-) -> Running | int | None:
+) -> MetricTotals | int | None:
     """Evaluate with each batch in k parts; return the next number of parts if out of memory."""
-    found = Running()
+    totals = MetricTotals()
     pending: list[Any] = []
     rows: list[int] = []
     members = members_of(state)
@@ -66,29 +66,20 @@ def _pass(
                 raise MemoryError(_memory.advice(state, batch, k, error)) from error
             _memory.release(error)
             return smaller
-        if not found.steps:
+        if not totals.steps:
             check_names(found_parts[0], members)
         pending += map(without_examples, found_parts)
         rows += [count(part)[0] for part in parts]
-        samples, tokens = count(batch)
-        found.steps += 1
-        found.samples += samples
-        found.tokens += tokens
+        totals = totals.add((), 1, *count(batch))
         if len(pending) >= _READ_EVERY:
-            _fold(found, pending, rows, members)
-    if not found.steps:
+            totals = totals.add(read(pending, rows, members))
+            pending.clear()
+            rows.clear()
+    if not totals.steps:
         raise ValueError("the evaluation data gave no batch")
-    _fold(found, pending, rows, members)
-    return found
+    return totals.add(read(pending, rows, members))
 
 
 def _parts(batch: Any, k: int) -> tuple[Any, ...]:
     whole = batch if k == 1 else _memory.cut(batch, k)
     return whole.batches if isinstance(whole, MicroBatches) else (whole,)
-
-
-def _fold(found: Running, pending: list[Any], rows: list[int], members: int | None) -> None:
-    for columns in read(pending, rows, members):
-        found.add(columns)
-    pending.clear()
-    rows.clear()

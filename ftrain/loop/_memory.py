@@ -13,7 +13,7 @@ from ftrain.core import tree
 from ftrain.core.accumulate import MicroBatches, check_constants
 from ftrain.core.state import TrainState
 
-__all__ = ["advice", "cut", "is_out_of_memory", "next_cut", "release"]
+__all__ = ["advice", "cut", "is_out_of_memory", "next_cut", "next_micro_batches", "release"]
 
 _CPU_SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -74,6 +74,29 @@ def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
         multiple = 1
     rows = _rows_of(batch)
     return next((n for n in range(2 * k, rows + 1) if rows % n == 0 and n % multiple == 0), None)
+
+
+def next_micro_batches(error: Exception, state: Any, batch: Any, k: int, own: int) -> int:
+    """Return the number of parts in which to repeat a step, and free the memory of its failed call.
+
+    Args:
+        error: the exception of the step.
+        state: the training state before the step.
+        batch: its batch.
+        k: the current number of parts.
+        own: the number of parts into which the step splits each batch itself.
+
+    Raises:
+        torch.OutOfMemoryError: the batch cannot be cut further; the message lists remedies.
+        Exception: `error`, if it is not an out-of-memory error.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    more = next_cut(batch, max(k, own), own)
+    if more is None:
+        raise torch.OutOfMemoryError(advice(state, batch, k, error)) from error
+    release(error)
+    return more
 
 
 def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:

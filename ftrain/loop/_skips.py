@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Counts", "Skip", "counted", "in_a_row", "said", "said_of_lost"]
+__all__ = ["Counts", "Skip", "counted", "in_a_row", "said", "said_at_end", "said_of_lost"]
 
 #: Number of steps skipped in a row; in an ensemble, one number per member.
 Counts = int | tuple[int, ...]
@@ -100,6 +100,20 @@ def said_of_lost(counts: Counts, most: int, steps: int) -> str | None:
         f"{who}{_more(len(new), '')} skipped {most} or more steps in a row, which changed nothing. "
         f"Still training: {len(counts) - len(lost)} of {len(counts)} members. Start {who} again with a "
         "lower learning rate, or look at its batches"
+    )
+
+
+def said_at_end(counts: Counts, source: str) -> str:
+    """Return the message with which a run ends whose last steps were all skipped.
+
+    Args:
+        counts: number of steps skipped in a row.
+        source: a sentence on the source of the non-finite values.
+    """
+    whose = " by every member" if isinstance(counts, tuple) else ""
+    return (
+        f"{in_a_row(counts)} steps in a row were skipped{whose} for a non-finite gradient. {source} "
+        "Lower the learning rate, clip, or look at these batches; max_skipped=None goes on all the same"
     )
 
 

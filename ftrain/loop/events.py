@@ -82,6 +82,7 @@ class Plan:
         log_every: steps in a log window.
         eval_every: steps between evaluations; `None`: at the end of each epoch.
         evaluates: True if there is evaluation data.
+        save_every: steps between checkpoints; `None`: at the end of each epoch.
     """
 
     epochs: int | None
@@ -90,6 +91,7 @@ class Plan:
     log_every: int
     eval_every: int | None
     evaluates: bool = True
+    save_every: int | None = None
 
     @property
     def total_steps(self) -> int | None:

@@ -7,7 +7,7 @@
 A trainer is a value: it holds options and no mutable state of a run. `fit` takes a training state and
 returns a result; checkpoints hold a `LoopState`, from which a run is resumed.
 
-Read next: `_run.py`, the loop itself.
+Read next: `run.py`, the loop itself.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
+from ftrain.loop._checkpoint_writer import CheckpointWriter
 from ftrain.loop._data import as_batches, check_padding, length
+from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._identity import Named, named
-from ftrain.loop._observers import Observers
-from ftrain.loop._parts import Parts
-from ftrain.loop._run import Run
+from ftrain.loop._runtime import Runtime
 from ftrain.loop._sizes import sizes
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult
+from ftrain.loop.run import Run
 from ftrain.loop.state import LoopState
 
 __all__ = ["Trainer"]
@@ -267,27 +268,36 @@ class Trainer:
             if self.donate and isinstance(self._step, Compiled):
                 state = tree.map(torch.clone, state)
             loop = LoopState(state, accumulate=self.accumulate)
+        callbacks = Dispatcher(self._named, stores=store is not None)
+        loop = loop.replace(
+            callbacks=callbacks.initial_states(loop.callbacks, loop.callback_options),
+            callback_options=callbacks.options,
+        )
+        evaluates = eval_data is not None
         step = self._step
-        parts = Parts(
+        runtime = Runtime(
             step=step,
             plain_step=getattr(step, "__wrapped__", step),
             eval_step=self._eval_step,
             train_data=train,
-            eval_data=None if eval_data is None else as_batches(eval_data, "eval_data"),
+            eval_data=as_batches(eval_data, "eval_data") if evaluates else None,
             plan=Plan(
-                epochs, max_steps, per_epoch, self.log_every, self.eval_every, eval_data is not None
+                epochs,
+                max_steps,
+                per_epoch,
+                self.log_every,
+                self.eval_every,
+                evaluates,
+                self.save_every,
             ),
-            save_every=self.save_every,
-            store=store,
-            owns_store=store is not self.store,
             max_skipped=self.max_skipped,
             count=self.count,
+            callbacks=callbacks,
+            checkpoints=CheckpointWriter(store, loop, resumed, owns=store is not self.store),
+            resumed=resumed,
         )
-        observers = Observers(
-            self._named, loop.callbacks, loop.callback_options, keeps=store is not None
-        )
-        run = Run(parts, loop, observers, resumed)
-        run.check_compiler()
+        run = Run(loop, runtime)
+        run.check()
         return run
 
     def _compiled(self, step: Callable[..., Any], donate: bool) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from ftrain import Last, Max, Mean, Metrics, Min, Sum, checkpoint, tree
 from ftrain.core.errors import NonFiniteError
 from ftrain.loop import BatchEnd, callbacks
 from ftrain.loop._columns import read
-from ftrain.loop._running import Running
+from ftrain.loop._metric_totals import MetricTotals
 from tests.loop.ensembles import (
     MEMBERS,
     Notices,
@@ -187,17 +187,14 @@ def test_a_members_metrics_are_those_of_a_single_run(
 
     steps = [metrics(step) for step in values]
     singles = [[Metrics(row(step.entries, i)) for step in steps] for i in range(3)]
-    together = Running()
+    together = MetricTotals()
     bounds = sorted({0, len(steps), *(min(c, len(steps)) for c in cuts)})
     for low, high in itertools.pairwise(bounds):
-        for columns in read(steps[low:high], [4] * (high - low), 3):
-            together.add(columns)
+        together = together.add(read(steps[low:high], [4] * (high - low), 3))
         if saved:
-            together = Running.from_json(json.loads(json.dumps(together.to_json())))
+            together = MetricTotals.from_json(json.loads(json.dumps(together.to_json())))
     for i, single in enumerate(singles):
-        alone = Running()
-        for columns in read(single, [4] * len(single)):
-            alone.add(columns)
+        alone = MetricTotals().add(read(single, [4] * len(single)))
         mine = {name: each[i] for name, each in together.by_member().items()}
         assert repr(mine) == repr(alone.values())
         applied = [value for (value, skip) in (step[i] for step in values) if not skip]

@@ -62,6 +62,6 @@ def test_a_difference_would_be_found(
 
     monkeypatch.setattr(Store, "load", forgets)
     # Not every place is in the middle of a window; one that is must show it.
-    chosen = [place for place in places if place[0].endswith("_run.py")][20::50]
+    chosen = [place for place in places if place[0].endswith("loop/run.py")][20::50]
     found = everywhere.differences(chosen, expected, tmp_path, signal.SIGTERM)
     assert next(found, None) is not None

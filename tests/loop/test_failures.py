@@ -174,6 +174,52 @@ def test_a_failing_step_is_shown_and_leaves_the_state_before_it() -> None:
         next(events)
 
 
+def test_metrics_that_cannot_be_read_do_not_prevent_the_checkpoint(tmp_path: Any) -> None:
+    """A metric that changes its kind: the run fails when it is read, with the steps up to then saved."""
+
+    def step(state: Any, batch: Any) -> Any:
+        new, metrics = STEPS.train_step(state, batch)
+        return new, {"loss": ftrain.Sum(metrics["loss"])} if int(new.step) == 5 else metrics
+
+    with pytest.raises(ValueError, match="metric 'loss' was a Mean and is now a Sum") as found:
+        fit(trainer(steps=(step, STEPS.eval_step), store=tmp_path), max_steps=9)
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert (result.step, int(result.state.step)) == (6, 6)
+    assert result.checkpoint.endswith("step-000000000006")
+    again = fit(trainer(store=tmp_path), max_steps=9, resume=True)
+    assert digest(again) == digest(fit(trainer(), max_steps=9))
+
+
+def test_a_failing_count_of_samples_leaves_the_state_before_the_step(tmp_path: Any) -> None:
+    def count(batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyError("a bug of mine")
+        return 8, 0
+
+    calls: list[Any] = []
+    with pytest.raises(KeyError) as found:
+        fit(trainer(count=count, store=tmp_path), max_steps=9)
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert (result.step, int(result.state.step)) == (2, 2)
+    again = fit(trainer(store=tmp_path), max_steps=9, resume=True)
+    assert digest(again) == digest(fit(trainer(), max_steps=9))
+
+
+@pytest.mark.parametrize("method", ["on_compile_begin", "on_compile_end"])
+def test_a_callback_that_fails_when_the_step_is_compiled_loses_no_step(
+    method: str, tmp_path: Any
+) -> None:
+    """The end of the compilation comes after the first step, which must not be taken again."""
+    options: Any = {"store": tmp_path, "compile": {"backend": "eager"}}
+    with pytest.raises(KeyError) as found:
+        fit(trainer(Breaks(method, 1), **options), max_steps=4)
+    result = found.value.fit_result  # type: ignore[attr-defined]
+    assert result.step == int(result.state.step) == (0 if method == "on_compile_begin" else 1)
+    again = fit(trainer(**options), max_steps=4, resume=True)
+    assert digest(again) == digest(fit(trainer(compile=options["compile"]), max_steps=4))
+
+
 def test_failing_data_leave_the_state_of_the_last_step() -> None:
     def data(epoch: int) -> Any:
         yield BATCHES[0]

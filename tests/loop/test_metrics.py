@@ -19,7 +19,7 @@ import ftrain
 from ftrain import Last, Max, Mean, Metrics, Min, PerExample, Sum, data, optim
 from ftrain.loop import EpochResult, Trainer
 from ftrain.loop._columns import read
-from ftrain.loop._running import Running
+from ftrain.loop._metric_totals import MetricTotals
 from tests.loop.runs import STEPS, loss_fn, rows, trainer
 
 numbers = st.floats(-1e6, 1e6, width=32) | st.just(math.nan)
@@ -43,16 +43,13 @@ def test_metrics_are_the_same_whenever_they_are_read(
         )
         for a, w, b in values
     ]
-    at_once = Running()
-    for columns in read(steps):
-        at_once.add(columns)
-    in_parts = Running()
+    at_once = MetricTotals().add(read(steps))
+    in_parts = MetricTotals()
     bounds = sorted({0, len(steps), *(min(c, len(steps)) for c in cuts)})
     for low, high in itertools.pairwise(bounds):
-        for columns in read(steps[low:high]):
-            in_parts.add(columns)
+        in_parts = in_parts.add(read(steps[low:high]))
         if saved:
-            in_parts = Running.from_json(json.loads(json.dumps(in_parts.to_json())))
+            in_parts = MetricTotals.from_json(json.loads(json.dumps(in_parts.to_json())))
     assert repr(in_parts.values()) == repr(at_once.values())  # NaN equals NaN
     folded = steps[0]
     for each in steps[1:]:
@@ -239,9 +236,8 @@ def test_a_metric_that_changes_its_shape_is_named(later: torch.Tensor, as_mean: 
 
 @pytest.mark.parametrize("weights", [(1.0, torch.tensor(3.0)), (torch.tensor(3.0), 1.0)])
 def test_a_weight_may_be_a_number_at_one_step_and_a_tensor_at_another(weights: Any) -> None:
-    found = Running()
-    for columns in read([{"x": Mean(torch.tensor(2.0), weight)} for weight in weights]):
-        found.add(columns)
+    steps = [{"x": Mean(torch.tensor(2.0), weight)} for weight in weights]
+    found = MetricTotals().add(read(steps))
     assert repr(found.values()) == "{'x': 1.0}"
 
 
@@ -289,16 +285,14 @@ def test_values_of_each_example_are_neither_kept_nor_logged(wrap: Any) -> None:
 
 def test_a_result_reads_the_values_of_members_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    own = Running.by_member
+    own = MetricTotals.by_member
 
     def counting(self: Any) -> Any:
         calls.append(self)
         return own(self)
 
-    monkeypatch.setattr(Running, "by_member", counting)
-    found = Running()
-    for columns in read([{"loss": torch.tensor([1.0, 3.0])}], members=2):
-        found.add(columns)
+    monkeypatch.setattr(MetricTotals, "by_member", counting)
+    found = MetricTotals().add(read([{"loss": torch.tensor([1.0, 3.0])}], members=2))
     result = found.result("train", 1, 1)
     assert result.metrics == {"loss": 2.0, "loss_min": 1.0, "loss_max": 3.0}
     assert result.members == {"loss": (1.0, 3.0)}

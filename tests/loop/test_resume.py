@@ -11,8 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrain import checkpoint
-from ftrain.loop import BatchEnd, EpochEnd, EvaluateBegin, EvaluateEnd, Save, WindowEnd
+from ftrain import checkpoint, tree
+from ftrain.loop import (
+    BatchEnd,
+    EpochEnd,
+    Evaluate,
+    EvaluateBegin,
+    EvaluateEnd,
+    Save,
+    WindowEnd,
+)
 from tests.loop.runs import STEPS, Counts, Interrupts, digest, fit, train_data, trainer
 
 # The callback that interrupts is not there when the run goes on.
@@ -59,6 +67,35 @@ def test_a_run_that_is_interrupted_anywhere_and_resumed_is_the_undisturbed_one(
     again["callbacks"].pop("Interrupts", None)
     assert again == metadata
     strip = [[each.to_json(clock=False) for each in r.history] for r in (second, result)]
+    assert strip[0] == strip[1]
+
+
+class EvaluatesZeros:
+    """Requests two evaluations after step 5: of the state, then of one with zeros."""
+
+    listens = (BatchEnd,)
+
+    def init(self) -> Any:
+        return None
+
+    def __call__(self, state: Any, event: Any) -> Any:
+        if event.progress.step != 5:
+            return state, ()
+        params = tree.map(lambda p: 0 * p, event.state.params)
+        return state, [Evaluate(), Evaluate(event.state.replace(params=params), "zeros")]
+
+
+def test_an_evaluation_before_one_of_another_state_is_completed_in_spite_of_a_signal(
+    tmp_path: pathlib.Path,
+) -> None:
+    """A checkpoint cannot hold the evaluation of another state, so it must not stay pending."""
+    whole_run = fit(trainer(EvaluatesZeros()), max_steps=8)
+    interrupts = Interrupts(signal.SIGTERM, EvaluateBegin, 1)
+    first = fit(trainer(EvaluatesZeros(), interrupts, store=tmp_path), max_steps=8)
+    assert (first.status, first.exit_code) == ("interrupted", 143)
+    assert [each.split for each in first.history[:2]] == ["eval", "eval/zeros"]
+    second = fit(trainer(EvaluatesZeros(), store=tmp_path), max_steps=8, resume=True)
+    strip = [[each.to_json(clock=False) for each in r.history] for r in (second, whole_run)]
     assert strip[0] == strip[1]
 
 

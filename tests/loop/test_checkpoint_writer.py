@@ -12,7 +12,7 @@ import torch
 
 from ftrain import data
 from ftrain.checkpoint import Store, _files
-from ftrain.loop._keeper import Keeper
+from ftrain.loop._checkpoint_writer import CheckpointWriter
 from tests.checkpoint.faults import Failing
 from tests.loop.runs import STEPS, rows, train_data, trainer
 
@@ -20,7 +20,11 @@ from tests.loop.runs import STEPS, rows, train_data, trainer
 def loop(version: int) -> Any:
     state = {"w": torch.tensor(version)}
     return SimpleNamespace(
-        progress=SimpleNamespace(step=1), todo=("work",), train=state, metadata=lambda: version
+        progress=SimpleNamespace(step=1),
+        pending=("work",),
+        boundary_unfinished=False,
+        train=state,
+        metadata=lambda: version,
     )
 
 
@@ -29,10 +33,10 @@ def test_what_a_run_went_on_from_is_there_until_its_replacement_is(tmp_path: Pat
     for k in range(200):
         directory = tmp_path / str(k)
         with Store(directory) as store:
-            assert Keeper(store, loop(1), resumed=False).save(loop(1), {})
+            assert CheckpointWriter(store, loop(1), resumed=False).save(loop(1), {})
             failing = Failing(k, errno.ENOSPC)
             with _files.replaced(failing):
-                saved = Keeper(store, loop(1), resumed=True).save(loop(2), {})
+                saved = CheckpointWriter(store, loop(1), resumed=True).save(loop(2), {})
             found, version = Store(directory).load(like=loop(0).train)
             assert version in ((2,) if saved else (1, 2)), failing.operations[k]
             assert int(found["w"]) == version

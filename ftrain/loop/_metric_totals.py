@@ -1,7 +1,7 @@
-"""Running metrics on the host: an exact left fold over the steps.
+"""Totals of metrics over steps, on the host: an exact left fold.
 
-The tensors that steps return are kept unread; at a boundary all of them are copied at once and folded as
-Python floats, in order. Sums are therefore bitwise independent of when they are read (another
+The tensors that steps return stay unread until a boundary; then all of them are copied at once and
+folded as Python floats, in order. Sums are therefore bitwise independent of when they are read (another
 `log_every`, a checkpoint in between).
 """
 
@@ -22,7 +22,7 @@ from ftrain.loop._columns import Column, Columns
 from ftrain.loop._members import ONE, statistics
 from ftrain.loop.result import EpochResult
 
-__all__ = ["Running"]
+__all__ = ["MetricTotals"]
 
 Entry = tuple[str, tuple[Any, ...]]
 """Kind and fields of a metric; without fields if every step was skipped."""
@@ -30,9 +30,9 @@ Entry = tuple[str, tuple[Any, ...]]
 _MOST_ENTRIES = 64  # of a vector metric; larger ones are not logged
 
 
-@dataclasses.dataclass
-class Running:
-    """Metrics over consecutive steps.
+@dataclasses.dataclass(frozen=True)
+class MetricTotals:
+    """Totals of metrics over consecutive steps.
 
     Attributes:
         steps: number of steps.
@@ -47,28 +47,40 @@ class Running:
     steps: int = 0
     samples: int = 0
     tokens: int = 0
-    entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
-    members: dict[str, list[Entry]] = dataclasses.field(default_factory=dict)
-    like: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    entries: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
+    members: Mapping[str, list[Entry]] = dataclasses.field(default_factory=dict)
+    like: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
-    def add(self, columns: Columns) -> None:
-        """Fold the metrics of later steps into these.
+    def add(
+        self, chunks: Iterable[Columns], steps: int = 0, samples: int = 0, tokens: int = 0
+    ) -> MetricTotals:
+        """Return the totals including later steps.
+
+        Args:
+            chunks: the metrics of these steps.
+            steps: number of steps.
+            samples: number of rows.
+            tokens: number of tokens.
 
         Raises:
             ValueError: a metric changed its kind or its number of members.
         """
-        for name, column in columns.columns.items():
-            kind, fields, _, members = column
-            before = self._before(name, column)
-            if members == ONE:
-                self.entries[name] = (kind, _fold(kind, before[0][1], fields))
-            else:
-                each = zip(before, column.of_members(), strict=True)
-                self.members[name] = [(kind, _fold(kind, was[1], own)) for was, own in each]
-            if not kind:
-                metrics = next(filter(None, (own[0] for own in column.of_members())), None)
-                if metrics is not None:
-                    self.like[name] = metrics[-1]
+        entries, by_member, like = dict(self.entries), dict(self.members), dict(self.like)
+        for chunk in chunks:
+            for name, column in chunk.columns.items():
+                kind, fields, _, members = column
+                before = _before(name, column, entries.get(name), by_member.get(name))
+                if members == ONE:
+                    entries[name] = (kind, _fold(kind, before[0][1], fields))
+                else:
+                    each = zip(before, column.of_members(), strict=True)
+                    by_member[name] = [(kind, _fold(kind, was[1], own)) for was, own in each]
+                if not kind:
+                    metrics = next(filter(None, (own[0] for own in column.of_members())), None)
+                    if metrics is not None:
+                        like[name] = metrics[-1]
+        seen = (self.steps + steps, self.samples + samples, self.tokens + tokens)
+        return MetricTotals(*seen, entries, by_member, like)
 
     def result(
         self, split: str, epoch: int, step: int, duration: float | None = None, whole: bool = True
@@ -121,7 +133,7 @@ class Running:
         return content
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Running:
+    def from_json(cls, content: Mapping[str, Any]) -> MetricTotals:
         """Return the metrics from the output of `to_json`."""
         entries = {name: _entry(entry) for name, entry in content["entries"].items()}
         members = {
@@ -129,29 +141,6 @@ class Running:
             for name, entries in content.get("members", {}).items()
         }
         return cls(content["steps"], content["samples"], content["tokens"], entries, members)
-
-    def _before(self, name: str, column: Column) -> Sequence[Entry]:
-        """Return the entries that a column is folded into, one for each member."""
-        kind, n = column.kind, column.members
-        single, several = self.entries.get(name), self.members.get(name)
-        before = [single] if single is not None else several
-        if before is None:
-            return [(kind, ())] * max(n, 1)
-        if before[0][0] != kind:
-            was, now = (each or "metric of another class" for each in (before[0][0], kind))
-            raise ValueError(
-                f"metric {name!r} was a {was} and is now a {now}; it must stay of one kind"
-            )
-        if n != (ONE if several is None else len(several)):
-            was, now = (
-                "a single number" if each == ONE else f"one of {each} members"
-                for each in (ONE if several is None else len(several), n)
-            )
-            raise ValueError(
-                f"metric {name!r} was {was} and is now {now}; it must stay of one kind. Return it with "
-                "the same shape at each step."
-            )
-        return before
 
     def _value(self, name: str, entry: Entry) -> dict[str, float]:
         kind, fields = entry
@@ -170,6 +159,31 @@ class Running:
         if value.numel() <= _MOST_ENTRIES:
             return {f"{name}/{i}": float(x) for i, x in enumerate(value.reshape(-1))}
         return {}
+
+
+def _before(
+    name: str, column: Column, single: Entry | None, several: list[Entry] | None
+) -> Sequence[Entry]:
+    """Return the entries that a column is folded into, one for each member."""
+    kind, n = column.kind, column.members
+    before = [single] if single is not None else several
+    if before is None:
+        return [(kind, ())] * max(n, 1)
+    if before[0][0] != kind:
+        was, now = (each or "metric of another class" for each in (before[0][0], kind))
+        raise ValueError(
+            f"metric {name!r} was a {was} and is now a {now}; it must stay of one kind"
+        )
+    if n != (ONE if several is None else len(several)):
+        was, now = (
+            "a single number" if each == ONE else f"one of {each} members"
+            for each in (ONE if several is None else len(several), n)
+        )
+        raise ValueError(
+            f"metric {name!r} was {was} and is now {now}; it must stay of one kind. Return it with "
+            "the same shape at each step."
+        )
+    return before
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

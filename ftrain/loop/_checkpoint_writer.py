@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from ftrain.checkpoint import CheckpointError, Store
 from ftrain.loop.state import LoopState
 
-__all__ = ["Keeper"]
+__all__ = ["CheckpointWriter"]
 
 
-class Keeper:
+class CheckpointWriter:
     """Writer of the checkpoints of a run.
 
     Attributes:
@@ -18,28 +18,36 @@ class Keeper:
         error: the exception of the last attempt; `None` if it succeeded.
     """
 
-    def __init__(self, store: Store | None, loop: LoopState, resumed: bool) -> None:
-        self._store = store
-        amidst = bool(loop.todo) or loop.due
-        self._saved = loop.progress.step if resumed and not amidst else None
+    def __init__(self, store: Store | None, state: LoopState, resumed: bool, *, owns: bool = False):
+        """Initialize the writer.
+
+        Args:
+            store: the store; `None`: no checkpoints.
+            state: the state in which the run begins.
+            resumed: True if that state was read from a checkpoint.
+            owns: True if the store was created for this run, and is closed at its end.
+        """
+        self._store, self._owns = store, owns
+        unfinished = bool(state.pending) or state.boundary_unfinished
+        self._saved = state.progress.step if resumed and not unfinished else None
         # A checkpoint with unfinished work of its step is replaced once that work is complete.
-        self._replaces = loop.progress.step if resumed and amidst else None
+        self._replaces = state.progress.step if resumed and unfinished else None
         self.path: str | None = None
         self.error: Exception | None = None
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Return True if there is a store and this step is not saved yet."""
         return self._store is not None and self._saved != step
 
-    def save(self, loop: LoopState, metrics: Mapping[str, float]) -> bool:
+    def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
         """Write a checkpoint; return False, and keep the existing checkpoints, if that fails."""
         assert self._store is not None
-        step = loop.progress.step
+        step = state.progress.step
         try:
             path = self._store.save(
-                loop.train,
+                state.train,
                 step=step,
-                metadata=loop.metadata(),
+                metadata=state.metadata(),
                 metrics=metrics,
                 replace=step == self._replaces,
             )
@@ -55,3 +63,8 @@ class Keeper:
             self._store.wait()
         if self.error is not None:
             raise self.error
+
+    def close(self) -> None:
+        """Close a store that was created for this run."""
+        if self._store is not None and self._owns:
+            self._store.close()

@@ -1,0 +1,182 @@
+"""Pending actions of a run: their order, and what they change, as functions of the run's state.
+
+Actions run in the order of `ORDER`; those of one kind run in the order in which they were requested.
+
+Read next: `run.py`, which runs them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.loop._members import expanded, statistics
+from ftrain.loop._metric_totals import MetricTotals
+from ftrain.loop._read_metrics import read_metrics
+from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Replace, Save, Stop
+from ftrain.loop.events import EpochEnd, EvaluateEnd, Event
+from ftrain.loop.state import LoopState
+
+__all__ = [
+    "ORDER",
+    "applied",
+    "as_saved",
+    "as_saved_after_failure",
+    "begin_epoch",
+    "in_order",
+    "requested",
+    "rows_to_log",
+]
+
+ORDER: tuple[type[Action], ...] = (Note, Replace, Accumulate, Evaluate, Stop, Log, Save)
+
+_SPLITS: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
+
+
+def requested(state: LoopState, actions: Iterable[Action], event: Event) -> LoopState:
+    """Return the state with actions that were requested at an event added to the pending ones.
+
+    Raises:
+        TypeError: an action has an unknown type.
+        ValueError: an action has an invalid value.
+    """
+    return state.replace(pending=(*state.pending, *(_checked(each, event) for each in actions)))
+
+
+def in_order(actions: Iterable[Action]) -> tuple[Action, ...]:
+    """Return actions in the order in which they run.
+
+    Example:
+        >>> in_order([Save(), Log({"a": 1}), Evaluate(name="b"), Evaluate(name="a")])[:2]
+        (Evaluate(state=None, name='b'), Evaluate(state=None, name='a'))
+    """
+    return tuple(sorted(actions, key=lambda action: ORDER.index(type(action))))
+
+
+def applied(state: LoopState, action: Action) -> LoopState:
+    """Return the state after `Replace`, `Accumulate` or `Stop`, which have no effect outside of it.
+
+    Raises:
+        ValueError: the training state of a `Replace` has another structure.
+    """
+    if isinstance(action, Replace):
+        difference = tree.first_difference(state.train, action.state)
+        if difference is not None:
+            raise ValueError(f"Replace with a state that is built otherwise: {difference}")
+        return state.replace(train=action.state)
+    if isinstance(action, Accumulate):
+        return state.replace(accumulate=action.k)
+    assert isinstance(action, Stop)
+    return state.replace(stop=state.stop or action)  # the first reason counts
+
+
+def rows_to_log(
+    actions: Iterable[Action],
+) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
+    """Return the rows of `Log` actions by split, and each `(split, name)` with two different values.
+
+    The later of two values is in the row.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    conflicts: set[tuple[str, str]] = set()
+    for action in actions:
+        if isinstance(action, Log):
+            split, values = action.split or "train", _numbers(action.values)
+            row = rows.setdefault(split, {})
+            for name in row.keys() & values.keys():
+                if repr(row[name]) != repr(values[name]):
+                    conflicts.add((split, name))
+            row.update(values)
+    return rows, sorted(conflicts)
+
+
+def begin_epoch(state: LoopState) -> LoopState:
+    """Return the state at the start of the next epoch if one has ended and nothing is pending."""
+    if not state.epoch_ended or state.pending:
+        return state
+    progress = state.progress._replace(batch=0)
+    return state.replace(progress=progress, epoch=MetricTotals(), epoch_ended=False)
+
+
+def as_saved(state: LoopState) -> LoopState:
+    """Return the state to save; it does not depend on when in a step's work it is requested."""
+    state = read_metrics(state)
+    pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
+    return begin_epoch(
+        state.replace(pending=pending, stop=_final(state.stop), boundary_unfinished=False)
+    )
+
+
+def as_saved_after_failure(state: LoopState) -> LoopState:
+    """Return the state to save on failure.
+
+    Args:
+        state: the last state, or the one before a step's unfinished work, which a resumed run repeats.
+
+    Metrics that cannot be read, which may be the reason for the failure,
+    are left out.
+    """
+    try:
+        state = read_metrics(state)
+    except (TypeError, ValueError):
+        state = state.replace(unread=None)
+    if not state.boundary_unfinished:
+        return as_saved(state)
+    replaced = [each.state for each in state.pending if isinstance(each, Replace)]
+    return state.replace(
+        train=replaced[-1] if replaced else state.train,
+        pending=tuple(filter(None, map(_storable, state.pending))),
+        stop=_final(state.stop),
+    )
+
+
+def _final(stop: Stop | None) -> Stop | None:
+    return None if stop is None or stop.resumable else stop
+
+
+def _storable(action: Action) -> Action | None:
+    """Return an action that JSON can represent; `None` if it cannot."""
+    if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
+        return None
+    if isinstance(action, Log):
+        try:
+            values = _numbers(action.values)
+        except (TypeError, ValueError):  # such an error may be the reason for the failure
+            return None
+        return dataclasses.replace(action, values=values)
+    return action
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return values to log as floats; expand a value per ensemble member as for a step's metrics."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:
+            of_members = value.tolist()
+            found |= statistics(name, of_members) | expanded({name: of_members})
+            continue
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shaped = isinstance(value, torch.Tensor)
+            got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)
+            raise TypeError(
+                f"the value {name!r} of a row of the log: expected a number or a 0-d tensor, got {got}. "
+                "Reduce it first: value.mean()."
+            ) from None
+    return found
+
+
+def _checked(action: Action, event: Event) -> Action:
+    if type(action) not in ORDER:
+        known = ", ".join(kind.__name__ for kind in ORDER)
+        raise TypeError(f"a callback asked for {action!r}; there are {known}")
+    if isinstance(action, Accumulate) and action.k < 1:
+        raise ValueError(f"Accumulate takes a number of batches from 1 up, found {action.k!r}")
+    if isinstance(action, Log) and action.split is None:
+        return dataclasses.replace(action, split=_SPLITS.get(type(event), "train"))
+    return action

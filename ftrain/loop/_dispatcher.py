@@ -1,0 +1,155 @@
+"""Dispatch of a run's events to its callbacks, and handling of their exceptions."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ftrain.loop._identity import Named, Options, matched
+from ftrain.loop._kept import encoded
+from ftrain.loop.callback import Action, Callback, CallbackWarning
+from ftrain.loop.events import Event
+
+__all__ = ["Dispatched", "Dispatcher"]
+
+
+class Dispatched(NamedTuple):
+    """Outcome of an event.
+
+    Attributes:
+        states: the states of all callbacks after the event; the same mapping if none changed.
+        actions: the requested actions.
+        failure: name and exception of the first callback that failed the run; `None` if none did.
+    """
+
+    states: Mapping[str, Any]
+    actions: Sequence[Action]
+    failure: tuple[str, Exception] | None
+
+
+class Dispatcher:
+    """Dispatch events to callbacks, in order.
+
+    Attributes:
+        options: digests of the attributes of callbacks that share a name, by the names of their states.
+    """
+
+    def __init__(self, callbacks: Sequence[Named], *, stores: bool = False) -> None:
+        """Initialize the dispatcher.
+
+        Args:
+            callbacks: the callbacks with their names.
+            stores: True if the run has a store, so that states must be storable in a checkpoint.
+        """
+        self._named = callbacks
+        self._callbacks = {each.key: each.callback for each in callbacks}
+        self._listeners: dict[type[Event], list[tuple[str, Callback]]] = {}
+        self._unchecked = set(self._callbacks) if stores else set()
+        self.options = {each.key: each.options for each in callbacks if not each.alone}
+
+    def initial_states(
+        self, saved: Mapping[str, Any], options: Mapping[str, Options]
+    ) -> dict[str, Any]:
+        """Return the states in which the callbacks begin a run.
+
+        Args:
+            saved: states from a checkpoint.
+            options: digests, from the checkpoint, of the attributes of callbacks that shared a name.
+
+        Raises:
+            ValueError: saved states cannot be matched to callbacks.
+            TypeError: a state has a type that a checkpoint cannot hold.
+        """
+        found = matched(self._named, saved, options)
+        states = {
+            key: saved[found[key]] if key in found else callback.init()
+            for key, callback in self._callbacks.items()
+        }
+        if self._unchecked:
+            for key, state in states.items():
+                encoded(state, _called(key))
+        lost = sorted(saved.keys() - found.values())
+        if lost:
+            warnings.warn(
+                f"the checkpoint holds the states of callbacks that this trainer does not have: {lost}. "
+                "They are dropped.",
+                CallbackWarning,
+                stacklevel=4,
+            )
+        return states
+
+    def listeners(self, kind: type[Event]) -> list[tuple[str, Callback]]:
+        """Return the callbacks that listen for a kind of event, with their names."""
+        found = self._listeners.get(kind)
+        if found is None:
+            found = self._listeners[kind] = [
+                (name, callback)
+                for name, callback in self._callbacks.items()
+                if issubclass(kind, tuple(getattr(callback, "listens", (Event,))))
+            ]
+        return found
+
+    def monitors_evaluations(self) -> bool:
+        """Return True if a callback monitors a metric of the evaluations."""
+        return any(
+            str(getattr(callback, "monitor", "")).startswith("eval/")
+            for callback in self._callbacks.values()
+        )
+
+    def dispatch(self, event: Event, states: Mapping[str, Any]) -> Dispatched:
+        """Call the callbacks that listen for an event.
+
+        The state of a callback that raises does not change, and the other callbacks are still called.
+        """
+        changed: dict[str, Any] = {}
+        actions: list[Action] = []
+        failure: tuple[str, Exception] | None = None
+        for name, callback in self.listeners(type(event)):
+            before = states[name]
+            try:
+                answer = callback(before, event)
+                if type(answer) is not tuple or len(answer) != 2:
+                    raise TypeError(
+                        f"a callback returns `(state, actions)`, with () where it asks for nothing; "
+                        f"found {answer!r}"
+                    )
+                requested = _checked(answer[1]) if answer[1] else ()
+                if answer[0] is not before:
+                    if name in self._unchecked:
+                        encoded(answer[0], _called(name))  # once, before the first checkpoint
+                        self._unchecked.discard(name)
+                    changed[name] = answer[0]
+                actions += requested
+            except Exception as error:
+                if getattr(callback, "on_error", "raise") == "warn":
+                    _warn(name, error)
+                else:
+                    failure = failure or (name, error)
+        return Dispatched({**states, **changed} if changed else states, actions, failure)
+
+
+def _warn(name: str, error: Exception) -> None:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    warnings.warn(
+        f"callback {name} raised {type(error).__name__}: {error} ({last.filename}:{last.lineno}); "
+        "the run goes on",
+        CallbackWarning,
+        stacklevel=3,
+    )
+
+
+def _called(key: str) -> str:
+    return f"the state of callback {key}"
+
+
+def _checked(actions: Iterable[Action]) -> list[Action]:
+    found = list(actions)
+    for action in found:
+        if not isinstance(action, Action):
+            raise TypeError(
+                f"a callback returns `(state, actions)` with a list of actions such as "
+                f"[Stop('done')]; found {action!r} among them"
+            )
+    return found

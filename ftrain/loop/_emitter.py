@@ -1,0 +1,71 @@
+"""Emission of events: to the callbacks of a run, then to the consumer of its generator."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from ftrain.loop._actions import requested
+from ftrain.loop._runtime import Runtime
+from ftrain.loop.callback import Events
+from ftrain.loop.events import BackwardEnd, Event, LoopWarning, Notice, Progress
+from ftrain.loop.state import LoopState
+
+__all__ = ["Emitter"]
+
+_NORM = "grad_norm/"
+
+
+class Emitter:
+    """State of a run that emits events, which may change the callbacks' states and request actions.
+
+    Attributes:
+        state: the state of the run.
+        runtime: the parts of the run that no checkpoint holds.
+    """
+
+    def __init__(self, state: LoopState, runtime: Runtime) -> None:
+        self.state, self.runtime = state, runtime
+
+    def header(self) -> tuple[Progress, float, Any]:
+        """Return the fields that every event begins with."""
+        return self.state.progress, self.runtime.clock.total(), self.state.train
+
+    def emit(self, event: Event, strict: bool = True) -> Events:
+        """Dispatch an event to the callbacks, then yield it to the generator's consumer."""
+        self.dispatch(event, strict)
+        if self.runtime.wanted(type(event)):
+            yield from self.yield_event(event)
+
+    def emit_norms(self, metrics: Any) -> Events:
+        """Emit the gradient norms of the layers, if the step's metrics include them."""
+        norms = {
+            name.removeprefix(_NORM): getattr(value, "value", value)
+            for name, value in getattr(metrics, "entries", metrics).items()
+            if name.startswith(_NORM)
+        }
+        if norms:
+            yield from self.emit(BackwardEnd(*self.header(), norms))
+
+    def notice(self, message: str) -> Events:
+        if not self.runtime.is_heard(Notice):
+            warnings.warn(message, LoopWarning, stacklevel=2)
+        yield from self.emit(Notice(*self.header(), message))
+
+    def dispatch(self, event: Event, strict: bool = True) -> None:
+        """Call the callbacks; keep their states and requested actions; raise the first exception."""
+        states, actions, failure = self.runtime.callbacks.dispatch(event, self.state.callbacks)
+        if states is not self.state.callbacks:
+            self.state = self.state.replace(callbacks=states)
+        if actions:
+            self.state = requested(self.state, actions, event)
+        if failure is not None and strict:
+            name, error = failure
+            self.runtime.phase = f"callback {name}"
+            raise error
+
+    def yield_event(self, event: Event) -> Events:
+        """Yield an event that the consumer wants, and add the actions that it sends back."""
+        actions = yield event
+        if actions:
+            self.state = requested(self.state, actions, event)

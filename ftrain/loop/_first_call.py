@@ -1,0 +1,52 @@
+"""First calls of compiled steps, which compile them and may take half a minute.
+
+It also checks for a compiler before a run writes anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core.compile import Compiled
+
+__all__ = ["check_compiler", "is_compiled_next", "timed_first_call"]
+
+
+def check_compiler(steps: Iterable[Any], state: Any) -> None:
+    """Raise if a step is to be compiled and there is no compiler.
+
+    Raises:
+        CompilerMissingError: there is no C++ compiler; the message says how to get one.
+    """
+    devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
+    if len(devices) == 1:  # with several devices, the compiler that each needs is not known yet
+        for step in steps:
+            if isinstance(step, Compiled):
+                step.check_compiler(*devices)
+
+
+def is_compiled_next(step: Callable[..., Any]) -> bool:
+    """Return True if the next call of a step is its first, which compiles it."""
+    return isinstance(step, Compiled) and not step.n_compiles
+
+
+def timed_first_call(
+    step: Callable[..., Any], report: Callable[[float], None]
+) -> Callable[..., Any]:
+    """Return a function that calls a step, and after its first call `report` with the seconds taken."""
+    began: float | None = time.perf_counter()
+
+    def timed(*args: Any) -> Any:
+        nonlocal began
+        found = step(*args)
+        if began is not None:
+            seconds, began = time.perf_counter() - began, None
+            report(seconds)
+        return found
+
+    return timed

@@ -1,0 +1,60 @@
+"""Repetition of a step that ran out of memory, and the source of non-finite values in a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from typing import Any
+
+from ftrain.core.errors import NonFiniteError, RecompileWarning
+from ftrain.loop import _memory
+from ftrain.loop._emitter import Emitter
+from ftrain.loop._nonfinite import first_nonfinite
+from ftrain.loop._outcome import is_intact
+
+__all__ = ["nonfinite_source", "repeat_step"]
+
+
+def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, Any, tuple[Any, Any]]:
+    """Repeat a step that ran out of memory, with the same key, in at least twice the micro-batches.
+
+    Later steps use as many.
+
+    Args:
+        run: the run, in its state before the step.
+        error: the exception of the step.
+        batch: its batch.
+
+    Returns:
+        The result of the step.
+
+    Raises:
+        torch.OutOfMemoryError: the batch cannot be cut further; the message lists remedies.
+        Exception: any other error of the step; a `NonFiniteError` has a note on the source of the
+            non-finite values.
+    """
+    runtime, train, (_, step, position, *_) = run.runtime, run.state.train, run.state.progress
+    own = getattr(runtime.plain_step, "accumulate", 1)
+    while True:
+        if not is_intact(train):
+            raise error
+        if isinstance(error, NonFiniteError):
+            error.add_note(nonfinite_source(run, batch, step + 1, position + 1))
+        k = _memory.next_micro_batches(error, train, batch, run.state.micro_batches, own)
+        run.state = run.state.replace(micro_batches=k)
+        yield from run.notice(
+            f"out of memory at step {step + 1}: the step is taken again with {k} "
+            f"micro-batches, and so are those to come; accumulate={k} does so from the start"
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RecompileWarning)  # the notice gives the reason
+                return runtime.step(run.state.train, _memory.cut(batch, k))
+        except Exception as again:
+            error = again
+
+
+def nonfinite_source(run: Emitter, batch: Any, step: int, position: int) -> str:
+    """Return a sentence on the first non-finite value in a step from the run's state."""
+    found = first_nonfinite(run.runtime.plain_step, run.state.train, batch)
+    return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}: {found}."

@@ -1,0 +1,65 @@
+"""Parts of a run that no checkpoint holds: its steps, data, callbacks, store, clock and signals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ftrain.loop._checkpoint_writer import CheckpointWriter
+from ftrain.loop._clock import Clock
+from ftrain.loop._data import Batches
+from ftrain.loop._dispatcher import Dispatcher
+from ftrain.loop._garbage import Garbage
+from ftrain.loop._signals import Signals
+from ftrain.loop.events import Event, Plan
+
+__all__ = ["Runtime"]
+
+
+@dataclasses.dataclass
+class Runtime:
+    """Parts of a run that no checkpoint holds.
+
+    Attributes:
+        step: `(state, batch) -> (state, metrics)`, compiled or not.
+        plain_step: the same, not compiled.
+        eval_step: `(state, batch) -> metrics`.
+        train_data: batches with cursors.
+        eval_data: the same; `None`: no evaluation.
+        plan: the plan of the call of `fit`.
+        max_skipped: number of steps skipped in a row that ends the run; `None`: never.
+        count: `batch -> (samples, tokens)`.
+        callbacks: the dispatcher of events to callbacks.
+        checkpoints: the writer of checkpoints.
+        resumed: True if the run resumes from a checkpoint.
+        clock: the time since the run began.
+        signals: the signal handler.
+        garbage: the garbage collection.
+        phase: the phase named if an exception is raised: "step", "data", "evaluate", "save" or
+            "callback NAME".
+        wanted: a predicate for the kinds of event that the generator's consumer wants.
+        conflicts: `(split, name)` of values that shared a name in a row and were reported in a notice.
+    """
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    plain_step: Callable[[Any, Any], tuple[Any, Any]]
+    eval_step: Callable[[Any, Any], Any] | None
+    train_data: Batches
+    eval_data: Batches | None
+    plan: Plan
+    max_skipped: int | None
+    count: Callable[[Any], tuple[int, int]]
+    callbacks: Dispatcher
+    checkpoints: CheckpointWriter
+    resumed: bool
+    clock: Clock = dataclasses.field(default_factory=Clock)
+    signals: Signals = dataclasses.field(default_factory=Signals)
+    garbage: Garbage = dataclasses.field(default_factory=Garbage)
+    phase: str = "data"
+    wanted: Callable[[type[Event]], bool] = lambda kind: False
+    conflicts: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+
+    def is_heard(self, kind: type[Event]) -> bool:
+        """Return True if a callback or the generator's consumer listens for a kind of event."""
+        return bool(self.callbacks.listeners(kind)) or self.wanted(kind)

@@ -1,0 +1,410 @@
+"""Training loop of one run, as a generator of events.
+
+    next batch -> step -> events
+    at a boundary: log -> evaluate -> act -> save
+
+A boundary is the end of a log window or an epoch, a step after which an evaluation or a checkpoint is
+due, a requested action, or a signal.
+
+A run is one immutable value, `Run.state`, which changes only by `self.state = self.state.replace(...)`;
+the runtime beside it holds nothing that a checkpoint needs. Between boundaries no tensor is read.
+
+Read next: `_schedule.py` (what is due), `_actions.py` (requested actions), `_read_metrics.py`,
+`_emitter.py`, and `_repeat_step.py` (a step that ran out of memory).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from ftrain.core.errors import NonFiniteError
+from ftrain.loop import _actions, _memory, _skips
+from ftrain.loop._columns import check_names, without_examples
+from ftrain.loop._data import joined, length, opened
+from ftrain.loop._emitter import Emitter
+from ftrain.loop._evaluate import evaluate
+from ftrain.loop._first_call import check_compiler, is_compiled_next, timed_first_call
+from ftrain.loop._members import members_of
+from ftrain.loop._metric_totals import MetricTotals
+from ftrain.loop._names import eval_metrics
+from ftrain.loop._outcome import attach_result, epoch_result, fit_result, is_intact, status_of
+from ftrain.loop._read_metrics import read_metrics
+from ftrain.loop._repeat_step import nonfinite_source, repeat_step
+from ftrain.loop._runtime import Runtime
+from ftrain.loop._schedule import due_after_step, next_boundary
+from ftrain.loop.callback import Evaluate, Events, Log, Note, Save
+from ftrain.loop.events import (
+    BackwardEnd,
+    BatchBegin,
+    BatchEnd,
+    CompileBegin,
+    CompileEnd,
+    EpochBegin,
+    EpochEnd,
+    EvaluateBegin,
+    EvaluateEnd,
+    Event,
+    Failure,
+    Logged,
+    Progress,
+    Saved,
+    TrainBegin,
+    TrainEnd,
+    WindowEnd,
+)
+from ftrain.loop.result import Status
+from ftrain.loop.state import LoopState, UnreadMetrics
+
+__all__ = ["Run"]
+
+_MOST_ROUNDS = 100
+
+
+class Run(Emitter):
+    """Loop of one run, from its first event to its last.
+
+    Attributes:
+        before_boundary: during a boundary, the state before it, which a failure saves; else `None`.
+    """
+
+    def __init__(self, state: LoopState, runtime: Runtime) -> None:
+        super().__init__(state.replace(cursor=state.cursor or runtime.train_data.start()), runtime)
+        self.before_boundary: LoopState | None = None
+        # The duration of a window or an epoch that a previous process began is unknown.
+        if not state.window.steps:
+            runtime.clock.restart("window")
+        if not state.progress.batch:
+            runtime.clock.restart("epoch")
+
+    def check(self) -> None:
+        """Raise before the first step.
+
+        Raises:
+            ValueError: the members of an ensemble are along several axes.
+            CompilerMissingError: a step is to be compiled, and there is no compiler.
+        """
+        runtime = self.runtime
+        members_of(self.state.train)
+        if self._status() is None:
+            evaluation = None if runtime.eval_data is None else runtime.eval_step
+            check_compiler((runtime.step, evaluation), self.state.train)
+
+    def events(self, wanted: Callable[[type[Event]], bool]) -> Events:
+        """Yield the wanted events. Per-step events without a listener are not constructed."""
+        runtime = self.runtime
+        runtime.wanted = wanted
+        with runtime.signals, runtime.garbage:
+            try:
+                yield from self._begin()
+                if self._status() is None:
+                    epochs = runtime.plan.epochs
+                    left = None if epochs is None else epochs - self.state.epochs_done
+                    with opened(runtime.train_data, self.state.cursor, left) as batches:
+                        yield from self._steps(joined(batches, lambda: self.state.accumulate))
+                yield from self._end()
+            except Exception as error:
+                yield from self._fail(error)
+                raise
+            finally:
+                runtime.checkpoints.close()
+
+    def _steps(self, batches: Iterator[tuple[Any, Any]]) -> Events:
+        """Take steps until the run ends."""
+        runtime, plan = self.runtime, self.runtime.plan
+        batch_begins, backward_ends, batch_ends = map(
+            runtime.is_heard, (BatchBegin, BackwardEnd, BatchEnd)
+        )
+        compiles, unchecked = is_compiled_next(runtime.step), True
+        boundary = next_boundary(plan, self.state.progress.step)
+        runtime.phase = "data"
+        for batch, cursor in batches:
+            if batch_begins or compiles or not self.state.progress.batch:
+                yield from self._begin_step(batch, compiles)
+
+            runtime.phase = "step"
+            samples, tokens = runtime.count(batch)
+            began, failure = time.perf_counter(), None
+            try:
+                parts = _memory.cut(batch, self.state.micro_batches)
+                train, metrics = runtime.step(self.state.train, parts)
+            except Exception as error:
+                failure = error
+            if failure is not None:
+                train, metrics = yield from repeat_step(self, failure, batch)
+                failure = None  # its traceback would keep tensors alive
+            epoch, step, in_epoch, all_samples, all_tokens = self.state.progress
+            step += 1
+            self.state = self.state.replace(
+                train=train,
+                progress=Progress(
+                    epoch, step, in_epoch + 1, all_samples + samples, all_tokens + tokens
+                ),
+                cursor=cursor,
+                unread=UnreadMetrics(without_examples(metrics), samples, tokens, self.state.unread),
+                epoch_ended=not cursor.position,
+                boundary_unfinished=True,
+            )
+            del train  # at a boundary, `Replace` may free it
+
+            if unchecked:
+                unchecked = check_names(metrics, members_of(self.state.train))
+            if compiles:
+                compiles, seconds = False, time.perf_counter() - began
+                yield from self.emit(CompileEnd(*self.header(), "training step", seconds))
+            if backward_ends:
+                yield from self.emit_norms(metrics)
+            if batch_ends:
+                yield from self.emit(BatchEnd(*self.header(), batch, metrics))
+
+            at_boundary = step == boundary or self.state.epoch_ended or self.state.pending
+            if at_boundary or runtime.signals.received is not None:
+                yield from self._boundary(batch)
+                if self._status() is not None:
+                    return
+                boundary = next_boundary(plan, step)
+            runtime.phase = "data"
+        raise ValueError(
+            f"the training data gave no batch in epoch {self.state.epochs_done + 1}; each must have one"
+        )
+
+    def _boundary(self, batch: Any) -> Events:
+        """Log, evaluate, act and save: the work due after a step, then the requested actions."""
+        self.before_boundary = self.state
+        due = due_after_step(self.runtime.plan, self.state)
+        failure = None
+        if due.window:
+            failure = yield from self._end_window(batch)
+        if due.epoch:
+            yield from self._end_epoch()
+        self.state = self.state.replace(pending=(*self.state.pending, *due.actions))
+        yield from self._act()
+        self.state = self.state.replace(boundary_unfinished=False)
+        self.before_boundary = None
+        self.runtime.garbage.collect()
+        if failure is not None:
+            self.runtime.phase = "step"
+            raise NonFiniteError(failure)
+
+    def _act(self) -> Events:
+        """Run the pending actions in order, with those that their events request; then begin an epoch.
+
+        An evaluation that a signal interrupts stays pending, as do the actions after it but the log's.
+        """
+        for _ in range(_MOST_ROUNDS):
+            if not self.state.pending:
+                break
+            action, *others = _actions.in_order(self.state.pending)
+            self.state = self.state.replace(pending=(action, *others))
+            if isinstance(action, Evaluate):
+                if not (yield from self._evaluate(action)):
+                    yield from self._log()
+                    return
+            elif isinstance(action, Log):
+                yield from self._log()
+            elif isinstance(action, Save):  # the last kind: only saves are pending
+                saves = [each for each in self.state.pending if isinstance(each, Save)]
+                self.state = self.state.replace(pending=())
+                metrics = {name: x for save in saves for name, x in save.metrics.items()}
+                yield from self._save(saves[-1].tag, metrics)
+            else:
+                self.state = self.state.replace(pending=tuple(others))
+                if isinstance(action, Note):
+                    yield from self.notice(action.message)
+                else:
+                    self.state = _actions.applied(self.state, action)
+        else:
+            if self.state.pending:
+                raise RuntimeError(
+                    f"callbacks asked for more than {_MOST_ROUNDS} things at step "
+                    f"{self.state.progress.step}: one answers its own request, such as a Log at Logged. "
+                    f"Left: {list(self.state.pending[:3])}"
+                )
+        if self.state.epoch_ended:
+            self.state = _actions.begin_epoch(self.state)
+            self.runtime.clock.restart("epoch")
+
+    def _begin(self) -> Events:
+        """Emit the first event, and finish the work of a step during which the run was interrupted."""
+        runtime, names = self.runtime, None
+        if runtime.callbacks.monitors_evaluations():
+            names = eval_metrics(runtime.eval_step, self.state.train, runtime.eval_data)
+        yield from self.emit(TrainBegin(*self.header(), runtime.plan, runtime.resumed, names))
+        if self.state.boundary_unfinished:
+            yield from self._boundary(None)
+        else:
+            yield from self._act()
+
+    def _begin_step(self, batch: Any, compiles: bool) -> Events:
+        """Emit the events before a step, and run the actions that they request."""
+        if not self.state.progress.batch:
+            # From the cursor, which a failed step does not advance: no epoch begins twice.
+            progress = self.state.progress._replace(epoch=self.state.epochs_done + 1)
+            self.state = self.state.replace(progress=progress)
+            yield from self.emit(EpochBegin(*self.header()))
+        if self.runtime.is_heard(BatchBegin):
+            yield from self.emit(BatchBegin(*self.header(), batch))
+        if self.state.pending:
+            yield from self._act()
+        if compiles:
+            yield from self.emit(CompileBegin(*self.header(), "training step"))
+
+    def _end_window(self, batch: Any) -> Generator[Any, Any, str | None]:
+        """Request a row of the log; return a message if the run must end because of skipped steps."""
+        runtime = self.runtime
+        self.state = read_metrics(self.state)
+        (epoch, step, position, *_), nonfinite = self.state.progress, self.state.nonfinite
+        window, skipped, most = self.state.window, self.state.skipped, runtime.max_skipped
+        self.state = self.state.replace(window=MetricTotals(), skipped=())
+        duration = runtime.clock.restart("window")
+        if skipped:
+            yield from self.notice(_skips.said(skipped, window.steps))
+        lost = None if most is None else _skips.said_of_lost(nonfinite, most, window.steps)
+        if lost is not None:
+            yield from self.notice(lost)
+        result = window.result("train", epoch, step)
+        row, seen = result.values(), (window.steps, window.samples, window.tokens)
+        self.state = self.state.replace(pending=(*self.state.pending, Log(row, "train")))
+        yield from self.emit(WindowEnd(*self.header(), row, *seen, duration, result.members))
+        if batch is None or most is None or _skips.in_a_row(nonfinite) < most:
+            return None
+        return _skips.said_at_end(nonfinite, nonfinite_source(self, batch, step, position))
+
+    def _end_epoch(self) -> Events:
+        """Add the result of the epoch to the history, and request its row of the log."""
+        self.state = read_metrics(self.state)
+        result = epoch_result(self.state, self.runtime.clock, whole=True)
+        self.state = self.state.replace(
+            history=(*self.state.history, result),
+            pending=(*self.state.pending, Log(result.values(), "train_epoch")),
+        )
+        yield from self.emit(EpochEnd(*self.header(), result))
+
+    def _evaluate(self, action: Evaluate) -> Generator[Any, Any, bool]:
+        """Evaluate, and drop the action; if a signal interrupts it, undo it and return False."""
+        runtime, before, name = self.runtime, self.state, action.name
+        split = f"eval/{name}" if name else "eval"
+        if _has_result(before, split):
+            self.state = before.replace(pending=before.pending[1:])
+            return True
+        if runtime.eval_data is None or runtime.eval_step is None:
+            missing = "eval_data" if runtime.eval_data is None else "an eval_step"
+            raise ValueError(f"a callback asked for an evaluation, but the run has no {missing}")
+        runtime.phase = "evaluate"
+        yield from self.emit(EvaluateBegin(*self.header(), name, length(runtime.eval_data)))
+        eval_step, compiled = runtime.eval_step, []
+        if is_compiled_next(eval_step):
+            yield from self.emit(CompileBegin(*self.header(), "evaluation step"))
+
+            def report(seconds: float) -> None:
+                compiled.append(CompileEnd(*self.header(), "evaluation step", seconds))
+                self.dispatch(compiled[0])
+
+            eval_step = timed_first_call(eval_step, report)
+        # An evaluation of another state cannot be saved: it and those before it are completed.
+        pending = [each for each in before.pending if isinstance(each, Evaluate)]
+        resumable = all(each.state is None for each in pending)
+        with runtime.clock.paused() as pause:
+            totals = evaluate(
+                eval_step,
+                self.state.train if action.state is None else action.state,
+                runtime.eval_data,
+                runtime.count,
+                lambda: resumable and runtime.signals.received is not None,
+            )
+        for event in compiled:
+            if runtime.wanted(CompileEnd):
+                yield from self.yield_event(event)
+        if totals is None:
+            self.state = before
+            return False
+        epoch, step, *_ = self.state.progress
+        result = totals.result(split, epoch, step, pause.seconds)
+        prefix = f"{name}/" if name else ""
+        row = {f"{prefix}{key}": value for key, value in result.values().items()}
+        self.state = self.state.replace(
+            history=(*self.state.history, result),
+            pending=(*self.state.pending[1:], Log(row, "eval")),
+        )
+        yield from self.emit(EvaluateEnd(*self.header(), result, name))
+        return True
+
+    def _log(self) -> Events:
+        """Emit the rows of the pending `Log` actions."""
+        rows, conflicts = _actions.rows_to_log(self.state.pending)
+        others = tuple(each for each in self.state.pending if not isinstance(each, Log))
+        self.state = self.state.replace(pending=others)
+        for split, name in conflicts:
+            if (split, name) not in self.runtime.conflicts:
+                self.runtime.conflicts.add((split, name))
+                yield from self.notice(
+                    f"two values of one row of {split!r} are called {name!r}, and the later one is "
+                    "logged: rename one"
+                )
+        for split, row in rows.items():
+            yield from self.emit(Logged(*self.header(), split, row))
+
+    def _save(self, tag: str, metrics: Any, failed: bool = False) -> Events:
+        """Write a checkpoint, at most one per step; if that fails, emit a notice and continue."""
+        runtime, step = self.runtime, self.state.progress.step
+        if not runtime.checkpoints.is_due(step):
+            return
+        runtime.phase = "save"
+        with runtime.clock.paused():
+            if failed:
+                state = _actions.as_saved_after_failure(self.before_boundary or self.state)
+            else:
+                self.state = read_metrics(self.state)
+                state = _actions.as_saved(self.state)
+            saved = runtime.checkpoints.save(state, metrics)
+        if saved:
+            yield from self.emit(Saved(*self.header(), tag, runtime.checkpoints.path))
+        else:
+            yield from self.notice(f"no checkpoint of step {step}: {runtime.checkpoints.error}")
+
+    def _end(self) -> Events:
+        """Write the last checkpoint and row; evaluate a completed run that lacks a last evaluation."""
+        runtime, status, step = self.runtime, self._status(), self.state.progress.step
+        evaluates = status == "completed" and runtime.eval_data is not None and step
+        if evaluates and not _has_result(self.state, "eval"):
+            self.state = self.state.replace(pending=(*self.state.pending, Evaluate()))
+            yield from self._act()
+            status = self._status()
+        assert status is not None
+        yield from self._save("interrupted" if status == "interrupted" else "last", {})
+        runtime.phase = "save"
+        runtime.checkpoints.finish()
+        self.state = read_metrics(self.state)
+        result = fit_result(self.state, runtime, status)
+        if status != "interrupted" and self.state.window.steps:
+            # A row for the last, partial window; a resumed run includes its steps in a full one.
+            yield from self._end_window(None)
+            yield from self._log()
+        yield from self.emit(TrainEnd(*self.header(), result))
+
+    def _fail(self, error: Exception) -> Events:
+        """Write a checkpoint if the state is intact, and emit `Failure`; the caller raises."""
+        runtime = self.runtime
+        phase = runtime.phase
+        if not is_intact(self.state.train):
+            self.state = self.state.replace(train=None)
+        yield from self.emit(Failure(*self.header(), error, phase), strict=False)
+        if self.state.train is not None and phase != "save":
+            try:
+                yield from self._save("failed", {}, failed=True)
+                runtime.checkpoints.finish()
+            except Exception as another:
+                error.add_note(f"Nor could a checkpoint be written: {another}")
+        result = fit_result(self.state, runtime, "failed", error)
+        attach_result(error, result, phase)
+        yield from self.emit(TrainEnd(*self.header(), result), strict=False)
+
+    def _status(self) -> Status | None:
+        return status_of(self.runtime.plan, self.state, self.runtime.signals.received)
+
+
+def _has_result(state: LoopState, split: str) -> bool:
+    """Return True if the history has a result of this split at the current step."""
+    step = state.progress.step
+    return any(each.split == split and each.step == step for each in reversed(state.history))
