@@ -79,7 +79,7 @@ class Parts:
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
         """Return a trainer of the steps, which counts samples and tokens as the data source does."""
         if self.sizes is not None:
-            options["count"] = self.sizes
+            options["count_samples"] = self.sizes
         return Trainer(self.steps, callbacks, **options)
 
     def steps_at(self, learning_rate: Any) -> Steps:

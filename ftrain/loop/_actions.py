@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
-from ftrain.loop._members import expanded, statistics
+from ftrain.loop._ensemble_members import expanded, statistics
 from ftrain.loop._metric_totals import MetricTotals
 from ftrain.loop._read_metrics import read_metrics
-from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Replace, Save, Stop
+from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Notify, Replace, Save, Stop
 from ftrain.loop.events import EpochEnd, EvaluateEnd, Event
 from ftrain.loop.state import LoopState
 
@@ -32,7 +32,7 @@ __all__ = [
     "rows_to_log",
 ]
 
-ORDER: tuple[type[Action], ...] = (Note, Replace, Accumulate, Evaluate, Stop, Log, Save)
+ORDER: tuple[type[Action], ...] = (Notify, Replace, Accumulate, Evaluate, Stop, Log, Save)
 
 _SPLITS: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
 

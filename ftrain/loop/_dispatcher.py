@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ftrain.loop._identity import Named, Options, matched
-from ftrain.loop._kept import encoded
+from ftrain.loop._callback_identity import Named, Options, matched
+from ftrain.loop._callback_states import state_to_json
 from ftrain.loop.callback import Action, Callback, CallbackWarning
 from ftrain.loop.events import Event
 
@@ -69,12 +69,12 @@ class Dispatcher:
         }
         if self._unchecked:
             for key, state in states.items():
-                encoded(state, _called(key))
-        lost = sorted(saved.keys() - found.values())
-        if lost:
+                state_to_json(state, _called(key))
+        unmatched = sorted(saved.keys() - found.values())
+        if unmatched:
             warnings.warn(
-                f"the checkpoint holds the states of callbacks that this trainer does not have: {lost}. "
-                "They are dropped.",
+                f"the checkpoint holds the states of callbacks that this trainer does not have: "
+                f"{unmatched}. They are dropped.",
                 CallbackWarning,
                 stacklevel=4,
             )
@@ -118,7 +118,7 @@ class Dispatcher:
                 requested = _checked(answer[1]) if answer[1] else ()
                 if answer[0] is not before:
                     if name in self._unchecked:
-                        encoded(answer[0], _called(name))  # once, before the first checkpoint
+                        state_to_json(answer[0], _called(name))  # once, before the first checkpoint
                         self._unchecked.discard(name)
                     changed[name] = answer[0]
                 actions += requested

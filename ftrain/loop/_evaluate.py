@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ftrain.core.accumulate import MicroBatches
-from ftrain.loop import _memory
-from ftrain.loop._columns import check_names, read, without_examples
-from ftrain.loop._data import Batches
-from ftrain.loop._members import members_of
+from ftrain.loop import _out_of_memory
+from ftrain.loop._batches import Batches
+from ftrain.loop._ensemble_members import members_of
+from ftrain.loop._metric_columns import check_names, read, without_examples
 from ftrain.loop._metric_totals import MetricTotals
 
 __all__ = ["evaluate"]
@@ -21,7 +21,7 @@ def evaluate(
     eval_step: Callable[..., Any],
     state: Any,
     data: Batches,
-    count: Callable[[Any], tuple[int, int]],
+    count_samples: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> MetricTotals | None:
     """Return the metrics of `eval_step` over one pass; `None` if it was interrupted.
@@ -35,7 +35,7 @@ def evaluate(
     """
     found: MetricTotals | int | None = 1
     while isinstance(found, int):
-        found = _pass(eval_step, state, data, count, interrupted, found)
+        found = _pass(eval_step, state, data, count_samples, interrupted, found)
     return found
 
 
@@ -43,7 +43,7 @@ def _pass(
     eval_step: Callable[..., Any],
     state: Any,
     data: Batches,
-    count: Callable[[Any], tuple[int, int]],
+    count_samples: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool],
     k: int,
 ) -> MetricTotals | int | None:
@@ -59,18 +59,18 @@ def _pass(
             parts = _parts(batch, k)
             found_parts = [eval_step(state, part) for part in parts]
         except Exception as error:
-            if not _memory.is_out_of_memory(error):
+            if not _out_of_memory.is_out_of_memory(error):
                 raise
-            smaller = _memory.next_cut(batch, k)
+            smaller = _out_of_memory.next_cut(batch, k)
             if smaller is None:
-                raise MemoryError(_memory.advice(state, batch, k, error)) from error
-            _memory.release(error)
+                raise MemoryError(_out_of_memory.advice(state, batch, k, error)) from error
+            _out_of_memory.release(error)
             return smaller
         if not totals.steps:
             check_names(found_parts[0], members)
         pending += map(without_examples, found_parts)
-        rows += [count(part)[0] for part in parts]
-        totals = totals.add((), 1, *count(batch))
+        rows += [count_samples(part)[0] for part in parts]
+        totals = totals.add((), 1, *count_samples(batch))
         if len(pending) >= _READ_EVERY:
             totals = totals.add(read(pending, rows, members))
             pending.clear()
@@ -81,5 +81,5 @@ def _pass(
 
 
 def _parts(batch: Any, k: int) -> tuple[Any, ...]:
-    whole = batch if k == 1 else _memory.cut(batch, k)
+    whole = batch if k == 1 else _out_of_memory.cut(batch, k)
     return whole.batches if isinstance(whole, MicroBatches) else (whole,)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
-from ftrain.loop._columns import Column, Columns
-from ftrain.loop._members import ONE, statistics
+from ftrain.loop._ensemble_members import ONE, statistics
+from ftrain.loop._metric_columns import Column, Columns
 from ftrain.loop.result import EpochResult
 
 __all__ = ["MetricTotals"]

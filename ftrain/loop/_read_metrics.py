@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftrain.loop._columns import Columns, read
-from ftrain.loop._members import ONE, members_of
-from ftrain.loop._skips import Counts, Skip, counted
+from ftrain.loop._ensemble_members import ONE, members_of
+from ftrain.loop._metric_columns import Columns, read
+from ftrain.loop._skipped_steps import Counts, Skip, skipped_in_a_row
 from ftrain.loop.events import Progress
 from ftrain.loop.state import LoopState
 
@@ -66,7 +66,7 @@ def _skips(columns: Columns, nonfinite: Counts, before: Progress) -> tuple[Count
     counts: list[int] = []
     listed: list[Skip] = []
     for member, (count, fields) in enumerate(zip(earlier, skipped.of_members(), strict=True)):
-        counts.append(counted(fields[0], count))
+        counts.append(skipped_in_a_row(fields[0], count))
         if "loss_scale" not in columns.columns:
             listed += [
                 Skip(before.step + i, before.epoch, before.batch + i, None if single else member)

@@ -7,9 +7,9 @@ from collections.abc import Generator
 from typing import Any
 
 from ftrain.core.errors import NonFiniteError, RecompileWarning
-from ftrain.loop import _memory
+from ftrain.loop import _out_of_memory
 from ftrain.loop._emitter import Emitter
-from ftrain.loop._nonfinite import first_nonfinite
+from ftrain.loop._first_nonfinite import first_nonfinite
 from ftrain.loop._outcome import is_intact
 
 __all__ = ["nonfinite_source", "repeat_step"]
@@ -40,7 +40,7 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
             raise error
         if isinstance(error, NonFiniteError):
             error.add_note(nonfinite_source(run, batch, step + 1, position + 1))
-        k = _memory.next_micro_batches(error, train, batch, run.state.micro_batches, own)
+        k = _out_of_memory.next_micro_batches(error, train, batch, run.state.micro_batches, own)
         run.state = run.state.replace(micro_batches=k)
         yield from run.notice(
             f"out of memory at step {step + 1}: the step is taken again with {k} "
@@ -49,7 +49,7 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RecompileWarning)  # the notice gives the reason
-                return runtime.step(run.state.train, _memory.cut(batch, k))
+                return runtime.step(run.state.train, _out_of_memory.cut(batch, k))
         except Exception as again:
             error = again
 

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from ftrain.loop._batches import Batches
 from ftrain.loop._checkpoint_writer import CheckpointWriter
 from ftrain.loop._clock import Clock
-from ftrain.loop._data import Batches
 from ftrain.loop._dispatcher import Dispatcher
-from ftrain.loop._garbage import Garbage
+from ftrain.loop._garbage_collection import GarbageCollection
 from ftrain.loop._signals import Signals
 from ftrain.loop.events import Event, Plan
 
@@ -29,7 +29,7 @@ class Runtime:
         eval_data: the same; `None`: no evaluation.
         plan: the plan of the call of `fit`.
         max_skipped: number of steps skipped in a row that ends the run; `None`: never.
-        count: `batch -> (samples, tokens)`.
+        count_samples: `batch -> (samples, tokens)`.
         callbacks: the dispatcher of events to callbacks.
         checkpoints: the writer of checkpoints.
         resumed: True if the run resumes from a checkpoint.
@@ -49,13 +49,13 @@ class Runtime:
     eval_data: Batches | None
     plan: Plan
     max_skipped: int | None
-    count: Callable[[Any], tuple[int, int]]
+    count_samples: Callable[[Any], tuple[int, int]]
     callbacks: Dispatcher
     checkpoints: CheckpointWriter
     resumed: bool
     clock: Clock = dataclasses.field(default_factory=Clock)
     signals: Signals = dataclasses.field(default_factory=Signals)
-    garbage: Garbage = dataclasses.field(default_factory=Garbage)
+    garbage: GarbageCollection = dataclasses.field(default_factory=GarbageCollection)
     phase: str = "data"
     wanted: Callable[[type[Event]], bool] = lambda kind: False
     conflicts: set[tuple[str, str]] = dataclasses.field(default_factory=set)

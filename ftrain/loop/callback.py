@@ -10,7 +10,7 @@
             return {"seen": state["seen"] + 1}, stop
 
 Each event is dispatched to all callbacks. The actions that they requested are then run in this order:
-`Note`, `Replace`, `Accumulate`, `Evaluate` (whose events may add requests), `Stop`, `Log`, `Save`. A
+`Notify`, `Replace`, `Accumulate`, `Evaluate` (whose events may add requests), `Stop`, `Log`, `Save`. A
 checkpoint therefore includes the evaluation at its step, the resulting state of early stopping, and the
 length of the logs: a resumed run neither repeats nor loses a row.
 
@@ -27,7 +27,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ftrain.loop import events as _events
-from ftrain.loop._reserved import check_values
+from ftrain.loop._reserved_names import check_values
 from ftrain.loop.events import Event, TrainBegin
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "Evaluate",
     "Events",
     "Log",
-    "Note",
+    "Notify",
     "Replace",
     "Save",
     "Stop",
@@ -92,7 +92,7 @@ Events = Generator[Event, Iterable[Action] | None, None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Note(Action):
+class Notify(Action):
     """Emit a `Notice`, which the console and `train.log` print.
 
     Attributes:
@@ -244,11 +244,11 @@ class _Methods:
         if self._keeps and isinstance(event, TrainBegin) and event.resumed:
             self.target.load_state_dict(state)
         method = self._methods.get(type(event))
-        asked = None if method is None else method(event)
-        if asked is None:
+        requested = None if method is None else method(event)
+        if requested is None:
             actions: Iterable[Action] = ()
         else:
-            actions = (asked,) if isinstance(asked, Action) else asked
+            actions = (requested,) if isinstance(requested, Action) else requested
         return (self.target.state_dict() if self._keeps else state), actions
 
 

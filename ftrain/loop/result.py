@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ftrain.core.state import TrainState
-from ftrain.loop._members import expanded, with_extremes
-from ftrain.loop._number import number
+from ftrain.loop._ensemble_members import expanded, with_extremes
+from ftrain.loop._format_number import format_number
 
 __all__ = ["EpochResult", "FitResult", "Status"]
 
@@ -139,9 +139,9 @@ class EpochResult:
         if self.perplexity is not None and "perplexity" not in self.metrics:
             parts.append(f"perplexity {self.perplexity:.4g}")
         if self.samples_per_second is not None:
-            parts.append(f"{number(self.samples_per_second)} samples/s")
+            parts.append(f"{format_number(self.samples_per_second)} samples/s")
         if self.tokens_per_second is not None:
-            parts.append(f"{number(self.tokens_per_second)} tokens/s")
+            parts.append(f"{format_number(self.tokens_per_second)} tokens/s")
         if self.duration is not None:
             parts.append(f"{self.duration:.1f} s")
         return "  ".join(parts)

@@ -20,21 +20,27 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ftrain.core.errors import NonFiniteError
-from ftrain.loop import _actions, _memory, _skips
-from ftrain.loop._columns import check_names, without_examples
-from ftrain.loop._data import joined, length, opened
+from ftrain.loop import _actions, _out_of_memory
+from ftrain.loop._batches import joined, length, opened
 from ftrain.loop._emitter import Emitter
+from ftrain.loop._ensemble_members import members_of
+from ftrain.loop._eval_columns import eval_columns
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._first_call import check_compiler, is_compiled_next, timed_first_call
-from ftrain.loop._members import members_of
+from ftrain.loop._metric_columns import check_names, without_examples
 from ftrain.loop._metric_totals import MetricTotals
-from ftrain.loop._names import eval_metrics
 from ftrain.loop._outcome import attach_result, epoch_result, fit_result, is_intact, status_of
 from ftrain.loop._read_metrics import read_metrics
 from ftrain.loop._repeat_step import nonfinite_source, repeat_step
 from ftrain.loop._runtime import Runtime
 from ftrain.loop._schedule import due_after_step, next_boundary
-from ftrain.loop.callback import Evaluate, Events, Log, Note, Save
+from ftrain.loop._skipped_steps import (
+    all_skipped_message,
+    skipped_by_all,
+    skipped_message,
+    stuck_members_message,
+)
+from ftrain.loop.callback import Evaluate, Events, Log, Notify, Save
 from ftrain.loop.events import (
     BackwardEnd,
     BatchBegin,
@@ -124,10 +130,10 @@ class Run(Emitter):
                 yield from self._begin_step(batch, compiles)
 
             runtime.phase = "step"
-            samples, tokens = runtime.count(batch)
+            samples, tokens = runtime.count_samples(batch)
             began, failure = time.perf_counter(), None
             try:
-                parts = _memory.cut(batch, self.state.micro_batches)
+                parts = _out_of_memory.cut(batch, self.state.micro_batches)
                 train, metrics = runtime.step(self.state.train, parts)
             except Exception as error:
                 failure = error
@@ -210,7 +216,7 @@ class Run(Emitter):
                 yield from self._save(saves[-1].tag, metrics)
             else:
                 self.state = self.state.replace(pending=tuple(others))
-                if isinstance(action, Note):
+                if isinstance(action, Notify):
                     yield from self.notice(action.message)
                 else:
                     self.state = _actions.applied(self.state, action)
@@ -229,7 +235,7 @@ class Run(Emitter):
         """Emit the first event, and finish the work of a step during which the run was interrupted."""
         runtime, names = self.runtime, None
         if runtime.callbacks.monitors_evaluations():
-            names = eval_metrics(runtime.eval_step, self.state.train, runtime.eval_data)
+            names = eval_columns(runtime.eval_step, self.state.train, runtime.eval_data)
         yield from self.emit(TrainBegin(*self.header(), runtime.plan, runtime.resumed, names))
         if self.state.boundary_unfinished:
             yield from self._boundary(None)
@@ -259,17 +265,17 @@ class Run(Emitter):
         self.state = self.state.replace(window=MetricTotals(), skipped=())
         duration = runtime.clock.restart("window")
         if skipped:
-            yield from self.notice(_skips.said(skipped, window.steps))
-        lost = None if most is None else _skips.said_of_lost(nonfinite, most, window.steps)
-        if lost is not None:
-            yield from self.notice(lost)
+            yield from self.notice(skipped_message(skipped, window.steps))
+        stuck = None if most is None else stuck_members_message(nonfinite, most, window.steps)
+        if stuck is not None:
+            yield from self.notice(stuck)
         result = window.result("train", epoch, step)
         row, seen = result.values(), (window.steps, window.samples, window.tokens)
         self.state = self.state.replace(pending=(*self.state.pending, Log(row, "train")))
         yield from self.emit(WindowEnd(*self.header(), row, *seen, duration, result.members))
-        if batch is None or most is None or _skips.in_a_row(nonfinite) < most:
+        if batch is None or most is None or skipped_by_all(nonfinite) < most:
             return None
-        return _skips.said_at_end(nonfinite, nonfinite_source(self, batch, step, position))
+        return all_skipped_message(nonfinite, nonfinite_source(self, batch, step, position))
 
     def _end_epoch(self) -> Events:
         """Add the result of the epoch to the history, and request its row of the log."""
@@ -310,7 +316,7 @@ class Run(Emitter):
                 eval_step,
                 self.state.train if action.state is None else action.state,
                 runtime.eval_data,
-                runtime.count,
+                runtime.count_samples,
                 lambda: resumable and runtime.signals.received is not None,
             )
         for event in compiled:

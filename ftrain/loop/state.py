@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from ftrain.core.state import TrainState
 from ftrain.data import Cursor
-from ftrain.loop._identity import Options
-from ftrain.loop._kept import decoded, encoded
+from ftrain.loop._callback_identity import Options
+from ftrain.loop._callback_states import state_from_json, state_to_json
 from ftrain.loop._metric_totals import MetricTotals
-from ftrain.loop._skips import Counts, Skip
-from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Note, Save, Stop
+from ftrain.loop._skipped_steps import Counts, Skip
+from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Notify, Save, Stop
 from ftrain.loop.events import Progress
 from ftrain.loop.result import EpochResult
 
@@ -73,8 +73,8 @@ def _fields(value: Action) -> dict[str, Any]:
 
 
 _ACTIONS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Accumulate, Evaluate, Log, Note, Save, Stop)
-}
+    kind.__name__: kind for kind in (Accumulate, Evaluate, Log, Notify, Save, Stop)
+} | {"Note": Notify}  # its name in older checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +140,10 @@ class LoopState:
         metadata=_json(
             "callbacks",
             lambda states: {
-                name: encoded(each, f"the state of callback {name}")
+                name: state_to_json(each, f"the state of callback {name}")
                 for name, each in states.items()
             },
-            lambda content: {name: decoded(each) for name, each in content.items()},
+            lambda content: {name: state_from_json(each) for name, each in content.items()},
         ),
     )
     callback_options: Mapping[str, Options] = field(

@@ -27,13 +27,13 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
+from ftrain.loop._batches import as_batches, check_padding, length
+from ftrain.loop._callback_identity import Named, named
 from ftrain.loop._checkpoint_writer import CheckpointWriter
-from ftrain.loop._data import as_batches, check_padding, length
+from ftrain.loop._count_samples import count_samples
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate
-from ftrain.loop._identity import Named, named
 from ftrain.loop._runtime import Runtime
-from ftrain.loop._sizes import sizes
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult
@@ -68,8 +68,8 @@ class Trainer:
     results and monitors have the mean under the metric's name, the smallest and largest value as
     `loss_min` and `loss_max`, and each member's value as `loss/member_0`, ...;
     `result.eval.members["loss"]` holds them in order. A member that skips a step is left out of that
-    step; the run ends if no member trains. If batches have an axis of members, `count` must return the
-    number of samples per member.
+    step; the run ends if no member trains. If batches have an axis of members, `count_samples` must
+    return the number of samples per member.
 
     Attributes:
         steps: the result of `ftrain.make_steps`; or a custom step, any
@@ -86,7 +86,7 @@ class Trainer:
         max_skipped: number of steps skipped in a row because of non-finite gradients that ends the run
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
-        count: `batch -> (samples, tokens)`, for logs and speeds.
+        count_samples: `batch -> (samples, tokens)`, for logs and speeds.
 
     Raises:
         TypeError: `steps` is not a supported kind of step, or a callback is not a callback.
@@ -118,7 +118,7 @@ class Trainer:
     donate: bool = True
     accumulate: int = 1
     max_skipped: int | None = 100
-    count: Callable[[Any], tuple[int, int]] = sizes
+    count_samples: Callable[[Any], tuple[int, int]] = count_samples
     _step: Step = dataclasses.field(init=False, repr=False, compare=False)
     _eval_step: Callable[[Any, Any], Any] | None = dataclasses.field(
         init=False, repr=False, compare=False
@@ -237,7 +237,7 @@ class Trainer:
         if self._eval_step is None:
             raise TypeError("this trainer has no evaluation step: give it a pair (step, eval_step)")
         began = time.perf_counter()
-        found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count)
+        found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count_samples)
         assert found is not None
         step = int(state.step.max()) if isinstance(state, TrainState) else 0
         return found.result("eval", 0, step, time.perf_counter() - began)
@@ -291,7 +291,7 @@ class Trainer:
                 self.save_every,
             ),
             max_skipped=self.max_skipped,
-            count=self.count,
+            count_samples=self.count_samples,
             callbacks=callbacks,
             checkpoints=CheckpointWriter(store, loop, resumed, owns=store is not self.store),
             resumed=resumed,

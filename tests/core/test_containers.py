@@ -16,7 +16,7 @@ import torch.utils._pytree as torch_pytree
 import ftrain
 from ftrain import data, tree
 from ftrain.core.errors import DonatedStateError, RecompileWarning
-from ftrain.loop._sizes import sizes
+from ftrain.loop._count_samples import count_samples
 from ftrain.testing import assert_same_bits
 from tests.core.batches import FORMS, Encoding, rows
 
@@ -239,10 +239,10 @@ def test_batches_are_counted_by_what_they_hold() -> None:
         Encoding({"input_ids": ids, "labels": labels}),
         fields(ids, labels),
     ):
-        assert sizes(batch) == (5, 35)
-    assert sizes([{"z": ids, "a": torch.zeros(3)}]) == (5, 0)
-    assert sizes({"scale": torch.tensor(1.0), "rows": {"x": labels}}) == (5, 0)
-    assert sizes([1.0, "text"]) == (0, 0)
+        assert count_samples(batch) == (5, 35)
+    assert count_samples([{"z": ids, "a": torch.zeros(3)}]) == (5, 0)
+    assert count_samples({"scale": torch.tensor(1.0), "rows": {"x": labels}}) == (5, 0)
+    assert count_samples([1.0, "text"]) == (0, 0)
 
 
 def test_objects_that_hold_tensors_are_no_arguments_of_a_program() -> None:

@@ -20,7 +20,7 @@ import ftrain
 from ftrain import Last, Max, Mean, Metrics, Min, Sum, checkpoint, tree
 from ftrain.core.errors import NonFiniteError
 from ftrain.loop import BatchEnd, callbacks
-from ftrain.loop._columns import read
+from ftrain.loop._metric_columns import read
 from ftrain.loop._metric_totals import MetricTotals
 from tests.loop.ensembles import (
     MEMBERS,

@@ -24,8 +24,8 @@ from ftrain.loop import (
     Log,
     Logged,
     LoopWarning,
-    Note,
     Notice,
+    Notify,
     TrainEnd,
     Trainer,
 )
@@ -106,7 +106,7 @@ class Writes:
 
     def __call__(self, state: Any, event: Any) -> Any:
         if isinstance(event, BatchEnd) and event.progress.step == 5:
-            return state, [Log({"own": torch.tensor(1.5)}), Note("at step 5")]
+            return state, [Log({"own": torch.tensor(1.5)}), Notify("at step 5")]
         if not isinstance(event, Logged):
             return state, ()
         values = [event.values.get(name) for name in ("loss", "own")]
@@ -199,7 +199,7 @@ def test_a_failing_count_of_samples_leaves_the_state_before_the_step(tmp_path: A
 
     calls: list[Any] = []
     with pytest.raises(KeyError) as found:
-        fit(trainer(count=count, store=tmp_path), max_steps=9)
+        fit(trainer(count_samples=count, store=tmp_path), max_steps=9)
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert (result.step, int(result.state.step)) == (2, 2)
     again = fit(trainer(store=tmp_path), max_steps=9, resume=True)

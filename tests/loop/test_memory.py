@@ -11,7 +11,7 @@ import torch
 import ftrain
 from ftrain import tree
 from ftrain.loop import BatchEnd, LoopWarning, Trainer
-from ftrain.loop._memory import cut, next_cut
+from ftrain.loop._out_of_memory import cut, next_cut
 from tests.compile.test_written import FailsAt
 from tests.loop.runs import STEPS, rows, steps, trainer
 

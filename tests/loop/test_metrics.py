@@ -18,7 +18,7 @@ from torch import nn
 import ftrain
 from ftrain import Last, Max, Mean, Metrics, Min, PerExample, Sum, data, optim
 from ftrain.loop import EpochResult, Trainer
-from ftrain.loop._columns import read
+from ftrain.loop._metric_columns import read
 from ftrain.loop._metric_totals import MetricTotals
 from tests.loop.runs import STEPS, loss_fn, rows, trainer
 

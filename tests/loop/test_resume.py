@@ -18,6 +18,8 @@ from ftrain.loop import (
     Evaluate,
     EvaluateBegin,
     EvaluateEnd,
+    LoopState,
+    Notify,
     Save,
     WindowEnd,
 )
@@ -179,3 +181,16 @@ def test_a_store_that_holds_a_run_is_not_given_another(tmp_path: pathlib.Path) -
         trainer(store=store).fit(STEPS.init_state(1), train_data(), epochs=1)
     assert store.steps() == kept
     trainer(store=store).fit(state, train_data(), epochs=2, resume=True)
+
+
+def test_a_pending_note_of_an_older_checkpoint_is_a_notify() -> None:
+    content = {**LoopState(None).metadata(), "todo": [["Note", {"message": "step 5"}]]}
+    assert LoopState.from_metadata(None, content).pending == (Notify("step 5"),)
+
+
+def test_replace_refuses_a_field_that_does_not_exist() -> None:
+    state = LoopState(None)
+    assert state.replace(accumulate=3) == LoopState(None, accumulate=3)
+    with pytest.raises(TypeError, match="unknown fields: step"):
+        state.replace(step=3)
+    assert state == LoopState(None)

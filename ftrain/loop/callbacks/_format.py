@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ftrain.loop._members import with_extremes
-from ftrain.loop._number import number
+from ftrain.loop._ensemble_members import with_extremes
+from ftrain.loop._format_number import format_number
 from ftrain.loop.events import CompileBegin, CompileEnd, Progress
 
 __all__ = ["clock", "compiling", "row"]
@@ -52,7 +52,7 @@ def row(
     parts: dict[str, str] = {}
     for name, (value, extremes) in with_extremes(values).items():
         if name in _RATES:
-            parts[name] = f"{number(value)} {_RATES[name]}"
+            parts[name] = f"{format_number(value)} {_RATES[name]}"
         elif (
             name not in _HIDDEN
             and not any(each in name for each in _PARTS)

@@ -34,17 +34,17 @@ def keep(path: pathlib.Path, n: int) -> list[str]:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no file that lines could be added to")
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept: list[str] = []
+    lines: list[str] = []
     size = 0
     with path.open("a+b") as file:
         file.seek(0)
         for line in file:
-            if len(kept) == n or not line.endswith(b"\n"):
+            if len(lines) == n or not line.endswith(b"\n"):
                 break
-            kept.append(line.decode(errors="replace").rstrip("\n"))
+            lines.append(line.decode(errors="replace").rstrip("\n"))
             size += len(line)
         file.truncate(size)
-    return kept
+    return lines
 
 
 def replace(path: pathlib.Path, text: str) -> None:

@@ -126,9 +126,9 @@ class RunningAverage:
         value, n = self._metric.of(event)
         if value is None or not math.isfinite(value):
             return state, ()
-        kept = self.decay**n
-        total = kept * state["total"] + (1 - kept) * value
-        weight = kept * state["weight"] + (1 - kept)
+        factor = self.decay**n
+        total = factor * state["total"] + (1 - factor) * value
+        weight = factor * state["weight"] + (1 - factor)
         new: RunningState = {"total": total, "weight": weight}
         return new, (Log({f"{self._metric.name}_running": total / weight}),)
 

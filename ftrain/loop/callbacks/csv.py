@@ -37,13 +37,13 @@ class CSVLogger(RowLogger):
     _columns: list[str]
 
     def _begin(self, rows: int) -> tuple[int, float]:
-        kept = list(csv.DictReader(_lines.keep(self.path, rows + 1)))
+        previous = list(csv.DictReader(_lines.keep(self.path, rows + 1)))
         # In order of first appearance; columns that only removed rows used are dropped.
         self._columns = list(
-            dict.fromkeys(name for row in kept for name, x in row.items() if name and x)
+            dict.fromkeys(name for row in previous for name, x in row.items() if name and x)
         )
-        _lines.replace(self.path, _table(self._columns, kept) if kept else "")
-        return len(kept), float(kept[-1].get("time") or 0.0) if kept else 0.0
+        _lines.replace(self.path, _table(self._columns, previous) if previous else "")
+        return len(previous), float(previous[-1].get("time") or 0.0) if previous else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
         # Rows are counted by lines, so a name must not contain a line break.

@@ -80,8 +80,10 @@ class EarlyStopping:
         monitor, best = self._monitor, state["best"]
         if isinstance(event, TrainEnd):
             if best is None and not state["waited"] and event.result.status == "completed":
-                said = f"early stopping has seen no {monitor.name}: the run had no such evaluation"
-                warnings.warn(said, LoopWarning, stacklevel=2)
+                message = (
+                    f"early stopping has seen no {monitor.name}: the run had no such evaluation"
+                )
+                warnings.warn(message, LoopWarning, stacklevel=2)
             return state, ()
         value, step = monitor.value(event), event.progress.step
         if value is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TypedDict
 
-from ftrain.loop.callback import Action, Note
+from ftrain.loop.callback import Action, Notify
 from ftrain.loop.events import Event, WindowEnd
 
 __all__ = ["GradientMonitor", "GradientState"]
@@ -109,7 +109,7 @@ class GradientMonitor:
         if not news:
             return new, ()
         more = [f"and {len(news) - _MOST} layers more"] if len(news) > _MOST else []
-        return new, (Note(f"step {event.progress.step}: {'; '.join([*news[:_MOST], *more])}"),)
+        return new, (Notify(f"step {event.progress.step}: {'; '.join([*news[:_MOST], *more])}"),)
 
     def _judge(
         self, norm: float, usual: float | None, largest: str, most: float

@@ -39,8 +39,8 @@ class JSONLLogger(RowLogger):
     """
 
     def _begin(self, rows: int) -> tuple[int, float]:
-        kept = _lines.keep(self.path, rows)
-        return len(kept), _time(kept[-1]) if kept else 0.0
+        previous = _lines.keep(self.path, rows)
+        return len(previous), _time(previous[-1]) if previous else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
         _lines.append(self.path, json.dumps({name: _finite(value) for name, value in row.items()}))

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ftrain.loop._number import number
+from ftrain.loop._format_number import format_number
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._format import clock
 from ftrain.loop.callbacks._rank import is_main
@@ -188,7 +188,7 @@ class _Lines:
         left = ""
         if total is not None and speed:
             left = f"{clock(max(total - step, 0) / speed)} left"
-        self._print(event, f"{number(speed)} steps/s", left)
+        self._print(event, f"{format_number(speed)} steps/s", left)
 
     def leave_out(self, seconds: float) -> None:
         """Exclude a pause from the time that the speed is computed from."""
@@ -199,7 +199,7 @@ class _Lines:
         how = "done" if event.result.status == "completed" else event.result.status
         took = [f"{clock(event.seconds)} {how}"]
         if event.progress.step > self._began[0]:
-            took.insert(0, f"{number(self._speed(event, self._began))} steps/s")
+            took.insert(0, f"{format_number(self._speed(event, self._began))} steps/s")
         self._print(event, *took)
 
     def _speed(self, event: Event, since: tuple[int, float]) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
-from ftrain.loop import _memory
+from ftrain.loop import _out_of_memory
 from ftrain.loop.finders._steps import CompileOptions, Step, compiled, copied, quietly, step_of
 
 __all__ = ["BatchSizes", "Trial", "batch_size"]
@@ -120,7 +120,7 @@ def batch_size(
         trial, error = _tried(step, state, make, size, n_steps)
         trials.append(trial)
         if error is not None and size == 1:
-            raise MemoryError(_memory.advice(state, make(1), 1, error)) from error
+            raise MemoryError(_out_of_memory.advice(state, make(1), 1, error)) from error
         return trial.fits
 
     size, too_large = start, None
@@ -160,10 +160,10 @@ def _tried(
             if on_cuda:
                 torch.cuda.synchronize()
     except Exception as error:
-        if not _memory.is_out_of_memory(error):
+        if not _out_of_memory.is_out_of_memory(error):
             error.add_note(f"raised by a step at batch size {size}, which finders.batch_size tried")
             raise
-        _memory.release(error)
+        _out_of_memory.release(error)
         return Trial(size, False), error
     finally:
         batch = current = None

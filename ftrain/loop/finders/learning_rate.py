@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ftrain.core import tree
-from ftrain.loop._data import Batches, as_batches, check_padding
+from ftrain.loop._batches import Batches, as_batches, check_padding
 from ftrain.loop.finders._steps import CompileOptions, Step, compiled, copied, is_factory, step_of
 from ftrain.loop.finders._suggest import SMOOTH, capped, smooth, stops_at, suggest
 from ftrain.optim import set_hyperparams
@@ -253,11 +253,11 @@ def _stepper(
         current = torch.zeros((), dtype=torch.float64, device=device)
         plain = step_of(steps(current), "the function of the rate")
         check_padding(data, plain)
-        made = compiled(plain, options)
+        step = compiled(plain, options)
 
         def with_rate(state: Any, batch: Any, rate: torch.Tensor) -> tuple[Any, Any]:
             current.copy_(rate)  # a program reads a captured tensor at each call
-            return made(state, batch)
+            return step(state, batch)
 
         return with_rate
     plain = step_of(steps, "finders.learning_rate")

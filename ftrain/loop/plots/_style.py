@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftrain.loop._members import extremes
+from ftrain.loop._ensemble_members import extremes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ftrain.loop._members import extremes
+from ftrain.loop._ensemble_members import extremes
 from ftrain.loop.plots._style import DARK, HIDDEN, LIGHT, Theme, label, ordered
 from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
 from ftrain.loop.plots.summary import better, summary

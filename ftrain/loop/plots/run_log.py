@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ftrain.core.errors import DataError
-from ftrain.loop._reserved import PLACE
+from ftrain.loop._reserved_names import PLACE
 
 __all__ = ["Curve", "Path", "RunLog", "Runs", "read_run", "read_runs", "splits_of"]
 

@@ -27,7 +27,7 @@ from ftrain.loop import (
     Trainer,
     callbacks,
 )
-from ftrain.loop._data import EpochFunction
+from ftrain.loop._batches import EpochFunction
 from tests.loop.runs import (
     STEPS,
     digest,

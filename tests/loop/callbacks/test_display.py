@@ -308,7 +308,7 @@ def test_phases_are_all_of_the_time() -> None:
 
 
 def test_gradients_are_named() -> None:
-    from ftrain.loop import Note, Progress, WindowEnd
+    from ftrain.loop import Notify, Progress, WindowEnd
 
     monitor, state, said = callbacks.GradientMonitor(), None, []
     state = monitor.init()
@@ -317,7 +317,7 @@ def test_gradients_are_named() -> None:
         values = {"grad_norm/enc.0": a, "grad_norm/head": b, "loss": 1.0}
         event = WindowEnd(Progress(step=step), 0.0, None, values, 1, 1, 0, None)
         state, asked = monitor(state, event)
-        said += [note.message for note in asked if isinstance(note, Note)]
+        said += [note.message for note in asked if isinstance(note, Notify)]
     assert [each.split(":")[:2] for each in said] == [
         ["step 1", " vanishing gradient in layer head"],
         ["step 4", " exploding gradient in layer enc.0"],

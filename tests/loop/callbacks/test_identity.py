@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftrain.loop._identity import matched, named
+from ftrain.loop._callback_identity import matched, named
 from ftrain.loop.callback import adapt
 from ftrain.loop.callbacks import EarlyStopping
 from tests.loop.callbacks.test_states import Kept

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from ftrain import checkpoint
 from ftrain.checkpoint import _json
 from ftrain.loop import BatchEnd, CallbackWarning, EvaluateEnd, Trainer, callbacks
-from ftrain.loop._identity import matched, named
-from ftrain.loop._kept import decoded, encoded
+from ftrain.loop._callback_identity import matched, named
+from ftrain.loop._callback_states import state_from_json, state_to_json
 from ftrain.loop.state import LoopState
 from tests.loop.runs import STEPS, Interrupts, fit, trainer
 
@@ -59,9 +59,9 @@ def spelled(value: Any) -> Any:
 @settings(max_examples=150)
 def test_a_state_comes_back_of_the_same_types(state: Any) -> None:
     """Through the very JSON that a checkpoint's manifest is written and read as."""
-    content = {"state": _json.encode_user(encoded(state, "state"), "metadata")}
+    content = {"state": _json.encode_user(state_to_json(state, "state"), "metadata")}
     back = _json.decode_floats(_json.parse(_json.render(content), "manifest")["state"])
-    assert spelled(decoded(back)) == spelled(state)
+    assert spelled(state_from_json(back)) == spelled(state)
 
 
 class Point(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["decoded", "encoded"]
+__all__ = ["state_from_json", "state_to_json"]
 
 _PLAIN = (type(None), bool, int, float, str)
 _SEQUENCES: dict[type, str] = {tuple: "__tuple__", set: "__set__", frozenset: "__frozenset__"}
@@ -19,8 +19,8 @@ _PAIRS = "__dict__"
 _DEEPEST = 30  # a checkpoint's JSON may be nested 100 levels deep, and a mark takes two
 
 
-def encoded(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a state as JSON, from which `decoded` restores equal values of the same types.
+def state_to_json(value: Any, where: str, depth: int = 0) -> Any:
+    """Return a state as JSON, from which `state_from_json` restores equal values of the same types.
 
     Args:
         value: None, a bool, int, float or str, or lists, tuples, sets and dicts of these.
@@ -31,9 +31,9 @@ def encoded(value: Any, where: str, depth: int = 0) -> Any:
         TypeError: a value inside has another type; the message gives its path.
 
     Example:
-        >>> encoded({"best": (1, 0.5)}, "state")
+        >>> state_to_json({"best": (1, 0.5)}, "state")
         {'best': {'__tuple__': [1, 0.5]}}
-        >>> encoded({"seen": range(3)}, "state")
+        >>> state_to_json({"seen": range(3)}, "state")
         Traceback (most recent call last):
         TypeError: state['seen'] is a range; expected None, bool, int, float, str, or a list, tuple, ...
     """
@@ -43,21 +43,23 @@ def encoded(value: Any, where: str, depth: int = 0) -> Any:
     if depth == _DEEPEST:
         raise TypeError(f"{where[:200]}... is nested {depth} levels deep, or contains itself")
     if kind is list:
-        return [encoded(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
+        return [state_to_json(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
     if kind in _SEQUENCES:
         entries = list(value) if kind is tuple else sorted(value, key=repr)
         return {
             _SEQUENCES[kind]: [
-                encoded(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(entries)
+                state_to_json(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(entries)
             ]
         }
     if kind is dict:
-        entries = [(key, encoded(x, f"{where}[{key!r}]", depth + 1)) for key, x in value.items()]
+        entries = [
+            (key, state_to_json(x, f"{where}[{key!r}]", depth + 1)) for key, x in value.items()
+        ]
         if all(type(key) is str and not key.startswith("__") for key in value):
             return dict(entries)
         return {
             _PAIRS: [
-                [encoded(key, f"a key of {where}", depth + 1), entry]
+                [state_to_json(key, f"a key of {where}", depth + 1), entry]
                 for key, entry in sorted(entries, key=lambda each: repr(each[0]))
             ]
         }
@@ -67,19 +69,19 @@ def encoded(value: Any, where: str, depth: int = 0) -> Any:
     )
 
 
-def decoded(content: Any) -> Any:
-    """Return the state from the output of `encoded`."""
+def state_from_json(content: Any) -> Any:
+    """Return the state from the output of `state_to_json`."""
     if isinstance(content, list):
-        return [decoded(each) for each in content]
+        return [state_from_json(each) for each in content]
     if not isinstance(content, dict):
         return content
     if len(content) == 1:
         ((mark, entries),) = content.items()
         if mark in _BUILT:
-            return _BUILT[mark](map(decoded, entries))
+            return _BUILT[mark](map(state_from_json, entries))
         if mark == _PAIRS:
-            return {decoded(key): decoded(entry) for key, entry in entries}
-    return {name: decoded(entry) for name, entry in content.items()}
+            return {state_from_json(key): state_from_json(entry) for key, entry in entries}
+    return {name: state_from_json(entry) for name, entry in content.items()}
 
 
 def _remedy(value: Any) -> str:

@@ -59,7 +59,7 @@ def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
     """Read a field whose values differ in type or shape from step to step."""
     shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in field]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
-    if other is not None and not of_members:  # `_columns._turned` checks members
+    if other is not None and not of_members:  # `_metric_columns._turned` checks members
         raise ValueError(
             f"metric {name!r} has shape {shapes[0]} at one step and {other} at a later one; expected "
             "the same shape at each step. Reduce it first: value.mean()."

@@ -26,10 +26,10 @@ from ftrain.core.metrics import (
     Unreduced,
     Unweighted,
 )
-from ftrain.loop._members import MOST, ONE
-from ftrain.loop._members import names as names_of
-from ftrain.loop._reserved import check_metrics
-from ftrain.loop._transfer import fetch
+from ftrain.loop._ensemble_members import MOST, ONE
+from ftrain.loop._ensemble_members import names as names_of
+from ftrain.loop._metric_transfer import fetch
+from ftrain.loop._reserved_names import check_metrics
 from ftrain.loop.events import LoopWarning
 
 __all__ = ["Column", "Columns", "check_names", "read", "row_names", "without_examples"]
@@ -361,9 +361,9 @@ def _leave_out_skipped(chunk: Columns) -> None:
             continue
         alike = column.members == skipped.members
         for i, fields in enumerate(column.of_members()):
-            kept = applied[i] if alike else every
+            mask = applied[i] if alike else every
             for field in fields:
-                field[:] = itertools.compress(field, kept)
+                field[:] = itertools.compress(field, mask)
 
 
 def _add_spread(columns: dict[str, Column]) -> None:

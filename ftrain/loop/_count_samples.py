@@ -11,12 +11,12 @@ import torch
 from ftrain.core import tree
 from ftrain.core.accumulate import MicroBatches
 
-__all__ = ["sizes"]
+__all__ = ["count_samples"]
 
 _TOKENS = ("tokens", "input_ids")
 
 
-def sizes(batch: Any) -> tuple[int, int]:
+def count_samples(batch: Any) -> tuple[int, int]:
     """Return `(samples, tokens)`, read from the shapes of a batch.
 
     Samples are the rows of the first tensor, tokens the elements of `batch["tokens"]` or
@@ -24,7 +24,7 @@ def sizes(batch: Any) -> tuple[int, int]:
     mapping and fields of a NamedTuple or dataclass are taken in their original order.
 
     Example:
-        >>> sizes({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
+        >>> count_samples({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
         (4, 64)
     """
     if type(batch) is dict:  # the common case, at every step
@@ -35,7 +35,7 @@ def sizes(batch: Any) -> tuple[int, int]:
                         return value.size(0), _numel(batch[name])
                 return value.size(0), 0
     if isinstance(batch, MicroBatches):
-        found = [sizes(part) for part in batch.batches]
+        found = [count_samples(part) for part in batch.batches]
         return sum(samples for samples, _ in found), sum(tokens for _, tokens in found)
     entries = _entries(batch)
     tokens = next((_numel(entries[name]) for name in _TOKENS if name in entries), 0)

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import tree
-from ftrain.loop._members import members_of
+from ftrain.loop._ensemble_members import members_of
 
 __all__ = ["first_nonfinite"]
 
@@ -72,9 +72,9 @@ def _kinds(values: Any) -> set[str]:
     found = set()
     for leaf in tree.leaves(values):
         number = isinstance(leaf, float)
-        said = str(leaf).replace("nan", "") if number else _bad(leaf) or ""
+        text = str(leaf).replace("nan", "") if number else _bad(leaf) or ""
         found |= {
-            kind for kind, sign in (("NaN", "nan"), ("infinite", "inf")) if sign in said.lower()
+            kind for kind, sign in (("NaN", "nan"), ("infinite", "inf")) if sign in text.lower()
         }
     return found
 
@@ -97,9 +97,9 @@ def _bad(leaf: Any) -> str | None:
     if leaf.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leaf) or not leaf.numel():
         return None
     nan, infinite = int(leaf.isnan().sum()), int(leaf.isinf().sum())
-    said = [f"{nan} NaN"] if nan else []
-    said += [f"{infinite} infinite"] if infinite else []
-    return f"{', '.join(said)} of {leaf.numel()} values" if said else None
+    text = [f"{nan} NaN"] if nan else []
+    text += [f"{infinite} infinite"] if infinite else []
+    return f"{', '.join(text)} of {leaf.numel()} values" if text else None
 
 
 def _line() -> str:

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Counts", "Skip", "counted", "in_a_row", "said", "said_at_end", "said_of_lost"]
+__all__ = [
+    "Counts",
+    "Skip",
+    "all_skipped_message",
+    "skipped_by_all",
+    "skipped_in_a_row",
+    "skipped_message",
+    "stuck_members_message",
+]
 
 #: Number of steps skipped in a row; in an ensemble, one number per member.
 Counts = int | tuple[int, ...]
@@ -32,11 +40,11 @@ class Skip(NamedTuple):
     member: int | None = None
 
 
-def counted(skipped: Sequence[float], before: int) -> int:
+def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
     """Return how many steps in a row were skipped up to the last one, with `before` earlier ones.
 
     Example:
-        >>> counted([1, 1], 3), counted([1, 0, 1], 3), counted([0], 3)
+        >>> skipped_in_a_row([1, 1], 3), skipped_in_a_row([1, 0, 1], 3), skipped_in_a_row([0], 3)
         (5, 1, 0)
     """
     if not any(skipped):
@@ -46,18 +54,18 @@ def counted(skipped: Sequence[float], before: int) -> int:
     return before
 
 
-def in_a_row(counts: Counts) -> int:
+def skipped_by_all(counts: Counts) -> int:
     """Return how many of the last steps, in a row, every member skipped."""
     return min(counts, default=0) if isinstance(counts, tuple) else counts
 
 
-def said(skipped: Sequence[Skip], steps: int) -> str:
+def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
     """Return a message that lists the skipped steps among the last `steps` steps.
 
     Example:
-        >>> said([Skip(4, 1, 4)], 6)
+        >>> skipped_message([Skip(4, 1, 4)], 6)
         '1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 1, batch 4)'
-        >>> print(said([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
+        >>> print(skipped_message([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
         members skipped steps of the last 6 for a non-finite gradient: member 0 skipped step 4 (epoch 1,
         batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
     """
@@ -79,31 +87,31 @@ def said(skipped: Sequence[Skip], steps: int) -> str:
     )
 
 
-def said_of_lost(counts: Counts, most: int, steps: int) -> str | None:
+def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
     """Return a message on members that reached `most` skips in a row within the last `steps` steps.
 
     `None` if there is no such member, or if no member trains any longer.
 
     Example:
-        >>> print(said_of_lost((0, 7, 30), 5, 10))
+        >>> print(stuck_members_message((0, 7, 30), 5, 10))
         member 1 skipped 5 or more steps in a row, which changed nothing. Still training: 1 of 3 members.
         Start member 1 again with a lower learning rate, or look at its batches
     """
-    if not isinstance(counts, tuple) or in_a_row(counts) >= most:
+    if not isinstance(counts, tuple) or skipped_by_all(counts) >= most:
         return None
-    lost = [i for i, count in enumerate(counts) if count >= most]
-    new = [i for i in lost if counts[i] - steps < most]
+    stuck = [i for i, count in enumerate(counts) if count >= most]
+    new = [i for i in stuck if counts[i] - steps < most]
     if not new:
         return None
     who = f"member{'s' if len(new) > 1 else ''} {', '.join(map(str, new[:_MOST]))}"
     return (
         f"{who}{_more(len(new), '')} skipped {most} or more steps in a row, which changed nothing. "
-        f"Still training: {len(counts) - len(lost)} of {len(counts)} members. Start {who} again with a "
+        f"Still training: {len(counts) - len(stuck)} of {len(counts)} members. Start {who} again with a "
         "lower learning rate, or look at its batches"
     )
 
 
-def said_at_end(counts: Counts, source: str) -> str:
+def all_skipped_message(counts: Counts, source: str) -> str:
     """Return the message with which a run ends whose last steps were all skipped.
 
     Args:
@@ -112,8 +120,9 @@ def said_at_end(counts: Counts, source: str) -> str:
     """
     whose = " by every member" if isinstance(counts, tuple) else ""
     return (
-        f"{in_a_row(counts)} steps in a row were skipped{whose} for a non-finite gradient. {source} "
-        "Lower the learning rate, clip, or look at these batches; max_skipped=None goes on all the same"
+        f"{skipped_by_all(counts)} steps in a row were skipped{whose} for a non-finite gradient. "
+        f"{source} Lower the learning rate, clip, or look at these batches; max_skipped=None goes on "
+        "all the same"
     )
 
 

@@ -13,14 +13,14 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core.compile import Compiled
 from ftrain.data import Loader
-from ftrain.loop._columns import check_names, row_names
-from ftrain.loop._data import Batches, Listed
-from ftrain.loop._members import members_of
+from ftrain.loop._batches import Batches, Listed
+from ftrain.loop._ensemble_members import members_of
+from ftrain.loop._metric_columns import check_names, row_names
 
-__all__ = ["eval_metrics"]
+__all__ = ["eval_columns"]
 
 
-def eval_metrics(
+def eval_columns(
     eval_step: Callable[..., Any] | None, state: Any, data: Batches | None
 ) -> tuple[str, ...] | None:
     """Return the columns of an evaluation; `None` if they cannot be known before the first one.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["number"]
+__all__ = ["format_number"]
 
 _UNITS = (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4))  # name, size, least value
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with about three digits.
 
     Example:
-        >>> [number(x) for x in (0.0123, 123.4, 1234.5, 51234.5, 999_999, 2.5e9)]
+        >>> [format_number(x) for x in (0.0123, 123.4, 1234.5, 51234.5, 999_999, 2.5e9)]
         ['0.0123', '123', '1234', '51.2k', '1M', '2.5G']
     """
     for unit, size, least in _UNITS:

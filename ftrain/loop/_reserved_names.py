@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ftrain.loop import _members
+from ftrain.loop import _ensemble_members
 
 __all__ = ["CLOCKS", "PLACE", "check_metrics", "check_values", "one_line"]
 
@@ -31,7 +31,7 @@ def check_values(names: tuple[Any, ...]) -> None:
 
 
 @functools.lru_cache(64)  # only valid names are cached; called at each read
-def check_metrics(names: tuple[Any, ...], members: int = _members.ONE) -> None:
+def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) -> None:
     """Raise if a metric has the column of a computed value or of another metric.
 
     Args:
@@ -56,15 +56,17 @@ def check_metrics(names: tuple[Any, ...], members: int = _members.ONE) -> None:
         plain[one_line(name)] = name
     for name in plain.keys() & {*PLACE, *CLOCKS}:
         raise ValueError(_reserved(f"a metric is called {plain[name]!r}", (*PLACE, *CLOCKS)))
-    made: dict[str, str] = {}
+    computed: dict[str, str] = {}
     if "grad_norm" in plain:
-        made |= dict.fromkeys(_SPREAD, "grad_norm")
-    if members != _members.ONE:
+        computed |= dict.fromkeys(_SPREAD, "grad_norm")
+    if members != _ensemble_members.ONE:
         for name in plain:
-            made |= {each: name for each in _members.names(name, members) if each != name}
-    for name in sorted(plain.keys() & made.keys()):
+            computed |= {
+                each: name for each in _ensemble_members.names(name, members) if each != name
+            }
+    for name in sorted(plain.keys() & computed.keys()):
         raise ValueError(
-            f"a metric is called {name!r}, and the log writes a value of {made[name]!r} under this "
+            f"a metric is called {name!r}, and the log writes a value of {computed[name]!r} under this "
             f"name. Rename it, for instance to 'my_{name}'."
         )
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import gc
 from types import TracebackType
 
-__all__ = ["Garbage"]
+__all__ = ["GarbageCollection"]
 
 _FULL_EVERY = 100  # boundaries
 
 
-class Garbage:
+class GarbageCollection:
     """Context that disables automatic collection and freezes existing objects."""
 
     def __init__(self) -> None:
         self._was_enabled = False
         self._boundaries = 0
 
-    def __enter__(self) -> Garbage:
+    def __enter__(self) -> GarbageCollection:
         self._was_enabled = gc.isenabled()
         if self._was_enabled:
             gc.freeze()  # __exit__ unfreezes a caller's objects too: gc.get_freeze_count takes 40 ms
