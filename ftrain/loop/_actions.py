@@ -66,7 +66,10 @@ def applied(state: LoopState, action: Action) -> LoopState:
     if isinstance(action, Replace):
         difference = tree.first_difference(state.train, action.state)
         if difference is not None:
-            raise ValueError(f"Replace with a state that is built otherwise: {difference}")
+            raise ValueError(
+                f"Replace: expected a state of the same structure, got another: {difference}. Write "
+                "event.state.replace(...)."
+            )
         return state.replace(train=action.state)
     if isinstance(action, Accumulate):
         return state.replace(accumulate=action.k)
@@ -174,9 +177,14 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 def _checked(action: Action, event: Event) -> Action:
     if type(action) not in ORDER:
         known = ", ".join(kind.__name__ for kind in ORDER)
-        raise TypeError(f"a callback asked for {action!r}; there are {known}")
+        raise TypeError(
+            f"an action of a callback: expected one of {known}, got {action!r}. Request one of these."
+        )
     if isinstance(action, Accumulate) and action.k < 1:
-        raise ValueError(f"Accumulate takes a number of batches from 1 up, found {action.k!r}")
+        raise ValueError(
+            f"Accumulate: expected a number of batches of at least 1, got {action.k!r}. Write "
+            "Accumulate(2)."
+        )
     if isinstance(action, Log) and action.split is None:
         return dataclasses.replace(action, split=_SPLITS.get(type(event), "train"))
     return action

@@ -36,27 +36,30 @@ def as_batches(data: Any, argument: str) -> Batches:
         return data  # type: ignore[no-any-return]
     if isinstance(data, (list, tuple)):
         if not data:
-            raise ValueError(f"{argument} is empty: there is no batch in it")
+            raise ValueError(
+                f"{argument} is empty: expected at least one batch, got {data!r}. Add a batch."
+            )
         return Listed(data)
     if isinstance(data, (Mapping, str)):
         raise TypeError(
-            f"{argument} is a {type(data).__name__}, whose batches would be its keys or letters. Make "
-            f"batches of samples, {argument}=data.Loader({{'x': ..., 'y': ...}}, batch_size=32), or a "
-            "list of batches"
+            f"{argument}: expected batches, got a {type(data).__name__}, which iterates over its keys "
+            f"or letters. Write {argument}=data.Loader({{'x': ..., 'y': ...}}, batch_size=32), or pass "
+            "a list of batches."
         )
     if isinstance(data, Iterator):
         raise TypeError(
-            f"{argument} is a {type(data).__name__}, which can be gone through once; a run goes through "
-            "its data again for each epoch, and to resume. Pass a list of batches, a data.Loader, or a "
-            f"function that makes one: {argument}=lambda epoch: batches(...)"
+            f"{argument}: expected data that can be iterated again for each epoch and on resume, got a "
+            f"{type(data).__name__}, which can be iterated only once. Pass a list of batches, a "
+            f"data.Loader, or a function that returns an iterable: {argument}=lambda epoch: "
+            "batches(...)."
         )
     if hasattr(data, "__iter__"):
         return Stream(data)
     if callable(data):
         return Stream(EpochFunction(data))
     raise TypeError(
-        f"{argument} must be a data.Loader, a list of batches, another iterable of batches, or a "
-        f"function epoch -> iterable; found {type(data).__name__}"
+        f"{argument}: expected a data.Loader, an iterable of batches, or a function epoch -> iterable, "
+        f"got {type(data).__name__}. Pass a data.Loader or a list of batches."
     )
 
 

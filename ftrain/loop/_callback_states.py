@@ -41,7 +41,10 @@ def state_to_json(value: Any, where: str, depth: int = 0) -> Any:
     if kind in _PLAIN:
         return value
     if depth == _DEEPEST:
-        raise TypeError(f"{where[:200]}... is nested {depth} levels deep, or contains itself")
+        raise TypeError(
+            f"{where[:200]}...: expected at most {_DEEPEST} levels of nesting, got more. Flatten the "
+            "state; it must not contain itself."
+        )
     if kind is list:
         return [state_to_json(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
     if kind in _SEQUENCES:

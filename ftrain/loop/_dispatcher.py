@@ -112,8 +112,8 @@ class Dispatcher:
                 answer = callback(before, event)
                 if type(answer) is not tuple or len(answer) != 2:
                     raise TypeError(
-                        f"a callback returns `(state, actions)`, with () where it asks for nothing; "
-                        f"found {answer!r}"
+                        f"the result of a callback: expected `(state, actions)`, got {answer!r}. To "
+                        "request no action, return `state, ()`."
                     )
                 requested = _checked(answer[1]) if answer[1] else ()
                 if answer[0] is not before:
@@ -134,7 +134,7 @@ def _warn(name: str, error: Exception) -> None:
     last = traceback.extract_tb(error.__traceback__)[-1]
     warnings.warn(
         f"callback {name} raised {type(error).__name__}: {error} ({last.filename}:{last.lineno}); "
-        "the run goes on",
+        "the run continues",
         CallbackWarning,
         stacklevel=3,
     )
@@ -149,7 +149,7 @@ def _checked(actions: Iterable[Action]) -> list[Action]:
     for action in found:
         if not isinstance(action, Action):
             raise TypeError(
-                f"a callback returns `(state, actions)` with a list of actions such as "
-                f"[Stop('done')]; found {action!r} among them"
+                f"the actions of a callback: expected actions such as Stop('done'), got {action!r}. "
+                "Return a list of actions."
             )
     return found

@@ -76,7 +76,9 @@ def _pass(
             pending.clear()
             rows.clear()
     if not totals.steps:
-        raise ValueError("the evaluation data gave no batch")
+        raise ValueError(
+            "eval_data: expected at least one batch, got none. Pass data with a batch."
+        )
     return totals.add(read(pending, rows, members))
 
 

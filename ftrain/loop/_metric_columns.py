@@ -199,8 +199,8 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
         entries = metrics
     else:
         raise TypeError(
-            "a step must return `(state, metrics)` with metrics a dict of 0-d tensors, numbers or "
-            f"metrics such as ftrain.Mean(total, weight); got {type(metrics).__name__}. Write "
+            "the metrics of a step: expected a dict of 0-d tensors, numbers or metrics such as "
+            f"ftrain.Mean(total, weight), got {type(metrics).__name__}. Write "
             "`return state, {'loss': loss}`."
         )
     if _EXAMPLES.isdisjoint(map(type, entries.values())):  # takes 0.4 µs
@@ -294,8 +294,8 @@ def _not_a_metric(name: Any, found: Any, n: int) -> str:
         got, remedy = f"dtype {found.dtype}", "Return its size: value.abs().mean()."
     wanted = "a 0-d tensor" if n == ONE else f"a tensor of shape ({n},), one number a member"
     return (
-        f"metric {name!r} must be {wanted}, a number, or a metric such as "
-        f"ftrain.Mean(total, weight); got {got}. {remedy}"
+        f"metric {name!r}: expected {wanted}, a number, or a metric such as "
+        f"ftrain.Mean(total, weight), got {got}. {remedy}"
     )
 
 
@@ -319,8 +319,8 @@ def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))
         raise ValueError(
-            f"metric {name!r} has an axis of {got} entries from step to step; expected one entry for "
-            "each member of an ensemble. Reduce it if this is a single run: value.mean()."
+            f"metric {name!r}: expected one entry for each member of an ensemble at each step, got "
+            f"{got} entries. If this is a single run, reduce it: value.mean()."
         )
     return [list(member) for member in zip(*rows, strict=True)]
 

@@ -172,16 +172,17 @@ def _before(
     if before[0][0] != kind:
         was, now = (each or "metric of another class" for each in (before[0][0], kind))
         raise ValueError(
-            f"metric {name!r} was a {was} and is now a {now}; it must stay of one kind"
+            f"metric {name!r}: expected a {was}, as at earlier steps, got a {now}. Return the same "
+            "kind of metric at each step."
         )
     if n != (ONE if several is None else len(several)):
         was, now = (
-            "a single number" if each == ONE else f"one of {each} members"
+            "a single number" if each == ONE else f"one number for each of {each} members"
             for each in (ONE if several is None else len(several), n)
         )
         raise ValueError(
-            f"metric {name!r} was {was} and is now {now}; it must stay of one kind. Return it with "
-            "the same shape at each step."
+            f"metric {name!r}: expected {was}, as at earlier steps, got {now}. Return it with the same "
+            "shape at each step."
         )
     return before
 

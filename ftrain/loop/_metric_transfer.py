@@ -61,7 +61,7 @@ def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     if other is not None and not of_members:  # `_metric_columns._turned` checks members
         raise ValueError(
-            f"metric {name!r} has shape {shapes[0]} at one step and {other} at a later one; expected "
-            "the same shape at each step. Reduce it first: value.mean()."
+            f"metric {name!r}: expected the same shape at each step, got {shapes[0]} at one step and "
+            f"{other} at a later one. Reduce it first: value.mean()."
         )
     field[:] = [x.tolist() if isinstance(x, torch.Tensor) else x for x in field]

@@ -43,8 +43,8 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
         k = _out_of_memory.next_micro_batches(error, train, batch, run.state.micro_batches, own)
         run.state = run.state.replace(micro_batches=k)
         yield from run.notice(
-            f"out of memory at step {step + 1}: the step is taken again with {k} "
-            f"micro-batches, and so are those to come; accumulate={k} does so from the start"
+            f"out of memory at step {step + 1}: this step is repeated with {k} micro-batches, and later "
+            f"steps use as many. To do so from the start, write accumulate={k}."
         )
         try:
             with warnings.catch_warnings():

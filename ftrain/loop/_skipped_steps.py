@@ -64,16 +64,17 @@ def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
 
     Example:
         >>> skipped_message([Skip(4, 1, 4)], 6)
-        '1 of the last 6 steps were skipped for a non-finite gradient: step 4 (epoch 1, batch 4)'
+        '1 of the last 6 steps were skipped because of non-finite gradients: step 4 (epoch 1, batch 4)'
         >>> print(skipped_message([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
-        members skipped steps of the last 6 for a non-finite gradient: member 0 skipped step 4 (epoch 1,
-        batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
+        members skipped steps of the last 6 because of non-finite gradients: member 0 skipped step 4
+        (epoch 1, batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
     """
     if skipped[0].member is None:
         n, more = len(skipped), _more(len(skipped), "")
         listed = "; ".join(map(_place, skipped[:_MOST]))
         return (
-            f"{n} of the last {steps} steps were skipped for a non-finite gradient: {listed}{more}"
+            f"{n} of the last {steps} steps were skipped because of non-finite gradients: "
+            f"{listed}{more}"
         )
     members = sorted({skip.member for skip in skipped if skip.member is not None})
     each = []
@@ -82,7 +83,7 @@ def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
         what = _place(own[0]) if len(own) == 1 else f"{len(own)}, the last {_place(own[-1])}"
         each.append(f"member {member} skipped {what}")
     return (
-        f"members skipped steps of the last {steps} for a non-finite gradient: {'; '.join(each)}"
+        f"members skipped steps of the last {steps} because of non-finite gradients: {'; '.join(each)}"
         f"{_more(len(members), ' members')}"
     )
 
@@ -94,8 +95,8 @@ def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
 
     Example:
         >>> print(stuck_members_message((0, 7, 30), 5, 10))
-        member 1 skipped 5 or more steps in a row, which changed nothing. Still training: 1 of 3 members.
-        Start member 1 again with a lower learning rate, or look at its batches
+        member 1 skipped 5 or more steps in a row and did not change. Still training: 1 of 3 members.
+        Start member 1 again with a lower learning rate, or check its batches
     """
     if not isinstance(counts, tuple) or skipped_by_all(counts) >= most:
         return None
@@ -105,9 +106,9 @@ def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
         return None
     who = f"member{'s' if len(new) > 1 else ''} {', '.join(map(str, new[:_MOST]))}"
     return (
-        f"{who}{_more(len(new), '')} skipped {most} or more steps in a row, which changed nothing. "
+        f"{who}{_more(len(new), '')} skipped {most} or more steps in a row and did not change. "
         f"Still training: {len(counts) - len(stuck)} of {len(counts)} members. Start {who} again with a "
-        "lower learning rate, or look at its batches"
+        "lower learning rate, or check its batches"
     )
 
 
@@ -120,9 +121,9 @@ def all_skipped_message(counts: Counts, source: str) -> str:
     """
     whose = " by every member" if isinstance(counts, tuple) else ""
     return (
-        f"{skipped_by_all(counts)} steps in a row were skipped{whose} for a non-finite gradient. "
-        f"{source} Lower the learning rate, clip, or look at these batches; max_skipped=None goes on "
-        "all the same"
+        f"{skipped_by_all(counts)} steps in a row were skipped{whose} because of non-finite gradients. "
+        f"{source} Lower the learning rate, clip gradients, check these batches, or write "
+        "max_skipped=None to continue."
     )
 
 

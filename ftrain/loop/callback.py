@@ -212,7 +212,10 @@ def adapt(callback: Any) -> Callback:
         (<class 'ftrain.loop.events.EpochEnd'>,)
     """
     if isinstance(callback, type):
-        raise TypeError(f"pass a callback, not its class: {callback.__name__}(...)")
+        raise TypeError(
+            f"callbacks: expected a callback, got the class {callback.__name__}. Write "
+            f"{callback.__name__}(...)."
+        )
     methods = [name for name in dir(callback) if name.startswith("on_") and name != "on_error"]
     unknown = [name for name in methods if name not in EVENTS and callable(getattr(callback, name))]
     is_callback = callable(callback) and callable(getattr(callback, "init", None))
@@ -258,9 +261,11 @@ def _not_a_callback(callback: Any, unknown: list[str]) -> str:
     what = type(callback).__name__
     if unknown:
         near = difflib.get_close_matches(unknown[0], EVENTS, 1, 0.5)
-        meant = f" Probably meant: {near[0]}." if near else ""
-        return f"{what}.{unknown[0]} is no event.{meant} There are {', '.join(EVENTS)}"
+        remedy = f"Rename it to {near[0]}." if near else "Rename it to one of these."
+        return (
+            f"{what}.{unknown[0]}: expected one of {', '.join(EVENTS)}, got {unknown[0]}. {remedy}"
+        )
     return (
-        f"{callback!r} is no callback: it has neither `init()` and `__call__(state, event)`, nor a "
-        f"method such as `on_epoch_end(event)`. There are {', '.join(EVENTS)}"
+        "callbacks: expected an object with `init()` and `__call__(state, event)`, or with methods "
+        f"such as `on_epoch_end(event)`, got {callback!r}. Define one of {', '.join(EVENTS)}."
     )

@@ -172,7 +172,8 @@ class Run(Emitter):
                 boundary = next_boundary(plan, step)
             runtime.phase = "data"
         raise ValueError(
-            f"the training data gave no batch in epoch {self.state.epochs_done + 1}; each must have one"
+            f"train_data: expected a batch in epoch {self.state.epochs_done + 1}, got none. Pass data "
+            "with at least one batch in each epoch."
         )
 
     def _boundary(self, batch: Any) -> Events:
@@ -223,9 +224,10 @@ class Run(Emitter):
         else:
             if self.state.pending:
                 raise RuntimeError(
-                    f"callbacks asked for more than {_MOST_ROUNDS} things at step "
-                    f"{self.state.progress.step}: one answers its own request, such as a Log at Logged. "
-                    f"Left: {list(self.state.pending[:3])}"
+                    f"actions: expected at most {_MOST_ROUNDS} rounds at step "
+                    f"{self.state.progress.step}, got "
+                    f"more; pending: {list(self.state.pending[:3])}. Find the callback that requests an "
+                    "action at an event that the action causes, such as Log at Logged."
                 )
         if self.state.epoch_ended:
             self.state = _actions.begin_epoch(self.state)
@@ -296,7 +298,10 @@ class Run(Emitter):
             return True
         if runtime.eval_data is None or runtime.eval_step is None:
             missing = "eval_data" if runtime.eval_data is None else "an eval_step"
-            raise ValueError(f"a callback asked for an evaluation, but the run has no {missing}")
+            raise ValueError(
+                f"Evaluate: expected a run with {missing}, got one without. Pass it, or do not request "
+                "evaluations."
+            )
         runtime.phase = "evaluate"
         yield from self.emit(EvaluateBegin(*self.header(), name, length(runtime.eval_data)))
         eval_step, compiled = runtime.eval_step, []
@@ -345,8 +350,8 @@ class Run(Emitter):
             if (split, name) not in self.runtime.conflicts:
                 self.runtime.conflicts.add((split, name))
                 yield from self.notice(
-                    f"two values of one row of {split!r} are called {name!r}, and the later one is "
-                    "logged: rename one"
+                    f"two values of one row of {split!r} have the name {name!r}; the later one is "
+                    "logged. Rename one."
                 )
         for split, row in rows.items():
             yield from self.emit(Logged(*self.header(), split, row))

@@ -208,7 +208,7 @@ class LoopState:
         fields.update(changes)
         if len(fields) != n:
             unknown = ", ".join(sorted(changes.keys() - self.__dict__.keys()))
-            raise TypeError(f"LoopState.replace got unknown fields: {unknown}")
+            raise TypeError(f"LoopState.replace: expected names of fields, got {unknown}")
         return new
 
     def metadata(self) -> dict[str, Any]:
@@ -234,9 +234,10 @@ class LoopState:
         version = content.get("version") if isinstance(content, Mapping) else None
         if version != _VERSION:
             raise ValueError(
-                f"this checkpoint holds no run that a trainer can go on with (version {version!r}, "
-                f"expected {_VERSION}): it was saved by other means, or by another version of ftrain. "
-                "To start a new run from its weights, load the state and give it to fit, no `resume`."
+                "this checkpoint cannot be resumed by a Trainer: expected metadata of version "
+                f"{_VERSION}, got {version!r}. It was saved without a Trainer, or by another version "
+                "of ftrain. To start a new run from its weights, load the state and pass it to fit "
+                "without `resume`."
             )
         return cls(
             train,

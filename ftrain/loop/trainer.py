@@ -131,7 +131,9 @@ class Trainer:
             if value is None and name not in ("log_every", "accumulate"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} counts steps from 1 up, found {value!r}")
+                raise ValueError(
+                    f"{name}: expected an integer of at least 1, got {value!r}. Write {name}=10."
+                )
         step, eval_step = _steps_of(self.steps)
         # Computed once, so that all fits of one trainer share their compiled programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
@@ -235,7 +237,10 @@ class Trainer:
             ValueError: the data has no batch.
         """
         if self._eval_step is None:
-            raise TypeError("this trainer has no evaluation step: give it a pair (step, eval_step)")
+            raise TypeError(
+                "evaluate: expected a trainer with an evaluation step, got one without. Write "
+                "Trainer((step, eval_step))."
+            )
         began = time.perf_counter()
         found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count_samples)
         assert found is not None
@@ -254,7 +259,8 @@ class Trainer:
         _check_end(epochs, max_steps)
         if eval_data is not None and self._eval_step is None:
             raise TypeError(
-                "eval_data needs an evaluation step: give Trainer a pair (step, eval_step)"
+                "eval_data: expected a trainer with an evaluation step, got one without. Write "
+                "Trainer((step, eval_step))."
             )
         train = as_batches(train_data, "train_data")
         check_padding(train, self._step)
@@ -315,19 +321,25 @@ def _steps_of(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
     if callable(steps) and not isinstance(steps, torch.nn.Module):
         return steps, None
     raise TypeError(
-        "Trainer takes what ftrain.make_steps returned, a step `(state, batch) -> (state, metrics)`, or "
-        f"a pair (step, eval_step); found {type(steps).__name__}"
+        "steps: expected the result of ftrain.make_steps, a step `(state, batch) -> (state, "
+        f"metrics)`, or a pair (step, eval_step), got {type(steps).__name__}. Write "
+        "Trainer(ftrain.make_steps(...))."
     )
 
 
 def _check_end(epochs: int | None, max_steps: int | None) -> None:
     if epochs is None and max_steps is None:
-        raise ValueError("say where to end: fit(..., epochs=10) or fit(..., max_steps=1000)")
+        raise ValueError(
+            "fit: expected epochs or max_steps, got neither. Write fit(..., epochs=10) or fit(..., "
+            "max_steps=1000)."
+        )
     for name, value in (("epochs", epochs), ("max_steps", max_steps)):
         if value is not None and (
             not isinstance(value, int) or isinstance(value, bool) or value < 0
         ):
-            raise ValueError(f"{name} counts from 0, found {value!r}")
+            raise ValueError(
+                f"{name}: expected an integer of at least 0, got {value!r}. Write {name}=10."
+            )
 
 
 def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | None:
@@ -336,15 +348,16 @@ def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | 
     if how is None or how is False:
         if store is not None and store.steps():
             raise ValueError(
-                f"{store.directory} holds a run already, up to step {store.steps()[-1]}: go on with it, "
-                "fit(..., resume=True), or give Trainer another, store='runs/second/checkpoints'"
+                f"store: expected a directory without checkpoints, got {store.directory} with a run up "
+                f"to step {store.steps()[-1]}. Resume it, fit(..., resume=True), or write Trainer(..., "
+                "store='runs/second/checkpoints')."
             )
         return None
     if how is True or how == "auto":
         if store is None:
             raise ValueError(
-                f"resume={resume!r} looks into the trainer's store, and it has none: give Trainer one, "
-                "store='runs/first/checkpoints', or resume from a path"
+                f"resume={resume!r}: expected a trainer with a store, got one without. Write "
+                "Trainer(..., store='runs/first/checkpoints'), or pass the path of a checkpoint."
             )
         if how == "auto" and not store.steps():
             return None

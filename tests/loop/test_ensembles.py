@@ -89,8 +89,8 @@ def test_one_member_that_skips_for_good_does_not_end_the_run() -> None:
     assert found.train.metrics["skipped"] == pytest.approx(28 / 3)
     lost = [said for said in notices.said if "Still training" in said]
     assert lost == [
-        "member 1 skipped 8 or more steps in a row, which changed nothing. Still training: 2 of 3 "
-        "members. Start member 1 again with a lower learning rate, or look at its batches"
+        "member 1 skipped 8 or more steps in a row and did not change. Still training: 2 of 3 "
+        "members. Start member 1 again with a lower learning rate, or check its batches"
     ]
     named = [said for said in notices.said if said not in lost]
     assert "member 1 skipped 8, the last step 20 (epoch 1, batch 20)" in named[0]

@@ -184,16 +184,16 @@ def test_a_metric_of_ones_own_with_entries_has_a_column_for_each() -> None:
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ({"loss": torch.zeros(2)}, r"metric 'loss' must be a 0-d tensor.*shape \(2,\)"),
-        ({"loss": "low"}, "metric 'loss' must be a 0-d tensor"),
-        (3.0, "a step must return"),
-        ({"x": torch.zeros(0)}, r"metric 'x' must be.*got shape \(0,\).*Mean\(value.sum\(\)"),
-        ({"loss": torch.zeros(0)}, r"metric 'loss' must be.*got shape \(0,\)"),
-        ({"x": torch.zeros(0, 3)}, r"metric 'x' must be.*got shape \(0, 3\)"),
-        ({"x": Mean(torch.zeros(0), torch.tensor(1.0))}, r"metric 'x' must be.*got shape \(0,\)"),
-        ({"x": Max(torch.zeros(0))}, r"metric 'x' must be.*got shape \(0,\)"),
-        ({"x": torch.tensor(1j)}, "metric 'x' must be.*got dtype torch.complex64"),
-        ({"x": Mean("low", 1.0)}, "metric 'x' must be.*got 'low'"),
+        ({"loss": torch.zeros(2)}, r"metric 'loss': expected a 0-d tensor.*shape \(2,\)"),
+        ({"loss": "low"}, "metric 'loss': expected a 0-d tensor"),
+        (3.0, "the metrics of a step: expected a dict"),
+        ({"x": torch.zeros(0)}, r"metric 'x': expected.*got shape \(0,\).*Mean\(value.sum\(\)"),
+        ({"loss": torch.zeros(0)}, r"metric 'loss': expected.*got shape \(0,\)"),
+        ({"x": torch.zeros(0, 3)}, r"metric 'x': expected.*got shape \(0, 3\)"),
+        ({"x": Mean(torch.zeros(0), torch.tensor(1.0))}, r"metric 'x': expected.*got shape \(0,\)"),
+        ({"x": Max(torch.zeros(0))}, r"metric 'x': expected.*got shape \(0,\)"),
+        ({"x": torch.tensor(1j)}, "metric 'x': expected.*got dtype torch.complex64"),
+        ({"x": Mean("low", 1.0)}, "metric 'x': expected.*got 'low'"),
     ],
 )
 @pytest.mark.parametrize("where", ["step", "evaluation"])
@@ -219,7 +219,7 @@ def test_a_value_that_is_not_a_metric_is_refused_at_the_first_batch(
 
 def test_an_empty_metric_of_an_ensemble_is_refused() -> None:
     metrics = {"loss": torch.ones(2), "x": Mean(torch.zeros(2, 0), torch.ones(2))}
-    with pytest.raises(TypeError, match=r"metric 'x' must be a tensor of shape \(2,\).*\(2, 0\)"):
+    with pytest.raises(TypeError, match=r"metric 'x': expected a tensor of shape \(2,\).*\(2, 0\)"):
         read([metrics], members=2)
 
 
@@ -229,9 +229,9 @@ def test_a_metric_that_changes_its_shape_is_named(later: torch.Tensor, as_mean: 
     one = torch.tensor(1.0)
     steps = [{"x": Mean(x, one) if as_mean else x} for x in (one, one, later)]
     shape = tuple(later.shape)
-    with pytest.raises(ValueError, match="metric 'x' has shape") as error:
+    with pytest.raises(ValueError, match="metric 'x': expected the same shape") as error:
         read(steps)
-    assert f"has shape () at one step and {shape} at a later one" in str(error.value)
+    assert f"got () at one step and {shape} at a later one" in str(error.value)
 
 
 @pytest.mark.parametrize("weights", [(1.0, torch.tensor(3.0)), (torch.tensor(3.0), 1.0)])

@@ -130,10 +130,10 @@ def test_a_function_of_the_epoch_is_called_with_each_epoch() -> None:
     ("data", "error", "said"),
     [
         ([], ValueError, "train_data is empty"),
-        (iter(BATCHES), TypeError, "can be gone through once.*train_data=lambda epoch"),
-        (rows(), TypeError, r"train_data is a dict, .*train_data=data.Loader\("),
-        ("digits", TypeError, "train_data is a str"),
-        (3, TypeError, "train_data must be a data.Loader.*found int"),
+        (iter(BATCHES), TypeError, "can be iterated only once.*train_data=lambda epoch"),
+        (rows(), TypeError, r"train_data: expected batches, got a dict.*train_data=data.Loader\("),
+        ("digits", TypeError, "train_data: expected batches, got a str"),
+        (3, TypeError, "train_data: expected a data.Loader.*got int"),
         (lambda epoch: [], ValueError, "EpochFunction has none: it is empty"),
     ],
 )
@@ -147,9 +147,9 @@ def test_data_that_are_not_batches_are_refused(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"log_every": 0}, "log_every counts steps from 1 up, found 0"),
-        ({"eval_every": 1.5}, "eval_every counts"),
-        ({"accumulate": True}, "accumulate counts"),
+        ({"log_every": 0}, "log_every: expected an integer of at least 1, got 0"),
+        ({"eval_every": 1.5}, "eval_every: expected"),
+        ({"accumulate": True}, "accumulate: expected"),
     ],
 )
 def test_options_out_of_range_are_refused(options: Any, said: str) -> None:
@@ -158,15 +158,15 @@ def test_options_out_of_range_are_refused(options: Any, said: str) -> None:
 
 
 def test_a_missing_argument_is_named() -> None:
-    with pytest.raises(ValueError, match="say where to end"):
+    with pytest.raises(ValueError, match="expected epochs or max_steps"):
         run(BATCHES)
-    with pytest.raises(ValueError, match="epochs counts from 0, found -1"):
+    with pytest.raises(ValueError, match="epochs: expected an integer of at least 0, got -1"):
         run(BATCHES, epochs=-1)
-    with pytest.raises(TypeError, match="needs an evaluation step"):
+    with pytest.raises(TypeError, match="eval_data: expected a trainer with an evaluation step"):
         trainer(steps=STEPS.train_step).fit(STEPS.init_state(0), BATCHES, BATCHES, epochs=1)
-    with pytest.raises(TypeError, match="Trainer takes what ftrain.make_steps returned"):
+    with pytest.raises(TypeError, match="steps: expected the result of ftrain.make_steps"):
         Trainer(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the run has no eval_data"):
+    with pytest.raises(ValueError, match="Evaluate: expected a run with eval_data"):
         Asks.once(Evaluate()).fit(STEPS.init_state(0), BATCHES, epochs=1)
 
 
@@ -216,7 +216,7 @@ def test_replace_takes_a_state_of_the_same_structure_only() -> None:
     other = STEPS.init_state(7)
     result = fit(Asks.once(Replace(other)), max_steps=1)
     assert digest(result) == tree.digest(other)
-    with pytest.raises(ValueError, match="built otherwise"):
+    with pytest.raises(ValueError, match="expected a state of the same structure"):
         fit(Asks.once(Replace({"w": torch.zeros(1)})), max_steps=1)
 
 
@@ -298,18 +298,18 @@ def test_a_callback_that_answers_itself_is_stopped() -> None:
         def on_logged(self, event: Any) -> Any:
             return Log({"again": 1.0})
 
-    with pytest.raises(RuntimeError, match="answers its own request"):
+    with pytest.raises(RuntimeError, match="Find the callback"):
         fit(trainer(Echo()), epochs=1)
 
 
 @pytest.mark.parametrize(
     ("callback", "said"),
     [
-        (object(), "is no callback"),
-        (Asks, "pass a callback, not its class"),
+        (object(), "callbacks: expected an object with"),
+        (Asks, "expected a callback, got the class Asks"),
         (
             type("Typo", (), {"on_epoch_edn": lambda self, event: None})(),
-            "Probably meant: on_epoch_end",
+            "Rename it to on_epoch_end",
         ),
     ],
 )
@@ -320,7 +320,11 @@ def test_an_object_that_is_not_a_callback_is_refused(callback: Any, said: str) -
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(None, "returns `\\(state, actions\\)`"), ((0, [3]), "list of actions"), (5, "returns")],
+    [
+        (None, "expected `\\(state, actions\\)`, got None"),
+        ((0, [3]), "got 3. Return a list of actions"),
+        (5, "got 5"),
+    ],
 )
 def test_an_answer_that_is_not_state_and_actions_is_refused(answer: Any, said: str) -> None:
     class Wrong:

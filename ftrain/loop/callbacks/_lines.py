@@ -32,7 +32,9 @@ def keep(path: pathlib.Path, n: int) -> list[str]:
         OSError: the path is not a regular file but, for example, a device or a pipe.
     """
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no file that lines could be added to")
+        raise OSError(
+            f"{path}: expected a regular file, got another kind of file. Write the log to another path."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     size = 0

@@ -58,11 +58,13 @@ class Monitor:
         split, _, metric = name.partition("/")
         if split not in ("eval", "train") or not metric:
             raise ValueError(
-                f"monitor names a metric and whose it is, 'eval/loss' or 'train/loss'; found {name!r}. "
-                f"Write 'eval/{metric or name}'"
+                "monitor: expected a split and a metric, such as 'eval/loss' or 'train/loss', got "
+                f"{name!r}. Write 'eval/{metric or name}'."
             )
         if mode not in ("min", "max"):
-            raise ValueError(f"mode is 'min' (less is better) or 'max', found {mode!r}")
+            raise ValueError(
+                f"mode: expected 'min' (less is better) or 'max', got {mode!r}. Write mode='min'."
+            )
         self.name, self.mode, self.metric = name, mode, metric
         self.event: type[Event] = EvaluateEnd if split == "eval" else EpochEnd
         #: Kinds of event that `value` must be called with.
@@ -87,7 +89,7 @@ class Monitor:
                 raise UnknownMetricError(
                     self.name,
                     f"there is no metric {self.name!r} to monitor: the run has no evaluation data. "
-                    "Write fit(..., eval_data=...), or monitor 'train/loss'",
+                    "Write fit(..., eval_data=...), or monitor 'train/loss'.",
                 )
             if event.eval_metrics is not None:
                 self._check("eval", event.eval_metrics, event.eval_metrics)

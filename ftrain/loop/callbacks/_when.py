@@ -17,7 +17,9 @@ class When:
 
     def __init__(self, every: int | None) -> None:
         if every is not None and (not isinstance(every, int) or every < 1):
-            raise ValueError(f"every counts steps from 1 up, found {every!r}")
+            raise ValueError(
+                f"every: expected a number of steps of at least 1, got {every!r}. Write every=100."
+            )
         self.every = every
         self.listens: tuple[type[Event], ...] = (EvaluateEnd if every is None else BatchEnd,)
 

@@ -38,12 +38,13 @@ class AccumulationSchedule:
         self, schedule: Mapping[int, int], *, by: Literal["epoch", "step"] = "epoch"
     ) -> None:
         if by not in ("epoch", "step"):
-            raise ValueError(f"by is 'epoch' or 'step', found {by!r}")
+            raise ValueError(f"by: expected 'epoch' or 'step', got {by!r}. Write by='epoch'.")
         entries = {int(start): int(k) for start, k in schedule.items()}
         if not entries or any(start < 0 or k < 1 for start, k in entries.items()):
             raise ValueError(
-                f"a schedule is {{{by} from 0 up: batches from 1 up}}, such as {{0: 1, 5: 4}}; found "
-                f"{dict(schedule)!r}"
+                f"schedule: expected {{{by}: batches}}, from {by} 0 and 1 batch up, got "
+                f"{dict(schedule)!r}. "
+                "Write {0: 1, 5: 4}."
             )
         self.by, self.schedule = by, dict(sorted(entries.items()))
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)

@@ -59,7 +59,9 @@ class WindowedAverage:
 
     def __init__(self, metric: str = "train/loss", *, rows: int = 10) -> None:
         if not isinstance(rows, int) or rows < 1:
-            raise ValueError(f"rows counts from 1 up, found {rows!r}")
+            raise ValueError(
+                f"rows: expected an integer of at least 1, got {rows!r}. Write rows=20."
+            )
         self.metric, self.rows = metric, rows
         self._metric = _Metric(metric)
         self.listens = (self._metric.event,)
@@ -110,7 +112,7 @@ class RunningAverage:
 
     def __init__(self, metric: str = "train/loss", *, decay: float = 0.99) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), found {decay!r}")
+            raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}. Write decay=0.9.")
         self.metric, self.decay = metric, decay
         self._metric = _Metric(metric)
         self.listens = (self._metric.event,)
@@ -140,7 +142,7 @@ class _Metric:
         split, _, self.name = metric.partition("/")
         if split not in ("train", "eval") or not self.name:
             raise ValueError(
-                f"metric is 'train/NAME' or 'eval/NAME', found {metric!r}. Write 'train/loss'"
+                f"metric: expected 'train/NAME' or 'eval/NAME', got {metric!r}. Write 'train/loss'."
             )
         self.event: type[Event] = WindowEnd if split == "train" else EvaluateEnd
 
@@ -154,5 +156,7 @@ class _Metric:
             assert isinstance(event, WindowEnd)
             values, n = dict(event.values), event.steps
         if self.name not in values:
-            raise ValueError(f"there is no metric {self.name!r} to average: {', '.join(values)}")
+            raise ValueError(
+                f"metric: expected one of {', '.join(values)}, got {self.name!r}. Name one of these."
+            )
         return values[self.name], n

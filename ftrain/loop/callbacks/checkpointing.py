@@ -65,11 +65,13 @@ class Checkpointing:
     ) -> None:
         for name, value in (("every", every), ("minutes", minutes)):
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0, found {value!r}")
+                raise ValueError(
+                    f"{name}: expected a number above 0, got {value!r}. Write {name}=1."
+                )
         if best < 0 or (every is None and minutes is None and not best):
             raise ValueError(
-                "say when to save: Checkpointing(every=1000), Checkpointing(minutes=15) or "
-                "Checkpointing(best=1)"
+                "Checkpointing: expected at least one of every, minutes and best, got none. Write "
+                "Checkpointing(every=1000), Checkpointing(minutes=15) or Checkpointing(best=1)."
             )
         self.every, self.minutes, self.best = every, minutes, best
         self._monitor = Monitor(monitor, mode)

@@ -62,7 +62,9 @@ class ConsoleLogger:
         stream: TextIO | None = None,
     ) -> None:
         if not every >= 0:
-            raise ValueError(f"every counts seconds from 0 up, found {every!r}")
+            raise ValueError(
+                f"every: expected a number of seconds of at least 0, got {every!r}. Write every=10."
+            )
         self._splits, self._every, self._stream = splits, every, stream
         self._begin()
 

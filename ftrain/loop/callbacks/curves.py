@@ -82,8 +82,8 @@ class Curves:
             # If the run ended before its first row, the log exists and is empty.
             if not self.log.exists() and event.progress.step and is_main():
                 warnings.warn(
-                    f"Curves draws what JSONLLogger writes, and there is no {self.log}: add "
-                    f"JSONLLogger({os.fspath(self.log)!r}) to the callbacks",
+                    f"Curves: expected a log of JSONLLogger at {self.log}, got no file. Add "
+                    f"JSONLLogger({os.fspath(self.log)!r}) to the callbacks.",
                     CallbackWarning,
                     stacklevel=2,
                 )

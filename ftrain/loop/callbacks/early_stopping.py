@@ -61,9 +61,13 @@ class EarlyStopping:
         min_delta: float = 0.0,
     ) -> None:
         if not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience counts evaluations from 1 up, found {patience!r}")
+            raise ValueError(
+                f"patience: expected an integer of at least 1, got {patience!r}. Write patience=5."
+            )
         if not min_delta >= 0:
-            raise ValueError(f"min_delta is a difference of at least 0, found {min_delta!r}")
+            raise ValueError(
+                f"min_delta: expected a number of at least 0, got {min_delta!r}. Write min_delta=0.001."
+            )
         self.patience, self.min_delta = patience, min_delta
         self._monitor = Monitor(monitor, mode)
         self.monitor, self.mode = monitor, mode

@@ -72,7 +72,8 @@ def averaged(state: Any, name: str) -> TrainState:
     """
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"EMAEvaluation needs a TrainState to put the average into, found {type(state).__name__}"
+            f"EMAEvaluation: expected a TrainState, got {type(state).__name__}. Make the steps with "
+            "ftrain.make_steps."
         )
     if name in state.extras:
         average = state.extras[name]
@@ -81,8 +82,9 @@ def averaged(state: Any, name: str) -> TrainState:
             average = optim.get(state.opt_state, name)
         except LookupError as error:
             raise LookupError(
-                f"the state holds no average called {name!r}: wrap the optimizer, "
-                f"optim.ema(optimizer, 0.999), or keep one in state.extras[{name!r}]. {error}"
+                f"name: expected an average of the weights in the state, got {name!r}: {error}. Wrap "
+                "the optimizer, optim.ema(optimizer, 0.999), or keep an average in "
+                f"state.extras[{name!r}]."
             ) from None
     # In the dtypes of the parameters, to avoid recompiling the evaluation step.
     return state.replace(params=tree.map(lambda a, p: a.to(p.dtype), average, state.params))

@@ -66,7 +66,8 @@ class GradientMonitor:
     def __init__(self, *, vanishing: float = 1e-6, exploding: float = 50.0) -> None:
         if not 0 <= vanishing < 1 < exploding:
             raise ValueError(
-                f"vanishing lies below 1 and exploding above, found {vanishing!r} and {exploding!r}"
+                f"expected vanishing below 1 and exploding above 1, got {vanishing!r} and "
+                f"{exploding!r}. Write vanishing=0.01, exploding=100."
             )
         self.vanishing, self.exploding = vanishing, exploding
 
@@ -84,8 +85,9 @@ class GradientMonitor:
             if any(name.startswith(_PREFIX) for name in event.members or event.values):
                 return state, ()  # every step of the window was skipped
             raise ValueError(
-                "GradientMonitor sees no norms by layer: make the steps with "
-                "ftrain.loop.callbacks.monitored_steps(...) in the place of ftrain.make_steps(...)"
+                "GradientMonitor: expected gradient norms by layer in the metrics of the step, got "
+                "none. Make the steps with ftrain.loop.callbacks.monitored_steps(...) instead of "
+                "ftrain.make_steps(...)."
             )
         said, usual = dict(state["said"]), dict(state["usual"])
         silent = {layer: n - 1 for layer, n in state["silent"].items() if n > 1}

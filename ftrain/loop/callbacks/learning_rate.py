@@ -48,8 +48,8 @@ class LearningRateMonitor:
             return None, ((Log(missing),) if missing else ())
         if not found:
             raise ValueError(
-                "this state holds no learning rate: no field of it is called `learning_rate`. The "
-                "optimizers of ftrain.optim have one in their states"
+                "LearningRateMonitor: expected a training state with a field `learning_rate`, got one "
+                "without. Use an optimizer of ftrain.optim, whose state has it."
             )
         return None, ()
 

@@ -53,7 +53,10 @@ class Profiler:
         memory: bool = False,
     ) -> None:
         if start < 0 or steps < 1:
-            raise ValueError(f"start counts from 0, steps from 1; found {start!r} and {steps!r}")
+            raise ValueError(
+                f"expected start of at least 0 and steps of at least 1, got {start!r} and {steps!r}. "
+                "Write start=10, steps=5."
+            )
         self.folder, self.start, self.steps, self.memory = (
             pathlib.Path(folder),
             start,

@@ -38,7 +38,10 @@ class TimeLimit:
     def __init__(self, *, hours: float = 0.0, minutes: float = 0.0, seconds: float = 0.0) -> None:
         self.seconds = 3600 * hours + 60 * minutes + seconds
         if not self.seconds > 0:
-            raise ValueError("give a time: TimeLimit(hours=8), TimeLimit(minutes=90)")
+            raise ValueError(
+                "TimeLimit: expected a time above 0, got none. Write TimeLimit(hours=8) or "
+                "TimeLimit(minutes=90)."
+            )
 
     def init(self) -> None:
         """Return no state: each call of `fit` has its own limit."""

@@ -52,8 +52,8 @@ def step_of(steps: Any, what: str) -> Step:
         step: Step = steps
         return step
     raise TypeError(
-        f"{what} takes what ftrain.make_steps returned, or a step `(state, batch) -> (state, metrics)`; "
-        f"found {type(steps).__name__}"
+        f"{what}: expected the result of ftrain.make_steps, or a step `(state, batch) -> (state, "
+        f"metrics)`, got {type(steps).__name__}. Pass ftrain.make_steps(...)."
     )
 
 

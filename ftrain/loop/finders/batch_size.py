@@ -181,8 +181,8 @@ def _batches_of(batch: Any) -> Callable[[int], Any]:
     rows = {len(leaf) for leaf in tensors}
     if len(rows) != 1 or 0 in rows:
         raise ValueError(
-            f"the tensors of the batch have {sorted(rows) or 'no'} rows; to repeat them they must have "
-            "the same number, at least one. Pass a function instead, `lambda size: ...`."
+            "batch: expected tensors with the same number of rows, at least one, got "
+            f"{sorted(rows) or 'no'} rows. Pass a function instead, `lambda size: ...`."
         )
     (n,) = rows
 
@@ -202,6 +202,10 @@ def _check(start: int, highest: int, multiple: int, n_steps: int) -> None:
     counts = {"start": start, "highest": highest, "multiple": multiple, "n_steps": n_steps}
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be an integer from 1 up, found {count!r}")
+            raise ValueError(
+                f"{name}: expected an integer of at least 1, got {count!r}. Write {name}=1."
+            )
     if highest < start:
-        raise ValueError(f"highest={highest} is below start={start}")
+        raise ValueError(
+            f"highest: expected at least start={start}, got {highest}. Raise it, or lower start."
+        )

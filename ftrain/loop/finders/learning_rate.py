@@ -224,7 +224,9 @@ def learning_rate(
                 losses = losses[: end + 1]
                 break
     if not losses:
-        raise ValueError("train_data made no batch: there is nothing to sweep over")
+        raise ValueError(
+            "train_data: expected at least one batch, got none. Pass data with a batch."
+        )
     rates, skips = rates[: len(losses)], skips[: len(losses)]
     even = smooth(capped(losses, diverged), SMOOTH * n_steps)
     trained = _has_trained(before, state)
@@ -292,14 +294,14 @@ def _seen(metrics: Any) -> torch.Tensor:
             ", ".join(map(str, metrics)) if isinstance(metrics, Mapping) else type(metrics).__name__
         )
         raise TypeError(
-            f"the step's metrics hold no 'loss' to look at; got {names}. Return "
+            f"metrics of the step: expected a 'loss', got {names}. Return "
             "`state, {'loss': loss}`."
         ) from None
     skipped = metrics.get("skipped", 0.0)
     found = [torch.as_tensor(x).detach().to(torch.float64) for x in (loss, skipped)]
     if found[0].ndim > 1:
         raise TypeError(
-            f"metric 'loss' must be a 0-d tensor, or have an axis of members; got shape "
+            f"metric 'loss': expected a 0-d tensor, or an axis of members, got shape "
             f"{tuple(found[0].shape)}. Reduce it first: value.mean()."
         )
     # A copy: the next step may overwrite the memory of the metrics.
@@ -309,11 +311,15 @@ def _seen(metrics: Any) -> torch.Tensor:
 def _check(lowest: float, highest: float, n_steps: int, diverged: float, look_every: int) -> None:
     if not 0 < lowest < highest < math.inf:
         raise ValueError(
-            f"a sweep goes from a rate above 0 up: lowest={lowest!r}, highest={highest!r}; the defaults "
-            "are 1e-7 and 10"
+            f"lowest, highest: expected 0 < lowest < highest, got {lowest!r} and {highest!r}. Write "
+            "lowest=1e-7, highest=10."
         )
     for name, count, least in (("n_steps", n_steps, 10), ("look_every", look_every, 1)):
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
-            raise ValueError(f"{name} must be an integer from {least} up, found {count!r}")
+            raise ValueError(
+                f"{name}: expected an integer of at least {least}, got {count!r}. Write {name}=100."
+            )
     if not diverged > 0:
-        raise ValueError(f"diverged must be above 0, found {diverged!r}")
+        raise ValueError(
+            f"diverged: expected a number above 0, got {diverged!r}. Write diverged=4."
+        )

@@ -71,9 +71,9 @@ def curves(
         ['loss']
     """
     if x not in _AXES:
-        raise ValueError(f"x must be one of {', '.join(_AXES)}; found {x!r}")
+        raise ValueError(f"x: expected one of {', '.join(_AXES)}, got {x!r}. Write x='step'.")
     if not 0 <= smooth < 1:
-        raise ValueError(f"smooth must lie in [0, 1), found {smooth!r}")
+        raise ValueError(f"smooth: expected a number in [0, 1), got {smooth!r}. Write smooth=0.9.")
     logs = read_runs(runs)
     chosen = _chosen(logs, metrics)
     columns = min(len(chosen), 3 if len(chosen) > 4 else 2)
@@ -132,7 +132,9 @@ def _chosen(logs: Sequence[RunLog], metrics: Sequence[str] | None) -> list[str]:
     known = {name for log in logs for name in log.curves}
     for name in metrics:
         if name not in known:
-            raise DataError(f"no run has logged {name!r}. There are: {', '.join(sorted(known))}.")
+            raise DataError(
+                f"metric: expected one of {', '.join(sorted(known))}, got {name!r}. Name one of these."
+            )
     return list(metrics)
 
 

@@ -114,8 +114,9 @@ def _as_pictures(images: torch.Tensor) -> Any:
         images = images.movedim(1, -1)
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or not len(images):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; write (n, height, width), "
-            "(n, channels, height, width) or (n, height, width, channels), with 1, 3 or 4 channels"
+            "images: expected shape (n, height, width), (n, channels, height, width) or (n, height, "
+            f"width, channels) with 1, 3 or 4 channels, got {tuple(images.shape)}. Permute or reshape "
+            "them."
         )
     is_bytes = images.dtype == torch.uint8
     values = images.detach().cpu().to(torch.float32).nan_to_num()
@@ -136,7 +137,9 @@ def _labels(
         given = given.detach().cpu()
         given = (given.argmax(1) if given.ndim == 2 else given).tolist()
     if len(given) != n:
-        raise ValueError(f"{n} images, but {len(given)} {what}")
+        raise ValueError(
+            f"{what}: expected one for each of {n} images, got {len(given)}. Pass as many as images."
+        )
     return [
         names[each]
         if names is not None and isinstance(each, int) and each < len(names)

@@ -145,7 +145,7 @@ def test_rows_of_short_epochs_are_left_out_of_the_console() -> None:
     stream.truncate(0)
     told(console, ended(0.1))
     assert not stream.getvalue().strip("\0")  # the last row was there
-    with pytest.raises(ValueError, match="every counts seconds"):
+    with pytest.raises(ValueError, match="every: expected a number of seconds"):
         callbacks.ConsoleLogger(every=-1)
 
 
@@ -199,7 +199,7 @@ def test_image_grids_texts_and_curves_are_written(tmp_path: pathlib.Path) -> Non
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2
     assert not list(tmp_path.rglob("*.new*"))
-    with pytest.warns(CallbackWarning, match=r"shape \(5, 8\)"):
+    with pytest.warns(CallbackWarning, match=r"images: expected shape.*got \(5, 8\)"):
         fit(trainer(callbacks.ImageGrid(lambda state: images[:, 0, :, 0], tmp_path)), epochs=1)
 
 
@@ -234,7 +234,7 @@ def test_curves_hold_all_rows_wherever_they_stand(
 
 
 def test_curves_without_a_log_say_what_is_missing(tmp_path: pathlib.Path) -> None:
-    with pytest.warns(CallbackWarning, match="draws what JSONLLogger writes"):
+    with pytest.warns(CallbackWarning, match="expected a log of JSONLLogger"):
         fit(trainer(callbacks.Curves(tmp_path / "curves.png")), epochs=1)
 
 

@@ -215,7 +215,7 @@ def test_the_first_lines_of_a_file_are_kept_and_the_others_cut(
 
 def test_a_device_is_not_read_to_its_end(tmp_path: pathlib.Path) -> None:
     """`/dev/stdout` of a terminal waits for what is typed, `/dev/zero` has no end."""
-    with pytest.warns(CallbackWarning, match="/dev/zero is no file that lines could be added to"):
+    with pytest.warns(CallbackWarning, match="/dev/zero: expected a regular file"):
         result = fit(trainer(JSONLLogger("/dev/zero")), max_steps=1)
     assert result.status == "completed"
 

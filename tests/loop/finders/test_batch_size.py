@@ -121,7 +121,7 @@ def test_a_function_makes_the_batches_and_what_has_no_rows_is_said():
     assert seen[:3] == [2, 4, 8]
     assert "a batch of 9 fits; 10 does not" in str(found)
     assert found.to_json()["trials"][0] == {"size": 2, "fits": True, "peak_bytes": None}
-    with pytest.raises(ValueError, match=r"have \[2, 3\] rows"):
+    with pytest.raises(ValueError, match=r"got \[2, 3\] rows"):
         finders.batch_size(bounded(1), {}, (torch.ones(2), torch.ones(3)))
-    with pytest.raises(ValueError, match="highest=1 is below"):
+    with pytest.raises(ValueError, match="highest: expected at least"):
         finders.batch_size(bounded(1), {}, torch.ones(2), highest=1)

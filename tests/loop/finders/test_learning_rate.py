@@ -262,11 +262,11 @@ def test_what_cannot_be_swept_is_said():
     state = plain.init_state(0)
     with pytest.raises(TypeError, match=r"is a constant of its program.*with_hyperparams"):
         finders.learning_rate(plain, state, data())
-    with pytest.raises(TypeError, match="hold no 'loss'"):
+    with pytest.raises(TypeError, match="expected a 'loss'"):
         finders.learning_rate(
             lambda rate: lambda state, batch: (state, {"nll": rate}), state, data(), compile=False
         )
-    with pytest.raises(ValueError, match="a rate above 0 up"):
+    with pytest.raises(ValueError, match="expected 0 < lowest < highest"):
         finders.learning_rate(of_rate, state, data(), lowest=0.0)
     with pytest.raises(ValueError, match="n_steps"):
         finders.learning_rate(of_rate, state, data(), n_steps=3)
