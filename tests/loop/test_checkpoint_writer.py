@@ -28,7 +28,7 @@ def loop(version: int) -> Any:
     )
 
 
-def test_what_a_run_went_on_from_is_there_until_its_replacement_is(tmp_path: Path) -> None:
+def test_a_checkpoint_resumed_from_exists_until_its_replacement_does(tmp_path: Path) -> None:
     """It was deleted first: a disk that was full then left nothing at all."""
     for k in range(200):
         directory = tmp_path / str(k)
@@ -54,7 +54,7 @@ def test_what_a_run_went_on_from_is_there_until_its_replacement_is(tmp_path: Pat
         ([rows(8)] * 4, "for 60 samples, and this is a list of 4 batches"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, other: Any, says: str) -> None:
+def test_a_run_does_not_resume_with_other_data(tmp_path: Path, other: Any, says: str) -> None:
     with Store(tmp_path) as store:
         trainer(store=store).fit(STEPS.init_state(0), train_data(), max_steps=2)
     with Store(tmp_path) as store, pytest.raises(ValueError, match=says):

@@ -36,7 +36,7 @@ def fit(folder: pathlib.Path, **options):
     return trainer.fit(runs.STEPS.init_state(0), runs.train_data(), runs.eval_data(), **ends)
 
 
-def test_fit_says_so_before_anything_is_written(no_compiler, tmp_path):
+def test_fit_raises_for_a_missing_compiler_before_writing(no_compiler, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(CompilerMissingError, match=r"no C\+\+ compiler.*compile=false") as caught:
         fit(folder)
@@ -62,7 +62,7 @@ def test_programs_that_were_made_already_need_none(no_compiler):
     step.check_compiler(torch.device("cpu"))
 
 
-def test_other_devices_need_none(no_compiler):
+def test_other_devices_need_no_compiler(no_compiler):
     step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
     step.check_compiler(torch.device("cuda"))
     with pytest.raises(CompilerMissingError):

@@ -85,7 +85,7 @@ def test_a_statistic_that_does_not_exist_is_refused_at_the_first_evaluation() ->
         made.fit(ensemble(), train_data(), _noted(batches, []), epochs=1)
 
 
-def test_evaluate_has_members() -> None:
+def test_evaluate_returns_values_by_member() -> None:
     found = trainer().evaluate(ensemble(), eval_data())
     alone = [trainer(single=True).evaluate(member(i), eval_data()) for i in range(MEMBERS)]
     assert found.members["loss"] == tuple(each.loss for each in alone)
@@ -93,7 +93,7 @@ def test_evaluate_has_members() -> None:
     assert found.step == 0
 
 
-def test_what_a_person_reads_of_an_ensemble(capsys: Any) -> None:
+def test_an_ensemble_prints_means_and_extremes(capsys: Any) -> None:
     made = trainer(callbacks.ConsoleLogger(None, every=0))
     found = made.fit(ensemble(None), train_data(), eval_data(), epochs=1)
     lines = capsys.readouterr().out.splitlines()
@@ -159,7 +159,7 @@ class Rows:
         self.found.append((event.split, dict(event.values)))
 
 
-def test_callbacks_know_members() -> None:
+def test_callbacks_report_values_by_member() -> None:
     """Averages, learning rates, averaged weights, and gradients by layer."""
 
     def wide(model: Any, batch: Any) -> Any:

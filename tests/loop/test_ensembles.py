@@ -100,7 +100,7 @@ def test_one_member_that_skips_for_good_does_not_end_the_run() -> None:
     assert healthy.train.members["skipped"] == (0, 0, 0)
 
 
-def test_a_run_whose_members_all_skip_is_given_up() -> None:
+def test_a_run_fails_when_every_member_skips() -> None:
     state = ensemble().replace(buffers={"bad": torch.ones(MEMBERS)})
     made = trainer(Notices(), max_skipped=8)
     with pytest.raises(
@@ -112,7 +112,7 @@ def test_a_run_whose_members_all_skip_is_given_up() -> None:
     )
 
 
-def test_counts_of_skips_go_on_after_a_resume(tmp_path: pathlib.Path) -> None:
+def test_counts_of_skipped_steps_continue_after_a_resume(tmp_path: pathlib.Path) -> None:
     """One member skips from step 12, all from step 17; interrupted at 15, given up as without that."""
     data = train_data(40, poisoned=range(12, 40))
     state = ensemble().replace(buffers={"bad": torch.tensor([1.0, 1.0, 0.0])})

@@ -48,7 +48,7 @@ def test_a_signal_at_any_place_changes_nothing(
     assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
 
 
-def test_a_difference_would_be_found(
+def test_the_campaign_finds_a_forgotten_window(
     undisturbed: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, places = undisturbed

@@ -135,7 +135,7 @@ def undisturbed(tmp_path_factory: Any) -> Any:
     return logged(store)
 
 
-def test_a_failing_evaluation_is_done_again(tmp_path: Any) -> None:
+def test_a_resumed_run_repeats_a_failed_evaluation(tmp_path: Any) -> None:
     """Data that cannot be read: mended, it is evaluated on as if nothing had been."""
 
     def broken(state: Any, batch: Any) -> Any:
@@ -156,7 +156,7 @@ def test_a_failing_callback_that_only_warns_does_not_fail_the_run() -> None:
     assert result.status == "completed"
 
 
-def test_a_failing_step_is_shown_and_leaves_the_state_before_it() -> None:
+def test_a_failing_step_emits_failure_with_the_state_before_it() -> None:
     def step(state: Any, batch: Any) -> Any:
         if int(state.step) == 2:
             raise ZeroDivisionError("in my loss")
@@ -244,7 +244,7 @@ class Full(checkpoint.Store):
         return super().save(state, step=step, **options)
 
 
-def test_a_full_disk_is_a_warning(tmp_path: Any) -> None:
+def test_a_full_disk_warns_and_the_run_completes(tmp_path: Any) -> None:
     store = Full(tmp_path)
     store.full = (2, 4)
     with pytest.warns(LoopWarning, match="no checkpoint of step 2.*No space left"):
@@ -264,7 +264,7 @@ def test_a_full_disk_at_the_end_fails_with_the_state(tmp_path: Any) -> None:
     assert result.checkpoint.endswith("step-000000000004")
 
 
-def test_skipped_steps_are_named() -> None:
+def test_a_notice_names_skipped_steps() -> None:
     notices: list[str] = []
 
     class Sees:
@@ -348,7 +348,9 @@ PROGRAM = """
     ("name", "times", "code"),
     [("SIGINT", 1, 130), ("SIGTERM", 1, 143), ("SIGINT", 2, 130), ("SIGTERM", 2, 143)],
 )
-def test_signals_of_a_process(name: str, times: int, code: int, tmp_path: Any) -> None:
+def test_a_signal_saves_the_run_and_sets_the_exit_code(
+    name: str, times: int, code: int, tmp_path: Any
+) -> None:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = textwrap.dedent(
         PROGRAM.format(root=root, times=times, name=name, store=str(tmp_path))
@@ -362,7 +364,7 @@ def test_signals_of_a_process(name: str, times: int, code: int, tmp_path: Any) -
     assert steps_saved == ([2] if times == 1 else [])
 
 
-def test_a_signal_is_heard_where_nobody_reads_what_is_said(tmp_path: Any) -> None:
+def test_a_signal_ends_the_run_when_stderr_is_closed(tmp_path: Any) -> None:
     """`python run.py 2>&1 | tee log`: the same Ctrl-C ends tee first."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = textwrap.dedent(
@@ -377,7 +379,7 @@ def test_a_signal_is_heard_where_nobody_reads_what_is_said(tmp_path: Any) -> Non
     assert checkpoint.Store(tmp_path / "store").steps() == [2]
 
 
-def test_handlers_are_put_back() -> None:
+def test_signal_handlers_are_restored_after_a_run() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     fit(trainer(), max_steps=1)
     events = trainer().events(STEPS.init_state(0), BATCHES, epochs=1)
@@ -386,7 +388,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_in_a_thread_there_are_no_handlers() -> None:
+def test_fit_in_a_thread_installs_no_signal_handlers() -> None:
     import threading
 
     found: list[Any] = []

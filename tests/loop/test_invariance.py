@@ -56,14 +56,14 @@ def test_the_trained_bits_are_the_same_as_a_generator() -> None:
     assert tree.digest(last.state) == PLAIN
 
 
-def test_a_loop_by_hand_does_the_same() -> None:
+def test_fit_equals_a_loop_by_hand() -> None:
     state, loader = STEPS.init_state(0), train_data()
     for batch, _ in loader.batches(epochs=2):
         state, _ = STEPS.train_step(state, batch)
     assert tree.digest(state) == PLAIN
 
 
-def test_the_state_that_goes_in_stays_as_it_was() -> None:
+def test_fit_does_not_change_the_state_it_is_given() -> None:
     state = STEPS.init_state(0)
     before = tree.digest(state)
     result = trainer(compile={"backend": "eager"}).fit(state, train_data(), max_steps=3)
@@ -94,7 +94,7 @@ found_at: list[Any] = [None]
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
-def test_nothing_is_read_between_rows(compiled: Any, reads: list[tuple[str, Any]]) -> None:
+def test_metrics_are_not_read_between_rows(compiled: Any, reads: list[tuple[str, Any]]) -> None:
     loader = list(train_data())
     made = Trainer(STEPS, compile=compiled, log_every=10)
     made.fit(STEPS.init_state(0), loader, max_steps=2)  # compiled, and looked at once
@@ -126,7 +126,7 @@ def test_no_device_is_waited_for_between_rows() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_garbage_collection_is_as_it_was() -> None:
+def test_garbage_collection_is_restored_after_a_run() -> None:
     for enabled in (True, False):
         (gc.enable if enabled else gc.disable)()
         try:
@@ -136,7 +136,7 @@ def test_garbage_collection_is_as_it_was() -> None:
             gc.enable()
 
 
-def test_unheard_events_are_not_made() -> None:
+def test_events_without_a_listener_are_not_constructed() -> None:
     kinds = {
         type(e).__name__ for e in trainer().events(STEPS.init_state(0), train_data(), max_steps=3)
     }

@@ -127,7 +127,7 @@ def test_parts_divide_a_batch_and_hold_all_its_rows() -> None:
     assert len(cut(cut(batch, 3), 2).batches) == 6
 
 
-def test_it_stays_cut_in_a_checkpoint(tmp_path: Any) -> None:
+def test_a_checkpoint_holds_the_number_of_micro_batches(tmp_path: Any) -> None:
     from ftrain import checkpoint
     from ftrain.loop import LoopState, Stop
 

@@ -299,7 +299,7 @@ def test_a_result_reads_the_values_of_members_once(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 1
 
 
-def test_results_are_json_and_read_well() -> None:
+def test_results_convert_to_json_and_print_their_metrics() -> None:
     result = trainer().fit(STEPS.init_state(0), [rows()], [rows()], epochs=2)
     content = json.loads(json.dumps(result.to_json()))
     assert [EpochResult.from_json(each) for each in content["history"]] == list(result.history)
@@ -311,7 +311,7 @@ def test_results_are_json_and_read_well() -> None:
     assert "train (epoch mean)" in text
 
 
-def test_a_part_of_an_epoch_is_called_so() -> None:
+def test_an_unfinished_epoch_is_printed_as_epoch_so_far() -> None:
     result = trainer().fit(STEPS.init_state(0), [rows()] * 3, epochs=2, max_steps=4)
     whole, part = result.history
     assert (whole.whole, part.whole, part.step) == (True, False, 4)

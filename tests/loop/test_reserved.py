@@ -165,7 +165,7 @@ def test_every_value_is_in_every_log(
     )
 
 
-def test_two_values_of_one_name_in_a_row_are_told_once() -> None:
+def test_two_values_of_one_name_in_a_row_give_one_notice() -> None:
     averages = [callbacks.WindowedAverage(rows=1), callbacks.WindowedAverage(rows=3)]
     with pytest.warns(LoopWarning, match="of 'train' have the name 'loss_windowed'") as told:
         trainer(*averages, log_every=1).fit(STEPS.init_state(0), [rows()] * 4, epochs=1)

@@ -41,7 +41,7 @@ def names(**options: Any) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
-def test_the_order_of_events() -> None:
+def test_events_come_in_the_documented_order() -> None:
     batch = ["BatchBegin", "BatchEnd"]
     evaluated = ["EvaluateBegin", "EvaluateEnd"]
     assert names(epochs=1) == [
@@ -157,7 +157,7 @@ def test_options_out_of_range_are_refused(options: Any, said: str) -> None:
         trainer(**options)
 
 
-def test_a_missing_argument_is_named() -> None:
+def test_fit_names_a_missing_argument() -> None:
     with pytest.raises(ValueError, match="expected epochs or max_steps"):
         run(BATCHES)
     with pytest.raises(ValueError, match="epochs: expected an integer of at least 0, got -1"):
@@ -204,7 +204,7 @@ def test_stop_ends_the_run_with_its_reason() -> None:
     assert (result.status, result.reason, result.step) == ("stopped", "enough", 1)
 
 
-def test_a_resumable_stop_is_gone_on_from(tmp_path: Any) -> None:
+def test_a_run_resumes_after_a_resumable_stop(tmp_path: Any) -> None:
     made = trainer(Asks(Stop("time", resumable=True), n=5), store=tmp_path)
     assert fit(made, epochs=2).reason == "time"
     result = fit(trainer(store=tmp_path), epochs=2, resume=True)
@@ -232,7 +232,7 @@ def test_replace_is_the_same_under_donation() -> None:
     assert digest(results[0]) == digest(results[1])
 
 
-def test_accumulate_from_the_next_step_on() -> None:
+def test_accumulate_takes_effect_at_the_next_step() -> None:
     result = trainer(Asks(Accumulate(2))).fit(STEPS.init_state(0), BATCHES * 2, epochs=1)
     assert result.step == 4  # 1, 2, 2, and the last alone
     assert result.train.samples == 48
@@ -279,7 +279,7 @@ def test_a_logged_value_that_is_not_a_number_is_named(value: Any) -> None:
         fit(Asks.once(Log({"mine": value})), max_steps=1)
 
 
-def test_saves_of_one_step_are_one(tmp_path: Any) -> None:
+def test_several_saves_of_one_step_write_one_checkpoint(tmp_path: Any) -> None:
     seen: list[Any] = []
 
     class Sees:
@@ -360,7 +360,7 @@ def test_a_plain_class_keeps_what_it_remembers(tmp_path: Any) -> None:
     assert adapt(second).name == "Counter"  # type: ignore[attr-defined]
 
 
-def test_two_of_a_name_have_two_states(tmp_path: Any) -> None:
+def test_callbacks_with_one_name_have_separate_states(tmp_path: Any) -> None:
     fit(trainer(Asks(Log({})), Asks(Log({}), n=9), store=tmp_path), max_steps=2)
     _, metadata = ftrain.checkpoint.Store(tmp_path).load(like=STEPS.init_state(0))
     assert metadata["callbacks"] == {"Asks": 2, "Asks_2": 2}
@@ -368,7 +368,7 @@ def test_two_of_a_name_have_two_states(tmp_path: Any) -> None:
         fit(trainer(Asks(Log({})), store=tmp_path), max_steps=3, resume=True)
 
 
-def test_actions_can_be_sent() -> None:
+def test_events_accepts_actions_sent_by_its_consumer() -> None:
     events = trainer().events(
         STEPS.init_state(0), train_data(), max_steps=9, kinds=(BatchEnd, TrainEnd)
     )
@@ -378,14 +378,14 @@ def test_actions_can_be_sent() -> None:
     assert last.result.reason == "by hand"
 
 
-def test_a_trainer_is_a_value() -> None:
+def test_trainer_is_immutable_and_gives_equal_runs() -> None:
     made = trainer()
     assert digest(fit(made, epochs=1)) == digest(fit(made, epochs=1))
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.log_every = 3  # type: ignore[misc]
 
 
-def test_norms_by_layer_are_shown() -> None:
+def test_backward_end_holds_gradient_norms_by_layer() -> None:
     def step(state: Any, batch: Any) -> Any:
         return state, {"loss": batch.sum(), "grad_norm/layers.0": torch.tensor(2.0)}
 

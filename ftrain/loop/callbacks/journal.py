@@ -82,7 +82,7 @@ def _said(event: Event) -> str:
         plan = event.plan
         ends = [] if plan.epochs is None else [f"epoch {plan.epochs}"]
         ends += [] if plan.max_steps is None else [f"step {plan.max_steps}"]
-        begins = f"goes on behind step {progress.step}" if event.resumed else "begins"
+        begins = f"resumes after step {progress.step}" if event.resumed else "begins"
         return f"{begins}: to {' or '.join(ends)}"
     assert isinstance(event, TrainEnd)
     result = event.result

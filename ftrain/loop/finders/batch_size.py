@@ -57,7 +57,7 @@ class BatchSizes:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        end = "the largest asked for" if self.too_large is None else f"{self.too_large} does not"
+        end = "the largest requested" if self.too_large is None else f"{self.too_large} does not"
         lines = [f"a batch of {self.size} fits; {end}"]
         for trial in self.trials:
             peak = "" if trial.peak_bytes is None else f"  {trial.peak_bytes / 2**20:,.0f} MiB"

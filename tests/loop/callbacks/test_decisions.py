@@ -240,7 +240,7 @@ def test_an_unknown_metric_is_refused_as_early_as_can_be(
     assert not evaluated
 
 
-def test_of_data_that_cannot_be_looked_at_it_is_refused_at_the_first_evaluation() -> None:
+def test_an_unknown_metric_of_a_stream_is_refused_at_the_first_evaluation() -> None:
     made = trainer(callbacks.EarlyStopping(3, monitor="eval/acuracy"))
     with pytest.raises(ValueError, match="there is no metric") as error:
         made.fit(STEPS.init_state(0), train_data(), data.Stream(list(eval_data())), epochs=3)
@@ -329,7 +329,7 @@ def test_data_that_can_be_gone_through_once_are_not_touched_for_a_name() -> None
     assert looked == [0]
 
 
-def test_accumulation_refuses_nonsense() -> None:
+def test_accumulation_schedule_refuses_invalid_schedules() -> None:
     for schedule in ({}, {-1: 2}, {0: 0}):
         with pytest.raises(ValueError, match="schedule: expected"):
             callbacks.AccumulationSchedule(schedule)
@@ -369,7 +369,7 @@ def test_averaged_weights_are_evaluated(where: str) -> None:
     assert found.metrics != result.eval.metrics  # type: ignore[union-attr]
 
 
-def test_no_average_is_said() -> None:
+def test_ema_evaluation_names_a_missing_average() -> None:
     with pytest.raises(LookupError, match=r"optim.ema\(optimizer, 0.999\)"):
         fit(trainer(callbacks.EMAEvaluation()), epochs=1)
 

@@ -88,7 +88,7 @@ def test_a_resumed_bar_begins_where_it_was(tmp_path: pathlib.Path) -> None:
     assert "50%" in stream.getvalue().split("\r")[1]
 
 
-def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_displays_on_other_ranks_print_nothing(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setenv("RANK", "3")
     stream = Terminal()
     fit(trainer(callbacks.ProgressBar(stream=stream), callbacks.ConsoleLogger(None)), epochs=1)
@@ -255,7 +255,7 @@ def test_a_run_that_ends_before_its_first_row_has_no_curves(tmp_path: pathlib.Pa
 
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_compilation_is_announced(tmp_path: pathlib.Path) -> None:
+def test_compilation_is_announced_before_and_after_the_first_call(tmp_path: pathlib.Path) -> None:
     stream, terminal = io.StringIO(), Terminal()
     shown = [
         callbacks.ConsoleLogger(stream=stream),
@@ -307,7 +307,7 @@ def test_phases_are_all_of_the_time() -> None:
     assert sums.told == pytest.approx(sums.ended, rel=0.2)
 
 
-def test_gradients_are_named() -> None:
+def test_gradient_monitor_names_vanishing_and_exploding_layers() -> None:
     from ftrain.loop import Notify, Progress, WindowEnd
 
     monitor, state, said = callbacks.GradientMonitor(), None, []

@@ -94,7 +94,9 @@ def test_logs_of_an_interrupted_run_are_the_undisturbed_ones(
     assert table(tmp_path) == table(undisturbed)
 
 
-def test_a_finished_run_goes_on(undisturbed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_finished_run_continues_with_a_longer_plan(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """The last row stood for a window that was not full: now it is, or the same row again."""
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store, eval_every=None), max_steps=11)
@@ -114,14 +116,14 @@ def test_times_of_a_resumed_run_go_on_from_the_last(tmp_path: pathlib.Path) -> N
     assert times == sorted(times)
 
 
-def test_a_new_run_begins_anew(tmp_path: pathlib.Path) -> None:
+def test_a_new_run_replaces_the_logs_of_an_earlier_one(tmp_path: pathlib.Path) -> None:
     for _ in range(2):
         fit(logged(tmp_path), max_steps=3)
     assert [row["step"] for row in rows(tmp_path) if row["split"] == "train"] == [3]
     assert len(rows(tmp_path)) == len(table(tmp_path))
 
 
-def test_a_lost_file_is_begun_again(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_log_without_its_file_starts_a_new_one(tmp_path: pathlib.Path) -> None:
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store), epochs=1)
     for name in ("metrics.jsonl", "metrics.csv"):
@@ -240,14 +242,14 @@ def test_a_metric_may_have_any_name(tmp_path: pathlib.Path) -> None:
     assert len(table(tmp_path)) == len(rows(tmp_path))
 
 
-def test_the_journal_keeps_all(tmp_path: pathlib.Path) -> None:
+def test_file_logger_keeps_the_lines_of_earlier_runs(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "train.log"
     store = tmp_path / "checkpoints"
     fit(trainer(FileLogger(path), store=store), epochs=1)
     fit(trainer(FileLogger(path), store=store), epochs=2, resume=True)
     text = path.read_text()
     assert "begins: to epoch 1\n" in text
-    assert "goes on behind step 7: to epoch 2\n" in text
+    assert "resumes after step 7: to epoch 2\n" in text
     assert "completed at step 14, epoch 2: 2 epochs" in text
     assert text.count("saved ") == 2
 

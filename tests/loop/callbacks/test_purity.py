@@ -59,7 +59,7 @@ def observers(folder: pathlib.Path) -> list[Any]:
     ]
 
 
-def test_all_of_them_change_nothing(tmp_path: pathlib.Path) -> None:
+def test_shipped_callbacks_do_not_change_the_training_state(tmp_path: pathlib.Path) -> None:
     expected = fit(trainer(), epochs=2)
     made = trainer(*observers(tmp_path), steps=monitored(), store=tmp_path / "checkpoints")
     result = fit(made, epochs=2)
@@ -71,7 +71,7 @@ def test_all_of_them_change_nothing(tmp_path: pathlib.Path) -> None:
     assert len(states) == len(observers(tmp_path))
 
 
-def test_all_of_them_resume(tmp_path: pathlib.Path) -> None:
+def test_shipped_callbacks_resume_with_their_states(tmp_path: pathlib.Path) -> None:
     """The last checkpoint of an interrupted run is that of an undisturbed one, callbacks and all."""
 
     def run(folder: str, *steps: int) -> Any:

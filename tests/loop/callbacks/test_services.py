@@ -98,7 +98,7 @@ def test_mlflow_goes_on_with_the_same_run_after_a_resume(
         ("matplotlib", lambda: callbacks.ImageGrid(lambda state: state, "x")),
     ],
 )
-def test_what_is_missing_is_said_at_once(
+def test_a_missing_package_is_named_on_construction(
     module: str, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]  # import then fails
@@ -106,7 +106,7 @@ def test_what_is_missing_is_said_at_once(
         make()
 
 
-def test_a_service_that_fails_costs_no_run(told: Told) -> None:
+def test_a_failing_service_does_not_fail_the_run(told: Told) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ConnectionError("no network")
 

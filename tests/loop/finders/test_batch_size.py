@@ -33,7 +33,7 @@ def bounded(limit, seen=None):
     highest=st.integers(64, 4096),
 )
 @settings(max_examples=100, deadline=None)
-def test_the_largest_that_fits(limit, start, multiple, highest):
+def test_batch_size_finds_the_largest_that_fits(limit, start, multiple, highest):
     with mock.patch("gc.collect"):  # a tenth of a second each, and nothing here holds memory
         found = finders.batch_size(
             bounded(limit),

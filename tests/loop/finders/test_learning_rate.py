@@ -80,7 +80,7 @@ def test_the_losses_are_those_of_training_by_hand_at_these_rates():
 
 
 @pytest.mark.parametrize("look_every", [1, 7, 100])
-def test_how_often_one_looks_changes_nothing(look_every):
+def test_the_suggestion_does_not_depend_on_look_every(look_every):
     sgd = lambda rate: of_rate(rate, optim.sgd)  # noqa: E731
     state = sgd(1.0).init_state(0)
     usual = finders.learning_rate(sgd, state, data(), compile=False)
@@ -257,7 +257,7 @@ def test_a_rate_that_was_not_tried_is_not_suggested(steps):
     assert suggest(rates, losses, [False] * len(rates)) == suggest(rates, losses)
 
 
-def test_what_cannot_be_swept_is_said():
+def test_learning_rate_finder_names_what_cannot_be_swept():
     plain = of_rate(1e-3)
     state = plain.init_state(0)
     with pytest.raises(TypeError, match=r"is a constant of its program.*with_hyperparams"):
@@ -278,7 +278,7 @@ def test_what_cannot_be_swept_is_said():
     st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=60), st.floats(0.5, 4), st.integers(2, 5)
 )
 @settings(max_examples=100, deadline=None)
-def test_a_sweep_ends_by_what_came_before(losses, diverged, width):
+def test_the_end_of_a_sweep_depends_on_earlier_losses_only(losses, diverged, width):
     end = stops_at(losses, diverged, width)
     for n in range(1, len(losses)):
         seen = stops_at(losses[:n], diverged, width)

@@ -185,7 +185,7 @@ def test_axes_have_plain_figures(tmp_path):
     assert [text.get_text() for text in ax.get_xticklabels()] == ["9", "10", "11"]  # no half step
 
 
-def test_what_cannot_be_drawn_is_said(runs):
+def test_plots_name_what_cannot_be_drawn(runs):
     pytest.importorskip("matplotlib")
     with pytest.raises(DataError, match="expected one of accuracy, .*got 'los'"):
         plots.curves(runs, metrics=["los"])

@@ -66,7 +66,7 @@ def test_epochs_have_fractions_where_their_ends_are_logged(tmp_path):
     assert curve.epochs == (0.5, 1.0, 1.5, 2.0, 2.5)
 
 
-def test_names_tell_runs_apart(tmp_path):
+def test_runs_with_equal_folder_names_have_distinct_names(tmp_path):
     row = [{"step": 1, "split": "train", "loss": 1.0}]
     folders = [write(tmp_path / name, row) for name in ("x/lr", "y/lr", "z")]
     names = [log.name for log in plots.read_runs([*folders, folders[2]])]
@@ -74,7 +74,7 @@ def test_names_tell_runs_apart(tmp_path):
     assert len(set(names)) == 4
 
 
-def test_what_is_no_run_says_where_runs_are(tmp_path):
+def test_read_run_lists_runs_for_a_directory_without_one(tmp_path):
     write(tmp_path / "runs" / "good", [{"step": 1, "split": "train", "loss": 1.0}])
     with pytest.raises(DataError, match=r"holds no metrics.jsonl\. There are: .*good"):
         plots.read_run(tmp_path / "runs")
@@ -140,7 +140,7 @@ def test_a_running_average_stays_between_what_it_has_seen(found, weight):
             assert min(seen) - 1e-6 <= value <= max(seen) + 1e-6
 
 
-def test_rows_of_other_hands_are_left_out(tmp_path):
+def test_read_run_drops_numbers_that_no_float_holds(tmp_path):
     """Numbers that no float holds, and what a parser gives up on."""
     rows = [
         {"step": 1, "loss": 2.0, "time": 10**400},
