@@ -98,8 +98,8 @@ class Dispatcher:
             for callback in self._callbacks.values()
         )
 
-    def dispatch(self, event: Event, states: Mapping[str, Any]) -> Dispatched:
-        """Call the callbacks that listen for an event.
+    def dispatch(self, event: Event, states: Mapping[str, Any]) -> Dispatched | None:
+        """Call the callbacks that listen for an event; return `None` if nothing came of it.
 
         The state of a callback that raises does not change, and the other callbacks are still called.
         """
@@ -127,6 +127,8 @@ class Dispatcher:
                     _warn(name, error)
                 else:
                     failure = failure or (name, error)
+        if not changed and not actions and failure is None:  # most steps; saves 0.5 µs
+            return None
         return Dispatched({**states, **changed} if changed else states, actions, failure)
 
 

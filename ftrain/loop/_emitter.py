@@ -54,7 +54,10 @@ class Emitter:
 
     def dispatch(self, event: Event, strict: bool = True) -> None:
         """Call the callbacks; keep their states and requested actions; raise the first exception."""
-        states, actions, failure = self.runtime.callbacks.dispatch(event, self.state.callbacks)
+        outcome = self.runtime.callbacks.dispatch(event, self.state.callbacks)
+        if outcome is None:
+            return
+        states, actions, failure = outcome
         if states is not self.state.callbacks:
             self.state = self.state.replace(callbacks=states)
         if actions:

@@ -26,9 +26,10 @@ def read_metrics(state: LoopState) -> LoopState:
     rows: list[int] = []
     tokens, step = 0, state.unread
     while step is not None:
-        metrics.append(step.metrics)
-        rows.append(step.samples)
-        tokens, step = tokens + step.tokens, step.before
+        of_step, samples, of_batch, step = step
+        metrics.append(of_step)
+        rows.append(samples)
+        tokens += of_batch
     if not rows:
         return state
     metrics.reverse()

@@ -70,6 +70,11 @@ class Progress(NamedTuple):
     samples: int = 0
     tokens: int = 0
 
+    def after_step(self, samples: int, tokens: int) -> Progress:
+        """Return the progress after a step on a batch of this many samples and tokens."""
+        epoch, step, batch, all_samples, all_tokens = self
+        return Progress(epoch, step + 1, batch + 1, all_samples + samples, all_tokens + tokens)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ftrain.core.errors import NonFiniteError
-from ftrain.loop import _actions, _out_of_memory
+from ftrain.loop import _actions
 from ftrain.loop._batches import joined, length, opened
 from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
@@ -29,6 +29,7 @@ from ftrain.loop._evaluate import evaluate
 from ftrain.loop._first_call import check_compiler, is_compiled_next, timed_first_call
 from ftrain.loop._metric_columns import check_names, without_examples
 from ftrain.loop._metric_totals import MetricTotals
+from ftrain.loop._out_of_memory import cut
 from ftrain.loop._outcome import attach_result, epoch_result, fit_result, is_intact, status_of
 from ftrain.loop._read_metrics import read_metrics
 from ftrain.loop._repeat_step import nonfinite_source, repeat_step
@@ -54,14 +55,13 @@ from ftrain.loop.events import (
     Event,
     Failure,
     Logged,
-    Progress,
     Saved,
     TrainBegin,
     TrainEnd,
     WindowEnd,
 )
 from ftrain.loop.result import Status
-from ftrain.loop.state import LoopState, UnreadMetrics
+from ftrain.loop.state import LoopState
 
 __all__ = ["Run"]
 
@@ -118,11 +118,13 @@ class Run(Emitter):
 
     def _steps(self, batches: Iterator[tuple[Any, Any]]) -> Events:
         """Take steps until the run ends."""
-        runtime, plan = self.runtime, self.runtime.plan
+        runtime, plan, clock = self.runtime, self.runtime.plan, self.runtime.clock
+        step, count_samples = runtime.step, runtime.count_samples
         batch_begins, backward_ends, batch_ends = map(
             runtime.is_heard, (BatchBegin, BackwardEnd, BatchEnd)
         )
-        compiles, unchecked = is_compiled_next(runtime.step), True
+        batch_end_wanted = runtime.wanted(BatchEnd)
+        compiles, unchecked = is_compiled_next(step), True
         boundary = next_boundary(plan, self.state.progress.step)
         runtime.phase = "data"
         for batch, cursor in batches:
@@ -130,29 +132,27 @@ class Run(Emitter):
                 yield from self._begin_step(batch, compiles)
 
             runtime.phase = "step"
-            samples, tokens = runtime.count_samples(batch)
-            began, failure = time.perf_counter(), None
+            state, failure = self.state, None
+            samples, tokens = count_samples(batch)
+            began = time.perf_counter() if compiles else 0.0
             try:
-                parts = _out_of_memory.cut(batch, self.state.micro_batches)
-                train, metrics = runtime.step(self.state.train, parts)
+                k = state.micro_batches
+                train, metrics = step(state.train, batch if k == 1 else cut(batch, k))
             except Exception as error:
                 failure = error
             if failure is not None:
                 train, metrics = yield from repeat_step(self, failure, batch)
-                failure = None  # its traceback would keep tensors alive
-            epoch, step, in_epoch, all_samples, all_tokens = self.state.progress
-            step += 1
-            self.state = self.state.replace(
+                state, failure = self.state, None  # its traceback would keep tensors alive
+            progress = state.progress.after_step(samples, tokens)
+            self.state = state.replace(
                 train=train,
-                progress=Progress(
-                    epoch, step, in_epoch + 1, all_samples + samples, all_tokens + tokens
-                ),
+                progress=progress,
                 cursor=cursor,
-                unread=UnreadMetrics(without_examples(metrics), samples, tokens, self.state.unread),
+                unread=(without_examples(metrics), samples, tokens, state.unread),
                 epoch_ended=not cursor.position,
                 boundary_unfinished=True,
             )
-            del train  # at a boundary, `Replace` may free it
+            del train, state  # at a boundary, `Replace` may free the training state
 
             if unchecked:
                 unchecked = check_names(metrics, members_of(self.state.train))
@@ -162,14 +162,18 @@ class Run(Emitter):
             if backward_ends:
                 yield from self.emit_norms(metrics)
             if batch_ends:
-                yield from self.emit(BatchEnd(*self.header(), batch, metrics))
+                event = BatchEnd(progress, clock.total(), self.state.train, batch, metrics)
+                self.dispatch(event)
+                if batch_end_wanted:
+                    yield from self.yield_event(event)
+                del event
 
-            at_boundary = step == boundary or self.state.epoch_ended or self.state.pending
+            at_boundary = progress.step == boundary or self.state.epoch_ended or self.state.pending
             if at_boundary or runtime.signals.received is not None:
                 yield from self._boundary(batch)
                 if self._status() is not None:
                     return
-                boundary = next_boundary(plan, step)
+                boundary = next_boundary(plan, progress.step)
             runtime.phase = "data"
         raise ValueError(
             f"train_data: expected a batch in epoch {self.state.epochs_done + 1}, got none. Pass data "
