@@ -22,15 +22,20 @@ from ftrain.loop.events import EpochEnd, EvaluateEnd, Event
 from ftrain.loop.state import LoopState
 
 __all__ = [
+    "MOST_ROUNDS",
     "ORDER",
     "applied",
     "as_saved",
     "as_saved_after_failure",
     "begin_epoch",
+    "endless_requests",
     "in_order",
     "requested",
     "rows_to_log",
 ]
+
+#: Maximum number of actions that run at one boundary.
+MOST_ROUNDS = 100
 
 ORDER: tuple[type[Action], ...] = (Notify, Replace, Accumulate, Evaluate, Stop, Log, Save)
 
@@ -75,6 +80,15 @@ def applied(state: LoopState, action: Action) -> LoopState:
         return state.replace(accumulate=action.k)
     assert isinstance(action, Stop)
     return state.replace(stop=state.stop or action)  # the first reason counts
+
+
+def endless_requests(state: LoopState) -> RuntimeError:
+    """Return the error for a boundary at which more than `MOST_ROUNDS` actions were requested."""
+    return RuntimeError(
+        f"actions: expected at most {MOST_ROUNDS} rounds at step {state.progress.step}, got more; "
+        f"pending: {list(state.pending[:3])}. Find the callback that requests an action at an event "
+        "that the action causes, such as Log at Logged."
+    )
 
 
 def rows_to_log(

@@ -93,8 +93,9 @@ def length(data: Any) -> int | None:
 def opened(
     data: Batches, cursor: Cursor | None, epochs: int | None
 ) -> Iterator[Iterator[tuple[Any, Cursor]]]:
-    """Iterate over training data from a cursor on; at the end, stop the loader's workers."""
-    batches = iter(data.batches(cursor, epochs))
+    """Iterate from a cursor on until `epochs` are done; at the end, stop the loader's workers."""
+    left = epochs if epochs is None or cursor is None else epochs - cursor.epoch
+    batches = iter(data.batches(cursor, left))
     try:
         yield batches
     finally:

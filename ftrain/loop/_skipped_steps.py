@@ -12,6 +12,7 @@ __all__ = [
     "Counts",
     "Skip",
     "all_skipped_message",
+    "skip_messages",
     "skipped_by_all",
     "skipped_in_a_row",
     "skipped_message",
@@ -57,6 +58,22 @@ def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
 def skipped_by_all(counts: Counts) -> int:
     """Return how many of the last steps, in a row, every member skipped."""
     return min(counts, default=0) if isinstance(counts, tuple) else counts
+
+
+def skip_messages(
+    skipped: Sequence[Skip], counts: Counts, most: int | None, steps: int
+) -> list[str]:
+    """Return the messages on the skipped steps of a window.
+
+    Args:
+        skipped: the skipped steps to list.
+        counts: number of steps skipped in a row up to the end of the window.
+        most: number of steps skipped in a row that ends a run; `None`: never.
+        steps: number of steps in the window.
+    """
+    messages = [skipped_message(skipped, steps)] if skipped else []
+    stuck = None if most is None else stuck_members_message(counts, most, steps)
+    return messages if stuck is None else [*messages, stuck]
 
 
 def skipped_message(skipped: Sequence[Skip], steps: int) -> str:

@@ -35,12 +35,7 @@ from ftrain.loop._read_metrics import read_metrics
 from ftrain.loop._repeat_step import nonfinite_source, repeat_step
 from ftrain.loop._runtime import Runtime
 from ftrain.loop._schedule import due_after_step, next_boundary
-from ftrain.loop._skipped_steps import (
-    all_skipped_message,
-    skipped_by_all,
-    skipped_message,
-    stuck_members_message,
-)
+from ftrain.loop._skipped_steps import all_skipped_message, skip_messages, skipped_by_all
 from ftrain.loop.callback import Evaluate, Events, Log, Notify, Save
 from ftrain.loop.events import (
     BackwardEnd,
@@ -65,8 +60,6 @@ from ftrain.loop.state import LoopState
 
 __all__ = ["Run"]
 
-_MOST_ROUNDS = 100
-
 
 class Run(Emitter):
     """Loop of one run, from its first event to its last.
@@ -85,12 +78,7 @@ class Run(Emitter):
             runtime.clock.restart("epoch")
 
     def check(self) -> None:
-        """Raise before the first step.
-
-        Raises:
-            ValueError: the members of an ensemble are along several axes.
-            CompilerMissingError: a step is to be compiled, and there is no compiler.
-        """
+        """Raise before the first step if a compiler is missing, or an ensemble has several axes."""
         runtime = self.runtime
         members_of(self.state.train)
         if self._status() is None:
@@ -105,9 +93,9 @@ class Run(Emitter):
             try:
                 yield from self._begin()
                 if self._status() is None:
-                    epochs = runtime.plan.epochs
-                    left = None if epochs is None else epochs - self.state.epochs_done
-                    with opened(runtime.train_data, self.state.cursor, left) as batches:
+                    with opened(
+                        runtime.train_data, self.state.cursor, runtime.plan.epochs
+                    ) as batches:
                         yield from self._steps(joined(batches, lambda: self.state.accumulate))
                 yield from self._end()
             except Exception as error:
@@ -120,9 +108,8 @@ class Run(Emitter):
         """Take steps until the run ends."""
         runtime, plan, clock = self.runtime, self.runtime.plan, self.runtime.clock
         step, count_samples = runtime.step, runtime.count_samples
-        batch_begins, backward_ends, batch_ends = map(
-            runtime.is_heard, (BatchBegin, BackwardEnd, BatchEnd)
-        )
+        kinds = (BatchBegin, BackwardEnd, BatchEnd)
+        batch_begins, backward_ends, batch_ends = map(runtime.is_heard, kinds)
         batch_end_wanted = runtime.wanted(BatchEnd)
         compiles, unchecked = is_compiled_next(step), True
         boundary = next_boundary(plan, self.state.progress.step)
@@ -203,7 +190,7 @@ class Run(Emitter):
 
         An evaluation that a signal interrupts stays pending, as do the actions after it but the log's.
         """
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(_actions.MOST_ROUNDS):
             if not self.state.pending:
                 break
             action, *others = _actions.in_order(self.state.pending)
@@ -227,12 +214,7 @@ class Run(Emitter):
                     self.state = _actions.applied(self.state, action)
         else:
             if self.state.pending:
-                raise RuntimeError(
-                    f"actions: expected at most {_MOST_ROUNDS} rounds at step "
-                    f"{self.state.progress.step}, got "
-                    f"more; pending: {list(self.state.pending[:3])}. Find the callback that requests an "
-                    "action at an event that the action causes, such as Log at Logged."
-                )
+                raise _actions.endless_requests(self.state)
         if self.state.epoch_ended:
             self.state = _actions.begin_epoch(self.state)
             self.runtime.clock.restart("epoch")
@@ -270,11 +252,8 @@ class Run(Emitter):
         window, skipped, most = self.state.window, self.state.skipped, runtime.max_skipped
         self.state = self.state.replace(window=MetricTotals(), skipped=())
         duration = runtime.clock.restart("window")
-        if skipped:
-            yield from self.notice(skipped_message(skipped, window.steps))
-        stuck = None if most is None else stuck_members_message(nonfinite, most, window.steps)
-        if stuck is not None:
-            yield from self.notice(stuck)
+        for message in skip_messages(skipped, nonfinite, most, window.steps):
+            yield from self.notice(message)
         result = window.result("train", epoch, step)
         row, seen = result.values(), (window.steps, window.samples, window.tokens)
         self.state = self.state.replace(pending=(*self.state.pending, Log(row, "train")))
@@ -297,7 +276,7 @@ class Run(Emitter):
         """Evaluate, and drop the action; if a signal interrupts it, undo it and return False."""
         runtime, before, name = self.runtime, self.state, action.name
         split = f"eval/{name}" if name else "eval"
-        if _has_result(before, split):
+        if before.has_result(split):
             self.state = before.replace(pending=before.pending[1:])
             return True
         if runtime.eval_data is None or runtime.eval_step is None:
@@ -382,7 +361,7 @@ class Run(Emitter):
         """Write the last checkpoint and row; evaluate a completed run that lacks a last evaluation."""
         runtime, status, step = self.runtime, self._status(), self.state.progress.step
         evaluates = status == "completed" and runtime.eval_data is not None and step
-        if evaluates and not _has_result(self.state, "eval"):
+        if evaluates and not self.state.has_result("eval"):
             self.state = self.state.replace(pending=(*self.state.pending, Evaluate()))
             yield from self._act()
             status = self._status()
@@ -400,8 +379,7 @@ class Run(Emitter):
 
     def _fail(self, error: Exception) -> Events:
         """Write a checkpoint if the state is intact, and emit `Failure`; the caller raises."""
-        runtime = self.runtime
-        phase = runtime.phase
+        runtime, phase = self.runtime, self.runtime.phase
         if not is_intact(self.state.train):
             self.state = self.state.replace(train=None)
         yield from self.emit(Failure(*self.header(), error, phase), strict=False)
@@ -417,9 +395,3 @@ class Run(Emitter):
 
     def _status(self) -> Status | None:
         return status_of(self.runtime.plan, self.state, self.runtime.signals.received)
-
-
-def _has_result(state: LoopState, split: str) -> bool:
-    """Return True if the history has a result of this split at the current step."""
-    step = state.progress.step
-    return any(each.split == split and each.step == step for each in reversed(state.history))

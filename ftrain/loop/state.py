@@ -178,6 +178,11 @@ class LoopState:
         """Number of complete passes over the training data."""
         return 0 if self.cursor is None else self.cursor.epoch
 
+    def has_result(self, split: str) -> bool:
+        """Return True if the history has a result of this split at the current step."""
+        step = self.progress.step
+        return any(each.split == split and each.step == step for each in reversed(self.history))
+
     def replace(self, **changes: Any) -> LoopState:
         """Return a copy with other values for some fields.
 
