@@ -123,9 +123,9 @@ class Trainer:
             )
 
         def train_step(state: ftrain.TrainState, batch: torch.Tensor) -> ftrain.TrainState:
-            found = gradients(state, batch)
-            proposed = ftrain.update(optimizer(state.extras["peak"]), state, found)
-            return ftrain.commit(state, proposed, found)
+            result = gradients(state, batch)
+            proposed = ftrain.update(optimizer(state.extras["peak"]), state, result)
+            return ftrain.commit(state, proposed, result)
 
         def evaluated(state: ftrain.TrainState, windows: torch.Tensor) -> torch.Tensor:
             params = state.params

@@ -5,7 +5,7 @@ from ftrain.core.accumulate import MicroBatches
 from ftrain.core.compile import compile
 from ftrain.core.cond import cond
 from ftrain.core.functional import bind, value_and_grad
-from ftrain.core.gradients import GradientFn, Gradients, gradients
+from ftrain.core.gradients import GradientFn, GradientResult, gradients
 from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, PerExample, Sum
 from ftrain.core.precision import LossScale, Policy
 from ftrain.core.scan import scan
@@ -16,7 +16,7 @@ from ftrain.core.while_loop import while_loop
 
 __all__ = [
     "GradientFn",
-    "Gradients",
+    "GradientResult",
     "Last",
     "LossScale",
     "Max",

@@ -38,13 +38,13 @@ from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
-__all__ = ["GradientFn", "Gradients", "LossFn", "NonFinite", "gradients"]
+__all__ = ["GradientFn", "GradientResult", "LossFn", "NonFinite", "gradients"]
 
 GradReduce = Callable[[Any, torch.Tensor], tuple[Any, torch.Tensor]]
 NonFinite = Literal["skip", "raise", "ignore"]
 
 
-class Gradients(NamedTuple):
+class GradientResult(NamedTuple):
     """Gradients and by-products of one batch.
 
     Attributes:
@@ -68,27 +68,27 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientFn:
-    """The function `(state, batch) -> Gradients`, with `closures` for optimizers that need them."""
+    """The function `(state, batch) -> GradientResult`, with `closures` for optimizers that need them."""
 
-    _found: Callable[[TrainState, Any], Gradients]
+    _result: Callable[[TrainState, Any], GradientResult]
     _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
     _watch: Watch
 
-    def __call__(self, state: TrainState, batch: Any) -> Gradients:
+    def __call__(self, state: TrainState, batch: Any) -> GradientResult:
         """Return the gradients and by-products of this batch."""
         check_state(state)
-        return self._watch(lambda: self._found(state, batch), state.step.device)
+        return self._watch(lambda: self._result(state, batch), state.step.device)
 
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
         """Return the loss of this batch as functions of the parameters, for line searches and the like.
 
         Key, buffers and micro-batches are those of the gradients, so that at `state.params` both
         functions return the values of `self(state, batch)`. Pass them as extra arguments:
-        `update(optimizer, state, found, **gradients.closures(state, batch))`.
+        `update(optimizer, state, result, **gradients.closures(state, batch))`.
 
         Returns:
             `value_fn(params) -> loss`, 0-d, to be differentiated as its caller likes, and
-            `grad_fn(params) -> grads`, like `Gradients.grads`: unscaled, averaged, reduced.
+            `grad_fn(params) -> grads`, like `GradientResult.grads`: unscaled, averaged, reduced.
         """
         closures, device = self._closures(state, batch), state.step.device
 
@@ -107,7 +107,7 @@ def gradients(
     nonfinite: NonFinite = "skip",
     grad_reduce: GradReduce | None = None,
 ) -> GradientFn:
-    """Return the function `(state, batch) -> Gradients` that begins a training step.
+    """Return the function `(state, batch) -> GradientResult` that begins a training step.
 
     Args:
         model: a module, a function that builds one, or a `bind`-ed model.
@@ -132,8 +132,8 @@ def gradients(
     >>> apply = bind(nn.Linear(2, 1))
     >>> params, buffers = apply.init(random.key(0))
     >>> state = TrainState(torch.tensor(0), params, buffers, (), (), random.key(1), {})
-    >>> found = gradients(apply, loss_fn)(state, torch.ones(4, 2))
-    >>> sorted(found.grads), found.metrics["loss"].shape
+    >>> result = gradients(apply, loss_fn)(state, torch.ones(4, 2))
+    >>> sorted(result.grads), result.metrics["loss"].shape
     (['bias', 'weight'], torch.Size([]))
     """
     bound = bind(model)
@@ -152,21 +152,21 @@ def gradients(
 
         if accumulate != 1 or isinstance(batch, MicroBatches):
             parts = parts_of(batch, accumulate)
-            found = accumulate_micro_batches(micro, state.params, state.buffers, key, parts)
+            result = accumulate_micro_batches(micro, state.params, state.buffers, key, parts)
         else:
             grads, weight, buffers, metrics = micro(state.buffers, key, batch)
             if grad_reduce is None:
                 return Accumulated(grads, None, buffers, metrics)
             share = safe_weight(weight)
             totals = tree.map(lambda g: g.to(wide(g.dtype)) * share, grads)
-            found = Accumulated(totals, weight, buffers, metrics)
+            result = Accumulated(totals, weight, buffers, metrics)
         if grad_reduce is not None:
-            assert found.weight is not None
-            totals, weight = grad_reduce(found.totals, found.weight)
-            found = found._replace(totals=totals, weight=weight)
-        return found
+            assert result.weight is not None
+            totals, weight = grad_reduce(result.totals, result.weight)
+            result = result._replace(totals=totals, weight=weight)
+        return result
 
-    def gradients_of(state: TrainState, batch: Any) -> Gradients:
+    def gradients_of(state: TrainState, batch: Any) -> GradientResult:
         check_batch(batch, state.step.device)
         if scaling is not None and not isinstance(state.scaler, LossScaleState):
             raise ValueError(
@@ -176,11 +176,11 @@ def gradients(
         with isolated(state.step.device.type):
             keys = random.split(state.rng)
             rng, key = keys[0].clone(), keys[1]
-            found = all_parts(state, key, policy.cast(batch))
-            grads = _averaged(found, state, scaling)
+            result = all_parts(state, key, policy.cast(batch))
+            grads = _averaged(result, state, scaling)
             norm, finite = finite_norm(grads)
-            metrics = dict(found.metrics.entries)
-            weight = metrics["loss"].weight if found.weight is None else found.weight
+            metrics = dict(result.metrics.entries)
+            weight = metrics["loss"].weight if result.weight is None else result.weight
             good = finite & (weight > 0)
             if nonfinite == "raise":
                 good = _require_good(grads, weight, metrics["loss"].value, state.step)
@@ -192,10 +192,10 @@ def gradients(
             if scaling is not None:
                 metrics["loss_scale"] = Last(state.scaler.scale.clone())
                 scaler = scaling.update(state.scaler, finite)
-        return Gradients(
+        return GradientResult(
             grads,
             None if nonfinite == "ignore" else good,
-            found.buffers,
+            result.buffers,
             scaler,
             rng,
             Metrics(metrics),
@@ -213,8 +213,8 @@ def _closures(
         def grad_fn(params: Any) -> Any:
             with isolated(state.step.device.type):
                 at = state.replace(params=params)
-                found = all_parts(at, random.split(state.rng)[1], policy.cast(batch))
-                return _averaged(found, at, policy.loss_scale)
+                result = all_parts(at, random.split(state.rng)[1], policy.cast(batch))
+                return _averaged(result, at, policy.loss_scale)
 
         def value_fn(params: Any) -> torch.Tensor:
             with without_autocast(state.step.device.type):
@@ -341,19 +341,19 @@ def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], whe
             )
 
 
-def _averaged(found: Accumulated, state: TrainState, scaling: LossScale | None) -> Any:
+def _averaged(result: Accumulated, state: TrainState, scaling: LossScale | None) -> Any:
     """Return the gradients of the mean loss, unscaled, in the parameters' dtypes."""
     inverse = None if scaling is None else LossScale.inverse(state.scaler)
 
     def average(total: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
         grad = total
-        if found.weight is not None:
-            grad = grad / safe_weight(found.weight)
+        if result.weight is not None:
+            grad = grad / safe_weight(result.weight)
         if inverse is not None:
             grad = grad * inverse
         return grad if grad.dtype == param.dtype else grad.to(param.dtype)
 
-    return tree.map(average, found.totals, state.params)
+    return tree.map(average, result.totals, state.params)
 
 
 def _require_good(

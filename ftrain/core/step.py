@@ -1,8 +1,8 @@
 """The training step: `gradients`, then `update`, then `commit`.
 
-    found = gradients(state, batch)            # forward, backward, unscale, finite check
-    proposed = update(optimizer, state, found) # clip, moments, schedule, new parameters
-    state = commit(state, proposed, found)     # the proposal, or the old state if it was not finite
+    result = gradients(state, batch)             # forward, backward, unscale, finite check
+    proposed = update(optimizer, state, result)  # clip, moments, schedule, new parameters
+    state = commit(state, proposed, result)      # the proposal, or the old state if it was not finite
 
 `make_steps` ties the three together; research code writes its own step from them.
 
@@ -24,7 +24,7 @@ from ftrain.core._torch import value_at_hand
 from ftrain.core._words import a_or_an
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
-from ftrain.core.gradients import Gradients, GradReduce, NonFinite, gradients
+from ftrain.core.gradients import GradientResult, GradReduce, NonFinite, gradients
 from ftrain.core.metrics import Last, Metrics
 from ftrain.core.optimizer import Optimizer, apply_updates, like
 from ftrain.core.precision import Policy, Precision
@@ -121,9 +121,9 @@ def make_steps(
         return initial_state(bound, optimizer, seed, policy)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        found = gradients_of(state, batch)
+        result = gradients_of(state, batch)
         closures = gradients_of.closures(state, batch)
-        new_state = commit(state, update(optimizer, state, found, **closures), found)
+        new_state = commit(state, update(optimizer, state, result, **closures), result)
         rates = {
             path: rate
             for path, rate in tree.find(new_state.opt_state, "learning_rate").items()
@@ -133,7 +133,7 @@ def make_steps(
             "learning_rate" + (path if len(rates) > 1 else ""): Last(rate.clone())
             for path, rate in rates.items()
         }
-        return new_state, Metrics({**found.metrics.entries, **reported})
+        return new_state, Metrics({**result.metrics.entries, **reported})
 
     watch = Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce)
 
@@ -164,14 +164,14 @@ def _batch_statistics(bound: Bound) -> tuple[str, ...]:
     )
 
 
-def _optimizer_remedy(found: Any) -> str:
-    if isinstance(found, torch.optim.Optimizer):
+def _optimizer_remedy(optimizer: Any) -> str:
+    if isinstance(optimizer, torch.optim.Optimizer):
         return (
             ". A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or "
-            f"the like, or ftrain.optim.from_torch(torch.optim.{type(found).__name__}, lr=...)"
+            f"the like, or ftrain.optim.from_torch(torch.optim.{type(optimizer).__name__}, lr=...)"
         )
-    name = getattr(found, "__name__", None)
-    if name is not None and str(getattr(found, "__module__", "")).startswith("ftrain.optim."):
+    name = getattr(optimizer, "__name__", None)
+    if name is not None and str(getattr(optimizer, "__module__", "")).startswith("ftrain.optim."):
         return f". {name} was not called: write {name}(1e-3)"
     return ""
 
@@ -194,26 +194,28 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
         )
 
 
-def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: Any) -> TrainState:
+def update(
+    optimizer: Optimizer, state: TrainState, result: GradientResult, **extra: Any
+) -> TrainState:
     """Return the proposed state: new parameters, optimizer state and step count.
 
     Args:
         optimizer: its `update` is given the loss and its weight too,
             `update(grads, opt_state, params, loss=..., weight=...)`.
         state: the state that the gradients were taken at.
-        found: the result of `gradients`.
+        result: the gradients of a batch, as `gradients` returned them.
         **extra: passed to the optimizer's `update`; line searches, sharpness-aware and second-order
             methods need `gradients.closures(state, batch)`.
 
     Raises:
-        TypeError: an argument has the wrong type; the order is `(optimizer, state, found)`.
+        TypeError: an argument has the wrong type; the order is `(optimizer, state, result)`.
     """
-    _check_order("update", optimizer=optimizer, state=state, found=found)
+    _check_order("update", optimizer=optimizer, state=state, result=result)
     with isolated(state.step.device.type):
-        weight = found.metrics.entries["loss"].weight
-        extra = {"loss": found.metrics["loss"], "weight": weight, **extra}
+        weight = result.metrics.entries["loss"].weight
+        extra = {"loss": result.metrics["loss"], "weight": weight, **extra}
         updates, opt_state = Watch()(
-            lambda: optimizer.update(found.grads, state.opt_state, state.params, **extra),
+            lambda: optimizer.update(result.grads, state.opt_state, state.params, **extra),
             state.step.device,
         )
         return state.replace(
@@ -223,7 +225,7 @@ def update(optimizer: Optimizer, state: TrainState, found: Gradients, **extra: A
         )
 
 
-def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainState:
+def commit(state: TrainState, proposed: TrainState, result: GradientResult) -> TrainState:
     """Return the proposed state, or the old one with new scaler and key if gradients were not finite.
 
     The choice is made on the device, leaf by leaf; nothing waits for it. The new state shares no
@@ -232,57 +234,57 @@ def commit(state: TrainState, proposed: TrainState, found: Gradients) -> TrainSt
     Args:
         state: the state before the step.
         proposed: the state after it, as `update` made it; research code may have changed more, such
-            as `extras`. Its buffers, scaler and key are taken from `found`.
-        found: the result of `gradients`.
+            as `extras`. Its buffers, scaler and key are taken from `result`.
+        result: the gradients of a batch, as `gradients` returned them.
 
     Raises:
-        TypeError: an argument has the wrong type; the order is `(state, proposed, found)`.
+        TypeError: an argument has the wrong type; the order is `(state, proposed, result)`.
         ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
             the next step could not be the same function; the message names the leaf.
     """
-    _check_order("commit", state=state, proposed=proposed, found=found)
+    _check_order("commit", state=state, proposed=proposed, result=result)
     check_state(state)
-    proposed = proposed.replace(buffers=found.buffers, scaler=(), rng=found.rng)
-    kept = state.replace(scaler=(), rng=found.rng)
+    proposed = proposed.replace(buffers=result.buffers, scaler=(), rng=result.rng)
+    kept = state.replace(scaler=(), rng=result.rng)
     olds, treedef = tree.flatten(kept)
     news, new_def = tree.flatten(proposed)
     if new_def != treedef:
         difference = tree.first_difference(kept, proposed)
         raise ValueError(f"a step changed the structure of its state: {difference}")
     _check_fixpoint(kept, olds, news)
-    known = None if found.finite is None else value_at_hand(found.finite)
+    known = None if result.finite is None else value_at_hand(result.finite)
 
     def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         if known is False:
             return old.clone()
-        if new is old or found.finite is None or known:
+        if new is old or result.finite is None or known:
             # Copied, because it may share memory with the old state, the batch or another leaf.
             return like(new.clone(), old)
-        return like(torch.where(found.finite, new, old), old)
+        return like(torch.where(result.finite, new, old), old)
 
     with isolated(state.step.device.type):
         chosen = tree.unflatten(treedef, list(map(choose, olds, news)))
-        rng = found.rng
-        if found.finite is not None:
+        rng = result.rng
+        if result.finite is not None:
             # Both branches are the same key, but every write to a donated state now depends on the last
             # gradient, so a step that runs out of memory before that leaves the state unchanged.
-            rng = torch.where(found.finite, rng, rng)
-    return chosen.replace(scaler=found.scaler, rng=rng)  # type: ignore[no-any-return]
+            rng = torch.where(result.finite, rng, rng)
+    return chosen.replace(scaler=result.scaler, rng=rng)  # type: ignore[no-any-return]
 
 
 def _check_order(function: str, **given: Any) -> None:
-    """Raise unless each argument has the type of its name: optimizer, `Gradients` or state."""
+    """Raise unless each argument has the type of its name: optimizer, `GradientResult` or state."""
     for name, value in given.items():
         if name == "optimizer":
             fits = callable(getattr(value, "update", None))
         else:
-            fits = isinstance(value, Gradients if name == "found" else TrainState)
+            fits = isinstance(value, GradientResult if name == "result" else TrainState)
         if not fits:
             got = ", ".join(type(value).__name__ for value in given.values())
             raise TypeError(
-                f"{function} takes ({', '.join(given)}) in this order, and got ({got}). Write found = "
-                "gradients(state, batch), new = ftrain.update(optimizer, state, found), state = "
-                "ftrain.commit(state, new, found)."
+                f"{function}: expected ({', '.join(given)}) in this order, got ({got}). Write result = "
+                "gradients(state, batch), new = ftrain.update(optimizer, state, result), state = "
+                "ftrain.commit(state, new, result)."
             )
 
 

@@ -75,10 +75,10 @@ def convnet() -> Run:
     gradients = ftrain.gradients(model, loss_fn, precision="16-mixed", accumulate=2)
 
     def step(state: Any, batch: Any) -> Any:
-        found = gradients(state, batch)
-        new = ftrain.update(optimizer, state, found)
+        result = gradients(state, batch)
+        new = ftrain.update(optimizer, state, result)
         average = tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.extras["ema"], new.params)
-        return ftrain.commit(state, new.replace(extras={"ema": average}), found), found.metrics
+        return ftrain.commit(state, new.replace(extras={"ema": average}), result), result.metrics
 
     def init(seed: int) -> Any:
         state = ftrain.make_steps(model, loss_fn, optimizer, precision="16-mixed").init_state(seed)

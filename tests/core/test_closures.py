@@ -47,11 +47,11 @@ def start(**options):
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_at_the_states_parameters_they_are_the_steps_own(precision, accumulate):
     state, gradients = start(precision=precision, accumulate=accumulate)
-    found = gradients(state, batch())
+    result = gradients(state, batch())
     closures = gradients.closures(state, batch())
-    assert_same_bits(closures["grad_fn"](state.params), found.grads)
-    assert_same_bits(closures["value_fn"](state.params), found.metrics["loss"])
-    assert found.grads["a.weight"].abs().sum() > 0
+    assert_same_bits(closures["grad_fn"](state.params), result.grads)
+    assert_same_bits(closures["value_fn"](state.params), result.metrics["loss"])
+    assert result.grads["a.weight"].abs().sum() > 0
 
 
 def test_the_gradient_of_value_fn_is_grad_fn_elsewhere_too():

@@ -95,10 +95,10 @@ def test_compiled_and_vmapped_losses_draw_what_eager_ones_draw(
 
 def test_the_key_of_the_loss_moves_no_draw() -> None:
     def masks(loss_fn: Any) -> Any:
-        found = ftrain.gradients(make, loss_fn)
+        gradients = ftrain.gradients(make, loss_fn)
         params, buffers = ftrain.bind(make).init(random.key(0))
         state = ftrain.TrainState(torch.tensor(0), params, buffers, (), (), random.key(7), {})
-        return found(state, X).grads
+        return gradients(state, X).grads
 
     def silent(model: Any, batch: Tensor) -> Tensor:
         return model(batch).square().mean()

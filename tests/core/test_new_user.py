@@ -131,25 +131,24 @@ def test_a_state_of_other_steps():
         ours.train_step(other.init_state(0), BATCH)
 
 
-def test_the_order_of_arguments():
-    """Of the pieces of a step, whose arguments look alike to who writes them first."""
+def test_pieces_of_a_step_refuse_arguments_in_another_order():
     optimizer = optim.sgd(0.1)
     gradients = ftrain.gradients(net, loss_fn)
     state = ftrain.make_steps(net, loss_fn, optimizer).init_state(0)
-    found = gradients(state, BATCH)
-    new = ftrain.update(optimizer, state, found)
+    result = gradients(state, BATCH)
+    new = ftrain.update(optimizer, state, result)
     for wrong in (
-        (state, optimizer, found),
-        (optimizer, found, state),
-        (optimizer, state, found.grads),
+        (state, optimizer, result),
+        (optimizer, result, state),
+        (optimizer, state, result.grads),
     ):
         got = ", ".join(type(x).__name__ for x in wrong)
         with pytest.raises(
-            TypeError, match=rf"\(optimizer, state, found\) in this order, and got \({got}\)"
+            TypeError, match=rf"\(optimizer, state, result\) in this order, got \({got}\)"
         ):
             ftrain.update(*wrong)
-    with pytest.raises(TypeError, match=r"\(state, proposed, found\) in this order, and got"):
-        ftrain.commit(state, found, new)
+    with pytest.raises(TypeError, match=r"\(state, proposed, result\) in this order, got"):
+        ftrain.commit(state, result, new)
 
 
 def test_metrics_are_read_by_name():
@@ -210,9 +209,9 @@ def test_articles():
     with pytest.raises(ValueError, match="expected a leaf .*got an OrderedDict"):
         ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
-    found = ftrain.gradients(net, loss_fn)(state, BATCH)
+    result = ftrain.gradients(net, loss_fn)(state, BATCH)
     with pytest.raises(ValueError, match=r"made state\.step an int, not a tensor"):
-        ftrain.commit(state, dataclasses.replace(state, step=1), found)
+        ftrain.commit(state, dataclasses.replace(state, step=1), result)
 
 
 def test_a_ragged_last_batch_names_both_loaders():

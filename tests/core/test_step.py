@@ -67,10 +67,10 @@ def test_a_custom_step_from_the_pieces(mode: str) -> None:
     def train_step(
         state: ftrain.TrainState, batch: Any
     ) -> tuple[ftrain.TrainState, ftrain.Metrics]:
-        found = gradients(state, batch)
-        new = ftrain.update(optimizer, state, found)
+        result = gradients(state, batch)
+        new = ftrain.update(optimizer, state, result)
         ema = tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.extras["ema"], new.params)
-        return ftrain.commit(state, new.replace(extras={"ema": ema}), found), found.metrics
+        return ftrain.commit(state, new.replace(extras={"ema": ema}), result), result.metrics
 
     state = make().init_state(0)
     state = state.replace(extras={"ema": tree.map(torch.clone, state.params)})
@@ -158,9 +158,9 @@ def test_grad_reduce_sees_totals_and_weight() -> None:
         del totals, weight
         return tree.map(torch.add, seen[0][0], seen[1][0]), seen[0][1] + seen[1][1]
 
-    found = ftrain.gradients(case.randomless, case.loss_fn, grad_reduce=reduce)(state, parts[0])
+    result = ftrain.gradients(case.randomless, case.loss_fn, grad_reduce=reduce)(state, parts[0])
     whole = ftrain.gradients(case.randomless, case.loss_fn)(state, batch)
-    testing.assert_close_norm(found.grads, whole.grads, 4e-7)
+    testing.assert_close_norm(result.grads, whole.grads, 4e-7)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -350,14 +350,14 @@ def test_models_that_are_none() -> None:
 
 def test_a_step_that_changes_its_state_is_refused() -> None:
     state = make().init_state(0)
-    found = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
+    result = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
     with pytest.raises(ValueError, match=r"\.extras: \['new'\] was not expected"):
-        ftrain.commit(state, state.replace(extras={"new": torch.zeros(())}), found)
+        ftrain.commit(state, state.replace(extras={"new": torch.zeros(())}), result)
     with pytest.raises(ValueError, match=r"dtype of state\.step from torch.int64 to torch.float32"):
-        ftrain.commit(state, state.replace(step=state.step + 0.5), found)
+        ftrain.commit(state, state.replace(step=state.step + 0.5), result)
     with pytest.raises(ValueError, match=r"shape of state\.params\['layers.0.bias'\]"):
         ftrain.commit(
-            state, state.replace(params={k: p[:1] for k, p in state.params.items()}), found
+            state, state.replace(params={k: p[:1] for k, p in state.params.items()}), result
         )
 
 

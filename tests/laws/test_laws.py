@@ -152,9 +152,9 @@ def test_law_5_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
     )
     state = steps(model, "32-true", 1, True).init_state(seed)
     batch = case.batch(seed % 1000, 12)
-    expected, found = whole(state, batch), cut(state, batch)
-    testing.assert_close_norm(found.grads, expected.grads, ACCUMULATION)
-    testing.assert_close_norm(found.metrics["loss"], expected.metrics["loss"], ACCUMULATION)
+    expected, result = whole(state, batch), cut(state, batch)
+    testing.assert_close_norm(result.grads, expected.grads, ACCUMULATION)
+    testing.assert_close_norm(result.metrics["loss"], expected.metrics["loss"], ACCUMULATION)
     ragged = ftrain.MicroBatches(
         tuple(
             tree.map(lambda x, rows=rows: x[rows], batch)
@@ -162,8 +162,8 @@ def test_law_5_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
         )
     )
     if model == "gpt":  # a plain loss counts each part once; only Mean knows their sizes
-        found = whole(state, ragged)
-        testing.assert_close_norm(found.grads, expected.grads, ACCUMULATION)
+        result = whole(state, ragged)
+        testing.assert_close_norm(result.grads, expected.grads, ACCUMULATION)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

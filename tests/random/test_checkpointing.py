@@ -77,10 +77,10 @@ def gradients(model: nn.Module, key: Tensor = KEY) -> Any:
 
 def in_step(model: nn.Module, key: Tensor = KEY) -> Any:
     """Gradients as a training step takes them: under one `keyed`, the backward pass included."""
-    found = ftrain.gradients(model, lambda model, x: model(x).square().sum())
+    gradients = ftrain.gradients(model, lambda model, x: model(x).square().sum())
     params, buffers = ftrain.bind(model).init(KEY)
     state = ftrain.TrainState(torch.tensor(0), params, buffers, (), (), key, {})
-    return found(state, X).grads
+    return gradients(state, X).grads
 
 
 PLAIN = {"use_reentrant": False}

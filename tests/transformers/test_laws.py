@@ -130,7 +130,7 @@ def test_loss_and_gradients_are_those_of_plain_pytorch(subject: Subject) -> None
     with subject.refused("gradients"):
         model, batch = subject.model(dropout=0.0), subject.of.batch(0)
         state = subject.steps(model).init_state(0)
-        found = ftrain.gradients(ftrain.bind(model), loss_of(subject.of.loss))(state, batch)
+        result = ftrain.gradients(ftrain.bind(model), loss_of(subject.of.loss))(state, batch)
         loss = subject.loss(model.train(), batch)
         if subject.name in DRAWS:
             assert testing.describe_difference(subject.loss(model, batch), loss) is not None
@@ -142,8 +142,8 @@ def test_loss_and_gradients_are_those_of_plain_pytorch(subject: Subject) -> None
             if p.requires_grad
         }
         assert any(bool(grad.any()) for grad in expected.values())
-        testing.assert_close_norm(found.metrics["loss"], loss, ROUNDING)
-        testing.assert_close_norm(found.grads, expected, ROUNDING)
+        testing.assert_close_norm(result.metrics["loss"], loss, ROUNDING)
+        testing.assert_close_norm(result.grads, expected, ROUNDING)
 
 
 def test_gradient_checkpointing_changes_no_bits(subject: Subject) -> None:
