@@ -125,7 +125,7 @@ class Trainer:
         def train_step(state: ftrain.TrainState, batch: torch.Tensor) -> ftrain.TrainState:
             result = gradients(state, batch)
             proposed = ftrain.update(optimizer(state.extras["peak"]), state, result)
-            return ftrain.commit(state, proposed, result)
+            return ftrain.commit(state, proposed, result)[0]
 
         def evaluated(state: ftrain.TrainState, windows: torch.Tensor) -> torch.Tensor:
             params = state.params

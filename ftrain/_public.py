@@ -10,7 +10,7 @@ from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, PerExample, Sum
 from ftrain.core.precision import LossScale, Policy
 from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
-from ftrain.core.step import Steps, commit, make_steps, update
+from ftrain.core.step import Steps, TrainStep, commit, make_steps, update
 from ftrain.core.switch import switch
 from ftrain.core.while_loop import while_loop
 
@@ -29,6 +29,7 @@ __all__ = [
     "Steps",
     "Sum",
     "TrainState",
+    "TrainStep",
     "bind",
     "commit",
     "compile",

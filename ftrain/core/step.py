@@ -1,10 +1,10 @@
 """The training step: `gradients`, then `update`, then `commit`.
 
-    result = gradients(state, batch)             # forward, backward, unscale, finite check
-    proposed = update(optimizer, state, result)  # clip, moments, schedule, new parameters
-    state = commit(state, proposed, result)      # the proposal, or the old state if it was not finite
+    result = gradients(state, batch)                  # forward, backward, unscale, finite check
+    proposed = update(optimizer, state, result)       # clip, moments, schedule, new parameters
+    state, metrics = commit(state, proposed, result)  # the old state if gradients were not finite
 
-`make_steps` ties the three together; research code writes its own step from them.
+`make_steps` composes these three and adds nothing; research code writes its own step from them.
 
 Read next: `compile`, which turns a step into one graph.
 """
@@ -12,6 +12,7 @@ Read next: `compile`, which turns a step into one graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,14 +25,14 @@ from ftrain.core._torch import value_at_hand
 from ftrain.core._words import a_or_an
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
-from ftrain.core.gradients import GradientResult, GradReduce, NonFinite, gradients
+from ftrain.core.gradients import GradientFn, GradientResult, GradReduce, NonFinite, gradients
 from ftrain.core.metrics import Last, Metrics
 from ftrain.core.optimizer import Optimizer, apply_updates, like
 from ftrain.core.precision import Policy, Precision
 from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
-__all__ = ["Steps", "commit", "make_steps", "update"]
+__all__ = ["Steps", "TrainStep", "commit", "make_steps", "update"]
 
 
 class Steps(NamedTuple):
@@ -46,6 +47,32 @@ class Steps(NamedTuple):
     init_state: Callable[[int], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     eval_step: Callable[[TrainState, Any], Metrics]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainStep:
+    """The function `(state, batch) -> (state, metrics)`: `gradients`, then `update`, then `commit`.
+
+    Attributes:
+        fn: the composition. `dataclasses.replace(train_step, fn=...)` makes a step from another one.
+        gradients: the first piece.
+        accumulate: the number of micro-batches into which a batch is split.
+        batch_statistics: the modules that compute statistics over all rows of a batch, by path; rows
+            that only pad a batch would change them.
+    """
+
+    __name__ = "train_step"
+
+    fn: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    gradients: GradientFn
+    accumulate: int
+    batch_statistics: tuple[str, ...]
+    _watch: Watch = field(repr=False)
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after this batch, and the metrics of the step."""
+        check_state(state)
+        return self._watch(lambda: self.fn(state, batch), state.step.device)
 
 
 def make_steps(
@@ -123,27 +150,15 @@ def make_steps(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         result = gradients_of(state, batch)
         closures = gradients_of.closures(state, batch)
-        new_state = commit(state, update(optimizer, state, result, **closures), result)
-        rates = {
-            path: rate
-            for path, rate in tree.find(new_state.opt_state, "learning_rate").items()
-            if path.endswith(".learning_rate")  # a field, not a parameter that is called so
-        }
-        reported = {
-            "learning_rate" + (path if len(rates) > 1 else ""): Last(rate.clone())
-            for path, rate in rates.items()
-        }
-        return new_state, Metrics({**result.metrics.entries, **reported})
+        return commit(state, update(optimizer, state, result, **closures), result)
 
-    watch = Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce)
-
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        check_state(state)
-        return watch(lambda: step(state, batch), state.step.device)
-
-    # Read by the loop: when it splits a batch after running out of memory, and when data is padded.
-    train_step.accumulate = accumulate  # type: ignore[attr-defined]
-    train_step.batch_statistics = _batch_statistics(bound)  # type: ignore[attr-defined]
+    train_step = TrainStep(
+        step,
+        gradients_of,
+        accumulate,
+        _batch_statistics(bound),
+        Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce),
+    )
     return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
 
 
@@ -214,7 +229,7 @@ def update(
     with isolated(state.step.device.type):
         weight = result.metrics.entries["loss"].weight
         extra = {"loss": result.metrics["loss"], "weight": weight, **extra}
-        updates, opt_state = Watch()(
+        updates, opt_state = Watch(optimizer)(
             lambda: optimizer.update(result.grads, state.opt_state, state.params, **extra),
             state.step.device,
         )
@@ -225,11 +240,15 @@ def update(
         )
 
 
-def commit(state: TrainState, proposed: TrainState, result: GradientResult) -> TrainState:
-    """Return the proposed state, or the old one with new scaler and key if gradients were not finite.
+def commit(
+    state: TrainState, proposed: TrainState, result: GradientResult
+) -> tuple[TrainState, Metrics]:
+    """Return the next state and the metrics of the step.
 
-    The choice is made on the device, leaf by leaf; nothing waits for it. The new state shares no
-    memory with the old one.
+    The next state is the proposed one, or the old one with new scaler and key if gradients were not
+    finite. The choice is made on the device, leaf by leaf; nothing waits for it. The next state shares
+    no memory with the old one. Metrics are those of the result and the learning rates of the next
+    state: `learning_rate`, or with several of them one name for each path in `opt_state`.
 
     Args:
         state: the state before the step.
@@ -269,7 +288,22 @@ def commit(state: TrainState, proposed: TrainState, result: GradientResult) -> T
             # Both branches are the same key, but every write to a donated state now depends on the last
             # gradient, so a step that runs out of memory before that leaves the state unchanged.
             rng = torch.where(result.finite, rng, rng)
-    return chosen.replace(scaler=result.scaler, rng=rng)  # type: ignore[no-any-return]
+        metrics = Metrics({**result.metrics.entries, **_learning_rates(chosen.opt_state)})
+    return chosen.replace(scaler=result.scaler, rng=rng), metrics
+
+
+def _learning_rates(opt_state: Any) -> dict[str, Last]:
+    """Return each field `learning_rate` of an optimizer's state, as a metric."""
+    rates = {
+        path: rate
+        for path, rate in tree.find(opt_state, "learning_rate").items()
+        if path.endswith(".learning_rate")  # a field, not a parameter that is called so
+    }
+    several = len(rates) > 1
+    return {
+        f"learning_rate{path if several else ''}": Last(rate.clone())
+        for path, rate in rates.items()
+    }
 
 
 def _check_order(function: str, **given: Any) -> None:
@@ -283,8 +317,8 @@ def _check_order(function: str, **given: Any) -> None:
             got = ", ".join(type(value).__name__ for value in given.values())
             raise TypeError(
                 f"{function}: expected ({', '.join(given)}) in this order, got ({got}). Write result = "
-                "gradients(state, batch), new = ftrain.update(optimizer, state, result), state = "
-                "ftrain.commit(state, new, result)."
+                "gradients(state, batch), new = ftrain.update(optimizer, state, result), state, "
+                "metrics = ftrain.commit(state, new, result)."
             )
 
 

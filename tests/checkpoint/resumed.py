@@ -78,7 +78,7 @@ def convnet() -> Run:
         result = gradients(state, batch)
         new = ftrain.update(optimizer, state, result)
         average = tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.extras["ema"], new.params)
-        return ftrain.commit(state, new.replace(extras={"ema": average}), result), result.metrics
+        return ftrain.commit(state, new.replace(extras={"ema": average}), result)
 
     def init(seed: int) -> Any:
         state = ftrain.make_steps(model, loss_fn, optimizer, precision="16-mixed").init_state(seed)

@@ -15,7 +15,7 @@ import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
 from ftrain.core.errors import ImpureFunctionError, NonFiniteError
-from tests.zoo import MLP, ZOO, classification_loss
+from tests.zoo import MLP, PRECISIONS, ZOO, classification_loss
 
 CASE = ZOO["mlp"]
 MODES = pytest.mark.parametrize("mode", ["eager", "compiled"])
@@ -58,6 +58,45 @@ def test_trains_like_a_plain_loop() -> None:
 
 
 @MODES
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_train_step_is_gradients_update_and_commit(
+    precision: Any, accumulate: int, mode: str
+) -> None:
+    """To the byte, metrics included: over applied steps, and over one that is skipped."""
+    apply = ftrain.bind(ZOO["convnet"].model)
+    loss_fn = ZOO["convnet"].loss_fn
+    optimizer = optim.partition(
+        {
+            "head": (r"layers\.5", optim.sgd(0.1)),
+            "rest": (optim.everything, optim.adamw(optim.warmup_cosine(1e-2, 2, 20))),
+        }
+    )
+    options: dict[str, Any] = {"precision": precision, "accumulate": accumulate}
+    init_state, train_step, _ = ftrain.make_steps(apply, loss_fn, optimizer, **options)
+    gradients = ftrain.gradients(apply, loss_fn, **options)
+
+    def composed(state: ftrain.TrainState, batch: Any) -> tuple[ftrain.TrainState, ftrain.Metrics]:
+        result = gradients(state, batch)
+        closures = gradients.closures(state, batch)
+        proposed = ftrain.update(optimizer, state, result, **closures)
+        return ftrain.commit(state, proposed, result)
+
+    ours: Any = composed if mode == "eager" else ftrain.compile(composed, backend="eager")
+    theirs: Any = train_step if mode == "eager" else ftrain.compile(train_step, backend="eager")
+    state = init_state(0)
+    for seed in range(4):
+        batch = ZOO["convnet"].batch(seed, 8)
+        if seed == 2:
+            batch["x"] = batch["x"] * float("nan")
+        expected = theirs(state, batch)
+        testing.assert_same_bits(ours(state, batch), expected)
+        state, metrics = expected
+        assert int(metrics["skipped"]) == (seed == 2)
+        assert sum(name.startswith("learning_rate") for name in metrics) == 2
+
+
+@MODES
 def test_a_custom_step_from_the_pieces(mode: str) -> None:
     """The weights' moving average in `extras`: ten lines, and the laws hold for them."""
     apply = ftrain.bind(CASE.model)
@@ -70,7 +109,7 @@ def test_a_custom_step_from_the_pieces(mode: str) -> None:
         result = gradients(state, batch)
         new = ftrain.update(optimizer, state, result)
         ema = tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.extras["ema"], new.params)
-        return ftrain.commit(state, new.replace(extras={"ema": ema}), result), result.metrics
+        return ftrain.commit(state, new.replace(extras={"ema": ema}), result)
 
     state = make().init_state(0)
     state = state.replace(extras={"ema": tree.map(torch.clone, state.params)})

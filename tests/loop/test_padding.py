@@ -64,7 +64,7 @@ def test_steps_with_monitored_gradients_refuse_padding_too() -> None:
     made = callbacks.monitored_steps(net, loss_fn, optim.sgd(0.1), accumulate=2)
     with pytest.raises(ValueError, match="in training: '1'"):
         Trainer(made, compile=False).fit(made.init_state(0), loader(6), epochs=1)
-    assert getattr(made.train_step, "accumulate", 1) == 2
+    assert made.train_step.accumulate == 2
 
 
 def test_padding_is_allowed_where_no_row_is_added_or_none_is_seen() -> None:
