@@ -5,23 +5,22 @@ Read next: `gradients.py`, which monitors them.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from ftrain.core import tree
+from ftrain.core._checks import isolated
 from ftrain.core.functional import Bound
+from ftrain.core.gradients import GradientResult
 from ftrain.core.metrics import Mean, Metrics
 from ftrain.core.norm import global_norm
 from ftrain.core.optimizer import Optimizer
 from ftrain.core.state import TrainState
-from ftrain.core.step import Steps, make_steps
-from ftrain.optim import GradientTransformation
+from ftrain.core.step import Steps, TrainStep, commit, make_steps, update
 
 __all__ = ["monitored_steps"]
-
-_INNER = "learning_rate.inner"
 
 
 def monitored_steps(
@@ -47,66 +46,33 @@ def monitored_steps(
         >>> [name for name in metrics if "/" in name]
         ['grad_norm/0', 'grad_norm/2']
     """
-    plain = make_steps(model, loss_fn, optimizer, **options)
-    recording = make_steps(model, loss_fn, _recording(optimizer), **options)
+    steps = make_steps(model, loss_fn, optimizer, **options)
+    step = steps.train_step
+    assert isinstance(step, TrainStep)
+    gradients = step.gradients
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        before = _Recorded(_norms(state.params, zero=True), state.opt_state)
-        after, metrics = recording.train_step(state.replace(opt_state=before), batch)
-        entries = {
-            "learning_rate" + name.removeprefix(_INNER) if name.startswith(_INNER) else name: value
-            for name, value in metrics.entries.items()
-        }
-        skipped = metrics.entries.get("skipped")
-        for layer, norm in after.opt_state.norms.items():
-            taken = torch.ones_like(norm)
-            if skipped is not None:
-                taken = taken - skipped.value.to(norm.dtype)
-            entries[f"grad_norm/{layer}"] = Mean(norm.clone(), taken)
-        return after.replace(opt_state=after.opt_state.inner), Metrics(entries)
+    def monitored(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        result = gradients(state, batch)
+        closures = gradients.closures(state, batch)
+        proposed = update(optimizer, state, result, **closures)
+        with isolated(state.step.device.type):
+            entries = {**result.metrics.entries, **_norms(result)}
+        return commit(state, proposed, result._replace(metrics=Metrics(entries)))
 
-    train_step.__dict__ |= vars(recording.train_step)  # attributes that the loop reads from a step
-    return Steps(plain.init_state, train_step, plain.eval_step)
+    return steps._replace(train_step=replace(step, fn=monitored))
 
 
-class _Recorded(NamedTuple):
-    """Optimizer state during one step.
-
-    Attributes:
-        norms: `{layer: 0-d tensor}`.
-        inner: the state of the wrapped optimizer.
-    """
-
-    norms: dict[str, torch.Tensor]
-    inner: Any
-
-
-def _recording(optimizer: Optimizer) -> GradientTransformation:
-    """Wrap an optimizer so that its state also holds the norms of the gradients."""
-
-    def init(params: Any) -> _Recorded:
-        return _Recorded(_norms(params, zero=True), optimizer.init(params))
-
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, _Recorded]:
-        updates, inner = optimizer.update(grads, state.inner, params, **extra)
-        return updates, _Recorded(_norms(grads), inner)
-
-    return GradientTransformation(init, update)
-
-
-def _norms(values: dict[str, torch.Tensor], *, zero: bool = False) -> dict[str, torch.Tensor]:
-    """Return the norm of each layer; if `zero`, zeros of the same dtype and device."""
+def _norms(result: GradientResult) -> dict[str, Mean]:
+    """Return the norm of each layer's gradient, of weight 0 if the step is skipped."""
     layers: dict[str, list[torch.Tensor]] = {}
-    for name, value in values.items():
-        layers.setdefault(name.rpartition(".")[0] or "model", []).append(value)
-    if not zero:
-        return {layer: global_norm(each) for layer, each in layers.items()}
-    wide = {torch.float64}
+    for name, grad in result.grads.items():
+        layers.setdefault(name.rpartition(".")[0] or "model", []).append(grad)
+    norms = {f"grad_norm/{layer}": global_norm(grads) for layer, grads in layers.items()}
+    if result.finite is None:
+        return {name: Mean(norm, torch.ones_like(norm)) for name, norm in norms.items()}
     return {
-        layer: torch.zeros(
-            (),
-            dtype=torch.float64 if wide & {x.dtype for x in each} else torch.float32,
-            device=tree.leaves(each)[0].device,
+        name: Mean(
+            torch.where(result.finite, norm, torch.zeros_like(norm)), result.finite.to(norm.dtype)
         )
-        for layer, each in layers.items()
+        for name, norm in norms.items()
     }
