@@ -4,11 +4,12 @@ The gradient over micro-batches is $\sum_i \nabla t_i / \sum_i w_i$ with totals 
 one division by the total weight. A mean of means would weight a token in a short micro-batch more than
 one in a long micro-batch.
 
-Read next: `gradients.py`, which builds the gradients of a step on this.
+Read next: `_mean_loss.py`, which sums losses and their gradients with this.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,34 +45,18 @@ class MicroBatches:
     weights: tuple[float, ...] = ()
 
 
-class Micro(NamedTuple):
-    """Gradients and by-products of one micro-batch.
+class Sums(NamedTuple):
+    """Weighted sum over micro-batches, with their by-products.
 
     Attributes:
-        grads: gradients of its *mean* loss, times the loss scale (a sum would overflow float16).
-        weight: float32, 0-d; its share in the whole.
-        buffers: the buffers after it.
-        metrics: its metrics.
-    """
-
-    grads: Any
-    weight: torch.Tensor
-    buffers: Any
-    metrics: Metrics
-
-
-class Accumulated(NamedTuple):
-    """Gradients and by-products of all micro-batches together.
-
-    Attributes:
-        totals: weighted sum of the gradients, in float32 or wider, times the loss scale.
-        weight: float32, 0-d; the divisor of `totals`; `None` if the division is done.
-        buffers: the buffers after the last.
+        totals: the sum of losses, or of their gradients (in float32 or wider, times the loss scale).
+        weight: 0-d; the divisor of `totals`.
+        buffers: the buffers after the last micro-batch.
         metrics: the metrics, merged.
     """
 
     totals: Any
-    weight: torch.Tensor | None
+    weight: torch.Tensor
     buffers: Any
     metrics: Metrics
 
@@ -122,70 +107,60 @@ class Parts:
         """The number of micro-batches."""
         return len(self.batches)
 
+    def unstack(self) -> Parts:
+        """Return them unchanged."""
+        return self
 
-MicroStep = Callable[[Any, torch.Tensor, Any], Micro]  # (buffers, key, batch) -> Micro
+
+#: `(buffers, key, batch, weight) -> Sums` of one micro-batch; `weight` is that of `MicroBatches`.
+PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 
 
 def accumulate_micro_batches(
-    micro: MicroStep, params: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Parts
-) -> Accumulated:
-    """Run `micro` over the parts in order; buffers thread through, each part has a key of its own.
+    of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Parts
+) -> Sums:
+    """Sum `of_part` over the parts in order; buffers thread through, each part has a key of its own.
 
     Args:
-        micro: one micro-batch's forward and backward pass.
-        params: tensors with the shapes of the gradients.
+        of_part: the function of one part.
+        zeros: the start of its totals.
         buffers: the buffers before the first part.
         key: int32, shape (2,).
         parts: `Parts` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
             whatever their number is).
     """
     keys = random.split(key, parts.k)
-    zeros = tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), params)
-    double = any(p.dtype == torch.float64 for p in tree.leaves(params))
-    nothing = torch.zeros(
-        (), dtype=wide(torch.float64 if double else torch.float32), device=key.device
-    )
-    start = (zeros, nothing, buffers)
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tree.leaves(zeros)))
+    weight = torch.zeros((), dtype=dtype, device=key.device)
+    weights = torch.tensor(parts.weights, dtype=dtype) if parts.weights else None
 
     def body(carry: Any, x: Any) -> tuple[Any, Metrics]:
         totals, weight, buffers = carry
         part_key, part, part_weight = x
-        found = micro(buffers, part_key, part)
+        found = of_part(buffers, part_key, part, part_weight)
         _check_examples(found.metrics, part)
-        if part_weight is not None:
-            found = _weighed(found, part_weight)
-        share = safe_weight(found.weight)
-        totals = tree.map(lambda t, g: t + g.to(t.dtype) * share, totals, found.grads)
-        return (totals, (weight + found.weight).to(weight.dtype), found.buffers), found.metrics
+        totals = tree.map(torch.add, totals, found.totals)
+        return (totals, weight + found.weight, found.buffers), found.metrics
 
-    weights = torch.tensor(parts.weights, dtype=nothing.dtype) if parts.weights else None
+    start = (zeros, weight, buffers)
     if isinstance(parts, Parts):
         each = [None] * parts.k if weights is None else list(weights.unbind())
-        first_x, *others = zip(keys.unbind(), parts.batches, each, strict=True)
-        carry, metrics = body(start, first_x)
+        first, *others = zip(keys.unbind(), parts.batches, each, strict=True)
+        carry, metrics = body(start, first)
         for x in others:
             carry, latest = body(carry, x)
             metrics = metrics.merge(latest)
-    else:
-        build = parts.build
+        totals, weight, buffers = carry
+        return Sums(totals, weight, buffers, metrics)
 
-        def scanned(carry: Any, x: Any) -> tuple[Any, Metrics]:
-            part_key, tensors, part_weight = x
-            return body(carry, (part_key, build(tensors), part_weight))
+    def scanned(carry: Any, x: Any) -> tuple[Any, Metrics]:
+        part_key, tensors, part_weight = x
+        x = (part_key, parts.build(tensors), part_weight)
+        (totals, weight, buffers), metrics = body(carry, x)
+        return (totals, weight.to(dtype), buffers), metrics
 
-        carry, stacked = scan(scanned, start, (keys, parts.tensors, weights))
-        metrics = _merged(stacked, parts.k)
-    totals, weight, buffers = carry
-    return Accumulated(totals, weight, buffers, metrics)
-
-
-def each_part(batch: Any, k: int, key: torch.Tensor) -> list[tuple[torch.Tensor, Any, float]]:
-    """Return key, micro-batch and weight of each part, as `accumulate_micro_batches` processes them."""
-    parts = parts_of(batch, k)
-    if isinstance(parts, Stacked):
-        parts = parts.unstack()
-    weights = parts.weights or (1.0,) * parts.k
-    return list(zip(random.split(key, parts.k).unbind(), parts.batches, weights, strict=True))
+    (totals, weight, buffers), stacked = scan(scanned, start, (keys, parts.tensors, weights))
+    return Sums(totals, weight, buffers, _merged(stacked, parts.k))
 
 
 def _merged(stacked: Metrics, k: int) -> Metrics:
@@ -221,17 +196,12 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
             )
 
 
-def _weighed(found: Micro, weight: torch.Tensor) -> Micro:
-    """Give losses and metrics without a weight this one in place of 1."""
-
-    def weighed(x: Any) -> Any:
-        if type(x) is not Unweighted:
-            return x
-        counted = weight.to(x.weight.dtype)
-        return Unweighted(x.total.to(wide(x.total.dtype)) * counted, x.weight * counted)
-
-    entries = {name: weighed(x) for name, x in found.metrics.entries.items()}
-    return found._replace(weight=entries["loss"].weight, metrics=Metrics(entries))
+def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
+    """Return a metric of a micro-batch with this weight in place of 1, unless it has its own."""
+    if weight is None or type(metric) is not Unweighted:
+        return metric
+    weight = weight.to(metric.weight.dtype)
+    return Unweighted(metric.total.to(wide(metric.total.dtype)) * weight, metric.weight * weight)
 
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:

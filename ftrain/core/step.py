@@ -21,11 +21,12 @@ from torch import nn
 from ftrain.core import random, tree
 from ftrain.core._checks import check_state, isolated
 from ftrain.core._loss import LossFn
+from ftrain.core._mean_loss import GradReduce
 from ftrain.core._torch import value_at_hand
 from ftrain.core._words import a_or_an
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
-from ftrain.core.gradients import GradientFn, GradientResult, GradReduce, NonFinite, gradients
+from ftrain.core.gradients import GradientFn, GradientResult, NonFinite, gradients
 from ftrain.core.metrics import Last, Metrics
 from ftrain.core.optimizer import Optimizer, apply_updates, like
 from ftrain.core.precision import Policy, Precision

@@ -1,0 +1,205 @@
+"""Mean loss of a batch and its gradients: one forward pass, and one accumulation over micro-batches.
+
+Read next: `accumulate.py`, the sum over micro-batches, and `gradients.py`, the first piece of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import random, tree
+from ftrain.core._loss import WatchedLoss, call_loss, split_loss
+from ftrain.core._pull_back import pull_back, strangers_of
+from ftrain.core._words import kind
+from ftrain.core.accumulate import (
+    MicroBatches,
+    PartFn,
+    Sums,
+    accumulate_micro_batches,
+    parts_of,
+    safe_weight,
+    weighted,
+    wide,
+)
+from ftrain.core.compile._trace import unrecorded
+from ftrain.core.functional import Bound, describe
+from ftrain.core.metrics import Metrics
+from ftrain.core.precision import LossScale, Policy
+from ftrain.core.state import TrainState
+
+__all__ = ["GradReduce", "MeanLoss"]
+
+GradReduce = Callable[[Any, torch.Tensor], tuple[Any, torch.Tensor]]
+
+
+class MeanLoss:
+    """Mean loss of a batch at a state, and its gradients.
+
+    Args:
+        bound: the model.
+        loss_fn: the loss of one micro-batch.
+        policy: the precision of the forward pass.
+        accumulate: the number of micro-batches of a batch.
+        grad_reduce: as of `gradients`.
+    """
+
+    def __init__(
+        self,
+        bound: Bound,
+        loss_fn: WatchedLoss,
+        policy: Policy,
+        accumulate: int,
+        grad_reduce: GradReduce | None,
+    ) -> None:
+        self._bound, self._loss_fn, self._policy = bound, loss_fn, policy
+        self._accumulate, self._grad_reduce = accumulate, grad_reduce
+        self._where = describe(loss_fn)
+        self._searched = False  # the loss, for parameters outside of the state
+
+    def value(self, state: TrainState, key: torch.Tensor, batch: Any) -> torch.Tensor:
+        """Return the mean loss, which can be differentiated by `state.params`."""
+
+        def of_part(
+            buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
+        ) -> Sums:
+            with random.keyed(key, self._bound.skeleton.module):
+                total, metrics, buffers = self._forward(state.params, buffers, key, part)
+            loss = metrics.entries["loss"]
+            loss = weighted(loss._replace(total=total.to(loss.weight.dtype)), weight)
+            return Sums(loss.total, loss.weight, buffers, Metrics({}))
+
+        zero = torch.zeros((), device=state.step.device)
+        sums = self._summed(of_part, zero, state, key, batch)
+        mean: torch.Tensor = sums.totals / safe_weight(sums.weight)
+        return mean
+
+    def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
+        """Return the gradients of the mean loss, unscaled, as `totals` in the parameters' dtypes."""
+        scale, inverse = None, None
+        if self._policy.loss_scale is not None:
+            scale, inverse = state.scaler.scale, LossScale.inverse(state.scaler)
+
+        def of_part(
+            buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
+        ) -> Sums:
+            grads, buffers, metrics = self._forward_backward(
+                state.params, scale, buffers, key, part
+            )
+            entries = {name: weighted(x, weight) for name, x in metrics.entries.items()}
+            weight = entries["loss"].weight
+            if not is_mean:
+                share = safe_weight(weight)
+                grads = tree.map(lambda g: g.to(wide(g.dtype)) * share, grads)
+            return Sums(grads, weight, buffers, Metrics(entries))
+
+        def finished(total: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+            grad = total if is_mean else total / divisor
+            if inverse is not None:
+                grad = grad * inverse
+            return grad if grad.dtype == param.dtype else grad.to(param.dtype)
+
+        # Gradients of one micro-batch are those of its mean loss: neither weighted nor divided.
+        is_mean = self._is_whole(batch) and self._grad_reduce is None
+        zeros = tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), state.params)
+        sums = self._summed(of_part, zeros, state, key, batch)
+        divisor = safe_weight(sums.weight)
+        return sums._replace(totals=tree.map(finished, sums.totals, state.params))
+
+    def _is_whole(self, batch: Any) -> bool:
+        return self._accumulate == 1 and not isinstance(batch, MicroBatches)
+
+    def _summed(
+        self, of_part: PartFn, zeros: Any, state: TrainState, key: torch.Tensor, batch: Any
+    ) -> Sums:
+        """Sum `of_part` over micro-batches and ranks."""
+        if self._is_whole(batch):
+            sums = of_part(state.buffers, key, batch, None)
+        else:
+            parts = parts_of(batch, self._accumulate)
+            # A loss is unrolled, since its caller may differentiate it; gradients are scanned over.
+            parts = parts.unstack() if isinstance(zeros, torch.Tensor) else parts
+            sums = accumulate_micro_batches(of_part, zeros, state.buffers, key, parts)
+        if self._grad_reduce is not None:
+            totals, weight = self._grad_reduce(sums.totals, sums.weight)
+            sums = sums._replace(totals=totals, weight=weight)
+        return sums
+
+    def _forward_backward(
+        self, params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any
+    ) -> tuple[Any, Any, Metrics]:
+        """Return gradients, buffers and metrics of one micro-batch.
+
+        The gradients are those of its *mean* loss, times the loss scale: a sum would overflow float16.
+        """
+
+        def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
+            total, metrics, after = self._forward(params, buffers, key, part, until)
+            return total, (after, metrics)
+
+        def seed(aux: Any) -> torch.Tensor:
+            loss = aux[1].entries["loss"]
+            cotangent = safe_weight(loss.weight).reciprocal()
+            if scale is not None:
+                cotangent = cotangent * scale
+            return cotangent.to(loss.total.dtype)
+
+        strangers: list[torch.Tensor] | None = None if self._searched else []
+        until = contextlib.ExitStack()
+        try:
+            # Both around the backward pass too: a forward that runs again there finds weights and key.
+            with random.keyed(key, self._bound.skeleton.module), until:
+                _, (after, metrics), grads = pull_back(
+                    functools.partial(run, until),
+                    params,
+                    seed=seed,
+                    strangers=strangers,
+                    name=self._where,
+                )
+        finally:
+            if strangers:
+                until = contextlib.ExitStack()
+                with unrecorded(), random.keyed(key, self._bound.skeleton.module), until:
+                    again = strangers_of(functools.partial(run, until), params)
+                _refuse_strangers(strangers, again, self._where)
+        self._searched = True
+        return grads, after, metrics
+
+    def _forward(
+        self,
+        params: Any,
+        buffers: Any,
+        key: torch.Tensor,
+        part: Any,
+        until: contextlib.ExitStack | None = None,
+    ) -> tuple[torch.Tensor, Metrics, Any]:
+        """Return the total loss of one micro-batch, its metrics, and the buffers after it."""
+        device = key.device.type
+        out, after = self._bound.call(
+            lambda module: call_loss(
+                self._loss_fn, module, part, self._policy, device, self._where, until
+            ),
+            params,
+            buffers,
+            True,
+            until,
+        )
+        total, metrics = split_loss(out, self._where)
+        return total, metrics, after
+
+
+def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], where: str) -> None:
+    """Raise if two runs of a loss depend on one leaf: a leaf that the loss makes is new in each."""
+    made = {id(leaf) for leaf in first}
+    for leaf in second:
+        if id(leaf) in made:
+            raise ValueError(
+                f"{where} reads a tensor that requires a gradient and is not in the state "
+                f"({kind(leaf)}): it would never be "
+                "trained. Use the `model` argument, not the module itself, and no closure over it; a "
+                "tensor that is to stay constant (a teacher's) needs requires_grad_(False)."
+            )
