@@ -10,6 +10,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._python_objects import cell_contents
+from ftrain.core._torch_tensors import storage_id
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, refuse_writes, unchanged, versions
 
@@ -158,6 +159,6 @@ def own_memory(value: Any, given: Any) -> Any:
 def _storage(tensor: torch.Tensor) -> int | None:
     """Return the identity of a tensor's storage; `None` under torch.func transforms, which hide it."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return storage_id(tensor)
     except (NotImplementedError, RuntimeError):
         return None

@@ -10,6 +10,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._outside import requires_grad_outside
+from ftrain.core._torch_dispatch import in_gradient_transform
 from ftrain.core._words import a_or_an
 from ftrain.core.state import TrainState
 
@@ -45,8 +46,7 @@ def check_state(state: Any) -> None:
             f"state.step: expected an int64 0-d tensor, got {got}. Write state.replace(step=n), with an "
             "int n, which keeps dtype and device."
         )
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    if any(each.key() == torch._C._functorch.TransformType.Grad for each in stack):
+    if in_gradient_transform():
         raise _differentiated("one by a transform of torch.func", "state")
     _refuse_gradients("state", state)
 

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch, tree
+from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._outside import innermost, requires_grad_outside
@@ -158,10 +159,10 @@ class _Gated(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        args = torch.utils._pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
-        kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, self.gated, kwargs or {})
+        args = torch_pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
+        kwargs = torch_pytree.tree_map_only(torch.Tensor, self.gated, kwargs or {})
         output = func(*args, **kwargs)
-        for leaf in torch.utils._pytree.tree_leaves(output):
+        for leaf in torch_pytree.tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 self.own[id(leaf)] = leaf
         return output

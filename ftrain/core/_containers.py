@@ -20,8 +20,8 @@ from typing import Any
 
 import optree
 import torch
-import torch.utils._pytree as torch_pytree
 
+from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._instances import (
     ContainerError,
     Flatten,

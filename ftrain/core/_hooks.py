@@ -20,6 +20,7 @@ from torch import nn
 
 from ftrain.core import _torch, _torch_levels
 from ftrain.core._outside import requires_grad_outside
+from ftrain.core._torch_tensors import gradient_hooks, has_accumulation_hooks
 from ftrain.core.compile._trace import is_tracing
 
 __all__ = ["Gradient", "Hooks", "hooked", "note_call", "parameter_hooks", "without_hooks"]
@@ -123,13 +124,13 @@ def parameter_hooks(module: nn.Module) -> Hooks:
     """
     found = {}
     for name, parameter in module.named_parameters():
-        if parameter._post_accumulate_grad_hooks:
+        if has_accumulation_hooks(parameter):
             raise ValueError(
                 f"the parameter {name!r} has a hook of register_post_accumulate_grad_hook: expected "
                 "none, since no gradient is accumulated in a parameter. Change gradients in the "
                 "optimizer (ftrain.optim.chain), or with register_hook."
             )
-        hooks: Any = parameter._backward_hooks
+        hooks = gradient_hooks(parameter)
         if hooks and parameter.requires_grad:
             found[name] = tuple(hooks.values())
     return MappingProxyType(found)
@@ -223,7 +224,7 @@ class _Total:
 
 def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
     """Return the one that runs these hooks on a tensor."""
-    registered: Any = tensor._backward_hooks
+    registered = gradient_hooks(tensor)
     wanted = [*map(_OfRows.plain, hooks)]
     for each in registered.values() if registered else ():
         if isinstance(each, _Total) and [*map(_OfRows.plain, each.hooks)] == wanted:
@@ -283,7 +284,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
     """
     found: list[Hook] = []
     while tensor is not until:
-        hooks: Any = tensor._backward_hooks
+        hooks = gradient_hooks(tensor)
         if hooks and tensor.requires_grad:
             here = [_OfRows.plain(hook) for hook in hooks.values() if not isinstance(hook, _Total)]
             found = [*found, *(hook for hook in here if not _holds(found, hook))]
@@ -310,7 +311,7 @@ def _holds(hooks: Sequence[Hook], hook: Hook) -> bool:
 @contextlib.contextmanager
 def without_hooks(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     """Disable the hooks of these tensors inside."""
-    registered: list[Any] = [hooks for tensor in tensors if (hooks := tensor._backward_hooks)]
+    registered = [hooks for tensor in tensors if (hooks := gradient_hooks(tensor))]
     kept = [dict(hooks) for hooks in registered]
     for hooks in registered:
         hooks.clear()

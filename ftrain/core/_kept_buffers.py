@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 
+from ftrain.core._torch_tensors import version
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["KeptBuffers"]
@@ -27,14 +28,14 @@ class KeptBuffers:
 
     def __init__(self, tensors: dict[str, torch.Tensor], buffers: Collection[str]) -> None:
         self._tensors = tensors
-        self._versions = {name: tensors[name]._version for name in buffers}
+        self._versions = {name: version(tensors[name]) for name in buffers}
         self._copies = {
             name: tensors[name].clone() for name in buffers if tensors[name].numel() <= SMALL
         }
 
     def are_current(self) -> bool:
         """Return True if no buffer was written to after that moment."""
-        return all(self._tensors[name]._version == v for name, v in self._versions.items())
+        return all(version(self._tensors[name]) == v for name, v in self._versions.items())
 
     def restored(self) -> dict[str, torch.Tensor]:
         """Return the tensors at that moment, the small ones as new copies.
@@ -42,8 +43,8 @@ class KeptBuffers:
         Raises:
             ImpureFunctionError: a large buffer was written to after that moment.
         """
-        for name, version in self._versions.items():
-            if name not in self._copies and self._tensors[name]._version != version:
+        for name, before in self._versions.items():
+            if name not in self._copies and version(self._tensors[name]) != before:
                 raise ImpureFunctionError(
                     f"the model wrote to its buffer {name!r} during or after a region under "
                     "activation checkpointing, which the backward pass must compute again. Buffers of "

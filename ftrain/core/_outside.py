@@ -19,6 +19,7 @@ from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
 from ftrain.core._python_objects import cell_contents
+from ftrain.core._torch_tensors import forward_class, node_number
 
 __all__ = [
     "Survey",
@@ -85,7 +86,7 @@ def survey(
         if not following:
             if not outside and id(getattr(node, "variable", None)) not in known:
                 outside = _is_held(node)
-        elif node._sequence_nr() < start:
+        elif node_number(node) < start:
             outside = True
             continue
         for after, _ in following:
@@ -128,7 +129,7 @@ _ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 def _sort(node: Any, found: Any) -> None:
     kind: Any = type(node)
     if issubclass(kind, BackwardCFunction):
-        if _is_once(kind._forward_cls):
+        if _is_once(forward_class(kind)):
             found.once.append(node)
     elif node.name() in ("torch::autograd::WarnNotImplemented", "torch::autograd::Error"):
         found.cuts.append(node)

@@ -24,6 +24,7 @@ from ftrain.core._outside import (
 )
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_levels import n_mapped
+from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core._user_line import user_line
 from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
@@ -264,7 +265,7 @@ def _filled(
     filled = []
     with _torch.unwatched():
         for leaf, grad in zip(leaves, grads, strict=True):
-            if grad is None or grad._is_zerotensor():
+            if grad is None or is_zero_tensor(grad):
                 filled.append(torch.zeros_like(leaf))
             elif grad.layout != leaf.layout:
                 raise TypeError(

@@ -41,6 +41,7 @@ from ftrain.core._python_objects import (
     slot_names,
     top_package,
 )
+from ftrain.core._torch_tensors import registries
 
 __all__ = [
     "MISSING",
@@ -253,9 +254,9 @@ class _Walk:
 
     def module(self, path: Path, module: nn.Module) -> None:
         self.found.modules.append(module)
-        registries = (module._parameters, module._buffers, module._modules)
-        self._registries.update(map(id, registries))
-        for registry in registries:  # before __dict__ is met: children are called by their names
+        own = registries(module)
+        self._registries.update(map(id, own))
+        for registry in own:  # before __dict__ is met: children are called by their names
             self.found.paths[id(registry)] = path
             self.found._alive.append(registry)
             self.queue.append((path, registry))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ftrain.core._torch_tensors import registries
+
 __all__ = ["deep_enough", "depth_of", "limit_restored"]
 
 _FRAMES = 6  # that a module in a module takes in a call: four, and hooks
@@ -78,7 +80,7 @@ def depth_of(module: nn.Module) -> int:
     depth, level, seen = 0, [module], {id(module)}
     while level:
         depth += 1
-        below = [child for m in level for child in m._modules.values() if child is not None]
+        below = [child for m in level for child in registries(m)[2].values() if child is not None]
         level = []
         for child in below:
             if id(child) not in seen:

@@ -37,6 +37,7 @@ from ftrain.core._structure import (
     refuse_overlap,
 )
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_tensors import registries
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.errors import ImpureFunctionError
 
@@ -102,9 +103,7 @@ class Skeleton:
             slot.holder[slot.key] = self._hollow[slot.name]
         refuse_captured(hooks, [*tensors.values(), *named_tensors(original).values()])
         self._registries = {
-            id(registry): prefix
-            for prefix, m in modules.items()
-            for registry in (m._parameters, m._buffers, m._modules)
+            id(registry): prefix for prefix, m in modules.items() for registry in registries(m)
         }
         self._flags = [(m, m.training) for m in modules.values()]
         train = [(m, m.training or not module.training) for m in modules.values()]

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch.distributions import Distribution, dirichlet, von_mises
 
-__all__ = ["dirichlet_sampler", "von_mises_sampler", "without_validation"]
+__all__ = [
+    "dirichlet_sampler",
+    "validation_default",
+    "von_mises_sampler",
+    "without_validation",
+]
 
 
 class _Off(threading.local):
@@ -34,6 +39,11 @@ class _Default:
 
     def __get__(self, instance: Any, owner: Any = None) -> bool:
         return self.value and not _off.depth
+
+
+def validation_default() -> bool:
+    """Return True if distributions validate their arguments by default (1.8 and later)."""
+    return Distribution._validate_args
 
 
 @contextlib.contextmanager

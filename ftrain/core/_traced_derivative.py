@@ -22,6 +22,7 @@ from ftrain.core._outside import refuse_cuts, survey
 from ftrain.core._printing import quiet
 from ftrain.core._pull_back import entry
 from ftrain.core._torch_checkpoint import contexts_now
+from ftrain.core._torch_tensors import forward_class
 from ftrain.core.compile._trace import tracing
 from ftrain.core.errors import TraceError
 
@@ -157,7 +158,7 @@ def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
         is_custom = isinstance(node, BackwardCFunction)
         if (
             is_custom
-            and node._forward_cls is not _Differentiable
+            and forward_class(node) is not _Differentiable
             and not any(grad is not None for grad in left)
         ):
             raise TraceError(

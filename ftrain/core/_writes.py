@@ -14,6 +14,7 @@ import torch
 
 from ftrain.core import _torch
 from ftrain.core._outside import innermost
+from ftrain.core._torch_tensors import version
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["FirstCalls", "refuse_writes", "unchanged", "versions"]
@@ -102,11 +103,11 @@ def versions(tensors: Collection[torch.Tensor]) -> list[int]:
     with _torch.unwatched():
         if _torch.inside_functorch() is None:
             try:
-                return [t._version for t in tensors]
+                return [version(t) for t in tensors]
             except RuntimeError:  # an inference tensor
                 pass
         plain = map(innermost, tensors)
-        return [0 if t.is_inference() else t._version for t in plain]
+        return [0 if t.is_inference() else version(t) for t in plain]
 
 
 def _has_bytes(tensor: torch.Tensor) -> bool:

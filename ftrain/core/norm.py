@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._torch_tensors import version
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.cond import changed_if
 
@@ -168,12 +169,12 @@ class _Latest(threading.local):
         if len(leaves) != len(self._of) or _is_differentiated(leaves):
             return None
         pairs = zip(leaves, self._of, strict=True)
-        same = all(x is kept() and x._version == version for x, (kept, version) in pairs)
+        same = all(x is kept() and version(x) == before for x, (kept, before) in pairs)
         return self._norm if same else None
 
     def keep(self, leaves: list[torch.Tensor], norm: GlobalNorm) -> None:
         """Remember the norm of these tensors."""
-        self._of = [(weakref.ref(x, self._forget), x._version) for x in leaves]
+        self._of = [(weakref.ref(x, self._forget), version(x)) for x in leaves]
         self._norm = norm
 
     def _forget(self, _: Any) -> None:

@@ -23,6 +23,7 @@ from ftrain.core._checks import check_state, isolated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._torch import value_at_hand
+from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
 from ftrain.core._words import a_or_an
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
@@ -171,11 +172,8 @@ def _batch_statistics(bound: Bound) -> tuple[str, ...]:
         for name, module in root.named_modules()
         if (module.training or not root.training)
         and (
-            isinstance(module, nn.modules.batchnorm._BatchNorm)
-            or (
-                isinstance(module, nn.modules.instancenorm._InstanceNorm)
-                and module.track_running_stats
-            )
+            isinstance(module, BatchNorm)
+            or (isinstance(module, InstanceNorm) and module.track_running_stats)
         )
     )
 

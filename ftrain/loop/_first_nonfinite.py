@@ -9,9 +9,10 @@ from typing import Any
 
 import optree
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import tree
+from ftrain.core._torch import is_wrapped
+from ftrain.core._torch_dispatch import TorchDispatchMode
 from ftrain.loop._ensemble_members import members_of
 
 __all__ = ["first_nonfinite"]
@@ -94,7 +95,7 @@ def _bad(leaf: Any) -> str | None:
         return None
     if type(leaf) is not torch.Tensor and type(leaf) is not torch.nn.Parameter:
         return None
-    if leaf.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leaf) or not leaf.numel():
+    if leaf.is_meta or is_wrapped(leaf) or not leaf.numel():
         return None
     nan, infinite = int(leaf.isnan().sum()), int(leaf.isinf().sum())
     text = [f"{nan} NaN"] if nan else []

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from ftrain.core import _torch
+from ftrain.core._torch_dispatch import dispatch_depth
+from ftrain.core._torch_distributions import validation_default
 
 __all__ = ["changes", "world"]
 
@@ -43,9 +45,9 @@ def world() -> dict[str, Any]:
         ),
         "number of threads": torch.get_num_threads(),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
-        "validation of torch.distributions": torch.distributions.Distribution._validate_args,
+        "validation of torch.distributions": validation_default(),
         "function modes": _torch.function_mode_depth(),
-        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "dispatch modes": dispatch_depth(),
         "transforms": _torch.inside_functorch() is not None,
         "recursion limit": sys.getrecursionlimit(),
     }

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import optree
 import torch
-import torch.utils._pytree as torch_pytree
 
+from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import call_site, describe

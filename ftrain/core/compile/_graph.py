@@ -12,6 +12,8 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch
+from ftrain.core._torch_dispatch import schema_of
+from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile import _donate
 from ftrain.core.errors import DonationError
 
@@ -74,7 +76,7 @@ class GraphEditor:
                     self._replace_by_view(node, value, owner)
                 owners.setdefault(storage_of(node), None)
             elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                owners.setdefault(value.untyped_storage()._cdata, node)
+                owners.setdefault(storage_id(value), node)
 
     def _materialize_zeros(self) -> None:
         """Give the zeros of forward mode memory: autograd's own have none, and may be an output."""
@@ -198,12 +200,12 @@ def _val(node: fx.Node) -> torch.Tensor:
 
 def storage_of(node: fx.Node) -> int:
     """Return the identity of the storage of a node's value."""
-    return int(_val(node).untyped_storage()._cdata)
+    return storage_id(_val(node))
 
 
 def _same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (
-        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        storage_id(a) == storage_id(b)
         and a.stride() == b.stride()
         and a.storage_offset() == b.storage_offset()
     )
@@ -227,7 +229,7 @@ def written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> li
     """Return the arguments that an operator writes to."""
     if operator in _BATCH_NORMS and args[5]:
         return [x for x in args[3:5] if x is not None]
-    schema = getattr(operator, "_schema", None)
+    schema = schema_of(operator)
     if schema is None or not schema.is_mutable:
         return []
     written: list[Any] = []

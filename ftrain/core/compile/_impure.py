@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import _torch
+from ftrain.core._torch_dispatch import TorchDispatchMode
+from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile._errors import current_line, describe
 from ftrain.core.compile._graph import Write, written
 from ftrain.core.errors import ImpureFunctionError
@@ -75,7 +76,7 @@ class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
     def __init__(self, inputs: Sequence[torch.Tensor], fakes: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.storages = {t.untyped_storage()._cdata for t in (*inputs, *fakes)}
+        self.storages = {storage_id(t) for t in (*inputs, *fakes)}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -83,6 +84,6 @@ class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         for target in written(func, args, kwargs or {}):
             if self.line or not isinstance(target, torch.Tensor):
                 continue
-            if target.untyped_storage()._cdata in self.storages:
+            if storage_id(target) in self.storages:
                 self.line = current_line()
         return func(*args, **(kwargs or {}))

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from ftrain.core._torch_dispatch import OpOverload, schema_of
+from ftrain.core._torch_passes import CustomGraphPass
+from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile._products import FasterProducts, InlineProducts
 
 __all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
@@ -96,9 +98,9 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
 
 def _is_pure(target: Any) -> bool:
     """Return True if equal arguments give an equal result: no write, draw or uninitialized memory."""
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or schema_of(target).is_mutable:
         return False
-    name = target._schema.name
+    name = schema_of(target).name
     return torch.Tag.nondeterministic_seeded not in target.tags and "empty" not in name
 
 
@@ -119,4 +121,4 @@ def _is_view(node: fx.Node) -> bool:
 
 def _storage(node: Any) -> int | None:
     value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    return storage_id(value) if isinstance(value, torch.Tensor) else None

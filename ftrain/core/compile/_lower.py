@@ -12,6 +12,7 @@ from torch import fx
 from ftrain.core import _torch, _torch_inductor
 from ftrain.core._printing import chain_prints
 from ftrain.core._torch_fake import fake_kernels
+from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._graph import storage_of, written_by
 from ftrain.core.compile._toolchain import no_compiler
@@ -172,7 +173,7 @@ def separate(
     taken = {t.untyped_storage().data_ptr() for t in inputs if t.numel()}
     merged = []
     for i, output in enumerate(outputs):
-        if output._is_zerotensor():
+        if is_zero_tensor(output):
             merged.append(i)
             continue
         address = output.untyped_storage().data_ptr()

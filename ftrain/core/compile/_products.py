@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from ftrain.core import _torch_inductor
+from ftrain.core._torch_passes import CustomGraphPass
 
 __all__ = ["FasterProducts", "InlineProducts"]
 

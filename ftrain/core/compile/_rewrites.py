@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
+from ftrain.core._torch_dispatch import HigherOrderOperator, is_all_true, is_batched_tensor
 from ftrain.core.compile._errors import current_line, describe
 from ftrain.core.compile._rnn import KINDS, recurrent_layer
 from ftrain.core.compile._untraceable import Calls
@@ -115,7 +115,7 @@ def _is_all_true(func: Callable[..., Any], condition: torch.Tensor) -> Any:
 
     That function reads the value of the condition, which a trace does not have.
     """
-    if torch._C._functorch.is_batchedtensor(condition):
+    if is_batched_tensor(condition):
         return func(condition)  # the operator has no batching rule (2.13)
     # Inductor writes it into C++ as it is (2.13): one line without quotes.
     line = re.sub(r"[\\\"'^]", "", " ".join(current_line().split()))
@@ -129,7 +129,7 @@ def _is_all_true(func: Callable[..., Any], condition: torch.Tensor) -> Any:
 _REWRITES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(KINDS, recurrent_layer),
     **dict.fromkeys((functional.nll_loss, functional.cross_entropy), _class_indices),
-    torch.Tensor._is_all_true: _is_all_true,  # its only use in torch is in these checks (2.11 to 2.13)
+    is_all_true: _is_all_true,  # its only use in torch is in these checks (2.11 to 2.13)
     torch.Tensor.__deepcopy__: _copied,
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]  # a getset descriptor
 }

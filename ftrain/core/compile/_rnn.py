@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import _torch
+from ftrain.core._torch_dispatch import RECURRENT
 
 __all__ = ["KINDS", "recurrent_layer"]
 
@@ -41,12 +42,7 @@ def recurrent_layer(func: Any, *args: Any, **kwargs: Any) -> Any:
     return (y, h, c) if kind == "lstm" else (y, h)
 
 
-KINDS = {
-    torch._VF.lstm: "lstm",
-    torch._VF.gru: "gru",
-    torch._VF.rnn_tanh: "rnn_tanh",
-    torch._VF.rnn_relu: "rnn_relu",
-}
+KINDS = {layer: name for name, layer in RECURRENT.items()}
 
 
 class _Layer(NamedTuple):
@@ -67,7 +63,7 @@ class _Layer(NamedTuple):
     def run(
         self, x: torch.Tensor, start: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        layer = getattr(torch._VF, self.kind)
+        layer = RECURRENT[self.kind]
         hx = list(start) if self.kind == "lstm" else start[0]
         with contextlib.ExitStack() as stack:
             if self.autocast:

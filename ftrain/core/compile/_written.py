@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ftrain.core._torch_dispatch import OpOverload, schema_of
+
 __all__ = ["had_written"]
 
 _HARMLESS = ("empty_strided", "assert_", "args.clear", "get_raw_stream", "reinterpret_tensor")
@@ -134,7 +136,7 @@ class _Reader:
             outs = [keyword.value for keyword in call.keywords if keyword.arg == "out"]
             return not outs or any(map(self._is_argument, outs))
         operator = _operator(name)
-        if operator is not None and not operator._schema.is_mutable:
+        if operator is not None and not schema_of(operator).is_mutable:
             return False
         given = [*call.args, *(keyword.value for keyword in call.keywords)]
         return any(
@@ -150,7 +152,7 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield statement
 
 
-def _operator(name: str) -> torch._ops.OpOverload | None:
+def _operator(name: str) -> OpOverload[..., Any] | None:
     """Return an operator such as `torch.ops.aten.add.Tensor` by its name."""
     path = name.split(".")
     if path[0] == "aten":
@@ -160,4 +162,4 @@ def _operator(name: str) -> torch._ops.OpOverload | None:
     found: Any = torch.ops
     for part in path[2:]:
         found = getattr(found, part, None)
-    return found if isinstance(found, torch._ops.OpOverload) else None
+    return found if isinstance(found, OpOverload) else None

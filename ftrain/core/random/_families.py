@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core._torch_dispatch import SLOPES
 from ftrain.core.random import _operators, _rejection
 
 __all__ = ["binomial", "dirichlet", "gamma", "poisson", "von_mises"]
@@ -134,9 +135,9 @@ def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> A
     return operator
 
 
-_gamma_slope = _define_slope("gamma_slope", "Tensor a, Tensor x", torch._standard_gamma_grad)
+_gamma_slope = _define_slope("gamma_slope", "Tensor a, Tensor x", SLOPES["gamma"])
 _dirichlet_slope = _define_slope(
-    "dirichlet_slope", "Tensor x, Tensor a, Tensor total", torch._dirichlet_grad
+    "dirichlet_slope", "Tensor x, Tensor a, Tensor total", SLOPES["dirichlet"]
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core._torch_dispatch import DRAWS
 from ftrain.core._torch_distributions import dirichlet_sampler, von_mises_sampler
 from ftrain.core.random import _families
 from ftrain.core.random._keyed_draws import Handler
@@ -65,8 +66,8 @@ def _sampled(stream: Stream, family: Any, name: str, *params: Tensor) -> Tensor:
 
 
 FAMILIES: dict[Any, Handler] = {
-    torch._standard_gamma: standard_gamma,
-    torch._sample_dirichlet: sample_dirichlet,
+    DRAWS["standard_gamma"]: standard_gamma,
+    DRAWS["sample_dirichlet"]: sample_dirichlet,
     torch.poisson: poisson,
     torch.binomial: binomial,
     dirichlet_sampler(): sample_dirichlet,

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -132,7 +131,7 @@ def _seeded(stream: Stream, plan: Plan) -> Iterator[None]:
         yield
         return
     key = stream.key
-    if isinstance(key, _torch.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(key):
+    if isinstance(key, _torch.FakeTensor) or _torch.is_wrapped(key):
         raise unkeyed_draw(tuple(plan.seeded), f"here:\n\n{next(iter(plan.seeded.values()))}")
     with _seeding:
         before = _generators.read(_generators.accelerator())

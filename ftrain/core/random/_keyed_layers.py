@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch import inside_vmap, recurrent_kernels
+from ftrain.core._torch_dispatch import is_batched_tensor
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import Handler
 from ftrain.core.random._keyed_sites import Stream
@@ -190,7 +191,7 @@ def _in_place(layer: Handler) -> Handler:
         output: Tensor = layer(stream, input, *args, **kwargs)
         if output is input:
             return input
-        if stream.batched and not torch._C._functorch.is_batchedtensor(input):
+        if stream.batched and not is_batched_tensor(input):
             raise UnkeyedRandomError(
                 f"{layer.__name__} in place, of data that all rows of a vmap share, by keys of their "
                 "own.\n  write instead:  inplace=False"

@@ -23,12 +23,19 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch._functorch.vmap
 from torch import Tensor, fx
-from torch._ops import HigherOrderOperator, OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import _torch
+from ftrain.core._torch_dispatch import (
+    TRACED_TENSORS,
+    VMAP,
+    HigherOrderOperator,
+    OpOverload,
+    TorchDispatchMode,
+    names_of,
+    runs_by_others,
+    schema_of,
+)
 from ftrain.core.random import _generators
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_fills import FILLS
@@ -39,16 +46,10 @@ from ftrain.core.random._refusal import refusal
 
 __all__ = ["KeyedOperators", "OpaqueOperators", "Thread", "has_opaque", "here"]
 
-_VMAP = torch._functorch.vmap.vmap_impl.__code__
-
 # Tagged by torch, but without draws: they choose a kernel, or replay the draws of a forward pass.
 _IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_eff_dropout_mask_")
 # Namespaces whose operators torch tags if they draw.
 _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
-_KNOWN_TENSORS = (
-    torch._subclasses.FakeTensor,
-    torch._subclasses.functional_tensor.FunctionalTensor,
-)
 
 
 class Thread(threading.local):
@@ -135,17 +136,15 @@ _ACTIONS: dict[Any, Action] = {}
 @functools.cache
 def _is_composed(kind: type) -> bool:
     """Return True if a tensor class runs each operator by others."""
-    own = getattr(kind, "__torch_dispatch__", None)
-    is_plain = own in (None, Tensor.__torch_dispatch__, torch._C._disabled_torch_dispatch_impl)
-    return not is_plain and not issubclass(kind, _KNOWN_TENSORS)
+    return runs_by_others(kind) and not issubclass(kind, TRACED_TENSORS)
 
 
 def _is_drawing(func: Any) -> bool:
-    return isinstance(func, OpOverload) and is_seeded(func) and func._opname not in _IDLE
+    return isinstance(func, OpOverload) and is_seeded(func) and names_of(func)[0] not in _IDLE
 
 
 def _pass(mode: KeyedOperators, func: Any, args: Any, kwargs: Any) -> Any:
-    with torch._C.DisableTorchFunction():  # in a backward pass, function modes stand here
+    with _torch.unwatched():  # in a backward pass, function modes stand here
         return func(*args, **kwargs)
 
 
@@ -157,7 +156,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
     handler = _handler(func)
     if handler is None:
         # A composite that was not decomposed yet: its operators reach this mode as well.
-        with mode, torch._C.DisableTorchFunction():
+        with mode, _torch.unwatched():
             result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
             raise refusal(func, "draws random numbers and has no keyed form")
@@ -168,7 +167,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
     if mode.is_mapped():
         raise refusal(func, "draws under torch.vmap where `keyed` cannot see the function called")
     kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
-    with stream.below_functions(), torch._C.DisableTorchFunction():
+    with stream.below_functions(), _torch.unwatched():
         result = handler(stream, *args, **kwargs)
         stream.drew(result)
     here.keyed += 1
@@ -178,7 +177,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
 def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator that hides its own operators from the mode; refuse it if it draws."""
     # Another thread may have drawn meanwhile, but hardly each time.
-    is_mutable = isinstance(func, OpOverload) and func._schema.is_mutable
+    is_mutable = isinstance(func, OpOverload) and schema_of(func).is_mutable
     attempts = 1 if is_mutable or len(sys._current_frames()) == 1 else 3
     run = func
     if isinstance(func, HigherOrderOperator):
@@ -201,7 +200,7 @@ def _count_vmaps() -> int:
     count = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        count += frame.f_code is _VMAP
+        count += frame.f_code is VMAP
         frame = frame.f_back
     return count
 
@@ -275,8 +274,8 @@ _BY_OVERLOAD: dict[str, Handler] = {
 def _handler(func: OpOverload) -> Handler | None:
     if func.namespace != "aten":
         return None
-    name = func._opname
-    by_overload = _BY_OVERLOAD.get(f"{name}.{func._overloadname}")
+    name, overload = names_of(func)
+    by_overload = _BY_OVERLOAD.get(f"{name}.{overload}")
     return by_overload or _BY_NAME.get(name) or _FUNCTIONAL.get(name)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ftrain.core._torch_dispatch import OpOverload, OpOverloadPacket, schema_of
+
 __all__ = [
     "RUN_THE_GRAPH",
     "draws_inside",
@@ -53,7 +55,7 @@ RUN_THE_GRAPH: frozenset[Any] = frozenset(
     {torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad}
 )
 
-_Overload = torch._ops.OpOverload[..., Any]
+_Overload = OpOverload[..., Any]
 
 # Composites of operators that draw; torch tags none of them.
 _COMPOSITES = frozenset(
@@ -78,7 +80,7 @@ def _draws(name: str) -> bool:
 def is_seeded(overload: _Overload) -> bool:
     """Return True if an operator takes a generator, or is tagged to draw from the global one."""
     return torch.Tag.nondeterministic_seeded in overload.tags or any(
-        "Generator" in str(argument.type) for argument in overload._schema.arguments
+        "Generator" in str(argument.type) for argument in schema_of(overload).arguments
     )
 
 
@@ -109,7 +111,7 @@ def _arguments(overload: _Overload, args: Sequence[Any], kwargs: dict[str, Any])
         argument.name: args[place]
         if place < len(args)
         else kwargs.get(argument.name, argument.default_value)
-        for place, argument in enumerate(overload._schema.arguments)
+        for place, argument in enumerate(schema_of(overload).arguments)
     }
 
 
@@ -120,7 +122,7 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
         for module in graph.modules()  # the bodies of scan and cond are submodules
         if isinstance(module, fx.GraphModule)
         for node in module.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
+        if isinstance(node.target, OpOverload)
         and torch.Tag.nondeterministic_seeded in node.target.tags
         and not draws_nothing(node.target, node.args, node.kwargs)
     ]
@@ -128,12 +130,12 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
 
 def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
     """Return the operators of a call: of `torch.ops` itself, or of aten by the name of a builtin."""
-    if isinstance(func, torch._ops.OpOverload):
+    if isinstance(func, OpOverload):
         return [func]
-    if not isinstance(func, torch._ops.OpOverloadPacket):
+    if not isinstance(func, OpOverloadPacket):
         name = func if isinstance(func, str) else getattr(func, "__name__", "")
         func = getattr(torch.ops.aten, name, func)
-    if not isinstance(func, torch._ops.OpOverloadPacket):
+    if not isinstance(func, OpOverloadPacket):
         return []
     names: list[str] = func.overloads()  # type: ignore[no-untyped-call]  # torch's
     return [getattr(func, name) for name in names]

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftrain.core._torch_dispatch import backward_pass, is_batched_tensor
+from ftrain.core._torch_tensors import MODULE_CALL
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import keys, sample
 
 __all__ = ["Scope", "Stream"]
 
-_CALL = nn.Module._call_impl.__code__
 _APPLY = nn.Module.apply.__code__
 
 _ENTER_INSIDE = (
@@ -93,13 +94,13 @@ class Stream:
     def __init__(self, key: Tensor, root: nn.Module | None = None) -> None:
         self._keys = {key.device: key}
         self._key = key
-        self.batched = torch._C._functorch.is_batchedtensor(key)
+        self.batched = is_batched_tensor(key)
         self._root = root
         # Modules that were already running when the context was entered are not part of its paths, so
         # that draws depend only on the key and on the code inside.
         self._outside = len(_running(sys._getframe(1)))
         self._around: list[Running] = []
-        self._backward = torch._C._current_graph_task_id()
+        self._backward = backward_pass()
         self._loops = 0
         self._suffix = ""
         self._counts = _Counts()
@@ -116,7 +117,7 @@ class Stream:
         """Return the three integers that, folded into the context's key, give the next draw's key."""
         if self._loops:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
-        if torch._C._current_graph_task_id() != self._backward:
+        if backward_pass() != self._backward:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_BACKWARD))
         return self._next_at(sys._getframe(1), self._suffix)
 
@@ -180,7 +181,7 @@ class Stream:
             if isinstance(number, Tensor):
                 number = number.to(outer[0].device)
             key = keys.fold_in(outer[0], number, folds=folds)
-            if torch._C._current_graph_task_id() != self._backward:
+            if backward_pass() != self._backward:
                 with self.enter(self._like(key, around, _Counts())):
                     yield
                 return
@@ -326,7 +327,7 @@ def _running(frame: FrameType | None) -> list[Running]:
     while frame is not None:
         code = frame.f_code
         # By identity, because hashing or comparing code objects reads their bytes.
-        if code is _CALL or code is _APPLY or code.co_name == "__init__":
+        if code is MODULE_CALL or code is _APPLY or code.co_name == "__init__":
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):
                 found.append((module, code.co_name == "__init__"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ftrain.core._torch_dispatch import OpOverload
 from ftrain.core._user_line import user_line
 from ftrain.core.errors import UnkeyedRandomError
 
@@ -36,7 +37,7 @@ _OF_OTHERS = (
 
 def refusal(func: Any, why: str) -> UnkeyedRandomError:
     """Return the error for a function or operator of torch, with the line of the user's call."""
-    name = str(func) if isinstance(func, torch._ops.OpOverload) else ""
+    name = str(func) if isinstance(func, OpOverload) else ""
     name = name or torch.overrides.resolve_name(func) or getattr(func, "__qualname__", repr(func))
     name = name.replace("_VariableFunctionsClass.", "torch.")
     line = user_line(traceback.extract_stack())

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_dispatch import HigherOrderOperator
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_families import FAMILIES

@@ -1,0 +1,95 @@
+"""Private torch APIs: operators, modes below autograd, and the transforms that run.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._functorch.vmap import vmap_impl
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "DRAWS",
+    "RECURRENT",
+    "SLOPES",
+    "TRACED_TENSORS",
+    "VMAP",
+    "HigherOrderOperator",
+    "OpOverload",
+    "OpOverloadPacket",
+    "TorchDispatchMode",
+    "backward_pass",
+    "dispatch_depth",
+    "in_gradient_transform",
+    "is_all_true",
+    "is_batched_tensor",
+    "names_of",
+    "runs_by_others",
+    "schema_of",
+]
+
+#: Code of the function that runs under `torch.vmap` (2.0 and later).
+VMAP = vmap_impl.__code__
+
+#: Tensor classes of torch's own tracers (2.1 and later).
+TRACED_TENSORS = (FakeTensor, FunctionalTensor)
+
+#: The layers that `nn.RNN` and its like call, by name (1.0 and later).
+RECURRENT: dict[str, Any] = {
+    name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+}
+
+#: The samplers that `torch.distributions` calls, by name (1.0 and later).
+DRAWS: dict[str, Any] = {
+    "standard_gamma": torch._standard_gamma,
+    "sample_dirichlet": torch._sample_dirichlet,
+}
+
+#: The derivatives of gamma and Dirichlet draws by their parameters, by name (1.0 and later).
+SLOPES: dict[str, Any] = {
+    "gamma": torch._standard_gamma_grad,
+    "dirichlet": torch._dirichlet_grad,
+}
+
+#: The method by which torch checks all elements of a condition (2.0 and later).
+is_all_true: Any = torch.Tensor._is_all_true
+
+#: `is_batched_tensor(tensor)`: its outermost wrapper is that of a `torch.vmap` (2.0 and later).
+is_batched_tensor = torch._C._functorch.is_batchedtensor
+
+#: `backward_pass()`: the number of the backward pass that runs in this thread, or -1 (1.12 and later).
+backward_pass = torch._C._current_graph_task_id
+
+
+def in_gradient_transform() -> bool:
+    """Return True if a `torch.func.grad` or vjp is running (2.0 and later)."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(each.key() == torch._C._functorch.TransformType.Grad for each in stack)
+
+
+def dispatch_depth() -> int:
+    """Return the number of active TorchDispatchModes (2.0 and later)."""
+    return torch._C._len_torch_dispatch_stack()
+
+
+def runs_by_others(kind: type) -> bool:
+    """Return True if a class of tensors has a `__torch_dispatch__` of its own (2.0 and later)."""
+    own = getattr(kind, "__torch_dispatch__", None)
+    ordinary = (None, torch.Tensor.__torch_dispatch__, torch._C._disabled_torch_dispatch_impl)
+    return own not in ordinary
+
+
+def schema_of(operator: Any) -> Any:
+    """Return the schema of an operator; `None` for another callable (1.13 and later)."""
+    return getattr(operator, "_schema", None)
+
+
+def names_of(operator: Any) -> tuple[str, str]:
+    """Return the names of an `OpOverload` and of its overload (1.13 and later)."""
+    return operator._opname, operator._overloadname

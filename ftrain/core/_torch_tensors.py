@@ -1,0 +1,78 @@
+"""Private torch APIs: attributes of tensors, autograd nodes and modules.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+__all__ = [
+    "MODULE_CALL",
+    "BatchNorm",
+    "InstanceNorm",
+    "forward_class",
+    "gradient_hooks",
+    "has_accumulation_hooks",
+    "is_zero_tensor",
+    "node_number",
+    "registries",
+    "storage_id",
+    "version",
+]
+
+#: Base classes of the normalizations over a batch (1.0 and later).
+BatchNorm, InstanceNorm = _BatchNorm, _InstanceNorm
+
+#: Code of the function that every call of a module runs (1.0 and later).
+MODULE_CALL = nn.Module._call_impl.__code__
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return the number of writes to a tensor (0.4 and later); inference tensors raise."""
+    return tensor._version
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """Return the identity of a tensor's storage (`untyped_storage`, 2.0 and later).
+
+    Unlike the address of its memory, fake tensors have one too. Wrapped tensors raise.
+    """
+    return int(tensor.untyped_storage()._cdata)
+
+
+def is_zero_tensor(tensor: torch.Tensor) -> bool:
+    """Return True for a tensor of zeros without memory (1.11 and later)."""
+    return tensor._is_zerotensor()
+
+
+def gradient_hooks(tensor: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
+    """Return the dict in which `register_hook` keeps a tensor's hooks (0.4 and later)."""
+    hooks: Any = tensor._backward_hooks
+    return hooks  # type: ignore[no-any-return]
+
+
+def has_accumulation_hooks(tensor: torch.Tensor) -> bool:
+    """Return True if `register_post_accumulate_grad_hook` was called (2.1 and later)."""
+    return bool(tensor._post_accumulate_grad_hooks)
+
+
+def node_number(node: Any) -> int:
+    """Return the number of an autograd node, which grows within a thread (1.12 and later)."""
+    return int(node._sequence_nr())
+
+
+def forward_class(node: Any) -> Any:
+    """Return the `torch.autograd.Function` of a node or of its class (1.0 and later)."""
+    return node._forward_cls
+
+
+def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the dicts of a module's own parameters, buffers and children (1.0 and later)."""
+    return module._parameters, module._buffers, module._modules
