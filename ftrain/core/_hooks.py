@@ -4,7 +4,7 @@ Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differen
 the tensors that it is given, and calls a module with the state's tensors in place of its parameters.
 Each hook runs once for each gradient, on the whole of it, as on the tensor itself.
 
-Read next: `_pull_back.py`, which takes the gradients.
+Read next: `_differentiate.py`, which takes the gradients.
 """
 
 from __future__ import annotations

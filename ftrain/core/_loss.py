@@ -16,7 +16,7 @@ from ftrain.core._captured import Captured
 from ftrain.core._leftovers import guard
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
-from ftrain.core.metrics import Mean, Metrics, Unweighted, as_metrics
+from ftrain.core.metrics import BatchMean, Mean, Metrics, as_metrics
 from ftrain.core.precision import Policy
 from ftrain.core.random.keyed import key_of
 
@@ -145,7 +145,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
                 f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
                 f"`(loss, metrics)`, got {kind(total)}. {_scalar_remedy(total)}"
             )
-        metric, weight = Unweighted, torch.ones_like(total)
+        metric, weight = BatchMean, torch.ones_like(total)
     metrics = as_metrics(extra, where)
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 
 from ftrain.core import random, tree
+from ftrain.core._differentiate import differentiate, strangers_of
 from ftrain.core._loss import WatchedLoss, call_loss, split_loss
-from ftrain.core._pull_back import pull_back, strangers_of
 from ftrain.core._words import kind
 from ftrain.core.accumulate import (
     MicroBatches,
     PartFn,
     Sums,
     accumulate_micro_batches,
-    parts_of,
     safe_weight,
+    split_batch,
+    sum_dtype,
     weighted,
-    wide,
 )
 from ftrain.core.compile._trace import unrecorded
 from ftrain.core.functional import Bound, describe
@@ -94,7 +94,7 @@ class MeanLoss:
             weight = entries["loss"].weight
             if not is_mean:
                 share = safe_weight(weight)
-                grads = tree.map(lambda g: g.to(wide(g.dtype)) * share, grads)
+                grads = tree.map(lambda g: g.to(sum_dtype(g.dtype)) * share, grads)
             return Sums(grads, weight, buffers, Metrics(entries))
 
         def finished(total: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ class MeanLoss:
 
         # Gradients of one micro-batch are those of its mean loss: neither weighted nor divided.
         is_mean = self._is_whole(batch) and self._grad_reduce is None
-        zeros = tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), state.params)
+        zeros = tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
         sums = self._summed(of_part, zeros, state, key, batch)
         divisor = safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
@@ -120,7 +120,7 @@ class MeanLoss:
         if self._is_whole(batch):
             sums = of_part(state.buffers, key, batch, None)
         else:
-            parts = parts_of(batch, self._accumulate)
+            parts = split_batch(batch, self._accumulate)
             # A loss is unrolled, since its caller may differentiate it; gradients are scanned over.
             parts = parts.unstack() if isinstance(zeros, torch.Tensor) else parts
             sums = accumulate_micro_batches(of_part, zeros, state.buffers, key, parts)
@@ -153,7 +153,7 @@ class MeanLoss:
         try:
             # Both around the backward pass too: a forward that runs again there finds weights and key.
             with random.keyed(key, self._bound.skeleton.module), until:
-                _, (after, metrics), grads = pull_back(
+                _, (after, metrics), grads = differentiate(
                     functools.partial(run, until),
                     params,
                     seed=seed,

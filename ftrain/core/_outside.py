@@ -3,7 +3,7 @@
 `value_and_grad` keeps the graph of its results only if a caller could differentiate them by a tensor
 from outside of the function: an argument or a captured tensor, directly or through operations.
 
-Read next: `_pull_back.py`, which uses the survey.
+Read next: `_differentiate.py`, which uses the survey.
 """
 
 from __future__ import annotations

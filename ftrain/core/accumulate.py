@@ -19,7 +19,7 @@ import torch
 from ftrain.core import random, tree
 from ftrain.core._words import a_or_an, brief
 from ftrain.core.compile._reader import static_key
-from ftrain.core.metrics import Metrics, PerExample, Unweighted
+from ftrain.core.metrics import BatchMean, Metrics, PerExample
 from ftrain.core.scan import scan
 
 __all__ = ["MicroBatches"]
@@ -89,14 +89,14 @@ class Stacked:
         with tree.withheld("a micro-batch"):
             return tree.unflatten(self.structure, leaves)
 
-    def unstack(self) -> Parts:
+    def unstack(self) -> Separate:
         """Return the same micro-batches one by one."""
         batches = (self.build([x[i] for x in self.tensors]) for i in range(self.k))
-        return Parts(tuple(batches), self.weights)
+        return Separate(tuple(batches), self.weights)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Separate:
     """Micro-batches whose shapes may differ, at least one; fields as in `MicroBatches`."""
 
     batches: tuple[Any, ...]
@@ -107,7 +107,7 @@ class Parts:
         """The number of micro-batches."""
         return len(self.batches)
 
-    def unstack(self) -> Parts:
+    def unstack(self) -> Separate:
         """Return them unchanged."""
         return self
 
@@ -117,7 +117,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 
 
 def accumulate_micro_batches(
-    of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Parts
+    of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
     """Sum `of_part` over the parts in order; buffers thread through, each part has a key of its own.
 
@@ -126,7 +126,7 @@ def accumulate_micro_batches(
         zeros: the start of its totals.
         buffers: the buffers before the first part.
         key: int32, shape (2,).
-        parts: `Parts` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
+        parts: `Separate` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
             whatever their number is).
     """
     keys = random.split(key, parts.k)
@@ -143,7 +143,7 @@ def accumulate_micro_batches(
         return (totals, weight + found.weight, found.buffers), found.metrics
 
     start = (zeros, weight, buffers)
-    if isinstance(parts, Parts):
+    if isinstance(parts, Separate):
         each = [None] * parts.k if weights is None else list(weights.unbind())
         first, *others = zip(keys.unbind(), parts.batches, each, strict=True)
         carry, metrics = body(start, first)
@@ -198,10 +198,12 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
 
 def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
     """Return a metric of a micro-batch with this weight in place of 1, unless it has its own."""
-    if weight is None or type(metric) is not Unweighted:
+    if weight is None or type(metric) is not BatchMean:
         return metric
     weight = weight.to(metric.weight.dtype)
-    return Unweighted(metric.total.to(wide(metric.total.dtype)) * weight, metric.weight * weight)
+    return BatchMean(
+        metric.total.to(sum_dtype(metric.total.dtype)) * weight, metric.weight * weight
+    )
 
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -209,12 +211,12 @@ def safe_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.where(weight == 0, torch.ones_like(weight), weight)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of sums: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def cut(batch: Any, k: int) -> Stacked:
+def split_evenly(batch: Any, k: int) -> Stacked:
     """Cut a batch along the first axis into k parts: every leaf `[B, ...]` becomes `[k, B / k, ...]`.
 
     0-d tensors and constants (numbers and strings that are not entries of a list) go to every part.
@@ -298,16 +300,16 @@ def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
     return next((column for column in found if column is not None), None)
 
 
-def parts_of(batch: Any, k: int) -> Stacked | Parts:
+def split_batch(batch: Any, k: int) -> Stacked | Separate:
     """Return the micro-batches of a batch, cut into k unless it is `MicroBatches` already.
 
     Raises:
         ValueError: `MicroBatches` of no multiple of `accumulate`, or of different structures.
         TypeError: `MicroBatches` of something else than a tuple or list of batches; or a batch that
-            `cut` cannot cut.
+            `split_evenly` cannot cut.
     """
     if not isinstance(batch, MicroBatches):
-        return cut(batch, k)
+        return split_evenly(batch, k)
     if not isinstance(batch.batches, (tuple, list)):
         raise TypeError(
             "MicroBatches holds a tuple of batches, got "
@@ -328,7 +330,7 @@ def parts_of(batch: Any, k: int) -> Stacked | Parts:
             raise ValueError(f"MicroBatches: batch {i} differs from batch 0 {difference}")
     flat = [tree.leaves(part) for part in parts]
     if any(_signature(leaves) != _signature(flat[0]) for leaves in flat[1:]):
-        return Parts(parts, weights)
+        return Separate(parts, weights)
     columns = zip(*flat, strict=True)
     tensors = [torch.stack(column) for column in columns if isinstance(column[0], torch.Tensor)]
     structure = tree.structure(parts[0])

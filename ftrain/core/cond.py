@@ -15,7 +15,7 @@ from ftrain.core._choose import choose
 from ftrain.core._words import a_or_an, kind
 from ftrain.core.optimizer import like
 
-__all__ = ["changed_if", "cond"]
+__all__ = ["apply_if", "cond"]
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def cond(
     return result
 
 
-def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
+def apply_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
     """Return `change(value)` where the predicate holds, a copy of `value` where it does not.
 
     For work that is done at some updates only. `torch.where` would do the work at every update and
@@ -84,7 +84,7 @@ def changed_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T
         change: a pure function that returns a tree like its argument.
         value: a tree of tensors. The result has their dtypes and strides.
 
-    >>> changed_if(torch.tensor(3) > 2, lambda x: 2 * x, torch.tensor(5.0))
+    >>> apply_if(torch.tensor(3) > 2, lambda x: 2 * x, torch.tensor(5.0))
     tensor(10.)
     """
     if not tree.leaves(value):

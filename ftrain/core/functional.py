@@ -16,8 +16,8 @@ from torch import nn
 
 from ftrain.core import _torch, random, tree
 from ftrain.core._bodies import own_memory
+from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import hooked, note_call, parameter_hooks
-from ftrain.core._pull_back import pull_back
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
     Tensors,
@@ -258,7 +258,7 @@ def value_and_grad(
             out = fn(x, *args, **kwargs)
             return out if has_aux else (out, ())
 
-        value, aux, grads = pull_back(run, x, differentiable=differentiable, name=describe(fn))
+        value, aux, grads = differentiate(run, x, differentiable=differentiable, name=describe(fn))
         return ((value, aux) if has_aux else value), grads
 
     return wrapped

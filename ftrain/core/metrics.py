@@ -18,6 +18,7 @@ from ftrain.core import tree
 from ftrain.core._words import a_or_an, brief
 
 __all__ = [
+    "BatchMean",
     "Last",
     "Max",
     "Mean",
@@ -27,7 +28,6 @@ __all__ = [
     "PerExample",
     "Sum",
     "Unreduced",
-    "Unweighted",
     "as_metrics",
 ]
 
@@ -73,12 +73,12 @@ class Mean(NamedTuple):
         return type(self)(self.total + other.total, self.weight + other.weight)
 
 
-class Unweighted(Mean):
+class BatchMean(Mean):
     """A mean without a weight, such as `loss.mean()`: each batch has weight 1.
 
     Callers that know the batch sizes weight by those instead, as the trainer's evaluation does.
 
-    >>> Unweighted(torch.tensor(3.0), torch.tensor(2)).value
+    >>> BatchMean(torch.tensor(3.0), torch.tensor(2)).value
     tensor(1.5000)
     """
 
@@ -295,7 +295,7 @@ class Metrics(Mapping[str, torch.Tensor]):
 
 
 def _kind(metric: Any) -> str:
-    if type(metric) is Unweighted:
+    if type(metric) is BatchMean:
         return "a number"
     return "a tensor with axes" if type(metric) is Unreduced else a_or_an(type(metric).__name__)
 
@@ -304,14 +304,14 @@ def _bare(value: Any) -> Any:
     """Return a tensor as the metric that it counts as; return a metric unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
-    return Unweighted(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)
+    return BatchMean(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)
 
 
 def as_metrics(values: Any, where: str) -> Metrics:
     """Return the extra results of a loss function as `Metrics`.
 
     Dicts, lists and tuples may be nested: the names on the way are joined by `/`. A number or 0-d tensor
-    is `Unweighted`, a tensor with axes `Unreduced`.
+    is `BatchMean`, a tensor with axes `Unreduced`.
 
     Args:
         values: a mapping of names to tensors, numbers, metrics and nested ones.
@@ -371,4 +371,4 @@ def _as_metric(name: str, value: Any, where: str) -> Metric:
         return Unreduced(value.detach().clone())
     if not value.is_floating_point():  # two bools would merge to a bool
         value = value.to(torch.float32)
-    return Unweighted(value.detach().clone(), torch.ones_like(value))
+    return BatchMean(value.detach().clone(), torch.ones_like(value))

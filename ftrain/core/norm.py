@@ -12,7 +12,7 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core._torch_tensors import version
 from ftrain.core.compile._trace import is_tracing
-from ftrain.core.cond import changed_if
+from ftrain.core.cond import apply_if
 
 __all__ = ["GlobalNorm", "finite_norm", "global_norm"]
 
@@ -103,7 +103,7 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
     if is_tracing() and total.is_cpu and not differentiated:
         # Squares neither overflow nor underflow in nearly every step. The branch costs 6 µs, a second
         # pass up to a fifth of a step. On an accelerator a branch would wait for the device.
-        norm = changed_if(~usual.all(), scaled, total)
+        norm = apply_if(~usual.all(), scaled, total)
     else:
         norm = scaled()
     return GlobalNorm(norm / factor, torch.isfinite(norm))

@@ -16,6 +16,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import brief
 from ftrain.core.metrics import (
+    BatchMean,
     Last,
     Max,
     Mean,
@@ -24,7 +25,6 @@ from ftrain.core.metrics import (
     PerExample,
     Sum,
     Unreduced,
-    Unweighted,
 )
 from ftrain.loop._ensemble_members import MOST, ONE
 from ftrain.loop._ensemble_members import names as names_of
@@ -35,7 +35,7 @@ from ftrain.loop.events import LoopWarning
 __all__ = ["Column", "Columns", "check_names", "read", "row_names", "without_examples"]
 
 _KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
-_KINDS[Unweighted] = "Mean"
+_KINDS[BatchMean] = "Mean"
 _EXAMPLES = {PerExample, Unreduced}
 
 
@@ -253,7 +253,7 @@ def _column(name: Any, values: tuple[Any, ...], n: int) -> Column:
             if kind == "Last":
                 values = values[-1:]
             columns = tuple(map(list, zip(*values, strict=True)))
-            return Column(kind, columns, isinstance(first, Unweighted), members)
+            return Column(kind, columns, isinstance(first, BatchMean), members)
     tensors = [leaf for leaf in tree.leaves(first) if isinstance(leaf, torch.Tensor)]
     leading = {leaf.shape[0] for leaf in tensors if leaf.ndim}
     return Column("", (list(values),), members=n if leading == {n} else ONE)

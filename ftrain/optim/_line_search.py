@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ftrain.core.cond import changed_if
+from ftrain.core.cond import apply_if
 from ftrain.core.scan import scan
 
 __all__ = ["strong_wolfe"]
@@ -96,7 +96,7 @@ def strong_wolfe(
         return Bracket(found, trial, torch.where(found, point, new_low), new_high)
 
     def body(bracket: Bracket, _: None) -> tuple[Bracket, tuple[()]]:
-        return changed_if(~bracket.found, tried, bracket), ()
+        return apply_if(~bracket.found, tried, bracket), ()
 
     zero = torch.zeros_like(value)
     start = Bracket(

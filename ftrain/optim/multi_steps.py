@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.core.cond import changed_if
+from ftrain.core.cond import apply_if
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
@@ -131,7 +131,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
             return inner.update(tree.unflatten(treedef, means), value[1], params, **rest)
 
         still = tree.unflatten(treedef, [unchanged(t) for t in totals])
-        updates, new = changed_if(is_last, step, (still, state.inner))
+        updates, new = apply_if(is_last, step, (still, state.inner))
 
         def reset(value: torch.Tensor, start: float = 0.0) -> torch.Tensor:
             return torch.where(is_last.to(value.device), start, value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
-from ftrain.core.cond import changed_if
+from ftrain.core.cond import apply_if
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked, other_options
@@ -204,7 +204,7 @@ def soap(
 
         due = (state.count % precondition_frequency == 0) | (state.count < precondition_frequency)
         old = [mu[index] for index in matters], [nu[index] for index in matters], list(state.bases)
-        means, squares, bases = changed_if(due, refreshed, old)
+        means, squares, bases = apply_if(due, refreshed, old)
         for index, m, v in zip(matters, means, squares, strict=True):
             mu[index], nu[index] = m, v
         new = SOAPState(

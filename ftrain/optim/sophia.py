@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import random, tree
-from ftrain.core.cond import changed_if
+from ftrain.core.cond import apply_if
 from ftrain.core.functional import value_and_grad
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
@@ -169,7 +169,7 @@ def sophia(
             return keys[0], _mean(old[1], diagonal, b2)
 
         due = state.count % update_interval == 0
-        next_key, hessian = changed_if(due, estimated, (state.key, state.hessian))
+        next_key, hessian = apply_if(due, estimated, (state.key, state.hessian))
         return updates, SophiaState(state.count + 1, rate.float(), next_key, mu, hessian)
 
     return checked("sophia", SophiaState, init, update, needs_params=True)

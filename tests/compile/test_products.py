@@ -7,7 +7,7 @@ import torch
 
 from ftrain.core import _torch, _torch_inductor
 from ftrain.core.compile import compile
-from ftrain.core.compile._products import FasterProducts, InlineProducts
+from ftrain.core.compile._products import LoopSmallProducts, OneDNNProducts
 
 ROWS, IN, OUT = 96, 160, 192  # 5.9 MFLOP
 
@@ -35,7 +35,7 @@ def inputs(dtype=torch.float32):
 def replaced(fn, args):
     with _torch.fake_mode() as mode:
         graph = _torch.trace(fn, [mode.from_tensor(x) for x in args])
-        FasterProducts()(graph.graph)
+        OneDNNProducts()(graph.graph)
     graph.graph.lint()
     return sum("ftrain.product" in str(node.target) for node in graph.graph.nodes), graph
 
@@ -81,7 +81,7 @@ def test_tiny_products_become_loops(dtype):
     args = [x.contiguous() for x in small_inputs(dtype)]
     with _torch.fake_mode() as mode:
         graph = _torch.trace(linear_and_gradients, [mode.from_tensor(x) for x in args])
-        InlineProducts()(graph.graph)
+        LoopSmallProducts()(graph.graph)
         graph.graph.lint()
     graph.recompile()
     assert not any("mm" in str(node.target) for node in graph.graph.nodes)
@@ -93,7 +93,7 @@ def test_products_in_lower_precision_and_of_larger_size_are_not_inlined():
     for args in ([torch.ones(4, 4).bfloat16()] * 2, [torch.ones(32, 32)] * 2):
         with _torch.fake_mode() as mode:
             graph = _torch.trace(torch.mm, [mode.from_tensor(x) for x in args])
-            InlineProducts()(graph.graph)
+            LoopSmallProducts()(graph.graph)
         assert any("mm" in str(node.target) for node in graph.graph.nodes)
 
 

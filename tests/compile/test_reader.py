@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 
 from ftrain.core import tree
-from ftrain.core.compile._reader import build_reader, static_key
+from ftrain.core.compile._reader import compile_reader, static_key
 from tests.compile.cases import Pair, tensors, trees
 
 statics = st.one_of(
@@ -34,7 +34,7 @@ def reading(args, kwargs):
 
 @given(trees(leaves), trees(leaves), trees(leaves))
 def test_reads_its_own_structure_and_refuses_others(first, second, third):
-    read = build_reader((first, second), {"k": third})
+    read = compile_reader((first, second), {"k": third})
     expected, kind = reading((first, second), {"k": third})
     assert list(map(id, read((first, second), {"k": third}))) == list(map(id, expected))
     for args, kwargs in [
@@ -73,7 +73,7 @@ class Point(NamedTuple):
     ids=lambda value: type(value).__name__,
 )
 def test_kinds_of_nodes(value):
-    read = build_reader((value,), {})
+    read = compile_reader((value,), {})
     expected = [x for x in tree.leaves(value) if isinstance(x, torch.Tensor)]
     assert list(map(id, read((value,), {}))) == list(map(id, expected))
     assert read(([value],), {}) is None or not expected

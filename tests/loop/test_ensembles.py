@@ -179,7 +179,7 @@ def test_a_members_metrics_are_those_of_a_single_run(
         x = torch.tensor([value for value, _ in step])
         skip = torch.tensor([skipped for _, skipped in step])
         x = torch.where(skip & poisons, torch.nan, x)
-        entries: dict[str, Any] = {"loss": ftrain.core.metrics.Unweighted(x, torch.ones(3))}
+        entries: dict[str, Any] = {"loss": ftrain.core.metrics.BatchMean(x, torch.ones(3))}
         for name, kind in KINDS.items():
             entries[name] = kind(x, x.abs() + 1) if kind is Mean else kind(x)
         entries["skipped"] = Sum(skip.to(torch.int64))

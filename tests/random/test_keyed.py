@@ -189,13 +189,13 @@ def test_modules_around_the_context_are_no_part_of_its_paths() -> None:
 
 def test_paths_are_the_modules_names(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    path = _keyed_sites.Stream._path
+    path = _keyed_sites.KeyStream._path
 
     def recorded(stream: Any, chain: Any) -> str:
         seen.append(path(stream, chain))
         return seen[-1]
 
-    monkeypatch.setattr(_keyed_sites.Stream, "_path", recorded)
+    monkeypatch.setattr(_keyed_sites.KeyStream, "_path", recorded)
     net = Net("a")
     masks(lambda x: (F.dropout(x), net(x), nn.Sequential(net, net.blocks["a"])))
     masks(lambda x: net.apply(lambda module: torch.rand(1)))

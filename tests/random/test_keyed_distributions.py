@@ -163,7 +163,7 @@ def test_the_ends_of_the_uniform_draw_stay_inside(
     def uniform(_: Any, shape: Any, dtype: torch.dtype, device: Any) -> Tensor:
         return torch.full(tuple(shape), end, dtype=dtype, device=device)
 
-    monkeypatch.setattr(_keyed_sites.Stream, "uniform", uniform)
+    monkeypatch.setattr(_keyed_sites.KeyStream, "uniform", uniform)
     first, last = 1, 5  # the categories that have weight
     category = draw(torch.multinomial, WEIGHTS, 3, True)
     assert category.eq(first if end == 0 else last).all()

@@ -25,13 +25,13 @@ SIGMAS = 4.9
 def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The masks that are drawn, in order."""
     drawn: list[Tensor] = []
-    bernoulli = _keyed_sites.Stream.bernoulli
+    bernoulli = _keyed_sites.KeyStream.bernoulli
 
     def recorded(*args: Any) -> Tensor:
         drawn.append(bernoulli(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(_keyed_sites.Stream, "bernoulli", recorded)
+    monkeypatch.setattr(_keyed_sites.KeyStream, "bernoulli", recorded)
     return drawn
 
 

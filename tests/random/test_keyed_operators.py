@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.random import key
-from ftrain.core.random._keyed_reach import draws_inside, opened
+from ftrain.core.random._keyed_reach import draws_inside, without_dispatch
 from ftrain.core.random.keyed import keyed
 
 _ARITHMETIC = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"]
@@ -104,6 +104,8 @@ def test_functions_that_capture_each_other() -> None:
 
     even, _ = pair()
     assert not draws_inside(even)
-    assert opened(even)(4)
-    assert not opened(even)(3)
-    assert opened(even).__closure__[0].cell_contents is not even.__closure__[0].cell_contents
+    assert without_dispatch(even)(4)
+    assert not without_dispatch(even)(3)
+    assert (
+        without_dispatch(even).__closure__[0].cell_contents is not even.__closure__[0].cell_contents
+    )

@@ -27,7 +27,7 @@ from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._program import Program
 from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import Traced, is_tracing, trace
-from ftrain.core.compile._written import had_written
+from ftrain.core.compile._written import may_have_written
 from ftrain.core.errors import RecompileWarning
 from ftrain.core.random.keyed import innermost_stream
 
@@ -187,7 +187,7 @@ class Compiled(Generic[P, R]):
         try:
             output = program(tensors)
         except BaseException as error:
-            if had_written(error):
+            if may_have_written(error):
                 claim.fail()
             else:
                 claim.release(program.state(tensors))

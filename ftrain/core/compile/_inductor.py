@@ -13,7 +13,7 @@ from torch import fx
 from ftrain.core._torch_dispatch import OpOverload, schema_of
 from ftrain.core._torch_passes import CustomGraphPass
 from ftrain.core._torch_tensors import storage_id
-from ftrain.core.compile._products import FasterProducts, InlineProducts
+from ftrain.core.compile._products import LoopSmallProducts, OneDNNProducts
 
 __all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
 
@@ -22,8 +22,8 @@ copy_ = torch.ops.aten.copy_.default
 
 def passes(donates: bool) -> dict[str, Any]:
     """Return inductor's settings for a graph; `donates` is True if it writes to its inputs."""
-    first = _InTurn(MergeEqual(), InlineProducts())
-    last = _InTurn(FasterProducts(), *([ReadBeforeWrite()] if donates else []))
+    first = _InTurn(MergeEqual(), LoopSmallProducts())
+    last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []))
     return {
         "post_grad_custom_pre_pass": first,
         "post_grad_custom_post_pass": last,

@@ -20,7 +20,7 @@ from torch import fx
 from ftrain.core import _torch_inductor
 from ftrain.core._torch_passes import CustomGraphPass
 
-__all__ = ["FasterProducts", "InlineProducts"]
+__all__ = ["LoopSmallProducts", "OneDNNProducts"]
 
 aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ _INLINE_AT_MOST = 8192
 _ONEDNN_FROM = 2_000_000
 
 
-class InlineProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     """Pass that makes tiny matrix products loops of the kernels around them: a call takes 3 µs.
 
     A step of three 16-wide layers on 8 rows has eight of 2,048 multiplications each.
@@ -42,10 +42,10 @@ class InlineProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
     def uuid(self) -> Any:
         """Inductor's cache key for this pass."""
-        return "ftrain.InlineProducts.1"
+        return "ftrain.LoopSmallProducts.1"
 
 
-class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     """Pass that runs large float32 matrix products by oneDNN.
 
     oneDNN reads its first factor by rows and first copies one that lies by columns, as in the gradient
@@ -62,7 +62,7 @@ class FasterProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
     def uuid(self) -> Any:
         """Inductor's cache key for this pass."""
-        return "ftrain.FasterProducts.1"
+        return "ftrain.OneDNNProducts.1"
 
 
 def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:

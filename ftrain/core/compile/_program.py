@@ -13,7 +13,7 @@ from ftrain.core import _torch, tree
 from ftrain.core.compile._call import AUTOCAST, Call
 from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
-from ftrain.core.compile._reader import build_reader
+from ftrain.core.compile._reader import compile_reader
 from ftrain.core.compile._trace import TENSOR, Traced
 from ftrain.core.random._keyed_operators import OpaqueOperators, has_opaque
 
@@ -34,7 +34,7 @@ class Program:
             for name, leaf in zip(call.names, call.leaves, strict=True)
             if isinstance(leaf, torch.Tensor)
         ] + [f"a captured {describe(tensor)}" for tensor in traced.captured]
-        self.read = build_reader(call.args, call.kwargs)
+        self.read = compile_reader(call.args, call.kwargs)
         self._guard = _guard(tensors)
         self.captured = Captured(traced.captured)
         self.n_donated = traced.n_donated

@@ -17,12 +17,12 @@ import torch
 
 from ftrain.core import tree
 
-__all__ = ["build_reader"]
+__all__ = ["compile_reader"]
 
 Reader = Callable[[tuple[Any, ...], dict[str, Any]], "list[torch.Tensor] | None"]
 
 
-def build_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
+def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
     """Build the reader of arguments with the structure of these.
 
     It returns the tensors in the order of `tree.flatten((args, kwargs))`, or `None` if a container

@@ -20,7 +20,7 @@ from ftrain.core.compile._errors import current_line, describe
 from ftrain.core.compile._rnn import KINDS, recurrent_layer
 from ftrain.core.compile._untraceable import Calls
 from ftrain.core.errors import ImpureFunctionError
-from ftrain.core.random._keyed_reach import RUN_THE_GRAPH, opened
+from ftrain.core.random._keyed_reach import RUN_THE_GRAPH, without_dispatch
 
 __all__ = ["Rewrites"]
 
@@ -54,10 +54,10 @@ class Rewrites(TorchFunctionMode):
         # These call functions of the user, for which the mode must stay on.
         if isinstance(func, HigherOrderOperator):
             with self:
-                return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
+                return without_dispatch(HigherOrderOperator.__call__)(func, *args, **kwargs)
         if func in RUN_THE_GRAPH:
             with self:
-                return opened(func)(*args, **kwargs)
+                return without_dispatch(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
 

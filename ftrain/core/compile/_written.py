@@ -19,13 +19,13 @@ import torch
 
 from ftrain.core._torch_dispatch import OpOverload, schema_of
 
-__all__ = ["had_written"]
+__all__ = ["may_have_written"]
 
 _HARMLESS = ("empty_strided", "assert_", "args.clear", "get_raw_stream", "reinterpret_tensor")
 _PARAMETERS = re.compile(r"\ndef \w+\(([^)]*)\)")
 
 
-def had_written(error: BaseException) -> bool:
+def may_have_written(error: BaseException) -> bool:
     """Return True if arguments may have been written to before this was raised."""
     trace = error.__traceback__
     while trace is not None:

@@ -84,7 +84,7 @@ def _von_mises_kernel(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_rejection.wide(tensor.device))
+    return tensor.to(_rejection.compute_dtype(tensor.device))
 
 
 # Operators. The first argument of a vmap rule's function is the size of the mapped dimension.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch import inside_vmap
-from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["DRAWS", "Handler", "exponential", "integers"]
 
@@ -67,7 +67,7 @@ def _float_type(dtype: torch.dtype | None) -> torch.dtype:
 
 
 def rand(
-    stream: Stream,
+    stream: KeyStream,
     *size: Any,
     dtype: torch.dtype | None = None,
     device: Any = None,
@@ -79,7 +79,7 @@ def rand(
 
 
 def randn(
-    stream: Stream,
+    stream: KeyStream,
     *size: Any,
     dtype: torch.dtype | None = None,
     device: Any = None,
@@ -91,7 +91,7 @@ def randn(
 
 
 def randint(
-    stream: Stream,
+    stream: KeyStream,
     *args: Any,
     dtype: torch.dtype | None = None,
     device: Any = None,
@@ -108,7 +108,7 @@ def randint(
 
 
 def randperm(
-    stream: Stream,
+    stream: KeyStream,
     n: int,
     *,
     dtype: torch.dtype = torch.int64,
@@ -120,7 +120,7 @@ def randperm(
 
 
 def rand_like(
-    stream: Stream,
+    stream: KeyStream,
     input: Tensor,
     *,
     dtype: torch.dtype | None = None,
@@ -133,7 +133,7 @@ def rand_like(
 
 
 def randn_like(
-    stream: Stream,
+    stream: KeyStream,
     input: Tensor,
     *,
     dtype: torch.dtype | None = None,
@@ -146,7 +146,7 @@ def randn_like(
 
 
 def randint_like(
-    stream: Stream,
+    stream: KeyStream,
     input: Tensor,
     *args: Any,
     dtype: torch.dtype | None = None,
@@ -163,7 +163,7 @@ def randint_like(
 
 
 def normal(
-    stream: Stream,
+    stream: KeyStream,
     mean: Tensor | Number = 0.0,
     std: Tensor | Number = 1.0,
     size: Sequence[int] | None = None,
@@ -188,7 +188,7 @@ def normal(
 
 
 def bernoulli(
-    stream: Stream, input: Tensor, p: float | None = None, *, generator: None = None, **form: Any
+    stream: KeyStream, input: Tensor, p: float | None = None, *, generator: None = None, **form: Any
 ) -> Tensor:
     if p is not None:
         return _deliver(stream.bernoulli(p, input.shape, input.device).to(input.dtype), **form)
@@ -198,7 +198,7 @@ def bernoulli(
 
 
 def multinomial(
-    stream: Stream,
+    stream: KeyStream,
     input: Tensor,
     num_samples: int,
     replacement: bool = False,
@@ -238,7 +238,7 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
     its own noise, where torch would refuse to write batched values into unbatched memory.
     """
 
-    def allocated(stream: Stream, *args: Any, **kwargs: Any) -> Tensor:
+    def allocated(stream: KeyStream, *args: Any, **kwargs: Any) -> Tensor:
         value = allocate(*args, **kwargs)
         if (
             not stream.batched
@@ -260,7 +260,7 @@ def exponential(unit: Tensor) -> Tensor:
 
 
 def integers(
-    stream: Stream,
+    stream: KeyStream,
     shape: Sequence[int],
     low: int,
     high: int,

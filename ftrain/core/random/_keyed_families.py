@@ -17,34 +17,34 @@ from ftrain.core._torch_dispatch import DRAWS
 from ftrain.core._torch_distributions import dirichlet_sampler, von_mises_sampler
 from ftrain.core.random import _families
 from ftrain.core.random._keyed_draws import Handler
-from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["FAMILIES"]
 
 
-def standard_gamma(stream: Stream, self: Tensor, generator: None = None) -> Tensor:
+def standard_gamma(stream: KeyStream, self: Tensor, generator: None = None) -> Tensor:
     """Gamma(self, 1), differentiable by its parameter."""
     return _sampled(stream, _families.gamma, "_standard_gamma", self)
 
 
-def sample_dirichlet(stream: Stream, self: Tensor, generator: None = None) -> Tensor:
+def sample_dirichlet(stream: KeyStream, self: Tensor, generator: None = None) -> Tensor:
     """Dirichlet(self) over the last dimension; differentiable, which torch's own is not."""
     return _sampled(stream, _families.dirichlet, "_sample_dirichlet", self)
 
 
-def poisson(stream: Stream, input: Tensor, generator: None = None) -> Tensor:
+def poisson(stream: KeyStream, input: Tensor, generator: None = None) -> Tensor:
     """Poisson(input)."""
     return _sampled(stream, _families.poisson, "poisson", input)
 
 
-def binomial(stream: Stream, count: Tensor, prob: Tensor, generator: None = None) -> Tensor:
+def binomial(stream: KeyStream, count: Tensor, prob: Tensor, generator: None = None) -> Tensor:
     """Binomial(count, prob), of count's shape and dtype."""
     probs = prob.to(count.dtype).expand(count.shape)
     return _sampled(stream, _families.binomial, "binomial", count, probs)
 
 
 def von_mises(
-    stream: Stream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
+    stream: KeyStream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
 ) -> Tensor:
     """Sample like the function below `torch.distributions.VonMises.sample`, in the shape of x."""
     kappa = concentration.expand(x.shape)
@@ -52,7 +52,7 @@ def von_mises(
     return (angle + math.pi + loc) % (2 * math.pi) - math.pi
 
 
-def _sampled(stream: Stream, family: Any, name: str, *params: Tensor) -> Tensor:
+def _sampled(stream: KeyStream, family: Any, name: str, *params: Tensor) -> Tensor:
     folds = stream.folds()
     for param in params:
         if not param.is_floating_point():

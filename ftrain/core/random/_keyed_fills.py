@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.random._keyed_draws import Handler, exponential, integers
-from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["FILLS"]
 
@@ -23,7 +23,7 @@ Number = float | int
 
 
 def uniform_(
-    stream: Stream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
+    stream: KeyStream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
 ) -> Tensor:
     # The bounds are called `from` and `to`: the first is a keyword in Python.
     low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
@@ -37,7 +37,12 @@ def uniform_(
 
 
 def normal_(
-    stream: Stream, self: Tensor, mean: Number = 0.0, std: Number = 1.0, *, generator: None = None
+    stream: KeyStream,
+    self: Tensor,
+    mean: Number = 0.0,
+    std: Number = 1.0,
+    *,
+    generator: None = None,
 ) -> Tensor:
     if self.is_complex():  # torch adds the mean to both parts
         normal_(stream, torch.view_as_real(self), mean, std * math.sqrt(0.5))
@@ -47,7 +52,7 @@ def normal_(
 
 
 def bernoulli_(
-    stream: Stream, self: Tensor, p: Tensor | float = 0.5, *, generator: None = None
+    stream: KeyStream, self: Tensor, p: Tensor | float = 0.5, *, generator: None = None
 ) -> Tensor:
     if isinstance(p, Tensor):
         wide = torch.promote_types(p.dtype, torch.float32)
@@ -56,7 +61,7 @@ def bernoulli_(
 
 
 def random_(
-    stream: Stream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
+    stream: KeyStream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
 ) -> Tensor:
     if len(args) == 1:  # random_(to)
         bounds["to"], args = args[0], ()
@@ -67,13 +72,13 @@ def random_(
 
 
 def exponential_(
-    stream: Stream, self: Tensor, lambd: Number = 1.0, *, generator: None = None
+    stream: KeyStream, self: Tensor, lambd: Number = 1.0, *, generator: None = None
 ) -> Tensor:
     unit = _unit(stream, self)
     return self.copy_(exponential(unit) / lambd)
 
 
-def geometric_(stream: Stream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
+def geometric_(stream: KeyStream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
     unit = _unit(stream, self)
     # Trials up to the first success, ceil(log(1 - u) / log(1 - p)): at least 1, for Exp(1) is not 0.
     trials = (exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
@@ -81,14 +86,19 @@ def geometric_(stream: Stream, self: Tensor, p: Number, *, generator: None = Non
 
 
 def log_normal_(
-    stream: Stream, self: Tensor, mean: Number = 1.0, std: Number = 2.0, *, generator: None = None
+    stream: KeyStream,
+    self: Tensor,
+    mean: Number = 1.0,
+    std: Number = 2.0,
+    *,
+    generator: None = None,
 ) -> Tensor:
     wide = torch.promote_types(self.dtype, torch.float32)
     return self.copy_((stream.normal(self.shape, wide, self.device) * std + mean).exp())
 
 
 def cauchy_(
-    stream: Stream,
+    stream: KeyStream,
     self: Tensor,
     median: Number = 0.0,
     sigma: Number = 1.0,
@@ -99,7 +109,7 @@ def cauchy_(
     return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)
 
 
-def _unit(stream: Stream, like: Tensor) -> Tensor:
+def _unit(stream: KeyStream, like: Tensor) -> Tensor:
     """U[0, 1) for a fill of `like`, in at least float32: a transform of 8 bits would have 256 values."""
     wide = torch.promote_types(like.dtype, torch.float32)
     return stream.uniform(like.shape, wide, like.device)
@@ -129,7 +139,7 @@ def _of_memory(fill: Handler) -> Handler:
     """Leave tensors on the meta device alone: torch's arithmetic there imports Dynamo, for seconds."""
 
     @functools.wraps(fill)
-    def filled(stream: Stream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def filled(stream: KeyStream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.is_meta:
             stream.folds()
             return self

@@ -25,7 +25,7 @@ from ftrain.core import _torch
 from ftrain.core.random import _generators
 from ftrain.core.random._find_draw import find_draw
 from ftrain.core.random._keyed_operators import here
-from ftrain.core.random._keyed_sites import Running, Stream
+from ftrain.core.random._keyed_sites import KeyStream, Running
 from ftrain.core.random._own_generators import reachable
 from ftrain.core.random._refusal import unkeyed_draw
 from ftrain.core.random._watch import failed, require_line
@@ -125,7 +125,7 @@ def _watched(run: Callable[[], T], plan: Plan) -> T:
 
 
 @contextlib.contextmanager
-def _seeded(stream: Stream, plan: Plan) -> Iterator[None]:
+def _seeded(stream: KeyStream, plan: Plan) -> Iterator[None]:
     """Seed the plan's generators from the stream's key; restore them at the end."""
     if not plan.seeded:
         yield
@@ -144,7 +144,7 @@ def _seeded(stream: Stream, plan: Plan) -> Iterator[None]:
             _generators.restore(before, tuple(plan.seeded))
 
 
-class _Initial(Stream):
+class _Initial(KeyStream):
     """Counter of initialisations: calls of `torch.nn.init`, and draws outside of these."""
 
     def __init__(self, key: Tensor) -> None:

@@ -16,7 +16,7 @@ from ftrain.core._torch import inside_vmap, recurrent_kernels
 from ftrain.core._torch_dispatch import is_batched_tensor
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import Handler
-from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["LAYERS"]
 
@@ -24,28 +24,28 @@ __all__ = ["LAYERS"]
 _ALPHA = 1.7580993408473766
 
 
-def dropout(stream: Stream, input: Tensor, p: float, train: bool | None) -> Tensor:
+def dropout(stream: KeyStream, input: Tensor, p: float, train: bool | None) -> Tensor:
     """Compute mask · input / (1 - p), mask ~ Bernoulli(1 - p), of the input's shape."""
     return _dropped(stream, input, p, bool(train), input.shape)
 
 
-def feature_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
+def feature_dropout(stream: KeyStream, input: Tensor, p: float, train: bool) -> Tensor:
     """Compute dropout of whole channels: one draw for each of the first two dimensions."""
     return _dropped(stream, input, p, train, _channels(input))
 
 
-def alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
+def alpha_dropout(stream: KeyStream, input: Tensor, p: float, train: bool) -> Tensor:
     """Compute dropout to SELU's saturation, keeping mean 0 and variance 1 (Klambauer et al. 2017)."""
     return _alpha_dropped(stream, input, p, train, input.shape)
 
 
-def feature_alpha_dropout(stream: Stream, input: Tensor, p: float, train: bool) -> Tensor:
+def feature_alpha_dropout(stream: KeyStream, input: Tensor, p: float, train: bool) -> Tensor:
     """Compute alpha dropout of whole channels."""
     return _alpha_dropped(stream, input, p, train, _channels(input))
 
 
 def native_dropout(
-    stream: Stream, input: Tensor, p: float, train: bool | None
+    stream: KeyStream, input: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
     """Compute `torch.native_dropout`: the output, and the mask."""
     if train is False or p == 0:
@@ -55,7 +55,7 @@ def native_dropout(
 
 
 def rrelu(
-    stream: Stream,
+    stream: KeyStream,
     input: Tensor,
     lower: float = 1 / 8,
     upper: float = 1 / 3,
@@ -71,7 +71,7 @@ def rrelu(
 
 
 def scaled_dot_product_attention(
-    stream: Stream,
+    stream: KeyStream,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -118,7 +118,7 @@ def recurrent(name: str) -> Handler:
     """Compute `_VF.lstm`, `gru`, `rnn_tanh` or `rnn_relu`, one layer at a time, with dropout between."""
     kernel, decomposed = getattr(torch, name), getattr(torch.ops.aten, name).input.decompose
 
-    def layers(stream: Stream, input: Tensor, second: Any, *rest: Any) -> Any:
+    def layers(stream: KeyStream, input: Tensor, second: Any, *rest: Any) -> Any:
         # (input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first) or,
         # packed, (data, batch_sizes, hx, weights, bias, num_layers, dropout, training, bidirectional).
         if isinstance(second, Tensor) and second.dtype == torch.int64:
@@ -164,7 +164,9 @@ def _channels(input: Tensor) -> list[int]:
     return [*input.shape[:2], *[1] * (input.dim() - 2)]
 
 
-def _dropped(stream: Stream, input: Tensor, p: float, train: bool, shape: Sequence[int]) -> Tensor:
+def _dropped(
+    stream: KeyStream, input: Tensor, p: float, train: bool, shape: Sequence[int]
+) -> Tensor:
     if not train or p == 0:
         return input
     if p == 1:
@@ -175,7 +177,7 @@ def _dropped(stream: Stream, input: Tensor, p: float, train: bool, shape: Sequen
 
 
 def _alpha_dropped(
-    stream: Stream, input: Tensor, p: float, train: bool, shape: Sequence[int]
+    stream: KeyStream, input: Tensor, p: float, train: bool, shape: Sequence[int]
 ) -> Tensor:
     if not train or p == 0:
         return input
@@ -187,7 +189,7 @@ def _alpha_dropped(
 
 
 def _in_place(layer: Handler) -> Handler:
-    def write(stream: Stream, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def write(stream: KeyStream, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = layer(stream, input, *args, **kwargs)
         if output is input:
             return input

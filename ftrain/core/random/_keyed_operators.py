@@ -40,8 +40,13 @@ from ftrain.core.random import _generators
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
-from ftrain.core.random._keyed_reach import draws_nothing, is_seeded, opened, takes_generator
-from ftrain.core.random._keyed_sites import Stream
+from ftrain.core.random._keyed_reach import (
+    draws_nothing,
+    is_seeded,
+    takes_generator,
+    without_dispatch,
+)
+from ftrain.core.random._keyed_sites import KeyStream
 from ftrain.core.random._refusal import refusal
 
 __all__ = ["KeyedOperators", "OpaqueOperators", "Thread", "has_opaque", "here"]
@@ -93,7 +98,7 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         """Return True: Dynamo, which torch's loops and branches call, compiles under such modes."""
         return True
 
-    def __init__(self, stream: Stream | None) -> None:
+    def __init__(self, stream: KeyStream | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.stream = stream
         # Below the dispatcher torch does not report an active vmap: one is active if it was when the
@@ -182,7 +187,7 @@ def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> An
     run = func
     if isinstance(func, HigherOrderOperator):
         # Past function modes: in a backward pass, they stand here, and have seen it already.
-        run = functools.partial(opened(HigherOrderOperator.__call__), func)
+        run = functools.partial(without_dispatch(HigherOrderOperator.__call__), func)
     first = before = _generators.read(_generators.accelerator())
     names = {*_generators.NAMES}
     for _ in range(attempts):
@@ -217,7 +222,9 @@ def _named(handlers: dict[Any, Handler]) -> dict[str, Handler]:
 def _functional(fill: Handler) -> Handler:
     """Return a handler like `uniform(x, from, to)` from one like `uniform_`: it fills new memory."""
 
-    def drawn(stream: Stream, input: Tensor, *args: Any, out: Any = None, **kwargs: Any) -> Tensor:
+    def drawn(
+        stream: KeyStream, input: Tensor, *args: Any, out: Any = None, **kwargs: Any
+    ) -> Tensor:
         result: Tensor = fill(stream, torch.empty_like(input), *args, **kwargs)
         return result if out is None else out.resize_(result.shape).copy_(result)
 
@@ -225,7 +232,7 @@ def _functional(fill: Handler) -> Handler:
 
 
 def _rrelu(
-    stream: Stream,
+    stream: KeyStream,
     input: Tensor,
     noise: Tensor,
     lower: float = 1 / 8,
@@ -240,13 +247,13 @@ def _rrelu(
     return input * slope, slope
 
 
-def _rrelu_with_noise(stream: Stream, input: Tensor, noise: Tensor, *args: Any) -> Tensor:
+def _rrelu_with_noise(stream: KeyStream, input: Tensor, noise: Tensor, *args: Any) -> Tensor:
     output, slope = _rrelu(stream, input, noise, *args)
     noise.copy_(slope)
     return output
 
 
-def _rrelu_with_noise_(stream: Stream, input: Tensor, noise: Tensor, *args: Any) -> Tensor:
+def _rrelu_with_noise_(stream: KeyStream, input: Tensor, noise: Tensor, *args: Any) -> Tensor:
     return input.copy_(_rrelu_with_noise(stream, input, noise, *args))
 
 

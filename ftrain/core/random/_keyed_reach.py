@@ -24,9 +24,9 @@ __all__ = [
     "draws_nothing",
     "is_random",
     "is_seeded",
-    "opened",
     "takes_generator",
     "unkeyed",
+    "without_dispatch",
 ]
 
 
@@ -177,7 +177,7 @@ def draws_inside(func: types.FunctionType) -> bool:
 
 
 @functools.lru_cache(maxsize=512)
-def opened(func: types.FunctionType) -> types.FunctionType:
+def without_dispatch(func: types.FunctionType) -> types.FunctionType:
     """Return a copy of one of torch's functions that runs its body without dispatch to the mode."""
     return _copy(func, {})
 

@@ -29,7 +29,7 @@ from ftrain.core._torch_tensors import MODULE_CALL
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import keys, sample
 
-__all__ = ["Scope", "Stream"]
+__all__ = ["KeyStream", "Scope"]
 
 _APPLY = nn.Module.apply.__code__
 
@@ -78,7 +78,7 @@ class _Counts:
 Scope = Callable[[int | Tensor], contextlib.AbstractContextManager[None]]
 
 
-class Stream:
+class KeyStream:
     """State of one `keyed` context: its key, and the number of draws at each site.
 
     Args:
@@ -89,7 +89,7 @@ class Stream:
         enter: the context in which torch draws from a stream; set by `keyed_by`.
     """
 
-    enter: Callable[[Stream], contextlib.AbstractContextManager[Any]]
+    enter: Callable[[KeyStream], contextlib.AbstractContextManager[Any]]
 
     def __init__(self, key: Tensor, root: nn.Module | None = None) -> None:
         self._keys = {key.device: key}
@@ -203,9 +203,9 @@ class Stream:
 
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
-    def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> Stream:
+    def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
         """Return a stream for a backward pass; its sites are those inside of the modules `around`."""
-        stream = Stream(key, self._root)
+        stream = KeyStream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes
         return stream

@@ -32,7 +32,7 @@ _MOST_ROUNDS = 1000
 _SMALL = 10.0  # below this mean, Poisson and binomial draws add up probabilities
 
 
-def wide(device: torch.device) -> torch.dtype:
+def compute_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype that samplers compute in."""
     return torch.float32 if device.type == "mps" else torch.float64
 

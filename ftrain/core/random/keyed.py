@@ -29,9 +29,9 @@ from ftrain.core.random._keyed_reach import (
     RUN_THE_GRAPH,
     draws_inside,
     is_random,
-    opened,
+    without_dispatch,
 )
-from ftrain.core.random._keyed_sites import Scope, Stream
+from ftrain.core.random._keyed_sites import KeyStream, Scope
 from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS
 from ftrain.core.random._refusal import refusal
 from ftrain.core.random._watched_block import watched_block
@@ -86,12 +86,12 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
     True
     """
     _check_single(key, "keyed")
-    with watched_block(), keyed_by(Stream(key, root)):
+    with watched_block(), keyed_by(KeyStream(key, root)):
         yield
 
 
 @contextlib.contextmanager
-def keyed_by(stream: Stream) -> Iterator[None]:
+def keyed_by(stream: KeyStream) -> Iterator[None]:
     """Draw from a stream inside."""
     stream.enter = keyed_by
     operators = KeyedOperators(stream) if here.operators else _NOTHING
@@ -127,7 +127,7 @@ def key_of(name: str) -> Tensor:
     return _stream("key_of").key_of(name)
 
 
-def _stream(function: str) -> Stream:
+def _stream(function: str) -> KeyStream:
     stream = innermost_stream()
     if stream is None:
         raise ValueError(
@@ -138,7 +138,7 @@ def _stream(function: str) -> Stream:
     return stream
 
 
-def innermost_stream() -> Stream | None:
+def innermost_stream() -> KeyStream | None:
     """Return the stream of the innermost `keyed` around the caller, or `None`."""
     for mode in reversed(_torch.function_modes()):
         if isinstance(mode, _Keyed):
@@ -148,7 +148,7 @@ def innermost_stream() -> Stream | None:
 
 @contextlib.contextmanager
 def scoped(kind: str) -> Iterator[Scope]:
-    """Separate the draws of a loop's iterations, or of branches; see `Stream.scope`.
+    """Separate the draws of a loop's iterations, or of branches; see `KeyStream.scope`.
 
     Without a surrounding `keyed` the yielded contexts do nothing.
     """
@@ -164,10 +164,10 @@ Action = Callable[["_Keyed", Callable[..., Any], tuple[Any, ...], dict[str, Any]
 
 
 class _Keyed(TorchFunctionMode):
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: KeyStream) -> None:
         super().__init__()
         self.stream = stream
-        self.opened: list[Callable[..., Any]] = []
+        self.without_dispatch: list[Callable[..., Any]] = []
 
     def __torch_function__(
         self,
@@ -218,22 +218,22 @@ def _draw(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
 
 def _enter(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
     with mode:
-        return opened(func)(*args, **kwargs)
+        return without_dispatch(func)(*args, **kwargs)
 
 
 def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
-    if func in mode.opened:
+    if func in mode.without_dispatch:
         return _by_operators(mode, func, args, kwargs)
-    mode.opened.append(func)
+    mode.without_dispatch.append(func)
     try:
         return _enter(mode, func, args, kwargs)
     finally:
-        mode.opened.pop()
+        mode.without_dispatch.pop()
 
 
 def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     with mode.stream.inside_operator(), mode:
-        return opened(HigherOrderOperator.__call__)(func, *args, **kwargs)
+        return without_dispatch(HigherOrderOperator.__call__)(func, *args, **kwargs)
 
 
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -30,13 +30,13 @@ from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["entry", "pull_back", "strangers_of"]
+__all__ = ["differentiate", "entry", "strangers_of"]
 
 Run = Callable[[Any], tuple[torch.Tensor, Any]]
 Checked = Callable[[list[torch.Tensor]], tuple[torch.Tensor, Any]]
 
 
-def pull_back(
+def differentiate(
     run: Run,
     x: Any,
     *,
