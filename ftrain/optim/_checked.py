@@ -9,7 +9,7 @@ from typing import Any
 from ftrain.core._words import a_or_an
 from ftrain.optim.protocol import GradientTransformation, Init, PyTree
 
-__all__ = ["checked", "needed", "other_options"]
+__all__ = ["checked", "other_options", "required_params"]
 
 
 def checked(
@@ -48,14 +48,14 @@ def checked(
             if not isinstance(value, tuple) or value:
                 raise other_options(name, f"a `{field}`, which these options do not use")
         if needs_params:
-            needed(who, params)
+            required_params(who, params)
         result: tuple[PyTree, PyTree] = update(grads, state, params, **extra)
         return result
 
     return GradientTransformation(init, with_checks)
 
 
-def needed(name: str, params: PyTree | None) -> PyTree:
+def required_params(name: str, params: PyTree | None) -> PyTree:
     """Return the parameters.
 
     Raises:

@@ -17,16 +17,16 @@ from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = [
     "above_one",
+    "at_least_zero",
+    "closed_fraction",
     "falling_power",
     "finite",
     "fraction",
     "function_needed",
-    "limit",
     "non_negative",
     "optimizer",
     "positive",
     "positive_int",
-    "share",
 ]
 
 
@@ -54,7 +54,7 @@ def fraction(name: str, value: Hyperparameter) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
-def share(name: str, value: Hyperparameter) -> None:
+def closed_fraction(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is in [0, 1]."""
     if _is_number(name, value) and not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
@@ -72,7 +72,7 @@ def falling_power(name: str, value: Hyperparameter) -> None:
         raise ValueError(f"{name} must be a finite number <= 0, got {value!r}. Write -0.8 for 0.8.")
 
 
-def limit(name: str, value: Hyperparameter) -> None:
+def at_least_zero(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a number >= 0; infinity means no limit."""
     if _is_number(name, value) and not value >= 0:
         raise ValueError(f"{name} must be a number >= 0, got {value!r}.")

@@ -14,14 +14,14 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.optimizer import like
-from ftrain.optim._checked import needed
+from ftrain.optim._checked import required_params
 from ftrain.optim._leaves import (
-    agreeing,
     compute_dtype,
     first_device,
     gradients,
+    matching_leaves,
     parameters,
-    placed,
+    scalars_by_device,
 )
 from ftrain.optim._rate import LearningRate, double, rate_at, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
@@ -83,12 +83,12 @@ def each_leaf(
     """
     named = [(f"state.{name}", values) for name, values in (memory or {}).items()]
     if named:
-        (*olds, gs), treedef = agreeing(*named, ("grads", grads), strict_dtype=False)
+        (*olds, gs), treedef = matching_leaves(*named, ("grads", grads), strict_dtype=False)
     else:
         olds, (gs, treedef) = [], gradients(grads)
     ps = gs
     if params is not None:
-        (ps, _), _ = agreeing(("params", params), ("grads", grads))
+        (ps, _), _ = matching_leaves(("params", params), ("grads", grads))
     place = _named(scalars, 0.0 if shrink is None else shrink)
     rows = []
     for index, (g, p, *old) in enumerate(zip(gs, ps, *olds, strict=True)):
@@ -108,8 +108,8 @@ def each_leaf(
 def _named(
     scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
-    """Return `placed` by name, one dict for each device and dtype."""
-    place = placed(*scalars.values(), shrink)
+    """Return `scalars_by_device` by name, one dict for each device and dtype."""
+    place = scalars_by_device(*scalars.values(), shrink)
 
     @functools.cache
     def named(
@@ -136,7 +136,7 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        params = None if name is None else needed(name, params)
+        params = None if name is None else required_params(name, params)
         (updates,) = each_leaf(
             rule, grads, params, None, mask=None, shrink=None, also=None, further=0, **scalars
         )

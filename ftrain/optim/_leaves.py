@@ -15,13 +15,13 @@ from ftrain.core._words import a_or_an
 from ftrain.optim.protocol import Hyperparameter, PyTree
 
 __all__ = [
-    "agreeing",
+    "add_scaled",
     "compute_dtype",
     "first_device",
+    "matching_leaves",
     "parameters",
-    "placed",
-    "plus",
-    "root",
+    "safe_sqrt",
+    "scalars_by_device",
     "within",
     "zeros_like",
 ]
@@ -49,7 +49,7 @@ def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
     )
 
 
-def agreeing(
+def matching_leaves(
     first: tuple[str, PyTree], *rest: tuple[str, PyTree], strict_dtype: bool = True
 ) -> tuple[tuple[list[torch.Tensor], ...], tree.TreeDef]:
     """Return the leaves of several trees, checked to have the structure, shapes and dtypes of the first.
@@ -97,7 +97,7 @@ def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
     return leaves[0].device if leaves else torch.device("cpu")
 
 
-def placed(
+def scalars_by_device(
     *scalars: Hyperparameter,
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
     """Return a function from device and dtype to the scalars there; each is converted once.
@@ -124,7 +124,7 @@ def placed(
     return place
 
 
-def plus(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tensor:
+def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tensor:
     """Return `x + factor y`, on the CPU in one rounding as in `torch.optim`."""
     if isinstance(factor, torch.Tensor):
         return torch.addcmul(x, y, factor)
@@ -137,12 +137,12 @@ def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
     return torch.clamp(x, -bound, bound)  # type: ignore[arg-type]
 
 
-def root(squares: torch.Tensor) -> torch.Tensor:
+def safe_sqrt(squares: torch.Tensor) -> torch.Tensor:
     """Return the square root, with derivative zero at zero, where that of `sqrt` is infinite.
 
     An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
     every hypergradient NaN. Values below the smallest normal number count as that number: beside an
-    `eps` of 1e-11 or more the result equals `sqrt` to the bit, and without one `0 / root(0)` is 0.
+    `eps` of 1e-11 or more the result equals `sqrt` to the bit, and without one `0 / safe_sqrt(0)` is 0.
     """
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 

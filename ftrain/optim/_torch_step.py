@@ -18,13 +18,13 @@ from ftrain.core import _torch
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import TraceError
 
-__all__ = ["Entries", "first_entries", "own_algorithm", "stepped"]
+__all__ = ["Entries", "first_entries", "own_algorithm", "step_once"]
 
 Entries = dict[str, Any]
 """State of an optimizer for one parameter, by the optimizer's own names."""
 
 
-def stepped(
+def step_once(
     make: type[torch.optim.Optimizer],
     options: Mapping[str, Any],
     rate: torch.Tensor,

@@ -10,7 +10,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
@@ -120,4 +120,4 @@ def _rule(
     m = torch.lerp(m, g, one_b1)
     error = g - m
     s = torch.addcmul(s * b2, error * one_b2, error) + eps_root
-    return m * step / (root(s / seen) + eps), m, s
+    return m * step / (safe_sqrt(s / seen) + eps), m, s

@@ -11,7 +11,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
@@ -94,4 +94,4 @@ def _rule(
 ) -> tuple[torch.Tensor, ...]:
     g, (v,) = leaf.grad, leaf.memory
     v = torch.addcmul(v, g, g)
-    return g * step / (root(v) + eps), v
+    return g * step / (safe_sqrt(v) + eps), v

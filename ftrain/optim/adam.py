@@ -15,7 +15,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
-from ftrain.optim._leaves import first_device, parameters, root, zeros_like
+from ftrain.optim._leaves import first_device, parameters, safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -293,6 +293,6 @@ def _rule(
     g, (m, v) = leaf.grad, leaf.memory
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
-    u = m * step / (root(v) / correction + eps)
+    u = m * step / (safe_sqrt(v) / correction + eps)
     # The decay of a bfloat16 parameter is rounded to its dtype, before the difference.
     return u - leaf.param * shrink_by if leaf.masked else u, m, v

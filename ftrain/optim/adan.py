@@ -10,7 +10,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -157,5 +157,5 @@ def _rule(
     m = torch.lerp(m, g, one_b1)
     d = torch.lerp(d, change, one_b2)
     v = torch.addcmul(v * b3, ahead * one_b3, ahead)
-    u = (m * of_mean + d * of_diff) / (root(v / seen + eps_root) + eps)
+    u = (m * of_mean + d * of_diff) / (safe_sqrt(v / seen + eps_root) + eps)
     return u, m, d, v, g.clone()

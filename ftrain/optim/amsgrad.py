@@ -10,7 +10,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -134,4 +134,4 @@ def _rule(
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     largest = torch.maximum(largest, v)
-    return m * step / (root(largest) / correction + eps), m, v, largest
+    return m * step / (safe_sqrt(largest) / correction + eps), m, v, largest

@@ -16,7 +16,13 @@ from ftrain.core import tree
 from ftrain.core.optimizer import apply_updates, like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import compute_dtype, first_device, parameters, placed, plus
+from ftrain.optim._leaves import (
+    add_scaled,
+    compute_dtype,
+    first_device,
+    parameters,
+    scalars_by_device,
+)
 from ftrain.optim._rate import double, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -106,11 +112,11 @@ def ema(
         if warmup:
             t = state.updates_averaged.to(torch.float64)
             kept = torch.minimum((1 + t) / (10 + t), double(decay, t.device))
-        place = placed(1 - kept)
+        place = scalars_by_device(1 - kept)
 
         def moved(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
             (share,) = place(a.device, a.dtype)
-            return like(plus(a, p.to(a.dtype) - a, share), a)
+            return like(add_scaled(a, p.to(a.dtype) - a, share), a)
 
         average = tree.map(moved, state.ema, apply_updates(params, updates))
         return updates, EmaState(state.updates_averaged + 1, average, new)
@@ -171,7 +177,7 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
         averaged = state.averaged + takes
         share = torch.where(takes, 1 / averaged.to(torch.float64).clamp(min=1), 0.0)
         share = torch.where(seen <= start, 1.0, share)
-        place = placed(share)
+        place = scalars_by_device(share)
 
         def moved(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
             (share_here,) = place(a.device, a.dtype)  # exact at 0 and at 1, as lerp is

@@ -11,7 +11,7 @@ from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.optim import _checks
 from ftrain.optim._leaf_loop import Leaf, stateless
-from ftrain.optim._leaves import compute_dtype, gradients, placed, within
+from ftrain.optim._leaves import compute_dtype, gradients, scalars_by_device, within
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["adaptive_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
@@ -52,7 +52,7 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
             return grads, state
         # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
         norm = global_norm(grads)
-        place = placed(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        place = scalars_by_device(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
 
         def clipped(g: torch.Tensor) -> torch.Tensor:
             (factor,) = place(g.device, torch.promote_types(g.dtype, torch.float32))

@@ -12,7 +12,7 @@ import torch
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, each_leaf
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim.normalize import signs
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -81,7 +81,7 @@ def scale_by_rms(
     ) -> tuple[torch.Tensor, ...]:
         (v,) = leaf.memory
         new = torch.addcmul(v * decay, leaf.grad * one_decay, leaf.grad)
-        return leaf.grad / (root(new) + eps), new
+        return leaf.grad / (safe_sqrt(new) + eps), new
 
     def init(params: PyTree) -> ScaleByRmsState:
         return ScaleByRmsState(zeros_like(params))

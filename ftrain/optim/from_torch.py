@@ -12,10 +12,10 @@ from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
+from ftrain.optim._leaves import compute_dtype, first_device, matching_leaves, parameters
 from ftrain.optim._parts import Masked
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
-from ftrain.optim._torch_step import Entries, first_entries, own_algorithm, stepped
+from ftrain.optim._torch_step import Entries, first_entries, own_algorithm, step_once
 from ftrain.optim.protocol import Count, GradientTransformation, PyTree
 
 __all__ = ["FromTorchState", "from_torch"]
@@ -97,7 +97,7 @@ def from_torch(
                 f"`from_torch({optimizer.__name__})` reads the parameters and got none: call "
                 "`update(grads, state, params)`."
             )
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (ps, gs), treedef = matching_leaves(("params", params), ("grads", grads))
         now = at(state.count)
         new_state = FromTorchState(state.count + 1, now.float(), state.entries)
         if not ps:
@@ -112,7 +112,7 @@ def from_torch(
             if _shapes(entry) != kinds[kind]:
                 path = tree.paths(params)[index] or "the root"
                 raise _other_state(optimizer, path, _shapes(entry), kinds[kind])
-        new, entries = stepped(
+        new, entries = step_once(
             optimizer,
             options,
             now,

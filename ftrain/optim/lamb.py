@@ -10,7 +10,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim._trust import trust_ratio
 from ftrain.optim.masks import Mask, mask_leaves, matrices
@@ -130,7 +130,7 @@ def _rule(
     p = leaf.param.to(g.dtype)
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
-    d = m / seen1 / (root(v / seen2) + eps)
+    d = m / seen1 / (safe_sqrt(v / seen2) + eps)
     if not leaf.masked:
         return d * step, m, v
     d = d + p * weight_decay

@@ -17,7 +17,7 @@ from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked, other_options
-from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters
+from ftrain.optim._leaves import compute_dtype, first_device, matching_leaves, parameters
 from ftrain.optim._line_search import strong_wolfe
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.protocol import Count, GradientTransformation, PyTree
@@ -220,7 +220,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         if len(state.weights) != memory_size:
             pairs = f"{len(state.weights)} pairs where {memory_size} belong"
             raise other_options("lbfgs", pairs)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (ps, gs), treedef = matching_leaves(("params", params), ("grads", grads))
         p, g = _vector(ps), _vector(gs)
         s, y = p - state.params, g - state.grads
         curvature = s @ y

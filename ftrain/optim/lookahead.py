@@ -10,7 +10,13 @@ from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import agreeing, compute_dtype, first_device, parameters, placed
+from ftrain.optim._leaves import (
+    compute_dtype,
+    first_device,
+    matching_leaves,
+    parameters,
+    scalars_by_device,
+)
 from ftrain.optim._rate import zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -70,7 +76,7 @@ def lookahead(
     """
     _checks.optimizer("lookahead", inner)
     _checks.positive_int("k", k)
-    _checks.share("alpha", alpha)
+    _checks.closed_fraction("alpha", alpha)
     returns = isinstance(alpha, torch.Tensor) or alpha < 1
 
     def init(params: PyTree) -> LookaheadState:
@@ -82,12 +88,12 @@ def lookahead(
         grads: PyTree, state: LookaheadState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, LookaheadState]:
         updates, new = inner.update(grads, state.inner, params, **extra)
-        (slows, ps, us), treedef = agreeing(
+        (slows, ps, us), treedef = matching_leaves(
             ("state.slow", state.slow), ("params", params), ("updates", updates), strict_dtype=False
         )
         steps = state.fast_steps + 1
         meets = steps == k
-        place = placed(1 - alpha)
+        place = scalars_by_device(1 - alpha)
         moves, followed = [], []
         for s, p, u in zip(slows, ps, us, strict=True):
             (back,) = place(s.device, s.dtype)

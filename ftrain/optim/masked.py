@@ -12,7 +12,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
-from ftrain.optim._leaves import agreeing, gradients
+from ftrain.optim._leaves import gradients, matching_leaves
 from ftrain.optim._parts import narrowed, part, unchanged
 from ftrain.optim.masks import Mask, mask_leaves
 from ftrain.optim.protocol import GradientTransformation, PyTree
@@ -111,7 +111,7 @@ def _on_part(
     ) -> tuple[PyTree, PyTree]:
         keep = kept(grads if params is None else params)
         if params is not None:
-            agreeing(("params", params), ("grads", grads))
+            matching_leaves(("params", params), ("grads", grads))
         given = None if params is None else part(params, keep)
         updates, state = inner.update(
             part(grads, keep), state, given, **narrowed(extra, params, keep)

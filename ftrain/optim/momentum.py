@@ -10,7 +10,7 @@ from ftrain.core import tree
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import agreeing, placed, plus, zeros_like
+from ftrain.optim._leaves import add_scaled, matching_leaves, scalars_by_device, zeros_like
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
 __all__ = ["TraceState", "accumulated", "trace"]
@@ -63,8 +63,8 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
         grads: PyTree, state: TraceState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, TraceState]:
         if params is not None:
-            agreeing(("params", params), ("grads", grads))
-        (sums, gs), treedef = agreeing(
+            matching_leaves(("params", params), ("grads", grads))
+        (sums, gs), treedef = matching_leaves(
             ("state.momentum", state.momentum), ("grads", grads), strict_dtype=False
         )
         updates, sums = accumulated(gs, sums, decay, 1.0, nesterov)
@@ -81,12 +81,12 @@ def accumulated(
     nesterov: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the directions and the new sums, `m = decay m + weight g` for each leaf."""
-    place = placed(decay, weight)
+    place = scalars_by_device(decay, weight)
     directions, new_sums = [], []
     for grad, m in zip(grads, sums, strict=True):
         decay_here, weight_here = place(m.device, m.dtype)
         g = grad.to(m.dtype)
-        new = plus(m * decay_here, g, weight_here)
-        directions.append(plus(g, new, decay_here) if nesterov else new)
+        new = add_scaled(m * decay_here, g, weight_here)
+        directions.append(add_scaled(g, new, decay_here) if nesterov else new)
         new_sums.append(like(new, m))
     return directions, new_sums

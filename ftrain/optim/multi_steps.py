@@ -12,7 +12,7 @@ from ftrain.core.cond import apply_if
 from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import agreeing, first_device, parameters, placed
+from ftrain.optim._leaves import first_device, matching_leaves, parameters, scalars_by_device
 from ftrain.optim._parts import unchanged
 from ftrain.optim._rate import double, zero_count
 from ftrain.optim.protocol import GradientTransformation, PyTree
@@ -98,8 +98,8 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         **extra: Any,
     ) -> tuple[PyTree, MultiStepsState]:
         if params is not None:
-            agreeing(("params", params), ("grads", grads))
-        (totals, gs), treedef = agreeing(
+            matching_leaves(("params", params), ("grads", grads))
+        (totals, gs), treedef = matching_leaves(
             ("state.total", state.total), ("grads", grads), strict_dtype=False
         )
         if isinstance(weight, torch.Tensor) and weight.ndim:
@@ -111,7 +111,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         share = double(1.0 if weight is None else weight, device)
         gathered = state.weight + share
         losses = state.loss if loss is None else state.loss + share * double(loss, device)
-        place = placed(share)
+        place = scalars_by_device(share)
         sums = [
             t + (g.to(t.dtype) if weight is None else g.to(t.dtype) * place(t.device, t.dtype)[0])
             for t, g in zip(totals, gs, strict=True)
@@ -122,7 +122,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
 
         def step(value: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             whole = torch.where(gathered == 0, 1.0, gathered)
-            divide = placed(whole)
+            divide = scalars_by_device(whole)
             means = [t / divide(t.device, t.dtype)[0] for t in sums]
             if loss is not None:
                 rest["loss"] = (losses / whole).to(loss.dtype)

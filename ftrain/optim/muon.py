@@ -17,7 +17,7 @@ from ftrain.optim._leaves import (
     compute_dtype,
     first_device,
     parameters,
-    root,
+    safe_sqrt,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
@@ -226,7 +226,7 @@ def _adam_step(
     """Return Adam's step, to be subtracted, and the new moments."""
     m = torch.lerp(m, g, one_b1)
     new_v = like(torch.addcmul(v * b2, g * one_b2, g), v)
-    return m * adam_step / (root(new_v) / correction + adam_eps), m, new_v
+    return m * adam_step / (safe_sqrt(new_v) / correction + adam_eps), m, new_v
 
 
 def orthogonalize(

@@ -10,7 +10,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -149,4 +149,4 @@ def _rule(
     g, (m, v) = leaf.grad, leaf.memory
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
-    return (g * of_gradient + m * of_mean) / (root(v / seen) + eps), m, v
+    return (g * of_gradient + m * of_mean) / (safe_sqrt(v / seen) + eps), m, v

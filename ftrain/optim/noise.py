@@ -9,7 +9,14 @@ import torch
 from ftrain.core import random, tree
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed, plus
+from ftrain.optim._leaves import (
+    add_scaled,
+    compute_dtype,
+    first_device,
+    gradients,
+    parameters,
+    scalars_by_device,
+)
 from ftrain.optim._rate import double, zero_count
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
@@ -81,14 +88,14 @@ def add_noise(
         leaves, treedef = gradients(grads)
         count = state.count + 1
         variance = eta / count.to(torch.float64) ** double(gamma, count.device)
-        place = placed(variance.sqrt())
+        place = scalars_by_device(variance.sqrt())
         updates = []
         for index, g in enumerate(leaves):
             dtype = compute_dtype(g.dtype)
             (deviation,) = place(g.device, dtype)
             # Row 1 of a split of the key; row 0 is the next key.
             noise = random.normal(state.key.to(g.device), g.shape, dtype, folds=(1, index))
-            updates.append(plus(g.to(dtype), noise, deviation))
+            updates.append(add_scaled(g.to(dtype), noise, deviation))
         new = AddNoiseState(count, random.fold_in(state.key, 0))
         return tree.unflatten(treedef, updates), new
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
-from ftrain.optim._leaves import agreeing
+from ftrain.optim._leaves import matching_leaves
 from ftrain.optim._parts import narrowed, part
 from ftrain.optim.masks import Mask, mask_leaves, names
 from ftrain.optim.protocol import GradientTransformation, PyTree
@@ -96,7 +96,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
         grads: PyTree, state: dict[str, PyTree], params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, dict[str, PyTree]]:
         if params is not None:
-            agreeing(("params", params), ("grads", grads))
+            matching_leaves(("params", params), ("grads", grads))
         if not isinstance(state, dict) or state.keys() != groups.keys():
             raise ValueError(
                 f"a partition into {', '.join(groups)} has a dict of their states, got "

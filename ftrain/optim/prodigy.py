@@ -12,12 +12,12 @@ from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
 from ftrain.optim._leaves import (
+    add_scaled,
     compute_dtype,
     first_device,
     parameters,
-    placed,
-    plus,
-    root,
+    safe_sqrt,
+    scalars_by_device,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
@@ -169,7 +169,7 @@ def prodigy(
         numerator = state.numerator * decay_of_sums + d / d0 * step * come
         estimate = torch.where(size > 0, d_coef * numerator / size, 0.0)
         distance = torch.maximum(d, estimate)
-        place = placed(-step, distance * eps, step * weight_decay)
+        place = scalars_by_device(-step, distance * eps, step * weight_decay)
         decays = mask_leaves(mask, params)
         rows = zip(tree.leaves(mu), tree.leaves(nu), tree.leaves(params), decays, strict=True)
         updates = tree.unflatten(
@@ -202,7 +202,7 @@ def _advance(
     """Return `<g, p_0 - p>`; the new mean, squares and sum of gradients; the size of that sum."""
     g, (m, v, q) = leaf.grad, leaf.memory
     dg = g * distance
-    q = plus(q * b3, g, added)
+    q = add_scaled(q * b3, g, added)
     return (
         (g * (leaf.also - leaf.param.to(g.dtype))).sum(),
         torch.lerp(m, dg, one_b1),
@@ -222,7 +222,7 @@ def _step(
     shrink: Hyperparameter,
 ) -> torch.Tensor:
     """Return the update of one leaf; a loop of its own, because these trees were checked already."""
-    u = m * step / (root(v) + eps)
+    u = m * step / (safe_sqrt(v) + eps)
     return u - p.to(m.dtype) * shrink if decays else u
 
 

@@ -10,7 +10,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
@@ -108,7 +108,7 @@ def rmsprop(
             m = torch.lerp(others.pop(0), g, one_alpha)
             square = torch.addcmul(v, m, m, value=-1).clamp(min=0)
             kept.append(m)
-        direction = g / (root(square) + eps)
+        direction = g / (safe_sqrt(square) + eps)
         if remembers:
             direction = others.pop(0) * momentum + direction
             kept.append(direction)

@@ -11,8 +11,8 @@ from ftrain.core import tree
 from ftrain.core.norm import global_norm
 from ftrain.core.optimizer import apply_updates
 from ftrain.optim import _checks
-from ftrain.optim._checked import needed
-from ftrain.optim._leaves import agreeing, compute_dtype
+from ftrain.optim._checked import required_params
+from ftrain.optim._leaves import compute_dtype, matching_leaves
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 from ftrain.optim.scale import scaled
 
@@ -124,9 +124,9 @@ def _elsewhere(name: str, inner: GradientTransformation, climb: Climb) -> Gradie
         grad_fn: Callable[[PyTree], PyTree] | None = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        params = needed(name, params)
+        params = required_params(name, params)
         there = _checks.function_needed(name, "grad_fn", grad_fn)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        (ps, gs), treedef = matching_leaves(("params", params), ("grads", grads))
         worst = apply_updates(params, tree.unflatten(treedef, climb(gs, ps)))
         return inner.update(there(worst), state, params, grad_fn=grad_fn, **extra)
 

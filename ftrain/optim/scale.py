@@ -10,7 +10,13 @@ from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import compute_dtype, first_device, gradients, parameters, placed
+from ftrain.optim._leaves import (
+    compute_dtype,
+    first_device,
+    gradients,
+    parameters,
+    scalars_by_device,
+)
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree, Schedule
 
@@ -146,7 +152,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
 
 def scaled(leaves: list[torch.Tensor], factor: Hyperparameter) -> list[torch.Tensor]:
     """Return `factor g` for each leaf, in the dtypes of updates."""
-    place = placed(factor)
+    place = scalars_by_device(factor)
     out = []
     for g in leaves:
         dtype = compute_dtype(g.dtype)

@@ -21,12 +21,12 @@ from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
 from ftrain.optim._leaves import (
-    agreeing,
     compute_dtype,
     first_device,
+    matching_leaves,
     parameters,
-    placed,
-    root,
+    safe_sqrt,
+    scalars_by_device,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
@@ -206,8 +206,8 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
             "where there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
         )
     own = found[0]
-    (zs, ys), treedef = agreeing(("state.z", own.z), ("params", params), strict_dtype=False)
-    place = placed(own.b1)
+    (zs, ys), treedef = matching_leaves(("state.z", own.z), ("params", params), strict_dtype=False)
+    place = scalars_by_device(own.b1)
     out = []
     for z, y in zip(zs, ys, strict=True):
         (b1,) = place(z.device, z.dtype)
@@ -269,7 +269,7 @@ def _schedule_free(
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
         # y' - y, for x = z + (y - z) / b1, without that division.
         along = 1 - state.b1 * (1 - share)
-        agreeing(("params", params), ("grads", grads))
+        matching_leaves(("params", params), ("grads", grads))
         directions, nu = (grads, state.nu) if adam is None else _scaled(grads, state, *adam)
         updates, z = each_leaf(
             rule,
@@ -337,4 +337,4 @@ def _direction(
 ) -> tuple[torch.Tensor, ...]:
     g, (v,) = leaf.grad, leaf.memory
     v = torch.addcmul(v * b2, g * one_b2, g)
-    return g / (root(v) / correction + eps), v
+    return g / (safe_sqrt(v) / correction + eps), v

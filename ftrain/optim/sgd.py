@@ -10,7 +10,7 @@ from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
-from ftrain.optim._leaves import agreeing, first_device, gradients, parameters, zeros_like
+from ftrain.optim._leaves import first_device, gradients, matching_leaves, parameters, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, double, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.momentum import accumulated
@@ -91,7 +91,7 @@ def sgd(
     """
     check_learning_rate(learning_rate)
     _checks.fraction("momentum", momentum)
-    _checks.share("dampening", dampening)
+    _checks.closed_fraction("dampening", dampening)
     _checks.non_negative("weight_decay", weight_decay)
     remembers = isinstance(momentum, torch.Tensor) or momentum > 0
     dampens = isinstance(dampening, torch.Tensor) or dampening > 0
@@ -117,12 +117,14 @@ def sgd(
         rate = rate_at(learning_rate, state.count)
         leaves, treedef = gradients(grads)
         if params is not None:
-            (ps, leaves), _ = agreeing(("params", params), ("grads", grads))
+            (ps, leaves), _ = matching_leaves(("params", params), ("grads", grads))
         if decays:
             leaves = decayed(leaves, ps, weight_decay, mask_leaves(mask, params))
         sums = state.momentum
         if remembers:
-            (old, _), _ = agreeing(("state.momentum", sums), ("grads", grads), strict_dtype=False)
+            (old, _), _ = matching_leaves(
+                ("state.momentum", sums), ("grads", grads), strict_dtype=False
+            )
             weight: Hyperparameter = 1.0
             if dampens:
                 weight = torch.where(state.count == 0, 1, 1 - double(dampening, rate.device))

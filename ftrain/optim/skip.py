@@ -81,7 +81,7 @@ def skip_large_updates(
         ({'w': tensor([3., 4.])}, tensor(1))
     """
     _checks.optimizer("skip_large_updates", inner)
-    _checks.limit("max_norm", max_norm)
+    _checks.at_least_zero("max_norm", max_norm)
     return _skip("skip_large_updates", inner, lambda norm: norm.value <= max_norm)
 
 

@@ -17,7 +17,7 @@ from ftrain.optim._leaves import (
     compute_dtype,
     first_device,
     parameters,
-    root,
+    safe_sqrt,
     zeros_like,
 )
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
@@ -170,7 +170,7 @@ def soap(
             turned = _turned(g, *basis)
             m = torch.lerp(m, turned, one_b1)
             v = torch.addcmul(v * b2, turned * one_b2, turned)
-            u = _turned_back(m * step / (root(v) / correction + eps), *basis)
+            u = _turned_back(m * step / (safe_sqrt(v) / correction + eps), *basis)
             # After the step, so that the basis of a step does not depend on its own gradient.
             wide = g.flatten(1) if g.ndim > 1 else g
             if left is not None:

@@ -14,7 +14,14 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
-from ftrain.optim._leaves import agreeing, first_device, parameters, placed, within, zeros_like
+from ftrain.optim._leaves import (
+    first_device,
+    matching_leaves,
+    parameters,
+    scalars_by_device,
+    within,
+    zeros_like,
+)
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -143,7 +150,7 @@ def sophia(
         **extra: Any,
     ) -> tuple[PyTree, SophiaState]:
         value_fn = _checks.function_needed("sophia", "value_fn", value_fn)
-        (hs, _), _ = agreeing(
+        (hs, _), _ = matching_leaves(
             ("state.hessian", state.hessian), ("grads", grads), strict_dtype=False
         )
         rate = rate_at(learning_rate, state.count)
@@ -245,7 +252,7 @@ def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) ->
 
 
 def _mean(old: PyTree, new: PyTree, b2: Hyperparameter) -> PyTree:
-    place = placed(1 - b2)
+    place = scalars_by_device(1 - b2)
 
     def one(h: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
         (one_b2,) = place(h.device, h.dtype)

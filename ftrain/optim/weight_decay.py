@@ -8,8 +8,14 @@ import torch
 
 from ftrain.core import tree
 from ftrain.optim import _checks
-from ftrain.optim._checked import needed
-from ftrain.optim._leaves import agreeing, compute_dtype, parameters, placed, plus
+from ftrain.optim._checked import required_params
+from ftrain.optim._leaves import (
+    add_scaled,
+    compute_dtype,
+    matching_leaves,
+    parameters,
+    scalars_by_device,
+)
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -49,8 +55,8 @@ def add_decayed_weights(
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        params = needed("add_decayed_weights", params)
-        (ps, gs), treedef = agreeing(("params", params), ("grads", grads))
+        params = required_params("add_decayed_weights", params)
+        (ps, gs), treedef = matching_leaves(("params", params), ("grads", grads))
         return tree.unflatten(
             treedef, decayed(gs, ps, weight_decay, mask_leaves(mask, params))
         ), state
@@ -65,10 +71,10 @@ def decayed(
     mask: list[bool],
 ) -> list[torch.Tensor]:
     """Return `g + weight_decay p` where the mask is True, else `g`, in compute dtypes."""
-    place = placed(weight_decay)
+    place = scalars_by_device(weight_decay)
     out = []
     for g, p, decays in zip(grads, params, mask, strict=True):
         dtype = compute_dtype(p.dtype)
         (rate,) = place(p.device, dtype)
-        out.append(plus(g.to(dtype), p.to(dtype), rate) if decays else g.to(dtype))
+        out.append(add_scaled(g.to(dtype), p.to(dtype), rate) if decays else g.to(dtype))
     return out

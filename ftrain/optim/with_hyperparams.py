@@ -173,7 +173,7 @@ _CHECKS: dict[str, Callable[[str, Hyperparameter], None]] = {
     **dict.fromkeys(_POSITIVES.split(), _checks.positive),
     **dict.fromkeys(_NON_NEGATIVES.split(), _checks.non_negative),
     "beta2_decay": _checks.falling_power,
-    "dampening": _checks.share,
+    "dampening": _checks.closed_fraction,
     "eta_plus": _checks.above_one,
-    "max_norm": _checks.limit,
+    "max_norm": _checks.at_least_zero,
 }

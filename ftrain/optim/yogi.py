@@ -11,7 +11,7 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf, started
-from ftrain.optim._leaves import root, zeros_like
+from ftrain.optim._leaves import safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 
@@ -115,4 +115,4 @@ def _rule(
     m = torch.lerp(m, g, one_b1)
     square = g.square()
     v = v - (v - square).sign() * square * one_b2
-    return m * step / (root(v / seen) + eps), m, v
+    return m * step / (safe_sqrt(v / seen) + eps), m, v
