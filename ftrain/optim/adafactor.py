@@ -74,7 +74,7 @@ def adafactor(
         eps2: >= 0, the least size that a parameter is taken to have.
         d: > 0, where the root mean square of `x` is clipped.
         weight_decay: >= 0, multiplied by the rate.
-        mask: what decays: a tree of bools or a function from parameters to one.
+        mask: what decays: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `AdafactorState`. `update` needs `params`.

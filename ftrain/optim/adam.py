@@ -79,8 +79,8 @@ def adamw(
         b2: decay of the squares, in [0, 1).
         eps: >= 0, added outside the root, after the correction of `v`.
         weight_decay: >= 0, multiplied by the rate.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as torch and optax do.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as torch and optax do.
 
     Returns:
         A transformation with an `AdamState`. `update` needs `params`.

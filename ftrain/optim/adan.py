@@ -73,7 +73,7 @@ def adan(
         eps: >= 0, added outside the root.
         eps_root: >= 0, added under it.
         weight_decay: >= 0, multiplied by the rate.
-        mask: what decays: a tree of bools or a function from parameters to one.
+        mask: what decays: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `AdanState`. `update` needs `params` for weight decay only.

@@ -64,7 +64,7 @@ def amsgrad(
         eps: >= 0, added outside the root, after the correction.
         weight_decay: >= 0, decoupled: multiplied by the rate. For an L2 penalty write
             `chain(add_decayed_weights(...), amsgrad(...))`.
-        mask: what decays: a tree of bools or a function from parameters to one.
+        mask: what decays: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `AMSGradState`. `update` needs `params` for weight decay only.

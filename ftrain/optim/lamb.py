@@ -59,8 +59,8 @@ def lamb(
         b2: decay of the squares, in [0, 1).
         eps: >= 0, added outside the root, after the correction of `v`.
         weight_decay: >= 0, multiplied by rate and ratio.
-        mask: a tree of bools or a function from parameters to one: the parameters to adapt and decay.
-            Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
+        mask: a tree of bools, a function of the parameters, or None for all: the parameters to adapt and
+            decay. Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
             optax does.
 
     Returns:

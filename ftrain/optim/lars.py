@@ -63,8 +63,8 @@ def lars(
         trust_coefficient: > 0, how large a part of a layer one step may change.
         eps: >= 0, added to the norm of `d`.
         nesterov: whether to look ahead.
-        mask: a tree of bools or a function from parameters to one: the parameters to adapt and decay.
-            Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
+        mask: a tree of bools, a function of the parameters, or None for all: the parameters to adapt and
+            decay. Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
             optax does.
 
     Returns:

@@ -55,8 +55,8 @@ def lion(
         b1: weight of the memory in the direction, in [0, 1).
         b2: decay of the memory, in [0, 1).
         weight_decay: >= 0, multiplied by the rate.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
     Returns:
         A transformation with a `LionState`. `update` needs `params`.

@@ -60,7 +60,8 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
         A transformation with the state of `inner` for the parameters that move.
 
     Raises:
-        ValueError: the mask's structure is not that of the parameters, or the pattern is in no name.
+        ValueError: the mask's structure is not that of the parameters, or the pattern is in no name, or
+            it is None, which would keep them all.
 
     Example:
         >>> from ftrain import optim
@@ -71,6 +72,11 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
         {'backbone.w': tensor([1.]), 'head.w': tensor([0.9000])}
     """
     _checks.optimizer("freeze", inner)
+    if mask is None:
+        raise ValueError(
+            "freeze: expected a mask of the parameters to keep, got None, which is every parameter. "
+            "Write optim.set_to_zero() for an optimizer that moves none."
+        )
     return _on_part(
         inner, lambda params: [not frozen for frozen in mask_leaves(mask, params)], unchanged
     )

@@ -18,9 +18,9 @@ from ftrain.optim.protocol import PyTree
 
 __all__ = ["Mask", "everything", "mask_leaves", "matching", "matrices", "names"]
 
-Mask: TypeAlias = str | re.Pattern[str] | PyTree | Callable[[PyTree], PyTree]
+Mask: TypeAlias = str | re.Pattern[str] | PyTree | Callable[[PyTree], PyTree] | None
 """A regular expression (compiled or not), searched for in each parameter's name (`"bias$"`); a tree of
-bools of the parameters' structure; or a function from parameters to one."""
+bools of the parameters' structure; a function from parameters to one; or None: every parameter."""
 
 
 def matrices(params: PyTree) -> PyTree:
@@ -91,6 +91,8 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
         ValueError: the mask's structure is not that of `params`; a pattern that no name contains.
         TypeError: an entry is not a bool.
     """
+    if mask is None:
+        return [True] * len(tree.leaves(params))
     if isinstance(mask, (str, re.Pattern)):
         return list(_found(mask, tree.structure(params)))
     bools = mask(params) if callable(mask) else mask
@@ -116,7 +118,9 @@ def _found(pattern: str | re.Pattern[str], treedef: tree.TreeDef) -> tuple[bool,
     try:
         found = tuple(re.search(pattern, name) is not None for name in names(treedef))
     except re.error as error:
-        raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(
+            f"the pattern {pattern!r} is not a regular expression: {error}."
+        ) from error
     if found and not any(found):
         listed = ", ".join(names(treedef)[:5]) + (", ..." if len(found) > 5 else "")
         raise ValueError(

@@ -66,7 +66,7 @@ def nadam(
         momentum_decay: >= 0, how fast the momentum rises from `b1 / 2`; None for constant `b1`.
         weight_decay: >= 0, decoupled: multiplied by the rate. For torch's L2 penalty write
             `chain(add_decayed_weights(...), nadam(...))`.
-        mask: what decays: a tree of bools or a function from parameters to one.
+        mask: what decays: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `NAdamState`. `update` needs `params` for weight decay only.

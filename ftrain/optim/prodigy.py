@@ -88,8 +88,8 @@ def prodigy(
         d_coef: a factor of the estimate, > 0.
         weight_decay: >= 0, decoupled.
         safeguard_warmup: leave the rate out of `q` (`s` becomes `d`), for long warmups.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
     Returns:
         A transformation with a `ProdigyState`. `update` needs `params`.

@@ -64,7 +64,7 @@ def radam(
         eps: >= 0, added outside the root, before the correction of `v`.
         weight_decay: >= 0, decoupled: multiplied by the rate. For torch's L2 penalty write
             `chain(add_decayed_weights(...), radam(...))`.
-        mask: what decays: a tree of bools or a function from parameters to one.
+        mask: what decays: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `RAdamState`. `update` needs `params` for weight decay only.

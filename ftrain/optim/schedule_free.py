@@ -94,8 +94,8 @@ def schedule_free_adamw(
         eps: >= 0, added outside the root, after the correction of `v`.
         weight_decay: >= 0, multiplied by the rate, of `y`.
         weight_lr_power: how much less the points of a warmup count in the average.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
     Returns:
         A transformation with a `ScheduleFreeState`. `update` needs `params`.
@@ -148,7 +148,7 @@ def schedule_free_sgd(
         b1: in (0, 1). Takes the place of momentum.
         weight_decay: >= 0, an L2 penalty at `y`.
         weight_lr_power: how much less the points of a warmup count in the average.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`.
 
     Returns:
         A transformation with a `ScheduleFreeState`. `update` needs `params`.

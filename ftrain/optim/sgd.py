@@ -63,8 +63,8 @@ def sgd(
         nesterov: whether to look ahead; needs momentum, and no dampening.
         dampening: in [0, 1]. `1 - dampening` is the weight of each gradient in the sum.
         weight_decay: >= 0.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as torch does.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as torch does.
 
     Returns:
         A transformation with an `SGDState`. `update` needs `params` for weight decay only.

@@ -93,8 +93,8 @@ def soap(
         precondition_frequency: updates between two refreshments of the eigenvectors, >= 1. In a compiled
             step the others do not pay for it; under `torch.vmap` all do.
         max_precondition_dim: a side longer than this keeps its own basis (a vocabulary, for instance).
-        mask: which parameters decay; a tree of bools or a function from parameters to one. Default:
-            `optim.matrices`, no decay on vectors and scalars.
+        mask: which parameters decay; a tree of bools, a function of the parameters, or None for all.
+            Default: `optim.matrices`, no decay on vectors and scalars.
 
     Returns:
         A transformation with a `SOAPState`. `update` needs `params`.

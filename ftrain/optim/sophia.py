@@ -87,8 +87,8 @@ def sophia(
         update_interval: updates between two estimates, >= 1.
         weight_decay: >= 0, multiplied by the rate.
         key: of the estimates' signs; a seed, or a key (int32, `(2,)`).
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as optax does.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
     Returns:
         A transformation with a `SophiaState`. `update` needs `params` and `value_fn`, a function

@@ -32,8 +32,8 @@ def add_decayed_weights(
 
     Args:
         weight_decay: a finite number >= 0.
-        mask: a tree of bools or a function from parameters to one. Default: `optim.matrices`, no
-            decay on vectors and scalars; `optim.everything` decays all, as torch and optax do.
+        mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
+            no decay on vectors and scalars; `optim.everything` decays all, as torch and optax do.
 
     Raises:
         ValueError: the mask's structure is not that of the parameters; or `update` is called

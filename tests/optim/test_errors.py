@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 
@@ -237,6 +238,16 @@ def test_masks(build):
         build(lambda params: True).init(PARAMS)
     with pytest.raises(TypeError, match=r"mask at \['layers'\]\[0\]\['b'\] is int 0; it must be"):
         build({"layers": [{"w": True, "b": 0}]}).init(PARAMS)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "soap", "schedule_free_adamw"])
+def test_a_mask_that_is_none_decays_every_parameter(name):
+    build = functools.partial(getattr(optim, name), 0.1, weight_decay=0.1)
+    updates = [
+        optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+        for optimizer in (build(mask=None), build(mask=optim.everything))
+    ]
+    assert tree.digest(updates[0]) == tree.digest(updates[1])
 
 
 def test_states_of_another_chain():

@@ -53,6 +53,11 @@ def test_arguments(build, error, message):
         build()
 
 
+def test_freeze_refuses_a_mask_that_is_none():
+    with pytest.raises(ValueError, match="freeze: expected a mask .* got None"):
+        optim.freeze(SGD, None)
+
+
 def test_masks_that_do_not_fit():
     for wrap in (optim.masked, optim.freeze, lambda o, m: optim.partition({"g": (m, o)})):
         with pytest.raises(ValueError, match=r"at \['layers'\]\[0\]: \['b'\] is missing"):
@@ -64,7 +69,7 @@ def test_masks_that_do_not_fit():
         with pytest.raises(TypeError, match=r"mask at \['layers'\]\[0\]\['b'\] is int 1"):
             wrap(SGD, {"layers": [{"w": True, "b": 1}]}).init(PARAMS)
     with pytest.raises(
-        ValueError, match=r"the pattern '\[' is no regular expression: unterminated"
+        ValueError, match=r"the pattern '\[' is not a regular expression: unterminated"
     ):
         optim.masked(SGD, "[").init(PARAMS)
 
