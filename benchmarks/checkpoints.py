@@ -150,7 +150,7 @@ def _waits(
     """Seconds that each call takes, and the median of the pages it touched first."""
     with (
         checkpoint.Store(base / "copied", keep_last=1, asynchronous=True) as copying,
-        checkpoint.Store(base / "held", keep_last=1, asynchronous=True, donates=False) as holding,
+        checkpoint.Store(base / "held", keep_last=1, asynchronous=True, copy=False) as holding,
     ):
         steps = iter(range(10**6))
         calls = {

@@ -27,10 +27,10 @@ from ftrain.checkpoint.errors import (
 )
 from ftrain.checkpoint.load import load, verify
 from ftrain.checkpoint.locks import Lock
-from ftrain.checkpoint.manifest import FileRecord, Leaf, Manifest
+from ftrain.checkpoint.manifest import FileRecord, LeafRecord, Manifest
 from ftrain.checkpoint.restore import Report, restore
 from ftrain.checkpoint.save import save
-from ftrain.checkpoint.state_dicts import export_state_dict, import_state_dict
+from ftrain.checkpoint.state_dicts import read_state_dict, write_state_dict
 from ftrain.checkpoint.store import Store
 
 __all__ = [
@@ -46,16 +46,16 @@ __all__ = [
     "CorruptCheckpointWarning",
     "DeterminismWarning",
     "FileRecord",
-    "Leaf",
+    "LeafRecord",
     "Lock",
     "Manifest",
     "Report",
     "Store",
     "compile_cache",
-    "export_state_dict",
-    "import_state_dict",
     "load",
+    "read_state_dict",
     "restore",
     "save",
     "verify",
+    "write_state_dict",
 ]

@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex
 import torch
 
 from ftrain.checkpoint import _determinism, _json, _structure, _tensors
-from ftrain.checkpoint.manifest import Leaf, Manifest
+from ftrain.checkpoint.manifest import LeafRecord, Manifest
 from ftrain.core import tree
 
 __all__ = ["Collected", "Draft", "collect", "draft", "step_number"]
@@ -107,13 +107,13 @@ def draft(collected: Collected) -> Draft:
     paths = tree.paths(state)
     if len(set(paths)) != len(paths):
         raise ValueError("two leaves of the state have one path: two keys of a dict look the same")
-    described: list[Leaf] = []
-    first: dict[Any, Leaf] = {}
+    described: list[LeafRecord] = []
+    first: dict[Any, LeafRecord] = {}
     files: dict[str, dict[str, torch.Tensor]] = {}
     for path, (tensor, file) in zip(paths, _spread(collected.leaves), strict=True):
         memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         original = first.get(memory) if tensor.numel() else None
-        leaf = Leaf(
+        leaf = LeafRecord(
             path=path,
             dtype=str(_tensors.name_of(tensor.dtype)),
             shape=tuple(tensor.shape),

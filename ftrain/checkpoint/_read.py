@@ -19,17 +19,24 @@ from ftrain.checkpoint.errors import (
     CheckpointNotFoundError,
     CheckpointReadError,
 )
-from ftrain.checkpoint.manifest import MANIFEST, MOST_MANIFEST, SUMS, FileRecord, Leaf, Manifest
+from ftrain.checkpoint.manifest import (
+    MANIFEST,
+    MOST_MANIFEST,
+    SUMS,
+    FileRecord,
+    LeafRecord,
+    Manifest,
+)
 
-__all__ = ["Opened", "opened", "read_body", "read_header"]
+__all__ = ["OpenCheckpoint", "open_checkpoint", "read_body", "read_header"]
 
 _MOST_SUMS = 16 << 20
 
-Place = Callable[[Leaf], memoryview | None]
+Place = Callable[[LeafRecord], memoryview | None]
 Feed = Callable[[memoryview], object]
 
 
-class Opened:
+class OpenCheckpoint:
     """A checkpoint whose manifest is verified; its tensors are not yet."""
 
     def __init__(self, directory: int, path: str) -> None:
@@ -55,14 +62,14 @@ class Opened:
         Raises:
             CheckpointCorruptError: a byte differs from those written; discard all buffers.
         """
-        leaves: dict[str, dict[str, Leaf]] = {file.name: {} for file in self.manifest.files}
+        leaves: dict[str, dict[str, LeafRecord]] = {file.name: {} for file in self.manifest.files}
         for leaf in self.manifest.leaves:
             if leaf.alias is None:
                 leaves[leaf.file][leaf.path] = leaf
         for record in self.manifest.files:
             self._read_file(record, leaves[record.name], place)
 
-    def _read_file(self, record: FileRecord, leaves: dict[str, Leaf], place: Place) -> None:
+    def _read_file(self, record: FileRecord, leaves: dict[str, LeafRecord], place: Place) -> None:
         path = self._path(record.name)
         with self._open(record.name) as descriptor, Hashing() as hashing:
             size = _files.system.size(descriptor, path)
@@ -110,7 +117,7 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
+def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
     """Hold a checkpoint's directory open.
 
     Raises:
@@ -126,7 +133,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
     except OSError as error:
         raise CheckpointReadError("open the checkpoint", error, "Check who may read it.") from error
     try:
-        yield Opened(directory, path)
+        yield OpenCheckpoint(directory, path)
     except CheckpointCorruptError:
         if not _stands(directory, path):
             raise CheckpointNotFoundError(
@@ -147,7 +154,7 @@ def _stands(directory: int, path: str) -> bool:
         return True  # unknown: assume that it still exists
 
 
-def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Entry]:
+def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.TensorEntry]:
     """Return the tensors of an open safetensors file, in the order of their bytes, which follow."""
     size = _files.system.size(descriptor, path)
     first = _take(descriptor, 8, path)
@@ -161,7 +168,7 @@ def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Ent
 def read_body(
     descriptor: int,
     path: str,
-    targets: Iterable[tuple[_safetensors.Entry, memoryview | None]],
+    targets: Iterable[tuple[_safetensors.TensorEntry, memoryview | None]],
     feed: Feed,
 ) -> None:
     """Read the tensors in order, each into its buffer (`None`: discard)."""
@@ -195,7 +202,9 @@ class _Scratch:
         return memoryview(self._buffers[0])[:count]
 
 
-def _check_listed(entries: list[_safetensors.Entry], leaves: dict[str, Leaf], path: str) -> None:
+def _check_listed(
+    entries: list[_safetensors.TensorEntry], leaves: dict[str, LeafRecord], path: str
+) -> None:
     """Raise unless the header and the manifest agree."""
     for entry in entries:
         leaf = leaves.get(entry.name)

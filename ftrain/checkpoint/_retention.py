@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
-__all__ = ["Entry", "Policy"]
+__all__ = ["RetentionPolicy", "StoredStep"]
 
 Mode = Literal["min", "max"]
 
 
-class Entry(NamedTuple):
+class StoredStep(NamedTuple):
     """One checkpoint of a run.
 
     Attributes:
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class RetentionPolicy:
     """Rules of retention; see `Store`."""
 
     last: int | None
@@ -55,12 +55,12 @@ class Policy:
         if self.mode not in ("min", "max"):
             raise ValueError(f"mode: expected 'min' or 'max', got {self.mode!r}")
 
-    def kept(self, entries: Iterable[Entry]) -> set[int]:
+    def kept(self, entries: Iterable[StoredStep]) -> set[int]:
         """Return the steps to keep.
 
         Example:
-            >>> policy = Policy(2, 1, "loss", "min", None, None)
-            >>> sorted(policy.kept(Entry(step, {"loss": abs(step - 2)}, 0.0) for step in range(6)))
+            >>> policy = RetentionPolicy(2, 1, "loss", "min", None, None)
+            >>> sorted(policy.kept(StoredStep(step, {"loss": abs(step - 2)}, 0.0) for step in range(6)))
             [2, 4, 5]
         """
         entries = sorted(entries)
@@ -79,7 +79,7 @@ class Policy:
                     due = entry.seconds + 3600 * self.every_hours
         return kept
 
-    def ranked(self, entries: Iterable[Entry]) -> list[Entry]:
+    def ranked(self, entries: Iterable[StoredStep]) -> list[StoredStep]:
         """Return the entries that have the metric, the best first, then the earlier; no NaNs."""
         sign = 1.0 if self.mode == "min" else -1.0
         with_metric = [e for e in entries if not math.isnan(e.metrics.get(self.metric, math.nan))]

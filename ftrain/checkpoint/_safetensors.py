@@ -17,13 +17,13 @@ import torch
 from ftrain.checkpoint import _tensors
 from ftrain.checkpoint.errors import CheckpointCorruptError
 
-__all__ = ["Entry", "header", "header_length", "parse_header"]
+__all__ = ["TensorEntry", "header", "header_length", "parse_header"]
 
 _MOST_HEADER = 100_000_000  # the format's own bound
 _ALIGNMENT = 64
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor of a file: the position of its bytes, counted from the end of the header."""
 
     name: str
@@ -66,7 +66,7 @@ def header_length(first: bytes, size: int, path: str) -> int:
     return length
 
 
-def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
+def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
     """Return the tensors of a file in the order of their bytes.
 
     Raises:
@@ -107,7 +107,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[Entry]:
     return entries
 
 
-def _entry(name: str, given: Any) -> Entry | str:
+def _entry(name: str, given: Any) -> TensorEntry | str:
     """Return the entry, or raise an error that names the fault."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets"
@@ -121,4 +121,4 @@ def _entry(name: str, given: Any) -> Entry | str:
         return f"has the unknown dtype {ascii(dtype)[:40]}"
     if math.prod(shape) * known.itemsize != offsets[1] - offsets[0]:
         return f"is {dtype}{shape}, but has {offsets[1] - offsets[0]} bytes"
-    return Entry(name, dtype, shape, *offsets)
+    return TensorEntry(name, dtype, shape, *offsets)

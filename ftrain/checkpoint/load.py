@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from ftrain.checkpoint import _determinism, _structure, _tensors
-from ftrain.checkpoint._read import Opened, opened
+from ftrain.checkpoint._read import OpenCheckpoint, open_checkpoint
 from ftrain.checkpoint.errors import CheckpointMismatchError, DeterminismWarning
-from ftrain.checkpoint.manifest import Leaf, Manifest
+from ftrain.checkpoint.manifest import LeafRecord, Manifest
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 
@@ -67,7 +67,7 @@ def load(
         >>> load(path, like={"w": torch.zeros(3)})
         ({'w': tensor([0., 1., 2.])}, {'epoch': 3})
     """
-    with opened(path) as source:
+    with open_checkpoint(path) as source:
         _check_same_kind(source, like)
         _check_determinism(source, fingerprint, on_change)
         leaves = _read_leaves(source, tree.leaves(like))
@@ -83,12 +83,12 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
         CheckpointNotFoundError: the path does not exist.
         CheckpointReadError: a system call failed.
     """
-    with opened(path) as source:
+    with open_checkpoint(path) as source:
         source.read(lambda leaf: None)
         return source.manifest
 
 
-def read_dense(source: Opened, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, torch.Tensor]:
     """Return the tensors at these paths, row-major in fresh memory on the CPU; verify all others.
 
     Leaves that are one tensor are returned as one.
@@ -101,7 +101,7 @@ def read_dense(source: Opened, wanted: Collection[str]) -> dict[str, torch.Tenso
         if leaf.path in needed
     }
 
-    def place(leaf: Leaf) -> memoryview | None:
+    def place(leaf: LeafRecord) -> memoryview | None:
         target = dense.get(leaf.path)
         return None if target is None else _tensors.memory_of(target)
 
@@ -109,7 +109,7 @@ def read_dense(source: Opened, wanted: Collection[str]) -> dict[str, torch.Tenso
     return {path: dense[names[path]] for path in wanted}
 
 
-def _read_leaves(source: Opened, likes: list[torch.Tensor]) -> list[torch.Tensor]:
+def _read_leaves(source: OpenCheckpoint, likes: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return the tensors in order, in their saved layout, on the devices of these."""
     leaves = source.manifest.leaves
     dense = read_dense(source, [leaf.path for leaf in leaves])
@@ -126,7 +126,7 @@ def _read_leaves(source: Opened, likes: list[torch.Tensor]) -> list[torch.Tensor
     return found
 
 
-def _placed(dense: torch.Tensor, leaf: Leaf, device: torch.device) -> torch.Tensor:
+def _placed(dense: torch.Tensor, leaf: LeafRecord, device: torch.device) -> torch.Tensor:
     if dense.device == device and dense.stride() == leaf.strides:
         return dense
     laid_out = _tensors.empty(leaf.shape, leaf.strides, dense.dtype, device)
@@ -134,7 +134,7 @@ def _placed(dense: torch.Tensor, leaf: Leaf, device: torch.device) -> torch.Tens
     return laid_out
 
 
-def _check_same_kind(source: Opened, like: Any) -> None:
+def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
     """Raise on any difference before a tensor is allocated."""
     if inspect.isroutine(like):
         raise CheckpointMismatchError(
@@ -173,7 +173,7 @@ _REMEDY = (
 )
 
 
-def _leaf_difference(leaf: Leaf, like: Any) -> str | None:
+def _leaf_difference(leaf: LeafRecord, like: Any) -> str | None:
     if not isinstance(like, torch.Tensor):
         return f"`like` has {a_or_an(type(like).__name__)} here, not a tensor"
     saved, wanted = f"{leaf.dtype}{list(leaf.shape)}", f"{_name(like.dtype)}{list(like.shape)}"
@@ -189,7 +189,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _check_determinism(
-    source: Opened, fingerprint: Mapping[str, Any] | None, on_change: OnChange
+    source: OpenCheckpoint, fingerprint: Mapping[str, Any] | None, on_change: OnChange
 ) -> None:
     if on_change not in get_args(OnChange):
         raise ValueError(f"on_change: expected one of {get_args(OnChange)}, got {on_change!r}")

@@ -20,7 +20,7 @@ from ftrain.checkpoint import _json, _tensors
 from ftrain.checkpoint._determinism import PRNG
 from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointVersionError
 
-__all__ = ["FileRecord", "Leaf", "Manifest"]
+__all__ = ["FileRecord", "LeafRecord", "Manifest"]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -48,7 +48,7 @@ class FileRecord(NamedTuple):
     sha256: str
 
 
-class Leaf(NamedTuple):
+class LeafRecord(NamedTuple):
     """One tensor of the state.
 
     Attributes:
@@ -86,7 +86,7 @@ class Manifest:
         digest: the sha256 of the manifest; two checkpoints with one digest are equal.
     """
 
-    leaves: tuple[Leaf, ...]
+    leaves: tuple[LeafRecord, ...]
     files: tuple[FileRecord, ...]
     structure: Any
     metadata: Any
@@ -190,12 +190,12 @@ def _written_by(content: dict[str, Any]) -> str:
     return f" (it was {writer!a})." if isinstance(writer, str) else "."
 
 
-def _leaves(entries: Any, files: Any) -> tuple[Leaf, ...]:
+def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
     records = [_file(entry) for entry in _of(list, files)]
     room = {record.name: record.size for record in records}
     if len(room) != len(records):
         raise _MalformedError("a file appears twice")
-    found: dict[str, Leaf] = {}
+    found: dict[str, LeafRecord] = {}
     for entry in _of(list, entries):
         leaf = _leaf(entry)
         if leaf.path in found:
@@ -216,8 +216,8 @@ def _leaves(entries: Any, files: Any) -> tuple[Leaf, ...]:
     return tuple(found.values())
 
 
-def _leaf(entry: Any) -> Leaf:
-    if not isinstance(entry, dict) or not entry.keys() >= set(Leaf._fields):
+def _leaf(entry: Any) -> LeafRecord:
+    if not isinstance(entry, dict) or not entry.keys() >= set(LeafRecord._fields):
         raise _MalformedError("a leaf is not described")
     shape = tuple(_count(n) for n in _of(list, entry["shape"]))
     strides = tuple(_count(n) for n in _of(list, entry["strides"]))
@@ -226,7 +226,7 @@ def _leaf(entry: Any) -> Leaf:
         raise _MalformedError(f"the leaf {path!a} has an impossible shape")
     if alias is not None:
         _of(str, alias)
-    return Leaf(path, dtype, shape, strides, _of(str, entry["file"]), alias)
+    return LeafRecord(path, dtype, shape, strides, _of(str, entry["file"]), alias)
 
 
 def _file(entry: Any) -> FileRecord:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.checkpoint import _tensors
-from ftrain.checkpoint._read import opened
+from ftrain.checkpoint._read import open_checkpoint
 from ftrain.checkpoint.load import read_dense
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
@@ -85,7 +85,7 @@ def restore(
     converted. Every other leaf keeps the value of `like`, and the report names it.
 
     Args:
-        source: the directory of a checkpoint, or a tree of tensors such as `import_state_dict` gives.
+        source: the directory of a checkpoint, or a tree of tensors such as `read_state_dict` gives.
         like: the state, or a part of it, to start from.
         where: function from a leaf's path in `like` to its path in the source, or `None` to leave the
             leaf unchanged; default: the same path. Paths are as `tree.paths` writes them.
@@ -110,7 +110,7 @@ def restore(
     paths, likes = tree.paths(like), tree.leaves(like)
     asked = {path: path if where is None else where(path) for path in paths}
     if isinstance(source, (str, os.PathLike)):
-        with opened(source) as checkpoint:
+        with open_checkpoint(source) as checkpoint:
             described = {
                 leaf.path: torch.empty(
                     leaf.shape, dtype=_tensors.by_name(leaf.dtype), device="meta"

@@ -25,7 +25,7 @@ from ftrain.checkpoint.errors import (
 from ftrain.checkpoint.save import refusals, write_file
 from ftrain.core._words import a_or_an
 
-__all__ = ["export_state_dict", "import_state_dict"]
+__all__ = ["read_state_dict", "write_state_dict"]
 
 Format = Literal["safetensors", "torch"]
 
@@ -33,7 +33,7 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_INDEX = 256 << 20
 
 
-def export_state_dict(
+def write_state_dict(
     path: str | os.PathLike[str],
     tensors: Mapping[str, torch.Tensor],
     *,
@@ -55,8 +55,8 @@ def export_state_dict(
     Example:
         >>> import tempfile
         >>> path = tempfile.mkdtemp() + "/model.safetensors"
-        >>> export_state_dict(path, {"fc.weight": torch.ones(1, 2)})
-        >>> import_state_dict(path)
+        >>> write_state_dict(path, {"fc.weight": torch.ones(1, 2)})
+        >>> read_state_dict(path)
         {'fc.weight': tensor([[1., 1.]])}
     """
     if not isinstance(tensors, Mapping):
@@ -77,7 +77,7 @@ def export_state_dict(
             _files.system.sync_directory(directory)
 
 
-def import_state_dict(
+def read_state_dict(
     path: str | os.PathLike[str], *, format: Format = "safetensors"
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a file by name, on the CPU, in fresh memory.
@@ -140,7 +140,7 @@ def _import_file(path: str) -> dict[str, torch.Tensor]:
             raise
         raise CheckpointCorruptError(
             f"{path} was written by torch.save: it is a pickle, which can run code when it is read. If "
-            "you trust it, write import_state_dict(path, format='torch')."
+            "you trust it, write read_state_dict(path, format='torch')."
         ) from error
     finally:
         os.close(descriptor)

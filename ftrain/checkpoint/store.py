@@ -18,8 +18,8 @@ from ftrain.checkpoint._background import Background
 from ftrain.checkpoint._directories import discard, make_directories
 from ftrain.checkpoint._draft import Collected, Draft, collect, draft, step_number
 from ftrain.checkpoint._numbered import Identity, Numbered, identity, warn_corrupt
-from ftrain.checkpoint._read import opened
-from ftrain.checkpoint._retention import Entry, Mode, Policy
+from ftrain.checkpoint._read import open_checkpoint
+from ftrain.checkpoint._retention import Mode, RetentionPolicy, StoredStep
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -58,9 +58,8 @@ class Store:
         asynchronous: write in a thread: `save` returns when the state is copied. One save is in
             flight; its exception is raised by the next `save`, `wait` or `close`, or at the end of the
             process.
-        donates: True if the loop donates its states (`ftrain.compile(..., donate=True)`) or writes to
-            them, so that an asynchronous save must copy them first. False: states are immutable, and
-            `save` returns without a copy.
+        copy: True if an asynchronous save copies the state first, because the loop donates its states
+            (`ftrain.compile(..., donate=True)`) or writes to them. False: states are immutable.
         fingerprint: as for `checkpoint.save`; compared at loading.
 
     Raises:
@@ -90,7 +89,7 @@ class Store:
         keep_every_steps: int | None = None,
         keep_every_hours: float | None = None,
         asynchronous: bool = False,
-        donates: bool = True,
+        copy: bool = True,
         fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
         if not os.fspath(directory):
@@ -99,16 +98,16 @@ class Store:
             )
         self.directory = pathlib.Path(os.path.abspath(directory))
         _check_directory(self.directory)
-        self._policy = Policy(
+        self._policy = RetentionPolicy(
             keep_last, keep_best, metric, mode, keep_every_steps, keep_every_hours
         )
-        self._asynchronous, self._donates = asynchronous, donates
+        self._asynchronous, self._copy = asynchronous, copy
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()
         self._lock: Lock | None = None
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
-        self._entries: dict[int, tuple[Identity | None, Entry]] = {}
+        self._entries: dict[int, tuple[Identity | None, StoredStep]] = {}
         self._has_ranked = False  # or the user was warned
 
     def save(
@@ -149,7 +148,7 @@ class Store:
             if not self._asynchronous:
                 self._publish(content, step, replace)
             else:
-                if self._donates:
+                if self._copy:
                     content = content.copied()
                 self._background.start(lambda: self._publish(content, step, replace))
             return self._numbered.path(step)
@@ -327,17 +326,17 @@ class Store:
             with refusals(f"delete the old checkpoint of step {step} (the new one is safe)"):
                 _raise(discard(str(self._numbered.path(step))))
 
-    def _all_entries(self) -> list[Entry]:
+    def _all_entries(self) -> list[StoredStep]:
         """Return the entries to choose from; unreadable checkpoints are neither counted nor deleted."""
-        found: dict[int, tuple[Identity | None, Entry]] = {}
+        found: dict[int, tuple[Identity | None, StoredStep]] = {}
         for step in self.steps():
             path, known = self._numbered.standing(step), self._entries.get(step)
             with contextlib.suppress(CheckpointError, OSError):
                 there = identity(path)
                 if known is None or known[0] != there:
-                    with opened(str(path)) as source:
+                    with open_checkpoint(str(path)) as source:
                         seconds = _files.system.modified(os.path.join(path, SUMS))
-                        known = (there, Entry(step, source.manifest.metrics, seconds))
+                        known = (there, StoredStep(step, source.manifest.metrics, seconds))
                 found[step] = known
         self._entries = found  # may replace another thread's entries: outdated ones are read again
         return [entry for _, entry in found.values()]

@@ -181,7 +181,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
         metric=options.monitor,
         mode=options.mode,
         asynchronous=options.asynchronous,
-        donates=config.compile,
+        copy=config.compile,
     )
 
 

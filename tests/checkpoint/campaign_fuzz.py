@@ -151,7 +151,7 @@ def campaign(count: int, seed: int = 0) -> Result:
             lambda: checkpoint.load(path, like=like, on_change="ignore"),
             lambda: checkpoint.verify(path),
             lambda: checkpoint.restore(path, like=like),
-            lambda: checkpoint.import_state_dict(path / DATA),
+            lambda: checkpoint.read_state_dict(path / DATA),
         )
         for _ in range(count):
             mutant(path, manifest, file, dice)

@@ -282,7 +282,7 @@ def attack(path: Path) -> list[str]:
         "verify": lambda: checkpoint.verify(path),
         "load": lambda: checkpoint.load(path, like=like, on_change="ignore"),
         "restore": lambda: checkpoint.restore(path, like=like),
-        "import": lambda: checkpoint.import_state_dict(path / DATA),
+        "import": lambda: checkpoint.read_state_dict(path / DATA),
     }.items():
         start = time.process_time()  # a busy machine does not lengthen it
         try:

@@ -142,7 +142,7 @@ def finish(name: str, source: Path | None, workers: int, target: Path) -> None:
 def save_each(name: str, source: Path | None, workers: int, store: Path) -> None:
     """The same with a save after every step, beside the loop."""
     run = RUNS[name]()
-    with checkpoint.Store(store, keep_last=None, asynchronous=True, donates=run.donates) as saver:
+    with checkpoint.Store(store, keep_last=None, asynchronous=True, copy=run.donates) as saver:
         for done, state, metadata in run.go_on(source, workers):
             saver.save(state, step=done, metadata=metadata)
 

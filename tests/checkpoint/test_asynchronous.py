@@ -59,7 +59,7 @@ def test_an_immutable_state_is_its_own_snapshot(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "clone", None)
     gate = Gate()
     with _files.replaced(gate):
-        with checkpoint.Store(tmp_path, asynchronous=True, donates=False) as store:
+        with checkpoint.Store(tmp_path, asynchronous=True, copy=False) as store:
             monkeypatch.undo()
             state = train_state(1)
             store.save(state, step=1)
@@ -148,7 +148,7 @@ def test_what_the_caller_changes_after_the_call_is_not_saved(tmp_path):
     """The containers, that is: tensors only where they are donated."""
     gate, state, metadata = Gate(), {"w": torch.ones(2)}, {"at": [1]}
     with _files.replaced(gate):
-        with checkpoint.Store(tmp_path, asynchronous=True, donates=False) as store:
+        with checkpoint.Store(tmp_path, asynchronous=True, copy=False) as store:
             store.save(state, step=1, metadata=metadata)
             state["w"], state["b"] = torch.zeros(2), torch.zeros(1)
             metadata["at"].append(2)
@@ -178,7 +178,7 @@ def test_the_copy_is_let_go_when_it_is_written_and_the_thread_when_the_store_is(
     before = len(threads())
     state = {"w": torch.ones(3)}
     held = weakref.ref(state["w"])
-    with checkpoint.Store(tmp_path, asynchronous=True, donates=False) as store:
+    with checkpoint.Store(tmp_path, asynchronous=True, copy=False) as store:
         for step in (1, 2):
             store.save(state, step=step)
         assert store._background._job.done.wait(600)

@@ -159,16 +159,16 @@ def test_an_error_that_an_early_sync_is_told_of_alone(memory_path, monkeypatch):
 
 def test_an_export_leaves_nothing_behind(tmp_path):
     path = tmp_path / "model.safetensors"
-    checkpoint.export_state_dict(path, {"w": train_state(1).params["w"]})
+    checkpoint.write_state_dict(path, {"w": train_state(1).params["w"]})
     before = path.read_bytes()
-    checkpoint.export_state_dict(tmp_path / "new", {"w": train_state(2).params["w"]})
+    checkpoint.write_state_dict(tmp_path / "new", {"w": train_state(2).params["w"]})
     after = (tmp_path / "new").read_bytes()
     (tmp_path / "new").unlink()
     for k in range(100):
         failing = Failing(k, errno.ENOSPC)
         try:
             with _files.replaced(failing):
-                checkpoint.export_state_dict(path, {"w": train_state(2).params["w"]})
+                checkpoint.write_state_dict(path, {"w": train_state(2).params["w"]})
         except checkpoint.CheckpointWriteError as refused:
             found = refused.errno
             assert found == errno.ENOSPC

@@ -18,11 +18,11 @@ WEIGHTS = {"w": torch.ones(3)}
 
 
 def export(directory):
-    checkpoint.export_state_dict(directory / "model.safetensors", WEIGHTS)
+    checkpoint.write_state_dict(directory / "model.safetensors", WEIGHTS)
 
 
 def export_pickle(directory):
-    checkpoint.export_state_dict(directory / "model.pt", WEIGHTS, format="torch")
+    checkpoint.write_state_dict(directory / "model.pt", WEIGHTS, format="torch")
 
 
 def save(directory):
@@ -67,7 +67,7 @@ def test_what_others_call_by_such_a_name_stays(tmp_path, write):
 def test_names_as_long_as_the_system_allows(tmp_path, length):
     """The name went into that of the temporary directory, which was too long."""
     checkpoint.save(tmp_path / ("n" * length), WEIGHTS)
-    checkpoint.export_state_dict(tmp_path / ("é" * (length // 2)), WEIGHTS)
+    checkpoint.write_state_dict(tmp_path / ("é" * (length // 2)), WEIGHTS)
     with pytest.raises(checkpoint.CheckpointWriteError, match="Choose a shorter name"):
         checkpoint.save(tmp_path / ("n" * 256), WEIGHTS)
 

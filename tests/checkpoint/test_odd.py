@@ -121,7 +121,7 @@ def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(_safetensors, "_MOST_HEADER", 1000)
     with pytest.raises(ValueError, match="the names of 30 tensors make a header of"):
-        checkpoint.export_state_dict(tmp_path / "one", many)
+        checkpoint.write_state_dict(tmp_path / "one", many)
     assert not list(tmp_path.iterdir())
 
 
@@ -183,15 +183,15 @@ def test_keeping_one_for_every_so_many_hours_that_are_none(hours, tmp_path):
 
 def test_formats_of_state_dicts_that_there_are_not(tmp_path):
     for act in (
-        lambda: checkpoint.export_state_dict(tmp_path / "w", {}, format="pickle"),
-        lambda: checkpoint.import_state_dict(tmp_path / "w", format="pickle"),
+        lambda: checkpoint.write_state_dict(tmp_path / "w", {}, format="pickle"),
+        lambda: checkpoint.read_state_dict(tmp_path / "w", format="pickle"),
     ):
         with pytest.raises(ValueError, match="format: expected 'safetensors' or 'torch'"):
             act()
     with pytest.raises(
         checkpoint.CheckpointNotFoundError, match="it holds neither model.safetensors nor"
     ):
-        checkpoint.import_state_dict(tmp_path)
+        checkpoint.read_state_dict(tmp_path)
 
 
 @pytest.mark.parametrize("every", [0.5, 0, True])
@@ -233,9 +233,9 @@ def test_names_of_directories(name, tmp_path):
 
 def test_names_that_a_state_dict_cannot_have(tmp_path):
     with pytest.raises(ValueError, match="the format's own"):
-        checkpoint.export_state_dict(tmp_path / "w", {"__metadata__": torch.ones(1)})
+        checkpoint.write_state_dict(tmp_path / "w", {"__metadata__": torch.ones(1)})
     with pytest.raises(TypeError, match="module.state_dict"):
-        checkpoint.export_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+        checkpoint.write_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
 def test_an_interrupted_wait_can_be_waited_for_again(tmp_path, monkeypatch):

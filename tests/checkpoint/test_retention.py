@@ -28,8 +28,10 @@ from tests.checkpoint.states import filled, train_state
     hours=st.none() | st.floats(0.01, 10),
 )
 def test_the_policy(entries, last, best, mode, every, hours):
-    policy = _retention.Policy(last, best, "loss", mode, every, hours)
-    found = [_retention.Entry(step, {"loss": loss}, seconds) for step, loss, seconds in entries]
+    policy = _retention.RetentionPolicy(last, best, "loss", mode, every, hours)
+    found = [
+        _retention.StoredStep(step, {"loss": loss}, seconds) for step, loss, seconds in entries
+    ]
     kept = policy.kept(found)
     steps = sorted(step for step, _, _ in entries)
     assert set(steps[-last:]) <= kept <= set(steps)

@@ -246,7 +246,7 @@ def test_a_place_without_a_checkpoint(tmp_path):
 
 
 def test_no_code_can_come_from_a_file():
-    """The one `torch.load` is `import_state_dict`'s, when it is asked for."""
+    """The one `torch.load` is `read_state_dict`'s, when it is asked for."""
     loads = []
     for file in Path(checkpoint.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -33,11 +33,11 @@ NATIVE = [d for d in DTYPES if d not in (torch.complex32, torch.complex128, torc
 def test_safetensors_both_ways(memory_path_factory, weights):
     """The package reads what ftrain writes, and ftrain what the package writes."""
     ours, theirs = memory_path_factory(), memory_path_factory()
-    checkpoint.export_state_dict(ours, weights)
+    checkpoint.write_state_dict(ours, weights)
     safetensors.torch.save_file(weights, theirs)
     for found in (
-        checkpoint.import_state_dict(ours),
-        checkpoint.import_state_dict(theirs),
+        checkpoint.read_state_dict(ours),
+        checkpoint.read_state_dict(theirs),
         safetensors.torch.load_file(ours),
     ):
         assert found.keys() == weights.keys()
@@ -54,8 +54,8 @@ def module():
 def test_modules_take_them(tmp_path, format):
     one, two = module(), module()
     path = tmp_path / "model"
-    checkpoint.export_state_dict(path, one.state_dict(), format=format)
-    two.load_state_dict(checkpoint.import_state_dict(path, format=format))
+    checkpoint.write_state_dict(path, one.state_dict(), format=format)
+    two.load_state_dict(checkpoint.read_state_dict(path, format=format))
     for name, tensor in one.state_dict().items():
         assert bytes_of(two.state_dict()[name]) == bytes_of(tensor)
     if format == "torch":
@@ -64,8 +64,8 @@ def test_modules_take_them(tmp_path, format):
 
 def test_an_export_replaces(tmp_path):
     for value in (1.0, 2.0):
-        checkpoint.export_state_dict(tmp_path / "a" / "m", {"w": torch.tensor([value]).expand(3)})
-    assert checkpoint.import_state_dict(tmp_path / "a" / "m")["w"].tolist() == [2.0, 2.0, 2.0]
+        checkpoint.write_state_dict(tmp_path / "a" / "m", {"w": torch.tensor([value]).expand(3)})
+    assert checkpoint.read_state_dict(tmp_path / "a" / "m")["w"].tolist() == [2.0, 2.0, 2.0]
     assert os.listdir(tmp_path / "a") == ["m"]
 
 
@@ -91,7 +91,7 @@ def hub(directory, weights, parts):
 def test_the_hub(tmp_path, parts):
     weights = {f"bert.layer.{i}.weight": torch.full((2, 2), float(i)) for i in range(7)}
     hub(tmp_path / "model", weights, parts)
-    found = checkpoint.import_state_dict(tmp_path / "model")
+    found = checkpoint.read_state_dict(tmp_path / "model")
     assert {name: t.tolist() for name, t in found.items()} == {
         name: t.tolist() for name, t in weights.items()
     }
@@ -113,11 +113,11 @@ def test_a_damaged_hub(tmp_path):
     ]:
         index.write_text(json.dumps(content))
         with pytest.raises(checkpoint.CheckpointCorruptError, match=says):
-            checkpoint.import_state_dict(tmp_path / "model")
+            checkpoint.read_state_dict(tmp_path / "model")
     (tmp_path / "none").mkdir()
     for place in (tmp_path / "none", tmp_path / "nowhere"):
         with pytest.raises(checkpoint.CheckpointNotFoundError, match="no weights at"):
-            checkpoint.import_state_dict(place)
+            checkpoint.read_state_dict(place)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -126,8 +126,8 @@ def test_pickles_only_on_request(tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("new.pt", "old.pt"):
         with pytest.raises(checkpoint.CheckpointCorruptError, match="format='torch'"):
-            checkpoint.import_state_dict(tmp_path / name)
-        found = checkpoint.import_state_dict(tmp_path / name, format="torch")
+            checkpoint.read_state_dict(tmp_path / name)
+        found = checkpoint.read_state_dict(tmp_path / name, format="torch")
         assert found["w"].tolist() == [1.0]
 
     class Bomb:
@@ -138,11 +138,11 @@ def test_pickles_only_on_request(tmp_path):
     (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
     for name in ("bomb.pt", "bomb.pkl"):
         with pytest.raises(checkpoint.CheckpointCorruptError, match="no torch.save'd state dict"):
-            checkpoint.import_state_dict(tmp_path / name, format="torch")
+            checkpoint.read_state_dict(tmp_path / name, format="torch")
     assert not (tmp_path / "crater").exists()
     torch.save({"model": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "nested.pt")
     with pytest.raises(checkpoint.CheckpointCorruptError, match=r"dict with \['model', 'epoch'\]"):
-        checkpoint.import_state_dict(tmp_path / "nested.pt", format="torch")
+        checkpoint.read_state_dict(tmp_path / "nested.pt", format="torch")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_pickles_only_on_request(tmp_path):
 )
 def test_what_is_no_state_dict(tmp_path, weights, error, says):
     with pytest.raises(error, match=says):
-        checkpoint.export_state_dict(tmp_path / "m", weights)
+        checkpoint.write_state_dict(tmp_path / "m", weights)
     with pytest.raises(ValueError, match="format: expected"):
-        checkpoint.export_state_dict(tmp_path / "m", {"a": torch.ones(1)}, format="pickle")
+        checkpoint.write_state_dict(tmp_path / "m", {"a": torch.ones(1)}, format="pickle")
     assert os.listdir(tmp_path) == []

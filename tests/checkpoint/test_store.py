@@ -221,7 +221,7 @@ def test_a_replacement_that_does_not_verify_replaces_nothing(tmp_path):
 def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
     """Its files went one by one under the reader, who took it for damaged and an older one for good."""
     store = filled(tmp_path)
-    read = checkpoint._read.Opened.read
+    read = checkpoint._read.OpenCheckpoint.read
     times = []
 
     def replaced(self, place):
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
-        patch.setattr(checkpoint._read.Opened, "read", replaced)
+        patch.setattr(checkpoint._read.OpenCheckpoint, "read", replaced)
         found, metadata = checkpoint.Store(tmp_path).load(like=train_state(0), step=step)
     assert metadata == {"at": 9}
     assert_same_bits(found, train_state(9))
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
 def test_what_is_deleted_while_it_is_read_was_not_damaged(tmp_path, replace):
     """By its path: a store looks again, but who holds a path was told that its bytes were wrong."""
     store = filled(tmp_path, (3,), keep_last=1)
-    read = checkpoint._read.Opened.read
+    read = checkpoint._read.OpenCheckpoint.read
 
     def deleted(self, place):
         if replace:
@@ -252,7 +252,7 @@ def test_what_is_deleted_while_it_is_read_was_not_damaged(tmp_path, replace):
         return read(self, place)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint._read.Opened, "read", deleted)
+        patch.setattr(checkpoint._read.OpenCheckpoint, "read", deleted)
         for act in (checkpoint.verify, lambda path: checkpoint.load(path, train_state(0))):
             with pytest.raises(checkpoint.CheckpointNotFoundError, match="while it was read"):
                 act(tmp_path / "step-000000000003")
