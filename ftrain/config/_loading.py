@@ -138,7 +138,7 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
         except (TypeError, ValueError) as error:
             name = "batch_size" if training or not config.eval_batch_size else "eval_batch_size"
             key = name if "make no batch" in str(error) else "data"
-            says = str(error).partition(", or last=")[0]
+            says = str(error).partition(", or last_batch=")[0]
             raise ConfigError.at(key, config.places.of((key,)), says) from None
 
     trains = not evaluation or config.overfit_batches

@@ -299,7 +299,8 @@ def weighted(batch: Any, weight: Tensor) -> Any:
         return batch, weight
     if "weight" in batch:
         raise ValueError(
-            'last="pad" adds an entry "weight" to each batch, but the dataset has one already: rename it'
+            'last_batch="pad" adds an entry "weight" to each batch, but the dataset has one already: '
+            "rename it"
         )
     return tree.with_item(batch, "weight", weight)
 

@@ -33,7 +33,7 @@ from ftrain.data.samplers import Sampler, Sequential, Shuffled
 
 __all__ = ["Loader"]
 
-Last = Literal["drop", "keep", "pad"]
+LastBatch = Literal["drop", "keep", "pad"]
 
 #: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
 _AT_ONCE = 8192
@@ -54,12 +54,12 @@ class Loader:
         seed: the seed of order and augmentation: an integer of 64 bits.
         shuffle: True: another order in each epoch; False: the stored order.
         sampler: another order, such as `Weighted(...)`, instead of `shuffle`.
-        last: treatment of a last batch that is not full: `"drop"`, `"keep"`, or `"pad"` with rows of
-            weight zero, so that every batch has one shape; each batch then gets a float32 `(rows,)` of
-            weights, as its entry `"weight"` if it is a mapping, else as `(batch, weight)`. The rows that
-            fill it up repeat a sample: a loss leaves them out by their weight, but BatchNorm in training
-            takes its statistics over all rows, and a `Trainer` refuses such a model. Default: drop, but
-            keep all samples where neither shuffle nor sampler is used.
+        last_batch: treatment of a last batch that is not full: `"drop"`, `"keep"`, or `"pad"` with rows
+            of weight zero, so that every batch has one shape. With `"pad"`, each batch gets a float32
+            `(rows,)` of weights, as its entry `"weight"` if it is a mapping, else as `(batch, weight)`.
+            The padding repeats a sample: a loss leaves it out by its weight, but BatchNorm in training
+            takes its statistics over all rows, and a `Trainer` refuses such a model. Default: `"keep"`
+            with neither shuffle nor sampler, else `"drop"`.
         augment: `augment(sample, key) -> sample`; `key` is an `ftrain.random` key that (seed, epoch,
             position) decide. On in-memory data it is vmapped over the batch, else called for each
             sample, in the workers.
@@ -76,7 +76,7 @@ class Loader:
 
     Raises:
         TypeError: the dataset is unsupported, or can only be iterated over (use `Stream`).
-        ValueError: an option is out of range, or `last="drop"` leaves no full batch.
+        ValueError: an option is out of range, or `last_batch="drop"` leaves no full batch.
 
     Example:
         >>> loader = Loader({"x": torch.arange(10)}, batch_size=4, seed=0)
@@ -98,7 +98,7 @@ class Loader:
     seed: int = 0
     shuffle: bool = True
     sampler: Sampler | None = None
-    last: Last | None = None
+    last_batch: LastBatch | None = None
     augment: Augment | None = None
     collate: Collate | None = None
     workers: int = 0
@@ -109,7 +109,7 @@ class Loader:
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
     _fetch: Fetch = dataclasses.field(init=False, repr=False)
     _order: Sampler = dataclasses.field(init=False, repr=False)
-    _last: Last = dataclasses.field(init=False, repr=False)
+    _last_batch: LastBatch = dataclasses.field(init=False, repr=False)
     _of: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,21 +125,21 @@ class Loader:
         ordered = Shuffled if self.shuffle else Sequential
         order = ordered(len(source)) if self.sampler is None else self.sampler
         plain = self.sampler is None and not self.shuffle
-        last = self.last or ("keep" if plain else "drop")
-        if last == "keep" and self.ranks > 1:
+        last_batch = self.last_batch or ("keep" if plain else "drop")
+        if last_batch == "keep" and self.ranks > 1:
             raise ValueError(
                 "the last batch cannot be kept as it is where ranks share each batch: some would get "
-                'fewer rows, or none. Write last="pad" (rows of weight zero) or last="drop"'
+                'fewer rows, or none. Write last_batch="pad" (rows of weight zero) or last_batch="drop"'
             )
-        if last == "drop" and len(order) < self.batch_size:
+        if last_batch == "drop" and len(order) < self.batch_size:
             raise ValueError(
                 f"{len(order)} samples make no batch of {self.batch_size}: write a smaller "
-                'batch_size, or last="keep" or last="pad"'
+                'batch_size, or last_batch="keep" or last_batch="pad"'
             )
         # Derived from the fields, and frozen like them.
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
         object.__setattr__(self, "_order", order)
-        object.__setattr__(self, "_last", last)
+        object.__setattr__(self, "_last_batch", last_batch)
         object.__setattr__(self, "_of", f"{len(order)} samples")
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class Loader:
     @property
     def padding(self) -> int:
         """Return the number of rows of weight zero in the last batch of an epoch, over all ranks."""
-        return -len(self._order) % self.batch_size if self._last == "pad" else 0
+        return -len(self._order) % self.batch_size if self._last_batch == "pad" else 0
 
     def start(self) -> Cursor:
         """Return the cursor before the first batch of the first epoch."""
@@ -183,7 +183,9 @@ class Loader:
             ValueError: the cursor is past the end of an epoch, or was made by a stream, or for data of
                 another length or in another order.
         """
-        cursor = self.start() if cursor is None else checked(cursor, self._of, self._witness)
+        cursor = (
+            self.start() if cursor is None else checked(cursor, self._of, self._order_fingerprint)
+        )
         if cursor.state is not None:
             raise ValueError("this cursor belongs to a data.Stream, not to a Loader")
         if cursor.position > len(self._order):
@@ -232,10 +234,10 @@ class Loader:
             epoch, position = epoch + 1, 0
 
     def _cursor(self, seed: int, epoch: int = 0, position: int = 0) -> Cursor:
-        return Cursor(seed, epoch, position, of=self._of, sampler=self._witness)
+        return Cursor(seed, epoch, position, of=self._of, sampler=self._order_fingerprint)
 
     @functools.cached_property
-    def _witness(self) -> str:
+    def _order_fingerprint(self) -> str:
         """Return the option that chose the order, and a hash of some positions of the first epoch.
 
         Later epochs are not hashed: a custom order may be a list of as many epochs as the run has.
@@ -252,18 +254,19 @@ class Loader:
     def _remaining(self, position: int) -> int:
         """Return the number of batches from this position to the end of its epoch."""
         whole, rest = divmod(len(self._order) - position, self.batch_size)
-        return whole + (rest > 0 and self._last != "drop")
+        return whole + (rest > 0 and self._last_batch != "drop")
 
     def _block(self, seed: int, epoch: int, position: int) -> _Block:
         """Return this rank's rows of the next batches: many at once, but a partial one alone."""
         n, rows = len(self._order), self.batch_size // self.ranks
         whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
-        wide = rows if self._last == "pad" else min(rows, n)  # a batch may be larger than the data
-        columns = self.rank * rows + np.arange(wide, dtype=np.int64)
+        # A batch may be larger than the data.
+        width = rows if self._last_batch == "pad" else min(rows, n)
+        columns = self.rank * rows + np.arange(width, dtype=np.int64)
         starts = position + self.batch_size * np.arange(max(whole, 1), dtype=np.int64)
         positions = starts[:, None] + columns
         weight = None
-        if self._last == "pad":
+        if self._last_batch == "pad":
             weight = (positions < n).astype(np.float32)
             positions = np.minimum(positions, n - 1)
         elif not whole:
@@ -350,8 +353,8 @@ def _check_options(loader: Loader) -> None:
             f"batch_size counts the samples of all ranks: {loader.batch_size} cannot be shared by "
             f"{loader.ranks} equally"
         )
-    if loader.last not in (None, "drop", "keep", "pad"):
-        raise ValueError(f'last: expected "drop", "keep" or "pad", got {loader.last!r}')
+    if loader.last_batch not in (None, "drop", "keep", "pad"):
+        raise ValueError(f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}')
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
             f"a sampler has __len__ and at(positions, seed=..., epoch=...), got "

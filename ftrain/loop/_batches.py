@@ -74,9 +74,10 @@ def check_padding(data: Any, step: Any) -> None:
     if rows and names:
         listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         raise ValueError(
-            f'train_data has last="pad", which adds {rows} rows of weight zero to the last batch of an '
-            "epoch, and the model has modules that take statistics over all rows of a batch in "
-            f'training: {listed}. Write last="drop" or last="keep", or use GroupNorm or LayerNorm.'
+            f'train_data has last_batch="pad", which adds {rows} rows of weight zero to the last batch '
+            "of an epoch, and the model has modules that take statistics over all rows of a batch in "
+            f'training: {listed}. Write last_batch="drop" or last_batch="keep", or use GroupNorm or '
+            "LayerNorm."
         )
 
 

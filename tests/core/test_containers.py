@@ -221,7 +221,7 @@ def test_padding_keeps_the_class_of_a_mapping(name: str) -> None:
     def collate(found: Any) -> Any:
         return FORMS[name](*map(torch.stack, zip(*found, strict=True)))
 
-    loader = data.Loader(samples, 2, shuffle=False, last="pad", collate=collate)
+    loader = data.Loader(samples, 2, shuffle=False, last_batch="pad", collate=collate)
     *_, last = loader
     if isinstance(last, tuple):
         last, weight = last

@@ -70,7 +70,9 @@ def test_a_collator_of_hugging_face_feeds_a_padded_loader() -> None:
     def collate(samples: list[Any]) -> Any:
         return transformers.BatchEncoding({"x": torch.stack(samples)}, n_sequences=1)
 
-    loader = data.Loader(list(torch.arange(5.0)), 2, shuffle=False, last="pad", collate=collate)
+    loader = data.Loader(
+        list(torch.arange(5.0)), 2, shuffle=False, last_batch="pad", collate=collate
+    )
     *_, last = loader
     assert type(last) is transformers.BatchEncoding
     assert last.n_sequences == 1

@@ -218,6 +218,6 @@ def test_a_ragged_last_batch_names_both_loaders():
     double = ftrain.compile(lambda x: x * 2, backend="eager")
     double(torch.ones(4))
     with pytest.warns(
-        ftrain.errors.RecompileWarning, match="last='pad' or 'drop' of .*drop_last=True"
+        ftrain.errors.RecompileWarning, match="last_batch='pad' or 'drop' of .*drop_last=True"
     ):
         double(torch.ones(3))

@@ -59,11 +59,11 @@ def test_one_that_was_stored_before_there_were_witnesses_fits(given_to):
 def test_what_is_no_part_of_the_witness():
     """What may change in the midst of an epoch; the seed is the cursor's."""
     _, cursor = next(SOURCES["100 samples"]().batches())
-    for options in ({}, {"seed": 3, "last": "pad"}, {"sampler": Renamed(100)}, {"ranks": 2}):
+    for options in ({}, {"seed": 3, "last_batch": "pad"}, {"sampler": Renamed(100)}, {"ranks": 2}):
         for place in (cursor, stored(cursor)):
             batch, after = next(Loader(torch.arange(100), 4, **options).batches(place))
             assert after.position == 12
-            rows = batch[0] if "last" in options else batch
+            rows = batch[0] if "last_batch" in options else batch
             assert (
                 rows.tolist()
                 == list(Shuffled(100).at(np.arange(8, 12), seed=0, epoch=0))[: len(rows)]
@@ -114,7 +114,7 @@ def test_a_cursor_fits_the_order_it_was_made_for_and_no_other(made_for):
     """A run that was resumed with another sampler saw some samples twice and some never."""
 
     def loader(name):
-        return Loader(torch.arange(N), 8, last="keep", **ORDERS[name])
+        return Loader(torch.arange(N), 8, last_batch="keep", **ORDERS[name])
 
     begun = loader(made_for)
     _, after = next(begun.batches())

@@ -58,12 +58,14 @@ SAMPLERS = {
 @pytest.mark.parametrize("last", ["drop", "keep", "pad"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_remainder_from_every_cursor_is_the_same(sampler, last):
-    loader = Loader(DATA, 8, seed=5, sampler=SAMPLERS[sampler](), last=last, augment=noisy)
+    loader = Loader(DATA, 8, seed=5, sampler=SAMPLERS[sampler](), last_batch=last, augment=noisy)
     whole = list(loader.batches(epochs=3))
     assert len(whole) == 3 * len(loader)
     for done, (_, after) in enumerate(whole, start=1):
         cursor = Cursor.from_json(json.loads(json.dumps(after.to_json())))
-        again = Loader(DATA, 8, seed=99, sampler=SAMPLERS[sampler](), last=last, augment=noisy)
+        again = Loader(
+            DATA, 8, seed=99, sampler=SAMPLERS[sampler](), last_batch=last, augment=noisy
+        )
         assert_same(list(again.batches(cursor, epochs=3 - cursor.epoch)), whole[done:])
         assert again.at(done) == Cursor(99, cursor.epoch, cursor.position)
 
@@ -79,7 +81,7 @@ def test_the_order_does_not_depend_on_how_it_is_cut(n, sizes, seed):
     expected = Shuffled(n).at(np.arange(n), seed=seed, epoch=0).tolist()
     cursor, found = Cursor(seed), []
     for size in itertools.cycle(sizes):
-        batch, cursor = next(Loader(data, size, last="keep").batches(cursor))
+        batch, cursor = next(Loader(data, size, last_batch="keep").batches(cursor))
         found += batch.tolist()
         if cursor.epoch:
             break
@@ -96,7 +98,7 @@ def test_the_order_does_not_depend_on_how_it_is_cut(n, sizes, seed):
 def test_ranks_share_each_batch(n, ranks, rows, last, shuffle):
     if last == "drop" and n < ranks * rows:
         return
-    options = {"last": last, "shuffle": shuffle, "seed": 3}
+    options = {"last_batch": last, "shuffle": shuffle, "seed": 3}
     alone = list(Loader({"i": torch.arange(n)}, ranks * rows, **options).batches(epochs=2))
     loaders = [
         Loader({"i": torch.arange(n)}, ranks * rows, rank=rank, ranks=ranks, **options)
@@ -114,7 +116,12 @@ def test_padding_counts_each_sample_once(n, rows, ranks):
     found = torch.zeros(n)
     for rank in range(ranks):
         loader = Loader(
-            {"i": torch.arange(n)}, rows * ranks, shuffle=False, last="pad", rank=rank, ranks=ranks
+            {"i": torch.arange(n)},
+            rows * ranks,
+            shuffle=False,
+            last_batch="pad",
+            rank=rank,
+            ranks=ranks,
         )
         for batch in loader:
             assert batch["i"].shape == batch["weight"].shape == (rows,)
@@ -207,7 +214,7 @@ def test_batches_go_to_a_cuda_device_ahead(prefetch):
 
 
 def test_padded_batches_that_are_no_dicts_come_as_pairs():
-    (x, y), weight = list(Loader((ROWS, ROWS), 10, shuffle=False, last="pad"))[-1]
+    (x, y), weight = list(Loader((ROWS, ROWS), 10, shuffle=False, last_batch="pad"))[-1]
     assert x.tolist() == y.tolist() == [50, 51, 52] + [52] * 7
     assert weight.tolist() == [1.0] * 3 + [0.0] * 7
 
@@ -337,8 +344,8 @@ class OnlyIterable:
         (lambda: Loader(DATA, 2, seed=2**64), ValueError, "64 bits"),
         (lambda: Loader(DATA, 9, ranks=2), ValueError, "cannot be shared by 2"),
         (lambda: Loader(DATA, 8, ranks=2, rank=2), ValueError, "rank: expected a number from 0"),
-        (lambda: Loader(DATA, 8, ranks=2, shuffle=False), ValueError, 'last="pad"'),
-        (lambda: Loader(DATA, 8, last="pud"), ValueError, "got 'pud'"),
+        (lambda: Loader(DATA, 8, ranks=2, shuffle=False), ValueError, 'last_batch="pad"'),
+        (lambda: Loader(DATA, 8, last_batch="pud"), ValueError, "got 'pud'"),
         (lambda: Loader(DATA, 8, sampler=range(3)), TypeError, "a sampler has"),
         (lambda: list(Loader(DATA, 8, sampler=Shuffled(99))), IndexError, "dataset of 53"),
         (lambda: Loader(DATA, 8).batches(Cursor(0, 0, 54)), ValueError, "made for other data"),
@@ -347,7 +354,7 @@ class OnlyIterable:
         (lambda: Loader(DATA, 8).batches(Cursor(0, state={})), ValueError, "data.Stream"),
         (lambda: Loader(DATA, 8).batches(epochs=-1), ValueError, "epochs: expected"),
         (lambda: Loader(DATA, 8).at(-1), ValueError, "step: expected a count"),
-        (lambda: list(Loader({"weight": ROWS}, 8, last="pad")), ValueError, "rename it"),
+        (lambda: list(Loader({"weight": ROWS}, 8, last_batch="pad")), ValueError, "rename it"),
         (lambda: split(DATA, 53), ValueError, "parts empty"),
         (lambda: concat(), ValueError, "nothing to put together"),
         (lambda: concat({"a": ROWS}, {"b": ROWS}), ValueError, "structure"),

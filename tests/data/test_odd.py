@@ -130,5 +130,5 @@ def test_tokens_that_are_none():
 
 
 def test_a_batch_far_larger_than_the_data_takes_no_more_memory() -> None:
-    loader = Loader({"x": torch.arange(5)}, 10**15, shuffle=False, last="keep")
+    loader = Loader({"x": torch.arange(5)}, 10**15, shuffle=False, last_batch="keep")
     assert [batch["x"].tolist() for batch in loader] == [[0, 1, 2, 3, 4]]

@@ -38,7 +38,9 @@ def augment(sample, key):
 
 
 def loader(workers, **options):
-    return Loader(Samples(), 4, seed=7, workers=workers, augment=augment, last="pad", **options)
+    return Loader(
+        Samples(), 4, seed=7, workers=workers, augment=augment, last_batch="pad", **options
+    )
 
 
 def generators():

@@ -61,7 +61,7 @@ def test_metrics_are_the_same_whenever_they_are_read(
 @given(n=st.integers(2, 60), batch=st.integers(1, 61))
 def test_an_epoch_over_ragged_batches_is_one_over_all(n: int, batch: int) -> None:
     state, everything = STEPS.init_state(0), rows(n)
-    ragged = data.Loader(everything, batch, shuffle=False, last="keep")
+    ragged = data.Loader(everything, batch, shuffle=False, last_batch="keep")
     found = trainer().evaluate(state, ragged)
     whole = trainer().evaluate(state, [everything])
     assert found.samples == whole.samples == n
@@ -80,7 +80,7 @@ def plain(model: Any, batch: Any) -> Any:
 def test_means_without_a_weight_weigh_what_their_batch_has_rows(n: int, batch: int) -> None:
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), plain, optim.sgd(0.0))
     runs, state, everything = Trainer(steps, compile=False), steps.init_state(0), rows(n)
-    ragged = data.Loader(everything, batch, shuffle=False, last="keep")
+    ragged = data.Loader(everything, batch, shuffle=False, last_batch="keep")
     found, whole = runs.evaluate(state, ragged), runs.evaluate(state, [everything])
     assert found.loss == pytest.approx(whole.loss, rel=4e-7)
     assert found.metrics["accuracy"] == pytest.approx(whole.metrics["accuracy"], rel=4e-7)

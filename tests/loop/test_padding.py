@@ -27,13 +27,13 @@ def steps(*layers: nn.Module, keeps_rate: bool = False) -> Any:
 
 def loader(n: int, **options: Any) -> data.Loader:
     x = torch.arange(2.0 * n).reshape(n, 2)
-    return data.Loader({"x": x}, 4, shuffle=False, last="pad", **options)
+    return data.Loader({"x": x}, 4, shuffle=False, last_batch="pad", **options)
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
 def test_padding_is_refused_where_a_module_has_batch_statistics(compiled: Any) -> None:
     made = steps(nn.BatchNorm1d(2))
-    said = r"adds 2 rows of weight zero.*in training: '1'\. Write last=\"drop\""
+    said = r"adds 2 rows of weight zero.*in training: '1'\. Write last_batch=\"drop\""
     for train_data in (loader(6), data.Stream(loader(6))):
         with pytest.raises(ValueError, match=said):
             Trainer(made, compile=compiled).fit(made.init_state(0), train_data, epochs=1)
@@ -84,4 +84,4 @@ def test_evaluations_pad_as_they_like() -> None:
 def test_loaders_say_how_many_rows_they_add() -> None:
     assert [loader(n).padding for n in (1, 4, 5, 7)] == [3, 0, 3, 1]
     assert loader(6, ranks=2).padding == 2
-    assert data.Loader({"x": torch.zeros(6)}, 4, shuffle=False, last="keep").padding == 0
+    assert data.Loader({"x": torch.zeros(6)}, 4, shuffle=False, last_batch="keep").padding == 0

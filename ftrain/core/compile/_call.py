@@ -176,9 +176,9 @@ class Call:
         if any(isinstance(leaf, torch.Tensor) for leaf in changed):
             said.append(
                 "One program serves one shape. If the time to compile matters: a batch size that "
-                "divides the data (of evaluations, `eval_batch_size` in a configuration); or pad or "
-                "drop the last ragged batch (last='pad' or 'drop' of ftrain.data.Loader, drop_last=True "
-                "of a DataLoader). A state keeps its shapes, dtypes and strides."
+                "divides the data; or pad or drop the last ragged batch (last_batch='pad' or 'drop' of "
+                "ftrain.data.Loader, drop_last=True of a DataLoader). A state keeps its shapes, dtypes "
+                "and strides."
             )
         if any(isinstance(leaf, (int, float, complex)) for leaf in changed):
             said.append(

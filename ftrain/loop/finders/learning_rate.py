@@ -180,8 +180,8 @@ def learning_rate(
 
     Raises:
         TypeError: the rate of `steps` is a constant.
-        ValueError: an option is out of range; the data has no batch; the data has `last="pad"` and the
-            model takes statistics over the rows of a batch.
+        ValueError: an option is out of range; the data has no batch; the data has `last_batch="pad"` and
+            the model takes statistics over the rows of a batch.
 
     Example:
         >>> import ftrain
