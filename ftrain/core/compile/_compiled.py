@@ -168,7 +168,7 @@ class Compiled(Generic[P, R]):
         program: Program,
         args: tuple[Any, ...],
         tensors: list[torch.Tensor],
-        owned: _ownership.Owned | None = None,
+        owned: _ownership.OwnedLeaves | None = None,
     ) -> R:
         programs = self._programs
         if program is not programs[0]:
@@ -196,8 +196,8 @@ class Compiled(Generic[P, R]):
         return output  # type: ignore[no-any-return]
 
     def _take(
-        self, program: Program, tensors: list[torch.Tensor], owned: _ownership.Owned | None
-    ) -> _ownership.Owned:
+        self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
+    ) -> _ownership.OwnedLeaves:
         """Replace the leaves of a claimed state that something else refers to by copies."""
         n = program.n_donated
         if owned is None:
@@ -209,7 +209,7 @@ class Compiled(Generic[P, R]):
         for place in held:
             tensors[place] = _ownership.copy_of(tensors[place])
         if owned is None:
-            return _ownership.Owned(tensors[:n])
+            return _ownership.OwnedLeaves(tensors[:n])
         owned.take(tensors, held)
         return owned
 
@@ -217,7 +217,7 @@ class Compiled(Generic[P, R]):
         self,
         program: Program,
         tensors: Sequence[torch.Tensor],
-        owned: _ownership.Owned | None = None,
+        owned: _ownership.OwnedLeaves | None = None,
     ) -> None:
         """Raise for shared memory; leaves that the state owns need no check."""
         n, names = program.n_donated, program.tensor_names
@@ -245,7 +245,7 @@ class Compiled(Generic[P, R]):
         )
 
 
-def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.Owned | None:
+def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
     """Return the record of what the state owns, if it still has the leaves that it was returned with."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None

@@ -29,7 +29,7 @@ __all__ = ["Claim", "check_donatable", "check_fits", "check_memory"]
 _NOTE = "_ftrain_donated_at"
 
 
-class Note(NamedTuple):
+class ClaimRecord(NamedTuple):
     """Record, in a claimed state, of the call that claimed it."""
 
     function: str
@@ -48,7 +48,7 @@ class Claim:
     def __init__(self, state: Any, function: str, caller: types.FrameType | None) -> None:
         cls: Any = type(state)
         self._state, self._class = state, cls
-        self._note = Note(function, caller and caller.f_code, caller and caller.f_lineno)
+        self._note = ClaimRecord(function, caller and caller.f_code, caller and caller.f_lineno)
         fields = object.__getattribute__(state, "__dict__")
         # Of several threads one stores its note: `setdefault` is atomic.
         note = fields.setdefault(_NOTE, self._note)
@@ -180,7 +180,7 @@ def _poisoned(cls: type[Any]) -> type[Any]:
     return poisoned
 
 
-def _raise(note: Note, cls: type) -> NoReturn:
+def _raise(note: ClaimRecord, cls: type) -> NoReturn:
     function = note.function
     where = ""
     if note.code is not None and note.line is not None:

@@ -21,13 +21,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ftrain.core import _torch
 
-__all__ = ["Owned", "copy_of", "forget", "held_elsewhere", "known", "record", "storage_of"]
+__all__ = ["OwnedLeaves", "copy_of", "forget", "held_elsewhere", "known", "record", "storage_of"]
 
 # The reference count of an object to which only the list under a `map` refers.
 _ALONE: int = next(map(sys.getrefcount, [object()]))
 
 
-class Owned:
+class OwnedLeaves:
     """Leaves and storages that a state alone refers to.
 
     Attributes:
@@ -90,16 +90,16 @@ def copy_of(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), **options).copy_(tensor)
 
 
-_known: dict[int, tuple[weakref.ref[Any], Owned]] = {}
+_known: dict[int, tuple[weakref.ref[Any], OwnedLeaves]] = {}
 
 
-def record(state: Any, owned: Owned) -> None:
+def record(state: Any, owned: OwnedLeaves) -> None:
     """Record what a state owns, for the state's lifetime."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
-def known(state: Any) -> Owned | None:
+def known(state: Any) -> OwnedLeaves | None:
     """Return the record of a state, or `None`."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None

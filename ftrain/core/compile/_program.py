@@ -36,7 +36,7 @@ class Program:
         ] + [f"a captured {describe(tensor)}" for tensor in traced.captured]
         self.read = compile_reader(call.args, call.kwargs)
         self._guard = _guard(tensors)
-        self.captured = Captured(traced.captured)
+        self.captured = CapturedAtTrace(traced.captured)
         self.n_donated = traced.n_donated
         self.whole = traced.whole
         if self.n_donated:
@@ -106,7 +106,7 @@ class Program:
         return outputs
 
 
-class Captured:
+class CapturedAtTrace:
     """Tensors that a function captures, with their kinds at the trace.
 
     The objects are kept, since `w.data = other`, `w.resize_()` and `module.double()` give a tensor

@@ -32,7 +32,7 @@ from ftrain.core.random._watch import failed, require_line
 from ftrain.core.random.keyed import keyed_by
 from ftrain.core.random.keys import fold_in, key
 
-__all__ = ["Plan", "construct", "observe"]
+__all__ = ["InitializerPlan", "construct", "observe"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ _seeding = threading.RLock()  # all threads share the global generators
 
 
 @dataclasses.dataclass
-class Plan:
+class InitializerPlan:
     """Draws of a model function, recorded by `observe` for `construct`.
 
     Attributes:
@@ -60,14 +60,14 @@ class Plan:
     own: tuple[Any, ...] = ()
 
 
-def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, Plan]:
+def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, InitializerPlan]:
     """Return the model that `build` builds, with some weights, and the plan for `construct`.
 
     >>> model, plan = observe(lambda: nn.Linear(2, 1))
     >>> plan.sites
     ['weight', 'bias']
     """
-    plan = Plan(own=reachable(build))
+    plan = InitializerPlan(own=reachable(build))
 
     def observed() -> tuple[nn.Module, _Observed, bool]:
         keyed, stream = here.keyed, _Observed(key(0))
@@ -78,7 +78,7 @@ def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, Plan]:
     return module, plan
 
 
-def construct(build: Callable[[], T], key: Tensor, plan: Plan) -> T:
+def construct(build: Callable[[], T], key: Tensor, plan: InitializerPlan) -> T:
     """Return the model that `build` builds, its initial weights a function of `key` and of their paths.
 
     Args:
@@ -93,7 +93,7 @@ def construct(build: Callable[[], T], key: Tensor, plan: Plan) -> T:
     return _watched(lambda: _built(build, _Planned(key, plan.sites), plan), plan)
 
 
-def _built(build: Callable[[], T], stream: _Initial, plan: Plan) -> T:
+def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T:
     before = here.watching, here.operators
     here.watching = here.operators = True
     try:
@@ -104,7 +104,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: Plan) -> T:
         stream.forget_frames()
 
 
-def _watched(run: Callable[[], T], plan: Plan) -> T:
+def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
     """Return `run()`; anew after each global generator that it moved and the plan did not name."""
     while True:
         before = _generators.read(_generators.accelerator(), plan.own)
@@ -125,7 +125,7 @@ def _watched(run: Callable[[], T], plan: Plan) -> T:
 
 
 @contextlib.contextmanager
-def _seeded(stream: KeyStream, plan: Plan) -> Iterator[None]:
+def _seeded(stream: KeyStream, plan: InitializerPlan) -> Iterator[None]:
     """Seed the plan's generators from the stream's key; restore them at the end."""
     if not plan.seeded:
         yield
