@@ -155,7 +155,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
                 warnings.warn(says, stacklevel=2)
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
-                check_compiler()
+                check_compiler("compile=false, in the configuration or behind the command")
             callbacks = _watchers.watchers(parts, folder)
         written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
         if (content := _data_json.content(parts)) is not None:

@@ -1,8 +1,8 @@
 """Metrics that merge exactly: over micro-batches, over ragged batches, over ranks.
 
 A metric is a monoid: a few tensors, a `merge`, and a `value`. A mean keeps its total and its weight, so
-the mean over an epoch is one division by the true weight, never a mean of means. A tensor with axes that
-a loss returns in addition has one entry for each example: such values are concatenated.
+the mean over many batches is one division by the true weight, never a mean of means. A tensor with axes
+that a loss returns in addition has one entry for each example: such values are concatenated.
 
 Read next: `accumulate.py`, where the micro-batches' metrics are merged.
 """
@@ -76,7 +76,7 @@ class Mean(NamedTuple):
 class BatchMean(Mean):
     """A mean without a weight, such as `loss.mean()`: each batch has weight 1.
 
-    Callers that know the batch sizes weight by those instead, as the trainer's evaluation does.
+    Callers that know the batch sizes weight by those instead.
 
     >>> BatchMean(torch.tensor(3.0), torch.tensor(2)).value
     tensor(1.5000)
@@ -165,9 +165,8 @@ class PerExample(NamedTuple):
     """Values of each example, one along the first axis: losses, predictions, ids.
 
     Micro-batches and batches are concatenated, so `accumulate=k` and the full batch give equal values. A
-    `Trainer` neither logs nor stores them: read them from the step's result, or in a callback from
-    `BatchEnd.metrics`. A tensor whose first axis does not count examples is wrapped in another metric:
-    `Last(x)`, `Sum(x)`, `Mean(x * n, torch.tensor(n))`.
+    tensor whose first axis does not count examples is wrapped in another metric: `Last(x)`, `Sum(x)`,
+    `Mean(x * n, torch.tensor(n))`.
 
     Attributes:
         values: `(examples, ...)`, any dtype.
@@ -201,7 +200,7 @@ class PerExample(NamedTuple):
 
 
 class Unreduced(PerExample):
-    """`PerExample` of a tensor with axes in the place of a metric; a `Trainer` warns of it."""
+    """`PerExample` of a bare tensor with axes, which may have been meant to be reduced."""
 
     __slots__ = ()
 
