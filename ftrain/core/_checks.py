@@ -36,7 +36,7 @@ def check_state(state: Any) -> None:
     """Raise unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"a step takes an ftrain.TrainState, got {type(state).__name__}. Make one with "
+            f"a step: expected an ftrain.TrainState, got {type(state).__name__}. Make one with "
             "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
         )
     if getattr(state.step, "dtype", None) is not torch.int64:
@@ -85,7 +85,7 @@ def check_batch(batch: Any, device: torch.device) -> None:
             if leaf.is_inference():
                 raise ValueError(
                     f"batch{tree.paths(batch)[index]} was made under torch.inference_mode(): autograd "
-                    "cannot use it. Make it outside, or hand over a .clone() made outside."
+                    "cannot use it. Make it outside, or pass a .clone() made outside."
                 )
         elif hasattr(type(leaf), "__array__"):  # of the class: an instance may invent attributes
             path = tree.paths(batch)[index]

@@ -24,7 +24,7 @@ LossFn = Callable[..., Any]  # (model, batch) or (model, batch, key) -> loss | (
 
 _RESERVED = ("loss", "grad_norm", "skipped", "loss_scale", "learning_rate")
 _CAPTURED_REMEDY = (
-    "A step must be a function of its state and batch: hand the tensor over in the batch, register it "
+    "A step must be a function of its state and batch: pass the tensor in the batch, register it "
     "as a buffer, or carry it in state.extras"
 )
 _BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
@@ -135,21 +135,23 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         for part, value in (("total", total), ("weight", weight)):
             if not isinstance(value, torch.Tensor) or value.ndim:
                 raise TypeError(
-                    f"{where} returned Mean with {part} {kind(value)}; both must be 0-d tensors: "
-                    "Mean((loss * mask).sum(), mask.sum())"
+                    f"{where}: expected a Mean of 0-d tensors, got {part} {kind(value)}. Reduce both: "
+                    "Mean((loss * mask).sum(), mask.sum())."
                 )
     else:
         total = loss
         if not isinstance(total, torch.Tensor) or total.ndim:
             raise TypeError(
-                f"{where} must return a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
+                f"{where}: expected a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
                 f"`(loss, metrics)`, got {kind(total)}. {_scalar_remedy(total)}"
             )
         metric, weight = BatchMean, torch.ones_like(total)
     metrics = as_metrics(extra, where)
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:
-        raise ValueError(f"{where} returned metrics named {taken}, which the step reports itself")
+        raise ValueError(
+            f"{where} returned metrics named {taken}, which the step itself reports. Rename them."
+        )
     weight = weight.detach().to(torch.promote_types(total.dtype, torch.float32), copy=True)
     counted = metric(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
@@ -159,13 +161,13 @@ def _is_pair(out: Any) -> bool:
     return isinstance(out, tuple) and not isinstance(out, Mean) and len(out) == 2
 
 
-def _scalar_remedy(found: Any) -> str:
-    if found is None:
+def _scalar_remedy(loss: Any) -> str:
+    if loss is None:
         return "Is a `return` missing?"
-    if isinstance(found, (bool, int, float)):
+    if isinstance(loss, (bool, int, float)):
         return (
             "A Python number has left the graph, by .item() or float(): return the tensor itself."
         )
-    if isinstance(found, dict):
+    if isinstance(loss, dict):
         return "Return the loss first and named values second: return loss, metrics."
     return "Reduce it: loss.mean()."

@@ -20,16 +20,16 @@ def require_finite(
         bad = [name for name, ok in zip(names.split("\n"), finite.tolist(), strict=True) if not ok]
         raise NonFiniteError(
             f"non-finite gradient at step {step.item()}: loss {loss.item():.6g}, "
-            f"{len(bad)} of {finite.numel()} parameters, first {bad[0]!r}. The state is as it was "
-            "before the step. Lower the learning rate, clip, look at this batch for NaN, log(0) or a "
-            "division by zero; or go on past such steps with nonfinite='skip'."
+            f"{len(bad)} of {finite.numel()} parameters, first {bad[0]!r}. The state is unchanged. "
+            "Lower the learning rate, clip, or look in this batch for NaN, log(0) or a division by "
+            "zero; or skip such steps with nonfinite='skip'."
         )
     if not weight > 0:
         raise NonFiniteError(
-            f"the loss at step {step.item()} weighs {weight.item():.6g}: it is the mean of nothing. The "
-            "state is as it was before the step. In Mean(total, weight) the weight is a number of "
-            "samples or tokens, above 0; leave out batches that have none, or go on past them with "
-            "nonfinite='skip'."
+            f"the loss at step {step.item()} has total weight {weight.item():.6g}, so its mean is "
+            "undefined. The state is unchanged. In Mean(total, weight) the weight is a number of "
+            "samples or tokens: expected one above 0. Leave out batches that have none, or skip them "
+            "with nonfinite='skip'."
         )
     return finite.all()
 

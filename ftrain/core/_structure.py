@@ -55,12 +55,12 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that a model function builds."""
     if not callable(factory):
         raise TypeError(
-            f"model must be an nn.Module or a function that builds one, got {type(factory).__name__}"
+            f"model: expected an nn.Module or a function that builds one, got {type(factory).__name__}"
         )
     module = factory()
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"the model function returned {type(module).__name__}, not an nn.Module. "
+            f"the model function: expected to return an nn.Module, got {type(module).__name__}. "
             "Write: make_steps(lambda: Net(...), ...)."
         )
     refuse_lazy(module)
@@ -85,7 +85,7 @@ def copy_structure(module: nn.Module) -> nn.Module:
     except Exception as error:
         error.add_note(
             f"while copying the structure of {type(module).__name__}. If it holds something that "
-            "cannot be copied, hand over a function that builds it: make_steps(lambda: Net(...), ...)."
+            "cannot be copied, pass a function that builds it: make_steps(lambda: Net(...), ...)."
         )
         raise
 

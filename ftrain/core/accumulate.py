@@ -232,13 +232,15 @@ def split_evenly(batch: Any, k: int) -> Stacked:
         if isinstance(leaf, torch.Tensor) and leaf.ndim
     }
     if not sizes:
-        raise ValueError(f"accumulate={k} needs a batch with a first axis to cut; it has none")
+        raise ValueError(
+            f"accumulate={k}: expected a batch with a first axis to cut, got one without"
+        )
     (path, size), *others = sizes.items()
     for other, other_size in others:
         if other_size != size:
             raise ValueError(
-                f"accumulate={k} cuts a batch along its first axis, but batch{path} has {size} rows "
-                f"and batch{other} has {other_size}. Hand over ftrain.MicroBatches((...)) instead."
+                f"accumulate={k} cuts a batch along its first axis: expected {size} rows as in "
+                f"batch{path}, got {other_size} in batch{other}. Pass ftrain.MicroBatches((...))."
             )
     if size % k or size == 0:
         below, above = size - size % k, size + k - size % k
@@ -246,7 +248,7 @@ def split_evenly(batch: Any, k: int) -> Stacked:
         divisors = [d for d in range(1, size + 1) if size % d == 0]
         raise ValueError(
             f"accumulate={k} does not divide the batch: batch{path} has {size} rows. Use a batch of "
-            f"{fits} rows, or accumulate one of {divisors or [1]}, or hand the parts over yourself: "
+            f"{fits} rows, or accumulate one of {divisors or [1]}, or pass the parts yourself: "
             "ftrain.MicroBatches((first, second, ...))."
         )
     check_constants(batch, f"accumulate={k}")
@@ -312,7 +314,7 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
         return split_evenly(batch, k)
     if not isinstance(batch.batches, (tuple, list)):
         raise TypeError(
-            "MicroBatches holds a tuple of batches, got "
+            "MicroBatches: expected a tuple of batches, got "
             f"{a_or_an(type(batch.batches).__name__)}. Write ftrain.MicroBatches((first, second))."
         )
     parts, weights = tuple(batch.batches), tuple(batch.weights)
@@ -322,7 +324,7 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
         )
     if not parts or len(parts) % k:
         raise ValueError(
-            f"MicroBatches holds {len(parts)} batches, but accumulate={k}: it takes {k}, or a multiple"
+            f"MicroBatches: expected {k} batches or a multiple, since accumulate={k}, got {len(parts)}"
         )
     for i, part in enumerate(parts[1:], 1):
         difference = tree.first_difference(parts[0], part)

@@ -88,8 +88,8 @@ class Bound:
             if list(given) != names:
                 raise ValueError(
                     f"the model is not the one that was bound: {sorted(set(given) ^ set(names))[:5]} "
-                    "were trainable then or are now, not both. A model function must build the same "
-                    "layers each time; a module must stay as it is."
+                    "were trainable then or are now, not both. Build the same layers each time, and "
+                    "do not change a module after it was bound."
                 )
         # Tied tensors have one name, so no two of these share memory.
         params, buffers = (tree.map(torch.clone, tensors) for tensors in found)

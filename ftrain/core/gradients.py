@@ -185,23 +185,25 @@ def _require_good(
 
 def _check_parameters(bound: Bound) -> None:
     if not bound.skeleton.trainable:
-        raise ValueError(f"{bound} has no parameter with requires_grad: there is nothing to train")
+        raise ValueError(
+            f"{bound} has nothing to train: expected a parameter with requires_grad, got none"
+        )
     for name in bound.skeleton.trainable:
         dtype = bound.skeleton.module.get_parameter(name).dtype
         if dtype.is_complex:
             raise TypeError(
-                f"the parameter {name!r} is {dtype}, and steps train real ones. Register its real and "
+                f"the parameter {name!r}: expected a real dtype, got {dtype}. Register its real and "
                 "imaginary parts, torch.view_as_real(x), and compute with torch.view_as_complex(self.x)."
             )
 
 
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:
     if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
+        raise ValueError(f"accumulate: expected a whole number of at least 1, got {accumulate!r}")
     if nonfinite not in ("skip", "raise", "ignore"):
-        raise ValueError(f"nonfinite must be 'skip', 'raise' or 'ignore', got {nonfinite!r}")
+        raise ValueError(f"nonfinite: expected 'skip', 'raise' or 'ignore', got {nonfinite!r}")
     if scaling is not None and nonfinite != "skip":
         raise ValueError(
-            f"nonfinite={nonfinite!r} cannot go with dynamic loss scaling, which finds its scale by "
-            "skipping steps that overflow. Use nonfinite='skip', or precision='bf16-mixed'."
+            "nonfinite: expected 'skip' with dynamic loss scaling, which adapts its scale by skipping "
+            f"steps that overflow, got {nonfinite!r}. Use nonfinite='skip', or precision='bf16-mixed'."
         )

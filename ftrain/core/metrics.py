@@ -283,8 +283,8 @@ class Metrics(Mapping[str, torch.Tensor]):
         for name, (mine, theirs) in pairs.items():
             if type(mine) is not type(theirs):
                 raise ValueError(
-                    f"metric {name!r} is {_kind(mine)} in one batch and {_kind(theirs)} in "
-                    "another; it must stay of one kind"
+                    f"metric {name!r}: expected {_kind(mine)} as in earlier batches, got "
+                    f"{_kind(theirs)}. Return the same kind for every batch."
                 )
         return Metrics({name: mine.merge(theirs) for name, (mine, theirs) in pairs.items()})
 
@@ -324,8 +324,8 @@ def as_metrics(values: Any, where: str) -> Metrics:
         return values
     if not isinstance(values, Mapping):
         raise TypeError(
-            f"{where} must return `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, "
-            f"but its second value is {a_or_an(type(values).__name__)}"
+            f"{where}: expected `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, got "
+            f"{a_or_an(type(values).__name__)} in the second place. Name it: return loss, {{'name': x}}."
         )
     found: dict[str, Metric] = {}
     for name, value in _flat(values):

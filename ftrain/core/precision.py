@@ -72,14 +72,16 @@ class LossScale:
 
     def __post_init__(self) -> None:
         if not self.growth_factor > 1.0:
-            raise ValueError(f"growth_factor must be above 1, got {self.growth_factor}")
+            raise ValueError(f"growth_factor: expected a number above 1, got {self.growth_factor}")
         if not 0.0 < self.backoff_factor < 1.0:
-            raise ValueError(f"backoff_factor must be inside (0, 1), got {self.backoff_factor}")
+            raise ValueError(
+                f"backoff_factor: expected a number inside (0, 1), got {self.backoff_factor}"
+            )
         if self.growth_interval < 1:
-            raise ValueError(f"growth_interval must be at least 1, got {self.growth_interval}")
+            raise ValueError(f"growth_interval: expected at least 1, got {self.growth_interval}")
         if not 0.0 < self.floor <= self.init <= self.ceiling:
             raise ValueError(
-                "loss scale needs 0 < floor <= init <= ceiling, got "
+                "loss scale: expected 0 < floor <= init <= ceiling, got "
                 f"floor={self.floor}, init={self.init}, ceiling={self.ceiling}"
             )
 

@@ -129,7 +129,7 @@ def _one_operator(
 def _output(output: Any) -> tuple[Any, Any]:
     if not isinstance(output, tuple) or len(output) != 2:
         kind = f"a tuple of {len(output)}" if isinstance(output, tuple) else type(output).__name__
-        raise TypeError(f"the body of scan must return (carry, y), and returned {kind}")
+        raise TypeError(f"the body of scan: expected to return (carry, y), got {kind}")
     return output
 
 

@@ -132,7 +132,7 @@ def make_steps(
     """
     if not callable(getattr(optimizer, "init", None)):
         raise TypeError(
-            f"optimizer must be a pair of functions init and update, such as optim.adamw(1e-3), got "
+            f"optimizer: expected a pair of functions init and update, such as optim.adamw(1e-3), got "
             f"{optimizer!r}{_optimizer_remedy(optimizer)}"
         )
     bound = bind(model)
@@ -325,7 +325,10 @@ def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) 
     for index, (a, b) in enumerate(zip(olds, news, strict=True)):
         if not isinstance(b, torch.Tensor):
             path = tree.paths(old)[index]
-            raise ValueError(f"a step made state{path} {a_or_an(type(b).__name__)}, not a tensor")
+            raise ValueError(
+                f"a step changed state{path}: expected a tensor, got {a_or_an(type(b).__name__)}. "
+                "Convert it: torch.as_tensor(...)."
+            )
         if a.shape == b.shape and a.dtype == b.dtype and a.device == b.device:
             continue
         for what, was, now in (
@@ -336,6 +339,6 @@ def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) 
             if was != now:
                 path = tree.paths(old)[index]
                 raise ValueError(
-                    f"a step changed the {what} of state{path} from {was} to {now}. The new state "
-                    "must look like the old one, or every step would compile again."
+                    f"a step changed the {what} of state{path}: expected {was}, got {now}. Keep it, "
+                    "or every step would compile again."
                 )

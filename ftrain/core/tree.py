@@ -98,8 +98,8 @@ def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         other_leaves, other_def = flatten(other)
         if other_def != treedef:
             raise ValueError(
-                f"trees of different structure: {first_difference(tree, other)}. "
-                "Every tree must have the structure of the first one."
+                f"trees differ in structure, {first_difference(tree, other)}. Pass trees of the "
+                "first one's structure."
             )
         columns.append(other_leaves)
     return unflatten(treedef, [fn(*row) for row in zip(*columns, strict=True)])

@@ -185,7 +185,10 @@ def test_overfit_batches_are_trained_and_evaluated_on() -> None:
             {"model": "project.py:broken"},
             "project.py:broken raised RuntimeError: the file is not finished (",
         ),
-        ({"model": "project.py:data"}, "raised TypeError: the model function returned dict"),
+        (
+            {"model": "project.py:data"},
+            "the model function: expected to return an nn.Module, got dict",
+        ),
         (
             {"optimizer": {"name": "sgd", "momentum": 2.0}},
             "optimizer: sgd: momentum must lie in [0, 1)",

@@ -53,7 +53,7 @@ def test_changing_names_say_which() -> None:
     a, b = as_metrics({"x": 1.0, "y": 1.0}, "f"), as_metrics({"x": 1.0, "z": 1.0}, "f")
     with pytest.raises(ValueError, match=r"\['y'\] only in the first; \['z'\] only in the second"):
         a.merge(b)
-    with pytest.raises(ValueError, match="'x' is a number in one batch and a Sum in another"):
+    with pytest.raises(ValueError, match="'x': expected a number as in earlier batches, got a Sum"):
         Metrics({"x": a.entries["x"]}).merge(Metrics({"x": Sum(torch.tensor(1.0))}))
 
 

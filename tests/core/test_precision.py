@@ -85,9 +85,9 @@ def test_state_keeps_its_dtypes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"growth_factor": 1.0}, "growth_factor must be above 1"),
-        ({"backoff_factor": 1.0}, r"backoff_factor must be inside \(0, 1\)"),
-        ({"growth_interval": 0}, "growth_interval must be at least 1"),
+        ({"growth_factor": 1.0}, "growth_factor: expected a number above 1"),
+        ({"backoff_factor": 1.0}, r"backoff_factor: expected a number inside \(0, 1\)"),
+        ({"growth_interval": 0}, "growth_interval: expected at least 1"),
         ({"init": 0.5}, "0 < floor <= init <= ceiling"),
         ({"init": float("nan")}, "0 < floor <= init <= ceiling"),
     ],

@@ -166,7 +166,7 @@ def test_what_the_body_passes_through_gets_memory_of_its_own(n):
         (
             (lambda c, x: c, torch.tensor(0), torch.ones(2)),
             TypeError,
-            "must return (carry, y), and returned",
+            "expected to return (carry, y), got",
         ),
         ((lambda c, x: (c, 3), torch.tensor(0), torch.ones(2)), TypeError, "y is int 3"),
         (

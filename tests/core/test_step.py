@@ -265,11 +265,11 @@ def writes_capture() -> Any:
     [
         (lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction="none"), TypeError,
          r"scalar \(0-d\) loss.*float32\[8\].*loss.mean\(\)"),
-        (lambda m, b: None, TypeError, "must return a scalar .* got NoneType"),
+        (lambda m, b: None, TypeError, "expected a scalar .* got NoneType"),
         (lambda m, b: 0.5, TypeError, "got float"),
         (detached, ValueError, r"does not depend on its parameters.*\.detach\(\)"),
         (lambda m, b: m(b["x"]).argmax(), TypeError, "expected a floating dtype, got torch.int64"),
-        (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean with weight int"),
+        (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean of 0-d tensors, got weight int"),
         (lambda m, b: (m(b["x"]).sum(), {"loss": 1.0}), ValueError, r"metrics named \['loss'\]"),
         (lambda m, b: (m(b["x"]).sum(), {"logits": "high"}), TypeError, "'logits' returned by"),
         (lambda m, b: (m(b["x"]).sum(), 3), TypeError, "metrics a dict of 0-d tensors"),
@@ -314,7 +314,7 @@ def test_a_state_of_another_kind(state: Any, mode: str) -> None:
     step = step if mode == "eager" else ftrain.compile(step, backend="eager")
     for fn in (step, eval_step):
         with pytest.raises(
-            TypeError, match=r"takes an ftrain.TrainState, got .*init_state\(seed\)"
+            TypeError, match=r"expected an ftrain.TrainState, got .*init_state\(seed\)"
         ):
             fn(state, CASE.batch(0, 8))
 
@@ -326,7 +326,7 @@ def test_indivisible_batches_say_what_would_do(mode: str) -> None:
     ):
         run(batch=CASE.batch(0, 10), accumulate=4, mode=mode)
     batch = {"x": torch.zeros(8, 6), "y": torch.zeros(4, dtype=torch.int64)}
-    with pytest.raises(ValueError, match=r"batch\['x'\] has 8 rows and batch\['y'\] has 4"):
+    with pytest.raises(ValueError, match=r"expected 8 rows as in batch\['x'\], got 4 in batch\['y'\]"):
         run(batch=batch, accumulate=4, mode=mode)
 
 
@@ -337,7 +337,9 @@ def test_explicit_micro_batches() -> None:
     handed = run(batch=ftrain.MicroBatches(parts), accumulate=4)
     testing.assert_same_bits(handed, cut)
     testing.assert_same_bits(run(batch=ftrain.MicroBatches(parts), accumulate=2), cut)
-    with pytest.raises(ValueError, match="MicroBatches holds 4 batches, but accumulate=3"):
+    with pytest.raises(
+        ValueError, match="expected 3 batches or a multiple, since accumulate=3, got 4"
+    ):
         run(batch=ftrain.MicroBatches(parts), accumulate=3)
     odd = (parts[0], {"x": parts[1]["x"]})
     with pytest.raises(
@@ -367,10 +369,13 @@ def test_metrics_that_change_between_micro_batches() -> None:
     ("options", "message"),
     [
         ({"precision": "fp16"}, "'fp16' is not known"),
-        ({"accumulate": 0}, "accumulate must be a whole number of at least 1"),
-        ({"accumulate": 2.0}, "accumulate must be a whole number"),
-        ({"nonfinite": "warn"}, "nonfinite must be 'skip', 'raise' or 'ignore'"),
-        ({"nonfinite": "raise", "precision": "16-mixed"}, "cannot go with dynamic loss scaling"),
+        ({"accumulate": 0}, "accumulate: expected a whole number of at least 1"),
+        ({"accumulate": 2.0}, "accumulate: expected a whole number"),
+        ({"nonfinite": "warn"}, "nonfinite: expected 'skip', 'raise' or 'ignore'"),
+        (
+            {"nonfinite": "raise", "precision": "16-mixed"},
+            "expected 'skip' with dynamic loss scaling",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
@@ -379,9 +384,13 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_models_that_are_none() -> None:
-    with pytest.raises(TypeError, match="model function returned dict, not an nn.Module"):
+    with pytest.raises(
+        TypeError, match="the model function: expected to return an nn.Module, got dict"
+    ):
         make(model=lambda: {})
-    with pytest.raises(TypeError, match="must be an nn.Module or a function that builds one"):
+    with pytest.raises(
+        TypeError, match="model: expected an nn.Module or a function that builds one"
+    ):
         make(model=3)
     with pytest.raises(ValueError, match="nothing to train"):
         make(model=nn.ReLU())
@@ -392,7 +401,9 @@ def test_a_step_that_changes_its_state_is_refused() -> None:
     result = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
     with pytest.raises(ValueError, match=r"\.extras: \['new'\] was not expected"):
         ftrain.commit(state, state.replace(extras={"new": torch.zeros(())}), result)
-    with pytest.raises(ValueError, match=r"dtype of state\.step from torch.int64 to torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"of state\.step: expected torch.int64, got torch.float32"
+    ):
         ftrain.commit(state, state.replace(step=state.step + 0.5), result)
     with pytest.raises(ValueError, match=r"shape of state\.params\['layers.0.bias'\]"):
         ftrain.commit(

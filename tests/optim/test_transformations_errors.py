@@ -81,7 +81,7 @@ def test_numbers_out_of_range(build, name, value):
         (lambda: optim.add_noise(0.1, key=torch.zeros(3)), "a key is an int32 tensor of shape"),
         (
             lambda: optim.add_noise(0.1, key=torch.zeros(4, 2, dtype=torch.int32)),
-            r"one key of shape \(2,\), found an array of keys \(4, 2\)",
+            r"one key of shape \(2,\), got an array of keys \(4, 2\)",
         ),
         (lambda: optim.linear(0.1, 0.2, 0), "steps must be at least 1, got 0"),
         (lambda: optim.piecewise_constant(0.1, {0: 0.5}), "key of factors must be at least 1"),

@@ -94,9 +94,9 @@ def compile(
     1
     """
     if backend not in ("inductor", "eager"):
-        raise ValueError(f"backend must be 'inductor' or 'eager', not {backend!r}")
+        raise ValueError(f"backend: expected 'inductor' or 'eager', got {backend!r}")
     if fn is None:
         return lambda function: Compiled(function, donate, mode, backend)
     if not callable(fn):
-        raise TypeError(f"compile takes a function, not {type(fn).__name__}")
+        raise TypeError(f"compile: expected a function, got {type(fn).__name__}")
     return Compiled(fn, donate, mode, backend)

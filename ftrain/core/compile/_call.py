@@ -185,7 +185,7 @@ class Call:
                 "A Python number is a constant of the program: pass torch.tensor(...) for one that "
                 "changes."
             )
-        return " ".join(said) or "Keep what is no tensor the same from call to call."
+        return " ".join(said) or "Keep arguments that are not tensors the same from call to call."
 
 
 def global_settings() -> Settings:

@@ -48,7 +48,7 @@ def _deliver(
     """Return a drawn tensor with the options of a torch factory: `out`, memory format, gradient."""
     if layout not in (None, torch.strided) or names is not None:
         raise TypeError(
-            f"keyed draws are dense and unnamed; asked for layout={layout}, names={names}"
+            f"keyed draws: expected layout=torch.strided, names=None, got {layout=}, {names=}"
         )
     if out is not None:
         return out.resize_(value.shape).copy_(value)

@@ -161,6 +161,6 @@ def _check_single(key: Any, name: str) -> None:
     ):
         _check(key)
         raise ValueError(
-            f"`{name}` takes one key of shape (2,), found an array of keys {tuple(key.shape)}: write "
+            f"`{name}` expected one key of shape (2,), got an array of keys {tuple(key.shape)}: write "
             f"`torch.vmap(lambda key: random.{name}(key, ...))(keys)`"
         )

@@ -286,6 +286,6 @@ def _check_broadcast(name: str, size: Sequence[int], *parameters: Tensor) -> Non
         pairs = zip(reversed(found), reversed(size), strict=False)
         if len(found) > len(size) or any(have not in (1, want) for have, want in pairs):
             raise ValueError(
-                f"{name}: a parameter of shape {tuple(found)} does not broadcast to the shape "
-                f"{tuple(size)} of the result"
+                f"{name}: expected parameters that broadcast to the result's shape {tuple(size)}, got "
+                f"one of shape {tuple(found)}"
             )
