@@ -82,8 +82,8 @@ def differentiate(
         by = _by_vjp if _torch.inside_functorch() else _by_autograd
         # Checkpointed regions run plainly under transforms, which allow them no hooks.
         with around_regions(lambda: contextlib.nullcontext):
-            value, aux, found = by(checked, leaves, seed, differentiable, strangers, name)
-        grads = _filled(leaves, found, name)
+            value, aux, surveyed = by(checked, leaves, seed, differentiable, strangers, name)
+        grads = _filled(leaves, surveyed, name)
     return value, aux, tree.unflatten(treedef, grads)
 
 
@@ -152,10 +152,10 @@ def _by_autograd(
         cotangent = None if seed is None else seed(aux)
         keep = differentiable or given
         if outside or keep or _is_looked_at(strangers):
-            found = survey([value] if cotangent is None else [value, cotangent], inputs, start)
+            surveyed = survey([value] if cotangent is None else [value, cotangent], inputs, start)
             auxiliary = survey(_tensors(aux) if outside else (), inputs, start)
-            keep = keep or (outside and (found.outside or auxiliary.outside))
-            refuse_cuts(found, keep, name)
+            keep = keep or (outside and (surveyed.outside or auxiliary.outside))
+            refuse_cuts(surveyed, keep, name)
         with gradient.backward():
             grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
                 value, inputs, cotangent, create_graph=keep, allow_unused=True
@@ -182,15 +182,15 @@ def _by_vjp(
     name: str,
 ) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     outside = torch.is_grad_enabled()
-    found, is_mapped = Survey(), n_mapped() > 0
+    surveyed, is_mapped = Survey(), n_mapped() > 0
 
     def looked_at(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        nonlocal found
+        nonlocal surveyed
         gradient.begin(zip(inputs, aliases, strict=True))
         gradient.copy_hooks()
         value, aux = checked(inputs)
         if outside or is_mapped or _is_looked_at(strangers):
-            found = survey([value], inputs)
+            surveyed = survey([value], inputs)
         return value, aux
 
     with Gradient() as callers, Gradient() as gradient:
@@ -211,11 +211,11 @@ def _by_vjp(
         keep = outside and (
             differentiable or requires_grad_outside(value) or requires_grad_outside(cotangent)
         )
-        refuse_cuts(found, keep, name)
+        refuse_cuts(surveyed, keep, name)
         # Without grad mode torch solves with the factors of the matrix or of its transpose, as the
         # layout says; `torch.vmap` shows another one to the backward pass than the forward pass had
         # (2.13: another gradient for an expanded or sliced stack of matrices).
-        by_formula = keep or (is_mapped and bool(found.determinants))
+        by_formula = keep or (is_mapped and bool(surveyed.determinants))
         with torch.set_grad_enabled(by_formula), gradient.backward():
             (grads,) = pull(cotangent)
     return value, aux, grads if keep or not by_formula else [grad.detach() for grad in grads]

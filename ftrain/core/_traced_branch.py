@@ -81,9 +81,10 @@ class _Branch:
             def fn(*inputs: torch.Tensor) -> list[torch.Tensor]:
                 given = iter(inputs[n:])
                 cotangent = [None if d is None else next(given) for d in cotangents]
-                found = vjp(side, inputs[:n], self.by, self.followed, cotangent)
+                derivatives = vjp(side, inputs[:n], self.by, self.followed, cotangent)
                 return [
-                    torch.zeros_like(x) if d is None else d for x, d in zip(by, found, strict=True)
+                    torch.zeros_like(x) if d is None else d
+                    for x, d in zip(by, derivatives, strict=True)
                 ]
 
             return fn
@@ -94,10 +95,10 @@ class _Branch:
         inputs = [*operands, *(d for d in cotangents if d is not None)]
         if is_transformed():  # a backward pass under torch.vmap or in forward mode
             pairs = zip(*(side(*inputs) for side in sides), strict=True)
-            found = [torch.where(self.predicate, taken, left) for taken, left in pairs]
+            derivatives = [torch.where(self.predicate, taken, left) for taken, left in pairs]
         else:
-            found = traced_branch(self.predicate, sides, inputs)
-        gradients = iter(found)
+            derivatives = traced_branch(self.predicate, sides, inputs)
+        gradients = iter(derivatives)
         return [
             *(next(gradients) if is_graded else None for is_graded in self.by),
             *gradients,

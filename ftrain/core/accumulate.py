@@ -137,10 +137,10 @@ def accumulate_micro_batches(
     def body(carry: Any, x: Any) -> tuple[Any, Metrics]:
         totals, weight, buffers = carry
         part_key, part, part_weight = x
-        found = of_part(buffers, part_key, part, part_weight)
-        _check_examples(found.metrics, part)
-        totals = tree.map(torch.add, totals, found.totals)
-        return (totals, weight + found.weight, found.buffers), found.metrics
+        latest = of_part(buffers, part_key, part, part_weight)
+        _check_examples(latest.metrics, part)
+        totals = tree.map(torch.add, totals, latest.totals)
+        return (totals, weight + latest.weight, latest.buffers), latest.metrics
 
     start = (zeros, weight, buffers)
     if isinstance(parts, Separate):

@@ -31,28 +31,28 @@ def inner_step(p: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
 def test_inner_gradient_is_followed_whoever_differentiates(by: str) -> None:
     f = lambda p: inner_step(p, RATE)  # noqa: E731
     if by == "func":
-        found = torch.func.grad(f)(W)
+        derivative = torch.func.grad(f)(W)
     elif by == "vjp":
-        (found,) = torch.func.vjp(f, W)[1](torch.ones((), dtype=torch.float64))
+        (derivative,) = torch.func.vjp(f, W)[1](torch.ones((), dtype=torch.float64))
     elif by == "jvp":
         basis = torch.eye(2, dtype=torch.float64)
-        found = torch.stack([torch.func.jvp(f, (W,), (e,))[1] for e in basis])
+        derivative = torch.stack([torch.func.jvp(f, (W,), (e,))[1] for e in basis])
     elif by == "autograd":
         leaf = W.clone().requires_grad_()
-        (found,) = torch.autograd.grad(f(leaf), leaf)
+        (derivative,) = torch.autograd.grad(f(leaf), leaf)
     elif by == "value_and_grad":
-        found = gradient(f)(W)
+        derivative = gradient(f)(W)
     else:
         for i, row in enumerate(torch.func.hessian(f)(W)):
             assert_derivative(lambda p, i=i: gradient(f)(p)[i], W, row)
         return
-    assert_derivative(f, W, found)
+    assert_derivative(f, W, derivative)
 
 
 def test_rows_of_a_vmap_are_followed_by_plain_autograd() -> None:
     leaf = torch.stack([W, W * 2]).requires_grad_()
-    (found,) = torch.autograd.grad(torch.vmap(gradient(quartic))(leaf).sum(), leaf)
-    assert is_close(found, 12 * leaf.detach() ** 2)
+    (derivative,) = torch.autograd.grad(torch.vmap(gradient(quartic))(leaf).sum(), leaf)
+    assert is_close(derivative, 12 * leaf.detach() ** 2)
     assert not torch.vmap(gradient(quartic))(leaf.detach()).requires_grad
 
 
@@ -76,11 +76,11 @@ def test_captured_tensors_are_followed() -> None:
         return ftrain.value_and_grad(lambda p: (captured * p**3).sum())(p)[1].sum()
 
     for captured in (leaf, computed):
-        (found,) = torch.autograd.grad(f(W, captured), captured)
-        assert is_close(found, (3 * W**2).sum())
+        (derivative,) = torch.autograd.grad(f(W, captured), captured)
+        assert is_close(derivative, (3 * W**2).sum())
     (_, aux), _ = ftrain.value_and_grad(lambda p: (quartic(p), leaf * p), has_aux=True)(W)
-    (found,) = torch.autograd.grad(aux.sum(), leaf)
-    assert is_close(found, W.sum())
+    (derivative,) = torch.autograd.grad(aux.sum(), leaf)
+    assert is_close(derivative, W.sum())
 
 
 def test_only_the_argument_is_differentiated_by_where_it_is_captured_too() -> None:
