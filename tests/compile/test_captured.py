@@ -69,7 +69,7 @@ def test_another_kind_asks_for_another_program(change, said):
     assert compiled.n_compiles == 2
 
 
-def test_a_module_that_is_moved_to_another_dtype():
+def test_a_captured_module_moved_to_another_dtype_recompiles():
     teacher = nn.Linear(4, 3).requires_grad_(False)
     compiled = eager(lambda x: teacher(x.to(teacher.weight.dtype)))
     x = torch.randn(2, 4)
@@ -79,7 +79,7 @@ def test_a_module_that_is_moved_to_another_dtype():
         assert compiled(x).equal(teacher(x.double()))
 
 
-def test_a_captured_tensor_that_comes_to_share_donated_memory():
+def test_a_captured_tensor_that_shares_donated_memory_raises():
     w = torch.ones(3)
     compiled = eager(lambda s: Pair(s.a + w, s.b), donate=True)
     state = compiled(compiled(Pair(torch.zeros(3), torch.zeros(1))))

@@ -98,7 +98,7 @@ def test_a_second_program_warns_and_says_what_changed(first, second, said):
     assert compiled.n_compiles == 2
 
 
-def test_global_settings_are_part_of_the_key():
+def test_autocast_and_default_dtype_recompile():
     compiled = eager(lambda x: x @ x + torch.zeros(2))
     x = torch.ones(2, 2)
     assert compiled(x).dtype == torch.float32
@@ -142,7 +142,7 @@ def test_captured_tensors_are_read_at_every_call():
     assert compiled.n_compiles == 1
 
 
-def test_torch_func_and_autocast_inside():
+def test_torch_func_and_autocast_compile_inside_a_function():
     def loss(w, x):
         with torch.autocast("cpu", torch.bfloat16):
             return torch.tanh(x @ w).float().square().sum()
@@ -156,7 +156,7 @@ def test_torch_func_and_autocast_inside():
     assert same_bytes(eager(fn)(w, x), tree.map(torch.Tensor.detach, fn(w, x)))
 
 
-def test_compile_of_vmap():
+def test_a_vmapped_function_compiles_with_the_same_bytes():
     def step(state, x):
         return Pair(state.a + x, state.b * 2), x.sum()
 
@@ -184,7 +184,7 @@ def test_graph_compiles_nothing():
     assert compiled.n_compiles == 0
 
 
-def test_decorator_and_metadata():
+def test_compile_as_a_decorator_keeps_name_and_docstring():
     @compile(backend="eager")
     def double(x):
         """Twice."""

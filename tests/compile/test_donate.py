@@ -157,7 +157,7 @@ def test_every_use_of_a_donated_state_raises(use):
     assert new.step.item() == 1
 
 
-def test_a_run_of_donated_steps():
+def test_donated_steps_reuse_the_memory_of_the_state():
     compiled, state = donated_step(), make_state()
     memory = addresses(state)
     for i in range(5):
@@ -174,7 +174,7 @@ def test_the_state_may_be_the_only_output():
     assert state.a.item() == 2.0
 
 
-def test_replacing_a_field_between_steps():
+def test_a_field_replaced_between_donated_steps_is_used():
     compiled, state = donated_step(), make_state()
     state, _ = compiled(state, torch.ones(3))
     state = state.replace(params={"w": torch.full((3,), 7.0)})
@@ -263,7 +263,7 @@ def test_only_frozen_dataclasses_can_be_donated(first):
         donated_step(lambda state: state)(first)
 
 
-def test_the_state_comes_by_position():
+def test_donation_refuses_a_state_passed_by_name():
     with pytest.raises(TypeError, match="by position"):
         donated_step(lambda state: state)(state=make_state())
 

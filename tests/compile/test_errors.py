@@ -87,7 +87,7 @@ def branches_in_vmap(x):
         (branches_in_vmap, "ftrain.cond"),
     ],
 )
-def test_what_depends_on_values_is_named(fn, remedy):
+def test_value_dependent_code_raises_with_line_and_remedy(fn, remedy):
     with pytest.raises(TraceError) as error:
         compile(fn, backend="eager")(torch.ones(3))
     message = str(error.value)
@@ -152,7 +152,7 @@ def test_the_users_own_errors_pass_with_a_note():
     assert "while ftrain.compile traced `bad`" in "".join(traceback.format_exception(error.value))
 
 
-def test_inputs_that_a_program_cannot_take():
+def test_compile_refuses_inputs_with_gradients_or_of_other_types():
     compiled = compile(lambda x: x * 2, backend="eager")
     with pytest.raises(RuntimeError, match=r"`x` .* requires a gradient"):
         compiled(torch.ones(2, requires_grad=True))
@@ -204,7 +204,7 @@ print(compile(f, backend="eager")(torch.zeros(3)))
 """
 
 
-def test_no_compiler_is_one_clear_sentence(tmp_path):
+def test_a_missing_compiler_raises_one_error_with_remedies(tmp_path):
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     done = subprocess.run(

@@ -72,7 +72,7 @@ class Point(NamedTuple):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_kinds_of_nodes(value):
+def test_reader_reads_every_kind_of_container(value):
     read = compile_reader((value,), {})
     expected = [x for x in tree.leaves(value) if isinstance(x, torch.Tensor)]
     assert list(map(id, read((value,), {}))) == list(map(id, expected))

@@ -113,7 +113,7 @@ def test_eager_compiled_and_vmapped_code_choose_alike(program: Any, data: Any) -
 
 @given(st.data(), st.booleans(), st.integers(-2, 4))
 @settings(max_examples=8)
-def test_any_operand_comes_through(data: Any, predicate: bool, index: int) -> None:
+def test_cond_passes_operands_of_any_layout(data: Any, predicate: bool, index: int) -> None:
     x, p = data.draw(tensors()), torch.tensor(predicate)
     chosen = (
         (x, (x == x).sum()) if predicate else (x.flatten().flip(0).view(x.shape), torch.tensor(3))
@@ -358,7 +358,9 @@ YES = torch.tensor(True)
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_what_cannot_be_chosen_is_named(call: Any, error: Any, said: str, traced: bool) -> None:
+def test_cond_refuses_bad_arguments_with_their_path(
+    call: Any, error: Any, said: str, traced: bool
+) -> None:
     with pytest.raises(error) as caught:
         (compile(lambda: call(), backend="eager") if traced else call)()
     assert said in str(caught.value)

@@ -167,7 +167,7 @@ def test_threads_may_meet_a_class_at_the_same_time() -> None:
     assert found == [2] * 8
 
 
-def test_what_holds_samples_is_not_a_tree() -> None:
+def test_tree_functions_take_datasets_as_leaves() -> None:
     """A dataset that is a dataclass or a list of its own is read sample by sample, as before."""
 
     @dataclasses.dataclass

@@ -259,7 +259,7 @@ def test_overlapping_buffers_are_refused() -> None:
         make(Views)
 
 
-def test_a_parameter_called_learning_rate_is_no_rate() -> None:
+def test_a_parameter_called_learning_rate_is_not_reported() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()

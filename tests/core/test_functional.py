@@ -197,13 +197,13 @@ def test_a_buffer_that_grows_is_refused() -> None:
         apply_to(Grows(), torch.ones(1, 2))
 
 
-def test_wrong_names_are_listed() -> None:
+def test_bind_lists_missing_parameter_names() -> None:
     apply = ftrain.bind(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"params do not fit Linear: missing \['bias'\]"):
         apply({"weight": torch.ones(2, 2)}, {}, KEY, torch.ones(1, 2))
 
 
-def test_training_flags() -> None:
+def test_bind_follows_training_flags_of_modules() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
     x = torch.ones(1, 100)
     assert torch.equal(apply_to(model, x, training=False)[0], x)

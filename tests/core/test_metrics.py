@@ -49,7 +49,7 @@ def test_reads_like_a_dict_and_prints_readably() -> None:
         metrics["b"]
 
 
-def test_changing_names_say_which() -> None:
+def test_merging_metrics_of_other_names_raises_with_the_names() -> None:
     a, b = as_metrics({"x": 1.0, "y": 1.0}, "f"), as_metrics({"x": 1.0, "z": 1.0}, "f")
     with pytest.raises(ValueError, match=r"\['y'\] only in the first; \['z'\] only in the second"):
         a.merge(b)
@@ -58,21 +58,21 @@ def test_changing_names_say_which() -> None:
 
 
 @pytest.mark.parametrize("bad", ["text", None, object()])
-def test_what_is_no_metric_is_refused_by_name(bad: object) -> None:
+def test_entries_that_are_not_metrics_are_refused_by_name(bad: object) -> None:
     with pytest.raises(TypeError, match="metric 'm' returned by f: expected a tensor, a number"):
         as_metrics({"m": bad}, "f")
     with pytest.raises(TypeError, match="metrics a dict of 0-d tensors"):
         as_metrics(bad if bad is not None else 3, "f")
 
 
-def test_bool_metrics_average() -> None:
+def test_metrics_of_bools_average_as_numbers() -> None:
     merged = as_metrics({"hit": torch.tensor(True)}, "f").merge(
         as_metrics({"hit": torch.tensor(False)}, "f")
     )
     assert float(merged["hit"]) == 0.5
 
 
-def test_metrics_are_trees() -> None:
+def test_tree_map_maps_the_tensors_of_metrics() -> None:
     metrics = as_metrics({"a": torch.tensor(2.0)}, "f")
     doubled = ftrain.tree.map(lambda x: x * 2, metrics)
     assert isinstance(doubled, Metrics)

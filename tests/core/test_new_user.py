@@ -36,7 +36,7 @@ def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         (lambda loss: loss.expand(2), r"got float32\[2\]\. Reduce it: loss\.mean\(\)"),
     ],
 )
-def test_a_loss_that_is_no_scalar(wrong, hint):
+def test_a_loss_that_is_not_a_scalar_raises_with_a_remedy(wrong, hint):
     steps = ftrain.make_steps(net, lambda m, b: wrong(loss_fn(m, b).detach()), optim.sgd(0.1))
     with pytest.raises(TypeError, match=hint):
         steps.train_step(steps.init_state(0), BATCH)
@@ -49,12 +49,12 @@ def test_a_loss_that_is_no_scalar(wrong, hint):
         (optim.adamw, r"adamw was not called: write adamw\(1e-3\)"),
     ],
 )
-def test_an_optimizer_that_is_none(wrong, hint):
+def test_an_argument_that_is_not_an_optimizer_raises(wrong, hint):
     with pytest.raises(TypeError, match=f"(?s){hint}"):
         ftrain.make_steps(net, loss_fn, wrong)
 
 
-def test_a_function_of_ones_own_is_not_told_a_learning_rate():
+def test_remedy_for_an_uncalled_optimizer_is_for_ftrain_functions():
     with pytest.raises(TypeError) as caught:
         ftrain.make_steps(net, loss_fn, lambda parameters: parameters)  # type: ignore[arg-type]
     assert "was not called" not in str(caught.value)
@@ -83,7 +83,7 @@ def rows(*weights: float) -> torch.Tensor:
         ((float("nan"), 1.0), 1),
     ],
 )
-def test_a_batch_that_weighs_nothing_is_skipped(weights, skips, accumulate, compiled):
+def test_a_batch_of_total_weight_0_is_skipped(weights, skips, accumulate, compiled):
     """`(1, -1)`: a total that is not zero, and no weight to divide it by."""
     steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), accumulate=accumulate)
     step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
@@ -102,7 +102,7 @@ def test_a_batch_that_weighs_nothing_is_skipped(weights, skips, accumulate, comp
         assert_close_norm(new.opt_state.mu, alone.opt_state.mu, 1e-6)
 
 
-def test_a_batch_that_weighs_nothing_raises_or_is_let_pass():
+def test_a_batch_of_total_weight_0_raises_or_is_applied():
     for nonfinite in ("raise", "ignore"):
         steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), nonfinite=nonfinite)
         state = steps.init_state(0)
@@ -116,7 +116,7 @@ def test_a_batch_that_weighs_nothing_raises_or_is_let_pass():
         assert steps.train_step(state, rows(0.0, 1.0))[0].step == 1
 
 
-def test_a_rank_that_weighs_nothing_takes_the_step_of_the_others():
+def test_a_rank_of_total_weight_0_takes_the_step_of_the_others():
     steps = ftrain.make_steps(
         net, weighted, optim.sgd(0.1), grad_reduce=lambda totals, weight: (totals, weight + 3.0)
     )
@@ -124,7 +124,7 @@ def test_a_rank_that_weighs_nothing_takes_the_step_of_the_others():
     assert (metrics["skipped"], new.step) == (0, 1)
 
 
-def test_a_state_of_other_steps():
+def test_a_state_of_another_optimizer_raises():
     ours = ftrain.make_steps(net, loss_fn, optim.sgd(0.1, 0.9))
     other = ftrain.make_steps(net, loss_fn, optim.adam(0.1))
     with pytest.raises(TypeError, match="start from the `init_state` that it returned together"):
@@ -162,7 +162,7 @@ def test_metrics_are_read_by_name():
         assert dict(same) == dict(metrics)
 
 
-def test_a_field_that_the_state_does_not_have():
+def test_replace_refuses_unknown_fields_with_a_suggestion():
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
     with pytest.raises(
         TypeError, match=r"no field 'param'\. Did you mean 'params'\? It has step, params, .*extras"
@@ -197,7 +197,7 @@ class Phase(nn.Module):
         self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
 
 
-def test_complex_parameters():
+def test_complex_parameters_raise_with_a_remedy():
     with pytest.raises(
         TypeError, match=r"'w': expected a real .*got torch\.complex64.*view_as_real"
     ):
@@ -207,7 +207,7 @@ def test_complex_parameters():
             make({"w": torch.ones(2, dtype=torch.complex64)})
 
 
-def test_articles():
+def test_messages_choose_a_or_an_by_the_following_word():
     with pytest.raises(ValueError, match="expected a leaf .*got an OrderedDict"):
         ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)

@@ -80,7 +80,7 @@ def test_micro_batches_give_the_examples_of_the_full_batch(accumulate: int) -> N
 
 
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_ragged_micro_batches_give_them_too(sizes: list[int]) -> None:
+def test_ragged_micro_batches_give_the_examples_in_order(sizes: list[int]) -> None:
     batch = batch_of(sum(sizes))
     steps, _, state = made(1)
     columns = {name: x.split(sizes) for name, x in batch.items()}
@@ -109,7 +109,7 @@ def test_members_of_an_ensemble_have_examples_of_their_own() -> None:
         (lambda: "low", "expected a tensor, a number.*got a str 'low'"),
     ],
 )
-def test_what_cannot_be_merged_is_refused(value: Any, said: str) -> None:
+def test_metrics_that_cannot_merge_are_refused(value: Any, said: str) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch["x"]).mean(), {"odd": value()}
 
@@ -148,7 +148,7 @@ def test_examples_of_other_shapes_do_not_merge() -> None:
         Metrics({"x": torch.zeros(2)}).merge(Metrics({"x": torch.tensor(1.0)}))
 
 
-def test_metrics_may_be_made_of_tensors() -> None:
+def test_metrics_of_bare_tensors_merge_as_batch_means() -> None:
     one, two = Metrics({"loss": torch.tensor(1.0)}), Metrics({"loss": torch.tensor(3.0)})
     assert one["loss"].item() == 1.0
     assert repr(one) == "Metrics(loss=1)"
@@ -167,7 +167,7 @@ class Seen:
         self.examples.append(event.metrics["losses"])
 
 
-def test_a_trainer_hands_examples_on_and_logs_the_rest() -> None:
+def test_trainer_passes_examples_to_callbacks_and_logs_the_rest() -> None:
     steps, _, state = made(1)
     data = [batch_of(4), batch_of(4), batch_of(3)]
     seen = Seen()

@@ -131,7 +131,7 @@ WRITES = st.lists(st.tuples(st.integers(0, 50), OBJECTS, st.integers(0, 2)), max
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_any_writes_are_put_back(root: Any, writes: Any) -> None:
+def test_owned_restores_any_writes(root: Any, writes: Any) -> None:
     holder = [root]
     owned = Owned([("", holder)])
     before = picture(holder)
@@ -196,7 +196,7 @@ def test_changes_of_what_others_do_not_hold_are_put_back_and_not_settled(
     assert owned.restore() == ([], [])
 
 
-def test_a_walk_ends_in_cycles() -> None:
+def test_owned_walks_cyclic_containers() -> None:
     ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
     ring["self"] = [ring]
     owned = Owned([("ring", ring)])

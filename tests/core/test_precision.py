@@ -92,7 +92,7 @@ def test_state_keeps_its_dtypes() -> None:
         ({"init": float("nan")}, "0 < floor <= init <= ceiling"),
     ],
 )
-def test_bad_options_are_named(options: dict[str, float], message: str) -> None:
+def test_loss_scale_options_out_of_range_raise(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossScale(**options)  # type: ignore[arg-type]
 

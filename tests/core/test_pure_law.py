@@ -75,7 +75,7 @@ def set_default_dtype() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_purity_sees_what_is_global(change: Any, undo: Any, name: str) -> None:
+def test_assert_pure_detects_changes_of_global_state(change: Any, undo: Any, name: str) -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
         change()
         return x + 1

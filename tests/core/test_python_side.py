@@ -29,7 +29,7 @@ X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
         lambda key: ftrain.bind(nn.Linear(2, 1)).init(random.key(0)) and apply(key),
     ],
 )
-def test_what_is_not_a_key_is_refused(call: Any, bad: Any) -> None:
+def test_draws_refuse_arguments_that_are_not_keys(call: Any, bad: Any) -> None:
     said = rf"a key is an int32 tensor of shape \(2,\), got an? {type(bad).__name__}.*random.key\("
     with pytest.raises(TypeError, match=said):
         call(bad)

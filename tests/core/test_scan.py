@@ -181,7 +181,7 @@ def test_what_the_body_passes_through_gets_memory_of_its_own(n):
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_what_cannot_be_scanned_is_named(args, error, said, traced):
+def test_scan_refuses_bad_arguments_with_their_path(args, error, said, traced):
     body, carry, *rest = args
 
     def run(carry, *rest):

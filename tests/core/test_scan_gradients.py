@@ -52,7 +52,7 @@ def test_hypergradient_of_a_rate_through_scan_is_that_of_finite_differences(mode
         f = gradient(f)
 
 
-def test_first_value_of_maml_through_scan() -> None:
+def test_gradient_in_a_scan_body_equals_the_loop_for_maml() -> None:
     w = torch.tensor([0.3, -0.7])
 
     def f(p: torch.Tensor) -> torch.Tensor:

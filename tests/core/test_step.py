@@ -163,7 +163,7 @@ def test_a_batch_is_cut_in_order(k: int, per: int) -> None:
     assert float(state.buffers["order"]) == float("".join(str(i) for i in range(1, k + 1)))
 
 
-def test_metrics_of_a_step() -> None:
+def test_step_reports_its_metrics_and_those_of_the_loss() -> None:
     _, metrics = run(precision="16-mixed")
     assert set(metrics) == {
         "loss",
@@ -231,7 +231,7 @@ def test_nonfinite_raise_names_the_parameter(mode: str) -> None:
     testing.assert_same_bits(state, expected)
 
 
-def test_nonfinite_ignore_lets_it_through() -> None:
+def test_nonfinite_ignore_applies_non_finite_gradients() -> None:
     batch = CASE.batch(0, 8)
     batch["x"][0, 0] = float("inf")
     state, metrics = run(batch=batch, nonfinite="ignore")
@@ -277,7 +277,9 @@ def writes_capture() -> Any:
         (writes_capture(), ImpureFunctionError, "captured tensor `counter` was changed in place"),
     ],
 )  # fmt: skip
-def test_bad_loss_functions(loss_fn: Any, error: type, message: str, mode: str) -> None:
+def test_loss_functions_with_wrong_results_raise(
+    loss_fn: Any, error: type, message: str, mode: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         run(loss_fn, mode=mode)
     if caught.type in (TypeError, ValueError):
@@ -285,7 +287,7 @@ def test_bad_loss_functions(loss_fn: Any, error: type, message: str, mode: str) 
 
 
 @MODES
-def test_wrong_shapes_say_what_the_batch_was(mode: str) -> None:
+def test_errors_in_a_loss_note_the_shapes_of_the_batch(mode: str) -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied|same reduction dim") as caught:
         run(batch={"x": torch.zeros(8, 5), "y": torch.zeros(8, dtype=torch.int64)}, mode=mode)
     notes = "".join(caught.value.__notes__)
@@ -301,7 +303,7 @@ def test_mixed_devices_name_the_leaf(mode: str) -> None:
 
 
 @MODES
-def test_numpy_batches_are_pointed_out(mode: str) -> None:
+def test_a_batch_with_numpy_arrays_raises_with_its_path(mode: str) -> None:
     batch = {"x": torch.zeros(8, 6).numpy(), "y": torch.zeros(8, dtype=torch.int64)}
     with pytest.raises(TypeError, match=r"batch\['x'\].* ndarray.*(from_numpy|as_tensor)"):
         run(batch=batch, mode=mode)
@@ -309,7 +311,7 @@ def test_numpy_batches_are_pointed_out(mode: str) -> None:
 
 @MODES
 @pytest.mark.parametrize("state", [None, {"params": {}}, nn.Linear(2, 2)])
-def test_a_state_of_another_kind(state: Any, mode: str) -> None:
+def test_steps_refuse_a_state_that_is_not_a_train_state(state: Any, mode: str) -> None:
     _, step, eval_step = make()
     step = step if mode == "eager" else ftrain.compile(step, backend="eager")
     for fn in (step, eval_step):
@@ -320,17 +322,19 @@ def test_a_state_of_another_kind(state: Any, mode: str) -> None:
 
 
 @MODES
-def test_indivisible_batches_say_what_would_do(mode: str) -> None:
+def test_indivisible_batches_raise_with_sizes_that_fit(mode: str) -> None:
     with pytest.raises(
         ValueError, match=r"has 10 rows. Use a batch of 8 or 12 rows.*\[1, 2, 5, 10\]"
     ):
         run(batch=CASE.batch(0, 10), accumulate=4, mode=mode)
     batch = {"x": torch.zeros(8, 6), "y": torch.zeros(4, dtype=torch.int64)}
-    with pytest.raises(ValueError, match=r"expected 8 rows as in batch\['x'\], got 4 in batch\['y'\]"):
+    with pytest.raises(
+        ValueError, match=r"expected 8 rows as in batch\['x'\], got 4 in batch\['y'\]"
+    ):
         run(batch=batch, accumulate=4, mode=mode)
 
 
-def test_explicit_micro_batches() -> None:
+def test_micro_batches_equal_accumulate_to_the_byte() -> None:
     batch = CASE.batch(0, 8)
     parts = tuple(tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], batch) for i in range(4))
     cut = run(accumulate=4)
@@ -348,7 +352,7 @@ def test_explicit_micro_batches() -> None:
         run(batch=ftrain.MicroBatches(odd))
 
 
-def test_metrics_that_change_between_micro_batches() -> None:
+def test_metrics_that_change_between_micro_batches_raise() -> None:
     calls: list[int] = []
 
     def loss_fn(model: Any, batch: Any) -> Any:
@@ -378,12 +382,12 @@ def test_metrics_that_change_between_micro_batches() -> None:
         ),
     ],
 )
-def test_bad_options(options: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
 
 
-def test_models_that_are_none() -> None:
+def test_models_that_are_not_modules_raise() -> None:
     with pytest.raises(
         TypeError, match="the model function: expected to return an nn.Module, got dict"
     ):

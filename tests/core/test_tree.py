@@ -41,7 +41,7 @@ trees = st.recursive(
 
 
 @given(trees)
-def test_flatten_and_back(value: Any) -> None:
+def test_unflatten_inverts_flatten(value: Any) -> None:
     leaves, treedef = tree.flatten(value)
     assert tree.digest(tree.unflatten(treedef, leaves)) == tree.digest(value)
     assert len(tree.paths(value)) == len(leaves)
@@ -87,7 +87,7 @@ def test_digest_and_first_difference_agree_on_structure(a: Any, b: Any) -> None:
         (torch.zeros(4), torch.zeros(4, dtype=torch.int32)),
     ],
 )
-def test_digest_tells_apart(a: Any, b: Any) -> None:
+def test_digest_differs_for_trees_that_differ(a: Any, b: Any) -> None:
     assert tree.digest(a) != tree.digest(b)
 
 
@@ -108,7 +108,7 @@ def test_digest_is_the_same_in_every_process() -> None:
     )
 
 
-def test_digest_refuses_what_is_no_tensor() -> None:
+def test_digest_refuses_leaves_that_are_not_tensors() -> None:
     with pytest.raises(TypeError, match=r"leaf at \['a'\]\[0\] is int 3"):
         tree.digest({"a": [3]})
 

@@ -73,7 +73,7 @@ def test_second_derivatives_by_nesting() -> None:
     assert second.tolist() == [6.0, 12.0]
 
 
-def test_activation_checkpointing_works() -> None:
+def test_activation_checkpointing_changes_no_bits_of_a_gradient() -> None:
     from torch.utils.checkpoint import checkpoint
 
     def through(p: Any, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,9 @@ def test_unused_leaves_have_zero_gradients() -> None:
         ),
     ],
 )
-def test_bad_functions_are_explained(fn: Any, x: Any, error: type, message: str) -> None:
+def test_functions_with_wrong_values_raise_with_a_remedy(
+    fn: Any, x: Any, error: type, message: str
+) -> None:
     with pytest.raises(error, match=message):
         ftrain.value_and_grad(fn)(x)
     if isinstance(x, torch.Tensor):

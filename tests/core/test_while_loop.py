@@ -211,7 +211,9 @@ def ones() -> Tensor:
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_what_cannot_loop_is_named(args: Any, error: Any, said: str, traced: bool) -> None:
+def test_while_loop_refuses_bad_arguments_with_their_path(
+    args: Any, error: Any, said: str, traced: bool
+) -> None:
     def run() -> Any:
         return ftrain.while_loop(args[0], args[1], args[2]())
 

@@ -97,7 +97,7 @@ def test_every_distribution_of_torch_is_covered() -> None:
         n for n in D.__all__ if isinstance(getattr(D, n), type) and hasattr(getattr(D, n), "sample")
     }
     abstract = {"Distribution", "ExponentialFamily"}
-    # Wishart reads values: see test_what_reads_values_is_refused.
+    # Wishart reads values: see test_compile_refuses_distributions_that_read_values.
     assert public - abstract - {"Wishart"} <= set(DISTRIBUTIONS)
 
 
@@ -187,7 +187,7 @@ def test_the_first_use_of_dynamo_leaves_the_default_as_it_was() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_what_reads_values_is_refused() -> None:
+def test_compile_refuses_distributions_that_read_values() -> None:
     def asks(p: Tensor) -> Tensor:
         return D.Normal(p, p, validate_args=True).log_prob(p)
 

@@ -139,13 +139,15 @@ def test_wrong_samplers_are_found() -> None:
         ("von_mises", [[0.0, NAN, -1.0]], [NAN, NAN, NAN]),
     ],
 )
-def test_parameters_at_the_edge(name: str, params: Any, expected: Any) -> None:
+def test_families_at_edge_parameters_give_their_limits(
+    name: str, params: Any, expected: Any
+) -> None:
     found = FAMILIES[name](KEY, (), *map(torch.tensor, params))
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("rate", [-1.0, NAN])
-def test_a_rate_that_is_none_is_refused_as_torch_refuses_it(rate: float) -> None:
+def test_a_negative_or_nan_rate_is_refused_as_in_torch(rate: float) -> None:
     with pytest.raises(RuntimeError, match="Poisson"):
         torch.poisson(torch.tensor([rate]))
     with random.keyed(KEY), pytest.raises(ValueError, match="rates of 0 or more"):

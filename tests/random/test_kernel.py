@@ -86,7 +86,9 @@ def test_a_plain_compiler_without_openmp_serves(monkeypatch: pytest.MonkeyPatch)
         assert draw() == expected()
 
 
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert _kernel.cache_folder() == tmp_path
     monkeypatch.delenv("FTRAIN_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
@@ -96,7 +98,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert _kernel.cache_folder() == Path("/home/someone/.cache/ftrain")
 
 
-def test_two_processes_at_once(tmp_path: Path) -> None:
+def test_two_processes_build_the_kernel_at_once(tmp_path: Path) -> None:
     code = (
         "from ftrain.core import random; from ftrain.core.random import _kernel\n"
         "import sys; sys.stdin.readline()\n"  # both have imported: start together

@@ -345,6 +345,6 @@ def test_every_operator_that_takes_a_generator_is_keyed_or_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [KEYS, torch.zeros(2), torch.zeros(3, dtype=torch.int32)])
-def test_what_is_no_key_is_refused_at_once(wrong: Tensor) -> None:
+def test_keyed_refuses_a_key_of_wrong_shape_or_dtype(wrong: Tensor) -> None:
     with pytest.raises((ValueError, TypeError), match="key"), keyed(wrong):
         pass

@@ -80,7 +80,7 @@ def truncated(x: Tensor) -> Tensor:
     return (Normal(0.0, 1.0).cdf(x) - low) / (high - low)
 
 
-def test_truncated_and_orthogonal_initialisers() -> None:
+def test_truncated_and_orthogonal_initialisers_have_their_distributions() -> None:
     sample = draw(nn.init.trunc_normal_, torch.empty(N), a=-1.0, b=2.0)
     assert ks(sample, truncated) < KOLMOGOROV
     q = draw(nn.init.orthogonal_, torch.empty(20, 20, dtype=torch.float64))

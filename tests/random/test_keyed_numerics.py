@@ -46,7 +46,7 @@ def test_dropout_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
     assert abs(kept.double().mean() - (1 - p)) < SIGMAS * math.sqrt(p * (1 - p) / N)
 
 
-def test_dropout_at_its_ends() -> None:
+def test_dropout_of_rate_0_and_1_keeps_and_zeroes_all() -> None:
     x = torch.randn(8, generator=torch.Generator().manual_seed(0))
     for drop in (F.dropout, F.alpha_dropout, lambda x, p: F.dropout1d(x[None], p)[0]):
         assert draw(drop, x, 0.0).equal(x)

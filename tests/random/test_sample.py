@@ -66,7 +66,7 @@ def from_numpy(array: Any, dtype: torch.dtype) -> Tensor:
 
 
 @float_dtype
-def test_uniform_is_jaxs(dtype: str) -> None:
+def test_uniform_equals_jax(dtype: str) -> None:
     @quick
     @given(seed=SEEDS, folds=FOLDS, shape=SHAPES)
     def check(seed: int, folds: list[int], shape: tuple[int, ...]) -> None:
@@ -99,7 +99,7 @@ def jax_between(key: Any, shape: tuple[int, ...], dtype: str, low: Any, high: An
 
 
 @float_dtype
-def test_uniform_between_bounds_is_jaxs(dtype: str) -> None:
+def test_uniform_between_bounds_equals_jax(dtype: str) -> None:
     """The product and the sum are one fused operation in float32 and float64, two in the others."""
     bound = st.floats(-1e4, 1e4, width=16).map(lambda v: v + 0.0)  # the sign of a zero aside
 
@@ -119,7 +119,7 @@ def test_uniform_between_bounds_is_jaxs(dtype: str) -> None:
 
 
 @float_dtype
-def test_uniform_between_tensors_is_jaxs(dtype: str) -> None:
+def test_uniform_between_tensors_equals_jax(dtype: str) -> None:
     low = np.linspace(-3, 0.3, 5).astype(np.float32)
     high = np.linspace(0.4, 50, 4).astype(np.float32)[:, None]
     key = random.key(3)
@@ -189,7 +189,7 @@ def test_uniform_stays_inside() -> None:
 
 
 @float_dtype
-def test_normal_is_within_4_ulp_of_jaxs(dtype: str) -> None:
+def test_normal_is_within_4_ulp_of_jax(dtype: str) -> None:
     torch_dtype = getattr(torch, dtype)
 
     @quick
@@ -203,7 +203,7 @@ def test_normal_is_within_4_ulp_of_jaxs(dtype: str) -> None:
     check()
 
 
-def test_every_float32_normal_is_within_4_ulp_of_jaxs() -> None:
+def test_every_float32_normal_is_within_4_ulp_of_jax() -> None:
     """There are 2^23 of them; 3 ulp is the worst. The tails are where `torch.erfinv` is 20,000 off."""
     index = np.arange(2**23, dtype=np.uint32)
     unit = (index | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
@@ -248,7 +248,9 @@ def test_normal_has_its_moments() -> None:
 @example(seed=0, folds=[], p=-math.inf, shape=(7,))
 @example(seed=0, folds=[], p=1e300, shape=(7,))
 @example(seed=0, folds=[], p=2.0**-23, shape=(7,))
-def test_bernoulli_is_jaxs(seed: int, folds: list[int], p: float, shape: tuple[int, ...]) -> None:
+def test_bernoulli_equals_jax(
+    seed: int, folds: list[int], p: float, shape: tuple[int, ...]
+) -> None:
     data = np.asarray(jax.random.key_data(jax_key(seed, folds)))
     with jax.enable_x64(False):  # where a number is a float32
         theirs = jax.random.bernoulli(jax.random.wrap_key_data(data), p, shape)
@@ -271,7 +273,7 @@ def test_the_threshold_is_the_comparison(p: float) -> None:
 
 
 @float_dtype
-def test_bernoulli_of_a_tensor_is_jaxs(dtype: str) -> None:
+def test_bernoulli_of_a_tensor_equals_jax(dtype: str) -> None:
     p = jax.numpy.linspace(0, 1, 500, dtype=dtype)
     ours = from_numpy(np.asarray(p), getattr(torch, dtype))
     assert same(random.bernoulli(random.key(5), ours), jax.random.bernoulli(jax_key(5), p))
@@ -285,7 +287,7 @@ def test_bernoulli_of_a_tensor_is_jaxs(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_randint_is_jaxs(dtype: str) -> None:
+def test_randint_equals_jax(dtype: str) -> None:
     info = np.iinfo(dtype)
     wide = info.bits >= 32
     # JAX casts bounds to int32 for narrow dtypes, without clipping them first.
@@ -319,7 +321,7 @@ def between(high: Tensor, low: Tensor, minval: int, maxval: int, dtype: torch.dt
     return _integers.between(high, low, base, span, dtype)
 
 
-def test_randint_between_tensors_is_jaxs() -> None:
+def test_randint_between_tensors_equals_jax() -> None:
     low, high = np.array([-3, 0, 7]), np.array([[4], [2**40]])
     ours = random.randint(random.key(1), (2, 3), torch.from_numpy(low), torch.from_numpy(high))
     assert same(ours, jax.random.randint(jax_key(1), (2, 3), low, high, "int64"))
@@ -331,7 +333,7 @@ def test_randint_reaches_both_ends(dtype: str) -> None:
     assert set(draw.tolist()) == {2, 3, 4}
 
 
-def test_randint_over_many_blocks_is_jaxs() -> None:
+def test_randint_over_many_blocks_equals_jax() -> None:
     for dtype, maxval in (("int64", 10**12), ("uint8", 7), ("int32", 2**31)):
         ours = random.randint(random.key(8), (40_000,), 0, maxval, getattr(torch, dtype))
         assert same(ours, jax.random.randint(jax_key(8), (40_000,), 0, maxval, dtype))
@@ -341,7 +343,7 @@ def test_randint_over_many_blocks_is_jaxs() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 10, 1625, 1626, 4000])
-def test_permutation_is_jaxs(count: int) -> None:
+def test_permutation_equals_jax(count: int) -> None:
     for seed in (0, -1, 2**40 + 1):
         ours = random.permutation(random.key(seed), count, folds=(3,))
         assert same(ours, jax.random.permutation(jax_key(seed, (3,)), count))
@@ -350,7 +352,7 @@ def test_permutation_is_jaxs(count: int) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("independent", [False, True])
-def test_permutation_of_a_tensor_is_jaxs(axis: int, independent: bool) -> None:
+def test_permutation_of_a_tensor_equals_jax(axis: int, independent: bool) -> None:
     x = np.arange(3 * 700, dtype=np.float32).reshape(3, 700)
     ours = random.permutation(random.key(2), torch.from_numpy(x), axis, independent)
     assert same(ours, jax.random.permutation(jax_key(2), x, axis, independent))
@@ -374,6 +376,6 @@ def test_permutation_of_a_tensor_is_jaxs(axis: int, independent: bool) -> None:
         (lambda key: random.normal(random.split(key), (2,)), r"torch\.vmap"),
     ],
 )
-def test_bad_input_is_told_what_to_write(draw: Any, words: str) -> None:
+def test_bad_input_raises_with_a_remedy(draw: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         draw(random.key(0))

@@ -66,13 +66,13 @@ def test_known_answers_of_random123(key, counter, answer) -> None:
 
 @quick
 @given(seed=SEEDS | st.sampled_from([0, -1, 2**32 - 1, 2**32, -(2**63), 2**63 - 1]))
-def test_key_is_jaxs(seed: int) -> None:
+def test_key_equals_jax(seed: int) -> None:
     assert raw(random.key(seed)) == jax_words(jax_key(seed))
     assert raw(random.key(torch.tensor(seed))) == jax_words(jax_key(seed))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32", "uint64"])
-def test_key_of_a_tensor_of_seeds_is_jaxs(dtype: str) -> None:
+def test_key_of_a_tensor_of_seeds_equals_jax(dtype: str) -> None:
     import numpy as np
 
     info = np.iinfo(dtype)
@@ -88,7 +88,7 @@ def test_key_takes_unsigned_seeds_as_their_pattern() -> None:
 
 @quick
 @given(seed=SEEDS, folds=FOLDS, shape=SHAPES)
-def test_split_is_jaxs(seed: int, folds: list[int], shape: tuple[int, ...]) -> None:
+def test_split_equals_jax(seed: int, folds: list[int], shape: tuple[int, ...]) -> None:
     ours = random.split(random.key(seed), shape, folds=folds)
     assert ours.shape == (*shape, 2)
     assert raw(ours) == jax_words(jax.random.split(jax_key(seed, folds), shape))
@@ -96,7 +96,7 @@ def test_split_is_jaxs(seed: int, folds: list[int], shape: tuple[int, ...]) -> N
 
 @quick
 @given(seed=SEEDS, data=WORDS, folds=FOLDS)
-def test_fold_in_is_jaxs(seed: int, data: int, folds: list[int]) -> None:
+def test_fold_in_equals_jax(seed: int, data: int, folds: list[int]) -> None:
     expected = jax_words(jax_key(seed, [*folds, data]))
     key = random.key(seed)
     assert raw(random.fold_in(key, data, folds=folds)) == expected
@@ -143,7 +143,7 @@ def test_key_data_shows_unsigned_words() -> None:
 
 @quick
 @given(seed=SEEDS, folds=FOLDS, shape=SHAPES, width=WIDTHS)
-def test_bits_are_jaxs(seed: int, folds: list[int], shape: tuple[int, ...], width: int) -> None:
+def test_bits_equal_jax(seed: int, folds: list[int], shape: tuple[int, ...], width: int) -> None:
     ours = random.bits(random.key(seed), shape, width, folds=folds)
     with jax.enable_x64(True):
         theirs = jax.random.bits(jax_key(seed, folds), shape, dtype=f"uint{width}")
@@ -188,7 +188,7 @@ every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 
 
 @every_draw
-def test_pure(draw: Callable[[Tensor], Tensor]) -> None:
+def test_draws_are_pure_functions_of_their_key(draw: Callable[[Tensor], Tensor]) -> None:
     key, state = random.key(11), torch.get_rng_state()
     before = raw(key)
     first, second = draw(key), draw(key)
@@ -248,7 +248,7 @@ def test_compiled_by_dynamo_is_eager(draw: Callable[[Tensor], Tensor], backend: 
     assert raw(compiled(key)) == raw(draw(key))
 
 
-def test_one_operator_a_draw() -> None:
+def test_each_draw_is_one_operator_in_a_graph() -> None:
     """The generator is not inlined: a graph with a mask and a normal has two nodes that compute."""
 
     def draws(key: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,7 +328,7 @@ def test_compiled_by_inductor_is_eager() -> None:
         (lambda: random.bits(random.key(0), width=12), "12"),
     ],
 )
-def test_bad_input_is_told_what_to_write(call: Callable[[], Tensor], words: str) -> None:
+def test_bad_input_raises_with_a_remedy(call: Callable[[], Tensor], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -352,7 +352,7 @@ def test_default_device_and_dtype_are_not_read() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_words_are_balanced() -> None:
+def test_every_bit_of_a_word_is_set_half_of_the_time() -> None:
     """Each of 64 bits is set in half of 2^14 words: six standard deviations are 0.024."""
     words = random.bits(random.key(0), 2**14, 64).view(torch.int64)
     shares = torch.stack([(words >> i & 1).double().mean() for i in range(64)])
