@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ftrain
 from ftrain import tree
-from ftrain.loop import _memory
+from ftrain.loop import _out_of_memory
 from ftrain.testing import assert_close_norm, assert_same_bits
 from tests.core import batches
 from tests.core.batches import FORMS, rows
@@ -31,7 +31,7 @@ def expected(accumulate: int, k: int) -> Any:
     """The result for a plain dict, in micro-batches of the recovery if k is not 1."""
     steps, state = made(accumulate)
     x, y = rows()
-    return steps.train_step(state, _memory.cut({"x": x, "y": y}, k))
+    return steps.train_step(state, _out_of_memory.cut({"x": x, "y": y}, k))
 
 
 def build(nesting: list[str]) -> Any:
@@ -53,7 +53,7 @@ def test_a_batch_is_its_leaves(nesting: list[str], accumulate: int, cut: bool) -
     batch = build(nesting)
     before = [x.clone() for x in tree.leaves(batch)]
     k = 12 if cut else 1
-    found = steps.train_step(state, _memory.cut(batch, k))
+    found = steps.train_step(state, _out_of_memory.cut(batch, k))
     assert_same_bits(found, expected(accumulate, k))
     assert_same_bits(tree.leaves(batch), before)
 
@@ -102,12 +102,12 @@ def test_unequal_parts_of_the_recovery_keep_the_mean_over_the_batch(n: int) -> N
     x, y = rows(n)
     whole, expected = steps.train_step(state, {"x": x, "y": y})
     for k in (2, 3, 4):
-        cut, metrics = steps.train_step(state, _memory.cut({"x": x, "y": y}, k))
+        cut, metrics = steps.train_step(state, _out_of_memory.cut({"x": x, "y": y}, k))
         # Sums of n rows in another order.
         assert_close_norm(cut.params, whole.params, 4e-7)
         for name in ("loss", "y"):
             assert metrics[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
-        value = gradients_value(steps, state, _memory.cut({"x": x, "y": y}, k))
+        value = gradients_value(steps, state, _out_of_memory.cut({"x": x, "y": y}, k))
         assert value == pytest.approx(expected["loss"].item(), rel=1e-6)
 
 
@@ -131,14 +131,14 @@ def gradients_value(steps: Any, state: Any, batch: Any) -> float:
 def test_batches_whose_tensors_have_other_lengths_are_not_cut_by_the_recovery() -> None:
     """A vector of class weights would be cut as well, and the loss would be another one."""
     batch = {"x": torch.zeros(8, 3), "class_weights": torch.ones(4)}
-    assert _memory.next_cut(batch, 1) is None
-    said = _memory.advice(None, batch, 1, MemoryError("full"))
+    assert _out_of_memory.next_cut(batch, 1) is None
+    said = _out_of_memory.advice(None, batch, 1, MemoryError("full"))
     assert (
         "The batch cannot be cut: batch['class_weights'] has 4 rows, and batch['x'] has 8." in said
     )
     named = {"x": torch.zeros(8, 3), "names": ["a"] * 8}
-    assert _memory.next_cut(named, 1) is None
-    assert "batch['names'] is a list of 8 Python values" in _memory.advice(
+    assert _out_of_memory.next_cut(named, 1) is None
+    assert "batch['names'] is a list of 8 Python values" in _out_of_memory.advice(
         None, named, 1, MemoryError()
     )
 
