@@ -30,7 +30,7 @@ from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["differentiate", "entry", "strangers_of"]
+__all__ = ["differentiate", "entry", "outside_leaves_of"]
 
 Run = Callable[[Any], tuple[torch.Tensor, Any]]
 Checked = Callable[[list[torch.Tensor]], tuple[torch.Tensor, Any]]
@@ -42,7 +42,7 @@ def differentiate(
     *,
     seed: Callable[[Any], torch.Tensor] | None = None,
     differentiable: bool = False,
-    strangers: list[torch.Tensor] | None = None,
+    outside_leaves: list[torch.Tensor] | None = None,
     name: str = "the function",
 ) -> tuple[torch.Tensor, Any, Any]:
     """Return `(value, aux, grads)` of `run(x) -> (value, aux)`; `seed(aux)` is the value's cotangent.
@@ -55,7 +55,8 @@ def differentiate(
     checkpointing, double backward) are the best there are. Under a transform it is `torch.func.vjp`.
 
     Args:
-        strangers: a list, to which the leaves are added that the value depends on and `x` does not hold.
+        outside_leaves: a list to which this adds the leaves that the value depends on and `x` does not
+            hold.
     """
     leaves, treedef = tree.flatten(x)
     _check_leaves(x, leaves)
@@ -82,7 +83,7 @@ def differentiate(
         by = _by_vjp if _torch.inside_functorch() else _by_autograd
         # Checkpointed regions run plainly under transforms, which allow them no hooks.
         with around_regions(lambda: contextlib.nullcontext):
-            value, aux, surveyed = by(checked, leaves, seed, differentiable, strangers, name)
+            value, aux, surveyed = by(checked, leaves, seed, differentiable, outside_leaves, name)
         grads = _filled(leaves, surveyed, name)
     return value, aux, tree.unflatten(treedef, grads)
 
@@ -106,7 +107,7 @@ def entry(leaf: torch.Tensor, follow: bool) -> torch.Tensor:
     return leaf.detach().requires_grad_()
 
 
-def strangers_of(run: Run, x: Any) -> list[torch.Tensor]:
+def outside_leaves_of(run: Run, x: Any) -> list[torch.Tensor]:
     """Return the leaves that the value of `run(x)` depends on and that `x` does not hold."""
     leaves, treedef = tree.flatten(x)
     with torch.enable_grad():
@@ -129,12 +130,12 @@ def _by_autograd(
     leaves: list[torch.Tensor],
     seed: Callable[[Any], torch.Tensor] | None,
     differentiable: bool,
-    strangers: list[torch.Tensor] | None,
+    outside_leaves: list[torch.Tensor] | None,
     name: str,
 ) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
-            return _by_autograd(checked, leaves, seed, differentiable, strangers, name)
+            return _by_autograd(checked, leaves, seed, differentiable, outside_leaves, name)
     outside = torch.is_grad_enabled()
     with _torch.unwatched():
         require = any(leaf.requires_grad for leaf in leaves)
@@ -147,11 +148,11 @@ def _by_autograd(
         start = _torch.sequence_number()
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
-        if strangers is not None:
-            strangers += unknown_leaves([value], inputs, ends=inputs)
+        if outside_leaves is not None:
+            outside_leaves += unknown_leaves([value], inputs, ends=inputs)
         cotangent = None if seed is None else seed(aux)
         keep = differentiable or given
-        if outside or keep or _is_looked_at(strangers):
+        if outside or keep or _is_looked_at(outside_leaves):
             surveyed = survey([value] if cotangent is None else [value, cotangent], inputs, start)
             auxiliary = survey(_tensors(aux) if outside else (), inputs, start)
             keep = keep or (outside and (surveyed.outside or auxiliary.outside))
@@ -178,7 +179,7 @@ def _by_vjp(
     leaves: list[torch.Tensor],
     seed: Callable[[Any], torch.Tensor] | None,
     differentiable: bool,
-    strangers: list[torch.Tensor] | None,
+    outside_leaves: list[torch.Tensor] | None,
     name: str,
 ) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     outside = torch.is_grad_enabled()
@@ -189,7 +190,7 @@ def _by_vjp(
         gradient.begin(zip(inputs, aliases, strict=True))
         gradient.copy_hooks()
         value, aux = checked(inputs)
-        if outside or is_mapped or _is_looked_at(strangers):
+        if outside or is_mapped or _is_looked_at(outside_leaves):
             surveyed = survey([value], inputs)
         return value, aux
 
@@ -203,10 +204,10 @@ def _by_vjp(
         callers.begin((alias, leaf) for alias, leaf in pairs if alias is not leaf)
         callers.copy_hooks()
         # Only autograd's record shows other tensors: the transforms treat them as constants.
-        with torch.set_grad_enabled(outside or strangers is not None):
+        with torch.set_grad_enabled(outside or outside_leaves is not None):
             value, pull, aux = torch.func.vjp(looked_at, aliases, has_aux=True)
-        if strangers is not None:
-            strangers += unknown_leaves([innermost(value)], ())
+        if outside_leaves is not None:
+            outside_leaves += unknown_leaves([innermost(value)], ())
         cotangent = torch.ones_like(value) if seed is None else seed(aux)
         keep = outside and (
             differentiable or requires_grad_outside(value) or requires_grad_outside(cotangent)
@@ -232,9 +233,9 @@ def _by_dynamo(
     return value, aux, grads
 
 
-def _is_looked_at(strangers: list[torch.Tensor] | None) -> bool:
+def _is_looked_at(outside_leaves: list[torch.Tensor] | None) -> bool:
     """Return True in the first call of a step, and in every trace: later calls save the time."""
-    return strangers is not None or is_tracing()
+    return outside_leaves is not None or is_tracing()
 
 
 def _tensors(aux: Any) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ftrain.core import random, tree
-from ftrain.core._differentiate import differentiate, strangers_of
+from ftrain.core._differentiate import differentiate, outside_leaves_of
 from ftrain.core._loss import WatchedLoss, call_loss, split_loss
 from ftrain.core._words import kind
 from ftrain.core.accumulate import (
@@ -148,7 +148,7 @@ class MeanLoss:
                 cotangent = cotangent * scale
             return cotangent.to(loss.total.dtype)
 
-        strangers: list[torch.Tensor] | None = None if self._searched else []
+        outside_leaves: list[torch.Tensor] | None = None if self._searched else []
         until = contextlib.ExitStack()
         try:
             # Both around the backward pass too: a forward that runs again there finds weights and key.
@@ -157,15 +157,15 @@ class MeanLoss:
                     functools.partial(run, until),
                     params,
                     seed=seed,
-                    strangers=strangers,
+                    outside_leaves=outside_leaves,
                     name=self._where,
                 )
         finally:
-            if strangers:
+            if outside_leaves:
                 until = contextlib.ExitStack()
                 with unrecorded(), random.keyed(key, self._bound.skeleton.module), until:
-                    again = strangers_of(functools.partial(run, until), params)
-                _refuse_strangers(strangers, again, self._where)
+                    again = outside_leaves_of(functools.partial(run, until), params)
+                _refuse_outside_leaves(outside_leaves, again, self._where)
         self._searched = True
         return grads, after, metrics
 
@@ -192,7 +192,9 @@ class MeanLoss:
         return total, metrics, after
 
 
-def _refuse_strangers(first: list[torch.Tensor], second: list[torch.Tensor], where: str) -> None:
+def _refuse_outside_leaves(
+    first: list[torch.Tensor], second: list[torch.Tensor], where: str
+) -> None:
     """Raise if two runs of a loss depend on one leaf: a leaf that the loss makes is new in each."""
     made = {id(leaf) for leaf in first}
     for leaf in second:

@@ -79,7 +79,7 @@ class Run:
         return checkpoint.Store(self.directory, keep_last=2, asynchronous=self.asynchronous)
 
     def work(self, acknowledge: int | None, until: int = STEPS) -> None:
-        """Go on from the newest checkpoint."""
+        """Resume from the newest checkpoint."""
 
         def safe(step: int) -> None:
             if acknowledge is not None and step:

@@ -1,4 +1,4 @@
-"""Donation changes memory, not bits; what was given away says so."""
+"""Donation changes memory, not bits; a donated state raises on any further use."""
 
 from __future__ import annotations
 

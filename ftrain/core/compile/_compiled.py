@@ -238,8 +238,8 @@ class Compiled(Generic[P, R]):
         listed = "\n".join(f"  {change}" for change in changes[:8])
         more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
         warnings.warn(
-            f"`{self._name}` is compiled again (program {self.n_compiles + 1}): what it was given is of "
-            f"a new kind.\n{listed}{more}\n{remedy}",
+            f"`{self._name}` is compiled again (program {self.n_compiles + 1}): no earlier program fits "
+            f"this call.\n{listed}{more}\n{remedy}",
             RecompileWarning,
             stacklevel=5,
         )

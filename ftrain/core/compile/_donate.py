@@ -184,11 +184,11 @@ def _raise(note: ClaimRecord, cls: type) -> NoReturn:
     function = note.function
     where = ""
     if note.code is not None and note.line is not None:
-        where = f"\n\nIt was given away here:\n{call_site(note.code, note.line)}"
+        where = f"\n\nIt was donated here:\n{call_site(note.code, note.line)}"
     if note.failed:
         raise DonatedStateError(
             f"this {cls.__name__} was donated to `{function}`, which then failed while it ran: its "
-            f"memory may hold half of the next state. Go on from a checkpoint or a copy.{where}"
+            f"memory may hold half of the next state. Resume from a checkpoint or a copy.{where}"
         )
     raise DonatedStateError(
         f"this {cls.__name__} was donated to `{function}`: its memory now holds the state that "
