@@ -1,4 +1,4 @@
-"""Law 12: a batch is its leaves, whatever containers hold them."""
+"""Law 12: the result of a step depends on the batch's leaves, not on the containers around them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def build(nesting: list[str]) -> Any:
     accumulate=st.sampled_from([1, 2, 3, 4]),
     cut=st.booleans(),
 )
-def test_a_batch_is_its_leaves(nesting: list[str], accumulate: int, cut: bool) -> None:
+def test_train_step_depends_on_batch_leaves_not_on_containers(
+    nesting: list[str], accumulate: int, cut: bool
+) -> None:
     steps, state = made(accumulate)
     batch = build(nesting)
     before = [x.clone() for x in tree.leaves(batch)]
@@ -59,7 +61,7 @@ def test_a_batch_is_its_leaves(nesting: list[str], accumulate: int, cut: bool) -
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_compiled_steps_take_every_container(name: str) -> None:
+def test_compiled_train_step_accepts_every_batch_container(name: str) -> None:
     steps, state = made(2)
     step = ftrain.compile(steps.train_step, backend="eager")
     for _ in range(2):  # traced, and read by the structure's reader
@@ -68,7 +70,7 @@ def test_compiled_steps_take_every_container(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_rebuilding_keeps_class_attributes_and_order(name: str) -> None:
+def test_tree_map_keeps_container_class_attributes_and_key_order(name: str) -> None:
     batch = FORMS[name](*rows())
     again = tree.map(lambda x: x + 1, batch)
     assert type(again) is type(batch)
@@ -82,8 +84,8 @@ def test_rebuilding_keeps_class_attributes_and_order(name: str) -> None:
         assert again.x is again["x"]
 
 
-def test_micro_batches_of_one_part_are_a_batch() -> None:
-    """As the recovery cuts the last row of the data."""
+def test_micro_batches_with_a_single_part_train() -> None:
+    """Out-of-memory recovery cuts a batch of one row in this way."""
     steps, state = made(1)
     x, y = rows()
     found, _ = steps.train_step(state, ftrain.MicroBatches(({"x": x, "y": y},)))
@@ -91,8 +93,8 @@ def test_micro_batches_of_one_part_are_a_batch() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 7, 11])
-def test_unequal_parts_of_the_recovery_keep_the_mean_over_the_batch(n: int) -> None:
-    """A loss without a weight of its own is not a mean of means there."""
+def test_unequal_parts_cut_after_out_of_memory_keep_the_batch_mean(n: int) -> None:
+    """A loss without weights is the mean over all rows, not the mean of the parts' means."""
 
     def loss_fn(model: Any, batch: Any) -> Any:
         return (model(batch["x"]) - batch["y"]).square().mean(), {"y": batch["y"].mean()}
@@ -128,8 +130,8 @@ def gradients_value(steps: Any, state: Any, batch: Any) -> float:
     return seen[0]
 
 
-def test_batches_whose_tensors_have_other_lengths_are_not_cut_by_the_recovery() -> None:
-    """A vector of class weights would be cut as well, and the loss would be another one."""
+def test_out_of_memory_recovery_refuses_to_cut_leaves_of_unequal_length() -> None:
+    """Cutting a vector of class weights along with the rows would change the loss."""
     batch = {"x": torch.zeros(8, 3), "class_weights": torch.ones(4)}
     assert _out_of_memory.next_cut(batch, 1) is None
     said = _out_of_memory.advice(None, batch, 1, MemoryError("full"))
@@ -143,7 +145,7 @@ def test_batches_whose_tensors_have_other_lengths_are_not_cut_by_the_recovery() 
     )
 
 
-def test_constants_of_a_batch_go_to_every_micro_batch() -> None:
+def test_constants_in_a_batch_are_passed_to_every_micro_batch() -> None:
     x, y = rows(4)
 
     def loss_fn(model: Any, batch: Any) -> Any:
@@ -174,13 +176,13 @@ def test_constants_of_a_batch_go_to_every_micro_batch() -> None:
         (ftrain.MicroBatches((torch.zeros(2),), (0,)), "one positive weight for each of 1 batches"),
     ],
 )
-def test_wrong_micro_batches_are_refused(batch: Any, said: str) -> None:
+def test_invalid_micro_batches_arguments_raise(batch: Any, said: str) -> None:
     steps, state = made(1)
     with pytest.raises((TypeError, ValueError), match=said):
         steps.train_step(state, batch)
 
 
-def test_numpy_leaves_are_refused_with_the_line_to_write() -> None:
+def test_numpy_batch_leaves_raise_with_the_torch_as_tensor_remedy() -> None:
     steps, state = made(1)
     x, y = rows()
     for batch in ({"x": x.numpy(), "y": y}, {"x": x, "y": y, "n": y.numpy().sum()}):

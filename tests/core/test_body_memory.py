@@ -1,4 +1,4 @@
-"""Bodies of loops and branches: outputs in memory of their own, inputs that keep their bytes."""
+"""Bodies of loops and branches return outputs in new memory and must not write to their inputs."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ SOURCES: dict[str, Callable[[Holder], Body]] = {
 @pytest.mark.parametrize("source", SOURCES)
 @given(st.lists(st.integers(1, 3), max_size=1).map(tuple))
 @settings(max_examples=2)
-def test_outputs_share_no_memory_with_tensors_from_before_the_call(
+def test_loop_and_branch_outputs_share_no_memory_with_existing_tensors(
     source: str, run: Any, mode: str, shape: tuple[int, ...]
 ) -> None:
     held, x = Holder(shape), torch.ones(shape)
@@ -161,7 +161,7 @@ WRITES = [added, assigned, written_through_a_view, written_through_detach, witho
 @OVER
 @pytest.mark.parametrize("where", ["argument", "intermediate"])
 @pytest.mark.parametrize("body", WRITES)
-def test_a_body_that_writes_into_its_input_raises(
+def test_loop_or_branch_body_that_writes_to_its_input_raises(
     body: Body, where: str, run: Any, mode: str
 ) -> None:
     def f(x: Tensor) -> Any:
@@ -175,7 +175,7 @@ def test_a_body_that_writes_into_its_input_raises(
 
 @MODES
 @OVER
-def test_a_body_that_writes_into_a_tensor_of_its_closure_raises(run: Any, mode: str) -> None:
+def test_loop_or_branch_body_that_writes_to_a_captured_tensor_raises(run: Any, mode: str) -> None:
     total = torch.zeros(3)
 
     def body(x: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def through_numpy(x: Tensor) -> Tensor:
 
 @OVER
 @pytest.mark.parametrize("body", [through_data, through_numpy])
-def test_a_write_that_torch_does_not_count_raises_at_the_first_call(body: Body, run: Any) -> None:
+def test_body_write_without_a_version_bump_raises_at_the_first_call(body: Body, run: Any) -> None:
     x = torch.ones(3)
     run(lambda x: x * 1, x)  # another body in the same place
     with pytest.raises(ImpureFunctionError, match="a write that torch does not count"):
@@ -209,7 +209,7 @@ def test_a_write_that_torch_does_not_count_raises_at_the_first_call(body: Body, 
 
 @MODES
 @OVER
-def test_a_body_may_write_into_tensors_that_it_made(run: Any, mode: str) -> None:
+def test_loop_or_branch_body_may_write_to_its_own_tensors(run: Any, mode: str) -> None:
     def body(x: Tensor) -> Tensor:
         y = x.clone()
         y[0] = 2
@@ -224,8 +224,8 @@ def test_a_body_may_write_into_tensors_that_it_made(run: Any, mode: str) -> None
 
 
 @MODES
-def test_each_side_under_vmap_reads_the_operand_before_any_write(mode: str) -> None:
-    """Under vmap all sides run: the write of one would change what the next one reads."""
+def test_cond_branch_that_writes_to_its_operand_raises(mode: str) -> None:
+    """Under vmap every branch runs, so a write in one would change what the next one reads."""
 
     def f(x: Tensor) -> Tensor:
         y = x * 2
@@ -238,7 +238,7 @@ def test_each_side_under_vmap_reads_the_operand_before_any_write(mode: str) -> N
 
 
 @pytest.mark.parametrize("in_dynamo", [False, True])
-def test_outputs_that_a_body_has_made_are_not_copied(in_dynamo: bool) -> None:
+def test_new_tensors_returned_by_a_body_are_not_copied(in_dynamo: bool) -> None:
     # Where Dynamo evaluates frames, a caller keeps references to the arguments of a call.
     before = set_eval_frame(False if in_dynamo else None)
     try:

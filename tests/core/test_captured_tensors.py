@@ -1,4 +1,4 @@
-"""What a loss reads from outside stays as it is: a write raises, however the loss came by the tensor."""
+"""A loss that writes to a captured tensor raises, however it reached the tensor."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def make(loss_fn: Any) -> ftrain.Steps:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_writes_to_captured_tensors_are_refused(name: str) -> None:
+def test_loss_that_writes_to_a_captured_tensor_raises(name: str) -> None:
     steps = make(WRITERS[name])
     state = steps.init_state(0)
     for call in (
@@ -125,7 +125,7 @@ def test_writes_to_captured_tensors_are_refused(name: str) -> None:
             call(state, BATCH)
 
 
-def test_a_tensor_that_was_bound_anew_is_watched_too() -> None:
+def test_write_to_a_captured_tensor_replaced_between_steps_raises() -> None:
     box = {"total": torch.zeros(()), "write": False}
 
     def loss_fn(model, batch):
@@ -139,7 +139,7 @@ def test_a_tensor_that_was_bound_anew_is_watched_too() -> None:
         steps.train_step(state, BATCH)
 
 
-def test_captured_tensors_may_change_between_steps() -> None:
+def test_steps_read_the_current_values_of_captured_tensors() -> None:
     scale = torch.ones(())
     steps = make(lambda model, batch: mse(model, batch) * scale)
     state = steps.init_state(0)
@@ -193,7 +193,7 @@ def writes_captured_data(model, batch):
     ],
 )
 @pytest.mark.parametrize("kind", ["train_step", "eval_step"])
-def test_writes_that_torch_does_not_count_are_refused_at_the_first_call(
+def test_input_or_captured_tensor_write_without_a_version_bump_raises(
     loss_fn: Any, what: str, kind: str
 ) -> None:
     steps = make(loss_fn)
@@ -201,7 +201,7 @@ def test_writes_that_torch_does_not_count_are_refused_at_the_first_call(
         getattr(steps, kind)(steps.init_state(0), VIEWED)
 
 
-def test_predictions_do_not_write_to_their_inputs() -> None:
+def test_prediction_that_writes_to_its_input_raises() -> None:
     class Writes(nn.Linear):
         def forward(self, x):
             out = super().forward(x)

@@ -1,4 +1,4 @@
-"""What an optimizer may ask: the loss and its gradient at other parameters, batch and key the same."""
+"""`closures`: the loss and its gradient at other params, for the same batch and key."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def start(**options):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_closures_at_the_states_params_equal_gradients_and_loss(precision, accumulate):
+def test_closures_at_state_params_match_gradients_and_loss(precision, accumulate):
     state, gradients = start(precision=precision, accumulate=accumulate)
     result = gradients(state, batch())
     closures = gradients.closures(state, batch())

@@ -1,4 +1,4 @@
-"""`cond` and `switch`: the chosen side, eager, compiled and vmapped, with its draws and derivatives."""
+"""`cond` and `switch`: eager, compiled and vmapped, with random draws and derivatives."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def row(value: Any, i: int) -> Any:
 @pytest.mark.parametrize("program", PROGRAMS)
 @given(st.data())
 @settings(max_examples=3)
-def test_eager_compiled_and_vmapped_code_choose_alike(program: Any, data: Any) -> None:
+def test_cond_matches_in_eager_compiled_and_vmapped_code(program: Any, data: Any) -> None:
     value = st.floats(-3, 3, width=32)
     xs = torch.tensor(
         data.draw(st.lists(st.lists(value, min_size=3, max_size=3), min_size=2, max_size=2))
@@ -113,7 +113,9 @@ def test_eager_compiled_and_vmapped_code_choose_alike(program: Any, data: Any) -
 
 @given(st.data(), st.booleans(), st.integers(-2, 4))
 @settings(max_examples=8)
-def test_cond_passes_operands_of_any_layout(data: Any, predicate: bool, index: int) -> None:
+def test_cond_and_switch_accept_operands_of_any_layout(
+    data: Any, predicate: bool, index: int
+) -> None:
     x, p = data.draw(tensors()), torch.tensor(predicate)
     chosen = (
         (x, (x == x).sum()) if predicate else (x.flatten().flip(0).view(x.shape), torch.tensor(3))
@@ -137,7 +139,7 @@ def test_cond_passes_operands_of_any_layout(data: Any, predicate: bool, index: i
         assert apart(found, x)
 
 
-def test_a_python_bool_or_integer_is_fixed_in_a_trace() -> None:
+def test_python_predicate_or_index_is_constant_in_a_trace() -> None:
     def run(x: Tensor) -> Any:
         return ftrain.cond(False, torch.sin, torch.cos, x), ftrain.switch(
             9, [torch.sin, torch.exp], x
@@ -149,7 +151,7 @@ def test_a_python_bool_or_integer_is_fixed_in_a_trace() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_only_the_chosen_side_runs(compiled: bool) -> None:
+def test_cond_runs_only_the_chosen_branch(compiled: bool) -> None:
     def run(x: Tensor) -> Tensor:
         def fails(x: Tensor) -> Tensor:
             torch.ops.aten._assert_async.msg(x.sum() > 100, "ran the other side")
@@ -189,7 +191,9 @@ def inner_gradient(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("mode", "sign"), [("eager", 1), ("compiled", 1), ("compiled", -1), ("compiled vmapped", -1)]
 )
-def test_gradients_to_second_order_equal_finite_differences(f: Any, mode: str, sign: int) -> None:
+def test_cond_gradients_to_second_order_match_finite_differences(
+    f: Any, mode: str, sign: int
+) -> None:
     x = torch.tensor([0.7, -0.4, 1.2], dtype=torch.float64) * sign
 
     def first(x: Tensor) -> Tensor:
@@ -209,7 +213,7 @@ def test_gradients_to_second_order_equal_finite_differences(f: Any, mode: str, s
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_forward_mode_equals_reverse_mode(compiled: bool) -> None:
+def test_cond_forward_mode_matches_reverse_mode(compiled: bool) -> None:
     x, v = torch.tensor([0.7, -0.4, 1.2]).double(), torch.tensor([1.0, -2.0, 0.5]).double()
 
     def pushed(x: Tensor) -> Tensor:
@@ -221,10 +225,10 @@ def test_forward_mode_equals_reverse_mode(compiled: bool) -> None:
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_side_that_a_row_does_not_take_leaves_its_gradient_alone(
+def test_branch_not_taken_by_a_vmapped_row_leaves_its_gradient_unchanged(
     captured: bool, compiled: bool
 ) -> None:
-    """The slope of sqrt at 0 is infinite: 0 times it is NaN, if the gradient were pulled through."""
+    """The slope of sqrt at 0 is infinite, and 0 times infinity would make the gradient NaN."""
 
     def loss(x: Tensor) -> Tensor:
         if captured:
@@ -241,7 +245,7 @@ def test_the_side_that_a_row_does_not_take_leaves_its_gradient_alone(
 # Draws.
 
 
-def test_draws_of_sides_and_calls_have_keys_of_their_own() -> None:
+def test_each_cond_branch_and_call_draws_from_a_distinct_key() -> None:
     def next_keys(p: bool) -> list[Any]:
         with random.keyed(KEY):
             branch = torch.tensor(p)
@@ -257,7 +261,7 @@ def test_draws_of_sides_and_calls_have_keys_of_their_own() -> None:
     assert len({tuple(k.tolist()) for k in [*taken, *left]}) == 7
 
 
-def test_a_choice_leaves_the_draws_outside_as_they_were() -> None:
+def test_draws_outside_cond_do_not_depend_on_cond_calls() -> None:
     layer = nn.Dropout(0.5)
 
     def run(choices: int) -> Any:
@@ -287,7 +291,7 @@ class Gate(nn.Module):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_model_that_chooses_trains(accumulate: int) -> None:
+def test_model_with_cond_trains_alike_eager_compiled_and_vmapped(accumulate: int) -> None:
     def loss_fn(model: Any, x: Tensor) -> Tensor:
         return model(x).square().mean()
 
@@ -310,7 +314,7 @@ def test_a_model_that_chooses_trains(accumulate: int) -> None:
 
 
 @pytest.mark.inductor
-def test_machine_code_chooses_alike() -> None:
+def test_inductor_compiled_cond_matches_eager() -> None:
     def run(key: Tensor, x: Tensor) -> Any:
         with random.keyed(key):
             return ftrain.value_and_grad(lambda x: drawn(x)[1].square().sum())(x)
@@ -358,7 +362,7 @@ YES = torch.tensor(True)
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_cond_refuses_bad_arguments_with_their_path(
+def test_cond_and_switch_refuse_bad_arguments_with_their_path(
     call: Any, error: Any, said: str, traced: bool
 ) -> None:
     with pytest.raises(error) as caught:
@@ -376,7 +380,9 @@ def test_cond_refuses_bad_arguments_with_their_path(
     ],
 )
 @pytest.mark.parametrize("mode", ["compiled", "vmapped"])
-def test_sides_of_different_form_are_refused(other: Any, said: str, mode: str) -> None:
+def test_cond_refuses_branches_with_different_output_structures(
+    other: Any, said: str, mode: str
+) -> None:
     def run(p: Tensor, x: Tensor) -> Any:
         return ftrain.cond(p, lambda x: {"a": x}, other, x)
 

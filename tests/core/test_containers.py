@@ -1,4 +1,4 @@
-"""Containers of other classes are nodes of a tree: flattened, rebuilt and refused in one place."""
+"""Container classes as tree nodes: flattened, rebuilt, or refused with an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.core.batches import FORMS, Encoding, rows
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_optree_and_torch_order_the_leaves_alike(name: str) -> None:
+def test_torch_pytree_leaf_order_matches_ftrain_tree(name: str) -> None:
     x, y = rows()
     batch = FORMS[name](x, {"b": y, "a": x})
     leaves, spec = torch_pytree.tree_flatten(FORMS[name](x, y))
@@ -37,7 +37,7 @@ def test_optree_and_torch_order_the_leaves_alike(name: str) -> None:
     assert tree.structure(again) == tree.structure(batch)
 
 
-def test_vmap_takes_and_returns_a_mapping() -> None:
+def test_vmap_accepts_and_returns_a_custom_mapping() -> None:
     x, y = rows()
     batch = Encoding({"x": x, "y": y})
     tree.leaves(batch)
@@ -62,15 +62,15 @@ def test_compiled_functions_return_containers_with_real_tensors() -> None:
         assert out.name == "head"
 
 
-def test_attributes_that_hold_tensors_are_children() -> None:
+def test_mapping_attributes_that_hold_tensors_are_leaves() -> None:
     batch = Encoding({"x": torch.zeros(2)})
     batch.mask = torch.ones(2)
     assert tree.paths(batch) == ["['x']", ".mask"]
     assert tree.map(lambda x: x + 1, batch).mask.tolist() == [2.0, 2.0]
 
 
-def test_attributes_of_another_batch_are_withheld() -> None:
-    """In a compiled function and in a micro-batch, where they would be those of the traced batch."""
+def test_static_batch_attributes_raise_in_compiled_steps_and_micro_batches() -> None:
+    """Reading them there would give the values of the traced or whole batch."""
     x, y = rows()
     batch = Encoding({"x": x, "y": y})
 
@@ -95,7 +95,7 @@ def test_attributes_of_another_batch_are_withheld() -> None:
         cut(state, batch)
 
 
-def test_programs_tell_constant_attributes_apart() -> None:
+def test_changed_constant_attribute_compiles_a_second_program() -> None:
     def fn(batch: Any) -> Any:
         return batch["x"] * batch._n_sequences
 
@@ -122,17 +122,17 @@ class Lazy(Mapping[str, Any]):
         return 2
 
 
-def test_mappings_that_cannot_be_rebuilt_are_refused_with_their_path() -> None:
+def test_mappings_that_cannot_be_rebuilt_raise_with_their_path() -> None:
     said = r"\['inputs'\]\[1\] is a Lazy, a mapping that cannot be rebuilt.*Pass dict\(x\) instead"
     with pytest.raises(TypeError, match=said):
         tree.leaves({"inputs": [torch.zeros(2), Lazy()]})
 
 
-def test_mappings_without_tensors_may_stay_leaves() -> None:
+def test_mapping_without_tensors_that_cannot_be_rebuilt_is_a_leaf() -> None:
     assert tree.leaves([os.environ, {"x": 1}])[1] == 1
 
 
-def test_classes_registered_with_torch_alone_are_adopted() -> None:
+def test_classes_registered_in_torch_pytree_are_tree_nodes() -> None:
     class Boxed:
         def __init__(self, x: Any, size: list[int]) -> None:
             self.x, self.size = x, size
@@ -148,7 +148,7 @@ def test_classes_registered_with_torch_alone_are_adopted() -> None:
     assert tree.map(lambda x: x + 1, boxed).x.tolist() == [1.0, 1.0]
 
 
-def test_threads_may_meet_a_class_at_the_same_time() -> None:
+def test_concurrent_threads_register_a_container_class_once() -> None:
     class Own(collections.UserDict[str, Any]):
         pass
 
@@ -168,7 +168,7 @@ def test_threads_may_meet_a_class_at_the_same_time() -> None:
 
 
 def test_tree_functions_take_datasets_as_leaves() -> None:
-    """A dataset that is a dataclass or a list of its own is read sample by sample, as before."""
+    """A dataset that is a dataclass or a subclass of list is read sample by sample."""
 
     @dataclasses.dataclass
     class Samples:
@@ -189,7 +189,7 @@ def test_tree_functions_take_datasets_as_leaves() -> None:
     assert batch.tolist() == [1.0, 2.0]
 
 
-def test_modules_datasets_and_classes_are_leaves() -> None:
+def test_modules_and_classes_are_tree_leaves() -> None:
     @dataclasses.dataclass(eq=False)
     class Net(torch.nn.Module):
         width: int
@@ -214,7 +214,7 @@ def test_frozen_dataclasses_can_be_donated() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_padding_keeps_the_class_of_a_mapping(name: str) -> None:
+def test_padding_loader_keeps_the_batch_container_class(name: str) -> None:
     x, y = rows(3)
     samples = [(x[i], y[i]) for i in range(3)]
 
@@ -231,7 +231,7 @@ def test_padding_keeps_the_class_of_a_mapping(name: str) -> None:
     assert weight.tolist() == [1.0, 0.0]
 
 
-def test_batches_are_counted_by_what_they_hold() -> None:
+def test_count_samples_counts_rows_and_tokens_in_any_container() -> None:
     ids, labels = torch.zeros(5, 7, dtype=torch.int64), torch.zeros(5)
     fields = collections.namedtuple("Fields", "input_ids labels")
     for batch in (
@@ -245,8 +245,8 @@ def test_batches_are_counted_by_what_they_hold() -> None:
     assert count_samples([1.0, "text"]) == (0, 0)
 
 
-def test_objects_that_hold_tensors_are_no_arguments_of_a_program() -> None:
-    """The program would go on with the tensor that was there when it was traced."""
+def test_compiled_function_refuses_an_object_that_holds_tensors() -> None:
+    """The program would keep using the tensor that the object held at trace time."""
 
     class Graph:
         def __init__(self, x: Any) -> None:

@@ -1,4 +1,4 @@
-"""Derivatives that torch would drop without an error: each is computed, or refused with the reason."""
+"""Derivatives that torch would silently drop are computed, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def quiet() -> Iterator[None]:
     ],
     ids=["eager", "scan", "compiled", "compiled scan", "vmap", "func.grad", "jvp"],
 )
-def test_operators_without_a_derivative_are_refused(run: Any) -> None:
+def test_custom_operators_without_a_derivative_raise(run: Any) -> None:
     with pytest.raises(
         ValueError, match=r"no derivative .ftrain_tests::opaque.: its gradient would"
     ):
@@ -122,9 +122,7 @@ def test_operators_without_a_derivative_are_refused(run: Any) -> None:
     ],
     ids=["eager", "compiled", "compiled scan", "func.grad", "vmap of func.grad"],
 )
-def test_backwards_marked_once_differentiable_are_refused_the_second_time(
-    op: Any, run: Any
-) -> None:
+def test_second_derivative_of_a_once_differentiable_backward_raises(op: Any, run: Any) -> None:
     assert is_close(gradient(once(op.apply))(X), X.cos() + 3 * X**2)
     assert is_close(compiled(gradient(once(op.apply)))(X), X.cos() + 3 * X**2)
     with pytest.raises(
@@ -133,7 +131,7 @@ def test_backwards_marked_once_differentiable_are_refused_the_second_time(
         run(op.apply)
 
 
-def test_a_step_refuses_an_operator_without_a_derivative() -> None:
+def test_train_step_refuses_an_operator_without_a_derivative() -> None:
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         return opaque(model(batch)).square().mean() + model(batch).mean()
 
@@ -144,7 +142,7 @@ def test_a_step_refuses_an_operator_without_a_derivative() -> None:
             step(state, X[None])
 
 
-def test_a_backward_may_read_its_own_class() -> None:
+def test_custom_backward_may_read_attributes_of_its_class() -> None:
     class Scaled(torch.autograd.Function):
         scale = 3.0
 

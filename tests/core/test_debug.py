@@ -1,4 +1,4 @@
-"""`debug.print`: the same lines eager, compiled and vmapped, and no effect on the results."""
+"""`debug.print` prints the same lines eager, compiled and vmapped, and changes no results."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def lines(capsys: pytest.CaptureFixture[str], call: Callable[[], Any]) -> tuple[
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_traced_function_prints_what_the_eager_one_prints(
+def test_debug_print_prints_the_same_lines_compiled_and_eager(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fn, x = CASES[name]
@@ -107,7 +107,9 @@ def test_a_traced_function_prints_what_the_eager_one_prints(
 
 
 @pytest.mark.inductor
-def test_machine_code_prints_what_eager_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_print_in_inductor_code_prints_the_eager_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def fn(x: Tensor) -> Any:
         return nested(x), chosen(x), ftrain.value_and_grad(summed)(x), torch.vmap(twice)(x[None])
 
@@ -137,7 +139,7 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @settings(max_examples=5)
 @given(st.lists(st.floats(-3, 3, width=32), min_size=12, max_size=12))
-def test_a_step_that_prints_has_the_bits_of_one_that_does_not(
+def test_debug_print_does_not_change_the_bits_of_a_step(
     accumulate: int, values: list[float]
 ) -> None:
     x = torch.tensor(values).view(4, 3)
@@ -154,7 +156,7 @@ def test_a_step_that_prints_has_the_bits_of_one_that_does_not(
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_a_compiled_step_prints_in_each_call_before_it_overwrites(
+def test_compiled_step_prints_old_values_before_it_overwrites_them(
     donate: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(step: Callable[..., Any]) -> None:
@@ -173,7 +175,7 @@ def test_a_compiled_step_prints_in_each_call_before_it_overwrites(
     assert lines(capsys, lambda: run(compiled))[0] == expected
 
 
-def test_a_line_of_eager_code_is_forgotten_once_printed() -> None:
+def test_debug_print_frees_each_eager_line_once_printed() -> None:
     before = len(_printing._lines)
     torch.vmap(twice)(ROWS)
     twice(ROW)
@@ -187,7 +189,7 @@ def test_a_line_of_eager_code_is_forgotten_once_printed() -> None:
         (ROW, TypeError),
     ],
 )
-def test_a_format_that_does_not_fit_is_refused_when_it_is_traced(text: Any, error: type) -> None:
+def test_debug_print_refuses_an_invalid_format_string(text: Any, error: type) -> None:
     def fn(x: Tensor) -> Tensor:
         show(text, x)
         return x + 1
@@ -199,7 +201,7 @@ def test_a_format_that_does_not_fit_is_refused_when_it_is_traced(text: Any, erro
 
 @pytest.mark.parametrize("spec", ["", ".2f", ">8", "d", "s", "%", "zzz", ",.3e"])
 @pytest.mark.parametrize("value", [1.5, 3, True, 1 + 2j])
-def test_a_specification_is_refused_in_a_trace_exactly_if_it_does_not_fit(
+def test_debug_print_refuses_exactly_the_format_specs_that_python_refuses(
     spec: str, value: complex, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fn(x: Tensor) -> Tensor:

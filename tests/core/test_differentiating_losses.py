@@ -1,4 +1,4 @@
-"""Losses that differentiate inside, and compiled functions in losses."""
+"""Losses that compute gradients inside, and compiled functions in losses."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ BATCH = {
 
 @MODES
 @pytest.mark.parametrize("loss_fn", LOSSES)
-def test_losses_that_differentiate_inside_train(loss_fn: Any, mode: str) -> None:
-    """One step of SGD, against finite differences of the loss by one layer."""
+def test_train_step_differentiates_losses_that_contain_gradients(loss_fn: Any, mode: str) -> None:
+    """Compare one SGD step with finite differences of the loss with respect to one layer."""
     init_state, train_step, _ = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
     state = init_state(0)
     new, metrics = run(train_step, mode)(state, BATCH)
@@ -105,7 +105,7 @@ class _Loss(nn.Module):
 
 @MODES
 @pytest.mark.parametrize("loss_fn", LOSSES)
-def test_losses_that_differentiate_inside_evaluate(loss_fn: Any, mode: str) -> None:
+def test_eval_step_evaluates_losses_that_contain_gradients(loss_fn: Any, mode: str) -> None:
     init_state, train_step, eval_step = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
     state = init_state(0)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_losses_that_differentiate_inside_evaluate(loss_fn: Any, mode: str) -> N
 
 
 @MODES
-def test_a_model_that_differentiates_inside_predicts(mode: str) -> None:
+def test_prediction_of_a_model_that_computes_gradients_matches_autograd(mode: str) -> None:
     class Forces(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -141,7 +141,7 @@ def net_at(params: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @MODES
-def test_a_parameter_beside_a_leaf_made_inside_is_still_refused(mode: str) -> None:
+def test_parameter_outside_the_state_raises_in_a_loss_that_differentiates(mode: str) -> None:
     outside = nn.Linear(2, 1).double()
 
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
@@ -158,8 +158,8 @@ def test_a_parameter_beside_a_leaf_made_inside_is_still_refused(mode: str) -> No
         run(torch.vmap(steps.train_step, in_dims=(0, None)), mode)(states, BATCH)
 
 
-def test_a_view_of_the_batch_made_to_require_a_gradient_trains() -> None:
-    """As Wav2Vec2 does for checkpointing."""
+def test_loss_may_set_requires_grad_on_a_view_of_the_batch() -> None:
+    """Wav2Vec2 does so for gradient checkpointing."""
 
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         x = batch["x"][:, None]
@@ -173,8 +173,8 @@ def test_a_view_of_the_batch_made_to_require_a_gradient_trains() -> None:
     assert not BATCH["x"].requires_grad
 
 
-def test_a_compiled_function_inside_a_loss_is_part_of_it() -> None:
-    """Its draws too: they have the key of the step."""
+def test_compiled_function_inside_a_loss_gives_the_bits_of_the_plain_one() -> None:
+    """Random draws included: they derive from the key of the step."""
 
     def twice(x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x.tanh(), 0.5) * 2
@@ -192,7 +192,7 @@ def test_a_compiled_function_inside_a_loss_is_part_of_it() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-def test_the_first_compiled_call_may_be_inside_detect_anomaly() -> None:
+def test_first_compiled_call_under_detect_anomaly_warns_and_matches_eager() -> None:
     init_state, train_step, _ = ftrain.make_steps(net, r1, optim.sgd(0.1))
     state = init_state(0)
     with torch.autograd.detect_anomaly():

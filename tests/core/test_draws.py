@@ -1,4 +1,4 @@
-"""No draw passes unseen, however code reaches the generator: it is keyed, or an error names the line."""
+"""Every random draw in a model is keyed, or raises an error that names its line."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ ways = st.lists(st.sampled_from(sorted(ALL.keys() - {"thread"})), min_size=1, ma
 
 @settings(max_examples=10)
 @given(ways, st.integers(0, 2**32), st.integers(0, 2**32))
-def test_initial_weights_are_a_function_of_the_seed_alone(
-    names: list[str], seed: int, around: int
-) -> None:
+def test_initial_weights_depend_on_the_seed_alone(names: list[str], seed: int, around: int) -> None:
     make = lambda: Drawn(tuple(ALL[name] for name in names))  # noqa: E731
     found = []
     for global_seed in (around, around + 1):
@@ -96,11 +94,11 @@ def test_initial_weights_are_a_function_of_the_seed_alone(
         assert outcome(lambda: steps_of(make).init_state(seed + 1)) != found[0]
 
 
-def test_a_step_is_a_function_of_its_arguments_alone() -> None:
+def test_random_draws_in_a_step_depend_on_its_arguments_alone() -> None:
     check_steps({name: way for name, way in ALL.items() if name != "thread"}, compiled=False)
 
 
-def test_a_compiled_step_draws_what_the_eager_step_draws() -> None:
+def test_compiled_step_draws_the_numbers_of_the_eager_step() -> None:
     check_steps(KEYED, compiled=True)
 
 
@@ -126,7 +124,7 @@ def check_steps(among: dict[str, Way], compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["manual_seed", "numpy", "numpy Generator", "custom operator"])
-def test_a_trace_refuses_what_would_become_a_constant(name: str) -> None:
+def test_compiled_step_refuses_draws_that_would_become_constants(name: str) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(ALL[name],)))
     with kept():
         refused, done = outcome(
@@ -137,7 +135,7 @@ def test_a_trace_refuses_what_would_become_a_constant(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KEYED)
-def test_a_keyed_way_draws_anew_in_each_step(name: str) -> None:
+def test_keyed_draws_differ_between_steps_with_different_keys(name: str) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED[name],)))
     state = init_state(0)
     other = state.replace(rng=ftrain.random.key(5))
@@ -146,7 +144,7 @@ def test_a_keyed_way_draws_anew_in_each_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_rows_of_an_ensemble_have_the_weights_of_single_models(name: str) -> None:
+def test_ensemble_rows_have_the_initial_weights_of_single_models(name: str) -> None:
     if name in REFUSED:
         pytest.skip("refused")
     init = ftrain.bind(lambda: Drawn((ALL[name],))).init
@@ -196,7 +194,7 @@ MISTAKEN = pytest.mark.xfail(
         pytest.param("jit", "python", marks=MISTAKEN),
     ],
 )
-def test_draws_of_another_thread_are_no_error_and_stay(way: str, name: str) -> None:
+def test_draws_in_another_thread_neither_raise_nor_are_undone(way: str, name: str) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED[way],)))
     state = init_state(0)
     expected = ftrain.tree.digest(train_step(state, BATCH))
@@ -214,7 +212,7 @@ def test_draws_of_another_thread_are_no_error_and_stay(way: str, name: str) -> N
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("names", [["custom operator"], ["jit", "torch.Generator"], ["numpy"]])
-def test_a_refused_draw_leaves_the_generators_alone_beside_an_idle_thread(
+def test_refused_draw_restores_global_generators_despite_an_idle_thread(
     names: list[str], compiled: bool
 ) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=tuple(ALL[name] for name in names)))

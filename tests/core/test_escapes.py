@@ -1,4 +1,4 @@
-"""What models and losses do behind a step's back: each works as in plain PyTorch, or says why not."""
+"""Side effects of models and losses work as in plain PyTorch, or raise with the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def step_of(steps: ftrain.Steps, mode: str) -> Any:
     )
 
 
-def test_a_factory_that_hands_out_a_module_leaves_it_whole() -> None:
+def test_factory_that_returns_an_existing_module_leaves_it_unchanged() -> None:
     net = nn.Linear(4, 3)
     before = net.weight.detach().clone()
     steps = make(lambda: net)
@@ -66,7 +66,7 @@ class Holds(nn.Module):
 
 
 @MODES
-def test_parameters_reached_around_the_state_are_refused(mode: str) -> None:
+def test_parameters_used_outside_the_state_raise(mode: str) -> None:
     net = nn.Linear(4, 3)
     for model, loss_fn in ((net, lambda m, b: mse(net, b)), (Closure(), mse)):
         steps = make(model, loss_fn)
@@ -81,14 +81,14 @@ def test_parameters_reached_around_the_state_are_refused(mode: str) -> None:
 
 
 @pytest.mark.parametrize("container", [lambda w: [w], lambda w: {"w": w}, lambda w: [{"w": w}]])
-def test_parameters_in_lists_and_dicts_train(container: Any) -> None:
+def test_parameters_held_in_lists_and_dicts_train(container: Any) -> None:
     steps = make(lambda: Holds(container))
     state = steps.init_state(0)
     new, _ = steps.train_step(state, BATCH)
     assert not torch.equal(new.params["a.weight"], state.params["a.weight"])
 
 
-def test_parameters_in_tuples_are_refused() -> None:
+def test_parameters_held_in_tuples_raise() -> None:
     with pytest.raises(ValueError, match="'held' holds 'a.weight' in a tuple.*Use a list"):
         make(lambda: Holds(lambda w: (w,)))
 
@@ -109,7 +109,7 @@ class Checkpointed(nn.Module):
 
 @MODES
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_activation_checkpointing_changes_nothing(mode: str, accumulate: int) -> None:
+def test_activation_checkpointing_keeps_the_bits_of_a_step(mode: str, accumulate: int) -> None:
     found = []
     for on in (True, False):
         steps = make(lambda on=on: Checkpointed(on), accumulate=accumulate)
@@ -117,7 +117,7 @@ def test_activation_checkpointing_changes_nothing(mode: str, accumulate: int) ->
     testing.assert_same_bits(found[0], found[1])
 
 
-def test_differentiating_through_a_step_says_what_to_write() -> None:
+def test_differentiating_through_a_train_step_raises() -> None:
     steps = make(lambda: nn.Linear(4, 3))
     state = steps.init_state(0)
 
@@ -145,7 +145,7 @@ class Remembers(nn.Linear):
 
 
 @MODES
-def test_lists_and_dicts_of_a_module_do_not_remember(mode: str) -> None:
+def test_lists_and_dicts_of_a_module_keep_no_state_between_steps(mode: str) -> None:
     steps = make(Remembers)
     state = steps.init_state(0)
     step = step_of(steps, mode)
@@ -153,7 +153,7 @@ def test_lists_and_dicts_of_a_module_do_not_remember(mode: str) -> None:
     testing.assert_deterministic(steps.eval_step, state, BATCH)
 
 
-def test_registering_in_a_forward_is_refused() -> None:
+def test_registering_a_buffer_in_a_forward_pass_raises() -> None:
     class Registers(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if "mu" not in self._buffers:
@@ -169,7 +169,7 @@ def test_registering_in_a_forward_is_refused() -> None:
 
 
 @MODES
-def test_a_loss_may_take_its_batch_apart(mode: str) -> None:
+def test_loss_may_pop_entries_of_its_batch(mode: str) -> None:
     def pops(model: Any, batch: Any) -> torch.Tensor:
         target = batch.pop("y")
         return F.mse_loss(model(batch["x"]), target)
@@ -200,7 +200,7 @@ def test_metrics_and_buffers_share_no_memory_with_the_batch(nonfinite: Any) -> N
     testing.assert_pure(steps.train_step, steps.init_state(0), {**BATCH, "w": torch.tensor(3.0)})
 
 
-def test_float64_models_get_float64_gradients() -> None:
+def test_float64_model_gets_exact_float64_gradients_for_any_accumulate() -> None:
     class Line(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -216,7 +216,7 @@ def test_float64_models_get_float64_gradients() -> None:
         assert float(find(state, batch).grads["w"]) == 1.0
 
 
-def test_a_nan_weight_is_a_skipped_step() -> None:
+def test_nan_loss_weight_skips_the_step() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return ftrain.Mean(mse(model, batch), torch.tensor(float("nan")))
 
@@ -224,7 +224,7 @@ def test_a_nan_weight_is_a_skipped_step() -> None:
     testing.assert_skips(steps.train_step, steps.init_state(0), BATCH)
 
 
-def test_states_of_another_kind_are_named() -> None:
+def test_steps_refuse_a_state_of_another_precision_or_model() -> None:
     state = make(lambda: nn.Linear(4, 3)).init_state(0)
     with pytest.raises(
         ValueError, match="the state has no scaler: it was made with another precision"
@@ -236,7 +236,7 @@ def test_states_of_another_kind_are_named() -> None:
         ftrain.make_steps(nn.Linear(4, 3), mse, optim.sgd)  # type: ignore[arg-type]
 
 
-def test_inference_mode_does_not_reach_in() -> None:
+def test_inference_mode_around_a_step_keeps_its_bits() -> None:
     steps = make(lambda: nn.Linear(4, 3))
     with torch.inference_mode():
         state = steps.init_state(0)
@@ -247,7 +247,7 @@ def test_inference_mode_does_not_reach_in() -> None:
     testing.assert_same_bits(new, steps.train_step(steps.init_state(0), BATCH)[0])
 
 
-def test_overlapping_buffers_are_refused() -> None:
+def test_buffers_that_share_memory_raise() -> None:
     class Views(nn.Linear):
         def __init__(self) -> None:
             super().__init__(4, 3)
@@ -259,7 +259,7 @@ def test_overlapping_buffers_are_refused() -> None:
         make(Views)
 
 
-def test_a_parameter_called_learning_rate_is_not_reported() -> None:
+def test_learning_rate_metric_ignores_a_parameter_of_that_name() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -274,7 +274,7 @@ def test_a_parameter_called_learning_rate_is_not_reported() -> None:
     assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
 
 
-def test_a_captured_teacher_must_not_change() -> None:
+def test_captured_teacher_whose_buffers_change_raises() -> None:
     teacher = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).requires_grad_(False)
 
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
@@ -287,8 +287,8 @@ def test_a_captured_teacher_must_not_change() -> None:
     steps.train_step(steps.init_state(0), BATCH)
 
 
-def test_building_leaves_the_global_generator_alone() -> None:
-    """Also where a factory cannot build on the meta device, and is run in earnest once more."""
+def test_building_a_model_keeps_the_global_generator_state() -> None:
+    """The factory fails on the meta device, so it is run once more on the CPU."""
 
     def factory() -> nn.Module:
         net = nn.Linear(4, 3)
@@ -301,7 +301,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_module_without_children_is_a_module() -> None:
+def test_module_that_is_falsy_is_accepted_as_a_model() -> None:
     class Falsy(nn.Sequential):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Batches and outputs of other libraries, where those are installed."""
+"""Batches and outputs of other libraries, tested where those are installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Output = pytest.importorskip("transformers.modeling_outputs").CausalLMOutput
 
 
 @pytest.mark.parametrize("name", ["BatchEncoding", "BatchFeature"])
-def test_hugging_face_batches_keep_methods_and_attributes(name: str) -> None:
+def test_tree_map_keeps_hugging_face_batch_class_and_attributes(name: str) -> None:
     cls = getattr(transformers, name)
     batch = cls({"input_ids": torch.arange(6).reshape(2, 3), "mask": torch.ones(2, 3)})
     assert tree.paths(batch) == ["['input_ids']", "['mask']"]
@@ -28,7 +28,7 @@ def test_hugging_face_batches_keep_methods_and_attributes(name: str) -> None:
     assert list(again) == ["input_ids", "mask"]
 
 
-def test_model_outputs_keep_items_and_fields_together() -> None:
+def test_tree_map_keeps_model_output_items_and_fields_in_sync() -> None:
     out = Output(logits=torch.zeros(2), hidden_states=(torch.ones(1), torch.ones(1)))
     again = tree.map(lambda x: x + 1, out)
     assert type(again) is Output
@@ -66,7 +66,7 @@ def test_evaluation_counts_and_weighs_ragged_hugging_face_batches() -> None:
     assert found.loss == pytest.approx(run.evaluate(state, [whole_batch]).loss, rel=4e-7)
 
 
-def test_a_collator_of_hugging_face_feeds_a_padded_loader() -> None:
+def test_padded_loader_accepts_a_hugging_face_collate_function() -> None:
     def collate(samples: list[Any]) -> Any:
         return transformers.BatchEncoding({"x": torch.stack(samples)}, n_sequences=1)
 
@@ -79,7 +79,7 @@ def test_a_collator_of_hugging_face_feeds_a_padded_loader() -> None:
     assert last.weight.tolist() == [1.0, 0.0]
 
 
-def test_tensordicts_train_cut_and_compiled() -> None:
+def test_tensordict_batches_train_with_micro_batches_and_compiled() -> None:
     tensordict = pytest.importorskip("tensordict")
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(8, 3, generator=generator) for _ in range(2))

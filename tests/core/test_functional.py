@@ -1,4 +1,4 @@
-"""bind: stock modules as pure functions."""
+"""`bind`: plain modules as pure functions."""
 
 from __future__ import annotations
 
@@ -70,8 +70,10 @@ def apply_to(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     ],
     ids=lambda v: type(v).__name__,
 )
-def test_computes_what_the_module_computes(model: nn.Module, x: torch.Tensor) -> None:
-    """Outputs, buffers and gradients equal the module's own; the module is never touched."""
+def test_bound_module_matches_outputs_buffers_and_gradients_of_the_module(
+    model: nn.Module, x: torch.Tensor
+) -> None:
+    """The module itself is left unchanged by calls of the bound model."""
     apply = ftrain.bind(model)
     params, buffers = apply.init(KEY)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -97,14 +99,14 @@ def test_computes_what_the_module_computes(model: nn.Module, x: torch.Tensor) ->
     model.zero_grad()
 
 
-def test_tied_weights_have_one_name_and_one_gradient() -> None:
+def test_tied_weights_appear_once_in_params() -> None:
     apply = ftrain.bind(GPT(dropout=0.0))
     params, _ = apply.init(KEY)
     assert "tokens.weight" in params
     assert "head.weight" not in params
 
 
-def test_frozen_parameters_are_carried_not_trained() -> None:
+def test_frozen_parameters_are_buffers_not_params() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     model[0].requires_grad_(False)
     apply = ftrain.bind(model)
@@ -114,7 +116,7 @@ def test_frozen_parameters_are_carried_not_trained() -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: GPT(), lambda: LSTM(), lambda: ConvNet()])
-def test_initial_values_are_a_pure_function_of_the_key(build: Any) -> None:
+def test_bound_init_is_a_pure_function_of_the_key(build: Any) -> None:
     apply = ftrain.bind(build)
     state = torch.get_rng_state()
     one, two = apply.init(KEY), apply.init(KEY)
@@ -123,7 +125,7 @@ def test_initial_values_are_a_pure_function_of_the_key(build: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_a_forward_stores_on_the_module_does_not_stay() -> None:
+def test_attributes_stored_by_a_forward_pass_are_removed() -> None:
     class Remembers(nn.Linear):
         seen = 0
 
@@ -138,7 +140,7 @@ def test_what_a_forward_stores_on_the_module_does_not_stay() -> None:
     assert not hasattr(apply.skeleton.module, "activation")
 
 
-def test_restored_after_an_exception() -> None:
+def test_skeleton_is_restored_after_a_forward_pass_raises() -> None:
     class Fails(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("inside")
@@ -150,13 +152,13 @@ def test_restored_after_an_exception() -> None:
     assert apply.skeleton.module.weight.is_meta
 
 
-def test_lazy_modules_are_refused_with_the_remedy() -> None:
+def test_bind_refuses_lazy_modules_with_a_remedy() -> None:
     for model in (nn.LazyLinear(3), lambda: nn.LazyLinear(3), lambda: nn.LazyConv1d(3, 2)):
         with pytest.raises(ValueError, match="'weight' of Lazy.* is lazy: .*Run one batch"):
             ftrain.bind(model)
 
 
-def test_hidden_state_in_a_tensor_attribute_is_refused() -> None:
+def test_forward_pass_that_writes_to_a_tensor_attribute_raises() -> None:
     class Hides(nn.Linear):
         def __init__(self) -> None:
             super().__init__(2, 2)
@@ -172,7 +174,7 @@ def test_hidden_state_in_a_tensor_attribute_is_refused() -> None:
         apply_to(Hides(), torch.ones(1, 2))
 
 
-def test_a_parameter_written_in_place_is_refused() -> None:
+def test_forward_pass_that_writes_to_a_parameter_raises() -> None:
     class Clips(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
@@ -183,7 +185,7 @@ def test_a_parameter_written_in_place_is_refused() -> None:
         apply_to(Clips(2, 2), torch.ones(1, 2))
 
 
-def test_a_buffer_that_grows_is_refused() -> None:
+def test_buffer_that_changes_from_none_to_a_tensor_raises() -> None:
     class Grows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -216,7 +218,7 @@ def test_bind_follows_training_flags_of_modules() -> None:
     assert torch.equal(apply_to(model, x)[0], x)
 
 
-def test_threads_do_not_meet_in_the_skeleton() -> None:
+def test_concurrent_threads_can_call_one_bound_model() -> None:
     apply = ftrain.bind(nn.Linear(2, 2, bias=False))
     wrong: list[float] = []
 
@@ -235,7 +237,7 @@ def test_threads_do_not_meet_in_the_skeleton() -> None:
     assert not wrong
 
 
-def test_another_layer_leaves_the_others_initial_values() -> None:
+def test_adding_a_layer_keeps_initial_values_of_other_layers() -> None:
     class Wide(nn.Module):
         def __init__(self, extra: bool) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""State that the code of a model changes in a backward pass: restored after it, or refused."""
+"""State that a model changes in its backward pass is restored afterwards, or refused."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ CALLS = {
 @pytest.mark.parametrize("given", [False, True], ids=["function", "module"])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", BACKWARD, ids=lambda kind: kind.__name__)
-def test_writes_of_a_backward_pass_do_not_survive_it(kind: Any, call: str, given: bool) -> None:
+def test_state_changed_in_a_backward_pass_is_restored(kind: Any, call: str, given: bool) -> None:
     if (kind, call) == (BackwardModuleHook, "vmap"):
         pytest.skip("torch has no full backward hooks under torch.func")
     apply = ftrain.bind(kind() if given else kind)
@@ -103,7 +103,7 @@ def test_writes_of_a_backward_pass_do_not_survive_it(kind: Any, call: str, given
 
 
 @pytest.mark.parametrize("kind", BACKWARD, ids=lambda kind: kind.__name__)
-def test_writes_of_a_backward_pass_do_not_survive_a_compiled_step(kind: Any) -> None:
+def test_state_changed_in_a_backward_pass_is_restored_after_a_compiled_step(kind: Any) -> None:
     steps = make(kind)
     state = steps.init_state(0)
     step = ftrain.compile(steps.train_step, backend="eager")
@@ -113,7 +113,7 @@ def test_writes_of_a_backward_pass_do_not_survive_a_compiled_step(kind: Any) -> 
 
 
 @pytest.mark.parametrize("kind", BACKWARD, ids=lambda kind: kind.__name__)
-def test_private_writes_of_a_callers_backward_pass_do_not_reach_the_next_call(kind: Any) -> None:
+def test_module_state_changed_by_a_callers_backward_is_reset_at_the_next_call(kind: Any) -> None:
     run = by_autograd(ftrain.bind(kind))
     first = run()
     for _ in range(3):
@@ -122,14 +122,12 @@ def test_private_writes_of_a_callers_backward_pass_do_not_reach_the_next_call(ki
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", BACKWARD_REFUSED, ids=lambda kind: kind.__name__)
-def test_writes_of_a_backward_pass_that_cannot_be_restored_are_refused(
-    kind: Any, call: str
-) -> None:
+def test_backward_pass_write_that_cannot_be_restored_raises(kind: Any, call: str) -> None:
     with pytest.raises(ImpureFunctionError, match="tally"):
         CALLS[call](ftrain.bind(kind))()
 
 
-def test_a_backward_pass_may_not_write_to_what_a_loss_captures() -> None:
+def test_backward_hook_that_writes_to_a_captured_tensor_raises() -> None:
     tally = torch.zeros(())
 
     def loss(model: Any, batch: Any) -> torch.Tensor:
@@ -142,7 +140,7 @@ def test_a_backward_pass_may_not_write_to_what_a_loss_captures() -> None:
         steps.train_step(steps.init_state(0), BATCH)
 
 
-def test_a_backward_pass_may_not_write_to_the_batch() -> None:
+def test_backward_hook_that_writes_to_the_batch_raises() -> None:
     def loss(model: Any, batch: Any) -> torch.Tensor:
         out = model(batch["x"])
         y = batch["y"]
@@ -159,7 +157,7 @@ def test_a_backward_pass_may_not_write_to_the_batch() -> None:
         steps.train_step(steps.init_state(0), batch)
 
 
-def test_changes_from_outside_are_kept_beside_those_of_a_backward_pass() -> None:
+def test_user_changes_to_shared_objects_survive_restoring_backward_writes() -> None:
     config = SimpleNamespace(scale=1.0, calls=0)
 
     class Configured(nn.Linear):

@@ -1,4 +1,4 @@
-"""What a model keeps behind a step's back is as it was after every call, or raises."""
+"""State that a model hides from a step is restored after every call, or raises."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(model: Any, loss_fn: Any = mse, **options: Any) -> ftrain.Steps:
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_state_hidden_in_a_model_does_not_survive_a_step(kind: type[Hides]) -> None:
+def test_hidden_state_of_a_factory_model_does_not_survive_a_step(kind: type[Hides]) -> None:
     steps = make(kind)
     state = steps.init_state(0)
     step = ftrain.compile(steps.train_step, backend="eager")
@@ -43,7 +43,7 @@ def test_state_hidden_in_a_model_does_not_survive_a_step(kind: type[Hides]) -> N
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_state_hidden_in_a_given_module_does_not_survive_a_step(kind: type[Hides]) -> None:
+def test_hidden_state_of_a_given_module_does_not_survive_a_step(kind: type[Hides]) -> None:
     steps = make(kind())
     state = steps.init_state(0)
     first = steps.train_step(state, BATCH)
@@ -53,7 +53,9 @@ def test_state_hidden_in_a_given_module_does_not_survive_a_step(kind: type[Hides
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_a_call_inside_a_call_sees_the_model_as_it_was_bound(kind: type[Hides]) -> None:
+def test_nested_call_of_a_bound_model_starts_from_its_original_hidden_state(
+    kind: type[Hides],
+) -> None:
     apply = ftrain.bind(kind)
     params, buffers = apply.init(ftrain.random.key(0))
     key, x = ftrain.random.key(1), BATCH["x"]
@@ -72,7 +74,7 @@ def test_a_call_inside_a_call_sees_the_model_as_it_was_bound(kind: type[Hides]) 
     testing.assert_same_bits((before, after), apply.call(plainly, params, buffers, True)[0])
 
 
-def test_an_error_in_a_model_leaves_nothing_behind() -> None:
+def test_hidden_state_is_restored_after_a_model_raises() -> None:
     class Fails(Hides):
         def build(self) -> None:
             self.calls = [0]
@@ -95,7 +97,7 @@ def test_an_error_in_a_model_leaves_nothing_behind() -> None:
     testing.assert_same_bits(steps.eval_step(state, BATCH), scored)
 
 
-def test_what_a_user_changes_between_calls_is_seen_and_kept() -> None:
+def test_user_changes_to_model_attributes_between_calls_take_effect() -> None:
     config = SimpleNamespace(scale=1.0, offsets=[0.0], calls=0)
 
     class Configured(nn.Linear):
@@ -120,7 +122,7 @@ def test_what_a_user_changes_between_calls_is_seen_and_kept() -> None:
     assert config.offsets == [4.0]
 
 
-def test_parameters_on_objects_and_in_closures_train() -> None:
+def test_parameters_held_in_objects_and_closures_train() -> None:
     class Holds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -145,7 +147,7 @@ def test_parameters_on_objects_and_in_closures_train() -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_hidden_state_that_cannot_be_restored_is_refused(kind: type[Hides]) -> None:
+def test_hidden_state_that_cannot_be_restored_raises(kind: type[Hides]) -> None:
     steps = make(kind)
     state = steps.init_state(0)
     with pytest.raises(ImpureFunctionError, match=r"generator"):

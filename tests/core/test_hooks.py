@@ -1,4 +1,4 @@
-"""Hooks on parameters and other tensors run on the gradient, once for each, as in plain PyTorch."""
+"""Each gradient hook on a parameter or tensor runs once, as in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ MASK = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 @pytest.mark.parametrize("kind", ["apart", "tied", "frozen"])
 @pytest.mark.parametrize("n_hooks", [1, 2])
 @pytest.mark.parametrize("way", WAYS)
-def test_each_hook_of_a_parameter_runs_once(way: str, n_hooks: int, kind: str, loss: Any) -> None:
+def test_each_parameter_hook_runs_once_per_gradient(
+    way: str, n_hooks: int, kind: str, loss: Any
+) -> None:
     make = lambda: Net(n_hooks, kind)  # noqa: E731
     CALLS.clear()
     expected = plain(make(), loss)
@@ -56,7 +58,7 @@ def masked() -> nn.Module:
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("model", [masked, masked()], ids=["function", "module"])
-def test_a_parameters_hook_changes_its_gradient(mode: str, accumulate: int, model: Any) -> None:
+def test_parameter_hook_changes_its_gradient(mode: str, accumulate: int, model: Any) -> None:
     steps = ftrain.make_steps(model, loss_fn, optim.sgd(1.0), accumulate=accumulate)
     state = steps.init_state(0)
     how = {"eager": lambda step: step, "compiled": compiled, "vmapped": vmapped}[mode]
@@ -68,14 +70,14 @@ def test_a_parameters_hook_changes_its_gradient(mode: str, accumulate: int, mode
     )
 
 
-def test_hooks_run_once_for_each_micro_batch() -> None:
+def test_parameter_hooks_run_once_per_micro_batch() -> None:
     CALLS.clear()
     grads = step(loss_fn, lambda: Net(1, "apart"), accumulate=2)
     assert set(CALLS.values()) == {2}
     assert is_close(grads, dict(sorted(plain(Net(1, "apart"), loss_fn).items())))
 
 
-def test_a_hook_of_a_frozen_parameter_does_not_run() -> None:
+def test_hook_of_a_frozen_parameter_does_not_run() -> None:
     CALLS.clear()
     step(loss_fn, lambda: Net(1, "frozen"))
     assert "b.bias 0" not in CALLS
@@ -91,7 +93,7 @@ def penalized(call: Callable[[Any], torch.Tensor], first: Callable[[Any], Any]) 
 @pytest.mark.parametrize("n_hooks", [1, 2])
 @pytest.mark.parametrize("around", [lambda f: f, vmapped], ids=["autograd", "vmap"])
 @pytest.mark.parametrize("construct", [lambda f: f, scanned], ids=["call", "scan"])
-def test_each_hook_runs_once_for_each_order_of_a_gradient_penalty(
+def test_parameter_hooks_in_a_gradient_penalty_run_as_often_as_in_autograd(
     n_hooks: int, around: Any, construct: Any
 ) -> None:
     make = lambda: Net(n_hooks, "apart")  # noqa: E731
@@ -163,7 +165,9 @@ THEN: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 @pytest.mark.parametrize("n_hooks", [0, 1, 2])
 @pytest.mark.parametrize("then", THEN)
 @pytest.mark.parametrize("ours", [ours, ours_in_vmap, ours_differentiable, ours_of_a_sum])
-def test_each_hook_of_an_argument_runs_once(n_hooks: int, then: str, ours: Any) -> None:
+def test_hooks_of_a_value_and_grad_argument_run_as_often_as_in_autograd(
+    n_hooks: int, then: str, ours: Any
+) -> None:
     CALLS.clear()
     expected = THEN[then](torch_grad, hooked(n_hooks))
     calls = CALLS.copy()
@@ -174,7 +178,7 @@ def test_each_hook_of_an_argument_runs_once(n_hooks: int, then: str, ours: Any) 
     assert len(x._backward_hooks or ()) == n_hooks
 
 
-def test_hooks_of_a_parameter_leave_a_callers_tensor_with_the_graph() -> None:
+def test_parameter_hooks_are_removed_from_caller_tensors_with_the_graph() -> None:
     call, params = applied(lambda: Net(1, "apart"), loss_fn)
     params = required(params)
     value = call(params)
@@ -189,7 +193,7 @@ def test_hooks_of_a_parameter_leave_a_callers_tensor_with_the_graph() -> None:
     assert not any(p._backward_hooks for p in params.values())
 
 
-def test_hooks_that_a_module_gets_later_are_not_those_of_the_bound_model() -> None:
+def test_hooks_registered_after_bind_do_not_run() -> None:
     model = Net(0, "apart")
     apply = ftrain.bind(model)
     model.a.weight.register_hook(counting("late"))
@@ -199,7 +203,7 @@ def test_hooks_that_a_module_gets_later_are_not_those_of_the_bound_model() -> No
     assert not CALLS
 
 
-def test_a_hook_reads_the_state_in_place_of_the_parameter_that_it_captures() -> None:
+def test_parameter_hook_that_captures_its_parameter_reads_the_state() -> None:
     def decayed() -> nn.Module:
         module = nn.Linear(2, 2).double()
         weight = module.weight
@@ -218,14 +222,14 @@ def test_a_hook_reads_the_state_in_place_of_the_parameter_that_it_captures() -> 
         ftrain.bind(decayed())
 
 
-def test_a_hook_after_accumulation_is_refused() -> None:
+def test_bind_refuses_a_post_accumulate_grad_hook() -> None:
     module = nn.Linear(2, 2)
     module.bias.register_post_accumulate_grad_hook(lambda p: None)
     with pytest.raises(ValueError, match="'bias' has a hook of register_post_accumulate_grad_hook"):
         ftrain.bind(module)
 
 
-def test_a_hook_on_the_argument_is_that_of_autograd_without_a_graph_and_refused_compiled() -> None:
+def test_argument_hook_runs_under_no_grad_and_raises_when_compiled() -> None:
     p = nn.Parameter(X[0].clone())
     p.register_hook(lambda grad: grad * 2)
     expected = torch.autograd.grad(cube(p), p)[0]
@@ -235,7 +239,7 @@ def test_a_hook_on_the_argument_is_that_of_autograd_without_a_graph_and_refused_
             ftrain.compile(ftrain.value_and_grad(cube), backend="eager")(p)
 
 
-def test_a_hook_on_a_captured_tensor_runs_once_for_a_loop() -> None:
+def test_hook_on_a_tensor_captured_by_scan_runs_once() -> None:
     seen = []
 
     def f(w: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""No tensor of a trace survives it in Python objects: eager and compiled calls can alternate."""
+"""Python objects keep no traced tensors, so eager and compiled calls can alternate."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def remembers(model: Any, batch: Any) -> torch.Tensor:
     "table", ["bounded", "unbounded", "method", "global", "class", "module", "object"]
 )
 @pytest.mark.parametrize("first", ["eager", "compiled"])
-def test_caches_of_a_model_keep_no_traced_tensor(table: str, first: str) -> None:
+def test_model_caches_keep_no_traced_tensor(table: str, first: str) -> None:
     for cache in (bounded, unbounded, Net.of_method):
         cache.cache_clear()
     TABLES.clear()
@@ -111,7 +111,7 @@ def test_caches_of_a_model_keep_no_traced_tensor(table: str, first: str) -> None
     testing.assert_same_bits(evaluate(state, BATCH), steps.eval_step(state, BATCH))
 
 
-def test_a_loss_keeps_no_traced_tensor_and_keeps_its_count() -> None:
+def test_global_that_a_loss_fills_with_a_traced_tensor_is_restored() -> None:
     LAST.update(loss=None, calls=0)
     LAST.pop("weights", None)
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), remembers, optim.sgd(0.1))
@@ -125,7 +125,7 @@ def test_a_loss_keeps_no_traced_tensor_and_keeps_its_count() -> None:
     assert not isinstance(LAST["loss"], _torch.FakeTensor)
 
 
-def test_a_function_may_count_its_traces() -> None:
+def test_loss_may_count_its_traces() -> None:
     calls = []
     n = 0
 
@@ -143,7 +143,7 @@ def test_a_function_may_count_its_traces() -> None:
     assert n == len(calls) > 0
 
 
-def test_compiled_functions_keep_no_traced_tensor() -> None:
+def test_lists_and_dicts_of_a_compiled_function_keep_no_traced_tensor() -> None:
     kept: list[Any] = []
     memo: dict[int, Any] = {}
 

@@ -1,4 +1,4 @@
-"""A loss function with a parameter `key` gets a key of its own, and moves no other draw."""
+"""A loss function with a `key` parameter gets its own key, and changes no other draw."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def train(loss_fn: Any, mode: str = "eager", accumulate: int = 1) -> Any:
     ],
     ids=["positional", "keyword only", "optional", "callable", "method", "partial"],
 )
-def test_a_loss_function_that_names_a_key_gets_the_same_one(loss_fn: Any) -> None:
+def test_loss_functions_with_a_key_parameter_get_the_same_key(loss_fn: Any) -> None:
     assert same_bytes(train(loss_fn), train(noisy))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("loss_fn", [noisy, with_next_key])
-def test_compiled_and_vmapped_losses_draw_what_eager_ones_draw(
+def test_loss_key_draws_match_in_eager_compiled_and_vmapped_steps(
     loss_fn: Any, accumulate: int
 ) -> None:
     expected = train(loss_fn, "eager", accumulate)
@@ -93,7 +93,7 @@ def test_compiled_and_vmapped_losses_draw_what_eager_ones_draw(
     assert expected[1][0] != expected[1][1]  # each step has another
 
 
-def test_the_key_of_the_loss_moves_no_draw() -> None:
+def test_loss_key_changes_no_draw_of_the_model() -> None:
     def masks(loss_fn: Any) -> Any:
         gradients = ftrain.gradients(make, loss_fn)
         params, buffers = ftrain.bind(make).init(random.key(0))
@@ -110,7 +110,7 @@ def test_the_key_of_the_loss_moves_no_draw() -> None:
     assert same_bytes(masks(unused), masks(silent))
 
 
-def test_micro_batches_have_keys_of_their_own() -> None:
+def test_each_micro_batch_gets_its_own_loss_key() -> None:
     def loss_fn(model: Any, batch: Tensor, key: Tensor) -> Any:
         return model(batch).mean(), {"noise": random.uniform(key)}
 
@@ -126,7 +126,7 @@ def test_micro_batches_have_keys_of_their_own() -> None:
     torch.testing.assert_close(noise, torch.stack(each).mean(), rtol=1e-6, atol=0)
 
 
-def test_an_evaluation_gets_a_key_as_well() -> None:
+def test_eval_step_passes_a_key_to_the_loss() -> None:
     steps = ftrain.make_steps(make, noisy, optim.sgd(0.1))
     state = steps.init_state(0)
     first, second = steps.eval_step(state, X), steps.eval_step(state, X)
@@ -135,6 +135,6 @@ def test_an_evaluation_gets_a_key_as_well() -> None:
     assert not same_bytes(first["noise"], other["noise"])
 
 
-def test_a_bound_key_is_not_replaced() -> None:
+def test_key_bound_by_functools_partial_is_not_replaced() -> None:
     bound = functools.partial(noisy, key=random.key(3))
     assert train(bound)[1].eq(random.normal(random.key(3), X.shape).sum()).all()

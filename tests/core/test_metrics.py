@@ -1,4 +1,4 @@
-"""Metrics are monoids: merging is associative, and exact for means over ragged parts."""
+"""Merging metrics is associative, and exact for means over parts of different sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ values = st.lists(st.integers(-1000, 1000), min_size=1, max_size=20)
 
 
 @given(st.lists(values, min_size=1, max_size=6))
-def test_a_mean_over_ragged_parts_is_the_mean_of_everything(parts: list[list[int]]) -> None:
+def test_merged_mean_of_unequal_parts_equals_the_mean_of_all_values(parts: list[list[int]]) -> None:
     merged = None
     for part in parts:
         one = Metrics({"m": Mean(torch.tensor(float(sum(part))), torch.tensor(float(len(part))))})
@@ -29,18 +29,18 @@ def test_a_mean_over_ragged_parts_is_the_mean_of_everything(parts: list[list[int
     "make", [lambda x: Mean(x, torch.ones(())), Sum, Max, Min, Last], ids=lambda m: "metric"
 )
 @given(a=st.integers(-50, 50), b=st.integers(-50, 50), c=st.integers(-50, 50))
-def test_merging_is_associative(make, a: int, b: int, c: int) -> None:
+def test_metrics_merge_is_associative(make, a: int, b: int, c: int) -> None:
     x, y, z = (make(torch.tensor(float(v))) for v in (a, b, c))
     assert float(x.merge(y).merge(z).value) == float(x.merge(y.merge(z)).value)
 
 
-def test_zero_weight_parts_do_not_count() -> None:
+def test_parts_of_zero_weight_do_not_change_a_merged_mean() -> None:
     some, none = Mean(torch.tensor(6.0), torch.tensor(3.0)), Mean(torch.zeros(()), torch.zeros(()))
     assert float(some.merge(none).value) == 2.0
     assert none.value.isnan()
 
 
-def test_reads_like_a_dict_and_prints_readably() -> None:
+def test_metrics_reads_like_a_dict_and_has_a_short_repr() -> None:
     metrics = as_metrics({"a": torch.tensor(0.5), "n": 3}, "f")
     assert dict(metrics) == {"a": torch.tensor(0.5), "n": torch.tensor(3.0)}
     assert repr(metrics) == "Metrics(a=0.5, n=3)"
@@ -49,7 +49,7 @@ def test_reads_like_a_dict_and_prints_readably() -> None:
         metrics["b"]
 
 
-def test_merging_metrics_of_other_names_raises_with_the_names() -> None:
+def test_merging_metrics_with_different_names_raises_with_the_names() -> None:
     a, b = as_metrics({"x": 1.0, "y": 1.0}, "f"), as_metrics({"x": 1.0, "z": 1.0}, "f")
     with pytest.raises(ValueError, match=r"\['y'\] only in the first; \['z'\] only in the second"):
         a.merge(b)
@@ -58,14 +58,14 @@ def test_merging_metrics_of_other_names_raises_with_the_names() -> None:
 
 
 @pytest.mark.parametrize("bad", ["text", None, object()])
-def test_entries_that_are_not_metrics_are_refused_by_name(bad: object) -> None:
+def test_metrics_entry_of_an_invalid_type_raises_with_its_name(bad: object) -> None:
     with pytest.raises(TypeError, match="metric 'm' returned by f: expected a tensor, a number"):
         as_metrics({"m": bad}, "f")
     with pytest.raises(TypeError, match="metrics a dict of 0-d tensors"):
         as_metrics(bad if bad is not None else 3, "f")
 
 
-def test_metrics_of_bools_average_as_numbers() -> None:
+def test_boolean_metrics_average_as_numbers() -> None:
     merged = as_metrics({"hit": torch.tensor(True)}, "f").merge(
         as_metrics({"hit": torch.tensor(False)}, "f")
     )

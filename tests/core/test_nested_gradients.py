@@ -1,4 +1,4 @@
-"""Gradients of gradients: whatever requires a gradient outside of `value_and_grad` is followed."""
+"""Gradients of gradients: outer differentiation goes through `value_and_grad`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inner_step(p: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("by", ["func", "vjp", "jvp", "autograd", "value_and_grad", "hessian"])
-def test_inner_gradient_is_followed_whoever_differentiates(by: str) -> None:
+def test_every_outer_transform_differentiates_through_value_and_grad(by: str) -> None:
     f = lambda p: inner_step(p, RATE)  # noqa: E731
     if by == "func":
         derivative = torch.func.grad(f)(W)
@@ -49,14 +49,14 @@ def test_inner_gradient_is_followed_whoever_differentiates(by: str) -> None:
     assert_derivative(f, W, derivative)
 
 
-def test_rows_of_a_vmap_are_followed_by_plain_autograd() -> None:
+def test_autograd_differentiates_through_vmap_of_value_and_grad() -> None:
     leaf = torch.stack([W, W * 2]).requires_grad_()
     (derivative,) = torch.autograd.grad(torch.vmap(gradient(quartic))(leaf).sum(), leaf)
     assert is_close(derivative, 12 * leaf.detach() ** 2)
     assert not torch.vmap(gradient(quartic))(leaf.detach()).requires_grad
 
 
-def test_forward_mode_goes_through_a_gradient() -> None:
+def test_forward_mode_differentiates_through_value_and_grad() -> None:
     import torch.autograd.forward_ad as forward
 
     with forward.dual_level():
@@ -67,8 +67,8 @@ def test_forward_mode_goes_through_a_gradient() -> None:
     assert is_close((tangent, again), (12 * W**2, 12 * W**2))
 
 
-def test_captured_tensors_are_followed() -> None:
-    """A leaf, something computed from a leaf that is gone, and one that only auxiliary outputs use."""
+def test_outer_gradients_reach_tensors_captured_by_value_and_grad() -> None:
+    """Captured tensors: a leaf, a result of a deleted leaf, and a leaf used by aux outputs only."""
     leaf = RATE.clone().requires_grad_()
     computed = RATE.clone().requires_grad_() * 2
 
@@ -83,7 +83,7 @@ def test_captured_tensors_are_followed() -> None:
     assert is_close(derivative, W.sum())
 
 
-def test_only_the_argument_is_differentiated_by_where_it_is_captured_too() -> None:
+def test_gradient_excludes_captured_uses_of_the_argument() -> None:
     leaf = W.clone().requires_grad_()
     expected = leaf.detach()
     for x in (leaf, leaf * 1.0, W):
@@ -93,7 +93,7 @@ def test_only_the_argument_is_differentiated_by_where_it_is_captured_too() -> No
     assert is_close(pair, (torch.full_like(W, 2), torch.full_like(W, 3)))
 
 
-def test_nothing_is_kept_where_nobody_differentiates() -> None:
+def test_value_and_grad_returns_no_graph_without_outer_differentiation() -> None:
     leaf = W.clone().requires_grad_()
 
     def penalty(p: torch.Tensor) -> Any:
@@ -112,7 +112,7 @@ def test_nothing_is_kept_where_nobody_differentiates() -> None:
         assert ftrain.value_and_grad(quartic, differentiable=True)(leaf)[1].requires_grad
 
 
-def test_inference_mode_around_a_gradient_changes_nothing() -> None:
+def test_inference_mode_does_not_change_value_and_grad() -> None:
     with torch.inference_mode():
         made_inside = W * 1
         for x in (W, made_inside):
@@ -120,7 +120,7 @@ def test_inference_mode_around_a_gradient_changes_nothing() -> None:
     assert is_close(gradient(quartic)(made_inside), 4 * W**3)
 
 
-def test_writing_into_the_argument_is_refused() -> None:
+def test_value_and_grad_refuses_a_function_that_writes_to_its_argument() -> None:
     leaf = (W * 1).requires_grad_() * 1
 
     def f(p: torch.Tensor) -> torch.Tensor:
@@ -132,14 +132,14 @@ def test_writing_into_the_argument_is_refused() -> None:
             ftrain.value_and_grad(f)(each)
 
 
-def test_a_value_that_depends_on_captured_tensors_alone_is_refused() -> None:
+def test_value_and_grad_refuses_a_value_independent_of_its_argument() -> None:
     leaf = W.clone().requires_grad_()
     with pytest.raises(ValueError, match="does not depend on its parameters"):
         ftrain.value_and_grad(lambda p: (leaf * p.detach()).sum())(W)
 
 
 @MODES
-def test_hyperparameters_set_in_a_differentiated_function_are_followed(mode: str) -> None:
+def test_gradient_reaches_a_hyperparameter_set_by_set_hyperparams(mode: str) -> None:
     optimizer = optim.with_hyperparams(optim.sgd, learning_rate=0.5)
     start = {"w": torch.tensor(2.0, dtype=torch.float64)}
 

@@ -1,4 +1,4 @@
-"""Modules nested deeper than Python's usual stack, and models of very many parameters."""
+"""Modules nested deeper than Python's usual recursion limit allows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def loss_fn(model: Any, batch: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("given", ["function", "module"])
-def test_400_nested_modules_train(given: str) -> None:
+def test_model_of_400_nested_modules_trains(given: str) -> None:
     limit = sys.getrecursionlimit()
     model = nested(400)
     steps = ftrain.make_steps(

@@ -1,4 +1,4 @@
-"""Mistakes of a first day: each is told what was found and what to write instead."""
+"""Common mistakes of new users: each error names the argument and a remedy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         (lambda loss: loss.expand(2), r"got float32\[2\]\. Reduce it: loss\.mean\(\)"),
     ],
 )
-def test_a_loss_that_is_not_a_scalar_raises_with_a_remedy(wrong, hint):
+def test_loss_that_is_not_a_scalar_raises_with_a_remedy(wrong, hint):
     steps = ftrain.make_steps(net, lambda m, b: wrong(loss_fn(m, b).detach()), optim.sgd(0.1))
     with pytest.raises(TypeError, match=hint):
         steps.train_step(steps.init_state(0), BATCH)
@@ -49,12 +49,12 @@ def test_a_loss_that_is_not_a_scalar_raises_with_a_remedy(wrong, hint):
         (optim.adamw, r"adamw was not called: write adamw\(1e-3\)"),
     ],
 )
-def test_an_argument_that_is_not_an_optimizer_raises(wrong, hint):
+def test_make_steps_refuses_an_argument_that_is_not_an_optimizer(wrong, hint):
     with pytest.raises(TypeError, match=f"(?s){hint}"):
         ftrain.make_steps(net, loss_fn, wrong)
 
 
-def test_remedy_for_an_uncalled_optimizer_is_for_ftrain_functions():
+def test_uncalled_optimizer_remedy_is_given_for_ftrain_functions_only():
     with pytest.raises(TypeError) as caught:
         ftrain.make_steps(net, loss_fn, lambda parameters: parameters)  # type: ignore[arg-type]
     assert "was not called" not in str(caught.value)
@@ -83,8 +83,8 @@ def rows(*weights: float) -> torch.Tensor:
         ((float("nan"), 1.0), 1),
     ],
 )
-def test_a_batch_of_total_weight_0_is_skipped(weights, skips, accumulate, compiled):
-    """`(1, -1)`: a total that is not zero, and no weight to divide it by."""
+def test_batch_of_total_weight_0_skips_the_step(weights, skips, accumulate, compiled):
+    """Weights (1, -1) give a total loss that is not zero, with total weight 0."""
     steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), accumulate=accumulate)
     step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
     state, batch = steps.init_state(0), rows(*weights)
@@ -102,7 +102,7 @@ def test_a_batch_of_total_weight_0_is_skipped(weights, skips, accumulate, compil
         assert_close_norm(new.opt_state.mu, alone.opt_state.mu, 1e-6)
 
 
-def test_a_batch_of_total_weight_0_raises_or_is_applied():
+def test_batch_of_total_weight_0_follows_the_nonfinite_option():
     for nonfinite in ("raise", "ignore"):
         steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), nonfinite=nonfinite)
         state = steps.init_state(0)
@@ -116,7 +116,7 @@ def test_a_batch_of_total_weight_0_raises_or_is_applied():
         assert steps.train_step(state, rows(0.0, 1.0))[0].step == 1
 
 
-def test_a_rank_of_total_weight_0_takes_the_step_of_the_others():
+def test_rank_of_total_weight_0_applies_the_reduced_step():
     steps = ftrain.make_steps(
         net, weighted, optim.sgd(0.1), grad_reduce=lambda totals, weight: (totals, weight + 3.0)
     )
@@ -124,14 +124,14 @@ def test_a_rank_of_total_weight_0_takes_the_step_of_the_others():
     assert (metrics["skipped"], new.step) == (0, 1)
 
 
-def test_a_state_of_another_optimizer_raises():
+def test_train_step_refuses_a_state_of_another_optimizer():
     ours = ftrain.make_steps(net, loss_fn, optim.sgd(0.1, 0.9))
     other = ftrain.make_steps(net, loss_fn, optim.adam(0.1))
     with pytest.raises(TypeError, match="start from the `init_state` that it returned together"):
         ours.train_step(other.init_state(0), BATCH)
 
 
-def test_pieces_of_a_step_refuse_arguments_in_another_order():
+def test_update_and_commit_refuse_arguments_in_the_wrong_order():
     optimizer = optim.sgd(0.1)
     gradients = ftrain.gradients(net, loss_fn)
     state = ftrain.make_steps(net, loss_fn, optimizer).init_state(0)
@@ -151,7 +151,7 @@ def test_pieces_of_a_step_refuse_arguments_in_another_order():
         ftrain.commit(state, result, new)
 
 
-def test_metrics_are_read_by_name():
+def test_reading_a_metric_as_an_attribute_raises_with_a_remedy():
     steps = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
     _, metrics = steps.train_step(steps.init_state(0), BATCH)
     with pytest.raises(AttributeError, match=r"metrics\['loss'\], not metrics\.loss"):
@@ -170,7 +170,7 @@ def test_replace_refuses_unknown_fields_with_a_suggestion():
         state.replace(param={})
 
 
-def test_a_state_prints_what_there_is_of_it():
+def test_train_state_repr_summarizes_each_field():
     steps = ftrain.make_steps(
         lambda: nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32)),
         loss_fn,
@@ -197,7 +197,7 @@ class Phase(nn.Module):
         self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
 
 
-def test_complex_parameters_raise_with_a_remedy():
+def test_complex_parameters_raise_with_the_view_as_real_remedy():
     with pytest.raises(
         TypeError, match=r"'w': expected a real .*got torch\.complex64.*view_as_real"
     ):
@@ -207,7 +207,7 @@ def test_complex_parameters_raise_with_a_remedy():
             make({"w": torch.ones(2, dtype=torch.complex64)})
 
 
-def test_messages_choose_a_or_an_by_the_following_word():
+def test_error_messages_use_a_or_an_as_the_next_word_requires():
     with pytest.raises(ValueError, match="expected a leaf .*got an OrderedDict"):
         ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
@@ -216,7 +216,7 @@ def test_messages_choose_a_or_an_by_the_following_word():
         ftrain.commit(state, dataclasses.replace(state, step=1), result)
 
 
-def test_a_ragged_last_batch_names_both_loaders():
+def test_recompile_warning_for_a_smaller_last_batch_names_both_loaders():
     double = ftrain.compile(lambda x: x * 2, backend="eager")
     double(torch.ones(4))
     with pytest.warns(

@@ -1,4 +1,4 @@
-"""The global norm: torch's bits for ordinary numbers, and no overflow before the norm itself does."""
+"""The global norm has torch's bits for ordinary values, and overflows only if the result does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ over_rows = ftrain.compile(torch.vmap(finite_norm), backend="eager")
     digits=st.lists(st.floats(1.0, 3.0, width=32), min_size=6, max_size=6),
     odd=st.sampled_from([None, None, INF, -INF, NAN, 0.0]),
 )
-def test_norms_of_any_size_are_those_of_float64(
+def test_global_norm_matches_the_float64_norm_at_any_magnitude(
     exponents: list[int], digits: list[float], odd: float | None
 ) -> None:
     values = [digit * 10.0**e for digit, e in zip(digits, exponents, strict=True)]
@@ -55,7 +55,9 @@ def test_norms_of_any_size_are_those_of_float64(
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("other", [1.0, 1e-3])
-def test_the_derivative_is_the_unit_vector_at_any_size(size: float, other: float) -> None:
+def test_global_norm_gradient_is_the_unit_vector_at_any_magnitude(
+    size: float, other: float
+) -> None:
     x = torch.tensor([3.0 * size, 4.0 * size, other * size])
     unit = (x.double() / x.double().norm()).float()
     by_tape = torch.autograd.grad(global_norm([x.requires_grad_()]), x)[0]
@@ -71,7 +73,7 @@ def test_the_derivative_is_the_unit_vector_at_any_size(size: float, other: float
         torch.testing.assert_close(found, unit, rtol=1e-6, atol=0.0)
 
 
-def test_float64_has_its_own_range() -> None:
+def test_global_norm_of_float64_uses_the_float64_range() -> None:
     x = torch.tensor([3e300, 4e300], dtype=torch.float64)
     assert global_norm([x]).item() == pytest.approx(5e300, rel=1e-15)
     assert global_norm([x / 1e300 / 1e300]).item() == pytest.approx(5e-300)
@@ -89,7 +91,7 @@ def steps(factor: float, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("how", ["eager", "compiled", "vmapped", "raise"])
-def test_finite_gradients_are_applied_however_large(how: str) -> None:
+def test_finite_gradients_of_any_magnitude_are_applied(how: str) -> None:
     made = steps(1e20, **({"nonfinite": "raise"} if how == "raise" else {}))
     state, step = made.init_state(0), made.train_step
     batch = torch.tensor([[3.0, 4.0]])
@@ -107,7 +109,7 @@ def test_finite_gradients_are_applied_however_large(how: str) -> None:
     assert metrics["grad_norm"].reshape(-1)[0].item() == pytest.approx(5e20, rel=1e-6)
 
 
-def test_infinite_gradients_are_skipped_as_before() -> None:
+def test_infinite_gradients_skip_the_step() -> None:
     made = steps(1.0)
     _, metrics = made.train_step(made.init_state(0), torch.tensor([[INF, 1.0]]))
     assert metrics["skipped"].item() == 1
@@ -119,8 +121,8 @@ def test_infinite_gradients_are_skipped_as_before() -> None:
     assert state.skipped.item() == 1
 
 
-def test_a_step_takes_the_norm_once() -> None:
-    """It reports the norm by which its optimizer clips; two branches would cost twice."""
+def test_train_step_computes_the_gradient_norm_once() -> None:
+    """The reported norm and the clipping norm are one; a second `cond` would double the cost."""
     made = steps(1.0)
     graph = ftrain.compile(made.train_step).graph(made.init_state(0), torch.ones(1, 2))
     names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]

@@ -1,4 +1,4 @@
-"""Auxiliary outputs of a loss: nested names, and values of each example."""
+"""Auxiliary outputs of a loss: nested names and per-example values."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def examples(metrics: Metrics) -> dict[str, torch.Tensor]:
     return {name: x for name, x in metrics.items() if x.ndim}
 
 
-def test_nested_outputs_have_joined_names() -> None:
+def test_nested_loss_outputs_have_names_joined_by_slashes() -> None:
     steps, _, state = made(1)
     _, metrics = steps.train_step(state, batch_of(ROWS))
     assert {"losses", "head/outputs", "head/positive", "head/mean", "blocks/0", "blocks/1/ids"} <= {
@@ -70,7 +70,7 @@ def test_nested_outputs_have_joined_names() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 4])
-def test_micro_batches_give_the_examples_of_the_full_batch(accumulate: int) -> None:
+def test_micro_batches_return_the_per_example_values_of_the_full_batch(accumulate: int) -> None:
     batch = batch_of(ROWS)
     steps, _, state = made(1)
     expected = examples(steps.train_step(state, batch)[1])
@@ -80,7 +80,7 @@ def test_micro_batches_give_the_examples_of_the_full_batch(accumulate: int) -> N
 
 
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_ragged_micro_batches_give_the_examples_in_order(sizes: list[int]) -> None:
+def test_unequal_micro_batches_return_per_example_values_in_order(sizes: list[int]) -> None:
     batch = batch_of(sum(sizes))
     steps, _, state = made(1)
     columns = {name: x.split(sizes) for name, x in batch.items()}
@@ -94,7 +94,7 @@ def test_ragged_micro_batches_give_the_examples_in_order(sizes: list[int]) -> No
     assert_same_bits(examples(merged), examples(steps.eval_step(state, batch)))
 
 
-def test_members_of_an_ensemble_have_examples_of_their_own() -> None:
+def test_vmapped_step_returns_per_example_values_of_each_ensemble_member() -> None:
     steps, _, state = made(2)
     states = ftrain.tree.map(lambda x: torch.stack([x, x]), state)
     _, metrics = torch.vmap(steps.train_step, in_dims=(0, None))(states, batch_of(4))
@@ -109,7 +109,7 @@ def test_members_of_an_ensemble_have_examples_of_their_own() -> None:
         (lambda: "low", "expected a tensor, a number.*got a str 'low'"),
     ],
 )
-def test_metrics_that_cannot_merge_are_refused(value: Any, said: str) -> None:
+def test_loss_outputs_that_cannot_merge_raise(value: Any, said: str) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch["x"]).mean(), {"odd": value()}
 
@@ -118,7 +118,7 @@ def test_metrics_that_cannot_merge_are_refused(value: Any, said: str) -> None:
         steps.train_step(steps.init_state(0), batch_of(ROWS))
 
 
-def test_tensors_that_do_not_count_examples_are_wrapped() -> None:
+def test_loss_may_wrap_tensors_in_sum_last_or_mean() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         by_class, n = batch["x"].sum(0), torch.tensor(float(len(batch["x"])))
         loss = model(batch["x"]).mean()
@@ -132,7 +132,7 @@ def test_tensors_that_do_not_count_examples_are_wrapped() -> None:
     torch.testing.assert_close(metrics["last"], batch["x"][2:].sum(0))
 
 
-def test_two_entries_of_one_name_are_refused() -> None:
+def test_duplicate_metric_names_raise() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch["x"]).mean(), {"a/b": 1.0, "a": {"b": 2.0}}
 
@@ -141,14 +141,14 @@ def test_two_entries_of_one_name_are_refused() -> None:
         steps.train_step(steps.init_state(0), batch_of(2))
 
 
-def test_examples_of_other_shapes_do_not_merge() -> None:
+def test_merging_per_example_values_of_different_shapes_raises() -> None:
     with pytest.raises(ValueError, match=r"expected float32\[2, 3\] .* got float32\[2, 4\]"):
         PerExample(torch.zeros(2, 3)).merge(PerExample(torch.zeros(2, 4)))
     with pytest.raises(ValueError, match="'x': expected a tensor with axes .*, got a number"):
         Metrics({"x": torch.zeros(2)}).merge(Metrics({"x": torch.tensor(1.0)}))
 
 
-def test_metrics_of_bare_tensors_merge_as_batch_means() -> None:
+def test_scalar_metrics_merge_as_means_and_vectors_concatenate() -> None:
     one, two = Metrics({"loss": torch.tensor(1.0)}), Metrics({"loss": torch.tensor(3.0)})
     assert one["loss"].item() == 1.0
     assert repr(one) == "Metrics(loss=1)"
@@ -167,7 +167,7 @@ class Seen:
         self.examples.append(event.metrics["losses"])
 
 
-def test_trainer_passes_examples_to_callbacks_and_logs_the_rest() -> None:
+def test_trainer_passes_per_example_values_to_callbacks_and_omits_them_from_logs() -> None:
     steps, _, state = made(1)
     data = [batch_of(4), batch_of(4), batch_of(3)]
     seen = Seen()
@@ -179,7 +179,7 @@ def test_trainer_passes_examples_to_callbacks_and_logs_the_rest() -> None:
         assert not {"losses", "head/outputs", "blocks/1/ids"} & {*found.metrics}
 
 
-def test_declared_examples_are_kept_out_of_the_log_without_a_warning(
+def test_declared_per_example_values_are_not_logged_and_do_not_warn(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whatever is written to Python objects is found and put back: any nesting, any writes."""
+"""`Owned` detects and restores any writes to Python objects, however nested."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ def test_owned_restores_any_writes(root: Any, writes: Any) -> None:
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_what_was_changed_can_be_put_again(root: Any, writes: Any) -> None:
-    """As for a call inside a call, which sees the model as it was bound."""
+def test_owned_changes_can_be_reapplied_after_restore(root: Any, writes: Any) -> None:
+    """A nested call relies on this: it runs on the restored model, then the changes return."""
     holder = [root]
     owned = Owned([("", holder)])
     for place, value, how in writes:
@@ -163,7 +163,9 @@ def test_what_was_changed_can_be_put_again(root: Any, writes: Any) -> None:
 
 
 @given(root=OBJECTS, writes=WRITES, later=WRITES)
-def test_changes_from_outside_are_settled(root: Any, writes: Any, later: Any) -> None:
+def test_owned_settle_makes_outside_changes_the_restored_state(
+    root: Any, writes: Any, later: Any
+) -> None:
     holder = [root]
     owned = Owned([("", holder)])
     for place, value, how in writes:
@@ -179,10 +181,10 @@ def test_changes_from_outside_are_settled(root: Any, writes: Any, later: Any) ->
 
 
 @given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
-def test_changes_of_what_others_do_not_hold_are_put_back_and_not_settled(
+def test_owned_settle_keeps_shared_changes_and_restores_private_ones(
     root: Any, shared: Any, writes: Any, later: Any
 ) -> None:
-    """As after a backward pass, which a caller makes between two calls."""
+    """A backward pass that a caller runs between two calls makes such changes."""
     owned = Owned([("", [root]), ("", [shared])], outside=[[shared]])
     before = picture(root)
     for holder, values in ((root, writes), (shared, later)):

@@ -1,4 +1,4 @@
-"""Precision: the loss scaler against `torch.amp.GradScaler`, and the policies."""
+"""The loss scaler against `torch.amp.GradScaler`, and the precision policies."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ftrain.testing import assert_same_bits
     backoff=st.sampled_from([0.5, 0.7, 0.1]),
     interval=st.integers(1, 5),
 )
-def test_equals_gradscaler_byte_for_byte(
+def test_loss_scale_equals_torch_grad_scaler_byte_for_byte(
     finite: list[bool], init: float, growth: float, backoff: float, interval: int
 ) -> None:
-    """Any sequence of finite and non-finite steps gives GradScaler's scale, tracker and gradients."""
+    """Scale, growth tracker and gradients match for any sequence of finite and non-finite steps."""
     ours = LossScale(init, growth, backoff, interval, floor=1e-45, ceiling=3.4e38)
     state = ours.init_state()
     theirs = torch.amp.GradScaler(
@@ -56,7 +56,7 @@ def test_equals_gradscaler_byte_for_byte(
 
 
 @given(st.lists(st.booleans(), min_size=200, max_size=300))
-def test_the_scale_stays_between_floor_and_ceiling(finite: list[bool]) -> None:
+def test_loss_scale_stays_between_floor_and_ceiling(finite: list[bool]) -> None:
     scaling = LossScale(init=8.0, growth_interval=1, floor=2.0, ceiling=64.0)
     state = scaling.init_state()
     for ok in finite:
@@ -64,8 +64,8 @@ def test_the_scale_stays_between_floor_and_ceiling(finite: list[bool]) -> None:
         assert 2.0 <= float(state.scale) <= 64.0
 
 
-def test_recovers_from_any_run_of_overflows() -> None:
-    """GradScaler backs off to exactly zero after 149 of them, and is stuck there."""
+def test_loss_scale_grows_again_after_500_overflows() -> None:
+    """GradScaler backs off to exactly zero after 149 overflows, and stays there."""
     scaling = LossScale(growth_interval=1)
     state = scaling.init_state()
     for _ in range(500):
@@ -74,7 +74,7 @@ def test_recovers_from_any_run_of_overflows() -> None:
     assert float(scaling.update(state, torch.tensor(True)).scale) == 2.0
 
 
-def test_state_keeps_its_dtypes() -> None:
+def test_loss_scale_state_keeps_its_dtypes() -> None:
     state = LossScale().init_state()
     for finite in (True, False):
         new = LossScale().update(state, torch.tensor(finite))
@@ -97,14 +97,14 @@ def test_loss_scale_options_out_of_range_raise(options: dict[str, float], messag
         LossScale(**options)  # type: ignore[arg-type]
 
 
-def test_unknown_precision_lists_the_known() -> None:
+def test_unknown_precision_raises_with_the_known_names() -> None:
     with pytest.raises(ValueError, match="'bf16' is not known; use one of '32-true', 'bf16-mixed'"):
         Policy.named("bf16")  # type: ignore[arg-type]
     policy = Policy(autocast=torch.bfloat16)
     assert Policy.named(policy) is policy
 
 
-def test_cast_touches_floating_tensors_only() -> None:
+def test_precision_policy_casts_floating_point_tensors_only() -> None:
     batch = {"x": torch.ones(2), "y": torch.ones(2, dtype=torch.int64), "name": "a"}
     cast = Policy.named("bf16-true").cast(batch)
     assert (cast["x"].dtype, cast["y"].dtype, cast["name"]) == (torch.bfloat16, torch.int64, "a")
@@ -112,7 +112,7 @@ def test_cast_touches_floating_tensors_only() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "32-true"])
-def test_an_average_in_float32_is_evaluated_in_the_precision_of_the_steps(precision: Any) -> None:
+def test_float32_ema_params_are_evaluated_in_the_precision_of_the_steps(precision: Any) -> None:
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         return model(batch).square().mean()
 

@@ -1,4 +1,4 @@
-"""The assertion of purity notices whatever global or owned state a function changes."""
+"""`assert_pure` detects changes of global state and of a model's state."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ X = torch.linspace(-1, 1, 8).view(2, 4)
 
 
 @pytest.mark.parametrize("kind", [*RESTORED, *REFUSED], ids=lambda kind: kind.__name__)
-def test_purity_sees_the_hidden_state_of_a_model(kind: type[Hides]) -> None:
+def test_assert_pure_detects_changes_of_hidden_model_state(kind: type[Hides]) -> None:
     model = kind()
     with pytest.raises(AssertionError, match=r"of the model|the model's own|moved on|a tensor of"):
         testing.assert_pure(lambda x: model(x).detach(), X, model=model)
 
 
-def test_purity_passes_a_model_that_keeps_nothing() -> None:
+def test_assert_pure_accepts_a_model_without_hidden_state() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU())
     testing.assert_pure(lambda x: model(x).detach(), X, model=model)
 
 
-def test_purity_sees_statistics_and_shared_memory() -> None:
+def test_assert_pure_detects_changed_buffers_and_shared_memory() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with pytest.raises(AssertionError, match=r"a tensor of the model changed: \['1\.\w+'\]"):
         testing.assert_pure(lambda x: model(x).detach(), X, model=model)
@@ -87,7 +87,7 @@ def test_assert_pure_detects_changes_of_global_state(change: Any, undo: Any, nam
         undo()
 
 
-def test_purity_names_where_a_model_changed() -> None:
+def test_assert_pure_names_the_changed_path_in_a_model() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     model.config = SimpleNamespace(inner={"steps": [0]})
 

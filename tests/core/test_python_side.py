@@ -1,4 +1,4 @@
-"""Python values for tensors, and containers of other classes: accepted, or a clear error."""
+"""Python values in place of tensors, and other container classes: accepted, or a clear error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
         lambda key: ftrain.bind(nn.Linear(2, 1)).init(random.key(0)) and apply(key),
     ],
 )
-def test_draws_refuse_arguments_that_are_not_keys(call: Any, bad: Any) -> None:
+def test_random_functions_refuse_arguments_that_are_not_keys(call: Any, bad: Any) -> None:
     said = rf"a key is an int32 tensor of shape \(2,\), got an? {type(bad).__name__}.*random.key\("
     with pytest.raises(TypeError, match=said):
         call(bad)
@@ -42,14 +42,14 @@ def apply(key: Any) -> Any:
 
 
 @pytest.mark.parametrize("num", [-1, 2.0, None, (2, -1), "3"])
-def test_numbers_of_keys_are_checked(num: Any) -> None:
+def test_random_split_refuses_an_invalid_number_of_keys(num: Any) -> None:
     with pytest.raises(ValueError, match="num: expected a number of keys"):
         random.split(random.key(0), num)
     assert random.split(random.key(0), 0).shape == (0, 2)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_an_integer_step_becomes_a_tensor(compiled: bool) -> None:
+def test_replace_converts_an_integer_step_to_a_tensor(compiled: bool) -> None:
     state = STEPS.init_state(0).replace(step=7)
     step = ftrain.compile(STEPS.train_step, backend="eager") if compiled else STEPS.train_step
     assert (state.step.dtype, state.step.shape) == (torch.int64, ())
@@ -61,7 +61,7 @@ def test_an_integer_step_becomes_a_tensor(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("step", [torch.tensor(0.0), torch.tensor(0, dtype=torch.int32), 1.5, None])
-def test_steps_of_another_dtype_are_refused(step: Any) -> None:
+def test_state_step_of_another_dtype_or_shape_raises(step: Any) -> None:
     state = STEPS.init_state(0).replace(step=step)
     for fn in (
         STEPS.train_step,
@@ -74,7 +74,7 @@ def test_steps_of_another_dtype_are_refused(step: Any) -> None:
             fn(state, X)
 
 
-def test_parameters_may_come_as_an_ordered_dict() -> None:
+def test_params_may_be_an_ordered_dict() -> None:
     state, module = STEPS.init_state(0), nn.Linear(2, 1)
     expected = state.replace(params=dict(module.state_dict()))
     found = state.replace(params=module.state_dict())
@@ -86,7 +86,7 @@ def test_parameters_may_come_as_an_ordered_dict() -> None:
     assert_same_bits(out, bound(state.params, {}, random.key(0), X)[0])
 
 
-def test_a_store_without_a_path_is_refused() -> None:
+def test_store_with_an_empty_path_raises() -> None:
     with pytest.raises(ValueError, match=r"expected a path, got an empty one.*Store\('.'\)"):
         checkpoint.Store("")
 
@@ -102,7 +102,7 @@ def own_step(state: Own, batch: torch.Tensor) -> Any:
     return Own(w, state.rng + 1), {"skipped": (~good).to(torch.int64)}
 
 
-def test_the_law_of_skipped_steps_holds_for_states_of_ones_own() -> None:
+def test_assert_skips_accepts_and_checks_custom_state_classes() -> None:
     state, poisoned = Own(torch.zeros(2), torch.tensor(0)), torch.tensor([torch.nan, 1.0])
     assert_skips(own_step, state, poisoned)
     assert_skips(STEPS.train_step, STEPS.init_state(0), X * torch.nan)

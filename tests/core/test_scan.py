@@ -1,4 +1,4 @@
-"""`scan` is its loop: the same bytes eager and traced, one operator whatever the length."""
+"""`scan` equals a Python loop byte for byte, and is one operator in a graph at any length."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ LOOPS = [recurrent, accumulate, through_time, nested, literal, no_carry, capture
 @given(carry=tensors((3,), torch.float32), xs=st.integers(1, 5).flatmap(slices))
 @example(carry=torch.tensor([-1.0, 0.0, 2.0]), xs=torch.tensor([[4.0, -4.0, -9.0]]))
 @settings(max_examples=3)
-def test_traced_equals_the_loop_to_the_bit(loop, carry, xs):
+def test_traced_scan_equals_the_eager_loop_bit_for_bit(loop, carry, xs):
     compiled = compile(loop, backend="eager")
     found = compiled(carry, xs)
     assert apart(found, carry, xs)
@@ -91,7 +91,7 @@ def test_traced_equals_the_loop_to_the_bit(loop, carry, xs):
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("loop", [recurrent, accumulate, captured_start])
-def test_compiled_equals_the_loop(loop):
+def test_inductor_compiled_scan_matches_the_eager_loop(loop):
     carry, xs = torch.linspace(0, 1, 3), torch.linspace(-1, 1, 12).view(4, 3)
     found, expected = compile(loop)(carry, xs), loop(carry, xs)
     for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
@@ -99,7 +99,7 @@ def test_compiled_equals_the_loop(loop):
         torch.testing.assert_close(a, b, rtol=0, atol=4e-6)
 
 
-def test_the_graph_does_not_grow_with_the_length():
+def test_scan_graph_size_does_not_depend_on_length():
     def size(n):
         graph = compile(accumulate, backend="eager").graph(torch.ones(3), torch.ones(n, 3)).graph
         return len(graph.nodes)
@@ -107,7 +107,7 @@ def test_the_graph_does_not_grow_with_the_length():
     assert size(2) == size(50)
 
 
-def test_under_vmap_it_is_the_loop():
+def test_compiled_vmap_of_scan_equals_eager_vmap():
     mapped = torch.func.vmap(recurrent)
     carry, xs = torch.randn(2, 3), torch.randn(2, 4, 3)
     assert same_bytes(compile(mapped, backend="eager")(carry, xs), mapped(carry, xs))
@@ -139,7 +139,7 @@ def passes_through(carry, xs):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_what_the_body_passes_through_gets_memory_of_its_own(n):
+def test_values_passed_through_a_scan_body_get_new_memory(n):
     carry, xs = torch.ones(3), torch.arange(3.0 * n).view(n, 3)
     found, weight = passes_through(carry, xs)
     assert apart(found, weight, carry, xs)
@@ -192,7 +192,7 @@ def test_scan_refuses_bad_arguments_with_their_path(args, error, said, traced):
     assert said in str(caught.value)
 
 
-def test_a_body_that_writes_is_refused():
+def test_scan_body_that_writes_to_its_carry_raises():
     with pytest.raises(ImpureFunctionError, match="the tensor `carry` was changed in place"):
         compile(lambda c, xs: scan(lambda c, x: (c.add_(x), x), c, xs), backend="eager")(
             torch.tensor(0.0), torch.ones(3)

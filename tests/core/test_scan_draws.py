@@ -1,4 +1,4 @@
-"""Draws in the body of `scan`: other numbers in each iteration, the same ones however the loop runs."""
+"""Random draws in a `scan` body differ between iterations and match in every execution mode."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ LOOPS = [
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_the_bits_do_not_depend_on_how_the_loop_runs(loop: Any) -> None:
+def test_scan_draws_match_in_eager_compiled_and_vmapped_code(loop: Any) -> None:
     def run(key: Tensor, xs: Tensor) -> Any:
         return keyed(key, loop, xs)
 
@@ -123,7 +123,9 @@ def test_the_bits_do_not_depend_on_how_the_loop_runs(loop: Any) -> None:
 @pytest.mark.parametrize("loop", [dropped, gradients_inside])
 @given(n=st.integers(1, 5), width=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=4)
-def test_traced_equals_the_loop_for_any_length(loop: Any, n: int, width: int, seed: int) -> None:
+def test_traced_scan_with_draws_equals_eager_for_any_length(
+    loop: Any, n: int, width: int, seed: int
+) -> None:
     xs = torch.linspace(-1, 1, n * width).view(n, width)
 
     def run(key: Tensor, xs: Tensor) -> Any:
@@ -133,7 +135,7 @@ def test_traced_equals_the_loop_for_any_length(loop: Any, n: int, width: int, se
     assert same_bytes(compile(run, backend="eager")(key, xs), run(key, xs))
 
 
-def test_iterations_sites_and_loops_have_keys_of_their_own() -> None:
+def test_each_iteration_call_site_and_loop_draws_from_a_distinct_key() -> None:
     def body(c: Any, x: Tensor) -> Any:
         inner = ftrain.scan(lambda c, y: (c, random.next_key()), (), x[:2])[1]
         return c, [random.next_key(), random.next_key(), *inner]
@@ -145,7 +147,7 @@ def test_iterations_sites_and_loops_have_keys_of_their_own() -> None:
     assert len({*found, tuple(outside.tolist())}) == len(found) + 1 == 2 * 3 * 4 + 1
 
 
-def test_a_loop_leaves_the_draws_outside_as_they_were() -> None:
+def test_draws_outside_scan_do_not_depend_on_draws_inside() -> None:
     layer = nn.Dropout(0.5)
 
     def run(draws: int, loops: int) -> Any:
@@ -165,8 +167,8 @@ def test_a_loop_leaves_the_draws_outside_as_they_were() -> None:
         assert moved.equal(ftrain.scan(lambda c, x: (c, torch.rand(3)), (), XS)[1])
 
 
-def test_the_key_of_an_iteration_is_pinned() -> None:
-    """Public behaviour: runs resume after years."""
+def test_scan_iteration_key_derivation_is_pinned() -> None:
+    """The derivation is public behaviour: runs may be resumed after years."""
     with random.keyed(KEY):
         ys = ftrain.scan(lambda c, x: (c, torch.rand(3)), (), XS)[1]
 
@@ -179,7 +181,7 @@ def test_the_key_of_an_iteration_is_pinned() -> None:
         assert y.equal(random.uniform(iteration, (3,), folds=folds("", 0)))
 
 
-def test_a_body_that_does_not_draw_is_the_graph_it_was() -> None:
+def test_scan_body_without_draws_adds_no_random_operators_to_the_graph() -> None:
     def run(key: Tensor, xs: Tensor) -> Any:
         return keyed(key, lambda: ftrain.scan(lambda c, x: (c + x, c), torch.zeros(8), xs))
 
@@ -202,7 +204,9 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_model_with_a_loop_that_drops_out_trains(accumulate: int) -> None:
+def test_model_with_dropout_in_scan_trains_alike_eager_compiled_and_vmapped(
+    accumulate: int,
+) -> None:
     def loss_fn(model: Any, batch: Tensor) -> Tensor:
         return model(batch).square().mean()
 
@@ -221,8 +225,8 @@ def test_a_model_with_a_loop_that_drops_out_trains(accumulate: int) -> None:
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_masks_of_iterations_are_independent_fair_coins() -> None:
-    """Of 200 000 entries the kept share is 0.5 within 5 standard errors; so is that of equal pairs."""
+def test_dropout_masks_of_scan_iterations_are_independent() -> None:
+    """Of 200,000 entries, half are kept and half equal their predecessor, within 5 standard errors."""
     with random.keyed(KEY):
         kept = ftrain.scan(lambda c, x: (c, F.dropout(x) > 0), (), torch.ones(200, 1000))[
             1
@@ -232,12 +236,12 @@ def test_masks_of_iterations_are_independent_fair_coins() -> None:
     assert abs((kept[1:] == kept[:-1]).double().mean() - 0.5) < bound
 
 
-def test_next_key_outside_of_keyed_is_refused() -> None:
+def test_next_key_outside_keyed_raises() -> None:
     with pytest.raises(ValueError, match="surrounding `keyed`, got none"):
         random.next_key()
 
 
-def test_a_value_in_the_body_is_still_refused() -> None:
+def test_scan_body_that_reads_a_tensor_value_raises_when_traced() -> None:
     with pytest.raises(TraceError):
         compile(
             lambda xs: ftrain.scan(lambda c, x: (c, x * float(x.sum())), (), xs), backend="eager"

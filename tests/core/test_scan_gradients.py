@@ -35,8 +35,8 @@ def descended(p: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
 
 
 @MODES
-def test_gradient_through_inner_gradients_in_scan_is_that_of_finite_differences(mode: str) -> None:
-    """MAML: by the start. Two orders."""
+def test_maml_gradient_through_scan_matches_finite_differences(mode: str) -> None:
+    """Differentiate with respect to the initial params, to second order."""
     f = lambda p: descended(p, RATE)  # noqa: E731
     for _ in range(2):
         assert_derivative(f, W, run(gradient(f), mode)(W))
@@ -44,15 +44,15 @@ def test_gradient_through_inner_gradients_in_scan_is_that_of_finite_differences(
 
 
 @MODES
-def test_hypergradient_of_a_rate_through_scan_is_that_of_finite_differences(mode: str) -> None:
-    """By a tensor that the body captures. Three orders."""
+def test_learning_rate_hypergradient_through_scan_matches_finite_differences(mode: str) -> None:
+    """Differentiate with respect to a tensor captured by the body, to third order."""
     f = lambda rate: descended(W, rate)  # noqa: E731
     for _ in range(3):
         assert_derivative(f, RATE, run(gradient(f), mode)(RATE))
         f = gradient(f)
 
 
-def test_gradient_in_a_scan_body_equals_the_loop_for_maml() -> None:
+def test_maml_gradient_with_inner_gradient_in_scan_equals_known_values() -> None:
     w = torch.tensor([0.3, -0.7])
 
     def f(p: torch.Tensor) -> torch.Tensor:
@@ -131,8 +131,10 @@ BODIES = [
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("capture", ["leaf", "both"])
-def test_traced_scan_differentiates_its_body_as_the_loop_does(body: Any, capture: str) -> None:
-    """By the start, and by what the body captures; a captured tensor may be computed from another."""
+def test_traced_scan_gradients_match_eager_for_carry_and_captured_tensors(
+    body: Any, capture: str
+) -> None:
+    """One captured tensor may be computed from another."""
 
     def f(p: Any) -> torch.Tensor:
         start, w = p
@@ -154,8 +156,8 @@ def test_traced_scan_differentiates_its_body_as_the_loop_does(body: Any, capture
         assert is_close(run(second, "compiled")(p), second(p))
 
 
-def test_a_captured_result_of_a_custom_function_beside_its_input_is_refused() -> None:
-    """Its backward would be called with zeros, of which it may make NaN."""
+def test_scan_refuses_capturing_a_custom_function_result_with_its_input() -> None:
+    """The custom backward would be called with zeros, which it may turn into NaN."""
 
     def f(w: torch.Tensor) -> torch.Tensor:
         signs = Sign.apply(w)
@@ -165,7 +167,7 @@ def test_a_captured_result_of_a_custom_function_beside_its_input_is_refused() ->
         run(gradient(f), "compiled")(W)
 
 
-def test_outputs_of_a_traced_scan_that_are_constant_require_no_gradient() -> None:
+def test_constant_outputs_of_a_traced_scan_require_no_gradient() -> None:
     def f(w: torch.Tensor) -> torch.Tensor:
         last, ys = ftrain.scan(lambda c, _: ((c[0] * w, c[1] + 1), c[0].detach()), (w, W), length=2)
         assert [x.requires_grad for x in (*last, ys)] == [True, False, False]
@@ -175,7 +177,7 @@ def test_outputs_of_a_traced_scan_that_are_constant_require_no_gradient() -> Non
     gradient(f)(W)
 
 
-def test_a_scan_that_nothing_differentiates_is_one_operator_without_saved_carries() -> None:
+def test_scan_without_outer_differentiation_saves_no_carries() -> None:
     def f(w: torch.Tensor) -> Any:
         return ftrain.scan(lambda c, _: (c + gradient(quartic)(w), None), w * 0, length=5)
 
@@ -203,8 +205,8 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_traced_scan_in_a_module_runs_its_body_again_as_it_was(autocast: bool) -> None:
-    """The backward pass comes after the call of the model, to second order."""
+def test_traced_scan_in_a_module_has_eager_gradients_to_second_order(autocast: bool) -> None:
+    """The backward pass reruns the scan body after the call of the model has returned."""
     dtype = torch.float32 if autocast else torch.float64
     apply = ftrain.bind(lambda: nn.Sequential(Encoder(autocast)).to(dtype))
     params, buffers = apply.init(ftrain.random.key(0))

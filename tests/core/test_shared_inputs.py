@@ -1,4 +1,4 @@
-"""Loops and branches whose inputs share memory: with each other, or with what the bodies capture."""
+"""Loops and branches whose inputs share memory with each other or with captured tensors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def program(form: str, views: list[str]) -> Callable[[Tensor], Any]:
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=25)
 @given(views=st.lists(names, min_size=5, max_size=5))
-def test_inputs_that_share_memory_change_no_bits_when_traced(form: str, views: list[str]) -> None:
+def test_traced_loops_with_inputs_that_share_memory_equal_eager(
+    form: str, views: list[str]
+) -> None:
     run = program(form, views)
     assert same_bytes(ftrain.compile(run, backend="eager")(X), run(X))
 
@@ -79,7 +81,9 @@ def test_inputs_that_share_memory_change_no_bits_when_traced(form: str, views: l
 @pytest.mark.parametrize("form", ["scan", "cond"])
 @settings(max_examples=12)
 @given(views=st.lists(names, min_size=5, max_size=5))
-def test_gradients_by_shared_inputs_are_those_of_eager_code(form: str, views: list[str]) -> None:
+def test_traced_gradients_through_inputs_that_share_memory_match_eager(
+    form: str, views: list[str]
+) -> None:
     run = program(form, views)
     pulled = ftrain.value_and_grad(
         lambda x: sum(leaf.square().sum() for leaf in ftrain.tree.leaves(run(x)))
@@ -89,7 +93,7 @@ def test_gradients_by_shared_inputs_are_those_of_eager_code(form: str, views: li
 
 
 @pytest.mark.inductor
-def test_machine_code_takes_inputs_that_share_memory() -> None:
+def test_inductor_compiled_loops_accept_inputs_that_share_memory() -> None:
     programs = [
         program("scan", ["itself", "itself", "itself", "transposed", "view"]),
         program("scan", ["expanded", "overlapping", "view", "itself", "itself"]),

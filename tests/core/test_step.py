@@ -1,4 +1,4 @@
-"""Steps: their pieces, their options, and what they say about bad input."""
+"""Train and eval steps: their parts, their options, and their errors on invalid input."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def run(loss_fn: Any = CASE.loss_fn, batch: Any = None, mode: str = "eager", **o
     return step(init_state(0), CASE.batch(0, 8) if batch is None else batch)
 
 
-def test_trains_like_a_plain_loop() -> None:
-    """Ten steps of SGD with clipping: ftrain and the textbook loop end at the same weights."""
+def test_train_step_matches_a_plain_torch_sgd_loop() -> None:
+    """Ten steps of SGD with momentum and clipping end at the same weights."""
     torch.manual_seed(0)
     model = MLP(0.0)
     init_state, step, _ = make(
@@ -60,10 +60,10 @@ def test_trains_like_a_plain_loop() -> None:
 @MODES
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_train_step_is_gradients_update_and_commit(
+def test_train_step_equals_gradients_update_and_commit(
     precision: Any, accumulate: int, mode: str
 ) -> None:
-    """To the byte, metrics included: over applied steps, and over one that is skipped."""
+    """State and metrics match byte for byte, over applied steps and a skipped one."""
     apply = ftrain.bind(ZOO["convnet"].model)
     loss_fn = ZOO["convnet"].loss_fn
     optimizer = optim.partition(
@@ -97,8 +97,8 @@ def test_train_step_is_gradients_update_and_commit(
 
 
 @MODES
-def test_a_custom_step_from_the_pieces(mode: str) -> None:
-    """The weights' moving average in `extras`: ten lines, and the laws hold for them."""
+def test_custom_step_with_an_ema_in_extras_satisfies_the_laws(mode: str) -> None:
+    """A user-written step, in ten lines, that keeps a moving average of the weights in `extras`."""
     apply = ftrain.bind(CASE.model)
     optimizer = optim.adamw(1e-2)
     gradients = ftrain.gradients(apply, CASE.loss_fn, precision="bf16-mixed", accumulate=2)
@@ -122,8 +122,8 @@ def test_a_custom_step_from_the_pieces(mode: str) -> None:
     assert testing.describe_difference(new.extras, state.extras) is not None
 
 
-def test_a_step_differentiates() -> None:
-    """Through the whole state: the loss after one step by the parameters before it."""
+def test_gradient_through_an_sgd_step_matches_torch_func() -> None:
+    """Differentiate the loss after one step with respect to the parameters before it."""
     apply = ftrain.bind(lambda: nn.Linear(2, 1))
     x = torch.randn(4, 2)
 
@@ -142,8 +142,8 @@ def test_a_step_differentiates() -> None:
 
 
 @given(k=st.integers(1, 6), per=st.integers(1, 4))
-def test_a_batch_is_cut_in_order(k: int, per: int) -> None:
-    """Buffers thread through the micro-batches in order; each sees its own rows."""
+def test_accumulate_splits_a_batch_in_order(k: int, per: int) -> None:
+    """Buffers pass from one micro-batch to the next, and each micro-batch gets its own rows."""
 
     class Records(nn.Module):
         def __init__(self) -> None:
@@ -163,7 +163,7 @@ def test_a_batch_is_cut_in_order(k: int, per: int) -> None:
     assert float(state.buffers["order"]) == float("".join(str(i) for i in range(1, k + 1)))
 
 
-def test_step_reports_its_metrics_and_those_of_the_loss() -> None:
+def test_train_step_returns_its_own_metrics_and_those_of_the_loss() -> None:
     _, metrics = run(precision="16-mixed")
     assert set(metrics) == {
         "loss",
@@ -178,8 +178,8 @@ def test_step_reports_its_metrics_and_those_of_the_loss() -> None:
     assert int(metrics["skipped"]) == 0
 
 
-def test_grad_reduce_sees_totals_and_weight() -> None:
-    """Two ranks with ragged token counts give the gradients of the whole batch."""
+def test_grad_reduce_of_totals_and_weights_gives_full_batch_gradients() -> None:
+    """Two ranks with different token counts give the gradients of the whole batch."""
     case = ZOO["gpt"]
     state = make(case.loss_fn, case.randomless).init_state(0)
     batch = case.batch(0, 8)
@@ -203,7 +203,7 @@ def test_grad_reduce_sees_totals_and_weight() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_batch_without_any_token_moves_nothing(accumulate: int) -> None:
+def test_batch_without_unmasked_tokens_skips_the_step(accumulate: int) -> None:
     case = ZOO["gpt"]
     init_state, step, _ = make(case.loss_fn, case.model, accumulate=accumulate)
     state = init_state(0)
@@ -219,7 +219,7 @@ def test_a_batch_without_any_token_moves_nothing(accumulate: int) -> None:
 
 
 @MODES
-def test_nonfinite_raise_names_the_parameter(mode: str) -> None:
+def test_nonfinite_raise_names_the_first_non_finite_parameter(mode: str) -> None:
     batch = CASE.batch(0, 8)
     batch["x"][3, 2] = float("nan")
     with pytest.raises(
@@ -277,7 +277,7 @@ def writes_capture() -> Any:
         (writes_capture(), ImpureFunctionError, "captured tensor `counter` was changed in place"),
     ],
 )  # fmt: skip
-def test_loss_functions_with_wrong_results_raise(
+def test_loss_functions_with_invalid_results_raise(
     loss_fn: Any, error: type, message: str, mode: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -296,7 +296,7 @@ def test_errors_in_a_loss_note_the_shapes_of_the_batch(mode: str) -> None:
 
 
 @MODES
-def test_mixed_devices_name_the_leaf(mode: str) -> None:
+def test_batch_on_another_device_raises_with_the_leaf_path(mode: str) -> None:
     batch = {"x": torch.zeros(8, 6, device="meta"), "y": torch.zeros(8, dtype=torch.int64)}
     with pytest.raises(ValueError, match=r"batch\['x'\] is on meta, the state on cpu"):
         run(batch=batch, mode=mode)
@@ -322,7 +322,7 @@ def test_steps_refuse_a_state_that_is_not_a_train_state(state: Any, mode: str) -
 
 
 @MODES
-def test_indivisible_batches_raise_with_sizes_that_fit(mode: str) -> None:
+def test_batch_not_divisible_by_accumulate_raises_with_valid_sizes(mode: str) -> None:
     with pytest.raises(
         ValueError, match=r"has 10 rows. Use a batch of 8 or 12 rows.*\[1, 2, 5, 10\]"
     ):
@@ -382,12 +382,12 @@ def test_metrics_that_change_between_micro_batches_raise() -> None:
         ),
     ],
 )
-def test_options_out_of_range_raise(options: dict[str, Any], message: str) -> None:
+def test_make_steps_options_out_of_range_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
 
 
-def test_models_that_are_not_modules_raise() -> None:
+def test_make_steps_refuses_models_that_are_not_modules() -> None:
     with pytest.raises(
         TypeError, match="the model function: expected to return an nn.Module, got dict"
     ):
@@ -400,7 +400,7 @@ def test_models_that_are_not_modules_raise() -> None:
         make(model=nn.ReLU())
 
 
-def test_a_step_that_changes_its_state_is_refused() -> None:
+def test_commit_refuses_changes_of_the_state_structure() -> None:
     state = make().init_state(0)
     result = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
     with pytest.raises(ValueError, match=r"\.extras: \['new'\] was not expected"):
@@ -415,15 +415,15 @@ def test_a_step_that_changes_its_state_is_refused() -> None:
         )
 
 
-def test_integer_parameters_are_named() -> None:
+def test_adamw_init_refuses_integer_parameters_by_name() -> None:
     optimizer = optim.adamw(1e-3)
     with pytest.raises((TypeError, ValueError), match=r"\['table'\]"):
         optimizer.init({"table": torch.zeros(3, dtype=torch.int64)})
 
 
 @pytest.mark.parametrize("kind", ["skipped", "applied"])
-def test_eager_commit_gives_the_bits_of_the_traced_choice(kind: str) -> None:
-    """Eager code on a CPU reads the flag and copies; a trace chooses leaf by leaf."""
+def test_eager_commit_equals_traced_commit(kind: str) -> None:
+    """Eager code on a CPU branches on the finite flag; a trace selects each leaf by it."""
     x, y = torch.linspace(-1, 1, 24).view(4, 6), torch.tensor([0, 1, 2, 0])
     batch = {"x": x * (float("inf") if kind == "skipped" else 1.0), "y": y}
     steps = ftrain.make_steps(MLP, classification_loss, optim.adamw(1e-2))

@@ -1,4 +1,4 @@
-"""Trees: one leaf order for everyone, paths that read like Python, digests that miss nothing."""
+"""Trees: leaf order, paths that are Python expressions, and digests."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ trees = st.recursive(
 
 
 @given(trees)
-def test_unflatten_inverts_flatten(value: Any) -> None:
+def test_tree_unflatten_inverts_flatten(value: Any) -> None:
     leaves, treedef = tree.flatten(value)
     assert tree.digest(tree.unflatten(treedef, leaves)) == tree.digest(value)
     assert len(tree.paths(value)) == len(leaves)
 
 
 @given(trees)
-def test_paths_reach_their_leaves(value: Any) -> None:
+def test_tree_paths_evaluate_to_their_leaves(value: Any) -> None:
     for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
         assert eval("value" + path, {"value": value}) is leaf
 
 
 @given(trees)
-def test_torch_sees_the_same_leaves_in_the_same_order(value: Any) -> None:
+def test_torch_pytree_flattens_to_the_same_leaves_in_order(value: Any) -> None:
     boxed = Box({"z": value, "a": value}, value)
     ours, theirs = tree.leaves(boxed), torch_pytree.tree_leaves(boxed)
     assert len(ours) == len(theirs)
@@ -64,7 +64,7 @@ def test_torch_sees_the_same_leaves_in_the_same_order(value: Any) -> None:
 
 
 @given(trees, trees)
-def test_digest_and_first_difference_agree_on_structure(a: Any, b: Any) -> None:
+def test_digest_and_first_difference_both_detect_structure_changes(a: Any, b: Any) -> None:
     same_structure = tree.structure(a) == tree.structure(b)
     assert (tree.first_difference(a, b) is None) == same_structure
     if not same_structure:
@@ -100,8 +100,8 @@ def test_digest_ignores_layout_and_insertion_order() -> None:
     assert tree.digest(nan) == tree.digest(nan.clone())
 
 
-def test_digest_is_the_same_in_every_process() -> None:
-    """A stored figure: the digest is a format, not an accident of this run."""
+def test_digest_equals_a_stored_value() -> None:
+    """The digest is a stable format, so it is the same in every process."""
     state = {"w": torch.arange(3.0), "layers": [torch.tensor(7), (torch.zeros(0, 2),)]}
     assert tree.digest(state) == (
         "a7b8f765731acb4a5a1bc9202b1b674c137f8a56d8fa6f6056c1a029438ac822"
@@ -114,18 +114,18 @@ def test_digest_refuses_leaves_that_are_not_tensors() -> None:
 
 
 @given(trees)
-def test_messages_name_the_first_difference(value: Any) -> None:
+def test_first_difference_names_the_missing_key(value: Any) -> None:
     message = tree.first_difference({"k": value, "z": 1}, {"k": value})
     assert message is not None
     assert "['z'] is missing" in message
 
 
-def test_map_names_the_differing_path() -> None:
+def test_tree_map_of_different_structures_raises_with_the_path() -> None:
     with pytest.raises(ValueError, match=r"at \['a'\]: expected a tuple of 2 entries, got 1"):
         tree.map(lambda a, b: a, {"a": (1, 2)}, {"a": (1,)})
 
 
-def test_state_is_immutable_and_maps_under_torch_transforms() -> None:
+def test_train_state_is_immutable_and_works_with_vmap_and_grad() -> None:
     state = TrainState(torch.tensor(1), {"w": torch.ones(3)}, {}, (), (), torch.zeros(2), {})
     with pytest.raises(AttributeError):
         state.step = torch.tensor(2)  # type: ignore[misc]
@@ -138,7 +138,7 @@ def test_state_is_immutable_and_maps_under_torch_transforms() -> None:
     assert grads.params["w"].tolist() == [2.0] * 3
 
 
-def test_state_goes_through_dynamo() -> None:
+def test_train_state_works_with_torch_compile() -> None:
     state = TrainState(torch.tensor(1), {"w": torch.ones(3)}, {}, (), (), torch.zeros(2), {})
 
     @torch.compile(backend="eager", fullgraph=True)
@@ -148,12 +148,12 @@ def test_state_goes_through_dynamo() -> None:
     assert double(state).params["w"].tolist() == [2.0] * 3
 
 
-def test_find_reads_fields_by_name() -> None:
+def test_tree_find_returns_fields_and_keys_by_name() -> None:
     nested = {"a": (Point(x=1, y=2),), "x": 3}
     assert tree.find(nested, "x") == {"['a'][0].x": 1, "['x']": 3}
 
 
-def test_nbytes_counts_shared_storage_once() -> None:
+def test_tree_nbytes_counts_shared_storage_once() -> None:
     x = torch.zeros(10)
     assert tree.nbytes({"a": x, "b": x[2:], "c": torch.zeros(3)}) == 40 + 12
 
@@ -217,7 +217,7 @@ DECLARED = declared()
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_a_rebuilt_dataclass_is_what_its_constructor_makes(name: str) -> None:
+def test_tree_map_rebuilds_dataclasses_as_their_constructor_does(name: str) -> None:
     cls = DECLARED[name]
     node = cls(left=1, right=2)
     leaves, structure = tree.flatten(node)

@@ -1,4 +1,4 @@
-"""value_and_grad: gradients without a kept graph."""
+"""`value_and_grad`: gradients without a retained graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def loss(p: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
-def test_gradients_equal_autograds_and_funcs(seed: int, n: int, m: int) -> None:
+def test_value_and_grad_equals_torch_func_grad_and_value(seed: int, n: int, m: int) -> None:
     g = torch.Generator().manual_seed(seed)
     p = {"w": torch.randn(n, m, generator=g), "b": torch.randn(m, generator=g)}
     x = torch.randn(3, n, generator=g)
@@ -32,7 +32,7 @@ def test_gradients_equal_autograds_and_funcs(seed: int, n: int, m: int) -> None:
     assert not any(t.requires_grad for t in tree.leaves(grads))
 
 
-def test_vmapped_gradients_are_single_gradients() -> None:
+def test_vmapped_gradients_match_single_gradients() -> None:
     p = {"w": torch.randn(3, 2), "b": torch.randn(2)}
     xs = torch.randn(5, 4, 3)
     values, grads = torch.vmap(ftrain.value_and_grad(loss), in_dims=(None, 0))(p, xs)
@@ -42,8 +42,8 @@ def test_vmapped_gradients_are_single_gradients() -> None:
         testing.assert_close_norm(values[i], value, 1e-6)
 
 
-def test_hypergradients_on_request() -> None:
-    """d/d(rate) of the loss after one descent step, by plain autograd, torch.func and by hand."""
+def test_differentiable_value_and_grad_gives_hypergradients() -> None:
+    """Differentiate the loss after one SGD step with respect to the learning rate."""
 
     def inner(p: torch.Tensor) -> torch.Tensor:
         return (p**3).sum()
@@ -65,7 +65,7 @@ def test_hypergradients_on_request() -> None:
     testing.assert_close_norm(leaf.grad, by_hand, 1e-6)
 
 
-def test_second_derivatives_by_nesting() -> None:
+def test_nested_value_and_grad_gives_second_derivatives() -> None:
     def first(p: torch.Tensor) -> torch.Tensor:
         return ftrain.value_and_grad(lambda q: (q**3).sum(), differentiable=True)(p)[1].sum()
 
@@ -124,7 +124,7 @@ def test_unused_leaves_have_zero_gradients() -> None:
         ),
     ],
 )
-def test_functions_with_wrong_values_raise_with_a_remedy(
+def test_functions_with_invalid_results_raise_with_a_remedy(
     fn: Any, x: Any, error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -134,8 +134,8 @@ def test_functions_with_wrong_values_raise_with_a_remedy(
             torch.vmap(ftrain.value_and_grad(fn))(torch.stack([x, x]))
 
 
-def test_peak_memory_is_autograds() -> None:
-    """Bytes alive at the peak, as the profiler counts them: ten sin/cos layers of 1 MiB."""
+def test_value_and_grad_peak_memory_matches_autograd() -> None:
+    """Compare peak live bytes, counted by the profiler, over ten sin/cos layers of 1 MiB."""
 
     def deep(x: torch.Tensor) -> torch.Tensor:
         for _ in range(10):
@@ -180,7 +180,7 @@ def in_place_unrecorded(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("fn", [in_place, in_place_unrecorded])
 @pytest.mark.parametrize("form", ["plain", "no_grad", "vmap", "torch.func.grad"])
-def test_a_function_that_writes_into_its_argument_is_refused(fn: Any, form: str) -> None:
+def test_function_that_writes_to_its_argument_raises_in_every_transform(fn: Any, form: str) -> None:
     x = torch.ones(2, 3)
     pulled = ftrain.value_and_grad(fn)
     forms = {
@@ -193,13 +193,13 @@ def test_a_function_that_writes_into_its_argument_is_refused(fn: Any, form: str)
         forms[form](x)
 
 
-def test_a_gradient_that_torch_stores_nowhere_has_memory() -> None:
+def test_zero_gradient_has_memory() -> None:
     _, grad = ftrain.value_and_grad(lambda x: torch.sgn(x).sum())(torch.ones(3))
     assert grad.data_ptr()
     assert grad.equal(torch.zeros(3))
 
 
-def test_a_sparse_gradient_is_refused_with_the_remedy() -> None:
+def test_sparse_gradient_raises_with_the_sparse_false_remedy() -> None:
     rows = torch.tensor([0, 2])
     pulled = ftrain.value_and_grad(lambda w: F.embedding(rows, w, sparse=True).sum())
     with pytest.raises(TypeError, match="sparse=False"):

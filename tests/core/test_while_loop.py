@@ -1,4 +1,4 @@
-"""`while_loop`: as many iterations as each row needs, eager, compiled and vmapped."""
+"""`while_loop`, with as many iterations as each row needs: eager, compiled and vmapped."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ LOOPS = [grown, drawn, nested]
     st.lists(st.floats(-1, 30, width=32), min_size=3, max_size=3),
 )
 @settings(max_examples=3)
-def test_the_bits_do_not_depend_on_how_the_loop_runs(loop: Any, x: Any, limits: Any) -> None:
+def test_while_loop_matches_in_eager_compiled_and_vmapped_code(
+    loop: Any, x: Any, limits: Any
+) -> None:
     def run(key: Tensor, x: Tensor, limit: Tensor) -> Any:
         with random.keyed(key):
             return loop(x, limit)
@@ -83,7 +85,7 @@ def test_the_bits_do_not_depend_on_how_the_loop_runs(loop: Any, x: Any, limits: 
         assert same_bytes(tree.map(lambda leaf, i=i: leaf[i], rows), expected)
 
 
-def test_rows_of_two_maps_end_each_by_itself() -> None:
+def test_each_row_of_a_doubly_vmapped_while_loop_ends_on_its_own() -> None:
     def run(key: Tensor, x: Tensor, limit: Tensor) -> Any:
         with random.keyed(key):
             return drawn(x, limit)
@@ -98,7 +100,7 @@ def test_rows_of_two_maps_end_each_by_itself() -> None:
             assert same_bytes(found, run(key, x, limit))
 
 
-def test_no_iteration_gives_the_start_in_memory_of_its_own() -> None:
+def test_while_loop_of_zero_iterations_returns_a_copy_of_the_carry() -> None:
     def run(x: Tensor) -> Any:
         return ftrain.while_loop(lambda c: c[0].sum() < 0, lambda c: (c[1], c[0]), (x, x))
 
@@ -108,7 +110,7 @@ def test_no_iteration_gives_the_start_in_memory_of_its_own() -> None:
         assert apart(f(x), x)
 
 
-def test_iterations_have_keys_of_their_own() -> None:
+def test_each_while_loop_iteration_draws_from_a_distinct_key() -> None:
     def body(carry: Any) -> Any:
         n, keys = carry
         found = torch.stack([random.next_key(), random.next_key()])
@@ -140,7 +142,7 @@ def newton(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped", "compiled vmapped"])
-def test_a_loop_over_detached_tensors_stands_in_a_loss(mode: str) -> None:
+def test_while_loop_over_detached_tensors_works_in_a_differentiated_loss(mode: str) -> None:
     def run(x: Tensor) -> Any:
         return ftrain.value_and_grad(lambda x: (x * newton(x)).sum())(x)
 
@@ -154,7 +156,7 @@ def test_a_loop_over_detached_tensors_stands_in_a_loss(mode: str) -> None:
     )
 
 
-def test_forward_mode_goes_through() -> None:
+def test_while_loop_supports_forward_mode() -> None:
     def f(x: Tensor) -> Tensor:
         return ftrain.while_loop(lambda c: c.detach().sum() < 20, lambda c: c * x, x)
 
@@ -163,7 +165,7 @@ def test_forward_mode_goes_through() -> None:
 
 
 @pytest.mark.inductor
-def test_machine_code_runs_the_loop() -> None:
+def test_inductor_compiled_while_loop_matches_eager() -> None:
     def run(key: Tensor, x: Tensor, limit: Tensor) -> Any:
         with random.keyed(key):
             return drawn(x, limit)
@@ -223,7 +225,7 @@ def test_while_loop_refuses_bad_arguments_with_their_path(
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped", "compiled vmapped", "func"])
-def test_a_gradient_through_the_loop_is_refused_with_the_way_that_works(mode: str) -> None:
+def test_gradient_through_while_loop_raises_with_the_scan_remedy(mode: str) -> None:
     def loss(x: Tensor) -> Tensor:
         return ftrain.while_loop(lambda c: c.sum() < 9, lambda c: c * 2 + x, x.detach()).sum()
 
