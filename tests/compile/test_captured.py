@@ -1,4 +1,4 @@
-"""Captured tensors are read as they are at each call, whatever became of them."""
+"""Compiled functions read the current values of captured tensors at each call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def eager(fn, **options):
     return compile(fn, backend="eager", **options)
 
 
-def test_other_values_and_other_memory_need_no_new_program():
+def test_new_values_or_memory_of_a_captured_tensor_do_not_recompile():
     w = nn.Parameter(torch.ones(3))
     compiled = eager(lambda x: x * w)
     x = torch.ones(3)
@@ -53,7 +53,7 @@ def test_other_values_and_other_memory_need_no_new_program():
         (lambda w: w.set_(torch.ones(3, 2).t()), "with strides [1, 2]"),
     ],
 )
-def test_another_kind_asks_for_another_program(change, said):
+def test_captured_tensor_of_another_shape_dtype_or_layout_recompiles(change, said):
     w = torch.ones(2, 3)
     compiled = eager(lambda x: (x.to(w.dtype) @ w).sum(0))
     x = torch.ones(2, 2)
@@ -69,7 +69,7 @@ def test_another_kind_asks_for_another_program(change, said):
     assert compiled.n_compiles == 2
 
 
-def test_a_captured_module_moved_to_another_dtype_recompiles():
+def test_captured_module_moved_to_another_dtype_recompiles():
     teacher = nn.Linear(4, 3).requires_grad_(False)
     compiled = eager(lambda x: teacher(x.to(teacher.weight.dtype)))
     x = torch.randn(2, 4)
@@ -79,7 +79,7 @@ def test_a_captured_module_moved_to_another_dtype_recompiles():
         assert compiled(x).equal(teacher(x.double()))
 
 
-def test_a_captured_tensor_that_shares_donated_memory_raises():
+def test_captured_tensor_that_shares_donated_memory_raises():
     w = torch.ones(3)
     compiled = eager(lambda s: Pair(s.a + w, s.b), donate=True)
     state = compiled(compiled(Pair(torch.zeros(3), torch.zeros(1))))
@@ -99,7 +99,7 @@ def test_a_captured_tensor_that_shares_donated_memory_raises():
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_tensors_of_another_layout_are_refused_after_a_first_call(other):
+def test_unsupported_tensor_layout_raises_after_the_first_call(other):
     compiled = eager(lambda x: x * 2)
     compiled(torch.ones(2, 3))
     with pytest.raises(TypeError, match="compiled functions take"):
@@ -111,7 +111,7 @@ def test_tensors_of_another_layout_are_refused_after_a_first_call(other):
         donated(state)
 
 
-def test_programs_hold_no_tensors_of_their_own():
+def test_compiled_programs_hold_only_captured_tensors():
     w = torch.ones(3)
 
     def fn(x):

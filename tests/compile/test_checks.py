@@ -1,4 +1,4 @@
-"""Checks of values, `torch._check_tensor_all`, stay in the graph."""
+"""Value checks by `torch._check_tensor_all` are kept in the graph."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def checked(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
 @pytest.mark.parametrize("fn", [checked, value_and_grad(checked)], ids=["plain", "gradient"])
-def test_a_compiled_check_passes_or_raises_with_its_line_at_each_call(
-    fn: Any, backend: Any
-) -> None:
+def test_compiled_value_check_runs_at_each_call_and_names_its_line(fn: Any, backend: Any) -> None:
     compiled = compile(fn, backend=backend)
     for _ in range(2):
         torch.testing.assert_close(compiled(torch.ones(3)), fn(torch.ones(3)))
@@ -30,6 +28,6 @@ def test_a_compiled_check_passes_or_raises_with_its_line_at_each_call(
     assert compiled.n_compiles == 1
 
 
-def test_a_check_of_mapped_rows_is_refused_with_the_line() -> None:
+def test_value_check_under_vmap_raises_with_its_line_when_compiled() -> None:
     with pytest.raises(TraceError, match="_check_tensor_all_with"):
         compile(torch.vmap(checked), backend="eager")(torch.ones(2, 3))

@@ -1,4 +1,4 @@
-"""The laws of `compile`, on the eager backend: same bytes, one program for each kind, purity."""
+"""The laws of `compile` on the eager backend: equal bytes, one program per input kind, purity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def eager(fn, **options):
 
 @given(trees(tensors()), trees(tensors()))
 @settings(max_examples=20)
-def test_an_identity_returns_equal_bytes_in_memory_of_their_own(x, y):
+def test_compiled_identity_returns_equal_bytes_in_new_memory(x, y):
     compiled = eager(lambda x, *, y: {"both": (x, y), "again": x, "number": 3})
     for _ in range(2):
         output = compiled(x, y=y)
@@ -37,7 +37,7 @@ def test_an_identity_returns_equal_bytes_in_memory_of_their_own(x, y):
 
 @given(st.data(), st.integers(1, 3), st.integers(1, 3))
 @settings(max_examples=15)
-def test_compiled_equals_plain_and_leaves_inputs_alone(data, n, m):
+def test_compiled_function_equals_the_plain_one_and_keeps_its_inputs(data, n, m):
     x = data.draw(tensors((n, m), torch.float64))
     w = data.draw(tensors((m,), torch.float64))
 
@@ -56,7 +56,7 @@ def test_compiled_equals_plain_and_leaves_inputs_alone(data, n, m):
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
 @settings(max_examples=8)
-def test_one_program_for_each_shape_and_none_on_return(sizes):
+def test_each_input_shape_compiles_one_program_and_reuses_it(sizes):
     compiled = eager(lambda x: x.sum())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecompileWarning)
@@ -87,7 +87,7 @@ def test_one_program_for_each_shape_and_none_on_return(sizes):
         ({"a": [torch.ones(1)]}, {"a": (torch.ones(1),)}, "their structure"),
     ],
 )
-def test_a_second_program_warns_and_says_what_changed(first, second, said):
+def test_second_program_warns_and_names_what_changed(first, second, said):
     compiled = eager(lambda batch: [x * 1 for x in tree.leaves(batch)])
     compiled(first)
     with pytest.warns(RecompileWarning) as caught:
@@ -114,7 +114,7 @@ def test_autocast_and_default_dtype_recompile():
     assert compiled.n_compiles == 3
 
 
-def test_the_callers_grad_mode_does_not_matter():
+def test_grad_mode_of_the_caller_neither_recompiles_nor_changes_results():
     def fn(x):
         x = x.detach().requires_grad_()
         return torch.autograd.grad((x**3).sum(), x)[0]
@@ -131,7 +131,7 @@ def test_the_callers_grad_mode_does_not_matter():
     assert compiled.n_compiles == 1
 
 
-def test_captured_tensors_are_read_at_every_call():
+def test_compiled_function_reads_captured_tensors_at_every_call():
     weight = torch.ones(3, requires_grad=True)
     frozen = torch.tensor(2.0)
     compiled = eager(lambda x: x * weight * frozen + torch.tensor(1.0))
@@ -156,7 +156,7 @@ def test_torch_func_and_autocast_compile_inside_a_function():
     assert same_bytes(eager(fn)(w, x), tree.map(torch.Tensor.detach, fn(w, x)))
 
 
-def test_a_vmapped_function_compiles_with_the_same_bytes():
+def test_compiled_vmap_equals_eager_vmap():
     def step(state, x):
         return Pair(state.a + x, state.b * 2), x.sum()
 
@@ -165,20 +165,20 @@ def test_a_vmapped_function_compiles_with_the_same_bytes():
     assert same_bytes(eager(mapped)(state, torch.ones(5)), mapped(state, torch.ones(5)))
 
 
-def test_a_compiled_function_inside_another_becomes_part_of_its_graph():
+def test_compiled_function_inside_another_is_inlined_in_its_graph():
     inner = eager(lambda x: x * 2)
     outer = eager(lambda x: inner(x) + inner(x))
     assert outer(torch.ones(2)).tolist() == [4.0, 4.0]
     assert (inner.n_compiles, outer.n_compiles) == (0, 1)
 
 
-def test_custom_operators_are_one_node():
+def test_gelu_is_one_node_in_the_graph():
     graph = eager(lambda x: torch.ops.aten.gelu(x) + 1).graph(torch.ones(2))
     names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
     assert names.count("aten.gelu.default") == 1
 
 
-def test_graph_compiles_nothing():
+def test_compiled_graph_method_compiles_no_program():
     compiled = eager(lambda x: x + 1)
     compiled.graph(torch.ones(2))
     assert compiled.n_compiles == 0
@@ -194,7 +194,7 @@ def test_compile_as_a_decorator_keeps_name_and_docstring():
     assert double(torch.ones(1)).item() == 2.0
 
 
-def test_a_method_can_be_compiled():
+def test_compile_decorates_methods():
     class Scale:
         @compile(backend="eager")
         def run(self, x):
@@ -203,7 +203,7 @@ def test_a_method_can_be_compiled():
     assert Scale().run(torch.ones(1)).item() == 3.0
 
 
-def test_threads_share_one_program():
+def test_concurrent_threads_share_one_compiled_program():
     compiled = eager(lambda x: (x * 2).sum())
     found = []
 
@@ -220,7 +220,7 @@ def test_threads_share_one_program():
     assert compiled.n_compiles == 1
 
 
-def test_parameters_are_taken_under_no_grad():
+def test_compiled_function_accepts_parameters_under_no_grad():
     weight = torch.nn.Parameter(torch.ones(2))
     compiled = eager(lambda w: w * 2)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_parameters_are_taken_under_no_grad():
 
 
 @pytest.mark.inductor
-def test_machine_code_is_made_without_a_change_of_the_recursion_limit() -> None:
+def test_inductor_compilation_keeps_the_recursion_limit() -> None:
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1500)  # inductor raises it to 2,000
     try:

@@ -1,4 +1,4 @@
-"""Donation changes memory, not bits; a donated state raises on any further use."""
+"""Donation reuses memory without changing results; a donated state raises on further use."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run_both_ways(step, backend, state, x):
 @pytest.mark.parametrize("name", STEPS)
 @given(st.data())
 @settings(max_examples=4)
-def test_donation_changes_memory_not_bits(name, data):
+def test_donated_step_equals_undonated_step_on_the_eager_backend(name, data):
     n = 2 * data.draw(st.integers(2, 4))
     n = 4 if name == "views of products" else n
     state = Pair(data.draw(tensors((n,), F64)), data.draw(tensors((n,), F64)))
@@ -88,8 +88,8 @@ def pair_of(n):
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("n", [4, 1024])  # one vector, and many
-def test_donation_changes_memory_not_bits_when_compiled(n):
-    """Every step in one program, whose loops inductor fuses across them."""
+def test_many_donated_steps_in_one_inductor_program_equal_undonated_ones(n):
+    """All steps are in one program, so that inductor fuses loops across them."""
 
     def all_of_them(state, x):
         found = {name: step(state.a[name], x) for name, step in STEPS.items()}
@@ -102,7 +102,7 @@ def test_donation_changes_memory_not_bits_when_compiled(n):
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("name", ["swap", "a target network", "permuted in place", "expanded"])
-def test_donation_changes_memory_not_bits_when_compiled_alone(name):
+def test_each_donated_step_in_its_own_inductor_program_equals_undonated(name):
     run_both_ways(STEPS[name], "inductor", pair_of(1024), torch.arange(1024) - 256.0)
 
 
@@ -168,13 +168,13 @@ def test_donated_steps_reuse_the_memory_of_the_state():
     assert compiled.n_compiles == 1
 
 
-def test_the_state_may_be_the_only_output():
+def test_donated_step_may_return_the_state_alone():
     compiled = donated_step(lambda s: Pair(s.a + 1, s.b))
     state = compiled(compiled(Pair(torch.zeros(1), torch.ones(1))))
     assert state.a.item() == 2.0
 
 
-def test_a_field_replaced_between_donated_steps_is_used():
+def test_donated_step_uses_a_field_replaced_after_the_last_step():
     compiled, state = donated_step(), make_state()
     state, _ = compiled(state, torch.ones(3))
     state = state.replace(params={"w": torch.full((3,), 7.0)})
@@ -196,7 +196,7 @@ def test_a_field_replaced_between_donated_steps_is_used():
         (lambda s: s.params, "is not built like it"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_and_stays_whole(new, said):
+def test_donation_of_a_state_with_another_structure_raises_and_keeps_it(new, said):
     def bad(state):
         return new(state), {}
 
@@ -207,7 +207,7 @@ def test_a_state_that_does_not_fit_is_refused_and_stays_whole(new, said):
     assert same_bytes(state, make_state())
 
 
-def test_shared_memory_is_refused_with_both_names():
+def test_donated_state_that_shares_memory_raises_with_both_names():
     x = torch.ones(3)
     with pytest.raises(DonationError, match=r"`state.a` and `state.b\['v'\]` share memory"):
         donated_step(lambda state: Pair(state.a, state.b))(Pair(x, {"v": x[1:]}))
@@ -224,7 +224,7 @@ def test_shared_memory_is_refused_with_both_names():
         donated_step(lambda state: state.replace(step=state.step + captured.sum().long()))(state)
 
 
-def test_what_a_returned_state_is_made_to_share_is_seen():
+def test_donation_detects_memory_shared_after_the_previous_step():
     compiled = donated_step(lambda s: Pair(*tree.map(lambda x: x + 1, (s.a, s.b))))
     start = Pair(
         {"v": torch.zeros(3), "w": torch.zeros(3)}, {"v": torch.ones(3), "w": torch.ones(3)}
@@ -248,7 +248,7 @@ def test_what_a_returned_state_is_made_to_share_is_seen():
     assert compiled.n_compiles == 1
 
 
-def test_memory_that_cannot_be_written_is_refused():
+def test_donation_refuses_expanded_and_inference_tensors():
     with pytest.raises(DonationError, match="`state.a` .* is expanded"):
         donated_step(lambda state: state)(Pair(torch.zeros(()).expand(3), torch.ones(1)))
     with torch.inference_mode():
@@ -268,7 +268,7 @@ def test_donation_refuses_a_state_passed_by_name():
         donated_step(lambda state: state)(state=make_state())
 
 
-def test_an_error_while_tracing_leaves_the_state_whole():
+def test_error_while_tracing_a_donated_step_keeps_the_state():
     def bad(state):
         raise KeyError("mine")
 
@@ -278,7 +278,7 @@ def test_an_error_while_tracing_leaves_the_state_whole():
     assert same_bytes(state, make_state())
 
 
-def test_an_error_while_running_says_that_the_state_is_lost(monkeypatch):
+def test_state_is_reported_lost_after_a_donated_program_fails(monkeypatch):
     compiled, state = donated_step(), make_state()
     state, _ = compiled(state, torch.ones(3))
 

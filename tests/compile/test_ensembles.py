@@ -1,4 +1,4 @@
-"""`compile(vmap(init_state))` and the training that follows: an ensemble as one program."""
+"""`compile(vmap(init_state))` and vmapped training: an ensemble as one program."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stacked(states):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_initial_states_of_an_ensemble_are_those_of_its_members(name):
+def test_vmapped_init_state_equals_single_init_states(name):
     init_state, *_ = ftrain.make_steps(MODELS[name], lambda m, b: None, optim.adamw(1e-3))
     expected = stacked([init_state(seed) for seed in SEEDS.tolist()])
     assert same_bytes(torch.vmap(init_state)(SEEDS), expected)
@@ -62,7 +62,7 @@ def test_initial_states_of_an_ensemble_are_those_of_its_members(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet", "sets data"])
-def test_start_values_of_bind_vmap_over_keys(name):
+def test_vmapped_bind_init_equals_single_inits(name):
     apply = ftrain.bind(MODELS[name])
     keys = random.split(random.key(7), 3)
     expected = stacked([apply.init(key) for key in keys])
@@ -93,7 +93,7 @@ def ensemble(model, loss_fn, batches):
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
-def test_init_and_training_of_an_ensemble_are_one_program(name):
+def test_ensemble_init_and_training_compile_into_one_program(name):
     case = ZOO[name]
     run, row = ensemble(case.randomless, case.loss_fn, [case.batch(i, 4) for i in range(2)])
     compiled = ftrain.compile(run, backend="eager")
@@ -108,7 +108,7 @@ def test_init_and_training_of_an_ensemble_are_one_program(name):
 
 
 @pytest.mark.parametrize("name", ["convnet", "lstm"])
-def test_a_vmapped_step_may_capture_its_batch(name):
+def test_vmapped_train_step_may_capture_its_batch(name):
     case = ZOO[name]
     init_state, train_step, _ = ftrain.make_steps(case.model, case.loss_fn, optim.sgd(0.1))
     states, batch = torch.vmap(init_state)(SEEDS), case.batch(0, 4)
@@ -117,7 +117,7 @@ def test_a_vmapped_step_may_capture_its_batch(name):
 
 
 @pytest.mark.inductor
-def test_an_ensemble_is_initialised_by_machine_code():
+def test_inductor_compiled_vmapped_init_state_matches_eager():
     init_state, *_ = ftrain.make_steps(lambda: nn.Linear(3, 1), lambda m, b: None, optim.sgd(0.1))
     found = ftrain.compile(torch.vmap(init_state))(SEEDS)
     for a, b in zip(tree.leaves(found), tree.leaves(torch.vmap(init_state)(SEEDS)), strict=True):

@@ -1,4 +1,4 @@
-"""What stands in the way of one graph is named, with the line in the user's code and the remedy."""
+"""Errors of `compile` name the cause, the line in the user's code and a remedy."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def branches_in_vmap(x):
         (branches_in_vmap, "ftrain.cond"),
     ],
 )
-def test_value_dependent_code_raises_with_line_and_remedy(fn, remedy):
+def test_code_that_depends_on_tensor_values_raises_with_line_and_remedy(fn, remedy):
     with pytest.raises(TraceError) as error:
         compile(fn, backend="eager")(torch.ones(3))
     message = str(error.value)
@@ -132,7 +132,7 @@ def writes_instance_norm(x):
         (writes_batch_norm, "its argument `x`"),
     ],
 )
-def test_writing_into_inputs_is_refused(fn, what):
+def test_compiled_function_that_writes_to_inputs_or_captured_tensors_raises(fn, what):
     x = torch.ones(3)
     with pytest.raises(ImpureFunctionError) as error:
         compile(fn, backend="eager")(x)
@@ -143,7 +143,7 @@ def test_writing_into_inputs_is_refused(fn, what):
     assert captured.tolist() == [0.0] * 3
 
 
-def test_the_users_own_errors_pass_with_a_note():
+def test_user_errors_in_a_compiled_function_propagate_with_a_note():
     def bad(x):
         return x @ x.reshape(2, 2)
 
@@ -152,7 +152,7 @@ def test_the_users_own_errors_pass_with_a_note():
     assert "while ftrain.compile traced `bad`" in "".join(traceback.format_exception(error.value))
 
 
-def test_compile_refuses_inputs_with_gradients_or_of_other_types():
+def test_compile_refuses_unsupported_inputs_transforms_and_options():
     compiled = compile(lambda x: x * 2, backend="eager")
     with pytest.raises(RuntimeError, match=r"`x` .* requires a gradient"):
         compiled(torch.ones(2, requires_grad=True))
@@ -170,7 +170,7 @@ def test_compile_refuses_inputs_with_gradients_or_of_other_types():
         compile(lambda x: x, backend="cuda")
 
 
-def test_function_modes_around_a_compiled_function_are_refused():
+def test_calling_a_compiled_function_inside_a_torch_function_mode_raises():
     class Mode(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
@@ -182,7 +182,7 @@ def test_function_modes_around_a_compiled_function_are_refused():
         compiled(torch.ones(1))
 
 
-def test_a_compiled_function_under_vmap_is_refused_when_it_has_a_program():
+def test_vmap_of_an_already_compiled_function_raises():
     compiled = compile(lambda x: x * 2, backend="eager")
     compiled(torch.ones(()))
     with pytest.raises(RuntimeError, match="not vmap"):
@@ -204,7 +204,7 @@ print(compile(f, backend="eager")(torch.zeros(3)))
 """
 
 
-def test_a_missing_compiler_raises_one_error_with_remedies(tmp_path):
+def test_missing_cpp_compiler_raises_one_error_with_remedies(tmp_path):
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     done = subprocess.run(
@@ -226,15 +226,15 @@ def test_a_missing_compiler_raises_one_error_with_remedies(tmp_path):
         lambda x: scan(lambda c, y: (c @ x, y), x, x),
     ],
 )
-def test_wrong_shapes_are_raised_and_not_printed_as_well(fn, capfd, caplog):
+def test_wrong_shapes_raise_without_logging_or_printing(fn, capfd, caplog):
     with pytest.raises(RuntimeError, match="same reduction dim"):
         compile(fn, backend="eager")(torch.ones(2, 3))
     assert capfd.readouterr().err == ""
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_what_only_real_tensors_show_is_told_with_the_arguments():
-    """Fake tensors let a product of two dtypes pass."""
+def test_runtime_dtype_error_notes_the_arguments():
+    """Fake tensors accept a product of two dtypes, so only the first run raises."""
     layer = torch.nn.Linear(3, 2).requires_grad_(False)
     product = compile(lambda batch: layer(batch["x"]), backend="eager")
     with pytest.raises(RuntimeError, match="dtype") as caught:

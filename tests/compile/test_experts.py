@@ -1,4 +1,4 @@
-"""Mixtures of experts: `grouped_mm` in every dtype that it takes in eager mode."""
+"""Mixtures of experts: `grouped_mm` in every dtype that it accepts in eager mode."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Experts(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-def test_a_step_of_a_mixture_of_experts_equals_eager(precision):
+def test_compiled_mixture_of_experts_step_equals_eager(precision):
     init_state, train_step, _ = ftrain.make_steps(
         Experts, lambda m, x: m(x).float().square().mean(), optim.sgd(0.1), precision=precision
     )
@@ -44,7 +44,7 @@ def test_a_step_of_a_mixture_of_experts_equals_eager(precision):
 
 
 @pytest.mark.inductor
-def test_grouped_products_of_float32_become_machine_code():
+def test_inductor_compiled_float32_grouped_mm_matches_eager():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(6, 8, generator=g), torch.randn(3, 8, 8, generator=g)
 
@@ -56,8 +56,8 @@ def test_grouped_products_of_float32_become_machine_code():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("inner", "columns"), [(16, 16), (8, 3)])
-def test_shapes_and_strides_are_those_of_the_kernel(dtype, inner, columns):
-    """A row of 3 columns is padded to 16 bytes."""
+def test_traced_grouped_mm_has_the_shapes_and_strides_of_the_kernel(dtype, inner, columns):
+    """For example, the kernel pads a row of 3 columns to 16 bytes."""
     g = torch.Generator().manual_seed(0)
 
     def some(*size):

@@ -1,4 +1,4 @@
-"""The wrappers around compiled code are left out only where they were seen to change nothing."""
+"""Wrappers around inductor code are skipped only if they changed nothing in the first run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def graph(monkeypatch):
 X = torch.ones(2)
 
 
-def test_wrappers_that_hand_on_are_left_out(graph):
+def test_wrappers_that_pass_arguments_through_are_skipped(graph):
     outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X])
     assert outputs[0].tolist() == [2, 2]
     assert code is graph.current_callable
@@ -39,7 +39,7 @@ def test_wrappers_that_hand_on_are_left_out(graph):
     ],
     ids=["other input", "other output", "one output more", "two calls", "no call"],
 )
-def test_wrappers_that_do_something_stay(graph, wrapped):
+def test_wrappers_that_change_something_are_kept(graph, wrapped):
     usual = CompiledFxGraph.__call__
     _, code = _torch_inductor.first_run(wrapped(graph), [X])
     assert code is None

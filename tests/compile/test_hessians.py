@@ -1,4 +1,4 @@
-"""Second derivatives inside a loss, as physics-informed networks take them, and their gradients."""
+"""Gradients of losses that contain second derivatives, as in physics-informed networks."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def check_compiled(pulled: Callable[[Any], Any], params: Any, is_refused: bool) 
 
 
 @pytest.mark.parametrize("second", SECOND)
-def test_a_gradient_through_second_derivatives_is_that_of_the_formula(second: str) -> None:
+def test_gradient_through_second_derivatives_matches_the_formula(second: str) -> None:
     pulled = ftrain.value_and_grad(squared_laplacian(second))
     torch.testing.assert_close(pulled(PARAMS), ftrain.value_and_grad(by_hand)(PARAMS))
     check_compiled(pulled, PARAMS, second in REFUSED)
 
 
 @pytest.mark.parametrize("second", SECOND)
-def test_a_vmapped_gradient_through_second_derivatives_compiles_or_is_refused(second: str) -> None:
+def test_vmapped_gradient_through_second_derivatives_compiles_or_raises(second: str) -> None:
     stacked = {name: torch.stack([p, 2 * p]) for name, p in PARAMS.items()}
     pulled = torch.vmap(ftrain.value_and_grad(squared_laplacian(second)))
     check_compiled(pulled, stacked, second in REFUSED_IF_MAPPED)
 
 
 @pytest.mark.inductor
-def test_machine_code_computes_the_gradient_of_a_laplacian() -> None:
+def test_inductor_compiled_gradient_of_a_laplacian_matches_eager() -> None:
     pulled = ftrain.value_and_grad(squared_laplacian("hessian"))
     torch.testing.assert_close(ftrain.compile(pulled)(PARAMS), pulled(PARAMS))

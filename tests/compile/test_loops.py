@@ -1,4 +1,4 @@
-"""Loops and branches in each other, compiled to machine code."""
+"""Nested loops and branches, compiled by inductor."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OUTER: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]] = {
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("outer", OUTER)
-def test_machine_code_of_nested_loops_is_near_eager_mode(outer: str) -> None:
+def test_inductor_compiled_nested_loops_match_eager(outer: str) -> None:
     def fn(x: Tensor) -> list[Tensor]:
         return [scanned(x, lambda c, row: c + row), *(OUTER[outer](x, f) for f in INNER.values())]
 
@@ -58,7 +58,7 @@ def test_machine_code_of_nested_loops_is_near_eager_mode(outer: str) -> None:
 
 
 @pytest.mark.inductor
-def test_machine_code_of_gradients_through_nested_loops_is_near_eager_mode() -> None:
+def test_inductor_compiled_gradients_through_nested_loops_match_eager() -> None:
     def fn(x: Tensor) -> Tensor:
         return OUTER["scan"](x, halved).square().sum() + OUTER["cond"](x, summed).sum()
 

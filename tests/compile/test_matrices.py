@@ -74,7 +74,7 @@ def pulled(operation: str, matrix: str) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("operation", FACTORIZED)
 @given(matrix=st.sampled_from([*MATRICES]), stack=st.sampled_from([*STACKS]))
-def test_a_row_of_a_vmapped_gradient_is_the_gradient_of_the_row(
+def test_vmapped_matrix_gradients_match_single_gradients(
     operation: str, matrix: str, stack: str
 ) -> None:
     gradient = pulled(operation, matrix)
@@ -87,7 +87,7 @@ def test_a_row_of_a_vmapped_gradient_is_the_gradient_of_the_row(
 
 
 @pytest.mark.parametrize("operation", FACTORIZED)
-def test_a_traced_gradient_is_the_eager_one(operation: str) -> None:
+def test_traced_matrix_gradients_equal_eager(operation: str) -> None:
     for matrix in MATRICES:
         gradient = pulled(operation, matrix)
         for transformed in (gradient, torch.vmap(gradient)):
@@ -98,7 +98,7 @@ def test_a_traced_gradient_is_the_eager_one(operation: str) -> None:
 
 
 @pytest.mark.inductor
-def test_machine_code_computes_the_gradients_of_matrices_of_any_layout() -> None:
+def test_inductor_compiled_matrix_gradients_match_eager_for_any_layout() -> None:
     def gradients(x: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
             f"{operation} of {matrix} of {layout}": pulled(operation, matrix)(w)

@@ -1,4 +1,4 @@
-"""A donated step allocates gradients, not states."""
+"""A donated step allocates gradients, but no new state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def peak(compiled):
 
 
 @pytest.mark.inductor
-def test_a_donated_step_allocates_the_gradient_only():
+def test_donated_step_peak_memory_is_one_gradient():
     donated, pure = peak(compile(step, donate=True)), peak(compile(step))
     assert donated < 1.1  # the gradient, and activations of 2 rows
     assert pure > 3.9  # the gradient and three new leaves

@@ -1,4 +1,4 @@
-"""What a function writes to tensors of its own is part of the program, `tensor.data = ...` included."""
+"""Writes of a function to its own tensors are traced, including `tensor.data = ...`."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def writes_out(x):
         writes_out,
     ],
 )
-def test_own_tensors_may_be_written_in_any_way(fn):
+def test_compiled_function_may_write_to_its_own_tensors(fn):
     x = torch.arange(1.0, 4.0)
     assert same_bytes(compile(fn, backend="eager")(x), fn(x.clone()))
     assert same_bytes(x, torch.arange(1.0, 4.0))
@@ -177,7 +177,7 @@ def sets_data_of_a_captured_tensor(x):
 
 
 @pytest.mark.parametrize("fn", [sets_data_of_an_argument, sets_data_of_a_captured_tensor])
-def test_setting_data_from_outside_is_refused(fn):
+def test_setting_data_of_inputs_or_captured_tensors_raises(fn):
     x = torch.ones(3)
     with pytest.raises(ImpureFunctionError, match="sets `.data`") as error:
         compile(fn, backend="eager")(x)
@@ -203,7 +203,7 @@ def converts_a_module(x):
 @pytest.mark.parametrize(
     ("fn", "remedy"), [(writes_the_storage, "x.fill_(0)"), (converts_a_module, "dtype=")]
 )
-def test_what_cannot_be_traced_is_refused_with_a_remedy(fn, remedy):
+def test_untraceable_data_writes_raise_with_a_remedy(fn, remedy):
     with pytest.raises(TraceError) as error:
         compile(fn, backend="eager")(torch.ones(3))
     assert "# here" in str(error.value)
@@ -211,7 +211,7 @@ def test_what_cannot_be_traced_is_refused_with_a_remedy(fn, remedy):
 
 
 @pytest.mark.inductor
-def test_machine_code_follows_data_as_well():
+def test_inductor_compiled_data_assignment_matches_eager():
     x = torch.arange(1.0, 4.0)
 
     def fn(x):

@@ -1,4 +1,4 @@
-"""No traced tensor is reachable from an output, and none that an earlier trace left behind is read."""
+"""Outputs hold no traced tensors, and tensors left by an earlier trace are refused."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def call(fn, x):
 
 
 @pytest.mark.parametrize("name", HOLDERS)
-def test_a_tensor_in_a_holder_is_refused_or_filled_in(name):
-    """Filled in where the holder's class is a tree node."""
+def test_object_holding_an_output_tensor_is_rebuilt_or_raises(name):
+    """The object is rebuilt with the real tensor if its class is a tree node."""
     x = torch.arange(3.0)
     for wrap in (lambda x: x, lambda x: {"a": [x]}):
         output = call(lambda x, wrap=wrap: (wrap(HOLDERS[name](x + 1)), x), x)
@@ -81,7 +81,7 @@ def test_a_tensor_in_a_holder_is_refused_or_filled_in(name):
 
 @given(st.data())
 @settings(max_examples=25)
-def test_no_traced_tensor_is_reachable_from_any_output(data):
+def test_no_traced_tensor_is_reachable_from_nested_outputs(data):
     inner = data.draw(st.sampled_from(list(HOLDERS.values())))
     containers = [
         lambda x: [x],
@@ -107,21 +107,21 @@ def test_no_traced_tensor_is_reachable_from_any_output(data):
     assert _traced_inside(tree.structure(output)) is None
 
 
-def test_the_error_names_the_place_and_the_class():
+def test_output_holding_a_tensor_raises_with_path_and_class():
     with pytest.raises(
         TypeError, match=r"`<lambda>` returned a Node at \['a'\]\[1\] that holds a tensor"
     ):
         compile(lambda x: {"a": (x, Node(x))}, backend="eager")(torch.ones(2, 3))
 
 
-def test_static_outputs_and_what_they_hold_stay_as_they_are():
+def test_static_outputs_are_returned_unchanged():
     constant = Node(torch.arange(2.0))
     output = compile(lambda x: (x, constant, len), backend="eager")(torch.ones(3))
     assert output[1] is constant
     assert output[2] is len
 
 
-def test_a_tensor_that_an_earlier_trace_left_behind_is_refused():
+def test_tensor_left_by_an_earlier_trace_raises():
     kept = queue.SimpleQueue()  # a list is emptied after the trace: see `leftovers_removed`
 
     def keep(x):

@@ -1,4 +1,4 @@
-"""A donated state belongs to one call, and what else refers to its tensors keeps its values."""
+"""A donated state belongs to one call; other references to its tensors keep their values."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def same(a, b):
 
 @given(st.data())
 @settings(max_examples=15)
-def test_whatever_is_kept_of_a_state_keeps_its_values(data):
+def test_references_into_donated_states_keep_their_values_over_steps(data):
     compiled, xs = compile(step, donate=True, backend="eager"), torch.ones(())
     state, expected, kept = make_state(), make_state(), []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -106,7 +106,7 @@ def test_whatever_is_kept_of_a_state_keeps_its_values(data):
 
 @pytest.mark.parametrize("name", HOLDS)
 @pytest.mark.parametrize("steps", [0, 2])  # before the first call, and in a run
-def test_each_hold_keeps_its_values(name, steps):
+def test_each_kind_of_reference_into_a_donated_state_keeps_its_values(name, steps):
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state = make_state()
     for _ in range(steps):
@@ -118,7 +118,7 @@ def test_each_hold_keeps_its_values(name, steps):
     assert same(value_of(hold), before)
 
 
-def test_a_state_that_nothing_else_holds_is_never_copied(monkeypatch):
+def test_donated_state_without_other_references_is_not_copied(monkeypatch):
     copies = []
     monkeypatch.setattr(_ownership, "copy_of", lambda x: copies.append(x.shape) or x.clone())
     compiled, state, x = compile(step, donate=True, backend="eager"), make_state(), torch.ones(())
@@ -144,7 +144,7 @@ def test_a_state_that_nothing_else_holds_is_never_copied(monkeypatch):
     assert len(copies) == 1
 
 
-def test_a_leaf_with_gaps_between_its_rows_keeps_its_strides():
+def test_donated_leaf_with_gaps_between_rows_keeps_its_strides():
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state = make_state()
     state.params["v"] = torch.zeros(4, 4)[::2, ::2]
@@ -156,7 +156,7 @@ def test_a_leaf_with_gaps_between_its_rows_keeps_its_strides():
     assert compiled.n_compiles == 1
 
 
-def test_parameters_of_a_module_keep_their_values():
+def test_module_parameters_in_a_donated_state_keep_their_values():
     layer = torch.nn.Linear(2, 2, bias=False)
     before = layer.weight.detach().clone()
     state = make_state().replace(
@@ -176,7 +176,7 @@ def test_parameters_of_a_module_keep_their_values():
     assert same_bytes(new.params["v"].detach(), before + 1)
 
 
-def test_nothing_of_a_state_outlives_it():
+def test_leaves_of_a_deleted_donated_state_are_freed():
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state, _ = compiled(make_state(), x)
     state, _ = compiled(state, x)
@@ -186,7 +186,7 @@ def test_nothing_of_a_state_outlives_it():
     assert not gc.garbage
 
 
-def test_a_failed_call_gives_the_state_back(monkeypatch):
+def test_failed_donated_call_restores_the_state(monkeypatch):
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state, _ = compiled(make_state(), x)
     expected, kept = copied(state), state.params["w"]
@@ -222,7 +222,7 @@ def race(n, work):
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
-def test_of_two_threads_one_gets_the_state(backend, monkeypatch):
+def test_one_of_two_threads_that_donate_a_state_raises(backend, monkeypatch):
     compiled = compile(step, donate=True, backend=backend)
     state = compiled(make_state(), torch.ones(()))[0]
     checked, check = threading.Barrier(2), type(compiled)._check_memory
@@ -252,7 +252,7 @@ def test_of_two_threads_one_gets_the_state(backend, monkeypatch):
     strict=False,
     reason="a reader that took the tensors before the claim reads them while the program writes",
 )
-def test_a_reader_in_another_thread_sees_the_old_values_or_an_error():
+def test_concurrent_reader_of_a_donated_state_gets_old_values_or_an_error():
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state = compiled(make_state(), x)[0]
     for _ in range(40):
@@ -264,8 +264,8 @@ def test_a_reader_in_another_thread_sees_the_old_values_or_an_error():
             assert isinstance(digest, DonatedStateError) or digest == before
 
 
-def test_a_claimed_state_refuses_a_second_claim_before_its_program_has_run():
-    """In the middle of the program, as another thread would see it."""
+def test_donated_state_refuses_use_while_its_program_runs():
+    """Use the state in the middle of the program, as another thread could."""
     state, seen = make_state(), []
 
     def inside(inputs):

@@ -1,4 +1,4 @@
-"""Products through oneDNN are products, the same at every call, and only those that are worth it."""
+"""Matrix products through oneDNN: correct, deterministic, and used for large products only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def replaced(fn, args):
 
 
 @pytest.mark.usefixtures("onednn")
-def test_every_large_product_is_replaced_and_gives_the_same_numbers():
+def test_large_products_are_replaced_by_onednn_within_rounding():
     args = inputs()
     count, graph = replaced(linear_and_gradients, args)
     assert count == 5
@@ -56,7 +56,7 @@ def test_every_large_product_is_replaced_and_gives_the_same_numbers():
 
 
 @pytest.mark.usefixtures("onednn")
-def test_small_and_other_products_stay():
+def test_small_float64_and_scaled_products_are_not_replaced():
     assert replaced(linear_and_gradients, inputs(torch.float64))[0] == 0
     assert replaced(lambda x, y: x @ y, [torch.ones(16, 16), torch.ones(16, 16)])[0] == 0
 
@@ -66,7 +66,7 @@ def test_small_and_other_products_stay():
     assert replaced(scaled, inputs())[0] == 0
 
 
-def test_other_processors_keep_their_library(monkeypatch):
+def test_products_are_not_replaced_on_other_processors(monkeypatch):
     monkeypatch.setattr(_torch_inductor, "is_amd_with_avx512", lambda: False)
     assert replaced(linear_and_gradients, inputs())[0] == 0
 
@@ -77,7 +77,7 @@ def small_inputs(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tiny_products_become_loops(dtype):
+def test_tiny_products_are_replaced_by_loops(dtype):
     args = [x.contiguous() for x in small_inputs(dtype)]
     with _torch.fake_mode() as mode:
         graph = _torch.trace(linear_and_gradients, [mode.from_tensor(x) for x in args])
@@ -89,7 +89,7 @@ def test_tiny_products_become_loops(dtype):
         torch.testing.assert_close(found, plain)
 
 
-def test_products_in_lower_precision_and_of_larger_size_are_not_inlined():
+def test_bfloat16_and_larger_products_are_not_replaced_by_loops():
     for args in ([torch.ones(4, 4).bfloat16()] * 2, [torch.ones(32, 32)] * 2):
         with _torch.fake_mode() as mode:
             graph = _torch.trace(torch.mm, [mode.from_tensor(x) for x in args])
@@ -99,7 +99,7 @@ def test_products_in_lower_precision_and_of_larger_size_are_not_inlined():
 
 @pytest.mark.inductor
 @pytest.mark.usefixtures("onednn")
-def test_compiled_products_are_the_same_bits_at_every_call():
+def test_compiled_products_have_the_same_bits_at_every_call():
     args = inputs()
     step = compile(linear_and_gradients)
     first = step(*args)

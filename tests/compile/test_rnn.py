@@ -1,4 +1,4 @@
-"""Recurrent layers compile as one operator, with the bits of the eager layer."""
+"""Recurrent layers compile into one operator, with the bits of the eager layer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make(name, length=6):
 @pytest.mark.parametrize("how", ["autograd", "vjp"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_have_the_eager_bits(name, precision, how):
+def test_compiled_recurrent_gradients_equal_eager(name, precision, how):
     if "lstm" in name and precision and not lstm_runs_under_autocast(precision):
         pytest.skip(f"oneDNN has no LSTM in {precision} for this processor's instructions")
     layer, params, x = make(name)
@@ -73,8 +73,8 @@ def test_gradients_have_the_eager_bits(name, precision, how):
 
 
 @pytest.mark.parametrize("how", ["autograd", "vjp"])
-def test_without_a_bfloat16_kernel_of_onednn_torchs_own_serves(how, monkeypatch):
-    """As on a processor without AVX-512, where torch's layer cannot run under autocast."""
+def test_bfloat16_lstm_without_a_onednn_kernel_uses_torchs_kernel(how, monkeypatch):
+    """Processors without AVX-512 lack the kernel, and torch's layer cannot run under autocast there."""
     switched = []
     switch = torch._C._set_mkldnn_enabled
     monkeypatch.setattr(_torch, "_bfloat16_lstm", lambda: False)
@@ -90,7 +90,7 @@ def test_without_a_bfloat16_kernel_of_onednn_torchs_own_serves(how, monkeypatch)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_evaluation_has_the_eager_bits(name):
+def test_compiled_recurrent_forward_pass_equals_eager(name):
     layer, params, x = make(name)
 
     def run(params, x):
@@ -100,7 +100,7 @@ def test_evaluation_has_the_eager_bits(name):
     assert same_bytes(compile(run, backend="eager")(params, x), run(params, x))
 
 
-def test_the_graph_does_not_grow_with_the_length():
+def test_lstm_graph_size_does_not_depend_on_sequence_length():
     def size(length):
         layer, params, x = make("lstm", length)
         graph = compile(gradient_step(layer), backend="eager").graph(params, x).graph
@@ -109,7 +109,7 @@ def test_the_graph_does_not_grow_with_the_length():
     assert size(2) == size(64)
 
 
-def test_a_vmapped_row_is_a_single_run():
+def test_vmapped_lstm_gradients_equal_single_gradients():
     layer, params, x = make("lstm")
     stacked = {name: torch.stack([p, p / 2]) for name, p in params.items()}
     step = gradient_step(layer, how="vjp")
@@ -120,8 +120,8 @@ def test_a_vmapped_row_is_a_single_run():
 
 
 @pytest.mark.inductor
-def test_compiled_lstm_is_the_eager_layer():
-    """The layer is one kernel in both; the loss around it is machine code, which may round otherwise."""
+def test_inductor_compiled_lstm_gradients_match_eager():
+    """Both run one kernel for the layer; inductor's code for the loss may round differently."""
     layer, params, x = make("lstm")
     step = gradient_step(layer)
     # Six time steps of products of length 7: measured 0, and a wrong gate is off by 0.1.

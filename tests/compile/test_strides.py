@@ -1,4 +1,4 @@
-"""Operators whose results have other strides than torch's fake kernels say."""
+"""Operators whose results have other strides than torch's fake kernels predict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def softplus_of_a_view(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return (F.softplus(x.view(2, 3, 4)).transpose(1, 2) * w).sum()
 
 
-def test_a_view_of_a_result_with_other_strides_than_in_the_trace_is_computed():
+def test_view_of_a_result_with_unpredicted_strides_equals_eager():
     x = torch.linspace(-2, 2, 24).view(6, 4)
     w = torch.linspace(0, 1, 24).view(2, 4, 3)
     step = value_and_grad(softplus_of_a_view)
@@ -38,7 +38,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("of", FORMATS)
-def test_fake_batch_norm_has_the_strides_of_the_kernels(of: str, training: bool) -> None:
+def test_fake_batch_norm_has_the_strides_of_the_real_kernels(of: str, training: bool) -> None:
     x = FORMATS[of]
     mode = _torch.fake_mode()
 
@@ -56,8 +56,8 @@ def test_fake_batch_norm_has_the_strides_of_the_kernels(of: str, training: bool)
         assert faked == strides(*args)
 
 
-def test_a_batch_norm_of_a_transposed_batch_has_its_eager_strides_in_a_trace() -> None:
-    """A linear layer after it takes another product for other strides, whose bits are others."""
+def test_traced_batch_norm_of_a_transposed_batch_has_eager_strides() -> None:
+    """With other strides, a following linear layer would use another kernel and give other bits."""
 
     def normed(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         y = F.batch_norm(x.transpose(1, 2), None, None, training=True)
@@ -69,7 +69,7 @@ def test_a_batch_norm_of_a_transposed_batch_has_its_eager_strides_in_a_trace() -
     assert same_bytes(found, expected)
 
 
-def test_kernels_for_a_trace_leave_nothing_in_torchs_cache() -> None:
+def test_fake_kernels_leave_no_entries_in_torchs_fake_tensor_cache() -> None:
     def results() -> list:
         operators = _torch_fake._kernels()
         return [key for key in torch._subclasses.FakeTensorMode.cache if key.key[0] in operators]

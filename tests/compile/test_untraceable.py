@@ -1,4 +1,4 @@
-"""Functions of torch that a trace cannot record: torch's line and a remedy that computes the same."""
+"""Torch functions that cannot be traced: errors with torch's line and an equivalent remedy."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ IN_TORCH = {
 
 
 @pytest.mark.parametrize("name", IN_TORCH)
-def test_torchs_python_code_is_shown_with_its_line_and_remedy(name: str) -> None:
+def test_untraceable_torch_python_code_raises_with_its_line_and_remedy(name: str) -> None:
     fn, what, remedy = IN_TORCH[name]
     with pytest.raises(TraceError) as error:
         compiled(fn)(X)
@@ -123,7 +123,7 @@ IN_CPP = {
 
 
 @pytest.mark.parametrize("name", IN_CPP)
-def test_torchs_compiled_code_is_named_with_its_remedy(name: str) -> None:
+def test_untraceable_torch_cpp_function_raises_with_its_name_and_remedy(name: str) -> None:
     fn, what, remedy = IN_CPP[name]
     with pytest.raises(TraceError) as error:
         compiled(lambda x: fn(x))(X)
@@ -145,9 +145,7 @@ def assigned(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("loss", "what"), [(filled, "index_fill by the value"), (assigned, r"x\[mask\] = values")]
 )
-def test_a_backward_pass_that_needs_values_names_the_forward_operation(
-    loss: Any, what: str
-) -> None:
+def test_backward_pass_that_reads_values_names_the_forward_operation(loss: Any, what: str) -> None:
     said = rf"(?s)the gradient of {what}.*torch.where\(mask, value"
     with pytest.raises(TraceError, match=said) as error:
         compiled(ftrain.value_and_grad(loss))(X)
@@ -157,7 +155,7 @@ def test_a_backward_pass_that_needs_values_names_the_forward_operation(
 @pytest.mark.parametrize(
     "fn", [lambda x: x if x.sum() > 0 else -x, lambda x: float(x.sum()), lambda x: x.tolist()]
 )
-def test_code_of_the_users_own_gets_the_advice_to_rewrite_it(fn: Any) -> None:
+def test_untraceable_user_code_raises_with_the_cond_remedy(fn: Any) -> None:
     with pytest.raises(
         TraceError, match=r"(?s)it asks for the value of a tensor.*ftrain.cond\("
     ) as error:
@@ -185,12 +183,12 @@ def negative_log_likelihood(x: torch.Tensor) -> torch.Tensor:
     ("remedy", "fn"),
     [(covariance, torch.cov), (correlation, torch.corrcoef), (negative_log_likelihood, gaussian)],
 )
-def test_what_a_remedy_writes_is_the_function(remedy: Any, fn: Any) -> None:
+def test_remedies_match_the_untraceable_functions(remedy: Any, fn: Any) -> None:
     x = torch.randn(3, 4)
     testing.assert_close_norm(compiled(remedy)(x), fn(x), 1e-6)
 
 
-def test_the_remedy_for_an_adaptive_softmax_is_its_loss() -> None:
+def test_adaptive_softmax_remedy_matches_its_loss() -> None:
     layer, target = nn.AdaptiveLogSoftmaxWithLoss(4, 8, [2, 5]), torch.tensor([0, 3, 7])
 
     def remedy(x: torch.Tensor) -> torch.Tensor:
@@ -201,7 +199,7 @@ def test_the_remedy_for_an_adaptive_softmax_is_its_loss() -> None:
     testing.assert_close_norm(compiled(remedy)(X), layer(X, target).loss, 1e-6)
 
 
-def test_the_remedy_for_repeats_is_the_function() -> None:
+def test_repeat_interleave_remedy_equals_the_function() -> None:
     def remedy(x: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
         return x.repeat_interleave(repeats, dim=0, output_size=3)
 
@@ -210,7 +208,7 @@ def test_the_remedy_for_repeats_is_the_function() -> None:
     testing.assert_same_bits(found, X.repeat_interleave(repeats, dim=0))
 
 
-def test_the_remedy_for_truncated_normals_stays_within_the_bounds() -> None:
+def test_truncated_normal_remedy_stays_within_the_bounds() -> None:
     def cdf(x: float) -> float:
         return (1 + math.erf(x / math.sqrt(2))) / 2
 
@@ -225,14 +223,14 @@ def test_the_remedy_for_truncated_normals_stays_within_the_bounds() -> None:
     assert abs(float(x.mean()) - 0.2296) < 5 * 0.0072
 
 
-def test_a_zero_gradient_has_memory_of_its_own() -> None:
+def test_compiled_zero_gradient_has_new_memory() -> None:
     step = compiled(ftrain.value_and_grad(lambda x: torch.sgn(x).sum()))
     for _ in range(2):
         _, grad = step(X)
         testing.assert_same_bits(grad.add_(1), torch.ones(3, 4))
 
 
-def test_a_sparse_gradient_is_refused_with_the_layers_argument() -> None:
+def test_compiled_sparse_gradient_raises_with_the_sparse_false_remedy() -> None:
     def loss(weight: torch.Tensor) -> torch.Tensor:
         return F.embedding(torch.tensor([0, 2]), weight, sparse=True).sum()
 
@@ -241,13 +239,13 @@ def test_a_sparse_gradient_is_refused_with_the_layers_argument() -> None:
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss()])
-def test_uint8_labels_give_the_eager_loss(loss: Any) -> None:
+def test_compiled_loss_with_uint8_labels_equals_eager(loss: Any) -> None:
     labels = torch.tensor([1, 0, 3], dtype=torch.uint8)
     step = ftrain.value_and_grad(lambda x, y: loss(x, y))
     testing.assert_same_bits(compiled(step)(X, labels), step(X, labels))
 
 
-def test_a_norm_of_embeddings_is_refused_without_advice_on_the_users_code() -> None:
+def test_compiled_embedding_with_max_norm_raises_with_the_max_norm_remedy() -> None:
     with pytest.raises(ImpureFunctionError, match="Leave max_norm out") as error:
         compiled(lambda w: F.embedding(torch.tensor([0]), w, max_norm=1.0))(X)
     assert "x += 1" not in str(error.value)

@@ -46,8 +46,8 @@ def written_through_a_view(x):
 
 
 @pytest.mark.inductor
-def test_views_of_empty_caches_before_products_equal_eager():
-    """One program: a step through an empty cache, a write through a view, and random chains."""
+def test_compiled_products_of_views_of_empty_tensors_match_eager():
+    """One program has a step through an empty cache, a write through a view, and random chains."""
     apply = ftrain.bind(Cached)
     params, buffers = apply.init(ftrain.random.key(0))
     x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ def test_views_of_empty_caches_before_products_equal_eager():
 @pytest.mark.inductor
 @pytest.mark.skipif(not CAMPAIGN, reason="FTRAIN_CAMPAIGN is not set")
 @pytest.mark.parametrize("first", range(0, 1000 * CAMPAIGN, 1000))
-def test_products_of_views_and_their_gradients_equal_eager(first):
+def test_compiled_products_of_random_views_and_their_gradients_match_eager(first):
     def fn(x):
         return [chain(x, seed) for seed in chains(X, first, 12)], [
             ftrain.value_and_grad(lambda x, seed=seed: chain(x, seed).square().sum())(x)

@@ -1,4 +1,4 @@
-"""No memory, at every allocation of a donated step: the state is whole, or says that it is not."""
+"""Out of memory at each allocation of a donated step: the state is intact or reported lost."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tried(step: Callable[..., Any], state: Any, batch: Any, mode: FailsAt) -> st
     return "done"
 
 
-def test_a_traced_graph_writes_last() -> None:
+def test_traced_donated_step_writes_the_state_after_all_allocations() -> None:
     train_step, state, batch = task(optim.adamw(1e-3))
     step = ftrain.compile(train_step, donate=True, backend="eager")
     step(tree.map(torch.clone, state), batch)
@@ -86,7 +86,7 @@ def test_a_traced_graph_writes_last() -> None:
         (optim.adamw(1e-3), {"nonfinite": "ignore"}, False),
     ],
 )
-def test_machine_code_says_what_it_wrote(
+def test_out_of_memory_in_a_donated_inductor_step_keeps_or_reports_the_state(
     optimizer: Any, options: Any, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._inductor.codecache import PyCodeCache

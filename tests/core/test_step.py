@@ -423,7 +423,7 @@ def test_adamw_init_refuses_integer_parameters_by_name() -> None:
 
 @pytest.mark.parametrize("kind", ["skipped", "applied"])
 def test_eager_commit_equals_traced_commit(kind: str) -> None:
-    """Eager code on a CPU branches on the finite flag; a trace selects each leaf by it."""
+    """Eager CPU code reads the finite flag and copies one state; a trace selects leaf by leaf."""
     x, y = torch.linspace(-1, 1, 24).view(4, 6), torch.tensor([0, 1, 2, 0])
     batch = {"x": x * (float("inf") if kind == "skipped" else 1.0), "y": y}
     steps = ftrain.make_steps(MLP, classification_loss, optim.adamw(1e-2))

@@ -1,4 +1,4 @@
-"""Activation checkpointing under `keyed`: the recomputation draws what the forward pass drew."""
+"""Activation checkpointing under `keyed`: recomputation repeats the draws of the forward pass."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("deep", [0, 2])
 @pytest.mark.parametrize("take", [gradients, in_step])
-def test_checkpointed_gradients_equal_plain_ones_to_the_bit(
+def test_checkpointed_gradients_equal_plain_gradients(
     form: str, deep: int, take: Callable[..., Any]
 ) -> None:
     expected = take(net([None, None], deep))
@@ -112,7 +112,7 @@ def test_checkpointed_gradients_equal_plain_ones_to_the_bit(
     st.booleans(),
 )
 @settings(max_examples=12)
-def test_any_mixture_of_regions_changes_nothing(
+def test_any_mix_of_checkpointed_regions_keeps_the_gradients(
     options: list[Any], deep: int, early_stop: bool
 ) -> None:
     expected = in_step(net([None] * len(options), deep))
@@ -122,7 +122,7 @@ def test_any_mixture_of_regions_changes_nothing(
 
 @pytest.mark.parametrize("mode", ["compiled", "vmapped", "compiled vmapped"])
 @pytest.mark.parametrize("form", ["non-reentrant", "reentrant"])
-def test_steps_with_checkpointing_equal_plain_steps(mode: str, form: str) -> None:
+def test_train_steps_with_checkpointing_equal_plain_steps(mode: str, form: str) -> None:
     def train(model: nn.Module) -> Any:
         steps = ftrain.make_steps(model, lambda model, x: model(x).square().mean(), optim.sgd(0.1))
         state, step = steps.init_state(0), steps.train_step
@@ -139,7 +139,7 @@ def test_steps_with_checkpointing_equal_plain_steps(mode: str, form: str) -> Non
     assert same_bytes(train(net([FORMS[form]] * 2, 1)), train(net([None, None], 1)))
 
 
-def test_a_backward_outside_of_keyed_repeats_the_draws_of_the_forward_pass() -> None:
+def test_backward_outside_keyed_repeats_the_draws_of_the_forward_pass() -> None:
     plain, model = net([None, None], 1), net([PLAIN, PLAIN], 1)
     before = torch.get_rng_state()
 
@@ -158,7 +158,7 @@ def test_a_backward_outside_of_keyed_repeats_the_draws_of_the_forward_pass() -> 
     assert torch.get_rng_state().equal(before)
 
 
-def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
+def test_second_backward_through_a_retained_graph_equals_the_first() -> None:
     model = net([PLAIN, PLAIN], 1)
     weights = list(model.parameters())
     with random.keyed(KEY):
@@ -174,7 +174,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
         assert after.equal(torch.rand(5))
 
 
-def test_a_gradient_of_a_gradient_sees_the_same_draws() -> None:
+def test_gradient_penalty_with_checkpointing_equals_the_plain_one() -> None:
     def penalty(model: nn.Module) -> list[Tensor]:
         x = X.clone().requires_grad_()
         with random.keyed(KEY):
@@ -185,7 +185,7 @@ def test_a_gradient_of_a_gradient_sees_the_same_draws() -> None:
     assert same_bytes(penalty(net([PLAIN, PLAIN])), penalty(net([None, None])))
 
 
-def test_a_gradient_inside_of_a_region_sees_the_same_draws() -> None:
+def test_gradient_inside_a_checkpointed_region_repeats_its_draws() -> None:
     def with_inner_gradient(x: Tensor) -> Tensor:
         def inner(y: Tensor) -> Tensor:
             return F.dropout(checkpoint(torch.tanh, F.dropout(y), use_reentrant=False)).sum()
@@ -210,7 +210,7 @@ def test_a_gradient_inside_of_a_region_sees_the_same_draws() -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_module_built_in_a_region_gets_the_same_weights_again(checkpointed: bool) -> None:
+def test_module_built_in_a_checkpointed_region_gets_the_same_weights(checkpointed: bool) -> None:
     def body(x: Tensor) -> Tensor:
         layer = nn.Linear(6, 6)
         return torch.tanh(F.dropout(layer(torch.tanh(layer(x)))))
@@ -233,7 +233,7 @@ def test_a_module_built_in_a_region_gets_the_same_weights_again(checkpointed: bo
     assert same_bytes(run(X), expected)
 
 
-def test_sequential_checkpointing_equals_the_plain_sequence() -> None:
+def test_checkpoint_sequential_equals_plain_sequential() -> None:
     layers = [nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Tanh()) for _ in range(4)]
     model = nn.Sequential(*layers)
 
@@ -273,7 +273,7 @@ class Normalized(nn.Module):
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_a_recomputation_reads_the_buffers_of_its_forward_pass(mode: str) -> None:
+def test_recomputation_reads_the_buffers_of_its_forward_pass(mode: str) -> None:
     def train(model: nn.Module) -> Any:
         steps = ftrain.make_steps(model, lambda model, x: model(x).square().mean(), optim.sgd(0.1))
         step = steps.train_step
@@ -287,7 +287,7 @@ def test_a_recomputation_reads_the_buffers_of_its_forward_pass(mode: str) -> Non
     assert same_bytes(train(Normalized(True)), train(Normalized(False)))
 
 
-def test_a_large_buffer_written_after_a_region_is_refused() -> None:
+def test_writing_a_large_buffer_after_a_checkpointed_region_raises() -> None:
     class Memory(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -315,7 +315,7 @@ class NoisyGradient(torch.autograd.Function):
         return g + torch.randn_like(g)
 
 
-def test_a_draw_of_a_custom_backward_inside_of_a_region_is_refused() -> None:
+def test_draw_in_a_custom_backward_in_a_checkpointed_region_raises() -> None:
     x = X.clone().requires_grad_()
     with random.keyed(KEY):
         y = checkpoint(
@@ -325,7 +325,7 @@ def test_a_draw_of_a_custom_backward_inside_of_a_region_is_refused() -> None:
             torch.autograd.grad(y.sum(), x)
 
 
-def test_outside_of_keyed_torch_checkpoints_as_before() -> None:
+def test_checkpoint_outside_keyed_behaves_as_in_torch() -> None:
     with random.keyed(KEY):  # torch's classes are extended from here on
         pass
     x = X.clone().requires_grad_()
@@ -339,7 +339,7 @@ def test_outside_of_keyed_torch_checkpoints_as_before() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped"])
-def test_gpt2_with_gradient_checkpointing_trains_as_without(mode: str, reentrant: bool) -> None:
+def test_gpt2_with_gradient_checkpointing_equals_plain_training(mode: str, reentrant: bool) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, n_positions=8)
     with torch.random.fork_rng(devices=[]):

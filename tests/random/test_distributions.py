@@ -92,7 +92,7 @@ def drawn(make: Callable[[Tensor], D.Distribution]) -> Callable[[Tensor, Tensor]
     return run
 
 
-def test_every_distribution_of_torch_is_covered() -> None:
+def test_every_torch_distribution_has_a_test_case() -> None:
     public = {
         n for n in D.__all__ if isinstance(getattr(D, n), type) and hasattr(getattr(D, n), "sample")
     }
@@ -102,7 +102,7 @@ def test_every_distribution_of_torch_is_covered() -> None:
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_compiled_and_vmapped_distributions_draw_what_eager_ones_draw(name: str) -> None:
+def test_distribution_draws_match_in_eager_compiled_and_vmapped_code(name: str) -> None:
     run, keys = drawn(DISTRIBUTIONS[name]), random.split(KEY, 2)
     expected = [run(key, P) for key in keys]
     assert not same_bytes(expected[0][0], expected[1][0])
@@ -118,7 +118,7 @@ def test_compiled_and_vmapped_distributions_draw_what_eager_ones_draw(name: str)
                 assert same_bytes(a[i], b)
 
 
-def test_a_model_with_distributions_trains_compiled() -> None:
+def test_compiled_step_with_distributions_equals_eager() -> None:
     def loss_fn(model: Any, x: Tensor) -> Tensor:
         mean, scale = model(x).chunk(2, -1)
         noise = D.Gamma(torch.nn.functional.softplus(scale), 1.0).rsample()
@@ -134,7 +134,7 @@ def test_a_model_with_distributions_trains_compiled() -> None:
     assert same_bytes(found, expected)
 
 
-def test_validation_is_off_in_a_trace_only_and_in_its_thread_only() -> None:
+def test_distribution_validation_is_disabled_in_the_tracing_thread_only() -> None:
     def invalid() -> str:
         try:
             D.Normal(torch.zeros(()), torch.tensor(-1.0))
@@ -157,7 +157,7 @@ def test_validation_is_off_in_a_trace_only_and_in_its_thread_only() -> None:
         drawn(lambda p: D.Normal(p, -p))(KEY, P)
 
 
-def test_the_default_of_the_process_survives_nested_and_failed_traces() -> None:
+def test_validation_default_is_restored_after_nested_and_failed_traces() -> None:
     for default in (True, False):
         D.Distribution.set_default_validate_args(default)
         try:
@@ -173,8 +173,8 @@ def test_the_default_of_the_process_survives_nested_and_failed_traces() -> None:
     assert D.Distribution._validate_args is True
 
 
-def test_the_first_use_of_dynamo_leaves_the_default_as_it_was() -> None:
-    """It switches validation off for the process."""
+def test_first_use_of_dynamo_keeps_the_validation_default() -> None:
+    """Importing dynamo disables distribution validation for the process; ftrain restores it."""
     code = (
         "import torch, ftrain\n"
         "def f(x):\n"

@@ -32,7 +32,7 @@ FAMILIES: dict[str, Callable[..., Tensor]] = {
 }
 
 # A right sampler fails one of these 60 tests at this level in one of 30 choices of the key, and KEY is
-# fixed; the wrong ones of test_wrong_samplers_are_found are all far below it.
+# fixed; the wrong ones of test_goodness_of_fit_tests_reject_wrong_parameters are all far below it.
 LEVEL = 5e-4
 
 
@@ -58,15 +58,15 @@ def full(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.999, 1.0, 2.5, 50.0, 1e6, 1e12])
-def test_gamma_samples_are_gamma_distributed(alpha: float, dtype: torch.dtype) -> None:
+def test_gamma_samples_have_the_gamma_distribution(alpha: float, dtype: torch.dtype) -> None:
     if dtype == torch.float32 and (alpha > 1e6 or alpha < 0.2):
         return  # too few bits to resolve the standard deviation; too many samples below the least float
     sample = _families.gamma(KEY, (1,), full(alpha, dtype))
     assert continuous(sample, stats.gamma(alpha)) > LEVEL
 
 
-def test_a_gamma_sample_of_a_tiny_alpha_keeps_its_logarithm() -> None:
-    """Most are below the smallest float, where a dirichlet sample must still divide them."""
+def test_dirichlet_samples_of_a_tiny_alpha_are_finite_and_unbiased() -> None:
+    """Most gamma samples are below the smallest float, but a Dirichlet sample divides by their sum."""
     sample = _families.gamma(KEY, (), full(1e-4, torch.float32))
     assert sample.min() == torch.finfo(torch.float32).tiny
     shares = _families.dirichlet(KEY, (), torch.full((N, 3), 1e-4, dtype=torch.float64))
@@ -76,12 +76,12 @@ def test_a_gamma_sample_of_a_tiny_alpha_keeps_its_logarithm() -> None:
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.7, 5.0, 9.99, 10.0, 17.3, 123.4, 1e5])
-def test_poisson_samples_are_poisson_distributed(rate: float) -> None:
+def test_poisson_samples_have_the_poisson_distribution(rate: float) -> None:
     assert discrete(_families.poisson(KEY, (2,), full(rate)), stats.poisson(rate)) > LEVEL
 
 
 @pytest.mark.parametrize("rate", [1e9, 1e14])
-def test_poisson_samples_of_a_large_rate_are_normal(rate: float) -> None:
+def test_poisson_samples_of_a_large_rate_have_the_normal_distribution(rate: float) -> None:
     sample = _families.poisson(KEY, (2,), full(rate))
     assert continuous((sample - rate) / rate**0.5, stats.norm) > LEVEL
 
@@ -99,13 +99,13 @@ def test_poisson_samples_of_a_large_rate_are_normal(rate: float) -> None:
         (10**6, 0.3),
     ],
 )
-def test_binomial_samples_are_binomially_distributed(count: int, prob: float) -> None:
+def test_binomial_samples_have_the_binomial_distribution(count: int, prob: float) -> None:
     sample = _families.binomial(KEY, (3,), full(count), full(prob))
     assert discrete(sample, stats.binom(count, prob)) > LEVEL
 
 
 @pytest.mark.parametrize("kappa", [1e-200, 1e-3, 0.5, 2.0, 10.0, 1e3, 1e8, 1e17])
-def test_von_mises_samples_are_von_mises_distributed(kappa: float) -> None:
+def test_von_mises_samples_have_the_von_mises_distribution(kappa: float) -> None:
     sample = _families.von_mises(KEY, (4,), full(kappa))
     law = stats.norm(0, kappa**-0.5) if kappa > 1e6 else stats.vonmises(kappa)
     assert continuous(sample, law) > LEVEL
@@ -119,7 +119,7 @@ def test_dirichlet_samples_have_beta_marginals() -> None:
         assert continuous(sample[:, i], stats.beta(a, float(alpha.sum()) - a)) > LEVEL
 
 
-def test_wrong_samplers_are_found() -> None:
+def test_goodness_of_fit_tests_reject_wrong_parameters() -> None:
     gamma, poisson = _families.gamma(KEY, (1,), full(2.5)), _families.poisson(KEY, (2,), full(17.3))
     assert continuous(gamma, stats.gamma(2.55)) < LEVEL
     assert discrete(poisson, stats.poisson(17.5)) < LEVEL
@@ -139,7 +139,7 @@ def test_wrong_samplers_are_found() -> None:
         ("von_mises", [[0.0, NAN, -1.0]], [NAN, NAN, NAN]),
     ],
 )
-def test_families_at_edge_parameters_give_their_limits(
+def test_distributions_at_edge_parameters_return_their_limits(
     name: str, params: Any, expected: Any
 ) -> None:
     found = FAMILIES[name](KEY, (), *map(torch.tensor, params))
@@ -147,14 +147,14 @@ def test_families_at_edge_parameters_give_their_limits(
 
 
 @pytest.mark.parametrize("rate", [-1.0, NAN])
-def test_a_negative_or_nan_rate_is_refused_as_in_torch(rate: float) -> None:
+def test_poisson_refuses_a_negative_or_nan_rate_as_torch_does(rate: float) -> None:
     with pytest.raises(RuntimeError, match="Poisson"):
         torch.poisson(torch.tensor([rate]))
     with random.keyed(KEY), pytest.raises(ValueError, match="rates of 0 or more"):
         torch.poisson(torch.tensor([rate]))
 
 
-def test_integer_parameters_are_refused() -> None:
+def test_poisson_refuses_integer_rates() -> None:
     with (
         random.keyed(KEY),
         pytest.raises(TypeError, match=r"poisson: expected floating .* got torch.int64"),
@@ -167,8 +167,10 @@ parameters = st.floats(0.015625, 60, width=32)
 
 @given(st.lists(parameters, min_size=2, max_size=12), st.sampled_from(sorted(FAMILIES)), st.data())
 @settings(max_examples=25)
-def test_an_element_does_not_depend_on_its_neighbours(values: Any, name: str, data: Any) -> None:
-    """Neither on how often they are rejected."""
+def test_each_sampled_element_is_independent_of_the_other_parameters(
+    values: Any, name: str, data: Any
+) -> None:
+    """It does not depend on how often samples of other elements are rejected either."""
     if name == "dirichlet":
         return
 
@@ -186,7 +188,9 @@ def test_an_element_does_not_depend_on_its_neighbours(values: Any, name: str, da
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_shape_and_dtype_are_those_of_the_parameters(name: str, shape: Any, dtype: Any) -> None:
+def test_samples_have_the_shape_and_dtype_of_the_parameters(
+    name: str, shape: Any, dtype: Any
+) -> None:
     if name == "dirichlet" and shape in ((), (3, 0)):
         return
     params = [torch.full(shape, 0.5, dtype=dtype)] * (2 if name == "binomial" else 1)
@@ -210,7 +214,7 @@ ALPHA = torch.tensor([[0.2, 1.0, 3.5], [7.0, 0.9, 40.0]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("transform", ["autograd", "func", "vmapped", "compiled", "forward mode"])
-def test_gamma_has_torchs_implicit_gradient(transform: str) -> None:
+def test_gamma_gradient_equals_torchs_implicit_gradient(transform: str) -> None:
     sample = keyed(torch._standard_gamma)
     expected = torch._standard_gamma_grad(ALPHA, sample(ALPHA))
 
@@ -230,7 +234,7 @@ def test_gamma_has_torchs_implicit_gradient(transform: str) -> None:
     assert same_bytes(found, expected)
 
 
-def test_the_gradient_moves_a_sample_along_its_quantile() -> None:
+def test_gamma_gradient_matches_the_derivative_of_the_quantile() -> None:
     sample = keyed(torch._standard_gamma)(ALPHA)
     slope = torch.func.jvp(keyed(torch._standard_gamma), (ALPHA,), (torch.ones_like(ALPHA),))[1]
     level, step = stats.gamma(ALPHA.numpy()).cdf(sample.numpy()), 1e-5
@@ -240,7 +244,7 @@ def test_the_gradient_moves_a_sample_along_its_quantile() -> None:
 
 
 @pytest.mark.parametrize("transform", ["autograd", "distribution", "vmapped", "compiled"])
-def test_dirichlet_has_the_gradient_of_torchs_distribution(transform: str) -> None:
+def test_dirichlet_gradient_equals_that_of_torch_distributions(transform: str) -> None:
     weight = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
     def sample(alpha: Tensor) -> Tensor:
@@ -265,7 +269,7 @@ def test_dirichlet_has_the_gradient_of_torchs_distribution(transform: str) -> No
 
 @pytest.mark.parametrize("function", [torch._standard_gamma, torch._sample_dirichlet])
 @pytest.mark.parametrize("by", ["autograd", "func"])
-def test_a_second_derivative_is_refused(function: Any, by: str) -> None:
+def test_second_derivative_of_a_random_sample_raises(function: Any, by: str) -> None:
     def loss(x: Tensor) -> Tensor:
         return keyed(function)(x).square().sum()
 
@@ -280,7 +284,7 @@ def test_a_second_derivative_is_refused(function: Any, by: str) -> None:
         second(ALPHA)
 
 
-def test_counts_have_the_derivatives_that_torch_gives_them() -> None:
+def test_poisson_and_binomial_have_the_derivatives_of_torch() -> None:
     rate = torch.tensor([3.0, 40.0], requires_grad=True)
     for context in (random.keyed(KEY), torch.enable_grad()):
         with context:
@@ -294,7 +298,7 @@ def test_counts_have_the_derivatives_that_torch_gives_them() -> None:
                 torch.autograd.grad(count.sum(), rate)
 
 
-def test_the_tail_of_stirlings_approximation_is_exact() -> None:
+def test_stirling_tail_matches_lgamma() -> None:
     k = torch.arange(200.0, dtype=torch.float64)
     n = k + 1
     approximation = math.log(2 * math.pi) / 2 + (k + 0.5) * n.log() - n

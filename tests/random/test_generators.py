@@ -1,4 +1,4 @@
-"""The states of the global generators: read where they lie in memory, compared, put back."""
+"""States of the global generators: read from memory, compared, restored."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def _states_are_put_back() -> Iterator[None]:
 
 
 @given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=6), st.integers(0, 2**31))
-def test_exactly_the_generators_that_were_drawn_from_have_moved(
-    names: list[str], seed: int
-) -> None:
+def test_moved_lists_exactly_the_generators_that_drew(names: list[str], seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -64,13 +62,15 @@ def test_exactly_the_generators_that_were_drawn_from_have_moved(
     assert _generators.moved(marks) == ()
 
 
-def test_the_memory_that_is_read_is_the_generators() -> None:
-    """Else every step would take 40 µs longer, where numpy and random are asked for their states."""
+def test_numpy_and_python_generator_states_are_read_from_memory() -> None:
+    """Asking numpy and random for their states instead would cost 40 µs per step."""
     assert isinstance(_generators.read().python[0], bytes)
     assert isinstance(_generators.read().numpy[0], bytes)
 
 
-def test_memory_of_another_layout_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generator_states_of_unknown_memory_layout_are_read_by_api(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_generators, "_find_gauss", lambda: None)
     monkeypatch.setattr(_generators, "_python_is_readable", lambda: False)
     for reader, draw in (
@@ -87,7 +87,7 @@ def test_memory_of_another_layout_is_not_read(monkeypatch: pytest.MonkeyPatch) -
             draw()
 
 
-def test_another_bit_generator_of_numpy_is_read_and_put_back() -> None:
+def test_other_numpy_bit_generators_are_detected_and_restored() -> None:
     before = np.random.get_bit_generator()
     try:
         np.random.set_bit_generator(np.random.PCG64(3))
@@ -101,7 +101,7 @@ def test_another_bit_generator_of_numpy_is_read_and_put_back() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy", "python"])
-def test_a_seeded_generator_is_a_function_of_both_words(name: str) -> None:
+def test_seeded_generator_depends_on_both_words_of_the_seed(name: str) -> None:
     draw = {"torch": lambda: torch.rand(1).item(), "numpy": np.random.rand, "python": random.random}
     drawn = []
     for words in ((1, 2), (1, 2), (1, 2**31), (2**31, 2), (2**32 - 1, 2**32 - 1)):
@@ -138,7 +138,7 @@ class Calls(nn.Module):
         return ALSO.random()
 
 
-def test_own_generators_are_found_wherever_a_function_reaches_them() -> None:
+def test_user_generators_reachable_from_a_function_are_found() -> None:
     captured = HELD
     assert reachable(uses_a_global) == reachable(calls_a_helper) == (HELD,)
     assert reachable(lambda: captured.random()) == (HELD,)
@@ -152,12 +152,12 @@ def test_own_generators_are_found_wherever_a_function_reaches_them() -> None:
     assert set(reachable(Holds(), Calls())) == {HELD, ALSO}
 
 
-def test_global_generators_and_those_of_libraries_are_not_own() -> None:
+def test_global_and_library_generators_are_not_user_generators() -> None:
     assert reachable(lambda: (random.random(), np.random.rand(), torch.rand(1))) == ()
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
 
 
-def test_a_line_that_draws_from_another_generator_is_not_named_beside_a_thread() -> None:
+def test_require_line_raises_only_for_the_moved_generator_beside_a_thread() -> None:
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait)
     thread.start()

@@ -1,4 +1,4 @@
-"""Compiling the kernel: when, where, once; and what happens where it cannot be."""
+"""Compilation and caching of the C kernel, and the fallback without it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def expected() -> list[int]:
     return _reference.bits(random.key(0), (), (1000,), 8).tolist()
 
 
-def test_compiled_at_the_first_draw_and_kept(tmp_path: Path) -> None:
+def test_kernel_is_compiled_at_the_first_draw_and_cached(tmp_path: Path) -> None:
     random.key(0)
     assert not list(tmp_path.iterdir())
     assert draw() == expected()
@@ -42,7 +42,7 @@ def test_compiled_at_the_first_draw_and_kept(tmp_path: Path) -> None:
     assert library.stat().st_mtime_ns == written
 
 
-def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
+def test_damaged_cached_kernel_is_compiled_again(tmp_path: Path) -> None:
     draw()
     (library,) = tmp_path.iterdir()
     damaged = tmp_path / "damaged"  # another file: this process has the first one mapped
@@ -62,7 +62,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
         ("FTRAIN_CACHE_DIR", str(Path(__file__)), "FTRAIN_CACHE_DIR"),
     ],
 )
-def test_without_a_kernel_one_warning_and_the_same_numbers(
+def test_draws_without_a_kernel_warn_once_and_return_the_same_numbers(
     name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -73,20 +73,22 @@ def test_without_a_kernel_one_warning_and_the_same_numbers(
         assert draw() == expected()
 
 
-def test_a_kernel_that_draws_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_that_draws_wrong_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kernel, "_answers", lambda kernel: False)
     with pytest.warns(RuntimeWarning, match="other numbers"):
         assert draw() == expected()
 
 
-def test_a_plain_compiler_without_openmp_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_compiled_without_openmp_draws_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compiler = _kernel._compiler()
     for extra in (("-march=native",), ()):
         monkeypatch.setattr(_kernel, "_kernel", _kernel._library(compiler, extra))
         assert draw() == expected()
 
 
-def test_cache_folder_follows_the_environment(
+def test_kernel_cache_folder_follows_environment_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert _kernel.cache_folder() == tmp_path
@@ -98,7 +100,7 @@ def test_cache_folder_follows_the_environment(
     assert _kernel.cache_folder() == Path("/home/someone/.cache/ftrain")
 
 
-def test_two_processes_build_the_kernel_at_once(tmp_path: Path) -> None:
+def test_two_processes_can_build_the_kernel_at_the_same_time(tmp_path: Path) -> None:
     code = (
         "from ftrain.core import random; from ftrain.core.random import _kernel\n"
         "import sys; sys.stdin.readline()\n"  # both have imported: start together
@@ -126,7 +128,7 @@ def test_two_processes_build_the_kernel_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_do_not_change_the_numbers(threads: int) -> None:
+def test_number_of_threads_does_not_change_the_draws(threads: int) -> None:
     before = torch.get_num_threads()
     key = random.split(random.key(1), 3)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""`keyed`: every covered function draws from the key alone, with the same bits under every transform."""
+"""`keyed`: covered functions draw from the key alone, with equal bits under every transform."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-def test_a_draw_belongs_to_the_key(case: Case) -> None:
+def test_keyed_draws_depend_on_the_key(case: Case) -> None:
     first, again, other = (run(case, k, X) for k in (KEYS[0], KEYS[0], KEYS[1]))
     assert same(first, again)
     assert not same(first, other)
 
 
-def test_a_vmapped_row_is_a_single_run(case: Case) -> None:
+def test_vmapped_keyed_draws_match_single_draws(case: Case) -> None:
     over_keys = vmap(lambda k: run(case, k, X * 1))
     over_both = vmap(lambda k, x: run(case, k, x))
     # Torch writes no batched values into unbatched data; the straight-through estimate would, inside.
@@ -90,12 +90,12 @@ def test_a_vmapped_row_is_a_single_run(case: Case) -> None:
     assert all(close(case, row(outputs, i), run(case, KEYS[i], XS[i])) for i in range(3))
 
 
-def test_one_key_gives_every_row_the_same_draws(case: Case) -> None:
+def test_unbatched_key_gives_every_vmapped_row_the_same_draws(case: Case) -> None:
     outputs = vmap(lambda x: run(case, KEYS[0], x))(XS)
     assert all(close(case, row(outputs, i), run(case, KEYS[0], XS[i])) for i in range(3))
 
 
-def test_a_trace_draws_what_eager_code_draws(case: Case) -> None:
+def test_traced_keyed_draws_match_eager(case: Case) -> None:
     def traced(key: Tensor, params: dict[str, Tensor], x: Tensor) -> list[Tensor]:
         with keyed(key):
             return tree_leaves(case.run(params, x))
@@ -104,7 +104,7 @@ def test_a_trace_draws_what_eager_code_draws(case: Case) -> None:
     assert close(case, graph(KEYS[1], case.params, X), run(case, KEYS[1], X))
 
 
-def test_vjp_draws_what_eager_code_draws(case: Case) -> None:
+def test_keyed_draws_under_vjp_match_eager(case: Case) -> None:
     def differentiable(x: Tensor) -> list[Tensor]:
         return [y.float() + 0 * x.sum() for y in run(case, KEYS[0], x)]
 
@@ -141,13 +141,13 @@ def masks(model: Callable[[Tensor], Any], key: Tensor = KEYS[0], **options: Any)
         return model(ONES)
 
 
-def test_adding_a_layer_leaves_the_masks_of_the_others() -> None:
+def test_adding_a_layer_keeps_the_dropout_masks_of_other_layers() -> None:
     small, large = masks(Net("a", "c")), masks(Net("extra", "a", "b", "c"))
     assert all(small[name].equal(large[name]) for name in small)
     assert len({tuple(mask.tolist()) for mask in large.values()}) == 4
 
 
-def test_a_draw_elsewhere_leaves_the_masks_of_the_layers() -> None:
+def test_draw_outside_a_model_keeps_its_dropout_masks() -> None:
     net = Net("a", "b")
 
     def noisy(x: Tensor) -> dict[str, Tensor]:
@@ -158,14 +158,14 @@ def test_a_draw_elsewhere_leaves_the_masks_of_the_layers() -> None:
     assert all(((noisy_ > 0) == (plain[k] > 0)).all() for k, noisy_ in masks(noisy).items())
 
 
-def test_a_module_called_twice_continues_its_own_count() -> None:
+def test_module_called_twice_draws_different_masks() -> None:
     net = Net("a", "b")
     first, second = masks(lambda x: (net(x), net(x)))
     assert first["a"].equal(masks(net)["a"])
     assert not first["a"].equal(second["a"])
 
 
-def test_the_root_names_modules_that_are_called_directly() -> None:
+def test_root_gives_directly_called_submodules_their_own_keys() -> None:
     net = Net("a", "b")
     whole = masks(net)
     a, b = masks(lambda x: (net.blocks["a"](x), net.blocks["b"].inner(x)), root=net)
@@ -173,7 +173,7 @@ def test_the_root_names_modules_that_are_called_directly() -> None:
     assert b.equal(whole["b"])
 
 
-def test_modules_around_the_context_are_no_part_of_its_paths() -> None:
+def test_modules_outside_the_keyed_block_do_not_change_its_draws() -> None:
     net = Net("a")
 
     class Around(nn.Module):
@@ -187,7 +187,7 @@ def test_modules_around_the_context_are_no_part_of_its_paths() -> None:
     assert Around()(ONES)["a"].equal(masks(net)["a"])
 
 
-def test_paths_are_the_modules_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyed_paths_are_the_module_names(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     path = _keyed_sites.KeyStream._path
 
@@ -209,14 +209,14 @@ def test_paths_are_the_modules_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_the_bits_of_a_site_are_pinned() -> None:
-    """A site's key is public behaviour, blake2b of the path and the count: runs resume after years."""
+def test_key_derivation_of_a_draw_is_pinned() -> None:
+    """The key of a call site, by blake2b of path and count, is public: runs resume after years."""
     digest = int.from_bytes(hashlib.blake2b(b"blocks.a.inner", digest_size=8).digest())
     folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)
     assert masks(Net("a"))["a"].bool().equal(sample.bernoulli(KEYS[0], 0.5, (64,), folds=folds))
 
 
-def test_an_inner_context_rules_and_the_outer_one_goes_on() -> None:
+def test_inner_keyed_block_overrides_the_outer_one_and_then_it_continues() -> None:
     with keyed(KEYS[0]):
         a, b = torch.rand(3), torch.rand(3)
     with keyed(KEYS[0]):
@@ -246,19 +246,19 @@ def test_operators_called_by_torch_ops_are_keyed(call: Callable[[], Any]) -> Non
     assert torch.get_rng_state().equal(before)
 
 
-def test_an_explicit_generator_is_refused() -> None:
+def test_explicit_generator_under_keyed_raises() -> None:
     for draw in (torch.rand, lambda n, generator: torch.empty(n).normal_(generator=generator)):
         with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="generator="):
             draw(3, generator=torch.Generator())
 
 
-def test_in_place_dropout_of_unbatched_data_by_batched_keys_is_refused() -> None:
+def test_in_place_dropout_of_unbatched_data_with_batched_keys_raises() -> None:
     x = ONES.clone()
     with pytest.raises(UnkeyedRandomError, match="inplace=False"):
         vmap(lambda k: masks(lambda _: F.dropout(x, 0.5, inplace=True), k))(KEYS)
 
 
-def test_a_checkpointed_region_with_a_key_of_its_own_uses_it() -> None:
+def test_checkpointed_region_with_its_own_keyed_block_uses_that_key() -> None:
     net, x = (
         nn.Sequential(nn.Dropout(0.5), nn.Tanh(), nn.Dropout(0.5)),
         ONES.clone().requires_grad_(),
@@ -290,13 +290,13 @@ class NoisyGradient(torch.autograd.Function):
     [lambda y, _: y.backward(), torch.autograd.grad],
     ids=["backward", "grad"],
 )
-def test_a_draw_in_a_backward_is_refused(pull: Callable[[Tensor, Tensor], Any]) -> None:
+def test_draw_in_a_custom_backward_pass_raises(pull: Callable[[Tensor, Tensor], Any]) -> None:
     x = ONES.clone().requires_grad_()
     with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match="in a backward pass"):
         pull(NoisyGradient.apply(x).sum(), x)
 
 
-def test_a_higher_order_operator_draws_from_a_key_of_its_own() -> None:
+def test_draw_in_torch_cond_requires_its_own_keyed_block() -> None:
     def branch(x: Tensor) -> Tensor:
         with keyed(KEYS[1]):
             return F.dropout(x, 0.5)
@@ -310,7 +310,7 @@ def test_a_higher_order_operator_draws_from_a_key_of_its_own() -> None:
         cond(torch.tensor(True), F.dropout, torch.neg, (ONES,))
 
 
-def test_a_graph_is_searched_for_operators_that_draw() -> None:
+def test_unkeyed_lists_the_drawing_operators_of_a_graph() -> None:
     def step(key: Tensor, x: Tensor) -> Tensor:
         with keyed(key):
             x = F.scaled_dot_product_attention(x, x, x) + F.dropout(x)
@@ -323,7 +323,7 @@ def test_a_graph_is_searched_for_operators_that_draw() -> None:
     assert unkeyed(make_fx(step, tracing_mode="fake")(KEYS[0], x)) == ["aten.bernoulli.default"]
 
 
-def test_every_operator_that_takes_a_generator_is_keyed_or_refused() -> None:
+def test_every_operator_with_a_generator_argument_is_keyed_or_refused() -> None:
     names = {
         schema.name.removeprefix("aten::")
         for schema in torch._C._jit_get_all_schemas()

@@ -1,4 +1,4 @@
-"""`keyed`: draws have the distribution of the functions that they stand for."""
+"""`keyed`: draws have the distribution of the torch functions that they replace."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CONTINUOUS: dict[str, tuple[Callable[[], Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_continuous_draws_have_their_distribution(name: str) -> None:
+def test_continuous_keyed_draws_have_their_distribution(name: str) -> None:
     call, law = CONTINUOUS[name]
     sample = draw(call)
     cdf = law.cdf if isinstance(law, Distribution) else law
@@ -80,7 +80,7 @@ def truncated(x: Tensor) -> Tensor:
     return (Normal(0.0, 1.0).cdf(x) - low) / (high - low)
 
 
-def test_truncated_and_orthogonal_initialisers_have_their_distributions() -> None:
+def test_trunc_normal_orthogonal_and_sparse_initializers_have_their_distributions() -> None:
     sample = draw(nn.init.trunc_normal_, torch.empty(N), a=-1.0, b=2.0)
     assert ks(sample, truncated) < KOLMOGOROV
     q = draw(nn.init.orthogonal_, torch.empty(20, 20, dtype=torch.float64))
@@ -128,7 +128,7 @@ DISCRETE: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_discrete_draws_have_their_distribution(name: str) -> None:
+def test_discrete_keyed_draws_have_their_distribution(name: str) -> None:
     call, law = DISCRETE[name]
     counts = torch.bincount(draw(call).flatten().long(), minlength=len(law))
     assert len(counts) == len(law)
@@ -136,7 +136,7 @@ def test_discrete_draws_have_their_distribution(name: str) -> None:
     assert chi_square(counts, law.double()) < 16
 
 
-def test_samples_without_replacement_differ() -> None:
+def test_samples_without_replacement_are_distinct() -> None:
     rows = draw(torch.multinomial, WEIGHTS.expand(500, -1), 4).sort().values
     assert rows.equal(torch.tensor([1, 2, 4, 5]).expand(500, -1))
     assert (
@@ -146,7 +146,7 @@ def test_samples_without_replacement_differ() -> None:
     )
 
 
-def test_extremes_stay_inside() -> None:
+def test_keyed_draws_stay_in_their_range_in_every_dtype() -> None:
     assert draw(lambda: torch.rand(N, dtype=torch.bfloat16)).max() < 1
     assert draw(lambda: torch.empty(N, dtype=torch.bfloat16).uniform_(0, 1)).max() < 1
     assert draw(lambda: torch.empty(N).exponential_()).min() > 0
@@ -157,7 +157,7 @@ def test_extremes_stay_inside() -> None:
 
 
 @pytest.mark.parametrize("end", [0.0, 1 - 2**-23])
-def test_the_ends_of_the_uniform_draw_stay_inside(
+def test_extreme_uniform_values_give_valid_samples(
     end: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def uniform(_: Any, shape: Any, dtype: torch.dtype, device: Any) -> Tensor:

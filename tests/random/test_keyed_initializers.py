@@ -1,4 +1,4 @@
-"""Initial weights: pure functions of the key and of each parameter's path."""
+"""Initial weights are pure functions of the key and of each parameter's path."""
 
 from __future__ import annotations
 
@@ -67,13 +67,15 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @settings(max_examples=15)
 @given(st.permutations("abcd"), st.integers(1, 4), st.booleans())
-def test_other_layers_leave_a_layers_weights(order: list[str], kept: int, tied: bool) -> None:
+def test_adding_layers_keeps_the_initial_weights_of_other_layers(
+    order: list[str], kept: int, tied: bool
+) -> None:
     small = weights(partial(Net, tuple(sorted(order[:kept])), tied))
     large = weights(partial(Net, tuple(order), tied))
     assert all(same(small[name], large[name]) for name in small)
 
 
-def test_every_weight_depends_on_the_key_and_on_its_path() -> None:
+def test_initial_weights_depend_on_the_key_and_the_path() -> None:
     a, b = weights(partial(Net, ("x", "y"))), weights(partial(Net, ("x", "y")), key(4))
     constant = {"attention.in_proj_bias", "attention.out_proj.bias"}
     for name in a:
@@ -83,7 +85,7 @@ def test_every_weight_depends_on_the_key_and_on_its_path() -> None:
             assert not same(a[name], a[name.replace(".x.", ".y.")])
 
 
-def test_what_the_constructor_writes_afterwards_stays() -> None:
+def test_values_written_by_the_constructor_after_a_draw_are_kept() -> None:
     net = weights(partial(Net, ("x",)))
     assert net["embedding.weight"][1].eq(0).all()
     assert net["layers.x.second.weight"][0].abs().max() > 2
@@ -93,7 +95,7 @@ def test_what_the_constructor_writes_afterwards_stays() -> None:
     assert net["layers.x.attention.in_proj_weight"].std() < 0.1
 
 
-def test_a_vmapped_row_is_a_single_model() -> None:
+def test_vmapped_initial_weights_equal_those_of_single_models() -> None:
     build = partial(nn.TransformerEncoderLayer, 4, 2, 8)
     _, plan = observe(build)
 
@@ -106,13 +108,13 @@ def test_a_vmapped_row_is_a_single_model() -> None:
         assert all(same(rows[name][i], value) for name, value in init(one).items())
 
 
-def test_the_model_of_observe_is_the_model() -> None:
+def test_observe_returns_the_model_and_the_sites_of_its_draws() -> None:
     module, plan = observe(lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert [type(layer) for layer in module] == [nn.Linear, nn.ReLU, nn.Linear]
     assert plan.sites == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_the_site_of_a_draw_is_the_memory_it_filled() -> None:
+def test_site_of_a_draw_is_the_parameter_whose_memory_it_filled() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""`keyed`: the numbers are those of the functions it stands for, in distribution and in arithmetic."""
+"""`keyed` functions match the torch functions that they replace in distribution and arithmetic."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+def test_dropout_scales_kept_values_and_drops_at_the_given_rate(
+    p: float, dtype: torch.dtype
+) -> None:
     x = torch.full((N,), 3.0, dtype=dtype)
     out = draw(F.dropout, x, p)
     kept = out != 0
@@ -46,7 +48,7 @@ def test_dropout_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
     assert abs(kept.double().mean() - (1 - p)) < SIGMAS * math.sqrt(p * (1 - p) / N)
 
 
-def test_dropout_of_rate_0_and_1_keeps_and_zeroes_all() -> None:
+def test_dropout_of_rate_0_keeps_and_rate_1_zeroes_all_values() -> None:
     x = torch.randn(8, generator=torch.Generator().manual_seed(0))
     for drop in (F.dropout, F.alpha_dropout, lambda x, p: F.dropout1d(x[None], p)[0]):
         assert draw(drop, x, 0.0).equal(x)
@@ -58,7 +60,7 @@ def test_dropout_of_rate_0_and_1_keeps_and_zeroes_all() -> None:
         draw(F.dropout, x, 1.5)
 
 
-def test_nothing_is_drawn_where_torch_draws_nothing(masks: list[Tensor]) -> None:
+def test_eval_mode_and_rate_0_modules_draw_no_masks(masks: list[Tensor]) -> None:
     x = torch.ones(4, 6, 8)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True).eval()
     for quiet in (
@@ -72,7 +74,7 @@ def test_nothing_is_drawn_where_torch_draws_nothing(masks: list[Tensor]) -> None
     assert not masks
 
 
-def test_dropout_has_the_gradient_of_its_mask() -> None:
+def test_dropout_gradient_equals_its_scaled_mask() -> None:
     x = torch.linspace(-1, 1, 64).requires_grad_()
     out = draw(F.dropout, x, 0.25)
     (grad,) = torch.autograd.grad(out.sum(), x)
@@ -83,7 +85,7 @@ def test_dropout_has_the_gradient_of_its_mask() -> None:
     assert torch.autograd.grad(out.sum(), x)[0].equal(grad)
 
 
-def test_a_dropped_infinity_is_zero() -> None:
+def test_dropout_of_infinity_gives_zero() -> None:
     out = draw(F.dropout, torch.full((64,), math.inf), 0.5)
     assert set(out.tolist()) == {0.0, math.inf}
 
@@ -93,7 +95,9 @@ def test_a_dropped_infinity_is_zero() -> None:
     [(F.dropout1d, (50, 40, 3)), (F.dropout2d, (50, 40, 2, 3)), (F.dropout3d, (50, 40, 2, 1, 3)),
      (F.feature_alpha_dropout, (50, 40, 2, 3))],
 )  # fmt: skip
-def test_whole_channels_are_dropped(drop: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+def test_feature_dropout_drops_whole_channels(
+    drop: Callable[..., Tensor], shape: tuple[int, ...]
+) -> None:
     out = draw(drop, torch.ones(shape), 0.3, training=True).flatten(2)
     assert (out == out[..., :1]).all()
     dropped = (out[..., 0] <= 0).double().mean()
@@ -120,7 +124,9 @@ def attention(
 
 
 @pytest.mark.parametrize("form", ["plain", "causal", "bool", "float", "gqa"])
-def test_attention_is_that_of_its_mask(form: str, masks: list[Tensor]) -> None:
+def test_attention_dropout_matches_float64_attention_with_its_mask(
+    form: str, masks: list[Tensor]
+) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, heads, 5, 8) for heads in ((4, 2, 2) if form == "gqa" else (2, 2, 2)))
     allowed = torch.rand(5, 5) > 0.4
@@ -155,7 +161,9 @@ def test_attention_is_that_of_its_mask(form: str, masks: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_multihead_attention_is_that_of_its_mask(weights: bool, masks: list[Tensor]) -> None:
+def test_multihead_attention_dropout_matches_float64_attention_with_its_mask(
+    weights: bool, masks: list[Tensor]
+) -> None:
     torch.manual_seed(0)
     module = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
     x = torch.randn(3, 5, 8)
@@ -179,10 +187,10 @@ def test_multihead_attention_is_that_of_its_mask(weights: bool, masks: list[Tens
     ids=str,
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_recurrent_layers_are_torchs_where_all_is_kept(
+def test_recurrent_layers_with_negligible_dropout_match_torch(
     kind: Any, options: dict[str, Any], packed: bool
 ) -> None:
-    """At p = 1e-30 no element is dropped and 1 / (1 - p) is 1: one layer at a time, the same network."""
+    """At p = 1e-30 no element is dropped and 1 / (1 - p) is 1, but layers run one at a time."""
     if "proj_size" in options and kind is not nn.LSTM:
         pytest.skip("only LSTMs project")
     torch.manual_seed(0)
@@ -202,7 +210,7 @@ def test_recurrent_layers_are_torchs_where_all_is_kept(
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-def test_recurrent_dropout_is_between_the_layers(masks: list[Tensor]) -> None:
+def test_recurrent_dropout_is_applied_between_layers(masks: list[Tensor]) -> None:
     torch.manual_seed(0)
     gru, x = nn.GRU(4, 6, 3, dropout=0.3), torch.randn(5, 2, 4)
     out, final = draw(gru, x)
@@ -219,7 +227,7 @@ def test_recurrent_dropout_is_between_the_layers(masks: list[Tensor]) -> None:
     torch.testing.assert_close(out, hidden, rtol=0, atol=1e-6)
 
 
-def test_autocast_decides_the_dtypes() -> None:
+def test_keyed_functions_follow_autocast_dtypes() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True)
     x = torch.randn(2, 3, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -229,7 +237,7 @@ def test_autocast_decides_the_dtypes() -> None:
     assert ours.dtype == theirs.dtype
 
 
-def test_meta_tensors_draw_no_numbers() -> None:
+def test_keyed_draws_on_the_meta_device_return_meta_tensors() -> None:
     layer = draw(lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.3, device="meta"))
     assert all(p.is_meta for p in layer.parameters())
     assert draw(layer, torch.empty(4, 2, 8, device="meta")).shape == (4, 2, 8)
@@ -238,7 +246,7 @@ def test_meta_tensors_draw_no_numbers() -> None:
         assert draw(torch.randperm, 3).is_meta
 
 
-def test_factories_take_their_options() -> None:
+def test_keyed_factory_functions_accept_torch_options() -> None:
     out = torch.empty(0)
     assert draw(torch.rand, 3, 2, out=out) is out
     assert out.shape == (3, 2)
@@ -254,7 +262,7 @@ def test_factories_take_their_options() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cuda_draw_is_the_cpus() -> None:
+def test_cuda_draws_equal_cpu_draws() -> None:
     for call in (
         lambda device: F.dropout(torch.ones(1000, device=device), 0.3),
         lambda device: torch.rand(1000, device=device),

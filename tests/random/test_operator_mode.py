@@ -1,4 +1,4 @@
-"""The operator mode: every operator that draws is keyed or refused, whatever called it."""
+"""Operator mode of `keyed`: every operator that draws is keyed or refused, whatever calls it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Callable[[], Any], float, float]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_operator_draws_from_the_key_what_torch_would(name: str) -> None:
+def test_keyed_operator_has_the_mean_and_spread_of_torchs_operator(name: str) -> None:
     call, mean, std = CASES[name]
     drawn = []
     for each in (KEYS[0], KEYS[0], KEYS[1]):
@@ -141,7 +141,7 @@ def test_an_operator_draws_from_the_key_what_torch_would(name: str) -> None:
     assert abs(drawn[0].std() - std) < 5 * spread * math.sqrt(2)
 
 
-def test_every_operator_that_torch_tags_is_keyed_here_or_known_to_be_refused() -> None:
+def test_every_operator_tagged_as_random_is_keyed_or_refused() -> None:
     names = {f"{each._opname}.{each._overloadname}": each for each in tagged() if _is_drawing(each)}
     keyed_names = {name for name, each in names.items() if _handler(each) is not None}
     assert keyed_names >= {
@@ -167,7 +167,7 @@ def test_every_operator_that_torch_tags_is_keyed_here_or_known_to_be_refused() -
         assert composite or any(part in name for part in kernels), name
 
 
-def test_attention_chooses_the_kernel_of_operators_where_dropout_is_drawn() -> None:
+def test_attention_dropout_in_operator_mode_is_a_function_of_the_key() -> None:
     x = torch.ones(1, 2, 3, 4)
     with operators(KEYS[0]):
         a = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
@@ -177,7 +177,7 @@ def test_attention_chooses_the_kernel_of_operators_where_dropout_is_drawn() -> N
 
 
 @pytest.mark.parametrize("name", KEYED)
-def test_a_way_to_draw_gives_the_same_numbers_for_the_same_key(
+def test_every_keyed_way_to_draw_is_a_function_of_the_key(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One block for all names: none may know what an earlier one needed.
@@ -191,13 +191,13 @@ def test_a_way_to_draw_gives_the_same_numbers_for_the_same_key(
 
 
 @pytest.mark.parametrize("name", ["custom operator", "torch.Generator"])
-def test_a_refusal_names_operator_and_line(name: str) -> None:
+def test_refused_draw_raises_with_operator_and_line(name: str) -> None:
     with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match=r"ways_to_draw\.py:\d+") as caught:
         REFUSED[name]((4, 4))
     assert "ftrain_tests.noise" in str(caught.value) or "torch.rand" in str(caught.value)
 
 
-def test_a_block_that_moves_a_generator_beside_another_thread_warns() -> None:
+def test_global_draw_in_a_keyed_block_beside_another_thread_warns() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
@@ -213,7 +213,7 @@ def test_a_block_that_moves_a_generator_beside_another_thread_warns() -> None:
     assert caught[0].filename == __file__
 
 
-def test_draws_of_operators_leave_those_of_functions_as_they_are() -> None:
+def test_keyed_operator_draws_do_not_change_keyed_function_draws() -> None:
     def run(hidden: bool) -> Tensor:
         drop = nn.Dropout(0.5)
         first = drop(ONES)
@@ -227,7 +227,7 @@ def test_draws_of_operators_leave_those_of_functions_as_they_are() -> None:
         assert run(hidden=True).equal(plain)
 
 
-def test_a_draw_below_torch_vmap_is_refused() -> None:
+def test_operator_draw_under_torch_vmap_raises() -> None:
     def hidden(x: Tensor) -> Tensor:
         return torch.jit.script(_scripted)(x)
 
@@ -244,7 +244,7 @@ def _scripted(x: Tensor) -> Tensor:
     return x * torch.rand_like(x)
 
 
-def test_evaluation_and_rate_zero_draw_nothing() -> None:
+def test_operators_in_eval_mode_draw_nothing() -> None:
     x = torch.ones(1, 2, 3, 4)
     with torch.random.fork_rng([]):
         lstm = nn.LSTM(2, 2, 2, dropout=0.5).eval()
@@ -260,8 +260,8 @@ def test_evaluation_and_rate_zero_draw_nothing() -> None:
     assert aten.native_dropout.default(ONES, 0.5, False)[0].equal(ONES)
 
 
-def test_the_operator_mode_does_not_import_dynamo() -> None:
-    """It takes a second, and switches the validation of torch.distributions off."""
+def test_operator_mode_does_not_import_dynamo() -> None:
+    """Importing dynamo takes a second and disables the validation of torch.distributions."""
     program = (
         "import sys, torch, ftrain\n"
         "ftrain.bind(lambda: torch.nn.Linear(2, 1)).init(ftrain.random.key(0))\n"

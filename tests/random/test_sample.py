@@ -1,4 +1,4 @@
-"""Distributions: equal to JAX's bit for bit, normals within 4 ulp; the laws that users rely on."""
+"""Sampling functions equal JAX's bit for bit, normals within 4 ulp."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def jax_between(key: Any, shape: tuple[int, ...], dtype: str, low: Any, high: An
 
 @float_dtype
 def test_uniform_between_bounds_equals_jax(dtype: str) -> None:
-    """The product and the sum are one fused operation in float32 and float64, two in the others."""
+    """Scaling is a fused multiply-add in float32 and float64, two operations in other dtypes."""
     bound = st.floats(-1e4, 1e4, width=16).map(lambda v: v + 0.0)  # the sign of a zero aside
 
     @quick
@@ -132,7 +132,7 @@ def test_uniform_between_tensors_equals_jax(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_uniform_between_bounds_is_within_one_rounding_of_jitted_jax(dtype: str) -> None:
-    """On every processor: a fused form lacks at most the rounding of a product, half an ulp of it."""
+    """A fused multiply-add skips the rounding of the product, at most half an ulp of it."""
     minval, maxval = -3.0, 7.5
     ours = random.uniform(random.key(0), (5000,), getattr(torch, dtype), minval, maxval).double()
     theirs = jax.random.uniform(jax_key(0), (5000,), dtype, minval, maxval)
@@ -142,7 +142,7 @@ def test_uniform_between_bounds_is_within_one_rounding_of_jitted_jax(dtype: str)
     assert float(gap) <= bound
 
 
-def test_uniform_differentiates_in_its_bounds() -> None:
+def test_uniform_is_differentiable_with_respect_to_its_bounds() -> None:
     low, high = (torch.tensor(v, requires_grad=True) for v in (0.1, 0.7))
     draw = random.uniform(random.key(0), (50,), minval=low, maxval=high)
     unit = random.uniform(random.key(0), (50,))
@@ -152,8 +152,8 @@ def test_uniform_differentiates_in_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_fused_sum_is_rounded_once(dtype: torch.dtype) -> None:
-    """Against exact rationals; near cancellation, rounding twice would show."""
+def test_fused_scaling_of_uniform_draws_is_rounded_once(dtype: torch.dtype) -> None:
+    """Compare with exact rationals; near cancellation, a second rounding would be visible."""
     from fractions import Fraction
 
     unit = random.uniform(random.key(0), (300,), dtype)
@@ -171,14 +171,14 @@ def test_the_fused_sum_is_rounded_once(dtype: torch.dtype) -> None:
             assert error <= min(abs(Fraction(up) - target), abs(Fraction(down) - target))
 
 
-def test_a_zero_bound_has_no_sign() -> None:
+def test_uniform_between_negative_and_positive_zero_is_positive_zero() -> None:
     draw = random.uniform(random.key(0), (3,), minval=-0.0, maxval=0.0)
     assert raw(draw) == bytes(12)
     bounds = torch.tensor(-0.0), torch.tensor(0.0)
     assert raw(random.uniform(random.key(0), (3,), torch.float32, *bounds)) == bytes(12)
 
 
-def test_uniform_stays_inside() -> None:
+def test_uniform_draws_stay_in_the_half_open_unit_interval() -> None:
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         draw = random.uniform(random.key(1), (5000,), dtype)
         assert draw.min() >= 0
@@ -204,7 +204,7 @@ def test_normal_is_within_4_ulp_of_jax(dtype: str) -> None:
 
 
 def test_every_float32_normal_is_within_4_ulp_of_jax() -> None:
-    """There are 2^23 of them; 3 ulp is the worst. The tails are where `torch.erfinv` is 20,000 off."""
+    """All 2^23 values differ by at most 3 ulp; `torch.erfinv` is off by 20,000 ulp in the tails."""
     index = np.arange(2**23, dtype=np.uint32)
     unit = (index | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
     lowest = np.nextafter(np.float32(-1), np.float32(0))
@@ -220,7 +220,7 @@ def test_every_float32_normal_is_within_4_ulp_of_jax() -> None:
     assert int(gap.abs().max()) <= 4
 
 
-def test_normal_of_the_extreme_words() -> None:
+def test_normal_of_extreme_uniform_values_is_finite_and_centered() -> None:
     for dtype, bits in ((torch.float32, 23), (torch.float64, 52)):
         unit = torch.tensor([0.0, 0.5, 1.0 - 2.0**-bits], dtype=dtype)
         low, middle, high = _normal.normal(unit).tolist()
@@ -229,8 +229,8 @@ def test_normal_of_the_extreme_words() -> None:
         assert abs(middle) < 2.0 ** (2 - bits)
 
 
-def test_normal_has_its_moments() -> None:
-    """Six standard errors of mean, variance and fourth moment over 200,000 draws."""
+def test_normal_draws_have_standard_normal_moments() -> None:
+    """Mean, variance and fourth moment of 200,000 draws agree within six standard errors."""
     draw = random.normal(random.key(0), (200_000,)).double()
     n = draw.numel()
     assert abs(draw.mean()) < 6 / math.sqrt(n)
@@ -263,8 +263,8 @@ def test_bernoulli_equals_jax(
 @example(p=1.0)
 @example(p=2.0**-23)
 @example(p=0.1)
-def test_the_threshold_is_the_comparison(p: float) -> None:
-    """On both sides of the edge, where a random draw seldom is."""
+def test_bernoulli_integer_threshold_equals_the_float_comparison(p: float) -> None:
+    """Words on both sides of the threshold, which random draws seldom hit."""
     index = int(p * 2**23) + np.arange(-2, 3)
     index = torch.from_numpy(index[(index >= 0) & (index < 2**23)].astype(np.int32))
     words = (index << 9).view(torch.uint32)
@@ -273,7 +273,7 @@ def test_the_threshold_is_the_comparison(p: float) -> None:
 
 
 @float_dtype
-def test_bernoulli_of_a_tensor_equals_jax(dtype: str) -> None:
+def test_bernoulli_with_tensor_probabilities_equals_jax(dtype: str) -> None:
     p = jax.numpy.linspace(0, 1, 500, dtype=dtype)
     ours = from_numpy(np.asarray(p), getattr(torch, dtype))
     assert same(random.bernoulli(random.key(5), ours), jax.random.bernoulli(jax_key(5), p))
@@ -376,6 +376,6 @@ def test_permutation_of_a_tensor_equals_jax(axis: int, independent: bool) -> Non
         (lambda key: random.normal(random.split(key), (2,)), r"torch\.vmap"),
     ],
 )
-def test_bad_input_raises_with_a_remedy(draw: Any, words: str) -> None:
+def test_sampling_functions_refuse_invalid_arguments_with_a_remedy(draw: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         draw(random.key(0))

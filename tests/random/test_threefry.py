@@ -1,4 +1,4 @@
-"""The generator: known answers, JAX's keys and words, kernel and reference, batches and graphs."""
+"""The Threefry generator: known answers, equality with JAX, kernel, batching and graphs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def jax_words(key) -> bytes:
         ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_known_answers_of_random123(key, counter, answer) -> None:
+def test_threefry_matches_the_known_answers_of_random123(key, counter, answer) -> None:
     words = torch.tensor([*key, *counter], dtype=torch.int64).to(torch.int32)
     out = _reference.threefry2x32(words[:2], words[2], words[3])
     assert tuple(int(word) % 2**32 for word in out) == answer
@@ -82,7 +82,7 @@ def test_key_of_a_tensor_of_seeds_equals_jax(dtype: str) -> None:
     assert raw(random.key(torch.from_numpy(seeds))) == jax.numpy.asarray(expected).tobytes()
 
 
-def test_key_takes_unsigned_seeds_as_their_pattern() -> None:
+def test_key_of_an_unsigned_seed_uses_its_bit_pattern() -> None:
     assert raw(random.key(2**64 - 1)) == raw(random.key(-1))
 
 
@@ -106,7 +106,7 @@ def test_fold_in_equals_jax(seed: int, data: int, folds: list[int]) -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.uint32, torch.uint64]
 )
-def test_fold_in_takes_the_lower_word_of_any_integer(dtype: torch.dtype, monkeypatch) -> None:
+def test_fold_in_uses_the_lower_32_bits_of_any_integer(dtype: torch.dtype, monkeypatch) -> None:
     data = torch.tensor([-1, 3]).to(dtype)
     if dtype == torch.int64:
         data = data + (5 << 32)
@@ -118,7 +118,7 @@ def test_fold_in_takes_the_lower_word_of_any_integer(dtype: torch.dtype, monkeyp
     assert raw(random.fold_in(key, data)) == raw(ours)
 
 
-def test_a_row_of_split_is_a_fold_in() -> None:
+def test_row_i_of_split_equals_fold_in_of_i() -> None:
     key = random.key(3)
     for i, row in enumerate(random.split(key, 5)):
         assert raw(row) == raw(random.fold_in(key, i))
@@ -134,7 +134,7 @@ def test_fold_in_broadcasts_over_keys_and_data() -> None:
     assert raw(random.fold_in(keys, 7)[2, 0]) == raw(random.fold_in(keys[2, 0], 7))
 
 
-def test_key_data_shows_unsigned_words() -> None:
+def test_key_data_returns_unsigned_words() -> None:
     assert random.key_data(random.key(-1)).tolist() == [2**32 - 1] * 2
 
 
@@ -154,7 +154,7 @@ def test_bits_equal_jax(seed: int, folds: list[int], shape: tuple[int, ...], wid
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
 @pytest.mark.parametrize("count", [511, 512, 513, 70_001])
-def test_kernel_is_the_reference_at_the_edges_of_blocks_and_threads(width: int, count: int) -> None:
+def test_kernel_bits_equal_the_reference_at_block_and_thread_edges(width: int, count: int) -> None:
     key = random.key(9)
     assert raw(random.bits(key, count, width, folds=(4,))) == raw(
         _reference.bits(key, (4,), (count,), width)
@@ -188,7 +188,7 @@ every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 
 
 @every_draw
-def test_draws_are_pure_functions_of_their_key(draw: Callable[[Tensor], Tensor]) -> None:
+def test_random_functions_are_pure_functions_of_their_key(draw: Callable[[Tensor], Tensor]) -> None:
     key, state = random.key(11), torch.get_rng_state()
     before = raw(key)
     first, second = draw(key), draw(key)
@@ -199,7 +199,7 @@ def test_draws_are_pure_functions_of_their_key(draw: Callable[[Tensor], Tensor])
 
 
 @every_draw
-def test_kernel_is_the_reference(draw: Callable[[Tensor], Tensor], monkeypatch) -> None:
+def test_kernel_draws_equal_the_reference(draw: Callable[[Tensor], Tensor], monkeypatch) -> None:
     assert _kernel.kernel() is not None, "this machine has a compiler"
     compiled = draw(random.key(13))
     monkeypatch.setattr(_kernel, "_kernel", None)
@@ -213,7 +213,7 @@ def test_kernel_is_the_reference(draw: Callable[[Tensor], Tensor], monkeypatch) 
 
 
 @every_draw
-def test_a_vmapped_row_is_a_single_run(draw: Callable[[Tensor], Tensor]) -> None:
+def test_vmapped_draws_equal_single_draws(draw: Callable[[Tensor], Tensor]) -> None:
     keys = random.split(random.key(17), (3, 2))
     table = torch.vmap(torch.vmap(draw))(keys)
     for i in range(3):
@@ -224,7 +224,7 @@ def test_a_vmapped_row_is_a_single_run(draw: Callable[[Tensor], Tensor]) -> None
 
 
 @every_draw
-def test_traced_on_fake_tensors_is_eager(draw: Callable[[Tensor], Tensor]) -> None:
+def test_draws_traced_on_fake_tensors_equal_eager(draw: Callable[[Tensor], Tensor]) -> None:
     graph = make_fx(draw, tracing_mode="fake")(random.key(0))
     key = random.key(19)
     traced, eager = graph(key), draw(key)
@@ -233,7 +233,7 @@ def test_traced_on_fake_tensors_is_eager(draw: Callable[[Tensor], Tensor]) -> No
 
 
 @every_draw
-def test_traced_vmap_is_eager(draw: Callable[[Tensor], Tensor]) -> None:
+def test_traced_vmapped_draws_equal_eager(draw: Callable[[Tensor], Tensor]) -> None:
     keys = random.split(random.key(23), 3)
     graph = make_fx(torch.vmap(draw), tracing_mode="fake")(keys)
     assert raw(graph(keys)) == raw(torch.vmap(draw)(keys))
@@ -241,7 +241,9 @@ def test_traced_vmap_is_eager(draw: Callable[[Tensor], Tensor]) -> None:
 
 @every_draw
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_by_dynamo_is_eager(draw: Callable[[Tensor], Tensor], backend: str) -> None:
+def test_draws_compiled_by_dynamo_equal_eager(
+    draw: Callable[[Tensor], Tensor], backend: str
+) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(draw, backend=backend, fullgraph=True)
     key = random.key(29)
@@ -249,7 +251,7 @@ def test_compiled_by_dynamo_is_eager(draw: Callable[[Tensor], Tensor], backend: 
 
 
 def test_each_draw_is_one_operator_in_a_graph() -> None:
-    """The generator is not inlined: a graph with a mask and a normal has two nodes that compute."""
+    """The generator is not inlined: a graph of a Bernoulli and a normal draw has two operators."""
 
     def draws(key: Tensor) -> tuple[Tensor, Tensor]:
         return random.bernoulli(key, 0.5, (4,), folds=(1, 2)), random.normal(key, (4,), folds=(3,))
@@ -259,7 +261,7 @@ def test_each_draw_is_one_operator_in_a_graph() -> None:
     assert calls == ["ftrain.threefry_bernoulli.default", "ftrain.threefry_normal.default"]
 
 
-def test_symbolic_shapes_do_not_specialise() -> None:
+def test_bernoulli_traced_with_symbolic_shapes_accepts_other_shapes() -> None:
     def draw(key: Tensor, like: Tensor) -> Tensor:
         return random.bernoulli(key, 0.5, like.shape)
 
@@ -268,7 +270,7 @@ def test_symbolic_shapes_do_not_specialise() -> None:
     assert raw(graph(key, torch.zeros(5, 6))) == raw(random.bernoulli(key, 0.5, (5, 6)))
 
 
-def test_vmap_over_either_side_of_fold_in() -> None:
+def test_fold_in_vmaps_over_keys_data_or_both() -> None:
     keys, data = random.split(random.key(0), 3), torch.arange(3)
     both = torch.vmap(random.fold_in)(keys, data)
     only_data = torch.vmap(random.fold_in, in_dims=(None, 0))(keys[0], data)
@@ -281,7 +283,7 @@ def test_vmap_over_either_side_of_fold_in() -> None:
     assert raw(nested(keys, data)) == raw(random.fold_in(keys[:, None], data))
 
 
-def test_schemas_and_fake_rules() -> None:
+def test_threefry_operators_pass_opcheck() -> None:
     key = random.key(0)
     for operator, args in {
         _operators.threefry_bits: (key, [1], [3], 16),
@@ -297,8 +299,8 @@ def test_schemas_and_fake_rules() -> None:
 
 
 @pytest.mark.inductor
-def test_compiled_by_inductor_is_eager() -> None:
-    """The opaque operators alone: arithmetic after them would take a minute of the C++ compiler."""
+def test_draws_compiled_by_inductor_equal_eager() -> None:
+    """Only opaque operators: arithmetic after them would take a minute to compile in C++."""
     names = ("bits8", "uniform", "normal", "bernoulli", "randint", "split", "fold_in of a tensor")
 
     def draws(key: Tensor) -> tuple[Tensor, ...]:
@@ -328,19 +330,21 @@ def test_compiled_by_inductor_is_eager() -> None:
         (lambda: random.bits(random.key(0), width=12), "12"),
     ],
 )
-def test_bad_input_raises_with_a_remedy(call: Callable[[], Tensor], words: str) -> None:
+def test_random_functions_refuse_invalid_arguments_with_a_remedy(
+    call: Callable[[], Tensor], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 
 
-def test_keys_and_folds_are_integers() -> None:
+def test_key_and_fold_in_refuse_floating_point_data() -> None:
     with pytest.raises(TypeError, match="integer"):
         random.key(1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="integer"):
         random.fold_in(random.key(0), torch.tensor(1.5))
 
 
-def test_default_device_and_dtype_are_not_read() -> None:
+def test_draws_ignore_the_default_device_and_dtype() -> None:
     expected = raw(random.normal(random.key(0), (3,)))
     key = random.key(0)
     torch.set_default_dtype(torch.float64)
@@ -352,8 +356,8 @@ def test_default_device_and_dtype_are_not_read() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_every_bit_of_a_word_is_set_half_of_the_time() -> None:
-    """Each of 64 bits is set in half of 2^14 words: six standard deviations are 0.024."""
+def test_every_bit_of_random_words_is_set_half_of_the_time() -> None:
+    """Over 2^14 words, each of 64 bits is set half of the time, within six standard deviations."""
     words = random.bits(random.key(0), 2**14, 64).view(torch.int64)
     shares = torch.stack([(words >> i & 1).double().mean() for i in range(64)])
     assert (shares - 0.5).abs().max() < 6 * 0.5 / math.sqrt(2**14)

@@ -59,7 +59,7 @@ OPERATORS = [conditional, mapped, accumulated, scanned, looped, attended]
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without:UserWarning")
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_an_operator_under_keyed_gives_what_it_gives_outside(
+def test_higher_order_operators_under_keyed_equal_those_outside(
     operator: Callable[..., Tensor],
 ) -> None:
     def run(key: Tensor, w: Tensor) -> Any:
@@ -73,7 +73,9 @@ def test_an_operator_under_keyed_gives_what_it_gives_outside(
 
 
 @pytest.mark.parametrize("operator", [conditional, mapped, accumulated])
-def test_its_gradient_under_keyed_is_the_one_outside(operator: Callable[..., Tensor]) -> None:
+def test_higher_order_operator_gradients_under_keyed_match_those_outside(
+    operator: Callable[..., Tensor],
+) -> None:
     def loss(w: Tensor) -> Tensor:
         return operator(w).square().sum()
 
@@ -87,7 +89,7 @@ def test_its_gradient_under_keyed_is_the_one_outside(operator: Callable[..., Ten
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # sums in another order
 
 
-def test_a_model_with_a_condition_trains() -> None:
+def test_compiled_step_with_torch_cond_equals_eager() -> None:
     def loss_fn(model: Any, x: Tensor) -> Tensor:
         y = torch.dropout(model(x), 0.5, True)
         return torch.cond(y.sum() > 0, lambda y: y.square(), lambda y: y.exp(), (y,)).mean()
@@ -100,7 +102,7 @@ def test_a_model_with_a_condition_trains() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_draw_in_its_body_is_refused_with_the_way_that_works(compiled: bool) -> None:
+def test_draw_in_a_torch_map_body_raises_with_the_scan_and_cond_remedy(compiled: bool) -> None:
     def run(key: Tensor, w: Tensor) -> Any:
         with random.keyed(key):
             return torch_map(lambda row: F.dropout(row), w)
