@@ -1,4 +1,4 @@
-"""The documentation site names every public name, and says what `__all__` says."""
+"""The reference of the documentation site lists exactly the public names in `__all__`."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def documented() -> list[str]:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_reference_shows_every_public_name_of_a_room(room: str) -> None:
+def test_reference_lists_every_public_name_of_a_package(room: str) -> None:
     names = {f"{room}.{name}" for name in importlib.import_module(room).__all__}
     own = {f"ftrain.{page}" for page in ("debug", "random", "tree", "errors")}  # modules
     assert names - own <= set(documented())
 
 
-def test_reference_shows_only_public_names_and_each_once() -> None:
+def test_reference_lists_only_public_names_and_each_once() -> None:
     public = {f"{room}.{name}" for room in ROOMS for name in importlib.import_module(room).__all__}
     assert set(documented()) <= public
     assert len(documented()) == len(set(documented()))
 
 
-def test_navigation_lists_every_page() -> None:
+def test_site_navigation_lists_every_page() -> None:
     docs = ROOT / "docs"
     listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(listed) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
@@ -72,11 +72,11 @@ def pages(nav: Any) -> list[str]:
     ]
 
 
-def test_version_is_that_of_the_distribution() -> None:
+def test_ftrain_version_equals_the_distribution_version() -> None:
     assert ftrain.__version__ == importlib.metadata.version("ftrain")
 
 
-def test_make_laws_runs_the_tests_of_every_law() -> None:
+def test_make_laws_target_runs_the_tests_of_every_law() -> None:
     rows = re.findall(
         r"^\| (\d+) .*`pytest ([^`]*)` \|$", (ROOT / "docs" / "guarantees.md").read_text(), re.M
     )

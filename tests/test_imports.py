@@ -1,4 +1,4 @@
-"""Imports run one way between the rooms of ftrain, and in no circle inside them.
+"""Packages of ftrain import only those in lower layers, and modules have no import cycles.
 
 Every import statement counts: at the top of a module, inside a function, under `TYPE_CHECKING`.
 """
@@ -95,15 +95,15 @@ def circle(root: Path) -> list[str]:
     return []
 
 
-def test_rooms_import_only_the_rooms_below_them() -> None:
+def test_packages_import_only_packages_below_them() -> None:
     assert violations(ROOT) == []
 
 
-def test_modules_import_each_other_in_no_circle() -> None:
+def test_modules_have_no_import_cycles() -> None:
     assert circle(ROOT) == []
 
 
-def test_every_room_has_a_floor() -> None:
+def test_every_package_has_a_layer() -> None:
     rooms = {path.name for path in (ROOT / "ftrain").iterdir() if (path / "__init__.py").exists()}
     assert rooms == FLOOR.keys()
 
@@ -117,18 +117,20 @@ def test_every_room_has_a_floor() -> None:
         "from ftrain import compile",
     ],
 )
-def test_an_import_against_the_floors_is_reported(tmp_path: Path, statement: str) -> None:
+def test_import_from_a_higher_layer_is_reported(tmp_path: Path, statement: str) -> None:
     write(tmp_path, "core/tree.py", statement)
     assert len(violations(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(("statement", "count"), [("ftrain.optim", 0), ("ftrain.data", 1)])
-def test_tasks_import_core_and_optim_only(tmp_path: Path, statement: str, count: int) -> None:
+def test_tasks_package_may_import_core_and_optim_only(
+    tmp_path: Path, statement: str, count: int
+) -> None:
     write(tmp_path, "tasks/losses.py", f"import {statement}")
     assert len(violations(tmp_path)) == count
 
 
-def test_a_circle_through_a_function_and_a_type_is_reported(tmp_path: Path) -> None:
+def test_import_cycle_through_a_function_and_type_checking_is_reported(tmp_path: Path) -> None:
     write(tmp_path, "core/a.py", "def late():\n    from ftrain.core import b")
     write(
         tmp_path,

@@ -1,4 +1,4 @@
-"""The wheel holds what it must, installs, and imports on its own."""
+"""The wheel contains the whole package, installs, and works without the repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(target.glob("*.whl"))
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "ftrain/py.typed" in names
     assert "ftrain/core/random/threefry.c" in names
@@ -35,7 +35,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert sources <= set(names)
 
 
-def test_wheel_installs_and_trains_by_itself(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_trains_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target",
          tmp_path, wheel],
@@ -58,8 +58,8 @@ def test_wheel_installs_and_trains_by_itself(wheel: Path, tmp_path: Path) -> Non
     assert done.stdout.strip() == "1"
 
 
-def test_packages_are_attributes_after_a_plain_import() -> None:
-    """Loaded at their first use; type checkers know them as well."""
+def test_import_ftrain_makes_packages_available_as_lazy_attributes() -> None:
+    """Packages are loaded at their first use; type checkers know them as well."""
     packages = {path.parent.name for path in (ROOT / "ftrain").glob("*/__init__.py")}
     packages -= {"core", "cli"}  # `ftrain` has the names of the one; the other is a command
     script = (
@@ -79,8 +79,8 @@ def test_packages_are_attributes_after_a_plain_import() -> None:
     assert {a.asname for n in imports for a in n.names if a.asname == a.name} == packages
 
 
-def test_importing_is_quick_and_compiles_nothing() -> None:
-    """Beyond torch's own import; inductor and dynamo are not loaded until something is compiled."""
+def test_importing_ftrain_is_fast_and_loads_neither_inductor_nor_dynamo() -> None:
+    """Time is measured beyond torch's own import; compilers are loaded at the first compile."""
     script = (
         "import time, torch, numpy, optree\n"
         "import torch.utils._pytree\n"

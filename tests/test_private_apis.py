@@ -1,4 +1,4 @@
-"""Private torch APIs are used in `core/_torch*.py` alone, so that a new torch changes few files."""
+"""Private torch APIs are used in `core/_torch*.py` only, so that a new torch affects few files."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_private_torch_apis_are_used_in_core_torch_files_only() -> None:
     assert not new, f"wrap these in ftrain/core/_torch*.py: {new}"
 
 
-def test_every_allowed_use_of_a_private_api_exists() -> None:
+def test_every_allowed_private_api_use_still_exists() -> None:
     assert set(ALLOWED) <= set(uses_outside(PACKAGE))
 
 
@@ -135,7 +135,9 @@ def test_every_allowed_use_of_a_private_api_exists() -> None:
         "x = nn.modules.batchnorm._BatchNorm",
     ],
 )
-def test_a_new_use_of_a_private_api_is_reported(line: str, tmp_path: Path) -> None:
+def test_new_private_api_use_outside_core_torch_files_is_reported(
+    line: str, tmp_path: Path
+) -> None:
     (tmp_path / "core").mkdir()
     for name in ("core/_torch_new.py", "core/step.py"):
         (tmp_path / name).write_text(line + "\n")

@@ -1,4 +1,4 @@
-"""Every Python snippet of the README, then of the page on runs, runs in one namespace."""
+"""The Python snippets of the README and of the page on runs work in one namespace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def blocks(language: str, *, first: str = "") -> list[str]:
 
 
 @pytest.mark.inductor
-def test_snippets_run(
+def test_readme_and_runs_page_snippets_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snippets = blocks("python")
@@ -51,8 +51,8 @@ def test_snippets_run(
             assert re.sub(r"[\d.e-]+", "_", printed) == re.sub(r"[\d.e-]+", "_", shown)
 
 
-def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    """The `train.py` of the page on runs, killed three times on the way or never."""
+def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Run `train.py` of the page on runs, once killed three times and once not."""
     (snippet,) = blocks("python", first="# train.py")
     script = tmp_path / "train.py"
     script.write_text(snippet)
@@ -83,7 +83,7 @@ def test_the_killed_loop_ends_like_one_that_was_not(tmp_path: Path) -> None:
     assert ends[0] == ends[1]
 
 
-def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     of_readme, of_runs = blocks("sh", first="ftrain init")
     assert set(of_readme.splitlines()) <= set(of_runs.splitlines())
@@ -92,8 +92,10 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "runs" / "config" / "curves.png").exists()
 
 
-def test_the_configurations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the files that their first lines speak of; a few steps, not compiled."""
+def test_documented_configurations_train_and_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run a few uncompiled steps, with the data files that the configurations name."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(README.parent / "examples" / "char_gpt.py", tmp_path)
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
@@ -108,7 +110,7 @@ def test_the_configurations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert main(["eval", f"runs/{Path(name).stem}"]) == 0
 
 
-def test_commands_exist() -> None:
+def test_documented_commands_and_files_exist() -> None:
     """Every `make` target and every script that the README or the site names exists."""
     pages = [README, README.parent / "CONTRIBUTING.md", *README.parent.glob("docs/*.md")]
     text = "\n".join(page.read_text() for page in pages)

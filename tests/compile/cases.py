@@ -1,4 +1,4 @@
-"""Trees to compile over, and the byte comparison that the laws use."""
+"""Hypothesis strategies for trees of tensors, and byte-wise comparisons."""
 
 from __future__ import annotations
 

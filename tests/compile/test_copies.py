@@ -1,4 +1,4 @@
-"""Deep copies of traced tensors: they share the mode of the trace.
+"""Deep copies of traced tensors share the fake mode of the trace.
 
 A copy of the mode holds copies of weak references to storages. Such a copy is freed without having been
 counted, which corrupts the heap (torch 2.13).

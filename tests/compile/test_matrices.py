@@ -1,4 +1,4 @@
-"""Gradients of factorized matrices do not depend on the layouts that transforms and inductor choose.
+"""Gradients of matrix factorizations do not depend on layouts chosen by vmap or inductor.
 
 A determinant of a matrix in row order factorizes the transpose, and its derivative solves with these
 factors as the layout says; the layout that the derivative sees may be another one (torch 2.13).

@@ -1,4 +1,4 @@
-"""Inductor's layouts need not be those of the trace: views before products, against eager.
+"""Views before matrix products in inductor code, whose layouts may differ from the trace's.
 
 More chains: `FTRAIN_CAMPAIGN=1 pytest tests/compile/test_views.py`.
 """

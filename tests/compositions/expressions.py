@@ -1,4 +1,4 @@
-"""Nodes without a body, and the operations that programs are made of.
+"""Expression nodes without a body, and the interface of the operations in programs.
 
 Read next: `programs.py`, the nodes that bind variables.
 """

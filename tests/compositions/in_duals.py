@@ -1,4 +1,4 @@
-"""Programs in dual numbers: an oracle of a few operations, which shares nothing with torch.
+"""Evaluate programs in dual numbers: an oracle of a few operations, independent of torch.
 
 A dual number is x + x' ε with ε² = 0. Each derivative that is taken has an ε of its own, so derivatives
 nest: parts of a dual number are dual numbers of older ε. Gradients are forward derivatives along each

@@ -1,4 +1,4 @@
-"""Programs in JAX: derivatives and maps are JAX's; loops are unrolled and branches are selections."""
+"""Evaluate programs in JAX, with its derivatives and `vmap`; loops are unrolled, branches selected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs in torch and ftrain."""
+"""Evaluate programs in torch and ftrain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a program in each mode and compare it with the oracle: equal, refused, wrong, or an error."""
+"""Run a program in each mode and classify the result: equal, refused, wrong, or an error."""
 
 from __future__ import annotations
 

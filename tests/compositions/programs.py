@@ -1,4 +1,4 @@
-"""Programs that compose derivatives, loops, branches and transforms, as trees that print as source.
+"""Programs of nested derivatives, loops, branches and transforms, whose repr is their source.
 
 A program is a smooth function of vectors in R^2. Each node computes a vector from the variables in
 scope; a node with a body binds variables, and its body may use those of every node around it as well:

@@ -1,4 +1,4 @@
-"""Activation checkpointing inside of transforms: the values of the plain function, or a refusal."""
+"""Activation checkpointing inside transforms equals the plain function, or is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COMPOSED: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Te
 
 
 @pytest.mark.parametrize("name", COMPOSED)
-def test_compiled_checkpointed_regions_equal_the_plain_function(name: str) -> None:
+def test_compiled_checkpointed_function_matches_the_plain_one(name: str) -> None:
     found = ftrain.compile(COMPOSED[name](region), backend="eager")(X)
     assert is_close(found, COMPOSED[name](plain)(X))
 
@@ -55,7 +55,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("name", COMPOSED)
-def test_checkpointed_regions_of_a_bound_module_equal_the_plain_function(name: str) -> None:
+def test_checkpointing_in_a_bound_module_matches_the_plain_function(name: str) -> None:
     apply = ftrain.bind(Checkpointed)
     params, buffers = apply.init(ftrain.random.key(0))
 
@@ -68,5 +68,5 @@ def test_checkpointed_regions_of_a_bound_module_equal_the_plain_function(name: s
 @pytest.mark.parametrize(
     "name", ["gradient of vmap", "vmap of gradient", "jvp of gradient", "gradient of func.grad"]
 )
-def test_eager_checkpointed_regions_equal_the_plain_function(name: str) -> None:
+def test_eager_checkpointed_function_matches_the_plain_one(name: str) -> None:
     assert is_close(COMPOSED[name](region)(X), COMPOSED[name](plain)(X))

@@ -1,4 +1,4 @@
-"""Law 11, differentiation composes: random programs equal an oracle to third order, or are refused.
+"""Law 11: derivatives of random programs match an oracle to third order, or are refused.
 
 Thousands of programs with seeds of their own, and a count of what came of them:
 `FTRAIN_CAMPAIGN=1 make compositions`. A failure prints the program as source;
@@ -101,7 +101,7 @@ def report(request: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kinds", KINDS)
-def test_programs_equal_the_oracle_or_are_refused(kinds: str, mode: str) -> None:
+def test_random_programs_match_the_oracle_or_are_refused(kinds: str, mode: str) -> None:
     @some(4 if "compiled" in mode else 8)
     @given(programs(3, 3, KINDS[kinds]), points())
     def run(program: Program, points: list[float]) -> None:
@@ -112,7 +112,7 @@ def test_programs_equal_the_oracle_or_are_refused(kinds: str, mode: str) -> None
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
-def test_programs_that_were_wrong_equal_the_oracle_or_are_refused(
+def test_formerly_failing_programs_match_the_oracle_or_are_refused(
     program: Program, mode: str
 ) -> None:
     check(program, POINTS, mode)
@@ -120,7 +120,9 @@ def test_programs_that_were_wrong_equal_the_oracle_or_are_refused(
 
 @some(5)
 @given(programs(2, 1, SMOOTH), points())
-def test_first_derivatives_equal_finite_differences(program: Program, points: list[float]) -> None:
+def test_first_derivatives_of_random_programs_match_finite_differences(
+    program: Program, points: list[float]
+) -> None:
     f, x = program.function(Torch()), torch.tensor(points[:2], dtype=torch.float64)
     if expected_at(program, np.array(points).reshape(2, 2)) is None:
         return
@@ -130,7 +132,7 @@ def test_first_derivatives_equal_finite_differences(program: Program, points: li
 
 @some(3)
 @given(programs(2, 1), points())
-def test_the_oracle_equals_jax(program: Program, points: list[float]) -> None:
+def test_dual_number_oracle_matches_jax(program: Program, points: list[float]) -> None:
     expected = expected_at(program, np.array(points).reshape(2, 2))
     if expected is None:
         return
@@ -141,21 +143,21 @@ def test_the_oracle_equals_jax(program: Program, points: list[float]) -> None:
 
 @given(programs())
 @settings(max_examples=20)
-def test_programs_print_as_source_that_builds_them(program: Program) -> None:
+def test_program_repr_evaluates_to_the_program(program: Program) -> None:
     import tests.compositions.programs as names
 
     assert eval(repr(program), vars(names)) == program
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_wrong_value_fails(mode: str, monkeypatch: Any) -> None:
+def test_check_fails_on_a_wrong_value(mode: str, monkeypatch: Any) -> None:
     program = Program(Grad("func", Sin(Var(0)), (Var(0),)), ("func",))
     monkeypatch.setattr(Torch, "sin", staticmethod(torch.cos))
     with pytest.raises(AssertionError, match=re.escape(repr(program))):
         check(program, POINTS, mode)
 
 
-def test_a_refusal_without_its_cause_fails(monkeypatch: Any) -> None:
+def test_check_fails_on_a_refusal_without_its_cause(monkeypatch: Any) -> None:
     def refuse(x: torch.Tensor) -> torch.Tensor:
         raise ValueError("a step keeps no graph, so nothing can be differentiated through it")
 

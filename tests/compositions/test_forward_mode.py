@@ -1,4 +1,4 @@
-"""Forward mode through loops and branches: nothing loses its tangent without an error."""
+"""Forward mode through loops and branches: no tangent is lost without an error."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def dual(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("f", FUNCTIONS)
-def test_tangents_equal_those_of_the_unrolled_function(f: Any, compiled: bool) -> None:
+def test_tangents_through_loops_match_the_unrolled_function(f: Any, compiled: bool) -> None:
     run = (lambda g: ftrain.compile(g, backend="eager")) if compiled else (lambda g: g)
     expected = tangent(unrolled(f))
     assert is_close(run(f)(X), unrolled(f)(X))
@@ -98,13 +98,13 @@ def test_tangents_equal_those_of_the_unrolled_function(f: Any, compiled: bool) -
         assert is_close(run(dual(f))(X), expected(X))
 
 
-def test_a_tangent_that_is_zero_has_memory_when_compiled() -> None:
-    """A second derivative of a linear function, for which autograd has zeros without memory."""
+def test_compiled_zero_tangent_has_memory() -> None:
+    """For the second derivative of a linear function, autograd returns zeros without memory."""
     found = ftrain.compile(tangent(tangent(lambda x: 3 * x)), backend="eager")(X)
     assert is_close(found, torch.zeros_like(X))
     assert found.untyped_storage().data_ptr() != 0
 
 
 @pytest.mark.xfail(strict=True, reason="torch 2.13 drops the tangent of a custom operator")
-def test_a_custom_operator_keeps_its_tangent_or_raises() -> None:
+def test_custom_operator_keeps_its_tangent_in_forward_mode() -> None:
     assert is_close(tangent(sin2)(X), 2 * (2 * X).cos() * T)

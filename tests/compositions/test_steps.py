@@ -1,4 +1,4 @@
-"""A step inside of a function that is differentiated: followed or refused, never detached in silence."""
+"""A step inside a differentiated function is refused, never silently detached."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def by_rate(x: Tensor) -> tuple[Any, Any]:
     ("given", "named"),
     [(by_batch, "batch"), (by_params, "state.params['bias']"), (by_rate, "state.opt_state")],
 )
-def test_a_step_refuses_what_requires_a_gradient(
+def test_step_refuses_inputs_that_require_a_gradient(
     given: Any, named: str, step: str, compiled: bool
 ) -> None:
-    """By plain autograd and by torch.func; beside another path that does give a gradient."""
+    """Refuse under plain autograd and torch.func, even if another path gives a gradient."""
 
     def f(x: Tensor) -> Tensor:
         arguments = given(x)
@@ -68,7 +68,7 @@ def test_a_step_refuses_what_requires_a_gradient(
 
 
 @pytest.mark.parametrize("mode", ["eager", "vmap"])
-def test_a_function_with_a_generated_vmap_rule_is_mapped_inside_of_a_gradient(mode: str) -> None:
+def test_vmap_with_a_generated_rule_inside_value_and_grad_matches_the_formula(mode: str) -> None:
     class Sine(torch.autograd.Function):
         generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""One batch in many containers, and the steps that must not tell them apart."""
+"""One batch in many containers, and steps whose result must not depend on the container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Derivatives by finite differences, with an estimate of their error; functions to differentiate."""
+"""Finite-difference derivatives with an error estimate, and functions to differentiate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that keep state where a step does not look for it."""
+"""Models that keep state outside of their parameters and buffers."""
 
 from __future__ import annotations
 

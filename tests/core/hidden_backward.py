@@ -1,4 +1,4 @@
-"""Models that keep state where a backward pass changes it."""
+"""Models with hidden state that a backward pass changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks that count, a model that has them, and the ways to take its gradient."""
+"""Gradient hooks that count their calls, a model with such hooks, and ways to differentiate it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch's own databases of modules, operators and optimizers as inputs.
+"""Tests on torch's own test databases of modules, operators and optimizers.
 
 `torch.testing._internal` is torch's test suite. Importing it loads a Hypothesis profile, forbids
 assignments to flags such as `torch.backends.mkldnn.enabled`, filters warnings and extends the import

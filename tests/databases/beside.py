@@ -1,4 +1,4 @@
-"""Modules of `torch.nn` that torch's database lacks, or has without their draws, with inputs."""
+"""Modules of `torch.nn` that torch's database lacks, or holds without random draws, with inputs."""
 
 from __future__ import annotations
 

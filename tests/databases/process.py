@@ -1,4 +1,4 @@
-"""Global state of a process that an import may change, and with it what other tests compute."""
+"""Global state of a process that importing torch's test suite may change."""
 
 from __future__ import annotations
 

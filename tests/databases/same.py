@@ -1,4 +1,4 @@
-"""Helpers for the tests of modules and of operators: the value to differentiate, bytes, a tally."""
+"""Helpers for module and operator tests: scalar losses, byte comparison, outcome counts."""
 
 from __future__ import annotations
 

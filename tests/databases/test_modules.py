@@ -1,4 +1,4 @@
-"""Every module of torch's own database, with the inputs that torch tests it with.
+"""Every module of torch's own test database, with torch's test inputs.
 
 A bound module gives the module's output, gradients and buffers to the bit; compiled it gives what it
 gives in eager mode; under vmap each row what a single call gives. Or it is refused in words of ours. The
@@ -251,7 +251,7 @@ def name_of(info: Any) -> str:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("info", MODULES, ids=name_of)
-def test_a_bound_module_equals_the_module(
+def test_bound_module_of_torchs_database_equals_the_module(
     info: Any, dtype: torch.dtype, training: bool, outcomes: Outcomes
 ) -> None:
     given = info.module_inputs_func(
@@ -267,7 +267,7 @@ def test_a_bound_module_equals_the_module(
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", beside.ALL)
-def test_a_module_that_the_database_lacks_equals_the_module(
+def test_bound_module_missing_from_torchs_database_equals_the_module(
     name: str, dtype: torch.dtype, training: bool, outcomes: Outcomes
 ) -> None:
     make, args = beside.ALL[name]
@@ -283,7 +283,7 @@ def test_a_module_that_the_database_lacks_equals_the_module(
     outcomes[said] += 1
 
 
-def test_every_class_of_torch_is_a_case() -> None:
+def test_every_torch_module_class_has_a_test_case() -> None:
     classes = {
         name
         for name, each in vars(nn).items()
@@ -294,7 +294,7 @@ def test_every_class_of_torch_is_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", beside.LAZY)
-def test_lazy_modules_that_the_database_lacks_are_refused(name: str) -> None:
+def test_bind_refuses_lazy_modules_missing_from_torchs_database(name: str) -> None:
     make: Any = beside.LAZY[name]
     for model in (make, make()):
         with pytest.raises(ValueError, match=LAZY_REMEDY):
@@ -302,7 +302,7 @@ def test_lazy_modules_that_the_database_lacks_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("info", LAZY, ids=name_of)
-def test_lazy_modules_are_refused_with_the_remedy(info: Any, outcomes: Outcomes) -> None:
+def test_bind_refuses_lazy_modules_of_torchs_database(info: Any, outcomes: Outcomes) -> None:
     given = info.module_inputs_func(
         info, device="cpu", dtype=torch.float32, requires_grad=True, training=True
     )

@@ -1,4 +1,4 @@
-"""Every operator of torch's own database, with the inputs that torch tests it with.
+"""Every operator of torch's own test database, with torch's test inputs.
 
 `value_and_grad` equals torch.autograd to the bit, and compiled it equals itself; or it is refused in
 words of ours that name a remedy. The suite takes every fourth operator with its first two inputs in
@@ -197,7 +197,7 @@ TAKEN = methods.op_db if WHOLE else methods.op_db[::4]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", TAKEN, ids=name_of)
-def test_gradients_equal_torchs_and_compiled_ones_equal_eager_ones(
+def test_operator_gradients_equal_torchs_eager_and_compiled(
     op: Any, dtype: torch.dtype, outcomes: Outcomes
 ) -> None:
     if not op.supports_autograd or dtype not in op.supported_backward_dtypes("cpu"):
@@ -209,8 +209,8 @@ def test_gradients_equal_torchs_and_compiled_ones_equal_eager_ones(
 
 
 @pytest.mark.parametrize("op", [op for op in TAKEN if op.get_inplace() is not None], ids=name_of)
-def test_writes_into_arguments_are_refused_compiled(op: Any, outcomes: Outcomes) -> None:
-    """By the in-place form of each operator, with the first input that torch takes."""
+def test_compiled_in_place_operators_on_arguments_raise(op: Any, outcomes: Outcomes) -> None:
+    """Call the in-place form of each operator with the first input that torch accepts."""
     write = op.get_inplace()
     if torch.float64 not in op.supported_dtypes("cpu"):
         return

@@ -1,4 +1,4 @@
-"""Every optimizer of torch's own database, with every input that torch tests it with.
+"""Every optimizer of torch's own test database, with all of torch's test inputs.
 
 Through `from_torch`, eager and compiled, and as ftrain's algorithm of the same name: equal to
 `torch.optim` (foreach=False), or refused in words of ours. `make databases` takes all inputs in two
@@ -128,8 +128,8 @@ def of_float32(ulps: float, dtype: torch.dtype) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("what", inputs())
-def test_from_torch_steps_as_torch_does(what: Input, dtype: torch.dtype) -> None:
-    """Within 1 ulp, the rounding of `p + (p_new - p)`; or refused with what to write instead."""
+def test_from_torch_update_matches_torch_or_is_refused(what: Input, dtype: torch.dtype) -> None:
+    """Match within 1 ulp, the rounding of `p + (p_new - p)`, or raise with a remedy."""
     no = refused(what)
     if no is not None:
         with pytest.raises(no[0], match=no[1]):
@@ -145,8 +145,10 @@ def test_from_torch_steps_as_torch_does(what: Input, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("what", inputs(sample=(-1,)))
-def test_from_torch_steps_as_torch_does_when_compiled(what: Input, dtype: torch.dtype) -> None:
-    """Within 8 ulp: torch divides in another order there. Or refused, with ftrain's own.
+def test_compiled_from_torch_update_matches_torch_or_is_refused(
+    what: Input, dtype: torch.dtype
+) -> None:
+    """Match within 8 ulp, since torch divides in another order, or raise naming ftrain's optimizer.
 
     Where torch is `differentiable` it takes `1 - b2 ** step` in float32, off by 6e-5 of itself at first,
     which is half of that of a step: 11 ulp of a float32 were measured.
@@ -172,7 +174,9 @@ def test_from_torch_steps_as_torch_does_when_compiled(what: Input, dtype: torch.
 
 
 @pytest.mark.parametrize("what", inputs(form=False, sample=(0,)))
-def test_from_torch_maps_or_names_its_own_algorithm(what: Input) -> None:
+def test_vmapped_from_torch_matches_single_updates_or_names_the_ftrain_optimizer(
+    what: Input,
+) -> None:
     if refused(what) is not None:
         return
     optimizer = optim.from_torch(what.make, **what.arguments)
@@ -281,10 +285,8 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("what", inputs(form=False))
-def test_the_algorithm_of_the_same_name_steps_as_torch_does(
-    what: Input, dtype: torch.dtype
-) -> None:
-    """Within 1 ulp of the largest number in a step's sum; `maximize` is the negative gradient."""
+def test_ftrain_optimizer_of_the_same_name_matches_torch(what: Input, dtype: torch.dtype) -> None:
+    """Match within 1 ulp of the largest term of a step; `maximize` is tested by negated gradients."""
     optimizer = native(what)
     if optimizer is None:
         assert what.name in ELSEWHERE
@@ -313,7 +315,7 @@ def errors() -> list[Any]:
 
 
 @pytest.mark.parametrize("what", errors())
-def test_what_torch_refuses_is_refused(what: Input) -> None:
+def test_invalid_optimizer_options_of_torchs_database_raise(what: Input) -> None:
     params = random_tree(0, shapes_of(what), torch.float32, 0.5)
     lr, betas = what.options.get("lr"), what.options.get("betas", ())
     if isinstance(lr, torch.Tensor) and what.options.get("foreach"):
@@ -331,7 +333,7 @@ def test_what_torch_refuses_is_refused(what: Input) -> None:
 
 
 @pytest.mark.parametrize("make", [info.optim_cls for info in optim_db], ids=lambda c: c.__name__)
-def test_complex_parameters_are_refused_in_words_of_ours(make: Any) -> None:
+def test_complex_parameters_raise_an_error_of_ftrain(make: Any) -> None:
     if make.__name__ in ("LBFGS", "SparseAdam"):
         return
     params = {"w": torch.ones(3, 2, dtype=torch.complex64)}
@@ -340,19 +342,19 @@ def test_complex_parameters_are_refused_in_words_of_ours(make: Any) -> None:
             optimizer.init(params)
 
 
-def test_capturable_is_refused_with_the_reason() -> None:
+def test_from_torch_refuses_capturable_with_the_reason() -> None:
     for info in optim_db:
         if info.has_capturable_arg and info.optim_cls.__name__ != "LBFGS":
             with pytest.raises(ValueError, match="no capturable=True, which it sets itself"):
                 optim.from_torch(info.optim_cls, capturable=True)
 
 
-def test_importing_torchs_test_suite_changes_nothing_in_the_process() -> None:
+def test_importing_torchs_test_databases_keeps_the_global_state() -> None:
     assert CHANGED == {}
     assert not torch.backends.flags_frozen()
 
 
-def test_the_database_has_every_class_of_torch() -> None:
+def test_torchs_database_and_ftrain_have_every_torch_optimizer() -> None:
     classes = {
         name
         for name, each in vars(torch.optim).items()

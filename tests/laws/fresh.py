@@ -1,4 +1,4 @@
-"""Train in a process of its own: `python -m tests.laws.fresh FROM.npz TO.npz`.
+"""Train in a separate process: `python -m tests.laws.fresh FROM.npz TO.npz`.
 
 Every case starts from its seed and takes `STEPS` steps; its leaves are stored as they were at half of
 them and at the end. Where FROM is not `-`, it starts once more from the leaves stored there at half.

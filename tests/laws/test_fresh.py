@@ -1,4 +1,4 @@
-"""Laws 2 and 7 across processes: the same bits in a fresh one, and after stopping and resuming."""
+"""Laws 2 and 7 across processes: equal bits in a new process, and after stopping and resuming."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def state(run: Any, name: str) -> dict[str, bytes]:
     return found
 
 
-def test_laws_2_and_7_in_fresh_processes(tmp_path: Path) -> None:
-    """One process runs from the seed; another does the same, and resumes the first one's half.
+def test_laws_2_and_7_fresh_and_resumed_processes_give_the_same_bits(tmp_path: Path) -> None:
+    """One process trains from the seed; another repeats it and resumes the first from halfway.
 
     One test for all cases: most of its time goes into starting the two.
     """

@@ -1,4 +1,4 @@
-"""The laws on machine code: few models, since each compiles for many seconds."""
+"""The laws on inductor code, for few models, since each compiles for many seconds."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def steps(model: str, precision: str, accumulate: int) -> ftrain.Steps:
 
 
 @pytest.mark.parametrize(("model", "precision", "accumulate"), CASES)
-def test_laws_on_machine_code(model: str, precision: str, accumulate: int) -> None:
-    """Laws 1 to 4, 6, 7 and 9, with one compile for the plain step and one for the donating."""
+def test_inductor_compiled_steps_satisfy_the_laws(
+    model: str, precision: str, accumulate: int
+) -> None:
+    """Laws 1 to 4, 6, 7, 9 and 10; the plain and the donated step compile once each."""
     init_state, eager, eval_step = steps(model, precision, accumulate)
     plain, donating = ftrain.compile(eager), ftrain.compile(eager, donate=True)
     evaluate = ftrain.compile(eval_step) if model == "mlp" else eval_step
@@ -72,8 +74,8 @@ def test_laws_on_machine_code(model: str, precision: str, accumulate: int) -> No
     assert (plain.n_compiles, donating.n_compiles) == (1, 1)
 
 
-def test_one_compile_over_two_hundred_steps() -> None:
-    """A schedule, a loss scaler and two skipped steps; donated."""
+def test_donated_inductor_step_compiles_once_over_200_steps() -> None:
+    """The run has a schedule, a loss scaler and two skipped steps."""
     init_state, train_step, _ = steps("mlp", "16-mixed", 4)
     step = ftrain.compile(train_step, donate=True)
     state, skipped = init_state(0), 0
@@ -87,8 +89,8 @@ def test_one_compile_over_two_hundred_steps() -> None:
     assert (skipped, int(state.step)) == (2, 198)
 
 
-def test_vmapped_steps_on_machine_code() -> None:
-    """Law 8: eight models in one graph."""
+def test_inductor_compiled_vmapped_step_matches_single_steps() -> None:
+    """Law 8, with eight models in one graph."""
     init_state, train_step, _ = steps("mlp", "32-true", 1)
     states: list[Any] = [init_state(seed) for seed in range(8)]
     testing.assert_vmap_rows(

@@ -1,4 +1,4 @@
-"""Laws 1 to 10 on four models, most in every precision, whole and accumulated, eager and compiled."""
+"""Laws 1 to 10 on four models, most in every precision, with and without accumulation and compile."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ each = pytest.mark.parametrize(
 
 
 @each
-def test_law_1_pure(model: str, precision: str, accumulate: int, mode: str) -> None:
-    """From the first state and from the second."""
+def test_law_1_train_step_is_pure(model: str, precision: str, accumulate: int, mode: str) -> None:
+    """Check the first and the second step."""
     step, state, batches = start(model, precision, accumulate, mode)
     for batch in batches[:2]:
         testing.assert_pure(step, state, batch)
@@ -67,8 +67,10 @@ def test_law_1_pure(model: str, precision: str, accumulate: int, mode: str) -> N
 
 
 @each
-def test_law_2_deterministic(model: str, precision: str, accumulate: int, mode: str) -> None:
-    """Twice in one process; `test_fresh.py` asks a fresh one."""
+def test_law_2_train_step_is_deterministic(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
+    """Call each step repeatedly in one process; `test_fresh.py` compares processes."""
     step, state, batches = start(model, precision, accumulate, mode)
     for batch in batches[:2]:
         testing.assert_deterministic(step, state, batch)
@@ -76,8 +78,10 @@ def test_law_2_deterministic(model: str, precision: str, accumulate: int, mode: 
 
 
 @each
-def test_law_3_fixpoint(model: str, precision: str, accumulate: int, mode: str) -> None:
-    """Structure, shapes, dtypes, devices and strides, over three steps."""
+def test_law_3_train_step_keeps_the_structure_of_the_state(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
+    """Structure, shapes, dtypes, devices and strides stay the same over three steps."""
     step, state, batches = start(model, precision, accumulate, mode)
     for batch in batches[:3]:
         testing.assert_fixpoint(step, state, batch)
@@ -87,7 +91,7 @@ def test_law_3_fixpoint(model: str, precision: str, accumulate: int, mode: str) 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_law_4_random_streams_belong_to_the_key(
+def test_law_4_traced_and_eager_steps_draw_the_same_from_the_key(
     model: str, precision: str, accumulate: int
 ) -> None:
     """Law 4: traced and eager runs draw the same masks, so they compute the same bits."""
@@ -110,10 +114,10 @@ def test_law_4_random_streams_belong_to_the_key(
 
 
 @each
-def test_law_6_skipped_step_changes_nothing(
+def test_law_6_skipped_step_keeps_the_state(
     model: str, precision: str, accumulate: int, mode: str
 ) -> None:
-    """After a first step, so that the moments are not zero."""
+    """Skip the second step, so that the moments are not zero."""
     step, state, batches = start(model, precision, accumulate, mode)
     state, _ = step(state, batches[0])
     spoilt = "mask" if model == "gpt" else "x"
@@ -122,14 +126,16 @@ def test_law_6_skipped_step_changes_nothing(
 
 
 @each
-def test_law_7_resume_is_exact(model: str, precision: str, accumulate: int, mode: str) -> None:
-    """At every step, through bytes and fresh memory; `test_fresh.py` does it in a fresh process."""
+def test_law_7_resumed_run_has_the_same_bits(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
+    """Resume after every step from serialized bytes; `test_fresh.py` does so in a new process."""
     step, state, batches = start(model, precision, accumulate, mode)
     testing.assert_resumes(step, state, batches)
 
 
 @each
-def test_law_10_evaluation_never_changes_training(
+def test_law_10_evaluation_does_not_change_training(
     model: str, precision: str, accumulate: int, mode: str
 ) -> None:
     step, state, batches = start(model, precision, accumulate, mode)
@@ -143,8 +149,10 @@ def test_law_10_evaluation_never_changes_training(
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), parts=st.sampled_from([2, 3, 4, 6, 12]))
 @pytest.mark.parametrize("model", ["mlp", "gpt", "lstm"])
-def test_law_5_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
-    """Law 5: ragged and zero-weight micro-batches included (BatchNorm's statistics are per part)."""
+def test_law_5_accumulated_gradients_match_full_batch_gradients(
+    model: str, seed: int, parts: int
+) -> None:
+    """Law 5, with unequal and zero-weight micro-batches (BatchNorm's statistics are per part)."""
     case = ZOO[model]
     whole, cut = (
         ftrain.gradients(ftrain.bind(case.randomless), case.loss_fn, accumulate=k)
@@ -168,8 +176,10 @@ def test_law_5_accumulation_is_exact(model: str, seed: int, parts: int) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("model", ["mlp", "convnet", "gpt"])
-def test_law_8_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
-    """Law 8. Keys, counts and schedules bit for bit; batched products sum in another order."""
+def test_law_8_each_row_of_a_vmapped_step_matches_a_single_step(
+    model: str, accumulate: int
+) -> None:
+    """Keys, counts and schedules match bit for bit; batched products sum in another order."""
     case = ZOO[model]
     # Not Adam, which turns the rounding noise of a zero gradient (a bias before BatchNorm) into a
     # full-sized update.
@@ -192,10 +202,10 @@ def test_law_8_vmapped_row_is_a_single_run(model: str, accumulate: int) -> None:
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_law_9_donation_changes_memory_not_bits(
+def test_law_9_donated_step_reuses_memory_and_gives_the_same_bits(
     model: str, precision: str, accumulate: int
 ) -> None:
-    """Law 9."""
+    """Compare three donated steps with the plain compiled ones."""
     init_state, step, _ = steps(model, precision, accumulate)
     donating = ftrain.compile(step, donate=True, backend="eager")
     plain = train_step(model, precision, accumulate, "compiled")
@@ -217,10 +227,10 @@ def test_law_9_donation_changes_memory_not_bits(
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
     precision=st.sampled_from(PRECISIONS),
 )
-def test_laws_1_to_3_whatever_the_values(
+def test_laws_1_to_3_hold_for_any_seed_batch_size_and_magnitude(
     seed: int, rows: int, scale: float, precision: str
 ) -> None:
-    """Laws 1 to 3 over any seed, batch size and magnitude, overflow included."""
+    """Overflow is included."""
     init_state, step, _ = steps("mlp", precision)
     state = init_state(seed)
     testing.assert_same_bits(init_state(seed), state)
@@ -232,8 +242,8 @@ def test_laws_1_to_3_whatever_the_values(
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_callers_modes_do_not_reach_in(model: str) -> None:
-    """A step is a function of its arguments: not of grad mode, autocast, or the global generator."""
+def test_steps_ignore_grad_mode_autocast_and_the_global_generator(model: str) -> None:
+    """A step is a function of its arguments alone."""
     init_state, step, eval_step = steps(model, "32-true")
     state, batch = init_state(0), ZOO[model].batch(0, 8)
     expected, evaluated = step(state, batch), eval_step(state, batch)
@@ -244,8 +254,8 @@ def test_the_callers_modes_do_not_reach_in(model: str) -> None:
             testing.assert_same_bits(eval_step(state, batch), evaluated)
 
 
-def test_law_3_one_compile_over_a_run_with_schedule_and_skips() -> None:
-    """Law 3: 200 steps, a schedule, two skipped steps, one trace; and one graph."""
+def test_law_3_step_compiles_once_over_200_steps_with_schedule_and_skips() -> None:
+    """Law 3: 200 steps with a schedule and two skipped steps need one trace and one graph."""
     init_state, step, _ = steps("mlp", "16-mixed")
     compiled = ftrain.compile(step, donate=True, backend="eager")
     state = init_state(0)

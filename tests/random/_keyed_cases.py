@@ -1,4 +1,4 @@
-"""Draws that `keyed` covers, as functions of one tensor; modules get their parameters as an argument."""
+"""Random functions covered by `keyed`, as functions of params and one tensor."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_validation_default_is_restored_after_nested_and_failed_traces() -> None
 
 
 def test_first_use_of_dynamo_keeps_the_validation_default() -> None:
-    """Importing dynamo disables distribution validation for the process; ftrain restores it."""
+    """Dynamo's first use disables distribution validation for the process; ftrain restores it."""
     code = (
         "import torch, ftrain\n"
         "def f(x):\n"

@@ -65,8 +65,8 @@ def test_gamma_samples_have_the_gamma_distribution(alpha: float, dtype: torch.dt
     assert continuous(sample, stats.gamma(alpha)) > LEVEL
 
 
-def test_dirichlet_samples_of_a_tiny_alpha_are_finite_and_unbiased() -> None:
-    """Most gamma samples are below the smallest float, but a Dirichlet sample divides by their sum."""
+def test_gamma_and_dirichlet_samples_of_a_tiny_alpha_do_not_underflow() -> None:
+    """Most gamma values are below the smallest float, but Dirichlet samples are ratios of them."""
     sample = _families.gamma(KEY, (), full(1e-4, torch.float32))
     assert sample.min() == torch.finfo(torch.float32).tiny
     shares = _families.dirichlet(KEY, (), torch.full((N, 3), 1e-4, dtype=torch.float64))

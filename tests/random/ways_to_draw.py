@@ -1,4 +1,4 @@
-"""Ways in which code reaches a random number generator, as functions from a shape to a tensor."""
+"""Ways in which code draws random numbers, as functions from a shape to a tensor."""
 
 from __future__ import annotations
 

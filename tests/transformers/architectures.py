@@ -1,4 +1,4 @@
-"""The table of architectures."""
+"""The table of all tested `transformers` architectures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of sound."""
+"""Audio architectures of the `transformers` library."""
 
 from __future__ import annotations
 

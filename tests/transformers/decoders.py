@@ -1,4 +1,4 @@
-"""Decoders of text."""
+"""Text decoder architectures of the `transformers` library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders of text, and encoder-decoders."""
+"""Text encoder and encoder-decoder architectures of the `transformers` library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of text together with images or sound."""
+"""Multimodal architectures of the `transformers` library: text with images or audio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series in time, videos, detection, segmentation, and other heads."""
+"""Architectures for time series, video, detection, segmentation and other tasks."""
 
 from __future__ import annotations
 

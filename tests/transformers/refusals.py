@@ -1,4 +1,4 @@
-"""Architectures of the table that ftrain refuses, with the reason."""
+"""Tested architectures that ftrain refuses, with the expected errors and reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models of the `transformers` library take, return and draw, each in one model."""
+"""Inputs, outputs and random draws of `transformers` models, each tested on one model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def steps_of(name: str, **own: Any) -> tuple[ftrain.Steps, Any]:
     return ftrain.make_steps(make, loss_fn, optim.sgd(0.1)), of.batch(0)
 
 
-def test_a_mask_of_spectra_drawn_with_numpy_is_refused_with_the_line() -> None:
+def test_wav2vec2_spectrum_mask_drawn_with_numpy_raises_with_its_line() -> None:
     steps, batch = steps_of(
         "Wav2Vec2ForSequenceClassification", mask_time_prob=0.5, mask_time_length=2
     )
@@ -37,7 +37,7 @@ def test_a_mask_of_spectra_drawn_with_numpy_is_refused_with_the_line() -> None:
         steps.train_step(state, batch)
 
 
-def test_layers_dropped_by_a_keyed_draw_are_the_same_in_each_eager_step() -> None:
+def test_wav2vec2_layerdrop_is_deterministic_eager_and_raises_compiled() -> None:
     steps, batch = steps_of("Wav2Vec2ForSequenceClassification", layerdrop=0.5)
     state = steps.init_state(0)
     testing.assert_pure(steps.train_step, state, batch)
@@ -47,7 +47,7 @@ def test_layers_dropped_by_a_keyed_draw_are_the_same_in_each_eager_step() -> Non
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_a_batch_encoding_gives_the_step_of_its_dict(backend: str | None) -> None:
+def test_train_step_on_a_batch_encoding_equals_that_on_its_dict(backend: str | None) -> None:
     steps, batch = steps_of("BertForMaskedLM")
     step: Any = (
         steps.train_step if backend is None else ftrain.compile(steps.train_step, backend="eager")
@@ -56,7 +56,7 @@ def test_a_batch_encoding_gives_the_step_of_its_dict(backend: str | None) -> Non
     testing.assert_same_bits(step(state, BatchEncoding(batch)), steps.train_step(state, batch))
 
 
-def test_outputs_without_a_cache_leave_a_compiled_function() -> None:
+def test_compiled_function_returns_model_outputs_without_a_cache() -> None:
     of = ARCHITECTURES["LlamaForCausalLM"]
     apply = ftrain.bind(build(of, 0.0))
     params, buffers = apply.init(ftrain.random.key(0))
@@ -69,7 +69,7 @@ def test_outputs_without_a_cache_leave_a_compiled_function() -> None:
     testing.assert_same_bits(dict(found), dict(logits(params, batch)))
 
 
-def test_a_cache_in_the_output_of_a_compiled_function_is_refused_with_its_name() -> None:
+def test_compiled_function_that_returns_a_dynamic_cache_raises() -> None:
     of = ARCHITECTURES["LlamaForCausalLM"]
     apply = ftrain.bind(build(of, 0.0))
     params, buffers = apply.init(ftrain.random.key(0))
@@ -82,7 +82,7 @@ def test_a_cache_in_the_output_of_a_compiled_function_is_refused_with_its_name()
         ftrain.compile(cached, backend="eager")(params, of.batch(0))
 
 
-def test_a_cache_inside_a_step_is_no_output() -> None:
+def test_compiled_step_with_an_internal_cache_equals_eager() -> None:
     steps, batch = steps_of("LlamaForCausalLM", use_cache=True)
     state = steps.init_state(0)
     compiled = ftrain.compile(steps.train_step, backend="eager")

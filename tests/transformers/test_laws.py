@@ -1,4 +1,4 @@
-"""Models of the `transformers` library under the laws, each tiny and random.
+"""The laws on tiny, randomly initialized models of the `transformers` library.
 
 The suite takes a dozen architectures; `make transformers` takes all, and `FTRAIN_CAMPAIGN=untried` those
 of `untried.py`. A model that ftrain refuses has its
@@ -79,7 +79,7 @@ def subject(request: Any) -> Subject:
     return Subject(request.param)
 
 
-def test_initial_state_is_a_pure_function_of_the_seed(subject: Subject) -> None:
+def test_transformers_init_state_is_a_pure_function_of_the_seed(subject: Subject) -> None:
     torch.manual_seed(1)
     around = world()
     with subject.refused("init"):
@@ -89,7 +89,7 @@ def test_initial_state_is_a_pure_function_of_the_seed(subject: Subject) -> None:
     assert changes(around) == []
 
 
-def test_eager_steps_are_pure_deterministic_and_a_fixpoint(subject: Subject) -> None:
+def test_eager_steps_are_pure_deterministic_and_keep_the_state_structure(subject: Subject) -> None:
     with subject.refused("eager"):
         model = subject.model()
         step, state = subject.steps(model).train_step, subject.steps(model).init_state(0)
@@ -101,7 +101,7 @@ def test_eager_steps_are_pure_deterministic_and_a_fixpoint(subject: Subject) -> 
             state, _ = step(state, batch)
 
 
-def test_compiled_steps_have_the_bytes_of_eager_steps(subject: Subject) -> None:
+def test_compiled_steps_of_transformers_models_equal_eager_steps(subject: Subject) -> None:
     with subject.refused("compiled"):
         state = subject.built.init_state(0)
         step = subject.built.train_step
@@ -113,7 +113,7 @@ def test_compiled_steps_have_the_bytes_of_eager_steps(subject: Subject) -> None:
         assert compiled.n_compiles == 1
 
 
-def test_evaluation_is_pure_and_is_the_plain_modules(subject: Subject) -> None:
+def test_evaluation_is_pure_and_matches_the_plain_module(subject: Subject) -> None:
     with subject.refused("evaluation"):
         model, batch = subject.model(), subject.of.batch(0)
         steps = subject.steps(model)
@@ -126,7 +126,7 @@ def test_evaluation_is_pure_and_is_the_plain_modules(subject: Subject) -> None:
         testing.assert_close_norm(found, expected, ROUNDING)
 
 
-def test_loss_and_gradients_are_those_of_plain_pytorch(subject: Subject) -> None:
+def test_loss_and_gradients_match_plain_pytorch(subject: Subject) -> None:
     with subject.refused("gradients"):
         model, batch = subject.model(dropout=0.0), subject.of.batch(0)
         state = subject.steps(model).init_state(0)
@@ -146,7 +146,7 @@ def test_loss_and_gradients_are_those_of_plain_pytorch(subject: Subject) -> None
         testing.assert_close_norm(result.grads, expected, ROUNDING)
 
 
-def test_gradient_checkpointing_changes_no_bits(subject: Subject) -> None:
+def test_gradient_checkpointing_keeps_the_bits_of_a_step(subject: Subject) -> None:
     model, batch = subject.model(), subject.of.batch(0)
     if not model.supports_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support .* checkpointing"):
@@ -160,6 +160,6 @@ def test_gradient_checkpointing_changes_no_bits(subject: Subject) -> None:
         testing.assert_same_bits(subject.steps(model).train_step(state, batch), expected)
 
 
-def test_every_refusal_is_of_an_architecture_of_the_table() -> None:
+def test_every_expected_refusal_names_a_tested_architecture() -> None:
     assert {name for name, _ in REFUSED} | set(DRAWS) <= set(ARCHITECTURES)
     assert set(SUITE) <= set(ARCHITECTURES)

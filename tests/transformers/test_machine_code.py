@@ -1,4 +1,4 @@
-"""Six models as machine code; `make transformers` runs them."""
+"""Six `transformers` models compiled by inductor; `make transformers` runs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
         "MambaForCausalLM",
     ],
 )
-def test_machine_code_is_close_to_eager_steps_and_compiled_once(name: str) -> None:
+def test_inductor_compiled_steps_match_eager_and_compile_once(name: str) -> None:
     subject = Subject(name)
     state = subject.built.init_state(0)
     compiled = ftrain.compile(subject.built.train_step)

@@ -1,4 +1,4 @@
-"""Architectures that train in plain PyTorch, and that the laws have not been run on yet.
+"""Architectures that train in plain PyTorch, on which the laws have not been tested yet.
 
 `FTRAIN_CAMPAIGN=untried python -m pytest tests/transformers/test_laws.py` runs them. One that passes,
 or is refused with a reason for `refusals.py`, is removed here.

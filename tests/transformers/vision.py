@@ -1,4 +1,4 @@
-"""Encoders of images."""
+"""Vision architectures of the `transformers` library."""
 
 from __future__ import annotations
 
