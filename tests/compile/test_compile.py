@@ -142,7 +142,7 @@ def test_compiled_function_reads_captured_tensors_at_every_call():
     assert compiled.n_compiles == 1
 
 
-def test_torch_func_and_autocast_compile_inside_a_function():
+def test_compiled_function_with_torch_func_and_autocast_equals_eager():
     def loss(w, x):
         with torch.autocast("cpu", torch.bfloat16):
             return torch.tanh(x @ w).float().square().sum()

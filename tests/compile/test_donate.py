@@ -196,7 +196,7 @@ def test_donated_step_uses_a_field_replaced_after_the_last_step():
         (lambda s: s.params, "is not built like it"),
     ],
 )
-def test_donation_of_a_state_with_another_structure_raises_and_keeps_it(new, said):
+def test_donated_step_that_changes_the_state_structure_raises_and_keeps_it(new, said):
     def bad(state):
         return new(state), {}
 
@@ -263,7 +263,7 @@ def test_only_frozen_dataclasses_can_be_donated(first):
         donated_step(lambda state: state)(first)
 
 
-def test_donation_refuses_a_state_passed_by_name():
+def test_donated_step_refuses_a_state_passed_as_a_keyword_argument():
     with pytest.raises(TypeError, match="by position"):
         donated_step(lambda state: state)(state=make_state())
 

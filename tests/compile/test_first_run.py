@@ -22,7 +22,7 @@ def graph(monkeypatch):
 X = torch.ones(2)
 
 
-def test_wrappers_that_pass_arguments_through_are_skipped(graph):
+def test_first_run_skips_wrappers_that_pass_arguments_through(graph):
     outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X])
     assert outputs[0].tolist() == [2, 2]
     assert code is graph.current_callable
@@ -39,7 +39,7 @@ def test_wrappers_that_pass_arguments_through_are_skipped(graph):
     ],
     ids=["other input", "other output", "one output more", "two calls", "no call"],
 )
-def test_wrappers_that_change_something_are_kept(graph, wrapped):
+def test_first_run_keeps_wrappers_that_change_something(graph, wrapped):
     usual = CompiledFxGraph.__call__
     _, code = _torch_inductor.first_run(wrapped(graph), [X])
     assert code is None

@@ -155,7 +155,7 @@ STEPS = {
     )
 )
 @settings(max_examples=40)
-def test_any_sequence_of_writes_to_own_tensors_equals_eager(steps):
+def test_compiled_sequence_of_writes_to_own_tensors_equals_eager(steps):
     def fn(x):
         pool = [x * 2, x + 1, x - 3]
         for name, i, j in steps:

@@ -150,14 +150,14 @@ def test_program_repr_evaluates_to_the_program(program: Program) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_check_fails_on_a_wrong_value(mode: str, monkeypatch: Any) -> None:
+def test_composition_check_fails_on_a_wrong_value(mode: str, monkeypatch: Any) -> None:
     program = Program(Grad("func", Sin(Var(0)), (Var(0),)), ("func",))
     monkeypatch.setattr(Torch, "sin", staticmethod(torch.cos))
     with pytest.raises(AssertionError, match=re.escape(repr(program))):
         check(program, POINTS, mode)
 
 
-def test_check_fails_on_a_refusal_without_its_cause(monkeypatch: Any) -> None:
+def test_composition_check_fails_on_a_refusal_without_its_cause(monkeypatch: Any) -> None:
     def refuse(x: torch.Tensor) -> torch.Tensor:
         raise ValueError("a step keeps no graph, so nothing can be differentiated through it")
 

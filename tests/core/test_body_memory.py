@@ -200,7 +200,7 @@ def through_numpy(x: Tensor) -> Tensor:
 
 @OVER
 @pytest.mark.parametrize("body", [through_data, through_numpy])
-def test_body_write_without_a_version_bump_raises_at_the_first_call(body: Body, run: Any) -> None:
+def test_loop_or_branch_body_write_without_a_version_bump_raises(body: Body, run: Any) -> None:
     x = torch.ones(3)
     run(lambda x: x * 1, x)  # another body in the same place
     with pytest.raises(ImpureFunctionError, match="a write that torch does not count"):

@@ -167,7 +167,7 @@ def test_concurrent_threads_register_a_container_class_once() -> None:
     assert found == [2] * 8
 
 
-def test_tree_functions_take_datasets_as_leaves() -> None:
+def test_loader_reads_datasets_that_are_dataclasses_or_lists() -> None:
     """A dataset that is a dataclass or a subclass of list is read sample by sample."""
 
     @dataclasses.dataclass

@@ -66,7 +66,7 @@ class Holds(nn.Module):
 
 
 @MODES
-def test_parameters_used_outside_the_state_raise(mode: str) -> None:
+def test_loss_that_uses_parameters_outside_the_state_raises(mode: str) -> None:
     net = nn.Linear(4, 3)
     for model, loss_fn in ((net, lambda m, b: mse(net, b)), (Closure(), mse)):
         steps = make(model, loss_fn)

@@ -45,7 +45,7 @@ def test_compiled_functions_return_model_outputs_with_real_tensors() -> None:
         assert_same_bits((found.logits, found["hidden_states"]), (x * 2, (x,)))
 
 
-def test_evaluation_counts_and_weighs_ragged_hugging_face_batches() -> None:
+def test_trainer_evaluate_weights_hugging_face_batches_of_unequal_size() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return nn.functional.cross_entropy(model(batch.input_ids)[:, 0], batch["labels"])
 

@@ -198,7 +198,7 @@ def test_owned_settle_keeps_shared_changes_and_restores_private_ones(
     assert owned.restore() == ([], [])
 
 
-def test_owned_walks_cyclic_containers() -> None:
+def test_owned_restores_cyclic_containers() -> None:
     ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
     ring["self"] = [ring]
     owned = Owned([("ring", ring)])

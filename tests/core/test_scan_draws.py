@@ -135,7 +135,7 @@ def test_traced_scan_with_draws_equals_eager_for_any_length(
     assert same_bytes(compile(run, backend="eager")(key, xs), run(key, xs))
 
 
-def test_each_iteration_call_site_and_loop_draws_from_a_distinct_key() -> None:
+def test_each_scan_iteration_call_site_and_loop_has_a_distinct_key() -> None:
     def body(c: Any, x: Tensor) -> Any:
         inner = ftrain.scan(lambda c, y: (c, random.next_key()), (), x[:2])[1]
         return c, [random.next_key(), random.next_key(), *inner]
@@ -167,7 +167,7 @@ def test_draws_outside_scan_do_not_depend_on_draws_inside() -> None:
         assert moved.equal(ftrain.scan(lambda c, x: (c, torch.rand(3)), (), XS)[1])
 
 
-def test_scan_iteration_key_derivation_is_pinned() -> None:
+def test_scan_iteration_key_derivation_is_stable() -> None:
     """The derivation is public behaviour: runs may be resumed after years."""
     with random.keyed(KEY):
         ys = ftrain.scan(lambda c, x: (c, torch.rand(3)), (), XS)[1]

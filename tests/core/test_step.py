@@ -303,7 +303,7 @@ def test_batch_on_another_device_raises_with_the_leaf_path(mode: str) -> None:
 
 
 @MODES
-def test_a_batch_with_numpy_arrays_raises_with_its_path(mode: str) -> None:
+def test_batch_with_numpy_arrays_raises_with_the_leaf_path(mode: str) -> None:
     batch = {"x": torch.zeros(8, 6).numpy(), "y": torch.zeros(8, dtype=torch.int64)}
     with pytest.raises(TypeError, match=r"batch\['x'\].* ndarray.*(from_numpy|as_tensor)"):
         run(batch=batch, mode=mode)
@@ -334,7 +334,7 @@ def test_batch_not_divisible_by_accumulate_raises_with_valid_sizes(mode: str) ->
         run(batch=batch, accumulate=4, mode=mode)
 
 
-def test_micro_batches_equal_accumulate_to_the_byte() -> None:
+def test_explicit_micro_batches_equal_accumulate_byte_for_byte() -> None:
     batch = CASE.batch(0, 8)
     parts = tuple(tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], batch) for i in range(4))
     cut = run(accumulate=4)

@@ -91,7 +91,7 @@ def test_law_3_train_step_keeps_the_structure_of_the_state(
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_law_4_traced_and_eager_steps_draw_the_same_from_the_key(
+def test_law_4_traced_and_eager_steps_draw_the_same_numbers(
     model: str, precision: str, accumulate: int
 ) -> None:
     """Law 4: traced and eager runs draw the same masks, so they compute the same bits."""

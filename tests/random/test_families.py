@@ -32,7 +32,7 @@ FAMILIES: dict[str, Callable[..., Tensor]] = {
 }
 
 # A right sampler fails one of these 60 tests at this level in one of 30 choices of the key, and KEY is
-# fixed; the wrong ones of test_goodness_of_fit_tests_reject_wrong_parameters are all far below it.
+# fixed; the wrong parameters of test_goodness_of_fit_tests_reject_wrong_parameters are all far below it.
 LEVEL = 5e-4
 
 

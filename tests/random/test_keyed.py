@@ -187,7 +187,7 @@ def test_modules_outside_the_keyed_block_do_not_change_its_draws() -> None:
     assert Around()(ONES)["a"].equal(masks(net)["a"])
 
 
-def test_keyed_paths_are_the_module_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyed_call_paths_equal_the_module_names(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     path = _keyed_sites.KeyStream._path
 
@@ -209,14 +209,14 @@ def test_keyed_paths_are_the_module_names(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_key_derivation_of_a_draw_is_pinned() -> None:
+def test_key_derivation_of_a_keyed_draw_is_stable() -> None:
     """The key of a call site, by blake2b of path and count, is public: runs resume after years."""
     digest = int.from_bytes(hashlib.blake2b(b"blocks.a.inner", digest_size=8).digest())
     folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)
     assert masks(Net("a"))["a"].bool().equal(sample.bernoulli(KEYS[0], 0.5, (64,), folds=folds))
 
 
-def test_inner_keyed_block_overrides_the_outer_one_and_then_it_continues() -> None:
+def test_outer_keyed_block_continues_its_draws_after_an_inner_one() -> None:
     with keyed(KEYS[0]):
         a, b = torch.rand(3), torch.rand(3)
     with keyed(KEYS[0]):
@@ -235,7 +235,7 @@ def test_inner_keyed_block_overrides_the_outer_one_and_then_it_continues() -> No
     "call",
     [lambda: torch.ops.aten.bernoulli(X.sigmoid()), lambda: torch.ops.aten.rand.default([3])],
 )
-def test_operators_called_by_torch_ops_are_keyed(call: Callable[[], Any]) -> None:
+def test_draws_called_through_torch_ops_are_keyed(call: Callable[[], Any]) -> None:
     drawn = []
     before = torch.get_rng_state()
     for context in (KEYS[0], KEYS[0], KEYS[1]):
@@ -310,7 +310,7 @@ def test_draw_in_torch_cond_requires_its_own_keyed_block() -> None:
         cond(torch.tensor(True), F.dropout, torch.neg, (ONES,))
 
 
-def test_unkeyed_lists_the_drawing_operators_of_a_graph() -> None:
+def test_unkeyed_lists_the_random_operators_without_a_key_in_a_graph() -> None:
     def step(key: Tensor, x: Tensor) -> Tensor:
         with keyed(key):
             x = F.scaled_dot_product_attention(x, x, x) + F.dropout(x)

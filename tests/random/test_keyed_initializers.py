@@ -108,13 +108,13 @@ def test_vmapped_initial_weights_equal_those_of_single_models() -> None:
         assert all(same(rows[name][i], value) for name, value in init(one).items())
 
 
-def test_observe_returns_the_model_and_the_sites_of_its_draws() -> None:
+def test_observe_returns_the_model_and_the_parameter_paths_of_its_draws() -> None:
     module, plan = observe(lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert [type(layer) for layer in module] == [nn.Linear, nn.ReLU, nn.Linear]
     assert plan.sites == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_site_of_a_draw_is_the_parameter_whose_memory_it_filled() -> None:
+def test_observe_attributes_each_draw_to_the_parameter_that_it_filled() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()

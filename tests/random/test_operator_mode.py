@@ -197,7 +197,7 @@ def test_refused_draw_raises_with_operator_and_line(name: str) -> None:
     assert "ftrain_tests.noise" in str(caught.value) or "torch.rand" in str(caught.value)
 
 
-def test_global_draw_in_a_keyed_block_beside_another_thread_warns() -> None:
+def test_global_draw_in_a_keyed_block_while_another_thread_runs_warns() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()

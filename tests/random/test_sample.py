@@ -119,7 +119,7 @@ def test_uniform_between_bounds_equals_jax(dtype: str) -> None:
 
 
 @float_dtype
-def test_uniform_between_tensors_equals_jax(dtype: str) -> None:
+def test_uniform_with_tensor_bounds_equals_jax(dtype: str) -> None:
     low = np.linspace(-3, 0.3, 5).astype(np.float32)
     high = np.linspace(0.4, 50, 4).astype(np.float32)[:, None]
     key = random.key(3)
@@ -321,19 +321,19 @@ def between(high: Tensor, low: Tensor, minval: int, maxval: int, dtype: torch.dt
     return _integers.between(high, low, base, span, dtype)
 
 
-def test_randint_between_tensors_equals_jax() -> None:
+def test_randint_with_tensor_bounds_equals_jax() -> None:
     low, high = np.array([-3, 0, 7]), np.array([[4], [2**40]])
     ours = random.randint(random.key(1), (2, 3), torch.from_numpy(low), torch.from_numpy(high))
     assert same(ours, jax.random.randint(jax_key(1), (2, 3), low, high, "int64"))
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_randint_reaches_both_ends(dtype: str) -> None:
+def test_randint_returns_every_value_of_its_range(dtype: str) -> None:
     draw = random.randint(random.key(0), (500,), 2, 5, getattr(torch, dtype))
     assert set(draw.tolist()) == {2, 3, 4}
 
 
-def test_randint_over_many_blocks_equals_jax() -> None:
+def test_randint_of_40000_values_equals_jax() -> None:
     for dtype, maxval in (("int64", 10**12), ("uint8", 7), ("int32", 2**31)):
         ours = random.randint(random.key(8), (40_000,), 0, maxval, getattr(torch, dtype))
         assert same(ours, jax.random.randint(jax_key(8), (40_000,), 0, maxval, dtype))

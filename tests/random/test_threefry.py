@@ -250,7 +250,7 @@ def test_draws_compiled_by_dynamo_equal_eager(
     assert raw(compiled(key)) == raw(draw(key))
 
 
-def test_each_draw_is_one_operator_in_a_graph() -> None:
+def test_each_random_draw_is_one_operator_in_a_graph() -> None:
     """The generator is not inlined: a graph of a Bernoulli and a normal draw has two operators."""
 
     def draws(key: Tensor) -> tuple[Tensor, Tensor]:
