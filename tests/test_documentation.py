@@ -35,7 +35,7 @@ ROOMS = [
 
 
 def documented() -> list[str]:
-    """Every name that a reference page shows.
+    """Return every name in the reference pages.
 
     A name that a module shares, as `ftrain.optim.adam`, is written twice: `ftrain.optim.adam.adam`.
     """
@@ -64,7 +64,7 @@ def test_site_navigation_lists_every_page() -> None:
 
 
 def pages(nav: Any) -> list[str]:
-    """The pages of a navigation tree."""
+    """Return the pages of a navigation tree."""
     if isinstance(nav, str):
         return [nav]
     return [

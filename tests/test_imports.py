@@ -29,7 +29,7 @@ PUBLIC = ("ftrain", "ftrain._public")  # they hand on the names of `core`, so st
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the package below `root`, by its dotted name."""
+    """Return every module of the package below `root`, by its dotted name."""
     found = {}
     for path in sorted((root / "ftrain").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -38,7 +38,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: dict[str, Path]) -> dict[str, int]:
-    """The modules that a module imports, with the line; a package stands for its `__init__`."""
+    """Return the modules that a module imports, with lines; a package stands for its `__init__`."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: dict[str, int] = {}
     for node in ast.walk(ast.parse(path.read_text())):
@@ -61,13 +61,13 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> dict[str, int]:
 
 
 def room(name: str) -> str | None:
-    """The room that a module stands in; `None` for the few files beside the rooms."""
+    """Return the subpackage of a module, or `None` for the few files outside of subpackages."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in FLOOR else None
 
 
 def violations(root: Path) -> list[str]:
-    """Every import that runs against the floors, as `file:line imports module`."""
+    """Return every import from a higher layer, as `file:line imports module`."""
     known = modules(root)
     found = []
     for name, path in known.items():
@@ -84,7 +84,7 @@ def violations(root: Path) -> list[str]:
 
 
 def circle(root: Path) -> list[str]:
-    """One circle of modules that import each other, or nothing."""
+    """Return one import cycle, or an empty list."""
     known = modules(root)
     graph = {name: set(imports(name, path, known)) for name, path in known.items()}
     try:
@@ -141,7 +141,7 @@ def test_import_cycle_through_a_function_and_type_checking_is_reported(tmp_path:
 
 
 def write(root: Path, path: str, text: str) -> None:
-    """A module of a package that has just enough rooms for these tests."""
+    """Write a module of a package with just enough subpackages for these tests."""
     for each in ("loop", "config", "tasks", "data", "optim", "core"):
         package = root / "ftrain" / each
         package.mkdir(parents=True, exist_ok=True)

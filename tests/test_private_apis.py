@@ -43,7 +43,7 @@ def is_private(name: str) -> bool:
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Every name that a module binds: of functions, classes, variables, attributes and arguments."""
+    """Return every name that a module binds: functions, classes, variables, attributes, arguments."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
@@ -58,14 +58,14 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 def dotted(node: ast.expr) -> str:
-    """An attribute with what stands before it, `torch._C._functorch`; `?` for another expression."""
+    """Return a dotted name such as `torch._C._functorch`, with `?` for any other expression."""
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else "?"
 
 
 def private_uses(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
-    """Line and name of each private API of another package."""
+    """Yield line and name of each private API of another package."""
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
@@ -100,7 +100,7 @@ def private_uses(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
 
 
 def uses_outside(package: Path) -> dict[tuple[str, str], str]:
-    """`(file, name)` and line of each use in a file that is not `core/_torch*.py`."""
+    """Return the line of each use outside of `core/_torch*.py`, by `(file, name)`."""
     trees = {path: ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
     own = _PYTHON | {name for tree in trees.values() for name in defined(tree)}
     own |= {path.stem for path in trees}

@@ -20,7 +20,7 @@ RUNS = README.parent / "docs" / "runs.md"
 
 
 def blocks(language: str, *, first: str = "") -> list[str]:
-    """The code blocks of this language on both pages, whose first line begins so."""
+    """Return the code blocks of a language on both pages whose first line starts with `first`."""
     return [
         block
         for page in (README, RUNS)
@@ -60,7 +60,7 @@ def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) 
     ends = []
 
     def killed(folder: Path, at: tuple[int, ...]) -> bool:
-        """Run it, killed at those steps; return False if it ended by itself, as on a busy machine."""
+        """Run the script and kill it at the given steps; return False if it finished first."""
         folder.mkdir()
         for step in at:
             process = subprocess.Popen([sys.executable, str(script)], cwd=folder)

@@ -30,7 +30,7 @@ def addresses(value: Any) -> list[int]:
 
 
 def apart(*values: Any) -> bool:
-    """Whether no two tensors share memory."""
+    """Return True if no two tensors share memory."""
     found = addresses(values)
     return len(set(found)) == len(found)
 

@@ -20,7 +20,7 @@ from tests.compile.cases import same_bytes
 
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Weak references that were copied, and should not have been."""
+    """Return the list of weak references that were copied, which should stay empty."""
     found: list[object] = []
     monkeypatch.setattr(
         StorageWeakRef,

@@ -16,7 +16,7 @@ SEEDS = torch.arange(3)
 
 
 class SetsData(nn.Linear):
-    """A constructor that no vmap can run: torch refuses `.data` under a transform."""
+    """Model whose constructor cannot run under vmap, since torch refuses `.data` there."""
 
     def __init__(self) -> None:
         super().__init__(6, 3)
@@ -73,7 +73,7 @@ def test_vmapped_bind_init_equals_single_inits(name):
 
 
 def ensemble(model, loss_fn, batches):
-    """`seeds -> (states, metrics)` of a whole run with these batches, and the run of one member."""
+    """Return functions that train an ensemble, `seeds -> (states, metrics)`, and one ensemble member."""
     init_state, train_step, _ = ftrain.make_steps(model, loss_fn, optim.sgd(0.1, momentum=0.9))
     stack = stacked(batches)
 

@@ -16,7 +16,7 @@ ENDS = torch.tensor([1, 4, 6], dtype=torch.int32)
 
 
 class Experts(nn.Module):
-    """Each token goes to the expert with the highest score."""
+    """Mixture of experts that sends each token to the expert with the highest score."""
 
     def __init__(self, width: int = 8, n: int = 3) -> None:
         super().__init__()

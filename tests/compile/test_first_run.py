@@ -11,7 +11,7 @@ from ftrain.core import _torch_inductor
 
 @pytest.fixture
 def graph(monkeypatch):
-    """Code of its own behind the class that inductor's code is called through."""
+    """Return custom code in the class through which inductor's code is called."""
     monkeypatch.setattr(CompiledFxGraph, "__call__", lambda self, args: self.current_callable(args))
     made = object.__new__(CompiledFxGraph)
     made.compiled_fn_runner = None

@@ -41,7 +41,7 @@ def squared_laplacian(second: str) -> Callable[[dict[str, Tensor]], Tensor]:
 
 
 def by_hand(p: dict[str, Tensor]) -> Tensor:
-    """Return the same: the second derivative of tanh is -2 tanh (1 - tanh^2)."""
+    """Return the same loss by the formula tanh'' = -2 tanh (1 - tanh^2)."""
     t = torch.tanh(XS @ p["inner"].T + p["bias"])
     curvature = p["inner"].square().sum(1) * p["outer"]
     return ((-2 * t * (1 - t**2)) @ curvature).square().mean()

@@ -63,7 +63,7 @@ STACKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def pulled(operation: str, matrix: str) -> Callable[[Tensor], Tensor]:
-    """Return the function from a matrix to the gradient of what is made of it."""
+    """Return the gradient function of an operation on a matrix."""
 
     def value(w: Tensor) -> Tensor:
         return FACTORIZED[operation](MATRICES[matrix](w)).sin().sum()

@@ -13,7 +13,7 @@ SIZE = 256
 
 
 def step(state, x):
-    """Adam without bias correction, on one square matrix."""
+    """Take a step of Adam without bias correction on one square matrix."""
     with torch.enable_grad():
         w = state.a.detach().requires_grad_()
         loss = torch.tanh(x @ w).square().mean()
@@ -24,7 +24,7 @@ def step(state, x):
 
 
 def peak(compiled):
-    """The most bytes allocated at once within a call, in sizes of the parameters."""
+    """Return the peak of allocated bytes in a call, in multiples of the parameters' size."""
     square = torch.zeros(SIZE, SIZE)
     state, x = Pair(square + 0.01, {"m": square * 1, "v": square * 1}), torch.ones(2, SIZE)
     state, _ = compiled(state, x)

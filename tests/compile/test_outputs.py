@@ -58,7 +58,7 @@ HOLDERS = {
 
 
 def call(fn, x):
-    """What the compiled function returns, or the error that refuses it."""
+    """Return the output of the compiled function, or the error that it raises."""
     try:
         return compile(fn, backend="eager")(x)
     except TypeError as error:

@@ -66,7 +66,7 @@ HOLDS = {
 
 
 def value_of(hold):
-    """A copy of what a hold shows now."""
+    """Return a copy of the current values of a reference."""
     if isinstance(hold, memoryview):
         return bytes(hold)
     if callable(hold) and not isinstance(hold, torch.Tensor):

@@ -14,7 +14,7 @@ ROWS, IN, OUT = 96, 160, 192  # 5.9 MFLOP
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """As on a processor where oneDNN is the faster one."""
+    """Pretend that the processor is one on which oneDNN is faster."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(_torch_inductor, "is_amd_with_avx512", lambda: True)
@@ -22,7 +22,7 @@ def onednn(monkeypatch):
 
 
 def linear_and_gradients(x, w, b, g):
-    """The three products of a linear layer, and the one with the larger factor on the other side."""
+    """Return the products of a linear layer and its gradients, and one with the larger factor first."""
     return x @ w.t(), torch.addmm(b, x, w.t()), g @ w, g.t() @ x, (x.t() @ g).t() + 1
 
 

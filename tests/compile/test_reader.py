@@ -25,7 +25,7 @@ leaves = st.one_of(tensors(), statics)
 
 
 def reading(args, kwargs):
-    """What optree says: the tensors, and all else that a reader compares."""
+    """Return what optree finds: the tensors, and all other values that a reader compares."""
     flat, treedef = tree.flatten((args, kwargs))
     found = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
     keys = [static_key(x) if not isinstance(x, torch.Tensor) else "tensor" for x in flat]

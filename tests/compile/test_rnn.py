@@ -27,7 +27,7 @@ LAYERS = {
 
 
 def gradient_step(layer, precision=None, how="autograd"):
-    """Loss and gradients of a recurrent layer, as a pure function of parameters and input."""
+    """Return a pure function from parameters and input to a recurrent layer's loss and gradients."""
 
     def loss_of(params, x):
         with torch.autocast("cpu", precision or torch.bfloat16, precision is not None, False):

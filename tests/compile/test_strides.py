@@ -13,7 +13,7 @@ from tests.compile.cases import same_bytes
 
 
 def softplus_of_a_view(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Softplus whose gradient has the strides of its transposed argument, unlike in the trace."""
+    """Return a softplus whose gradient has other strides in a real run than in the trace."""
     return (F.softplus(x.view(2, 3, 4)).transpose(1, 2) * w).sum()
 
 

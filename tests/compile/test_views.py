@@ -20,14 +20,14 @@ X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
 
 def assert_close(found, expected):
-    """Sums of up to a hundred terms in another order; measured 3e-7."""
+    """Raise unless sums of up to a hundred terms agree up to their order; measured 3e-7."""
     for a, b in zip(ftrain.tree.leaves(found), ftrain.tree.leaves(expected), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert float((a.double() - b.double()).norm()) <= 1e-5 * float(b.double().norm())
 
 
 class Cached(nn.Module):
-    """Attention over an empty cache and the new keys."""
+    """Model with attention over an empty cache and the new keys."""
 
     def __init__(self) -> None:
         super().__init__()

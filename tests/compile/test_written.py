@@ -17,7 +17,7 @@ from ftrain.core.errors import DonatedStateError
 
 
 class FailsAt(TorchDispatchMode):
-    """The n-th operator finds no memory."""
+    """Mode in which the n-th operator runs out of memory."""
 
     supports_higher_order_operators = True
 
@@ -51,7 +51,7 @@ def task(optimizer: Any, **options: Any) -> tuple[Callable[..., Any], Any, Any]:
 
 
 def tried(step: Callable[..., Any], state: Any, batch: Any, mode: FailsAt) -> str:
-    """What became of the state: "done", "whole" or "lost"."""
+    """Run a step and return the outcome for its state: "done", "whole" or "lost"."""
     before = tree.digest(state)
     try:
         with mode:

@@ -35,7 +35,7 @@ def split(x, r):
 
 
 def with_an_empty_list(x, r):
-    """torch's old form of an empty tensor, of any number of dimensions: an empty cache."""
+    """Concatenate with torch's legacy empty tensor of shape (0,), as for an empty cache."""
     parts = [torch.tensor([]), x]
     r.shuffle(parts)
     return torch.cat(parts, r.randrange(-x.ndim, x.ndim))
@@ -110,7 +110,7 @@ PRODUCTS: list[Change] = [
 
 
 def chain(x: torch.Tensor, seed: int) -> torch.Tensor:
-    """A product of a view of a view of `x`, and perhaps a second one of a view of that."""
+    """Return a product of repeated views of `x`, or a second product of views of that."""
     r = random.Random(seed)
     for _ in range(r.randint(1, 5)):
         x = r.choice(VIEWS)(x, r)
@@ -121,7 +121,7 @@ def chain(x: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def chains(x: torch.Tensor, first: int, n: int) -> list[int]:
-    """The first n seeds from `first` whose chains are defined and small."""
+    """Return the first n seeds from `first` whose chains are defined and small."""
     found: list[int] = []
     while len(found) < n:
         try:

@@ -19,7 +19,7 @@ Scope = list[V]  # the innermost variable first
 
 
 class Library(Protocol):
-    """The operations that programs are made of."""
+    """Interface of the operations in programs."""
 
     def constant(self, k: int, followed: bool) -> V: ...
     def sin(self, x: V) -> V: ...
@@ -47,7 +47,7 @@ class Library(Protocol):
 
 
 class Expr:
-    """A node: a vector computed from the variables in scope."""
+    """Node that computes a vector from the variables in scope."""
 
     def run(self, lib: Library, scope: Scope) -> V:
         raise NotImplementedError
@@ -80,7 +80,7 @@ node = dataclasses.dataclass(frozen=True)
 
 @node
 class Var(Expr):
-    """A variable, counted from the innermost one; the outermost where there are fewer."""
+    """Variable, counted from the innermost one; the outermost if there are fewer."""
 
     i: int = 0
 
@@ -90,7 +90,7 @@ class Var(Expr):
 
 @node
 class Const(Expr):
-    """A tensor from outside of the program; `followed`: a leaf that requires a gradient."""
+    """Tensor from outside of the program; with `followed`, a leaf that requires a gradient."""
 
     k: int = 0
     followed: bool = False
@@ -135,7 +135,7 @@ class Tanh(Expr):
 
 @node
 class Matrix(Expr):
-    """The product with a captured matrix."""
+    """Product with a captured matrix."""
 
     a: Expr
 
@@ -153,7 +153,7 @@ class Flip(Expr):
 
 @node
 class Custom(Expr):
-    """A custom operator with a registered derivative: sin(2x)."""
+    """Custom operator sin(2x) with a registered derivative."""
 
     a: Expr
 
@@ -163,7 +163,7 @@ class Custom(Expr):
 
 @node
 class Function(Expr):
-    """A `torch.autograd.Function`: a · sin(b)."""
+    """Custom `torch.autograd.Function` a · sin(b)."""
 
     a: Expr
     b: Expr
@@ -182,7 +182,7 @@ class Detach(Expr):
 
 @node
 class NoGrad(Expr):
-    """`a` computed under `torch.no_grad()`, and detached: forward mode does not see the former."""
+    """`a` under `torch.no_grad()` and detached, since forward mode ignores `no_grad`."""
 
     a: Expr
 

@@ -101,7 +101,7 @@ def _total(x: V) -> V:
 
 
 class Duals:
-    """A `Library`."""
+    """`Library` of dual numbers."""
 
     sin, tanh, exp = staticmethod(sin), staticmethod(tanh), staticmethod(exp)
     detach, total = staticmethod(plain), staticmethod(_total)

@@ -17,7 +17,7 @@ V = Any
 
 
 class Jax:
-    """A `Library`. Call it inside of `jax.enable_x64(True)`."""
+    """`Library` of JAX functions. Call it inside of `jax.enable_x64(True)`."""
 
     sin, tanh, exp = staticmethod(jnp.sin), staticmethod(jnp.tanh), staticmethod(jnp.exp)
     detach = staticmethod(jax.lax.stop_gradient)

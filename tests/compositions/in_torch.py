@@ -44,7 +44,7 @@ for operator, slope in ((sin2, lambda x: 2 * cos2(x)), (cos2, lambda x: -2 * sin
 
 
 class Turned(torch.autograd.Function):
-    """x · sin(y)."""
+    """Custom autograd function x · sin(y)."""
 
     generate_vmap_rule = True
 
@@ -87,7 +87,7 @@ STATE = STEPS.init_state(0)
 
 
 class Torch:
-    """A `Library`."""
+    """`Library` of torch and ftrain functions."""
 
     sin, tanh, exp = staticmethod(torch.sin), staticmethod(torch.tanh), staticmethod(torch.exp)
     detach = staticmethod(torch.Tensor.detach)
@@ -129,7 +129,7 @@ class Torch:
         return value, aux, grads
 
     def _autograd(self, fn: Callable[..., Any], x: Any, has_aux: bool) -> Any:
-        """The gradient by hand, with plain autograd."""
+        """Return the gradient by plain autograd."""
         with torch.enable_grad():
             leaves, treedef = ftrain.tree.flatten(x)
             leaves = [
@@ -147,12 +147,12 @@ class Torch:
         return torch.func.jvp(fn, (x,), (tangent,))
 
     def vmap(self, fn: Callable[[Tensor], Tensor], rows: Sequence[Tensor], dim: int) -> Tensor:
-        """Torch puts a result that is not mapped at dimension 0 only, so each result is mapped."""
+        """Map each result, since torch puts an unmapped result at dimension 0 only."""
         mapped = torch.vmap(lambda x: fn(x) + 0.0 * x, dim, dim)
         return mapped(torch.stack([*rows], dim)).mean(dim)
 
     def scan(self, fn: Callable[..., Tensor], start: Tensor, xs: Sequence[Tensor] | int) -> Tensor:
-        """With a number and a flag beside the vectors."""
+        """Scan with a number and a flag beside the vectors."""
         n = xs if isinstance(xs, int) else len(xs)
 
         def body(carry: Any, x: Any) -> Any:

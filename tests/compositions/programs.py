@@ -47,7 +47,7 @@ __all__ = [
 
 @node
 class Grad(Expr):
-    """The gradient of `objective(body)` by one or two variables, the others being captured.
+    """Gradient of `objective(body)` with respect to one or two variables; others are captured.
 
     Attributes:
         how: "value_and_grad", "differentiable", "func", "vjp" or "autograd".
@@ -84,7 +84,7 @@ class Grad(Expr):
 
 @node
 class Jvp(Expr):
-    """The derivative of `body` along `tangent`."""
+    """Derivative of `body` along `tangent`."""
 
     body: Expr
     at: Expr
@@ -129,7 +129,7 @@ class Descend(Expr):
 
 @node
 class Scan(Expr):
-    """`body` binds the carry and an element of `xs`, if there are any."""
+    """Scan whose `body` binds the carry and an element of `xs`, if there are any."""
 
     body: Expr
     start: Expr
@@ -144,7 +144,7 @@ class Scan(Expr):
 
 @node
 class Cond(Expr):
-    """A branch by the sign of a sum. `operand`: each side binds `on`; otherwise it binds nothing."""
+    """Branch on the sign of a sum; with `operand`, each branch binds `on`, otherwise nothing."""
 
     on: Expr
     when: Expr
@@ -160,7 +160,7 @@ class Cond(Expr):
 
 @node
 class Switch(Expr):
-    """One of several sides, which bind `on`."""
+    """Choice of one of several branches, which bind `on`."""
 
     on: Expr
     sides: tuple[Expr, ...]
@@ -173,7 +173,7 @@ class Switch(Expr):
 
 @node
 class While(Expr):
-    """At most `steps` iterations. `detached`: of what the body reads, variables are detached."""
+    """Loop of at most `steps` iterations; `detached` detaches the variables that the body reads."""
 
     body: Expr
     start: Expr
@@ -192,7 +192,7 @@ class While(Expr):
 
 @node
 class Vmap(Expr):
-    """The mean over rows of `body`, mapped along `dim` of both the rows and the results."""
+    """Mean over the rows of `body`, mapped along `dim` of the rows and of the results."""
 
     body: Expr
     rows: tuple[Expr, ...]
@@ -223,7 +223,7 @@ class Compiled(Expr):
 
 @node
 class Apply(Expr):
-    """A bound module: a linear layer with weights `p` and `q` and bias `p / 2`, then `body`."""
+    """Bound module of a linear layer with weights `p` and `q` and bias `p / 2`, then `body`."""
 
     body: Expr
     p: Expr
@@ -237,7 +237,7 @@ class Apply(Expr):
 
 @node
 class Step(Expr):
-    """A training step, which keeps no graph; `detached`: of detached inputs."""
+    """Training step, which keeps no graph; with `detached`, its inputs are detached."""
 
     p: Expr
     q: Expr
@@ -256,7 +256,7 @@ class Step(Expr):
 
 @node
 class Program(Expr):
-    """A function, differentiated at the outside.
+    """Function with the outermost transforms that differentiate it.
 
     Attributes:
         body: binds one variable.

@@ -88,7 +88,7 @@ def points() -> Any:
 
 
 def _simple(draw: Draw, n: int, size: int, kinds: Sequence[str]) -> Expr:
-    """A polynomial, sin, tanh, ... of the `n` variables in scope."""
+    """Return a polynomial, sin, tanh or the like of the `n` variables in scope."""
     kind = draw(st.integers(0, 9)) if size else draw(st.integers(0, 3))
     if kind <= 2:
         return Var(draw(st.integers(0, n - 1)))
@@ -107,7 +107,7 @@ def _operator(kinds: Sequence[str]) -> type[Expr]:
 
 
 def _nested(draw: Draw, depth: int, n: int, kinds: Sequence[str]) -> Expr:
-    """An expression with combinators nested to `depth`, some of them inside an operation."""
+    """Return an expression with combinators nested to `depth`, some inside an operation."""
     if depth <= 0:
         return _simple(draw, n, 2, kinds)
     found = _combinator(draw, depth, n, kinds)

@@ -91,7 +91,7 @@ def some(n: int) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def report(request: Any) -> Iterator[None]:
-    """Print what came of a campaign."""
+    """Print the outcome counts of a campaign."""
     yield
     if CAMPAIGN:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():

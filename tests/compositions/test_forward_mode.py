@@ -31,7 +31,7 @@ def switched(x: Tensor) -> Tensor:
 
 
 def repeated(x: Tensor) -> Tensor:
-    """With an integer and another vector in the carry; the body captures `x`."""
+    """Run a while_loop with an integer and two vectors in its carry, whose body captures `x`."""
 
     def body(carry: Any) -> Any:
         n, y, z = carry
@@ -55,7 +55,7 @@ FUNCTIONS = [scanned, branched, switched, repeated, repeated_by_value, different
 
 
 def unrolled(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same without loops and branches, at points near `X`."""
+    """Return `f` without loops and branches, valid near `X`."""
     return {
         scanned: lambda x: x * x.sin() ** 2,
         branched: lambda x: x * x,

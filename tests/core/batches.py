@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
 
 class AttrDict(dict[str, Any]):
-    """As in many configuration libraries: a missing attribute is a KeyError."""
+    """Dict with attribute access that raises KeyError, as in many configuration libraries."""
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
@@ -36,7 +36,7 @@ class Itself(dict[str, Any]):
 
 
 class Mirrored(dict[str, Any]):
-    """As `EasyDict` and `ModelOutput`: each item is an attribute too."""
+    """Dict whose items are attributes as well, as in `EasyDict` and `ModelOutput`."""
 
     def __init__(self, **items: Any) -> None:
         for name, value in items.items():
@@ -45,7 +45,7 @@ class Mirrored(dict[str, Any]):
 
 
 class Fixed(Mapping[str, Any]):
-    """A mapping with a storage of its own."""
+    """Mapping with its own storage."""
 
     def __init__(self, items: dict[str, Any]) -> None:
         self._items = items
@@ -61,7 +61,7 @@ class Fixed(Mapping[str, Any]):
 
 
 class Encoding(UserDict[str, Any]):
-    """As Hugging Face's `BatchEncoding`: items as attributes, and something beside them."""
+    """Mapping with items as attributes and extra attributes, like Hugging Face's `BatchEncoding`."""
 
     def __init__(self, data: Any = None) -> None:
         super().__init__(data)
@@ -134,12 +134,12 @@ FORMS = {**BY_KEY, **BY_PLACE, **BY_NAME}
 
 
 def first(batch: Any) -> Any:
-    """The x of one container."""
+    """Return the x of one container."""
     return _entry(batch, "x", 0)
 
 
 def second(batch: Any) -> Any:
-    """The y of one container."""
+    """Return the y of one container."""
     return _entry(batch, "y", 1)
 
 
@@ -150,14 +150,14 @@ def _entry(batch: Any, name: str, place: int) -> Any:
 
 
 def tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two tensors at the innermost level."""
+    """Return the two tensors of the innermost container."""
     while not isinstance(first(batch), torch.Tensor):
         batch = first(batch)
     return first(batch), second(batch)
 
 
 def loss_fn(model: Any, batch: Any) -> Any:
-    """A loss without a weight of its own, with a draw and an auxiliary mean."""
+    """Return a loss without weights, with a random draw, and an auxiliary mean."""
     x, y = tensors(batch)
     error = model(x) - y
     return error.square().mean(), {"error": error.abs().mean()}

@@ -26,7 +26,7 @@ def run(f: Callable[..., Any], mode: str) -> Callable[..., Any]:
 
 
 def gradient(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that gives the gradient of `f` by its first argument."""
+    """Return the gradient function of `f` with respect to its first argument."""
     return lambda *args: ftrain.value_and_grad(f)(*args)[1]
 
 
@@ -86,13 +86,13 @@ def assert_derivative(
 def assert_gradients(
     f: Callable[..., torch.Tensor], args: tuple[torch.Tensor, ...], found: tuple[torch.Tensor, ...]
 ) -> None:
-    """Raise unless `found` holds the gradients of `f(*args)` by each argument."""
+    """Raise unless `found` holds the gradients of `f(*args)` with respect to each argument."""
     for i, (x, grad) in enumerate(zip(args, found, strict=True)):
         assert_derivative(lambda v, i=i: f(*args[:i], v, *args[i + 1 :]), x, grad)
 
 
 def is_close(a: object, b: object, rtol: float = 1e-9) -> bool:
-    """Return True if two trees of float64 values are equal up to rounding, in the sum of squares."""
+    """Return True if two trees of float64 values are equal up to rounding, in the L2 norm."""
     pairs = list(zip(tree.leaves(a), tree.leaves(b), strict=True))
     off = sum(float((x - y).abs().square().sum()) for x, y in pairs)
     size = sum(float(y.abs().square().sum()) for _, y in pairs)

@@ -15,17 +15,17 @@ from torch import nn
 
 
 class Hides(nn.Linear):
-    """A layer whose output depends on how often it was called."""
+    """Layer whose output depends on the number of its calls."""
 
     def __init__(self) -> None:
         super().__init__(4, 3)
         self.build()
 
     def build(self) -> None:
-        """Make what counts."""
+        """Create the hidden state that counts calls."""
 
     def count(self) -> Any:
-        """Return how often this was called, a number; counts."""
+        """Increment the hidden count of calls and return it."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ class Ordered(Hides):
 
 
 class Renamed(Hides):
-    """The number of attributes and their values stay; the name changes."""
+    """Model that renames an attribute and keeps the number and values of its attributes."""
 
     def build(self):
         self.fresh = True
@@ -136,7 +136,7 @@ class Renamed(Hides):
 
 
 class Kinds(Hides):
-    """Equal values, other kinds."""
+    """Model that replaces values by equal ones of another type or sign."""
 
     def build(self):
         self.flag, self.zero = 1, 0.0
@@ -212,7 +212,7 @@ class Partial(Hides):
 
 
 class Rebinds(Hides):
-    """Replaces a container by another of the same contents, and then writes to it."""
+    """Model that replaces a container by an equal one and then writes to that."""
 
     def build(self):
         self.held: list[int] = []
@@ -224,7 +224,7 @@ class Rebinds(Hides):
 
 
 class Child(Hides):
-    """A module in a plain list, which is not registered."""
+    """Model with a module in a plain list, which is not registered."""
 
     def build(self):
         self.others = [nn.Identity()]
@@ -236,7 +236,7 @@ class Child(Hides):
 
 
 class ForwardHooks(Hides):
-    """Registers a hook in each forward, as transformers does in the first."""
+    """Model that registers a hook in each forward pass, as `transformers` does in the first."""
 
     def build(self):
         self.inner = nn.Identity()
@@ -260,7 +260,7 @@ class ForwardHooks(Hides):
 
 
 class Swaps(Hides):
-    """Replaces a submodule."""
+    """Model that replaces a submodule in its forward pass."""
 
     def build(self):
         self.inner = nn.Identity()
@@ -274,7 +274,7 @@ class Swaps(Hides):
 
 
 class Trains(Hides):
-    """Switches its own mode."""
+    """Model that switches the training mode of its submodule."""
 
     def build(self):
         self.inner = nn.Identity()
@@ -286,7 +286,7 @@ class Trains(Hides):
 
 
 class Caches(Hides):
-    """Keeps a table from the first call, as rotary embeddings do."""
+    """Model that caches a table at the first call, as rotary embeddings do."""
 
     def build(self):
         self.table = None
@@ -308,7 +308,7 @@ RESTORED = [
 
 
 class OwnNumPy(Hides):
-    """Draws from a NumPy generator of its own."""
+    """Model that draws from its own NumPy generator."""
 
     def build(self):
         self.generator = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import nn
 
 
 class WritesBackward(nn.Linear):
-    """A layer that depends on how often a backward pass went through it."""
+    """Layer whose output depends on the number of backward passes through it."""
 
     def __init__(self) -> None:
         super().__init__(4, 3)
@@ -20,24 +20,24 @@ class WritesBackward(nn.Linear):
         self.build()
 
     def build(self) -> None:
-        """Make what counts."""
+        """Create the hidden state that counts backward passes."""
 
     def count(self) -> float:
-        """Return how many backward passes there were; counts."""
+        """Increment the hidden count of backward passes and return it."""
         self.n += 1
         self.held["n"][0] += 1
         self.held.setdefault("new", []).append(self.n)
         return self.n + self.held["n"][0] + len(self.held["new"])
 
     def counted(self) -> Any:
-        """Return what a backward pass counts in."""
+        """Return the hidden state in which backward passes count."""
         return self.n, repr(self.held)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.through(super().forward(x)) * (1 + self.n)
 
     def through(self, y: torch.Tensor) -> torch.Tensor:
-        """Return `y`, whose gradient counts."""
+        """Return `y` with a gradient computation that counts."""
         return y
 
 
@@ -70,7 +70,7 @@ class _Counts(torch.autograd.Function):
 
 
 class BackwardFunctionClass(WritesBackward):
-    """Counts in the class of a function and in what its code captures."""
+    """Layer that counts in the class of an autograd function and in variables that it captures."""
 
     def build(self):
         held = [0]
@@ -104,7 +104,7 @@ class BackwardFunctionClass(WritesBackward):
 
 
 class BackwardModuleHook(WritesBackward):
-    """Counts in a hook of a child, which writes to the child and to a list that it captures."""
+    """Layer that counts in a child's hook, which writes to the child and to a captured list."""
 
     def build(self):
         self.child = nn.Identity()
@@ -127,7 +127,7 @@ class BackwardModuleHook(WritesBackward):
 
 
 class BackwardParameterHook(WritesBackward):
-    """Counts in a hook of its weight."""
+    """Layer that counts in a hook of its weight."""
 
     def build(self):
         n = 0
@@ -153,7 +153,7 @@ BACKWARD = [
 
 
 class BackwardTensor(WritesBackward):
-    """Counts in a tensor that is not registered."""
+    """Layer that counts in a tensor that is not registered."""
 
     def build(self):
         self.box = SimpleNamespace(tally=torch.zeros(()))
@@ -165,7 +165,7 @@ class BackwardTensor(WritesBackward):
 
 
 class BackwardParameterTensor(WritesBackward):
-    """Counts in a tensor that a hook of its weight captures."""
+    """Layer that counts in a tensor captured by a hook of its weight."""
 
     def build(self):
         tally = torch.zeros(())

@@ -21,7 +21,7 @@ CALLS: collections.Counter[str] = collections.Counter()  # global: a model does 
 
 
 def counting(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a hook that counts and scales, and tells a sum from its parts."""
+    """Return a hook that counts calls and is affine, so that a sum and its parts give other results."""
 
     def hook(grad: torch.Tensor) -> torch.Tensor:
         CALLS[name] += 1
@@ -31,7 +31,7 @@ def counting(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class Net(nn.Module):
-    """Two layers, which share a weight if they are tied."""
+    """Model of two layers, which share a weight if they are tied."""
 
     def __init__(self, n_hooks: int, kind: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def plain(model: nn.Module, loss: Any) -> Grads:
 def applied(
     make: Callable[[], nn.Module], loss: Any, own: bool = False
 ) -> tuple[Callable[[Grads], torch.Tensor], Grads]:
-    """Return the loss as a function of parameters, by `bind`, and these."""
+    """Return the loss as a function of params, built with `bind`, and the params."""
     model = make()
     apply = ftrain.bind(model if own else make)
     _, buffers = apply.init(KEY)
@@ -143,7 +143,7 @@ def without_graph(loss: Any, make: Any) -> Grads:
 
 
 def later(loss: Any, make: Any) -> Grads:
-    """The gradient of a loss that is returned beside another gradient, and keeps its graph."""
+    """Return the gradient, by a later autograd call, of the value that `value_and_grad` returns."""
     call, params = applied(make, loss)
     params = required(params)
     value, _ = ftrain.value_and_grad(call)(params)
@@ -152,7 +152,7 @@ def later(loss: Any, make: Any) -> Grads:
 
 
 def inner(loss: Any, make: Any) -> Grads:
-    """The gradient of a value of `value_and_grad`."""
+    """Return the gradient of a value returned by `value_and_grad`."""
     call, params = applied(make, loss)
 
     def value(params: Grads) -> torch.Tensor:
@@ -212,7 +212,7 @@ def chosen(call: Callable[[Grads], torch.Tensor]) -> Callable[[Grads], torch.Ten
 
 
 def inside(around: Any, grad: Callable[[Any, Grads], Grads]) -> Callable[[Any, Any], Grads]:
-    """Return a way that takes the gradient of the loss in a construct of ftrain's."""
+    """Return a function that computes the gradient of the loss inside an ftrain construct."""
 
     def way(loss: Any, make: Any) -> Grads:
         call, params = applied(make, loss)

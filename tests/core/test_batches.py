@@ -28,14 +28,14 @@ def made(accumulate: int) -> Any:
 
 @functools.cache
 def expected(accumulate: int, k: int) -> Any:
-    """The result for a plain dict, in micro-batches of the recovery if k is not 1."""
+    """Return the result for a plain dict, split by the out-of-memory recovery if k is not 1."""
     steps, state = made(accumulate)
     x, y = rows()
     return steps.train_step(state, _out_of_memory.cut({"x": x, "y": y}, k))
 
 
 def build(nesting: list[str]) -> Any:
-    """The batch in the innermost container, that in another one beside a vector of y, and so on."""
+    """Nest the batch in the named containers, each with a vector of y beside the inner one."""
     x, y = rows()
     batch: Any = FORMS[nesting[0]](x, y)
     for name in nesting[1:]:
@@ -114,7 +114,7 @@ def test_unequal_parts_cut_after_out_of_memory_keep_the_batch_mean(n: int) -> No
 
 
 def gradients_value(steps: Any, state: Any, batch: Any) -> float:
-    """The loss as line searches see it."""
+    """Return the loss that `value_fn` passes to an optimizer."""
     seen: list[float] = []
 
     def update(grads: Any, opt_state: Any, params: Any, **extra: Any) -> Any:

@@ -77,7 +77,7 @@ def in_mode(mode: str, f: Callable[[Tensor], Any], x: Tensor) -> Any:
 
 
 class Holder:
-    """An object, a module and an array that a body takes its output from."""
+    """Existing tensors in an object, a module and an array, which a body returns."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.tensor = torch.full(shape, 2.0)

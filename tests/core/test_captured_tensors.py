@@ -82,7 +82,7 @@ class Object:
 
 
 class Through:
-    """Reads a global by way of a property."""
+    """Object that reads a global variable in a property."""
 
     @property
     def total(self):

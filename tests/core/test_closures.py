@@ -12,7 +12,7 @@ from ftrain.testing import assert_same_bits
 
 
 class Net(nn.Module):
-    """Dropout and statistics: what depends on the key and on the buffers."""
+    """Model with dropout and BatchNorm, which depend on the key and on the buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def test_closures_ignore_the_callers_autocast():
 
 
 def two_points():
-    """Descends along the mean of two gradients, here and a step ahead; its state is the last loss."""
+    """Return an optimizer that averages the gradients here and one step ahead; its state is the loss."""
 
     def init(params):
         return {"value": torch.zeros(())}

@@ -25,7 +25,7 @@ WEIGHT = torch.tensor([0.3, -0.7, 1.1])
 
 
 def pieces(x: Tensor) -> Any:
-    """Two sides with captured tensors and trees of several dtypes."""
+    """Return the result of two branches with captured tensors and trees of several dtypes."""
 
     def high(x: Tensor) -> Any:
         return {"y": (x * WEIGHT).exp(), "n": (x > 0).sum(), "flag": x > 1}
@@ -275,7 +275,7 @@ def test_draws_outside_cond_do_not_depend_on_cond_calls() -> None:
 
 
 class Gate(nn.Module):
-    """A model whose layers depend on its input; one side drops out, under checkpointing."""
+    """Model that chooses a layer by its input; one branch has dropout under checkpointing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ def test_changed_constant_attribute_compiles_a_second_program() -> None:
 
 
 class Lazy(Mapping[str, Any]):
-    """Makes its tensors when they are asked for: nothing to rebuild it from."""
+    """Mapping that creates its tensors on access, so that it cannot be rebuilt."""
 
     def __getitem__(self, name: str) -> Any:
         return torch.zeros(2)

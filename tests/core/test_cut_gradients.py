@@ -82,7 +82,7 @@ def twice(op: Any) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """torch warns that the first operator has no derivative, and goes on with zeros."""
+    """Silence torch's warning that the first operator has no derivative and gets zeros."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

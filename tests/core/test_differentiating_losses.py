@@ -36,7 +36,7 @@ def r1(model: Any, batch: Any) -> torch.Tensor:
 
 
 def pinn(model: Any, batch: Any) -> torch.Tensor:
-    """u_xx + u_yy = 1."""
+    """Return the squared residual of u_xx + u_yy = 1."""
     x = points(batch)
     (first,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
     second = [
@@ -53,7 +53,7 @@ def forces(model: Any, batch: Any) -> torch.Tensor:
 
 
 def quantized(model: Any, batch: Any) -> torch.Tensor:
-    """A sum that starts from a leaf, and a straight-through estimator."""
+    """Return a loss with a straight-through estimator and a sum that starts from a leaf."""
     total = torch.tensor(0.0, requires_grad=True, dtype=torch.float64)
     z = model(batch["x"])
     straight = z + (z.round() - z).detach()
@@ -174,7 +174,7 @@ def test_loss_may_set_requires_grad_on_a_view_of_the_batch() -> None:
 
 
 def test_compiled_function_inside_a_loss_gives_the_bits_of_the_plain_one() -> None:
-    """Random draws included: they derive from the key of the step."""
+    """Its random draws match as well, since they derive from the key of the step."""
 
     def twice(x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x.tanh(), 0.5) * 2

@@ -45,7 +45,7 @@ def kept() -> Iterator[None]:
 
 
 class Drawn(nn.Module):
-    """Its weights, or what it adds to its output, are drawn in given ways."""
+    """Model whose weights, or terms of its output, are drawn in given ways."""
 
     def __init__(self, built: tuple[Way, ...] = (), called: tuple[Way, ...] = ()) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def steps_of(make: Callable[[], nn.Module]) -> ftrain.Steps:
 
 
 def outcome(call: Callable[[], Any]) -> tuple[str, bool]:
-    """The digest of what a call returns, or its refusal, which names operator and line."""
+    """Return the digest of a call's result, or its error message, which names operator and line."""
     try:
         return ftrain.tree.digest(call()), True
     except UnkeyedRandomError as error:
@@ -157,7 +157,7 @@ def test_ensemble_rows_have_the_initial_weights_of_single_models(name: str) -> N
 
 @contextlib.contextmanager
 def drawing_elsewhere(draw: Callable[[], Any]) -> Iterator[Callable[[], int]]:
-    """A thread of the program that draws all the time."""
+    """Run a thread that draws random numbers continuously."""
     stop = threading.Event()
     count = 0
 

@@ -288,7 +288,7 @@ def test_captured_teacher_whose_buffers_change_raises() -> None:
 
 
 def test_building_a_model_keeps_the_global_generator_state() -> None:
-    """The factory fails on the meta device, so it is run once more on the CPU."""
+    """The factory fails on the meta device, so it is run once more on a real one."""
 
     def factory() -> nn.Module:
         net = nn.Linear(4, 3)

@@ -20,7 +20,7 @@ KEY = random.key(0)
 
 
 class Shared(nn.Module):
-    """One submodule reachable by two paths, in lists and dicts of modules."""
+    """Model with one submodule reachable by several paths, in lists and dicts of modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Shared(nn.Module):
 
 
 class Counting(nn.Module):
-    """Buffers of every kind: integer, non-persistent, reassigned instead of written."""
+    """Model with integer, non-persistent, reassigned and None buffers."""
 
     def __init__(self) -> None:
         super().__init__()

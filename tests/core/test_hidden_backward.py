@@ -27,7 +27,7 @@ def make(model: Any, loss_fn: Any = mse, **options: Any) -> ftrain.Steps:
 
 
 def graded(apply: Any) -> Any:
-    """Return a call of `value_and_grad` over a model, without arguments."""
+    """Return a function without arguments that calls `value_and_grad` on a model."""
     params, buffers = apply.init(ftrain.random.key(0))
     loss = lambda p: mse(lambda x: apply(p, buffers, ftrain.random.key(1), x)[0], BATCH)  # noqa: E731
     return lambda: ftrain.value_and_grad(loss)(params)

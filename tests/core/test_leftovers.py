@@ -31,7 +31,7 @@ def unbounded(n: int) -> dict[str, Any]:
 
 
 class Rotary:
-    """A table that is made at first use, and kept on the object."""
+    """Table that is computed at its first use and cached on the object."""
 
     def __init__(self) -> None:
         self._cos_cached: torch.Tensor | None = None

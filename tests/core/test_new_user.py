@@ -61,7 +61,7 @@ def test_uncalled_optimizer_remedy_is_given_for_ftrain_functions_only():
 
 
 def weighted(model: Any, batch: Any) -> ftrain.Mean:
-    """The last column is what a row weighs."""
+    """Return a mean loss weighted by the last column of the batch."""
     return ftrain.Mean(
         (model(batch[:, :3]).square().mean(-1) * batch[:, 3]).sum(), batch[:, 3].sum()
     )

@@ -20,7 +20,7 @@ ROWS = 12
 
 
 class Scale(nn.Module):
-    """Each row by itself, so that no sum depends on how many rows a batch has."""
+    """Model that maps rows independently, so that no sum depends on the batch size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_scalar_metrics_merge_as_means_and_vectors_concatenate() -> None:
 
 
 class Seen:
-    """Keeps what the steps gave, as a callback may."""
+    """Callback that stores the outputs of the steps."""
 
     def __init__(self) -> None:
         self.examples: list[torch.Tensor] = []

@@ -73,7 +73,7 @@ def children(thing: Any) -> list[Any]:
 
 
 def picture(thing: Any) -> Any:
-    """What there is to see of an object: its identity, and the pictures of what it holds."""
+    """Return the identity of an object and, recursively, of everything in it."""
     if isinstance(thing, np.ndarray):
         return id(thing), thing.tobytes()
     if isinstance(thing, set):
@@ -94,7 +94,7 @@ def everything(thing: Any) -> list[Any]:
 
 
 def write(thing: Any, value: Any, how: int) -> None:
-    """Change an object in one of the ways that its kind allows."""
+    """Change an object in one of the ways that its type allows."""
     if isinstance(thing, collections.OrderedDict) and len(thing) > 1 and how == 2:
         thing.move_to_end(next(iter(thing)))
     elif isinstance(thing, dict):

@@ -17,12 +17,12 @@ WEIGHT = torch.linspace(-1, 1, 9).view(3, 3)
 
 
 def recurrent(carry, xs):
-    """A captured constant, dicts, and an output that is the carry's own."""
+    """Scan with a captured constant, dicts, and an output equal to the carry."""
     return scan(lambda c, x: ({"h": torch.tanh(c["h"] @ WEIGHT + x)}, c["h"]), {"h": carry}, xs)
 
 
 def accumulate(carry, xs):
-    """Gradients in the body, for a tensor that the traced function has computed."""
+    """Scan with gradients in the body with respect to a computed tensor."""
     weight = WEIGHT * carry.sum()
 
     def body(total, x):
@@ -36,7 +36,7 @@ def accumulate(carry, xs):
 
 
 def through_time(carry, xs):
-    """Gradients of the whole loop."""
+    """Return gradients through the whole scan."""
     with torch.enable_grad():
         w = WEIGHT.clone().requires_grad_()
         last, _ = scan(lambda h, x: (torch.tanh(h @ w + x), None), carry, xs)
@@ -60,7 +60,7 @@ def no_carry(carry, xs):
 
 
 def captured_start(carry, xs):
-    """The start is captured too, and is the start of a second carry."""
+    """Scan whose initial carry is captured as well, and used for two carries."""
     start = carry * 1.5
 
     def body(c, x):
@@ -114,7 +114,7 @@ def test_compiled_vmap_of_scan_equals_eager_vmap():
 
 
 def passes_through(carry, xs):
-    """The carry comes back as it was given, as a slice, as a capture, as a view, and twice."""
+    """Scan whose body returns inputs unchanged, sliced, captured, viewed and duplicated."""
     weight = carry * 2
     start = {
         "same": carry,

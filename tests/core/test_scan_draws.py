@@ -30,7 +30,7 @@ def keyed(key: Tensor, loop: Any, *args: Any) -> Any:
 
 
 def dropped(xs: Tensor) -> Any:
-    """Two sites in the body, one of them a layer, and a draw before and after."""
+    """Scan with draws in its body, some of them in a layer, and a draw before and after."""
     layer = nn.Dropout(0.5)
     before = torch.rand(2)
 
@@ -190,7 +190,7 @@ def test_scan_body_without_draws_adds_no_random_operators_to_the_graph() -> None
 
 
 class Recurrent(nn.Module):
-    """Dropout between the steps of a loop that is written as a scan."""
+    """Recurrent model with dropout between the iterations of a scan."""
 
     def __init__(self) -> None:
         super().__init__()

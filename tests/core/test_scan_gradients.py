@@ -24,7 +24,7 @@ from tests.core.differences import (
 
 
 def descended(p: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """Three steps of gradient descent on `quartic`, in a scan."""
+    """Return the result of three gradient descent steps on `quartic` in a scan."""
 
     def body(p: torch.Tensor, _: None) -> Any:
         value, grad = ftrain.value_and_grad(quartic)(p)
@@ -68,7 +68,7 @@ def test_maml_gradient_with_inner_gradient_in_scan_equals_known_values() -> None
 
 
 class Sign(torch.autograd.Function):
-    """A straight-through sign: its derivative is not that of its operators."""
+    """Straight-through sign, whose derivative differs from that of its operators."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class Sign(torch.autograd.Function):
 
 
 class Through(torch.autograd.Function):
-    """Returns x; the gradient goes to another tensor, which does not enter the value."""
+    """Identity of x whose gradient goes to another tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -188,7 +188,7 @@ def test_scan_without_outer_differentiation_saves_no_carries() -> None:
 
 
 class Encoder(nn.Module):
-    """A scan in a module: weights, draws and autocast of the body, and a gradient inside it."""
+    """Module with a scan whose body has weights, draws, autocast and a gradient."""
 
     def __init__(self, autocast: bool) -> None:
         super().__init__()

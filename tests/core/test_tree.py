@@ -163,7 +163,7 @@ class Base:
 
 
 def declared() -> dict[str, type]:
-    """Return dataclasses with something in the way of building them from their fields alone."""
+    """Return dataclasses that cannot be built from their fields alone."""
 
     @tree.register_dataclass
     class Plain:

@@ -22,7 +22,7 @@ WEIGHT = torch.tensor([0.5, -0.25])
 
 
 def grown(x: Tensor, limit: Tensor) -> Any:
-    """A carry of several dtypes and an unchanged leaf; the body captures tensors."""
+    """Loop with captured tensors and a carry of several dtypes, one leaf unchanged."""
 
     def body(carry: Any) -> Any:
         x = carry["x"] * 1.5 + WEIGHT
@@ -33,7 +33,7 @@ def grown(x: Tensor, limit: Tensor) -> Any:
 
 
 def drawn(x: Tensor, limit: Tensor) -> Any:
-    """Draws in the condition and in the body, around and after the loop."""
+    """Loop with draws in its condition and body, and before and after it."""
 
     def goes_on(carry: Any) -> Tensor:
         return (carry[0].sum() < limit) & (torch.rand(()) < 0.9)
@@ -47,7 +47,7 @@ def drawn(x: Tensor, limit: Tensor) -> Any:
 
 
 def nested(x: Tensor, limit: Tensor) -> Any:
-    """A loop in a loop, a choice and a scan in the inner one."""
+    """Loop in a loop, with a cond and a scan in the inner one."""
 
     def inner(x: Tensor) -> Tensor:
         def body(x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def test_each_while_loop_iteration_draws_from_a_distinct_key() -> None:
 
 
 def newton(x: Tensor) -> Tensor:
-    """The cube root by Newton's method, of a detached tensor: the loop is a constant of the loss."""
+    """Return the cube root of a detached tensor by Newton's method in a loop."""
 
     def step(y: Tensor) -> Tensor:
         _, slope = ftrain.value_and_grad(lambda y: ((y**3 - x.detach()) ** 2).sum() / 2)(y)

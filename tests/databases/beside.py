@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Beside(NamedTuple):
-    """A module and arguments for it.
+    """Module factory and arguments for the module.
 
     Attributes:
         make: builds the module.

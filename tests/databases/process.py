@@ -15,7 +15,7 @@ from hypothesis import settings
 
 
 def state() -> dict[str, Any]:
-    """Flags, default dtype and device, generators, environment, paths and filters, by name."""
+    """Return flags, default dtype and device, generators, environment, paths and filters, by name."""
     backends = torch.backends
     return {
         "default dtype": torch.get_default_dtype(),

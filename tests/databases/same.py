@@ -19,12 +19,12 @@ Outcomes = Counter[str]
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output, of whatever type it is."""
+    """Return the tensors of an output of any type."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def weighted_sum(output: Any) -> torch.Tensor:
-    """A 0-d real value that weighs each element of an output differently: a fixed cotangent."""
+    """Return a real scalar that weights each element of an output differently: a fixed cotangent."""
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors_of(output):
         if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -58,7 +58,7 @@ def first_difference(found: Any, expected: Any) -> str | None:
 
 
 def distance(found: Any, expected: Any) -> float:
-    """The largest distance of two tensors of a list, relative to the norm of the expected one."""
+    """Return the largest distance of paired tensors, relative to the norm of the expected one."""
     worst = 0.0
     for a, b in zip(found, expected, strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
@@ -87,7 +87,7 @@ def assert_says(error: Exception, pattern: str | None, *words: str) -> None:
 
 
 def told(request: pytest.FixtureRequest, title: str) -> Iterator[Outcomes]:
-    """A count of outcomes, printed at the end of a campaign."""
+    """Yield a counter of outcomes, printed at the end of a campaign."""
     outcomes: Outcomes = Counter()
     yield outcomes
     if WHOLE:

@@ -60,7 +60,7 @@ MAPPED = {torch.float32: 2e-5, torch.float64: 4e-14}
 
 
 class Case(NamedTuple):
-    """A module with one of torch's inputs.
+    """Module with one of torch's test inputs.
 
     Attributes:
         make: builds the module.
@@ -110,7 +110,7 @@ class Expected(NamedTuple):
 
 
 def by_torch(module: nn.Module, case: Case) -> Expected | None:
-    """The output, the gradients and the state after a call; `None` where torch refuses the input."""
+    """Return output, gradients and state after a call, or `None` if torch refuses the input."""
     generator = torch.get_rng_state()
     inputs = [x.requires_grad_() for x in case.inputs()]
     args, kwargs = case.arguments(inputs)
@@ -144,7 +144,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def outcome_of(name: str, case: Case, dtype: torch.dtype) -> str:
-    """What became of a case, all of which is asserted here."""
+    """Check a case against torch and return a label of its outcome."""
     module = case.make()
     expected = by_torch(copy.deepcopy(module), case)
     if expected is None:
@@ -197,7 +197,7 @@ def outcome_of(name: str, case: Case, dtype: torch.dtype) -> str:
 
 
 def mapped(name: str, call: Any, x: Any, buffers: Any, dtype: torch.dtype) -> str:
-    """Two sets of weights, with a key each, in one call."""
+    """Call the module under vmap with two sets of weights and two keys."""
 
     def single(params: Any, buffers: Any, key: torch.Tensor) -> Any:
         return call({"params": params, "inputs": x["inputs"]}, buffers, key)[1]
@@ -221,7 +221,7 @@ def mapped(name: str, call: Any, x: Any, buffers: Any, dtype: torch.dtype) -> st
 
 
 def from_factory(case: Case, apply: Any, x: Any, buffers: Any) -> None:
-    """A function that builds the module: equal values for equal keys, and the same function."""
+    """Check that a factory of the module gives equal values for equal keys and the same outputs."""
     built = ftrain.bind(case.make)
     start = built.init(random.key(1))
     assert_same(tree.leaves(built.init(random.key(1))), tree.leaves(start))

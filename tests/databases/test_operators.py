@@ -73,7 +73,7 @@ ANOTHER_FORMULA = {
 
 
 class Case(NamedTuple):
-    """An operator with one of torch's inputs, as a function of the tensors that require a gradient."""
+    """Operator with one of torch's inputs, as a function of the tensors that require a gradient."""
 
     value: Callable[[list[torch.Tensor]], torch.Tensor]
     start: list[torch.Tensor]
@@ -102,7 +102,7 @@ def case_of(op: Any, sample: Any) -> Case | None:
 
 
 def by_autograd(case: Case) -> list[torch.Tensor] | None:
-    """The value and the gradients as torch takes them; `None` where it does not."""
+    """Return the value and the gradients of plain torch, or `None` if it refuses."""
     inputs = [t.requires_grad_() for t in case.fresh()]
     try:
         value = case.value(inputs)
@@ -121,7 +121,7 @@ def run(fn: Callable[..., Any], case: Case) -> list[torch.Tensor]:
 
 
 def outcome_of(name: str, case: Case) -> str:
-    """What became of a case, all of which is asserted here."""
+    """Check a case against torch and return a label of its outcome."""
     generator = torch.get_rng_state()
     expected = by_autograd(case)
     if expected is None:
@@ -171,7 +171,7 @@ def outcome_of(name: str, case: Case) -> str:
 
 @pytest.fixture(autouse=True)
 def _unseeded() -> Iterator[None]:
-    """Torch seeds the operators that draw; here they draw from the generator, or from a key."""
+    """Disable torch's seeding of random operators, so that they draw from the generator or a key."""
     with mock.patch.object(
         methods, "wrapper_set_seed", lambda op, *args, **kwargs: op(*args, **kwargs)
     ):

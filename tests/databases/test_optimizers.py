@@ -29,7 +29,7 @@ EVERY = optim.everything
 
 
 class Input(NamedTuple):
-    """An optimizer with arguments.
+    """Optimizer class with its arguments.
 
     Attributes:
         make: the class.
@@ -51,7 +51,7 @@ class Input(NamedTuple):
 
 
 def inputs(form: bool = True, sample: tuple[int, ...] = (0, -1)) -> list[Any]:
-    """All inputs; of each optimizer's in the suite those at these places."""
+    """Return all inputs in a campaign, else those of each optimizer at the positions in `sample`."""
     found = []
     for info in optim_db:
         drawn = info.optim_inputs_func(device="cpu")
@@ -89,7 +89,7 @@ def shapes_of(what: Input) -> list[tuple[int, ...]]:
 
 
 def against_torch(what: Input, update: Any, state: Any, dtype: torch.dtype) -> float:
-    """The largest difference of a step, in units in the last place of the largest number in its sum.
+    """Return the largest difference of a step, in ulps of the largest number in its sum.
 
     Before each step torch is given our parameters, so that what is measured is the step; its memory is
     its own throughout.
@@ -118,7 +118,7 @@ def against_torch(what: Input, update: Any, state: Any, dtype: torch.dtype) -> f
 
 
 def of_float32(ulps: float, dtype: torch.dtype) -> float:
-    """So many units in the last place of a float32, in those of another dtype.
+    """Convert ulps of float32 to ulps of another dtype.
 
     A 0-d tensor of torch's memory is float32 whatever the parameters are, and torch computes with it so
     where it does not take it as a Python number; a traced update computes with it in float64.
@@ -204,7 +204,7 @@ def l2(decay: float, optimizer: Any) -> Any:
 
 
 def native(what: Input) -> Any:
-    """ftrain's algorithm at the same arguments; `None` of one that is compared elsewhere."""
+    """Return ftrain's optimizer with the same arguments, or `None` if it is compared elsewhere."""
     signature = inspect.signature(what.make).parameters
     defaults = {name: p.default for name, p in signature.items() if name != "params"}
     of = {**defaults, **what.options}

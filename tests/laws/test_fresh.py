@@ -17,7 +17,7 @@ pytestmark = pytest.mark.inductor
 
 
 def train(source: Path | str, target: Path, seed: str) -> Any:
-    """Run `fresh.py` under another hash seed; the bytes of every leaf that it stores."""
+    """Run `fresh.py` under a given hash seed, and return the bytes of every leaf that it stores."""
     subprocess.run(
         [sys.executable, "-m", "tests.laws.fresh", str(source), str(target)],
         check=True,
@@ -34,7 +34,7 @@ def state(run: Any, name: str) -> dict[str, bytes]:
 
 
 def test_laws_2_and_7_fresh_and_resumed_processes_give_the_same_bits(tmp_path: Path) -> None:
-    """One process trains from the seed; another repeats it and resumes the first from halfway.
+    """One process trains from a seed; another repeats that and resumes the first run from halfway.
 
     One test for all cases: most of its time goes into starting the two.
     """

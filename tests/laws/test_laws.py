@@ -45,7 +45,7 @@ def train_step(model: str, precision: str, accumulate: int, mode: str) -> Any:
 
 
 def start(model: str, precision: str, accumulate: int, mode: str) -> tuple[Any, Any, list[Any]]:
-    """A step, a first state, and four batches."""
+    """Return a step, an initial state and four batches."""
     state = steps(model, precision, accumulate).init_state(3)
     batches = [ZOO[model].batch(seed, 8) for seed in range(4)]
     return train_step(model, precision, accumulate, mode), state, batches
@@ -230,7 +230,7 @@ def test_law_9_donated_step_reuses_memory_and_gives_the_same_bits(
 def test_laws_1_to_3_hold_for_any_seed_batch_size_and_magnitude(
     seed: int, rows: int, scale: float, precision: str
 ) -> None:
-    """Overflow is included."""
+    """The magnitudes include values that overflow."""
     init_state, step, _ = steps("mlp", precision)
     state = init_state(seed)
     testing.assert_same_bits(init_state(seed), state)

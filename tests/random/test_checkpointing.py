@@ -30,7 +30,7 @@ X = torch.linspace(-1, 1, 24).view(4, 6)
 
 
 class Block(nn.Module):
-    """A residual block; `checkpointed` says how its body runs."""
+    """Residual block whose body runs as `checkpointed` says."""
 
     def __init__(self, inner: nn.Module | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 def net(options: list[dict[str, Any] | None], deep: int = 0) -> nn.Module:
-    """One block for each entry, each with `deep` blocks inside of it, and one that is called twice."""
+    """Return a model of one block per entry, each with `deep` nested blocks; one is called twice."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blocks = []
@@ -65,7 +65,7 @@ def net(options: list[dict[str, Any] | None], deep: int = 0) -> nn.Module:
 
 
 def gradients(model: nn.Module, key: Tensor = KEY) -> Any:
-    """Loss and gradients of a bound model: its `keyed` has ended when the backward pass runs."""
+    """Return loss and gradients of a bound model, whose `keyed` ends before the backward pass."""
     apply = ftrain.bind(model)
     params, buffers = apply.init(KEY)
 
@@ -76,7 +76,7 @@ def gradients(model: nn.Module, key: Tensor = KEY) -> Any:
 
 
 def in_step(model: nn.Module, key: Tensor = KEY) -> Any:
-    """Gradients as a training step takes them: under one `keyed`, the backward pass included."""
+    """Return gradients as a train step does, with the backward pass under the same `keyed`."""
     gradients = ftrain.gradients(model, lambda model, x: model(x).square().sum())
     params, buffers = ftrain.bind(model).init(KEY)
     state = ftrain.TrainState(torch.tensor(0), params, buffers, (), (), key, {})
@@ -250,7 +250,7 @@ def test_checkpoint_sequential_equals_plain_sequential() -> None:
 
 
 class Normalized(nn.Module):
-    """Layers that read buffers which they write in the same forward pass."""
+    """Model that reads buffers that it writes in the same forward pass."""
 
     def __init__(self, checkpointed: bool) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ ROUNDED = {"Bernoulli", "ContinuousBernoulli"}
 
 
 def drawn(make: Callable[[Tensor], D.Distribution]) -> Callable[[Tensor, Tensor], Any]:
-    """A sample, its density, and the gradient of both by the parameters."""
+    """Return a function that gives a sample, its density and their gradients."""
 
     def run(key: Tensor, p: Tensor) -> Any:
         def loss(p: Tensor) -> Any:

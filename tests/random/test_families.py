@@ -37,12 +37,12 @@ LEVEL = 5e-4
 
 
 def continuous(sample: Tensor, law: Any) -> float:
-    """The p-value of the Kolmogorov-Smirnov test."""
+    """Return the p-value of the Kolmogorov-Smirnov test."""
     return float(stats.kstest(sample.double().numpy(), law.cdf).pvalue)
 
 
 def discrete(sample: Tensor, law: Any) -> float:
-    """The p-value of the chi-squared test, over bins that expect at least 20."""
+    """Return the p-value of the chi-squared test, over bins that expect at least 20 samples."""
     counts = np.bincount(sample.long().numpy())
     expected = law.pmf(np.arange(len(counts))) * len(sample)
     bins = np.searchsorted(np.cumsum(expected) // 20, np.arange(expected.sum() // 20))

@@ -39,7 +39,7 @@ def run(case: Case, key: Tensor, x: Tensor) -> list[Tensor]:
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Equal dtypes, shapes and bytes."""
+    """Return True if dtypes, shapes and bytes are equal."""
     return len(a) == len(b) and all(
         p.dtype == q.dtype
         and p.shape == q.shape
@@ -53,7 +53,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def close(case: Case, a: list[Tensor], b: list[Tensor]) -> bool:
-    """Equal bytes; where torch's own arithmetic differs between transforms, equal up to its rounding.
+    """Return True if bytes are equal, or values up to rounding where torch's transforms differ.
 
     Batched products sum in another order: 1e-5 is 100 times what was seen; another mask is off by 1.
     """
@@ -123,7 +123,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Dropouts whose masks the tests read off: `forward` returns each block's output for ones."""
+    """Model of dropout blocks that returns each block's output, so that tests can read the masks."""
 
     def __init__(self, *names: str) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ def test_keyed_call_paths_equal_the_module_names(monkeypatch: pytest.MonkeyPatch
 
 
 def test_key_derivation_of_a_keyed_draw_is_stable() -> None:
-    """The key of a call site, by blake2b of path and count, is public: runs resume after years."""
+    """Keys of call sites, by blake2b of path and count, are public, since runs resume after years."""
     digest = int.from_bytes(hashlib.blake2b(b"blocks.a.inner", digest_size=8).digest())
     folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)
     assert masks(Net("a"))["a"].bool().equal(sample.bernoulli(KEYS[0], 0.5, (64,), folds=folds))

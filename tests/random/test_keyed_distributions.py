@@ -30,7 +30,7 @@ KOLMOGOROV = math.sqrt(math.log(2 / 1e-6) / 2)
 
 
 def ks(sample: Tensor, cdf: Callable[[Tensor], Tensor]) -> float:
-    """Kolmogorov-Smirnov: sup |F_n - F| sqrt(n), below `KOLMOGOROV` for a right sampler."""
+    """Return the Kolmogorov-Smirnov statistic sup |F_n - F| sqrt(n), expected below `KOLMOGOROV`."""
     values = sample.double().flatten().sort().values
     steps = torch.arange(1, len(values) + 1, dtype=torch.float64) / len(values)
     exact = cdf(values)
@@ -91,7 +91,7 @@ def test_trunc_normal_orthogonal_and_sparse_initializers_have_their_distribution
 
 
 def chi_square(counts: Tensor, law: Tensor) -> float:
-    """Pearson's statistic in deviations from its mean: (χ² - k) / sqrt(2 k), k degrees of freedom."""
+    """Return Pearson's statistic, standardized as (χ² - k) / sqrt(2 k) for k degrees of freedom."""
     expected = law / law.sum() * counts.sum()
     used = expected > 0
     assert counts[~used].eq(0).all()

@@ -18,7 +18,7 @@ KEY = key(3)
 
 
 class Layer(nn.Module):
-    """Default, repeated, partial, arithmetical and rejecting initialisation."""
+    """Model with default, repeated, partial, computed and rejection-sampled initializations."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

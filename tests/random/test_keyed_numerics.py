@@ -23,7 +23,7 @@ SIGMAS = 4.9
 
 @pytest.fixture
 def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The masks that are drawn, in order."""
+    """Return the list of drawn masks, in order."""
     drawn: list[Tensor] = []
     bernoulli = _keyed_sites.KeyStream.bernoulli
 

@@ -36,7 +36,7 @@ UNARY += [(name, INTS) for name in _named(["neg", "pos", "abs", "invert", "len",
 
 
 def outcome(name: str, *args: Any) -> Any:
-    """What the operator gives, or the kind of its refusal."""
+    """Return the result of the operator, or the type of its error."""
     values = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
     try:
         result = getattr(Tensor, name)(*values)

@@ -31,7 +31,7 @@ aten = torch.ops.aten
 
 @contextlib.contextmanager
 def operators(key: Tensor) -> Iterator[None]:
-    """`keyed` with the operator mode, as in a trace, and no function mode in between."""
+    """Enter `keyed` with the operator mode alone, without a function mode, as in a trace."""
     before, here.operators, here.watching = (here.operators, here.watching), True, True
     try:
         with keyed(key), torch._C.DisableTorchFunction():

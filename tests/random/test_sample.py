@@ -50,7 +50,7 @@ def x64():
 
 
 def ordered(floats: Tensor) -> Tensor:
-    """Floats as integers that count ulps."""
+    """Return floats as integers whose differences are ulps."""
     signed = {2: torch.int16, 4: torch.int32, 8: torch.int64}[floats.itemsize]
     word = floats.contiguous().view(signed).to(torch.int64)
     return torch.where(word < 0, -(word & (2 ** (8 * floats.itemsize - 1) - 1)), word)
@@ -78,13 +78,13 @@ def test_uniform_equals_jax(dtype: str) -> None:
 
 @functools.cache
 def fuses(dtype: str) -> bool:
-    """Whether XLA has a fused multiply-add of `dtype` here: FMA instructions, FP16 for float16."""
+    """Return True if XLA fuses a multiply-add of `dtype` here (FMA instructions; FP16 for float16)."""
     a = np.asarray(1 + jax.numpy.finfo(dtype).eps, dtype)  # a² - round(a²) is 0 after two roundings
     return bool(jax.jit(lambda a, c: a * a + c)(a, -np.asarray(a * a, dtype)) != 0)
 
 
 def jax_between(key: Any, shape: tuple[int, ...], dtype: str, low: Any, high: Any) -> Any:
-    """JAX's uniform, in the form whose roundings do not depend on the processor.
+    """Return JAX's uniform draws in a form whose rounding does not depend on the processor.
 
     In float16 and bfloat16 JAX's own formula, one operator at a time: within one jitted function XLA
     rounds once where the processor has instructions for that dtype (AVX512-FP16), and else twice.

@@ -300,7 +300,7 @@ def test_threefry_operators_pass_opcheck() -> None:
 
 @pytest.mark.inductor
 def test_draws_compiled_by_inductor_equal_eager() -> None:
-    """Only opaque operators: arithmetic after them would take a minute to compile in C++."""
+    """Compile the opaque operators alone, since C++ arithmetic would take a minute to compile."""
     names = ("bits8", "uniform", "normal", "bernoulli", "randint", "split", "fold_in of a tensor")
 
     def draws(key: Tensor) -> tuple[Tensor, ...]:

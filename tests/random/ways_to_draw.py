@@ -26,7 +26,7 @@ def scripted(x: Tensor) -> Tensor:
 
 
 def patched_init(shape: tuple[int, ...]) -> Tensor:
-    """As `transformers` does: the functions of torch.nn.init are replaced, and looked up in a dict."""
+    """Draw with torch.nn.init functions replaced and looked up in a dict, as in `transformers`."""
 
     def normal_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return ORIGINALS["normal_"](tensor, *args, **kwargs)
@@ -39,7 +39,7 @@ def patched_init(shape: tuple[int, ...]) -> Tensor:
 
 
 class Noisy(torch.Tensor):
-    """A subclass whose product draws."""
+    """Tensor subclass whose product draws random numbers."""
 
     inner: Tensor
 

@@ -21,7 +21,7 @@ _SQUEEZED = {**_WAVES, "squeeze_factor": 2}
 
 
 def waves(seed: int) -> dict[str, Any]:
-    """Waves, and three tokens for each."""
+    """Return waves and three tokens for each."""
     wave = torch.randn(ROWS, 4000, generator=generator(seed))
     return {"input_values": wave, "labels": ids(seed, ROWS, 3)}
 
@@ -38,19 +38,19 @@ def spectrum(seed: int) -> dict[str, Any]:
 
 
 def bands(seed: int) -> dict[str, Any]:
-    """Frequency bands over time, and a text."""
+    """Return frequency bands over time and a text."""
     features = torch.randn(ROWS, 8, 20, generator=generator(seed))
     return {"input_features": features, "labels": ids(seed, ROWS, 6)}
 
 
 def frames(seed: int) -> dict[str, Any]:
-    """Frames of frequency bands, and a text."""
+    """Return frames of frequency bands and a text."""
     features = torch.randn(ROWS, 32, 8, generator=generator(seed))
     return {"input_features": features, "labels": ids(seed, ROWS, 4)}
 
 
 def wide_frames(seed: int) -> dict[str, Any]:
-    """Frames that are as wide as the model."""
+    """Return frames that are as wide as the model."""
     features = torch.randn(ROWS, 6, 32, generator=generator(seed))
     return {"input_features": features, "labels": ids(seed, ROWS, 4)}
 

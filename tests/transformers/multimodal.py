@@ -14,7 +14,7 @@ from tests.transformers.vision import pixels
 def inserted(
     count: int, *shape: int, key: str = "pixel_values", token: int = IMAGE, **more: Any
 ) -> Callable[[int], dict[str, Any]]:
-    """Texts in which `count` tokens stand for features of an image or a sound, by default an image."""
+    """Return a batch function of texts with `count` tokens for image (default) or sound features."""
     shape = shape or (ROWS, 3, 16, 16)
 
     def batch(seed: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def inserted(
 
 
 def typed(name: str, batch: Callable[[int], dict[str, Any]]) -> Callable[[int], dict[str, Any]]:
-    """The same with a mask of the tokens that stand for an image."""
+    """Return the batch function with an added mask of the image tokens."""
     return lambda seed: {**batch(seed), name: (batch(seed)["input_ids"] == IMAGE).long()}
 
 
@@ -41,12 +41,12 @@ def captions(seed: int) -> dict[str, Any]:
 
 
 def read(seed: int) -> dict[str, Any]:
-    """Images to be read."""
+    """Return images of text to be recognized."""
     return {"pixel_values": pixels(seed, 16), "labels": ids(seed)}
 
 
 def pairs(seed: int) -> dict[str, Any]:
-    """Images and texts that belong together."""
+    """Return pairs of matching images and texts."""
     return {"input_ids": ids(seed, ROWS, 8), "pixel_values": pixels(seed, 16), "return_loss": True}
 
 
@@ -60,7 +60,7 @@ def positions(seed: int) -> dict[str, Any]:
 
 
 def patches(seed: int) -> dict[str, Any]:
-    """Patches whose first two numbers are a row and a column."""
+    """Return patches whose first two numbers are a row and a column."""
     flat = torch.rand(ROWS, 6, 14, generator=generator(seed))
     return {"flattened_patches": flat, "labels": ids(seed)}
 

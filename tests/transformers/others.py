@@ -45,7 +45,7 @@ def images(seed: int) -> dict[str, Any]:
 
 
 def masked_images(seed: int) -> dict[str, Any]:
-    """Images, and numbers whose order says which patches are masked."""
+    """Return images and numbers whose order decides which patches are masked."""
     return {**images(seed), "noise": torch.rand(ROWS, 4, generator=generator(seed))}
 
 
@@ -91,7 +91,7 @@ def decisions(seed: int) -> dict[str, Any]:
 
 
 def square(output: Any) -> torch.Tensor:
-    """Return the mean square of the first tensor that a model without a loss gives."""
+    """Return the mean square of the first output tensor, for models without a loss."""
     first = next(x for x in output.to_tuple() if isinstance(x, torch.Tensor))
     return first.square().mean()
 

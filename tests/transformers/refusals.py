@@ -8,7 +8,7 @@ from ftrain.core.errors import ImpureFunctionError, TraceError
 
 
 class Refusal(NamedTuple):
-    """A message of ftrain's own.
+    """Expected error of ftrain for an architecture.
 
     Attributes:
         error: its class.

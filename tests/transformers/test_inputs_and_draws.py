@@ -21,7 +21,7 @@ def loss_fn(model: Any, batch: Any) -> Any:
 
 
 def steps_of(name: str, **own: Any) -> tuple[ftrain.Steps, Any]:
-    """Steps of a model with these values in its configuration, and a batch."""
+    """Return steps of a model with the given configuration values, and a batch."""
     of = ARCHITECTURES[name]
     of = of._replace(own={**of.own, **own})
     make = functools.partial(build, of, 0.1)

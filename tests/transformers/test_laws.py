@@ -34,7 +34,7 @@ transformers.logging.set_verbosity_error()
 
 
 class Subject:
-    """One architecture; its models are built when they are needed, from one seed of torch's."""
+    """One architecture, whose models are built on demand from one torch seed."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -53,12 +53,12 @@ class Subject:
 
     @functools.cached_property
     def built(self) -> ftrain.Steps:
-        """Steps of a function that builds the model."""
+        """Return steps of a function that builds the model."""
         return self.steps(functools.partial(build, self.of, DROPOUT))
 
     @contextlib.contextmanager
     def refused(self, check: str) -> Iterator[None]:
-        """Expect the refusal that the table has for this check."""
+        """Expect the refusal that `REFUSED` lists for this check, if any."""
         refusal = REFUSED.get((self.name, check))
         if refusal is None:
             yield

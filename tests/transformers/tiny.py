@@ -20,12 +20,12 @@ IMAGE, AUDIO, VIDEO = 3, 4, 5  # tokens
 
 
 def own_loss(output: Any) -> Any:
-    """Return the loss that the model has computed from the labels in its batch."""
+    """Return the loss that the model computes from the labels in its batch."""
     return output.loss
 
 
 class Architecture(NamedTuple):
-    """A model of the library.
+    """Architecture of the `transformers` library, with its configuration and batch.
 
     Attributes:
         model: the name of its class.
@@ -130,12 +130,12 @@ def generator(seed: int) -> torch.Generator:
 
 
 def ids(seed: int, *shape: int) -> torch.Tensor:
-    """Return tokens that are none of the special ones."""
+    """Return tokens without special ones."""
     return torch.randint(10, VOCABULARY, shape or (ROWS, TOKENS), generator=generator(seed))
 
 
 def tokens(seed: int) -> dict[str, Any]:
-    """Next tokens; the second row ends in two that are padding."""
+    """Return a next-token batch whose second row ends in two padding tokens."""
     input_ids = ids(seed)
     mask = torch.ones_like(input_ids)
     mask[1, -2:] = 0
