@@ -58,7 +58,9 @@ each = pytest.mark.parametrize(
 
 
 @each
-def test_law_1_train_step_is_pure(model: str, precision: str, accumulate: int, mode: str) -> None:
+def test_law_1_pure_train_step_changes_neither_inputs_nor_global_state(
+    model: str, precision: str, accumulate: int, mode: str
+) -> None:
     """Check the first and the second step."""
     step, state, batches = start(model, precision, accumulate, mode)
     for batch in batches[:2]:
@@ -91,7 +93,7 @@ def test_law_3_train_step_keeps_the_structure_of_the_state(
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_law_4_traced_and_eager_steps_draw_the_same_numbers(
+def test_law_4_traced_and_eager_steps_draw_the_same_random_numbers(
     model: str, precision: str, accumulate: int
 ) -> None:
     """Law 4: traced and eager runs draw the same masks, so they compute the same bits."""
@@ -242,7 +244,7 @@ def test_laws_1_to_3_hold_for_any_seed_batch_size_and_magnitude(
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_steps_ignore_grad_mode_autocast_and_the_global_generator(model: str) -> None:
+def test_steps_ignore_the_callers_grad_mode_autocast_and_global_generator(model: str) -> None:
     """A step is a function of its arguments alone."""
     init_state, step, eval_step = steps(model, "32-true")
     state, batch = init_state(0), ZOO[model].batch(0, 8)
