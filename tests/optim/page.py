@@ -1,4 +1,4 @@
-"""The page that says what each optimizer is held against: `python -m tests.optim.page [draws]`."""
+"""Write the page of each optimizer's references: `python -m tests.optim.page [draws]`."""
 
 from __future__ import annotations
 

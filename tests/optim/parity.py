@@ -1,4 +1,4 @@
-"""Two trajectories of one algorithm, ours and an independent implementation's, and how far apart.
+"""Compare trajectories of one algorithm in ftrain and in an independent implementation.
 
 Both are run for 100 steps on the same random gradients, or each on those of a function at its own
 parameters, and on its own memory: they are never brought together again. The difference of two

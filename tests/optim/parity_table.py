@@ -1,4 +1,4 @@
-"""The table: each algorithm, an oracle, and hyper-parameters at which both are the same algorithm."""
+"""Table of algorithms, their oracles, and hyper-parameters at which the two are equivalent."""
 
 from __future__ import annotations
 

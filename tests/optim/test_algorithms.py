@@ -1,4 +1,4 @@
-"""Every optimizer on every problem in every dtype; and what holds for all of them."""
+"""Test every optimizer on every problem in every dtype, and the properties that all share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
     ids=str,
 )
 @every_case
-def test_descends(name, problem, dtype):
+def test_every_optimizer_reduces_the_loss(name, problem, dtype):
     params, loss, steps, falls_to = PROBLEMS[problem](dtype)
     optimizer = CASES[name].build(getattr(CASES[name].rates, problem))
     state, first = optimizer.init(params), loss(params)
@@ -35,7 +35,7 @@ def test_descends(name, problem, dtype):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.one_rate])
-def test_a_schedule_is_a_rate(name):
+def test_every_optimizer_accepts_a_schedule_as_learning_rate(name):
     params, loss, steps, falls_to = PROBLEMS["mlp"](torch.float32)
     schedule = optim.warmup_cosine(CASES[name].rates.mlp, 10, steps)
     fixed, scheduled = CASES[name].build(0.1), CASES[name].build(schedule)
@@ -66,8 +66,8 @@ def layouts() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("grads_are", ["alike", "contiguous", "transposed"])
 @every_case
-def test_layouts_are_a_fixpoint(name, grads_are):
-    """Whatever layout the gradients come in, params and state keep theirs from the first update."""
+def test_updates_keep_the_memory_layouts_of_params_and_state(name, grads_are):
+    """Params and state keep their layouts from the first update, for gradients of any layout."""
     params = layouts()
     change = {
         "alike": torch.clone,
@@ -83,7 +83,7 @@ def test_layouts_are_a_fixpoint(name, grads_are):
 
 
 @every_case
-def test_low_precision_parameters_have_float32_memory(name):
+def test_optimizer_state_of_bfloat16_parameters_is_float32(name):
     params = {"w": torch.full((3, 2), 2.0, dtype=torch.bfloat16)}
     optimizer = CASES[name].build(0.1)
     state = optimizer.init(params)
@@ -97,7 +97,7 @@ def test_low_precision_parameters_have_float32_memory(name):
 
 
 @every_case
-def test_is_pure(name):
+def test_update_is_pure(name):
     params, grads = (
         random_tree(0, [(3, 2), (2,)], torch.float32),
         random_tree(1, [(3, 2), (2,)], torch.float32),
@@ -116,7 +116,7 @@ def test_is_pure(name):
 
 
 @every_optimizer
-def test_extra_arguments_are_ignored(name):
+def test_update_ignores_unused_extra_arguments(name):
     params = random_tree(0, [(3, 2)], torch.float32)
     optimizer = OPTIMIZERS[name](0.1)
     state = optimizer.init(params)
@@ -126,8 +126,8 @@ def test_extra_arguments_are_ignored(name):
 
 
 @every_case
-def test_a_vmapped_row_is_a_single_run(name):
-    """To the bit where every operation is elementwise; sums and products of rows round anew."""
+def test_each_row_of_a_vmapped_update_matches_a_single_run(name):
+    """Bit for bit where every operation is elementwise; sums and products round differently."""
     shapes = [(), (7,), (8, 5)]
     rows = [random_tree(seed, shapes, torch.float32) for seed in range(4)]
     case = CASES[name]
@@ -157,7 +157,7 @@ def test_a_vmapped_row_is_a_single_run(name):
 
 
 @every_case
-def test_traces_on_fake_tensors_and_the_trace_repeats(name):
+def test_update_traces_on_fake_tensors_and_the_graph_matches_eager(name):
     params = layouts()
     case = CASES[name]
     optimizer = case.build(optim.warmup_cosine(0.1, 2, 10) if case.one_rate else 0.1)
@@ -180,8 +180,8 @@ def test_traces_on_fake_tensors_and_the_trace_repeats(name):
 
 
 @every_case
-def test_trees_of_every_size(name):
-    """None, one that is 0-d, empty or a matrix, and 300."""
+def test_update_accepts_parameter_trees_of_any_size(name):
+    """No parameter, one that is 0-d, empty or a matrix, and 300 parameters."""
     of_300 = [torch.ones(1 + i % 3) for i in range(300)]
     for params in [{}, torch.tensor(2.0), torch.zeros(0, 3), torch.ones(2, 2), of_300]:
         optimizer = CASES[name].build(0.1)
@@ -191,8 +191,8 @@ def test_trees_of_every_size(name):
         assert spec(optim.apply_updates(params, updates)) == spec(params)
 
 
-def test_hyper_parameters_may_be_tensors():
-    """What a sweep maps over: four AdamWs in one call are the four, one after the other."""
+def test_vmapped_tensor_hyperparameters_match_separate_runs():
+    """Four AdamWs in one vmapped call match the four run one after the other."""
     params, grads = (random_tree(s, [(3, 2), (2,)], torch.float32) for s in (0, 1))
 
     def run(rate, b1, b2, eps, decay):
@@ -222,7 +222,7 @@ DIFFERENTIABLE = [n for n in OPTIMIZERS if CASES[n].one_rate]
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_hypergradients_flow_through_two_updates(name):
+def test_hypergradients_through_two_updates_match_finite_differences(name):
     start = {"w": torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)}
 
     def after(rate):
@@ -241,8 +241,8 @@ ROOTS = [n for n in OPTIMIZERS if n != "rprop"]
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_hypergradients_where_gradients_are_zero(name):
-    """An entry that no batch has used: the infinite slope of a square root is at none of its moments."""
+def test_hypergradients_are_finite_where_gradients_are_zero(name):
+    """Keep the infinite slope of a square root at 0 out of entries that no batch has used."""
 
     def after(rate):
         optimizer = CASES[name].build(rate)
@@ -261,8 +261,8 @@ def test_hypergradients_where_gradients_are_zero(name):
 
 
 @pytest.mark.parametrize("name", ROOTS)  # Rprop takes signs, as torch does: a NaN has none
-def test_a_nan_is_never_hidden(name):
-    """Where a gradient is NaN the parameter becomes NaN: it does not just stop, and look well."""
+def test_a_nan_gradient_makes_the_parameter_nan(name):
+    """A parameter whose gradient is NaN becomes NaN instead of keeping its old value."""
     params = {"w": torch.ones(2, 2)}
     optimizer = CASES[name].build(0.1)
     grads = {"w": torch.tensor([[1.0, torch.nan], [1.0, 1.0]])}

@@ -1,4 +1,4 @@
-"""The algebra of composition, and what `update` is handed on the way."""
+"""Test the algebra of `chain`, and the arguments that each link's `update` receives."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run(optimizer, seed, steps=3):
 
 @given(names, names, names, st.integers(0, 1000))
 @settings(max_examples=20)
-def test_chain_is_a_monoid(a, b, c, seed):
-    """Associative, with `identity` on either side and the empty chain neutral: to the bit."""
+def test_chain_is_associative_and_identity_is_neutral(a, b, c, seed):
+    """Bit for bit; the empty chain is neutral as well."""
     x, y, z = (OPTIMIZERS[name](0.1) for name in (a, b, c))
     expected = run(optim.chain(x, y, z), seed)
     for same in (
@@ -40,7 +40,7 @@ def test_chain_is_a_monoid(a, b, c, seed):
         assert run(same, seed) == expected
 
 
-def test_extra_arguments_reach_every_link():
+def test_chain_passes_extra_arguments_to_every_link():
     seen = []
 
     def spy(name):
@@ -55,8 +55,8 @@ def test_extra_arguments_reach_every_link():
     assert seen == [("a", {}, {"loss": 1.0}), ("b", {}, {"loss": 1.0})]
 
 
-def test_algorithms_are_their_parts():
-    """`adamw` and `sgd` against the chains of links they stand for: 4 ulp, another order of products."""
+def test_adamw_and_sgd_match_chains_of_their_links():
+    """Within 4 ulp, because the products are computed in another order."""
     pairs = [
         (
             optim.adamw(0.1, weight_decay=0.1),
@@ -87,7 +87,7 @@ def test_algorithms_are_their_parts():
                 assert ulps(one[key], two[key], params[key] * 0.01) <= 4
 
 
-def test_the_rate_is_found_by_its_name():
+def test_tree_find_returns_the_learning_rate_of_any_optimizer_state():
     params = {"w": torch.ones(2, 2)}
     rated = [name for name in OPTIMIZERS if CASES[name].one_rate]
     for name, schedule in itertools.product(rated, (0.25, optim.constant(0.25))):

@@ -1,4 +1,4 @@
-"""One graph through inductor: as the eager update, in few kernels."""
+"""Test updates compiled by inductor: equal to the eager update, in one graph of few kernels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.inductor
 SHAPES = [(33, 5), (7,), (3, 3)]
 
 
-def test_the_step_compiles_once_and_repeats_no_schedule():
-    """As eager within rounding; the number of parameters does not repeat powers and cosines."""
+def test_inductor_compiles_the_update_once_and_evaluates_the_schedule_once():
+    """Matches eager within rounding; powers and cosines are not repeated for each parameter."""
     optimizer = optim.chain(
         optim.clip_by_global_norm(1.0),
         optim.adamw(optim.warmup_cosine(0.1, 2, 8), weight_decay=0.1),
@@ -48,8 +48,8 @@ def test_the_step_compiles_once_and_repeats_no_schedule():
         params, state = expected
 
 
-def test_a_branch_and_a_factored_matrix():
-    """Inductor sums in another order: the norm of a few roundings, 1e-6."""
+def test_compiled_radam_and_adafactor_match_the_eager_update():
+    """Within 1e-6 in the norm, because inductor sums in another order."""
     names = ["radam", "adafactor"]
     optimizers = {name: CASES[name].build(0.1) for name in names}
 

@@ -1,4 +1,4 @@
-"""Bad input: each mistake is named, with its place and what to write instead."""
+"""Test errors of optimizers: each names the mistake, where it is, and the remedy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PARAMS = {"layers": [{"w": W, "b": B}]}
         (lambda v: optim.warmup_cosine(1.0, 1, 10, end=v), "end"),
     ],
 )
-def test_numbers_out_of_range(build, name, value):
+def test_a_number_out_of_range_raises_with_name_and_value(build, name, value):
     with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
         build(value)
 
@@ -65,7 +65,7 @@ def test_numbers_out_of_range(build, name, value):
         (lambda: optim.warmup_cosine(0.1, 10, 10), r"total_steps counts the warmup too: 10"),
     ],
 )
-def test_values(build, message):
+def test_invalid_argument_values_raise_value_error(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -88,7 +88,7 @@ def test_values(build, message):
         ),
     ],
 )
-def test_types(build, message):
+def test_arguments_of_a_wrong_type_raise_type_error(build, message):
     with pytest.raises(TypeError, match=message):
         build()
 
@@ -97,7 +97,7 @@ stateful = pytest.mark.parametrize("name", CASES)
 
 
 @stateful
-def test_integer_parameters(name):
+def test_init_refuses_integer_parameters_with_their_path(name):
     params = {"layers": [{"w": W, "table": torch.zeros(3, dtype=torch.int64)}]}
     with pytest.raises(
         TypeError,
@@ -109,7 +109,7 @@ def test_integer_parameters(name):
 @pytest.mark.parametrize(
     ("leaf", "what"), [(1.0, "a float, not a tensor"), (W.to_sparse(), "layout torch.sparse_coo")]
 )
-def test_parameters_that_are_none(leaf, what):
+def test_init_refuses_leaves_that_are_not_dense_tensors(leaf, what):
     with pytest.raises(TypeError, match=rf"parameter at \['w'\] is .*{what}"):
         optim.adamw(0.1).init({"w": leaf})
 
@@ -148,7 +148,7 @@ def test_parameters_that_are_none(leaf, what):
         ),
     ],
 )
-def test_gradients_unlike_the_parameters(name, grads, error, message):
+def test_update_refuses_gradients_that_do_not_match_the_parameters(name, grads, error, message):
     optimizer = CASES[name].build(0.1)
     state = optimizer.init(PARAMS)
     with pytest.raises(error, match=message):
@@ -162,7 +162,7 @@ READS_NO_PARAMETERS = (
 
 
 @stateful
-def test_parameters_left_out_are_asked_for_or_not_read(name):
+def test_update_without_params_raises_unless_the_optimizer_does_not_read_them(name):
     optimizer, extra = CASES[name].build(0.1), handed_in(PARAMS)
     state = optimizer.init(PARAMS)
     grads = tree.map(lambda p: 2 * p, PARAMS)
@@ -177,8 +177,8 @@ def test_parameters_left_out_are_asked_for_or_not_read(name):
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "momentum from parts"])
-def test_gradients_unlike_the_state(name):
-    """Where no parameters are given, the moments say what the gradients must be."""
+def test_update_refuses_gradients_that_do_not_match_the_state(name):
+    """Without parameters, the gradients are compared with the moments in the state."""
     optimizer = OPTIMIZERS[name](0.1)
     state = optimizer.init(PARAMS)
     with pytest.raises(ValueError, match=r"`grads` at .*\['b'\]: shape \(3,\), but `state"):
@@ -187,7 +187,7 @@ def test_gradients_unlike_the_state(name):
         optimizer.update({"layers": [{"w": W}]}, state)
 
 
-def test_updates_unlike_the_parameters():
+def test_apply_updates_refuses_updates_that_do_not_match_the_parameters():
     with pytest.raises(ValueError, match=r"`updates` at \['w'\]: shape \(2,\), but `params` has"):
         optim.apply_updates({"w": W}, {"w": B})
     with pytest.raises(
@@ -205,14 +205,14 @@ def test_updates_unlike_the_parameters():
         (optim.chain(optim.identity(), optim.adamw(0.1)), "adamw"),
     ],
 )
-def test_parameters_left_out(optimizer, name):
+def test_update_without_params_raises_where_weight_decay_reads_them(optimizer, name):
     with pytest.raises(
         ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
     ):
         optimizer.update(PARAMS, optimizer.init(PARAMS))
 
 
-def test_parameters_left_out_where_none_are_read():
+def test_update_without_params_matches_where_they_are_not_read():
     for optimizer in (optim.adam(0.1), optim.sgd(0.1, 0.9), optim.clip_by_global_norm(1.0)):
         state = optimizer.init(PARAMS)
         assert tree.digest(optimizer.update(PARAMS, state)) == tree.digest(
@@ -228,7 +228,7 @@ def test_parameters_left_out_where_none_are_read():
         lambda mask: optim.add_decayed_weights(0.1, mask=mask),
     ],
 )
-def test_masks(build):
+def test_weight_decay_masks_that_do_not_match_the_parameters_are_refused(build):
     good = {"layers": [{"w": True, "b": False}]}
     build(good).init(PARAMS)
     build(lambda params: good).init(PARAMS)
@@ -241,7 +241,7 @@ def test_masks(build):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "soap", "schedule_free_adamw"])
-def test_a_mask_that_is_none_decays_every_parameter(name):
+def test_mask_none_decays_every_parameter(name):
     build = functools.partial(getattr(optim, name), 0.1, weight_decay=0.1)
     updates = [
         optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
@@ -250,7 +250,7 @@ def test_a_mask_that_is_none_decays_every_parameter(name):
     assert tree.digest(updates[0]) == tree.digest(updates[1])
 
 
-def test_states_of_another_chain():
+def test_chain_refuses_the_state_of_another_optimizer():
     chain = optim.chain(optim.identity(), optim.sgd(0.1))
     with pytest.raises(ValueError, match=r"a chain of 2 links .* got a SGDState of 3"):
         chain.update(PARAMS, optim.sgd(0.1).init(PARAMS), PARAMS)
@@ -263,7 +263,7 @@ def test_states_of_another_chain():
         (lambda count: "fast", TypeError, "returned str 'fast', not a 0-d tensor"),
     ],
 )
-def test_schedules_that_return_no_rate(schedule, error, message):
+def test_schedules_that_do_not_return_a_number_are_refused(schedule, error, message):
     with pytest.raises(error, match=message):
         optim.sgd(schedule).init(PARAMS)
 
@@ -282,7 +282,7 @@ ONES_OWN_STATE = [
 
 
 @pytest.mark.parametrize("name", ONES_OWN_STATE)
-def test_states_of_another_optimizer(name):
+def test_update_refuses_the_state_of_another_optimizer(name):
     optimizer = OPTIMIZERS[name](0.1)
     kind = type(optimizer.init(PARAMS)).__name__
     with pytest.raises(TypeError, match=rf"expected its own {kind}, got an? (Adam|SGD)State"):
@@ -329,14 +329,14 @@ OTHER_OPTIONS = [
 
 
 @pytest.mark.parametrize(("optimizer", "other", "message"), OTHER_OPTIONS)
-def test_states_of_other_options(optimizer, other, message):
-    """One class of state, or one number of entries: what differs is said, and nothing goes on by it."""
+def test_update_refuses_a_state_made_with_other_options(optimizer, other, message):
+    """The error names the difference even if class and number of entries are the same."""
     _, state = other.update(PARAMS, other.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match=re.escape(message)):
         optimizer.update(PARAMS, state, PARAMS)
 
 
-def test_the_pair_that_update_returned_is_no_state():
+def test_update_refuses_its_own_returned_pair_as_state():
     optimizer = optim.adamw(0.1)
     pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     with pytest.raises(
@@ -358,6 +358,6 @@ def test_the_pair_that_update_returned_is_no_state():
         optim.from_torch(torch.optim.SGD, lr=0.1),
     ],
 )  # fmt: skip
-def test_states_of_another_link(link):
+def test_chain_links_refuse_the_state_of_adam(link):
     with pytest.raises(TypeError, match=r"expected its own \w+State, got an AdamState"):
         link.update(PARAMS, optim.adam(0.1).init(PARAMS), PARAMS)

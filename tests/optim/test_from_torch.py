@@ -1,4 +1,4 @@
-"""Any class of torch.optim as a pure pair: torch's own steps, whatever they are."""
+"""Test `from_torch`: a torch.optim class as a pure optimizer that takes torch's own steps."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def shapes_of(name):
 @every_class
 @given(st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=3)
-def test_steps_are_torch_s(name, seed, dtype):
-    """Within 1 ulp of the sum, the rounding of `p + (p_new - p)`; the memory to the bit."""
+def test_from_torch_steps_match_the_torch_optimizer(name, seed, dtype):
+    """Within 1 ulp of the sum, the rounding of `p + (p_new - p)`; the state bit for bit."""
     make, options = CLASSES[name]
     optimizer = optim.from_torch(make, **options)
     params = random_tree(seed, shapes_of(name), dtype, 1.0)
@@ -74,8 +74,8 @@ def test_steps_are_torch_s(name, seed, dtype):
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in ASKS_FOR_NUMBERS])
-def test_compiled_is_eager(name):
-    """Within 4 ulp of the larger of parameter and step: torch divides in another order there."""
+def test_compiled_from_torch_update_matches_the_eager_one(name):
+    """Within 4 ulp of the larger of parameter and step: compiled, torch divides in another order."""
     make, options = CLASSES[name]
     options = {**options, "lr": optim.linear_warmup(0.1, 3, start=0.01)}
     if name == "Rprop":  # whose step sizes begin at a number
@@ -96,7 +96,7 @@ def test_compiled_is_eager(name):
     assert update.n_compiles == 1
 
 
-def test_what_asks_for_numbers_says_so_when_compiled():
+def test_compiling_a_torch_step_that_reads_tensor_values_raises_with_a_remedy():
     optimizer = optim.from_torch(torch.optim.Adafactor)
     params = {"w": torch.ones(3, 2)}
     update = ftrain.compile(optimizer.update, backend="eager")
@@ -114,7 +114,7 @@ def test_what_asks_for_numbers_says_so_when_compiled():
 # Those whose in-place operators torch can map (`maximum(out=)` of Adamax it cannot), more or less fast.
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW", "Adagrad", "RMSprop", "RAdam"])
-def test_a_vmapped_row_is_a_single_run(name):
+def test_each_row_of_a_vmapped_from_torch_update_matches_a_single_run(name):
     make, options = CLASSES[name]
     optimizer = optim.from_torch(make, **options)
     rows = [random_tree(seed, SHAPES, torch.float32, 1.0) for seed in range(3)]
@@ -133,7 +133,7 @@ def test_a_vmapped_row_is_a_single_run(name):
             torch.testing.assert_close(params[key][i], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_low_precision_parameters_have_float32_memory():
+def test_from_torch_state_of_bfloat16_parameters_is_float32():
     params = {"w": torch.ones(3, 2, dtype=torch.bfloat16)}
     optimizer = optim.from_torch(torch.optim.Adam)
     updates, state = optimizer.update(params, optimizer.init(params), params)
@@ -141,7 +141,7 @@ def test_low_precision_parameters_have_float32_memory():
     assert state.entries["exp_avg"]["w"].dtype is torch.float32
 
 
-def test_a_schedule_is_a_rate_and_is_reported():
+def test_from_torch_accepts_a_schedule_and_reports_its_rate():
     schedule = optim.linear_warmup(1.0, 4, start=0.25)
     optimizer = optim.from_torch(torch.optim.SGD, lr=schedule)
     params = {"w": torch.ones(2)}
@@ -181,7 +181,7 @@ class Asks(Odd):
         self.state[p]["norm"] = p.norm().item()
 
 
-def test_a_class_of_ones_own_that_asks_for_numbers_is_named_without_a_false_remedy():
+def test_user_optimizer_class_that_reads_tensor_values_is_named_when_compiled():
     optimizer = optim.from_torch(Asks)
     with pytest.raises(ftrain.errors.TraceError, match=r"from_torch\(Asks\)` cannot be") as error:
         ftrain.compile(optimizer.init, backend="eager")({"w": torch.ones(3, 2)})
@@ -195,7 +195,7 @@ class Hoarder(Odd):
         self.param_groups[0]["lr"] = self.param_groups[0]["lr"] * 0.5
 
 
-def test_a_class_of_one_s_own():
+def test_from_torch_matches_a_user_defined_optimizer_class():
     optimizer = optim.from_torch(Odd, lr=0.5)
     params = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}
     theirs = [torch.nn.Parameter(p.clone()) for p in params.values()]
@@ -246,19 +246,19 @@ def test_a_class_of_one_s_own():
         ),
     ],
 )
-def test_what_cannot_be_a_pair(build, error, message):
+def test_from_torch_refuses_arguments_it_cannot_convert(build, error, message):
     with pytest.raises(error, match=message):
         build()
 
 
-def test_parameters_left_out():
+def test_from_torch_update_without_params_raises():
     optimizer = optim.from_torch(torch.optim.Adam)
     params = {"w": torch.ones(2)}
     with pytest.raises(ValueError, match=r"`from_torch\(Adam\)` reads the parameters"):
         optimizer.update(params, optimizer.init(params))
 
 
-def test_an_empty_tree():
+def test_from_torch_accepts_an_empty_parameter_tree():
     optimizer = optim.from_torch(torch.optim.Adam)
     updates, state = optimizer.update({}, optimizer.init({}), {})
     assert updates == {}
@@ -266,8 +266,8 @@ def test_an_empty_tree():
 
 
 @every_class
-def test_the_state_of_another_class_is_refused(name):
-    """Unless it is one of the same kind: names and shapes, as those of Adam and AdamW are."""
+def test_from_torch_refuses_the_state_of_another_class(name):
+    """Unless the two states have the same names and shapes, as those of Adam and AdamW."""
     make, options = CLASSES[name]
     optimizer, params = optim.from_torch(make, **options), {"w": torch.ones(3, 2)}
     own = spec(optimizer.init(params).entries)
@@ -280,7 +280,7 @@ def test_the_state_of_another_class_is_refused(name):
             optimizer.update(params, state, params)
 
 
-def test_the_state_of_other_parameters_is_refused():
+def test_from_torch_refuses_the_state_of_other_parameters():
     optimizer, params = optim.from_torch(torch.optim.Adam), {"w": torch.ones(3), "b": torch.ones(2)}
     for other, message in [
         ({"w": torch.ones(3)}, r"`state.entries\['step'\]` and `params` differ .* \['b'\] is missing"),

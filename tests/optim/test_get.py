@@ -1,4 +1,4 @@
-"""Reading a state by name, and setting the hyper-parameters that it holds."""
+"""Test `get` and `set_hyperparams`: read and replace entries of an optimizer state by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NESTED = optim.ema(
 # --- get ---
 
 
-def test_get_finds_fields_trees_groups_and_hyperparameters():
+def test_get_returns_fields_trees_groups_and_hyperparameters():
     state = NESTED.init(PARAMS)
     assert optim.get(state, "ema").keys() == PARAMS.keys()
     assert tree.leaves(optim.get(state, "mu"))[0].shape == (2, 3)
@@ -43,13 +43,13 @@ def test_get_finds_fields_trees_groups_and_hyperparameters():
     assert type(optim.get(state, "fast", "inner")).__name__ == "AdamState"
 
 
-def test_a_parameter_called_like_a_field_hides_nothing():
+def test_get_returns_the_field_despite_a_parameter_of_the_same_name():
     state = optim.adam(0.1).init({"count": torch.ones(2), "learning_rate": torch.ones(2)})
     assert optim.get(state, "count").shape == ()
     assert optim.get(state, "learning_rate") == torch.tensor(0.1)
 
 
-def test_ambiguous_names_raise_with_their_paths():
+def test_get_raises_on_ambiguous_names_with_their_paths():
     state = NESTED.init(PARAMS)
     with pytest.raises(ValueError, match="2 places in this state are called 'count'") as caught:
         optim.get(state, "count")
@@ -61,7 +61,7 @@ def test_ambiguous_names_raise_with_their_paths():
         optim.get(state, "slow", "mu")
 
 
-def test_the_paths_in_the_message_are_python():
+def test_paths_in_the_ambiguity_error_are_valid_python():
     state = NESTED.init(PARAMS)
     with pytest.raises(ValueError, match="places") as caught:
         optim.get(state, "count")
@@ -92,8 +92,8 @@ BUILDS = {
 @pytest.mark.parametrize("name", BUILDS)
 @given(st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 @settings(max_examples=4)
-def test_numbers_in_the_state_are_numbers_in_the_program(name, seed, dtype):
-    """To the bit, eagerly."""
+def test_with_hyperparams_matches_the_plain_optimizer(name, seed, dtype):
+    """Bit for bit, in eager mode."""
     build, options = BUILDS[name]
     plain, held = build(**options), optim.with_hyperparams(build, **options)
     params = random_tree(seed, SHAPES, dtype, 1.0)
@@ -107,7 +107,7 @@ def test_numbers_in_the_state_are_numbers_in_the_program(name, seed, dtype):
         params = optim.apply_updates(params, found)
 
 
-def test_setting_is_building_anew_and_compiles_nothing():
+def test_set_hyperparams_matches_a_rebuilt_optimizer_without_recompiling():
     optimizer = optim.with_hyperparams(optim.adamw, learning_rate=0.1, b1=0.9, weight_decay=0.1)
     update = ftrain.compile(optimizer.update, backend="eager")
     params, grads = (random_tree(seed, SHAPES, torch.float32, 1.0) for seed in (0, 1))
@@ -125,8 +125,8 @@ def test_setting_is_building_anew_and_compiles_nothing():
     assert update.n_compiles == 1
 
 
-def test_a_sweep_is_its_runs():
-    """Four learning rates in one vmapped update, each row to the bit a run of its own."""
+def test_a_vmapped_learning_rate_sweep_equals_separate_runs():
+    """Each of four rows equals a separate run bit for bit."""
     rates = [1e-3, 1e-2, 0.1, 1.0]
     optimizer = optim.with_hyperparams(optim.adamw, learning_rate=0.1, weight_decay=0.1)
     params = random_tree(0, SHAPES, torch.float32, 1.0)
@@ -148,7 +148,7 @@ def test_a_sweep_is_its_runs():
         assert tree.digest(tree.map(lambda x, i=i: x[i], state.inner)) == tree.digest(s)
 
 
-def test_one_of_several_is_set_by_what_holds_it():
+def test_set_hyperparams_selects_the_group_by_name():
     state = NESTED.init(PARAMS)
     changed = optim.set_hyperparams(state, "slow", learning_rate=0.5)
     assert optim.get(changed, "slow", "hyperparams")["learning_rate"] == 0.5
@@ -176,7 +176,7 @@ def test_one_of_several_is_set_by_what_holds_it():
         ({"b1": torch.zeros(3)}, ValueError, r"b1 has shape \(\) .* of shape \(3,\). Stack states"),
     ],
 )
-def test_values_that_cannot_be_set(values, error, message):
+def test_set_hyperparams_refuses_invalid_values(values, error, message):
     optimizer = optim.with_hyperparams(optim.adamw, learning_rate=0.1, b1=0.9)
     with pytest.raises(error, match=message):
         optim.set_hyperparams(optimizer.init(PARAMS), **values)
@@ -203,17 +203,17 @@ def test_values_that_cannot_be_set(values, error, message):
         ),
     ],
 )
-def test_numbers_are_checked_when_the_optimizer_is_built(build, error, message):
+def test_with_hyperparams_checks_its_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
 
 
-def test_states_without_hyperparameters_say_so():
+def test_set_hyperparams_refuses_a_state_without_hyperparameters():
     with pytest.raises(LookupError, match="There are: none; `with_hyperparams` keeps them"):
         optim.set_hyperparams(optim.sgd(0.1).init(PARAMS), learning_rate=0.1)
 
 
-def test_whole_numbers_are_bound():
+def test_with_hyperparams_accepts_a_partial_with_fixed_integers():
     build = functools.partial(optim.lookahead, optim.sgd(0.1), 3)
     optimizer = optim.with_hyperparams(build, alpha=0.5)
     _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)

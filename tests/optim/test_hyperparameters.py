@@ -1,4 +1,4 @@
-"""Every hyper-parameter of every algorithm: checked by its name, and as good as a tensor."""
+"""Test every hyper-parameter of every algorithm: its range check, and tensors as its value."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(name: str, **hyper):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
 @pytest.mark.parametrize(("name", "argument"), EVERY)
-def test_numbers_out_of_range(name, argument, value):
+def test_hyperparameters_out_of_range_raise_with_name_and_value(name, argument, value):
     if (argument, value) == ("beta2_decay", -1.0):
         pytest.skip("a power below zero")
     with pytest.raises(ValueError, match=rf"{argument} must .*{re.escape(repr(value))}"):
@@ -56,13 +56,13 @@ def test_numbers_out_of_range(name, argument, value):
     [(n, a) for n, a in EVERY if a in ("b1", "b2", "b3", "momentum", "rho") and n != "prodigy"]
     + [("rmsprop", "alpha"), ("rprop", "eta_minus")],
 )
-def test_decays_of_one(name, argument):
+def test_decay_rates_of_one_are_refused(name, argument):
     with pytest.raises(ValueError, match=rf"{argument} must lie in \[0, 1\), got 1.0"):
         build(name, **{argument: 1.0})
 
 
 @pytest.mark.parametrize(("name", "argument"), EVERY)
-def test_types(name, argument):
+def test_hyperparameters_of_a_wrong_type_raise_type_error(name, argument):
     for value, message in (("0.1", "must be a number, got str"), (torch.ones(2), "0-d floating")):
         with pytest.raises(TypeError, match=rf"{argument} .*{message}"):
             build(name, **{argument: value})
@@ -78,7 +78,7 @@ def test_types(name, argument):
         (lambda: optim.adafactor(0.1, d=0.0), "d must be a finite number > 0"),
     ],
 )
-def test_values(make, message):
+def test_invalid_values_and_combinations_of_hyperparameters_raise(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 
@@ -97,7 +97,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_parameters_left_out(name):
+def test_optimizers_that_read_params_raise_without_them(name):
     params = random_tree(0, SHAPES, torch.float32)
     optimizer = READERS[name]
     with pytest.raises(
@@ -133,8 +133,8 @@ def accepts(make, argument, value) -> bool:
 
 
 @pytest.mark.parametrize("argument", MAKERS)
-def test_what_optimizers_refuse_their_states_refuse(argument):
-    """`set_hyperparams` takes what any optimizer with a number of this name takes, and no more."""
+def test_set_hyperparams_refuses_what_every_optimizer_refuses(argument):
+    """`set_hyperparams` accepts a value if any optimizer with a number of this name does."""
     start = next(v for v in (0.5, -0.5, 1.5) if accepts(MAKERS[argument][0], argument, v))
     state = optim.with_hyperparams(MAKERS[argument][0], **{argument: start}).init({})
     for value in (-math.inf, -1.0, -1e-9, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan):
@@ -150,7 +150,7 @@ MASKED = [n for n in ALGORITHMS if "mask" in inspect.signature(getattr(optim, n)
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_masks_of_another_structure(name):
+def test_init_refuses_a_mask_of_another_structure(name):
     params = {"layers": [{"w": torch.ones(2, 2), "b": torch.ones(2)}]}
     optimizer = build(name, weight_decay=0.1, mask={"layers": [{"w": True}]})
     with pytest.raises(ValueError, match=r"at \['layers'\]\[0\]: \['b'\] is missing"):
@@ -179,8 +179,8 @@ VALUES = {"beta2_decay": -0.7, "d": 1.5, "eta_plus": 1.3, "max_step_size": 3.0, 
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_sweep_over_all_hyper_parameters(name):
-    """Two runs in one call are the two with Python numbers, to the rounding of float32."""
+def test_a_vmapped_sweep_over_all_hyperparameters_matches_separate_runs(name):
+    """Two vmapped runs match the two runs with Python numbers, within float32 rounding."""
     arguments = ("learning_rate", *TENSORS[name])
     values = [
         torch.tensor([v := VALUES.get(a, 0.3), v * 0.9], dtype=torch.float64) for a in arguments
@@ -203,8 +203,8 @@ def test_a_sweep_over_all_hyper_parameters(name):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_arguments_that_it_does_not_have(name):
-    """Torch's name for one, or a slip; the signature is the function's own."""
+def test_unknown_arguments_raise_with_the_correct_name(name):
+    """For torch's names and for misspellings."""
     make = getattr(optim, name)
     with pytest.raises(
         TypeError, match=rf"`{name}` has no argument 'lr'\. Write `learning_rate=`.* takes learning"

@@ -1,4 +1,4 @@
-"""L-BFGS: fixed steps against optax and torch, searched ones against the conditions they must meet."""
+"""Test L-BFGS: fixed steps against optax and torch, line searches against Wolfe conditions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def quintic(c):
     st.sampled_from([0.1, 0.5, 0.9]),
 )
 @settings(max_examples=60)
-def test_a_step_that_is_found_meets_both_conditions(c, first, c2):
+def test_line_search_step_meets_both_wolfe_conditions(c, first, c2):
     f = quintic(c)
     slope_at = torch.func.grad(f)
     zero = torch.tensor(0.0, dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_a_step_that_is_found_meets_both_conditions(c, first, c2):
     assert trials < 40
 
 
-def test_the_search_stops_at_the_first_good_trial():
+def test_line_search_stops_at_the_first_acceptable_trial():
     calls = 0
 
     def value_fn(params):
@@ -121,8 +121,8 @@ def test_the_search_stops_at_the_first_good_trial():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_a_parabola_is_solved_in_few_steps(dtype):
-    """Twelve directions, so at most twelve steps with exact searches; the searches here are not."""
+def test_lbfgs_minimizes_a_quadratic_in_25_steps(dtype):
+    """Exact line searches would need at most ten steps; these searches are inexact."""
     matrix = MATRIX.mT.to(dtype) @ MATRIX.to(dtype)
 
     def value_fn(p):
@@ -138,8 +138,8 @@ def test_a_parabola_is_solved_in_few_steps(dtype):
     assert value_fn(params) < bound * first
 
 
-def test_without_a_good_step_none_is_taken_and_the_memory_is_cleared():
-    """A loss that rises wherever one goes, as a wrong gradient would have it."""
+def test_failed_line_search_keeps_params_and_clears_the_history():
+    """The negated gradient makes the loss rise in the search direction."""
     optimizer, params = optim.lbfgs(max_line_search_steps=5), start()
     state = optimizer.init(params)
     for _ in range(3):
@@ -154,7 +154,7 @@ def test_without_a_good_step_none_is_taken_and_the_memory_is_cleared():
     assert not state.weights.any()
 
 
-def test_pairs_without_curvature_are_not_remembered():
+def test_lbfgs_does_not_store_pairs_without_positive_curvature():
     optimizer = optim.scale_by_lbfgs(3)
     params = {"w": torch.zeros(2)}
     state = optimizer.init(params)
@@ -169,8 +169,8 @@ def squares(model, batch):
     return (model(x) - y).square().mean()
 
 
-def test_in_a_training_step():
-    """Compiled it is the eager step, and holds the model a fixed number of times, not once a trial."""
+def test_compiled_lbfgs_train_step_matches_eager():
+    """The size of the graph does not depend on the maximal number of trials."""
     x = random_tree(0, [(32, 4)], torch.float32, 0.0)["p0"]
     batch = (x, x[:, :1].sin() + x[:, 1:2] * x[:, 2:3])
     build = lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))  # noqa: E731
@@ -193,7 +193,7 @@ def test_in_a_training_step():
     assert sizes[0] == sizes[1]
 
 
-def test_without_the_loss():
+def test_lbfgs_requires_value_fn_and_params():
     optimizer, params = optim.lbfgs(), start()
     state = optimizer.init(params)
     with pytest.raises(ValueError, match=r"`lbfgs` calls `value_fn` .* got None"):
@@ -212,6 +212,6 @@ def test_without_the_loss():
         ({"c1": 0.9, "c2": 0.1}, "0 < c1 < c2 < 1"),
     ],
 )
-def test_bad_input(kwargs, message):
+def test_lbfgs_refuses_invalid_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         optim.lbfgs(**kwargs)

@@ -1,4 +1,4 @@
-"""Muon: what orthogonalizing does to singular values, and who gets what."""
+"""Test Muon: the effect of orthogonalization on singular values, and the leaves it applies to."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def matrix(seed, rows, columns, dtype=torch.float64):
 
 @given(seeds, sides, sides, st.integers(1, 6))
 @settings(max_examples=50)
-def test_the_iteration_acts_on_singular_values_alone(seed, rows, columns, steps):
-    """The oracle: a decomposition, and the odd polynomial on each singular value."""
+def test_orthogonalize_changes_only_singular_values(seed, rows, columns, steps):
+    """The reference applies the odd polynomial to each singular value of an SVD."""
     m = matrix(seed, rows, columns)
     a, b, c = 3.4445, -4.7750, 2.0315
     u, s, v = torch.linalg.svd(m, full_matrices=False)
@@ -83,7 +83,7 @@ def test_the_iteration_acts_on_singular_values_alone(seed, rows, columns, steps)
 
 @given(seeds, sides, sides)
 @settings(max_examples=20)
-def test_neither_length_nor_orientation_matter(seed, rows, columns):
+def test_orthogonalize_is_invariant_to_scale_and_commutes_with_transposing(seed, rows, columns):
     m = matrix(seed, rows, columns)
     o = optim.orthogonalize(m, ns_dtype=None)
     # The bound: five iterations magnify rounding, by at most 3.4445^5 = 485 at a small value.
@@ -91,8 +91,8 @@ def test_neither_length_nor_orientation_matter(seed, rows, columns):
     torch.testing.assert_close(optim.orthogonalize(1e3 * m, ns_dtype=None), o, rtol=0, atol=1e-12)
 
 
-def test_singular_values_end_near_one():
-    """From a thousandth of the norm on; in bfloat16 too, where its 8 bits allow."""
+def test_orthogonalize_moves_singular_values_close_to_one():
+    """For singular values from 0.005 of the largest; in bfloat16 within wider bounds."""
     u, _, v = torch.linalg.svd(matrix(0, 6, 6))
     m = u * torch.tensor([1.0, 0.5, 0.1, 0.05, 0.01, 0.005]) @ v
     for dtype, low, high in ((None, 0.68, 1.21), (torch.bfloat16, 0.6, 1.3)):
@@ -101,8 +101,8 @@ def test_singular_values_end_near_one():
         assert s.max() < high
 
 
-def test_what_is_no_matrix_takes_the_step_of_adamw():
-    """To rounding: the decay is taken off in the same place, the sign is not."""
+def test_muon_updates_scalars_and_vectors_like_adamw():
+    """Within 1 ulp, because the sign is applied in another place."""
     params = random_tree(0, [(), (7,), (33, 5)], torch.float32, 1.0)
     ours = optim.muon(0.02, adam_learning_rate=1e-2, adam_weight_decay=0.1)
     theirs = optim.adamw(1e-2, weight_decay=0.1, mask=optim.everything)
@@ -118,7 +118,7 @@ def test_what_is_no_matrix_takes_the_step_of_adamw():
         assert not torch.allclose(updates["p2"], expected["p2"], rtol=0.1)
 
 
-def test_convolutions_are_flattened_to_first_by_all_others():
+def test_muon_flattens_convolution_weights_to_matrices():
     weight = matrix(0, 4, 18, torch.float32)
     optimizer = optim.muon(0.1)
     flat, _ = optimizer.update([weight], optimizer.init([weight]), [weight])
@@ -128,8 +128,8 @@ def test_convolutions_are_flattened_to_first_by_all_others():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_the_default_descends(dtype):
-    """In bfloat16 products, which the table of cases does without for the sake of its bits."""
+def test_muon_with_default_arguments_reduces_the_loss(dtype):
+    """With bfloat16 products, which the table of cases turns off to compare bits."""
     params, loss, steps, falls_to = PROBLEMS["mlp"](dtype)
     optimizer = optim.muon(0.02)
     state, first = optimizer.init(params), loss(params)
@@ -139,7 +139,7 @@ def test_the_default_descends(dtype):
     assert loss(params) < falls_to * first
 
 
-def test_no_second_memory_for_matrices():
+def test_muon_stores_no_second_moment_for_matrices():
     params = {"w": torch.ones(30, 20), "b": torch.ones(30)}
     nu = optim.muon(0.1).init(params).nu
     assert {name: tuple(v.shape) for name, v in nu.items()} == {"w": (0,), "b": (30,)}
@@ -166,6 +166,6 @@ def test_no_second_memory_for_matrices():
         ),
     ],
 )  # fmt: skip
-def test_bad_input(build, message):
+def test_muon_refuses_invalid_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()

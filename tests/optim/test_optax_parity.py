@@ -1,4 +1,4 @@
-"""One step of ours is one step of optax, within 4 ulp of the larger of parameter and step.
+"""Test that a step matches that of optax within 4 ulp of the larger of parameter and step.
 
 optax computes `1 - b ** t` in JAX's default float: in float32 that is wrong by 3e-5 at b = 0.999 and
 t = 1, so the comparison runs with 64-bit types on, which changes no parameter's dtype.
@@ -70,7 +70,7 @@ EVERY = {
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=3)
-def test_a_step_is_optax_s(name, rate, b1, b2, decay, seed):
+def test_each_step_matches_optax_within_4_ulp(name, rate, b1, b2, decay, seed):
     ours, theirs = EVERY[name](rate, b1, b2, decay)
     params = random_tree(seed, SHAPES, torch.float32)
     state, reference = ours.init(params), theirs.init(to_jax(params))
@@ -111,8 +111,8 @@ def moments(state):
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=20)
-def test_clip_is_optax_s_but_for_the_1e_6(seed):
-    """Where it clips, ours is shorter by a relative 1e-6 / norm; where it does not, equal."""
+def test_clip_by_global_norm_matches_optax_except_for_eps_1e_6(seed):
+    """A clipped gradient is smaller by a relative 1e-6 / norm; an unclipped one is equal."""
     grads = random_tree(seed, SHAPES, torch.float32)
     norm = optim.global_norm(grads)
     for max_norm in (norm.item() * 2 + 1, norm.item() / 2):

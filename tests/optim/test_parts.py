@@ -1,4 +1,4 @@
-"""What the wrappers around parts of the parameters are for: masks, frozen parameters, groups."""
+"""Test wrappers that select parameters: `masked`, `freeze` and `partition`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dict_of(mask):
 
 @given(names, masks, seeds)
 @settings(max_examples=30)
-def test_masked_leaves_are_untouched_and_the_others_are_as_alone(name, mask, seed):
+def test_masked_updates_only_chosen_leaves_and_matches_training_them_alone(name, mask, seed):
     params, grads = (random_tree(seed + i, SHAPES, torch.float32) for i in range(2))
     optimizer = OPTIMIZERS[name](0.1)
     chosen = [key for key, bit in dict_of(mask).items() if bit]
@@ -60,7 +60,7 @@ def test_frozen_parameters_keep_every_bit(dtype):
     seeds,
 )
 @settings(max_examples=20)
-def test_partition_is_separate_optimizers(three, owners, seed):
+def test_partition_matches_separate_optimizers(three, owners, seed):
     groups = {
         f"g{i}": ({f"p{j}": owner == i for j, owner in enumerate(owners)}, OPTIMIZERS[name](0.1))
         for i, name in enumerate(three)
@@ -75,8 +75,8 @@ def test_partition_is_separate_optimizers(three, owners, seed):
                 assert tree.digest({k: found[k] for k in mine}) == tree.digest(expected)
 
 
-def test_groups_by_pattern_predicate_and_order():
-    """No decay on norms and biases is adamw's default; a smaller rate on the backbone is a line."""
+def test_partition_assigns_groups_by_pattern_and_predicate_in_order():
+    """A smaller rate for the backbone; adamw by default does not decay norms and biases."""
     params = {
         "backbone.conv.weight": torch.ones(2, 2),
         "backbone.norm.weight": torch.ones(2),
@@ -104,7 +104,7 @@ def test_groups_by_pattern_predicate_and_order():
     assert no_biases(params) == {name: p.ndim == 2 for name, p in params.items()}
 
 
-def test_names_are_those_of_modules_whatever_the_tree():
+def test_matching_receives_module_names_for_any_tree():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     nested = [dict(layer.named_parameters()) for layer in module]
     seen = []
@@ -112,7 +112,7 @@ def test_names_are_those_of_modules_whatever_the_tree():
     assert sorted(seen) == sorted(name for name, _ in module.named_parameters())
 
 
-def test_a_step_reports_the_rate_of_each_group():
+def test_train_step_reports_the_learning_rate_of_each_group():
     init_state, train_step, _ = ftrain.make_steps(
         lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)),
         lambda model, batch: model(batch).square().mean(),
@@ -125,8 +125,8 @@ def test_a_step_reports_the_rate_of_each_group():
     assert metrics["learning_rate['rest'].learning_rate"] == torch.tensor(1e-2)
 
 
-def test_functions_of_the_parameters_reach_a_group_as_functions_of_its_part():
-    """SAM on one group climbs in that group alone, with the others where they are."""
+def test_partition_restricts_grad_fn_to_the_parameters_of_a_group():
+    """SAM on one group perturbs that group alone and leaves the other parameters unchanged."""
     params = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
 
     def gradient(p):

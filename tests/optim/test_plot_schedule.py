@@ -1,4 +1,4 @@
-"""The picture of a schedule shows its rates, every one, and needs matplotlib only when it is drawn."""
+"""Test `plot_schedule`: it draws every rate and imports matplotlib only when called."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ftrain import optim
 pytest.importorskip("matplotlib")
 
 
-def test_every_rate_is_drawn(tmp_path):
-    """A jump between two counts is a jump in the picture."""
+def test_plot_schedule_draws_the_rate_of_every_update(tmp_path):
+    """A jump between two counts is drawn as a jump."""
     schedule = optim.step(1.0, 700, 0.5)
     figure = optim.plot_schedule(schedule, 2000)
     (ax,) = figure.axes
@@ -32,7 +32,7 @@ def test_every_rate_is_drawn(tmp_path):
     assert (tmp_path / "schedule.png").stat().st_size > 5000
 
 
-def test_several_by_name():
+def test_plot_schedule_labels_several_schedules():
     schedules = {"line": optim.linear(1.0, 0.0, 10), "fixed": lambda count: 0.5}
     figure = optim.plot_schedule(schedules, 10)
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["line", "fixed"]
@@ -40,7 +40,7 @@ def test_several_by_name():
     assert figure.axes[0].get_lines()[1].get_ydata().tolist() == [0.5] * 11
 
 
-def test_into_axes_of_ones_own():
+def test_plot_schedule_draws_into_given_axes():
     from matplotlib.figure import Figure
 
     figure = Figure()
@@ -51,8 +51,8 @@ def test_into_axes_of_ones_own():
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["a"]
 
 
-def test_matplotlib_is_imported_by_drawing_alone():
-    """And where it is missing, the message names an extra that has it."""
+def test_plot_schedule_imports_matplotlib_only_when_called():
+    """If matplotlib is missing, the error names the extra that installs it."""
     code = """
 import sys
 from ftrain import optim

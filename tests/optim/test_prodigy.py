@@ -1,4 +1,4 @@
-"""Prodigy: the distance it finds, and optax's on the same problem."""
+"""Test Prodigy: its distance estimate, and parity with optax on the same problem."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ OPTAX = Parity(
 )  # fmt: skip
 
 
-def test_along_the_gradients_of_the_comparison_the_distance_grows():
-    """Else it would compare Adams."""
+def test_prodigy_distance_grows_in_the_comparison_with_optax():
+    """With a constant distance the comparison would only compare Adam."""
     h = {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "decay": 0.0, "coef": 1.0, "safeguard": False}
     optimizer = OPTAX.ours({"rate": 1.0, "d0": 1e-4, **h})
     params = random_tree(0, OPTAX.shapes, torch.float64, 0.5)
@@ -61,8 +61,8 @@ def tensor(values):
 
 @given(st.floats(-3, 3).map(lambda e: 10.0**e))
 @settings(max_examples=5)
-def test_the_size_of_the_loss_does_not_matter(scale):
-    """Without eps the trajectory is the same: there is no rate that would have to fit."""
+def test_prodigy_trajectory_does_not_depend_on_the_scale_of_the_loss(scale):
+    """With `eps=0` the trajectory is the same for every scale."""
     runs = []
     for factor in (1.0, scale):
         optimizer = optim.prodigy(eps=0.0, d0=1e-3)
@@ -79,7 +79,7 @@ def test_the_size_of_the_loss_does_not_matter(scale):
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-10, atol=1e-12)
 
 
-def test_the_distance_never_falls_and_zero_gradients_change_nothing():
+def test_prodigy_distance_never_decreases_and_zero_gradients_keep_it():
     optimizer = optim.prodigy()
     params = {"w": torch.ones(3)}
     state, distances = optimizer.init(params), []
@@ -107,6 +107,6 @@ def test_the_distance_never_falls_and_zero_gradients_change_nothing():
         ({"d_coef": 0.0}, "d_coef must be a finite number > 0"),
     ],
 )
-def test_bad_input(kwargs, message):
+def test_prodigy_refuses_invalid_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         optim.prodigy(**kwargs)

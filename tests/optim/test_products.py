@@ -1,4 +1,4 @@
-"""Every optimizer in every composition: compiled, scanned, and mapped over rates.
+"""Test every optimizer compiled, scanned, and vmapped over learning rates.
 
 In the suite each dtype is met on one problem; the whole product, which takes some minutes, is
 `FTRAIN_CAMPAIGN=1 pytest tests/optim/test_products.py`.
@@ -40,8 +40,8 @@ def trained(name, problem, rate):
 
 @places(A_DTYPE_A_PROBLEM)
 @every_case
-def test_compiled_is_eager_and_compiles_once(name, problem, dtype):
-    """The graph runs the operators of the eager step, in their order: to the bit."""
+def test_compiled_step_equals_eager_and_compiles_once(name, problem, dtype):
+    """Bit for bit: the graph runs the operators of the eager step in the same order."""
     case = CASES[name]
     rate = getattr(case.rates, problem)
     schedule = optim.warmup_cosine(rate, 2, 10) if case.one_rate else rate
@@ -56,8 +56,8 @@ def test_compiled_is_eager_and_compiles_once(name, problem, dtype):
 
 @places([("rosenbrock", torch.float32)])
 @every_case
-def test_a_scan_of_20_steps_is_a_loop(name, problem, dtype):
-    """As one operator of one graph, whose body is traced once: to the bit."""
+def test_a_scan_of_20_steps_equals_a_python_loop(name, problem, dtype):
+    """Bit for bit; the scan is one operator whose body is traced once."""
     rate = getattr(CASES[name].rates, problem)
     step, params, state = trained(name, PROBLEMS[problem](dtype), rate)
 
@@ -77,8 +77,8 @@ WITHIN = {torch.float64: (5, 1e-9), torch.float32: (5, 1e-4), torch.bfloat16: (1
 
 @places([(problem, torch.float64) for problem in PROBLEMS])
 @every_case
-def test_mapped_over_4_rates_is_4_runs(name, problem, dtype):
-    """A rate that is a batched tensor, against Python numbers: rounding only, in the norm."""
+def test_vmap_over_4_learning_rates_matches_4_runs(name, problem, dtype):
+    """A batched tensor as the rate matches Python numbers within rounding, in the norm."""
     rates = [getattr(CASES[name].rates, problem) * factor for factor in (0.25, 0.5, 1.0, 1.5)]
     steps, bound = WITHIN[dtype]
     where = PROBLEMS[problem](dtype)
@@ -96,8 +96,8 @@ def test_mapped_over_4_rates_is_4_runs(name, problem, dtype):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_mapped_over_rates_with_gradients_of_other_strides(name):
-    """What is mapped over is laid out like what is not."""
+def test_vmap_over_learning_rates_accepts_gradients_of_other_strides(name):
+    """The vmapped result matches separate runs for gradients and params of different strides."""
     params = {"w": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double().t()}
     grads = tree.map(torch.Tensor.contiguous, params)
 

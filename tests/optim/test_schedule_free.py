@@ -1,4 +1,4 @@
-"""Schedule-Free: what is evaluated is the weighted average of the points that took the steps."""
+"""Test Schedule-Free: evaluation uses the weighted average of the iterates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ ADAMW = Parity(
     st.integers(1, 12), st.integers(0, 2**31),
 )  # fmt: skip
 @settings(max_examples=10)
-def test_the_evaluated_point_is_the_weighted_average(build, b1, decay, power, warmup, seed):
+def test_schedule_free_eval_params_equal_the_weighted_average(
+    build, b1, decay, power, warmup, seed
+):
     """`x = sum w_t z_t / sum w_t`, and gradients are taken at `(1 - b1) z + b1 x`."""
     rate = optim.linear_warmup(0.3, warmup)
     optimizer = build(rate, b1, weight_decay=decay, weight_lr_power=power, mask=optim.everything)
@@ -64,7 +66,7 @@ def test_the_evaluated_point_is_the_weighted_average(build, b1, decay, power, wa
 
 
 @pytest.mark.parametrize("build", BOTH)
-def test_a_first_rate_of_zero_moves_nothing(build):
+def test_schedule_free_with_a_first_rate_of_zero_keeps_params(build):
     optimizer = build(optim.linear_warmup(0.1, 5))
     params = {"w": torch.ones(3)}
     updates, state = optimizer.update(params, optimizer.init(params), params)
@@ -72,7 +74,7 @@ def test_a_first_rate_of_zero_moves_nothing(build):
     assert torch.equal(optim.schedule_free_eval_params(state, params)["w"], params["w"])
 
 
-def test_evaluation_is_pure_and_finds_its_state():
+def test_schedule_free_eval_params_is_pure_and_finds_the_nested_state():
     optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.schedule_free_adamw(0.1))
     params = {"w": torch.ones(3, 2, dtype=torch.bfloat16)}
     state = optimizer.init(params)
@@ -91,7 +93,7 @@ def test_evaluation_is_pure_and_finds_its_state():
     assert tree.digest(mapped["w"][1]) == tree.digest(found["w"])
 
 
-def test_states_without_an_average():
+def test_schedule_free_eval_params_refuses_other_states():
     params = {"w": torch.ones(2)}
     one = optim.schedule_free_sgd(0.1).init(params)
     for state, count in ((optim.sgd(0.1).init(params), 0), ((one, one), 2)):
@@ -112,6 +114,6 @@ def test_states_without_an_average():
         ({"weight_decay": -1.0}, "weight_decay must be"),
     ],
 )
-def test_bad_input(build, kwargs, message):
+def test_schedule_free_optimizers_refuse_invalid_arguments(build, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(**{"learning_rate": 0.1, **kwargs})

@@ -1,4 +1,4 @@
-"""What holds for every schedule: counts of any kind, sweeps, hypergradients, one curve for every run."""
+"""Test properties of every schedule: any kind of count, sweeps, hypergradients, compilation."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ every_schedule = pytest.mark.parametrize("name", EVERY)
 
 
 @every_schedule
-def test_vmaps_over_counts_and_traces_and_compiles(name):
-    """Nothing is burnt into the graph but numbers, and one program serves every count."""
+def test_schedules_accept_vmapped_traced_and_compiled_counts(name):
+    """The graph holds no tensor constants, and one compiled program serves every count."""
     schedule, counts = EVERY[name](0.5), torch.arange(20)
     mapped = torch.vmap(schedule)(counts)
     graph = make_fx(schedule, tracing_mode="fake")(counts[0])
@@ -55,8 +55,8 @@ def test_vmaps_over_counts_and_traces_and_compiles(name):
 @every_schedule
 @given(values=st.lists(st.floats(0.1, 2), min_size=2, max_size=4), count=st.integers(0, 30))
 @settings(max_examples=5)
-def test_vmaps_over_its_hyper_parameters(name, values, count):
-    """A tensor of any float dtype is that number; a row of a sweep is that run."""
+def test_schedules_vmapped_over_hyperparameters_match_separate_calls(name, values, count):
+    """For tensors of any floating-point dtype."""
     for dtype in (torch.float32, torch.float64):
         rates = torch.tensor(values, dtype=dtype)
         mapped = torch.vmap(lambda p: EVERY[name](p)(torch.tensor(count)))(rates)
@@ -68,8 +68,8 @@ def test_vmaps_over_its_hyper_parameters(name, values, count):
 
 
 @every_schedule
-def test_hypergradients_are_finite_at_every_count(name):
-    """Branches that `where` does not take may overflow or divide by zero; no gradient may see it."""
+def test_schedule_hypergradients_are_finite_at_every_count(name):
+    """Branches that `where` discards may overflow or divide by zero without a NaN gradient."""
     for count in [*range(16), 10**7]:
         peak = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
         rate = EVERY[name](peak)(torch.tensor(count))
@@ -79,17 +79,17 @@ def test_hypergradients_are_finite_at_every_count(name):
 
 
 @every_schedule
-def test_counts_of_long_runs(name):
+def test_schedules_are_finite_at_a_count_of_2_to_the_40(name):
     assert math.isfinite(at(EVERY[name](0.5), 2**40))
 
 
-def test_constant_is_constant():
+def test_constant_returns_the_same_rate_at_any_count():
     assert {at(optim.constant(0.1), t) for t in (0, 1, 10**12)} == {0.1}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_the_curve_counts_updates_whatever_they_are_made_of(accumulate):
-    """Micro-batches do not move a schedule, and neither does a step that is skipped."""
+def test_schedules_count_applied_updates_not_micro_batches_or_skipped_steps(accumulate):
+    """Neither a micro-batch nor a skipped step advances a schedule."""
     schedule = optim.warmup_stable_decay(1e-2, 2, 2, 3)
     init_state, train_step, _ = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1),
@@ -107,7 +107,7 @@ def test_the_curve_counts_updates_whatever_they_are_made_of(accumulate):
     assert rates == expected
 
 
-def test_any_function_of_the_count_is_a_schedule():
+def test_sgd_accepts_any_function_of_the_count_as_schedule():
     params = {"w": torch.ones(2)}
     optimizer = optim.sgd(lambda count: 1 / (1.0 + count))
     state = optimizer.init(params)
@@ -117,8 +117,8 @@ def test_any_function_of_the_count_is_a_schedule():
         torch.testing.assert_close(updates["w"], torch.full((2,), -float(expected)))
 
 
-def test_one_and_the_same_curve_in_a_compiled_run():
-    """The rate of each update is the eager one to the bit, from one program."""
+def test_compiled_schedule_equals_eager_at_every_update():
+    """Bit for bit, from one compiled program."""
     schedule = optim.join(
         [optim.linear_warmup(0.1, 3), optim.cosine_restarts(0.1, 2, factor=3)], [3]
     )
@@ -133,7 +133,7 @@ def test_one_and_the_same_curve_in_a_compiled_run():
     assert update.n_compiles == 1
 
 
-def test_join_calls_each_schedule_inside_its_span_only():
+def test_join_calls_each_schedule_only_inside_its_span():
     seen: dict[str, set[int]] = {"a": set(), "b": set(), "c": set()}
 
     def spy(name):

@@ -1,4 +1,4 @@
-"""Every schedule that torch has a scheduler for, at each count of runs of one to five updates.
+"""Test schedules against torch's schedulers in runs of one to five updates.
 
 The edges are there: a phase of no update, a boundary at the first count, a peak before it. Tolerance
 as in test_schedules.py: 1e-12 of the peak, of torch's recurrences.
@@ -135,7 +135,7 @@ PAIRS = {
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR's own
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_schedule_is_torchs_over_a_few_updates(name):
+def test_every_schedule_matches_torch_in_runs_of_few_updates(name):
     ours, theirs, counts = PAIRS[name]
     for n in TINY:
         expected = torch_rates(PEAK, lambda o, n=n: theirs(o, n), counts(n))
@@ -144,8 +144,8 @@ def test_every_schedule_is_torchs_over_a_few_updates(name):
         assert curve(ours(n), counts(n)) == close(expected, PEAK, rel), n
 
 
-def test_every_schedule_has_its_pair():
-    """A schedule that is added is compared with torch's too, if torch has one."""
+def test_every_schedule_with_a_torch_counterpart_is_compared():
+    """Fails when a schedule is added without a comparison."""
     of_torch = {name.partition(",")[0] for name in PAIRS}
     assert of_torch == set(optim.schedules.__all__) - {"plot_schedule"}
     assert all(torch.is_tensor(ours(2)(torch.tensor(0))) for ours, _, _ in PAIRS.values())

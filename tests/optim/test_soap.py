@@ -1,4 +1,4 @@
-"""SOAP against the algorithm written out in NumPy, and what its bases are and cost."""
+"""Test SOAP against the algorithm in NumPy, and the values and cost of its eigenbases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_numpy(w, grads, rate, b1, b2, eps, decay, every):
     return w
 
 
-def test_the_algorithm_in_numpy():
+def test_soap_matches_the_algorithm_in_numpy():
     hyper = (0.02, 0.9, 0.95, 1e-8, 0.1, 4)
     rate, b1, b2, eps, decay, every = hyper
     optimizer = optim.soap(rate, b1, b2, eps, weight_decay=decay, precondition_frequency=every)
@@ -54,7 +54,7 @@ def test_the_algorithm_in_numpy():
     torch.testing.assert_close(params["p0"], torch.tensor(expected), rtol=0, atol=1e-9)
 
 
-def test_without_a_side_to_precondition_it_is_adamw():
+def test_soap_without_preconditioned_sides_matches_adamw():
     shapes = [(), (7,), (5, 3)]
     params = random_tree(0, shapes, torch.float32, 1.0)
     ours = optim.soap(0.1, weight_decay=0.1, max_precondition_dim=2)
@@ -69,13 +69,13 @@ def test_without_a_side_to_precondition_it_is_adamw():
             assert ulps(updates[name], expected[name], params[name] * 0.01) <= 1
 
 
-def test_a_long_side_keeps_its_basis():
+def test_soap_stores_no_basis_for_sides_above_max_precondition_dim():
     state = optim.soap(max_precondition_dim=6).init({"w": torch.ones(50, 6), "v": torch.ones(3)})
     assert [tuple(b.shape) for b in state.bases] == [(6, 6)]
 
 
-def test_the_bases_become_eigenvectors():
-    """Gradients of a fixed covariance: what is left off the diagonal of Q' L Q goes to zero."""
+def test_soap_bases_converge_to_eigenvectors():
+    """For gradients of a fixed covariance the off-diagonal entries of Q' L Q go to zero."""
     optimizer = optim.soap(b3=0.99, precondition_frequency=5)
     params = {"w": torch.zeros(6, 6, dtype=torch.float64)}
     state = optimizer.init(params)
@@ -101,7 +101,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_only_some_updates_pay_for_a_decomposition():
+def test_soap_decomposes_only_every_precondition_frequency_updates():
     optimizer = optim.soap(precondition_frequency=4)
     params = {"w": torch.randn(6, 4)}
     state, paid = optimizer.init(params), []
@@ -112,7 +112,7 @@ def test_only_some_updates_pay_for_a_decomposition():
     assert paid == [0, 1, 2, 3, 4, 8, 12]
 
 
-def test_in_a_graph_the_decomposition_is_in_a_branch():
+def test_compiled_soap_decomposes_inside_a_cond_branch():
     optimizer = optim.soap()
     params = {"w": torch.randn(6, 4)}
     state = optimizer.init(params)
@@ -124,7 +124,7 @@ def test_in_a_graph_the_decomposition_is_in_a_branch():
     assert len([t for t in inside if "linalg_qr" in t]) == 2
 
 
-def test_a_vmapped_row_is_a_single_run():
+def test_each_row_of_a_vmapped_soap_update_matches_a_single_run():
     """Gradients of one magnitude, in float64; the bases magnify rounding by the inverse gaps."""
     optimizer = optim.soap(0.1, precondition_frequency=3)
     shapes, n = [(6, 4), (3,)], 3
@@ -142,8 +142,8 @@ def test_a_vmapped_row_is_a_single_run():
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-def test_a_gradient_that_is_not_finite_raises_nothing():
-    """`nonfinite="skip"` throws the result away; an eigendecomposition would have raised before."""
+def test_soap_does_not_raise_on_non_finite_gradients():
+    """`nonfinite="skip"` discards the result only if the eigendecomposition does not raise first."""
     optimizer = optim.soap()
     params = {"w": torch.ones(3, 3)}
     for bad in (torch.nan, torch.inf):
@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_raises_nothing():
 
 
 @pytest.mark.inductor
-def test_machine_code_is_the_eager_update():
+def test_soap_compiled_by_inductor_matches_the_eager_update():
     optimizer = optim.soap(0.1, precondition_frequency=2)
 
     def step(grads, state, params):
@@ -180,6 +180,6 @@ def test_machine_code_is_the_eager_update():
         ({"max_precondition_dim": 0}, "max_precondition_dim must be at least 1"),
     ],
 )
-def test_bad_input(kwargs, message):
+def test_soap_refuses_invalid_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         optim.soap(**kwargs)

@@ -1,4 +1,4 @@
-"""Sophia-H: what the estimate is, when it is taken, and optax's with the same signs."""
+"""Test Sophia-H: its Hessian estimate, when it is computed, and parity with optax."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ OPTAX = Parity(
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=20)
-def test_a_diagonal_hessian_is_found_exactly(seed):
+def test_hutchinson_diagonal_is_exact_for_a_diagonal_hessian(seed):
     params = random_tree(seed, [(3, 2), (), (0,), (5,)], torch.float64, 1.0)
 
     def cubes(p):
@@ -91,8 +91,8 @@ def test_a_diagonal_hessian_is_found_exactly(seed):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
-def test_the_estimate_is_unbiased():
-    """The mean over 4000 keys, against the diagonal of the whole Hessian, in standard errors."""
+def test_hutchinson_diagonal_is_unbiased():
+    """The mean over 4000 keys is within 5 standard errors of the Hessian's diagonal."""
     params = start()
     keys = random.split(random.key(5), 4000)
     found = torch.vmap(lambda key: optim.hutchinson_diagonal(valley, params, key)["w"])(keys)
@@ -101,12 +101,12 @@ def test_the_estimate_is_unbiased():
     assert ((found.mean(0) - whole.diagonal()).abs() / error).max() < 5
 
 
-def test_a_loss_without_curvature_has_the_estimate_zero():
+def test_hutchinson_diagonal_of_a_linear_loss_is_zero():
     found = optim.hutchinson_diagonal(lambda p: p["w"].sum(), {"w": torch.ones(3)}, random.key(0))
     assert torch.equal(found["w"], torch.zeros(3))
 
 
-def test_estimates_are_taken_at_some_updates_and_move_the_key_then():
+def test_sophia_estimates_and_advances_its_key_every_update_interval():
     optimizer = optim.sophia(1e-2, update_interval=3)
     params = start()
     state, calls, moved = optimizer.init(params), 0, []
@@ -129,7 +129,7 @@ def test_estimates_are_taken_at_some_updates_and_move_the_key_then():
     assert calls == 3
 
 
-def test_a_key_is_a_seed_or_a_key():
+def test_sophia_accepts_a_seed_or_one_key():
     for key in (7, random.key(7)):
         state = optim.sophia(0.1, key=key).init(start())
         assert torch.equal(state.key, random.key(7))
@@ -158,8 +158,8 @@ def square_by_math(model, batch):
         return square(model, batch)
 
 
-def test_in_a_training_step():
-    """The step hands the loss in, dropout mask and all; compiled it is the eager step."""
+def test_compiled_sophia_train_step_equals_eager():
+    """The train step passes its own loss function to the optimizer."""
     steps = ftrain.make_steps(Attends, square_by_math, optim.sophia(1e-2, update_interval=2))
     state = steps.init_state(0)
     compiled = ftrain.compile(steps.train_step, backend="eager")
@@ -173,13 +173,13 @@ def test_in_a_training_step():
     assert all(h.abs().max() > 0 for h in hessians)
 
 
-def test_a_loss_that_cannot_be_differentiated_twice():
+def test_sophia_names_a_loss_that_cannot_be_differentiated_twice():
     steps = ftrain.make_steps(Attends, square, optim.sophia(1e-2))
     with pytest.raises(NotImplementedError, match=r"differentiated twice.*SDPBackend.MATH"):
         steps.train_step(steps.init_state(0), torch.randn(3, 5, 8))
 
 
-def test_without_the_loss():
+def test_sophia_requires_value_fn_and_params():
     optimizer, params = optim.sophia(0.1), start()
     with pytest.raises(ValueError, match=r"`sophia` calls `value_fn` .* got None. Steps made by"):
         optimizer.update(params, optimizer.init(params), params)
@@ -197,6 +197,6 @@ def test_without_the_loss():
         ({"update_interval": 0}, "update_interval must be at least 1"),
     ],
 )
-def test_bad_input(kwargs, message):
+def test_sophia_refuses_invalid_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         optim.sophia(**{"learning_rate": 0.1, **kwargs})

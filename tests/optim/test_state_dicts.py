@@ -1,4 +1,4 @@
-"""A run started with torch.optim goes on here, and the other way round."""
+"""Test importing and exporting torch.optim state dicts in the middle of a run."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ every_twin = pytest.mark.parametrize("name", TWINS)
 @every_twin
 @given(st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=3)
-def test_a_run_started_in_torch_goes_on_here(name, seed, dtype):
+def test_an_imported_torch_state_dict_continues_the_run(name, seed, dtype):
     optimizer, params, reference, theirs = start(name, dtype, seed)
     torch_steps(reference, theirs, range(seed, seed + 6))
     count = 6 if name in NO_STEP else None
@@ -114,8 +114,8 @@ def test_a_run_started_in_torch_goes_on_here(name, seed, dtype):
 @every_twin
 @given(st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=3)
-def test_a_run_started_here_goes_on_in_torch(name, seed, dtype):
-    """Through a file, as torch saves it; against the run that stayed here."""
+def test_an_exported_state_dict_continues_the_run_in_torch(name, seed, dtype):
+    """The file is written by `torch.save`; the reference is the run that stays in ftrain."""
     optimizer, params, reference, theirs = start(name, dtype, seed)
     halfway, state = our_steps(optimizer, optimizer.init(params), params, range(seed, seed + 6))
     file = io.BytesIO()
@@ -131,8 +131,8 @@ def test_a_run_started_here_goes_on_in_torch(name, seed, dtype):
 
 
 @every_twin
-def test_there_and_back_is_the_identity(name):
-    """Memory to the bit; the rate and NAdam's product are float32 there."""
+def test_exporting_and_importing_a_state_dict_returns_the_same_state(name):
+    """Bit for bit, except for NAdam's product, which torch stores in float32."""
     optimizer, params, reference, _ = start(name, torch.float32, 0)
     _, state = our_steps(optimizer, optimizer.init(params), params, range(3))
     there = optim.export_state_dict(state, reference, ORDER)
@@ -145,7 +145,7 @@ def test_there_and_back_is_the_identity(name):
             assert tree.digest(a) == tree.digest(b), path
 
 
-def test_before_the_first_step_there_is_nothing_to_remember():
+def test_state_dict_before_the_first_step_is_empty_and_round_trips():
     optimizer, params, reference, _ = start("adamw", torch.float32, 0)
     state = optimizer.init(params)
     assert optim.export_state_dict(state, reference, ORDER)["state"] == {}
@@ -180,8 +180,8 @@ def trained(make):
     return model, reference, params
 
 
-def test_names_come_from_the_module():
-    """In the order of `model.parameters()`, frozen ones included; tied ones once."""
+def test_import_state_dict_takes_parameter_names_from_the_module():
+    """In the order of `model.parameters()`, with frozen ones included and tied ones once."""
     model, reference, params = trained(lambda m: torch.optim.Adam(m.parameters(), 0.1))
     state = optim.import_state_dict(reference.state_dict(), optim.adam(0.1).init(params), model)
     for name, p in model.named_parameters():
@@ -190,8 +190,8 @@ def test_names_come_from_the_module():
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_groups_become_a_partition(named):
-    """Two groups of torch with different rates, an average around it all, names from the dict."""
+def test_import_state_dict_maps_torch_groups_to_a_partition(named):
+    """Two torch groups with different rates inside a weight average; names come from the dict."""
 
     def make(m):
         pairs = list(m.named_parameters())
@@ -226,8 +226,8 @@ def test_groups_become_a_partition(named):
 # --- what does not fit ---
 
 
-def test_groups_without_names_are_not_taken_for_the_module_s_order():
-    """Two layers of one shape would have each other's moments."""
+def test_import_state_dict_refuses_several_groups_without_names():
+    """Otherwise two layers of one shape would swap their moments."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     groups = [{"params": list(layer.parameters())} for layer in reversed(model)]
     reference = torch.optim.Adam(groups, 0.1)
@@ -317,7 +317,7 @@ def template(name="adam"):
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_says_why(call, message):
+def test_state_dicts_that_do_not_match_are_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -1,4 +1,4 @@
-"""One step of ours is one step of `torch.optim` (foreach=False), over 100 steps of drawn settings.
+"""Test each of 100 steps against `torch.optim` (foreach=False) under drawn settings.
 
 Before each step torch is handed our parameters, so that what is measured is the step; its moments are
 its own throughout, and must stay equal to ours to the bit.
@@ -52,8 +52,8 @@ ADAM = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 
 @given(rates, fractions, fractions, st.sampled_from([0.0, 1e-8, 1e-3]), dtypes, seeds)
 @settings(max_examples=8)
-def test_adam(rate, b1, b2, eps, dtype, seed):
-    """To the bit in float32. In float64 to 3 ulp of the sum, measured 1.
+def test_adam_matches_torch(rate, b1, b2, eps, dtype, seed):
+    """Bit for bit in float32; within 3 ulp of the sum in float64, where 1 was measured.
 
     torch takes `x ** 0.5` where this takes `sqrt(x)`: in one case of sixty they differ in the last
     bit of a float64, which float32 does not see.
@@ -70,7 +70,7 @@ def test_adam(rate, b1, b2, eps, dtype, seed):
 
 @given(rates, fractions, fractions, decays, dtypes, seeds)
 @settings(max_examples=8)
-def test_adamw(rate, b1, b2, decay, dtype, seed):
+def test_adamw_matches_torch(rate, b1, b2, decay, dtype, seed):
     """Within 2 ulp of the larger of parameter and step: torch rounds `p (1 - rate decay)` first.
 
     Each rounding costs half an ulp: torch's factor, its product and its sum, our two sums; our
@@ -88,8 +88,8 @@ def test_adamw(rate, b1, b2, decay, dtype, seed):
 
 @given(rates, fractions, st.booleans(), st.sampled_from([0.0, 0.3, 1.0]), decays, dtypes, seeds)
 @settings(max_examples=12)
-def test_sgd(rate, momentum, nesterov, dampening, decay, dtype, seed):
-    """Within 1 ulp: torch rounds `p - rate d` once, the product and the sum here are two roundings."""
+def test_sgd_matches_torch(rate, momentum, nesterov, dampening, decay, dtype, seed):
+    """Within 1 ulp: torch rounds `p - rate d` once, ftrain rounds the product and the sum."""
     nesterov = nesterov and momentum > 0 and dampening == 0
     dampening = dampening if momentum > 0 else 0.0
     compare(
@@ -109,7 +109,7 @@ def test_sgd(rate, momentum, nesterov, dampening, decay, dtype, seed):
     )
 
 
-def test_the_scale_of_the_default_decay():
+def test_adamw_with_a_decay_mask_matches_torch_with_two_groups():
     """`mask=matrices` is torch with two parameter groups."""
     params = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
     theirs = {name: torch.nn.Parameter(p.clone()) for name, p in params.items()}
@@ -133,7 +133,7 @@ def test_the_scale_of_the_default_decay():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_bfloat16_is_float32_rounded_once_a_step(name):
+def test_bfloat16_training_matches_float32_rounded_once_a_step(name):
     """The oracle keeps float32 copies and moments, and rounds the parameters after each step."""
     ours, make_torch = {
         "adamw": (
@@ -167,7 +167,7 @@ def test_bfloat16_is_float32_rounded_once_a_step(name):
     st.sampled_from([torch.float32, torch.float64]),
 )
 @settings(max_examples=50)
-def test_clip_is_torchs_to_the_bit(max_norm, seed, dtype):
+def test_clip_by_global_norm_equals_torch_bit_for_bit(max_norm, seed, dtype):
     grads = random_tree(seed, SHAPES, dtype)
     theirs = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads.values()]
     for q, g in zip(theirs, grads.values(), strict=True):

@@ -1,4 +1,4 @@
-"""What holds for every transformation: purity, a fixed state, one program, sweeps, all trees."""
+"""Test every transformation: purity, fixed state layout, one graph, sweeps, any tree."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def run(transformation, params, steps):
 @every_transformation
 @given(shapes=shapes, dtype=dtypes, seed=st.integers(0, 2**31))
 @settings(max_examples=15)
-def test_any_tree_goes_through(name, shapes, dtype, seed):
-    """Shapes stay, state and updates keep what they are, no number is made up, nothing is written to."""
+def test_transformations_accept_any_tree(name, shapes, dtype, seed):
+    """Shapes, dtypes and the state's layout stay fixed, and inputs are not modified."""
     transformation = EVERY[name](0.5)
     params, grads = (random_tree(seed + i, shapes, dtype, spread=1.0) for i in (0, 1))
     state = transformation.init(params)
@@ -87,7 +87,7 @@ def test_any_tree_goes_through(name, shapes, dtype, seed):
 
 
 @every_transformation
-def test_is_pure_and_deterministic(name):
+def test_transformations_are_pure_and_deterministic(name):
     transformation = optim.chain(EVERY[name](0.5), optim.scale_by_learning_rate(0.1))
     params, grads = (random_tree(s, [(), (3, 2), (0,)], torch.float32) for s in (0, 1))
 
@@ -101,7 +101,7 @@ def test_is_pure_and_deterministic(name):
 
 
 @every_transformation
-def test_compiled_is_eager_in_one_program(name):
+def test_compiled_transformation_equals_eager_and_compiles_once(name):
     transformation = EVERY[name](0.5)
     params = random_tree(0, [(), (3, 2), (0, 2), (5,)], torch.float32)
     eager = compiled = transformation.init(params)
@@ -118,8 +118,8 @@ def test_compiled_is_eager_in_one_program(name):
 
 
 @every_transformation
-def test_the_graph_holds_no_tensor_and_no_question(name):
-    """Traced on tensors without values: nothing asks for one, and none is burnt in."""
+def test_transformations_trace_on_fake_tensors_without_constants(name):
+    """No code reads a tensor's value, and the graph holds no tensor constant."""
     transformation = EVERY[name](0.5)
     params = random_tree(0, [(), (3, 2)], torch.bfloat16)
     state = transformation.init(params)
@@ -138,8 +138,8 @@ def test_the_graph_holds_no_tensor_and_no_question(name):
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=5)
-def test_vmapped_over_its_hyper_parameter(name, values, dtype, seed):
-    """A row is the run with that number, up to the rounding of the number in the leaf's dtype."""
+def test_vmap_over_a_hyperparameter_matches_separate_runs(name, values, dtype, seed):
+    """Up to the rounding of the hyper-parameter in the leaf's dtype."""
     params = random_tree(seed, [(), (3, 2), (0,), (4,)], dtype, spread=1.0)
     steps = gradients(params, [seed + 1, seed + 2])
 
@@ -158,8 +158,8 @@ def test_vmapped_over_its_hyper_parameter(name, values, dtype, seed):
 
 
 @every_transformation
-def test_a_vmapped_row_is_a_single_run(name):
-    """Four runs side by side, each with its own parameters, gradients and loss."""
+def test_each_row_of_a_vmapped_transformation_matches_a_single_run(name):
+    """Each of the four rows has its own parameters, gradients and loss."""
     transformation = EVERY[name](0.5)
     rows = [random_tree(seed, [(), (7,), (8, 5)], torch.float32, spread=1.0) for seed in range(4)]
     losses = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -179,7 +179,7 @@ def test_a_vmapped_row_is_a_single_run(name):
 
 
 @every_transformation
-def test_trees_of_every_size(name):
+def test_transformations_accept_trees_of_any_size(name):
     transformation = EVERY[name](0.5)
     for params in [
         {},
@@ -195,8 +195,8 @@ def test_trees_of_every_size(name):
 
 @every_transformation
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_descends_in_a_chain(name, problem):
-    """Under a small rate each is a direction of descent, Adam behind it or before it."""
+def test_a_chain_of_each_transformation_and_adam_reduces_the_loss(name, problem):
+    """With a small learning rate, with Adam after or before the transformation."""
     params, loss, _, _ = PROBLEMS[problem](torch.float32)
     optimizer = optim.chain(EVERY[name](0.5), optim.adam(3e-3))
     if name == "scale_by_learning_rate":  # turns the direction around
@@ -214,8 +214,8 @@ def test_descends_in_a_chain(name, problem):
 
 
 @every_transformation
-def test_hypergradients_are_those_of_differences(name):
-    """With a leaf of zeros, too: no branch that is not taken may make the slope NaN."""
+def test_hypergradients_match_finite_differences(name):
+    """Also with a leaf of zeros: a discarded branch must not make the slope NaN."""
     params = random_tree(0, [(2, 2), (3,), ()], torch.float64, spread=1.0)
     steps = gradients(params, [1, 2])
     zeros = {"zero": torch.zeros(3, dtype=torch.float64)}
@@ -231,7 +231,7 @@ def test_hypergradients_are_those_of_differences(name):
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_low_precision_parameters_have_wide_memory():
+def test_transformation_state_of_bfloat16_parameters_is_float32():
     params = {"w": torch.ones(3, 2, dtype=torch.bfloat16)}
     for name, build in EVERY.items():
         updates, state = run(build(0.5), params, [params])
@@ -246,7 +246,7 @@ def test_low_precision_parameters_have_wide_memory():
 @pytest.mark.parametrize(
     "name", ["scale_by_sign", "scale_by_lion", "clip", "scale_by_rms", "centralize"]
 )
-def test_a_nan_is_not_hidden(name):
+def test_transformations_propagate_nan_gradients(name):
     params = {"w": torch.tensor([[1.0, math.nan]])}
     transformation = EVERY[name](0.5)
     updates, _ = transformation.update(params, transformation.init(params), params)
@@ -254,8 +254,8 @@ def test_a_nan_is_not_hidden(name):
 
 
 @pytest.mark.parametrize(("grad", "param"), [(0.0, 2.0), (2.0, 0.0), (0.0, 0.0)])
-def test_a_norm_of_zero_leaves_the_gradient_alone(grad, param):
-    """And without an `eps`, nothing divides by it: the slopes are numbers too."""
+def test_scale_by_trust_ratio_keeps_the_gradient_if_a_norm_is_zero(grad, param):
+    """Nothing divides by the norm, so the hypergradient is finite without an `eps`."""
     coefficient = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     g, p = ({"w": torch.full((3,), v, dtype=torch.float64)} for v in (grad, param))
     updates, _ = optim.scale_by_trust_ratio(coefficient).update(g, (), p)
@@ -265,8 +265,8 @@ def test_a_norm_of_zero_leaves_the_gradient_alone(grad, param):
 
 
 @pytest.mark.inductor
-def test_a_long_chain_through_inductor():
-    """One program, as the eager update within the rounding of sums in another order."""
+def test_a_long_chain_compiled_by_inductor_matches_eager():
+    """From one compiled program, within the rounding of sums in another order."""
     rate = optim.join([optim.linear_warmup(0.1, 3), optim.cosine_restarts(0.1, 2, factor=2)], [3])
     optimizer = optim.chain(
         optim.zero_nans(), optim.clip(1e3), optim.add_noise(1e-3, key=0), optim.adaptive_clip(0.5),
@@ -288,8 +288,8 @@ def test_a_long_chain_through_inductor():
     assert compiled.n_compiles == 1
 
 
-def test_inside_a_training_step():
-    """Noise from a key, a plateau fed by the step's loss: donated, in one program, as in eager mode."""
+def test_noise_and_plateau_in_a_donated_train_step_match_eager():
+    """The plateau reads the step's loss; the step compiles once."""
     init_state, train_step, _ = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1),
         lambda model, x: (model(x) - 1).square().mean(),

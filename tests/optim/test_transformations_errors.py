@@ -1,4 +1,4 @@
-"""Bad input to transformations and schedules: each mistake is named, with what to write instead."""
+"""Test errors of transformations and schedules: each names the mistake and the remedy."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PARAMS = {"layers": [{"w": W, "b": B}]}
         (lambda v: optim.inverse_sqrt(1.0, 10, v), "start"),
     ],
 )
-def test_numbers_out_of_range(build, name, value):
+def test_numbers_out_of_range_raise_with_name_and_value(build, name, value):
     with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
         build(value)
 
@@ -102,7 +102,7 @@ def test_numbers_out_of_range(build, name, value):
         ),
     ],
 )
-def test_values(build, message):
+def test_invalid_argument_values_raise_value_error(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -132,7 +132,7 @@ def test_values(build, message):
         (lambda: optim.plot_schedule("cosine", 100), "learning_rate must be a number, got str"),
     ],
 )
-def test_types(build, message):
+def test_arguments_of_a_wrong_type_raise_type_error(build, message):
     with pytest.raises(TypeError, match=message):
         build()
 
@@ -140,7 +140,7 @@ def test_types(build, message):
 @pytest.mark.parametrize(
     "name", ["adaptive_clip", "scale_by_trust_ratio", "scale_by_param_block_rms"]
 )
-def test_parameters_left_out(name):
+def test_transformations_that_read_params_raise_without_them(name):
     transformation = getattr(optim, name)(0.1)
     with pytest.raises(
         ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
@@ -167,21 +167,23 @@ def test_parameters_left_out(name):
         ({"layers": [{"w": W, "b": B.long()}]}, TypeError, r"\['b'\]"),
     ],
 )
-def test_gradients_unlike_the_parameters(build, grads, error, message):
+def test_transformations_refuse_gradients_that_do_not_match_the_parameters(
+    build, grads, error, message
+):
     transformation = build()
     with pytest.raises(error, match=message):
         transformation.update(grads, transformation.init(PARAMS), PARAMS)
 
 
 @pytest.mark.parametrize("build", [optim.zero_nans, optim.centralize, optim.scale_by_sign])
-def test_gradients_that_are_none(build):
+def test_transformations_refuse_gradients_that_are_not_dense_floating_point_tensors(build):
     transformation = build()
     for leaf in (torch.ones(2).long(), 1.0, W.to_sparse()):
         with pytest.raises(TypeError, match=r"the gradient at \['w'\] is"):
             transformation.update({"w": leaf}, transformation.init(PARAMS))
 
 
-def test_a_plateau_of_nothing():
+def test_reduce_on_plateau_requires_a_scalar_loss_or_value():
     transformation = optim.chain(optim.sgd(0.1), optim.reduce_on_plateau())
     state = transformation.init(PARAMS)
     with pytest.raises(ValueError, match=r"reads the loss and got none.*loss=loss"):
@@ -192,15 +194,15 @@ def test_a_plateau_of_nothing():
         transformation.update(PARAMS, state, PARAMS, value="low", loss=torch.ones(()))
 
 
-def test_another_value_than_the_loss():
-    """What is handed in as `value` goes before the loss, and a Python number will do."""
+def test_reduce_on_plateau_prefers_value_over_loss():
+    """A Python number is accepted as `value`."""
     transformation = optim.reduce_on_plateau(patience=0)
     state = transformation.init(PARAMS)
     _, state = transformation.update(PARAMS, state, value=0.25, loss=torch.tensor(1.0))
     assert state.best == 0.25
 
 
-def test_a_schedule_that_asks_for_its_count():
+def test_plot_schedule_refuses_a_schedule_that_branches_on_its_count():
     with pytest.raises(
         ValueError, match=r"asks for the value of its count.*torch.where\(count < n"
     ):

@@ -1,4 +1,4 @@
-"""Transformations against optax and torch: 100 steps on random trees, hyper-parameters drawn.
+"""Test transformations against optax and torch: 100 steps, random trees and settings.
 
 The bound is on the relative norm of the difference, leaf by leaf at every step: 1e-12 in float64, 4e-6
 in float32. What is theirs by definition is held to the bit.
@@ -132,7 +132,7 @@ def hold(ours, theirs, hyper, grads, params):
 @pytest.mark.parametrize("name", EVERY)
 @given(x=st.floats(0.05, 0.95), y=st.floats(0.05, 9.5), seed=seeds)
 @settings(max_examples=2)
-def test_optax(name, dtype, x, y, seed):
+def test_transformations_match_optax(name, dtype, x, y, seed):
     ours, theirs = EVERY[name]
     params = random_tree(seed, SHAPES, dtype)
     grads = [random_tree(seed + step + 1, SHAPES, dtype) for step in range(STEPS)]
@@ -151,7 +151,7 @@ UNITS = {"p0": (), "p1": (0,), "p2": (1, 0), "p3": (2, 3, 1, 0)}
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @given(x=st.floats(1e-3, 1), eps=st.floats(1e-4, 10), seed=seeds)
 @settings(max_examples=4)
-def test_adaptive_clip_is_optaxs_in_the_other_layout(dtype, x, eps, seed):
+def test_adaptive_clip_matches_optax_in_the_transposed_layout(dtype, x, eps, seed):
     params, *grads = (
         random_tree(seed + i, [(), (7,), (33, 5), (6, 4, 3, 2)], dtype, 1.0) for i in range(11)
     )
@@ -166,7 +166,7 @@ def test_adaptive_clip_is_optaxs_in_the_other_layout(dtype, x, eps, seed):
 @pytest.mark.parametrize("dtype", [*BOUND, torch.bfloat16], ids=str)
 @given(st.floats(-3, 3).map(lambda e: 10.0**e), seeds)
 @settings(max_examples=20)
-def test_clip_is_torchs_to_the_bit(dtype, bound, seed):
+def test_clip_equals_torch_bit_for_bit(dtype, bound, seed):
     grads = random_tree(seed, SHAPES, dtype)
     theirs = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads.values()]
     for q, g in zip(theirs, grads.values(), strict=True):
@@ -180,7 +180,7 @@ def test_clip_is_torchs_to_the_bit(dtype, bound, seed):
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @given(st.floats(0, 0.999), st.floats(1e-10, 1), st.floats(1e-4, 1), seeds)
 @settings(max_examples=3)
-def test_scale_by_rms_is_the_direction_of_torchs_rmsprop(dtype, decay, eps, rate, seed):
+def test_scale_by_rms_matches_the_direction_of_torch_rmsprop(dtype, decay, eps, rate, seed):
     ours = optim.chain(optim.scale_by_rms(decay, eps), optim.scale_by_learning_rate(rate))
     params = random_tree(seed, SHAPES, dtype)
     state = ours.init(params)
@@ -225,7 +225,9 @@ def scales(transformation, values):
 @given(mode=st.sampled_from(["min", "max"]), kind=st.sampled_from(["rel", "abs"]), **plateaus)
 @settings(max_examples=200)
 @example([1.0] * 30, 0.5, 2, 3, 0.0, 0.0, "min", "rel")
-def test_plateau_is_torchs(values, factor, patience, cooldown, threshold, smallest, mode, kind):
+def test_reduce_on_plateau_equals_torch(
+    values, factor, patience, cooldown, threshold, smallest, mode, kind
+):
     values = [torch.tensor(v).item() for v in values]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], 1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -245,7 +247,7 @@ def test_plateau_is_torchs(values, factor, patience, cooldown, threshold, smalle
 @given(size=st.integers(1, 4), kind=st.sampled_from(["rel", "abs"]), **plateaus)
 @settings(max_examples=15)
 @example([1.0] * 30, 0.5, 2, 3, 0.05, 0.0, 2, "rel")
-def test_plateau_is_optaxs_one_comparison_later(
+def test_reduce_on_plateau_matches_optax_with_one_more_patience(
     values, factor, patience, cooldown, threshold, smallest, size, kind
 ):
     values = [torch.tensor(0.7 if math.isnan(v) else v).item() for v in values]
@@ -274,7 +276,7 @@ def test_plateau_is_optaxs_one_comparison_later(
     assert best == pytest.approx(float(last.best_value), rel=1e-12)
 
 
-def test_noise_has_the_papers_variance_and_optaxs():
+def test_add_noise_matches_the_variance_of_the_paper_and_optax():
     """A fresh sample at each update, each of standard deviation sqrt(eta / (1 + t)^gamma)."""
     noisy = optim.add_noise(0.3, 0.8, key=7)
     grads = {"a": torch.zeros(40_000), "b": torch.zeros(40_000)}
@@ -297,8 +299,8 @@ def test_noise_has_the_papers_variance_and_optaxs():
 
 @given(seed=st.integers(0, 2**62), step=st.integers(0, 3))
 @settings(max_examples=10)
-def test_noise_is_a_function_of_its_key(seed, step):
-    """A seed and its key are one; the key of each update is the one before it, split."""
+def test_add_noise_is_a_function_of_its_key(seed, step):
+    """A seed equals its key; each update splits the key of the update before it."""
     grads = {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}
     key = random.key(seed)
     states = [optim.add_noise(1.0, 0.0, key=k).init(grads) for k in (seed, key)]

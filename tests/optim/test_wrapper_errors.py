@@ -1,4 +1,4 @@
-"""Bad input to a wrapper gets an error that says what was found, where, and what to write instead."""
+"""Test errors of optimizer wrappers: each names the mistake, where it is, and the remedy."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ SGD = optim.sgd(0.1)
         (lambda: optim.matching("w")(PARAMS), TypeError, "is not callable"),
     ],
 )
-def test_arguments(build, error, message):
+def test_wrappers_refuse_invalid_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
 
 
-def test_freeze_refuses_a_mask_that_is_none():
+def test_freeze_refuses_mask_none():
     with pytest.raises(ValueError, match="freeze: expected a mask .* got None"):
         optim.freeze(SGD, None)
 
 
-def test_masks_that_do_not_fit():
+def test_wrappers_refuse_masks_that_do_not_match_the_parameters():
     for wrap in (optim.masked, optim.freeze, lambda o, m: optim.partition({"g": (m, o)})):
         with pytest.raises(ValueError, match=r"at \['layers'\]\[0\]: \['b'\] is missing"):
             wrap(SGD, {"layers": [{"w": True}]}).init(PARAMS)
@@ -74,15 +74,15 @@ def test_masks_that_do_not_fit():
         optim.masked(SGD, "[").init(PARAMS)
 
 
-def test_a_parameter_without_a_group():
+def test_partition_refuses_a_parameter_without_a_group():
     with pytest.raises(
         ValueError, match=r"layers.0.b is in none of the groups weights.*everything"
     ):
         optim.partition({"weights": ("w$", SGD)}).init(PARAMS)
 
 
-def test_a_group_behind_those_that_have_its_parameters():
-    """A pattern that finds what others have taken is out of order; a rest may be empty."""
+def test_partition_refuses_a_group_whose_parameters_earlier_groups_took():
+    """Only a group of everything that remains may be empty."""
     for mask in ("b$", re.compile("b$"), {"layers": [{"w": False, "b": True}]}):
         with pytest.raises(ValueError, match=r"group 'b' is empty: .* is in all already.*narrower"):
             optim.partition({"all": (optim.everything, SGD), "b": (mask, SGD)}).init(PARAMS)
@@ -120,7 +120,7 @@ def test_a_group_behind_those_that_have_its_parameters():
         ),
     ],
 )
-def test_gradients_unlike_the_parameters(wrap, grads, error, message):
+def test_wrappers_refuse_gradients_that_do_not_match_the_parameters(wrap, grads, error, message):
     optimizer = wrap(optim.adamw(0.1))
     state = optimizer.init(PARAMS)
     with pytest.raises(error, match=message):
@@ -128,14 +128,14 @@ def test_gradients_unlike_the_parameters(wrap, grads, error, message):
 
 
 @pytest.mark.parametrize("name", ["ema", "swa", "lookahead", "sam", "asam"])
-def test_parameters_left_out(name):
+def test_wrappers_that_read_params_raise_without_them(name):
     wrap = getattr(optim, name)
     optimizer = wrap(SGD, 1) if name == "swa" else wrap(SGD)
     with pytest.raises(ValueError, match=rf"`{name}` reads the parameters and got none"):
         optimizer.update(PARAMS, optimizer.init(PARAMS), grad_fn=lambda p: p)
 
 
-def test_a_second_gradient_that_nobody_gives():
+def test_sam_without_grad_fn_raises():
     with pytest.raises(ValueError, match=r"`sam` calls `grad_fn` at other parameters and got None"):
         optim.sam(SGD).update(PARAMS, SGD.init(PARAMS), PARAMS)
     inside = optim.multi_steps(optim.asam(SGD), 1)
@@ -143,13 +143,13 @@ def test_a_second_gradient_that_nobody_gives():
         inside.update(PARAMS, inside.init(PARAMS), PARAMS, grad_fn=lambda p: p)
 
 
-def test_states_of_another_partition():
+def test_partition_refuses_the_state_of_another_optimizer():
     optimizer = optim.partition({"all": (optim.everything, SGD)})
     with pytest.raises(ValueError, match="a partition into all has a dict of their states, got"):
         optimizer.update(PARAMS, SGD.init(PARAMS), PARAMS)
 
 
-def test_weights_that_are_no_numbers():
+def test_multi_steps_refuses_a_weight_that_is_not_a_scalar():
     optimizer = optim.multi_steps(SGD, 2)
     with pytest.raises(ValueError, match=r"weight is a tensor of shape \(2,\); it must be 0-d"):
         optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, weight=torch.ones(2))

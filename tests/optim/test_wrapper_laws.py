@@ -1,4 +1,4 @@
-"""What each wrapper is for, as laws over random trees, weights and settings."""
+"""Test the law of each wrapper over random trees, weights and settings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ seeds = st.integers(0, 2**31)
 
 @given(names, st.integers(1, 5), seeds)
 @settings(max_examples=25)
-def test_k_steps_are_one_update_with_the_mean(name, k, seed):
-    """To the bit: parameters untouched in between, then the update with the mean gradient."""
+def test_multi_steps_over_k_gradients_equals_one_update_with_the_mean(name, k, seed):
+    """Bit for bit; the parameters stay unchanged until the k-th gradient."""
     inner = OPTIMIZERS[name](0.1)
     optimizer = optim.multi_steps(inner, k)
     params = expected = random_tree(seed, SHAPES, torch.float32, 1.0)
@@ -53,8 +53,8 @@ def test_k_steps_are_one_update_with_the_mean(name, k, seed):
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=6), seeds)
 @settings(max_examples=25)
-def test_weights_are_exact(weights, seed):
-    """The mean is `sum w g / sum w`, micro-steps of no weight included; losses likewise."""
+def test_multi_steps_computes_exact_weighted_means(weights, seed):
+    """The mean is `sum w g / sum w`, also with weights of 0; the same holds for losses."""
     seen = []
 
     def spy(grads, state, params=None, **extra):
@@ -86,8 +86,8 @@ def target_of_last(params):
     raise AssertionError
 
 
-def test_scheduled_k_and_the_inner_optimizer_s_cost():
-    """k grows with the updates done; the inner optimizer is called at the last micro-steps only."""
+def test_multi_steps_with_a_scheduled_k_calls_the_inner_optimizer_once_per_cycle():
+    """k grows with the updates done; only the last micro-step calls the inner optimizer."""
     calls = []
 
     def spy(grads, state, params=None, **extra):
@@ -108,7 +108,7 @@ def test_scheduled_k_and_the_inner_optimizer_s_cost():
     assert calls == [0.0, 1.5, 4.0, 7.5]
 
 
-def test_multi_steps_in_a_compiled_graph_is_a_branch():
+def test_multi_steps_compiles_the_inner_update_into_a_branch():
     optimizer = optim.multi_steps(optim.adamw(0.1), 3)
     params = random_tree(0, [(4, 3)], torch.float32)
     compiled = ftrain.compile(optimizer.update, backend="eager")
@@ -120,8 +120,8 @@ def test_multi_steps_in_a_compiled_graph_is_a_branch():
 
 @given(names, st.integers(0, 4), st.sampled_from([torch.nan, torch.inf, -torch.inf]), seeds)
 @settings(max_examples=25)
-def test_a_skipped_update_leaves_everything_bit_for_bit(name, where, bad, seed):
-    """And a run with skipped updates is the run without those gradients."""
+def test_a_skipped_update_keeps_params_and_inner_state(name, where, bad, seed):
+    """Bit for bit; a run with skipped updates equals the run without those gradients."""
     for wrap in (optim.skip_nonfinite, lambda o: optim.skip_large_updates(o, 1e6)):
         optimizer = wrap(OPTIMIZERS[name](0.1))
         params = plain_params = random_tree(seed, SHAPES, torch.float32, 1.0)
@@ -141,7 +141,7 @@ def test_a_skipped_update_leaves_everything_bit_for_bit(name, where, bad, seed):
         assert state.skipped == 1
 
 
-def test_large_is_larger_than_the_limit():
+def test_skip_large_updates_skips_only_norms_above_the_limit():
     params = {"w": torch.tensor([3.0, 4.0])}
     for limit, skipped in ((5.0, 0), (4.999, 1), (torch.tensor(4.0), 1)):
         optimizer = optim.skip_large_updates(optim.sgd(0.1), limit)
@@ -154,8 +154,8 @@ def test_large_is_larger_than_the_limit():
 
 @given(st.floats(0, 0.9999), st.booleans(), seeds)
 @settings(max_examples=20)
-def test_ema_is_its_equation(decay, warmup, seed):
-    """Against float64, within a rounding a step of the largest number averaged."""
+def test_ema_matches_its_equation_in_float64(decay, warmup, seed):
+    """Within one rounding per step of the largest number averaged."""
     history, state = steps(optim.ema(optim.sgd(1e-3), decay, warmup=warmup), seed, 12)
     average = tree.map(torch.Tensor.double, random_tree(seed, SHAPES, torch.float32, 1.0))
     size = tree.map(torch.Tensor.abs, average)
@@ -169,7 +169,7 @@ def test_ema_is_its_equation(decay, warmup, seed):
 
 @given(st.integers(1, 4), st.integers(1, 3), seeds)
 @settings(max_examples=10)
-def test_swa_is_torch_s_averaged_model(start, every, seed):
+def test_swa_matches_the_averaged_model_of_torch(start, every, seed):
     history, state = steps(optim.swa(optim.sgd(1e-3), start, every), seed, 9)
     holder = torch.nn.ParameterDict({k: torch.nn.Parameter(v) for k, v in history[0].items()})
     averaged, n = torch.optim.swa_utils.AveragedModel(holder), 0
@@ -188,7 +188,7 @@ def test_swa_is_torch_s_averaged_model(start, every, seed):
 
 @given(st.integers(1, 4), st.sampled_from([0.0, 0.3, 0.5, 1.0]), seeds)
 @settings(max_examples=10)
-def test_lookahead_is_optax_s(k, alpha, seed):
+def test_lookahead_matches_optax(k, alpha, seed):
     params = random_tree(seed, SHAPES, torch.float32, 1.0)
     ours, theirs = (
         optim.lookahead(optim.sgd(0.1, 0.9), k, alpha),
@@ -211,8 +211,8 @@ def test_lookahead_is_optax_s(k, alpha, seed):
             assert tree.digest(state.slow) == tree.digest(params)
 
 
-def test_an_average_is_evaluated_by_passing_it():
-    """Training goes on as if nobody had looked; the weights are where they were."""
+def test_eval_step_of_averaged_params_keeps_the_training_state():
+    """The average is passed with `state.replace(params=average)`."""
     init_state, train_step, eval_step = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1),
         lambda model, batch: (model(batch) - 1).square().mean(),
@@ -233,8 +233,8 @@ def test_an_average_is_evaluated_by_passing_it():
 
 @given(st.floats(0.01, 1.0), st.booleans(), seeds)
 @settings(max_examples=15)
-def test_sam_and_asam_are_their_equations(rho, adaptive, seed):
-    """In float64 against the equations of the papers, written out."""
+def test_sam_and_asam_match_their_equations(rho, adaptive, seed):
+    """In float64, against the equations of the papers."""
     w = {"a": torch.randn(3, 2, generator=torch.Generator().manual_seed(seed)).double(),
          "b": torch.randn(4, generator=torch.Generator().manual_seed(seed + 1)).double()}  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_sam_and_asam_are_their_equations(rho, adaptive, seed):
         torch.testing.assert_close(updates[key], -expected, rtol=1e-12, atol=1e-12)
 
 
-def test_sam_is_optax_s():
+def test_sam_matches_optax():
     params = random_tree(0, [(3, 2), (4,)], torch.float32, 0.0)
     ours = optim.sam(optim.sgd(0.1), 0.05)
     gradient = lambda p: tree.map(lambda w: w**3 - w, p)  # noqa: E731
@@ -278,8 +278,8 @@ def test_sam_is_optax_s():
             torch.testing.assert_close(value, wanted, rtol=2e-6, atol=1e-6)
 
 
-def test_sam_in_a_training_step_takes_the_gradient_elsewhere():
-    """Against a step written by hand; the random draws of both passes are the same."""
+def test_sam_train_step_matches_a_step_by_hand():
+    """The gradient is taken at the perturbed parameters, with the draws of the first pass."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 
     def loss_fn(model, batch):

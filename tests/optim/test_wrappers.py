@@ -1,4 +1,4 @@
-"""What holds for every wrapper around every optimizer; then what each of them is for."""
+"""Test properties of every wrapper around every optimizer."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def run(optimizer, seed, steps=3, dtype=torch.float32, shapes=SHAPES):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("wrapper", TRIVIAL)
-def test_a_trivial_wrapper_is_the_identity(wrapper, name):
-    """To the bit: updates and the optimizer's own state, step after step."""
+def test_wrappers_with_trivial_settings_equal_the_plain_optimizer(wrapper, name):
+    """Bit for bit, updates and the inner state at each step."""
     wrap, inner_of = TRIVIAL[wrapper]
     if wrapper == "multi_steps" and {"grad_fn", "value_fn"} & set(CASES[name].needs):
         pytest.skip("hands no functions of the last batch to the optimizer of several")
@@ -103,7 +103,7 @@ every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @every_wrapper
-def test_states_are_a_fixpoint_and_inputs_keep_their_bytes(wrapper, dtype):
+def test_wrappers_keep_the_state_layout_and_do_not_modify_inputs(wrapper, dtype):
     for name in ("adamw", "momentum", "clipped adamw"):
         optimizer = WRAPPERS[wrapper](OPTIMIZERS[name](0.1))
         params = random_tree(0, SHAPES, dtype, 1.0)
@@ -123,7 +123,7 @@ def test_states_are_a_fixpoint_and_inputs_keep_their_bytes(wrapper, dtype):
 
 
 @every_wrapper
-def test_compiled_is_eager_and_compiles_once(wrapper):
+def test_compiled_wrapper_matches_eager_and_compiles_once(wrapper):
     optimizer = WRAPPERS[wrapper](optim.adamw(optim.warmup_cosine(0.1, 2, 8)))
 
     def step(grads, state, params):
@@ -142,8 +142,8 @@ def test_compiled_is_eager_and_compiles_once(wrapper):
 
 
 @every_wrapper
-def test_a_vmapped_row_is_a_single_run(wrapper):
-    """To the bit. The rows differ in what they skip: one of them has a gradient of 1e6."""
+def test_each_row_of_a_vmapped_wrapper_matches_a_single_run(wrapper):
+    """The rows skip different updates: one of them has a gradient of 1e6."""
     optimizer = WRAPPERS[wrapper](optim.adamw(0.1))
     rows = [random_tree(seed, SHAPES, torch.float32, 1.0) for seed in range(3)]
     params = tree.map(lambda *xs: torch.stack(xs), *rows)
@@ -169,7 +169,7 @@ def test_a_vmapped_row_is_a_single_run(wrapper):
 
 
 @every_wrapper
-def test_trees_of_every_size(wrapper):
+def test_wrappers_accept_trees_of_any_size(wrapper):
     if wrapper == "freeze":
         pytest.skip("freezes by name")
     for params in [{}, torch.ones(2, 2), [torch.ones(1 + i % 3) for i in range(300)]]:
@@ -180,8 +180,8 @@ def test_trees_of_every_size(wrapper):
         assert spec(optim.apply_updates(params, updates)) == spec(params)
 
 
-def test_gathering_twice_keeps_the_weights():
-    """Two by two, and two of those: the mean of all four by their weights."""
+def test_nested_multi_steps_keeps_the_weights():
+    """Two pairs of gradients give the weighted mean of all four."""
     optimizer = optim.multi_steps(optim.multi_steps(optim.sgd(1.0), 2), 2)
     params = {"w": torch.tensor([5.0])}
     state = optimizer.init(params)

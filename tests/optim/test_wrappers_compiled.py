@@ -1,4 +1,4 @@
-"""Wrappers in one graph: a branch that is taken at some steps only, and several states at once."""
+"""Test compiled wrappers: branches taken at some steps only, and nested states."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ftrain.core import tree
 
 
 @pytest.mark.inductor
-def test_a_donated_step_takes_the_branch_when_it_is_due():
-    """Gathering, groups, an average and SAM in one program, against the eager step."""
+def test_donated_step_with_nested_wrappers_matches_eager():
+    """`multi_steps`, `partition`, `ema` and `sam` in one compiled program."""
     optimizer = optim.sam(
         optim.ema(
             optim.multi_steps(
@@ -48,8 +48,8 @@ def test_a_donated_step_takes_the_branch_when_it_is_due():
     assert compiled.n_compiles == 1
 
 
-def test_gathering_inside_a_scan():
-    """A branch in the body of a loop: eight steps are the loop's eight steps."""
+def test_multi_steps_inside_a_scan_matches_a_loop():
+    """The body of the scan contains the branch of `multi_steps`."""
     optimizer = optim.multi_steps(optim.adamw(0.1), 3)
     params = {"w": torch.tensor([[1.0, -2.0]])}
 
