@@ -1,4 +1,4 @@
-"""A training loop by hand that can be killed at any moment: run it again, and it goes on."""
+"""Run a hand-written training loop that resumes when it is run again after a kill."""
 
 import torch
 import torch.nn.functional as F

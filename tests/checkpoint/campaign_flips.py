@@ -1,4 +1,4 @@
-"""Damage: `python -m tests.checkpoint.campaign_flips --count 100000`.
+"""Flip single bits of checkpoints: `python -m tests.checkpoint.campaign_flips --count 100000`.
 
 One random bit of one file of a checkpoint is flipped, over all files and bytes alike; loading
 must refuse.

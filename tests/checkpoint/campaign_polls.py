@@ -1,4 +1,4 @@
-"""A reader beside two writers: `python -m tests.checkpoint.campaign_polls --count 10000`.
+"""Read beside two writers: `python -m tests.checkpoint.campaign_polls --count 10000`.
 
 One process saves as fast as it can, keeping a single checkpoint, so that each is deleted
 milliseconds after it appeared; every third takes the place of the one before. A second process

@@ -1,4 +1,4 @@
-"""Exact resume, at every step, each in a fresh process: `python -m tests.checkpoint.campaign_resume`.
+"""Resume at every step in a fresh process: `python -m tests.checkpoint.campaign_resume`.
 
 For both runs of `resumed.py`: one process takes all steps undisturbed and saves the end only; another
 saves after every step; then every one of its checkpoints is gone on from in a process of its own, to the

@@ -1,4 +1,4 @@
-"""Where tests that save thousands of times do so."""
+"""Provide directories for tests that save thousands of times."""
 
 from __future__ import annotations
 

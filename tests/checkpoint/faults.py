@@ -1,4 +1,4 @@
-"""File systems that fail, stall or remember: stand-ins for `ftrain.checkpoint._files.system`."""
+"""File systems that fail, stall or record: substitutes for `ftrain.checkpoint._files.system`."""
 
 from __future__ import annotations
 

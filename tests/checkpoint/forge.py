@@ -1,4 +1,4 @@
-"""Checkpoints as an enemy writes them: anything inside, and every hash right."""
+"""Write hostile checkpoints: arbitrary content with correct hashes."""
 
 from __future__ import annotations
 

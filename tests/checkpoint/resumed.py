@@ -1,4 +1,4 @@
-"""Two training runs with everything in them that could be lost, to be stopped and gone on with.
+"""Two training runs with every kind of state, for tests that interrupt and resume them.
 
     python -m tests.checkpoint.resumed NAME SOURCE WORKERS TARGET   # SOURCE: a checkpoint, or -
     python -m tests.checkpoint.resumed NAME SOURCE WORKERS STORE --each

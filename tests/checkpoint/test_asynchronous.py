@@ -1,4 +1,4 @@
-"""Saving in a thread: what is saved, what the loop waits for, how a failure comes out."""
+"""Test asynchronous saves: the saved state, what the caller waits for, and failures."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Gate(_files.Files):
         super().write(descriptor, data, path)
 
 
-def test_what_is_saved_is_the_state_at_the_call(tmp_path):
-    """Donation hands the saved state's memory to the next one while the thread has yet to write."""
+def test_asynchronous_save_stores_the_state_at_the_call(tmp_path):
+    """A donated step reuses the memory of the saved state before the thread writes it."""
     init_state, train_step, _ = ftrain.make_steps(
         lambda: torch.nn.Linear(4, 2), lambda m, x: m(x).square().mean(), optim.adamw(1e-1)
     )
@@ -55,7 +55,7 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path):
         assert_same_bits(store.load(like=init_state(1))[0], expected)
 
 
-def test_an_immutable_state_is_its_own_snapshot(tmp_path, monkeypatch):
+def test_asynchronous_save_with_copy_false_does_not_clone(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "clone", None)
     gate = Gate()
     with _files.replaced(gate):
@@ -67,7 +67,7 @@ def test_an_immutable_state_is_its_own_snapshot(tmp_path, monkeypatch):
     assert_same_bits(store.load(like=train_state(0))[0], state)
 
 
-def test_one_save_is_in_flight(tmp_path):
+def test_a_second_asynchronous_save_waits_for_the_first(tmp_path):
     gate = Gate()
     with _files.replaced(gate), checkpoint.Store(tmp_path, asynchronous=True) as store:
         store.save(train_state(1), step=1)
@@ -77,7 +77,7 @@ def test_one_save_is_in_flight(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["save", "wait", "close", "load", "exit"])
-def test_a_failure_is_raised_at_the_next_occasion(tmp_path, how):
+def test_a_failed_asynchronous_save_raises_at_the_next_call(tmp_path, how):
     store = checkpoint.Store(tmp_path, asynchronous=True)
     store.save(train_state(1), step=1)
     store.wait()
@@ -100,8 +100,8 @@ def test_a_failure_is_raised_at_the_next_occasion(tmp_path, how):
     assert store.steps() == [1, 3]
 
 
-def test_the_caller_waits_for_the_copy_alone(tmp_path, monkeypatch):
-    """Paths, aliases and files of 300 leaves took longer than to copy them."""
+def test_asynchronous_save_describes_the_state_in_the_thread(tmp_path, monkeypatch):
+    """Describing paths and aliases of 300 leaves took longer than copying them."""
     threads = {}
     for module, name in ((tree, "paths"), (_structure, "describe"), (_determinism, "fingerprint")):
         monkeypatch.setattr(module, name, noting(getattr(module, name), threads))
@@ -123,8 +123,8 @@ def noting(function, threads):
     return noted
 
 
-def test_a_new_thread_does_not_take_the_interpreter_at_once():
-    """It did, for 5 ms, before `save` could return."""
+def test_a_started_background_thread_does_not_delay_save():
+    """The thread once held the interpreter for 5 ms before `save` could return."""
     returned, seen = threading.Event(), []
 
     def busy():
@@ -144,8 +144,8 @@ def test_a_new_thread_does_not_take_the_interpreter_at_once():
     assert seen == [True]
 
 
-def test_what_the_caller_changes_after_the_call_is_not_saved(tmp_path):
-    """The containers, that is: tensors only where they are donated."""
+def test_asynchronous_save_ignores_later_changes_of_containers(tmp_path):
+    """Containers are copied at the call; tensors only where they are donated."""
     gate, state, metadata = Gate(), {"w": torch.ones(2)}, {"at": [1]}
     with _files.replaced(gate):
         with checkpoint.Store(tmp_path, asynchronous=True, copy=False) as store:
@@ -160,7 +160,7 @@ def test_what_the_caller_changes_after_the_call_is_not_saved(tmp_path):
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @given(state=trees())
 @settings(max_examples=60)
-def test_copies_keep_layouts_and_ties(state):
+def test_copied_drafts_keep_layouts_and_tied_leaves(state):
     state = [state, state]
     copied = _draft.collect(state, None, None, None, None).copied().leaves
     for leaf, copy in zip(tree.leaves(state), copied, strict=True):
@@ -171,7 +171,7 @@ def test_copies_keep_layouts_and_ties(state):
     assert all(a is b for a, b in zip(copied[:half], copied[half:], strict=True) if a.numel())
 
 
-def test_the_copy_is_let_go_when_it_is_written_and_the_thread_when_the_store_is(tmp_path):
+def test_store_releases_the_copy_after_writing_and_the_thread_on_close(tmp_path):
     def threads():
         return [each for each in threading.enumerate() if each.name == "ftrain-checkpoint"]
 
@@ -198,7 +198,7 @@ def test_the_copy_is_let_go_when_it_is_written_and_the_thread_when_the_store_is(
     assert len(threads()) == before
 
 
-def test_a_forked_child_saves_with_a_thread_of_its_own(tmp_path):
+def test_a_forked_child_starts_its_own_checkpoint_thread(tmp_path):
     with checkpoint.Store(tmp_path, asynchronous=True) as store:
         store.save(train_state(1), step=1)
     store.save(train_state(2), step=2)  # the thread is there again
@@ -216,8 +216,8 @@ def test_a_forked_child_saves_with_a_thread_of_its_own(tmp_path):
     store.close()
 
 
-def test_where_there_are_no_more_threads_the_caller_writes(tmp_path, monkeypatch):
-    """The thread that never began was waited for, for ever."""
+def test_asynchronous_save_writes_in_the_caller_if_no_thread_starts(tmp_path, monkeypatch):
+    """The store once waited forever for a thread that had not started."""
 
     def start(thread):
         raise RuntimeError("can't start new thread")
@@ -244,14 +244,14 @@ def run(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_a_process_ends_only_when_its_checkpoint_is_there(tmp_path):
+def test_a_process_exits_only_after_its_asynchronous_save(tmp_path):
     # 40 MB: the hashing thread is asked for while the interpreter shuts down.
     done = run("store.save({'w': torch.arange(5_000_000)}, step=1)", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert checkpoint.Store(tmp_path).latest() is not None
 
 
-def test_a_failure_that_nobody_was_told_of_ends_the_process_with_status_1(tmp_path):
+def test_an_unreported_asynchronous_failure_exits_with_status_1(tmp_path):
     done = run(
         """
         import atexit, errno

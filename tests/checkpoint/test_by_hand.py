@@ -1,4 +1,4 @@
-"""A loop of ten lines, killed and run again: the final checkpoint is that of an undisturbed run."""
+"""Test a hand-written loop: killed and run again, it ends with the same final checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def killed_amid(directory: Path) -> bool:
     return newest(directory) < STEPS
 
 
-def test_killed_and_run_again(tmp_path):
+def test_a_killed_hand_written_loop_resumes_to_the_same_bytes(tmp_path):
     undisturbed = start(tmp_path / "undisturbed")
     for _ in range(10):  # on a busy machine the loop may be over before it is killed
         if killed_amid(tmp_path / "killed"):

@@ -1,4 +1,4 @@
-"""The compile cache of a run: found again in a new process, where it was moved to."""
+"""Test the compile cache of a run: a new process finds it, also after a move."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def compiled(cache: Path) -> str:
 
 
 @pytest.mark.inductor
-def test_a_moved_cache_is_found(tmp_path):
+def test_a_moved_compile_cache_is_reused(tmp_path):
     assert compiled(tmp_path / "a" / "cache") == "0 1\n"
     shutil.move(tmp_path / "a", tmp_path / "b")
     assert compiled(tmp_path / "b" / "cache") == "1 0\n"
 
 
-def test_the_directory_is_made(tmp_path, monkeypatch):
+def test_compile_cache_creates_its_directory_and_sets_the_environment(tmp_path, monkeypatch):
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "FTRAIN_CACHE_DIR"):
         monkeypatch.setenv(variable, "before")
     cache = checkpoint.compile_cache(tmp_path / "run" / "compiled")

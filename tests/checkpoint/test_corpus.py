@@ -1,4 +1,4 @@
-"""Checkpoints of every format version there was load in this one, and newer ones say what they need.
+"""Test that checkpoints of every earlier format version load, and newer ones raise clearly.
 
 `corpus/` holds one checkpoint for each version, written by the ftrain of its time, and never changed:
 `python -m tests.checkpoint.test_corpus` writes that of the present version, once.
@@ -47,12 +47,12 @@ def versions() -> list[Path]:
     return sorted(CORPUS.iterdir())
 
 
-def test_the_present_version_is_in_the_corpus():
+def test_the_corpus_contains_the_current_format_version():
     assert ".".join(map(str, VERSION)) in [path.name for path in versions()]
 
 
 @pytest.mark.parametrize("path", versions(), ids=lambda path: path.name)
-def test_every_version_loads(path):
+def test_checkpoints_of_every_format_version_load(path):
     loaded, metadata = checkpoint.load(path, like=state(False), on_change="ignore")
     assert_same_bits(loaded, state(True))
     assert metadata == METADATA
@@ -84,7 +84,9 @@ def test_every_version_loads(path):
         ({"prng": "philox"}, checkpoint.CheckpointMismatchError, "random generator 'philox'"),
     ],
 )
-def test_versions_to_come(tmp_path, path, changes, error, says):
+def test_newer_minor_versions_load_and_newer_major_versions_are_refused(
+    tmp_path, path, changes, error, says
+):
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
 
@@ -102,8 +104,8 @@ def test_versions_to_come(tmp_path, path, changes, error, says):
         checkpoint.load(copy, like=state(False), on_change="ignore")
 
 
-def test_what_is_written_now_is_what_the_corpus_holds(tmp_path):
-    """Else the version should have changed."""
+def test_saving_writes_the_same_bytes_as_the_corpus(tmp_path):
+    """Any difference requires a new format version."""
     checkpoint.save(tmp_path / "new", state(True), metadata=METADATA, metrics=METRICS, step=5)
     old = CORPUS / ".".join(map(str, VERSION))
     for file in old.glob("tensors-*"):

@@ -1,4 +1,4 @@
-"""A save under a file system that keeps as little as it may: nothing acknowledged is ever lost."""
+"""Test saves on a file system that keeps as little as it may: no finished save is lost."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def judge(state: dict[str, bytes | None], directory: Path, acknowledged: int) ->
 
 
 @pytest.mark.parametrize("save", [new_steps, one_step])
-def test_no_crash_loses_anything(memory_path, save):
+def test_no_crash_loses_an_acknowledged_checkpoint(memory_path, save):
     found = crash_states(memory_path, save)
     assert found.keys() == {"good"}, found
     assert found["good"] > 200
@@ -105,8 +105,8 @@ def test_no_crash_loses_anything(memory_path, save):
     ],
 )
 @pytest.mark.parametrize("save", [new_steps, one_step])
-def test_each_sync_is_needed(memory_path, save, skip, loses):
-    """The model can find faults: without these operations there are some."""
+def test_omitting_any_sync_loses_checkpoints(memory_path, save, skip, loses):
+    """This shows that the crash model detects missing syncs."""
     found = crash_states(memory_path, save, (skip,), frozenset(loses))
     assert found.keys() >= loses
     assert "silently corrupt" not in found

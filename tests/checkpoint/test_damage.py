@@ -1,4 +1,4 @@
-"""Whatever happens to the files of a checkpoint, loading finds it."""
+"""Test that loading detects any damage to the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def refused(path) -> None:
         checkpoint.restore(path, like=train_state(0))
 
 
-def test_single_bits():
+def test_every_single_bit_flip_is_detected():
     result = campaign(2000)
     assert result.found == result.flips == 2000
 
 
-def test_truncated_and_extended(pair):
+def test_truncated_and_extended_files_are_refused(pair):
     for name in FILES:
         file = pair[0] / name
         whole = file.read_bytes()
@@ -51,8 +51,8 @@ def test_truncated_and_extended(pair):
     checkpoint.verify(pair[0])
 
 
-def test_files_of_another_checkpoint(pair):
-    """Each file is whole by itself, and belongs to another step."""
+def test_files_mixed_from_two_checkpoints_are_refused(pair):
+    """Each file is intact, but some belong to another step."""
     one, two = pair
     for taken in (FILES[:1], FILES[1:2], FILES[2:], FILES[:2], FILES[1:], FILES[::2]):
         mixed = one.parent / "mixed"
@@ -63,7 +63,7 @@ def test_files_of_another_checkpoint(pair):
         shutil.rmtree(mixed)
 
 
-def test_files_that_change_places(tmp_path, monkeypatch):
+def test_swapped_tensor_files_are_refused(tmp_path, monkeypatch):
     from ftrain.checkpoint import _draft
 
     monkeypatch.setattr(_draft, "_MOST_IN_A_FILE", 10)
@@ -82,7 +82,7 @@ def test_files_that_change_places(tmp_path, monkeypatch):
         checkpoint.verify(tmp_path / "one")
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+def test_a_file_that_shrinks_during_reading_is_refused(tmp_path):
     from ftrain.checkpoint import _files
 
     checkpoint.save(tmp_path / "one", {"a": torch.zeros(100_000)})
@@ -99,6 +99,6 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
         checkpoint.verify(tmp_path / "one")
 
 
-def test_more_files_do_no_harm(pair):
+def test_verify_ignores_additional_files(pair):
     (pair[0] / "notes.txt").write_text("a good one")
     checkpoint.verify(pair[0])

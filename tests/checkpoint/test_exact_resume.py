@@ -1,4 +1,4 @@
-"""Law 7 with everything on: a run that is stopped and resumed ends in the bytes of one that was not.
+"""Test law 7: an interrupted and resumed run ends with the bytes of an uninterrupted one.
 
 `python -m tests.checkpoint.campaign_resume` stops at every step; here at a few.
 """
@@ -29,10 +29,10 @@ for source in sources:
 
 
 @pytest.mark.parametrize(("name", "stops"), [("convnet", (1, 28)), ("char-gpt", (17, 39))])
-def test_stopped_and_resumed_in_a_fresh_process(
+def test_a_run_resumed_in_a_fresh_process_ends_with_the_same_bytes(
     name: str, stops: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """After the first step, at an epoch's end, amid one with batches prefetched, before the last."""
+    """Stopped after the first step, at the end of and inside an epoch, and before the last step."""
     finish(name, None, 0, tmp_path / "whole")
     save_each(name, None, 2, tmp_path / "each")
     whole = content(tmp_path / "whole")

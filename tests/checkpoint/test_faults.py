@@ -1,4 +1,4 @@
-"""Every operation of a save fails once: the old or the new checkpoint loads, and nobody is misled."""
+"""Test saves in which each operation fails once: the old or the new checkpoint loads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def operations(act: Callable[[Path], None], directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("act", [save_third, replace_second])
-def test_the_operations_are_all_there(tmp_path, act):
+def test_saving_performs_every_kind_of_file_operation(tmp_path, act):
     found = operations(act, tmp_path)
     assert {
         "open", "write", "fsync", "fsync directory", "rename", "unlink", "mkdir", "rmdir", "close",
@@ -64,8 +64,8 @@ def test_the_operations_are_all_there(tmp_path, act):
     ids=["ENOSPC", "EIO", "EACCES", "EROFS", "short", "disk full"],
 )
 @pytest.mark.parametrize("act", [save_third, replace_second])
-def test_every_operation_fails_once(memory_path, act, code, sticky):
-    """`sticky`: and so does every one of its kind after it."""
+def test_a_failure_of_any_operation_keeps_a_loadable_checkpoint(memory_path, act, code, sticky):
+    """`sticky`: every later operation of the same kind fails as well."""
     count = len(operations(act, memory_path / "counted"))
     fill(memory_path / "two")
     refused = 0
@@ -117,7 +117,7 @@ def test_every_operation_fails_once(memory_path, act, code, sticky):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_a_plain_save_leaves_nothing_behind(memory_path, code):
+def test_a_failed_save_leaves_no_temporary_files(memory_path, code):
     for k in range(100):
         failing = Failing(k, code)
         path = memory_path / "made" / f"{k}"
@@ -136,8 +136,8 @@ def test_a_plain_save_leaves_nothing_behind(memory_path, code):
     assert failing.failed is None
 
 
-def test_an_error_that_an_early_sync_is_told_of_alone(memory_path, monkeypatch):
-    """Linux reports a failed write-back once for each open file; the sync at the end may succeed."""
+def test_a_write_back_error_reported_only_by_an_early_sync_fails_the_save(memory_path, monkeypatch):
+    """Linux reports a failed write-back once for each open file, so the last sync may succeed."""
     from ftrain.checkpoint import _hashing
 
     monkeypatch.setattr(_hashing, "_BETWEEN_SYNCS", 1000)
@@ -157,7 +157,7 @@ def test_an_error_that_an_early_sync_is_told_of_alone(memory_path, monkeypatch):
         shutil.rmtree(memory_path / f"two{i}")
 
 
-def test_an_export_leaves_nothing_behind(tmp_path):
+def test_a_failed_export_leaves_no_temporary_files(tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoint.write_state_dict(path, {"w": train_state(1).params["w"]})
     before = path.read_bytes()
@@ -182,8 +182,8 @@ def test_an_export_leaves_nothing_behind(tmp_path):
     assert failing.failed is None
 
 
-def test_a_real_limit(tmp_path):
-    """Beyond RLIMIT_FSIZE a write is short first, then refused."""
+def test_a_save_beyond_rlimit_fsize_raises_and_leaves_no_files(tmp_path):
+    """Beyond RLIMIT_FSIZE the first write is short and the next one is refused."""
     import resource
     import signal
 

@@ -1,4 +1,4 @@
-"""Checkpoints as an enemy writes them are refused, and run nothing."""
+"""Test that hostile checkpoints are refused and execute no code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.checkpoint.campaign_fuzz import campaign
 
 
 def test_hostile_checkpoints_are_refused_under_audit():
-    """An audit hook cannot be taken off again, so it gets a process of its own."""
+    """An audit hook cannot be removed, so the check runs in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.checkpoint.hostile"],
         capture_output=True,
@@ -25,7 +25,7 @@ def test_hostile_checkpoints_are_refused_under_audit():
     assert done.stdout.endswith("hostile checkpoints refused\n")
 
 
-def test_mutants():
+def test_mutated_manifests_are_refused_in_bounded_time_and_memory():
     result = campaign(1500)
     assert result.other == result.slow == 0
     assert result.refused > 1000

@@ -1,4 +1,4 @@
-"""What writers leave behind when they are killed: swept by the next one, and nothing else is."""
+"""Test that the next writer deletes what a killed writer left, and nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_to_a_store(directory):
 
 @pytest.mark.parametrize("after", [export, save, save_to_a_store])
 @pytest.mark.parametrize("killed", [export, export_pickle, save, save_to_a_store])
-def test_what_a_killed_writer_left_is_swept(tmp_path, killed, after):
+def test_the_next_writer_deletes_files_of_a_killed_writer(tmp_path, killed, after):
     child = os.fork()
     if child == 0:
         _files.Files.sync = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -49,8 +49,8 @@ def test_what_a_killed_writer_left_is_swept(tmp_path, killed, after):
 
 
 @pytest.mark.parametrize("write", [export, save, save_to_a_store])
-def test_what_others_call_by_such_a_name_stays(tmp_path, write):
-    """Every directory `.tmp-...` and `.trash-...` beside a checkpoint was deleted, whosever it was."""
+def test_saving_keeps_foreign_directories_with_similar_names(tmp_path, write):
+    """Saving once deleted every directory `.tmp-...` and `.trash-...` beside a checkpoint."""
     elsewhere = tmp_path / "elsewhere"
     kept = [tmp_path / name for name in (".tmp-mine", ".trash-1000", ".tmp-7-notmine1")]
     for directory in (*kept, elsewhere):
@@ -64,8 +64,8 @@ def test_what_others_call_by_such_a_name_stays(tmp_path, write):
 
 
 @pytest.mark.parametrize("length", [200, 255])
-def test_names_as_long_as_the_system_allows(tmp_path, length):
-    """The name went into that of the temporary directory, which was too long."""
+def test_save_accepts_names_as_long_as_the_system_allows(tmp_path, length):
+    """The name was once part of the temporary directory's name, which became too long."""
     checkpoint.save(tmp_path / ("n" * length), WEIGHTS)
     checkpoint.write_state_dict(tmp_path / ("é" * (length // 2)), WEIGHTS)
     with pytest.raises(checkpoint.CheckpointWriteError, match="Choose a shorter name"):
@@ -74,8 +74,10 @@ def test_names_as_long_as_the_system_allows(tmp_path, length):
 
 @pytest.mark.parametrize("swept", [1, 3])
 @pytest.mark.parametrize("held", [False, True])
-def test_a_sweeper_that_comes_before_the_lock(tmp_path, monkeypatch, swept, held):
-    """Between mkdir and lock it looks like a dead writer's: the save went on in a deleted directory."""
+def test_a_save_retries_if_its_directory_is_deleted_before_it_is_locked(
+    tmp_path, monkeypatch, swept, held
+):
+    """Between mkdir and lock, the directory looks like that of a dead writer."""
     make = _files.Files.make_directory
     sweepers = []
 
@@ -94,7 +96,7 @@ def test_a_sweeper_that_comes_before_the_lock(tmp_path, monkeypatch, swept, held
     checkpoint.verify(tmp_path / "one")
 
 
-def test_a_sweeper_that_never_tires(tmp_path, monkeypatch):
+def test_a_save_raises_if_its_directory_is_deleted_every_time(tmp_path, monkeypatch):
     make = _files.Files.make_directory
     monkeypatch.setattr(
         _files.Files, "make_directory", lambda self, path: (make(self, path), os.rmdir(path))
@@ -105,7 +107,7 @@ def test_a_sweeper_that_never_tires(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_locks(tmp_path):
+def test_lock_file_has_one_holder_and_detects_its_loss(tmp_path):
     first = checkpoint.Lock.file(tmp_path / ".lock")
     assert first.held
     assert not first.lost()
@@ -121,8 +123,8 @@ def test_locks(tmp_path):
     assert (first.held, first.lost()) == (False, True)
 
 
-def test_sweeping_spares_those_at_work(tmp_path):
-    """Two plain saves side by side: neither takes the other's half-done directory for garbage."""
+def test_saving_keeps_the_temporary_directory_of_a_running_save(tmp_path):
+    """Two saves run side by side in one directory."""
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(_files.Files):

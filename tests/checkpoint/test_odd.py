@@ -1,4 +1,4 @@
-"""Odd arguments: what was saved can be loaded, and what could not be is refused when it is saved."""
+"""Test unusual arguments: whatever cannot be loaded is refused when it is saved."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def saved(path, state=ONE, **options):
 
 
 @pytest.mark.parametrize("step", [-1, 2**70, 10**12, 3.7, "5", torch.tensor(3.0), math.nan])
-def test_a_step_that_is_none(step, tmp_path):
-    """-1 was once saved, and found corrupt when it was loaded; 3.7 was saved as 3."""
+def test_save_refuses_invalid_steps(step, tmp_path):
+    """A step of -1 was once saved and then refused as corrupt; 3.7 was saved as 3."""
     for save in (
         lambda: checkpoint.save(tmp_path / "one", ONE, step=step),
         lambda: checkpoint.Store(tmp_path).save(ONE, step=step),
@@ -37,7 +37,7 @@ def test_a_step_that_is_none(step, tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 10**12 - 1, torch.tensor(3), np.int64(3)])
-def test_a_step_that_is_one(step, tmp_path):
+def test_save_accepts_integers_and_0d_tensors_as_step(step, tmp_path):
     with checkpoint.Store(tmp_path) as store:
         store.save(ONE, step=step)
         assert store.steps() == [int(step)]
@@ -45,12 +45,12 @@ def test_a_step_that_is_one(step, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, "low", torch.ones(2), 10**400])
-def test_a_metric_that_is_no_number(value, tmp_path):
+def test_save_refuses_metrics_that_are_not_numbers(value, tmp_path):
     with pytest.raises(TypeError, match=r"metrics\['loss'\] is .* not a number"):
         checkpoint.save(tmp_path / "one", ONE, metrics={"loss": value})
 
 
-def test_metrics_that_are_no_dict(tmp_path):
+def test_save_refuses_metrics_that_are_not_a_dict(tmp_path):
     with pytest.raises(TypeError, match="metrics is list; it is names and numbers"):
         checkpoint.save(tmp_path / "one", ONE, metrics=[1.0])
 
@@ -69,8 +69,8 @@ def fake():
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("make", [freed, fake, lambda: torch.nn.LazyLinear(3).weight])
-def test_tensors_without_memory(tmp_path, make, asynchronous):
-    """A tensor whose storage was freed was saved asynchronously: bytes of something else."""
+def test_save_refuses_tensors_without_memory(tmp_path, make, asynchronous):
+    """A tensor with freed storage was once saved asynchronously with the bytes of another."""
     store = checkpoint.Store(tmp_path / "run", asynchronous=asynchronous)
     with pytest.raises(ValueError, match=r"the leaf at \['a'\] .* has no memory to save"):
         store.save({"a": make()}, step=1)
@@ -79,7 +79,7 @@ def test_tensors_without_memory(tmp_path, make, asynchronous):
 
 
 @pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad])
-def test_saving_inside_of_a_transform(tmp_path, transform):
+def test_save_inside_vmap_or_grad_raises(tmp_path, transform):
     def saving(x):
         checkpoint.save(tmp_path / "one", {"a": x})
         return x.sum()
@@ -88,8 +88,8 @@ def test_saving_inside_of_a_transform(tmp_path, transform):
         transform(saving)(torch.ones(2))
 
 
-def test_containers_too_deep(tmp_path):
-    """They were saved, and found corrupt by a reader whose stack was deeper."""
+def test_save_refuses_containers_nested_more_than_100_levels(tmp_path):
+    """They were once saved, and then refused as corrupt by a reader with a deeper stack."""
 
     def deep(levels):
         state = torch.ones(1)
@@ -103,8 +103,8 @@ def test_containers_too_deep(tmp_path):
             checkpoint.save(tmp_path / "two", deep(levels))
 
 
-def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
-    """The bounds against hostile files: a state beyond them was saved, and could not be loaded."""
+def test_save_refuses_states_beyond_the_limits_of_readers(tmp_path, monkeypatch):
+    """States beyond the limits against hostile files were once saved and could not be loaded."""
 
     def never(self, operation, path, *_):
         raise AssertionError(f"{operation} {path}")  # hours of tensors, for a refusal at the end
@@ -125,8 +125,8 @@ def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_manifest_as_large_as_readers_take(tmp_path, monkeypatch):
-    """Counted before the files' hashes are known, to the byte."""
+def test_save_accepts_a_manifest_of_exactly_the_largest_size(tmp_path, monkeypatch):
+    """The size is exact to the byte, before the hashes of the files are known."""
     checkpoint.save(tmp_path / "one", ONE, step=1)
     size = (tmp_path / "one" / "manifest.json").stat().st_size
     module = sys.modules["ftrain.checkpoint.save"]
@@ -147,8 +147,8 @@ def nested(depth):
     return value
 
 
-def test_metadata_too_deep_or_endless_or_too_long(tmp_path):
-    """Deep JSON can be read only where the stack is not deep already."""
+def test_save_refuses_metadata_that_is_too_deep_cyclic_or_too_large(tmp_path):
+    """Reading deeply nested JSON depends on the depth of the reader's stack."""
     endless: list[object] = []
     endless.append(endless)
     for value in (nested(101), nested(5000), endless):
@@ -161,7 +161,7 @@ def test_metadata_too_deep_or_endless_or_too_long(tmp_path):
 
 
 @pytest.mark.parametrize("value", [(1, 2), math.nan, [math.inf], {"a": (1,)}])
-def test_a_fingerprint_is_equal_to_itself_read_back(value, tmp_path):
+def test_a_saved_fingerprint_equals_itself_when_loaded(value, tmp_path):
     fingerprint = {"mine": value}
     checkpoint.save(tmp_path / "one", ONE, fingerprint=fingerprint)
     checkpoint.load(tmp_path / "one", ONE, fingerprint=fingerprint, on_change="raise")
@@ -169,19 +169,19 @@ def test_a_fingerprint_is_equal_to_itself_read_back(value, tmp_path):
         checkpoint.load(tmp_path / "one", ONE, fingerprint={"mine": 3}, on_change="raise")
 
 
-def test_an_unknown_on_change_is_refused(tmp_path):
+def test_load_refuses_an_unknown_on_change(tmp_path):
     checkpoint.save(tmp_path / "one", ONE)
     with pytest.raises(ValueError, match="on_change: expected one of"):
         checkpoint.load(tmp_path / "one", ONE, on_change="raises")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("hours", [0, -1, math.nan, "1"])
-def test_keeping_one_for_every_so_many_hours_that_are_none(hours, tmp_path):
+def test_store_refuses_invalid_keep_every_hours(hours, tmp_path):
     with pytest.raises(ValueError, match="keep_every_hours: expected a number above zero"):
         checkpoint.Store(tmp_path, keep_every_hours=hours)
 
 
-def test_formats_of_state_dicts_that_there_are_not(tmp_path):
+def test_state_dict_functions_refuse_unknown_formats(tmp_path):
     for act in (
         lambda: checkpoint.write_state_dict(tmp_path / "w", {}, format="pickle"),
         lambda: checkpoint.read_state_dict(tmp_path / "w", format="pickle"),
@@ -195,12 +195,12 @@ def test_formats_of_state_dicts_that_there_are_not(tmp_path):
 
 
 @pytest.mark.parametrize("every", [0.5, 0, True])
-def test_keeping_every_half_step_is_refused(every, tmp_path):
+def test_store_refuses_invalid_keep_every_steps(every, tmp_path):
     with pytest.raises(ValueError, match="keep_every_steps: expected a whole number"):
         checkpoint.Store(tmp_path, keep_every_steps=every)
 
 
-def test_tied_leaves_of_which_one_wants_gradients(tmp_path):
+def test_tied_leaves_stay_tied_if_only_one_requires_grad(tmp_path):
     tied = torch.ones(2)
     checkpoint.save(tmp_path / "one", {"a": tied, "b": tied})
     like = {"a": torch.zeros(2, requires_grad=True), "b": torch.zeros(2)}
@@ -209,14 +209,14 @@ def test_tied_leaves_of_which_one_wants_gradients(tmp_path):
     assert state["a"].requires_grad
 
 
-def test_the_directory_of_a_store_is_no_checkpoint(tmp_path):
+def test_load_refuses_the_directory_of_a_store(tmp_path):
     with checkpoint.Store(tmp_path) as store:
         store.save(ONE, step=1)
     with pytest.raises(checkpoint.CheckpointCorruptError, match=r"write Store\(...\).load"):
         checkpoint.load(tmp_path, ONE)
 
 
-def test_a_link_to_nothing_in_the_path(tmp_path):
+def test_save_refuses_a_path_through_a_broken_link_or_file(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     (tmp_path / "file").touch()
     for name in ("link", "file"):
@@ -225,21 +225,21 @@ def test_a_link_to_nothing_in_the_path(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["日本 é\n", "\udcff", "n" * 200, "a'b\"c"])
-def test_names_of_directories(name, tmp_path):
+def test_checkpoint_directories_may_have_any_name(name, tmp_path):
     assert torch.equal(saved(tmp_path / name)[0]["a"], ONE["a"])
     (tmp_path / "linked").symlink_to(tmp_path / name)
     assert torch.equal(checkpoint.load(tmp_path / "linked", ONE)[0]["a"], ONE["a"])
 
 
-def test_names_that_a_state_dict_cannot_have(tmp_path):
+def test_write_state_dict_refuses_reserved_names_and_modules(tmp_path):
     with pytest.raises(ValueError, match="the format's own"):
         checkpoint.write_state_dict(tmp_path / "w", {"__metadata__": torch.ones(1)})
     with pytest.raises(TypeError, match="module.state_dict"):
         checkpoint.write_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
-def test_an_interrupted_wait_can_be_waited_for_again(tmp_path, monkeypatch):
-    """Ctrl-C ended the first wait; the second returned at once, and the checkpoint was not there."""
+def test_wait_after_an_interrupted_wait_waits_for_the_save(tmp_path, monkeypatch):
+    """After Ctrl-C, a second wait once returned before the checkpoint existed."""
     go_on = threading.Event()
     write = _files.Files.create
 
@@ -264,7 +264,7 @@ def test_an_interrupted_wait_can_be_waited_for_again(tmp_path, monkeypatch):
     store.close()
 
 
-def test_a_forked_child_does_not_wait_for_its_parents_save(tmp_path, monkeypatch):
+def test_a_forked_child_does_not_wait_for_the_save_of_its_parent(tmp_path, monkeypatch):
     go_on = threading.Event()
     write = _files.Files.create
     monkeypatch.setattr(

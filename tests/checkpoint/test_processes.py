@@ -1,4 +1,4 @@
-"""Short forms of the campaigns that fork; forks want a process without threads, so each gets one."""
+"""Run short forms of the campaigns that fork, each in its own process without threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(campaign: str, count: int) -> dict[str, int]:
     return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)\b", done.stdout)}
 
 
-def test_a_hundred_kills():
+def test_one_hundred_kills_lose_no_checkpoint():
     found = run("campaign_kills", 100)
     assert found["kills"] == 100
     assert found["lost"] == found["unreadable"] == found["wrong_bits"] == found["left"] == 0
@@ -31,7 +31,7 @@ def test_a_hundred_kills():
     assert found["in_save"] > 5, "never killed inside a save"
 
 
-def test_two_thousand_polls():
+def test_two_thousand_polls_read_no_torn_checkpoint():
     found = run("campaign_polls", 2000)
     assert found["polls"] == 2000
     assert found["torn"] == found["back"] == found["intruded"] == 0

@@ -1,4 +1,4 @@
-"""Taking over what fits, and saying what does not."""
+"""Test `restore`: it copies the matching leaves and reports the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.checkpoint.states import train_state, trees
     wanted=st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(1, 3), st.sampled_from(
         [torch.float32, torch.bfloat16, torch.int64]))),
 )  # fmt: skip
-def test_every_leaf_is_accounted_for(memory_path_factory, saved, wanted):
+def test_restore_reports_every_leaf(memory_path_factory, saved, wanted):
     source = {name: torch.full((n,), 2, dtype=dtype) for name, (n, dtype) in saved.items()}
     like = {name: torch.full((n,), 5, dtype=dtype) for name, (n, dtype) in wanted.items()}
     path = memory_path_factory()
@@ -49,7 +49,7 @@ def test_every_leaf_is_accounted_for(memory_path_factory, saved, wanted):
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @given(state=trees())
-def test_a_state_restores_itself(state):
+def test_restore_from_the_same_state_is_complete(state):
     new, report = checkpoint.restore(state, like=state)
     assert report.complete
     assert not report.unused
@@ -68,7 +68,7 @@ def fine_tuned(classes: int):
     return init_state
 
 
-def test_another_head_and_another_optimizer(tmp_path):
+def test_restore_into_a_model_with_another_head_and_optimizer_keeps_the_body(tmp_path):
     init_state, *_ = ftrain.make_steps(
         lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10)),
         lambda m, x: m(x).square().mean(), optim.adamw(1e-3),
@@ -92,7 +92,7 @@ def test_another_head_and_another_optimizer(tmp_path):
     assert_same_bits(params["0.bias"], pretrained.params["0.bias"])
 
 
-def test_layouts_are_those_of_like(tmp_path):
+def test_restore_keeps_layout_and_dtype_of_like(tmp_path):
     checkpoint.save(tmp_path / "one", {"w": torch.arange(6.0).reshape(2, 3).t()})
     like = {"w": torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)}
     new, report = checkpoint.restore(tmp_path / "one", like)
@@ -102,7 +102,7 @@ def test_layouts_are_those_of_like(tmp_path):
     assert report.converted == {"['w']": "float32[3, 2] to float64[3, 2]"}
 
 
-def test_one_source_for_two_leaves(tmp_path):
+def test_restore_copies_one_source_leaf_into_two_leaves(tmp_path):
     checkpoint.save(tmp_path / "one", {"w": torch.ones(2)})
     new, _ = checkpoint.restore(
         tmp_path / "one", {"a": torch.zeros(2), "b": torch.zeros(2)}, where=lambda path: "['w']"
@@ -110,7 +110,7 @@ def test_one_source_for_two_leaves(tmp_path):
     assert new["a"].data_ptr() != new["b"].data_ptr()
 
 
-def test_a_long_report_is_cut():
+def test_restore_report_truncates_long_lists():
     source = {str(i): torch.zeros(1) for i in range(30)}
     _, report = checkpoint.restore(source, train_state(0))
     assert "... and 20 more" in str(report)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""Test the retention policy: the checkpoints of a run that are kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tests.checkpoint.states import filled, train_state
     every=st.none() | st.integers(1, 10),
     hours=st.none() | st.floats(0.01, 10),
 )
-def test_the_policy(entries, last, best, mode, every, hours):
+def test_retention_policy_keeps_last_best_and_periodic_steps(
+    entries, last, best, mode, every, hours
+):
     policy = _retention.RetentionPolicy(last, best, "loss", mode, every, hours)
     found = [
         _retention.StoredStep(step, {"loss": loss}, seconds) for step, loss, seconds in entries
@@ -57,7 +59,9 @@ def test_the_policy(entries, last, best, mode, every, hours):
     last=st.integers(1, 3),
     best=st.none() | st.integers(1, 2),
 )
-def test_the_store_follows_its_policy(memory_path_factory, steps, last, best):
+def test_store_deletes_checkpoints_outside_its_retention_policy(
+    memory_path_factory, steps, last, best
+):
     directory = memory_path_factory()
     model: dict[int, float] = {}
     with checkpoint.Store(directory, keep_last=last, keep_best=best) as store:
@@ -75,7 +79,7 @@ def test_the_store_follows_its_policy(memory_path_factory, steps, last, best):
     assert sorted(os.listdir(directory)) == [".lock", *(f"step-{s:012d}" for s in sorted(model))]
 
 
-def test_hours_count_from_when_a_checkpoint_was_finished(tmp_path):
+def test_keep_every_hours_uses_the_time_a_checkpoint_was_finished(tmp_path):
     store = checkpoint.Store(tmp_path, keep_last=1, keep_every_hours=1.0)
     for step in range(5):
         path = store.save(train_state(step), step=step)
@@ -87,7 +91,7 @@ def test_hours_count_from_when_a_checkpoint_was_finished(tmp_path):
     assert store.steps() == [0, 2, 4, 5]
 
 
-def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path):
+def test_save_syncs_the_new_checkpoint_before_deleting_an_old_one(tmp_path):
     log = []
 
     class Watching(_files.Files):
@@ -113,18 +117,18 @@ def test_the_new_one_is_durable_before_an_old_one_goes(tmp_path):
         ({"mode": "smallest"}, "mode: expected 'min' or 'max'"),
     ],
 )
-def test_policies_that_make_no_sense(tmp_path, options, says):
+def test_store_refuses_invalid_retention_options(tmp_path, options, says):
     with pytest.raises(ValueError, match=says):
         checkpoint.Store(tmp_path, **options)
 
 
-def test_steps_are_numbers_that_can_be_sorted(tmp_path):
+def test_store_refuses_negative_steps(tmp_path):
     with pytest.raises(ValueError, match="from 0 to 10"):
         checkpoint.Store(tmp_path).save(train_state(1), step=-1)
 
 
-def test_a_metric_that_no_save_gives_is_named_once(tmp_path):
-    """A misspelt name kept nothing but the newest, without a word."""
+def test_a_missing_retention_metric_warns_once(tmp_path):
+    """With a misspelt name the store once silently kept only the newest checkpoint."""
     with checkpoint.Store(tmp_path, keep_last=1, keep_best=1, metric="eval/los") as store:
         store.save(train_state(0), step=0)  # a save without metrics is not ranked, and may be so
         with pytest.warns(UserWarning, match="expected 'eval/los', by which keep_best=1") as told:
@@ -138,7 +142,7 @@ def test_a_metric_that_no_save_gives_is_named_once(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"keep_best": 1, "metric": "loss"}, {"metric": "los"}])
-def test_a_metric_that_is_given_or_not_ranked_by_is_no_warning(tmp_path, options, recwarn):
+def test_store_does_not_warn_about_present_or_unused_metrics(tmp_path, options, recwarn):
     with checkpoint.Store(tmp_path, **options) as store:
         store.save(train_state(1), step=1, metrics={"loss": 1.0})
         store.save(train_state(2), step=2, metrics={"rate": 1.0})

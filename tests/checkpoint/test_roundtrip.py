@@ -1,4 +1,4 @@
-"""What is saved comes back to the bit, in fresh memory, with its layout; the files are safetensors."""
+"""Test round trips: equal bits and layouts in fresh memory, from safetensors files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def blank(state):
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @settings(max_examples=150)
 @given(state=trees())
-def test_any_tree_of_any_tensors(memory_path_factory, state):
+def test_any_tree_of_tensors_survives_a_round_trip(memory_path_factory, state):
     path = memory_path_factory()
     before = tree.leaves(tree.map(bytes_of, state))
     checkpoint.save(path, state)
@@ -58,7 +58,7 @@ JSON = st.recursive(
 
 
 @given(metadata=JSON)
-def test_metadata_come_back_equal(metadata):
+def test_metadata_survive_a_round_trip(metadata):
     rendered = _json.render({"user": _json.encode_user(metadata, "metadata")})
     back = _json.decode_floats(_json.parse(rendered, "file")["user"])
     assert repr(back) == repr(metadata) or _same(back, metadata)
@@ -73,14 +73,14 @@ def _same(a, b):
     return repr(a) == repr(b)
 
 
-def test_equal_states_give_equal_bytes(tmp_path):
+def test_saving_equal_states_writes_equal_bytes(tmp_path):
     for name in ("one", "two"):
         checkpoint.save(tmp_path / name, train_state(7), metadata={"a": 1, "b": [2]}, step=7)
     for file in ("SHA256SUMS", "manifest.json", "tensors-00000.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_the_files_are_what_other_programs_read(tmp_path):
+def test_checkpoint_files_are_valid_safetensors(tmp_path):
     state = {f"{dtype}": random_bytes((3, 5), dtype, 1) for dtype in DTYPES}
     state |= {
         "transposed": torch.randn(3, 5).t(),
@@ -97,7 +97,7 @@ def test_the_files_are_what_other_programs_read(tmp_path):
         assert bytes_of(read[path]) == bytes_of(tensor), path
 
 
-def test_leaves_that_are_one_tensor_are_one_again(tmp_path):
+def test_loading_keeps_tied_leaves_tied(tmp_path):
     w = torch.randn(4, 4)
     state = {"a": w, "b": [w, w.t()], "c": w.clone()}
     manifest = checkpoint.save(tmp_path / "one", state)
@@ -108,7 +108,7 @@ def test_leaves_that_are_one_tensor_are_one_again(tmp_path):
     assert loaded["b"][1].stride() == (1, 4)
 
 
-def test_large_states_are_spread_over_files(tmp_path, monkeypatch):
+def test_save_splits_large_states_into_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(_draft, "_MOST_IN_A_FILE", 1000)
     monkeypatch.setattr(importlib.import_module("ftrain.checkpoint.save"), "CHUNK", 64)
     monkeypatch.setattr(_read, "CHUNK", 48)
@@ -120,14 +120,14 @@ def test_large_states_are_spread_over_files(tmp_path, monkeypatch):
     checkpoint.verify(tmp_path / "one")
 
 
-def test_chunks_are_hashed_in_threads(tmp_path):
+def test_a_state_hashed_in_several_chunks_survives_a_round_trip(tmp_path):
     state = {"w": torch.arange(5_000_000), "v": torch.ones(3)}  # 40 MB: five chunks
     checkpoint.save(tmp_path / "one", state)
     loaded, _ = checkpoint.load(tmp_path / "one", like=blank(state))
     assert_same_bits(loaded, state)
 
 
-def test_gradients_stay_wanted(tmp_path):
+def test_requires_grad_survives_a_round_trip(tmp_path):
     state = {"w": torch.nn.Parameter(torch.ones(2)), "n": torch.tensor(1)}
     checkpoint.save(tmp_path / "one", state)
     loaded, _ = checkpoint.load(tmp_path / "one", like=state)
@@ -136,7 +136,7 @@ def test_gradients_stay_wanted(tmp_path):
     assert not loaded["n"].requires_grad
 
 
-def test_conjugate_views_are_resolved(tmp_path):
+def test_save_resolves_conjugate_views(tmp_path):
     z = torch.tensor([1 + 2j, 3 - 4j])
     checkpoint.save(tmp_path / "one", {"z": z.conj(), "i": z.conj().imag})
     loaded, _ = checkpoint.load(tmp_path / "one", like={"z": z, "i": z.imag})
@@ -152,7 +152,7 @@ def test_conjugate_views_are_resolved(tmp_path):
         ({"a": torch.empty(2, device="meta")}, ValueError, "no values"),
     ],
 )
-def test_what_cannot_be_saved_is_said(tmp_path, state, error, says):
+def test_save_refuses_leaves_that_are_not_dense_tensors_with_values(tmp_path, state, error, says):
     with pytest.raises(error, match=says):
         checkpoint.save(tmp_path / "one", state)
     assert os.listdir(tmp_path) == []
@@ -166,12 +166,12 @@ def test_what_cannot_be_saved_is_said(tmp_path, state, error, says):
         ({"__float__": 1}, "is taken"),
     ],
 )
-def test_metadata_that_are_no_json(tmp_path, metadata, says):
+def test_save_refuses_metadata_that_are_not_json(tmp_path, metadata, says):
     with pytest.raises(TypeError, match=says):
         checkpoint.save(tmp_path / "one", {"w": torch.ones(1)}, metadata=metadata)
 
 
-def test_every_difference_is_refused(tmp_path):
+def test_load_refuses_every_difference_from_like(tmp_path):
     state = train_state(3)
     checkpoint.save(tmp_path / "one", state)
     moments = state.opt_state
@@ -196,7 +196,7 @@ def test_every_difference_is_refused(tmp_path):
             checkpoint.load(tmp_path / "one", like=like)
 
 
-def test_where_bits_may_differ_is_said(tmp_path):
+def test_load_warns_or_raises_if_the_fingerprint_differs(tmp_path):
     state = {"w": torch.ones(1)}
     checkpoint.save(tmp_path / "one", state, fingerprint={"compiled": "inductor"})
     checkpoint.load(
@@ -216,7 +216,7 @@ def test_where_bits_may_differ_is_said(tmp_path):
         )
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_save_never_overwrites_existing_files(tmp_path):
     state = {"w": torch.ones(3)}
     first = checkpoint.save(tmp_path / "one", state)
     assert checkpoint.save(tmp_path / "one", state) == first  # the same content: fine
@@ -234,7 +234,7 @@ def test_nothing_is_overwritten(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "mine", "one"]
 
 
-def test_a_place_without_a_checkpoint(tmp_path):
+def test_load_refuses_a_path_without_a_checkpoint(tmp_path):
     checkpoint.save(tmp_path / "one", {"w": torch.ones(3)})
     with pytest.raises(checkpoint.CheckpointNotFoundError, match="holds one"):
         checkpoint.load(tmp_path / "two", like={})
@@ -245,8 +245,8 @@ def test_a_place_without_a_checkpoint(tmp_path):
         checkpoint.load(tmp_path / "empty", like={})
 
 
-def test_no_code_can_come_from_a_file():
-    """The one `torch.load` is `read_state_dict`'s, when it is asked for."""
+def test_checkpoint_package_imports_no_pickle_and_loads_weights_only():
+    """The only `torch.load` is in `read_state_dict` with `format='torch'`."""
     loads = []
     for file in Path(checkpoint.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,4 +1,4 @@
-"""Weights of other programs: plain safetensors, torch.save, the layout of the Hugging Face hub."""
+"""Test weights of other programs: safetensors, torch.save, and the Hugging Face hub layout."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ NATIVE = [d for d in DTYPES if d not in (torch.complex32, torch.complex128, torc
         max_size=5,
     )
 )
-def test_safetensors_both_ways(memory_path_factory, weights):
-    """The package reads what ftrain writes, and ftrain what the package writes."""
+def test_state_dicts_are_interchangeable_with_the_safetensors_package(memory_path_factory, weights):
+    """The package reads files of ftrain, and ftrain reads files of the package."""
     ours, theirs = memory_path_factory(), memory_path_factory()
     checkpoint.write_state_dict(ours, weights)
     safetensors.torch.save_file(weights, theirs)
@@ -51,7 +51,7 @@ def module():
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch"])
-def test_modules_take_them(tmp_path, format):
+def test_modules_load_written_state_dicts(tmp_path, format):
     one, two = module(), module()
     path = tmp_path / "model"
     checkpoint.write_state_dict(path, one.state_dict(), format=format)
@@ -62,7 +62,7 @@ def test_modules_take_them(tmp_path, format):
         assert torch.load(path, weights_only=True).keys() == one.state_dict().keys()
 
 
-def test_an_export_replaces(tmp_path):
+def test_write_state_dict_replaces_an_existing_file(tmp_path):
     for value in (1.0, 2.0):
         checkpoint.write_state_dict(tmp_path / "a" / "m", {"w": torch.tensor([value]).expand(3)})
     assert checkpoint.read_state_dict(tmp_path / "a" / "m")["w"].tolist() == [2.0, 2.0, 2.0]
@@ -88,7 +88,7 @@ def hub(directory, weights, parts):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_hub(tmp_path, parts):
+def test_read_state_dict_reads_hugging_face_directories(tmp_path, parts):
     weights = {f"bert.layer.{i}.weight": torch.full((2, 2), float(i)) for i in range(7)}
     hub(tmp_path / "model", weights, parts)
     found = checkpoint.read_state_dict(tmp_path / "model")
@@ -101,7 +101,7 @@ def test_the_hub(tmp_path, parts):
     assert len(report.converted) == 7
 
 
-def test_a_damaged_hub(tmp_path):
+def test_read_state_dict_refuses_damaged_hugging_face_directories(tmp_path):
     weights = {str(i): torch.ones(1) for i in range(4)}
     weight_map = hub(tmp_path / "model", weights, 2)
     index = tmp_path / "model" / "model.safetensors.index.json"
@@ -121,7 +121,7 @@ def test_a_damaged_hub(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_pickles_only_on_request(tmp_path):
+def test_read_state_dict_reads_pickles_only_with_format_torch(tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "new.pt")
     torch.save({"w": torch.ones(1)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("new.pt", "old.pt"):
@@ -158,7 +158,7 @@ def test_pickles_only_on_request(tmp_path):
         ),
     ],
 )
-def test_what_is_no_state_dict(tmp_path, weights, error, says):
+def test_write_state_dict_refuses_other_values(tmp_path, weights, error, says):
     with pytest.raises(error, match=says):
         checkpoint.write_state_dict(tmp_path / "m", weights)
     with pytest.raises(ValueError, match="format: expected"):

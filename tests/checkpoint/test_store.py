@@ -1,4 +1,4 @@
-"""A run's checkpoints: which are found again, who may write, what takes another's place."""
+"""Test the checkpoint store of a run: search, locking, replacement and deletion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.checkpoint.states import filled, flip, train_state
 # Which are found again
 
 
-def test_an_empty_place(tmp_path):
+def test_a_store_in_a_missing_directory_is_empty(tmp_path):
     store = checkpoint.Store(tmp_path / "new")
     assert (store.latest(), store.best(), store.steps()) == (None, None, [])
     with pytest.raises(checkpoint.CheckpointNotFoundError, match="store.load\\(like, default="):
@@ -29,7 +29,7 @@ def test_an_empty_place(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_does_not_verify_is_passed_over(tmp_path):
+def test_store_skips_corrupt_checkpoints_with_a_warning(tmp_path):
     store = filled(tmp_path)
     flip(tmp_path / "step-000000000003" / "tensors-00000.safetensors")
     with pytest.warns(
@@ -51,7 +51,7 @@ def test_what_does_not_verify_is_passed_over(tmp_path):
             store.load(like=train_state(0), default={})  # a lost run does not begin anew by itself
 
 
-def test_a_step_may_be_saved_again_only_as_it_was(tmp_path):
+def test_saving_a_step_again_requires_equal_content(tmp_path):
     store = filled(tmp_path)
     before = (tmp_path / "step-000000000003" / "SHA256SUMS").stat().st_ino
     store.save(train_state(3), step=3, metadata={"at": 3}, metrics={"loss": -3})
@@ -66,7 +66,7 @@ def test_a_step_may_be_saved_again_only_as_it_was(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith((".tmp", ".trash"))]
 
 
-def test_what_does_not_verify_never_pushes_out_what_does(tmp_path):
+def test_corrupt_checkpoints_do_not_count_toward_keep_last(tmp_path):
     store = filled(tmp_path, (1, 2), keep_last=2)
     for step in (5, 6, 7):  # not even a manifest
         (tmp_path / f"step-{step:012d}").mkdir()
@@ -76,7 +76,7 @@ def test_what_does_not_verify_never_pushes_out_what_does(tmp_path):
         assert store.latest() == tmp_path / "step-000000000003"
 
 
-def test_going_back(tmp_path):
+def test_deleting_the_latest_step_makes_the_one_before_it_the_latest(tmp_path):
     store = filled(tmp_path)
     store.delete(3)
     assert store.load(like=train_state(0))[1] == {"at": 2}
@@ -84,7 +84,7 @@ def test_going_back(tmp_path):
         store.delete(3)
 
 
-def test_what_is_no_store_and_no_state_is_named(tmp_path: Path) -> None:
+def test_store_names_missing_directories_and_wrong_paths(tmp_path: Path) -> None:
     state = {"w": torch.ones(2)}
     missing = checkpoint.Store(tmp_path / "none")
     with pytest.raises(checkpoint.CheckpointNotFoundError, match="there is no such directory"):
@@ -105,7 +105,7 @@ def test_what_is_no_store_and_no_state_is_named(tmp_path: Path) -> None:
 # Who may write
 
 
-def test_one_writer_at_a_time(tmp_path):
+def test_a_store_has_one_writer_at_a_time(tmp_path):
     first = filled(tmp_path)
     second = checkpoint.Store(tmp_path)
     assert second.load(like=train_state(0))[1] == {"at": 3}  # reading is free
@@ -121,7 +121,7 @@ def test_one_writer_at_a_time(tmp_path):
     first.save(train_state(10), step=10)
 
 
-def test_the_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
+def test_the_lock_ends_with_its_process_despite_running_children(tmp_path):
     ready, release = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -144,8 +144,8 @@ def test_the_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["deleted", "made anew by another"])
-def test_a_lock_that_is_lost_is_noticed(tmp_path, again):
-    """Both stores wrote to the directory, and each deleted what the other had saved."""
+def test_a_store_whose_directory_was_deleted_refuses_to_write(tmp_path, again):
+    """Two stores once wrote to one directory and deleted each other's checkpoints."""
     store = filled(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     other = filled(tmp_path / "run", (7,)) if again else None
@@ -165,7 +165,7 @@ def test_a_lock_that_is_lost_is_noticed(tmp_path, again):
 # Replacing
 
 
-def test_a_replacement(tmp_path):
+def test_save_with_replace_replaces_the_checkpoint_of_a_step(tmp_path):
     with filled(tmp_path) as store:
         path = store.save(
             train_state(9), step=3, metadata={"at": 9}, metrics={"loss": -9}, replace=True
@@ -187,8 +187,8 @@ def test_a_replaced_checkpoint_is_ranked_by_its_new_metrics(tmp_path):
         assert store.steps() == [4, 5]
 
 
-def test_a_replacement_that_was_cut_short(tmp_path):
-    """Its writer died when the new one was durable and the old one still there."""
+def test_an_interrupted_replacement_is_completed(tmp_path):
+    """The writer died when the new checkpoint was durable and the old one still existed."""
     filled(tmp_path).close()
     with checkpoint.Store(tmp_path / "elsewhere") as other:
         path = other.save(train_state(9), step=3, metadata={"at": 9})
@@ -205,7 +205,7 @@ def test_a_replacement_that_was_cut_short(tmp_path):
     assert store.load(like=train_state(0), step=3)[1] == {"at": 9}
 
 
-def test_a_replacement_that_does_not_verify_replaces_nothing(tmp_path):
+def test_a_corrupt_replacement_keeps_the_old_checkpoint(tmp_path):
     store = filled(tmp_path)
     shutil.copytree(tmp_path / "step-000000000003", new := tmp_path / "step-000000000003.new")
     flip(new / "tensors-00000.safetensors")
@@ -218,8 +218,8 @@ def test_a_replacement_that_does_not_verify_replaces_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("step", [None, 3])
-def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
-    """Its files went one by one under the reader, who took it for damaged and an older one for good."""
+def test_loading_a_checkpoint_replaced_during_reading_returns_the_new_one(tmp_path, step):
+    """The reader once took the vanishing files for damage and loaded an older checkpoint."""
     store = filled(tmp_path)
     read = checkpoint._read.OpenCheckpoint.read
     times = []
@@ -239,8 +239,8 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, step):
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_what_is_deleted_while_it_is_read_was_not_damaged(tmp_path, replace):
-    """By its path: a store looks again, but who holds a path was told that its bytes were wrong."""
+def test_a_checkpoint_deleted_during_reading_is_not_reported_as_corrupt(tmp_path, replace):
+    """A store searches again, but loading by path once reported wrong bytes."""
     store = filled(tmp_path, (3,), keep_last=1)
     read = checkpoint._read.OpenCheckpoint.read
 
@@ -261,8 +261,8 @@ def test_what_is_deleted_while_it_is_read_was_not_damaged(tmp_path, replace):
             store = filled(tmp_path, (3,), keep_last=1)
 
 
-def test_a_checkpoint_that_goes_between_the_listing_and_the_look(tmp_path):
-    """With keep_last=1, a reader that listed the old one found that there was none at all."""
+def test_load_finds_the_new_checkpoint_if_the_listed_one_is_deleted(tmp_path):
+    """With keep_last=1, a reader that had listed the old checkpoint once found none."""
     store = filled(tmp_path, (1,), keep_last=1)
     names = _files.Files.list
     saved = []
@@ -282,8 +282,8 @@ def test_a_checkpoint_that_goes_between_the_listing_and_the_look(tmp_path):
 
 @pytest.mark.parametrize("how", ["policy", "delete", "replace"])
 @pytest.mark.parametrize("what", ["link to a checkpoint", "link to nothing", "file"])
-def test_a_link_goes_and_what_it_points_to_stays(tmp_path, what, how):
-    """The files of a checkpoint elsewhere were deleted, through the link to it."""
+def test_deleting_a_link_keeps_the_checkpoint_it_points_to(tmp_path, what, how):
+    """Deletion through the link once removed the files of a checkpoint elsewhere."""
     elsewhere = tmp_path / "elsewhere" / "one"
     checkpoint.save(elsewhere, train_state(1), metrics={"loss": 1})
     store = checkpoint.Store(tmp_path / "run", keep_last=1)
@@ -307,8 +307,8 @@ def test_a_link_goes_and_what_it_points_to_stays(tmp_path, what, how):
 
 
 @pytest.mark.parametrize("what", ["file", "pipe", "link to nothing"])
-def test_what_has_the_name_of_a_replacement_and_is_none_does_not_stop_a_run(tmp_path, what):
-    """Every save was refused, for want of a checkpoint that nobody had asked for."""
+def test_save_deletes_other_files_named_like_a_replacement(tmp_path, what):
+    """Such a file once made every save fail."""
     store = filled(tmp_path, (1, 2))
     for name in ("step-000000000002.new", "step-000000000003"):
         make = {"file": Path.touch, "pipe": os.mkfifo}.get(what)
@@ -321,8 +321,8 @@ def test_what_has_the_name_of_a_replacement_and_is_none_does_not_stop_a_run(tmp_
 
 
 @pytest.mark.parametrize("what", ["file", "link to nothing", "link to a file"])
-def test_what_has_the_name_of_a_checkpoint_and_is_none(tmp_path, what):
-    """The search for one that can be read went on for ever."""
+def test_store_skips_other_files_named_like_a_checkpoint(tmp_path, what):
+    """The search for a readable checkpoint once never ended."""
     store = filled(tmp_path, (1, 2))
     odd = tmp_path / "step-000000000005"
     if what == "file":

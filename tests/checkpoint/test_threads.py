@@ -1,4 +1,4 @@
-"""Several threads and one store: they write in turn, and what one does is not lost on another."""
+"""Test several threads with one store: they write in turn and see each other's changes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def together(*functions):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_each_thread_saves_its_own_steps(memory_path, asynchronous):
-    """A save deleted what the other's policy was about to delete; waiting forgot the other's save."""
+def test_concurrent_threads_save_their_own_steps(memory_path, asynchronous):
+    """A save once deleted what another was about to delete; a wait forgot another's save."""
     store = checkpoint.Store(
         memory_path, keep_last=4, keep_best=2, keep_every_steps=10, asynchronous=asynchronous
     )
@@ -66,7 +66,7 @@ def test_each_thread_saves_its_own_steps(memory_path, asynchronous):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_of_two_contents_for_one_step_one_is_refused(memory_path, asynchronous):
+def test_concurrent_saves_of_one_step_with_different_content_refuse_one(memory_path, asynchronous):
     store = checkpoint.Store(memory_path, asynchronous=asynchronous)
     saves = [lambda kind=kind: store.save(train_state(kind), step=1) for kind in (1, 2)]
     raised = together(*saves)
@@ -95,8 +95,8 @@ class Held(_files.Files):
         return super().create(path)
 
 
-def test_a_child_that_was_forked_amid_a_save_of_another_thread(memory_path):
-    """That thread did not come along: it would never have let the child in."""
+def test_a_child_forked_during_a_save_of_another_thread_does_not_block(memory_path):
+    """The other thread does not exist in the child and would never release its lock."""
     store, held = checkpoint.Store(memory_path), Held()
     with _files.replaced(held):
         thread = threading.Thread(target=store.save, args=(train_state(1),), kwargs={"step": 1})
@@ -113,8 +113,8 @@ def test_a_child_that_was_forked_amid_a_save_of_another_thread(memory_path):
     assert store.steps() == [1]
 
 
-def test_the_best_amid_another_threads_deleting(memory_path, monkeypatch):
-    """An entry went between the look and the use: a KeyError."""
+def test_best_returns_an_existing_checkpoint_while_another_is_deleted(memory_path, monkeypatch):
+    """An entry that vanished between check and use once raised KeyError."""
     store = filled(memory_path, (1, 2, 3), keep_last=3)
     standing = type(store._numbered).standing
     deleted = []
@@ -130,8 +130,8 @@ def test_the_best_amid_another_threads_deleting(memory_path, monkeypatch):
     assert store.best().name == "step-000000000002"
 
 
-def test_a_reader_sees_the_metrics_of_what_another_store_replaced(memory_path):
-    """It ranked by those that it had read before."""
+def test_best_reads_the_metrics_of_a_checkpoint_replaced_by_another_store(memory_path):
+    """It once ranked by the metrics read before the replacement."""
     writer = filled(memory_path, (1, 2, 3))
     reader = checkpoint.Store(memory_path)
     assert reader.best().name == "step-000000000003"

@@ -1,4 +1,4 @@
-"""What a machine that loses power may leave behind: the states that a weak file system allows.
+"""Enumerate the states that a weak file system may have after a loss of power.
 
 The model: a file's bytes are on disk once the file was synced; until then any of nothing, half of
 them, zeros, or all of them is there. A name (made, moved, removed) is on disk once its directory
