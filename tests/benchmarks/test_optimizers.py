@@ -1,4 +1,4 @@
-"""The comparison of optimizers in a tiny form: how rates are searched, and that all figures come out."""
+"""Test the optimizer comparison at a tiny size: the search for rates, and all its figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks import optimizers
 from benchmarks.optimizers import QUICK, Curve, tuned
 
 
-def test_a_grid_grows_until_its_best_rate_is_inside():
+def test_tuned_widens_the_grid_until_the_best_rate_is_inside():
     def valley(rate):
         return math.log2(rate / 8) ** 2
 
@@ -19,14 +19,14 @@ def test_a_grid_grows_until_its_best_rate_is_inside():
     assert len(tuned(lambda rate: math.inf if rate > 4 else -rate, (1, 2, 4), widen=3)) == 4
 
 
-def test_a_curve_knows_when_it_was_there():
+def test_curve_returns_the_first_update_below_a_loss():
     curve = Curve([(0, 4.0), (10, 3.0), (20, 3.5), (30, math.nan)], 0.0)
     assert curve.updates_to(3.2) == 10
     assert curve.updates_to(1.0) == math.inf
     assert curve.end == math.inf
 
 
-def test_every_contender_learns(monkeypatch):
+def test_optimizer_comparison_reports_every_contender(monkeypatch):
     budget = dataclasses.replace(QUICK, steps=8, eval_every=4)
     text = optimizers.data.standard_library(20_000)
     monkeypatch.setattr(optimizers.data, "standard_library", lambda: text)

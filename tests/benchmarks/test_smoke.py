@@ -1,4 +1,4 @@
-"""Every benchmark runs in a tiny form, without a C++ compiler: the plumbing, not the figures."""
+"""Run every benchmark at a tiny size without a C++ compiler; figures are not checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.contenders import Sizes
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
 
 
-def test_turns_are_interleaved_and_ratios_are_taken_within_a_round():
+def test_take_turns_interleaves_and_compares_within_a_round():
     order = []
     turns = measure.take_turns(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
@@ -39,7 +39,7 @@ def test_turns_are_interleaved_and_ratios_are_taken_within_a_round():
     assert turns.fastest(["b", "a"]) == "a"
 
 
-def test_a_report_is_saved_with_its_machine(tmp_path, monkeypatch, capsys):
+def test_report_is_saved_with_figures_and_versions(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "benchmarks" / "results")
     (tmp_path / "benchmarks").mkdir()
     report = measure.Report("name", "Title")
@@ -53,7 +53,7 @@ def test_a_report_is_saved_with_its_machine(tmp_path, monkeypatch, capsys):
     assert "MISSED" in capsys.readouterr().out
 
 
-def test_peaks_are_those_of_a_known_case():
+def test_allocated_returns_the_known_peak():
     def known():
         a = torch.empty(1000)
         b = torch.empty(2000)
@@ -63,48 +63,48 @@ def test_peaks_are_those_of_a_known_case():
     assert memory.allocated(known) == (12_000, 2_000)
 
 
-def test_speed(capsys):
+def test_speed_benchmark_runs(capsys):
     speed.run(True, sizes=TINY, leaves=5, backend="eager")
     assert "GPT: speed over the best compiled loop" in capsys.readouterr().out
 
 
-def test_memory():
+def test_memory_benchmark_runs():
     report = memory.run(True, width=32, backend="eager")
     assert report.content["figures"]["step: by hand: eager, fused AdamW"]["value"] > 1
 
 
-def test_draws():
+def test_draws_benchmark_runs():
     report = draws.run(True, numbers=1000, backend="eager")
     assert len(report.content["targets"]) == 4
 
 
-def test_loading():
+def test_loading_benchmark_runs():
     report = loading.run(True)
     assert len(report.content["targets"]) == 3
 
 
 @pytest.mark.parametrize("kind", latency.TITLES)
-def test_first_step(kind):
+def test_first_step_latency_is_positive(kind):
     assert latency.first_step(kind, TINY, "eager") > 0
 
 
-def test_latency_in_a_fresh_process():
+def test_latency_benchmark_runs_in_a_fresh_process():
     report = latency.run(True, sizes=TINY, backend="eager", kinds=("ours",))
     assert report.content["figures"]["cold: ours"]["value"] > 0
 
 
-def test_trainers():
+def test_trainers_benchmark_runs():
     report = trainers.run(True, backend="eager")
     assert len(report.content["targets"]) == 1
 
 
-def test_checkpoints():
+def test_checkpoints_benchmark_runs():
     report = checkpoints.run(True, megabytes=1, sizes=TINY, backend="eager")
     assert len(report.content["targets"]) == 3
     assert report.content["figures"]["compile: speed-up"]["value"] > 0
 
 
-def test_chains():
+def test_chains_benchmark_runs():
     report = chains.run(True, size=chains.Size(layers=2, width=8, batch=4), backend="eager")
     whats = [target["what"] for target in report.content["targets"]]
     assert whats == [

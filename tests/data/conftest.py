@@ -1,4 +1,4 @@
-"""Workers that raised are not waited for long."""
+"""Shorten the time to wait for workers that raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cursor knows what it was made for: data of another kind or length refuse it, and say so."""
+"""Test that data of another kind, length or order refuse a cursor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stored(cursor: Cursor) -> Cursor:
 
 @pytest.mark.parametrize("made_for", SOURCES)
 @pytest.mark.parametrize("given_to", SOURCES)
-def test_a_cursor_fits_what_it_was_made_for_and_nothing_else(made_for, given_to):
+def test_a_cursor_is_refused_by_data_of_another_kind_or_length(made_for, given_to):
     begun = SOURCES[made_for]()
     cursors = [begun.start(), *(after for _, after in itertools.islice(begun.batches(), 2))]
     for cursor in [*cursors, *map(stored, cursors)]:
@@ -49,15 +49,15 @@ def test_a_cursor_fits_what_it_was_made_for_and_nothing_else(made_for, given_to)
 
 
 @pytest.mark.parametrize("given_to", SOURCES)
-def test_one_that_was_stored_before_there_were_witnesses_fits(given_to):
+def test_a_cursor_stored_without_a_data_description_is_accepted(given_to):
     old = {"order": 1, "seed": 0, "epoch": 1, "position": 0}
     cursor = Cursor.from_json(old)
     assert cursor.to_json() == old
     assert next(SOURCES[given_to]().batches(cursor))[1].epoch == 1
 
 
-def test_what_is_no_part_of_the_witness():
-    """What may change in the midst of an epoch; the seed is the cursor's."""
+def test_a_cursor_is_accepted_by_a_loader_with_other_options():
+    """These options may change during an epoch; the seed comes from the cursor."""
     _, cursor = next(SOURCES["100 samples"]().batches())
     for options in ({}, {"seed": 3, "last_batch": "pad"}, {"sampler": Renamed(100)}, {"ranks": 2}):
         for place in (cursor, stored(cursor)):
@@ -87,7 +87,7 @@ class Listed:
         return (positions + self.shifts[epoch]) % self.n
 
 
-def test_a_run_may_get_more_epochs_than_its_order_knew_of():
+def test_a_cursor_is_accepted_by_a_sampler_with_more_epochs():
     *_, (_, cursor) = Loader(torch.arange(9), 2, sampler=Listed(9, 3)).batches()
     longer = Loader(torch.arange(9), 2, sampler=Listed(9, 3, 1))
     assert next(longer.batches(cursor))[0].tolist() == [1, 2]
@@ -110,8 +110,8 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("made_for", ORDERS)
-def test_a_cursor_fits_the_order_it_was_made_for_and_no_other(made_for):
-    """A run that was resumed with another sampler saw some samples twice and some never."""
+def test_a_cursor_is_refused_by_a_loader_with_another_order(made_for):
+    """A run resumed with another sampler would see some samples twice and others never."""
 
     def loader(name):
         return Loader(torch.arange(N), 8, last_batch="keep", **ORDERS[name])
@@ -134,7 +134,7 @@ def test_a_cursor_fits_the_order_it_was_made_for_and_no_other(made_for):
         assert next(loader(made_for).batches(stored(old)))[1].sampler == begun.start().sampler
 
 
-def test_the_witness_is_no_part_of_the_place():
+def test_cursor_equality_ignores_the_data_description():
     loader = SOURCES["100 samples"]()
     assert loader.start() == Cursor(0)
     assert len({loader.start(), Cursor(0)}) == 1
@@ -145,6 +145,6 @@ def test_the_witness_is_no_part_of_the_place():
 
 @pytest.mark.parametrize("name", ["of", "sampler"])
 @pytest.mark.parametrize("witness", [100, ["100 samples"], {}])
-def test_a_witness_that_is_none(name, witness):
+def test_cursor_from_json_refuses_an_invalid_data_description(name, witness):
     with pytest.raises(ValueError, match=f"cursor.{name}: expected the kind"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, name: witness})

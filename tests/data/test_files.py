@@ -1,4 +1,4 @@
-"""Data at hand: each round trip, and each damage as an error with file, place and remedy."""
+"""Test file readers: round trips, and errors with file, position and remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ftrain.testing import assert_same_bits
 # Arrays.
 
 
-def test_arrays_come_back(tmp_path):
+def test_array_files_survive_a_round_trip(tmp_path):
     arrays = {
         "f": np.arange(6, dtype=np.float32).reshape(2, 3),
         "big endian": np.arange(3, dtype=">i4"),
@@ -41,7 +41,7 @@ def test_arrays_come_back(tmp_path):
     assert data.safetensors(tmp_path / "s.safetensors")["x"].tolist() == [0, 1, 2]
 
 
-def test_writes_to_a_mapped_array_stay_in_memory(tmp_path):
+def test_writes_to_a_memory_mapped_array_do_not_change_the_file(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     data.npy(tmp_path / "x.npy", mmap=True)[0] = 1
     assert data.npy(tmp_path / "x.npy").tolist() == [0, 0, 0]
@@ -77,7 +77,7 @@ def write_cut(path):
         (lambda path: path.write_bytes(b""), "is no .npz file"),
     ],
 )
-def test_a_damaged_npz_is_named(tmp_path, write, message):
+def test_npz_refuses_damaged_files_with_their_path(tmp_path, write, message):
     path = tmp_path / "it.npz"
     write(path)
     with pytest.raises(DataError, match=message) as caught:
@@ -85,7 +85,7 @@ def test_a_damaged_npz_is_named(tmp_path, write, message):
     assert str(path) in str(caught.value)
 
 
-def test_a_damaged_npy_or_safetensors_is_named(tmp_path):
+def test_npy_and_safetensors_refuse_damaged_files_with_their_path(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(1000))
     whole = (tmp_path / "x.npy").read_bytes()
     for content in (whole[:200], whole[:30], b"", b"x" * 1000, whole[:8] + b"\xff" * 100):
@@ -104,7 +104,7 @@ def test_a_damaged_npy_or_safetensors_is_named(tmp_path):
 @pytest.mark.parametrize(
     "read", [data.npz, data.npy, data.safetensors, data.csv, data.text, data.tokens, data.idx]
 )
-def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path, read):
+def test_readers_name_the_nearest_file_if_one_is_missing(tmp_path, read):
     (tmp_path / "pets.csv").write_text("a\n1\n")
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*pets\.csv"):
         read(tmp_path / "pet.csv")
@@ -129,7 +129,7 @@ def idx_bytes(array, code):
     shape=st.lists(st.integers(0, 4), min_size=1, max_size=4),
     zipped=st.booleans(),
 )
-def test_idx_of_every_type_and_shape(tmp_path_factory, code, shape, zipped):
+def test_idx_reads_every_dtype_and_shape(tmp_path_factory, code, shape, zipped):
     path = tmp_path_factory.mktemp("idx") / "x"
     array = np.arange(np.prod(shape)).reshape(shape) % 100
     content = idx_bytes(array, code)
@@ -158,7 +158,7 @@ IDX = idx_bytes(np.zeros((3, 2, 2)), 0x08)
         (gzip.compress(b"<html>", mtime=0), "is no idx file"),
     ],
 )
-def test_a_damaged_idx_is_named(tmp_path, content, message):
+def test_idx_refuses_damaged_files_with_their_path(tmp_path, content, message):
     (tmp_path / "it").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         data.idx(tmp_path / "it")
@@ -175,7 +175,7 @@ def write_mnist(folder, labels=5):
         (folder / f"{part}-labels.idx1-ubyte").write_bytes(content)
 
 
-def test_a_folder_of_mnist(tmp_path):
+def test_mnist_reads_images_and_labels(tmp_path):
     write_mnist(tmp_path / "mnist")
     train, test = data.mnist(tmp_path / "mnist")
     assert train["image"].shape == (5, 1, 28, 28)
@@ -183,7 +183,7 @@ def test_a_folder_of_mnist(tmp_path):
     assert test["label"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_wrong_folder_of_mnist_is_named(tmp_path):
+def test_mnist_refuses_incomplete_or_inconsistent_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="directory not found"):
         data.mnist(tmp_path / "mnist")
     write_mnist(tmp_path / "mnist", labels=4)
@@ -330,7 +330,7 @@ def write_images(folder, size=(6, 4)):
             Image.new("RGB", size, colour).save(folder / name / f"{i}.png")
 
 
-def test_a_folder_of_images(tmp_path):
+def test_images_reads_a_directory_of_classes(tmp_path):
     write_images(tmp_path / "pets")
     pets = data.images(tmp_path / "pets")
     assert (pets.classes, len(pets)) == (["cat", "dog"], 6)
@@ -342,7 +342,7 @@ def test_a_folder_of_images(tmp_path):
     assert grey[5]["image"].shape == (1, 2, 3)
 
 
-def test_a_damaged_image_is_named(tmp_path):
+def test_images_refuses_damaged_files_and_wrong_directories(tmp_path):
     from PIL import Image
 
     folder = tmp_path / "pets"
@@ -366,7 +366,7 @@ def test_a_damaged_image_is_named(tmp_path):
         data.images(folder)[2]
 
 
-def test_the_digits():
+def test_digits_returns_1797_images_with_labels():
     digits = data.digits()
     assert digits["image"].shape == (1797, 1, 8, 8)
     assert digits["image"].aminmax() == (0.0, 1.0)
@@ -399,7 +399,7 @@ READERS = {
         ("PIL.Image", "`pip install pillow`"),
     ],
 )
-def test_a_missing_package_is_named_with_the_command_that_installs_it(
+def test_readers_name_the_install_command_of_a_missing_package(
     tmp_path, monkeypatch, module, remedy
 ):
     write_images(tmp_path / "pets")

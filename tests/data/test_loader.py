@@ -1,4 +1,4 @@
-"""Batches are a function of the cursor: entered anywhere, split in any way, they are the same."""
+"""Test that batches are a function of the cursor, for any start, split and kind of data."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("last", ["drop", "keep", "pad"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_remainder_from_every_cursor_is_the_same(sampler, last):
+def test_loader_resumes_with_the_same_batches_from_every_cursor(sampler, last):
     loader = Loader(DATA, 8, seed=5, sampler=SAMPLERS[sampler](), last_batch=last, augment=noisy)
     whole = list(loader.batches(epochs=3))
     assert len(whole) == 3 * len(loader)
@@ -75,8 +75,8 @@ def test_the_remainder_from_every_cursor_is_the_same(sampler, last):
     sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_the_order_does_not_depend_on_how_it_is_cut(n, sizes, seed):
-    """Batches of changing size, each from the cursor of the last, give one order."""
+def test_sample_order_does_not_depend_on_batch_size(n, sizes, seed):
+    """Batches of changing size, each from the cursor of the one before it, give one order."""
     data = torch.arange(n)
     expected = Shuffled(n).at(np.arange(n), seed=seed, epoch=0).tolist()
     cursor, found = Cursor(seed), []
@@ -95,7 +95,7 @@ def test_the_order_does_not_depend_on_how_it_is_cut(n, sizes, seed):
     last=st.sampled_from(["drop", "pad"]),
     shuffle=st.booleans(),
 )
-def test_ranks_share_each_batch(n, ranks, rows, last, shuffle):
+def test_ranks_receive_disjoint_rows_of_each_batch(n, ranks, rows, last, shuffle):
     if last == "drop" and n < ranks * rows:
         return
     options = {"last_batch": last, "shuffle": shuffle, "seed": 3}
@@ -112,7 +112,7 @@ def test_ranks_share_each_batch(n, ranks, rows, last, shuffle):
 
 
 @given(n=st.integers(1, 40), rows=st.integers(1, 9), ranks=st.integers(1, 3))
-def test_padding_counts_each_sample_once(n, rows, ranks):
+def test_padded_batches_give_each_sample_a_total_weight_of_one(n, rows, ranks):
     found = torch.zeros(n)
     for rank in range(ranks):
         loader = Loader(
@@ -129,7 +129,7 @@ def test_padding_counts_each_sample_once(n, rows, ranks):
     assert (found == 1).all()
 
 
-def test_resuming_far_inside_touches_no_sample_before():
+def test_resuming_reads_only_samples_after_the_cursor():
     class Counted:
         def __init__(self):
             self.asked = []
@@ -166,7 +166,7 @@ class Point(NamedTuple):
         Point,
     ],
 )
-def test_a_batch_has_the_tree_of_its_dataset(make):
+def test_a_batch_has_the_tree_structure_of_its_dataset(make):
     x, y = torch.randn(10, 2), torch.arange(10)
     data = make(x, y)
     batches = list(Loader(data, 4, shuffle=False))
@@ -177,7 +177,7 @@ def test_a_batch_has_the_tree_of_its_dataset(make):
         assert_same_bits(batch, expected)
 
 
-def test_arrays_that_torch_cannot_hold_or_write(recwarn):
+def test_loader_reads_read_only_reversed_and_big_endian_arrays(recwarn):
     fixed = np.arange(6.0)
     fixed.flags.writeable = False
     data = {"fixed": fixed, "turned": np.arange(6)[::-1], "foreign": np.arange(6, dtype=">i4")}
@@ -190,12 +190,12 @@ def test_arrays_that_torch_cannot_hold_or_write(recwarn):
     assert not recwarn.list
 
 
-def test_a_mapping_of_another_kind_is_a_tree():
+def test_loader_reads_any_mapping_as_a_tree():
     data = collections.UserDict(DATA)
     assert_same(list(Loader(data, 8).batches()), list(Loader(DATA, 8).batches()))
 
 
-def test_batches_go_to_a_device():
+def test_loader_and_stream_move_batches_to_the_device():
     here = list(Loader(DATA, 8, device="cpu").batches())
     assert_same(here, list(Loader(DATA, 8).batches()))
     for batch in Loader(DATA, 8, device="meta"):
@@ -207,13 +207,13 @@ def test_batches_go_to_a_device():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_batches_go_to_a_cuda_device_ahead(prefetch):
+def test_batches_on_a_cuda_device_equal_those_on_the_cpu(prefetch):
     there = list(Loader(DATA, 8, augment=noisy, device="cuda", prefetch=prefetch).batches(epochs=2))
     found = [(tree.map(torch.Tensor.cpu, batch), cursor) for batch, cursor in there]
     assert_same(found, list(Loader(DATA, 8, augment=noisy).batches(epochs=2)))
 
 
-def test_padded_batches_that_are_no_dicts_come_as_pairs():
+def test_padded_batches_that_are_not_dicts_are_pairs_of_batch_and_weight():
     (x, y), weight = list(Loader((ROWS, ROWS), 10, shuffle=False, last_batch="pad"))[-1]
     assert x.tolist() == y.tolist() == [50, 51, 52] + [52] * 7
     assert weight.tolist() == [1.0] * 3 + [0.0] * 7
@@ -228,7 +228,7 @@ def test_padded_batches_that_are_no_dicts_come_as_pairs():
         Windows(ROWS, length=1),
     ],
 )
-def test_the_order_does_not_depend_on_the_kind_of_dataset(data):
+def test_sample_order_does_not_depend_on_the_kind_of_dataset(data):
     def numbers(batch):
         return tree.leaves(batch)[0].flatten().tolist()
 
@@ -236,8 +236,8 @@ def test_the_order_does_not_depend_on_the_kind_of_dataset(data):
     assert [numbers(batch) for batch in Loader(data, 8, seed=1)] == expected
 
 
-def test_augmentation_of_arrays_is_that_of_samples():
-    """In memory it is vmapped over the batch; a list is augmented one by one: the same bits."""
+def test_augmenting_an_array_dataset_equals_augmenting_a_list():
+    """Arrays are augmented by vmap over the batch, lists sample by sample, with equal bits."""
     samples = [{"x": x, "i": i} for x, i in zip(DATA["x"], DATA["i"], strict=True)]
     at_once = list(Loader(DATA, 8, augment=noisy).batches(epochs=2))
     one_by_one = list(Loader(samples, 8, augment=noisy).batches(epochs=2))
@@ -247,8 +247,8 @@ def test_augmentation_of_arrays_is_that_of_samples():
     assert_same_bits(batch["x"][3], expected["x"])
 
 
-def test_a_dataset_that_reads_many_at_once_is_let():
-    """As Hugging Face datasets do: one read a batch, then each sample augmented with its own key."""
+def test_loader_reads_a_whole_batch_at_once_if_the_dataset_can():
+    """As Hugging Face datasets can: one read per batch, then each sample gets its own key."""
 
     class ReadsMany:
         reads = 0
@@ -270,30 +270,30 @@ def test_a_dataset_that_reads_many_at_once_is_let():
         assert data.reads == len(found)
 
 
-def test_a_sample_drawn_twice_is_augmented_in_two_ways():
+def test_a_sample_drawn_twice_is_augmented_differently():
     loader = Loader({"x": torch.zeros(1, 4)}, 6, sampler=Weighted([1.0], samples=6), augment=noisy)
     assert len(torch.unique(next(iter(loader))["x"], dim=0)) == 6
 
 
-def test_augmentation_keys_are_distinct_and_not_those_of_a_state():
+def test_augmentation_keys_are_distinct_and_differ_from_state_keys():
     places = torch.arange(1000)
     keys = torch.cat([sample_keys(seed, epoch, places) for seed in (0, 1) for epoch in (0, 1)])
     roots = torch.cat([random.split(random.key(0), 8), random.key(0)[None]])
     assert len(torch.unique(torch.cat([keys, roots]), dim=0)) == 4009
 
 
-def test_the_default_keeps_every_sample_in_order_and_drops_a_rest_when_shuffled():
+def test_loader_drops_the_last_partial_batch_by_default_only_if_shuffled():
     assert [len(b["i"]) for b in Loader(DATA, 10, shuffle=False)] == [10] * 5 + [3]
     assert [len(b["i"]) for b in Loader(DATA, 10)] == [10] * 5
 
 
-def test_epochs_none_never_ends_and_zero_is_nothing():
+def test_epochs_none_is_endless_and_epochs_zero_is_empty():
     loader = Loader(DATA, 50)
     assert [c.epoch for _, c in itertools.islice(loader.batches(epochs=None), 5)] == [1, 2, 3, 4, 5]
     assert list(loader.batches(epochs=0)) == []
 
 
-def test_a_cursor_with_too_little_left_for_a_larger_batch_goes_to_the_next_epoch():
+def test_a_cursor_with_less_than_a_batch_left_continues_in_the_next_epoch():
     batch, after = next(Loader(DATA, 40).batches(Cursor(0, 0, 30)))
     assert after == Cursor(0, 2, 0)
     assert_same_bits(batch, next(Loader(DATA, 40).batches(Cursor(0, 1)))[0])
@@ -306,7 +306,7 @@ def test_batches_share_no_memory_with_the_data():
 
 
 @pytest.mark.parametrize("data", [DATA, [0, 1, 2], Windows(ROWS, 2)])
-def test_a_part_held_out_and_put_back(data):
+def test_concat_of_split_parts_contains_every_sample(data):
     def numbers(part):
         return [row for batch in Loader(part, 1, shuffle=False) for row in _rows(batch)]
 
@@ -360,7 +360,7 @@ class OnlyIterable:
         (lambda: concat({"a": ROWS}, {"b": ROWS}), ValueError, "structure"),
     ],
 )
-def test_nonsense_is_named_at_once(build, error, message):
+def test_loader_and_split_refuse_invalid_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
 
@@ -375,12 +375,12 @@ def test_nonsense_is_named_at_once(build, error, message):
         ({"order": 1, "seed": 0, "epoch": 0, "position": True}, "cursor.position"),
     ],
 )
-def test_a_damaged_cursor_is_refused(content, message):
+def test_cursor_from_json_refuses_damaged_content(content, message):
     with pytest.raises(ValueError, match=message):
         Cursor.from_json(content)
 
 
-def test_the_error_of_a_sample_names_it():
+def test_an_error_of_a_sample_names_its_index():
     class Broken(list):
         def __getitem__(self, index):
             raise RuntimeError("the disk")
@@ -390,7 +390,7 @@ def test_the_error_of_a_sample_names_it():
     assert caught.value.__notes__ == ["while fetching sample 0 of the dataset"]
 
 
-def test_an_augmentation_that_cannot_be_vmapped_says_what_to_do():
+def test_an_augmentation_that_cannot_be_vmapped_raises_with_a_remedy():
     def branching(sample, key):
         return sample if random.uniform(key) < 0.5 else -sample
 
@@ -400,5 +400,5 @@ def test_an_augmentation_that_cannot_be_vmapped_says_what_to_do():
     assert len(list(Loader(list(torch.zeros(4)), 2, augment=branching))) == 2
 
 
-def test_a_stream_is_not_a_loader_but_iterates_alike():
+def test_stream_iterates_over_batches_with_a_partial_last_one():
     assert [b.tolist() for b in Stream(OnlyIterable(), 2)] == [[0, 1], [2]]

@@ -1,4 +1,4 @@
-"""Odd data and odd samplers: read as what they are, or refused in words that say what to write."""
+"""Test unusual data and samplers: each is read correctly or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Ends:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_dataset_that_ends_too_early_does_not_end_the_epoch(workers):
+def test_a_dataset_that_raises_stop_iteration_raises_runtime_error(workers):
     with pytest.raises(RuntimeError, match="StopIteration"):
         list(Loader(Ends(), 2, shuffle=False, workers=workers))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
-def test_unsigned_arrays(dtype):
+def test_loader_keeps_unsigned_integer_dtypes(dtype):
     whole = np.array([0, 1, np.iinfo(dtype).max], dtype=dtype)
     for data in (whole, torch.from_numpy(whole)):
         (batch,) = Loader(data, 3, shuffle=False)
@@ -36,29 +36,29 @@ def test_unsigned_arrays(dtype):
         assert batch.numpy().tolist() == whole.tolist()
 
 
-def test_a_field_of_records():
+def test_loader_reads_a_field_of_a_structured_array():
     records = np.array([(1, 2), (3, 4)], dtype=[("a", "u1"), ("b", "<i4")])
     assert next(iter(Loader(records["b"], 2, shuffle=False))).tolist() == [2, 4]
 
 
-def test_batches_carry_no_graph():
+def test_batches_do_not_require_grad():
     data = torch.ones(4, requires_grad=True)
     assert not next(iter(Loader(data, 2))).requires_grad
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
-def test_wide_numbers_are_refused(dtype):
+def test_loader_refuses_long_double_arrays(dtype):
     with pytest.raises(TypeError, match="dataset is an array of"):
         Loader(np.zeros(3, dtype=dtype), 1)
 
 
-def test_a_collate_that_would_never_be_called_is_refused():
+def test_loader_refuses_a_collate_function_for_tensors():
     with pytest.raises(ValueError, match="whole batches at once"):
         Loader(torch.arange(4), 2, collate=list)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_samples_that_make_no_batch_are_named(workers):
+def test_an_error_in_collating_samples_names_them(workers):
     ragged = Loader([torch.zeros(n) for n in range(12)], 10, workers=workers, shuffle=False)
     with pytest.raises(RuntimeError, match="equal size") as raised:
         list(ragged)
@@ -79,13 +79,13 @@ class Order(Sequential):
 @pytest.mark.parametrize(
     "change", [list, lambda p: p.astype(float), lambda p: p[:1], lambda p: torch.from_numpy(p)]
 )
-def test_a_sampler_that_returns_something_else_is_named(change):
+def test_loader_refuses_sampler_results_that_are_not_int64_arrays(change):
     with pytest.raises(TypeError, match="Order returned .* must return a numpy array of int64"):
         list(Loader(torch.arange(4), 2, sampler=Order(change)))
 
 
 @pytest.mark.parametrize("scale", [1e-323, 1e-300, 1.0, 1e300, 4e307])
-def test_the_scale_of_weights_changes_no_draw(scale):
+def test_weighted_draws_in_proportion_at_any_scale_of_weights(scale):
     places = np.arange(2000)
     drawn = Weighted([1.0 * scale, 0.0, 3.0 * scale], samples=2000).at(places, seed=0, epoch=0)
     assert 400 < int((drawn == 0).sum()) < 600
@@ -93,7 +93,7 @@ def test_the_scale_of_weights_changes_no_draw(scale):
 
 
 @pytest.mark.parametrize("position", [(2**31, 0), (0, 2**63)])
-def test_a_place_that_no_run_reaches(position):
+def test_loader_refuses_a_cursor_out_of_range(position):
     with pytest.raises(ValueError, match="no run gets as far"):
         Loader(torch.arange(4), 2).batches(Cursor(0, *position))
 
@@ -101,7 +101,7 @@ def test_a_place_that_no_run_reaches(position):
 @pytest.mark.parametrize(
     "state", [{"__ftrain__": "array"}, {"__ftrain__": "array", "value": ["O", [1], "AAAA"]}]
 )
-def test_a_damaged_state_of_a_stream(state):
+def test_cursor_from_json_refuses_a_damaged_stream_state(state):
     with pytest.raises(ValueError, match="state is damaged"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, "state": state})
 
@@ -109,18 +109,18 @@ def test_a_damaged_state_of_a_stream(state):
 @pytest.mark.parametrize(
     "second", [[1, 2], torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64), {"x": torch.zeros(2)}]
 )
-def test_what_cannot_be_put_together(second):
+def test_concat_refuses_datasets_that_do_not_match(second):
     with pytest.raises(ValueError, match="cannot be put together|differ"):
         concat(torch.arange(3), second)
 
 
 @pytest.mark.parametrize("held_out", ["1", True, float("nan"), None])
-def test_shares_that_are_none(held_out):
+def test_split_refuses_an_invalid_held_out(held_out):
     with pytest.raises(ValueError, match="held_out"):
         split(torch.arange(4), held_out)
 
 
-def test_tokens_that_are_none():
+def test_text_functions_refuse_tokens_and_counts_out_of_range():
     for text in (Text.of("ab"), Text(torch.arange(2))):
         for token in (-1, 256):
             with pytest.raises(ValueError, match="expected tokens in"):
@@ -129,6 +129,6 @@ def test_tokens_that_are_none():
         standard_library(0)
 
 
-def test_a_batch_far_larger_than_the_data_takes_no_more_memory() -> None:
+def test_loader_accepts_a_batch_size_far_larger_than_the_data() -> None:
     loader = Loader({"x": torch.arange(5)}, 10**15, shuffle=False, last_batch="keep")
     assert [batch["x"].tolist() for batch in loader] == [[0, 1, 2, 3, 4]]

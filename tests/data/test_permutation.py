@@ -1,4 +1,4 @@
-"""The shuffle is a bijection of every length, well mixed, and fixed for ever."""
+"""Test that the shuffle is a bijection for every length, well mixed, and never changes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def assert_uniform(counts, sigmas=4.0):
     assert abs(statistic - freedom) < sigmas * math.sqrt(2 * freedom), (statistic, freedom)
 
 
-def test_every_length_to_4096_is_a_bijection():
+def test_shuffle_is_a_bijection_for_every_length_up_to_4096():
     for n in range(1, 4097):
         assert np.bincount(order(n, seed=n), minlength=n).max() == 1, n
 
 
 @pytest.mark.parametrize("power", range(13, 25))
-def test_lengths_around_powers_of_two_are_bijections(power):
+def test_shuffle_is_a_bijection_for_lengths_around_powers_of_two(power):
     for n in (2**power - 1, 2**power, 2**power + 1):
         seen = np.zeros(n, dtype=bool)
         keys = words("shuffled", power, 0)
@@ -53,7 +53,7 @@ def test_lengths_around_powers_of_two_are_bijections(power):
 
 
 @given(n=LENGTHS, seed=SEEDS, data=st.data())
-def test_distinct_positions_go_to_distinct_samples_in_range(n, seed, data):
+def test_shuffle_maps_distinct_positions_to_distinct_samples(n, seed, data):
     chosen = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=50, unique=True))
     found = Shuffled(n).at(np.array(chosen), seed=seed, epoch=data.draw(st.integers(0, 2**40)))
     assert len(set(found.tolist())) == len(chosen)
@@ -61,7 +61,7 @@ def test_distinct_positions_go_to_distinct_samples_in_range(n, seed, data):
 
 
 @given(n=st.integers(1, 3000), seed=SEEDS, data=st.data())
-def test_a_place_is_the_same_whatever_is_asked_with_it(n, seed, data):
+def test_shuffle_maps_a_position_to_the_same_sample_in_any_query(n, seed, data):
     whole = order(n, seed)
     chosen = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20)))
     assert (Shuffled(n).at(chosen, seed=seed, epoch=0) == whole[chosen]).all()
@@ -69,7 +69,7 @@ def test_a_place_is_the_same_whatever_is_asked_with_it(n, seed, data):
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
-def test_all_permutations_of_a_few_are_alike_frequent(n):
+def test_permutations_of_few_samples_are_equally_frequent(n):
     permutations = {p: i for i, p in enumerate(itertools.permutations(range(n)))}
     counts = np.zeros(len(permutations))
     for epoch in range(20 * len(permutations)):
@@ -77,8 +77,8 @@ def test_all_permutations_of_a_few_are_alike_frequent(n):
     assert_uniform(counts)
 
 
-def test_both_signs_of_permutations_occur():
-    """Also where n is the square of an odd number, so that each round could be an even permutation."""
+def test_shuffle_gives_even_and_odd_permutations_equally_often():
+    """Also if n is the square of an odd number, where each round could be an even permutation."""
 
     def even(p):
         cycles, seen = 0, [False] * len(p)
@@ -95,8 +95,8 @@ def test_both_signs_of_permutations_occur():
 
 
 @pytest.mark.parametrize("n", [4096, 4097, 5000])
-def test_rectangles_of_the_network_are_unrelated(n):
-    """Four places (l, r), (l, r'), (l', r), (l', r'): where too few rounds show first."""
+def test_samples_at_the_corners_of_feistel_rectangles_are_unrelated(n):
+    """Too few rounds show first at positions (l, r), (l, r'), (l', r), (l', r')."""
     a = math.isqrt(n - 1) + 1
     b = -(-n // a) + -(-n // a) % 2
     rng = np.random.default_rng(0)
@@ -112,8 +112,8 @@ def test_rectangles_of_the_network_are_unrelated(n):
 
 
 @pytest.mark.parametrize("n", [10, 100, 1797, 65_537])
-def test_any_sample_may_stand_anywhere(n):
-    """Position against sample, in ten bins each, over many epochs."""
+def test_every_sample_is_equally_likely_at_every_position(n):
+    """Counts of positions against samples, in ten bins each, over many epochs."""
     epochs = max(20, 20_000 // n)
     counts = np.zeros((10, 10))
     position_bins = np.arange(n) * 10 // n
@@ -129,7 +129,7 @@ def test_any_sample_may_stand_anywhere(n):
 
 
 @pytest.mark.parametrize("n", [1797, 10**6, 10**9])
-def test_neighbours_epochs_and_seeds_are_unrelated(n):
+def test_adjacent_samples_epochs_and_seeds_are_unrelated(n):
     shuffled, places = Shuffled(n), np.arange(min(n, 40_000))
     here = shuffled.at(places, seed=0, epoch=0)
     for other in (
@@ -145,14 +145,14 @@ def test_neighbours_epochs_and_seeds_are_unrelated(n):
         assert_uniform(counts)
 
 
-def test_seed_and_epoch_are_hashed_together():
+def test_every_pair_of_seed_and_epoch_gives_another_order():
     orders = {
         tuple(order(20, seed, epoch).tolist()) for seed in range(-8, 8) for epoch in range(16)
     }
     assert len(orders) == 256
 
 
-def test_a_billion_samples_need_no_memory_of_them():
+def test_shuffling_a_billion_samples_uses_constant_memory():
     tracemalloc.start()
     found = Shuffled(10**9).at(np.arange(10**9 - 256, 10**9), seed=0, epoch=0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -161,7 +161,7 @@ def test_a_billion_samples_need_no_memory_of_them():
     assert peak < 100_000
 
 
-def test_uniforms_are_uniform():
+def test_hashed_uniform_numbers_are_uniform():
     drawn = uniform(np.arange(100_000), words("weighted", 0, 0))
     assert 0 <= drawn.min() < drawn.max() < 1
     assert_uniform(np.bincount((drawn * 100).astype(int), minlength=100))
@@ -169,8 +169,8 @@ def test_uniforms_are_uniform():
     assert_uniform(np.bincount(low, minlength=64))
 
 
-def test_the_order_never_changes():
-    """A stored cursor means the same data for ever: a change here needs a new ORDER in `cursor.py`."""
+def test_shuffle_order_matches_stored_values():
+    """Stored cursors rely on the order, so a change requires a new ORDER in `cursor.py`."""
     assert order(10).tolist() == GOLDEN_10
     places = np.array([0, 1, 123_456_789, 999_999_999])
     assert Shuffled(10**9).at(places, seed=-5, epoch=3).tolist() == GOLDEN_BILLION

@@ -1,4 +1,4 @@
-"""Orders other than the plain shuffle: what each promises, and what it says to nonsense."""
+"""Test samplers other than the plain shuffle: their guarantees and their errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def whole(sampler, seed=0, epoch=0):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_an_order_is_a_function_of_each_position_alone(name):
+def test_sampler_returns_the_same_sample_for_a_position_in_any_query(name):
     sampler = SAMPLERS[name]
     assert isinstance(sampler, Sampler)
     for seed, epoch in ((0, 0), (0, 1), (-3, 2)):
@@ -38,7 +38,7 @@ def test_an_order_is_a_function_of_each_position_alone(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "sequential"])
-def test_seeds_and_epochs_give_other_orders(name):
+def test_samplers_return_different_orders_for_seeds_and_epochs(name):
     sampler = SAMPLERS[name]
     orders = {tuple(whole(sampler, seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
@@ -48,12 +48,12 @@ def test_seeds_and_epochs_give_other_orders(name):
     weights=st.lists(st.floats(0, 1e300), min_size=1, max_size=30).filter(any),
     seed=st.integers(0, 99),
 )
-def test_a_weight_of_zero_is_never_drawn(weights, seed):
+def test_weighted_never_draws_samples_of_weight_zero(weights, seed):
     drawn = whole(Weighted(weights, samples=100), seed)
     assert all(weights[index] > 0 for index in drawn)
 
 
-def test_weights_are_frequencies():
+def test_weighted_draws_samples_in_proportion_to_their_weights():
     weights = np.array([0.0, 1, 2, 3, 4])
     counts = np.bincount(whole(Weighted(weights, samples=100_000)), minlength=5)
     assert counts[0] == 0
@@ -70,7 +70,7 @@ def test_by_length_visits_each_sample_once(lengths, group, window):
     assert sorted(found.tolist()) == list(range(len(lengths)))
 
 
-def test_by_length_saves_padding():
+def test_by_length_reduces_padding():
     lengths = np.random.default_rng(0).integers(1, 1000, 6400)
 
     def padding(order):
@@ -82,19 +82,19 @@ def test_by_length_saves_padding():
     assert padding(whole(ByLength(lengths, 32))) < 0.02
 
 
-def test_groups_of_a_window_are_in_random_order():
+def test_by_length_shuffles_the_groups_of_a_window():
     lengths = np.arange(64 * 32)
     first = [lengths[whole(ByLength(lengths, 32), epoch=e)][:32].mean() for e in range(200)]
     assert_uniform(np.bincount((np.array(first) / 2048 * 8).astype(int), minlength=8))
 
 
-def test_a_mixture_keeps_its_shares_in_every_stretch():
+def test_mixed_keeps_its_proportions_in_every_block():
     drawn = whole(Mixed([1000, 1000, 1000], weights=[0.7, 0.2, 0.1], samples=102_400)) // 1000
     for stretch in drawn.reshape(-1, 1024):
         assert np.bincount(stretch).tolist() == [717, 205, 102]
 
 
-def test_no_sample_of_a_source_comes_twice_before_all_came_once():
+def test_mixed_draws_every_sample_of_a_source_before_repeating_one():
     mixed = Mixed([300, 5000], weights=[0.5, 0.5], samples=1536)
     drawn = np.concatenate([whole(mixed, epoch=e) for e in range(8)])  # 12 whole blocks
     small = drawn[drawn < 300]
@@ -120,6 +120,6 @@ def test_no_sample_of_a_source_comes_twice_before_all_came_once():
         (lambda: Mixed([5, 5], weights=[1.0, 1e-9]), "would never be drawn"),
     ],
 )
-def test_nonsense_is_named(build, message):
+def test_samplers_refuse_invalid_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -1,4 +1,4 @@
-"""Streams: exact where their source is, and plain about it where it is not."""
+"""Test `Stream`: exact resume, sources with a state, seeding and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Stateful(Plain):
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 10, 99])
 @pytest.mark.parametrize("source", [Plain, Stateful])
-def test_the_remainder_from_every_cursor_is_the_same(source, batch_size):
+def test_stream_resumes_with_the_same_batches_from_every_cursor(source, batch_size):
     whole = list(Stream(source(), batch_size, seed=1).batches(epochs=3))
     per_epoch = len(whole) // 3
     assert [c.epoch for _, c in whole[per_epoch - 1 :: per_epoch]] == [1, 2, 3]
@@ -66,7 +66,7 @@ def test_the_remainder_from_every_cursor_is_the_same(source, batch_size):
             assert_same([(a, None)], [(b, None)])
 
 
-def test_a_state_is_used_and_nothing_is_read_twice():
+def test_stream_resumes_from_the_state_of_its_source_without_rereading():
     _, cursor = list(Stream(Stateful(), 3).batches())[1]
     source = Stateful()
     batch, _ = next(Stream(source, 3).batches(cursor))
@@ -74,7 +74,7 @@ def test_a_state_is_used_and_nothing_is_read_twice():
     assert source.next == 10  # one batch ahead, and not more
 
 
-def test_a_replay_does_without_the_state():
+def test_stream_with_replay_resumes_without_the_state_of_its_source():
     whole = list(Stream(Stateful(), 3, replay=True).batches(epochs=2))
     assert {cursor.state for _, cursor in whole} == {None}
     for done, (_, cursor) in enumerate(whole, start=1):
@@ -82,7 +82,7 @@ def test_a_replay_does_without_the_state():
         assert_same(list(again), whole[done:])
 
 
-def test_a_generator_of_the_source_is_seeded():
+def test_stream_resumes_a_source_with_its_own_generator():
     def stream():
         generator = torch.Generator().manual_seed(torch.randint(99, ()).item())
         return Stream(torch.utils.data.DataLoader(range(20), shuffle=True, generator=generator))
@@ -94,14 +94,14 @@ def test_a_generator_of_the_source_is_seeded():
         assert_same(list(stream().batches(cursor, epochs=2 - cursor.epoch)), whole[done:])
 
 
-def test_epochs_differ_and_are_told():
+def test_stream_passes_the_epoch_to_its_source_and_seeds_each_epoch():
     stream = Stream(Stateful(2))
     assert [int(batch["i"]) for batch, _ in stream.batches(epochs=2)] == [0, 1, 100, 101]
     noise = [batch["noise"][0].item() for batch, _ in Stream(Plain(2)).batches(epochs=2)]
     assert len(set(noise)) == 4
 
 
-def test_the_items_of_a_loader_come_as_they_are():
+def test_stream_without_batch_size_keeps_the_batches_of_a_data_loader():
     loader = torch.utils.data.DataLoader(range(4), batch_size=2)
     assert [batch.tolist() for batch in Stream(loader)] == [[0, 1], [2, 3]]
 
@@ -126,6 +126,6 @@ class Empty:
         (lambda: Cursor(0, state={"a": object()}).to_json(), TypeError, r"state\['a'\] is object"),
     ],
 )
-def test_nonsense_is_named(build, error, message):
+def test_stream_refuses_invalid_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()

@@ -1,4 +1,4 @@
-"""Text, bytes and tokens as windows, and back."""
+"""Test text, bytes and tokens: encoding, decoding and windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftrain.testing import assert_same_bits
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_characters_come_back(content):
+def test_text_decodes_to_the_encoded_characters(content):
     text = data.Text.of(content)
     assert text.decode(text.tokens) == content
     assert text.decode(text.encode(content)) == content
@@ -22,12 +22,12 @@ def test_characters_come_back(content):
     assert text.tokens.dtype == (torch.uint8 if text.vocabulary <= 256 else torch.int32)
 
 
-def test_an_alphabet_of_more_than_a_byte():
+def test_text_accepts_more_than_256_different_characters():
     content = "".join(map(chr, range(1000, 1300)))
     assert data.Text.of(content).decode(data.Text.of(content).tokens) == content
 
 
-def test_bytes_of_a_file(tmp_path):
+def test_text_with_unit_bytes_reads_any_file(tmp_path):
     (tmp_path / "t").write_bytes("größe".encode() + b"\xff")
     text = data.text(tmp_path / "t", unit="bytes")
     assert (text.vocabulary, len(text)) == (256, 8)
@@ -41,7 +41,7 @@ def test_bytes_of_a_file(tmp_path):
     stride=st.integers(1, 12),
     dtype=st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64]),
 )
-def test_windows_are_slices(n, length, stride, dtype):
+def test_windows_equal_slices_of_the_tokens(n, length, stride, dtype):
     if n < length:
         return
     tokens = torch.from_numpy(np.arange(n).astype(dtype))
@@ -51,7 +51,7 @@ def test_windows_are_slices(n, length, stride, dtype):
     assert_same_bits(windows[len(windows) - 1], expected[-1].contiguous())
 
 
-def test_a_stride_of_the_context_predicts_each_token_once():
+def test_windows_with_a_stride_of_the_context_cover_each_target_once():
     text = data.standard_library(1000)
     rest, held_out = text.split(0.1)
     assert (len(rest), len(held_out)) == (900, 100)
@@ -61,7 +61,7 @@ def test_a_stride_of_the_context_predicts_each_token_once():
     assert_same_bits(targets, held_out.tokens[1:].long())
 
 
-def test_tokens_stay_on_the_disk(tmp_path):
+def test_writes_to_tokens_do_not_change_the_file(tmp_path):
     np.arange(1000, dtype=np.uint16).tofile(tmp_path / "t.bin")
     np.save(tmp_path / "t.npy", np.arange(1000, dtype=np.uint16))
     for name in ("t.bin", "t.npy"):
@@ -70,7 +70,7 @@ def test_tokens_stay_on_the_disk(tmp_path):
         assert data.tokens(tmp_path / name).tolist() == list(range(1000))
 
 
-def test_damaged_text_is_named(tmp_path):
+def test_text_and_tokens_refuse_empty_or_damaged_files(tmp_path):
     path = tmp_path / "t"
     path.write_bytes(b"")
     for read in (data.text, data.tokens):

@@ -1,4 +1,4 @@
-"""No batch depends on who fetches it, and nobody's global generators move."""
+"""Test that batches do not depend on workers, and that global generators do not advance."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def undisturbed():
 
 
 @pytest.mark.parametrize("before", WORKERS)
-def test_workers_swapped_at_the_resume(before, undisturbed):
-    """Stopped in the middle of an epoch, with batches prefetched; resumed with any number."""
+def test_loader_resumes_with_the_same_batches_for_any_number_of_workers(before, undisturbed):
+    """Stopped in the middle of an epoch, with batches prefetched."""
     stop = 14  # of 30
     run = loader(before).batches(epochs=3)
     first = [next(run) for _ in range(stop)]
@@ -70,15 +70,15 @@ def test_workers_swapped_at_the_resume(before, undisturbed):
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
-def test_prefetch_changes_nothing(prefetch, undisturbed):
+def test_batches_do_not_depend_on_prefetch(prefetch, undisturbed):
     assert_same(list(loader(2, prefetch=prefetch).batches(epochs=3)), undisturbed)
 
 
-def test_spawned_workers_give_the_same(undisturbed):
+def test_spawned_workers_return_the_same_batches(undisturbed):
     assert_same(list(loader(1, start_method="spawn").batches(epochs=3)), undisturbed)
 
 
-def test_arrays_may_be_fetched_by_workers_too():
+def test_workers_return_the_same_batches_of_arrays():
     data = {"i": torch.arange(37), "x": torch.ones(37, 2)}
 
     def loaded(workers):
@@ -96,8 +96,8 @@ def averaged(sample, key):
 
 
 @pytest.mark.parametrize("data", [torch.zeros(6, 1), list(torch.zeros(6, 1))])
-def test_the_threads_of_this_process_change_nothing(data):
-    """A long sum has other bits with other threads; workers have one."""
+def test_batches_do_not_depend_on_the_number_of_torch_threads(data):
+    """A long sum has other bits with more threads; workers have one thread."""
     torch.set_num_threads(2)
     (averaged(torch.zeros(1), random.key(0)), torch.ones(9, 9) @ torch.ones(9, 9))  # has a pool now
     here = list(Loader(data, 2, augment=averaged).batches())
@@ -106,14 +106,14 @@ def test_the_threads_of_this_process_change_nothing(data):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_no_global_generator_moves_between_batches(workers):
+def test_loader_does_not_advance_global_generators(workers):
     before = generators()
     for _ in loader(workers).batches(epochs=2):
         assert generators() == before
     assert generators() == before
 
 
-def test_what_others_draw_meanwhile_changes_nothing(undisturbed):
+def test_batches_do_not_depend_on_draws_from_global_generators(undisturbed):
     found = []
     for item in loader(0).batches(epochs=3):
         torch.rand(3), np.random.rand(), python_random.random()
@@ -121,7 +121,7 @@ def test_what_others_draw_meanwhile_changes_nothing(undisturbed):
     assert_same(found, undisturbed)
 
 
-def test_a_run_that_is_left_ends_its_workers():
+def test_closing_the_batch_iterator_ends_its_workers():
     run = loader(2).batches()
     next(run)
     children = torch.multiprocessing.active_children()
@@ -134,7 +134,7 @@ def test_a_run_that_is_left_ends_its_workers():
     assert threading.active_count() < 20
 
 
-def test_an_error_in_a_worker_names_the_sample():
+def test_an_error_in_a_worker_names_the_index_of_the_sample():
     with pytest.raises(RuntimeError, match="while fetching sample 2 of the dataset"):
         list(Loader(Broken(range(4)), 1, shuffle=False, workers=1))
 
@@ -146,8 +146,8 @@ class Broken(list):
         return index
 
 
-def test_an_error_that_no_other_process_can_read_arrives():
-    """It was lost on the way, and the loader waited for ever."""
+def test_an_error_that_cannot_be_pickled_is_raised_from_a_worker():
+    """It was once lost on the way, and the loader waited forever."""
 
     class LocalError(Exception):
         def __init__(self, one, two):
@@ -174,8 +174,8 @@ def test_an_error_that_no_other_process_can_read_arrives():
         (torch.ones(1, requires_grad=True) * 2, r"a batch holds Tensor, .*; write \.detach\(\)"),
     ],
 )
-def test_a_batch_that_no_worker_can_send_is_refused(what, said):
-    """It was lost on the way, and the loader waited for ever."""
+def test_a_batch_that_a_worker_cannot_pickle_is_refused(what, said):
+    """It was once lost on the way, and the loader waited forever."""
     data = [{"x": torch.tensor(i), "odd": what} for i in range(4)]
     assert len(list(Loader(data, 2, shuffle=False, collate=list))) == 2
     with pytest.raises(TypeError, match=said):
@@ -189,7 +189,7 @@ class Deadly(list):
         return index
 
 
-def test_a_worker_that_is_killed_says_so_and_its_loss_is_gone_on_from():
+def test_a_killed_worker_raises_and_the_run_resumes_from_the_last_cursor():
     whole = [batch.tolist() for batch in Loader(list(range(12)), 2, seed=3)]
     seen = []
     with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal") as raised:
@@ -200,8 +200,8 @@ def test_a_worker_that_is_killed_says_so_and_its_loss_is_gone_on_from():
     assert [batch.tolist() for batch, _ in seen] == whole
 
 
-def test_a_plain_data_loader_as_a_stream_is_repeatable_and_moves_nothing():
-    """Shuffled from the global generator, with draws in its dataset: seeded by (seed, epoch, batch)."""
+def test_stream_of_a_torch_data_loader_repeats_without_advancing_generators():
+    """Its shuffle and the draws of its dataset are seeded by (seed, epoch, batch)."""
 
     def stream(workers=0):
         source = torch.utils.data.DataLoader(
@@ -234,8 +234,8 @@ class Drawing(IterableDataset):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_workers_that_stay_draw_alike_in_a_resumed_epoch(begun):
-    """In the second epoch they drew on from where the first had left them, which no cursor knows."""
+def test_persistent_workers_draw_the_same_in_a_resumed_epoch(begun):
+    """Their generators once continued from the first epoch, which a cursor does not record."""
     loader = DataLoader(Drawing(), 2, num_workers=2, persistent_workers=True)
     if begun:
         next(iter(loader))

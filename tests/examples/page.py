@@ -1,4 +1,4 @@
-"""The parts of `docs/configuration.md` that the schema and the registry write; a test holds them to it.
+"""Generate the parts of `docs/configuration.md` that come from the schema and the registry.
 
 python -m tests.examples.page
 """

@@ -1,4 +1,4 @@
-"""The main job in small: it learns, writes, and is one run for one seed."""
+"""Test the character GPT example at a small size: learning, sampling and reproducibility."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def losses(rows: list[dict[str, Any]], split: str) -> list[float]:
     return [row["loss"] for row in rows if row["split"] == split]
 
 
-def test_the_start_is_nanogpts() -> None:
+def test_char_gpt_initialization_matches_nanogpt() -> None:
     built = char_gpt.GPT(50)
     spread = {name: float(p.detach().std()) for name, p in built.named_parameters() if p.ndim == 2}
     for name, found in spread.items():
@@ -44,14 +44,16 @@ def test_the_start_is_nanogpts() -> None:
     assert sum(p.numel() for p in built.parameters()) == pytest.approx(0.8e6, rel=0.02)
 
 
-def test_it_learns() -> None:
+def test_char_gpt_reduces_the_held_out_loss() -> None:
     _, rows = train(150)
     start, end = losses(rows, "train")[0], losses(rows, "eval")[-1]
     assert start == pytest.approx(torch.log(torch.tensor(28.0)).item(), abs=0.1)
     assert end < 0.85 * start  # seeds 0 to 4: 0.74 to 0.77
 
 
-def test_it_prints_and_draws(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_char_gpt_main_prints_a_sample_and_saves_curves(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "poem.txt"
     source.write_text(POEM.decode(POEM.tokens) * 2)
     char_gpt.main(
@@ -64,7 +66,7 @@ def test_it_prints_and_draws(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_it_writes_belongs_to_the_seed() -> None:
+def test_char_gpt_samples_are_a_function_of_the_seed() -> None:
     state, _ = train()
     beginning = POEM.tokens[:8].long()
     first = char_gpt.write(model(), state, beginning, 30)
@@ -73,7 +75,7 @@ def test_what_it_writes_belongs_to_the_seed() -> None:
     assert len(first) == 30
 
 
-def test_a_cold_sample_is_the_likeliest_character_after_the_last_eight() -> None:
+def test_char_gpt_samples_the_likeliest_character_at_low_temperature() -> None:
     state, _ = train(60)
     module = model()()
     module.load_state_dict(state.params, strict=False)  # the head is the embedding
@@ -87,14 +89,14 @@ def test_a_cold_sample_is_the_likeliest_character_after_the_last_eight() -> None
         assert cold.tolist() == seen[8:]
 
 
-def test_the_compiled_road(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_char_gpt_training_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ftrain, "compile", functools.partial(ftrain.compile, backend="eager"))
     eager, compiled = train(dropout=0.1), train(compiled=True, dropout=0.1)
     assert tree.digest(eager[0]) == tree.digest(compiled[0])
     assert eager[1] == compiled[1]
 
 
-def test_it_is_the_loop_by_hand() -> None:
+def test_char_gpt_losses_match_a_loop_by_hand() -> None:
     run = char_gpt_parity.Setting(POEM, steps=30, batch_size=4, context=8, sizes=TINY)
     ours, theirs = char_gpt_parity.by_ftrain(run, compiled=False), char_gpt_parity.by_hand(run)
     # Rounding alone, grown over 30 steps of Adam: measured 5e-7.

@@ -1,4 +1,4 @@
-"""The configurations are the runs of the scripts: the same numbers, to the byte."""
+"""Test that example configurations train to the same bytes as the example scripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def default(function: Callable[..., Any], name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
-def test_the_digits(tmp_path: pathlib.Path) -> None:
+def test_digits_configuration_equals_the_digits_script(tmp_path: pathlib.Path) -> None:
     assert load(CONFIGS / "digits.yaml").epochs == default(digits.train, "epochs")
     state, rows = digits.train(epochs=2, compiled=False)
     result = by_configuration("digits.yaml", tmp_path, "epochs=2")
@@ -40,7 +40,7 @@ def test_the_digits(tmp_path: pathlib.Path) -> None:
             assert row[name] == pytest.approx(theirs.metrics[name], rel=1e-6)
 
 
-def test_the_char_gpt(tmp_path: pathlib.Path) -> None:
+def test_char_gpt_configuration_equals_the_char_gpt_script(tmp_path: pathlib.Path) -> None:
     assert load(CONFIGS / "char_gpt.yaml").max_steps == default(char_gpt.train, "steps")
     text = data.standard_library()
     model = functools.partial(char_gpt.GPT, text.vocabulary)

@@ -1,4 +1,4 @@
-"""The first loop that a newcomer reads: it learns, says so, and leaves what `ftrain plot` reads."""
+"""Test the digits example: it learns, prints its accuracy, and writes a log and curves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_digit_is_either_trained_on_or_held_out() -> None:
     assert not any(image.numpy().tobytes() in seen for image in held_out["image"])
 
 
-def test_only_training_digits_set_the_scale() -> None:
+def test_digits_are_standardized_by_the_training_images_only() -> None:
     training, held_out = digits.digits()
     # Sums of 1.5 million float32 numbers: measured 1e-7, and more than 1e-3 for the digits held out.
     assert abs(float(training["image"].mean())) < 1e-5
@@ -29,7 +29,7 @@ def test_only_training_digits_set_the_scale() -> None:
     assert abs(float(held_out["image"].mean())) > 1e-4
 
 
-def test_warps_keep_the_shape_and_follow_the_key() -> None:
+def test_warped_keeps_the_shape_and_is_a_function_of_the_key() -> None:
     image = torch.rand(3, 1, 32, 32)
 
     def drawn(seed: int) -> torch.Tensor:
@@ -41,7 +41,9 @@ def test_warps_keep_the_shape_and_follow_the_key() -> None:
     assert not torch.equal(drawn(0), drawn(1))
 
 
-def test_it_learns(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digits_example_exceeds_95_percent_accuracy(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     accuracy = digits.main(["--no-compile", "--epochs", "8", "--out", str(tmp_path)])
     # Seeds 0 to 4 reach 96.7 to 98.6 % in eight epochs; sixty are the default.
     assert accuracy > 0.95
@@ -56,7 +58,7 @@ def test_it_learns(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     assert log.curves["loss"]["train"].steps == tuple(range(22, 8 * 22 + 1, 22))
 
 
-def test_a_seed_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_training_is_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     first, again, other = (
         tree.digest(digits.train(1, seed, compiled=False)[0]) for seed in (0, 0, 1)
     )

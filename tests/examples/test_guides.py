@@ -1,4 +1,4 @@
-"""The guides' snippets run, and the small examples do what they say."""
+"""Test that the snippets of the guides run, and that the small examples work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.examples import page
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
-def test_coming_from(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_of_the_coming_from_guide_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snippets = re.findall(
         r"^```python\n(.*?)^```", (DOCS / "coming_from.md").read_text(), re.S | re.M
     )
@@ -31,10 +33,10 @@ def test_coming_from(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(compile(snippet, f"coming_from.md, snippet {number}", "exec"), namespace)
 
 
-def test_the_configuration_guide(
+def test_commands_of_the_configuration_guide_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its files are written as they stand, and its commands typed."""
+    """The files of the guide are written unchanged before its commands run."""
     monkeypatch.chdir(tmp_path)
     guide = (DOCS / "configuration.md").read_text()
     for content, name in re.findall(r"^```\w+\n(# (\S+)\n.*?)^```", guide, re.S | re.M):
@@ -79,21 +81,23 @@ def test_the_configuration_guide(
     assert f"run.yaml:{line}: " in said
 
 
-def test_the_tables_of_the_guide_are_the_schema() -> None:
+def test_tables_of_the_configuration_guide_match_the_schema() -> None:
     """If this fails: python -m tests.examples.page"""
     text = page.PAGE.read_text()
     assert text == page.written(text)
     assert all(f"| `{key}` |" in text for key, _ in keys())
 
 
-def test_own_callbacks_end_the_run() -> None:
+def test_custom_callback_example_stops_the_run() -> None:
     result = custom_callback.run()
     assert (result.status, result.reason) == ("stopped", "2 evaluations below 0.01")
 
 
-def test_both_loops_end_with_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_loop_example_with_and_without_events_ends_with_the_same_bits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert tree.digest(own_loop.without_a_trainer(3)) == tree.digest(own_loop.with_its_events(3))
 
 
-def test_stops_on_the_way_change_nothing(tmp_path: pathlib.Path) -> None:
+def test_resume_example_with_interruptions_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
     assert resume.digest(tmp_path / "a", ()) == resume.digest(tmp_path / "b", (3, 7, 8))
