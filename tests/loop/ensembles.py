@@ -1,4 +1,4 @@
-"""An ensemble for the tests of the loop: a few members of one small model, trained as one vmapped step.
+"""A small ensemble for tests of the loop: models trained by one vmapped step.
 
 The model is written out in scalars, so that a vmapped row rounds as a single run does: its bits are
 compared, not its digits.

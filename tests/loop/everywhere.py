@@ -1,4 +1,4 @@
-"""A signal at every place of a run: before each line that the loop, data and checkpoints execute.
+"""Send a signal before each line that the loop, data and checkpoint packages execute.
 
     python -m tests.loop.everywhere              # every line, each time it is executed; minutes
     python -m tests.loop.everywhere --times 3    # the first, middle and last time only

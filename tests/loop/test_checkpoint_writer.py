@@ -1,4 +1,4 @@
-"""A run that goes on amid a step's work replaces that step's checkpoint: it never lacks one."""
+"""Test that replacing the checkpoint of a resumed step never leaves a run without one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def loop(version: int) -> Any:
     )
 
 
-def test_a_checkpoint_resumed_from_exists_until_its_replacement_does(tmp_path: Path) -> None:
-    """It was deleted first: a disk that was full then left nothing at all."""
+def test_resumed_checkpoint_exists_until_its_replacement_is_saved(tmp_path: Path) -> None:
+    """It was once deleted first, so a full disk left no checkpoint."""
     for k in range(200):
         directory = tmp_path / str(k)
         with Store(directory) as store:
@@ -54,7 +54,7 @@ def test_a_checkpoint_resumed_from_exists_until_its_replacement_does(tmp_path: P
         ([rows(8)] * 4, "for 60 samples, and this is a list of 4 batches"),
     ],
 )
-def test_a_run_does_not_resume_with_other_data(tmp_path: Path, other: Any, says: str) -> None:
+def test_resume_with_other_data_raises(tmp_path: Path, other: Any, says: str) -> None:
     with Store(tmp_path) as store:
         trainer(store=store).fit(STEPS.init_state(0), train_data(), max_steps=2)
     with Store(tmp_path) as store, pytest.raises(ValueError, match=says):

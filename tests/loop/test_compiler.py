@@ -1,4 +1,4 @@
-"""Where there is no C++ compiler, a run says so before it begins, and only where it would need one."""
+"""Test that a run without a C++ compiler raises before it begins, and only if it needs one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_fit_raises_for_a_missing_compiler_before_writing(no_compiler, tmp_path)
     assert not folder.exists()
 
 
-def test_it_is_not_asked_for_where_none_is_needed(no_compiler, tmp_path):
+def test_runs_without_inductor_need_no_cpp_compiler(no_compiler, tmp_path):
     assert fit(tmp_path / "plain", compile=False).status == "completed"
     with pytest.warns(RecompileWarning, match=r"divides the data; .*last_batch='pad'"):
         assert fit(tmp_path / "eager", compile={"backend": "eager"}).status == "completed"
@@ -56,13 +56,13 @@ def test_it_is_not_asked_for_where_none_is_needed(no_compiler, tmp_path):
         fit(tmp_path / "plain", resume=True, epochs=2)
 
 
-def test_programs_that_were_made_already_need_none(no_compiler):
+def test_compiled_steps_need_no_cpp_compiler(no_compiler):
     step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
     step.n_compiles = 1
     step.check_compiler(torch.device("cpu"))
 
 
-def test_other_devices_need_no_compiler(no_compiler):
+def test_steps_on_cuda_need_no_cpp_compiler(no_compiler):
     step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
     step.check_compiler(torch.device("cuda"))
     with pytest.raises(CompilerMissingError):
@@ -70,7 +70,7 @@ def test_other_devices_need_no_compiler(no_compiler):
 
 
 @pytest.mark.parametrize("named", ["CXX", "torch"])
-def test_a_compiler_of_another_name_is_found(no_compiler, monkeypatch, named):
+def test_check_compiler_finds_a_compiler_of_another_name(no_compiler, monkeypatch, named):
     own = no_compiler / "my-compiler"
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
@@ -83,12 +83,12 @@ def test_a_compiler_of_another_name_is_found(no_compiler, monkeypatch, named):
     check_compiler()
 
 
-def test_where_inductor_would_fetch_one_it_is_left_to(no_compiler, monkeypatch):
+def test_check_compiler_passes_if_inductor_would_download_a_compiler(no_compiler, monkeypatch):
     monkeypatch.setattr(_torch_inductor, "cpp_compilers", lambda: None)
     check_compiler()
 
 
-def test_the_compilers_that_inductor_would_try_are_known(monkeypatch):
+def test_cpp_compilers_returns_the_candidates_of_inductor(monkeypatch):
     from torch._inductor import config
 
     # Torch's own way: what monkeypatch puts back into its configuration is gone afterwards.
@@ -104,7 +104,9 @@ def test_the_compilers_that_inductor_would_try_are_known(monkeypatch):
     assert config.cpu_backend == "cpp"
 
 
-def test_the_command_says_so_before_anything_is_written(no_compiler, tmp_path, monkeypatch, capsys):
+def test_train_command_raises_for_a_missing_compiler_before_writing(
+    no_compiler, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0
     where = f"output_dir={tmp_path / 'run'}"
@@ -121,7 +123,7 @@ def test_the_command_says_so_before_anything_is_written(no_compiler, tmp_path, m
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
-def test_the_real_search_of_a_process_without_one(tmp_path):
+def test_check_compiler_raises_in_a_process_without_a_compiler(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler-anywhere"}
     asked = (
         "from ftrain.core.compile import check_compiler\n"

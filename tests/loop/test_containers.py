@@ -1,4 +1,4 @@
-"""A batch is its leaves for the loop too: accumulated, cut after a lack of memory, evaluated."""
+"""Test that the loop accumulates, splits and evaluates batches in any container."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recovered(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_a_step_recovers_alike_whatever_holds_its_batch(name: str) -> None:
+def test_out_of_memory_steps_recover_equally_for_any_batch_container(name: str) -> None:
     assert recovered(name) == recovered("dict")
 
 
@@ -58,13 +58,13 @@ def evaluated(name: str, most: int) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_evaluations_count_and_recover_alike_whatever_holds_their_batches(name: str) -> None:
+def test_evaluations_count_and_recover_equally_for_any_batch_container(name: str) -> None:
     for most in (4, 24):
         assert evaluated(name, most) == evaluated("dict", most)
 
 
-def test_a_torch_loader_accumulates_its_lists() -> None:
-    """torch's default collate makes a list of x and y."""
+def test_list_batches_of_a_torch_loader_accumulate() -> None:
+    """torch's default collate returns a list of x and y."""
     made = steps(1)
     loader = DataLoader(TensorDataset(X, Y), batch_size=4)
     assert isinstance(next(iter(loader)), list)

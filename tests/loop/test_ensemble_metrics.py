@@ -1,4 +1,4 @@
-"""What is monitored, logged and shown of an ensemble, and which metrics are one."""
+"""Test the metrics of ensembles: monitored, logged, printed and plotted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.loop.ensembles import (
         ("train/loss_max", max),
     ],
 )
-def test_a_statistic_is_monitored_by_its_name(
+def test_ensemble_statistics_can_be_monitored_by_name(
     monitor: str, statistic: Any, tmp_path: pathlib.Path
 ) -> None:
     store = checkpoint.Store(tmp_path, keep_last=1, keep_best=1, metric=monitor)
@@ -60,7 +60,7 @@ def test_a_statistic_is_monitored_by_its_name(
 
 
 @pytest.mark.parametrize("monitor", ["eval/loss/min", "eval/loss/member_7", "eval/loss_mean"])
-def test_a_statistic_that_does_not_exist_is_refused_before_the_first_step(monitor: str) -> None:
+def test_an_unknown_ensemble_statistic_is_refused_before_the_first_step(monitor: str) -> None:
     steps: list[Any] = []
     made = trainer(callbacks.EarlyStopping(1, monitor=monitor))
     with pytest.raises(ValueError, match="there is no metric 'eval/loss.* Did you mean 'eval/loss"):
@@ -77,15 +77,15 @@ def _noted(batches: Any, seen: list[Any]) -> Any:
     return epoch
 
 
-def test_a_statistic_that_does_not_exist_is_refused_at_the_first_evaluation() -> None:
-    """Where the evaluation's data cannot be looked at before it."""
+def test_an_unknown_ensemble_statistic_is_refused_at_the_first_evaluation() -> None:
+    """For evaluation data that cannot be inspected earlier."""
     made = trainer(callbacks.EarlyStopping(1, monitor="eval/loss/min"))
     batches = [batch for batch, _ in eval_data().batches()]
     with pytest.raises(ValueError, match="there is no metric 'eval/loss/min'"):
         made.fit(ensemble(), train_data(), _noted(batches, []), epochs=1)
 
 
-def test_evaluate_returns_values_by_member() -> None:
+def test_evaluate_returns_values_by_ensemble_member() -> None:
     found = trainer().evaluate(ensemble(), eval_data())
     alone = [trainer(single=True).evaluate(member(i), eval_data()) for i in range(MEMBERS)]
     assert found.members["loss"] == tuple(each.loss for each in alone)
@@ -105,7 +105,7 @@ def test_an_ensemble_prints_means_and_extremes(capsys: Any) -> None:
     assert "skipped" not in str(found)
 
 
-def test_many_members_have_statistics_but_no_columns() -> None:
+def test_large_ensembles_have_statistics_but_no_member_columns() -> None:
     found = Trainer(vmapped(), compile=False).fit(
         ensemble(None, 70), train_data(4), eval_data(), epochs=1
     )
@@ -121,8 +121,8 @@ def vectors(state: Any, batch: Any) -> Any:
     }
 
 
-def test_a_step_of_ones_own_is_an_ensembles_if_its_loss_has_an_axis() -> None:
-    """A state that does not say how many there are, and a metric of each member that is a vector."""
+def test_a_custom_step_with_a_vector_loss_is_an_ensemble() -> None:
+    """The state does not give the number of members, and each member has a vector metric."""
     made = Trainer(vectors, compile=False)
     found = made.fit({"w": torch.tensor([1.0, 5.0])}, [torch.zeros(1)] * 3, epochs=1).train
     assert found.members == {"loss": (2.0, 6.0), "both/0": (3.0, 7.0), "both/1": (3.0, 7.0)}
@@ -132,8 +132,8 @@ def test_a_step_of_ones_own_is_an_ensembles_if_its_loss_has_an_axis() -> None:
     assert found.metrics == expected
 
 
-def test_losses_of_samples_are_no_ensemble() -> None:
-    """Where the state says that there is one run, and where the number changes from step to step."""
+def test_per_sample_losses_are_not_taken_for_an_ensemble() -> None:
+    """For a state of a single run, and for a number of losses that changes between steps."""
 
     def of_samples(state: Any, batch: Any) -> Any:
         return state, {"loss": batch}
@@ -159,8 +159,8 @@ class Rows:
         self.found.append((event.split, dict(event.values)))
 
 
-def test_callbacks_report_values_by_member() -> None:
-    """Averages, learning rates, averaged weights, and gradients by layer."""
+def test_callbacks_report_values_by_ensemble_member() -> None:
+    """Windowed averages, learning rates, averaged weights, and gradients by layer."""
 
     def wide(model: Any, batch: Any) -> Any:
         y = model[1](model[0](batch["x"]).detach())
@@ -202,13 +202,13 @@ def test_callbacks_report_values_by_member() -> None:
     assert {"grad_norm/1/member_0", "grad_norm/member_0", "grad_norm/1_max"} <= train[0].keys()
 
 
-def test_the_gradient_monitor_is_told_of_steps_without_layers() -> None:
+def test_gradient_monitor_warns_for_ensemble_steps_without_layer_norms() -> None:
     with pytest.warns(ftrain.loop.CallbackWarning, match="expected gradient norms by layer"):
         trainer(callbacks.GradientMonitor()).fit(ensemble(), train_data(10), max_steps=10)
 
 
-def test_the_rate_finder_takes_an_ensemble() -> None:
-    """The mean loss; with the same rates, and the same suggestion, for members that are alike."""
+def test_learning_rate_finder_accepts_an_ensemble() -> None:
+    """For equal members, the mean loss and the suggestion equal those of a single run."""
     options = {"n_steps": 40, "compile": False, "highest": 1.0}
     alone = finders.learning_rate(STEPS, member(0), train_data(), **options)
     alike = tree.map(lambda leaf: torch.stack([leaf] * 3), member(0))
@@ -217,7 +217,7 @@ def test_the_rate_finder_takes_an_ensemble() -> None:
     assert found.losses == pytest.approx(alone.losses, rel=1e-6)
 
 
-def test_names_that_an_ensembles_columns_need_are_refused() -> None:
+def test_metric_names_equal_to_ensemble_columns_are_refused() -> None:
     def step(state: Any, batch: Any) -> Any:
         return state, {"loss": torch.zeros(2), "loss_max": torch.zeros(2)}
 
@@ -225,7 +225,7 @@ def test_names_that_an_ensembles_columns_need_are_refused() -> None:
         Trainer(step, compile=False).fit({}, [torch.zeros(1)], epochs=1)
 
 
-def test_a_member_that_diverges_leaves_the_extremes() -> None:
+def test_a_diverged_ensemble_member_is_left_out_of_the_extremes() -> None:
     state = ensemble(None)
     weight = state.params["weight"].clone()
     weight[0] = torch.nan
@@ -238,7 +238,7 @@ def test_a_member_that_diverges_leaves_the_extremes() -> None:
     assert math.isnan(found.eval.members["loss"][0])
 
 
-def test_an_ensembles_chart_is_its_mean_in_a_band(tmp_path: pathlib.Path) -> None:
+def test_ensemble_charts_show_the_mean_in_a_band(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("matplotlib")
     log = callbacks.JSONLLogger(tmp_path / "metrics.jsonl")
     trainer(log, log_every=4).fit(ensemble(None), train_data(), eval_data(), epochs=2)
@@ -257,13 +257,13 @@ def test_an_ensembles_chart_is_its_mean_in_a_band(tmp_path: pathlib.Path) -> Non
     assert not [name for name in summary if "member" in name]
 
 
-def test_the_batch_size_finder_takes_an_ensemble() -> None:
+def test_batch_size_finder_accepts_an_ensemble() -> None:
     batch = train_data(1)[0]
     found = finders.batch_size(vmapped()[0], ensemble(), batch, start=2, highest=8, compile=False)
     assert found.size == 8
 
 
-def test_members_along_two_axes_are_refused() -> None:
+def test_ensemble_members_along_two_axes_are_refused() -> None:
     state = tree.map(lambda leaf: leaf.unflatten(0, (2, 2)), ensemble(None, 4))
     with pytest.raises(ValueError, match=r"got shape \(2, 2\). Stack all members.*along one axis"):
         trainer().fit(state, train_data(), epochs=1)
@@ -276,7 +276,7 @@ def test_an_ensemble_without_members_is_refused() -> None:
         made.fit(state, [torch.ones(1)], epochs=1)
 
 
-def test_members_whose_state_is_not_finite_are_named() -> None:
+def test_ensemble_members_with_non_finite_state_are_named() -> None:
     state = ensemble(None)
     weight = state.params["weight"].clone()
     weight[1:] = torch.nan

@@ -1,4 +1,4 @@
-"""A vmapped ensemble under the trainer: each member is a run of its own, in state, metrics and logs."""
+"""Test vmapped ensembles: each member equals a single run in state, metrics and logs."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ KINDS = {"mean": Mean, "sum": Sum, "last": Last, "max": Max, "min": Min}
 CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 
 
-def test_members_of_200_steps_are_single_runs_to_the_bit(tmp_path: pathlib.Path) -> None:
-    """One member skips 5 of 24 batches. State, results and rows are those of three single runs."""
+def test_ensemble_members_equal_single_runs_over_200_steps(tmp_path: pathlib.Path) -> None:
+    """One member skips 5 of 24 batches. State, results and rows equal those of single runs."""
     poisoned = (3, 4, 5, 6, 20)
     logs = [
         callbacks.JSONLLogger(tmp_path / "metrics.jsonl"),
@@ -80,8 +80,8 @@ def test_members_of_200_steps_are_single_runs_to_the_bit(tmp_path: pathlib.Path)
         assert (each["loss_min"], each["loss_max"]) == (min(values), max(values))
 
 
-def test_one_member_that_skips_for_good_does_not_end_the_run() -> None:
-    """Before, a list of zeros counted as a skipped step, and so a healthy ensemble was given up."""
+def test_an_ensemble_member_that_always_skips_does_not_fail_the_run() -> None:
+    """A list of zeros once counted as a skipped step, so a healthy ensemble failed."""
     notices, data = Notices(), train_data(40, poisoned=range(12, 40))
     found = trainer(notices, max_skipped=8).fit(ensemble(), data, max_steps=40)
     assert found.status == "completed"
@@ -100,7 +100,7 @@ def test_one_member_that_skips_for_good_does_not_end_the_run() -> None:
     assert healthy.train.members["skipped"] == (0, 0, 0)
 
 
-def test_a_run_fails_when_every_member_skips() -> None:
+def test_a_run_fails_if_every_ensemble_member_skips() -> None:
     state = ensemble().replace(buffers={"bad": torch.ones(MEMBERS)})
     made = trainer(Notices(), max_skipped=8)
     with pytest.raises(
@@ -112,8 +112,8 @@ def test_a_run_fails_when_every_member_skips() -> None:
     )
 
 
-def test_counts_of_skipped_steps_continue_after_a_resume(tmp_path: pathlib.Path) -> None:
-    """One member skips from step 12, all from step 17; interrupted at 15, given up as without that."""
+def test_skipped_step_counts_of_an_ensemble_continue_after_a_resume(tmp_path: pathlib.Path) -> None:
+    """One member skips from step 12, all from step 17; the run is interrupted at step 15."""
     data = train_data(40, poisoned=range(12, 40))
     state = ensemble().replace(buffers={"bad": torch.tensor([1.0, 1.0, 0.0])})
     late = {**data[0], "poison": torch.full((4,), 0.0)}
@@ -132,7 +132,7 @@ def test_counts_of_skipped_steps_continue_after_a_resume(tmp_path: pathlib.Path)
 
 
 @pytest.mark.parametrize("at", [1, 13, 24])
-def test_a_resumed_ensemble_is_the_undisturbed_one(at: int, tmp_path: pathlib.Path) -> None:
+def test_a_resumed_ensemble_equals_an_uninterrupted_one(at: int, tmp_path: pathlib.Path) -> None:
     def run(folder: str, *more: Any, **options: Any) -> Any:
         log = callbacks.JSONLLogger(tmp_path / folder / "metrics.jsonl")
         store = tmp_path / folder / "checkpoints"
@@ -170,10 +170,10 @@ def test_a_resumed_ensemble_is_the_undisturbed_one(at: int, tmp_path: pathlib.Pa
     saved=st.booleans(),
     poisons=st.booleans(),
 )
-def test_a_members_metrics_are_those_of_a_single_run(
+def test_metrics_of_an_ensemble_member_equal_those_of_a_single_run(
     values: Any, cuts: list[int], saved: bool, poisons: bool
 ) -> None:
-    """For every kind of metric, whichever steps a member skips and whenever they are read."""
+    """For every kind of metric, any skipped steps and any times of reading."""
 
     def metrics(step: Any) -> Metrics:
         x = torch.tensor([value for value, _ in step])
@@ -206,7 +206,7 @@ def test_a_members_metrics_are_those_of_a_single_run(
             assert math.isnan(alone.values()["loss"])
 
 
-def test_the_mean_of_training_is_over_the_steps_that_were_applied() -> None:
+def test_training_means_include_only_applied_steps() -> None:
     data = train_data(10, poisoned=(3,))
     found = trainer(Notices(), single=True).fit(member(0, True), data, epochs=1).train
     rest = trainer(Notices(), single=True).fit(member(0, True), data[:3], epochs=1).train

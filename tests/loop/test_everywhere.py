@@ -1,4 +1,4 @@
-"""A signal at any place of a run changes nothing; `-m tests.loop.everywhere` goes to all of them."""
+"""Test signals at sampled lines of a run; `python -m tests.loop.everywhere` tests all lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return expected, everywhere.places(None, folder / "counted")
 
 
-def test_the_run_has_evaluations_logs_and_checkpoints_to_interrupt(undisturbed: Any) -> None:
+def test_interrupted_run_has_evaluations_logs_and_checkpoints(undisturbed: Any) -> None:
     expected, places = undisturbed
     assert expected["status"] == ("completed", 9, 2, "2 epochs")
     assert len(places) > 5000
@@ -39,7 +39,7 @@ def test_the_run_has_evaluations_logs_and_checkpoints_to_interrupt(undisturbed: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_place_changes_nothing(
+def test_a_signal_at_any_line_does_not_change_the_resumed_run(
     undisturbed: Any, number: int, tmp_path: pathlib.Path
 ) -> None:
     expected, places = undisturbed
@@ -48,7 +48,7 @@ def test_a_signal_at_any_place_changes_nothing(
     assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
 
 
-def test_the_campaign_finds_a_forgotten_window(
+def test_signal_campaign_detects_an_unprotected_line(
     undisturbed: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, places = undisturbed

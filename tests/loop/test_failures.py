@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the state is not lost, and the message says what and where."""
+"""Test failures of runs: the state is kept, and the message names cause and position."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ class Writes:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6])
 @pytest.mark.parametrize("method", [name for name in EVENTS if name != "on_notice"])
-def test_a_run_that_failed_anywhere_goes_on_without_a_gap(
+def test_a_run_that_failed_in_any_event_resumes_without_gaps(
     method: str, n: int, tmp_path: Any, undisturbed: Any
 ) -> None:
-    """Rows, evaluations and results of the step at which it failed are there once."""
+    """Rows, evaluations and results of the failed step occur exactly once."""
     breaks = Breaks(method, n)
     options: Any = {"eval_every": 5, "save_every": 4, "store": tmp_path}
     try:
@@ -136,7 +136,7 @@ def undisturbed(tmp_path_factory: Any) -> Any:
 
 
 def test_a_resumed_run_repeats_a_failed_evaluation(tmp_path: Any) -> None:
-    """Data that cannot be read: mended, it is evaluated on as if nothing had been."""
+    """After the unreadable data are repaired, the run equals an undisturbed one."""
 
     def broken(state: Any, batch: Any) -> Any:
         raise OSError("a file is gone")
@@ -175,7 +175,7 @@ def test_a_failing_step_emits_failure_with_the_state_before_it() -> None:
 
 
 def test_metrics_that_cannot_be_read_do_not_prevent_the_checkpoint(tmp_path: Any) -> None:
-    """A metric that changes its kind: the run fails when it is read, with the steps up to then saved."""
+    """A metric that changes its kind fails the run when read; the steps before are saved."""
 
     def step(state: Any, batch: Any) -> Any:
         new, metrics = STEPS.train_step(state, batch)
@@ -190,7 +190,7 @@ def test_metrics_that_cannot_be_read_do_not_prevent_the_checkpoint(tmp_path: Any
     assert digest(again) == digest(fit(trainer(), max_steps=9))
 
 
-def test_a_failing_count_of_samples_leaves_the_state_before_the_step(tmp_path: Any) -> None:
+def test_a_failing_sample_count_keeps_the_state_before_the_step(tmp_path: Any) -> None:
     def count(batch: Any) -> Any:
         calls.append(batch)
         if len(calls) == 3:
@@ -210,7 +210,7 @@ def test_a_failing_count_of_samples_leaves_the_state_before_the_step(tmp_path: A
 def test_a_callback_that_fails_when_the_step_is_compiled_loses_no_step(
     method: str, tmp_path: Any
 ) -> None:
-    """The end of the compilation comes after the first step, which must not be taken again."""
+    """Compilation ends after the first step, which must not be repeated."""
     options: Any = {"store": tmp_path, "compile": {"backend": "eager"}}
     with pytest.raises(KeyError) as found:
         fit(trainer(Breaks(method, 1), **options), max_steps=4)
@@ -312,10 +312,10 @@ def test_the_first_operator_with_a_non_finite_result_is_named(
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
-def test_a_step_that_raises_on_a_non_finite_gradient_leaves_the_state_before_it(
+def test_a_step_that_raises_on_non_finite_gradients_keeps_the_state_before_it(
     compiled: Any,
 ) -> None:
-    """`nonfinite="raise"`, donated too: the state before the step is whole."""
+    """With `nonfinite="raise"`, also for a donated state."""
     with pytest.raises(NonFiniteError, match="non-finite gradient at step 2") as found:
         Trainer(steps(nonfinite="raise"), compile=compiled).fit(
             STEPS.init_state(0), [*BATCHES[:2], BAD], epochs=1

@@ -1,4 +1,4 @@
-"""Nothing that watches changes the trained bits; and between rows of the log nothing is read."""
+"""Test that trainer options keep the trained bits and that metrics are read only for rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Logs:
     ],
     ids=lambda options: "-".join(options),
 )
-def test_options_of_the_trainer_leave_the_trained_bits(
+def test_trainer_options_do_not_change_the_trained_bits(
     options: dict[str, Any], tmp_path: Any
 ) -> None:
     options = {**options, "store": tmp_path} if options.get("store") else dict(options)
@@ -45,12 +45,12 @@ def test_options_of_the_trainer_leave_the_trained_bits(
     assert digest(fit(trainer(*callbacks, **options), epochs=2)) == PLAIN
 
 
-def test_the_trained_bits_are_the_same_without_evaluation() -> None:
+def test_evaluation_does_not_change_the_trained_bits() -> None:
     result = trainer().fit(STEPS.init_state(0), train_data(), epochs=2)
     assert digest(result) == PLAIN
 
 
-def test_the_trained_bits_are_the_same_as_a_generator() -> None:
+def test_events_generator_trains_the_same_bits_as_fit() -> None:
     events = trainer().events(STEPS.init_state(0), train_data(), epochs=2)
     *_, last = events
     assert tree.digest(last.state) == PLAIN
@@ -94,7 +94,9 @@ found_at: list[Any] = [None]
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
-def test_metrics_are_not_read_between_rows(compiled: Any, reads: list[tuple[str, Any]]) -> None:
+def test_fit_does_not_read_metrics_between_log_rows(
+    compiled: Any, reads: list[tuple[str, Any]]
+) -> None:
     loader = list(train_data())
     made = Trainer(STEPS, compile=compiled, log_every=10)
     made.fit(STEPS.init_state(0), loader, max_steps=2)  # compiled, and looked at once
@@ -110,7 +112,7 @@ def test_metrics_are_not_read_between_rows(compiled: Any, reads: list[tuple[str,
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_no_device_is_waited_for_between_rows() -> None:
+def test_fit_does_not_synchronize_cuda_between_log_rows() -> None:
     state = tree.map(lambda x: x.cuda(), STEPS.init_state(0))
     batches = [tree.map(lambda x: x.cuda(), batch) for batch in train_data()]
     made = Trainer(STEPS, compile=False, log_every=10)

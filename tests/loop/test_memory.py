@@ -1,4 +1,4 @@
-"""Out of memory: the same step again in smaller parts, to the bits of a run that began with them."""
+"""Test out of memory: the step is repeated in micro-batches, with reproducible bits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def expected(call: int) -> str:
 
 @pytest.mark.parametrize("call", [1, 2])
 @pytest.mark.parametrize("n", range(1, 51))
-def test_a_step_out_of_memory_at_any_call_is_taken_again_in_parts(call: int, n: int) -> None:
+def test_a_step_that_runs_out_of_memory_is_repeated_in_micro_batches(call: int, n: int) -> None:
     step = Injected(donated(1), call, n)
     with pytest.warns(LoopWarning, match=f"out of memory at step {call}: .* 2 micro-batches"):
         result = Trainer(step, compile=False).fit(copy(STEPS.init_state(0)), BATCHES, epochs=1)
@@ -70,8 +70,8 @@ def test_a_step_out_of_memory_at_any_call_is_taken_again_in_parts(call: int, n: 
 
 
 @pytest.mark.parametrize(("accumulate", "parts"), [(1, 4), (2, 4), (4, 8)])
-def test_a_batch_is_cut_until_its_parts_fit(accumulate: int, parts: int) -> None:
-    """Only so many parts fit; what is cut starts from what the step cuts already."""
+def test_a_batch_is_split_until_its_micro_batches_fit(accumulate: int, parts: int) -> None:
+    """Splitting starts from the number of micro-batches that the step already uses."""
 
     def step(state: Any, batch: Any) -> Any:
         k = len(batch.batches) if isinstance(batch, ftrain.MicroBatches) else accumulate
@@ -88,7 +88,7 @@ def test_a_batch_is_cut_until_its_parts_fit(accumulate: int, parts: int) -> None
     assert tree.digest(result.state) == tree.digest(there.state)
 
 
-def test_a_batch_of_single_rows_that_does_not_fit_says_what_to_change() -> None:
+def test_a_single_row_that_does_not_fit_raises_with_remedies() -> None:
     def step(state: Any, batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
@@ -103,7 +103,7 @@ def test_a_batch_of_single_rows_that_does_not_fit_says_what_to_change() -> None:
     assert tree.digest(result.state) == tree.digest(STEPS.init_state(0))
 
 
-def test_an_evaluation_out_of_memory_is_taken_again_in_parts() -> None:
+def test_an_evaluation_that_runs_out_of_memory_is_repeated_in_parts() -> None:
     def eval_step(state: Any, batch: Any) -> Any:
         if len(batch["x"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -116,7 +116,7 @@ def test_an_evaluation_out_of_memory_is_taken_again_in_parts() -> None:
     assert found.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order
 
 
-def test_parts_divide_a_batch_and_hold_all_its_rows() -> None:
+def test_cut_returns_equal_parts_with_all_rows_of_a_batch() -> None:
     batch = {"x": torch.arange(12).reshape(12, 1), "scale": torch.tensor(2.0)}
     assert next_cut(batch, 1) == 2
     assert next_cut(batch, 4) == 12  # 8 does not divide 12
@@ -127,7 +127,7 @@ def test_parts_divide_a_batch_and_hold_all_its_rows() -> None:
     assert len(cut(cut(batch, 3), 2).batches) == 6
 
 
-def test_a_checkpoint_holds_the_number_of_micro_batches(tmp_path: Any) -> None:
+def test_a_checkpoint_stores_the_number_of_micro_batches(tmp_path: Any) -> None:
     from ftrain import checkpoint
     from ftrain.loop import LoopState, Stop
 
@@ -148,8 +148,8 @@ def test_a_checkpoint_holds_the_number_of_micro_batches(tmp_path: Any) -> None:
     assert LoopState.from_metadata(*loaded).micro_batches == 2
 
 
-def test_no_row_is_lost_where_parts_do_not_divide_a_batch() -> None:
-    """The last batch of the data, shorter than the one that did not fit."""
+def test_cut_keeps_every_row_of_a_batch_of_any_size() -> None:
+    """The last batch of the data may be shorter than the one that did not fit."""
     for n in range(1, 14):
         batch = {"x": torch.arange(n).reshape(n, 1)}
         for k in range(1, 9):
@@ -161,8 +161,8 @@ def test_no_row_is_lost_where_parts_do_not_divide_a_batch() -> None:
             assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_short_batch_is_trained_on_whole() -> None:
-    """In parts, of which each has its rows; the step is that of the whole batch."""
+def test_every_row_of_a_short_last_batch_is_trained_on() -> None:
+    """The step over its micro-batches equals the step of the whole batch."""
     data = [*BATCHES, {name: x[:5] for name, x in rows(seed=2).items()}]
     seen = []
 
@@ -180,7 +180,7 @@ def test_a_short_batch_is_trained_on_whole() -> None:
     assert result.train.samples == 29
 
 
-def test_batches_joined_from_unequal_ones_are_cut() -> None:
+def test_cut_splits_micro_batches_of_unequal_sizes() -> None:
     whole = ftrain.MicroBatches(
         ({"x": torch.arange(8)}, {"x": torch.arange(8, 16)}, {"x": torch.arange(16, 21)})
     )
@@ -190,8 +190,8 @@ def test_batches_joined_from_unequal_ones_are_cut() -> None:
     assert torch.equal(torch.cat(parts), torch.arange(21))
 
 
-def test_parts_are_a_multiple_of_those_that_the_step_cuts() -> None:
-    """Of 10 rows, 5 parts are equal ones, but no pairs."""
+def test_the_number_of_parts_is_a_multiple_of_the_accumulation_of_the_step() -> None:
+    """10 rows give 5 equal parts, but 5 is not a multiple of 2."""
     assert next_cut({"x": torch.zeros(10, 2)}, 2, multiple=2) == 10
     made = steps(accumulate=2)
 
@@ -207,8 +207,8 @@ def test_parts_are_a_multiple_of_those_that_the_step_cuts() -> None:
     assert int(result.state.step) == 1
 
 
-def test_an_evaluation_that_is_cut_on_the_way_has_the_same_average() -> None:
-    """Also of metrics without a weight of their own, and with a short batch at the end."""
+def test_an_evaluation_split_midway_has_the_same_average() -> None:
+    """Also for metrics without a weight, and with a short last batch."""
 
     def plain(module: Any, batch: Any) -> Any:
         return torch.nn.functional.cross_entropy(module(batch["x"]), batch["y"])

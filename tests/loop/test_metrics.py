@@ -1,4 +1,4 @@
-"""Averages are exact: over ragged batches, over any way of reading them, over a resume."""
+"""Test that averages are exact over ragged batches, reading times and resumes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = {"Sum": Sum, "Last": Last, "Max": Max, "Min": Min}
     cuts=st.lists(st.integers(0, 30), max_size=4),
     saved=st.booleans(),
 )
-def test_metrics_are_the_same_whenever_they_are_read(
+def test_metric_totals_do_not_depend_on_when_metrics_are_read(
     values: Any, cuts: list[int], saved: bool
 ) -> None:
     steps = [
@@ -59,7 +59,7 @@ def test_metrics_are_the_same_whenever_they_are_read(
 
 
 @given(n=st.integers(2, 60), batch=st.integers(1, 61))
-def test_an_epoch_over_ragged_batches_is_one_over_all(n: int, batch: int) -> None:
+def test_evaluating_ragged_batches_equals_evaluating_one_batch(n: int, batch: int) -> None:
     state, everything = STEPS.init_state(0), rows(n)
     ragged = data.Loader(everything, batch, shuffle=False, last_batch="keep")
     found = trainer().evaluate(state, ragged)
@@ -77,7 +77,7 @@ def plain(model: Any, batch: Any) -> Any:
 
 
 @given(n=st.integers(2, 60), batch=st.integers(1, 61))
-def test_means_without_a_weight_weigh_what_their_batch_has_rows(n: int, batch: int) -> None:
+def test_means_without_a_weight_are_weighted_by_batch_size(n: int, batch: int) -> None:
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), plain, optim.sgd(0.0))
     runs, state, everything = Trainer(steps, compile=False), steps.init_state(0), rows(n)
     ragged = data.Loader(everything, batch, shuffle=False, last_batch="keep")
@@ -88,8 +88,8 @@ def test_means_without_a_weight_weigh_what_their_batch_has_rows(n: int, batch: i
     assert trained.loss == pytest.approx(whole.loss, rel=4e-7)
 
 
-def test_training_metrics_over_ragged_batches_are_over_all_rows() -> None:
-    """With a rate of zero and no dropout, every batch meets the same function."""
+def test_training_metrics_over_ragged_batches_average_all_rows() -> None:
+    """With a learning rate of zero and no dropout, the function is the same for every batch."""
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), loss_fn, optim.sgd(0.0))
     batches = [{k: v[a:b] for k, v in rows().items()} for a, b in ((0, 7), (7, 8), (8, 60))]
     result = Trainer(steps, compile=False).fit(steps.init_state(0), batches, [rows()], epochs=1)
@@ -97,7 +97,7 @@ def test_training_metrics_over_ragged_batches_are_over_all_rows() -> None:
     assert result.train.metrics["accuracy"] == result.eval.metrics["accuracy"]
 
 
-def test_perplexity_is_of_the_token_weighted_mean() -> None:
+def test_perplexity_uses_the_token_weighted_mean() -> None:
     def token_loss(module: Any, batch: Any) -> Mean:
         mask = batch["mask"]
         logits = module(batch["tokens"])
@@ -121,8 +121,8 @@ def test_perplexity_is_of_the_token_weighted_mean() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_the_learning_rate_follows_updates(k: int) -> None:
-    """One batch of 12 rows or k smaller ones a step: the same rates at the same steps."""
+def test_the_learning_rate_depends_on_updates_not_micro_batches(k: int) -> None:
+    """One batch of 12 rows or k smaller ones per step give the same rates at the same steps."""
 
     class Rates:
         def __init__(self) -> None:
@@ -140,7 +140,7 @@ def test_the_learning_rate_follows_updates(k: int) -> None:
     assert rates.seen == plain.seen
 
 
-def test_accumulated_batches_are_one_big_batch() -> None:
+def test_accumulated_batches_match_one_large_batch() -> None:
     batches = [{name: x[4 * i : 4 * i + 4] for name, x in rows().items()} for i in range(4)]
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), loss_fn, optim.sgd(0.1))
     joined = Trainer(steps, compile=False, accumulate=4).fit(steps.init_state(0), batches, epochs=1)
@@ -151,7 +151,7 @@ def test_accumulated_batches_are_one_big_batch() -> None:
         torch.testing.assert_close(mine, once.state.params[name], rtol=1e-6, atol=1e-7)
 
 
-def test_gradient_norms_have_a_spread() -> None:
+def test_results_contain_minimum_and_maximum_of_gradient_norms() -> None:
     result = trainer().fit(STEPS.init_state(0), [rows()], epochs=1, max_steps=1)
     metrics = result.train.metrics
     assert metrics["grad_norm_min"] == metrics["grad_norm"] == metrics["grad_norm_max"] > 0
@@ -160,7 +160,7 @@ def test_gradient_norms_have_a_spread() -> None:
     assert metrics["grad_norm_min"] < metrics["grad_norm"] < metrics["grad_norm_max"]
 
 
-def test_a_metric_of_ones_own_with_entries_has_a_column_for_each() -> None:
+def test_a_custom_metric_with_a_vector_value_has_a_column_per_entry() -> None:
     class Confusion(NamedTuple):
         counts: torch.Tensor
 
@@ -225,7 +225,9 @@ def test_an_empty_metric_of_an_ensemble_is_refused() -> None:
 
 @pytest.mark.parametrize("later", [torch.ones(3), torch.zeros(0)])
 @pytest.mark.parametrize("as_mean", [False, True])
-def test_a_metric_that_changes_its_shape_is_named(later: torch.Tensor, as_mean: bool) -> None:
+def test_a_metric_that_changes_its_shape_raises_with_its_name(
+    later: torch.Tensor, as_mean: bool
+) -> None:
     one = torch.tensor(1.0)
     steps = [{"x": Mean(x, one) if as_mean else x} for x in (one, one, later)]
     shape = tuple(later.shape)
@@ -235,13 +237,13 @@ def test_a_metric_that_changes_its_shape_is_named(later: torch.Tensor, as_mean: 
 
 
 @pytest.mark.parametrize("weights", [(1.0, torch.tensor(3.0)), (torch.tensor(3.0), 1.0)])
-def test_a_weight_may_be_a_number_at_one_step_and_a_tensor_at_another(weights: Any) -> None:
+def test_mean_weights_may_be_numbers_or_tensors_between_steps(weights: Any) -> None:
     steps = [{"x": Mean(torch.tensor(2.0), weight)} for weight in weights]
     found = MetricTotals().add(read(steps))
     assert repr(found.values()) == "{'x': 1.0}"
 
 
-def test_a_metric_of_ones_own_may_hold_python_numbers() -> None:
+def test_a_custom_metric_may_contain_python_numbers() -> None:
     class Weighed(NamedTuple):
         total: torch.Tensor
         weight: float
@@ -264,7 +266,7 @@ def test_a_metric_of_ones_own_may_hold_python_numbers() -> None:
 
 
 @pytest.mark.parametrize("wrap", [Metrics, dict])
-def test_values_of_each_example_are_neither_kept_nor_logged(wrap: Any) -> None:
+def test_per_example_values_are_neither_kept_nor_logged(wrap: Any) -> None:
     alive: list[weakref.ref[Any]] = []
     most = 0
 
@@ -283,7 +285,9 @@ def test_values_of_each_example_are_neither_kept_nor_logged(wrap: Any) -> None:
     assert [{*each.metrics} for each in found.history] == [{"loss"}] * 2
 
 
-def test_a_result_reads_the_values_of_members_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_computes_the_values_of_ensemble_members_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[Any] = []
     own = MetricTotals.by_member
 
@@ -323,6 +327,6 @@ def test_an_unfinished_epoch_is_printed_as_epoch_so_far() -> None:
     assert next(iter(EpochResult.from_json(by_name).metrics)) == "loss"
 
 
-def test_speeds_read_as_on_the_console() -> None:
+def test_results_print_speeds_in_the_format_of_the_console() -> None:
     result = EpochResult("eval", 1, 5, {"loss": 0.5}, 124_900, 2_000_000, 1.0)
     assert "  125k samples/s  2M tokens/s  " in str(result)

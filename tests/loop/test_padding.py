@@ -1,4 +1,4 @@
-"""Rows that only fill a batch stay out of statistics over a batch."""
+"""Test that padding rows are refused where batch statistics would include them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loader(n: int, **options: Any) -> data.Loader:
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
-def test_padding_is_refused_where_a_module_has_batch_statistics(compiled: Any) -> None:
+def test_fit_refuses_padding_for_modules_with_batch_statistics(compiled: Any) -> None:
     made = steps(nn.BatchNorm1d(2))
     said = r"adds 2 rows of weight zero.*in training: '1'\. Write last_batch=\"drop\""
     for train_data in (loader(6), data.Stream(loader(6))):
@@ -41,7 +41,7 @@ def test_padding_is_refused_where_a_module_has_batch_statistics(compiled: Any) -
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
 @pytest.mark.parametrize("keeps_rate", [False, True])
-def test_a_rate_sweep_refuses_padding_where_a_module_has_batch_statistics(
+def test_learning_rate_finder_refuses_padding_for_modules_with_batch_statistics(
     compiled: Any, keeps_rate: bool
 ) -> None:
     made = steps(nn.BatchNorm1d(2), keeps_rate=keeps_rate)
@@ -59,7 +59,7 @@ def test_a_rate_sweep_refuses_padding_where_a_module_has_batch_statistics(
     assert found.trained
 
 
-def test_steps_with_monitored_gradients_refuse_padding_too() -> None:
+def test_monitored_steps_refuse_padding_for_modules_with_batch_statistics() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     made = callbacks.monitored_steps(net, loss_fn, optim.sgd(0.1), accumulate=2)
     with pytest.raises(ValueError, match="in training: '1'"):
@@ -67,7 +67,7 @@ def test_steps_with_monitored_gradients_refuse_padding_too() -> None:
     assert made.train_step.accumulate == 2
 
 
-def test_padding_is_allowed_where_no_row_is_added_or_none_is_seen() -> None:
+def test_fit_accepts_padding_without_added_rows_or_batch_statistics() -> None:
     frozen = nn.BatchNorm1d(2).eval()
     for n, layer in ((8, nn.BatchNorm1d(2)), (6, nn.LayerNorm(2)), (6, frozen)):
         made = steps(layer)
@@ -75,13 +75,13 @@ def test_padding_is_allowed_where_no_row_is_added_or_none_is_seen() -> None:
         assert result.step == 2
 
 
-def test_evaluations_pad_as_they_like() -> None:
+def test_evaluate_accepts_padding() -> None:
     made = steps(nn.BatchNorm1d(2))
     found = Trainer(made, compile=False).evaluate(made.init_state(0), loader(6))
     assert found.samples == 8
 
 
-def test_loaders_say_how_many_rows_they_add() -> None:
+def test_loader_padding_equals_the_number_of_added_rows() -> None:
     assert [loader(n).padding for n in (1, 4, 5, 7)] == [3, 0, 3, 1]
     assert loader(6, ranks=2).padding == 2
     assert data.Loader({"x": torch.zeros(6)}, 4, shuffle=False, last_batch="keep").padding == 0

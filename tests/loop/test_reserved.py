@@ -1,4 +1,4 @@
-"""Nothing that a step or a callback logs vanishes: it is in every log, or its name is refused."""
+"""Test that every logged value is in every log, or its name is refused."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_logged_value_with_the_name_of_a_column_is_refused(
         assert json.loads(log.path.read_text().splitlines()[0])["step"] == 1
 
 
-def test_a_metric_that_is_computed_from_the_gradient_norms_is_refused() -> None:
+def test_a_metric_named_like_a_gradient_norm_statistic_is_refused() -> None:
     made = Trainer(reports({"grad_norm": 1.0, "grad_norm_max": 2.0}, []), compile=False)
     with pytest.raises(
         ValueError, match="'grad_norm_max', and the log writes a value of 'grad_norm'"
@@ -108,7 +108,7 @@ def test_a_metric_that_is_computed_from_the_gradient_norms_is_refused() -> None:
     assert alone.fit(None, [torch.zeros(1)], epochs=1).train.metrics["grad_norm_max"] == 2
 
 
-def test_a_metric_with_the_column_of_a_vectors_entry_is_refused() -> None:
+def test_a_metric_named_like_the_entry_of_a_vector_metric_is_refused() -> None:
     def step(state: Any, batch: Any) -> Any:
         vector = Sum(torch.ones(2))
         return state, {"loss": torch.tensor(1.0), "c": vector, "c/0": torch.tensor(5.0)}
@@ -117,7 +117,7 @@ def test_a_metric_with_the_column_of_a_vectors_entry_is_refused() -> None:
         Trainer(step, compile=False).fit(STEPS.init_state(0), [torch.ones(1)], epochs=1)
 
 
-def test_a_perplexity_of_ones_own_keeps_its_value() -> None:
+def test_a_metric_named_perplexity_keeps_its_value() -> None:
     made = Trainer(reports({"perplexity": 7.0}, []), compile=False)
     result = made.fit(None, [{"tokens": torch.zeros(2, 3)}], epochs=1).train
     assert result.values()["perplexity"] == 7
@@ -165,7 +165,7 @@ def test_every_value_is_in_every_log(
     )
 
 
-def test_two_values_of_one_name_in_a_row_give_one_notice() -> None:
+def test_duplicate_value_names_in_a_row_warn_once() -> None:
     averages = [callbacks.WindowedAverage(rows=1), callbacks.WindowedAverage(rows=3)]
     with pytest.warns(LoopWarning, match="of 'train' have the name 'loss_windowed'") as told:
         trainer(*averages, log_every=1).fit(STEPS.init_state(0), [rows()] * 4, epochs=1)

@@ -1,4 +1,4 @@
-"""A run that was interrupted anywhere and goes on is the run that was not."""
+"""Test that a run interrupted anywhere and resumed equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def undisturbed(request: Any, tmp_path_factory: Any) -> Any:
 @pytest.mark.parametrize("kind", [BatchEnd, WindowEnd, EpochEnd, EvaluateBegin, EvaluateEnd])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_run_that_is_interrupted_anywhere_and_resumed_is_the_undisturbed_one(
+def test_a_run_interrupted_in_any_event_and_resumed_equals_an_uninterrupted_one(
     undisturbed: Any, kind: Any, number: int, n: int, tmp_path: pathlib.Path
 ) -> None:
     options, result, metadata = undisturbed
@@ -87,10 +87,10 @@ class EvaluatesZeros:
         return state, [Evaluate(), Evaluate(event.state.replace(params=params), "zeros")]
 
 
-def test_an_evaluation_before_one_of_another_state_is_completed_in_spite_of_a_signal(
+def test_a_signal_does_not_interrupt_pending_evaluations_of_another_state(
     tmp_path: pathlib.Path,
 ) -> None:
-    """A checkpoint cannot hold the evaluation of another state, so it must not stay pending."""
+    """A checkpoint cannot store a pending evaluation of another state."""
     whole_run = fit(trainer(EvaluatesZeros()), max_steps=8)
     interrupts = Interrupts(signal.SIGTERM, EvaluateBegin, 1)
     first = fit(trainer(EvaluatesZeros(), interrupts, store=tmp_path), max_steps=8)
@@ -103,7 +103,7 @@ def test_an_evaluation_before_one_of_another_state_is_completed_in_spite_of_a_si
 
 @settings(max_examples=8, deadline=None)
 @given(stops=st.lists(st.integers(1, 5), max_size=4))
-def test_a_run_in_many_pieces_is_the_undisturbed_one(
+def test_a_run_resumed_many_times_equals_an_uninterrupted_one(
     stops: list[int], tmp_path_factory: Any
 ) -> None:
     store = tmp_path_factory.mktemp("pieces")
@@ -118,7 +118,7 @@ def test_a_run_in_many_pieces_is_the_undisturbed_one(
     assert result.status == "completed"
 
 
-def test_a_stopped_run_stays_stopped(tmp_path: pathlib.Path) -> None:
+def test_resuming_a_stopped_run_keeps_it_stopped(tmp_path: pathlib.Path) -> None:
     made = trainer(Counts(stop_after=2), store=tmp_path)
     result = fit(made, epochs=5)
     assert (result.status, result.reason, result.epoch) == ("stopped", "enough", 2)
@@ -135,7 +135,7 @@ def test_resume_without_a_checkpoint_is_refused_unless_it_is_auto(tmp_path: path
     assert fit(trainer(store=tmp_path), epochs=1, resume="auto").status == "completed"
 
 
-def test_a_checkpoint_that_holds_no_run_is_refused(tmp_path: pathlib.Path) -> None:
+def test_resume_refuses_a_checkpoint_without_a_run(tmp_path: pathlib.Path) -> None:
     from tests.loop.runs import STEPS
 
     checkpoint.save(tmp_path / "plain", STEPS.init_state(0), metadata={"mine": 1})
@@ -144,10 +144,10 @@ def test_a_checkpoint_that_holds_no_run_is_refused(tmp_path: pathlib.Path) -> No
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"eval_every": 4, "save_every": 7}])
-def test_no_byte_depends_on_when_it_is_saved(
+def test_trained_bytes_do_not_depend_on_when_checkpoints_are_saved(
     options: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
-    """As a checkpoint every few minutes is: at a step that the clock chooses, the last one too."""
+    """With time-based checkpoints, the clock chooses the steps, including the last one."""
 
     class SavesAt:
         listens = (BatchEnd,)
@@ -171,8 +171,8 @@ def test_no_byte_depends_on_when_it_is_saved(
     assert all(one == found[0] for one in found.values())
 
 
-def test_a_store_that_holds_a_run_is_not_given_another(tmp_path: pathlib.Path) -> None:
-    """Their checkpoints would mix, and a later resume go on with the wrong one."""
+def test_fit_refuses_a_store_that_contains_another_run(tmp_path: pathlib.Path) -> None:
+    """The checkpoints would mix, and a later resume would continue the wrong run."""
     store = checkpoint.Store(tmp_path)
     state = STEPS.init_state(0)
     trainer(store=store).fit(state, train_data(), epochs=1)
@@ -183,12 +183,12 @@ def test_a_store_that_holds_a_run_is_not_given_another(tmp_path: pathlib.Path) -
     trainer(store=store).fit(state, train_data(), epochs=2, resume=True)
 
 
-def test_a_pending_note_of_an_older_checkpoint_is_a_notify() -> None:
+def test_a_pending_note_in_an_old_checkpoint_loads_as_notify() -> None:
     content = {**LoopState(None).metadata(), "todo": [["Note", {"message": "step 5"}]]}
     assert LoopState.from_metadata(None, content).pending == (Notify("step 5"),)
 
 
-def test_replace_refuses_a_field_that_does_not_exist() -> None:
+def test_loop_state_replace_refuses_unknown_fields() -> None:
     state = LoopState(None)
     assert state.replace(accumulate=3) == LoopState(None, accumulate=3)
     with pytest.raises(TypeError, match="expected names of fields, got step"):

@@ -1,4 +1,4 @@
-"""What a run does: where it ends, what data may be, what callbacks can ask for."""
+"""Test runs of the trainer: their end, accepted data, events, and requested actions."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_any_iterable_of_batches_gives_the_same_run(data: Any) -> None:
     assert digest(result) == digest(run(BATCHES, epochs=2))
 
 
-def test_a_function_of_the_epoch_is_called_with_each_epoch() -> None:
+def test_a_data_function_is_called_with_each_epoch() -> None:
     seen: list[int] = []
 
     def data(epoch: int) -> Any:
@@ -137,7 +137,7 @@ def test_a_function_of_the_epoch_is_called_with_each_epoch() -> None:
         (lambda epoch: [], ValueError, "EpochFunction has none: it is empty"),
     ],
 )
-def test_data_that_are_not_batches_are_refused(
+def test_fit_refuses_data_that_are_not_batches(
     data: Any, error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
@@ -152,12 +152,12 @@ def test_data_that_are_not_batches_are_refused(
         ({"accumulate": True}, "accumulate: expected"),
     ],
 )
-def test_options_out_of_range_are_refused(options: Any, said: str) -> None:
+def test_trainer_refuses_options_out_of_range(options: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         trainer(**options)
 
 
-def test_fit_names_a_missing_argument() -> None:
+def test_fit_raises_for_missing_or_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="expected epochs or max_steps"):
         run(BATCHES)
     with pytest.raises(ValueError, match="epochs: expected an integer of at least 0, got -1"):
@@ -170,8 +170,8 @@ def test_fit_names_a_missing_argument() -> None:
         Asks.once(Evaluate()).fit(STEPS.init_state(0), BATCHES, epochs=1)
 
 
-def test_any_function_of_a_state_and_a_batch_is_a_step() -> None:
-    """Any function of a state and a batch; the state any tree."""
+def test_trainer_accepts_any_function_of_a_state_and_a_batch_as_step() -> None:
+    """The state may be any tree."""
 
     def step(state: torch.Tensor, batch: torch.Tensor) -> Any:
         return state + batch.sum(), {"sum": batch.sum()}
@@ -199,7 +199,7 @@ class Asks:
         return trainer(cls(action), **options)
 
 
-def test_stop_ends_the_run_with_its_reason() -> None:
+def test_the_stop_action_ends_the_run_with_its_reason() -> None:
     result = fit(Asks.once(Stop("enough")), epochs=5)
     assert (result.status, result.reason, result.step) == ("stopped", "enough", 1)
 
@@ -212,7 +212,7 @@ def test_a_run_resumes_after_a_resumable_stop(tmp_path: Any) -> None:
     assert digest(result) == digest(fit(trainer(), epochs=2))
 
 
-def test_replace_takes_a_state_of_the_same_structure_only() -> None:
+def test_the_replace_action_requires_a_state_of_the_same_structure() -> None:
     other = STEPS.init_state(7)
     result = fit(Asks.once(Replace(other)), max_steps=1)
     assert digest(result) == tree.digest(other)
@@ -220,7 +220,7 @@ def test_replace_takes_a_state_of_the_same_structure_only() -> None:
         fit(Asks.once(Replace({"w": torch.zeros(1)})), max_steps=1)
 
 
-def test_replace_is_the_same_under_donation() -> None:
+def test_the_replace_action_gives_the_same_run_under_donation() -> None:
     def halved(event: Any) -> Any:
         params = tree.map(lambda p: 0.5 * p, event.state.params)
         return Replace(event.state.replace(params=params))
@@ -232,13 +232,13 @@ def test_replace_is_the_same_under_donation() -> None:
     assert digest(results[0]) == digest(results[1])
 
 
-def test_accumulate_takes_effect_at_the_next_step() -> None:
+def test_the_accumulate_action_takes_effect_at_the_next_step() -> None:
     result = trainer(Asks(Accumulate(2))).fit(STEPS.init_state(0), BATCHES * 2, epochs=1)
     assert result.step == 4  # 1, 2, 2, and the last alone
     assert result.train.samples == 48
 
 
-def test_evaluations_are_done_once_a_step_and_by_name() -> None:
+def test_requested_evaluations_run_once_per_step_and_name() -> None:
     seen: list[tuple[str, float]] = []
 
     class Sees:
@@ -258,7 +258,7 @@ def test_evaluations_are_done_once_a_step_and_by_name() -> None:
     assert [each.split for each in result.history[:2]] == ["eval", "eval/zero"]
 
 
-def test_values_join_the_row_of_their_event() -> None:
+def test_logged_values_join_the_row_of_their_event() -> None:
     logged: list[tuple[str, dict[str, float]]] = []
 
     class Sees:
@@ -274,7 +274,7 @@ def test_values_join_the_row_of_their_event() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.zeros(0), torch.zeros(2, 2), "high", None], ids=repr)
-def test_a_logged_value_that_is_not_a_number_is_named(value: Any) -> None:
+def test_a_logged_value_that_is_not_a_number_raises_with_its_name(value: Any) -> None:
     with pytest.raises(TypeError, match="the value 'mine' of a row of the log: expected a number"):
         fit(Asks.once(Log({"mine": value})), max_steps=1)
 
@@ -293,7 +293,7 @@ def test_several_saves_of_one_step_write_one_checkpoint(tmp_path: Any) -> None:
     assert store.best().name == "step-000000000001"  # type: ignore[union-attr]
 
 
-def test_a_callback_that_answers_itself_is_stopped() -> None:
+def test_a_callback_that_logs_on_every_log_event_raises() -> None:
     class Echo:
         def on_logged(self, event: Any) -> Any:
             return Log({"again": 1.0})
@@ -313,7 +313,7 @@ def test_a_callback_that_answers_itself_is_stopped() -> None:
         ),
     ],
 )
-def test_an_object_that_is_not_a_callback_is_refused(callback: Any, said: str) -> None:
+def test_trainer_refuses_objects_that_are_not_callbacks(callback: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         trainer(callback)
 
@@ -326,7 +326,7 @@ def test_an_object_that_is_not_a_callback_is_refused(callback: Any, said: str) -
         (5, "got 5"),
     ],
 )
-def test_an_answer_that_is_not_state_and_actions_is_refused(answer: Any, said: str) -> None:
+def test_a_callback_result_other_than_state_and_actions_is_refused(answer: Any, said: str) -> None:
     class Wrong:
         def init(self) -> int:
             return 0
@@ -338,7 +338,7 @@ def test_an_answer_that_is_not_state_and_actions_is_refused(answer: Any, said: s
         fit(trainer(Wrong()), epochs=1)
 
 
-def test_a_plain_class_keeps_what_it_remembers(tmp_path: Any) -> None:
+def test_attributes_of_a_plain_callback_survive_a_resume(tmp_path: Any) -> None:
     class Counter:
         def __init__(self) -> None:
             self.epochs = 0

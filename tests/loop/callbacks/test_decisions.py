@@ -1,4 +1,4 @@
-"""What stops, saves and changes a run: against plain code that says what should happen."""
+"""Test callbacks that stop, save or change a run against plain reference code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def told(callback: Any, events: list[Any]) -> tuple[Any, list[tuple[int, Any]]]:
     delta=st.sampled_from([0.0, 0.5]),
     sign=st.sampled_from([1, -1]),
 )
-def test_early_stopping_stops_after_patience_values_that_are_not_better(
+def test_early_stopping_stops_after_patience_values_without_improvement(
     values: list[float], patience: int, delta: float, sign: int
 ) -> None:
     stops, best, best_at = [], math.inf, -1
@@ -84,10 +84,10 @@ def test_early_stopping_stops_after_patience_values_that_are_not_better(
 
 
 @given(values=st.lists(NUMBERS, max_size=20), k=st.integers(1, 4), sign=st.sampled_from([1, -1]))
-def test_checkpointing_saves_what_is_among_the_best_k_so_far(
+def test_checkpointing_saves_each_step_among_the_best_k_so_far(
     values: list[float], k: int, sign: int
 ) -> None:
-    """Saved is what was among the best k of those so far; so the best k of all are."""
+    """Therefore the best k steps of the whole run are saved."""
     saves, so_far = [], []
     for i, value in enumerate(values):
         if not math.isnan(value):
@@ -103,7 +103,7 @@ def test_checkpointing_saves_what_is_among_the_best_k_so_far(
         assert action.metrics == {"eval/x": sign * values[i], "x": sign * values[i]}
 
 
-def test_the_store_keeps_the_best(tmp_path: pathlib.Path) -> None:
+def test_store_keeps_the_best_checkpoints_and_the_last(tmp_path: pathlib.Path) -> None:
     store = checkpoint.Store(tmp_path, keep_last=1, keep_best=2, metric="eval/loss")
     result = fit(trainer(callbacks.Checkpointing(best=2), store=store, eval_every=2), epochs=4)
     losses = {each.step: each.loss for each in result.history if each.split == "eval"}
@@ -112,7 +112,7 @@ def test_the_store_keeps_the_best(tmp_path: pathlib.Path) -> None:
     assert store.best() == tmp_path / f"step-{ranked[0]:012d}"
 
 
-def test_checkpoints_by_steps_and_minutes(tmp_path: pathlib.Path) -> None:
+def test_checkpointing_saves_every_n_steps_or_minutes(tmp_path: pathlib.Path) -> None:
     store = checkpoint.Store(tmp_path, keep_last=None)
     fit(trainer(callbacks.Checkpointing(every=3), store=store, save_every=1000), max_steps=7)
     assert store.steps() == [3, 6, 7]
@@ -123,7 +123,9 @@ def test_checkpoints_by_steps_and_minutes(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("monitor", ["eval/loss", "train/loss"])
-def test_decisions_are_those_of_the_undisturbed_run(monitor: Any, tmp_path: pathlib.Path) -> None:
+def test_early_stopping_and_checkpointing_decide_equally_after_a_resume(
+    monitor: Any, tmp_path: pathlib.Path
+) -> None:
     def made(folder: str) -> Any:
         store = checkpoint.Store(tmp_path / folder, keep_last=1, keep_best=2, metric=monitor)
         watching = [
@@ -145,7 +147,7 @@ def test_decisions_are_those_of_the_undisturbed_run(monitor: Any, tmp_path: path
     assert store.best().name == undisturbed.best().name  # type: ignore[union-attr]
 
 
-def test_a_metric_that_cannot_be_monitored_is_corrected() -> None:
+def test_an_invalid_monitor_raises_with_the_correct_name() -> None:
     with pytest.raises(ValueError, match="Write 'eval/loss'"):
         callbacks.EarlyStopping(1, monitor="loss")
     watching = callbacks.EarlyStopping(1, monitor="eval/acuracy")
@@ -160,7 +162,7 @@ def test_a_metric_that_cannot_be_monitored_is_corrected() -> None:
         callbacks.EarlyStopping(0)
 
 
-def test_early_stopping_without_an_evaluation_says_so() -> None:
+def test_early_stopping_without_an_evaluation_raises() -> None:
     made = trainer(callbacks.EarlyStopping(1))
     with pytest.raises(
         ValueError, match="no metric .eval/loss. to monitor: the run has no evaluation"
@@ -169,8 +171,10 @@ def test_early_stopping_without_an_evaluation_says_so() -> None:
 
 
 @pytest.mark.parametrize("by", ["epoch", "step"])
-def test_an_accumulation_schedule_joins_batches_as_it_says(by: Any, tmp_path: pathlib.Path) -> None:
-    """The batches of each step, also where the run was cut into pieces."""
+def test_accumulation_schedule_joins_the_given_number_of_batches(
+    by: Any, tmp_path: pathlib.Path
+) -> None:
+    """Check the batches of each step, also in a run that is interrupted and resumed."""
 
     class Sizes:
         def __init__(self) -> None:
@@ -192,7 +196,7 @@ def test_an_accumulation_schedule_joins_batches_as_it_says(by: Any, tmp_path: pa
 
 
 @given(st.dictionaries(st.integers(0, 9), st.integers(1, 9), min_size=1))
-def test_accumulation_follows_from_the_progress(schedule: dict[int, int]) -> None:
+def test_accumulation_schedule_depends_only_on_the_progress(schedule: dict[int, int]) -> None:
     callback, k = callbacks.AccumulationSchedule(schedule), 1
     result = EpochResult("train", 0, 0, {}, 1, 0)
     for done in range(11):
@@ -217,7 +221,7 @@ def test_accumulation_follows_from_the_progress(schedule: dict[int, int]) -> Non
     ],
 )
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_an_unknown_metric_is_refused_as_early_as_can_be(
+def test_an_unknown_monitored_metric_is_refused_at_the_earliest_step(
     make: str, monitor: str, options: Any, at: int, said: str
 ) -> None:
     watch = (
@@ -247,8 +251,8 @@ def test_an_unknown_metric_of_a_stream_is_refused_at_the_first_evaluation() -> N
     assert error.value.fit_result.step == 7  # type: ignore[attr-defined]  # the trainer's
 
 
-def test_the_look_at_an_evaluation_changes_nothing() -> None:
-    """Neither what a step keeps nor what torch's generators draw; its errors come in their time."""
+def test_inspecting_the_evaluation_metrics_has_no_side_effects() -> None:
+    """It changes neither kept tensors nor torch's generators; only real evaluations raise errors."""
     kept: list[torch.Tensor] = []
 
     def step(state: torch.Tensor, batch: Any) -> Any:
@@ -289,14 +293,14 @@ def test_the_look_at_an_evaluation_changes_nothing() -> None:
 )
 @pytest.mark.filterwarnings("ignore:early stopping has seen no")
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_a_metric_that_will_be_there_is_not_refused(monitor: str) -> None:
+def test_every_metric_of_a_run_can_be_monitored(monitor: str) -> None:
     made = trainer(callbacks.EarlyStopping(9, monitor=monitor), compile={"backend": "eager"})
     assert fit(made, epochs=2).status == "completed"
 
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_a_metric_whose_value_reads_its_tensors_is_not_refused() -> None:
-    """The look at an evaluation runs a compiled step on tensors without values."""
+def test_a_metric_whose_value_reads_its_tensors_is_accepted() -> None:
+    """The metrics are inspected by running a compiled step on tensors without values."""
 
     class Read(NamedTuple):
         total: torch.Tensor
@@ -317,7 +321,7 @@ def test_a_metric_whose_value_reads_its_tensors_is_not_refused() -> None:
     assert found.eval.metrics["read"] == pytest.approx(float(rows(seed=1)["x"].sum()), rel=1e-5)
 
 
-def test_data_that_can_be_gone_through_once_are_not_touched_for_a_name() -> None:
+def test_inspecting_the_metrics_does_not_consume_a_stream() -> None:
     looked = []
 
     def batches(epoch: int) -> Any:
@@ -335,7 +339,7 @@ def test_accumulation_schedule_refuses_invalid_schedules() -> None:
             callbacks.AccumulationSchedule(schedule)
 
 
-def test_a_time_limit_can_be_resumed(tmp_path: pathlib.Path) -> None:
+def test_a_run_stopped_by_a_time_limit_resumes(tmp_path: pathlib.Path) -> None:
     expected = fit(trainer(), epochs=2)
     limit = callbacks.TimeLimit(seconds=1e-9)
     for _ in range(3):
@@ -348,7 +352,7 @@ def test_a_time_limit_can_be_resumed(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["ema", "swa", "target"])
-def test_averaged_weights_are_evaluated(where: str) -> None:
+def test_ema_evaluation_evaluates_the_averaged_weights(where: str) -> None:
     import ftrain
 
     inner = optim.adamw(1e-2)
@@ -376,7 +380,7 @@ def test_ema_evaluation_names_a_missing_average() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
-def test_a_windowed_average_weighs_rows_by_their_samples(values: list[float], rows: int) -> None:
+def test_windowed_average_weights_rows_by_their_samples(values: list[float], rows: int) -> None:
     from ftrain.loop import WindowEnd
 
     events = [

@@ -1,4 +1,4 @@
-"""What a person sees."""
+"""Test what a run prints and draws: progress bar, console, files, pictures and profiles."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def last_line(stream: io.StringIO) -> str:
     return stream.getvalue().replace("\n", "\r").strip("\r").split("\r")[-1]
 
 
-def test_the_bar_shows_epoch_evaluation_and_loss() -> None:
+def test_progress_bar_shows_epoch_evaluation_and_loss() -> None:
     stream = Terminal()
     fit(trainer(callbacks.ProgressBar(refresh=0, stream=stream)), epochs=2)
     text = stream.getvalue()
@@ -57,14 +57,14 @@ def test_the_bar_shows_epoch_evaluation_and_loss() -> None:
     assert ", eval loss " in line
 
 
-def test_the_bar_is_refreshed_by_the_clock() -> None:
+def test_progress_bar_refreshes_at_most_once_per_interval() -> None:
     stream = Terminal()
     fit(trainer(callbacks.ProgressBar(refresh=1e9, stream=stream)), epochs=3)
     # At the beginning and the end, and around each of three evaluations.
     assert stream.getvalue().count("\r") <= 2 * (2 + 2 * 3)
 
 
-def test_lines_where_there_is_no_terminal() -> None:
+def test_progress_bar_prints_lines_without_a_terminal() -> None:
     stream = io.StringIO()
     fit(trainer(callbacks.ProgressBar(every=0, stream=stream)), epochs=1)
     lines = stream.getvalue().splitlines()
@@ -80,7 +80,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert stream.getvalue() == "epoch 0/0  step 0  0:00 done\n"  # no speed of no step
 
 
-def test_a_resumed_bar_begins_where_it_was(tmp_path: pathlib.Path) -> None:
+def test_progress_bar_of_a_resumed_run_starts_at_its_progress(tmp_path: pathlib.Path) -> None:
     fit(trainer(store=tmp_path), epochs=1)
     stream = Terminal()
     bar = callbacks.ProgressBar(refresh=1e9, stream=stream)
@@ -96,8 +96,8 @@ def test_displays_on_other_ranks_print_nothing(monkeypatch: pytest.MonkeyPatch, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_rows_stand_above_the_bar() -> None:
-    """No line of the log is left on the bar's own line."""
+def test_console_rows_are_printed_above_the_progress_bar() -> None:
+    """Each row ends before the progress bar is drawn again."""
     stream = Terminal()
     fit(
         trainer(
@@ -125,7 +125,7 @@ def ended(seconds: float) -> TrainEnd:
     return TrainEnd(Progress(9, 9), seconds, None, FitResult(None, (), "completed"))
 
 
-def test_rows_of_short_epochs_are_left_out_of_the_console() -> None:
+def test_console_logger_omits_rows_within_its_interval() -> None:
     stream = io.StringIO()
     console = callbacks.ConsoleLogger(every=5.0, stream=stream)
     begin = TrainBegin(Progress(), 0.0, None, Plan(9, None, 1, 50, None))
@@ -149,7 +149,7 @@ def test_rows_of_short_epochs_are_left_out_of_the_console() -> None:
         callbacks.ConsoleLogger(every=-1)
 
 
-def test_a_row_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_rows_fit_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"accuracy": 0.25, "grad_norm": 1.0, "learning_rate": 1e-3, "duration": 1.0}
     long = values | {"samples_per_second": 2e4}
     for columns, there, gone in (
@@ -167,7 +167,7 @@ def test_a_row_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert columns == 20 or len(line) <= columns
 
 
-def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
+def test_console_prints_notices_and_resumes(tmp_path: pathlib.Path) -> None:
     def out_of_memory(state: Any, batch: Any) -> Any:
         if len(batch["y"] if isinstance(batch, dict) else batch.batches[0]["y"]) > 4:
             raise torch.OutOfMemoryError("told so")
@@ -182,7 +182,7 @@ def test_the_console_says_what_one_should_know(tmp_path: pathlib.Path) -> None:
     assert "going on behind step 7, epoch 1" in stream.getvalue()
 
 
-def test_image_grids_texts_and_curves_are_written(tmp_path: pathlib.Path) -> None:
+def test_image_grid_text_and_curves_callbacks_write_their_files(tmp_path: pathlib.Path) -> None:
     g = torch.Generator().manual_seed(0)
     images = torch.rand(5, 3, 8, 6, generator=g)
     made = trainer(
@@ -204,7 +204,7 @@ def test_image_grids_texts_and_curves_are_written(tmp_path: pathlib.Path) -> Non
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_curves_hold_all_rows_wherever_they_stand(
+def test_curves_draws_all_rows_wherever_it_is_listed(
     first: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import json
@@ -233,13 +233,13 @@ def test_curves_hold_all_rows_wherever_they_stand(
     assert drawn == [whole[:n] for n in (1, 4, 4, 5, 8, 9)]
 
 
-def test_curves_without_a_log_say_what_is_missing(tmp_path: pathlib.Path) -> None:
+def test_curves_without_a_log_warns_about_the_missing_logger(tmp_path: pathlib.Path) -> None:
     with pytest.warns(CallbackWarning, match="expected a log of JSONLLogger"):
         fit(trainer(callbacks.Curves(tmp_path / "curves.png")), epochs=1)
 
 
 @pytest.mark.filterwarnings("error::ftrain.loop.CallbackWarning")
-def test_a_run_that_ends_before_its_first_row_has_no_curves(tmp_path: pathlib.Path) -> None:
+def test_curves_draws_nothing_for_a_run_without_rows(tmp_path: pathlib.Path) -> None:
     class Interrupts:
         def on_batch_end(self, event: Any) -> None:
             signal.raise_signal(signal.SIGINT)
@@ -280,14 +280,14 @@ def test_compilation_is_announced_before_and_after_the_first_call(tmp_path: path
     assert "compil" not in stream.getvalue()
 
 
-def test_a_trace_that_the_end_cuts_short_is_written(tmp_path: pathlib.Path) -> None:
+def test_profiler_writes_its_trace_if_the_run_ends_first(tmp_path: pathlib.Path) -> None:
     profiler = callbacks.Profiler(tmp_path, start=6, steps=100, memory=True)
     fit(trainer(profiler, callbacks.PhaseTimes()), epochs=1)
     assert "aten::addmm" in (tmp_path / "trace-step-7.json").read_text()
     assert "aten::addmm" in (tmp_path / "trace-step-7.txt").read_text()
 
 
-def test_phases_are_all_of_the_time() -> None:
+def test_phase_times_sum_to_the_time_of_the_run() -> None:
     from ftrain.loop import WindowEnd
 
     class Sums:
@@ -336,7 +336,9 @@ def test_gradient_monitor_names_vanishing_and_exploding_layers() -> None:
         fit(trainer(callbacks.GradientMonitor()), epochs=1)
 
 
-def test_findings_about_gradients_are_in_the_log_and_on_the_console(tmp_path: pathlib.Path) -> None:
+def test_gradient_monitor_findings_are_in_the_log_and_on_the_console(
+    tmp_path: pathlib.Path,
+) -> None:
     def step(state: Any, batch: Any) -> Any:
         return state, {"loss": 1.0, "grad_norm/head": 0.0, "grad_norm/body.0": 1.0}
 
@@ -367,14 +369,14 @@ def bar_on_a_terminal(rows: int, columns: int) -> str:
     return shown.decode()
 
 
-def test_a_terminal_without_a_size_has_a_bar_too() -> None:
+def test_progress_bar_works_in_a_terminal_without_a_size() -> None:
     shown = bar_on_a_terminal(0, 0)
     assert "epoch 1/1: 100%" in shown
     assert "7/7" in shown
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_bar_shows_the_losses_in_a_terminal_of_any_width(columns: int) -> None:
+def test_progress_bar_shows_the_losses_at_any_width(columns: int) -> None:
     line = bar_on_a_terminal(24, columns).rstrip().split("\r")[-1].strip()
     assert len(line) <= columns
     assert ", eval loss " in line

@@ -1,4 +1,4 @@
-"""What a callback was made with tells it from others; the data that it holds are not read for that."""
+"""Test that callbacks are identified by their options, without reading the data they hold."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class UnreadIterator:
     ],
     ids=lambda data: type(data).__name__,
 )
-def test_data_that_a_callback_holds_are_not_read_to_name_it(data: Any) -> None:
+def test_identifying_a_callback_does_not_read_its_data(data: Any) -> None:
     for each in named([Kept(data=data), Kept(data=data), Kept(data=data, n=1)]):
         assert not each.options.whole
     digests = [each.options.digests for each in named([Kept(data=data), Kept(data=data, n=1)])]
@@ -95,22 +95,22 @@ class Colour(enum.Enum):
     ],
     ids=lambda option: type(option).__name__,
 )
-def test_options_of_plain_values_and_objects_are_whole(option: Any) -> None:
+def test_options_of_plain_values_identify_a_callback_completely(option: Any) -> None:
     (each,) = named([Kept(option=option)])
     assert each.options.whole
     (each,) = named([EarlyStopping(3)])
     assert each.options.whole
 
 
-def test_callbacks_that_hold_different_functions_are_not_taken_for_each_other() -> None:
-    """`functools.partial` has attributes, and they do not say which function it is."""
+def test_callbacks_with_different_partial_functions_are_not_matched() -> None:
+    """The attributes of `functools.partial` do not identify the function."""
     pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
     kept = {each.key: each.options for each in named(pair)}
     with pytest.raises(ValueError, match="cannot be determined which belongs to which"):
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 
-def test_a_callback_whose_field_has_no_value_yet_is_named() -> None:
+def test_a_callback_with_an_unset_dataclass_field_gets_a_name() -> None:
     @dataclasses.dataclass
     class Late:
         filled: Any = dataclasses.field(init=False)

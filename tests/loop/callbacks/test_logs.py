@@ -1,4 +1,4 @@
-"""Logs are continuous: whatever happens to a run, each row is there once."""
+"""Test that logs contain each row once, whatever interrupts the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: Any) -> pathlib.Path:
     return folder
 
 
-def test_rows_and_table_hold_the_same(undisturbed: pathlib.Path) -> None:
+def test_json_and_csv_logs_contain_the_same_rows(undisturbed: pathlib.Path) -> None:
     as_text = [{k: str(v) for k, v in row.items()} for row in rows(undisturbed)]
     assert as_text == table(undisturbed)
     steps = [(row["split"], row["step"]) for row in rows(undisturbed)]
@@ -56,10 +56,10 @@ def test_rows_and_table_hold_the_same(undisturbed: pathlib.Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(deaths=st.lists(st.integers(1, 40), min_size=1, max_size=3), torn=st.booleans())
-def test_logs_of_a_run_that_is_killed_anywhere_are_the_undisturbed_ones(
+def test_logs_of_a_killed_and_resumed_run_equal_uninterrupted_ones(
     undisturbed: pathlib.Path, tmp_path_factory: Any, deaths: list[int], torn: bool
 ) -> None:
-    """A process that dies leaves its files as they are, and saves nothing more."""
+    """A killed process leaves its files as they are and saves nothing more."""
     folder = tmp_path_factory.mktemp("killed")
     for n in deaths:
         with Store(folder / "checkpoints") as store:
@@ -81,7 +81,7 @@ def test_logs_of_a_run_that_is_killed_anywhere_are_the_undisturbed_ones(
 
 @pytest.mark.parametrize("kind", [BatchEnd, Logged])
 @pytest.mark.parametrize("n", [2, 5])
-def test_logs_of_an_interrupted_run_are_the_undisturbed_ones(
+def test_logs_of_an_interrupted_and_resumed_run_equal_uninterrupted_ones(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, kind: Any, n: int
 ) -> None:
     import signal
@@ -94,10 +94,10 @@ def test_logs_of_an_interrupted_run_are_the_undisturbed_ones(
     assert table(tmp_path) == table(undisturbed)
 
 
-def test_a_finished_run_continues_with_a_longer_plan(
+def test_a_finished_run_continues_its_logs_with_a_longer_plan(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """The last row stood for a window that was not full: now it is, or the same row again."""
+    """The row of a partial last window is replaced by that of the full one, without repetition."""
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store, eval_every=None), max_steps=11)
     fit(logged(tmp_path, store=store), epochs=2, resume=True)
@@ -108,7 +108,7 @@ def test_a_finished_run_continues_with_a_longer_plan(
     assert rows(tmp_path) == before
 
 
-def test_times_of_a_resumed_run_go_on_from_the_last(tmp_path: pathlib.Path) -> None:
+def test_times_in_the_log_of_a_resumed_run_increase(tmp_path: pathlib.Path) -> None:
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store), epochs=1)
     fit(logged(tmp_path, store=store), epochs=2, resume=True)
@@ -139,7 +139,7 @@ def row_of(**values: float) -> Logged:
     return Logged(Progress(), 1.0, None, "train", values)
 
 
-def test_no_number_is_json_all_the_same(tmp_path: pathlib.Path) -> None:
+def test_json_logger_writes_non_finite_numbers_as_null(tmp_path: pathlib.Path) -> None:
     logger = JSONLLogger(tmp_path / "log")
     logger(logger.init(), row_of(loss=float("nan"), norm=float("inf")))
 
@@ -152,7 +152,7 @@ def test_no_number_is_json_all_the_same(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [JSONLLogger, CSVLogger, FileLogger])
-def test_other_ranks_write_nothing(
+def test_file_based_loggers_write_only_on_rank_0(
     kind: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -162,7 +162,7 @@ def test_other_ranks_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path: pathlib.Path) -> None:
+def test_a_full_disk_leaves_no_partial_line_in_a_log(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "log"
     _lines.append(path, "first")
 
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: pathlib.Path) -> None:
     assert path.read_text() == "first\n"
 
 
-def test_a_failing_logger_costs_rows_not_the_run(tmp_path: pathlib.Path) -> None:
+def test_a_failing_logger_does_not_fail_the_run(tmp_path: pathlib.Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.warns(CallbackWarning, match="JSONLLogger raised IsADirectoryError"):
         result = fit(logged(tmp_path), epochs=1)
@@ -206,7 +206,7 @@ def test_a_failing_logger_costs_rows_not_the_run(tmp_path: pathlib.Path) -> None
     n=st.integers(0, 8),
     tail=st.text("xy", max_size=3),
 )
-def test_the_first_lines_of_a_file_are_kept_and_the_others_cut(
+def test_keep_truncates_a_log_after_its_first_n_lines(
     tmp_path_factory: Any, lines: list[str], n: int, tail: str
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "log"
@@ -215,15 +215,15 @@ def test_the_first_lines_of_a_file_are_kept_and_the_others_cut(
     assert path.read_text() == "".join(line + "\n" for line in lines[:n])
 
 
-def test_a_device_is_not_read_to_its_end(tmp_path: pathlib.Path) -> None:
-    """`/dev/stdout` of a terminal waits for what is typed, `/dev/zero` has no end."""
+def test_json_logger_warns_about_a_device_file(tmp_path: pathlib.Path) -> None:
+    """Reading `/dev/stdout` of a terminal waits for input, and `/dev/zero` has no end."""
     with pytest.warns(CallbackWarning, match="/dev/zero: expected a regular file"):
         result = fit(trainer(JSONLLogger("/dev/zero")), max_steps=1)
     assert result.status == "completed"
 
 
-def test_a_metric_may_have_any_name(tmp_path: pathlib.Path) -> None:
-    """Quotes, commas and line ends in a name: the run goes on behind the same rows."""
+def test_logs_accept_metrics_of_any_name_over_a_resume(tmp_path: pathlib.Path) -> None:
+    """Names with quotes, commas and line ends: a resumed run continues after the same rows."""
     names = ('a,b"c', "two\nlines", "é\u2028x")
 
     class Logs:

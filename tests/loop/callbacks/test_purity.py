@@ -1,4 +1,4 @@
-"""No observer changes a bit of the training, and all their states are JSON."""
+"""Test that callbacks do not change the trained bits, and that their states are JSON."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_shipped_callbacks_do_not_change_the_training_state(tmp_path: pathlib.Pa
 
 
 def test_shipped_callbacks_resume_with_their_states(tmp_path: pathlib.Path) -> None:
-    """The last checkpoint of an interrupted run is that of an undisturbed one, callbacks and all."""
+    """The last checkpoint of an interrupted run equals that of an uninterrupted one."""
 
     def run(folder: str, *steps: int) -> Any:
         where = tmp_path / folder
@@ -88,7 +88,7 @@ def test_shipped_callbacks_resume_with_their_states(tmp_path: pathlib.Path) -> N
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"nonfinite": "ignore"}])
-def test_monitored_steps_train_the_same_bits_and_add_norms_by_layer(
+def test_monitored_steps_keep_the_trained_bits_and_add_norms_by_layer(
     compiled: bool, options: Any
 ) -> None:
     ours, theirs = monitored(**options), steps(**options)
@@ -115,7 +115,7 @@ def test_monitored_steps_train_the_same_bits_and_add_norms_by_layer(
     assert tree.structure(ours.init_state(0)) == tree.structure(theirs.init_state(0))
 
 
-def test_a_skipped_step_has_no_norms() -> None:
+def test_gradient_norms_of_a_skipped_step_have_weight_zero() -> None:
     batch = {name: value[:8].clone() for name, value in rows().items()}
     batch["x"][0] = torch.nan
     _, metrics = monitored().train_step(STEPS.init_state(0), batch)
@@ -124,13 +124,13 @@ def test_a_skipped_step_has_no_norms() -> None:
     assert (float(entry.total), float(entry.weight)) == (0.0, 0.0)
 
 
-def test_norms_by_layer_come_as_events() -> None:
+def test_monitored_steps_emit_norms_by_layer_as_events() -> None:
     made = Trainer(monitored(), compile=False)
     events = made.events(STEPS.init_state(0), train_data(), max_steps=2, kinds=(BackwardEnd,))
     assert [sorted(event.norms) for event in events] == [["0", "3"]] * 2  # type: ignore[attr-defined]
 
 
-def test_several_learning_rates_keep_their_names() -> None:
+def test_monitored_steps_keep_the_names_of_several_learning_rates() -> None:
     groups = {"first": ("^0", optim.sgd(0.1)), "rest": (optim.everything, optim.sgd(0.2))}
     optimizer = optim.partition(groups)
     ours = callbacks.monitored_steps(model, loss_fn, optimizer)

@@ -1,4 +1,4 @@
-"""Loggers to services against the services' own packages, where they are installed; nothing is sent.
+"""Test service loggers against the installed packages of the services, offline.
 
 What each is told, call by call, `test_services.py` holds against stand-ins.
 """
@@ -27,7 +27,7 @@ def logged(folder: pathlib.Path, make: Any) -> list[Any]:
     ]
 
 
-def test_tensorboard_reads_back_what_was_logged(tmp_path: pathlib.Path) -> None:
+def test_tensorboard_reads_back_the_logged_values(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,7 +40,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: pathlib.Path) -> None:
     assert losses == [(r.step, pytest.approx(r.eval.loss, rel=1e-6)) for r in results]
 
 
-def test_mlflow_reads_back_what_was_logged(
+def test_mlflow_reads_back_the_logged_values(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -54,7 +54,7 @@ def test_mlflow_reads_back_what_was_logged(
         assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == steps
 
 
-def test_wandb_holds_what_was_logged(
+def test_wandb_reads_back_the_logged_values(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -1,4 +1,4 @@
-"""Loggers to services, against stand-ins that remember what they were told."""
+"""Test service loggers against fake packages that record their calls."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_tensorboard_gets_each_row_once_over_a_resume(told: Told, tmp_path: path
     assert told[-1][0] == "close"
 
 
-def test_wandb_goes_on_with_the_same_run_after_a_resume(told: Told, tmp_path: pathlib.Path) -> None:
+def test_wandb_logger_continues_the_same_run_after_a_resume(
+    told: Told, tmp_path: pathlib.Path
+) -> None:
     for end in (7, 9):
         logger = callbacks.WandbLogger("digits", mode="offline")
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
@@ -74,7 +76,7 @@ def test_wandb_goes_on_with_the_same_run_after_a_resume(told: Told, tmp_path: pa
     assert options_of(told, "finish") == [{"exit_code": 0}] * 2
 
 
-def test_mlflow_goes_on_with_the_same_run_after_a_resume(
+def test_mlflow_logger_continues_the_same_run_after_a_resume(
     told: Told, tmp_path: pathlib.Path
 ) -> None:
     for end in (7, 9):
@@ -98,7 +100,7 @@ def test_mlflow_goes_on_with_the_same_run_after_a_resume(
         ("matplotlib", lambda: callbacks.ImageGrid(lambda state: state, "x")),
     ],
 )
-def test_a_missing_package_is_named_on_construction(
+def test_callbacks_name_a_missing_package_on_construction(
     module: str, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]  # import then fails

@@ -1,4 +1,4 @@
-"""A callback's state survives: of the same types, and as the state of the same callback."""
+"""Test that callback states survive a resume with their types and their callbacks."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def spelled(value: Any) -> Any:
 
 @given(STATES)
 @settings(max_examples=150)
-def test_a_state_comes_back_of_the_same_types(state: Any) -> None:
-    """Through the very JSON that a checkpoint's manifest is written and read as."""
+def test_a_callback_state_keeps_its_types_in_a_checkpoint(state: Any) -> None:
+    """Convert through the JSON of a checkpoint's manifest."""
     content = {"state": _json.encode_user(state_to_json(state, "state"), "metadata")}
     back = _json.decode_floats(_json.parse(_json.render(content), "manifest")["state"])
     assert spelled(state_from_json(back)) == spelled(state)
@@ -104,7 +104,7 @@ class Holds:
 
 @pytest.mark.parametrize("name", OTHER_TYPES)
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_state_of_another_type_is_refused_at_once(
+def test_a_callback_state_of_an_unsupported_type_is_refused(
     name: str, at_once: bool, tmp_path: pathlib.Path
 ) -> None:
     value, remedy = OTHER_TYPES[name]
@@ -118,7 +118,7 @@ def test_a_state_of_another_type_is_refused_at_once(
     assert fit(trainer(Holds(value, at_once)), max_steps=1).status == "completed"
 
 
-def test_a_resumed_callback_finds_what_it_left(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_callback_receives_its_saved_state(tmp_path: pathlib.Path) -> None:
     class Remembers:
         def __init__(self) -> None:
             self.found: list[Any] = []
@@ -187,10 +187,10 @@ def states_of(folder: pathlib.Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_callbacks_that_are_listed_in_another_order_keep_their_states(
+def test_callbacks_listed_in_another_order_keep_their_states(
     name: str, tmp_path: pathlib.Path
 ) -> None:
-    """Stopped after an epoch of 7 steps, and gone on with in another order."""
+    """The run stops after an epoch of 7 steps and resumes with another order."""
     pair, keys = PAIRS[name], [each.key for each in named(PAIRS[name])]
     fit(trainer(*pair, store=tmp_path / "whole"), max_steps=20)
     whole = states_of(tmp_path / "whole")
@@ -223,10 +223,10 @@ OPTIONS = st.dictionaries(
 
 @given(options=st.lists(OPTIONS, min_size=1, max_size=5), data=st.data())
 @settings(max_examples=100)
-def test_each_callback_gets_the_state_of_one_that_was_made_alike(
+def test_each_callback_receives_the_state_of_one_with_equal_options(
     options: list[Any], data: Any
 ) -> None:
-    """In any order; and where one is made otherwise it is given what is left, or an error."""
+    """In any order; one with changed options receives the remaining state or an error."""
     before = named(Kept(**each) for each in options)
     saved = {each.key: options[i] for i, each in enumerate(before)}
     kept = {each.key: each.options for each in before if not each.alone}
@@ -244,7 +244,7 @@ def test_each_callback_gets_the_state_of_one_that_was_made_alike(
     assert [saved[found[each.key]] for each in after[1:]] == others
 
 
-def test_states_that_cannot_be_told_apart_are_refused_and_names_help(
+def test_indistinguishable_callback_states_are_refused_unless_named(
     tmp_path: pathlib.Path,
 ) -> None:
     def made(swapped: bool = False, **names: str) -> Trainer:
@@ -267,7 +267,7 @@ def test_states_that_cannot_be_told_apart_are_refused_and_names_help(
     assert after["Opaque"] == -after["Opaque_2"] > first["Opaque"] > 0
 
 
-def test_one_that_is_added_or_gone_needs_a_name_only_where_it_is_unclear(
+def test_an_added_or_removed_callback_needs_a_name_only_if_ambiguous(
     tmp_path: pathlib.Path,
 ) -> None:
     one, other = callbacks.EarlyStopping(5), callbacks.EarlyStopping(5, monitor="train/loss")
@@ -299,7 +299,7 @@ def test_stateless_callbacks_need_no_names() -> None:
     assert matched(named([Kept(f=len), Kept(f=print)]), {"Kept": None}, {}) == {"Kept": "Kept"}
 
 
-def test_logs_of_a_run_that_was_moved_are_told_apart(tmp_path: pathlib.Path) -> None:
+def test_loggers_of_a_moved_run_are_matched_by_file_name(tmp_path: pathlib.Path) -> None:
     first = [callbacks.JSONLLogger(tmp_path / "old" / name) for name in ("a.jsonl", "b.jsonl")]
     saved = {"JSONLLogger": {"rows": 7}, "JSONLLogger_2": {"rows": 9}}
     kept = {each.key: each.options for each in named(first)}
@@ -308,7 +308,7 @@ def test_logs_of_a_run_that_was_moved_are_told_apart(tmp_path: pathlib.Path) -> 
     assert found == {"JSONLLogger": "JSONLLogger_2", "JSONLLogger_2": "JSONLLogger"}
 
 
-def test_a_callback_that_only_reports_keeps_its_old_state(tmp_path: pathlib.Path) -> None:
+def test_a_callback_with_on_error_warn_keeps_its_last_valid_state(tmp_path: pathlib.Path) -> None:
     class Reports(Holds):
         on_error = "warn"
 

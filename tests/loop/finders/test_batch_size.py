@@ -1,4 +1,4 @@
-"""The batch-size finder: the largest that fits, found in few tries, on a state that stays as it is."""
+"""Test the batch-size finder: largest size that fits, few trials, unchanged state."""
 
 from unittest import mock
 
@@ -33,7 +33,7 @@ def bounded(limit, seen=None):
     highest=st.integers(64, 4096),
 )
 @settings(max_examples=100, deadline=None)
-def test_batch_size_finds_the_largest_that_fits(limit, start, multiple, highest):
+def test_batch_size_finds_the_largest_size_that_fits(limit, start, multiple, highest):
     with mock.patch("gc.collect"):  # a tenth of a second each, and nothing here holds memory
         found = finders.batch_size(
             bounded(limit),
@@ -56,7 +56,7 @@ def test_batch_size_finds_the_largest_that_fits(limit, start, multiple, highest)
     assert len(set(sizes)) == len(sizes) <= 26  # 12 doublings, as many halvings, two ends
 
 
-def test_steps_run_on_batches_of_the_size_and_the_state_keeps_its_bytes():
+def test_batch_size_runs_batches_of_each_size_and_keeps_the_state():
     seen = []
 
     def loss_fn(model, batch):
@@ -76,7 +76,7 @@ def test_steps_run_on_batches_of_the_size_and_the_state_keeps_its_bytes():
     assert tree.digest(state) == before
 
 
-def test_a_donated_state_that_is_lost_on_the_way_is_a_copy():
+def test_batch_size_donates_only_copies_of_the_state():
     steps = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
     )
@@ -95,7 +95,7 @@ def test_a_donated_state_that_is_lost_on_the_way_is_a_copy():
     assert tree.digest(state) == before
 
 
-def test_a_row_that_does_not_fit_says_what_saves_memory():
+def test_batch_size_raises_with_remedies_if_one_row_does_not_fit():
     steps = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
     )
@@ -103,7 +103,7 @@ def test_a_row_that_does_not_fit_says_what_saves_memory():
         finders.batch_size(bounded(0), steps.init_state(0), torch.ones(2, 3))
 
 
-def test_other_errors_pass_with_the_size_they_were_met_at():
+def test_batch_size_adds_the_size_to_other_errors():
     def step(state, batch):
         raise ValueError("Expected more than 1 value per channel")
 
@@ -112,7 +112,7 @@ def test_other_errors_pass_with_the_size_they_were_met_at():
     assert "at batch size 2" in caught.value.__notes__[0]
 
 
-def test_a_function_makes_the_batches_and_what_has_no_rows_is_said():
+def test_batch_size_accepts_a_batch_function_and_refuses_other_arguments():
     seen = []
     found = finders.batch_size(
         bounded(9, seen), {}, lambda size: torch.ones(size), highest=32, n_steps=1

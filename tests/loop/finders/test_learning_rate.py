@@ -1,4 +1,4 @@
-"""The learning-rate finder: what it leaves as it was, what it costs, and what it says."""
+"""Test the learning-rate finder: unchanged state, cost, suggestion and errors."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def settable(algorithm=optim.adamw):
 
 @pytest.mark.parametrize("compile", [False, EAGER])
 @pytest.mark.parametrize("steps", [of_rate, settable()])
-def test_the_state_keeps_its_bytes_and_training_after_is_training_without(steps, compile):
+def test_learning_rate_finder_changes_neither_the_state_nor_later_training(steps, compile):
     made = steps(1e-3) if callable(steps) else steps
     state = made.init_state(0)
     before = tree.digest(state)
@@ -55,7 +55,7 @@ def test_the_state_keeps_its_bytes_and_training_after_is_training_without(steps,
     )
 
 
-def test_a_rate_in_the_state_and_a_function_of_the_rate_and_compiled_steps_agree():
+def test_learning_rate_finder_gives_equal_results_for_any_kind_of_steps():
     plain, kept = of_rate(1e-3), settable()
     found = [
         finders.learning_rate(of_rate, plain.init_state(0), data(), compile=False),
@@ -66,7 +66,7 @@ def test_a_rate_in_the_state_and_a_function_of_the_rate_and_compiled_steps_agree
     assert all(each == found[0] for each in found)
 
 
-def test_the_losses_are_those_of_training_by_hand_at_these_rates():
+def test_sweep_losses_equal_those_of_training_by_hand():
     found = finders.learning_rate(
         of_rate, of_rate(1.0).init_state(0), data(), n_steps=12, compile=False
     )
@@ -88,14 +88,14 @@ def test_the_suggestion_does_not_depend_on_look_every(look_every):
     assert usual == finders.learning_rate(sgd, state, data(), compile=False, look_every=look_every)
 
 
-def test_all_rates_share_one_program():
+def test_learning_rate_finder_compiles_once_for_all_rates():
     kept = settable()
     step = ftrain.compile(kept.train_step, donate=True, **EAGER)
     finders.learning_rate(step, kept.init_state(0), data())
     assert step.n_compiles == 1
 
 
-def test_losses_are_read_in_one_transfer_every_so_often(monkeypatch):
+def test_sweep_losses_are_read_in_one_transfer_per_look(monkeypatch):
     kept = settable()
     state, reads = kept.init_state(0), []
     for name in ("item", "tolist", "__float__", "__bool__"):
@@ -117,7 +117,7 @@ def test_losses_are_read_in_one_transfer_every_so_often(monkeypatch):
     assert few - len(reads) == 2, (few, len(reads))  # three looks, one look; nothing a step
 
 
-def test_the_suggestion_trains_better_than_rates_far_from_it():
+def test_suggested_rate_trains_better_than_30_times_smaller_or_larger_ones():
     found = finders.learning_rate(of_rate, of_rate(1.0).init_state(0), data(), compile=False)
     assert found.suggestion < found.lowest
 
@@ -131,7 +131,7 @@ def test_the_suggestion_trains_better_than_rates_far_from_it():
     assert good < after(found.suggestion * 30)
 
 
-def test_a_loss_that_is_not_finite_ends_the_sweep_and_is_written_as_null():
+def test_a_non_finite_loss_ends_the_sweep_and_is_null_in_json():
     def steps(rate):
         return lambda state, batch: (
             state,
@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_ends_the_sweep_and_is_written_as_null():
 
 
 @pytest.mark.parametrize("loss", [1.0, math.nan])
-def test_where_nothing_falls_there_is_no_suggestion_and_a_reason(loss):
+def test_a_loss_that_does_not_fall_gives_no_suggestion(loss):
     def steps(rate):
         return lambda state, batch: (state, {"loss": torch.tensor(loss) + 0 * rate})
 
@@ -178,7 +178,7 @@ def of_nan(rate):
 
 
 @pytest.mark.parametrize("compile", [False, EAGER])
-def test_nothing_is_suggested_where_every_step_was_skipped(compile):
+def test_a_sweep_with_every_step_skipped_gives_no_suggestion(compile):
     state = of_nan(0.1).init_state(0)
     found = finders.learning_rate(of_nan, state, falling([True] * 40), n_steps=40, compile=compile)
     assert all(map(math.isfinite, found.losses))
@@ -193,7 +193,7 @@ def test_nothing_is_suggested_where_every_step_was_skipped(compile):
 
 @pytest.mark.parametrize("look_every", [1, 20])
 @pytest.mark.parametrize("members", [0, 2])
-def test_nothing_is_suggested_where_the_loss_is_nan_from_the_first_step(look_every, members):
+def test_a_loss_of_nan_from_the_first_step_gives_no_suggestion(look_every, members):
     def nan_loss(model, batch):
         return model(batch).square().mean() * math.nan
 
@@ -213,7 +213,7 @@ def test_nothing_is_suggested_where_the_loss_is_nan_from_the_first_step(look_eve
 
 
 @pytest.mark.parametrize(("n_bad", "suggests"), [(0, True), (10, True), (20, True), (21, False)])
-def test_a_sweep_that_was_skipped_by_half_suggests_nothing(n_bad, suggests):
+def test_a_sweep_with_over_half_of_the_steps_skipped_gives_no_suggestion(n_bad, suggests):
     bad = [i % 2 == 1 for i in range(40)]
     bad = [i < n_bad for i in range(40)] if n_bad != 20 else bad
     state = of_nan(0.1).init_state(0)
@@ -237,8 +237,8 @@ def test_a_sweep_that_was_skipped_by_half_suggests_nothing(n_bad, suggests):
         lambda rate: optim.sgd(rate * 0),
     ],
 )
-def test_nothing_is_suggested_where_no_parameter_changed(wrap):
-    """Steps that the optimizer itself leaves out are not counted as skipped."""
+def test_a_sweep_that_changes_no_parameter_gives_no_suggestion(wrap):
+    """Steps omitted by the optimizer itself are not counted as skipped."""
     steps = lambda rate: ftrain.make_steps(model, nan_gradient, wrap(rate))  # noqa: E731
     state = steps(0.1).init_state(0)
     found = finders.learning_rate(steps, state, falling([False] * 20), n_steps=20, compile=False)
@@ -249,7 +249,7 @@ def test_nothing_is_suggested_where_no_parameter_changed(wrap):
 @given(
     st.lists(st.tuples(st.floats(-9, 9), st.booleans()), min_size=2, max_size=60),
 )
-def test_a_rate_that_was_not_tried_is_not_suggested(steps):
+def test_rates_of_skipped_steps_are_never_suggested(steps):
     rates = [10.0**-i for i in range(len(steps), 0, -1)]
     losses, skipped = zip(*steps, strict=True)
     best, _ = suggest(rates, losses, skipped)
@@ -257,7 +257,7 @@ def test_a_rate_that_was_not_tried_is_not_suggested(steps):
     assert suggest(rates, losses, [False] * len(rates)) == suggest(rates, losses)
 
 
-def test_learning_rate_finder_names_what_cannot_be_swept():
+def test_learning_rate_finder_refuses_steps_it_cannot_sweep():
     plain = of_rate(1e-3)
     state = plain.init_state(0)
     with pytest.raises(TypeError, match=r"is a constant of its program.*with_hyperparams"):
@@ -278,7 +278,7 @@ def test_learning_rate_finder_names_what_cannot_be_swept():
     st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=60), st.floats(0.5, 4), st.integers(2, 5)
 )
 @settings(max_examples=100, deadline=None)
-def test_the_end_of_a_sweep_depends_on_earlier_losses_only(losses, diverged, width):
+def test_the_end_of_a_sweep_depends_only_on_earlier_losses(losses, diverged, width):
     end = stops_at(losses, diverged, width)
     for n in range(1, len(losses)):
         seen = stops_at(losses[:n], diverged, width)
@@ -287,7 +287,7 @@ def test_the_end_of_a_sweep_depends_on_earlier_losses_only(losses, diverged, wid
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=60), st.floats(0.5, 4))
 @settings(max_examples=100, deadline=None)
-def test_smoothing_stays_within_and_turns_with_its_input(losses, width):
+def test_smooth_stays_in_range_and_commutes_with_reversal(losses, width):
     even = smooth(losses, width)
     assert min(losses) - 1e-9 <= min(even) <= max(even) <= max(losses) + 1e-9
     assert smooth(losses[::-1], width)[::-1] == pytest.approx(even, abs=1e-9)
@@ -295,14 +295,14 @@ def test_smoothing_stays_within_and_turns_with_its_input(losses, width):
 
 @given(st.floats(-5.5, -0.5), st.floats(0.15, 0.5))
 @settings(max_examples=50, deadline=None)
-def test_the_steepest_fall_of_a_known_curve_is_found(centre, width):
+def test_suggest_finds_the_steepest_fall_of_a_known_curve(centre, width):
     at = [-7 + 8 * i / 99 for i in range(100)]
     even = [2 - math.tanh((x - centre) / width) for x in at]
     best, _ = suggest([10**x for x in at], even)
     assert math.log10(best) == pytest.approx(centre, abs=0.13)  # 1.5 of the steps of the sweep
 
 
-def test_the_picture_marks_the_suggestion(tmp_path):
+def test_sweep_plot_marks_the_suggested_rate(tmp_path):
     pytest.importorskip("matplotlib")
     found = finders.learning_rate(
         of_rate, of_rate(1.0).init_state(0), data(), n_steps=40, compile=False

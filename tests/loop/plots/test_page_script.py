@@ -1,4 +1,4 @@
-"""What the page's script does when it is used: run by node on a few lines that stand for a browser."""
+"""Test the script of the HTML page by running it in node with a minimal fake browser."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def used(page: str, test: str, folder: pathlib.Path) -> Any:
     return json.loads(ran.stdout)
 
 
-def test_dragging_zooms_all_charts_and_a_double_click_back(
+def test_dragging_zooms_all_page_charts_and_a_double_click_resets(
     page: str, tmp_path: pathlib.Path
 ) -> None:
     found = used(
@@ -97,7 +97,7 @@ def test_dragging_zooms_all_charts_and_a_double_click_back(
     assert found["hidden"] is True
 
 
-def test_a_click_on_a_column_sorts_the_table(page: str, tmp_path: pathlib.Path) -> None:
+def test_a_click_on_a_column_sorts_the_page_table(page: str, tmp_path: pathlib.Path) -> None:
     found = used(
         page,
         """
@@ -126,7 +126,7 @@ def test_a_click_on_a_column_sorts_the_table(page: str, tmp_path: pathlib.Path) 
     assert "0.1" in found["best"]
 
 
-def test_a_run_and_an_axis_are_chosen(page: str, tmp_path: pathlib.Path) -> None:
+def test_page_buttons_select_runs_and_the_axis(page: str, tmp_path: pathlib.Path) -> None:
     found = used(
         page,
         """

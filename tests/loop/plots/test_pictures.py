@@ -1,4 +1,4 @@
-"""Pictures and the page: what they show, what they need, and that they ask nobody for anything."""
+"""Test plots and the HTML page: contents, dependencies, and no network access."""
 
 import html.parser
 import json
@@ -54,7 +54,7 @@ def content(page):
     return json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.S)[1])
 
 
-def test_a_page_holds_the_curves_and_is_the_same_each_time(runs, tmp_path):
+def test_page_contains_the_curves_and_is_reproducible(runs, tmp_path):
     page = plots.page(runs, tmp_path / "page.html", title="two runs")
     assert (
         (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_a_page_holds_the_curves_and_is_the_same_each_time(runs, tmp_path):
     assert series[1]["y"][0] == 2
 
 
-def test_a_page_needs_nothing_else(runs):
+def test_page_loads_no_external_resources(runs):
     page = plots.page(runs)
     parser = Elements()
     parser.feed(page)
@@ -97,7 +97,7 @@ def test_a_page_needs_nothing_else(runs):
     assert "url(" not in re.search(r"<style>(.*?)</style>", page, re.S)[1]
 
 
-def test_names_from_outside_stay_text(tmp_path):
+def test_page_escapes_names_from_logs(tmp_path):
     evil = "</script><script>alert(1)</script>"
     folder = write(tmp_path / "run", [{"step": 1, "split": evil, "loss": 1.0, evil: 2.0}])
     page = plots.page(folder, title=evil)
@@ -106,7 +106,7 @@ def test_names_from_outside_stay_text(tmp_path):
     assert content(page)["title"] == evil
 
 
-def test_curves_have_a_chart_for_each_metric(runs, tmp_path):
+def test_curves_draws_a_chart_for_each_metric(runs, tmp_path):
     pytest.importorskip("matplotlib")
     figure = plots.curves(runs, tmp_path / "curves.png", smooth=0.5, title="two", dark=True)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -126,7 +126,7 @@ def many(folder, n=20):
     return [write(folder / name, rows) for name in names]
 
 
-def test_many_runs_with_long_names_have_room_and_colours_of_their_own(tmp_path):
+def test_curves_gives_many_runs_a_legend_and_distinct_colours(tmp_path):
     agg = pytest.importorskip("matplotlib.backends.backend_agg")
     runs = many(tmp_path)
     figure = plots.curves(runs)
@@ -159,7 +159,7 @@ def shown_ticks(folder, metric, values):
     return ax, [text for place, text in where if low <= place <= high], across
 
 
-def test_axes_have_plain_figures(tmp_path):
+def test_curves_labels_axes_with_short_numbers(tmp_path):
     pytest.importorskip("matplotlib")
     ax, ticks, across = shown_ticks(tmp_path, "samples_per_second", [40.0, 2e6, 2.1e6])
     assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)  # the first window compiles
@@ -185,7 +185,7 @@ def test_axes_have_plain_figures(tmp_path):
     assert [text.get_text() for text in ax.get_xticklabels()] == ["9", "10", "11"]  # no half step
 
 
-def test_plots_name_what_cannot_be_drawn(runs):
+def test_plots_refuse_invalid_arguments(runs):
     pytest.importorskip("matplotlib")
     with pytest.raises(DataError, match="expected one of accuracy, .*got 'los'"):
         plots.curves(runs, metrics=["los"])
@@ -195,7 +195,7 @@ def test_plots_name_what_cannot_be_drawn(runs):
         plots.curves(runs, smooth=1.0)
 
 
-def test_an_image_grid_names_what_is_wrong(tmp_path):
+def test_image_grid_marks_wrong_predictions_and_refuses_invalid_input(tmp_path):
     pytest.importorskip("matplotlib")
     scores = torch.eye(3)[[0, 1, 1]]
     figure = plots.image_grid(
@@ -232,7 +232,7 @@ def test_an_image_grid_names_what_is_wrong(tmp_path):
         plots.image_grid(torch.rand(3, 8, 8), [1, 2])
 
 
-def test_the_page_needs_no_matplotlib_and_the_picture_says_how_to_get_it(runs):
+def test_page_works_without_matplotlib_and_curves_names_its_extra(runs):
     code = f"""
 import sys
 from ftrain.loop import plots

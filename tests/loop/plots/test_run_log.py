@@ -1,4 +1,4 @@
-"""Logs read as curves: what was cut short, logged twice, or is not finite."""
+"""Test reading logs as curves: truncated, repeated and non-finite rows."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def write(folder, rows, tail=""):
     return folder
 
 
-def test_rows_become_curves_a_split_each(tmp_path):
+def test_read_run_returns_one_curve_per_split(tmp_path):
     rows = [
         {
             "step": 5,
@@ -46,7 +46,7 @@ def test_rows_become_curves_a_split_each(tmp_path):
     assert log.curves["loss"]["eval"] == plots.Curve((10,), (1.0,), (3.0,), (1.0,))
 
 
-def test_a_step_logged_twice_counts_as_it_was_last(tmp_path):
+def test_read_run_keeps_the_last_row_of_a_repeated_step(tmp_path):
     rows = [
         {"step": step, "split": "train", "loss": loss} for step, loss in ((5, 1), (10, 2), (5, 3))
     ]
@@ -54,7 +54,7 @@ def test_a_step_logged_twice_counts_as_it_was_last(tmp_path):
     assert (curve.steps, curve.values) == ((5, 10), (3.0, 2.0))
 
 
-def test_epochs_have_fractions_where_their_ends_are_logged(tmp_path):
+def test_read_run_computes_fractional_epochs_from_logged_epoch_ends(tmp_path):
     rows = [
         *(
             {"step": step, "split": "train", "epoch": 1, "loss": 1.0}
@@ -66,7 +66,7 @@ def test_epochs_have_fractions_where_their_ends_are_logged(tmp_path):
     assert curve.epochs == (0.5, 1.0, 1.5, 2.0, 2.5)
 
 
-def test_runs_with_equal_folder_names_have_distinct_names(tmp_path):
+def test_read_runs_gives_runs_with_equal_directory_names_distinct_names(tmp_path):
     row = [{"step": 1, "split": "train", "loss": 1.0}]
     folders = [write(tmp_path / name, row) for name in ("x/lr", "y/lr", "z")]
     names = [log.name for log in plots.read_runs([*folders, folders[2]])]
@@ -86,7 +86,7 @@ def test_read_run_lists_runs_for_a_directory_without_one(tmp_path):
         plots.read_runs([])
 
 
-def test_a_summary_has_the_best_the_last_and_the_settings_that_differ(tmp_path):
+def test_summary_contains_best_and_last_values_and_differing_settings(tmp_path):
     folders = []
     for name, rate in (("a", 1e-3), ("b", 3e-4)):
         rows = [
@@ -115,7 +115,7 @@ values = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), min_size=1
 
 @given(values, st.integers(4, 40))
 @settings(max_examples=100, deadline=None)
-def test_thinning_keeps_ends_extremes_and_holes(found, points):
+def test_thinned_keeps_ends_extremes_and_nan_gaps(found, points):
     curve = plots.Curve(*[tuple(map(float, range(len(found))))] * 3, tuple(found))
     kept = thinned(curve, points)
     assert kept == sorted(set(kept))
@@ -131,7 +131,7 @@ def test_thinning_keeps_ends_extremes_and_holes(found, points):
 
 @given(values, st.floats(0, 0.99))
 @settings(max_examples=100, deadline=None)
-def test_a_running_average_stays_between_what_it_has_seen(found, weight):
+def test_smoothed_stays_within_the_range_of_earlier_values(found, weight):
     even = smoothed(found, weight)
     for i, value in enumerate(even):
         seen = [v for v in found[: i + 1] if math.isfinite(v)]
@@ -140,8 +140,8 @@ def test_a_running_average_stays_between_what_it_has_seen(found, weight):
             assert min(seen) - 1e-6 <= value <= max(seen) + 1e-6
 
 
-def test_read_run_drops_numbers_that_no_float_holds(tmp_path):
-    """Numbers that no float holds, and what a parser gives up on."""
+def test_read_run_drops_numbers_beyond_the_range_of_float(tmp_path):
+    """Also rows that the JSON parser cannot read."""
     rows = [
         {"step": 1, "loss": 2.0, "time": 10**400},
         {"step": 2, "loss": 10**400},
