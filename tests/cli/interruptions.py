@@ -1,4 +1,4 @@
-"""Runs that are stopped by signals at random moments and resumed, against one that is left alone.
+"""Compare runs interrupted by signals at random times and resumed with an uninterrupted one.
 
     python -m tests.cli.interruptions --runs 20           # a campaign on the digits; minutes
 

@@ -1,4 +1,4 @@
-"""Each command: its output, its files, its exit code."""
+"""Test the output, files and exit code of each command."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def test_invalid_command_exits_with_2_and_a_message_without_traceback(
     assert not printed.out
 
 
-def test_init_writes_files_that_train_without_changes(
-    folder: pathlib.Path, capsys: Captured
-) -> None:
+def test_init_writes_files_that_train_unchanged(folder: pathlib.Path, capsys: Captured) -> None:
     assert main(["init"]) == 0
     assert main(["train", "config.yaml"]) == 0
     said = capsys.readouterr().out
@@ -122,7 +120,7 @@ def test_init_refuses_to_overwrite_files(folder: pathlib.Path, capsys: Captured)
     assert (folder / "other" / "config.yaml").exists()
 
 
-def test_run_is_trained_resumed_evaluated_and_listed(
+def test_commands_train_resume_evaluate_and_list_a_run(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml", "epochs=1", "--overwrite", "seed=1"]) == 0
@@ -172,7 +170,7 @@ def test_plot_draws_one_run_or_several(project: pathlib.Path, capsys: Captured) 
     assert "'los'" in capsys.readouterr().err
 
 
-def test_lr_find_suggests_a_rate_and_keeps_only_the_picture(
+def test_lr_find_suggests_a_rate_and_keeps_only_the_plot(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["lr-find", "config.yaml", "--steps", "60", "seed=2"]) == 0
@@ -185,14 +183,18 @@ def test_lr_find_suggests_a_rate_and_keeps_only_the_picture(
     assert main([*command, "max_steps=1"]) == 0  # the picture alone does not occupy the directory
 
 
-def test_unknown_run_lists_the_existing_ones(project: pathlib.Path, capsys: Captured) -> None:
+def test_unknown_run_argument_lists_the_existing_runs(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "max_steps=1"]) == 0
     capsys.readouterr()
     assert main(["resume", "runs/confg"]) == 2
     assert "Choose one of runs/config" in capsys.readouterr().err
 
 
-def test_config_prints_the_resolved_configuration(project: pathlib.Path, capsys: Captured) -> None:
+def test_config_command_prints_the_resolved_configuration(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["config", "config.yaml", "epochs=7"]) == 0
     text = capsys.readouterr().out
     (project / "printed.yaml").write_text(text)
@@ -204,7 +206,7 @@ def test_config_prints_the_resolved_configuration(project: pathlib.Path, capsys:
     assert "Did you mean width?" in capsys.readouterr().err
 
 
-def test_config_without_a_file_lists_keys_and_names(capsys: Captured) -> None:
+def test_config_command_without_a_file_lists_keys_and_names(capsys: Captured) -> None:
     assert main(["config"]) == 0
     said = capsys.readouterr().out
     assert "\ncheckpoint.keep_last: 3\n" in said
@@ -212,7 +214,7 @@ def test_config_without_a_file_lists_keys_and_names(capsys: Captured) -> None:
     assert "adamw" in capsys.readouterr().out
 
 
-def test_dry_run_prints_requirements_and_trains_nothing(
+def test_dry_run_prints_requirements_without_training(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml", "--dry-run"]) == 0
@@ -226,7 +228,7 @@ def test_dry_run_prints_requirements_and_trains_nothing(
     assert not (project / "runs").exists()
 
 
-def test_fast_dev_run_keeps_no_directory(project: pathlib.Path, capsys: Captured) -> None:
+def test_fast_dev_run_leaves_no_run_directory(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--fast-dev-run"]) == 0
     assert "everything ran; nothing was kept" in capsys.readouterr().out
     assert not (project / "runs").exists()
@@ -308,7 +310,9 @@ def test_run_directory_may_have_any_name(project: pathlib.Path, name: str) -> No
     assert run_config(pathlib.Path(name), []).folder == pathlib.Path(name)
 
 
-def test_runs_lists_runs_beside_damaged_files(folder: pathlib.Path, capsys: Captured) -> None:
+def test_runs_command_lists_runs_beside_damaged_files(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
     config = "{model: mlp, data: digits, epochs: 1}"
     good = '{"step": 4, "split": "train", "loss": 0.5, "time": 3}\n'
     row = '{"step": "a"}\n{"step": null}\n{"step": 1, "split": ["x"], "loss": 1e999}\n[3]\n'

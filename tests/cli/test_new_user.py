@@ -1,4 +1,4 @@
-"""Commands and mistakes of a new user, and their messages."""
+"""Test the commands and mistakes of a new user, and their messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def project(
     sys.path[:] = path
 
 
-def test_override_that_does_not_fit_the_checkpoint_changes_nothing(
+def test_override_that_does_not_match_the_checkpoint_changes_no_file(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml"]) == 0
@@ -69,14 +69,18 @@ def test_unknown_monitored_metric_is_refused_again_on_resume(
     assert main(["resume", "runs/config", "checkpoint.monitor=eval/accuracy"]) == 0
 
 
-def test_suggestion_ends_with_one_punctuation_mark(project: pathlib.Path, capsys: Captured) -> None:
+def test_error_with_a_suggestion_ends_with_one_punctuation_mark(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["config", "config.yaml", "optimizer=adamww"]) == 2
     assert "Did you mean adamw? Write your own" in capsys.readouterr().err
     assert main(["config", "config.yaml", "optimizer=qqqqqq"]) == 2
     assert "?." not in capsys.readouterr().err
 
 
-def test_lr_is_answered_with_learning_rate(project: pathlib.Path, capsys: Captured) -> None:
+def test_unknown_argument_lr_suggests_learning_rate(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "optimizer.lr=1e-3"]) == 2
     assert "unknown argument of adamw. Did you mean learning_rate?" in capsys.readouterr().err
     assert main(["train", "config.yaml", "optimizer.qqqq=1e-3"]) == 2
@@ -149,7 +153,9 @@ def test_ema_metrics_are_in_every_summary(project: pathlib.Path, capsys: Capture
     assert line[header.index("eval/ema/loss")] == f"{row['ema/loss']:.4g}"
 
 
-def test_eval_reports_the_epoch_of_the_checkpoint(project: pathlib.Path, capsys: Captured) -> None:
+def test_eval_command_reports_the_epoch_of_the_checkpoint(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "epochs=3", "checkpoint.keep_last=3"]) == 0
     rows = map(json.loads, (project / "runs/config/metrics.jsonl").read_text().splitlines())
     epochs = {row["step"]: row["epoch"] for row in rows if row["split"] == "eval"}

@@ -1,4 +1,4 @@
-"""`ftrain eval RUN data.path=new.csv`: other data are read with the run's fitted preprocessing."""
+"""Test `ftrain eval RUN data.path=new.csv`, which reuses the run's fitted preprocessing."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def test_classes_keep_their_indices_when_a_file_lacks_some(
     assert evaluated(capsys, "data.path=new.csv")[0] == 1
 
 
-def test_mse_refuses_classes(project: pathlib.Path, capsys: Captured) -> None:
+def test_mse_loss_refuses_class_targets(project: pathlib.Path, capsys: Captured) -> None:
     changes = ["loss=mse", "model.outputs=1", "output_dir=other"]
     assert main(["train", "pets.yaml", *changes]) == 1
     said = capsys.readouterr().err
     assert "mse: expected float32 numbers as batch['y'], got torch.int64" in said
 
 
-def test_table_that_does_not_fit_the_run_is_refused(
+def test_table_that_does_not_match_the_run_is_refused(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     write(project / "new.csv", [*rows()[:3], ["1", "red", "2", "dog"]])

@@ -1,4 +1,4 @@
-"""Whole processes: the time of `--help`, and the effect of signals on a run."""
+"""Test whole processes: the time of `--help`, and the effect of signals on a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cli import interruptions
 TRAIN = ["train", str(interruptions.DIGITS), *interruptions.SMALL]
 
 
-def test_help_takes_little_time() -> None:
+def test_help_command_takes_little_cpu_time() -> None:
     def seconds() -> float:
         """CPU time of child processes so far, which a busy machine does not lengthen."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -30,7 +30,7 @@ def test_help_takes_little_time() -> None:
     assert seconds() - before < 0.5  # measured: 0.035, of which Python's own start 0.015; torch: 2
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_command_does_not_import_torch_or_numpy() -> None:
     code = (
         "import sys; from ftrain.cli import main; main(['--help']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pydantic', 'yaml')))"
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("number", interruptions.SIGNALS)
-def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
+def test_run_interrupted_by_signals_and_resumed_ends_with_the_same_bytes(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
     draws = random.Random(int(number))
@@ -71,7 +71,7 @@ def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
     assert interruptions.differences(tmp_path / "run", undisturbed) == []
 
 
-def test_same_command_gives_the_same_bytes_and_another_seed_different_ones(
+def test_train_command_writes_the_same_bytes_for_the_same_seed_only(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The processes hash strings differently, so their sets have other orders."""
@@ -99,7 +99,7 @@ def test_interrupted_run_prints_the_command_that_resumes_it(tmp_path: pathlib.Pa
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
 
 
-def test_exit_code_is_the_outcome_when_stdout_is_closed(tmp_path: pathlib.Path) -> None:
+def test_exit_code_reports_the_outcome_when_stdout_is_closed(tmp_path: pathlib.Path) -> None:
     """As in `ftrain train ... 2>&1 | tee log`, where Ctrl-C ends tee too and breaks the pipe."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ftrain", *TRAIN, "output_dir=run", "epochs=1000", "progress=false"],

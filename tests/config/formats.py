@@ -1,4 +1,4 @@
-"""The same tree in each format, and the trees that all three can say."""
+"""Write one tree in each format, and generate trees that all three formats can express."""
 
 from __future__ import annotations
 

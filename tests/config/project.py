@@ -1,4 +1,4 @@
-"""What a user's own files look like to a configuration: a model, data and a loss."""
+"""A user's own model, data and loss for configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building the parts of a run: data and its facts, the length of schedules, errors in user code."""
+"""Test building the parts of a run: data facts, schedule lengths, errors in user code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def user_file(folder: pathlib.Path, content: str) -> str:
 
 
 @pytest.mark.parametrize("config", configs())
-def test_each_configuration_takes_a_step(config: dict[str, Any]) -> None:
+def test_every_valid_configuration_builds_and_takes_a_step(config: dict[str, Any]) -> None:
     parts = build(parse(write(config, "yaml"), HERE / "run.yaml"))
     state = parts.init_state()
     new_state, metrics = parts.steps.train_step(state, next(iter(parts.train.batches()))[0])
@@ -76,7 +76,7 @@ def test_data_function_with_held_out_argument_splits_itself() -> None:
     )
 
 
-def test_evaluation_batches_are_in_order_and_keep_the_last() -> None:
+def test_evaluation_batches_are_in_order_with_a_partial_last_one() -> None:
     parts = built(data="project.py:pair", eval_batch_size=5)
     assert [len(batch["y"]) for batch in parts.held_out] == [5, 5, 2]
 
@@ -108,7 +108,7 @@ def data(): return {made}
     assert next(iter(parts.train.batches())) is not None
 
 
-def test_fact_of_the_data_replaces_its_reference(tmp_path: pathlib.Path) -> None:
+def test_reference_to_a_data_fact_is_replaced_by_its_value(tmp_path: pathlib.Path) -> None:
     model = {"name": "mlp", "inputs": "${data.features}", "outputs": "${data.classes}"}
     parts = built(data="digits", model=model)
     assert parts.model.init(torch.zeros(2, dtype=torch.int32))[0]["5.weight"].shape == (10, 64)
@@ -210,7 +210,7 @@ def test_overfit_batches_are_trained_and_evaluated_on() -> None:
         ({"schedule": {"name": "warmup_cosine", "warmup_steps": 20}}, "schedule: warmup_cosine: "),
     ],
 )
-def test_component_that_cannot_be_built_names_key_and_reason(
+def test_component_that_cannot_be_built_raises_with_key_and_reason(
     changes: dict[str, Any], expected: str
 ) -> None:
     assert expected in said(**changes)
@@ -296,7 +296,7 @@ def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) 
         ),
     ],
 )
-def test_csv_that_cannot_be_read_names_the_reason(
+def test_csv_that_cannot_be_read_raises_with_the_reason(
     data: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     table(tmp_path)
@@ -304,7 +304,7 @@ def test_csv_that_cannot_be_read_names_the_reason(
     assert expected in said(tmp_path, model=model, data={"name": "csv", **data})
 
 
-def test_text_gives_windows_over_the_whole_text(tmp_path: pathlib.Path) -> None:
+def test_text_data_gives_windows_over_the_whole_text(tmp_path: pathlib.Path) -> None:
     (tmp_path / "poem.txt").write_text("to be or not to be " * 40)
     data = {"name": "text", "path": "poem.txt", "context": 8}
     parts = built(
@@ -322,7 +322,7 @@ def test_text_gives_windows_over_the_whole_text(tmp_path: pathlib.Path) -> None:
     )
 
 
-def test_arrays_are_read_and_split(tmp_path: pathlib.Path) -> None:
+def test_array_files_are_read_and_split(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((10, 3), np.float32), y=np.arange(10) % 2)
     parts = built(
         base=tmp_path, model="tests.config.project:Net", data={"name": "arrays", "path": "a.npz"}

@@ -1,4 +1,4 @@
-"""Cells of a table that are not numbers: empty, marked as missing, or words among numbers."""
+"""Test table cells that are not numbers: empty, marked as missing, or words."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_markers_of_missing_numbers_count_as_empty_cells(tmp_path: pathlib.Path)
         ),
     ],
 )
-def test_word_among_numbers_is_refused(
+def test_word_in_a_column_of_numbers_is_refused(
     cells: list[str], options: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     rows = [(f'"{cell}"', f"{n}") for n, cell in enumerate(cells)]
@@ -108,7 +108,7 @@ def test_word_among_numbers_is_refused(
         sources.csv(table, **{"target": "b", "held_out": table, **options})
 
 
-def test_column_with_mostly_words_has_a_class_for_each_different_cell(
+def test_column_with_mostly_words_has_a_class_for_each_distinct_cell(
     tmp_path: pathlib.Path,
 ) -> None:
     cells = ["S", "M", "38", "L", "40", "XL"]

@@ -1,4 +1,4 @@
-"""Fitted preprocessing belongs to the run: other files are read as the training data were."""
+"""Test that other files are read with the preprocessing fitted to the training data."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_preprocessing_of_words_as_numbers_is_refused(tmp_path: pathlib.Path) ->
         sources.csv(table, target="y", held_out=table, fitted=former)
 
 
-def test_standardization_keeps_float64_differences_far_from_zero(tmp_path: pathlib.Path) -> None:
+def test_standardization_keeps_float64_differences_of_large_values(tmp_path: pathlib.Path) -> None:
     """Seconds since 1970 are equal in float32 for two minutes."""
     rows = [(f"{1_700_000_000 + n}", f"{n}") for n in range(5)]
     table = write(tmp_path / "t.csv", ["time", "y"], rows)
@@ -168,7 +168,7 @@ def test_standardization_keeps_float64_differences_far_from_zero(tmp_path: pathl
     assert torch.equal(found["x"][:, 0], found["y"])
 
 
-def test_large_target_is_learned_with_default_settings(tmp_path: pathlib.Path) -> None:
+def test_target_with_large_values_is_learned_with_default_settings(tmp_path: pathlib.Path) -> None:
     draws = np.random.default_rng(0)
     x = draws.normal(size=400)
     y = 1e5 * x + 3e5 + 5e3 * draws.normal(size=400)
@@ -241,7 +241,7 @@ def test_large_target_is_learned_with_default_settings(tmp_path: pathlib.Path) -
         ("a,b,d\n", {}, "expected rows below the header, got none"),
     ],
 )
-def test_table_that_does_not_fit_the_preprocessing_is_refused(
+def test_table_that_does_not_match_the_preprocessing_is_refused(
     content: str, options: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     names = ["a", "b", "d"]
@@ -253,7 +253,7 @@ def test_table_that_does_not_fit_the_preprocessing_is_refused(
         sources.csv(other, **{"target": "d", "held_out": other, "fitted": fitted, **options})
 
 
-def test_text_is_read_over_the_fitted_alphabet(tmp_path: pathlib.Path) -> None:
+def test_text_is_encoded_with_the_fitted_alphabet(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t.txt").write_text("to be or\nnot to be " * 20)
     first = sources.text(tmp_path / "t.txt", context=8)
     (tmp_path / "new.txt").write_text("tree root " * 5)
@@ -332,7 +332,7 @@ def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Pa
         built(data={"name": "digits", "held_out": "20%"})
 
 
-def test_fitted_values_that_json_lacks_are_refused(tmp_path: pathlib.Path) -> None:
+def test_data_function_results_that_json_cannot_store_are_refused(tmp_path: pathlib.Path) -> None:
     content = (
         "from ftrain.data.sources import Data\n"
         "def data(): return Data({'x': torch.ones(9, 3)}, fitted={'mean': torch.ones(3)})\n"
@@ -353,7 +353,7 @@ def test_fitted_values_that_json_lacks_are_refused(tmp_path: pathlib.Path) -> No
     ],
 )
 def test_changed_fitted_values_are_reported_as_damaged(tmp_path: pathlib.Path, damage: Any) -> None:
-    """For an edited `data.json`, instead of a `KeyError`."""
+    """An edited `data.json` raises a `ConfigError` instead of a `KeyError`."""
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(30)])
     table = {"name": "csv", "path": "t.csv", "target": "y"}
     options: dict[str, Any] = {"data": table, "loss": "mse", "base": tmp_path}
@@ -374,7 +374,7 @@ def test_damaged_data_json_is_refused(tmp_path: pathlib.Path, text: str) -> None
         stored(config, tmp_path)
 
 
-def test_held_out_zero_holds_nothing_out(tmp_path: pathlib.Path) -> None:
+def test_held_out_zero_trains_on_every_sample(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(9)])
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 3), np.float32), y=np.zeros(9, np.float32))
     (tmp_path / "t.txt").write_text("to be or not to be")

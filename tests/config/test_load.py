@@ -1,4 +1,4 @@
-"""Defaults < file < command line, in three formats; messages for mistakes."""
+"""Test loading configurations: defaults < file < command line, formats and messages."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def without_none(tree: Any) -> Any:
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(tree=trees)
-def test_each_format_reads_the_values_that_were_written(form: str, tree: Any) -> None:
+def test_each_format_reads_back_the_written_values(form: str, tree: Any) -> None:
     found, _ = PARSERS[form](write(tree, form), "a")
     assert (found or {}) == (without_none(tree) if form == "toml" else tree)
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])  # tomllib keeps no lines
 @given(tree=trees)
-def test_each_key_has_its_line(form: str, tree: Any) -> None:
+def test_parsers_return_the_line_of_each_key(form: str, tree: Any) -> None:
     text = write(tree, form)
     found, places = PARSERS[form](text, "a")
     lines = text.splitlines()
@@ -212,13 +212,13 @@ def test_invalid_file_names_line_key_and_remedy(text: str, expected: str) -> Non
         ),
     ],
 )
-def test_problem_in_json_or_toml_has_the_place_that_the_library_knows(
+def test_error_in_json_or_toml_names_the_line_or_key_from_the_parser(
     form: str, text: str, expected: str
 ) -> None:
     assert expected in said(text, form=form)
 
 
-def test_all_problems_are_in_one_error() -> None:
+def test_config_error_lists_all_problems_at_once() -> None:
     lines = said("model: mlp\ndata: digits\nepoch: 3\nseed: x\nlr: 3").splitlines()
     assert [line.split(":")[1] for line in lines] == ["4", "3", "5"]
 

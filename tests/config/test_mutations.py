@@ -1,4 +1,4 @@
-"""A configuration is valid, or there is one `ConfigError` that names key and place; nothing else."""
+"""Test that any configuration is valid or raises one `ConfigError` with key and place."""
 
 from __future__ import annotations
 
@@ -135,14 +135,18 @@ def overrides() -> st.SearchStrategy[list[str]]:
 
 @given(mutated_trees(), st.sampled_from(FORMATS))
 @settings(max_examples=800, deadline=None)
-def test_mutated_tree_is_valid_or_raises_config_error(tree: dict[str, Any], form: str) -> None:
+def test_mutated_configuration_tree_is_valid_or_raises_config_error(
+    tree: dict[str, Any], form: str
+) -> None:
     event("valid" if check(write(tree, form), form, []) else "refused")
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_mutated_text_is_valid_or_raises_config_error(form: str, data: st.DataObject) -> None:
+def test_mutated_configuration_text_is_valid_or_raises_config_error(
+    form: str, data: st.DataObject
+) -> None:
     event("valid" if check(data.draw(mutated_texts(form)), form, []) else "refused")
 
 
@@ -151,7 +155,7 @@ def test_mutated_text_is_valid_or_raises_config_error(form: str, data: st.DataOb
 @example(configs()[0], ["model.=3"])
 @example(configs()[0], ["callbacks.1.name=x"])
 @example(configs()[0], ["seed.x=1"])
-def test_mutated_command_line_is_valid_or_raises_config_error(
+def test_mutated_overrides_are_valid_or_raise_config_error(
     config: dict[str, Any], given_keys: list[str]
 ) -> None:
     event("valid" if check(write(config, "yaml"), "yaml", given_keys) else "refused")
@@ -159,7 +163,7 @@ def test_mutated_command_line_is_valid_or_raises_config_error(
 
 @given(trees | values, st.sampled_from(FORMATS))
 @settings(max_examples=200, deadline=None)
-def test_arbitrary_tree_raises_config_error(tree: Any, form: str) -> None:
+def test_arbitrary_configuration_tree_raises_config_error(tree: Any, form: str) -> None:
     text = write(tree, form) if isinstance(tree, dict) or form != "toml" else str(tree)
     assert not check(text, form, [])
 
@@ -184,7 +188,7 @@ def test_arbitrary_tree_raises_config_error(tree: Any, form: str) -> None:
         ("toml", "epochs = 1" + "0" * 5000),
     ],
 )
-def test_hostile_text_raises_config_error(form: str, text: str) -> None:
+def test_hostile_configuration_text_raises_config_error(form: str, text: str) -> None:
     assert not check(text, form, [])
 
 

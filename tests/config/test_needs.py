@@ -1,4 +1,4 @@
-"""Needs that a registered component declares, built-in or a user's."""
+"""Test the needs declared by registered components, built-in or the user's."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_loss_refuses_data_of_more_classes_than_it_declares() -> None:
     assert "loss: test-few expects data of at most 9 classes, got 10 from digits" in message
 
 
-def test_callback_replaces_make_steps() -> None:
+def test_callback_may_declare_a_replacement_of_make_steps() -> None:
     def counted(*arguments: Any, **options: Any) -> ftrain.Steps:
         steps = ftrain.make_steps(*arguments, **options)
 
@@ -123,7 +123,7 @@ def test_callback_replaces_make_steps() -> None:
 
 
 @pytest.mark.parametrize("name", ["GradientMonitor", "ftrain.loop.callbacks:GradientMonitor"])
-def test_needs_belong_to_the_component_whatever_names_it(name: str) -> None:
+def test_needs_apply_to_a_component_given_by_name_or_import_path(name: str) -> None:
     parts = built(callbacks=[name])
     batch = next(iter(parts.train.batches()))[0]
     assert "grad_norm/layers.0" in parts.steps.train_step(parts.init_state(), batch)[1]
@@ -186,7 +186,7 @@ def test_needs_that_a_component_cannot_have_are_refused(
     assert "test-refused" not in registry.names(kind)
 
 
-def test_registered_names_are_those_of_the_library() -> None:
+def test_registry_contains_the_public_functions_of_the_library() -> None:
     built_in = {name for name in registry.names("schedule") if not name.startswith("test-")}
     simple = {*schedules.__all__} - {"join", "plot_schedule"}
     assert simple | {"reduce_on_plateau"} <= built_in

@@ -1,4 +1,4 @@
-"""Names and import paths, arguments checked against signatures, and dumping to a file."""
+"""Test names and import paths, arguments checked against signatures, and dumping."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def resolved(**changes: Any) -> Any:
     return resolve(parse(write({**GOOD, **changes}, "yaml"), HERE / "run.yaml"))
 
 
-def test_component_is_found_by_name_or_import_path() -> None:
+def test_component_is_resolved_by_name_or_import_path() -> None:
     found = resolved(loss="tests.config.project:loss_fn", optimizer="sgd", schedule="cosine")
     assert found.model.function.__name__ == "Net"
     assert found.loss.function.__name__ == "loss_fn"
@@ -41,14 +41,14 @@ def test_component_is_found_by_name_or_import_path() -> None:
     assert found.schedule.function.__name__ == "cosine"
 
 
-def test_file_named_twice_is_imported_once() -> None:
+def test_user_file_named_twice_is_imported_once() -> None:
     found = resolved(loss="project.py:loss_fn")
     assert (
         sys.modules[found.loss.function.__module__] is sys.modules[found.model.function.__module__]
     )
 
 
-def test_file_named_like_a_standard_module_does_not_shadow_it(tmp_path: pathlib.Path) -> None:
+def test_user_file_does_not_shadow_a_standard_module_of_its_name(tmp_path: pathlib.Path) -> None:
     shutil.copy(HERE / "project.py", tmp_path / "json.py")
     (tmp_path / "run.yaml").write_text(
         write({**GOOD, "model": "json.py:Net", "data": "json.py:data"}, "yaml")
@@ -107,7 +107,9 @@ def test_file_named_like_a_standard_module_does_not_shadow_it(tmp_path: pathlib.
         ({"imports": ["nowhere"]}, "imports.0: module not found: 'nowhere'"),
     ],
 )
-def test_invalid_component_names_key_and_remedy(changes: dict[str, Any], expected: str) -> None:
+def test_invalid_component_raises_with_key_and_remedy(
+    changes: dict[str, Any], expected: str
+) -> None:
     assert expected in said(**changes)
 
 
@@ -123,7 +125,7 @@ def test_invalid_component_names_key_and_remedy(changes: dict[str, Any], expecte
         ("import sys\nsys.exit(3)", 'Put the code that it runs under `if __name__ == "__main__":`'),
     ],
 )
-def test_file_that_cannot_be_imported_names_the_line(
+def test_user_file_that_cannot_be_imported_raises_with_the_line(
     tmp_path: pathlib.Path, content: str, expected: str
 ) -> None:
     file = tmp_path / "broken.py"
@@ -190,7 +192,7 @@ def test_dumped_value_is_read_back_with_its_type(value: Any) -> None:
 
 
 @pytest.mark.parametrize("config", configs())
-def test_dump_is_a_fixpoint_in_any_directory(
+def test_dumping_a_loaded_dump_returns_the_same_text_in_any_directory(
     config: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
     found = resolve(parse(write(config, "yaml"), HERE / "run.yaml"))
@@ -204,7 +206,7 @@ def test_dump_is_a_fixpoint_in_any_directory(
     assert again.data.arguments == found.data.arguments
 
 
-def test_relocated_paths_lead_to_the_same_files(tmp_path: pathlib.Path) -> None:
+def test_relocated_relative_paths_refer_to_the_same_files(tmp_path: pathlib.Path) -> None:
     found = resolved(data={"name": "project.py:data", "path": "project.py"}, imports=["project.py"])
     moved = relocated(found, tmp_path)
     there = os.path.relpath(HERE / "project.py", tmp_path)

@@ -1,4 +1,4 @@
-"""A run directory repeats its run to the byte."""
+"""Test that the configuration in a run directory reproduces the run byte for byte."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_saved_configuration_repeats_the_run_bit_for_bit(project: pathlib.Path) 
     assert tensors(first) != tensors(third)
 
 
-def test_saved_configuration_is_a_fixpoint(project: pathlib.Path) -> None:
+def test_retraining_a_saved_configuration_keeps_its_bytes(project: pathlib.Path) -> None:
     folder = run(project, "run")
     before = (folder / "config.yaml").read_bytes()
     train(load(folder / "config.yaml"), overwrite=True)
     assert (folder / "config.yaml").read_bytes() == before
 
 
-def test_moved_project_still_runs(
+def test_run_of_a_moved_project_trains_to_the_same_bytes(
     project: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = run(project, "run")
@@ -106,7 +106,7 @@ def test_path_is_searched_beside_the_file_or_in_the_current_directory(
     train(load(typed / "config.yaml", [f"output_dir={typed}", "epochs=4"]), resume=True)
 
 
-def test_missing_path_names_the_directory_searched(
+def test_missing_path_error_names_the_searched_directory(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
@@ -198,13 +198,13 @@ def test_invalid_configuration_writes_nothing(project: pathlib.Path) -> None:
     assert not (project / "runs").exists()
 
 
-def test_result_json_holds_the_outcome(project: pathlib.Path) -> None:
+def test_result_json_contains_the_outcome(project: pathlib.Path) -> None:
     folder = run(project, "run")
     found = json.loads((folder / "result.json").read_text())
     assert (found["status"], found["step"], found["epoch"]) == ("completed", 12, 3)
 
 
-def test_result_json_holds_a_failure(project: pathlib.Path) -> None:
+def test_result_json_contains_the_failure(project: pathlib.Path) -> None:
     (project / "fails.py").write_text("def loss_fn(model, batch):\n    return model(batch['z'])\n")
     with pytest.raises(KeyError, match="z"):
         run(project, "run", f"loss={project}/fails.py:loss_fn")
@@ -222,7 +222,7 @@ def test_fast_dev_run_leaves_no_directory(project: pathlib.Path) -> None:
     assert not (project / "runs").exists()
 
 
-def test_overfit_batches_are_learned(project: pathlib.Path) -> None:
+def test_overfit_batches_trains_to_a_small_loss(project: pathlib.Path) -> None:
     options = ["overfit_batches=2", "epochs=60", "model.dropout=0", "schedule=null"]
     rate = "optimizer.learning_rate=0.05"
     result = train(load(project / "tiny.yaml", [*options, rate, f"output_dir={project / 'run'}"]))
@@ -294,7 +294,7 @@ def test_detect_anomaly_names_the_operation_that_returned_nan(project: pathlib.P
     assert "MulBackward0" in str(error.value)
 
 
-def test_environment_is_restored(project: pathlib.Path) -> None:
+def test_torch_settings_are_restored_after_a_run(project: pathlib.Path) -> None:
     before = torch.get_num_threads()
     with environment(load(project / "tiny.yaml", [f"threads={before + 1}"])):
         assert torch.get_num_threads() == before + 1

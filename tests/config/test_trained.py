@@ -1,4 +1,4 @@
-"""A trained run in Python: the model that `eval_step` calls, and the stock module."""
+"""Test loading a trained run in Python: its predictions, training and stock module."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_predict_accepts_a_batch_or_the_input(
     assert average.keys() == run.state.params.keys()
 
 
-def test_run_that_cannot_be_loaded_names_the_reason(
+def test_run_that_cannot_be_loaded_raises_with_the_reason(
     project: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     def refused(*arguments: Any) -> str:
@@ -202,7 +202,7 @@ def test_run_that_cannot_be_loaded_names_the_reason(
     assert "w" in refused(project / "32-true", tmp_path / "other")
 
 
-def test_loaded_run_trains_at_a_constant_rate(project: pathlib.Path) -> None:
+def test_loaded_run_trains_at_a_constant_learning_rate(project: pathlib.Path) -> None:
     run = load_run(project / "32-true", "latest")
     state, metrics = run.steps.train_step(run.state, batch())
     assert state.step == run.state.step + 1

@@ -1,4 +1,4 @@
-"""The losses are torch's; parts merge to the whole, and rows of weight zero do not count."""
+"""Test losses against torch, over merged parts of a batch, and with rows of weight zero."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_loss_of_parts_merges_to_the_whole_and_ignores_weight_zero(
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
-def test_next_token_counts_tokens(n: int, length: int, seed: int) -> None:
+def test_next_token_loss_is_weighted_by_tokens(n: int, length: int, seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     windows = torch.randint(0, 5, (n, length + 1), generator=draws)
     windows[0, -1] = -100  # padding
@@ -102,6 +102,8 @@ def test_next_token_counts_tokens(n: int, length: int, seed: int) -> None:
         ("mse", torch.ones(2, 4), "as batch, got a Tensor"),
     ],
 )
-def test_loss_refuses_batches_that_do_not_fit(loss: str, data: Any, says: str) -> None:
+def test_losses_refuse_batches_of_wrong_structure_shape_or_dtype(
+    loss: str, data: Any, says: str
+) -> None:
     with pytest.raises((TypeError, ValueError, KeyError), match=says):
         getattr(losses, loss)(nn.Linear(4, 1), data)
