@@ -1,4 +1,4 @@
-"""Mutated manifests and headers: `python -m tests.checkpoint.campaign_fuzz --count 100000`.
+"""Load mutated checkpoints: `python -m tests.checkpoint.campaign_fuzz --count 100000`.
 
 Every hash is set right after the mutation, so that what is tested is the reader behind the
 hashes. It may load what is still consistent; else only a `CheckpointError` may come out of it, at

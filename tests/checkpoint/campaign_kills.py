@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: `python -m tests.checkpoint.campaign_kills --count 10000`.
+"""Kill runs at random times: `python -m tests.checkpoint.campaign_kills --count 10000`.
 
 A process is forked that resumes a run, takes steps, saves each, and says over a pipe which of its
 checkpoints it was told are safe. It is killed within milliseconds, and another goes on. After

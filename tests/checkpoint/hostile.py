@@ -1,4 +1,4 @@
-"""Hostile checkpoints, one function each; `python -m tests.checkpoint.hostile` loads them under audit.
+"""Load hostile checkpoints under an audit hook: `python -m tests.checkpoint.hostile`.
 
 The hook watches for code that is compiled, executed, imported or unpickled, for processes, and for files
 opened outside of the checkpoint or for writing.

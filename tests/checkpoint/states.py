@@ -1,4 +1,4 @@
-"""States to save, and Hypothesis strategies for them."""
+"""States for checkpoint tests, and Hypothesis strategies that generate them."""
 
 from __future__ import annotations
 

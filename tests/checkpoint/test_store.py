@@ -84,7 +84,7 @@ def test_deleting_the_latest_step_makes_the_one_before_it_the_latest(tmp_path):
         store.delete(3)
 
 
-def test_store_names_missing_directories_and_wrong_paths(tmp_path: Path) -> None:
+def test_store_refuses_missing_directories_and_wrong_paths(tmp_path: Path) -> None:
     state = {"w": torch.ones(2)}
     missing = checkpoint.Store(tmp_path / "none")
     with pytest.raises(checkpoint.CheckpointNotFoundError, match="there is no such directory"):

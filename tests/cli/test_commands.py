@@ -153,7 +153,7 @@ def test_commands_train_resume_evaluate_and_list_a_run(
     assert "unknown column eval/los. Did you mean eval/loss?" in capsys.readouterr().err
 
 
-def test_plot_draws_one_run_or_several(project: pathlib.Path, capsys: Captured) -> None:
+def test_plot_command_draws_one_or_several_runs(project: pathlib.Path, capsys: Captured) -> None:
     for name in ("first", "second"):
         assert main(["train", "config.yaml", f"output_dir=runs/{name}", "epochs=1"]) == 0
     (project / "runs/first/curves.png").unlink()
@@ -242,12 +242,14 @@ def test_train_flags_are_saved_in_the_configuration(
     assert (saved.overfit_batches, saved.detect_anomaly) == (1, True)
 
 
-def test_options_are_accepted_before_and_after_overrides(project: pathlib.Path) -> None:
+def test_command_line_options_are_accepted_before_and_after_overrides(
+    project: pathlib.Path,
+) -> None:
     assert main(["train", "--fast-dev-run", "config.yaml", "seed=1"]) == 0
     assert main(["train", "config.yaml", "seed=1", "--fast-dev-run", "epochs=1"]) == 0
 
 
-def test_error_in_user_code_shows_only_the_users_frames(
+def test_error_in_user_code_prints_only_the_users_stack_frames(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     whole = (project / "model.py").read_text()
@@ -264,7 +266,7 @@ def test_error_in_user_code_shows_only_the_users_frames(
     assert capsys.readouterr().err.count("File ") > 10
 
 
-def test_error_while_building_names_key_and_users_line(
+def test_build_error_contains_the_key_and_the_users_line(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     whole = (project / "model.py").read_text()
@@ -276,7 +278,7 @@ def test_error_while_building_names_key_and_users_line(
     assert f"config.yaml:{line}: model: model.py:Net raised TypeError" in said
 
 
-def test_damaged_checkpoint_is_named_without_traceback(
+def test_damaged_checkpoint_is_reported_without_a_traceback(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml", "max_steps=2"]) == 0

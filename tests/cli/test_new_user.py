@@ -87,7 +87,9 @@ def test_unknown_argument_lr_suggests_learning_rate(
     assert "learning_rate" in capsys.readouterr().err
 
 
-def test_complete_run_reports_how_to_train_longer(project: pathlib.Path, capsys: Captured) -> None:
+def test_train_command_on_a_complete_run_prints_how_to_train_longer(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "--dry-run"]) == 0
     assert "(holds a run:" not in capsys.readouterr().out
     assert main(["train", "config.yaml"]) == 0

@@ -104,7 +104,7 @@ def test_held_out_rows_in_another_file_have_the_same_metrics(
     assert json.loads(capsys.readouterr().out)["metrics"] == own[1]
 
 
-def test_classes_keep_their_indices_when_a_file_lacks_some(
+def test_class_indices_stay_equal_for_a_file_without_some_classes(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     """The metrics of a file are the weighted means of those of its classes."""
@@ -172,7 +172,7 @@ def test_changed_training_data_are_refused_with_the_differences(
     assert (project / "run/data.json").read_bytes() == before
 
 
-def test_run_without_data_json_warns_and_fits_again(
+def test_run_without_data_json_warns_and_refits_its_preprocessing(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     own = evaluated(capsys)

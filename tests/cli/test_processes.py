@@ -74,7 +74,7 @@ def test_run_interrupted_by_signals_and_resumed_ends_with_the_same_bytes(
 def test_train_command_writes_the_same_bytes_for_the_same_seed_only(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The processes hash strings differently, so their sets have other orders."""
+    """The processes use different hash seeds, so their sets have different orders."""
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     interruptions.finished(tmp_path, *TRAIN, "output_dir=again")
     monkeypatch.setenv("PYTHONHASHSEED", "2")
@@ -100,7 +100,7 @@ def test_interrupted_run_prints_the_command_that_resumes_it(tmp_path: pathlib.Pa
 
 
 def test_exit_code_reports_the_outcome_when_stdout_is_closed(tmp_path: pathlib.Path) -> None:
-    """As in `ftrain train ... 2>&1 | tee log`, where Ctrl-C ends tee too and breaks the pipe."""
+    """In `ftrain train ... 2>&1 | tee log`, Ctrl-C ends tee as well and breaks the pipe."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ftrain", *TRAIN, "output_dir=run", "epochs=1000", "progress=false"],
         cwd=tmp_path,

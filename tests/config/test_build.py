@@ -155,7 +155,7 @@ def test_total_steps_is_the_smaller_of_epochs_and_max_steps() -> None:
     assert built("max_steps=40", "epochs=null").total_steps == 40
 
 
-def test_schedule_over_a_stream_needs_max_steps(tmp_path: pathlib.Path) -> None:
+def test_schedule_over_a_stream_requires_max_steps(tmp_path: pathlib.Path) -> None:
     content = "class Endless:\n    def __iter__(self): return iter([{'x': torch.ones(3)}])\n"
     name = user_file(tmp_path, content)
     model = "tests.config.project:Net"
@@ -171,7 +171,7 @@ def test_reduce_on_plateau_is_placed_after_the_optimizer() -> None:
     ] == "ReduceOnPlateauState"
 
 
-def test_overfit_batches_are_trained_and_evaluated_on() -> None:
+def test_run_with_overfit_batches_trains_and_evaluates_on_them() -> None:
     parts = built("overfit_batches=2", data="project.py:pair")
     assert len(parts.train) == 2
     assert parts.held_out is parts.train

@@ -50,7 +50,7 @@ def as_json(fitted: Any) -> Any:
 def test_fitted_preprocessing_gives_a_row_the_same_bits_in_any_file(
     rows: Any, target: str, standardize: bool, draw: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Rows and classes are left out, rows and columns reordered, and columns added."""
+    """Rows and classes are removed, rows and columns reordered, and columns added."""
     folder, names = tmp_path_factory.mktemp("csv"), ["a", "b", "c", "d"]
     whole = write(folder / "whole.csv", names, rows)
     options: dict[str, Any] = {"target": target, "standardize": standardize}
@@ -161,7 +161,7 @@ def test_preprocessing_of_words_as_numbers_is_refused(tmp_path: pathlib.Path) ->
 
 
 def test_standardization_keeps_float64_differences_of_large_values(tmp_path: pathlib.Path) -> None:
-    """Seconds since 1970 are equal in float32 for two minutes."""
+    """In float32, times in seconds since 1970 are equal within two minutes."""
     rows = [(f"{1_700_000_000 + n}", f"{n}") for n in range(5)]
     table = write(tmp_path / "t.csv", ["time", "y"], rows)
     found = sources.csv(table, target="y", held_out=table).train

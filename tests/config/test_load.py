@@ -190,7 +190,7 @@ GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
         ("model: [", "run.yaml:1:9: invalid YAML"),
     ],
 )
-def test_invalid_file_names_line_key_and_remedy(text: str, expected: str) -> None:
+def test_error_for_an_invalid_file_contains_line_key_and_remedy(text: str, expected: str) -> None:
     assert expected in said(text)
 
 
@@ -212,7 +212,7 @@ def test_invalid_file_names_line_key_and_remedy(text: str, expected: str) -> Non
         ),
     ],
 )
-def test_error_in_json_or_toml_names_the_line_or_key_from_the_parser(
+def test_error_in_json_or_toml_contains_the_line_or_key_from_the_parser(
     form: str, text: str, expected: str
 ) -> None:
     assert expected in said(text, form=form)
@@ -241,7 +241,9 @@ def test_config_error_lists_all_problems_at_once() -> None:
         ("model=[", "model: invalid YAML"),
     ],
 )
-def test_invalid_override_names_argument_key_and_remedy(override: str, expected: str) -> None:
+def test_error_for_an_invalid_override_contains_argument_key_and_remedy(
+    override: str, expected: str
+) -> None:
     assert expected in said(GOOD + "seed: 1\ncallbacks: []", override)
 
 
@@ -256,7 +258,9 @@ def test_invalid_override_names_argument_key_and_remedy(override: str, expected:
         ),
     ],
 )
-def test_unreadable_file_names_the_reason(tmp_path: pathlib.Path, make: Any, expected: str) -> None:
+def test_unreadable_file_raises_with_the_reason(
+    tmp_path: pathlib.Path, make: Any, expected: str
+) -> None:
     path = tmp_path / "run.yaml"
     make(path)
     with pytest.raises(ConfigError, match=expected) as error:

@@ -67,7 +67,7 @@ def test_chained_schedule_is_placed_after_the_optimizer() -> None:
     torch.testing.assert_close(states[0].params, states[1].params)
 
 
-def test_loss_receives_the_declared_facts() -> None:
+def test_loss_receives_the_data_facts_that_it_declares() -> None:
     @register("loss", "test-facts", Needs(facts={"count": "classes", "other": "absent"}))
     def loss_fn(model: Any, batch: Any, count: int, other: int = 3) -> Any:
         return model(batch["x"]).square().mean() * count + other

@@ -137,7 +137,7 @@ def test_user_file_that_cannot_be_imported_raises_with_the_line(
     assert expected.format(file=file) in str(error.value)
 
 
-def test_arguments_are_converted_to_their_annotations() -> None:
+def test_arguments_are_converted_to_the_annotated_types() -> None:
     found = resolved(
         model={"name": "project.py:Net", "shape": [1, 2]},
         data={"name": "project.py:data", "path": "x"},

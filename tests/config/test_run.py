@@ -90,7 +90,7 @@ def test_run_of_a_moved_project_trains_to_the_same_bytes(
 def test_path_is_searched_beside_the_file_or_in_the_current_directory(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a file: beside it. On the command line: from the current directory."""
+    """Paths in a file are relative to it; paths on the command line to the current directory."""
     here = project / "here"
     here.mkdir()
     (here / "other.py").write_text((project / "project.py").read_text())
@@ -106,7 +106,7 @@ def test_path_is_searched_beside_the_file_or_in_the_current_directory(
     train(load(typed / "config.yaml", [f"output_dir={typed}", "epochs=4"]), resume=True)
 
 
-def test_missing_path_error_names_the_searched_directory(
+def test_error_for_a_missing_path_contains_the_searched_directory(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
@@ -171,7 +171,7 @@ def test_invalid_directory_name_is_refused(project: pathlib.Path, name: str) -> 
     assert error.value.key == "output_dir"
 
 
-def test_run_of_a_faster_process_is_not_deleted(
+def test_run_completed_by_a_faster_process_is_not_deleted(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One process completes its run while the other, started at once, is still building."""

@@ -162,7 +162,7 @@ def test_moved_run_loads_without_its_data(project: pathlib.Path, tmp_path: pathl
 def test_predict_accepts_a_batch_or_the_input(
     project: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """For losses with and without an argument that names the model's input."""
+    """Also for losses without an argument that names the model's input."""
     path = ["model=mlp", "model.inputs=64", "model.outputs=10", "data=digits", "loss=cross_entropy"]
     config = load(project / "run.yaml", [*path, "max_steps=1", f"output_dir={tmp_path / 'run'}"])
     result = train(config)
@@ -214,7 +214,7 @@ def test_loaded_run_trains_at_a_constant_learning_rate(project: pathlib.Path) ->
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_module_equals_apply_for_tied_and_listed_weights(shared: bool) -> None:
-    """For an instance, which is not changed, and for weights in lists, as in an LSTM."""
+    """Also for a module instance, which stays unchanged, and for lists of weights as in an LSTM."""
 
     def model() -> torch.nn.Module:
         return torch.nn.LSTM(3, 4, num_layers=2)

@@ -104,7 +104,7 @@ def test_npy_and_safetensors_refuse_damaged_files_with_their_path(tmp_path):
 @pytest.mark.parametrize(
     "read", [data.npz, data.npy, data.safetensors, data.csv, data.text, data.tokens, data.idx]
 )
-def test_readers_name_the_nearest_file_if_one_is_missing(tmp_path, read):
+def test_readers_suggest_the_nearest_name_for_a_missing_file(tmp_path, read):
     (tmp_path / "pets.csv").write_text("a\n1\n")
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*pets\.csv"):
         read(tmp_path / "pet.csv")

@@ -380,7 +380,7 @@ def test_cursor_from_json_refuses_damaged_content(content, message):
         Cursor.from_json(content)
 
 
-def test_an_error_of_a_sample_names_its_index():
+def test_an_error_in_reading_a_sample_contains_its_index():
     class Broken(list):
         def __getitem__(self, index):
             raise RuntimeError("the disk")

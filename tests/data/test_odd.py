@@ -22,7 +22,7 @@ class Ends:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_dataset_that_raises_stop_iteration_raises_runtime_error(workers):
+def test_loader_raises_runtime_error_if_the_dataset_raises_stop_iteration(workers):
     with pytest.raises(RuntimeError, match="StopIteration"):
         list(Loader(Ends(), 2, shuffle=False, workers=workers))
 
@@ -58,7 +58,7 @@ def test_loader_refuses_a_collate_function_for_tensors():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_collating_samples_names_them(workers):
+def test_an_error_in_collating_contains_the_indices_of_the_samples(workers):
     ragged = Loader([torch.zeros(n) for n in range(12)], 10, workers=workers, shuffle=False)
     with pytest.raises(RuntimeError, match="equal size") as raised:
         list(ragged)

@@ -134,7 +134,7 @@ def test_closing_the_batch_iterator_ends_its_workers():
     assert threading.active_count() < 20
 
 
-def test_an_error_in_a_worker_names_the_index_of_the_sample():
+def test_an_error_in_a_worker_contains_the_index_of_the_sample():
     with pytest.raises(RuntimeError, match="while fetching sample 2 of the dataset"):
         list(Loader(Broken(range(4)), 1, shuffle=False, workers=1))
 

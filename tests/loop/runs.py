@@ -1,4 +1,4 @@
-"""A small run for the tests of the loop: an MLP with dropout on 64 rows, steps not compiled."""
+"""A small run for tests of the loop: an MLP with dropout on 64 rows, not compiled."""
 
 from __future__ import annotations
 

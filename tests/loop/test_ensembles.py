@@ -100,7 +100,7 @@ def test_an_ensemble_member_that_always_skips_does_not_fail_the_run() -> None:
     assert healthy.train.members["skipped"] == (0, 0, 0)
 
 
-def test_a_run_fails_if_every_ensemble_member_skips() -> None:
+def test_a_run_fails_if_every_ensemble_member_skips_its_steps() -> None:
     state = ensemble().replace(buffers={"bad": torch.ones(MEMBERS)})
     made = trainer(Notices(), max_skipped=8)
     with pytest.raises(

@@ -52,7 +52,7 @@ class Raises:
         return state + 1, ()
 
 
-def test_a_failing_callback_fails_the_run_and_saves_it(tmp_path: Any) -> None:
+def test_a_failing_callback_fails_the_run_after_a_checkpoint(tmp_path: Any) -> None:
     seen: list[Any] = []
 
     class Sees:
@@ -220,7 +220,7 @@ def test_a_callback_that_fails_when_the_step_is_compiled_loses_no_step(
     assert digest(again) == digest(fit(trainer(compile=options["compile"]), max_steps=4))
 
 
-def test_failing_data_leave_the_state_of_the_last_step() -> None:
+def test_an_error_in_the_data_keeps_the_state_of_the_last_step() -> None:
     def data(epoch: int) -> Any:
         yield BATCHES[0]
         yield BATCHES[1]
@@ -254,7 +254,7 @@ def test_a_full_disk_warns_and_the_run_completes(tmp_path: Any) -> None:
     assert digest(result) == digest(fit(trainer(), max_steps=6))
 
 
-def test_a_full_disk_at_the_end_fails_with_the_state(tmp_path: Any) -> None:
+def test_a_full_disk_at_the_last_save_fails_the_run_with_its_state(tmp_path: Any) -> None:
     store = Full(tmp_path)
     store.full = (6,)
     with pytest.warns(LoopWarning), pytest.raises(OSError, match="No space left") as found:
@@ -264,7 +264,7 @@ def test_a_full_disk_at_the_end_fails_with_the_state(tmp_path: Any) -> None:
     assert result.checkpoint.endswith("step-000000000004")
 
 
-def test_a_notice_names_skipped_steps() -> None:
+def test_skipped_steps_are_reported_in_a_notice() -> None:
     notices: list[str] = []
 
     class Sees:
@@ -365,7 +365,7 @@ def test_a_signal_saves_the_run_and_sets_the_exit_code(
 
 
 def test_a_signal_ends_the_run_when_stderr_is_closed(tmp_path: Any) -> None:
-    """`python run.py 2>&1 | tee log`: the same Ctrl-C ends tee first."""
+    """In `python run.py 2>&1 | tee log`, the same Ctrl-C ends tee first."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = textwrap.dedent(
         PROGRAM.format(root=root, times=1, name="SIGINT", store=str(tmp_path / "store"))

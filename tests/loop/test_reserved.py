@@ -45,7 +45,7 @@ def test_a_metric_with_the_name_of_a_column_is_refused_after_the_first_step(name
 def test_a_metric_of_an_evaluation_with_the_name_of_a_column_is_refused(
     name: str, monitored: bool
 ) -> None:
-    """Before the first step where the names are known then, else after the first batch."""
+    """Before the first step if the names are known by then, otherwise after the first batch."""
     calls: list[Any] = []
     evaluated: list[Any] = []
 
@@ -134,7 +134,7 @@ def test_a_metric_named_perplexity_keeps_its_value() -> None:
 @example(metrics={"time\r": 1.0}, logged={"a,b": 2.0, '"': 3.0})
 @example(metrics={"a\nb": 1.0, "a b": 2.0}, logged={})
 @example(metrics={"": 1.0}, logged={})
-def test_every_value_is_in_every_log(
+def test_every_logged_value_is_in_every_log(
     metrics: dict[str, float], logged: dict[str, float], tmp_path_factory: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("logs")

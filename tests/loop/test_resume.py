@@ -127,7 +127,7 @@ def test_resuming_a_stopped_run_keeps_it_stopped(tmp_path: pathlib.Path) -> None
     assert digest(again) == digest(result)
 
 
-def test_resume_without_a_checkpoint_is_refused_unless_it_is_auto(tmp_path: pathlib.Path) -> None:
+def test_resume_true_requires_a_checkpoint_and_resume_auto_does_not(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="expected a trainer with a store"):
         fit(trainer(), epochs=1, resume=True)
     with pytest.raises(checkpoint.CheckpointNotFoundError):

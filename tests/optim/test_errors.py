@@ -212,7 +212,7 @@ def test_update_without_params_raises_where_weight_decay_reads_them(optimizer, n
         optimizer.update(PARAMS, optimizer.init(PARAMS))
 
 
-def test_update_without_params_matches_where_they_are_not_read():
+def test_update_without_params_equals_update_with_unused_params():
     for optimizer in (optim.adam(0.1), optim.sgd(0.1, 0.9), optim.clip_by_global_norm(1.0)):
         state = optimizer.init(PARAMS)
         assert tree.digest(optimizer.update(PARAMS, state)) == tree.digest(

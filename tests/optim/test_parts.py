@@ -47,7 +47,7 @@ def test_masked_updates_only_chosen_leaves_and_matches_training_them_alone(name,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_frozen_parameters_keep_every_bit(dtype):
-    """Signed zeros, infinities and denormals included. (A NaN of bfloat16 stays one, not its bits.)"""
+    """Including signed zeros, infinities and denormals. (A bfloat16 NaN may change its payload.)"""
     odd = [-0.0, 0.0, torch.inf, -torch.inf, torch.finfo(dtype).tiny / 2]
     params = {"w": torch.tensor(odd, dtype=dtype)}
     updates, _ = optim.set_to_zero().update(params, ())
@@ -104,7 +104,7 @@ def test_partition_assigns_groups_by_pattern_and_predicate_in_order():
     assert no_biases(params) == {name: p.ndim == 2 for name, p in params.items()}
 
 
-def test_matching_receives_module_names_for_any_tree():
+def test_matching_passes_module_names_to_its_predicate_for_any_tree():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     nested = [dict(layer.named_parameters()) for layer in module]
     seen = []

@@ -43,7 +43,7 @@ ADAMW = Parity(
 def test_schedule_free_eval_params_equal_the_weighted_average(
     build, b1, decay, power, warmup, seed
 ):
-    """`x = sum w_t z_t / sum w_t`, and gradients are taken at `(1 - b1) z + b1 x`."""
+    """`x = sum w_t z_t / sum w_t`; gradients are computed at `(1 - b1) z + b1 x`."""
     rate = optim.linear_warmup(0.3, warmup)
     optimizer = build(rate, b1, weight_decay=decay, weight_lr_power=power, mask=optim.everything)
     params = random_tree(seed, SHAPES, torch.float64, 1.0)

@@ -89,7 +89,7 @@ def test_linear_warmup_equals_linear(peak, steps, start):
 @given(peaks, lengths, fractions, st.floats(0.1, 5))
 @settings(max_examples=30)
 def test_polynomial_matches_torch_and_optax(peak, steps, end, power):
-    """torch multiplies by powers of `1 - 1 / (steps - t)`: 1e-10 near the end."""
+    """Within 1e-10 near the end, where torch multiplies by powers of `1 - 1 / (steps - t)`."""
     assert curve(optim.polynomial(peak, end * peak, steps, power), steps + 3) == close(
         optax_rates(lambda: optax.polynomial_schedule(peak, end * peak, power, steps), steps + 3),
         peak,

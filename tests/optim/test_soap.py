@@ -125,7 +125,7 @@ def test_compiled_soap_decomposes_inside_a_cond_branch():
 
 
 def test_each_row_of_a_vmapped_soap_update_matches_a_single_run():
-    """Gradients of one magnitude, in float64; the bases magnify rounding by the inverse gaps."""
+    """In float64: the bases magnify rounding by the inverse gaps between eigenvalues."""
     optimizer = optim.soap(0.1, precondition_frequency=3)
     shapes, n = [(6, 4), (3,)], 3
     rows = [random_tree(i, shapes, torch.float64, 0.0) for i in range(n)]

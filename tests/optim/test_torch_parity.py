@@ -110,7 +110,7 @@ def test_sgd_matches_torch(rate, momentum, nesterov, dampening, decay, dtype, se
 
 
 def test_adamw_with_a_decay_mask_matches_torch_with_two_groups():
-    """`mask=matrices` is torch with two parameter groups."""
+    """`mask=matrices` matches torch with two parameter groups."""
     params = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
     theirs = {name: torch.nn.Parameter(p.clone()) for name, p in params.items()}
     reference = torch.optim.AdamW(

@@ -277,7 +277,7 @@ def test_reduce_on_plateau_matches_optax_with_one_more_patience(
 
 
 def test_add_noise_matches_the_variance_of_the_paper_and_optax():
-    """A fresh sample at each update, each of standard deviation sqrt(eta / (1 + t)^gamma)."""
+    """Each update draws a new sample of standard deviation sqrt(eta / (1 + t)^gamma)."""
     noisy = optim.add_noise(0.3, 0.8, key=7)
     grads = {"a": torch.zeros(40_000), "b": torch.zeros(40_000)}
     theirs = optax.add_noise(0.3, 0.8, jax.random.key(7))

@@ -204,7 +204,7 @@ def test_image_grid_text_and_curves_callbacks_write_their_files(tmp_path: pathli
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_curves_draws_all_rows_wherever_it_is_listed(
+def test_curves_draws_all_rows_at_any_position_among_callbacks(
     first: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import json
