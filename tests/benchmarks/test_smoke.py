@@ -23,7 +23,7 @@ from benchmarks.contenders import Sizes
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
 
 
-def test_take_turns_interleaves_and_compares_within_a_round():
+def test_take_turns_interleaves_runs_and_computes_ratios_within_a_round():
     order = []
     turns = measure.take_turns(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
@@ -53,7 +53,7 @@ def test_report_is_saved_with_figures_and_versions(tmp_path, monkeypatch, capsys
     assert "MISSED" in capsys.readouterr().out
 
 
-def test_allocated_returns_the_known_peak():
+def test_allocated_returns_the_known_peak_memory():
     def known():
         a = torch.empty(1000)
         b = torch.empty(2000)

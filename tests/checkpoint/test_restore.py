@@ -19,7 +19,7 @@ from tests.checkpoint.states import train_state, trees
     wanted=st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(1, 3), st.sampled_from(
         [torch.float32, torch.bfloat16, torch.int64]))),
 )  # fmt: skip
-def test_restore_reports_every_leaf(memory_path_factory, saved, wanted):
+def test_restore_accounts_for_every_leaf_in_its_report(memory_path_factory, saved, wanted):
     source = {name: torch.full((n,), 2, dtype=dtype) for name, (n, dtype) in saved.items()}
     like = {name: torch.full((n,), 5, dtype=dtype) for name, (n, dtype) in wanted.items()}
     path = memory_path_factory()

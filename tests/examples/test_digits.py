@@ -29,7 +29,7 @@ def test_digits_are_standardized_by_the_training_images_only() -> None:
     assert abs(float(held_out["image"].mean())) > 1e-4
 
 
-def test_warped_keeps_the_shape_and_is_a_function_of_the_key() -> None:
+def test_warped_digits_keep_their_shape_and_are_a_function_of_the_key() -> None:
     image = torch.rand(3, 1, 32, 32)
 
     def drawn(seed: int) -> torch.Tensor:

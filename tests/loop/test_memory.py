@@ -116,7 +116,7 @@ def test_an_evaluation_that_runs_out_of_memory_is_repeated_in_parts() -> None:
     assert found.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order
 
 
-def test_cut_returns_equal_parts_with_all_rows_of_a_batch() -> None:
+def test_splitting_a_batch_returns_equal_parts_with_all_rows() -> None:
     batch = {"x": torch.arange(12).reshape(12, 1), "scale": torch.tensor(2.0)}
     assert next_cut(batch, 1) == 2
     assert next_cut(batch, 4) == 12  # 8 does not divide 12
@@ -148,7 +148,7 @@ def test_a_checkpoint_stores_the_number_of_micro_batches(tmp_path: Any) -> None:
     assert LoopState.from_metadata(*loaded).micro_batches == 2
 
 
-def test_cut_keeps_every_row_of_a_batch_of_any_size() -> None:
+def test_splitting_a_batch_of_any_size_keeps_every_row() -> None:
     """The last batch of the data may be shorter than the one that did not fit."""
     for n in range(1, 14):
         batch = {"x": torch.arange(n).reshape(n, 1)}
@@ -180,7 +180,7 @@ def test_every_row_of_a_short_last_batch_is_trained_on() -> None:
     assert result.train.samples == 29
 
 
-def test_cut_splits_micro_batches_of_unequal_sizes() -> None:
+def test_micro_batches_of_unequal_sizes_are_split_further() -> None:
     whole = ftrain.MicroBatches(
         ({"x": torch.arange(8)}, {"x": torch.arange(8, 16)}, {"x": torch.arange(16, 21)})
     )

@@ -49,7 +49,7 @@ def test_get_returns_the_field_despite_a_parameter_of_the_same_name():
     assert optim.get(state, "learning_rate") == torch.tensor(0.1)
 
 
-def test_get_raises_on_ambiguous_names_with_their_paths():
+def test_get_raises_on_ambiguous_names_and_lists_their_paths():
     state = NESTED.init(PARAMS)
     with pytest.raises(ValueError, match="2 places in this state are called 'count'") as caught:
         optim.get(state, "count")

@@ -17,7 +17,7 @@ MAGNIFIED = [row for row in page.ROWS if row.float32 > BOUNDS[torch.float32]]
 @pytest.mark.parametrize("row", page.ROWS, ids=lambda row: f"{row.algorithm}-{row.oracle}")
 @given(st.data())
 @settings(max_examples=2)
-def test_100_steps_match_torch_or_optax(row, data):
+def test_trajectories_of_100_steps_match_torch_or_optax(row, data):
     hold(row, data)
 
 

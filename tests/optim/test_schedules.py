@@ -62,7 +62,7 @@ def close(expected, size, rel=1e-13):
 
 @given(peaks, lengths, fractions, fractions)
 @settings(max_examples=30)
-def test_linear_matches_torch_and_optax(peak, steps, start, end):
+def test_linear_schedule_matches_torch_and_optax(peak, steps, start, end):
     start = max(start, 1e-3)
     schedule = optim.linear(start * peak, end * peak, steps)
     assert curve(schedule, steps + 3) == close(
@@ -81,14 +81,14 @@ def test_linear_matches_torch_and_optax(peak, steps, start, end):
 
 @given(peaks, lengths, fractions)
 @settings(max_examples=10)
-def test_linear_warmup_equals_linear(peak, steps, start):
+def test_linear_warmup_schedule_equals_linear_schedule(peak, steps, start):
     one, other = optim.linear_warmup(peak, steps, start), optim.linear(start, peak, steps)
     assert curve(one, steps + 3) == curve(other, steps + 3)
 
 
 @given(peaks, lengths, fractions, st.floats(0.1, 5))
 @settings(max_examples=30)
-def test_polynomial_matches_torch_and_optax(peak, steps, end, power):
+def test_polynomial_schedule_matches_torch_and_optax(peak, steps, end, power):
     """Within 1e-10 near the end, where torch multiplies by powers of `1 - 1 / (steps - t)`."""
     assert curve(optim.polynomial(peak, end * peak, steps, power), steps + 3) == close(
         optax_rates(lambda: optax.polynomial_schedule(peak, end * peak, power, steps), steps + 3),
@@ -104,7 +104,7 @@ def test_polynomial_matches_torch_and_optax(peak, steps, end, power):
 
 @given(peaks, lengths, st.floats(0.5, 1.05))
 @settings(max_examples=30)
-def test_exponential_matches_torch_and_optax(peak, steps, factor):
+def test_exponential_schedule_matches_torch_and_optax(peak, steps, factor):
     assert curve(optim.exponential(peak, factor), 60) == close(
         torch_rates(peak, lambda o: lr_scheduler.ExponentialLR(o, factor), 60), 0, 1e-12
     )
@@ -119,7 +119,7 @@ def test_exponential_matches_torch_and_optax(peak, steps, factor):
 
 @given(peaks, lengths, st.floats(0.1, 1.5))
 @settings(max_examples=30)
-def test_step_matches_torch_and_optax(peak, steps, factor):
+def test_step_schedule_matches_torch_and_optax(peak, steps, factor):
     schedule = optim.step(peak, steps, factor)
     assert curve(schedule, 60) == close(
         torch_rates(peak, lambda o: lr_scheduler.StepLR(o, steps, factor), 60), 0, 1e-12
@@ -131,7 +131,7 @@ def test_step_matches_torch_and_optax(peak, steps, factor):
 
 @given(peaks, st.dictionaries(st.integers(1, 40), jumps, max_size=4), st.floats(0.1, 1.5))
 @settings(max_examples=30)
-def test_piecewise_constant_matches_torch_and_optax(peak, factors, gamma):
+def test_piecewise_constant_schedule_matches_torch_and_optax(peak, factors, gamma):
     assert curve(optim.piecewise_constant(peak, factors), 45) == close(
         optax_rates(lambda: optax.piecewise_constant_schedule(peak, factors), 45), 0
     )
@@ -143,7 +143,7 @@ def test_piecewise_constant_matches_torch_and_optax(peak, factors, gamma):
 
 @given(peaks, lengths, fractions)
 @settings(max_examples=30)
-def test_cosine_matches_torch_and_optax(peak, steps, end):
+def test_cosine_schedule_matches_torch_and_optax(peak, steps, end):
     schedule = optim.cosine(peak, steps, end=end * peak)
     assert curve(schedule, steps + 1) == close(
         torch_rates(
@@ -160,7 +160,7 @@ def test_cosine_matches_torch_and_optax(peak, steps, end):
 
 @given(peaks, st.integers(1, 20), fractions, st.integers(1, 4))
 @settings(max_examples=30)
-def test_cosine_restarts_matches_torch_and_optax(peak, steps, end, factor):
+def test_cosine_restarts_schedule_matches_torch_and_optax(peak, steps, end, factor):
     schedule = optim.cosine_restarts(peak, steps, end * peak, factor=factor)
     assert curve(schedule, 100) == close(
         torch_rates(
@@ -180,7 +180,7 @@ def test_cosine_restarts_matches_torch_and_optax(peak, steps, end, factor):
 
 
 @given(st.integers(2, 7), st.integers(1, 1000), st.integers(0, 40))
-def test_cosine_restarts_are_exact_at_large_counts(factor, steps, cycle):
+def test_cosine_restarts_schedule_is_exact_at_large_counts(factor, steps, cycle):
     """At the first and last update of a cycle a rounded logarithm gives the wrong cycle."""
     begin = steps * (factor**cycle - 1) // (factor - 1)
     if begin * factor > 2**52:  # more updates than a float64 can count
@@ -197,7 +197,7 @@ def test_cosine_restarts_are_exact_at_large_counts(factor, steps, cycle):
 @example(1.0, 3, 0.3, 25.0, 1e4, "cos")  # the peak is before the first update
 @example(1.0, 3, 1 / 3, 25.0, 1e4, "cos")  # at it
 @settings(max_examples=60)
-def test_one_cycle_matches_torch(peak, steps, pct, div, final, anneal):
+def test_one_cycle_schedule_matches_torch(peak, steps, pct, div, final, anneal):
     schedule = optim.one_cycle(
         peak, steps, pct_start=pct, div_factor=div, final_div_factor=final, anneal_strategy=anneal
     )
@@ -220,7 +220,7 @@ def test_one_cycle_matches_torch(peak, steps, pct, div, final, anneal):
 
 @given(peaks, st.integers(1, 30), lengths, st.floats(1, 50), st.floats(1, 1e5))
 @settings(max_examples=30)
-def test_one_cycle_matches_optax_with_one_more_step(peak, rise, fall, div, final):
+def test_one_cycle_schedule_matches_optax_with_one_more_step(peak, rise, fall, div, final):
     steps = rise + fall
     ours = optim.one_cycle(peak, steps + 1, pct_start=(rise + 1) / (steps + 1), div_factor=div,
                            final_div_factor=final)  # fmt: skip
@@ -235,7 +235,7 @@ def test_one_cycle_matches_optax_with_one_more_step(peak, rise, fall, div, final
 
 @given(peaks, st.integers(0, 30), lengths, fractions)
 @settings(max_examples=30)
-def test_warmup_cosine_matches_optax(peak, warmup, decay, end):
+def test_warmup_cosine_schedule_matches_optax(peak, warmup, decay, end):
     total = warmup + decay
     schedule = optim.warmup_cosine(peak, warmup, total, end=end * peak)
     expected = optax_rates(
@@ -246,7 +246,9 @@ def test_warmup_cosine_matches_optax(peak, warmup, decay, end):
 
 @given(peaks, st.integers(0, 20), st.integers(0, 20), lengths, fractions)
 @settings(max_examples=30)
-def test_warmup_stable_decay_matches_optax_and_its_formula(peak, warmup, stable, decay, end):
+def test_warmup_stable_decay_schedule_matches_optax_and_its_formula(
+    peak, warmup, stable, decay, end
+):
     total = warmup + stable + decay
     reference = lambda: optax.join_schedules(  # noqa: E731
         [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak),
@@ -264,7 +266,7 @@ def test_warmup_stable_decay_matches_optax_and_its_formula(peak, warmup, stable,
 
 @given(peaks, st.integers(1, 40), fractions)
 @settings(max_examples=30)
-def test_inverse_sqrt_matches_its_formula(peak, warmup, start):
+def test_inverse_sqrt_schedule_matches_its_formula(peak, warmup, start):
     """Neither torch nor optax has this schedule; the reference is the formula in Python floats."""
     found = curve(optim.inverse_sqrt(peak, warmup, start * peak), 4 * warmup)
     expected = [
@@ -277,7 +279,7 @@ def test_inverse_sqrt_matches_its_formula(peak, warmup, start):
 
 @given(peaks, st.lists(st.integers(1, 20), min_size=1, max_size=3))
 @settings(max_examples=20)
-def test_join_matches_torch_and_optax(peak, lengths):
+def test_joined_schedules_match_torch_and_optax(peak, lengths):
     boundaries = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     number = len(boundaries) + 1
     ours = [optim.linear(peak / 8, peak, 5), optim.exponential(peak, 0.9), optim.cosine(peak, 40),
@@ -298,7 +300,7 @@ def test_join_matches_torch_and_optax(peak, lengths):
 
 
 @given(peaks, st.integers(1, 30), lengths, fractions)
-def test_warmup_cosine_is_exact_at_its_boundaries(peak, warmup, decay, end):
+def test_warmup_cosine_schedule_is_exact_at_its_boundaries(peak, warmup, decay, end):
     end *= peak
     schedule = optim.warmup_cosine(peak, warmup, warmup + decay, end=end)
     rates = curve(schedule, warmup + decay + 5)

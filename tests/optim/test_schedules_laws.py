@@ -83,7 +83,7 @@ def test_schedules_are_finite_at_a_count_of_2_to_the_40(name):
     assert math.isfinite(at(EVERY[name](0.5), 2**40))
 
 
-def test_constant_returns_the_same_rate_at_any_count():
+def test_constant_schedule_returns_the_same_rate_at_any_count():
     assert {at(optim.constant(0.1), t) for t in (0, 1, 10**12)} == {0.1}
 
 
@@ -133,7 +133,7 @@ def test_compiled_schedule_equals_eager_at_every_update():
     assert update.n_compiles == 1
 
 
-def test_join_calls_each_schedule_only_inside_its_span():
+def test_joined_schedules_are_called_only_inside_their_spans():
     seen: dict[str, set[int]] = {"a": set(), "b": set(), "c": set()}
 
     def spy(name):

@@ -173,7 +173,7 @@ def test_compiled_sophia_train_step_equals_eager():
     assert all(h.abs().max() > 0 for h in hessians)
 
 
-def test_sophia_names_a_loss_that_cannot_be_differentiated_twice():
+def test_sophia_raises_on_a_loss_that_cannot_be_differentiated_twice():
     steps = ftrain.make_steps(Attends, square, optim.sophia(1e-2))
     with pytest.raises(NotImplementedError, match=r"differentiated twice.*SDPBackend.MATH"):
         steps.train_step(steps.init_state(0), torch.randn(3, 5, 8))

@@ -206,7 +206,7 @@ def test_a_failing_logger_does_not_fail_the_run(tmp_path: pathlib.Path) -> None:
     n=st.integers(0, 8),
     tail=st.text("xy", max_size=3),
 )
-def test_keep_truncates_a_log_after_its_first_n_lines(
+def test_truncating_a_log_keeps_its_first_n_lines(
     tmp_path_factory: Any, lines: list[str], n: int, tail: str
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "log"

@@ -54,7 +54,7 @@ def content(page):
     return json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.S)[1])
 
 
-def test_page_contains_the_curves_and_is_reproducible(runs, tmp_path):
+def test_plots_page_contains_the_curves_and_is_reproducible(runs, tmp_path):
     page = plots.page(runs, tmp_path / "page.html", title="two runs")
     assert (
         (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_page_contains_the_curves_and_is_reproducible(runs, tmp_path):
     assert series[1]["y"][0] == 2
 
 
-def test_page_loads_no_external_resources(runs):
+def test_plots_page_loads_no_external_resources(runs):
     page = plots.page(runs)
     parser = Elements()
     parser.feed(page)
@@ -97,7 +97,7 @@ def test_page_loads_no_external_resources(runs):
     assert "url(" not in re.search(r"<style>(.*?)</style>", page, re.S)[1]
 
 
-def test_page_escapes_names_from_logs(tmp_path):
+def test_plots_page_escapes_names_from_logs(tmp_path):
     evil = "</script><script>alert(1)</script>"
     folder = write(tmp_path / "run", [{"step": 1, "split": evil, "loss": 1.0, evil: 2.0}])
     page = plots.page(folder, title=evil)
@@ -232,7 +232,7 @@ def test_image_grid_marks_wrong_predictions_and_refuses_invalid_input(tmp_path):
         plots.image_grid(torch.rand(3, 8, 8), [1, 2])
 
 
-def test_page_works_without_matplotlib_and_curves_names_its_extra(runs):
+def test_plots_page_works_without_matplotlib_and_plots_curves_requires_it(runs):
     code = f"""
 import sys
 from ftrain.loop import plots
