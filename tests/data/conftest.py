@@ -8,7 +8,7 @@ from torch.utils.data import _utils
 
 @pytest.fixture(autouse=True, scope="package")
 def _short_farewell():
-    """Torch (2.13) gives one that raised five seconds to go by itself, which it does not."""
+    """Shorten the 5 s that torch 2.13 waits for a failed worker to exit, which it does not do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
         yield

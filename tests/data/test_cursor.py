@@ -71,11 +71,11 @@ def test_a_cursor_is_accepted_by_a_loader_with_other_options():
 
 
 class Renamed(Shuffled):
-    """The same order by another name."""
+    """A sampler with the same order and another class name."""
 
 
 class Listed:
-    """An order that somebody wrote, of which we know nothing: a list for each epoch of the run."""
+    """A user's sampler: one list of positions for each epoch of the run."""
 
     def __init__(self, n, *shifts):
         self.n, self.shifts = n, shifts

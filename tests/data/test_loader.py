@@ -40,7 +40,7 @@ def noisy(sample, key):
 
 
 def assert_same(found, expected):
-    """The same batches, to the bit, and the same cursors."""
+    """Raise unless batches are equal bit for bit and cursors are equal."""
     assert len(found) == len(expected)
     for (a, after_a), (b, after_b) in zip(found, expected, strict=True):
         assert after_a == after_b

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 class Ends:
-    """Raises StopIteration amid its length, as one built on an iterator does."""
+    """A dataset that raises StopIteration before its length, as one built on an iterator does."""
 
     def __len__(self):
         return 12

@@ -24,7 +24,7 @@ def order(n, seed=0, epoch=0):
 
 
 def assert_uniform(counts, sigmas=4.0):
-    """Pearson's statistic lies within `sigmas` deviations of what a fair draw gives.
+    """Raise unless Pearson's statistic is within `sigmas` deviations of that of a fair draw.
 
     The chi-squared law of k degrees of freedom has mean k and variance 2 k. The seeds are fixed, so this
     passes or fails for good; 4 deviations leave one in 10^4 to chance for each use.

@@ -13,7 +13,7 @@ from tests.data.test_loader import assert_same
 
 
 class Plain:
-    """An iterable dataset with nothing to say about itself."""
+    """An iterable dataset without a length or a state."""
 
     def __init__(self, n=10):
         self.n, self.started = n, 0
@@ -25,7 +25,7 @@ class Plain:
 
 
 class Stateful(Plain):
-    """With a state of its own, in types that JSON lacks; draws from a generator of its own."""
+    """A dataset with a state, in types that JSON lacks, and its own generator."""
 
     def __init__(self, n=10):
         super().__init__(n)

@@ -23,7 +23,7 @@ WORKERS = (0, 1, 2, 4)
 
 
 class Samples:
-    """Draws from all three global generators, as datasets out there do."""
+    """A dataset that draws from all three global generators."""
 
     def __len__(self):
         return 37
@@ -225,7 +225,7 @@ def test_stream_of_a_torch_data_loader_repeats_without_advancing_generators():
 
 
 class Drawing(IterableDataset):
-    """Shares itself out among workers that stay, and draws in them."""
+    """A dataset that splits itself among persistent workers and draws in them."""
 
     def __iter__(self):
         info = get_worker_info()

@@ -17,7 +17,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def key_table() -> str:
-    """A row for each key: its default, and what it is for."""
+    """Return a row for each key: its default and its purpose."""
     said = re.split(r"\n(?=\S)", described())
     rows = ["| key | default | what it is for |", "|---|---|---|"]
     for (key, _), text in zip(keys(), said, strict=True):
@@ -29,7 +29,7 @@ def key_table() -> str:
 
 
 def name_table() -> str:
-    """A row for each name that is built in, with its arguments; the names alone where there are many."""
+    """Return a row for each built-in name with its arguments, or only names if there are many."""
     rows = ["| kind | name | what it is |", "|---|---|---|"]
     filled: tuple[tuple[registry.Kind, int], ...] = (("model", 0), ("data", 0), ("loss", 2))
     for kind, count in filled:
@@ -44,7 +44,7 @@ def name_table() -> str:
 
 
 def _built_in(kind: registry.Kind) -> dict[str, Any]:
-    """What ftrain itself registers; other tests of this process may have added to it."""
+    """Return the components that ftrain itself registers, without those of other tests."""
     found = {n: registry.find(kind, n, pathlib.Path(), "", "") for n in registry.names(kind)}
     rooms = ("ftrain.tasks.", "ftrain.data.", "ftrain.optim.", "ftrain.loop.")
     return {n: one for n, one in found.items() if f"{one.__module__}.".startswith(rooms)}
@@ -65,7 +65,7 @@ def _yaml(value: Any) -> str:
 
 
 def written(page: str) -> str:
-    """The page with both tables as they must be."""
+    """Return the page with both tables up to date."""
     for name, table in (("keys", key_table()), ("names", name_table())):
         pattern = rf"<!-- {name} -->\n.*?<!-- end -->"
         block = f"<!-- {name} -->\n{table}\n<!-- end -->"

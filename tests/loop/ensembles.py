@@ -22,7 +22,7 @@ MEMBERS = 3
 
 
 class Line(nn.Module):
-    """Two weights; `bad` makes the loss of a member NaN on batches that say so."""
+    """A model of two weights; `bad` makes the loss of a member NaN on poisoned batches."""
 
     bad: torch.Tensor
 
@@ -82,7 +82,7 @@ def compiled(single: bool) -> tuple[Any, Any]:
 
 
 def train_data(n: int = 24, poisoned: Any = ()) -> list[Any]:
-    """Batches of 4 rows; those at the places that are named poison a bad member."""
+    """Return batches of 4 rows; those at the positions `poisoned` poison a bad member."""
     g = torch.Generator().manual_seed(0)
     found = []
     for i in range(n):

@@ -39,7 +39,7 @@ Place = tuple[str, int, int]  # file, line, how many times it was executed befor
 
 
 class Step:
-    """A step of a few operators whose state, metrics and bits all depend on all that came before."""
+    """A step of a few operators whose state and metrics depend on all earlier steps."""
 
     def __call__(self, state: Any, batch: Any) -> Any:
         parts = batch.batches if isinstance(batch, MicroBatches) else (batch,)
@@ -61,7 +61,7 @@ def start() -> Any:
 
 
 def made(folder: pathlib.Path) -> Trainer:
-    """With everything on that decides or remembers; every boundary at steps of its own."""
+    """Return a trainer with every stateful callback, and each boundary at different steps."""
     store = checkpoint.Store(folder / "checkpoints", keep_last=2, keep_best=1, metric="eval/loss")
     watching = [
         callbacks.Throughput(),
@@ -85,7 +85,7 @@ def made(folder: pathlib.Path) -> Trainer:
 
 
 def run(folder: pathlib.Path, *, resume: bool = False) -> Any:
-    """Two epochs, of six steps and of three."""
+    """Train for two epochs, of six and three steps."""
     x = torch.linspace(-1, 2, 36).reshape(12, 3)
     train = data.Loader({"x": x}, 2, seed=0)
     held_out = data.Loader({"x": x[:5].flip(0)}, 3, shuffle=False)
@@ -98,7 +98,7 @@ def run(folder: pathlib.Path, *, resume: bool = False) -> Any:
 
 
 def outcome(folder: pathlib.Path, result: Any) -> dict[str, Any]:
-    """All that must be equal."""
+    """Return everything that must be equal after a resume."""
     store = checkpoint.Store(folder / "checkpoints", keep_last=2, keep_best=1, metric="eval/loss")
     kept = {"latest": store.latest(), "best": store.best()}
     clocks = ("time", "duration")
@@ -120,7 +120,7 @@ def outcome(folder: pathlib.Path, result: Any) -> dict[str, Any]:
 
 
 class Tracer:
-    """Before the line at `target`, sends this process a signal; without one, counts the lines."""
+    """Send this process a signal before the line at `target`; without a target, count lines."""
 
     def __init__(self, target: Place | None, number: int) -> None:
         self.counts: dict[tuple[str, int], int] = {}
@@ -147,7 +147,7 @@ class Tracer:
 
 
 def places(times: int | None, folder: pathlib.Path) -> list[Place]:
-    """Every line that a whole run executes while signals are taken care of; and so many of its times."""
+    """Return every line that a run executes while it handles signals, with some repetitions."""
     with Tracer(None, 0) as tracer:
         run(folder)
     found: list[Place] = []
@@ -162,7 +162,7 @@ def places(times: int | None, folder: pathlib.Path) -> list[Place]:
 def differences(
     chosen: list[Place], expected: dict[str, Any], folder: pathlib.Path, number: int
 ) -> Iterator[tuple[Place, list[str]]]:
-    """For each place where something differs: what."""
+    """Yield each line at which a signal changes the result, with the differences."""
     for i, place in enumerate(chosen):
         where = folder / str(i)
         with Tracer(place, number) as tracer:
@@ -183,7 +183,7 @@ def differences(
 
 
 def campaign(times: int | None) -> int:
-    """How many places there are at which a signal changes anything."""
+    """Return the number of lines at which a signal changes the result."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         expected = outcome(folder / "undisturbed", run(folder / "undisturbed"))

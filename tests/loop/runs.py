@@ -68,7 +68,7 @@ def digest(result: Any) -> str:
 
 
 class Counts:
-    """A callback with a state: what it has heard, and the sum of what was logged."""
+    """A callback whose state counts its events and sums the logged values."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
@@ -93,7 +93,7 @@ class Counts:
 
 
 class Interrupts:
-    """Sends this process a signal when a given event comes for the n-th time."""
+    """A callback that sends this process a signal at the n-th event of a kind."""
 
     on_error = "raise"
 

@@ -21,7 +21,7 @@ from tests.loop import runs
 
 @pytest.fixture
 def no_compiler(monkeypatch, tmp_path):
-    """A machine on whose path is nothing at all, and what inductor would look for there."""
+    """Provide an empty directory as PATH, and the compiler names that inductor would try."""
     empty = tmp_path / "path"
     empty.mkdir()
     monkeypatch.setenv("PATH", str(empty))

@@ -18,7 +18,7 @@ X, Y = rows(24)
 
 
 class NoMemoryForMany:
-    """A step that finds no memory for more than so many rows at once."""
+    """A step that runs out of memory for more than a given number of rows."""
 
     def __init__(self, step: Any, most: int) -> None:
         self.step, self.most = step, most

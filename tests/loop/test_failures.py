@@ -77,7 +77,7 @@ def test_a_failing_callback_fails_the_run_after_a_checkpoint(tmp_path: Any) -> N
 
 
 class Breaks:
-    """Raises when the n-th event of a kind comes; once, as what is mended before one resumes."""
+    """A callback that raises at the n-th event of a kind, once."""
 
     def __init__(self, method: str, n: int) -> None:
         self.seen, self.n = 0, n
@@ -90,7 +90,7 @@ class Breaks:
 
 
 def logged(store: Any) -> Any:
-    """What a run has logged and come to, as its last checkpoint has it."""
+    """Return the logged rows and results of a run from its last checkpoint."""
     state, content = checkpoint.Store(store).load(like=STEPS.init_state(0))
     return tree.digest(state), {
         name: content[name] if name != "callbacks" else content[name]["Writes"]
@@ -99,7 +99,7 @@ def logged(store: Any) -> Any:
 
 
 class Writes:
-    """A log of one's own: what each row had, but for the clock."""
+    """A custom log that keeps each row without times."""
 
     def init(self) -> Any:
         return []
@@ -234,7 +234,7 @@ def test_an_error_in_the_data_keeps_the_state_of_the_last_step() -> None:
 
 
 class Full(checkpoint.Store):
-    """A disk that is full at some steps."""
+    """A store whose disk is full at given steps."""
 
     full: tuple[int, ...] = ()
 

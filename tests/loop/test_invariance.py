@@ -75,7 +75,7 @@ READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "num
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Every time a tensor's value is asked for, and how."""
+    """Record each read of a tensor's value and the function that reads it."""
     found: list[tuple[str, Any]] = []
     for name in READS:
         original = getattr(torch.Tensor, name)

@@ -19,7 +19,7 @@ BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in r
 
 
 class Injected:
-    """A compiled, donated step of which one call finds no memory at its n-th allocation."""
+    """A compiled, donated step of which one call runs out of memory at its n-th allocation."""
 
     def __init__(self, step: Any, call: int, n: int) -> None:
         self.step, self.call, self.n = step, call, n
@@ -52,7 +52,7 @@ def copy(state: Any) -> Any:
 
 @functools.cache
 def expected(call: int) -> str:
-    """Steps in one part up to a call, in two from there on."""
+    """Return the digest of a run that uses two micro-batches from a given call on."""
     state = copy(STEPS.init_state(0))
     for i, batch in enumerate(BATCHES, 1):
         state, _ = donated(2 if i >= call else 1)(state, batch)

@@ -36,7 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def whole(store: pathlib.Path) -> Any:
-    """The newest checkpoint's metadata."""
+    """Return the metadata of the newest checkpoint."""
     latest = checkpoint.Store(store).latest()
     assert latest is not None
     return json.loads((latest / "manifest.json").read_text())["metadata"]

@@ -88,7 +88,7 @@ def test_an_unfinished_epoch_is_in_the_result() -> None:
 
 
 class EndsEarly:
-    """Says it has ten batches, and has three."""
+    """Data of length ten that yield only three batches."""
 
     def __len__(self) -> int:
         return 10
@@ -182,7 +182,7 @@ def test_trainer_accepts_any_function_of_a_state_and_a_batch_as_step() -> None:
 
 
 class Asks:
-    """Asks for something at the n-th event of a kind."""
+    """A callback that requests actions at the n-th event of a kind."""
 
     def __init__(self, action: Any, kind: Any = BatchEnd, n: int = 1) -> None:
         self.action, self.n, self.listens = action, n, (kind,)

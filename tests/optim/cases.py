@@ -16,7 +16,7 @@ from ftrain.core import tree
 
 
 class Rates(NamedTuple):
-    """A rate at which the algorithm descends on each problem."""
+    """Learning rates at which an algorithm reduces the loss of each problem."""
 
     parabola: float
     rosenbrock: float
@@ -28,7 +28,7 @@ RATE_SIZED = Rates(1e-1, 1e-2, 1e-2)  # steps about as long as the rate is
 
 
 class Case(NamedTuple):
-    """One line of the table: an optimizer, and what the products and the documentation need of it.
+    """One optimizer of the table, with the options that the tests and the documentation need.
 
     `build` takes a rate (number, 0-d tensor or schedule). `oracles` names the independent
     implementations that `parity.py` holds it against. `needs` names the extra arguments
@@ -144,7 +144,7 @@ OPTIMIZERS = {name: case.build for name, case in CASES.items() if not case.needs
 
 
 def algorithms() -> set[str]:
-    """The public functions whose first argument is a rate."""
+    """Return the public functions whose first argument is a learning rate."""
     found = set()
     for name in optim.__all__:
         value = getattr(optim, name)
@@ -168,7 +168,7 @@ def parabola(dtype: torch.dtype) -> Problem:
 
 
 def rosenbrock(dtype: torch.dtype) -> Problem:
-    """Two 0-d parameters, in a tuple."""
+    """The Rosenbrock problem: two 0-d parameters in a tuple."""
     params = (torch.tensor(0.0, dtype=dtype), torch.tensor(0.0, dtype=dtype))
 
     def loss(p: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -203,7 +203,7 @@ PROBLEMS = {"parabola": parabola, "rosenbrock": rosenbrock, "mlp": mlp}
 
 
 def gradient(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.Tensor, dict]:
-    """The cheapest in eager mode; `ftrain.value_and_grad` where it is mapped or compiled."""
+    """Return loss and gradient by the fastest way in eager mode, for code that is not transformed."""
     flat, treedef = tree.flatten(params)
     flat = [p.detach().requires_grad_() for p in flat]
     value = loss(tree.unflatten(treedef, flat))
@@ -211,7 +211,7 @@ def gradient(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.
 
 
 def advance(optimizer, loss, params, state, differentiate=gradient) -> tuple:
-    """One step of training with everything that a training step hands in."""
+    """Take one step with every argument that a training step passes to the optimizer."""
     value, grads = differentiate(loss, params)
     updates, state = optimizer.update(
         grads,
@@ -225,32 +225,32 @@ def advance(optimizer, loss, params, state, differentiate=gradient) -> tuple:
 
 
 def composable(loss: Callable[[dict], torch.Tensor], params: dict) -> tuple[torch.Tensor, dict]:
-    """`gradient` for what is compiled, mapped or scanned."""
+    """Return loss and gradient for code that is compiled, vmapped or scanned."""
     return ftrain.value_and_grad(loss)(params)
 
 
 def bowl(params: Any) -> torch.Tensor:
-    """A loss of any tree: how far all of its elements are from 1."""
+    """Return a loss of any tree: the sum of squared distances of its elements from 1."""
     terms = [(x.double() - 1).square().sum() for x in tree.leaves(params)]
     return sum(terms, torch.zeros((), dtype=torch.float64))
 
 
 def handed_in(params: Any) -> dict[str, Any]:
-    """What a training step hands in beside gradients, of `bowl`."""
+    """Return the extra arguments that a training step passes, for the loss `bowl`."""
     return {
         "loss": bowl(params), "value_fn": bowl, "grad_fn": lambda p: composable(bowl, p)[1]
     }  # fmt: skip
 
 
 def spec(t) -> tuple:
-    """All of a tree but its values."""
+    """Return everything about a tree except its values."""
     return tree.structure(t), [
         (x.dtype, tuple(x.shape), x.stride(), x.device) for x in tree.leaves(t)
     ]
 
 
 def random_tree(seed: int, shapes, dtype: torch.dtype, spread: float = 3.0) -> dict:
-    """Normal leaves, each of its own magnitude: 10 to the power of up to ± `spread`."""
+    """Return normal leaves, each scaled by 10 to a power of up to ± `spread`."""
     g = torch.Generator().manual_seed(seed)
     return {
         f"p{i}": (
@@ -265,7 +265,7 @@ SHAPES = [(), (0,), (7,), (33, 5), (4, 3, 2)]
 
 
 def ulps(found: torch.Tensor, expected: torch.Tensor, *terms: torch.Tensor) -> float:
-    """The largest difference, in units in the last place of the largest number that took part."""
+    """Return the largest difference, in units in the last place of the largest operand."""
     if not found.numel():
         return 0.0
     size = torch.stack([x.abs().broadcast_to(found.shape) for x in (found, expected, *terms)])
@@ -275,7 +275,7 @@ def ulps(found: torch.Tensor, expected: torch.Tensor, *terms: torch.Tensor) -> f
 
 
 def steps(optimizer, seed, n, *, params=None, extra=lambda step: {}):
-    """The parameters after each of `n` updates with random gradients, and the last state."""
+    """Return the parameters after each of `n` updates with random gradients, and the last state."""
     params = params or random_tree(seed, SHAPES, torch.float32, 1.0)
     state, history = optimizer.init(params), []
     for step in range(n):

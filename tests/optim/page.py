@@ -82,7 +82,7 @@ Figures = dict[tuple[str, str], tuple[str, ...]]
 
 
 def measure(row: Parity, examples: int) -> tuple[str, ...]:
-    """The worst difference over draws, in each dtype."""
+    """Return the largest difference over draws, for each dtype."""
     worst = dict.fromkeys(BOUNDS, 0.0)
 
     @given(row.hyper, st.integers(0, 2**31))
@@ -99,7 +99,7 @@ def measure(row: Parity, examples: int) -> tuple[str, ...]:
 
 
 def render(figures: Figures) -> str:
-    """The table of the documentation."""
+    """Return the table of the documentation."""
     lines = [
         "| algorithm | held against | float64 | float32 | where they differ |",
         "|---" * 5 + "|",
@@ -114,18 +114,18 @@ def render(figures: Figures) -> str:
 
 
 def table() -> str:
-    """The table as the page has it."""
+    """Return the table that the page contains."""
     return PAGE.read_text().split(START)[1].split(END)[0]
 
 
 def figures_in(text: str) -> Figures:
-    """The figures of a rendered table."""
+    """Return the figures of a rendered table."""
     cells = [[c.strip(" `") for c in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
     return {(c[0], c[1]): (c[2], c[3]) for c in cells if c[2]}
 
 
 def main() -> None:
-    """Measure every line over so many draws (40 unless told), and write the page's table."""
+    """Measure every row over the given number of draws (default 40) and write the page's table."""
     examples = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     torch.set_num_threads(1)
     figures: Figures = {}

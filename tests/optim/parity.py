@@ -30,7 +30,7 @@ Hyper = dict[str, Any]
 
 
 class Parity(NamedTuple):
-    """One algorithm against one oracle.
+    """Comparison of one algorithm with one oracle.
 
     `hyper` draws hyper-parameters; `ours` and `theirs` build from them (`theirs` a function of
     the list of parameters for torch, a transformation for optax). Leaves have these `shapes`, and
@@ -62,7 +62,7 @@ class Parity(NamedTuple):
 
 
 def powers(low: float, high: float) -> st.SearchStrategy[float]:
-    """10 to a power between."""
+    """Return a strategy for 10 to a power between the bounds."""
     return st.floats(low, high).map(lambda e: 10.0**e)
 
 
@@ -99,14 +99,14 @@ def hold(row: Parity, data: st.DataObject) -> None:
 
 
 def difference(row: Parity, h: Hyper, seed: int, dtype: torch.dtype) -> float:
-    """The largest relative distance of the two trajectories, over steps."""
+    """Return the largest relative distance of the two trajectories over all steps."""
     params = random_tree(seed, row.shapes, dtype, 0.5)
     grads = gradients(row, seed, dtype)
     return _apart(_flat(_ours(row, h, params, grads)), _theirs(row, h, params, grads))
 
 
 def rounding(row: Parity, h: Hyper, seed: int) -> tuple[float, float]:
-    """How far ours and theirs in float32 are from theirs in float64, from the same numbers on."""
+    """Return the distances of both float32 runs from the oracle in float64, from equal starts."""
     params = random_tree(seed, row.shapes, torch.float32, 0.5)
     grads = gradients(row, seed, torch.float32)
     exact = _theirs(row, h, _double(params), [_double(g) for g in grads])
@@ -129,7 +129,7 @@ def _theirs(row: Parity, h: Hyper, params: dict, grads: list[dict]) -> torch.Ten
 
 
 def gradients(row: Parity, seed: int, dtype: torch.dtype) -> list[dict]:
-    """The same for both: of every step, where they are not those of the row's loss."""
+    """Return the gradients of every step for both sides, unless the row has a loss."""
     found = [random_tree(seed + 1 + t, row.shapes, dtype, row.spread) for t in range(STEPS)]
     if row.drift is None:
         return found
@@ -138,7 +138,7 @@ def gradients(row: Parity, seed: int, dtype: torch.dtype) -> list[dict]:
 
 
 def _flat(run: dict[str, torch.Tensor]) -> torch.Tensor:
-    """One vector for each step: all leaves, in float64."""
+    """Return one float64 vector per step with the elements of all leaves."""
     return torch.cat([x.double().reshape(STEPS, x[0].numel()) for x in run.values()], 1)
 
 

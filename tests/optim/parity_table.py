@@ -309,7 +309,7 @@ PARITY = [
 
 
 def from_zero_mean(optimizer: Any) -> Any:
-    """optax's Yogi with its mean of gradients started at 0, as in the paper."""
+    """Return optax's Yogi with a first moment that starts at 0, as in the paper."""
 
     def init(params: Any) -> Any:
         first, *rest = optimizer.init(params)

@@ -50,7 +50,7 @@ def test_every_optimizer_accepts_a_schedule_as_learning_rate(name):
 
 
 def layouts() -> dict[str, torch.Tensor]:
-    """Every kind of dense tensor there is, and one with gaps."""
+    """Return tensors of every dense memory layout, and one with gaps."""
     return {
         "scalar": torch.randn(()),
         "empty": torch.randn(0, 3),

@@ -269,7 +269,7 @@ def test_schedules_that_do_not_return_a_number_are_refused(schedule, error, mess
 
 
 def foreign(name: str) -> object:
-    """A state that the optimizer of this name has never returned."""
+    """Return the state of another optimizer."""
     other = "adam" if name != "adam" else "sgd"
     return OPTIMIZERS[other](0.1).init(PARAMS)
 

@@ -155,7 +155,7 @@ def test_from_torch_accepts_a_schedule_and_reports_its_rate():
 
 
 class Odd(torch.optim.Optimizer):
-    """One of a user's own: Python numbers, what is put down late, and no `_init_group`."""
+    """A user's optimizer: Python numbers as state, late entries, and no `_init_group`."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})
@@ -174,7 +174,7 @@ class Odd(torch.optim.Optimizer):
 
 
 class Asks(Odd):
-    """A class of one's own that has no algorithm of ftrain's to point to."""
+    """A user's optimizer that reads tensor values and has no counterpart in ftrain."""
 
     def step(self, closure=None):
         (p,) = self.param_groups[0]["params"]

@@ -20,7 +20,7 @@ SHAPES = [(3, 2), (2,)]
 
 
 def hyper_parameters(name: str) -> list[str]:
-    """The arguments that are numbers or 0-d tensors, the rate included."""
+    """Return the arguments that are numbers or 0-d tensors, including the learning rate."""
     parameters = inspect.signature(getattr(optim, name)).parameters.values()
     kinds = ("Hyperparameter", "LearningRate", "float")
     return [p.name for p in parameters if any(kind in str(p.annotation) for kind in kinds)]
@@ -36,7 +36,7 @@ EVERY = [
 
 
 def build(name: str, **hyper):
-    """The algorithm at a rate, and with momentum where other arguments are refused without."""
+    """Return the algorithm at a rate, with momentum where other arguments require it."""
     needs = {"dampening": {"momentum": 0.9}} if name == "sgd" else {}
     extra = {k: v for argument in hyper for k, v in needs.get(argument, {}).items()}
     return getattr(optim, name)(**{"learning_rate": 0.1, **extra, **hyper})

@@ -24,7 +24,7 @@ MIXING = np.eye(23) + random_tree(0, [(23, 23)], torch.float64, 0.0)["p0"].numpy
 
 
 def convex(params):
-    """Logistic losses and a parabola, over one vector of 8 and a matrix of one row."""
+    """Return a sum of logistic losses and a quadratic, of a vector of 8 and a one-row matrix."""
     ys = MATRIX @ torch.concatenate([params["w"], params["m"][0]])
     return torch.log(1 + torch.exp(ys)).sum() / 30 + 0.05 * (ys**2).sum()
 
@@ -35,7 +35,7 @@ def start():
 
 
 def downhill(scale, lowest):
-    """Convex, and no parabola; least where mixtures of all leaves are `lowest`."""
+    """Return a convex loss that is not quadratic, minimal where mixed leaves equal `lowest`."""
 
     def loss(leaves, module):
         x = module.concatenate([leaf.reshape(-1) for leaf in leaves])
@@ -64,7 +64,7 @@ OPTAX = Parity(
 
 
 def quintic(c):
-    """A function of one variable whose slope at 0 is negative and which grows in the end."""
+    """Return a function of one variable with negative slope at 0 that finally grows."""
     a, b, d = c
     return lambda t: a * (t - b) ** 2 + d * torch.cos(3 * t) * torch.exp(-t) + 1e-3 * t**4
 

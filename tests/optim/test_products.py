@@ -28,7 +28,7 @@ def places(short):
 
 
 def trained(name, problem, rate):
-    """A pure `step(params, state)` on a problem, and where it starts."""
+    """Return a pure `step(params, state)` on a problem, and its initial params and state."""
     params, loss, *_ = problem
     optimizer = CASES[name].build(rate)
 

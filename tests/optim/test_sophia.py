@@ -22,7 +22,7 @@ MIXING = random_tree(0, [(30, 23)], torch.float64, 0.0)["p0"].numpy()
 
 
 def valley(params):
-    """Smooth, not separable, with another curvature everywhere."""
+    """Return a smooth loss that is not separable and whose curvature varies."""
     ys = MATRIX @ params["w"] + params["b"]
     return torch.log(1 + torch.exp(ys)).sum() + (params["w"] ** 4).sum()
 
@@ -33,7 +33,7 @@ def start(dtype=torch.float64):
 
 
 def bent(leaves, module):
-    """Of any curvature, also negative, and not separable."""
+    """Return a loss with positive and negative curvature that is not separable."""
     x = module.concatenate([leaf.reshape(-1) for leaf in leaves])
     ys = module.asarray(MIXING, dtype=x.dtype) @ x
     return module.sqrt(1 + ys**2).sum() + 0.1 * (x**4).sum()

@@ -48,7 +48,7 @@ LOSS = torch.tensor(1.0)
 
 
 def gradients(params, seeds):
-    """For each seed a tree of gradients like the parameters."""
+    """Return a tree of gradients like the parameters for each seed."""
     drawn = [random_tree(s, [p.shape for p in params.values()], torch.float64, 1.0) for s in seeds]
     return [
         {name: g.to(params[name].dtype) for name, g in zip(params, d.values(), strict=True)}
@@ -57,7 +57,7 @@ def gradients(params, seeds):
 
 
 def run(transformation, params, steps):
-    """The updates of the last step, and the state."""
+    """Return the updates of the last step, and the state."""
     state, updates = transformation.init(params), None
     for grads in steps:
         updates, state = transformation.update(grads, state, params, loss=LOSS)

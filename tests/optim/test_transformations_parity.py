@@ -73,7 +73,7 @@ EVERY = {
 
 
 def holes(y):
-    """NaNs where a gradient is large."""
+    """Return a transformation that replaces large gradients by NaN."""
 
     def update(grads, state, params=None, **extra):
         return tree.map(lambda g: torch.where(g > y, math.nan, g), grads), state
@@ -115,7 +115,7 @@ def program(build):
 
 
 def hold(ours, theirs, hyper, grads, params):
-    """Our updates of every step, against those of optax's transformation."""
+    """Raise unless the updates of every step match those of optax's transformation."""
     stacked = tree.map(lambda *gs: torch.stack(gs), *grads)
     expected = program(theirs)(*hyper, to_jax(stacked), to_jax(params))
     for key in params:

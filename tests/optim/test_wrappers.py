@@ -51,7 +51,7 @@ WRAPPERS = {
 
 
 def target(params):
-    """A loss whose gradient reaches every element, and depends on where it is taken."""
+    """Return a loss whose gradient reaches every element and depends on the parameters."""
     total = torch.zeros(())
     for p in tree.leaves(params):
         total = total + ((p - 1) ** 2).sum() + (p**4).sum() / 4
@@ -63,7 +63,7 @@ def slope(params):
 
 
 def update(optimizer, grads, state, params):
-    """With all that a training step hands in, and a `grad_fn` that gives `grads` at `params`."""
+    """Update with every extra argument, and a `grad_fn` that returns `grads` at `params`."""
 
     def grad_fn(where):
         return tree.map(lambda g, w, p: g + (slope(w) - slope(p)), grads, where, params)
@@ -74,7 +74,7 @@ def update(optimizer, grads, state, params):
 
 
 def run(optimizer, seed, steps=3, dtype=torch.float32, shapes=SHAPES):
-    """Each step's updates, and the state after it."""
+    """Return the updates of each step and the state after it."""
     params = random_tree(seed, shapes, dtype, 1.0)
     state, history = optimizer.init(params), []
     for step in range(steps):

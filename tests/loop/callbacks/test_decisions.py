@@ -49,7 +49,7 @@ def evaluated(step: int, name: str = "", **metrics: float) -> EvaluateEnd:
 
 
 def told(callback: Any, events: list[Any]) -> tuple[Any, list[tuple[int, Any]]]:
-    """The last state and, by event, what was asked for; the state goes through JSON each time."""
+    """Return the last state and the actions by event; the state goes through JSON each time."""
     state, asked = callback.init(), []
     for i, event in enumerate(events):
         before = json.dumps(state)

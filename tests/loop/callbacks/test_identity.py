@@ -21,7 +21,7 @@ from tests.loop.callbacks.test_states import Kept
 
 
 class Unread(collections.abc.Sequence[Any]):
-    """A data set that counts what is read of it, strictly."""
+    """A sequence that raises on any read."""
 
     def __init__(self, n: int) -> None:
         self.n = n

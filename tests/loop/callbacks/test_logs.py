@@ -31,7 +31,7 @@ def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def table(folder: pathlib.Path) -> list[dict[str, str]]:
-    """Without clocks, and without what is empty."""
+    """Return the rows of the CSV log without times and empty cells."""
     with (folder / "metrics.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if k not in CLOCKS and v} for row in found]

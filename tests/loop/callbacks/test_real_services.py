@@ -20,7 +20,7 @@ TRAIN, EVAL = [3, 6, 7, 9], [7, 9]  # steps with rows, of a run to step 7 that g
 
 
 def logged(folder: pathlib.Path, make: Any) -> list[Any]:
-    """The results of a run that is resumed once."""
+    """Return the results of a run that is resumed once."""
     return [
         fit(trainer(make(), store=folder / "checkpoints"), max_steps=end, resume="auto")
         for end in (7, 9)
@@ -79,7 +79,7 @@ def test_wandb_reads_back_the_logged_values(
 
 
 def records(data: bytes) -> Iterator[Any]:
-    """Of an offline run's file: a LevelDB log of protocol buffers behind a header of seven bytes."""
+    """Return the records of an offline run: LevelDB log of protocol buffers after 7 header bytes."""
     from wandb.proto import wandb_internal_pb2
 
     at, part = 7, b""

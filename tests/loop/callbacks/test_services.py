@@ -14,7 +14,7 @@ from tests.loop.runs import fit, trainer
 
 
 class Told(list[Any]):
-    """Anything that is called on it is remembered, as (name, arguments, options)."""
+    """A list of the calls made on it, as (name, arguments, options)."""
 
     def method(self, name: str, answer: Any = None) -> Any:
         def call(*args: Any, **options: Any) -> Any:

@@ -45,7 +45,7 @@ STATES = st.recursive(
 
 
 def spelled(value: Any) -> Any:
-    """A value with its types, to compare by `==`; NaN equals NaN."""
+    """Return a value with its types, for comparison by `==`; NaN equals NaN."""
     if isinstance(value, dict):
         return ["dict", sorted(repr([spelled(key), spelled(x)]) for key, x in value.items())]
     if isinstance(value, (set, frozenset)):
@@ -88,7 +88,7 @@ OTHER_TYPES = {
 
 
 class Holds:
-    """Takes a value into its state when the first epoch ends, or begins with it."""
+    """A callback with a given value in its state, initially or after an evaluation."""
 
     def __init__(self, value: Any, at_once: bool = False) -> None:
         self.value, self.at_once = value, at_once
@@ -145,7 +145,7 @@ def test_a_resumed_callback_receives_its_saved_state(tmp_path: pathlib.Path) -> 
 
 
 class Opaque:
-    """One that only a function tells apart."""
+    """A callback that is distinguished only by a function."""
 
     def __init__(self, what: Any) -> None:
         self.what = what
@@ -202,7 +202,7 @@ def test_callbacks_listed_in_another_order_keep_their_states(
 
 
 class Kept:
-    """Any options; its state is what it was made with."""
+    """A callback with arbitrary options, which are also its state."""
 
     def __init__(self, **options: Any) -> None:
         self.__dict__.update(options)

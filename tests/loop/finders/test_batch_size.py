@@ -14,7 +14,7 @@ from ftrain.loop import finders
 
 
 def bounded(limit, seen=None):
-    """A step with memory for so many rows."""
+    """Return a step with memory for a given number of rows."""
 
     def step(state, batch):
         if seen is not None:

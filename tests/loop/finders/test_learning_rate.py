@@ -160,7 +160,7 @@ def test_a_loss_that_does_not_fall_gives_no_suggestion(loss):
 
 
 def nan_gradient(model, batch):
-    """A finite loss whose gradient is NaN on a bad batch."""
+    """Return a finite loss whose gradient is NaN on a bad batch."""
     out = model(batch["x"])
     zero = 0 * out.sum()
     root = torch.sqrt(torch.where(batch["bad"][0], zero, zero + 1))  # its derivative at 0: 0 / 0
@@ -168,7 +168,7 @@ def nan_gradient(model, batch):
 
 
 def falling(bad):
-    """Batches on which the loss falls whatever is trained."""
+    """Return batches on which the loss falls independently of training."""
     batches = data(len(bad))
     return [{"x": x / (i + 1), "bad": torch.tensor([bad[i]])} for i, x in enumerate(batches)]
 

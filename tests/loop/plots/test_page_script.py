@@ -41,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def used(page: str, test: str, folder: pathlib.Path) -> Any:
-    """What `test` prints, which runs behind the page's script."""
+    """Return what `test` prints when it runs after the page's script."""
     data = re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert data is not None
