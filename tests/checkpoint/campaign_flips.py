@@ -22,7 +22,7 @@ from tests.checkpoint.states import train_state
 
 
 class Result(NamedTuple):
-    """`found` must be all; `other` counts errors that are not `CheckpointError`s."""
+    """Counts: `found` must equal `flips`; `other` counts errors except `CheckpointError`."""
 
     flips: int
     found: int

@@ -39,7 +39,7 @@ VALUES: list[Any] = [
 
 
 class Result(NamedTuple):
-    """`other` (errors that are not `CheckpointError`s) and `slow` must be zero."""
+    """Counts: `other` (errors except `CheckpointError`) and `slow` must be zero."""
 
     mutants: int
     loaded: int
@@ -51,7 +51,7 @@ class Result(NamedTuple):
 
 
 def mutate_json(content: Any, dice: random.Random) -> None:
-    """One to three changes anywhere in a JSON value."""
+    """Make one to three changes anywhere in a JSON value."""
     for _ in range(dice.choice([1, 1, 2, 3])):
         places: list[tuple[Any, Any]] = []
         stack = [content]
@@ -81,7 +81,7 @@ def mutate_json(content: Any, dice: random.Random) -> None:
 
 
 def mutate_bytes(data: bytes, dice: random.Random) -> bytes:
-    """A few bytes flipped, cut out, doubled or replaced."""
+    """Flip, remove, double or replace a few bytes."""
     changed = bytearray(data)
     for _ in range(dice.choice([1, 1, 2, 5])):
         at = dice.randrange(len(changed) + 1)
@@ -128,12 +128,12 @@ def mutant(path: Path, manifest: bytes, file: bytes, dice: random.Random) -> Non
 
 
 def printable(error: Exception) -> bool:
-    """Whether a message can be shown, whatever names the file had."""
+    """Return True if a message can be printed, for any names in the file."""
     return len(str(error)) < 10_000 and "\ud800" not in str(error)
 
 
 def campaign(count: int, seed: int = 0) -> Result:
-    """Read `count` mutants, each in one of the ways there are."""
+    """Read `count` mutants, each by one of the reading functions."""
     torch.set_num_threads(1)
     dice, found, like = random.Random(seed), Counter[str](), train_state(0)
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

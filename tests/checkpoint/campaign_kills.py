@@ -39,7 +39,7 @@ STEPS = 100  # then a run begins anew
 
 
 class Result(NamedTuple):
-    """What a campaign found; all but `kills`, `steps`, `in_save` and `seconds` must be zero."""
+    """Counts of a campaign; all except `kills`, `steps`, `in_save` and `seconds` must be zero."""
 
     kills: int
     steps: int
@@ -137,7 +137,7 @@ def campaign(count: int, seed: int = 0, base: str | None = None, verbose: bool =
 
 
 def _work_until_killed(run: Run, seconds: float) -> list[int]:
-    """The steps that the process was told were safe before it was killed."""
+    """Return the steps whose saves had returned before the process was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -160,7 +160,7 @@ def _work_until_killed(run: Run, seconds: float) -> list[int]:
 
 
 def _inspect(run: Run) -> tuple[int, bool, bool]:
-    """The newest step, whether everything can be read, and whether it has the right bits."""
+    """Return the newest step, and whether all checkpoints are readable and the bits correct."""
     store = run.store()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -174,7 +174,7 @@ def _inspect(run: Run) -> tuple[int, bool, bool]:
 
 
 def _finish(run: Run) -> int:
-    """Complete the run; how many things it leaves that it should not, or 1 if its bits are wrong."""
+    """Complete the run and return the number of faults: wrong bits and leftover files."""
     run.work(None, until=STEPS + 1)  # one save at least, which sweeps
     found, readable, same = _inspect(run)
     odd = [p.name for p in run.directory.iterdir() if not p.name.startswith("step-")]

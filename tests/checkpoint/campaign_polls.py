@@ -30,7 +30,7 @@ KINDS = 7  # states repeat, so that the reader knows them all
 
 
 class Result(NamedTuple):
-    """`torn`, `back` and `intruded` must be zero; `seen` is how many different steps were loaded."""
+    """Counts: `torn`, `back` and `intruded` must be zero; `seen` counts the distinct steps loaded."""
 
     polls: int
     seen: int
@@ -94,12 +94,12 @@ def _write(directory: Path) -> None:
 
 
 def _step(save: int) -> int:
-    """Under which number the nth save goes: every third replaces the one before."""
+    """Return the step of the n-th save: every third save replaces the one before it."""
     return save - (save % 3 == 0)
 
 
 def _intrude(directory: Path) -> None:
-    """Comes to an end only if it is not refused."""
+    """Save as a second writer until a save succeeds, which is a fault."""
     while True:
         try:
             checkpoint.Store(directory).save({"w": torch.ones(1)}, step=10**10)

@@ -27,7 +27,7 @@ STOP = 17  # amid an epoch, with batches prefetched
 
 
 class Result(NamedTuple):
-    """How many of so many resumed runs ended in the bytes of the undisturbed one."""
+    """Number of resumed runs, and of those that end with the bytes of the uninterrupted run."""
 
     run: str
     stopped: str
@@ -51,7 +51,7 @@ def process(name: str, source: Path | str, workers: int, target: Path, *options:
 
 
 def at(store: Path, step: int) -> Path:
-    """Where a store has a step."""
+    """Return the path of a step in a store."""
     return store / f"step-{step:012d}"
 
 
@@ -62,7 +62,7 @@ class Campaign:
         self.directory, self.jobs = directory, jobs
 
     def every_step(self, name: str) -> Result:
-        """Stopped after each step, from none to all but one."""
+        """Resume from the checkpoint of every step, from the first to the last but one."""
         begun, place = time.perf_counter(), self.directory / name
         whole, store = place / "whole", place / "each"
         process(name, "-", 2, whole)
@@ -72,7 +72,7 @@ class Campaign:
         return Result(name, "at every step", equal, len(cases), time.perf_counter() - begun)
 
     def swapped(self, name: str) -> Result:
-        """Every number of workers before the stop, and after it; `every_step` comes first."""
+        """Resume with every pair of worker numbers before and after the stop; needs `every_step`."""
         begun, place = time.perf_counter(), self.directory / name
         stores = {2: place / "each"}
         for before in set(WORKERS) - {2}:
@@ -96,7 +96,7 @@ class Campaign:
 
 
 def main() -> None:
-    """The whole of it."""
+    """Run the campaign for every run and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     options = parser.parse_args()

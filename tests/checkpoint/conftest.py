@@ -14,7 +14,7 @@ collect_ignore = ["by_hand.py"]  # a script: collecting doctests would import it
 
 @pytest.fixture
 def memory_path(tmp_path):
-    """A directory in memory where there is such a place: syncing costs nothing there."""
+    """Provide a directory in memory if possible, where syncing is free."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -24,7 +24,7 @@ def memory_path(tmp_path):
 
 @pytest.fixture(scope="module")
 def memory_path_factory(tmp_path_factory):
-    """A new path in memory at each call, for Hypothesis."""
+    """Provide a function that returns a new path in memory at each call, for Hypothesis."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=shared, prefix="ftrain-test-") as name:
         counter = itertools.count()

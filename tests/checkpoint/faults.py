@@ -10,7 +10,7 @@ from ftrain.checkpoint._files import Files
 
 
 class Event(NamedTuple):
-    """One operation as it happened; `data` is what a write wrote, `source` what a rename moved."""
+    """One recorded operation, with the `data` of a write or the `source` of a rename."""
 
     operation: str
     path: str
@@ -19,7 +19,7 @@ class Event(NamedTuple):
 
 
 class Recording(Files):
-    """Does everything, and remembers what changes the disk."""
+    """A file system that performs every operation and records those that change the disk."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -36,7 +36,7 @@ class Recording(Files):
 
 
 class Failing(Files):
-    """The `k`-th operation fails with `code`, once or (`sticky`) together with all like it after it.
+    """A file system whose `k`-th operation fails, and with `sticky` all later ones of its kind.
 
     `code=None` is a short write: the system takes one byte.
     """

@@ -14,7 +14,7 @@ DATA = "tensors-00000.safetensors"
 
 
 def split(file: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the data of a safetensors file."""
+    """Return the header and the data of a safetensors file."""
     length = int.from_bytes(file[:8], "little")
     return json.loads(file[8 : 8 + length]), file[8 + length :]
 
@@ -25,7 +25,7 @@ def join(header: Any, data: bytes) -> bytes:
 
 
 def seal(path: Path, manifest: bytes) -> None:
-    """Write this manifest, and sums of whatever is there."""
+    """Write this manifest, and hashes that match the files."""
     (path / "manifest.json").write_bytes(manifest)
     sums = [(path / DATA, DATA), (path / "manifest.json", "manifest.json")]
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for file, name in sums]
@@ -33,14 +33,14 @@ def seal(path: Path, manifest: bytes) -> None:
 
 
 def change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Let `change` edit the manifest, which is then spelled and hashed as it should be."""
+    """Edit the manifest with `change`, then write and hash it correctly."""
     content = json.loads((path / "manifest.json").read_bytes())
     changed = change(content)
     seal(path, changed if isinstance(changed, bytes) else _json.render(content))
 
 
 def change_data(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Let `change` edit the file of tensors; the manifest gets its size and hash."""
+    """Edit the file of tensors with `change`; the manifest gets its size and hash."""
     (path / DATA).write_bytes(file := change((path / DATA).read_bytes()))
 
     def record(content: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def change_data(path: Path, change: Callable[[bytes], bytes]) -> None:
 
 
 def change_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Let `change` edit the header of the file of tensors."""
+    """Edit the header of the file of tensors with `change`."""
 
     def edit(file: bytes) -> bytes:
         header, data = split(file)

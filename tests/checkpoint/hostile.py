@@ -27,7 +27,7 @@ CASES: dict[str, Callable[[Path], Any]] = {}
 
 
 class Bomb:
-    """Unpickling it would run a command."""
+    """An object that runs a command when unpickled."""
 
     def __reduce__(self) -> Any:
         return os.system, (f"touch {CRATER}",)
@@ -42,7 +42,7 @@ def case(name: str) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
 
 
 def manifest(name: str, *keys: Any, value: Any) -> None:
-    """A case: the manifest holds this value at this place."""
+    """Add a case whose manifest contains `value` at `keys`."""
 
     def edit(content: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -53,7 +53,7 @@ def manifest(name: str, *keys: Any, value: Any) -> None:
 
 
 def header(name: str, *keys: Any, value: Any) -> None:
-    """A case: the entry of `.buffers['mean']` in the file's header holds this value."""
+    """Add a case whose header entry of `.buffers['mean']` contains `value` at `keys`."""
 
     def edit(content: dict[str, Any]) -> None:
         content = content[".buffers['mean']"]
@@ -275,7 +275,7 @@ for link in (DATA, "manifest.json", "SHA256SUMS"):
 
 
 def attack(path: Path) -> list[str]:
-    """Read it in every way; what came of it but a `CheckpointError`."""
+    """Read a checkpoint in every way and return all outcomes other than a `CheckpointError`."""
     like = train_state(0)
     complaints = []
     for what, read in {

@@ -32,7 +32,7 @@ WIDTH, BATCH = 16, 64
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that can be entered at any of its checkpoints."""
+    """A run that can be resumed from any of its checkpoints."""
 
     init: Callable[[int], Any]
     step: Callable[[Any, Any], tuple[Any, Any]]
@@ -40,7 +40,7 @@ class Run:
     donates: bool
 
     def go_on(self, source: Path | None, workers: int) -> Any:
-        """Yields `(steps taken, state, metadata)`, where it stands first and after every step."""
+        """Yield `(steps taken, state, metadata)` at the start and after every step."""
         if source is None:
             state, saved = self.init(0), {"cursor": self.loader.start().to_json(), "losses": []}
         else:
@@ -60,7 +60,7 @@ class Run:
 
 
 def convnet() -> Run:
-    """Digits: BatchNorm, dropout, shifted and noisy images, an average of the weights in `extras`."""
+    """A run on digits: BatchNorm, dropout, augmented images, and averaged weights in `extras`."""
 
     def model() -> nn.Module:
         return nn.Sequential(
@@ -92,14 +92,14 @@ def convnet() -> Run:
 
 
 def _shifted(sample: Any, key: torch.Tensor) -> Any:
-    """By up to a pixel, with noise: drawn from the key, and from torch's global generator."""
+    """Shift by up to a pixel and add noise, from the key and torch's global generator."""
     by = (random.randint(key, (2,), 0, 3) - 1).tolist()
     image = torch.roll(sample["image"], by, (1, 2)) + 0.05 * torch.randn(1, 8, 8)
     return {**sample, "image": image}
 
 
 def char_gpt() -> Run:
-    """Characters: tied weights, dropout, replaced characters, donated and compiled, Adam and an EMA."""
+    """A run on text: tied weights, dropout, replaced characters, donation, compilation, EMA."""
     text = data.standard_library(12_000)
 
     def loss_fn(model: Any, batch: Any) -> Any:
@@ -121,7 +121,7 @@ def char_gpt() -> Run:
 
 
 def _replaced(window: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """One character in ten becomes its neighbour."""
+    """Replace one character in ten by its neighbour."""
     return torch.where(random.uniform(key, window.shape) < 0.1, window.roll(1), window)
 
 
@@ -133,14 +133,14 @@ RUNS = {"convnet": convnet, "char-gpt": char_gpt}
 
 
 def finish(name: str, source: Path | None, workers: int, target: Path) -> None:
-    """Take the steps that are left; only the end is saved."""
+    """Take the remaining steps and save only the last."""
     for done, state, metadata in RUNS[name]().go_on(source, workers):  # noqa: B007
         pass
     checkpoint.save(target, state, metadata=metadata, step=done)
 
 
 def save_each(name: str, source: Path | None, workers: int, store: Path) -> None:
-    """The same with a save after every step, beside the loop."""
+    """Take the remaining steps with an asynchronous save after every step."""
     run = RUNS[name]()
     with checkpoint.Store(store, keep_last=None, asynchronous=True, copy=run.donates) as saver:
         for done, state, metadata in run.go_on(source, workers):
@@ -148,7 +148,7 @@ def save_each(name: str, source: Path | None, workers: int, store: Path) -> None
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """Every byte of a checkpoint, by file."""
+    """Return every byte of a checkpoint, by file."""
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 

@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 def random_bytes(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Any bit pattern, NaNs with payloads included (booleans: 0 and 1)."""
+    """Return a tensor of any bit pattern, including NaNs with payloads (booleans: 0 and 1)."""
     generator = torch.Generator().manual_seed(seed)
     if dtype == torch.bool:
         return torch.randint(0, 2, shape, generator=generator).bool()
@@ -40,7 +40,7 @@ def random_bytes(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Of every dtype, rank, and memory layout: dense, permuted, gapped, expanded, windows."""
+    """Generate tensors of every dtype, rank and layout: permuted, gapped, expanded, windows."""
     shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
     dtype = draw(st.sampled_from(DTYPES))
     dense = random_bytes(shape, dtype, draw(st.integers(0, 2**31)))
@@ -63,7 +63,7 @@ KEYS = st.text(max_size=6) | st.integers(-3, 3)
 
 
 def trees(leaves: Any = None) -> st.SearchStrategy[Any]:
-    """Containers of every kind around tensors."""
+    """Generate containers of every kind around tensors."""
     return st.recursive(
         tensors() if leaves is None else leaves,
         lambda children: st.one_of(
@@ -79,7 +79,7 @@ def trees(leaves: Any = None) -> st.SearchStrategy[Any]:
 
 
 def train_state(step: int, size: int = 5) -> TrainState:
-    """A state whose every bit is a function of the step."""
+    """Return a state whose every bit is a function of the step."""
     generator = torch.Generator().manual_seed(step)
     w = torch.randn(size, 3, generator=generator)
     return TrainState(
@@ -99,14 +99,14 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 
 def flip(path: Path, offset: int = -1) -> None:
-    """One bit of a file."""
+    """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
 
 
 def filled(directory: Path, steps: Sequence[int] = (1, 2, 3), **options: Any) -> checkpoint.Store:
-    """A store with these checkpoints."""
+    """Return a store with these checkpoints."""
     store = checkpoint.Store(directory, **options)
     for step in steps:
         store.save(train_state(step), step=step, metadata={"at": step}, metrics={"loss": -step})

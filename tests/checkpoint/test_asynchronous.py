@@ -25,7 +25,7 @@ from tests.checkpoint.states import bytes_of, train_state, trees
 
 
 class Gate(_files.Files):
-    """Lets nothing be written until it is opened."""
+    """A file system that blocks writes until the test opens it."""
 
     def __init__(self):
         self.open = threading.Event()

@@ -24,7 +24,7 @@ METRICS = {"loss": 1.25, "bad": float("nan")}
 
 
 def state(filled: bool) -> TrainState:
-    """Values that no random generator's change can alter."""
+    """Return a state whose values do not depend on any random generator."""
 
     def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         n = torch.Size(shape).numel()

@@ -34,7 +34,7 @@ def crash_states(
     skip: tuple[str, ...] = (),
     until: frozenset[str] | None = None,
 ) -> Counter[str]:
-    """Save versions 2 and 3 over 1, keeping one; what the loader makes of every state after a crash.
+    """Save versions 2 and 3 over 1, keeping one, and count the load results after each crash.
 
     Args:
         save: as steps of their own, or as replacements.

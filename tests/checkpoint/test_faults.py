@@ -28,13 +28,13 @@ def fill(directory: Path) -> None:
 
 
 def save_third(directory: Path) -> None:
-    """Writes step 3, and deletes step 1."""
+    """Save step 3, which deletes step 1."""
     with checkpoint.Store(directory, keep_last=2) as store:
         store.save(train_state(3), step=3, metadata={"step": 3})
 
 
 def replace_second(directory: Path) -> None:
-    """Writes step 2 anew, with the state of step 3."""
+    """Replace step 2 with the state of step 3."""
     with checkpoint.Store(directory, keep_last=2) as store:
         store.save(train_state(3), step=2, metadata={"step": 3}, replace=True)
 

@@ -21,7 +21,7 @@ from tests.checkpoint.states import DTYPES, bytes_of, random_bytes, train_state,
 
 
 def blank(state):
-    """The same layout, other values."""
+    """Return tensors of the same layouts with other values."""
 
     def like(leaf):
         if leaf.numel() == 0:
@@ -65,7 +65,7 @@ def test_metadata_survive_a_round_trip(metadata):
 
 
 def _same(a, b):
-    """Equal but for the order of keys."""
+    """Return True if two values are equal except for the order of keys."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list):

@@ -70,7 +70,7 @@ def test_write_state_dict_replaces_an_existing_file(tmp_path):
 
 
 def hub(directory, weights, parts):
-    """As `save_pretrained` lays a model out; the files of the hub's cache are links."""
+    """Write weights in the layout of `save_pretrained`, with links as in the hub's cache."""
     blobs = directory / "blobs"
     blobs.mkdir(parents=True)
     names = sorted(weights)

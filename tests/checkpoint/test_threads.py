@@ -16,7 +16,7 @@ from tests.checkpoint.states import filled, train_state
 
 
 def together(*functions):
-    """Run in a thread each, at one time; what each raised, or None."""
+    """Run each function in a thread at the same time and return the exceptions, or None."""
     begin, raised = threading.Barrier(len(functions)), [None] * len(functions)
 
     def run(index):
@@ -84,7 +84,7 @@ def test_concurrent_saves_of_one_step_with_different_content_refuse_one(memory_p
 
 
 class Held(_files.Files):
-    """The first file of a save is not made until the test allows it."""
+    """A file system that delays the first file of a save until the test allows it."""
 
     def __init__(self):
         self.reached, self.go_on = threading.Event(), threading.Event()

@@ -23,7 +23,7 @@ _MOST_PENDING = 7  # 128 subsets; beyond, all prefixes, all but one, and a sampl
 
 @dataclasses.dataclass
 class Node:
-    """A file or a directory, however it is called at the moment."""
+    """A file or a directory, independent of its current name."""
 
     content: bytes = b""
     synced: bytes | None = None  # a file's bytes as of its last sync
@@ -41,7 +41,7 @@ class Change:
 
 
 class Disk:
-    """Replays a log of operations, and enumerates what may be left after each."""
+    """Replay a log of operations and enumerate the possible states after each."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -52,7 +52,7 @@ class Disk:
         self._adopt(self.root)
 
     def _adopt(self, path: str) -> int:
-        """What is there before the log begins is on disk."""
+        """Treat everything that exists before the log begins as stored on disk."""
         index = self._node(Node(directory=os.path.isdir(path)))
         self.names[path] = index
         if not self.nodes[index].directory:
@@ -67,7 +67,7 @@ class Disk:
         return len(self.nodes) - 1
 
     def do(self, event: Event) -> None:
-        """One more operation has happened."""
+        """Apply one more operation."""
         parent_path, name = os.path.split(event.path)
         parent = self.names.get(parent_path, -1)
         if event.operation == "mkdir":
@@ -101,7 +101,7 @@ class Disk:
         self.pending = [change for change in self.pending if change.parent != directory]
 
     def states(self) -> Iterator[dict[str, bytes | None]]:
-        """Everything that may be found after a crash now: `{path: bytes}`, `None` for a directory."""
+        """Yield the possible states after a crash now: `{path: bytes}`, `None` for a directory."""
         for chosen in _subsets(self.pending):
             entries = dict(self.durable)
             if not all(_apply(entries, change) for change in chosen):
@@ -140,7 +140,7 @@ class Disk:
 
 
 def materialise(state: dict[str, bytes | None], root: Path) -> None:
-    """Make this state's files and directories."""
+    """Create this state's files and directories."""
     root.mkdir(parents=True)
     for path, content in state.items():
         if content is None:
@@ -151,7 +151,7 @@ def materialise(state: dict[str, bytes | None], root: Path) -> None:
 
 
 def _apply(entries: dict[tuple[int, str], int], change: Change) -> bool:
-    """Whether the change was possible; what it does is done to `entries`."""
+    """Apply a change to `entries` and return True if it was possible."""
     if change.source is not None:
         if (change.parent, change.source) not in entries:
             return False
