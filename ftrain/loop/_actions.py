@@ -83,7 +83,7 @@ def applied(state: LoopState, action: Action) -> LoopState:
 
 
 def endless_requests(state: LoopState) -> RuntimeError:
-    """Return the error for a boundary at which more than `MOST_ROUNDS` actions were requested."""
+    """Return the error for a boundary at which callbacks requested more than `MOST_ROUNDS` actions."""
     return RuntimeError(
         f"actions: expected at most {MOST_ROUNDS} rounds at step {state.progress.step}, got more; "
         f"pending: {list(state.pending[:3])}. Find the callback that requests an action at an event "
@@ -94,7 +94,7 @@ def endless_requests(state: LoopState) -> RuntimeError:
 def rows_to_log(
     actions: Iterable[Action],
 ) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
-    """Return the rows of `Log` actions by split, and each `(split, name)` with two different values.
+    """Return the rows of `Log` actions by split, and each `(split, name)` that has two different values.
 
     The later of two values is in the row.
     """
@@ -120,7 +120,7 @@ def begin_epoch(state: LoopState) -> LoopState:
 
 
 def as_saved(state: LoopState) -> LoopState:
-    """Return the state to save; it does not depend on when in a step's work it is requested."""
+    """Return the state to save, which is the same whenever it is requested within a step."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(
@@ -129,7 +129,7 @@ def as_saved(state: LoopState) -> LoopState:
 
 
 def as_saved_after_failure(state: LoopState) -> LoopState:
-    """Return the state to save on failure.
+    """Return the state to save when a run fails.
 
     Args:
         state: the last state, or the one before a step's unfinished work, which a resumed run repeats.
@@ -169,7 +169,7 @@ def _storable(action: Action) -> Action | None:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return values to log as floats; expand a value per ensemble member as for a step's metrics."""
+    """Return values to log as floats; expand values per ensemble member as for the metrics of a step."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:

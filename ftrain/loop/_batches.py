@@ -22,7 +22,7 @@ class Batches(Protocol):
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """Return the batches from a cursor on, each with the cursor after it."""
+        """Return the batches from a cursor on, each paired with the cursor after it."""
 
 
 def as_batches(data: Any, argument: str) -> Batches:
@@ -64,7 +64,7 @@ def as_batches(data: Any, argument: str) -> Batches:
 
 
 def check_padding(data: Any, step: Any) -> None:
-    """Raise if padding rows would enter a model's statistics over the rows of a batch.
+    """Raise if padding rows would enter the statistics that a model takes over the rows of a batch.
 
     Raises:
         ValueError: the data pads its last batch, and the model has such a module in training mode.
@@ -94,7 +94,7 @@ def length(data: Any) -> int | None:
 def opened(
     data: Batches, cursor: Cursor | None, epochs: int | None
 ) -> Iterator[Iterator[tuple[Any, Cursor]]]:
-    """Iterate from a cursor on until `epochs` are done; at the end, stop the loader's workers."""
+    """Iterate from a cursor on until `epochs` epochs are done, then stop the workers of the loader."""
     left = epochs if epochs is None or cursor is None else epochs - cursor.epoch
     batches = iter(data.batches(cursor, left))
     try:
@@ -108,7 +108,7 @@ def opened(
 def joined(
     pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Join every k batches into one, without crossing the end of an epoch."""
+    """Join every k consecutive batches of the same epoch into one."""
     group: list[Any] = []
     for batch, cursor in pairs:
         if not group and k() == 1:

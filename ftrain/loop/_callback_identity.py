@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
 
 class Named(NamedTuple):
-    """Callback with the name of its state.
+    """Callback with the name under which its state is saved.
 
     Attributes:
         key: the name of its state in a checkpoint.
@@ -75,7 +75,7 @@ class Named(NamedTuple):
 
 
 def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
-    """Name the callbacks of a run; the second with the same name becomes `NAME_2`."""
+    """Give each callback of a run a unique name: the second one called `NAME` becomes `NAME_2`."""
     callbacks = list(callbacks)
     names = [name_of(callback) for callback in callbacks]
     found: list[Named] = []
@@ -94,7 +94,7 @@ def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
 def matched(
     callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, Options]
 ) -> dict[str, str]:
-    """Return `{key: key of the saved state}`; callbacks without a saved state are left out.
+    """Return `{key: key of the saved state}` for the callbacks that have a saved state.
 
     Args:
         callbacks: callbacks of the resumed run.
@@ -121,7 +121,7 @@ def matched(
 def _name(
     key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
 ) -> str | None:
-    """Return the name of the callback whose state has this key, without the number in `NAME_2`."""
+    """Return the name of the callback whose state has this key: `NAME` for the key `NAME_2`."""
     if key in options:
         return options[key].name
     numbered = re.fullmatch(re.escape(wanted) + r"_\d+", key) is not None and key not in names
@@ -217,7 +217,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Described:
-    """Descriptions of values that are the same in another process.
+    """Builder of descriptions of values that are equal in every process.
 
     Attributes:
         whole: True if the descriptions are complete.
@@ -249,7 +249,7 @@ class _Described:
         return str(getattr(value, "__qualname__", kind))
 
     def _elements(self, value: Any, depth: int, kind: str) -> str:
-        """Describe the elements, read with the built-in methods: overrides may have side effects."""
+        """Describe the elements, read with built-in methods because overrides may have side effects."""
         base = next(each for each in _CONTAINERS if isinstance(value, each))
         n = base.__len__(value)
         if n > min(_LONGEST, self.left):

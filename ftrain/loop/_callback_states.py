@@ -1,4 +1,4 @@
-"""Conversion of callback states to JSON and back, with the same types.
+"""Conversion of callback states to JSON and back, which preserves types.
 
 JSON has neither tuples nor sets, and its keys are strings. Other types are marked
 (`{"__tuple__": [1, 2]}`), and unsupported ones are refused, because a resumed run must not continue with

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: at most one per step, without failing the run on a write error."""
+"""Writer of the checkpoints of a run: at most one per step; a write error does not end the run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class CheckpointWriter:
         self.error: Exception | None = None
 
     def is_due(self, step: int) -> bool:
-        """Return True if there is a store and this step is not saved yet."""
+        """Return True if the run has a checkpoint store in which this step is not saved yet."""
         return self._store is not None and self._saved != step
 
     def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
-        """Write a checkpoint; return False, and keep the existing checkpoints, if that fails."""
+        """Write a checkpoint; if that fails, keep the existing checkpoints and return False."""
         assert self._store is not None
         step = state.progress.step
         try:
@@ -58,13 +58,13 @@ class CheckpointWriter:
         return True
 
     def finish(self) -> None:
-        """Wait for a background save; raise the error of it or of the last attempt."""
+        """Wait for a background save; raise its error, or the error of the last attempt to save."""
         if self._store is not None:
             self._store.wait()
         if self.error is not None:
             raise self.error
 
     def close(self) -> None:
-        """Close a store that was created for this run."""
+        """Close the checkpoint store if it was created for this run."""
         if self._store is not None and self._owns:
             self._store.close()

@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Clock that counts from its creation, and since named moments.
+    """Clock that counts from its creation and from named moments.
 
     Example:
         >>> clock = Clock()
@@ -40,7 +40,7 @@ class Clock:
         return None if began is None else self.read() - began
 
     def restart(self, moment: str) -> float | None:
-        """Count from now on for `moment`; return the seconds until now, as `since` does."""
+        """Restart the count for `moment`; return the seconds since its last restart, as `since` does."""
         before, now = self._moments.get(moment), self.read()
         self._moments[moment] = now
         return None if before is None else now - before

@@ -1,4 +1,4 @@
-"""Number of rows and tokens in a batch, from shapes only."""
+"""Count of the rows and tokens in a batch, which reads only shapes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count_samples(batch: Any) -> tuple[int, int]:
 
 
 def _rows(batch: Any) -> int | None:
-    """Return the length of the first tensor that has an axis; `None` if there is none."""
+    """Return the first dimension of the first tensor that has an axis; `None` if there is none."""
     if isinstance(batch, torch.Tensor):
         return batch.size(0) if batch.dim() else None
     children = _entries(batch) or tree.one_level(batch)
@@ -52,7 +52,7 @@ def _rows(batch: Any) -> int | None:
 
 
 def _entries(batch: Any) -> Mapping[str, Any]:
-    """Return the entries of a container by name, in their original order."""
+    """Return the named entries of a container, in their original order."""
     if isinstance(batch, Mapping):
         return batch
     if isinstance(batch, tuple):

@@ -16,7 +16,7 @@ __all__ = ["Dispatched", "Dispatcher"]
 
 
 class Dispatched(NamedTuple):
-    """Outcome of an event.
+    """Result of dispatching an event to the callbacks.
 
     Attributes:
         states: the states of all callbacks after the event; the same mapping if none changed.
@@ -99,7 +99,7 @@ class Dispatcher:
         )
 
     def dispatch(self, event: Event, states: Mapping[str, Any]) -> Dispatched | None:
-        """Call the callbacks that listen for an event; return `None` if nothing came of it.
+        """Call the callbacks that listen for an event; return `None` if it had no effect.
 
         The state of a callback that raises does not change, and the other callbacks are still called.
         """

@@ -1,4 +1,4 @@
-"""Emission of events: to the callbacks of a run, then to the consumer of its generator."""
+"""Emission of events, first to the callbacks of a run, then to the consumer of its generator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Emitter:
         self.state, self.runtime = state, runtime
 
     def header(self) -> tuple[Progress, float, Any]:
-        """Return the fields that every event begins with."""
+        """Return the first fields of an event, which all events share."""
         return self.state.progress, self.runtime.clock.total(), self.state.train
 
     def emit(self, event: Event, strict: bool = True) -> Events:
@@ -38,7 +38,7 @@ class Emitter:
             yield from self.yield_event(event)
 
     def emit_norms(self, metrics: Any) -> Events:
-        """Emit the gradient norms of the layers, if the step's metrics include them."""
+        """Emit the gradient norm of each layer if the metrics of the step include them."""
         norms = {
             name.removeprefix(_NORM): getattr(value, "value", value)
             for name, value in getattr(metrics, "entries", metrics).items()
@@ -68,7 +68,7 @@ class Emitter:
             raise error
 
     def yield_event(self, event: Event) -> Events:
-        """Yield an event that the consumer wants, and add the actions that it sends back."""
+        """Yield an event to the consumer of the generator, and add the actions that it sends back."""
         actions = yield event
         if actions:
             self.state = requested(self.state, actions, event)

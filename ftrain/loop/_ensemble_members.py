@@ -1,4 +1,4 @@
-"""Ensembles: number of members, and columns of per-member metrics in the log.
+"""Number of ensemble members, and columns of their metrics in the log.
 
 An ensemble is a state of `torch.vmap(init_state)`, or several states stacked, under a vmapped step: each
 leaf and each metric has a leading axis with one row per member.
@@ -33,7 +33,7 @@ ONE = 0
 
 
 def members_of(state: Any) -> int | None:
-    """Return the number of members of a state: `ONE` for a single run, `None` if it is unknown.
+    """Return the number of ensemble members in a state: `ONE` for a single run, `None` if unknown.
 
     `step`, a scalar for a single run, has an axis in an ensemble. If a state has no `step`, the
     number is determined from the loss.
@@ -56,7 +56,7 @@ def members_of(state: Any) -> int | None:
 
 
 def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Return the mean over the members, and the smallest and largest value that is not NaN.
+    """Return the mean over the ensemble members, and the extremes of the values that are not NaN.
 
     A member with a NaN makes the mean NaN, and does not affect the other two.
 
@@ -73,7 +73,7 @@ def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return each member's value, as `loss/member_0`, ...; none for more than `MOST` members.
+    """Return one value per ensemble member, as `loss/member_0`; `{}` for more than `MOST` members.
 
     Example:
         >>> expanded({"loss": [1.0, 3.0]})
@@ -88,7 +88,7 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-    """Return `{name: (value, text)}`, with the extremes as text, ` (0.1 to 0.9)`, if they are known.
+    """Return `{name: (value, text)}`; the text holds the extremes, ` (0.1 to 0.9)`, if they are known.
 
     Example:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
@@ -105,7 +105,7 @@ def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
 
 
 def extremes(names: Collection[str]) -> set[str]:
-    """Return the names of the smallest and largest values of another metric.
+    """Return the names of columns that hold the smallest or largest value of another metric.
 
     >>> sorted(extremes(["loss", "loss_min", "loss_max", "time_min"]))
     ['loss_max', 'loss_min']
@@ -115,5 +115,5 @@ def extremes(names: Collection[str]) -> set[str]:
 
 
 def names(name: str, members: int) -> list[str]:
-    """Return the columns of a metric with one value per member."""
+    """Return the column names of a metric with one value per ensemble member."""
     return [*statistics(name, [0.0]), *expanded({name: [0.0] * members})]

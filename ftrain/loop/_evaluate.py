@@ -47,7 +47,7 @@ def _pass(
     interrupted: Callable[[], bool],
     k: int,
 ) -> MetricTotals | int | None:
-    """Evaluate with each batch in k parts; return the next number of parts if out of memory."""
+    """Evaluate with each batch cut into k parts; after running out of memory, return the next k."""
     totals = MetricTotals()
     pending: list[Any] = []
     rows: list[int] = []

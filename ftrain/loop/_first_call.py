@@ -1,4 +1,4 @@
-"""First calls of compiled steps, which compile them and may take half a minute.
+"""Handling of the first call of a compiled step, which compiles it and may take half a minute.
 
 It also checks for a compiler before a run writes anything.
 """
@@ -31,14 +31,14 @@ def check_compiler(steps: Iterable[Any], state: Any) -> None:
 
 
 def is_compiled_next(step: Callable[..., Any]) -> bool:
-    """Return True if the next call of a step is its first, which compiles it."""
+    """Return True if the next call of a step is its first call, which compiles it."""
     return isinstance(step, Compiled) and not step.n_compiles
 
 
 def timed_first_call(
     step: Callable[..., Any], report: Callable[[float], None]
 ) -> Callable[..., Any]:
-    """Return a function that calls a step, and after its first call `report` with the seconds taken."""
+    """Return a step that passes the seconds of its first call to `report`."""
     began: float | None = time.perf_counter()
 
     def timed(*args: Any) -> Any:

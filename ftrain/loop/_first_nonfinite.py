@@ -1,4 +1,4 @@
-"""Search for the source of the first infinity or NaN of a step, run only before a run fails."""
+"""Search for the source of the first infinity or NaN in a step; runs only when a run fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FOREIGN = (
 
 
 def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
-    """Describe the first non-finite tensor: of the batch, of the state, or of an operator in the step.
+    """Describe the first non-finite tensor in the batch, in the state, or returned by an operator.
 
     Args:
         step: the uncompiled step, which is run once more, operator by operator.
@@ -65,7 +65,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 
 def _kinds(values: Any) -> set[str]:
-    """Return which of "NaN" and "infinite" occur in values.
+    """Return the subset of "NaN" and "infinite" that occurs in values.
 
     A Python float NaN does not count: an operator that turns it into a NaN tensor is reported. A Python
     float infinity counts, so that a mask of -inf is not reported.
@@ -90,7 +90,7 @@ def _members_with(leaf: torch.Tensor, members: int | None) -> str:
 
 
 def _bad(leaf: Any) -> str | None:
-    """Return `2 NaN, 1 infinite of 8 values` for a tensor; `None` if all values are finite."""
+    """Return a text such as `2 NaN, 1 infinite of 8 values`; `None` if all values are finite."""
     if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
         return None
     if type(leaf) is not torch.Tensor and type(leaf) is not torch.nn.Parameter:

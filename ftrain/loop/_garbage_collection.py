@@ -15,7 +15,7 @@ _FULL_EVERY = 100  # boundaries
 
 
 class GarbageCollection:
-    """Context that disables automatic collection and freezes existing objects."""
+    """Context that disables automatic garbage collection and excludes existing objects from it."""
 
     def __init__(self) -> None:
         self._was_enabled = False
@@ -39,7 +39,7 @@ class GarbageCollection:
             gc.unfreeze()
 
     def collect(self) -> None:
-        """Collect young objects; every 100th time, all objects created since the start of the run."""
+        """Collect young garbage; at every 100th call, all garbage created since the start of the run."""
         if self._was_enabled:
             self._boundaries += 1
             gc.collect(2 if self._boundaries % _FULL_EVERY == 0 else 1)

@@ -1,4 +1,4 @@
-"""Metrics of several steps as numbers on the host, read in one copy and not yet merged.
+"""Metrics of several steps, copied to the host together and not yet merged.
 
 Read next: `_running.py`, which merges them.
 """
@@ -57,14 +57,14 @@ class Column(NamedTuple):
     members: int = ONE
 
     def of_members(self) -> Iterator[tuple[list[Any], ...]]:
-        """Iterate over the fields of each member, or over those of the single metric."""
+        """Iterate over the fields of each ensemble member; for a single run, yield its fields once."""
         if self.members == ONE:
             return iter([self.fields])
         return zip(*self.fields, strict=True)
 
 
 class Columns(NamedTuple):
-    """Metrics of consecutive steps with the same names and kinds.
+    """Metrics of consecutive steps whose metrics have the same names and kinds.
 
     Attributes:
         steps: number of steps.
@@ -121,7 +121,7 @@ def read(
 
 
 def row_names(metrics: Any, members: int | None = None) -> list[str]:
-    """Return the names of a step's metrics in a row of the log, without reading values.
+    """Return the column names of a step's metrics in the log, without reading values from the device.
 
     Args:
         metrics: the metrics that a step returned.
@@ -209,7 +209,7 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
-    """Return the number of members: `members` or, if it is `None`, the length of the loss."""
+    """Return the number of ensemble members: `members`, or the length of the loss if it is `None`."""
     if members is not None:
         return members
     loss = entries.get("loss")
@@ -220,7 +220,7 @@ def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
 
 
 def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ...]]]]:
-    """Group consecutive steps by names and kinds of metrics; yield names and a row for each step."""
+    """Group consecutive steps whose metrics have equal names and kinds; yield `(names, rows)`."""
     names: list[Any] = []
     kinds: list[type] = []
     rows: list[tuple[Any, ...]] = []
@@ -270,7 +270,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _members(fields: Sequence[Any], n: int) -> int | None:
-    """Return the number of members of a metric's fields; `None` if the fields are not valid."""
+    """Return the number of ensemble members in a metric's fields; `None` if a field is not valid."""
     members = ONE
     for x in fields:
         if not isinstance(x, torch.Tensor):
@@ -300,7 +300,7 @@ def _not_a_metric(name: Any, found: Any, n: int) -> str:
 
 
 def _by_member(columns: dict[str, Column]) -> None:
-    """Transpose the fields of an ensemble's metrics from steps to members, in place."""
+    """Transpose the metrics of an ensemble, in place: from one list per step to one per member."""
     for name, column in columns.items():
         n = column.members
         if n == ONE:
@@ -314,7 +314,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """Transpose a field from steps to members; a number shared by all members is repeated."""
+    """Transpose a field to one list per ensemble member; repeat a number that all members share."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))
@@ -326,12 +326,12 @@ def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
 
 
 def _row(metric: Any, i: int) -> Any:
-    """Return the metric of one member; all members share a leaf without an axis."""
+    """Return the metric of one ensemble member; members share the leaves that have no axis."""
     return tree.map(lambda x: x[i] if isinstance(x, torch.Tensor) and x.ndim else x, metric)
 
 
 def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
-    """Weight unweighted means by the size of their batch, in place; by 1 if it is unknown."""
+    """Weight unweighted means by their batch size, in place; keep weight 1 if the size is unknown."""
     start = 0
     for steps, columns in found:
         sizes = rows[start : start + steps]
@@ -345,7 +345,7 @@ def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
 
 
 def _leave_out_skipped(chunk: Columns) -> None:
-    """Remove skipped steps from the metrics, in place, so that means cover the applied steps only.
+    """Remove skipped steps from the metrics, in place, so that means cover only the applied steps.
 
     Metrics of kind "Last" (a learning rate, a loss scale) and `skipped` itself keep all steps.
     """
@@ -367,7 +367,7 @@ def _leave_out_skipped(chunk: Columns) -> None:
 
 
 def _add_spread(columns: dict[str, Column]) -> None:
-    """Add the smallest and largest gradient norm over all steps and members."""
+    """Add the smallest and largest gradient norm over all steps and ensemble members."""
     norm = columns.get("grad_norm")
     if norm is None or norm.kind != "Mean":
         return

@@ -54,7 +54,7 @@ class MetricTotals:
     def add(
         self, chunks: Iterable[Columns], steps: int = 0, samples: int = 0, tokens: int = 0
     ) -> MetricTotals:
-        """Return the totals including later steps.
+        """Return the totals after adding later steps.
 
         Args:
             chunks: the metrics of these steps.
@@ -85,14 +85,14 @@ class MetricTotals:
     def result(
         self, split: str, epoch: int, step: int, duration: float | None = None, whole: bool = True
     ) -> EpochResult:
-        """Return the metrics, their values by member, and the counts, as an `EpochResult`."""
+        """Return an `EpochResult` of the metrics, their values per ensemble member, and the counts."""
         members = self.by_member()
         values = self.values(members)
         seen = (self.samples, self.tokens, duration)
         return EpochResult(split, epoch, step, values, *seen, whole, members)
 
     def values(self, members: Mapping[str, tuple[float, ...]] | None = None) -> dict[str, float]:
-        """Return `{name: value}`, the loss first; a short vector has `name/0`, `name/1`, ...
+        """Return `{name: value}`, the loss first; a short vector becomes `name/0`, `name/1`, ...
 
         For an ensemble's metric, the mean, the smallest and the largest value, named as in `statistics`.
 
@@ -109,7 +109,7 @@ class MetricTotals:
         return found
 
     def by_member(self) -> dict[str, tuple[float, ...]]:
-        """Return `{name: values}` of the metrics that each member has."""
+        """Return `{name: values}` with one value per ensemble member, for metrics that have one."""
         found: dict[str, tuple[float, ...]] = {}
         for name in _in_order(self.members):
             rows = [self._value(name, entry) for entry in self.members[name]]
@@ -118,7 +118,7 @@ class MetricTotals:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metrics as JSON, with tensors as their bytes."""
+        """Return the totals as JSON, in which tensors are stored as bytes."""
         content = {
             "steps": self.steps,
             "samples": self.samples,
@@ -134,7 +134,7 @@ class MetricTotals:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MetricTotals:
-        """Return the metrics from the output of `to_json`."""
+        """Return the totals from the output of `to_json`."""
         entries = {name: _entry(entry) for name, entry in content["entries"].items()}
         members = {
             name: [_entry(each) for each in entries]
@@ -164,7 +164,7 @@ class MetricTotals:
 def _before(
     name: str, column: Column, single: Entry | None, several: list[Entry] | None
 ) -> Sequence[Entry]:
-    """Return the entries that a column is folded into, one for each member."""
+    """Return the entries to which a column is added, one per ensemble member."""
     kind, n = column.kind, column.members
     before = [single] if single is not None else several
     if before is None:
@@ -192,7 +192,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
-    """Fold from the left; not with `sum`, which may use compensated summation."""
+    """Fold from the left, without `sum`, which may use compensated summation."""
     if not fields[0]:
         return before
     if not kind:

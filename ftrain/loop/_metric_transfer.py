@@ -1,4 +1,4 @@
-"""Transfer of metrics to the host as numbers, in one copy for each device, dtype and shape."""
+"""Transfer of metrics to the host, with one copy for each device, dtype and shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Field = tuple[Any, bool, list[Any]]
 
 
 def fetch(fields: Iterable[Field]) -> None:
-    """Replace tensors by numbers, in place; for an ensemble by lists with one number per member.
+    """Replace tensors by numbers, in place; in an ensemble, by lists of one number per member.
 
     Shapes are compared only after a transfer has failed: a comparison takes as long as the transfer.
 

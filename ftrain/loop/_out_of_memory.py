@@ -1,4 +1,4 @@
-"""Out of memory: detection of the error, splitting of batches, and advice if that is impossible."""
+"""Detection of out-of-memory errors, and the cutting of batches that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def cut(batch: Any, k: int) -> Any:
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """Return the least number of equal parts that is at least 2 k; `None` if there is none.
+    """Return the smallest possible number of equal parts from 2 k on; `None` if there is none.
 
     Args:
         batch: the batch to cut.

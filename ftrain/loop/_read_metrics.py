@@ -1,4 +1,4 @@
-"""Reading of the metrics that steps left on the device, as a function of a run's state."""
+"""Pure function that reads the metrics of past steps from the device into a run's state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_metrics(state: LoopState) -> LoopState:
 
 
 def _skips(columns: Columns, nonfinite: Counts, before: Progress) -> tuple[Counts, list[Skip]]:
-    """Return the number of steps skipped in a row after these steps, and the skipped ones among them.
+    """Return the number of steps skipped in a row up to the last one, and the list of skipped steps.
 
     With loss scaling, skipped steps are expected, and are counted but not listed.
     """

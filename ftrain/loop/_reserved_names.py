@@ -1,4 +1,4 @@
-"""Reserved names of columns in the log, which no metric may have."""
+"""Reserved column names of the log, which metrics must not use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_values(names: tuple[Any, ...]) -> None:
 
 @functools.lru_cache(64)  # only valid names are cached; called at each read
 def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) -> None:
-    """Raise if a metric has the column of a computed value or of another metric.
+    """Raise if the column of a metric has the name of a computed value or of another metric.
 
     Args:
         names: names of the metrics of a step, in any order.
@@ -72,7 +72,7 @@ def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) 
 
 
 def one_line(name: Any) -> str:
-    """Return a name as a column of a table, without line breaks."""
+    """Return a name without line breaks, as the name of a table column."""
     return " ".join(str(name).splitlines())
 
 

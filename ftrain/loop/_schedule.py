@@ -1,4 +1,4 @@
-"""Schedule of a run: the work that is due after a step, from the plan and the state."""
+"""Schedule of a run, which computes the work due after a step from the plan and the state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def next_boundary(plan: Plan, step: int) -> int:
 
 
 def is_last(plan: Plan, state: LoopState) -> bool:
-    """Return True if all epochs or all steps are done."""
+    """Return True if all epochs or all steps of the plan are done."""
     return (plan.epochs is not None and state.epochs_done >= plan.epochs) or (
         plan.max_steps is not None and state.progress.step >= plan.max_steps
     )

@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM: the first ends the run after its step, the second at once."""
+"""Handling of Ctrl-C and SIGTERM: the first signal ends the run after its step, the second at once."""
 
 from __future__ import annotations
 

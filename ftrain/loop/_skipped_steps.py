@@ -26,7 +26,7 @@ _MOST = 5  # maximum number of steps or members listed in a message
 
 
 class Skip(NamedTuple):
-    """Skipped step.
+    """Step that was skipped because of non-finite gradients.
 
     Attributes:
         step: number of the step.
@@ -56,14 +56,14 @@ def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
 
 
 def skipped_by_all(counts: Counts) -> int:
-    """Return how many of the last steps, in a row, every member skipped."""
+    """Return the number of latest consecutive steps that every ensemble member skipped."""
     return min(counts, default=0) if isinstance(counts, tuple) else counts
 
 
 def skip_messages(
     skipped: Sequence[Skip], counts: Counts, most: int | None, steps: int
 ) -> list[str]:
-    """Return the messages on the skipped steps of a window.
+    """Return the messages about the skipped steps of a log window.
 
     Args:
         skipped: the skipped steps to list.
@@ -130,7 +130,7 @@ def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
 
 
 def all_skipped_message(counts: Counts, source: str) -> str:
-    """Return the message with which a run ends whose last steps were all skipped.
+    """Return the message of a run that ends because all its last steps were skipped.
 
     Args:
         counts: number of steps skipped in a row.

@@ -1,4 +1,4 @@
-"""Callbacks: receive events of a run and request actions. Checkpoints hold their states.
+"""Callbacks, which receive the events of a run and request actions; checkpoints hold their states.
 
     class StopAt:                                     # a callback is any object with these two
         def __init__(self, loss): self.loss = loss
@@ -71,7 +71,7 @@ class Callback(Protocol):
         """
 
     def __call__(self, state: Any, event: Event) -> tuple[Any, Iterable[Action]]:
-        """Return the state after an event, and the requested actions (often `()`).
+        """Return the state after an event, and the requested actions, which are often `()`.
 
         Do not modify `state`: return a new one. It should depend on the events only, not on clocks or
         files; otherwise an interrupted and resumed run differs from an uninterrupted one.
@@ -79,7 +79,7 @@ class Callback(Protocol):
 
 
 class CallbackWarning(UserWarning):
-    """Warning for an exception in a callback with `on_error="warn"`; the run continues."""
+    """Warning about an exception in a callback with `on_error="warn"`; the run continues."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Accumulate(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Action):
-    """Evaluate on `eval_data` at this step; run once per step and name, even if requested twice.
+    """Evaluate on `eval_data` at this step, at most once per step and name.
 
     Attributes:
         state: the state to evaluate instead of the current one, for example with averaged weights; the
@@ -141,7 +141,7 @@ class Evaluate(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Stop(Action):
-    """End the run after this step, with a last checkpoint if there is a store.
+    """End the run after this step, with a last checkpoint if the trainer has a store.
 
     Attributes:
         reason: the reason, which becomes `result.reason`.
@@ -154,7 +154,7 @@ class Stop(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Save(Action):
-    """Write a checkpoint at this step, if there is a store; written once per step.
+    """Write a checkpoint at this step, at most once per step, if the trainer has a store.
 
     Attributes:
         tag: the reason for the checkpoint: "step", "best", "time".
@@ -167,7 +167,7 @@ class Save(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Log(Action):
-    """Log values: they join the row of this event if it has one, else they make a new row.
+    """Log values in the row of this event, or in a new row if the event has none.
 
     Attributes:
         values: flat names and numbers (0-d tensors are read when the row is logged). A tensor with one

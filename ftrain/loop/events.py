@@ -1,4 +1,4 @@
-"""Events of a run, as frozen values: `Trainer.events` yields them, callbacks receive them.
+"""Events of a run, as immutable values that `Trainer.events` yields and callbacks receive.
 
     TrainBegin
       EpochBegin
@@ -49,7 +49,7 @@ class LoopWarning(UserWarning):
 
 
 class Progress(NamedTuple):
-    """Progress of a run, in Python numbers: reading them does not wait for the device.
+    """Progress of a run as Python numbers, which are read without waiting for the device.
 
     Epochs, steps and batches count from 1, here and in rows of the log, results, messages, the progress
     bar and pages. `epochs=20` runs epochs 1 to 20. Work after the last step of an epoch (its evaluation,
@@ -145,7 +145,7 @@ class TrainBegin(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompileBegin(Event):
-    """Start of the first call of a compiled step, which compiles it and may take half a minute.
+    """Start of the first call of a compiled step; the call compiles it and may take half a minute.
 
     Attributes:
         what: "training step" or "evaluation step".
@@ -185,7 +185,7 @@ class BatchBegin(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackwardEnd(Event):
-    """Gradient norms of a step; emitted if the step's metrics hold norms by layer.
+    """Gradient norms of a step; emitted if the step's metrics include the norm of each layer.
 
     Forward, backward and update are one graph, so this event comes after the step.
 
@@ -213,7 +213,7 @@ class BatchEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WindowEnd(Event):
-    """End of a log window: the metrics of its steps were read.
+    """End of a log window, after the metrics of its steps were read.
 
     Values that callbacks add with `Log` join the same row.
 
@@ -288,7 +288,7 @@ class Saved(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Logged(Event):
-    """Row of the log: all values of a window, an evaluation or an epoch.
+    """Row of the log, with all values of a window, an evaluation or an epoch.
 
     Attributes:
         split: "train" (means over the last `log_every` steps), "train_epoch" (means over a whole epoch

@@ -1,4 +1,4 @@
-"""Results of a run: frozen, printable, convertible to JSON.
+"""Results of a run, which are immutable, printable and convertible to JSON.
 
 Read next: `trainer.py`, which returns them.
 """
@@ -84,7 +84,7 @@ class EpochResult:
         return self.tokens / self.duration if self.duration and self.tokens else None
 
     def values(self) -> dict[str, float]:
-        """Return one flat row: the metrics, and values computed from them.
+        """Return one flat row of the metrics and the values computed from them.
 
         A metric called `perplexity` keeps its value. An ensemble of at most 64 members has
         `loss/member_0`, ... too.
@@ -192,7 +192,7 @@ class FitResult:
         return 1 if self.status == "failed" else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the state, as a dict that `json.dumps` takes."""
+        """Return everything except the state, as a dict that `json.dumps` accepts."""
         return {
             "status": self.status,
             "reason": self.reason,

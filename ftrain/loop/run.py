@@ -168,7 +168,7 @@ class Run(Emitter):
         )
 
     def _boundary(self, batch: Any) -> Events:
-        """Log, evaluate, act and save: the work due after a step, then the requested actions."""
+        """Do the work that is due after a step (log, evaluate, save), then run the requested actions."""
         self.before_boundary = self.state
         due = due_after_step(self.runtime.plan, self.state)
         failure = None
@@ -186,7 +186,7 @@ class Run(Emitter):
             raise NonFiniteError(failure)
 
     def _act(self) -> Events:
-        """Run the pending actions in order, with those that their events request; then begin an epoch.
+        """Run the pending actions in order, and those that their events request; then begin an epoch.
 
         An evaluation that a signal interrupts stays pending, as do the actions after it but the log's.
         """
@@ -340,7 +340,7 @@ class Run(Emitter):
             yield from self.emit(Logged(*self.header(), split, row))
 
     def _save(self, tag: str, metrics: Any, failed: bool = False) -> Events:
-        """Write a checkpoint, at most one per step; if that fails, emit a notice and continue."""
+        """Write a checkpoint, at most one per step; if that fails, emit a `Notice` and continue."""
         runtime, step = self.runtime, self.state.progress.step
         if not runtime.checkpoints.is_due(step):
             return
@@ -358,7 +358,7 @@ class Run(Emitter):
             yield from self.notice(f"no checkpoint of step {step}: {runtime.checkpoints.error}")
 
     def _end(self) -> Events:
-        """Write the last checkpoint and row; evaluate a completed run that lacks a last evaluation."""
+        """Write the last checkpoint and row; evaluate a completed run that has no last evaluation."""
         runtime, status, step = self.runtime, self._status(), self.state.progress.step
         evaluates = status == "completed" and runtime.eval_data is not None and step
         if evaluates and not self.state.has_result("eval"):

@@ -1,4 +1,4 @@
-"""State of a run: one immutable value, from which it can be resumed.
+"""State of a run, one immutable value from which the run can be resumed.
 
 A checkpoint holds the tensors of `train` directly, so that `checkpoint.load(path, like=state)` reads
 any checkpoint of a run; the other fields are JSON, in the checkpoint's metadata.
@@ -35,7 +35,7 @@ UnreadMetrics = tuple[Any, int, int, Any]
 
 
 class _Json(NamedTuple):
-    """JSON form of a field: its key in the metadata, and the conversions to and from JSON.
+    """JSON form of a field, with its key in the metadata and its conversions to and from JSON.
 
     An `optional` field takes its default if the metadata lacks it.
     """
@@ -202,7 +202,7 @@ class LoopState:
         return new
 
     def metadata(self) -> dict[str, Any]:
-        """Return all stored fields but `train` as JSON, without clocks: equal runs write equal bytes."""
+        """Return the stored fields except `train` as JSON; equal runs write equal bytes (no clocks)."""
         content: dict[str, Any] = {"version": _VERSION}
         for name, json in _STORED.items():
             content[json.key] = json.write(getattr(self, name))

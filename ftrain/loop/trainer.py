@@ -193,7 +193,7 @@ class Trainer:
         resume: Resume = None,
         kinds: tuple[type[Event], ...] = (Event,),
     ) -> Generator[Event, Iterable[Action] | None, None]:
-        """Return a generator of the run's events; the last is `TrainEnd`, with the result.
+        """Return a generator of the run's events; the last event is `TrainEnd`, which holds the result.
 
         Callbacks receive each event first. Actions can be sent back, `events.send([Stop("enough")])`.
         Leaving the loop early ends the run without saving a checkpoint.

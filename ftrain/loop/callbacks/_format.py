@@ -1,4 +1,4 @@
-"""Readable text for rows and times."""
+"""Formatting of log rows and durations as readable text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _RATES = {
 def row(
     split: str, progress: Progress, values: Mapping[str, float], width: int | None = None
 ) -> str:
-    """Return a row as one line, without values by layer or by member.
+    """Return a row as one line, without values per layer or per ensemble member.
 
     Args:
         split: split of the row.
@@ -71,7 +71,7 @@ def row(
 
 
 def compiling(event: CompileBegin | CompileEnd) -> str:
-    """Return the message for a compile event, with the duration at its end.
+    """Return the message for the start or end of a compilation; the latter names its duration.
 
     Example:
         >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))

@@ -1,4 +1,4 @@
-"""Monitoring of one metric: `eval/loss`, `train/accuracy`, `eval/ema/loss`."""
+"""Monitoring of one metric, such as `eval/loss`, `train/accuracy` or `eval/ema/loss`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Monitor:
         )
 
     def value(self, event: Event) -> float | None:
-        """Return the metric's value; `None` if this event does not carry it.
+        """Return the metric's value; `None` if this event does not have it.
 
         Raises:
             UnknownMetricError: the event lists the metrics, and this one is missing; the message names
@@ -106,7 +106,7 @@ class Monitor:
         return found
 
     def unknown(self, values: Collection[str]) -> UnknownMetricError:
-        """Return the error for an unknown metric, with the names in `values`."""
+        """Return the error for an unknown metric; its message lists the names in `values`."""
         near = difflib.get_close_matches(self.name, values, 1, 0.5)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         return UnknownMetricError(
@@ -134,7 +134,7 @@ class Monitor:
         raise self.unknown([f"{split}/{name}" for name in names])
 
     def _should(self, event: Event, prefix: str, values: Collection[str]) -> bool:
-        """Return True if the metric is missing from an event that should carry it."""
+        """Return True if an event of this kind must have the metric."""
         if not isinstance(event, self.event):
             return False
         whole, _, part = self.metric.partition("/")

@@ -10,7 +10,7 @@ __all__ = ["is_main"]
 
 
 def is_main() -> bool:
-    """Return True if this process has rank 0 or is the only one, and so prints and writes.
+    """Return True if this process has rank 0 or is the only process, so that it prints and writes.
 
     Example:
         >>> is_main()

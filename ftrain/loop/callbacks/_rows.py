@@ -20,7 +20,7 @@ __all__ = ["RowLogger", "Rows"]
 
 
 class Rows(TypedDict):
-    """Length of a log.
+    """State of a row logger: the length of its log.
 
     Attributes:
         rows: number of rows written so far.
@@ -30,7 +30,7 @@ class Rows(TypedDict):
 
 
 class RowLogger(abc.ABC):
-    """Logger to a file of rows. If it cannot write, it warns, and the run continues.
+    """Base class of loggers to a file of rows; a write error becomes a warning, and the run continues.
 
     Attributes:
         path: path of the file.
@@ -48,7 +48,7 @@ class RowLogger(abc.ABC):
         return {"rows": 0}
 
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
-        """Write a row for each `Logged`; ranks other than 0 only count."""
+        """Write a row for each `Logged` event on rank 0; count the rows on all ranks."""
         if isinstance(event, TrainBegin):
             rows = state["rows"] if event.resumed else 0
             if is_main():
@@ -68,7 +68,7 @@ class RowLogger(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:
-        """Truncate the file to `rows` rows; return its number of rows and the time of the last one."""
+        """Truncate the file to `rows` rows; return the number kept and the time of the last row."""
 
     @abc.abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:

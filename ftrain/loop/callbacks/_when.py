@@ -8,7 +8,7 @@ __all__ = ["When"]
 
 
 class When:
-    """Schedule of every n steps or, if `every` is `None`, of each main evaluation.
+    """Schedule that is due every n steps or, if `every` is `None`, at each main evaluation.
 
     Attributes:
         every: number of steps n; `None`: each main evaluation.

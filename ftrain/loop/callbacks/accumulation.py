@@ -1,4 +1,4 @@
-"""Number of batches per step, changing over a run."""
+"""Number of batches per step, as a schedule over a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AccumulationSchedule"]
 
 
 class AccumulationSchedule:
-    """Accumulate k of the loader's batches into one step, from given epochs or steps on.
+    """Accumulate k batches of the loader into one step; k changes at given epochs or steps.
 
     Gradients are divided by the total weight: a step over k batches equals the step over one batch
     that is k times as large. Each new k compiles another program.
@@ -50,7 +50,7 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Return no state: the checkpoint of the run holds k."""
+        """Return no state, because the checkpoint of the run holds k."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Request a new k when it changes."""

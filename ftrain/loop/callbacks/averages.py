@@ -12,7 +12,7 @@ __all__ = ["RunningAverage", "RunningState", "WindowedAverage", "WindowedState"]
 
 
 class WindowedState(TypedDict):
-    """Last values of a metric.
+    """State of `WindowedAverage`: the last values of a metric.
 
     Attributes:
         values: the values, oldest first.
@@ -24,7 +24,7 @@ class WindowedState(TypedDict):
 
 
 class RunningState(TypedDict):
-    """Exponential average that starts at zero.
+    """State of `RunningAverage`: an exponential average that starts at zero.
 
     Attributes:
         total: weighted sum of the values.
@@ -36,7 +36,7 @@ class RunningState(TypedDict):
 
 
 class WindowedAverage:
-    """Add the mean of a metric over its last few rows, `loss_windowed`.
+    """Log the mean of a metric over its last few rows, as `loss_windowed`.
 
     Args:
         metric: `train/` (windows of `log_every` steps, weighted by their steps) or `eval/` and its name.
@@ -85,7 +85,7 @@ class WindowedAverage:
 
 
 class RunningAverage:
-    r"""Add an exponential average of a metric, `loss_running`.
+    r"""Log an exponential average of a metric, as `loss_running`.
 
     $a \leftarrow d^n a + (1 - d^n) x$ for a row of mean $x$ over $n$ steps, corrected for its start
     at zero as in Adam. It therefore hardly depends on `log_every`. Non-finite values are skipped; the

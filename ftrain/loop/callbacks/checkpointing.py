@@ -1,4 +1,4 @@
-"""Checkpoints in addition to those of the trainer."""
+"""Requests for checkpoints in addition to those of the trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Checkpointing", "CheckpointingState"]
 
 
 class CheckpointingState(TypedDict):
-    """Best values so far.
+    """State of `Checkpointing`: the best values so far.
 
     Attributes:
         best: the k best values, best first.
@@ -22,7 +22,7 @@ class CheckpointingState(TypedDict):
 
 
 class Checkpointing:
-    """Request a checkpoint every n steps or minutes, and whenever a value is among the k best.
+    """Request a checkpoint every n steps or minutes, and when a metric is among its k best values.
 
     The trainer writes them to its store, which determines how long each is kept. To keep the
     best three by accuracy, configure both:

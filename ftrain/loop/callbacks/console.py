@@ -69,7 +69,7 @@ class ConsoleLogger:
         self._begin()
 
     def init(self) -> None:
-        """Return no state: printed lines are not part of a run."""
+        """Return no state, because printed lines are not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Print the event, if it is selected."""
@@ -121,7 +121,7 @@ class ConsoleLogger:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Return the current width of the terminal; `None` if the stream is not a terminal."""
+    """Return the current width of a terminal; `None` if the stream is not a terminal."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError, AttributeError):

@@ -14,7 +14,7 @@ __all__ = ["CSVLogger"]
 
 
 class CSVLogger(RowLogger):
-    """Write `metrics.csv`: `step,epoch,split,time`, then a column for each metric.
+    """Write `metrics.csv` with the columns `step,epoch,split,time` and one for each metric.
 
     When a metric first appears in a later row, its column is added and the table is rewritten
     atomically. A cell is empty if a row has no value for its column. Splits and resuming are as for

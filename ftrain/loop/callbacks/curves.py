@@ -19,7 +19,7 @@ _SHARE = 0.02  # maximum fraction of a run's time that is spent on drawing
 
 
 class Curves:
-    """Draw the log into an image periodically, and when the run ends.
+    """Draw the curves of the log into an image, periodically and at the end of the run.
 
     It reads the file of `JSONLLogger`, whose position in the list of callbacks does not matter; the
     image of a resumed run covers the whole run. Drawing takes up to a second, so the interval is
@@ -63,10 +63,10 @@ class Curves:
         self._due = every  # in seconds of this process; not part of the state
 
     def init(self) -> None:
-        """Return no state: the file holds the log."""
+        """Return no state, because the log file holds the values."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Draw when it is due."""
+        """Draw the image if this event is due."""
         ends = isinstance(event, TrainEnd)
         there = self.log.exists() and self.log.stat().st_size
         if (ends or event.seconds >= self._due) and there and is_main():

@@ -13,7 +13,7 @@ __all__ = ["EarlyStopping", "EarlyStoppingState"]
 
 
 class EarlyStoppingState(TypedDict):
-    """State of early stopping.
+    """State of `EarlyStopping`.
 
     Attributes:
         best: the best value so far; `None` before the first.
@@ -80,7 +80,7 @@ class EarlyStopping:
     def __call__(
         self, state: EarlyStoppingState, event: Event
     ) -> tuple[EarlyStoppingState, tuple[Action, ...]]:
-        """Compare a new value with the best one."""
+        """Compare a new value with the best one, and request a stop after too many that are worse."""
         monitor, best = self._monitor, state["best"]
         if isinstance(event, TrainEnd):
             if best is None and not state["waited"] and event.result.status == "completed":

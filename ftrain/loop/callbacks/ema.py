@@ -14,7 +14,7 @@ __all__ = ["EMAEvaluation", "averaged"]
 
 
 class EMAEvaluation:
-    """Evaluate the optimizer's average of the parameters after each evaluation, as `ema/loss`, ...
+    """Evaluate the optimizer's average of the parameters after each evaluation, and log `ema/loss`.
 
     The training state does not change: the evaluation step receives a state with averaged parameters.
 
@@ -45,11 +45,11 @@ class EMAEvaluation:
 
     @property
     def name(self) -> str:
-        """Name in a checkpoint, which includes the field so that two averages can be evaluated."""
+        """Name of the state in a checkpoint, with the field, so that two averages can be evaluated."""
         return f"EMAEvaluation {self._field}"
 
     def init(self) -> None:
-        """Return no state: the training state holds the average."""
+        """Return no state, because the training state holds the average."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Request an evaluation of the average."""
@@ -60,7 +60,7 @@ class EMAEvaluation:
 
 
 def averaged(state: Any, name: str) -> TrainState:
-    """Return the state with its parameters replaced by an average, in their dtypes.
+    """Return the state with its parameters replaced by an average, cast to the parameters' dtypes.
 
     Args:
         state: a `TrainState`.

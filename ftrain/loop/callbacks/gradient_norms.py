@@ -1,4 +1,4 @@
-"""Steps that also report the norm of each layer's gradient, computed in the same graph.
+"""Steps that also return the gradient norm of each layer, computed in the same graph.
 
 Read next: `gradients.py`, which monitors them.
 """
@@ -26,7 +26,7 @@ __all__ = ["monitored_steps"]
 def monitored_steps(
     model: nn.Module | Bound | Any, loss_fn: Any, optimizer: Optimizer, **options: Any
 ) -> Steps:
-    """Return the steps of `ftrain.make_steps`, with additional metrics `grad_norm/<layer>`.
+    """Return the steps of `ftrain.make_steps`, with an additional metric `grad_norm/<layer>` per layer.
 
     A layer is a module that holds parameters, named by its path. The norms are those of the
     gradients that the optimizer receives, before clipping; skipped steps have none. State and updates
@@ -63,7 +63,7 @@ def monitored_steps(
 
 
 def _norms(result: GradientResult) -> dict[str, Mean]:
-    """Return the norm of each layer's gradient, of weight 0 if the step is skipped."""
+    """Return the gradient norm of each layer, with weight 0 if the step is skipped."""
     layers: dict[str, list[torch.Tensor]] = {}
     for name, grad in result.grads.items():
         layers.setdefault(name.rpartition(".")[0] or "model", []).append(grad)

@@ -18,7 +18,7 @@ _MOST = 5  # layers in a note
 
 
 class GradientState(TypedDict):
-    """Norms of each layer that the monitor compares with.
+    """State of `GradientMonitor`: the average norms of the layers, and the reports made.
 
     Attributes:
         usual: the layer's norm, averaged over windows; in an ensemble, for each member's layer.
@@ -32,7 +32,7 @@ class GradientState(TypedDict):
 
 
 class GradientMonitor:
-    """Report layers whose gradient norm nearly vanishes or grows far beyond its average, by path.
+    """Report the paths of layers whose gradient norm nearly vanishes or far exceeds its average.
 
     It reads the means over a window of the norms that a step of `monitored_steps` reports. It emits at
     most one `Notice` per window, which the console and `train.log` print. A layer is reported once, and
@@ -78,7 +78,7 @@ class GradientMonitor:
     def __call__(
         self, state: GradientState, event: Event
     ) -> tuple[GradientState, Iterable[Action]]:
-        """Compare each layer's norm with the largest norm and with its own average."""
+        """Compare the norm of each layer with the largest norm and with its own average."""
         assert isinstance(event, WindowEnd)
         groups = _norms(event)
         if not any(groups.values()):
@@ -124,7 +124,7 @@ class GradientMonitor:
 
 
 def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return each layer's norm by ensemble member: layers are compared within one member."""
+    """Return the norms of the layers per ensemble member; layers are compared within one member."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)

@@ -60,10 +60,10 @@ class ImageGrid:
         self.columns, self.listens = columns, self._when.listens
 
     def init(self) -> None:
-        """Return no state: the file names record the steps."""
+        """Return no state, because the file names contain the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Draw a file when it is due."""
+        """Draw an image file if this event is due."""
         if self._when.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.predict(event.state)

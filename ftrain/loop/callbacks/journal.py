@@ -1,4 +1,4 @@
-"""Journal of a run, `train.log`: events with the time of day."""
+"""Journal of a run, `train.log`, which lists events with the time of day."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger:
-    """Write readable lines to a text file: rows, checkpoints, notices, failures with their traceback.
+    """Write rows, checkpoints, notices and failures (with traceback) to a text file.
 
     No line is ever removed. A resumed run adds a line that records this, and the lines of repeated
     steps follow; for a log without repetitions see `JSONLLogger`.
@@ -54,10 +54,10 @@ class FileLogger:
         self.path = pathlib.Path(path)
 
     def init(self) -> None:
-        """Return no state: a journal is not part of a run."""
+        """Return no state, because a journal is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write the event."""
+        """Write the event to the journal."""
         if is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")

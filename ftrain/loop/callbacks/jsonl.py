@@ -1,4 +1,4 @@
-"""Log as JSON lines: one object per row, for programs."""
+"""Log as JSON lines, one object per row."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ __all__ = ["LearningRateMonitor"]
 
 
 class LearningRateMonitor:
-    """Add every `learning_rate` in the state to the rows of training.
+    """Add every `learning_rate` in the state to the training rows of the log.
 
     A step of `ftrain.make_steps` reports them already; this is for custom steps that do not. Several
     rates are distinguished by their paths, `learning_rate['backbone'].learning_rate`. They are read
@@ -38,10 +38,10 @@ class LearningRateMonitor:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state: the training state holds the rates."""
+        """Return no state, because the training state holds the rates."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Log the rates that the row does not have yet."""
+        """Log the learning rates that the row does not contain yet."""
         found = _rates(event.state)
         if isinstance(event, WindowEnd):
             missing = {name: rate for name, rate in found.items() if name not in event.values}

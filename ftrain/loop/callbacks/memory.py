@@ -14,7 +14,7 @@ __all__ = ["MemoryMonitor"]
 
 
 class MemoryMonitor:
-    """Add `memory/peak_mib` to the rows of training.
+    """Add `memory/peak_mib` to the training rows of the log.
 
     On a GPU: the peak of allocated tensor memory since the previous row. Elsewhere: the peak resident
     memory of the process since it started, which never decreases.
@@ -34,10 +34,10 @@ class MemoryMonitor:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state: memory is not part of a run."""
+        """Return no state, because memory is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Log the peak."""
+        """Log the peak memory."""
         return None, (Log({"memory/peak_mib": _peak() / 2**20}),)
 
 

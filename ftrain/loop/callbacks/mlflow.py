@@ -1,4 +1,4 @@
-"""Rows of the log for MLflow."""
+"""Logging of rows to MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STATUS = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflowState(TypedDict):
-    """MLflow run that the logger writes to.
+    """State of `MLflowLogger`: the MLflow run to which it writes.
 
     Attributes:
         run_id: the id that MLflow assigned; `None` before the run is created.
@@ -25,7 +25,7 @@ class MLflowState(TypedDict):
 
 
 class MLflowLogger:
-    """Log `train/loss`, `eval/loss`, ... over the step.
+    """Log all metrics to MLflow by step, as `train/loss` or `eval/loss`.
 
     A resumed run continues the same MLflow run, whose id is in the checkpoint. MLflow does not delete
     values: those of repeated steps appear twice, and are equal.
@@ -50,11 +50,11 @@ class MLflowLogger:
         self.experiment, self._uri, self._options = experiment, tracking_uri, options
 
     def init(self) -> MLflowState:
-        """Return the state before a run is created."""
+        """Return the state before an MLflow run is created."""
         return {"run_id": None}
 
     def __call__(self, state: MLflowState, event: Event) -> tuple[MLflowState, tuple[Action, ...]]:
-        """Log the row."""
+        """Log the row to MLflow."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):

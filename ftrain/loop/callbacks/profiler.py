@@ -1,4 +1,4 @@
-"""Trace of some steps: the time of each operator."""
+"""Trace of a few steps, with the time of each operator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Profiler"]
 
 
 class Profiler:
-    """Trace a few steps with `torch.profiler`, once, into `trace-step-10.json` and a table beside it.
+    """Trace a few steps once with `torch.profiler`, into `trace-step-10.json` and a table.
 
     Open the trace in https://ui.perfetto.dev or chrome://tracing. The table, `trace-step-10.txt`,
     lists the operators that took the most time.
@@ -66,10 +66,10 @@ class Profiler:
         self._running: Any = None
 
     def init(self) -> None:
-        """Return no state: a trace is not part of a run."""
+        """Return no state, because a trace is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Start or end the trace when it is due."""
+        """Start or end the trace if this event is due."""
         step = event.progress.step
         if isinstance(event, BatchBegin):
             if step == self.start and self._running is None and is_main():

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, periodic lines elsewhere."""
+"""Progress of a run, as a bar in a terminal and as periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{p
 
 
 class ProgressBar:
-    """Show epoch, step, speed, the remaining time, and the last losses that were read.
+    """Show the epoch, the step, the speed, the remaining time and the latest losses.
 
     `train loss` is the mean over the last `log_every` steps, `eval loss` that of the last
     evaluation.
@@ -77,10 +77,10 @@ class ProgressBar:
         self._due = float("inf")
 
     def init(self) -> None:
-        """Return no state: the display is not part of a run."""
+        """Return no state, because the display is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Show the event when it is due."""
+        """Update the display from an event, at most once per refresh interval for steps."""
         if type(event) is BatchEnd:
             if event.seconds < self._due:
                 return None, ()

@@ -1,4 +1,4 @@
-"""Rows of the log for TensorBoard."""
+"""Logging of rows to TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["TensorBoardLogger"]
 
 
 class TensorBoardLogger:
-    """Write scalars `train/loss`, `eval/loss`, ... over the step, with `torch.utils.tensorboard`.
+    """Write scalars such as `train/loss` by step, with `torch.utils.tensorboard`.
 
     A resumed run makes TensorBoard discard the steps after its checkpoint (`purge_step`).
 
@@ -39,10 +39,10 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def init(self) -> None:
-        """Return no state: the files record the steps."""
+        """Return no state, because the files contain the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write the row."""
+        """Write the row to TensorBoard."""
         if not is_main():
             return None, ()
         step = event.progress.step

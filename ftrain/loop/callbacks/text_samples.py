@@ -1,4 +1,4 @@
-"""Texts that a model generates, saved during the run."""
+"""Texts that a model generates, written during the run."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class TextSamples:
         self.listens = self._when.listens
 
     def init(self) -> None:
-        """Return no state: the file names record the steps."""
+        """Return no state, because the file names contain the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write a file when it is due."""
+        """Write a text file if this event is due."""
         if self._when.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.generate(event.state)

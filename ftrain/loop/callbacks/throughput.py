@@ -1,4 +1,4 @@
-"""Speed of a run."""
+"""Speed of a run in steps, samples and tokens per second."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Throughput:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state: speed is not part of a run."""
+        """Return no state, because speed is not part of a run."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Log the speeds of a window."""
+        """Log the speeds of a log window."""
         assert isinstance(event, WindowEnd)
         if not event.duration:
             return None, ()

@@ -44,10 +44,10 @@ class TimeLimit:
             )
 
     def init(self) -> None:
-        """Return no state: each call of `fit` has its own limit."""
+        """Return no state, because each call of `fit` has its own limit."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Request a stop when the time is over."""
+        """Request a stop when the time limit is reached."""
         if event.seconds < self.seconds:
             return None, ()
         return None, (Stop(f"time limit of {clock(self.seconds)}", resumable=True),)

@@ -1,4 +1,4 @@
-"""Rows of the log for Weights & Biases."""
+"""Logging of rows to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["WandbLogger", "WandbState"]
 
 
 class WandbState(TypedDict):
-    """Weights & Biases run that the logger writes to.
+    """State of `WandbLogger`: the Weights & Biases run to which it writes.
 
     Attributes:
         id: the id that the service assigned; `None` before the run is created.
@@ -23,7 +23,7 @@ class WandbState(TypedDict):
 
 
 class WandbLogger:
-    """Log `train/loss`, `eval/loss`, ... over the step.
+    """Log all metrics to Weights & Biases by step, as `train/loss` or `eval/loss`.
 
     A resumed run continues the same run of the service, whose id is in the checkpoint; the service
     ignores rows of steps that it already has. Checkpoints of two runs of the same steps are equal only
@@ -50,11 +50,11 @@ class WandbLogger:
         self._run: Any = None
 
     def init(self) -> WandbState:
-        """Return the state before a run is created: the given id."""
+        """Return the state before a Weights & Biases run is created, which holds the given id."""
         return {"id": self._options.get("id")}
 
     def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, tuple[Action, ...]]:
-        """Log the row."""
+        """Log the row to Weights & Biases."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):

@@ -1,4 +1,4 @@
-"""Finders of the learning rate and the batch size. They do not change the given state.
+"""Finders of a learning rate and of the largest batch size; they do not change the given state.
 
 Read next: `learning_rate.py`.
 """

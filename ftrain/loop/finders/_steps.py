@@ -23,7 +23,7 @@ CompileOptions = bool | Mapping[str, Any]
 
 
 def is_factory(steps: Any) -> bool:
-    """Return True if this is a function of the learning rate only, and not a step."""
+    """Return True if the argument is a function of the learning rate only, not a step."""
     if isinstance(steps, (Steps, Compiled, tuple)) or not callable(steps):
         return False
     try:

@@ -74,7 +74,7 @@ def _ceiling(first: float, lowest: float, diverged: float) -> float:
 def suggest(
     rates: Sequence[float], even: Sequence[float], skipped: Sequence[bool] = ()
 ) -> tuple[float | None, float | None]:
-    """Return the rates of the steepest decrease and of the lowest loss; both `None` without a decrease.
+    """Return the rates of steepest decrease and of lowest loss; both `None` if the loss never falls.
 
     A rate whose step was skipped is not suggested.
     """

@@ -1,4 +1,4 @@
-"""Batch-size finder: doubling until it runs out of memory, then bisection.
+"""Batch-size finder: double until a step runs out of memory, then bisect.
 
     found = finders.batch_size(steps, state, batch, highest=4096)
     print(found.size)
@@ -174,7 +174,7 @@ def _tried(
 
 
 def _batches_of(batch: Any) -> Callable[[int], Any]:
-    """Return a function `size -> batch`."""
+    """Return a function from a size to a batch of that size."""
     if callable(batch) and not isinstance(batch, torch.Tensor):
         return batch  # type: ignore[no-any-return]
     tensors = [leaf for leaf in tree.leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim]

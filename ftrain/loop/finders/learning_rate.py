@@ -75,7 +75,7 @@ class RateSweep:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> RateSweep:
-        """Return the sweep from the output of `to_json`; a loss that was not finite is NaN."""
+        """Return the sweep from the output of `to_json`, with NaN for losses that were not finite."""
         series = {
             name: tuple(math.nan if value is None else value for value in content[name])
             for name in ("rates", "losses", "smoothed")
@@ -249,7 +249,7 @@ def _has_trained(before: Any, after: Any) -> bool:
 def _stepper(
     steps: Any, state: Any, data: Batches, options: CompileOptions
 ) -> Callable[[Any, Any, torch.Tensor], tuple[Any, Any]]:
-    """Return a step `(state, batch, rate) -> (state, metrics)`, with one program for all rates."""
+    """Return a step `(state, batch, rate) -> (state, metrics)` that is compiled once for all rates."""
     if is_factory(steps):
         device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))
         current = torch.zeros((), dtype=torch.float64, device=device)
@@ -286,7 +286,7 @@ def _stepper(
 
 
 def _seen(metrics: Any) -> torch.Tensor:
-    """Return `[loss, skipped]` as a float64 tensor, reduced over the members of an ensemble."""
+    """Return `[loss, skipped]` as a float64 tensor, reduced over ensemble members."""
     try:
         loss = metrics["loss"]
     except (KeyError, TypeError, IndexError):

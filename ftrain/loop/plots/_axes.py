@@ -1,4 +1,4 @@
-"""Scales and ticks: round numbers, without an offset or a common factor."""
+"""Scales and ticks of axes, at round numbers and without an offset or a common factor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def tick(value: float, largest: float) -> str:
-    """Return the label of a tick; the largest tick decides the unit of all.
+    """Return the label of a tick, in the unit that the largest tick determines.
 
     Example:
         >>> [tick(v, 2e6) for v in (0, 5e5, 2e6)], [tick(v, 1e-4) for v in (5e-5, 1e-4)], tick(0.25, 1)
@@ -54,7 +54,7 @@ def scale_x(ax: Axes, whole: bool) -> None:
 
 
 def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> None:
-    """Scale an axis for its metric: speeds from zero, large decreases on a logarithmic axis."""
+    """Scale an axis for its metric: speeds start at zero, large decreases use a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415  # optional
 
     finite = [value for value in values if math.isfinite(value)]

@@ -16,11 +16,11 @@ __all__ = ["rate_sweep_figure"]
 
 
 class Sweep(Protocol):
-    """Attributes of a `RateSweep` that are drawn."""
+    """Protocol of the attributes of a `RateSweep` that the figure reads."""
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Learning rates, ascending."""
+        """Learning rates, in ascending order."""
 
     @property
     def losses(self) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Style of the plots: colour-blind-safe colours on white and on near-black."""
+"""Style of the plots, with colour-blind-safe colours on white and on near-black."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colours of one mode.
+    """Colours of light or dark mode.
 
     Attributes:
         page: background of the page, around its charts.
@@ -52,7 +52,7 @@ class Theme:
     series: tuple[str, ...]
 
     def hue(self, index: int) -> str:
-        """Return the colour of a run; from the ninth run on, darker, then lighter variants.
+        """Return the colour of a run; from the ninth run on, a darker or lighter variant.
 
         Example:
             >>> LIGHT.hue(0), LIGHT.hue(8), LIGHT.hue(24) == LIGHT.hue(0)
@@ -133,7 +133,7 @@ HIDDEN = (
 
 
 def theme(dark: bool) -> Theme:
-    """Return the colours of a mode."""
+    """Return the colours of light or dark mode."""
     return DARK if dark else LIGHT
 
 
@@ -148,7 +148,7 @@ def label(metric: str) -> str:
 
 
 def shortened(name: str, most: int = 32) -> str:
-    """Shorten a name in the middle for a legend: names of runs more often differ at the end.
+    """Shorten a name in the middle for a legend, because names of runs often differ at the end.
 
     Example:
         >>> shortened("a-rather-long-name-of-a-run-with-learning-rate-01")
@@ -161,7 +161,7 @@ def shortened(name: str, most: int = 32) -> str:
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """Sort metrics by the order of their charts: known names, plain names, groups (`a/b`)."""
+    """Sort metrics in the order of their charts: known names, plain names, then groups (`a/b`)."""
 
     def rank(name: str) -> tuple[int, bool, str]:
         return (FIRST.index(name) if name in FIRST else len(FIRST), "/" in name, name)
@@ -170,7 +170,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """Return the metrics that get a chart: without zero counts, extremes and groups."""
+    """Return the metrics that get a chart; zero counts, extremes and groups do not."""
     found = []
     names = ordered(name for log in logs for name in log.curves)
     hidden = {*HIDDEN, *extremes(names)}  # extremes are drawn as a band around the mean
@@ -183,7 +183,7 @@ def shown(logs: Sequence[RunLog]) -> list[str]:
 
 
 def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
-    """Return a figure that needs neither matplotlib's global state nor a display.
+    """Return a figure that uses neither matplotlib's global state nor a display.
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.

@@ -37,7 +37,7 @@ def curves(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw the metrics of runs: a chart per metric, a colour per run, evaluations with dots.
+    """Draw one chart per metric, with a colour per run and dots for evaluations.
 
     For an ensemble, a band around the mean covers the range from its smallest to its largest member.
 
@@ -107,7 +107,7 @@ def curves(
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Return an exponential average, with weight `weight` on the past and bias correction.
+    """Return a bias-corrected exponential average that gives weight `weight` to the past.
 
     Non-finite values become NaN, and do not change the average.
 
@@ -175,7 +175,7 @@ def _draw(
 def _band(
     log: RunLog, metric: str, split: str, curve: Curve
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the smallest and largest values over an ensemble's members; `None` for a single run."""
+    """Return the smallest and largest values over the ensemble members; `None` for a single run."""
     low, high = (log.curves.get(f"{metric}_{which}", {}).get(split) for which in ("min", "max"))
     members = any(name.startswith(f"{metric}/member_") for name in log.curves)
     if not members or low is None or high is None or not low.steps == high.steps == curve.steps:
@@ -200,7 +200,7 @@ def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[floa
 
 
 def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Return the splits, training first; whole epochs only if no windows were logged."""
+    """Return the splits to draw, training first; use epoch rows only if no windows were logged."""
     found = splits_of(log, metric)
     if "train" in found:
         found.pop("train_epoch", None)
@@ -208,7 +208,7 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
 
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
-    """Return the colour and line style: a colour per run or, for a single run, per split."""
+    """Return the colour and line style of a curve: a colour per run or, for a single run, per split."""
     if len(logs) == 1:
         every = [s for s in _all_splits(logs) if s != "train"]
         return theme(dark).hue(0 if split == "train" else 1 + every.index(split)), "o-"

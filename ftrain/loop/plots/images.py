@@ -1,4 +1,4 @@
-"""Images with the predictions of a model."""
+"""Grids of images with the predictions of a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def image_grid(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw a batch of images with their predictions; wrong ones in red, with the target.
+    """Draw a batch of images with their predictions; wrong predictions are red and name the target.
 
     Args:
         images: any dtype, `(n, height, width)`, `(n, channels, height, width)` or

@@ -30,7 +30,7 @@ HUES = 24
 
 
 def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> str:
-    """Write the curves of runs as one HTML file: values at the pointer, zoom, smoothing, light and dark.
+    """Write the curves of runs as one HTML file with tooltips, zoom, smoothing and a dark mode.
 
     Long curves are thinned to the resolution of a screen; the highest and lowest points stay.
 
@@ -70,7 +70,7 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
 
 
 def thinned(curve: Curve, points: int = POINTS) -> list[int]:
-    """Return the indices of the points to keep: the first, the last, and the extremes of each interval.
+    """Return the indices of the points to draw: the first, the last, the extremes of each interval.
 
     Example:
         >>> thinned(Curve(*[tuple(map(float, range(10)))] * 4), 4)
@@ -93,7 +93,7 @@ def thinned(curve: Curve, points: int = POINTS) -> list[int]:
 
 
 def _title(names: Sequence[str], most: int = 60) -> str:
-    """Return as many names as fit on a line.
+    """Return a title of as many names as fit on a line.
 
     Example:
         >>> _title(["first", "second"]), _title(["first", "second", "third"], 12)
@@ -133,7 +133,7 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
 
 
 def _group(metric: str, hidden: Collection[str]) -> str:
-    """Return the section of a metric on the page; "" is the first section, which is open."""
+    """Return the section of a metric on the page; `""` is the first section, which is expanded."""
     if "/" in metric:
         return metric.partition("/")[0]
     return "more" if metric in hidden else ""
@@ -158,18 +158,18 @@ def _rounded(value: float) -> float | int | None:
 
 
 def _cell(value: Any) -> Any:
-    """Return an entry of the table: `False` for a non-finite number, `None` for a missing one."""
+    """Return an entry of the table: `False` for a non-finite number, `None` for a missing number."""
     return False if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(content: Any) -> str:
-    """Return JSON that cannot end the script element around it."""
+    """Return JSON that cannot close the script element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _colours() -> str:
-    """Return the themes as custom properties."""
+    """Return the themes as CSS custom properties."""
 
     def properties(colours: Theme) -> str:
         series = "".join(f"--s{i}:{colours.hue(i)};" for i in range(HUES))

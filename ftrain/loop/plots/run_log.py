@@ -1,4 +1,4 @@
-"""Log of a run as curves, read from `metrics.jsonl`.
+"""Curves of a run, read from its log `metrics.jsonl`.
 
 Read next: `curves.py`, the image; `page.py`, the page.
 """
@@ -80,7 +80,7 @@ Runs = Path | RunLog | Iterable[Path | RunLog]
 
 
 def read_run(path: Path, name: str | None = None) -> RunLog:
-    """Read the curves of a run: from its directory, or from a log in the same format.
+    """Read the curves of a run from its directory, or from a log file in the same format.
 
     A line that a crash cut short is skipped. If a step was logged twice (a run resumed from an
     earlier checkpoint), the later row counts.
@@ -144,7 +144,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
 
 
 def splits_of(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Return the curves of a metric by split; for speeds, only those of training."""
+    """Return one curve per split of a metric; for speeds, only the training curve."""
     found = dict(log.curves.get(metric, {}))
     if metric.endswith("_per_second") and "train" in found:
         return {"train": found["train"]}
@@ -184,7 +184,7 @@ def _number(value: Any) -> float:
 
 
 def _names(logs: Sequence[RunLog]) -> list[str]:
-    """Return unique names: the last parts of each path that distinguish the runs, or numbers."""
+    """Return unique names: the last path components that distinguish the runs, or numbers."""
     given = [log.name for log in logs]
     folders = [log.path.resolve().parent.parts for log in logs]
     names = list(given)

@@ -1,4 +1,4 @@
-"""Table of runs: progress, metrics, and the settings that differ between them."""
+"""Table of runs with their progress, their metrics, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PLACES = ("output_dir", "name", "run_name")
 
 
 def summary(runs: Runs) -> list[dict[str, float | int | str]]:
-    """Return a row for each run: name, settings, last step, seconds, best and last metrics.
+    """Return one row per run: name, settings, last step, seconds, best and last metrics.
 
     Args:
         runs: run directories, `metrics.jsonl` files or `RunLog`s.
