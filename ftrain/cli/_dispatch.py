@@ -1,4 +1,4 @@
-"""Dispatch of commands; errors with a complete message are printed without a traceback."""
+"""Dispatch of commands, which prints errors that have a complete message without a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["dispatch"]
 
 
 def dispatch(name: str, rest: Sequence[str]) -> int:
-    """Run the command of this name."""
+    """Run the command with this name."""
     if name == "--version":
         print(f"ftrain {importlib.metadata.version('ftrain')}")
         return 0

@@ -9,5 +9,5 @@ __all__ = ["leave_stdout"]
 
 
 def leave_stdout() -> None:
-    """Discard further output; otherwise Python would report the closed pipe once more at exit."""
+    """Discard further output, so that Python does not report the closed pipe again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

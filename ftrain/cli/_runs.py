@@ -28,7 +28,7 @@ def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: object) -> bool:
-    """Return True for a finite number; an int beyond the range of float is not one."""
+    """Return True for a finite number; False for an int beyond the range of float."""
     try:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
     except OverflowError:
@@ -36,7 +36,7 @@ def is_number(value: object) -> bool:
 
 
 def outcome(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the content of `result.json`; `{}` while the run is active, or after a crash."""
+    """Return the content of `result.json`; `{}` during the run and after a crash."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Tracebacks reduced to the user's own lines, without forty frames of ftrain and torch."""
+"""Tracebacks reduced to the user's own lines, without the frames of ftrain and torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that `train` and `resume` share: run, then report."""
+"""Code that the commands `train` and `resume` share: run, then report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def _check_end(config: Config, before: Mapping[str, Any]) -> None:
-    """Raise if the run is already past the requested end: `config.yaml` would no longer describe it."""
+    """Raise if the run is past the requested end, because `config.yaml` would no longer describe it."""
     for key, count in (("epochs", "epoch"), ("max_steps", "step")):
         wanted, done = getattr(config, key), before.get(count)
         if isinstance(wanted, int) and isinstance(done, int) and wanted < done:

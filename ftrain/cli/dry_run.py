@@ -1,4 +1,4 @@
-"""Requirements of a run: parameters, memory, steps, FLOPs; nothing is trained.
+"""Requirements of a run (parameters, memory, steps, FLOPs), measured without training.
 
 One gradient is computed in eager mode, to count the memory that the backward pass keeps.
 """
@@ -101,7 +101,7 @@ def _described(batch: Any) -> str:
 
 
 def _named(path: str) -> str:
-    """Return `['a']['b']` as `a/b`."""
+    """Return a path such as `['a']['b']` as `a/b`."""
     return _ENTRY.sub(r"/\1", path).lstrip("/") or "tensor"
 
 

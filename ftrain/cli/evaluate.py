@@ -1,4 +1,4 @@
-"""Evaluation of a run's checkpoint on its held-out data, or on other data read in the same way."""
+"""Evaluation of a run's checkpoint on its held-out data, or on other data in the same format."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any]) -> None:
-    """Raise unless the data were held out and are scaled as in training."""
+    """Raise if the training data changed, so that held-out samples may have been trained on."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
@@ -77,7 +77,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:
-    """Return the epoch of the run's own rows at this step; 0 for a checkpoint without a run."""
+    """Return the epoch that the run logged at this step; 0 for a checkpoint saved without a run."""
     try:
         saved = LoopState.from_metadata(state, metadata)
     except ValueError:

@@ -18,7 +18,7 @@ __all__ = ["find_rate"]
 def find_rate(
     config: Config, lowest: float, highest: float, steps: int, out: pathlib.Path | None
 ) -> tuple[finders.RateSweep, pathlib.Path]:
-    """Return the sweep and the path of its picture.
+    """Return the learning-rate sweep, and the path of its plot.
 
     Args:
         config: of the run; its schedule is left out.

@@ -1,4 +1,4 @@
-"""The `data.json` of a run directory, compared with the data that a configuration names.
+"""Comparison of the `data.json` of a run directory with the data that a configuration names.
 
 Read next: `ftrain/data/fitted.py`, which reads and writes the file.
 """
@@ -29,7 +29,7 @@ def content(parts: Parts) -> str | None:
 
 
 def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
-    """Return the stored preprocessing and facts of a run; empty and `None` if it has no file.
+    """Return the stored preprocessing and facts of a run; `{}` and `None` if `data.json` is missing.
 
     Raises:
         ConfigError: the file is damaged, or of another data function.
@@ -65,7 +65,7 @@ def missing_warning(
 
 
 def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> None:
-    """Raise if the training data fit other preprocessing than the run's.
+    """Raise if preprocessing fitted on the training data differs from that of the run.
 
     Raises:
         ConfigError: it lists the differences.
@@ -82,5 +82,5 @@ def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> N
 
 
 def _source(config: Config) -> str:
-    """Return the function's name, independent of the location of its file."""
+    """Return the name of the data function, without the location of its file."""
     return config.data.name.rpartition(":")[2]

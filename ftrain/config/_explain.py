@@ -1,4 +1,4 @@
-"""Validation errors of pydantic in terms of the configuration: key, source location, remedy."""
+"""Translation of pydantic's validation errors to problems with key, source location and remedy."""
 
 from __future__ import annotations
 

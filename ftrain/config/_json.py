@@ -1,4 +1,4 @@
-"""JSON with the line of every key: the standard decoder reads values, YAML's composer finds lines."""
+"""JSON parser with the line of every key; YAML's composer finds the lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches from a data function, with a part held out and fitted preprocessing applied.
+"""Batches from a data function, after holding out a part and applying fitted preprocessing.
 
 Read next: `ftrain/data/sources/`, the functions; `_data_json.py`, which stores what they fit.
 """
@@ -60,7 +60,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
 
 
 def call_source(config: Config, target: Target, function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Return the result of the data function, or of another one that its component declares.
+    """Call the data function, or another function that its component declares, and return the result.
 
     Raises:
         ConfigError: it names the key, and `data.json` if a built-in function cannot read it.
@@ -84,7 +84,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Return the arguments that read the held-out file alone, if everything is fitted already."""
+    """Return arguments with which the data function reads only held-out data; `{}` if it cannot."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:
@@ -114,7 +114,7 @@ def _as_data(config: Config, made: Any) -> Data:
 
 
 def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
-    """Return training and held-out batches; for an evaluation the latter alone."""
+    """Return training and held-out batches; for an evaluation, usually only held-out batches."""
     place = device if device.type != "cpu" else None
 
     def batches(dataset: Any, training: bool) -> Any:
@@ -153,6 +153,6 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
 
 
 def _first(batches: Any, n: int) -> list[Any]:
-    """Return the first n batches as a list: the same ones in each epoch."""
+    """Return the first n batches as a list, which is the same in each epoch."""
     pairs = batches.batches(epochs=1)
     return [batch for (batch, _), _ in zip(pairs, range(n), strict=False)]

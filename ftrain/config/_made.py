@@ -17,7 +17,7 @@ __all__ = ["made"]
 
 
 def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
-    """Return the result of `make`; an error names the component, its source location, and the line."""
+    """Return the result of `make`; its errors name the component, the source location and the line."""
     key, place = join(target.path), config.places.of(target.path)
     try:
         return make()
@@ -35,7 +35,7 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
 
 
 def _missing_paths(config: Config, target: Target) -> list[str]:
-    """Return the directories in which missing paths were searched."""
+    """Return sentences that name the directories in which missing files were searched."""
     written = target.component.model_dump()
     return [
         f"{name} {str(written[name])!r} is searched {config.searched((*target.path, name))}"

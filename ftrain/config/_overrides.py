@@ -1,4 +1,4 @@
-"""`key.path=value` arguments, applied on top of the file."""
+"""Overrides `key.path=value` from the command line, applied to the content of a file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _parsed(override: str) -> tuple[Path, Any]:
 
 
 def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
-    """Return the value at `done`, with `value` put at `path` below it."""
+    """Return `parent`, which is at `done`, with `value` set at `path` below it."""
     if not path:
         return value
     key, here = path[0], (*done, path[0])

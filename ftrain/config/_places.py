@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass
 class Places:
-    """The line of every key in a file, and the keys that the command line has set.
+    """Lines of the keys in a file, and the keys set on the command line.
 
     Attributes:
         name: the file, as the user called it.

@@ -1,4 +1,4 @@
-"""TOML, read by `tomllib`, which knows the line of a syntax error but not those of the keys."""
+"""TOML parser; `tomllib` reports the line of a syntax error, but not the lines of keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["parse_toml"]
 
 
 def parse_toml(text: str, name: str) -> tuple[Any, Places]:
-    """Return the document, and its file as the place of each key."""
+    """Return the document, and the file name as the source location of every key."""
     try:
         parsed = tomllib.loads(text)
     except RecursionError:

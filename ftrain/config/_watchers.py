@@ -1,4 +1,4 @@
-"""Callbacks of every run: progress, logs, checkpoints of the best, early stopping.
+"""Callbacks of a configured run: progress, logs, best checkpoints, early stopping.
 
 Read next: `ftrain/loop/callbacks/`.
 """
@@ -23,7 +23,7 @@ _CLOCKS = ("duration", "samples_per_second", "tokens_per_second")
 
 
 def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
-    """Build the callbacks of a run: the configuration's own, then those that have keys in the schema.
+    """Build the callbacks of a run: those under `callbacks`, then those that other keys configure.
 
     Raises:
         ConfigError: a metric that is monitored cannot be there.
@@ -63,13 +63,13 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
 
 
 def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
-    """Return the problem of a metric that a run refused; `None` for a custom callback's."""
+    """Return an error with the key that names an unknown metric; `None` if only a callback names it."""
     sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
     return _at(parts, sections[0], str(error)) if sections else None
 
 
 def _watched(parts: Parts) -> list[tuple[str, str]]:
-    """Return the sections that name a metric, and the metric."""
+    """Return `(section, metric)` for each section whose `monitor` is used."""
     config = parts.config
     found = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
     if config.early_stopping is not None:
@@ -111,7 +111,7 @@ def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
 
 
 def _keeps_best(parts: Parts) -> bool:
-    """Return True if there is a best checkpoint: the default metric needs held-out data."""
+    """Return True if best checkpoints are kept; the default metric needs held-out data."""
     options = parts.config.checkpoint
     by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
     return bool(options.keep_best) and not by_default

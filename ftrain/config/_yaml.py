@@ -1,4 +1,4 @@
-"""YAML with the line of every key, read by the rules of YAML 1.2.
+"""YAML 1.2 parser with the line of every key.
 
 PyYAML follows version 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is
 8. The resolver here is the core schema of 1.2, so that a learning rate is a number and a country a
@@ -86,7 +86,7 @@ _TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader that composes nodes only; no tag is resolved, so none is executed."""
+    """Loader that only composes nodes; it resolves no tags, so it executes nothing."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -101,7 +101,7 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Reader:
-    """Conversion of nodes to values, with a limit on their number."""
+    """Converter of nodes to values, with a limit on the number of values."""
 
     def __init__(self, name: str) -> None:
         self.name, self.places, self.made = name, Places(name), 0

@@ -77,7 +77,7 @@ class Parts:
         return self.resolved.config
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
-        """Return a trainer of the steps, which counts samples and tokens as the data source does."""
+        """Return a trainer with these steps, which counts samples and tokens as the data source does."""
         if self.sizes is not None:
             options["count_samples"] = self.sizes
         return Trainer(self.steps, callbacks, **options)
@@ -228,7 +228,7 @@ def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
 
 
 def _chain(resolved: Resolved, rate: Any) -> Any:
-    """Return the optimizer: clipping, the algorithm, step scaling, and the average around all of it."""
+    """Return the optimizer: clipping, the algorithm and step scaling, wrapped in the weight average."""
     config, target, course = resolved.config, resolved.optimizer, resolved.schedule
     links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
     links.append(made(config, target, functools.partial(target.function, rate, **target.arguments)))
@@ -239,7 +239,7 @@ def _chain(resolved: Resolved, rate: Any) -> Any:
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """Return the schedule's arguments, shares and remainders of the run as steps."""
+    """Return the schedule's arguments, with shares and remainders of the run converted to steps."""
     arguments = dict(course.arguments)
     shares = [
         name
@@ -268,7 +268,7 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
 
 
 def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
-    """Return the arguments with facts about the data in place of `${data.NAME}`."""
+    """Return the arguments with each `${data.NAME}` replaced by a fact about the data."""
     filled = dict(target.arguments)
     written = {name: reference(value) for name, value in filled.items()}
     asked = {name: fact for name, fact in written.items() if fact is not None}
@@ -294,7 +294,7 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
 def _in_run(
     target: Target, facts: Mapping[str, Any], resolved: Resolved, folder: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Return the arguments of a callback, with the run's directory in place of `${run}`."""
+    """Return the arguments of a callback, with `${run}` replaced by the run's directory."""
     run = str(resolved.config.folder if folder is None else folder)
     return {
         name: value.replace("${run}", run) if isinstance(value, str) else value

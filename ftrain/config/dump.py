@@ -36,7 +36,7 @@ def dump(config: Config) -> str:
 
 
 def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
-    """Return the configuration for another folder: its paths lead to the same files."""
+    """Return the configuration for another folder, with paths that lead to the same files."""
     config = resolved.config
     data = config.model_dump(mode="json")
 
@@ -81,7 +81,7 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Return plain values as YAML that versions 1.1 and 1.2 read alike."""
+    """Return plain values as YAML that has the same meaning in YAML 1.1 and 1.2."""
     text: str = yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )

@@ -1,4 +1,4 @@
-"""The one error of this package: the key, its source location, the remedy."""
+"""Configuration errors, with key, source location and remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ConfigError(ValueError):
 
     @classmethod
     def at(cls, key: str, place: str | os.PathLike[str], message: str) -> ConfigError:
-        """Return the error of one problem."""
+        """Return an error with one problem."""
         return cls([Problem(key, os.fspath(place), message)])
 
     @property
@@ -65,7 +65,7 @@ class ConfigError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that names the most similar known name, or all of them.
+    """Return a sentence that proposes the most similar known name, or lists all known names.
 
     Example:
         >>> did_you_mean("adamm", ["adam", "sgd"])

@@ -1,4 +1,4 @@
-"""Every key of the schema as text: name, type, default, purpose."""
+"""Description of every key of the schema, with name, type, default and purpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def keys() -> Iterator[tuple[str, FieldInfo]]:
-    """Return every key, dotted, with its field, in the order of the schema."""
+    """Return every dotted key with its pydantic field, in the order of the schema."""
     for name, field in Config.model_fields.items():
         yield name, field
         if name in SECTIONS:
@@ -31,7 +31,7 @@ def keys() -> Iterator[tuple[str, FieldInfo]]:
 
 
 def described() -> str:
-    """Return every key with its default, and its purpose below it.
+    """Return a text that lists every key with its default and its purpose.
 
     Example:
         >>> print(described().partition("optimizer.name")[2][:57])

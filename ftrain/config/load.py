@@ -1,4 +1,4 @@
-"""A `Config` from a file and the command line: defaults < file < `key.path=value`.
+"""Loading of a `Config`; overrides `key.path=value` take precedence over the file.
 
     config = load("digits.yaml", ["epochs=3", "optimizer.learning_rate=1e-3"])
 
@@ -61,7 +61,7 @@ def load(
 
 
 def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in a text, as if it were in the file `path`.
+    """Return the configuration in a text, as if it were the content of the file `path`.
 
     Raises:
         ConfigError: as `load`.

@@ -1,4 +1,4 @@
-"""Names of components: registered ones, and import paths; and what each component needs from the run.
+"""Registry of components by name or import path, with what each needs from the run.
 
     @register("schedule", "sawtooth", Needs(total_steps="updates"))
     def sawtooth(peak: float, updates: int) -> optim.Schedule: ...
@@ -208,7 +208,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any:
-    """Return the component of a name; or raise `ConfigError` at this key and source location."""
+    """Return the component with this name, or raise `ConfigError` at this key and source location."""
     module, colon, attribute = name.rpartition(":")
     if colon:
         return _attribute(load_module(module, base, key, place), module, attribute, key, place)
@@ -256,7 +256,7 @@ def is_file(module: str) -> bool:
 
 
 def load_module(module: str, base: pathlib.Path, key: str, place: str) -> ModuleType:
-    """Import a module or file; or raise `ConfigError` with the line at fault."""
+    """Import a module or file, or raise `ConfigError` with the line that failed."""
     try:
         if is_file(module):
             return _from_file(base / module, module, key, place)
@@ -306,7 +306,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
 
 
 def _visible(folder: pathlib.Path) -> None:
-    """Append a folder to the import path, as for a script in it."""
+    """Append a folder to `sys.path`, so that files in it can import each other."""
     path = os.path.abspath(folder)
     if path not in sys.path:
         sys.path.append(path)  # last: a file called json.py must not shadow Python's

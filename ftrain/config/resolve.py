@@ -1,4 +1,4 @@
-"""Names resolved to components, and arguments checked against signatures, before anything is built.
+"""Resolution of names to components, and checks of arguments against signatures, before building.
 
 Arguments are checked by annotations: an unknown one is answered with "did you mean", a text for a
 number is refused, lists become tuples where the annotation says so. An argument that is annotated
@@ -36,7 +36,7 @@ _REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A component, and its checked arguments.
+    """Component with its checked arguments.
 
     Attributes:
         path: the component's place in the configuration, such as `("optimizer",)`.
@@ -134,7 +134,7 @@ def resolve(config: Config) -> Resolved:
 
 
 def _held_out(config: Config, data: Target) -> list[Problem]:
-    """Raise if held-out samples are a file and the data function cannot read one."""
+    """Raise if `data.held_out` names a file and the data function cannot read one."""
     if not isinstance(config.data.held_out, str) or data.takes("held_out"):
         return []
     says = (
@@ -145,7 +145,7 @@ def _held_out(config: Config, data: Target) -> list[Problem]:
 
 
 def reference(value: object) -> str | None:
-    """Return the NAME of a `${data.NAME}`.
+    """Return `NAME` for a reference `${data.NAME}` to a fact about the data; `None` otherwise.
 
     Example:
         >>> reference("${data.classes}"), reference("classes")

@@ -1,4 +1,4 @@
-"""Runs from their configurations: the directory, the trainer, and `fit`.
+"""Runs of configurations: the run directory, the trainer, and `fit`.
 
     result = train(load("digits.yaml"))
 
@@ -76,7 +76,7 @@ class Run:
     written: Mapping[str, str]
 
     def fit(self, *, resume: bool = False) -> FitResult:
-        """Train to the end; with `resume`, from the newest checkpoint."""
+        """Train to the end, starting from the newest checkpoint if `resume` is true."""
         config = self.parts.config
         outcome = self.folder / "result.json"
         result = None
@@ -134,7 +134,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
 @contextlib.contextmanager
 def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Run]:
-    """Build a run and its directory; that of a `fast_dev_run` is temporary.
+    """Build a run and create its directory, which is temporary for a `fast_dev_run`.
 
     Raises:
         ConfigError: as `train`.
@@ -276,7 +276,7 @@ def _stored_fitted(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | 
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
-    """Write each file atomically: readers see the old one or the new one."""
+    """Write each file atomically, so that readers see the old file or the new one."""
     for name, text in files.items():
         _lines.replace(folder / name, text)
 

@@ -1,4 +1,4 @@
-"""The schema of a configuration: every key, its type, its default, its purpose.
+"""The schema of a configuration: every key with its type, default and purpose.
 
 Components that are built by name (model, data, loss, optimizer, schedule, callbacks) are a
 `Component`: a name and its arguments, checked against the signature of the named function when the
@@ -226,7 +226,7 @@ class Config(_Section):
 
     @property
     def base(self) -> pathlib.Path:
-        """The configuration's directory, in which files are searched."""
+        """Directory of the configuration file, in which relative paths are searched."""
         return self._base
 
     def beside(self, path: Path) -> pathlib.Path:
@@ -237,7 +237,7 @@ class Config(_Section):
         return pathlib.Path() if self._places.typed(path) else self._base
 
     def searched(self, path: Path) -> str:
-        """Return the directory of `beside` in words, for messages."""
+        """Return a phrase for messages that names the directory from `beside`."""
         if self._places.typed(path):
             return "in the current directory, because it was given on the command line"
         return f"beside {self._places.name}" if self._base.parts else "in the current directory"

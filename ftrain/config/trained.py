@@ -1,4 +1,4 @@
-"""A trained run in Python: its weights, its configuration, and its predictions.
+"""Loading of a trained run in Python, with its weights, configuration and predictions.
 
     run = load_run("runs/irises")
     logits = run.predict(x)
@@ -60,14 +60,14 @@ class Trained:
 
     @property
     def steps(self) -> Steps:
-        """The run's three functions; its schedule has ended, so `train_step` has a constant rate.
+        """Steps of the run; its schedule has ended, so `train_step` has a constant learning rate.
 
         For another rate or schedule: `run.parts.steps_at(rate)`.
         """
         return self.parts.steps
 
     def predict(self, inputs: Any) -> Any:
-        """Return the model's outputs, in eval mode and in the run's precision, as `eval_step` calls it.
+        """Return the model's outputs in eval mode and in the run's precision, as in `eval_step`.
 
         Args:
             inputs: the input of the model's `forward`, in the form that the run's data function returns
@@ -86,7 +86,7 @@ class Trained:
         return prediction(self.parts.model, precision=self.config.precision)(self.state, here)
 
     def module(self) -> nn.Module:
-        """Return the stock module with copies of the weights, in eval mode, for use anywhere else.
+        """Return an ordinary `nn.Module` with copies of the weights, in eval mode.
 
         Its outputs equal those of `predict`; for a run in mixed precision, under the same autocast.
         """
@@ -94,7 +94,7 @@ class Trained:
         return module
 
     def _input(self) -> str | None:
-        """Return the key of the model's input in a batch, if the loss has one."""
+        """Return the batch key of the model's input, if the loss has an argument that names it."""
         loss = self.parts.resolved.loss
         if not loss.takes("input"):
             return None
@@ -143,7 +143,7 @@ def load_run(
 
 
 def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
-    """Return the checkpoint of a run that is `"best"`, `"latest"`, of this name, or at this path.
+    """Return a checkpoint of a run, given as `"best"`, `"latest"`, a name, or a path.
 
     Raises:
         ConfigError: the checkpoint is missing.

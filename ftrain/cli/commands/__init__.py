@@ -1,4 +1,4 @@
-"""The commands: each is a module of its name, with `arguments(parser)` and `run(options)`."""
+"""The commands, each a module with the functions `arguments(parser)` and `run(options)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Print the resolved configuration, every default written out; without a file, print all keys."""
+"""Print the resolved configuration with every default; without a file, print all keys."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write both files, or neither if one exists."""
+    """Write both files; write neither if one of them exists."""
     folder = pathlib.Path(options.folder)
     skeleton = importlib.resources.files("ftrain.cli") / "skeleton"
     files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}

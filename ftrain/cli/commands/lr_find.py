@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the suggestion, and how to use it."""
+    """Print the suggested rate, and the command that uses it."""
     config = load(options.config, options.overrides)
     from ftrain.cli.find_rate import find_rate  # noqa: PLC0415  # imports torch: after the keys are checked
 

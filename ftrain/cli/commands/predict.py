@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _csv(columns: dict[str, list[Any]]) -> str:
-    """Return a header and one line a row; numbers with the nine digits of float32."""
+    """Return a header and one line per row, with float32 numbers in nine digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
