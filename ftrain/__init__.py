@@ -28,7 +28,7 @@ else:
     _PACKAGES = ("checkpoint", "config", "data", "loop", "optim", "tasks", "testing")
 
     def __getattr__(name: str) -> Any:
-        """Import a public name or package at its first use: `ftrain --help` does not wait for torch."""
+        """Import a public name or package on first access, so `ftrain --help` does not import torch."""
         if name in _PACKAGES:
             return _imported(f"{__name__}.{name}")
         if name == "__version__":
@@ -45,7 +45,7 @@ else:
         return globals()[name]
 
     def _imported(name: str) -> Any:
-        """Import a module; from inside a transform of torch.func, in a thread where it does not apply.
+        """Import a module; inside a torch.func transform, in a thread to which it does not apply.
 
         Modules make tensors while they are imported, which a transform would wrap.
         """

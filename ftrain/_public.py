@@ -1,4 +1,4 @@
-"""Public names, in one import; `ftrain` imports them on first access."""
+"""All public names; `ftrain` imports this module when one of them is first accessed."""
 
 from ftrain.core import debug, errors, random, tree
 from ftrain.core.accumulate import MicroBatches

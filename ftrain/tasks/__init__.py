@@ -1,4 +1,4 @@
-"""Tasks: losses, a ready model, and predictions in the terms of a table.
+"""Tasks: losses, a multilayer perceptron, and predictions as columns of a table.
 
     cross_entropy  binary_cross_entropy  mse    of a batch `{"x": ..., "y": ...}`, with a metric
     next_token                                  of windows of tokens

@@ -1,4 +1,4 @@
-"""Losses by name: sums with their counts, so that means over any batches merge exactly.
+"""Losses that configurations name; they return sums and counts, so means over batches merge exactly.
 
 Each reads its batch by name: `input` and `target` are the keys, `x` and `y` by default.
 """
@@ -26,7 +26,7 @@ def cross_entropy(
     target: str = "y",
     label_smoothing: float = 0.0,
 ) -> Loss:
-    """Return the cross-entropy of classes, in nats, and the accuracy.
+    """Return the cross-entropy over classes, in nats, and the accuracy.
 
     Args:
         model: gives logits `(n, classes)`.
@@ -102,7 +102,7 @@ def mse(
 
 
 def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
-    """Return the cross-entropy of each token of a window (but the first) given those before it, in nats.
+    """Return the next-token cross-entropy, in nats, over all tokens of a window but the first.
 
     Args:
         model: `(n, length) -> logits (n, length, vocabulary)`.

@@ -1,4 +1,4 @@
-"""Models by name, to try data and settings on.
+"""Models that configurations name, to try data and settings with.
 
 Read next: `losses.py`.
 """

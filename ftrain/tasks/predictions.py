@@ -1,4 +1,4 @@
-"""Predictions of a table's target, from the outputs of a model."""
+"""Conversion of the outputs of a model to predictions of a table's target column."""
 
 from __future__ import annotations
 
