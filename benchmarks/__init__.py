@@ -1,4 +1,4 @@
-"""Benchmarks: ftrain against the best loop that a person would write by hand.
+"""Benchmarks of ftrain against hand-written training loops.
 
     python -m benchmarks              # all of them, in under ten minutes; or: make bench
     python -m benchmarks.speed        # one of them

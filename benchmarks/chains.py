@@ -1,4 +1,4 @@
-"""What a chain costs: AdamW with clipping, a schedule and an average, against AdamW alone.
+"""Cost of an optimizer chain: AdamW with clipping, schedule and weight average, against AdamW.
 
     python -m benchmarks.chains
 
@@ -36,7 +36,7 @@ CHILD_LIMIT = 1800  # seconds
 
 
 class Size(NamedTuple):
-    """A stack of layers with biases: `2 layers` parameters."""
+    """Stack of linear layers with biases, which has `2 * layers` parameter tensors."""
 
     layers: int = 150
     width: int = 64
@@ -64,7 +64,7 @@ def optimizer_of(kind: Kind) -> optim.GradientTransformation:
 
 
 def whole_step(kind: Kind, size: Size, backend: Backend) -> Callable[[], torch.Tensor]:
-    """A training step on the same batch again and again."""
+    """Return a function that runs a training step, always on the same batch."""
     init_state, train_step, _ = ftrain.make_steps(
         lambda: Residual(size),
         lambda model, batch: (model(batch) - 1).square().mean(),
@@ -84,14 +84,14 @@ def whole_step(kind: Kind, size: Size, backend: Backend) -> Callable[[], torch.T
 
 @ftrain.tree.register_dataclass
 class Moving:
-    """What an update replaces."""
+    """State that an update replaces."""
 
     params: dict[str, torch.Tensor]
     opt_state: Any
 
 
 def update_alone(kind: Kind, size: Size, backend: Backend) -> Callable[[], object]:
-    """An update with the same gradients again and again; their norm is reported, as a step does."""
+    """Return a function that runs an update, always with the same gradients, and reports their norm."""
     optimizer = optimizer_of(kind)
     params = {name: p.detach().clone() for name, p in Residual(size).named_parameters()}
     grads = {name: p / 100 for name, p in params.items()}
@@ -144,7 +144,7 @@ def run(quick: bool = False, *, size: Size | None = None, backend: Backend = "in
 
 
 def _latency(report: Report, rounds: int, size: Size, backend: Backend) -> None:
-    """From the call of the first step to its result, in fresh processes with empty caches."""
+    """Measure the time of the first step, in fresh processes with empty caches."""
     found: dict[Kind, list[tuple[float, float]]] = {kind: [] for kind in TITLES}
     for turn in range(rounds):
         for kind in list(TITLES)[:: -1 if turn % 2 else 1]:
@@ -178,7 +178,7 @@ def _in_fresh_process(kind: Kind, size: Size, backend: Backend) -> tuple[float, 
 
 
 def child(kind: Kind, size: Size, backend: Backend) -> tuple[float, float]:
-    """Wall and processor seconds (compilers included) of the first step."""
+    """Return the wall-clock and processor seconds of the first step, including compilers."""
     step = whole_step(kind, size, backend)
     start, before = time.perf_counter(), _work()
     step().item()

@@ -1,4 +1,4 @@
-"""Characters: does ftrain learn as well as nanoGPT's loop does?
+"""Comparison of ftrain with nanoGPT's training loop on a character-level GPT.
 
     python -m benchmarks.char_gpt_parity           # 2,000 steps, 3 seeds: a quarter of an hour
     python -m benchmarks.char_gpt_parity --steps 200 --seeds 2
@@ -36,7 +36,7 @@ EARLY = 20
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One run: what both sides are given."""
+    """Settings of one run, shared by ftrain and the hand-written loop."""
 
     text: data.Text
     steps: int
@@ -50,7 +50,7 @@ class Setting:
 
 
 class Curve(NamedTuple):
-    """What a run has shown.
+    """Losses that a run has measured.
 
     Attributes:
         losses: the training loss of each step.
@@ -76,7 +76,7 @@ def by_ftrain(run: Setting, compiled: bool = True) -> Curve:
 
 
 def by_hand(run: Setting) -> Curve:
-    """The loop of nanoGPT's train.py, for one process on a CPU."""
+    """Run the loop of nanoGPT's train.py, for one process on a CPU."""
     model = initial_model(run)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -105,7 +105,7 @@ def by_hand(run: Setting) -> Curve:
 
 
 def initial_model(run: Setting) -> nn.Module:
-    """A module with the weights that ftrain's run starts from."""
+    """Return a module with the initial weights of ftrain's run."""
     init_state = ftrain.make_steps(run.model, char_gpt.loss_fn, optim.sgd(0.1)).init_state
     model = run.model()
     start = init_state(run.seed).params
@@ -118,7 +118,7 @@ def initial_model(run: Setting) -> nn.Module:
 
 
 def get_lr(step: int, steps: int) -> float:
-    """A straight line up to the peak, then half a cosine down."""
+    """Return the learning rate: linear warmup, then cosine decay."""
     warmup = steps // 20
     if step < warmup:
         return PEAK * step / warmup
@@ -128,7 +128,7 @@ def get_lr(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def estimate_loss(model: nn.Module, text: data.Text, context: int) -> float:
-    """The mean over the whole text, each character predicted once."""
+    """Return the mean loss over the whole text, in which each character is predicted once."""
     model.eval()
     total, n = 0.0, 0
     for windows in data.Loader(text.windows(context + 1, stride=context), 142, shuffle=False):

@@ -1,4 +1,4 @@
-"""Checkpoints: a state of one gigabyte, saved and loaded, against safetensors and one sha256.
+"""Time to save and load a state of 1 GB, against safetensors and one SHA-256 pass.
 
     python -m benchmarks.checkpoints
 
@@ -119,7 +119,7 @@ def _report(report: Report, what: str, turns: Turns, rivals: list[str], megabyte
 
 
 def _asynchronous(report: Report, base: Path, state: dict[str, torch.Tensor], rounds: int) -> None:
-    """What `save` keeps the loop for, when nothing is in flight, against a copy of the same tensors.
+    """Measure how long a background `save` blocks the loop, against a copy of the same tensors.
 
     Each call begins with an allocator that holds no memory in reserve, so that all copies go to fresh
     pages; how many they touched is counted. Who comes first changes from round to round.
@@ -147,7 +147,7 @@ _DONATED, _IMMUTABLE, _COPY = "save, donated states", "save, immutable states", 
 def _waits(
     base: Path, state: dict[str, torch.Tensor], rounds: int
 ) -> tuple[Turns, dict[str, float]]:
-    """Seconds that each call takes, and the median of the pages it touched first."""
+    """Return the seconds of each call, and the median number of memory pages that it touched first."""
     with (
         checkpoint.Store(base / "copied", keep_last=1, asynchronous=True) as copying,
         checkpoint.Store(base / "held", keep_last=1, asynchronous=True, copy=False) as holding,
@@ -180,7 +180,7 @@ def _waits(
 
 
 def _give_memory_back() -> None:
-    """So that no copy is made to pages that an earlier one has touched (glibc; nothing elsewhere)."""
+    """Return free memory to the system, so that copies touch new pages (glibc only)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, 1 << 20)  # else it grows with what is freed, to 32 MB
@@ -193,7 +193,7 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of <malloc.h>
 def _compile_cache(
     report: Report, base: Path, sizes: Sizes | None, backend: Literal["inductor", "eager"]
 ) -> None:
-    """The first step of a process on a machine with no cache, and with the run's copied there."""
+    """Measure a process's first step without a compile cache, and with a copy of the run's."""
     cold = in_fresh_process("ours", base / "run", sizes, backend)
     shutil.copytree(base / "run", base / "another" / "machine")
     shutil.rmtree(base / "run")

@@ -1,4 +1,4 @@
-"""What is compared: two models, the loops that a person writes for them, and ftrain's step.
+"""Compared programs: two models, hand-written loops for them, and ftrain's step.
 
 Every contender is a function without arguments that runs one training step on the next batch and keeps
 its own model or state. The hand-written loops have the best settings that are known to us, and those
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """A GPT; the defaults are nanoGPT's for a CPU, 0.8 M parameters."""
+    """Sizes of a GPT; the defaults are nanoGPT's for a CPU, 0.8 M parameters."""
 
     layers: int = 4
     heads: int = 4
@@ -161,7 +161,7 @@ def hand_written(
     backend: str = "inductor",
     clear_after: bool = False,
 ) -> Step:
-    """The loop that a person writes: `zero_grad(set_to_none=True)`, loss, backward, clip, AdamW.
+    """Return a hand-written step: `zero_grad(set_to_none=True)`, loss, backward, clip, AdamW.
 
     Args:
         forward: "compiled model" is `torch.compile(model)` with the loss outside, "compiled loss" is
@@ -243,7 +243,7 @@ def ours(
     backend: Literal["inductor", "eager"] = "inductor",
     **options: Any,
 ) -> Step:
-    """ftrain's step as a user writes it: `step = ftrain.compile(train_step, donate=True)`."""
+    """Return ftrain's step as a user writes it: `step = ftrain.compile(train_step, donate=True)`."""
     init_state, train_step, _ = steps(task, **options)
     state = init_state(seed)
     step: Any = (

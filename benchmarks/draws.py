@@ -1,4 +1,4 @@
-"""Random numbers: a million-element dropout mask from a key, against torch's own generator.
+"""Time to draw a dropout mask of a million elements from a key, against torch's own generator.
 
     python -m benchmarks.draws
 

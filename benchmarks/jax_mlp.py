@@ -1,4 +1,4 @@
-"""The step of the small MLP in JAX and optax, for orientation. Only where both are installed."""
+"""Training step of the small MLP in JAX and optax, for comparison if both are installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ available = jax is not None
 
 
 def mlp_step(task: Task, layers: int = 3) -> Callable[[], Any]:
-    """`jax.jit` of the same training step, the state donated; each call waits for its result."""
+    """Return the same training step under `jax.jit` with a donated state; each call waits."""
     params = {
         name: jnp.asarray(value.numpy()) for name, value in steps(task).init_state(0).params.items()
     }
@@ -55,7 +55,7 @@ def mlp_step(task: Task, layers: int = 3) -> Callable[[], Any]:
 
 
 def add_one(leaves: int, width: int) -> Callable[[], Any]:
-    """A jitted function of that many leaves that does next to nothing, donated."""
+    """Return a jitted function of this many donated leaves that does almost no work."""
     state = {f"leaf{i}": jnp.ones(width) for i in range(leaves)}
     step = jax.jit(lambda state, x: ({k: v + x for k, v in state.items()}, x), donate_argnums=0)
     x = jnp.asarray(1e-3)

@@ -1,4 +1,4 @@
-"""Compile latency: from the first call to its result, each in a fresh process with an empty cache.
+"""Compile latency: the time of the first call, in a fresh process with an empty cache.
 
     python -m benchmarks.latency
 
@@ -39,7 +39,7 @@ CHILD_LIMIT = 300  # seconds
 
 
 class First(NamedTuple):
-    """Seconds of a process with one step.
+    """Times of a process that runs one step, in seconds.
 
     Attributes:
         call: from the call of the step to its result.
@@ -53,7 +53,7 @@ class First(NamedTuple):
 
 
 def first_step(kind: Kind, sizes: Sizes, backend: Literal["inductor", "eager"]) -> float:
-    """Seconds from the call of the first step to its result, in this process."""
+    """Return the seconds from the call of the first step to its result, in this process."""
     step = _step(kind, sizes, backend)
     start = time.perf_counter()
     step().item()
@@ -76,7 +76,7 @@ def in_fresh_process(
     sizes: Sizes | None = None,
     backend: Literal["inductor", "eager"] = "inductor",
 ) -> First:
-    """`first_step` in a new Python with this cache folder, for inductor and for ftrain's own kernel."""
+    """Run `first_step` in a new process with this cache folder for Inductor and ftrain's kernels."""
     wanted = {"kind": kind, "sizes": dataclasses.asdict(sizes or Sizes()), "backend": backend}
     environment = {
         **os.environ,
@@ -101,7 +101,7 @@ def in_fresh_process(
 
 
 def _work() -> float:
-    """Processor seconds of all processes that this one has started and that have ended."""
+    """Return the processor seconds of all ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -1,4 +1,4 @@
-"""Loading: what a batch costs before the step sees it, and what the order of a billion samples costs.
+"""Cost of loading a batch, and of shuffling the order of a billion samples.
 
     python -m benchmarks.loading
 
@@ -88,7 +88,7 @@ def run(quick: bool = False) -> Report:
 
 
 class Numbers:
-    """A billion samples that take no memory."""
+    """Dataset of a billion samples that takes no memory."""
 
     def __len__(self) -> int:
         return MANY

@@ -1,4 +1,4 @@
-"""How the benchmarks measure and report: turns, medians, ratios, machine and versions."""
+"""Measurement and reports of the benchmarks: turns, medians, ratios, machine and versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """Seconds a call: for each contender a figure for each round, in which all took a turn."""
+    """Seconds per call of each contender in each round; all contenders take a turn in a round."""
 
     seconds: Mapping[str, Sequence[float]]
 
@@ -37,12 +37,12 @@ class Turns:
         return min(names, key=self.median)
 
     def ratio(self, numerator: str, denominator: str) -> float:
-        """The median over the rounds of the ratio within a round."""
+        """Return the median over the rounds of the ratio within a round."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
     def spread(self, numerator: str, denominator: str) -> tuple[float, float]:
-        """The quartiles of the ratio within a round."""
+        """Return the quartiles over the rounds of the ratio within a round."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         low, _, high = statistics.quantiles([a / b for a, b in pairs], n=4)
         return low, high
@@ -86,7 +86,7 @@ def _time(call: Callable[[], object], calls: int) -> float:
 
 
 class Report:
-    """What a benchmark prints, kept to be saved as JSON."""
+    """Printer of the results of a benchmark, which also keeps them to save as JSON."""
 
     def __init__(self, name: str, title: str) -> None:
         self.name = name
@@ -108,12 +108,12 @@ class Report:
         print(f"\n{title}", flush=True)
 
     def figure(self, key: str, value: float, unit: str, what: str) -> None:
-        """One measured number."""
+        """Report one measured number."""
         self.content["figures"][key] = {"value": value, "unit": unit, "what": what}
         print(f"  {_number(value):>9} {unit:<6} {what}", flush=True)
 
     def turns(self, key: str, turns: Turns, unit: Literal["ms", "us"] = "ms") -> None:
-        """The median of each contender, the fastest first."""
+        """Report the median of each contender, the fastest first."""
         factor = {"ms": 1e3, "us": 1e6}[unit]
         for name in sorted(turns.seconds, key=turns.median):
             self.figure(f"{key}: {name}", turns.median(name) * factor, unit, name)
@@ -121,7 +121,7 @@ class Report:
     def target(
         self, what: str, value: float, kind: Literal["at least", "at most"], bound: float
     ) -> None:
-        """Whether a measured number is what it must be."""
+        """Report a measured number, and whether it meets its bound."""
         met = value >= bound if kind == "at least" else value <= bound
         entry = {"what": what, "value": value, "kind": kind, "bound": bound, "met": met}
         self.content["targets"].append(entry)
@@ -142,7 +142,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and what this process uses of them."""
+    """Return the processor, its cores, and the number that this process uses."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0))
@@ -165,7 +165,7 @@ def versions() -> dict[str, str]:
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    """The options that every benchmark has."""
+    """Parse the options that every benchmark has."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -197,6 +197,6 @@ def _number(value: float) -> str:
 
 
 def die_unless(condition: bool, message: str) -> None:
-    """Refuse to time things that do not do the same work."""
+    """Exit with the message if the condition is false, as when contenders do different work."""
     if not condition:
         sys.exit(f"benchmark refused: {message}")

@@ -1,4 +1,4 @@
-"""Memory: what a training step allocates beyond its state, against the loop that works in place.
+"""Memory that a training step allocates beyond its state, against a loop that works in place.
 
     python -m benchmarks.memory
 
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 class Allocated(NamedTuple):
-    """Bytes, relative to what was held at the start.
+    """Allocated bytes, relative to the memory in use at the start.
 
     Attributes:
         peak: the most that was held at one time.
@@ -41,7 +41,7 @@ class Allocated(NamedTuple):
 
 
 def allocated(call: Callable[[], Any]) -> Allocated:
-    """What a call allocates; its result is let go of at the end of the measurement."""
+    """Return the bytes that a call allocates; release its result at the end of the measurement."""
     gc.collect()
     with _silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
@@ -58,7 +58,7 @@ def allocated(call: Callable[[], Any]) -> Allocated:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Without what the profiler's library prints at its start and end, past Python."""
+    """Suppress what the profiler's native library prints at its start and end."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -81,7 +81,7 @@ def run(
 
 
 def check_method(report: Report) -> None:
-    """Two tensors at once, then one: the peak is known."""
+    """Check the measurement on a call with a known peak."""
 
     def known() -> torch.Tensor:
         a = torch.empty(MIB, dtype=torch.uint8)
@@ -151,7 +151,7 @@ def step(
 
 
 def gradient(report: Report, numbers: int) -> None:
-    """Ten layers of sin(cos(x)) on 16 MiB (width 2048): the memory is all in the saved activations."""
+    """Measure ten layers of sin(cos(x)) on 16 MiB (width 2048), whose memory is saved activations."""
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""Muon, SOAP and Schedule-Free against AdamW: updates that a small GPT needs to a held-out loss.
+"""Number of updates to a held-out loss of a small GPT: Muon, SOAP, Schedule-Free against AdamW.
 
     python -m benchmarks.optimizers            # 600 updates, five seeds: about a quarter of an hour
     python -m benchmarks.optimizers --quick    # checks the plumbing only
@@ -38,7 +38,7 @@ TUNING_SEED = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much is trained and how often it is looked at."""
+    """Length of training, and frequency of evaluations."""
 
     steps: int = 600
     seeds: int = 5
@@ -52,7 +52,7 @@ class Budget:
 
 
 class Contender(NamedTuple):
-    """An optimizer as a function of its schedule, and the rates to begin the search with."""
+    """Optimizer as a function of its schedule, and the initial learning rates of the search."""
 
     build: Callable[[Schedule], optim.GradientTransformation]
     rates: tuple[float, ...]
@@ -87,7 +87,7 @@ CONTENDERS = {
 
 
 class Curve(NamedTuple):
-    """The held-out loss of one run, `(updates, loss)`, and the seconds of an update."""
+    """Held-out losses of one run, as `(updates, loss)`, and the seconds per update."""
 
     held_out: list[tuple[int, float]]
     seconds: float
@@ -102,7 +102,7 @@ class Curve(NamedTuple):
 
 
 class Trainer:
-    """One contender, compiled once: seed and rate are in the state."""
+    """Trainer of one contender, compiled once, because seed and rate are in the state."""
 
     def __init__(self, contender: Contender, budget: Budget, text: data.Text, backend: Any) -> None:
         sizes = {"context": budget.context, "layers": budget.layers, "width": budget.width}
@@ -170,7 +170,7 @@ class Trainer:
 def tuned(
     end_at: Callable[[float], float], rates: Sequence[float], widen: int
 ) -> dict[float, float]:
-    """The end of a run at each rate; the grid grows by factors of two while its best is at an edge."""
+    """Return the last loss at each rate; extend the grid by factors of 2 while its edge is best."""
     ends = {rate: end_at(rate) for rate in rates}
     for _ in range(widen):
         best = min(ends, key=lambda rate: ends[rate])

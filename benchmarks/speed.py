@@ -1,4 +1,4 @@
-"""Steps a second: ftrain's compiled and donated step against hand-written loops.
+"""Steps per second of ftrain's compiled and donated step, against hand-written loops.
 
     python -m benchmarks.speed
 
@@ -125,7 +125,7 @@ def mlp(
 def calls(
     report: Report, rounds: int, seconds: float, leaves: int, backend: Literal["inductor", "eager"]
 ) -> None:
-    """What a call costs when there is next to nothing to do."""
+    """Measure the overhead of a call that does almost no work."""
     contenders = {
         OURS: call_ours(leaves, 16, backend),
         "torch.compile, in place": call_dynamo(leaves, 16, backend),
@@ -189,7 +189,7 @@ def _against(report: Report, turns: Turns, what: str, rival: str, bound: float) 
 
 
 def _check_same_work(contenders: dict[str, Callable[[], torch.Tensor]], tolerance: float) -> None:
-    """All start from the same weights and see the same batches: the first losses must agree.
+    """Exit unless the first losses agree, since all use the same initial weights and batches.
 
     Rounding differs, and Adam's first steps have the size of the rate whatever the gradient's: hence
     the relative tolerance, after three steps.

@@ -1,4 +1,4 @@
-"""What a trainer costs a step: `fit` with its usual callbacks over the bare compiled step.
+"""Overhead of a trainer per step: `fit` with its usual callbacks, over the bare compiled step.
 
     python -m benchmarks.trainers
 
@@ -108,7 +108,7 @@ def ours(folder: pathlib.Path, steps: int, backend: Any) -> Mapping[str, Run]:
 
 
 def theirs(folder: pathlib.Path, steps: int) -> Mapping[str, Run]:
-    """Other trainers, as lean as their options make them."""
+    """Return other trainers, configured for the least overhead."""
     batches = [mlp_task().batches[0]] * steps
     found: dict[str, Run] = {}
 
@@ -195,7 +195,7 @@ def _transformers(batches: Any, folder: pathlib.Path) -> float:
 
 
 def turns(contenders: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; each round starts with another."""
+    """Return the seconds of each contender in each round; each round starts with another contender."""
     names = list(contenders)
     for name in names:
         _quietly(contenders[name])
@@ -232,7 +232,7 @@ def _report(report: Report, found: Mapping[str, list[float]], steps: int, base: 
 
 
 def _over(found: Mapping[str, list[float]], name: str, base: str, steps: int) -> float:
-    """The median over the rounds of the difference within a round, in µs a step."""
+    """Return the median over the rounds of the difference within a round, in µs per step."""
     pairs = zip(found[name], found[base], strict=True)
     return statistics.median(a - b for a, b in pairs) / steps * 1e6
 

@@ -1,4 +1,4 @@
-"""A small GPT learns to write, character by character: a few minutes on two cores.
+"""Train a small character-level GPT, in a few minutes on two cores.
 
     python examples/char_gpt.py                    # the sources of Python's standard library
     python examples/char_gpt.py --text FILE        # a text of one's own, in UTF-8
@@ -44,7 +44,7 @@ def train(
     context: int = 64,
     compiled: bool = True,
 ) -> tuple[ftrain.TrainState, list[dict[str, Any]]]:
-    """The state at the end, and a row for each step and each evaluation."""
+    """Return the final state, and a row for each step and each evaluation."""
     training, held_out = text.split(0.1)
     loader = data.Loader(training.windows(context + 1), batch_size, seed=seed)
     # 142 windows divide the default text's 1,562: one shape, one compiled program.
@@ -74,7 +74,7 @@ def train(
 
 
 def loss_fn(model: nn.Module, windows: torch.Tensor) -> ftrain.Mean:
-    """Each character of a window (but the first) from those before it, in nats."""
+    """Return the next-character cross-entropy of a window, in nats."""
     logits, targets = model(windows[:, :-1]), windows[:, 1:]
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return ftrain.Mean(total, torch.tensor(targets.numel()))
@@ -89,7 +89,7 @@ def write(
     seed: int = 0,
     temperature: float = 0.8,
 ) -> torch.Tensor:
-    """What the model writes after a beginning, int64 `(length,)`.
+    """Return the model's continuation of a beginning, int64 `(length,)`.
 
     The next character is drawn as argmax(logits / temperature + Gumbel noise), one key for each. A
     character takes 5 ms in eager mode: not worth a compile.
@@ -107,7 +107,7 @@ def write(
 
 
 def samples(folder: str, alphabet: str, heads: int = 4, length: int = 300) -> TextSamples:
-    """For the configuration: what the model writes at each evaluation, a file each time."""
+    """Build a callback, for configurations, that writes a sample to a file at each evaluation."""
     text = data.Text(torch.zeros(0), alphabet)
 
     def written(state: ftrain.TrainState) -> str:
@@ -123,7 +123,7 @@ def samples(folder: str, alphabet: str, heads: int = 4, length: int = 300) -> Te
 
 
 class GPT(nn.Module):
-    """A decoder of so many layers; the first and the last matrix are one."""
+    """Decoder of `layers` blocks, with tied embedding and output weights."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each on normalised input and added to what came in."""
+    """Attention, then an MLP, each with a pre-norm and a residual connection."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of several heads."""
+    """Causal multi-head self-attention."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers, four times as wide in between."""
+    """Two linear layers with a hidden width of four times the input."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()

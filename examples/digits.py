@@ -1,4 +1,4 @@
-"""LeNet-5 learns handwritten digits, in a loop of one's own: about a minute on two cores.
+"""Train LeNet-5 on handwritten digits in a hand-written loop, in a minute on two cores.
 
     python examples/digits.py                      # this loop
     ftrain train examples/configs/digits.yaml      # the same run, to the bit, from a configuration
@@ -39,7 +39,7 @@ Batch = dict[str, torch.Tensor]  # image: float32 (n, 1, 32, 32); label: int64 (
 def train(
     epochs: int = 60, seed: int = 0, compiled: bool = True
 ) -> tuple[ftrain.TrainState, list[dict[str, Any]]]:
-    """The state at the end, and two rows for each epoch: over its batches, and over what is held out."""
+    """Return the final state, and two rows per epoch: training and held-out metrics."""
     training, held_out = digits()
     loader = data.Loader(training, batch_size=64, seed=seed)
     held_out_loader = data.Loader(
@@ -68,7 +68,7 @@ def train(
 
 
 def loss_fn(model: nn.Module, batch: Batch) -> tuple[ftrain.Mean, dict[str, ftrain.Mean]]:
-    """Sums with their counts, so that means over any number of batches merge exactly."""
+    """Return losses as sums with counts, so that means over any number of batches merge exactly."""
     logits, label = model(batch["image"]), batch["label"]
     n = torch.tensor(len(label))
     loss = ftrain.Mean(F.cross_entropy(logits, label, reduction="sum"), n)
@@ -76,7 +76,7 @@ def loss_fn(model: nn.Module, batch: Batch) -> tuple[ftrain.Mean, dict[str, ftra
 
 
 def merged(parts: Iterable[ftrain.Metrics]) -> dict[str, float]:
-    """The metrics over all that these have seen, as numbers."""
+    """Merge the metrics of several batches, and return them as numbers."""
     return functools.reduce(ftrain.Metrics.merge, parts).compute()
 
 
@@ -102,7 +102,7 @@ class LeNet5(nn.Module):
 
 
 def warped(image: torch.Tensor) -> torch.Tensor:
-    """Each image turned by up to 14 degrees, scaled by up to 15 %, sheared a little, and moved."""
+    """Rotate each image by up to 14 degrees, scale it by up to 15 %, shear it a little, and shift it."""
     angle, shear, scale, right, down = 2 * torch.rand(5, len(image)) - 1
     cos, sin = (1 + 0.15 * scale) * torch.stack([torch.cos(0.25 * angle), torch.sin(0.25 * angle)])
     rows = torch.stack([cos, 0.2 * shear - sin, 0.12 * right, sin, cos, 0.12 * down], dim=-1)
@@ -111,7 +111,7 @@ def warped(image: torch.Tensor) -> torch.Tensor:
 
 
 def digits() -> tuple[Batch, Batch]:
-    """The digits as `(training, held_out)`, standardised by what the training digits say."""
+    """Return the digits as `(training, held_out)`, standardised with the training statistics."""
     scans = data.digits()
     scans["image"] = F.interpolate(scans["image"], size=(32, 32), mode="bilinear")
     training, held_out = data.split(scans, 360, seed=1998)  # the same ones for every seed of a run

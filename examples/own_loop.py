@@ -1,4 +1,4 @@
-"""A loop that one owns: the trainer's events one by one, or no trainer at all.
+"""Hand-written training loops: over the trainer's events, or without a trainer.
 
     python examples/own_loop.py
 
@@ -21,13 +21,13 @@ LOADER = data.Loader({"x": x, "y": x.square()}, batch_size=16, seed=0)
 
 
 def loss_fn(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean squared error."""
+    """Return the mean squared error."""
     error: torch.Tensor = model(batch["x"]) - batch["y"]
     return error.square().mean()
 
 
 def model() -> nn.Module:
-    """A small network."""
+    """Return a small network."""
     return nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
@@ -35,7 +35,7 @@ STEPS = ftrain.make_steps(model, loss_fn, optim.adam(0.01))
 
 
 def without_a_trainer(epochs: int) -> ftrain.TrainState:
-    """Nothing but steps: stop, branch, or change anything at any line."""
+    """Train with steps only, so that any line can stop, branch or change the run."""
     state = STEPS.init_state(0)
     for batch, cursor in LOADER.batches(epochs=epochs):
         state, metrics = STEPS.train_step(state, batch)
@@ -45,7 +45,7 @@ def without_a_trainer(epochs: int) -> ftrain.TrainState:
 
 
 def with_its_events(epochs: int) -> ftrain.TrainState:
-    """The trainer does the steps, the logs and the checkpoints; the loop is here."""
+    """Train in a loop over events, while the trainer does the steps, the logs and the checkpoints."""
     events = Trainer(STEPS, compile=False).events(
         STEPS.init_state(0), LOADER, epochs=1000, kinds=(EpochEnd, TrainEnd)
     )

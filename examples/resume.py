@@ -1,4 +1,4 @@
-"""A run that is interrupted and goes on as if nothing had happened, from Python.
+"""Interrupt a run and resume it from Python, with the same result as without interruption.
 
     python examples/resume.py
 
@@ -22,18 +22,18 @@ LOADER = data.Loader({"x": x, "y": x.square()}, batch_size=16, seed=0)
 
 
 def loss_fn(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean squared error."""
+    """Return the mean squared error."""
     error: torch.Tensor = model(batch["x"]) - batch["y"]
     return error.square().mean()
 
 
 def model() -> nn.Module:
-    """A network whose dropout must be drawn anew, and alike, after a resume."""
+    """Return a network with dropout, whose masks must not depend on a resume."""
     return nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 1))
 
 
 def digest(folder: pathlib.Path, stops: tuple[int, ...]) -> str:
-    """Train for 20 steps with stops on the way, each time in a new trainer; the final state's digest."""
+    """Train for 20 steps with stops, in a new trainer each time; return the final digest."""
     steps = ftrain.make_steps(model, loss_fn, optim.adam(0.01))
     for stop in (*stops, 20):
         trainer = Trainer(steps, compile=False, store=folder)
