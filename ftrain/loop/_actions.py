@@ -85,9 +85,9 @@ def applied(state: LoopState, action: Action) -> LoopState:
 def endless_requests(state: LoopState) -> RuntimeError:
     """Return the error for a boundary at which callbacks requested more than `MOST_ROUNDS` actions."""
     return RuntimeError(
-        f"actions: expected at most {MOST_ROUNDS} rounds at step {state.progress.step}, got more; "
-        f"pending: {list(state.pending[:3])}. Find the callback that requests an action at an event "
-        "that the action causes, such as Log at Logged."
+        f"callbacks: expected at most {MOST_ROUNDS} rounds of requested actions after step "
+        f"{state.progress.step}, got more; pending: {list(state.pending[:3])}. Fix the callback that "
+        "requests an action in response to an event that this action emits, such as Log on Logged."
     )
 
 
@@ -181,9 +181,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):
             shaped = isinstance(value, torch.Tensor)
             got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)
+            remedy = "Reduce it first: value.mean()." if shaped else "Log a number."
             raise TypeError(
-                f"the value {name!r} of a row of the log: expected a number or a 0-d tensor, got {got}. "
-                "Reduce it first: value.mean()."
+                f"Log: value {name!r}: expected a number or a 0-d tensor, got {got}. {remedy}"
             ) from None
     return found
 
@@ -192,12 +192,12 @@ def _checked(action: Action, event: Event) -> Action:
     if type(action) not in ORDER:
         known = ", ".join(kind.__name__ for kind in ORDER)
         raise TypeError(
-            f"an action of a callback: expected one of {known}, got {action!r}. Request one of these."
+            f"actions requested at {type(event).__name__}: expected instances of {known}, got "
+            f"{action!r}. Request one of these."
         )
     if isinstance(action, Accumulate) and action.k < 1:
         raise ValueError(
-            f"Accumulate: expected a number of batches of at least 1, got {action.k!r}. Write "
-            "Accumulate(2)."
+            f"Accumulate.k: expected an integer of at least 1, got {action.k!r}. Write Accumulate(2)."
         )
     if isinstance(action, Log) and action.split is None:
         return dataclasses.replace(action, split=_SPLITS.get(type(event), "train"))

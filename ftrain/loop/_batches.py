@@ -36,15 +36,13 @@ def as_batches(data: Any, argument: str) -> Batches:
         return data  # type: ignore[no-any-return]
     if isinstance(data, (list, tuple)):
         if not data:
-            raise ValueError(
-                f"{argument} is empty: expected at least one batch, got {data!r}. Add a batch."
-            )
+            raise ValueError(f"{argument}: expected at least one batch, got {data!r}. Add a batch.")
         return Listed(data)
     if isinstance(data, (Mapping, str)):
         raise TypeError(
             f"{argument}: expected batches, got a {type(data).__name__}, which iterates over its keys "
-            f"or letters. Write {argument}=data.Loader({{'x': ..., 'y': ...}}, batch_size=32), or pass "
-            "a list of batches."
+            f"or characters. Write {argument}=data.Loader({{'x': ..., 'y': ...}}, batch_size=32), or "
+            "pass a list of batches."
         )
     if isinstance(data, Iterator):
         raise TypeError(
@@ -58,8 +56,8 @@ def as_batches(data: Any, argument: str) -> Batches:
     if callable(data):
         return Stream(EpochFunction(data))
     raise TypeError(
-        f"{argument}: expected a data.Loader, an iterable of batches, or a function epoch -> iterable, "
-        f"got {type(data).__name__}. Pass a data.Loader or a list of batches."
+        f"{argument}: expected a data.Loader, an iterable of batches, or a function `epoch -> "
+        f"iterable`, got {type(data).__name__}. Pass a data.Loader or a list of batches."
     )
 
 

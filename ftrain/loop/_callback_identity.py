@@ -165,9 +165,10 @@ def _matched_group(
     elif ours and theirs:
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
         raise ValueError(
-            f"the checkpoint holds {len(theirs)} states of callbacks called {name!r}, and it cannot be "
-            f"determined which belongs to which of {len(ours)} callbacks. Name each as its state is "
-            f"called, in the order that they had ({listed}), and each new one otherwise."
+            f"callbacks: expected saved states that can be matched to the {len(ours)} callbacks named "
+            f"{name!r}, got {len(theirs)} states in the checkpoint that cannot. Set the names of the "
+            f"callbacks that were saved, in their original order ({listed}), and give each new callback "
+            "another name."
         )
     return found
 

@@ -67,8 +67,8 @@ def state_to_json(value: Any, where: str, depth: int = 0) -> Any:
             ]
         }
     raise TypeError(
-        f"{where} is a {kind.__name__}; expected None, bool, int, float, str, or a list, tuple, set or "
-        f"dict of these. {_remedy(value)}"
+        f"{where}: expected None, bool, int, float, str, or a list, tuple, set or dict of these, got a "
+        f"{kind.__name__}. {_remedy(value)}"
     )
 
 

@@ -74,7 +74,7 @@ class Dispatcher:
         if unmatched:
             warnings.warn(
                 f"the checkpoint holds the states of callbacks that this trainer does not have: "
-                f"{unmatched}. They are dropped.",
+                f"{unmatched}. These states are dropped.",
                 CallbackWarning,
                 stacklevel=4,
             )
@@ -112,10 +112,10 @@ class Dispatcher:
                 answer = callback(before, event)
                 if type(answer) is not tuple or len(answer) != 2:
                     raise TypeError(
-                        f"the result of a callback: expected `(state, actions)`, got {answer!r}. To "
-                        "request no action, return `state, ()`."
+                        f"result of callback {name}: expected `(state, actions)`, got {answer!r}. "
+                        "Return `state, ()` to request no action."
                     )
-                requested = _checked(answer[1]) if answer[1] else ()
+                requested = _checked(name, answer[1]) if answer[1] else ()
                 if answer[0] is not before:
                     if name in self._unchecked:
                         state_to_json(answer[0], _called(name))  # once, before the first checkpoint
@@ -146,12 +146,12 @@ def _called(key: str) -> str:
     return f"the state of callback {key}"
 
 
-def _checked(actions: Iterable[Action]) -> list[Action]:
+def _checked(name: str, actions: Iterable[Action]) -> list[Action]:
     found = list(actions)
     for action in found:
         if not isinstance(action, Action):
             raise TypeError(
-                f"the actions of a callback: expected actions such as Stop('done'), got {action!r}. "
-                "Return a list of actions."
+                f"actions of callback {name}: expected instances of Action, such as Stop('done'), got "
+                f"{action!r}. Return a list of actions."
             )
     return found

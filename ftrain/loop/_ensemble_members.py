@@ -49,8 +49,8 @@ def members_of(state: Any) -> int | None:
         return None
     if step.ndim > 1 or not step.numel():
         raise ValueError(
-            f"state.step: expected a scalar, or one axis of an ensemble's members, got shape "
-            f"{tuple(step.shape)}. Stack all members, at least one, along one axis."
+            f"state.step: expected shape () or, for an ensemble, (members,) with at least one member, "
+            f"got shape {tuple(step.shape)}. Stack all members along one axis."
         )
     return step.shape[0] if step.ndim else ONE
 

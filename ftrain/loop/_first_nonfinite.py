@@ -43,7 +43,7 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
             step(state, batch)
     except Exception:  # a step may raise because of the non-finite value
         pass
-    return found.first or "at this state and batch everything is finite when computed again"
+    return found.first or "all values are finite when this step is computed again"
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's

@@ -163,15 +163,15 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
     twice = [name for name, n in columns.items() if n > 1]
     if twice:
         raise ValueError(
-            f"two metrics have the same column {twice[0]!r}: the entries of a vector, and the members "
-            "of an ensemble, have columns of their own. Rename one."
+            f"metrics: expected different column names, got two metrics with a column {twice[0]!r} "
+            "(each entry of a vector and each ensemble member has a column). Rename one metric."
         )
     all_entries = metrics.entries if isinstance(metrics, Metrics) else metrics
     bare = {name: x.values for name, x in all_entries.items() if type(x) is Unreduced}
     if bare:
         listed = ", ".join(f"{name!r} ({brief(values)})" for name, values in bare.items())
         warnings.warn(
-            f"metrics with one entry for each example are not logged: {listed}. Return the mean to log "
+            f"metrics with one entry per example are not logged: {listed}. Return the mean to log "
             "it, value.mean(), or ftrain.PerExample(value) if only the step's caller reads it.",
             LoopWarning,
             stacklevel=2,
@@ -291,8 +291,10 @@ def _not_a_metric(name: Any, found: Any, n: int) -> str:
     if isinstance(found, torch.Tensor) and not found.numel():
         remedy = "If it may be empty, return ftrain.Mean(value.sum(), value.numel())."
     elif isinstance(found, torch.Tensor) and found.is_complex():
-        got, remedy = f"dtype {found.dtype}", "Return its size: value.abs().mean()."
-    wanted = "a 0-d tensor" if n == ONE else f"a tensor of shape ({n},), one number a member"
+        got, remedy = f"dtype {found.dtype}", "Return its absolute value: value.abs().mean()."
+    wanted = (
+        "a 0-d tensor" if n == ONE else f"a tensor of shape ({n},), one number per ensemble member"
+    )
     return (
         f"metric {name!r}: expected {wanted}, a number, or a metric such as "
         f"ftrain.Mean(total, weight), got {got}. {remedy}"

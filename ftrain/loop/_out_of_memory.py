@@ -106,12 +106,14 @@ def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
     if why:
         lines.append(f"The batch cannot be cut: {why}.")
     elif rows:
-        lines.append(f"The batch of {rows} rows is in {k} parts already and cannot be cut further.")
-    lines.append("What saves memory, the most harmless first:")
+        lines.append(
+            f"The batch of {rows} rows is already cut into {k} parts and cannot be cut further."
+        )
+    lines.append("Options that save memory, starting with the least intrusive:")
     saving = [
-        ("compile=True, donate=True", "the new state in the old one's place, if either is off"),
+        ("compile=True, donate=True", "reuse the memory of the old state, if either is off"),
         ("precision='bf16-mixed'", "halves most of what the forward pass keeps"),
-        ("torch.utils.checkpoint", "in the model: of each block only its input is kept"),
+        ("torch.utils.checkpoint", "in the model: keep only the input of each block"),
     ]
     if isinstance(state, TrainState):
         weights, moments = tree.nbytes(state.params), tree.nbytes(state.opt_state)
@@ -122,7 +124,9 @@ def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
         if moments >= weights:
             saving.append(("optim.adafactor, optim.sgd", f"up to {_size(moments)} of moments"))
         saving.append(("precision='bf16-true'", f"{_size(weights)} of parameters and gradients"))
-    saving.append(("shorter rows", "shorter sequences, smaller images: in proportion at least"))
+    saving.append(
+        ("shorter rows", "shorter sequences or smaller images save at least in proportion")
+    )
     lines += [f"  {what:<28}{effect}" for what, effect in saving]
     return "\n".join(lines)
 

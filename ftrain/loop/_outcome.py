@@ -99,7 +99,7 @@ def attach_result(error: Exception, result: FitResult, phase: str) -> None:
     if result.state is not None:
         note += "The state after that step: `except Exception as error: error.fit_result.state`."
     elif result.checkpoint is None:
-        note += "The state is lost: the step failed while it wrote to it, and no checkpoint was written."
+        note += "The state is lost: it was donated to the step that failed. No checkpoint exists."
     error.add_note(note)
 
 

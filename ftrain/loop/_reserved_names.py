@@ -27,7 +27,7 @@ def check_values(names: tuple[Any, ...]) -> None:
     """
     for name in names:
         if one_line(name) in PLACE:
-            raise ValueError(_reserved(f"a value of the log is called {name!r}", PLACE))
+            raise ValueError(_reserved(f"Log: value {name!r}", PLACE))
 
 
 @functools.lru_cache(64)  # only valid names are cached; called at each read
@@ -45,17 +45,18 @@ def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) 
         >>> check_metrics(("loss", "accuracy"))
         >>> check_metrics(("loss", "time"))
         Traceback (most recent call last):
-        ValueError: a metric is called 'time', and the log writes step, epoch, split, time, duration, ...
+        ValueError: metric 'time': expected a name other than step, epoch, split, time, duration, ...
     """
     plain: dict[str, Any] = {}
     for name in names:
         if one_line(name) in plain:
             raise ValueError(
-                f"two metrics have the same column: {plain[one_line(name)]!r} and {name!r}. Rename one."
+                f"metrics: expected different column names, got {plain[one_line(name)]!r} and {name!r} "
+                "with the same column. Rename one metric."
             )
         plain[one_line(name)] = name
     for name in plain.keys() & {*PLACE, *CLOCKS}:
-        raise ValueError(_reserved(f"a metric is called {plain[name]!r}", (*PLACE, *CLOCKS)))
+        raise ValueError(_reserved(f"metric {plain[name]!r}", (*PLACE, *CLOCKS)))
     computed: dict[str, str] = {}
     if "grad_norm" in plain:
         computed |= dict.fromkeys(_SPREAD, "grad_norm")
@@ -66,8 +67,8 @@ def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) 
             }
     for name in sorted(plain.keys() & computed.keys()):
         raise ValueError(
-            f"a metric is called {name!r}, and the log writes a value of {computed[name]!r} under this "
-            f"name. Rename it, for instance to 'my_{name}'."
+            f"metric {name!r}: expected another name, because the log writes a value computed from "
+            f"{computed[name]!r} under this one. Rename it, for instance to 'my_{name}'."
         )
 
 
@@ -78,6 +79,6 @@ def one_line(name: Any) -> str:
 
 def _reserved(what: str, names: tuple[str, ...]) -> str:
     return (
-        f"{what}, and the log writes {', '.join(names)} itself: the value would be lost. Rename it, for "
-        "instance to 'clip_duration' or 'schedule_step'."
+        f"{what}: expected a name other than {', '.join(names)}, which the log writes itself. Rename "
+        "it, for instance to 'clip_duration' or 'schedule_step'."
     )

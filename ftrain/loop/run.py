@@ -282,7 +282,7 @@ class Run(Emitter):
         if runtime.eval_data is None or runtime.eval_step is None:
             missing = "eval_data" if runtime.eval_data is None else "an eval_step"
             raise ValueError(
-                f"Evaluate: expected a run with {missing}, got one without. Pass it, or do not request "
+                f"Evaluate: expected a run with {missing}, got one without. Pass it, or request no "
                 "evaluations."
             )
         runtime.phase = "evaluate"
@@ -355,7 +355,9 @@ class Run(Emitter):
         if saved:
             yield from self.emit(Saved(*self.header(), tag, runtime.checkpoints.path))
         else:
-            yield from self.notice(f"no checkpoint of step {step}: {runtime.checkpoints.error}")
+            yield from self.notice(
+                f"the checkpoint of step {step} was not written: {runtime.checkpoints.error}"
+            )
 
     def _end(self) -> Events:
         """Write the last checkpoint and row; evaluate a completed run that has no last evaluation."""

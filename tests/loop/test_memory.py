@@ -95,7 +95,7 @@ def test_a_single_row_that_does_not_fit_raises_with_remedies() -> None:
     with pytest.warns(LoopWarning), pytest.raises(torch.OutOfMemoryError) as found:
         Trainer(step, compile=False).fit(STEPS.init_state(0), BATCHES, epochs=1)
     message = str(found.value)
-    assert "The batch of 8 rows is in 8 parts already" in message
+    assert "The batch of 8 rows is already cut into 8 parts" in message
     assert "The state takes" in message
     assert "bf16-mixed" in message
     result = found.value.fit_result  # type: ignore[attr-defined]

@@ -129,7 +129,7 @@ def test_a_data_function_is_called_with_each_epoch() -> None:
 @pytest.mark.parametrize(
     ("data", "error", "said"),
     [
-        ([], ValueError, "train_data is empty"),
+        ([], ValueError, "train_data: expected at least one batch"),
         (iter(BATCHES), TypeError, "can be iterated only once.*train_data=lambda epoch"),
         (rows(), TypeError, r"train_data: expected batches, got a dict.*train_data=data.Loader\("),
         ("digits", TypeError, "train_data: expected batches, got a str"),
@@ -275,7 +275,7 @@ def test_logged_values_join_the_row_of_their_event() -> None:
 
 @pytest.mark.parametrize("value", [torch.zeros(0), torch.zeros(2, 2), "high", None], ids=repr)
 def test_a_logged_value_that_is_not_a_number_raises_with_its_name(value: Any) -> None:
-    with pytest.raises(TypeError, match="the value 'mine' of a row of the log: expected a number"):
+    with pytest.raises(TypeError, match="Log: value 'mine': expected a number"):
         fit(Asks.once(Log({"mine": value})), max_steps=1)
 
 
@@ -298,7 +298,7 @@ def test_a_callback_that_logs_on_every_log_event_raises() -> None:
         def on_logged(self, event: Any) -> Any:
             return Log({"again": 1.0})
 
-    with pytest.raises(RuntimeError, match="Find the callback"):
+    with pytest.raises(RuntimeError, match="Fix the callback"):
         fit(trainer(Echo()), epochs=1)
 
 

@@ -63,7 +63,7 @@ class Monitor:
             )
         if mode not in ("min", "max"):
             raise ValueError(
-                f"mode: expected 'min' (less is better) or 'max', got {mode!r}. Write mode='min'."
+                f"mode: expected 'min' (lower is better) or 'max', got {mode!r}. Write mode='min'."
             )
         self.name, self.mode, self.metric = name, mode, metric
         self.event: type[Event] = EvaluateEnd if split == "eval" else EpochEnd
@@ -88,7 +88,7 @@ class Monitor:
             if not event.plan.evaluates:
                 raise UnknownMetricError(
                     self.name,
-                    f"there is no metric {self.name!r} to monitor: the run has no evaluation data. "
+                    f"monitor: unknown metric {self.name!r}, because the run has no evaluation data. "
                     "Write fit(..., eval_data=...), or monitor 'train/loss'.",
                 )
             if event.eval_metrics is not None:
@@ -111,7 +111,7 @@ class Monitor:
         meant = f" Did you mean {near[0]!r}?" if near else ""
         return UnknownMetricError(
             self.name,
-            f"there is no metric {self.name!r} to monitor.{meant} There are {', '.join(values)}",
+            f"monitor: unknown metric {self.name!r}.{meant} Known metrics: {', '.join(values)}",
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:

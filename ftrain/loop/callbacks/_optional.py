@@ -17,7 +17,7 @@ def need(module: str, who: str, package: str) -> Any:
     Example:
         >>> need("no_such_module", "WandbLogger", "wandb")
         Traceback (most recent call last):
-        ImportError: WandbLogger needs wandb, which is not installed. Write `pip install wandb`.
+        ImportError: WandbLogger needs wandb, which is not installed. Run `pip install wandb`.
     """
     try:
         return importlib.import_module(module)
@@ -27,5 +27,5 @@ def need(module: str, who: str, package: str) -> Any:
         else:
             found = "is not installed"
         raise ImportError(
-            f"{who} needs {package}, which {found}. Write `pip install {package}`."
+            f"{who} needs {package}, which {found}. Run `pip install {package}`."
         ) from error

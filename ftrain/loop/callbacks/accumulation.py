@@ -42,9 +42,8 @@ class AccumulationSchedule:
         entries = {int(start): int(k) for start, k in schedule.items()}
         if not entries or any(start < 0 or k < 1 for start, k in entries.items()):
             raise ValueError(
-                f"schedule: expected {{{by}: batches}}, from {by} 0 and 1 batch up, got "
-                f"{dict(schedule)!r}. "
-                "Write {0: 1, 5: 4}."
+                f"schedule: expected a dict {{{by}: batches}} with integers of at least 0 as keys and "
+                f"at least 1 as values, got {dict(schedule)!r}. Write {{0: 1, 5: 4}}."
             )
         self.by, self.schedule = by, dict(sorted(entries.items()))
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)

@@ -97,7 +97,7 @@ class ConsoleLogger:
         assert isinstance(event, TrainBegin)
         self._begin()
         progress = event.progress
-        where = f"going on behind step {progress.step}, epoch {progress.epoch}"
+        where = f"resuming after step {progress.step}, epoch {progress.epoch}"
         return [where] if event.resumed else []
 
     def _rows(self, event: Logged) -> list[str]:

@@ -84,9 +84,7 @@ class EarlyStopping:
         monitor, best = self._monitor, state["best"]
         if isinstance(event, TrainEnd):
             if best is None and not state["waited"] and event.result.status == "completed":
-                message = (
-                    f"early stopping has seen no {monitor.name}: the run had no such evaluation"
-                )
+                message = f"early stopping had no effect: the run reported no {monitor.name}"
                 warnings.warn(message, LoopWarning, stacklevel=2)
             return state, ()
         value, step = monitor.value(event), event.progress.step
@@ -98,6 +96,10 @@ class EarlyStopping:
         new: EarlyStoppingState = {**state, "waited": waited}
         if waited < self.patience:
             return new, ()
-        seen = "never a number" if best is None else f"best {best:.6g} at step {state['best_step']}"
+        seen = (
+            "all values were NaN"
+            if best is None
+            else f"best {best:.6g} at step {state['best_step']}"
+        )
         times = "once" if waited == 1 else f"{waited} times in a row"
-        return new, (Stop(f"early stopping: {monitor.name} was no better {times}; {seen}"),)
+        return new, (Stop(f"early stopping: {monitor.name} did not improve {times}; {seen}"),)

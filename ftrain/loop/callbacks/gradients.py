@@ -66,7 +66,7 @@ class GradientMonitor:
     def __init__(self, *, vanishing: float = 1e-6, exploding: float = 50.0) -> None:
         if not 0 <= vanishing < 1 < exploding:
             raise ValueError(
-                f"expected vanishing below 1 and exploding above 1, got {vanishing!r} and "
+                f"vanishing, exploding: expected 0 <= vanishing < 1 < exploding, got {vanishing!r} and "
                 f"{exploding!r}. Write vanishing=0.01, exploding=100."
             )
         self.vanishing, self.exploding = vanishing, exploding
@@ -117,7 +117,10 @@ class GradientMonitor:
         self, norm: float, usual: float | None, largest: str, most: float
     ) -> tuple[str, str]:
         if usual and norm > self.exploding * usual:
-            return "exploding", f"its usual one {usual:.3g}. Clip, or lower the learning rate"
+            return (
+                "exploding",
+                f"its average norm {usual:.3g}. Clip gradients, or lower the learning rate",
+            )
         if norm <= self.vanishing * most and most:
             return "vanishing", f"the largest layer's ({largest}) {most:.3g}"
         return "", ""

@@ -54,7 +54,7 @@ class Profiler:
     ) -> None:
         if start < 0 or steps < 1:
             raise ValueError(
-                f"expected start of at least 0 and steps of at least 1, got {start!r} and {steps!r}. "
+                f"start, steps: expected start >= 0 and steps >= 1, got {start!r} and {steps!r}. "
                 "Write start=10, steps=5."
             )
         self.folder, self.start, self.steps, self.memory = (

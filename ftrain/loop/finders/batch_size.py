@@ -207,5 +207,5 @@ def _check(start: int, highest: int, multiple: int, n_steps: int) -> None:
             )
     if highest < start:
         raise ValueError(
-            f"highest: expected at least start={start}, got {highest}. Raise it, or lower start."
+            f"highest: expected at least start={start}, got {highest}. Write highest={start} or more."
         )

@@ -253,7 +253,7 @@ def _stepper(
     if is_factory(steps):
         device = next((leaf.device for leaf in tree.leaves(state)), torch.device("cpu"))
         current = torch.zeros((), dtype=torch.float64, device=device)
-        plain = step_of(steps(current), "the function of the rate")
+        plain = step_of(steps(current), "steps(learning_rate)")
         check_padding(data, plain)
         step = compiled(plain, options)
 
@@ -268,14 +268,15 @@ def _stepper(
     settable = [p for p in tree.paths(state) if p.endswith(".hyperparams['learning_rate']")]
     if not settable:
         raise TypeError(
-            "the learning rate of this step is a constant of its program, which no sweep can change. "
+            "steps: expected a step with its learning rate in the state, got a constant learning rate. "
             "Keep it in the state, `optim.with_hyperparams(optim.adamw, learning_rate=1e-3)`, or pass a "
             "function of the rate, `lambda rate: ftrain.make_steps(model, loss_fn, optim.adamw(rate))`."
         )
     if not hasattr(state, "opt_state"):
         raise TypeError(
-            f"the state is a {type(state).__name__} without `opt_state`, where the rate is set; pass a "
-            "function of the rate instead, `lambda rate: my_step_with(rate)`."
+            f"state: expected a field `opt_state` that holds the learning rate, got a "
+            f"{type(state).__name__} without one. Pass a function of the rate as steps, `lambda rate: "
+            "my_step_with(rate)`."
         )
 
     def set_and_step(state: Any, batch: Any, rate: torch.Tensor) -> tuple[Any, Any]:
@@ -301,7 +302,7 @@ def _seen(metrics: Any) -> torch.Tensor:
     found = [torch.as_tensor(x).detach().to(torch.float64) for x in (loss, skipped)]
     if found[0].ndim > 1:
         raise TypeError(
-            f"metric 'loss': expected a 0-d tensor, or an axis of members, got shape "
+            f"metric 'loss': expected shape () or, for an ensemble, (members,), got shape "
             f"{tuple(found[0].shape)}. Reduce it first: value.mean()."
         )
     # A copy: the next step may overwrite the memory of the metrics.

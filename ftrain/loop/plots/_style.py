@@ -193,7 +193,7 @@ def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
         from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(
-            f"{what} requires matplotlib, which is not installed. Write "
+            f"{what} requires matplotlib, which is not installed. Run "
             "`pip install 'ftrain[examples]'`, or `pip install matplotlib`."
         ) from error
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)

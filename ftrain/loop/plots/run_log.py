@@ -117,8 +117,8 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
                 found.setdefault(metric, {}).setdefault(split, []).append((*where, _number(value)))
     if not found:
         raise DataError(
-            f"{file} holds no row with a step and a metric yet. Rows come at every `log_every` steps: "
-            "plot it when the first is there."
+            f"{file}: expected a row with a step and a metric, got none. Plot it after the first "
+            "`log_every` steps."
         )
     curves = {
         metric: {split: Curve(*zip(*points, strict=True)) for split, points in splits.items()}
@@ -137,7 +137,9 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
     several = [runs] if isinstance(runs, (str, os.PathLike, RunLog)) else list(runs)
     logs = [each if isinstance(each, RunLog) else read_run(each) for each in several]
     if not logs:
-        raise DataError("no run to plot: give a run directory, such as runs/digits")
+        raise DataError(
+            "runs: expected at least one run, got none. Name a run directory, such as runs/digits."
+        )
     return tuple(
         dataclasses.replace(log, name=name) for log, name in zip(logs, _names(logs), strict=True)
     )
@@ -208,9 +210,11 @@ def _names(logs: Sequence[RunLog]) -> list[str]:
 def _no_log(path: pathlib.Path) -> str:
     if not path.exists():
         around = sorted(path.parent.glob("*/metrics.jsonl")) if path.parent.is_dir() else []
-        what = f"{path} does not exist"
+        what = f"{path}: expected a run directory or a log, got no such path"
     else:
         around = sorted(path.glob("*/metrics.jsonl")) or sorted(path.glob("*/*/metrics.jsonl"))
-        what = f"{path} holds no metrics.jsonl"
+        what = f"{path}: expected a run directory, got one without metrics.jsonl"
     there = ", ".join(str(file.parent) for file in around[:10])
-    return f"{what}. " + (f"There are: {there}." if there else "`ftrain train CONFIG` writes one.")
+    return f"{what}. " + (
+        f"Choose one of {there}." if there else "Write one with `ftrain train CONFIG`."
+    )

@@ -165,7 +165,7 @@ def test_an_invalid_monitor_raises_with_the_correct_name() -> None:
 def test_early_stopping_without_an_evaluation_raises() -> None:
     made = trainer(callbacks.EarlyStopping(1))
     with pytest.raises(
-        ValueError, match="no metric .eval/loss. to monitor: the run has no evaluation"
+        ValueError, match="unknown metric .eval/loss., because the run has no evaluation"
     ):
         made.fit(STEPS.init_state(0), train_data(), epochs=1)
 
@@ -213,11 +213,11 @@ def test_accumulation_schedule_depends_only_on_the_progress(schedule: dict[int, 
     [
         # Before the first step, where the data of the evaluation can be looked at.
         ("stop", "eval/acuracy", {"compile": True}, 0, "Did you mean 'eval/accuracy'?"),
-        ("save", "eval/acuracy", {"compile": True}, 0, "There are eval/loss, eval/accuracy"),
+        ("save", "eval/acuracy", {"compile": True}, 0, "Known metrics: eval/loss, eval/accuracy"),
         ("stop", "eval/acuracy", {}, 0, "Did you mean 'eval/accuracy'?"),
         # Of training at the end of the first window.
         ("save", "train/lose", {}, 3, "Did you mean 'train/loss'?"),
-        ("stop", "train/lose", {"compile": True}, 3, "There are train/loss, train/accuracy"),
+        ("stop", "train/lose", {"compile": True}, 3, "Known metrics: train/loss, train/accuracy"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
@@ -237,7 +237,7 @@ def test_an_unknown_monitored_metric_is_refused_at_the_earliest_step(
         def on_evaluate_end(self, event: Any) -> None:
             evaluated.append(event.progress.step)
 
-    with pytest.raises(ValueError, match="there is no metric") as error:
+    with pytest.raises(ValueError, match="unknown metric") as error:
         fit(trainer(Counts(), watch, **options), epochs=3)
     assert said in str(error.value)
     assert error.value.fit_result.step == at  # type: ignore[attr-defined]  # the trainer's
@@ -246,7 +246,7 @@ def test_an_unknown_monitored_metric_is_refused_at_the_earliest_step(
 
 def test_an_unknown_metric_of_a_stream_is_refused_at_the_first_evaluation() -> None:
     made = trainer(callbacks.EarlyStopping(3, monitor="eval/acuracy"))
-    with pytest.raises(ValueError, match="there is no metric") as error:
+    with pytest.raises(ValueError, match="unknown metric") as error:
         made.fit(STEPS.init_state(0), train_data(), data.Stream(list(eval_data())), epochs=3)
     assert error.value.fit_result.step == 7  # type: ignore[attr-defined]  # the trainer's
 
@@ -291,7 +291,7 @@ def test_inspecting_the_evaluation_metrics_has_no_side_effects() -> None:
         "train/samples_per_second",
     ],
 )
-@pytest.mark.filterwarnings("ignore:early stopping has seen no")
+@pytest.mark.filterwarnings("ignore:early stopping had no effect")
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
 def test_every_metric_of_a_run_can_be_monitored(monitor: str) -> None:
     made = trainer(callbacks.EarlyStopping(9, monitor=monitor), compile={"backend": "eager"})

@@ -179,7 +179,7 @@ def test_console_prints_notices_and_resumes(tmp_path: pathlib.Path) -> None:
     fit(made, epochs=1)
     assert "note: out of memory at step 1" in stream.getvalue()
     fit(made, epochs=2, resume=True)
-    assert "going on behind step 7, epoch 1" in stream.getvalue()
+    assert "resuming after step 7, epoch 1" in stream.getvalue()
 
 
 def test_image_grid_text_and_curves_callbacks_write_their_files(tmp_path: pathlib.Path) -> None:

@@ -106,7 +106,7 @@ def test_callbacks_with_different_partial_functions_are_not_matched() -> None:
     """The attributes of `functools.partial` do not identify the function."""
     pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
     kept = {each.key: each.options for each in named(pair)}
-    with pytest.raises(ValueError, match="cannot be determined which belongs to which"):
+    with pytest.raises(ValueError, match="states in the checkpoint that cannot"):
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 

@@ -99,7 +99,7 @@ def test_batch_size_raises_with_remedies_if_one_row_does_not_fit():
     steps = ftrain.make_steps(
         lambda: torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
     )
-    with pytest.raises(MemoryError, match="What saves memory"):
+    with pytest.raises(MemoryError, match="Options that save memory"):
         finders.batch_size(bounded(0), steps.init_state(0), torch.ones(2, 3))
 
 

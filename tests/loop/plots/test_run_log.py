@@ -76,13 +76,13 @@ def test_read_runs_gives_runs_with_equal_directory_names_distinct_names(tmp_path
 
 def test_read_run_lists_runs_for_a_directory_without_one(tmp_path):
     write(tmp_path / "runs" / "good", [{"step": 1, "split": "train", "loss": 1.0}])
-    with pytest.raises(DataError, match=r"holds no metrics.jsonl\. There are: .*good"):
+    with pytest.raises(DataError, match=r"got one without metrics.jsonl\. Choose one of .*good"):
         plots.read_run(tmp_path / "runs")
-    with pytest.raises(DataError, match=r"does not exist\. There are: .*good"):
+    with pytest.raises(DataError, match=r"got no such path\. Choose one of .*good"):
         plots.read_run(tmp_path / "runs" / "goood")
-    with pytest.raises(DataError, match="holds no row with a step and a metric yet"):
+    with pytest.raises(DataError, match="expected a row with a step and a metric"):
         plots.read_run(write(tmp_path / "empty", []))
-    with pytest.raises(DataError, match="no run to plot"):
+    with pytest.raises(DataError, match="expected at least one run"):
         plots.read_runs([])
 
 
