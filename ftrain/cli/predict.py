@@ -37,11 +37,12 @@ def predict(run: Trained) -> dict[str, list[Any]]:
         says = f"expected a table (data: csv), got {config.data.name}. {in_python}"
         raise refusal("data.name", says)
     if not run.fitted:
-        raise refusal("data", f"expected {FILE} in {run.folder}, got none. Train the run anew")
+        raise refusal("data", f"expected {FILE} in {run.folder}, got none. Train the run again")
     if not config.places.typed(("data", "path")):
         raise refusal(
             "data.path",
-            "expected the rows on the command line. Write data.path=new.csv, for instance",
+            "expected a file of rows on the command line, got none. Write data.path=new.csv, for "
+            "instance",
         )
     arguments = {**target.arguments, "fitted": run.fitted}
     x = call_source(config, target, imported(inputs), arguments)

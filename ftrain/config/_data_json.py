@@ -46,7 +46,7 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
         raise ConfigError.at(
             "data.name",
             config.places.of(("data", "name")),
-            f"expected {found.source}, whose preprocessing this run has fitted ({path}), got "
+            f"expected {found.source}, the data function whose fitted preprocessing {path} stores, got "
             f"{config.data.name}. Begin a new run",
         )
     return found
@@ -59,8 +59,8 @@ def missing_warning(
     if expected is None or expected or parts.fitted is None:
         return None
     return (
-        f"{folder} has no {fitted.FILE}, so scales, classes or alphabet are fitted on the data read "
-        "now, and a numeric target is not standardized. If the file is lost, restore it"
+        f"{folder} has no {fitted.FILE}, so preprocessing (scales, classes, alphabet) is fitted on the "
+        "current data, and a numeric target is not standardized. If the file is lost, restore it"
     )
 
 
@@ -77,7 +77,7 @@ def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> N
         config = parts.config
         more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
         lines = "\n  ".join(["", *found[:_LISTED], *more])
-        says = f"the training data have changed since the run fitted them:{lines}\n{remedy}"
+        says = f"the training data have changed since the run fitted its preprocessing:{lines}\n{remedy}"
         raise ConfigError.at("data", config.places.of(("data",)), says)
 
 

@@ -50,7 +50,9 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     if held_out == 0:
         return found._replace(held_out=None)
     if found.held_out is not None:
-        message = f"{config.data.name} returns held-out data itself. Remove held_out"
+        message = (
+            f"expected no value, because {config.data.name} returns held-out data. Remove held_out"
+        )
         raise ConfigError.at("data.held_out", place, message)
     try:
         train, rest = loading.split(found.train, held_out)  # type: ignore[arg-type]  # no path: `resolve`
@@ -76,7 +78,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
             # A built-in function reads its own output here, so the error means that the file is damaged.
             says = (
                 f"data.json in the run's directory is damaged ({type(error).__name__}: {error}). "
-                "Restore the original, or begin a new run"
+                "Restore the original file, or begin a new run"
             )
             raise ConfigError.at("data", config.places.of(("data",)), says) from None
 
@@ -100,8 +102,9 @@ def _as_data(config: Config, made: Any) -> Data:
         raise ConfigError.at(
             "data",
             place,
-            f"expected a dict, a dataset or a pair of such from {config.data.name}, got two tensors. "
-            'Return {"x": inputs, "y": targets}, or a pair of such for training and held-out data',
+            f"expected a dict, a dataset, or a pair `(training, held_out)` of these from "
+            f"{config.data.name}, got two tensors. "
+            'Return {"x": inputs, "y": targets}, or a pair of such dicts',
         )
     found: Data = made if isinstance(made, Data) else Data(*made) if pair else Data(made)
     if found.fitted is None:
@@ -109,7 +112,10 @@ def _as_data(config: Config, made: Any) -> Data:
     try:  # as it will be read again
         return found._replace(fitted=json.loads(json.dumps(dict(found.fitted), allow_nan=False)))
     except (TypeError, ValueError) as error:
-        says = f"expected Data.fitted of {config.data.name} in values that JSON has: {error}"
+        says = (
+            f"expected Data.fitted of {config.data.name} to hold JSON values (dicts, lists, strings, "
+            f"finite numbers), got: {error}"
+        )
         raise ConfigError.at("data", place, says) from None
 
 

@@ -79,7 +79,9 @@ def _watched(parts: Parts) -> list[tuple[str, str]]:
 
 def _at(parts: Parts, section: str, message: str) -> ConfigError:
     path = (section, "monitor")
-    return ConfigError.at(".".join(path), parts.config.places.of(path), message)
+    return ConfigError.at(
+        ".".join(path), parts.config.places.of(path), message.removeprefix("monitor: ")
+    )
 
 
 def _early_stopping(parts: Parts, options: EarlyStopping) -> Any:

@@ -110,7 +110,7 @@ class _Reader:
         self.made += 1
         place = f"{self.name}:{node.start_mark.line + 1}"
         if self.made > MOST_NODES or len(path) > DEEPEST:
-            says = f"expected at most {MOST_NODES:,} values, {DEEPEST} deep, got more"
+            says = f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more"
             raise ConfigError.at(join(path[:3]), place, says)
         if node.tag not in _TAGS:
             raise ConfigError.at(
@@ -132,7 +132,8 @@ class _Reader:
                 raise ConfigError.at(join(path), f"{self.name}:{line}", "expected a name as key")
             here = (*path, key.value)
             if key.value in found:
-                says = f"got a second value; the first is in line {self.places.lines[here]}. Remove one"
+                first = self.places.lines[here]
+                says = f"expected one value, got two; the first is on line {first}. Remove one"
                 raise ConfigError.at(join(here), f"{self.name}:{line}", says)
             self.places.lines[here] = line
             found[key.value] = self.read(value, here)

@@ -171,7 +171,7 @@ def _device(config: Config) -> torch.device:
     try:
         found = torch.device(config.device)
         if found.type == "meta":
-            raise RuntimeError("its tensors have no values")
+            raise RuntimeError("meta tensors have no values")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -256,7 +256,7 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
         raise ConfigError.at(
             "max_steps",
             config.places.of(("schedule",)),
-            "the schedule needs the run's number of steps, and the data has no length. Write max_steps",
+            "expected a number of steps for the schedule, got data without a length. Write max_steps",
         )
     for name in shares:
         arguments[name] = int(arguments[name] * (total or 0))

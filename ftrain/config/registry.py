@@ -177,7 +177,9 @@ def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T],
         there = _REGISTERED[kind].get(name)
         again = there and getattr(there.component, "__qualname__", None) == found.__qualname__
         if name in names(kind) and not again:
-            raise ValueError(f"the {kind} name {name!r} is taken. Choose another name")
+            raise ValueError(
+                f"name: expected an unused {kind} name, got {name!r}. Choose another name"
+            )
         declared = _DEFAULT.get(kind, Needs()) if needs is None else needs
         if needs is not None:
             needs.check(kind, found)

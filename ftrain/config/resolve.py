@@ -203,7 +203,10 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     ]
     for name, value in written.items():
         if name in filled:
-            problem(name, f"the run passes {name} to {component.name}. Remove it")
+            problem(
+                name,
+                f"expected no value, because the run passes {name} to {component.name}. Remove it",
+            )
         elif name not in open_to and not open_ended:
             known = [*open_to, *(["learning_rate"] if kind == "optimizer" else [])]
             meant = {"lr": "learning_rate"}.get(name, name)

@@ -140,7 +140,10 @@ def test_predict_refuses_rows_and_runs_that_do_not_match(
         return capsys.readouterr().err
 
     price = f"{project}/price"
-    assert "expected the rows on the command line. Write data.path=new.csv" in refused(price)
+    assert (
+        "expected a file of rows on the command line, got none. Write data.path=new.csv"
+        in refused(price)
+    )
     assert "file not found" in refused(price, "data.path=nowhere.csv")
     assert "target: expected 'price'" in refused(price, "data.path=new.csv", "data.target=id")
     (tmp_path / "new.csv").write_text("colour,size\nred,1\ngreen,2\n")
@@ -175,4 +178,4 @@ def test_predict_refuses_rows_and_runs_that_do_not_match(
     capsys.readouterr()
     (tmp_path / "new.csv").write_text("colour,size\nred,1\n")
     said = refused("two", "data.path=new.csv")
-    assert "expected one number a row, got shape (2,) a row" in said
+    assert "expected one number per row, got shape (2,) per row" in said

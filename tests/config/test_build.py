@@ -71,7 +71,7 @@ def test_data_function_with_held_out_argument_splits_itself() -> None:
         data={"name": "digits", "held_out": 100}, model={"name": "mlp", "inputs": 64, "outputs": 10}
     )
     assert len(parts.held_out.dataset["y"]) == 100
-    assert "project.py:pair returns held-out data itself. Remove held_out" in said(
+    assert "project.py:pair returns held-out data. Remove held_out" in said(
         data={"name": "project.py:pair", "held_out": 0.5}
     )
 

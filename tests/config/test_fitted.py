@@ -325,8 +325,9 @@ def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Pa
         data={"name": "project.py:data", "held_out": "test.csv"}
     )
     assert "expected" in said(data={"name": "digits", "held_out": "test.csv"})
-    assert "data.fitted: the run passes fitted to csv. Remove it" in said(
-        data={**table, "fitted": {}}
+    assert (
+        "data.fitted: expected no value, because the run passes fitted to csv. Remove it"
+        in said(data={**table, "fitted": {}})
     )
     with pytest.raises(ConfigError, match="a share of them .*, or the name of a file, got '20%'"):
         built(data={"name": "digits", "held_out": "20%"})
@@ -339,7 +340,7 @@ def test_data_function_results_that_json_cannot_store_are_refused(tmp_path: path
     )
     name = user_file(tmp_path, content)
     message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:data")
-    assert "in values that JSON has: " in message
+    assert "to hold JSON values" in message
 
 
 @pytest.mark.parametrize(

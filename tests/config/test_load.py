@@ -155,7 +155,10 @@ GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
             "run.yaml:4: checkpoint.evry: unknown key. Did you mean checkpoint.every?",
         ),
         (GOOD + "zzz: 3", "Choose one of model, data, loss"),
-        (GOOD + "seed: 1\nseed: 2", "run.yaml:5: seed: got a second value; the first is in line 4"),
+        (
+            GOOD + "seed: 1\nseed: 2",
+            "run.yaml:5: seed: expected one value, got two; the first is on line 4",
+        ),
         (GOOD + "seed: one", "run.yaml:4: seed: expected a whole number, got 'one'"),
         (GOOD + "seed: 1.0", "seed: expected a whole number, got 1.0"),
         (GOOD + "seed: true", "seed: expected a whole number, got true"),

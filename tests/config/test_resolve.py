@@ -164,7 +164,7 @@ def test_register_adds_a_name_and_refuses_a_taken_one() -> None:
         return model
 
     assert "test-loss" in names("loss")
-    with pytest.raises(ValueError, match="the loss name 'mse' is taken"):
+    with pytest.raises(ValueError, match="expected an unused loss name, got 'mse'"):
         register("loss", "mse")(loss_fn)
     with pytest.raises(ValueError, match="got 'modle'. Did you mean model"):
         register("modle", "x")  # type: ignore[arg-type]
