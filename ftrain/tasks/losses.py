@@ -38,15 +38,16 @@ def cross_entropy(
     labels = _entry(batch, target)
     if labels.is_floating_point():
         raise TypeError(
-            f"cross_entropy: expected classes, integers from 0, as batch[{target!r}], got "
-            f"{labels.dtype}. Write `loss: mse` to predict numbers, or `data.classes: true` if numbers "
-            "of a csv are classes"
+            f"cross_entropy: expected integer classes as batch[{target!r}] (of a csv, numbers are "
+            f"classes with `data.classes: true`), got {labels.dtype}. Write `loss: mse` to predict "
+            "numbers"
         )
     logits = model(_entry(batch, input))
     if logits.ndim != 2 or labels.ndim != 1:
         raise ValueError(
             f"cross_entropy: expected logits (n, classes) and classes (n,), got {tuple(logits.shape)} "
-            f"from the model and {tuple(labels.shape)} as batch[{target!r}]"
+            f"from the model and {tuple(labels.shape)} as batch[{target!r}]. Reshape the one that "
+            "differs"
         )
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     hits = (logits.argmax(-1) == labels).to(each.dtype)
@@ -92,8 +93,8 @@ def mse(
     wanted = _entry(batch, target)
     if not wanted.is_floating_point():
         raise TypeError(
-            f"mse: expected float32 numbers as batch[{target!r}], got {wanted.dtype}. Write `loss: "
-            "cross_entropy` for classes, which the target of a csv is if it holds words; or convert them"
+            f"mse: expected float32 numbers as batch[{target!r}] (integers must be converted; words in "
+            f"a csv become classes), got {wanted.dtype}. Write `loss: cross_entropy` to predict classes"
         )
     error = _as_targets(model(_entry(batch, input)), wanted, target) - wanted
     each = error.reshape(len(error), -1)  # one row a sample, however many numbers it has
@@ -119,12 +120,12 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
 def _entry(batch: Any, name: str) -> torch.Tensor:
     if not isinstance(batch, dict):
         raise TypeError(
-            f"expected a dict with {name!r} as batch, got a {type(batch).__name__}. Return dicts from "
-            "the data, or write your own loss: file.py:loss_fn"
+            f"batch: expected a dict with {name!r}, got a {type(batch).__name__}. Return dicts from "
+            "the data function, or write your own loss: file.py:loss_fn"
         )
     if name not in batch:
         raise KeyError(
-            f"expected a batch with {name!r}, got {', '.join(map(repr, batch))}. Write the names: "
+            f"batch: expected a key {name!r}, got {', '.join(map(repr, batch))}. Write the names: "
             f"loss: {{name: ..., input: {next(iter(batch))}, target: ...}}"
         )
     found: torch.Tensor = batch[name]
@@ -135,8 +136,8 @@ def _as_targets(found: torch.Tensor, wanted: torch.Tensor, target: str) -> torch
     """Return the model's output in the shape of the targets: `(n, 1)` becomes `(n,)`."""
     if found.numel() != wanted.numel():
         raise ValueError(
-            f"expected one output for each number of batch[{target!r}], {tuple(wanted.shape)}, got "
-            f"{tuple(found.shape)}"
+            f"model: expected outputs of shape {tuple(wanted.shape)}, as batch[{target!r}], got "
+            f"{tuple(found.shape)}. Give the model one output per target"
         )
     return found.reshape(wanted.shape)
 

@@ -44,9 +44,11 @@ def predictions(
         outputs = torch.stack([torch.zeros(len(outputs)), outputs.flatten()], dim=1)
     if classes is None or outputs.shape[1:] != (len(classes),):
         wanted = (
-            "one number a row" if classes is None else f"logits of {len(classes)} classes a row"
+            "one number per row" if classes is None else f"logits of {len(classes)} classes per row"
         )
-        raise ValueError(f"expected {wanted}, got shape {tuple(outputs.shape[1:])} a row")
+        raise ValueError(
+            f"outputs: expected {wanted}, got shape {tuple(outputs.shape[1:])} per row"
+        )
     columns = [f"p({one})" for one in classes]
     shares = outputs.softmax(1).T.tolist()
     likeliest = [classes[place] for place in outputs.argmax(1).tolist()]

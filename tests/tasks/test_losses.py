@@ -88,18 +88,22 @@ def test_next_token_loss_is_weighted_by_tokens(n: int, length: int, seed: int) -
             {"x": torch.ones(2, 4), "y": torch.ones(2, 2).long()},
             r"and \(2, 2\) as batch",
         ),
-        ("mse", {"x": torch.ones(2, 4), "y": torch.ones(2, 2)}, r"\(2, 2\), got \(2, 1\)"),
+        (
+            "mse",
+            {"x": torch.ones(2, 4), "y": torch.ones(2, 2)},
+            r"\(2, 2\), as batch.*got \(2, 1\)",
+        ),
         (
             "mse",
             {"image": torch.ones(2, 4), "y": torch.ones(2)},
-            "expected a batch with 'x', got 'image', 'y'",
+            "batch: expected a key 'x', got 'image', 'y'",
         ),
         (
             "mse",
             {"x": torch.ones(2, 4), "y": torch.ones(2).long()},
-            "cross_entropy` for classes.*csv",
+            "csv become classes.*cross_entropy` to predict classes",
         ),
-        ("mse", torch.ones(2, 4), "as batch, got a Tensor"),
+        ("mse", torch.ones(2, 4), "batch: expected a dict with .*got a Tensor"),
     ],
 )
 def test_losses_refuse_batches_of_wrong_structure_shape_or_dtype(
