@@ -45,7 +45,7 @@ else:
         return globals()[name]
 
     def _imported(name: str) -> Any:
-        """Import a module; inside a torch.func transform, in a thread to which it does not apply.
+        """Import a module, in a separate thread if a torch.func transform is active.
 
         Modules make tensors while they are imported, which a transform would wrap.
         """

@@ -1,4 +1,4 @@
-"""Closed standard output, as with `ftrain runs | head` or Ctrl-C in `... | tee log`."""
+"""Handling of a closed standard output, as with `ftrain runs | head` or Ctrl-C in `... | tee log`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["is_number", "outcome", "rows"]
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the rows of `metrics.jsonl`, without a line that a crash cut short."""
+    """Return the rows of `metrics.jsonl`, except a line that a crash left incomplete."""
     try:
         text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -73,7 +73,7 @@ class Parts:
 
     @property
     def config(self) -> Config:
-        """The configuration, every value filled in."""
+        """The configuration, with every value filled in."""
         return self.resolved.config
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:

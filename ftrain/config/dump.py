@@ -24,7 +24,7 @@ __all__ = ["dump", "relocated"]
 
 
 def dump(config: Config) -> str:
-    """Return the configuration as YAML, from which `load` reads an equal one.
+    """Return the configuration as YAML, from which `load` reads an equal configuration.
 
     Example:
         >>> from ftrain.config import load

@@ -16,7 +16,7 @@ __all__ = ["run_config", "run_folder"]
 
 
 def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
-    """Return the directory of a run; `ConfigError` lists the existing ones."""
+    """Return the directory of a run; if it is missing, raise a `ConfigError` that lists the runs."""
     folder = pathlib.Path(name)
     if (folder / "config.yaml").is_file():
         return folder

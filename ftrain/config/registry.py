@@ -54,7 +54,7 @@ _DECLARED_BY: dict[str, tuple[Kind, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a component needs from the run that uses it, declared when it is registered.
+    """Requirements of a component on the run that uses it, declared when it is registered.
 
     A value that is written in the configuration takes precedence over a declared one. A callable may be
     an import path, `package.module:NAME`, which is imported when it is used.
@@ -197,7 +197,7 @@ def needs_of(kind: Kind, component: Any) -> Needs:
 
 
 def imported(component: Any) -> Any:
-    """Return the component, imported if it is an import path."""
+    """Return the component; import it if it is given as an import path."""
     if not isinstance(component, str):
         return component
     module, _, attribute = component.partition(":")
@@ -205,7 +205,7 @@ def imported(component: Any) -> Any:
 
 
 def names(kind: Kind) -> list[str]:
-    """Return the registered names."""
+    """Return the registered names of a kind of component."""
     return sorted({*_REGISTERED[kind], *_from_library(kind)})
 
 

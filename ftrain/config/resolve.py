@@ -134,7 +134,7 @@ def resolve(config: Config) -> Resolved:
 
 
 def _held_out(config: Config, data: Target) -> list[Problem]:
-    """Raise if `data.held_out` names a file and the data function cannot read one."""
+    """Return a problem if `data.held_out` names a file and the data function cannot read one."""
     if not isinstance(config.data.held_out, str) or data.takes("held_out"):
         return []
     says = (

@@ -260,7 +260,7 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Lock the directory against other processes; the lock ends with the process."""
+    """Lock the directory against other processes in the `with` block; a crash releases the lock."""
     with Lock.file(folder / ".lock") as lock:
         if not lock.held:
             raise _refusal(

@@ -55,7 +55,7 @@ class Trained:
 
     @property
     def config(self) -> Config:
-        """The configuration, every value filled in."""
+        """The configuration, with every value filled in."""
         return self.parts.config
 
     @property

@@ -206,7 +206,7 @@ def _attributes(target: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True if the attributes of an object describe it completely.
+    """Return True if the attributes of an object determine it completely.
 
     False for classes written in C (`functools.partial`, a file), and for iterators and custom
     containers, whose contents only their methods return.

@@ -1,4 +1,4 @@
-"""Totals of metrics over steps, on the host: an exact left fold.
+"""Totals of metrics over steps, which are added on the host in the order of the steps.
 
 The tensors that steps return stay unread until a boundary; then all of them are copied at once and
 folded as Python floats, in order. Sums are therefore bitwise independent of when they are read (another

@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(error: BaseException) -> None:
-    """Free the memory of a failed call, whose frames keep every intermediate tensor alive."""
+    """Free the intermediate tensors of a failed call, which the frames of its traceback keep alive."""
     for cause in _causes(error):
         traceback.clear_frames(cause.__traceback__)
     gc.collect()

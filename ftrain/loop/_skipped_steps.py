@@ -42,7 +42,7 @@ class Skip(NamedTuple):
 
 
 def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
-    """Return how many steps in a row were skipped up to the last one, with `before` earlier ones.
+    """Return how many steps in a row were skipped up to the last one, after a streak of `before` steps.
 
     Example:
         >>> skipped_in_a_row([1, 1], 3), skipped_in_a_row([1, 0, 1], 3), skipped_in_a_row([0], 3)
@@ -106,7 +106,7 @@ def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
 
 
 def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
-    """Return a message on members that reached `most` skips in a row within the last `steps` steps.
+    """Return a message about ensemble members that have now skipped `most` steps in a row.
 
     `None` if there is no such member, or if no member trains any longer.
 

@@ -273,7 +273,7 @@ class Run(Emitter):
         yield from self.emit(EpochEnd(*self.header(), result))
 
     def _evaluate(self, action: Evaluate) -> Generator[Any, Any, bool]:
-        """Evaluate, and drop the action; if a signal interrupts it, undo it and return False."""
+        """Run an `Evaluate` action; if a signal interrupts it, restore the state and return False."""
         runtime, before, name = self.runtime, self.state, action.name
         split = f"eval/{name}" if name else "eval"
         if before.has_result(split):

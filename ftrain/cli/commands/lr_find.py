@@ -1,4 +1,4 @@
-"""Search for a learning rate: one short run in which it increases with every step.
+"""Search for a learning rate in one short run, in which it increases with every step.
 
 The model is not changed; only the picture is kept.
 """

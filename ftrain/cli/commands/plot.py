@@ -1,4 +1,4 @@
-"""Draw the curves of one run or several: a picture, or an interactive page.
+"""Draw the curves of one or several runs, as a picture or an interactive page.
 
 ftrain plot runs/first                        # runs/first/curves.png
 ftrain plot runs/first runs/second            # curves.png, with both

@@ -1,4 +1,4 @@
-"""List the runs in a directory: their progress and their metrics."""
+"""List the runs in a directory, with their progress and their metrics."""
 
 from __future__ import annotations
 

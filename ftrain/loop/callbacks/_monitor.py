@@ -123,7 +123,7 @@ class Monitor:
         return value < than - by if self.mode == "min" else value > than + by
 
     def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
-        """Raise for a metric that cannot exist; names of evaluations of averages are not known yet."""
+        """Raise if the metric cannot exist; metrics of evaluations of averages are not checked here."""
         if not self.name.startswith(f"{split}/"):
             return
         whole, _, part = self.metric.partition("/")

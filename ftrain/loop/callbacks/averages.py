@@ -136,7 +136,7 @@ class RunningAverage:
 
 
 class _Metric:
-    """Metric of the training rows or of the evaluations."""
+    """Metric that is read from the training rows of the log or from the evaluations."""
 
     def __init__(self, metric: str) -> None:
         split, _, self.name = metric.partition("/")

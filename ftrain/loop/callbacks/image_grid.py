@@ -20,7 +20,7 @@ __all__ = ["ImageGrid"]
 
 
 class ImageGrid:
-    """Draw the images that a function computes from the state, one `step-00000500.png` each time.
+    """Draw the images that a function computes from the state, to files such as `step-00000500.png`.
 
     Args:
         predict: `state -> images` or `(images, titles)`, as for `plots.image_grid`: images of shape

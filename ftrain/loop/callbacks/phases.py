@@ -20,7 +20,7 @@ __all__ = ["PhaseTimes"]
 
 
 class PhaseTimes:
-    """Add `time/data`, `time/step` and `time/other` to the rows of training: seconds in the window.
+    """Add the seconds `time/data`, `time/step` and `time/other` of a window to its row of the log.
 
     `data` is the wait for batches, `step` the call of the step, `other` the time between steps:
     reading metrics, callbacks, evaluation, checkpoints. On a GPU a step returns before it is done;

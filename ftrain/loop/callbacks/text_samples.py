@@ -19,7 +19,7 @@ __all__ = ["TextSamples"]
 
 
 class TextSamples:
-    r"""Write the text that a function computes from the state, one `step-00000500.txt` each time.
+    r"""Write the text that a function computes from the state, to files such as `step-00000500.txt`.
 
     A resumed run that repeats steps overwrites their files.
 

@@ -9,7 +9,7 @@ __all__ = ["Throughput"]
 
 
 class Throughput:
-    """Add `steps_per_second`, `samples_per_second` and `tokens_per_second` to each row of training.
+    """Add `steps_per_second`, `samples_per_second` and `tokens_per_second` to each training row.
 
     The speeds are over the window's time, without evaluation and checkpoints. The first window includes
     the compilation; a window that a previous process began has no speeds.
