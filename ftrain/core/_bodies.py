@@ -18,7 +18,7 @@ __all__ = ["Pure", "check_carry", "check_tensors", "own_memory"]
 
 
 def check_tensors(function: str, what: str, value: Any) -> list[torch.Tensor]:
-    """Return the leaves of a tree of tensors.
+    """Return the leaves of a tree; raise if one of them is not a tensor.
 
     Raises:
         TypeError: a leaf is not a tensor.
@@ -27,14 +27,14 @@ def check_tensors(function: str, what: str, value: Any) -> list[torch.Tensor]:
     for i, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor):
             raise TypeError(
-                f"{function}: {what}{tree.paths(value)[i]} is {type(leaf).__name__} {leaf!r}, not a "
-                "tensor. Wrap numbers in torch.tensor(...)."
+                f"{function}: {what}{tree.paths(value)[i]}: expected a tensor, got "
+                f"{type(leaf).__name__} {leaf!r}. Wrap numbers in torch.tensor(...)."
             )
     return leaves
 
 
 def check_carry(function: str, old: Any, new: Any) -> None:
-    """Raise unless a body returned the carry with the structure, shapes and dtypes that it was given.
+    """Raise unless a body returned a carry with the structure, shapes and dtypes of its input carry.
 
     Raises:
         TypeError: a leaf is not a tensor.
@@ -43,7 +43,8 @@ def check_carry(function: str, old: Any, new: Any) -> None:
     difference = tree.first_difference(old, new)
     if difference is not None:
         raise ValueError(
-            f"{function}: the carry that body returns is built differently: {difference}"
+            f"{function}: the carry that body returns differs in structure from its input, "
+            f"{difference}. Return the same containers with the same keys."
         )
     check_tensors(function, "carry", new)
     for path, before, after in zip(
@@ -51,13 +52,14 @@ def check_carry(function: str, old: Any, new: Any) -> None:
     ):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise ValueError(
-                f"{function}: carry{path} goes in as {kind(before)} and comes out as {kind(after)}. "
+                f"{function}: expected body to return carry{path} as {kind(before)}, like its input, "
+                f"got {kind(after)}. "
                 "Start with the shape and dtype that body returns."
             )
 
 
 class Pure:
-    """A body whose calls raise if it writes into its inputs, or into a tensor of its closure.
+    """Wrapper of a body that raises if the body writes into its inputs or into a captured tensor.
 
     Torch counts writes. Those that it does not count (`.data`, a NumPy view) are noticed at the first
     call of a body, by comparing bytes.
@@ -113,9 +115,9 @@ _MOST = 20  # functions of a closure that are looked into
 
 
 def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Return the codes of a function and of those in its closure, and the tensors there by name.
+    """Return the code objects of a function and of the functions it captures, and captured tensors.
 
-    The class stands for the code of other callable objects.
+    The tensors are given by name. For other callable objects, the class replaces the code object.
     """
     codes: list[Any] = []
     tensors: dict[int, tuple[str, torch.Tensor]] = {}
@@ -136,7 +138,7 @@ def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tenso
 
 
 def own_memory(value: Any, given: Any) -> Any:
-    """Return a tree with clones of the tensors that share memory with a tensor of `given`.
+    """Return a tree in which tensors that share memory with `given` or each other are cloned.
 
     >>> x = torch.zeros(3)
     >>> own_memory((x[1:], "a"), x)[0].untyped_storage().data_ptr() == x.data_ptr()
@@ -157,7 +159,7 @@ def own_memory(value: Any, given: Any) -> Any:
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    """Return the identity of a tensor's storage; `None` under torch.func transforms, which hide it."""
+    """Return the identity of a tensor's storage; `None` if a torch.func transform hides it."""
     try:
         return storage_id(tensor)
     except (NotImplementedError, RuntimeError):

@@ -17,14 +17,14 @@ from ftrain.core.state import TrainState
 
 @contextlib.contextmanager
 def isolated(device_type: str) -> Iterator[None]:
-    """Turn the caller's autocast, grad mode and inference mode off inside."""
+    """Turn off autocast, grad mode and inference mode inside the context."""
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_type):
         yield
 
 
 @contextlib.contextmanager
 def without_autocast(device_type: str) -> Iterator[None]:
-    """Turn the caller's autocast off inside."""
+    """Turn off autocast inside the context."""
     if not torch.is_autocast_enabled(device_type):
         yield
         return
@@ -36,7 +36,7 @@ def check_state(state: Any) -> None:
     """Raise unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"a step: expected an ftrain.TrainState, got {type(state).__name__}. Make one with "
+            f"state: expected an ftrain.TrainState, got {type(state).__name__}. Make one with "
             "init_state(seed), and pass on the new one: state, metrics = train_step(state, batch)."
         )
     if getattr(state.step, "dtype", None) is not torch.int64:
@@ -52,7 +52,7 @@ def check_state(state: Any) -> None:
 
 
 def _refuse_gradients(name: str, value: Any) -> None:
-    """Raise if a leaf requires a gradient, and grad mode is on: a step would detach it."""
+    """Raise if grad mode is on and a leaf requires a gradient, since a step would detach it."""
     if not torch.is_grad_enabled():
         return
     for index, leaf in enumerate(tree.leaves(value)):
@@ -69,7 +69,7 @@ def _differentiated(by: str, name: str) -> ValueError:
 
 
 def check_batch(batch: Any, device: torch.device) -> None:
-    """Raise unless the batch's tensors are on the state's device (0-d ones may stay on the host).
+    """Raise unless the batch's tensors are on the state's device (0-d tensors may be on the CPU).
 
     None of them may require a gradient.
     """
@@ -79,7 +79,8 @@ def check_batch(batch: Any, device: torch.device) -> None:
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
                 path = tree.paths(batch)[index]
                 raise ValueError(
-                    f"batch{path} is on {leaf.device}, the state on {device}. Move the batch first: "
+                    f"batch{path}: expected a tensor on {device}, as the state's are, got one on "
+                    f"{leaf.device}. Move the batch first: "
                     f"ftrain.tree.map(lambda x: x.to({str(device)!r}), batch)."
                 )
             if leaf.is_inference():

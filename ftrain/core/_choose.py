@@ -1,4 +1,4 @@
-"""One of several functions, chosen by a tensor: the mechanism of `cond` and `switch`.
+"""Call of one of several functions, chosen by a tensor: the implementation of `cond` and `switch`.
 
 Eager code reads the number and calls one side. A trace records an operator that runs one side. Under
 `torch.vmap` each row may choose for itself, so all sides are computed and the rows picked, as JAX does.
@@ -35,7 +35,7 @@ Side = Callable[..., Any]
 def choose(
     function: str, number: torch.Tensor | int, sides: Sequence[Side], operands: tuple[Any, ...]
 ) -> Any:
-    """Return `sides[number](*operands)`, contiguous tensors in memory of their own.
+    """Return `sides[number](*operands)` as contiguous tensors in new memory.
 
     Args:
         function: "cond" or "switch"; for messages, and part of the site of draws in a side.
@@ -66,7 +66,7 @@ class _Sides:
         self.first: tuple[int, Any] | None = None
 
     def one(self, i: int, operands: tuple[Any, ...] | None = None) -> Any:
-        """Call one side; its draws do not depend on the draws of the other sides."""
+        """Call branch `i`; its random draws do not depend on those of the other branches."""
         given = self.operands if operands is None else operands
         names = [f"operands[{n}]" for n in range(len(given))]
         with self.scope(i):
@@ -75,11 +75,11 @@ class _Sides:
         return tree.map(torch.Tensor.contiguous, output)
 
     def copied(self, i: int) -> Any:
-        """Call one side; return its output in memory of its own."""
+        """Call branch `i`; return its output in new memory."""
         return copied(lambda: self.one(i))
 
     def all_of(self, number: torch.Tensor) -> Any:
-        """Call all sides and pick."""
+        """Call all branches, and select the output of the chosen one with `torch.where`."""
         picked: Any = None
         for i in range(len(self.sides)):
             is_taken = number == i
@@ -94,7 +94,7 @@ class _Sides:
         return picked
 
     def traced(self, number: torch.Tensor, given: list[torch.Tensor]) -> Any:
-        """Record an operator that calls one side; more than two sides become nested choices."""
+        """Record an operator that calls one branch; nest such operators for more than two branches."""
         _, operands_def = tree.flatten(self.operands)
         found: dict[str, Any] = {}
 
@@ -125,15 +125,16 @@ class _Sides:
         difference = tree.first_difference(expected, output)
         if difference is not None:
             raise ValueError(
-                f"{self.function}: {names} return trees of different structure {difference}. Return the "
-                "same structure from both."
+                f"{self.function}: the outputs of {names} differ in structure, {difference}. "
+                "Return the same structure from both."
             )
         pairs = zip(tree.leaves(expected), tree.leaves(output), strict=True)
         for path, (a, b) in zip(tree.paths(expected), pairs, strict=True):
             if (a.shape, a.dtype) != (b.shape, b.dtype):
                 raise ValueError(
-                    f"{self.function}: {names} return {kind(a)} and {kind(b)} at {path or 'the root'}. "
-                    "Return the same shape and dtype from both, with .to(dtype) or .expand(shape)."
+                    f"{self.function}: expected {names} to return the same shape and dtype at "
+                    f"{path or 'the root'}, got {kind(a)} and {kind(b)}. Convert one of them with "
+                    ".to(dtype) or .expand(shape)."
                 )
 
     def _name(self, i: int) -> str:
@@ -143,11 +144,11 @@ class _Sides:
 
 
 class _Gated(TorchFunctionMode):
-    """Mode that lets gradients reach outer tensors only from the side that is taken.
+    """Mode that lets gradients reach outer tensors only from the branch that is taken.
 
-    The gradient of the result of any other side is 0. Backward functions may turn that into NaN (0 times
-    the infinite slope of a square root at 0); the mode replaces it by 0, as if the side had not been
-    called.
+    The gradient of the output of any other branch is 0. Backward functions may turn that into NaN (0
+    times the infinite slope of a square root at 0); the mode replaces it by 0, as if the branch had not
+    been called.
     """
 
     def __init__(self, is_taken: torch.Tensor) -> None:
@@ -168,7 +169,7 @@ class _Gated(TorchFunctionMode):
         return output
 
     def gated(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the same values; the gradient passes where the side is taken."""
+        """Return a tensor of equal values that passes gradients only if the branch is taken."""
         if id(tensor) in self.own or not requires_grad_outside(tensor):
             return tensor
         if id(tensor) not in self.gates:

@@ -1,4 +1,4 @@
-"""Container classes of other libraries as tree nodes, registered the first time one is seen.
+"""Container classes of other libraries as tree nodes, registered when an instance is first seen.
 
 optree knows dict, list, tuple, NamedTuple, deque and the registered classes; an instance of any other
 class is a leaf. A mapping (`UserDict`, Hugging Face's `BatchEncoding`, `TensorDict`), a dataclass
@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register the classes of these leaves that are containers; return True if there was one.
+    """Register the classes of those leaves that are containers; return True if there were any.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.
@@ -103,7 +103,7 @@ def register(
     unflatten: Unflatten,
     entry: type[optree.PyTreeEntry],
 ) -> None:
-    """Make `cls` a node for optree and, unless it is one there, for torch's pytree.
+    """Register `cls` as a node with optree and, unless it is registered there, with torch's pytree.
 
     torch's pytree keeps a dict's insertion order where optree sorts, so the leaves of one must never
     meet the structure of the other. Here torch sees a single node whose children *are* optree's
@@ -138,7 +138,7 @@ def register(
 
 
 class _Attribute(optree.PyTreeEntry):
-    """Entry of a path: `.mask`; empty for the content of a mapping."""
+    """Path entry of an attribute, written `.mask`; empty for the items of a mapping."""
 
     __slots__ = ()
 
@@ -150,7 +150,7 @@ class _Attribute(optree.PyTreeEntry):
 
 
 class _Written(optree.PyTreeEntry):
-    """Entry of a path as written by the class of the node: `['x']`."""
+    """Path entry in the notation of the node's class, such as `['x']`."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def _is_plain_object(cls: type) -> bool:
-    """Return True if an instance consists of its attributes alone."""
+    """Return True if an instance holds nothing besides its attributes."""
     try:
         object.__new__(cls)
     except TypeError:  # it derives from a class written in C
@@ -193,7 +193,7 @@ def _is_tuple(cls: type) -> bool:
 
 
 def _mapping_kind(value: Mapping[Any, Any]) -> Any:
-    """Return how to rebuild a mapping that is not a dict: by storage attribute or by constructor."""
+    """Return the function that registers a mapping class other than dict; raise if there is none."""
     cls: Any = type(value)
     items = list(value.items())
     for name, attribute in attributes_of(value):
@@ -207,7 +207,7 @@ def _mapping_kind(value: Mapping[Any, Any]) -> Any:
         return _KEEP
     raise ContainerError(
         value,
-        f"is {a_or_an(cls.__name__)}, a mapping that cannot be rebuilt around other tensors: no "
+        f"is {a_or_an(cls.__name__)}, a mapping that cannot be rebuilt with other tensors: no "
         f"attribute holds its items, and {cls.__name__}(dict(...)) does not give an equal one. Pass "
         "dict(x) instead, or register the class with torch.utils._pytree.register_pytree_node.",
     )
@@ -230,7 +230,7 @@ def _register_constructor(cls: Any) -> None:
 
 
 def _adopt(cls: Any) -> None:
-    """Take over the registration that torch's pytree has for a class, `TensorDict` for one."""
+    """Register with optree a class that torch's pytree knows, such as `TensorDict`."""
     node_def = torch_pytree.SUPPORTED_NODES[cls]
 
     def flatten(node: Any) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:
@@ -250,7 +250,7 @@ def _adopt(cls: Any) -> None:
 
 
 class _Context:
-    """Hashable context of a node of torch's pytree."""
+    """Hashable wrapper of the context of a torch pytree node."""
 
     __slots__ = ("value",)
 

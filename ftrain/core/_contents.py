@@ -23,13 +23,13 @@ _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class Change(NamedTuple):
-    """Contents of an object that changed.
+    """Contents of a changed object, read before it was restored.
 
     Attributes:
         node: the object.
         keys: its keys after the change, if it has keys.
         values: its values after the change.
-        put: `put(node, keys, values)` writes them again.
+        put: `put(node, keys, values)` writes keys and values into an object.
     """
 
     node: Any
@@ -57,7 +57,7 @@ class _Kind(NamedTuple):
 
 
 class Group:
-    """Objects of one kind and their contents at the start."""
+    """Objects of one kind, with the contents that they had when the group was made."""
 
     def __init__(self, kind: _Kind, nodes: list[Any]) -> None:
         self._kind, self._nodes = kind, nodes
@@ -94,7 +94,7 @@ class Group:
         return changes + [self._put(place) for place in owners]
 
     def adopt_plain(self) -> bool:
-        """Accept a change that only replaces numbers and strings by others; return True if it does."""
+        """Accept the changes if they only replace numbers and strings; return True if accepted."""
         kind, nodes = self._kind, self._nodes
         if [*map(kind.size, nodes)] != self._sizes:
             return False
@@ -127,7 +127,7 @@ def _places(differ: Callable[[Any, Any], Any], xs: Iterable[Any], ys: Iterable[A
 
 
 def groups_of(found: Found) -> list[Group]:
-    """Return the groups of the objects that a walk found, without those of `empty_of`."""
+    """Group the objects that a walk found by kind, without the empty ones of `empty_of`."""
     of_kind: dict[_Kind, list[Any]] = {}
     for container in found.containers:
         if type(container) in _EMPTY and not container:
@@ -144,7 +144,7 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers: most of a module's are empty, and `any` alone compares them."""
+    """Return the empty containers, most of a module's, which `any` alone compares."""
     return [node for node in found.containers if type(node) in _EMPTY and not node]
 
 

@@ -1,4 +1,4 @@
-"""Gradient of a function; its graph is kept if a caller can differentiate by something else.
+"""Gradient of a function; its graph is kept if a caller can differentiate it further.
 
 Read next: `_outside.py`, which finds that out, `_hooks.py`, and `functional.py`, the public face.
 """
@@ -89,9 +89,10 @@ def differentiate(
 
 
 def entry(leaf: torch.Tensor, follow: bool) -> torch.Tensor:
-    """Return `leaf` as an input to differentiate by: a tensor of its own that requires a gradient.
+    """Return a distinct tensor with the values of `leaf` that requires a gradient.
 
-    A function may capture the very tensor that it is given; only the given one is differentiated by.
+    A function may capture the very tensor that it receives as an argument: the derivative is with
+    respect to the argument alone.
 
     Args:
         follow: keep the path back to `leaf`, if that requires a gradient.
@@ -108,7 +109,7 @@ def entry(leaf: torch.Tensor, follow: bool) -> torch.Tensor:
 
 
 def outside_leaves_of(run: Run, x: Any) -> list[torch.Tensor]:
-    """Return the leaves that the value of `run(x)` depends on and that `x` does not hold."""
+    """Return the autograd leaves outside of `x` that the value of `run(x)` depends on."""
     leaves, treedef = tree.flatten(x)
     with torch.enable_grad():
         inputs = (
@@ -170,7 +171,7 @@ def _by_autograd(
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
-    """Run backward passes in this thread, because autograd numbers its nodes by thread."""
+    """Run backward passes in this thread, because autograd numbers its nodes per thread."""
     return torch.autograd.set_multithreading_enabled(False)
 
 
@@ -227,14 +228,14 @@ def _by_dynamo(
     leaves: list[torch.Tensor],
     seed: Callable[[Any], torch.Tensor] | None,
 ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
-    """Pull back in a form that Dynamo can trace: only `no_grad` drops the graph; hooks do not run."""
+    """Differentiate in a form that Dynamo traces; hooks do not run, only `no_grad` drops the graph."""
     value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
     (grads,) = pull(torch.ones_like(value) if seed is None else seed(aux))
     return value, aux, grads
 
 
 def _is_looked_at(outside_leaves: list[torch.Tensor] | None) -> bool:
-    """Return True in the first call of a step, and in every trace: later calls save the time."""
+    """Return True if the graph is to be surveyed: in the first call of a step and in every trace."""
     return outside_leaves is not None or is_tracing()
 
 
@@ -254,15 +255,15 @@ def _check_leaves(x: Any, leaves: list[Any]) -> None:
             path = tree.paths(x)[index]
             kind = leaf.dtype if isinstance(leaf, torch.Tensor) else type(leaf).__name__
             raise TypeError(
-                f"cannot differentiate by {path or 'the argument'}: expected a floating tensor, got "
-                f"{kind}. Keep integers and masks out of the first argument."
+                f"cannot differentiate with respect to {path or 'the argument'}: expected a "
+                f"floating-point tensor, got {kind}. Pass integers and masks in another argument."
             )
 
 
 def _filled(
     leaves: list[torch.Tensor], grads: Sequence[torch.Tensor | None], name: str
 ) -> list[torch.Tensor]:
-    """Return gradients with memory: torch has none for some zero derivatives (that of `torch.sgn`)."""
+    """Replace gradients that are `None` or have no memory (that of `torch.sgn`) by allocated zeros."""
     filled = []
     with _torch.unwatched():
         for leaf, grad in zip(leaves, grads, strict=True):
@@ -292,9 +293,9 @@ def _writes(name: str, line: str = "") -> ImpureFunctionError:
 
 def _independent(name: str) -> ValueError:
     return ValueError(
-        f"the value of {name} does not depend on its parameters by differentiable operations. Look for "
-        ".detach(), .item(), .data, torch.no_grad() or an integer operation such as argmax on the way "
-        "to it."
+        f"the value of {name} does not depend on its parameters through differentiable operations. Look "
+        "for .detach(), .item(), .data, torch.no_grad() or an integer operation, such as argmax, in its "
+        "computation."
     )
 
 
@@ -311,5 +312,5 @@ def _check_value(value: Any, name: str) -> None:
         )
     if not value.is_floating_point():
         raise TypeError(
-            f"{name} must return a real loss: expected a floating dtype, got {value.dtype}."
+            f"{name} must return a real loss: expected a floating-point dtype, got {value.dtype}."
         )

@@ -25,7 +25,7 @@ __all__ = ["Fingerprint", "fingerprints_of"]
 
 
 class Fingerprint(Protocol):
-    """Contents of an object at the start.
+    """Recorded contents of an object, compared with its present ones.
 
     Attributes:
         node: the object.
@@ -39,7 +39,7 @@ class Fingerprint(Protocol):
         """Return True if the contents have not changed."""
 
     def restore(self) -> Change | None:
-        """Restore the contents; return those that were replaced, or `None` if that is impossible."""
+        """Restore the contents; return the replaced ones, or `None` if they cannot be restored."""
 
 
 def fingerprints_of(found: Found) -> list[Fingerprint]:
@@ -107,7 +107,7 @@ def _buffer_contents(node: Any) -> tuple[Any, Any]:
 
 
 class _Identities(list[Any]):
-    """List of objects, equal to another list of the same objects."""
+    """List of objects that compares their identities, not their values."""
 
     __hash__ = None
 

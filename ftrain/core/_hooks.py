@@ -1,4 +1,4 @@
-"""Hooks on tensors (`Tensor.register_hook`), for tensors that stand in for others.
+"""Tensor hooks (`Tensor.register_hook`) of parameters, run on the tensors that replace them.
 
 Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates by stand-ins for
 the tensors that it is given, and calls a module with the state's tensors in place of its parameters.
@@ -35,7 +35,7 @@ class Restorable(Protocol):
     """A model whose calls restore its state."""
 
     def restored(self) -> contextlib.AbstractContextManager[None]:
-        """Make a context after which the model is as it was before."""
+        """Return a context that restores, when it ends, the model's state at its start."""
 
 
 class _Active(threading.local):
@@ -47,7 +47,7 @@ _active = _Active()
 
 
 class Gradient:
-    """A gradient that is being taken: from the call of a function to the end of the backward pass.
+    """Gradient computation in progress, from the call of the function to the end of the backward pass.
 
     Hooks that are registered on its inputs are removed at the end. Later backward passes go on to the
     tensors that the inputs stand in for, and find the hooks there.
@@ -72,31 +72,31 @@ class Gradient:
             handle.remove()
 
     def begin(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Start with these inputs, each with the tensor that it replaces."""
+        """Set the inputs, each paired with the tensor that it replaces."""
         self._pairs, self._by_id = list(pairs), None
 
     def copy_hooks(self) -> None:
-        """Register the hooks of the given tensors on their stand-ins."""
+        """Register the hooks of the replaced tensors on the inputs that replace them."""
         with _torch.unwatched():
             found = [(x, hooks) for x, leaf in self._pairs if (hooks := _hooks_of(leaf))]
         for x, hooks in found:
             self.register(x, hooks)
 
     def given_for(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Return the tensor that an input stands in for; `None` for a tensor that is not an input."""
+        """Return the tensor that an input replaces; `None` for a tensor that is not an input."""
         if self._by_id is None:
             self._by_id = {id(each): leaf for each, leaf in self._pairs}
         return self._by_id.get(id(x))
 
     def backward(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context for the backward pass, at whose end the models are restored."""
+        """Return a context for the backward pass that restores the models when it ends."""
         stack = contextlib.ExitStack()
         for model in self.models:
             stack.enter_context(model.restored())
         return stack
 
     def register(self, x: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor | None:
-        """Register hooks on an input, each once; return the tensor that it stands in for.
+        """Register hooks on an input, each once; return the tensor that the input replaces.
 
         Returns `None` for a tensor that is not an input.
         """
@@ -110,14 +110,14 @@ class Gradient:
 
 
 def note_call(model: Restorable) -> None:
-    """Let the gradients that are being taken restore a model after their backward passes."""
+    """Make the gradient computations in progress restore a model after their backward passes."""
     for gradient in _active.gradients:
         if model not in gradient.models:
             gradient.models.append(model)
 
 
 def parameter_hooks(module: nn.Module) -> Hooks:
-    """Return the hooks that a module's trainable parameters have now, by name.
+    """Return the current hooks of a module's trainable parameters, by name.
 
     Raises:
         ValueError: a parameter has a hook that runs after its gradient is accumulated.
@@ -137,9 +137,9 @@ def parameter_hooks(module: nn.Module) -> Hooks:
 
 
 def hooked(params: dict[str, torch.Tensor], hooks: Hooks) -> dict[str, torch.Tensor]:
-    """Return the tensors to call a module with, so that the hooks of its parameters run on them.
+    """Return tensors to call a module with on which the hooks of its parameters run.
 
-    An input of a gradient that is being taken gets the hooks itself, in the first call of several.
+    An input of a gradient computation in progress gets the hooks itself, in the first of several calls.
     Another tensor is replaced by an alias.
 
     Args:
@@ -167,7 +167,7 @@ def _with(tensor: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor:
 def _register(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Any]:
-    """Register hooks on a tensor and on those inside the wrappers of torch.func; return the handles.
+    """Register hooks on a tensor and on the tensors that it wraps under torch.func; return the handles.
 
     Args:
         until: the tensor inside at which to end.
@@ -198,10 +198,10 @@ def _add(tensor: torch.Tensor, hook: Hook) -> Any:
 
 
 class _Total:
-    """A hook on a caller's tensor that runs others, if the gradient has come through an alias of it.
+    """Hook on a caller's tensor that runs other hooks if a gradient arrived through an alias of it.
 
-    It is removed with the last graph through an alias. The graph in the body of a loop is made anew in
-    each backward pass, and is gone before the gradient arrives: there the hook stays.
+    It is removed with the last graph through an alias. The graph in the body of a loop is made again in
+    each backward pass and freed before the gradient arrives, so there the hook stays.
 
     Attributes:
         hooks: the hooks.
@@ -223,7 +223,7 @@ class _Total:
 
 
 def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
-    """Return the one that runs these hooks on a tensor."""
+    """Return the `_Total` that runs these hooks on a tensor; register it if it is missing."""
     registered = gradient_hooks(tensor)
     wanted = [*map(_OfRows.plain, hooks)]
     for each in registered.values() if registered else ():
@@ -233,7 +233,7 @@ def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
 
 
 class _Arrival:
-    """A hook on an alias, which notes that a gradient has come through it."""
+    """Hook on an alias that records that a gradient has passed through the alias."""
 
     def __init__(self, total: _Total) -> None:
         self._total = total
@@ -249,14 +249,14 @@ class _Arrival:
 
 
 class _OfRows:
-    """A hook for each row of a gradient, of which a `torch.vmap` has made one tensor."""
+    """Hook that applies another hook to each row of a gradient batched by `torch.vmap`."""
 
     def __init__(self, hook: Hook, dim: int) -> None:
         self._hook, self._dim = hook, dim
 
     @staticmethod
     def plain(hook: Hook) -> Hook:
-        """Return the hook for one row; any other hook as it is."""
+        """Return the hook that is applied to one row; return any other hook unchanged."""
         while isinstance(hook, _OfRows):
             hook = hook._hook
         return hook
@@ -271,13 +271,13 @@ class _OfRows:
 
 
 def _inside(tensor: torch.Tensor, hooks: Sequence[Hook]) -> Sequence[Hook]:
-    """Return the hooks for the tensor inside a wrapper: it has all rows of a vmap."""
+    """Return the hooks for the tensor inside a wrapper; under a vmap they run on each of its rows."""
     dim = _torch_levels.mapped_dim(tensor)
     return hooks if dim is None else [_OfRows(hook, dim) for hook in hooks]
 
 
 def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[Hook]:
-    """Return the hooks of a tensor, and of those inside the wrappers of torch.func.
+    """Return the hooks of a tensor and of the tensors that it wraps under torch.func.
 
     Args:
         until: the tensor inside at which to end.
@@ -297,7 +297,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
 def _missing(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Hook]:
-    """Return the hooks that a tensor has not, and has not had as a stand-in."""
+    """Return the hooks that a tensor neither has nor had while it replaced another tensor."""
     if not hooks:
         return []
     has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]
@@ -310,7 +310,7 @@ def _holds(hooks: Sequence[Hook], hook: Hook) -> bool:
 
 @contextlib.contextmanager
 def without_hooks(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Disable the hooks of these tensors inside."""
+    """Disable the hooks of these tensors inside the context."""
     registered = [hooks for tensor in tensors if (hooks := gradient_hooks(tensor))]
     kept = [dict(hooks) for hooks in registered]
     for hooks in registered:

@@ -39,7 +39,7 @@ _withheld: contextvars.ContextVar[str | None] = contextvars.ContextVar("withheld
 
 
 class ContainerError(TypeError):
-    """Error for a container that cannot be rebuilt around other tensors; `tree` adds its path."""
+    """Error for a container that cannot be rebuilt with other tensors; `tree` adds its path."""
 
     def __init__(self, container: Any, why: str) -> None:
         super().__init__(why)
@@ -48,7 +48,7 @@ class ContainerError(TypeError):
 
 @contextlib.contextmanager
 def withheld(where: str) -> Iterator[None]:
-    """Rebuild containers without the attributes that are neither tensors nor constants.
+    """Omit attributes that are neither tensors nor constants from containers rebuilt in the context.
 
     A compiled program serves other batches than the one it was traced with, and a micro-batch has other
     rows: the tokenizer's encodings of a `BatchEncoding`, say, would be those of another batch. Any use
@@ -72,11 +72,11 @@ def functions(
     base: Any = None,
     fields: tuple[str, ...] = (),
 ) -> tuple[Flatten, Unflatten]:
-    """Return how to flatten and rebuild the instances of a class, attribute by attribute.
+    """Return functions that flatten and rebuild the instances of a class, attribute by attribute.
 
     Args:
         cls: the class.
-        holds_tensors: tells of any value whether a leaf of it is a tensor.
+        holds_tensors: returns True for a value that has a tensor among its leaves.
         content: the attribute that holds the items of a mapping or sequence.
         base: the built-in container that `cls` derives from, if the items are its own.
         fields: attributes that are children whatever they hold.
@@ -156,7 +156,7 @@ class _Shell:
         return self.children, self.linked, constants, tuple(sorted(self.opaque))
 
     def __repr__(self) -> str:
-        """Return the constants, in which two structures may differ."""
+        """Return the constants, since two structures may differ in them."""
         return ", ".join(f"{name}={value!r}" for name, _, value in self.constants)
 
 

@@ -16,10 +16,10 @@ SMALL = 65_536
 
 
 class KeptBuffers:
-    """A model's buffers at one moment.
+    """Snapshot of a model's buffers.
 
-    A forward pass may write to its buffers after that moment, and BatchNorm and spectral normalization
-    do. Small buffers are copied; that a large one was written is noticed by its version counter.
+    A forward pass may write to its buffers afterwards, as BatchNorm and spectral normalization do. Small
+    buffers are copied; a write to a large one is detected by its version counter.
 
     Args:
         tensors: buffers and frozen parameters, by name.
@@ -34,14 +34,14 @@ class KeptBuffers:
         }
 
     def are_current(self) -> bool:
-        """Return True if no buffer was written to after that moment."""
+        """Return True if no buffer was written to after the snapshot."""
         return all(version(self._tensors[name]) == v for name, v in self._versions.items())
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors at that moment, the small ones as new copies.
+        """Return the tensors of the snapshot, the small buffers as new copies.
 
         Raises:
-            ImpureFunctionError: a large buffer was written to after that moment.
+            ImpureFunctionError: a large buffer was written to after the snapshot.
         """
         for name, before in self._versions.items():
             if name not in self._copies and version(self._tensors[name]) != before:

@@ -34,7 +34,7 @@ _guarded = _Guarded()
 
 @contextlib.contextmanager
 def leftovers_removed() -> Iterator[None]:
-    """Restore, at the end, the guarded objects that came to hold tensors of the trace."""
+    """Restore the guarded objects that hold tensors of the trace when the context ends."""
     if _guarded.owned is not None:  # inside another trace, which does it
         yield
         return
@@ -71,7 +71,7 @@ def _holds_traced(value: Any) -> bool:
 
 
 def _refers_to_traced(cache: Any) -> bool:
-    """Return True if a function under `functools.lru_cache` keeps tensors of the trace."""
+    """Return True if the cache of a `functools.lru_cache` holds tensors of the trace."""
     seen: set[int] = set()
     level = gc.get_referents(cache)
     for _ in range(3):  # the dict, its links, what these hold

@@ -62,7 +62,7 @@ class MeanLoss:
         self._searched = False  # the loss, for parameters outside of the state
 
     def value(self, state: TrainState, key: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Return the mean loss, which can be differentiated by `state.params`."""
+        """Return the mean loss, differentiable with respect to `state.params`."""
 
         def of_part(
             buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
@@ -195,7 +195,7 @@ class MeanLoss:
 def _refuse_outside_leaves(
     first: list[torch.Tensor], second: list[torch.Tensor], where: str
 ) -> None:
-    """Raise if two runs of a loss depend on one leaf: a leaf that the loss makes is new in each."""
+    """Raise if two runs of a loss depend on the same leaf: one that the loss creates is new in each."""
     made = {id(leaf) for leaf in first}
     for leaf in second:
         if id(leaf) in made:

@@ -1,4 +1,4 @@
-"""The known name that was probably meant; imports nothing heavy, as configurations are checked first."""
+"""Suggestion of a known name; imports nothing heavy, since configurations are checked first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["nearest"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most similar to this one in any case; `None` if none is similar.
+    """Return the known name most similar to this one, ignoring case; `None` if no name is similar.
 
     >>> nearest("Parms", ["step", "params"]), nearest("loss", ["step", "params"])
     ('params', None)

@@ -1,4 +1,4 @@
-"""Operator that raises for non-finite gradients (`nonfinite="raise"`), so that a graph can hold it."""
+"""Operator by which a graph raises for non-finite gradients (`nonfinite="raise"`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ftrain.core.errors import NonFiniteError
 def require_finite(
     finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
 ) -> torch.Tensor:
-    """Raise unless all of `finite` (bool, one a leaf) hold and the weight is positive; return True.
+    """Raise unless `finite` (one bool per leaf) is all True and the weight is positive; return True.
 
     A step must select everything that it writes by the result: then no write comes before the check.
     Waits for the device.

@@ -37,7 +37,7 @@ class Survey(NamedTuple):
     """Findings about the autograd graph of some tensors.
 
     Attributes:
-        outside: True if a caller could differentiate by something other than the inputs.
+        outside: True if a caller could differentiate with respect to something other than the inputs.
         cuts: nodes at which a derivative ends: the operators have no formula for it.
         once: nodes of custom functions whose backward is marked `once_differentiable`.
         determinants: nodes of determinants, whose derivative depends on the memory layout of the matrix.
@@ -55,10 +55,11 @@ def survey(
     start: int = 0,
     ends: Sequence[torch.Tensor] = (),
 ) -> Survey:
-    """Walk the graph of `tensors`, 0.3 µs a node.
+    """Return a `Survey` of the autograd graph of `tensors` (0.3 µs per node).
 
-    It leads outside if it leads to a node made before `start`, or to a leaf that Python code still
-    references. A leaf that the function made (`x.clone().requires_grad_()`) and dropped does not count.
+    The graph leads outside if it leads to a node made before `start`, or to a leaf that Python code
+    still references. A leaf that the function made (`x.clone().requires_grad_()`) and dropped does not
+    count.
 
     Args:
         tensors: results of a function.
@@ -97,7 +98,7 @@ def survey(
 
 
 def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
-    """Raise if the graph has a node at which a derivative ends; with `twice`, a second derivative."""
+    """Raise if the graph has a node without a derivative or, with `twice`, a second derivative."""
     if found.cuts:
         raise ValueError(
             f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
@@ -114,7 +115,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return the name of the operator that made a node, from the warning that the node gives."""
+    """Return the name of the operator that made a node, from the warning that the node emits."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))
@@ -169,7 +170,7 @@ def unknown_leaves(
     ends: Sequence[torch.Tensor] = (),
     held: bool = False,
 ) -> list[torch.Tensor]:
-    """Return the leaves in which the graph of `tensors` ends, except for `inputs`.
+    """Return the autograd leaves of the graph of `tensors`, except for `inputs`.
 
     Args:
         ends: tensors at which a path ends too.

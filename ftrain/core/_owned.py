@@ -1,4 +1,4 @@
-"""The Python state that some objects own, put back after a call.
+"""Python objects that a call may change, restored after the call.
 
 A model may write to anything that it reaches: count in a dict, grow a list, register a hook, store a
 tensor on its configuration. None of it is part of the training state, so none of it may survive a call.
@@ -34,7 +34,7 @@ class _Watch:
         )
 
     def adopt_plain(self) -> bool:
-        """Accept changes of numbers and strings; return False if there are others."""
+        """Accept changes of numbers and strings; return False if anything else has changed."""
         return (
             not any(self._empty)
             and all(each.same() or each.adopt_plain() for each in self._groups)
@@ -49,7 +49,7 @@ class _Watch:
         return changes
 
     def put_back(self) -> None:
-        """Put everything back, except for changes that raise: `restore` is to find these."""
+        """Restore everything except objects with a `refusal`, which `restore` must report."""
         self.restore_contents()
         for each in self._prints:
             if each.refusal is None and not each.same():
@@ -70,7 +70,7 @@ class _Watch:
 
 
 class Owned:
-    """Objects reachable from some objects, with their contents when last accepted.
+    """Objects reachable from `roots`, with their contents when last accepted.
 
     Args:
         roots: names and objects.
@@ -110,7 +110,7 @@ class Owned:
         self._watch(first)
 
     def look(self) -> None:
-        """Walk again, and compare later calls with the current contents."""
+        """Walk again, and record the current contents for later comparisons."""
         self._watch(self._walk())
 
     def _walk(self) -> Found:
@@ -122,9 +122,9 @@ class Owned:
         self._private, self._open = _Watch(private), _Watch(shared)
 
     def settle(self, private: bool = True) -> bool:
-        """Accept changes made from outside since; return True if new objects were found.
+        """Accept changes made outside of calls; return True if the objects were searched again.
 
-        What only `roots` reach is put back: a backward pass has changed it after the last call.
+        What only `roots` reach is restored: a backward pass has changed it after the last call.
 
         Args:
             private: look at that; a backward pass may have run.
@@ -137,10 +137,10 @@ class Owned:
         return True
 
     def restore(self) -> tuple[list[Change], list[str]]:
-        """Put everything back.
+        """Restore all objects.
 
         Returns:
-            What had changed, and sentences about what cannot be put back.
+            The changes, and a sentence for each change that must raise.
         """
         changes: list[Change] = []
         refusals: list[str] = []
@@ -151,9 +151,9 @@ class Owned:
         return changes, refusals
 
     def restore_contents(self) -> list[Change]:
-        """Put back the contents of containers, instances, closures and classes only."""
+        """Restore the contents of containers, instances, closures and classes only."""
         return [*self._private.restore_contents(), *self._open.restore_contents()]
 
     def path(self, node: Any) -> str:
-        """Return where an object was found, as Python that reaches it."""
+        """Return the Python expression that reaches an object, such as `blocks[0].weight`."""
         return spell(self.found.paths.get(id(node)))

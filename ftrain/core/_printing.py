@@ -58,7 +58,7 @@ def is_quiet() -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Print nothing inside: a body runs again to be differentiated."""
+    """Suppress prints inside the context, in which a body runs again to be differentiated."""
     before, _here.quiet = _here.quiet, True
     try:
         yield
@@ -76,7 +76,7 @@ def show(line: Line, tensors: Sequence[Tensor]) -> None:
 
 
 def record(line: Line, tensors: Sequence[Tensor], *, stays: bool) -> None:
-    """Call the operator that prints a line: now, or when the graph that is being traced runs.
+    """Call the operator that prints a line, now or, in a trace, when the traced graph runs.
 
     Args:
         stays: a graph is being traced, which needs the line later.
@@ -89,7 +89,7 @@ def record(line: Line, tensors: Sequence[Tensor], *, stays: bool) -> None:
 
 
 def chain_prints(graph: fx.GraphModule) -> None:
-    """Let the first output of each body in a graph depend on the prints of that body."""
+    """Make the first output of each body in a graph depend on the prints of that body."""
     for module in graph.modules():
         if not isinstance(module, fx.GraphModule) or module is graph:
             continue

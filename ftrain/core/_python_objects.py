@@ -50,7 +50,7 @@ CODE = (types.FunctionType, staticmethod, classmethod, property, functools.cache
 
 
 def cell_contents(cell: types.CellType) -> Any:
-    """Return the content of a cell; `None` for one that is still empty."""
+    """Return the content of a closure cell; `None` for an empty cell."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -67,7 +67,7 @@ def dict_of(value: Any) -> dict[str, Any] | None:
 
 
 def is_open(cls: type) -> bool:
-    """Return True if instances of a class hold objects that a user put there."""
+    """Return True if instances of a class may hold objects of user code."""
     top = top_package(cls)
     if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
         return True
@@ -87,7 +87,7 @@ def slot_names(cls: type) -> tuple[str, ...]:
 
 
 def data_names(cls: type) -> tuple[str, ...]:
-    """Return the names of a class's data: neither functions nor names of Python's own."""
+    """Return the names of a class's data attributes, without functions and Python's own names."""
     return tuple(
         name
         for name, held in vars(cls).items()
@@ -105,7 +105,7 @@ def names_read(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def names_bound(code: types.CodeType) -> frozenset[str]:
-    """Return the names of a closure that a function, or one inside it, may bind (`nonlocal`)."""
+    """Return the closure variables that a function or a nested function may rebind (`nonlocal`)."""
     bound = {
         instruction.argval
         for instruction in dis.get_instructions(code)
@@ -131,5 +131,5 @@ def top_package(thing: Any) -> str:
 
 
 def brief(key: Any) -> str:
-    """Return a key as a message shows it."""
+    """Format a key for a message."""
     return repr(key) if isinstance(key, (str, int, float, bool, bytes)) else type(key).__name__

@@ -88,7 +88,7 @@ class Class(NamedTuple):
     known: frozenset[str]
 
     def read(self) -> Sequence[Any]:
-        """Return the data by name; `MISSING` for names that are gone."""
+        """Return the data by name; `MISSING` for names that no longer exist."""
         scope = vars(self.cls)
         try:
             return _getter(self.names)(scope)
@@ -137,7 +137,7 @@ class Found:
     _alive: list[Any] = dataclasses.field(default_factory=list)  # so that no id is used again
 
     def split(self, ids: Set[int]) -> tuple[Found, Found]:
-        """Return the objects with these ids, and the others; global names are among the others."""
+        """Return the objects with these ids, and the remaining ones, which include global names."""
         mine, others = Found(), Found()
         for name in _WATCHED:
             for node in getattr(self, name):
@@ -151,7 +151,7 @@ _WATCHED = ("instances", "containers", "cells", "views", "buffers", "generators"
 
 
 def spell(path: Path | None) -> str:
-    """Return a path as Python would write it, without a leading dot.
+    """Format a path as a Python expression, without a leading dot.
 
     >>> spell(((None, ".blocks"), "[0]"))
     'blocks[0]'
@@ -170,7 +170,7 @@ def reach(
     whole_modules: bool = True,
     limit: int | None = None,
 ) -> Found:
-    """Walk from these objects, breadth first.
+    """Return the objects reachable from `roots`, found breadth first.
 
     Args:
         roots: names and objects.
@@ -201,7 +201,7 @@ class _Walk:
         self._registries: set[int] = set()  # of modules: their entries are called like attributes
 
     def meet(self, path: Path, value: Any) -> None:
-        """Queue an object, unless it is known or holds nothing of a user's."""
+        """Queue an object, unless it was queued before or cannot hold user objects."""
         if type(value) in ATOMS or id(value) in self.found.paths:
             return
         self.found.paths[id(value)] = path
@@ -369,7 +369,7 @@ class _Walk:
         self.found.iterators.append(stream)
 
     def nothing(self, path: Path, value: Any) -> None:
-        """Visit an object that holds nothing of a user's."""
+        """Visit an object that holds no user objects."""
 
 
 _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (

@@ -19,7 +19,7 @@ _MOST = 20_000  # frames to add at most: Python's own stack is not unlimited
 
 
 class _Room:
-    """Count of the calls, in any thread, that need a higher limit, and the limit before the first."""
+    """Number of running calls (in all threads) that need a higher limit, and the original limit."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ _room = _Room()
 
 @contextlib.contextmanager
 def deep_enough(depth: int) -> Iterator[None]:
-    """Raise Python's recursion limit while modules are nested this deep, unless that is usual."""
+    """Raise Python's recursion limit inside the context if modules are nested unusually deep."""
     if depth <= _USUAL:
         yield
         return
@@ -67,7 +67,7 @@ def deep_enough(depth: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def limit_restored() -> Iterator[None]:
-    """Restore the recursion limit at the end: inductor raises it to 2,000 and leaves it there (2.13)."""
+    """Restore the recursion limit at the end: inductor leaves it at 2,000 (torch 2.13)."""
     before = _room.usual()
     try:
         yield
@@ -76,7 +76,7 @@ def limit_restored() -> Iterator[None]:
 
 
 def depth_of(module: nn.Module) -> int:
-    """Return the depth to which modules are nested in this one; 1 if it has none."""
+    """Return the nesting depth of a module's submodules; 1 if it has none."""
     depth, level, seen = 0, [module], {id(module)}
     while level:
         depth += 1

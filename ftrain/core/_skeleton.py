@@ -1,4 +1,4 @@
-"""Skeleton of a module: its structure, which takes a state's tensors for the length of one call.
+"""Structure of a module without its tensors; the tensors of a state are installed for one call.
 
 `torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
 (pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
@@ -54,7 +54,7 @@ _STRAY_REMEDY = (
 
 
 class _Outer(NamedTuple):
-    """State that a nested call of the same module has to restore."""
+    """State of an outer call, which a nested call of the same module has to restore."""
 
     slots: list[tuple[Slot, Any]]
     flags: list[tuple[nn.Module, bool]]
@@ -62,7 +62,7 @@ class _Outer(NamedTuple):
 
 
 class Skeleton:
-    """The structure of a module; its tensors are arguments.
+    """Structure of a module whose tensors are arguments of each call.
 
     Args:
         module: a module that the caller gives up: it loses its tensors.
@@ -135,7 +135,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
-        """Install these tensors in the module inside; restore everything at the end.
+        """Install these tensors in the module inside the context; restore the module at its end.
 
         Training mode restores the flags that the module came with (submodules that were frozen in
         eval mode stay so), or `train()` where the whole module came in eval mode.
@@ -172,7 +172,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore the module's state after a backward pass that follows `holding`, as `holding` does."""
+        """Restore the module after a backward pass that follows `holding`, as `holding` does."""
         with self._lock:
             inside = self._depth > 0
             if not inside:
@@ -198,7 +198,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes a context like this `holding` at this moment.
+        """Return a function that makes a context equal to the current `holding`.
 
         A backward pass enters it to compute a checkpointed region again. By then the forward pass may
         have written to its buffers, or `holding` may have ended.
@@ -213,7 +213,7 @@ class Skeleton:
         return holding
 
     def _enter(self) -> _Outer | None:
-        """Restore the module to its state when it was bound."""
+        """Restore the module to its state when it was bound; return the state of an outer call."""
         if not self._depth:
             self._settle()
             return None
@@ -228,7 +228,11 @@ class Skeleton:
             self._place()
 
     def _leave(self, outer: _Outer | None) -> tuple[list[Change], list[str]]:
-        """Restore the module to its state before the call; return the changes, restored and not."""
+        """Restore the module to its state before the call.
+
+        Returns:
+            The changes that were undone, and a sentence for each change that must raise.
+        """
         changes, refusals = self._put_back()
         if outer is not None:
             for change in outer.changes:
@@ -253,14 +257,14 @@ class Skeleton:
                 found[slot.name] = slot.holder[slot.key]
                 if not isinstance(found[slot.name], torch.Tensor):
                     raise ImpureFunctionError(
-                        f"the model set its buffer {slot.name!r} to {found[slot.name]!r} during a "
-                        "forward pass; a buffer stays a tensor of one shape. Fill it instead: "
-                        "torch.zeros_like(...)."
+                        f"the buffer {slot.name!r}: expected a tensor after a forward pass, got "
+                        f"{found[slot.name]!r}, which the model assigned. Assign a tensor of the "
+                        "buffer's shape, such as torch.zeros_like(...)."
                     )
         return {name: found[name] for name in names}
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
-        """Return `params` and `buffers` by name; raise unless they fit this module."""
+        """Merge `params` and `buffers` into one dict; raise unless they fit this module."""
         for kind, given, names in (
             ("params", params, self.trainable),
             ("buffers", buffers, self.carried),
@@ -282,13 +286,14 @@ class Skeleton:
             for name, expected in self._shapes:
                 if tensors[name].shape != expected:
                     raise ValueError(
-                        f"{name!r} has shape {tuple(tensors[name].shape)}, but {tuple(expected)} in "
-                        f"{type(self.module).__name__}: the state belongs to another model"
+                        f"{name!r}: expected shape {tuple(expected)}, as in "
+                        f"{type(self.module).__name__}, got {tuple(tensors[name].shape)}: the state "
+                        "belongs to another model. Make one with the init_state of this model."
                     )
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise for changes that the restored module does not account for."""
+        """Raise if a call registered, removed or first set a tensor, or made a refused change."""
         for node, keys, values, _ in changes:
             prefix = self._registries.get(id(node))
             if prefix is None or keys is None:

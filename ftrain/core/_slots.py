@@ -38,7 +38,7 @@ class Slot(NamedTuple):
 
 
 class _Cell:
-    """The cell of a closure as a holder."""
+    """Closure cell as the holder of a `Slot`."""
 
     def __init__(self, cell: types.CellType) -> None:
         self._cell = cell
@@ -51,7 +51,7 @@ class _Cell:
 
 
 class _Instance:
-    """An instance with `__slots__` as a holder."""
+    """Instance with `__slots__` as the holder of a `Slot`."""
 
     def __init__(self, instance: Any) -> None:
         self._instance = instance
@@ -100,7 +100,7 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
 
 
 def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
-    """Raise if a hook captures one of these tensors, in whose place the state's cannot be put.
+    """Raise if a hook captures one of these tensors, since the state's cannot replace it there.
 
     Raises:
         ValueError: with the names of the hook's parameter and of the captured tensor.
@@ -111,7 +111,7 @@ def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
             if id(tensor) in owned:
                 raise ValueError(
                     f"a hook of the parameter {name!r} captures a tensor of the module itself "
-                    f"(`{spell(path)}`), which does not follow the state. Hand over a function that "
+                    f"(`{spell(path)}`), which does not follow the state. Pass a function that "
                     "builds the module and registers the hook: make_steps(lambda: Net(...), ...)."
                 )
 
@@ -124,12 +124,16 @@ def _refuse_fixed(value: Any, names: Mapping[int, str], attribute: str) -> None:
         for item in value:
             if isinstance(item, torch.Tensor) and id(item) in names:
                 raise ValueError(
-                    f"the attribute {attribute!r} holds {names[id(item)]!r} in a "
-                    f"{type(value).__name__}, where the state's tensor cannot be put in its place. "
-                    "Use a list."
+                    f"the attribute {attribute!r}: expected parameters and buffers in a list or dict, "
+                    f"got {names[id(item)]!r} in a {type(value).__name__}, whose items cannot be "
+                    "replaced by the state's tensors. Use a list."
                 )
             if isinstance(item, (list, dict, tuple)) and _holds(item, names):
-                raise ValueError(f"{attribute!r} nests parameters in a tuple; use lists")
+                raise ValueError(
+                    f"the attribute {attribute!r}: expected parameters and buffers in lists or dicts, "
+                    f"got them nested in a {type(value).__name__}, whose items cannot be replaced by "
+                    "the state's tensors. Use lists."
+                )
 
 
 def _holds(value: Any, names: Mapping[int, str]) -> bool:

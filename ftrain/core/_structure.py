@@ -37,7 +37,7 @@ def fill(module: nn.Module, tensors: Tensors) -> None:
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Build a second model, to find what two have in common; on the meta device if possible."""
+    """Build a second model, on the meta device if possible, to find the objects that both share."""
     try:
         with torch.device("meta"):
             return factory()
@@ -46,7 +46,7 @@ def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def is_shared(built: nn.Module, again: nn.Module) -> bool:
-    """Return True if a model function returns a module that it does not build."""
+    """Return True if two results of a model function share a module, parameter or buffer."""
     mine = {id(x) for x in (*built.modules(), *built.parameters(), *built.buffers())}
     return any(id(x) in mine for x in (*again.modules(), *again.parameters(), *again.buffers()))
 
@@ -78,7 +78,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """Return a deep copy whose tensors have no memory: the memo marks them as copied already."""
+    """Return a deep copy of a module whose tensors are on the meta device, without memory."""
     memo: dict[int, Any] = {id(t): hollow(t) for t in named_tensors(module).values()}
     try:
         return copied(module, memo)
@@ -107,7 +107,7 @@ def named_tensors(module: nn.Module) -> Tensors:
 
 
 def refuse_overlap(tensors: Tensors) -> None:
-    """Raise if two tensors overlap in memory: in a state they would become independent."""
+    """Raise if two tensors share memory, since a state stores each as an independent tensor."""
     spans = sorted(
         (t.untyped_storage().data_ptr(), t.storage_offset() * t.element_size(), t.nbytes, name)
         for name, t in tensors.items()
@@ -116,8 +116,8 @@ def refuse_overlap(tensors: Tensors) -> None:
     for (storage, start, size, name), (other, begin, _, second) in itertools.pairwise(spans):
         if storage == other and begin < start + size:
             raise ValueError(
-                f"{name!r} and {second!r} are views of one piece of memory. Register one of them and "
-                "compute the other from it, or tie them as one object."
+                f"{name!r} and {second!r}: expected tensors in separate memory, got overlapping views. "
+                "Register one of them and compute the other from it, or tie them as one object."
             )
 
 
@@ -126,5 +126,5 @@ def refuse_lazy(module: nn.Module) -> None:
         if is_lazy(tensor):
             raise ValueError(
                 f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
-                "batch through the model before handing it over, or use the layer that is not lazy."
+                "batch through the model before passing it on, or use the layer that is not lazy."
             )

@@ -80,7 +80,7 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def fake_mode() -> FakeTensorMode:
-    """Return a mode that computes shapes only (2.0 and later); it converts real tensors that it meets.
+    """Return a mode that computes shapes only, of real tensors too (torch 2.0 and later).
 
     Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
     """
@@ -96,12 +96,12 @@ def fake_mode() -> FakeTensorMode:
 
 
 def is_faking() -> bool:
-    """Return True while operators compute shapes only (`detect_fake_mode`, 2.0 and later)."""
+    """Return True while operators compute shapes only (`detect_fake_mode`, torch 2.0 and later)."""
     return detect_fake_mode() is not None
 
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """Return the graph of the operators that `fn` runs on fake tensors (`make_fx`, 2.0 and later)."""
+    """Return the graph of operators that `fn` runs on fake tensors (`make_fx`, torch 2.0 and later)."""
     # Errors in the user's code are raised, and need not be logged as well.
     with silent("torch._subclasses.fake_tensor"):
         return make_fx(fn, _REWRITTEN, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
@@ -111,7 +111,7 @@ def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
     """Keep the device of a copy that torch makes where it adds a zero derivative to a tensor.
 
     Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
-    shape (2.13). Only this call from C++ gives a layout too.
+    shape (torch 2.13). Only this call from C++ gives a layout too.
     """
     device, layout = kwargs.get("device"), kwargs.get("layout")
     if device is None or device.type != "meta" or layout is None or x.device.type == "meta":
@@ -123,24 +123,24 @@ _REWRITTEN = {torch.ops.aten._to_copy.default: _copy_of_zero_sum}
 
 
 def is_recorded(tensor: torch.Tensor) -> bool:
-    """Return True if the current trace computed this tensor: neither an input nor from outside."""
+    """Return True if the current trace computed this tensor (not an input, not from outside)."""
     mode = get_proxy_mode()
     proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
     return proxy is not None and proxy.proxy.node.op != "placeholder"
 
 
 def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
-    """Make a trace take a tensor for another that it has computed (2.3 and later)."""
+    """Make a trace treat `tensor` as the result `other` that it computed (torch 2.3 and later)."""
     mode = get_proxy_mode()
     assert mode is not None
     mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[other]
 
 
 def without_modes_below(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Call `fn`; function modes do not see what torch does below the dispatcher.
+    """Wrap `fn` so that function modes do not see what torch calls below the dispatcher.
 
     A function mode that stands around a backward pass sees the Python of fake kernels and of the tracer
-    (2.13: `torch.empty_strided` in `extract_val`), and would key memory that belongs to neither.
+    (torch 2.13: `torch.empty_strided` in `extract_val`), and would key memory that belongs to neither.
     """
 
     @functools.wraps(fn)
@@ -156,7 +156,7 @@ class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __i
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Return True: Dynamo, which torch's loops call, compiles under such modes (2.8 and later)."""
+        """Return True, so that Dynamo, which torch's loops call, compiles (torch 2.8 and later)."""
         return True
 
     def __torch_dispatch__(
@@ -184,18 +184,18 @@ def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
 
 
 def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor inside the wrapper of one transform of torch.func (2.0 and later)."""
+    """Return the tensor inside the wrapper of one transform of torch.func (torch 2.0 and later)."""
     inner: torch.Tensor = torch._C._functorch.get_unwrapped(tensor)
     return inner
 
 
 def is_forward_mode() -> bool:
-    """Return True inside `torch.autograd.forward_ad.dual_level` (1.11 and later)."""
+    """Return True inside `torch.autograd.forward_ad.dual_level` (torch 1.11 and later)."""
     return torch.autograd.forward_ad._current_level >= 0
 
 
 def is_dual(tensor: torch.Tensor) -> bool:
-    """Return True if a tensor has a forward-mode tangent (1.11 and later)."""
+    """Return True if a tensor has a forward-mode tangent (torch 1.11 and later)."""
     if not is_forward_mode():
         return False
     unpacked: Any = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
@@ -203,14 +203,14 @@ def is_dual(tensor: torch.Tensor) -> bool:
 
 
 def sequence_number() -> int:
-    """Return the number of the next autograd node of this thread (2.1 and later; 0 without it)."""
+    """Return the number of the next autograd node of this thread (torch 2.1 and later; else 0)."""
     number = getattr(torch.autograd, "_get_sequence_nr", None)
     return 0 if number is None else int(number())
 
 
 @contextlib.contextmanager
 def recurrent_kernels(device_type: str) -> Iterator[None]:
-    """Run recurrent layers by torch's own kernels where oneDNN has none for the CPU (2.13).
+    """Run recurrent layers with torch's own CPU kernels where oneDNN has none (torch 2.13).
 
     For float16 autocast, and without AVX-512 for bfloat16, it raises "could not create a primitive
     descriptor"; for a gradient inside vmap "Expected a proper Tensor but got None ... 'workspace'".
@@ -253,19 +253,19 @@ def _bfloat16_lstm() -> bool:
 
 
 def inside_functorch() -> str | None:
-    """Return the name of the innermost functorch transform that is running (2.0 and later)."""
+    """Return the name of the innermost functorch transform that is running (torch 2.0 and later)."""
     top = torch._C._functorch.peek_interpreter_stack()
     return None if top is None else str(top.key()).rpartition(".")[2].lower()
 
 
 def inside_vmap() -> bool:
-    """Return True if one of the functorch transforms that are running is vmap (2.0 and later)."""
+    """Return True if one of the functorch transforms that are running is vmap (torch 2.0 and later)."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(each.key() == torch._C._functorch.TransformType.Vmap for each in stack)
 
 
 def is_wrapped(tensor: torch.Tensor) -> bool:
-    """Return True for a tensor under a functorch transform (2.0 and later)."""
+    """Return True for a tensor in the wrapper of a functorch transform (torch 2.0 and later)."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
@@ -275,20 +275,20 @@ _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
 
 
 def of_same_bits(integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """View integers as another dtype of their width; cast in a vmap of torch 2.11, which lacks views."""
+    """View integers as a dtype of the same width; cast them in a vmap of torch 2.11 (it lacks views)."""
     if _VIEW_MAPS or torch.compiler.is_dynamo_compiling() or inside_functorch() is None:
         return integers.view(dtype)
     return integers.to(dtype)
 
 
 def function_modes() -> list[Any]:
-    """Return the active TorchFunctionModes (2.0 and later), outermost first."""
+    """Return the active TorchFunctionModes (torch 2.0 and later), outermost first."""
     stack: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
     return list(stack())
 
 
 def function_mode_depth() -> int:
-    """Return the number of active TorchFunctionModes: 0.1 µs (2.0 and later)."""
+    """Return the number of active TorchFunctionModes: 0.1 µs (torch 2.0 and later)."""
     return torch._C._len_torch_function_stack()
 
 
@@ -296,7 +296,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def value_at_hand(flag: torch.Tensor) -> bool | None:
-    """Return the value of a bool; `None` if it has none, or if reading it waits for a device."""
+    """Return the value of a bool tensor; `None` without a value, or if reading it waits for a device."""
     if (
         type(flag) is not torch.Tensor
         or flag.device.type != "cpu"
@@ -308,7 +308,7 @@ def value_at_hand(flag: torch.Tensor) -> bool | None:
 
 
 def unwatched() -> contextlib.AbstractContextManager[Any]:
-    """Hide calls inside from every TorchFunctionMode (1.13 and later): saves 1 µs a call.
+    """Disable every TorchFunctionMode inside the context (torch 1.13 and later): saves 1 µs a call.
 
     For reading attributes of tensors and for detaching them, which draw nothing.
     """
@@ -316,7 +316,7 @@ def unwatched() -> contextlib.AbstractContextManager[Any]:
 
 
 def any_autocast() -> bool:
-    """Return True if autocast is on for any device: 0.1 µs (2.1 and later)."""
+    """Return True if autocast is on for any device: 0.1 µs (torch 2.1 and later)."""
     return torch._C._is_any_autocast_enabled()
 
 
@@ -330,7 +330,7 @@ def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Turn autocast off on every device (2.1 and later): a traced graph contains its casts."""
+    """Turn autocast off on every device (torch 2.1 and later): a traced graph contains its casts."""
     return torch._C._DisableAutocast()
 
 
@@ -358,7 +358,7 @@ def autocast_now() -> Callable[[], contextlib.AbstractContextManager[Any]]:
 
 @contextlib.contextmanager
 def interning() -> Iterator[None]:
-    """Turn autocast's cache of cast weights off: it must not keep the fake tensors of a trace."""
+    """Turn off autocast's cache of cast weights, which would keep the fake tensors of a trace."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -369,7 +369,7 @@ def interning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def aside() -> Iterator[FakeTensorMode]:
-    """Run operators inside a trace without recording (2.0 and later); yield the trace's fake mode."""
+    """Run operators in a trace without recording them (torch 2.0 and later); yield the fake mode."""
     mode = detect_fake_mode()
     assert isinstance(mode, FakeTensorMode)
     with disable_proxy_modes_tracing():
@@ -377,13 +377,13 @@ def aside() -> Iterator[FakeTensorMode]:
 
 
 def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """Trace inside another trace, whose tensors become constants (2.1 and later)."""
+    """Trace inside another trace, whose tensors become constants (torch 2.1 and later)."""
     options: Any = {"_allow_non_fake_inputs": True, "_allow_fake_constant": True}
     return make_fx(fn, _REWRITTEN, tracing_mode="real", **options)(*fakes)
 
 
 def nodes_ever(graph: fx.Graph) -> list[fx.Node]:
-    """Return a graph's nodes, and the erased ones that it keeps for their names (2.0 and later)."""
+    """Return a graph's nodes, and erased ones whose names it keeps (torch 2.0 and later)."""
     names = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", ())
     return [*graph.nodes, *(node for node in names if isinstance(node, fx.Node))]
 
@@ -400,7 +400,7 @@ def silent(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_compiled() -> Iterator[None]:
-    """Make torch's optimizers keep numbers on the device, as in compiled code (2.1 and later)."""
+    """Make torch's optimizers keep numbers on the device, as in compiled code (torch 2.1 and later)."""
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
     try:
@@ -410,7 +410,7 @@ def as_compiled() -> Iterator[None]:
 
 
 def with_autograd() -> contextlib.AbstractContextManager[Any]:
-    """Turn autograd on in an operator's kernel, where the dispatcher excludes it (1.13 and later)."""
+    """Turn on autograd in an operator's kernel, where it is excluded (torch 1.13 and later)."""
     left_out = torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradMPS", "AutogradOther"):
         left_out = left_out.remove(getattr(torch._C.DispatchKey, name))

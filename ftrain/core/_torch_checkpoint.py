@@ -1,4 +1,4 @@
-"""Private torch APIs that recompute a checkpointed region in contexts of ours.
+"""Private torch APIs that recompute a checkpointed region in contexts of ftrain.
 
 `torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and keeps the function that
 a backward pass calls to compute the region again in a `_CheckpointFrame`. Inside of `around_regions`:
@@ -55,7 +55,7 @@ def around_regions(again: Again) -> Iterator[None]:
 
 
 def contexts_now() -> Callable[[], AbstractContextManager[None]]:
-    """Start a region: return a function that makes the context to compute it again in."""
+    """Start a region; return a function that makes the context in which to recompute it."""
     contexts = [again() for again in _active.again]
     return lambda: _entered(contexts)
 
@@ -69,7 +69,7 @@ def _entered(contexts: list[Callable[[], AbstractContextManager[Any]]]) -> Itera
 
 
 class _Recompute:
-    """The function that computes a region again, in the contexts of its forward pass."""
+    """Function that recomputes a region in the contexts of its forward pass."""
 
     def __init__(
         self,

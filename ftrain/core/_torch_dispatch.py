@@ -68,28 +68,28 @@ backward_pass = torch._C._current_graph_task_id
 
 
 def in_gradient_transform() -> bool:
-    """Return True if a `torch.func.grad` or vjp is running (2.0 and later)."""
+    """Return True if a `torch.func.grad` or vjp is running (torch 2.0 and later)."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(each.key() == torch._C._functorch.TransformType.Grad for each in stack)
 
 
 def dispatch_depth() -> int:
-    """Return the number of active TorchDispatchModes (2.0 and later)."""
+    """Return the number of active TorchDispatchModes (torch 2.0 and later)."""
     return torch._C._len_torch_dispatch_stack()
 
 
 def runs_by_others(kind: type) -> bool:
-    """Return True if a class of tensors has a `__torch_dispatch__` of its own (2.0 and later)."""
+    """Return True if a class of tensors has a `__torch_dispatch__` of its own (torch 2.0 and later)."""
     own = getattr(kind, "__torch_dispatch__", None)
     ordinary = (None, torch.Tensor.__torch_dispatch__, torch._C._disabled_torch_dispatch_impl)
     return own not in ordinary
 
 
 def schema_of(operator: Any) -> Any:
-    """Return the schema of an operator; `None` for another callable (1.13 and later)."""
+    """Return the schema of an operator; `None` for another callable (torch 1.13 and later)."""
     return getattr(operator, "_schema", None)
 
 
 def names_of(operator: Any) -> tuple[str, str]:
-    """Return the names of an `OpOverload` and of its overload (1.13 and later)."""
+    """Return the names of an `OpOverload` and of its overload (torch 1.13 and later)."""
     return operator._opname, operator._overloadname

@@ -32,7 +32,7 @@ _installed: list[_Default] = []  # one for each context that is entered, of any 
 
 
 class _Default:
-    """`Distribution._validate_args`, False in threads that are inside of `without_validation`."""
+    """Value of `Distribution._validate_args`: False in threads inside of `without_validation`."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
@@ -42,7 +42,7 @@ class _Default:
 
 
 def validation_default() -> bool:
-    """Return True if distributions validate their arguments by default (1.8 and later)."""
+    """Return True if distributions validate their arguments by default (torch 1.8 and later)."""
     return Distribution._validate_args
 
 
@@ -51,7 +51,7 @@ def without_validation() -> Iterator[None]:
     """Turn off the default validation of distributions' arguments, which reads their values.
 
     The default of the process is the same afterwards: the first use of Dynamo, in a trace or by
-    inductor, would switch it off for good. (`Distribution._validate_args`: 1.8 and later.)
+    inductor, would switch it off for good. (`Distribution._validate_args`: torch 1.8 and later.)
     """
     with _lock:
         default = _installed[-1] if _installed else _Default(Distribution._validate_args)
@@ -71,7 +71,7 @@ def without_validation() -> Iterator[None]:
 
 
 def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that function modes see."""
+    """Wrap a function so that function modes see its calls."""
 
     @functools.wraps(function)
     def called(*args: Any) -> Any:
@@ -84,10 +84,10 @@ def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def dirichlet_sampler() -> Callable[..., Any]:
-    """Return `Dirichlet.rsample` below its shapes, as a function that function modes see.
+    """Return the sampler that `Dirichlet.rsample` calls, as a function that function modes see.
 
     Its autograd function runs under no transform of torch.func, so it must be replaced and not entered.
-    (`torch.distributions.dirichlet._Dirichlet`: 0.4 and later.)
+    (`torch.distributions.dirichlet._Dirichlet`: torch 0.4 and later.)
     """
     sampler = _overridable(dirichlet._Dirichlet.apply)
     dirichlet._Dirichlet.apply = staticmethod(sampler)  # type: ignore[method-assign]
@@ -96,9 +96,10 @@ def dirichlet_sampler() -> Callable[..., Any]:
 
 @functools.cache
 def von_mises_sampler() -> Callable[..., Any]:
-    """Return `VonMises.sample` below its shapes, `(loc, concentration, proposal_r, x)`, likewise.
+    """Return the sampler that `VonMises.sample` calls, as a function that function modes see.
 
-    It draws in a loop that ends by a value. (`von_mises._rejection_sample`: 1.5 and later.)
+    Its arguments are `(loc, concentration, proposal_r, x)`. It draws in a loop that ends by a value.
+    (`von_mises._rejection_sample`: torch 1.5 and later.)
     """
     sampler = _overridable(von_mises._rejection_sample)
     von_mises._rejection_sample = sampler

@@ -15,7 +15,7 @@ __all__ = ["fake_kernels"]
 
 @contextlib.contextmanager
 def fake_kernels() -> Iterator[None]:
-    """Give fake tensors these shapes and strides inside (`op_implementations_dict`, 2.2 and later).
+    """Use these fake kernels inside the context (`op_implementations_dict`, torch 2.2 and later).
 
     An operator that is in the table of Python kernels for meta tensors is not decomposed before its
     kernel is looked up. Without the dict, the operators are what torch makes of them.
@@ -37,7 +37,7 @@ def fake_kernels() -> Iterator[None]:
 
 
 def _forget(operators: Any) -> None:
-    """Drop the cached results of these operators: torch has one cache for all fake modes."""
+    """Drop the cached results of these operators from the cache that all fake modes share."""
     cache: dict[Any, Any] = getattr(fake_tensor.FakeTensorMode, "cache", {})
     for key in [key for key in cache if key.key[0] in operators]:
         cache.pop(key, None)
@@ -57,7 +57,7 @@ def _kernels() -> dict[Any, Any]:
 def _softplus_backward(
     mode: Any, func: Any, grad: torch.Tensor, x: torch.Tensor, beta: float, threshold: float
 ) -> torch.Tensor:
-    """Return a tensor with a binary operator's strides; torch's kernel takes those of `x` (2.13)."""
+    """Return a tensor with a binary operator's strides; torch's own has those of `x` (torch 2.13)."""
     with mode:
         return grad * x
 
@@ -77,10 +77,10 @@ def _batch_norm_backward(
 
 
 def _in_format(mode: Any, x: torch.Tensor, first: torch.Tensor | None, others: Any) -> Any:
-    """Lay out what batch normalization computes as its CPU kernels do: in the memory format of `x`.
+    """Lay out batch normalization's outputs in the memory format of `x`, as its CPU kernels do.
 
     That is contiguous where `x` has the strides of no format. Torch's fake kernels take the strides of
-    `x`, and backward those of the gradient (2.13). A product may sum in another order for each.
+    `x`, and backward those of the gradient (torch 2.13). A product may sum in another order for each.
     """
     if first is not None and x.device.type == "cpu":
         wanted = torch.contiguous_format
@@ -103,7 +103,7 @@ def _grouped_mm(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Return the result's shape of a mixture of experts; torch's kernel takes bfloat16 only (2.13).
+    """Return the fake result of `_grouped_mm`; torch's own takes only bfloat16 (torch 2.13).
 
     Rows of the result begin at multiples of 16 bytes.
     """

@@ -40,7 +40,7 @@ _kept: list[torch.library.Library] = []
 def inductor_compile(
     graph: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None, config: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Compile one graph into one function (`standalone_compile`, 2.8 and later)."""
+    """Compile one graph into one function (`standalone_compile`, torch 2.8 and later)."""
     import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
 
     # Our own guard checks sizes and strides before every call: this saves 0.25 µs an input.
@@ -79,7 +79,7 @@ def inductor_compile(
 
 @functools.cache
 def keep_layouts() -> None:
-    """Let inductor keep the layouts of factorized matrices (`add_layout_constraint`, 2.0 and later).
+    """Make inductor keep layouts of factorized matrices (`add_layout_constraint`, torch 2.0 and later).
 
     The derivative that was traced solves with the factors of the matrix or of its transpose, as the
     layout in the trace says. Inductor chooses layouts of its own: the gradient was another one (2.13).
@@ -94,7 +94,7 @@ def cpp_compilers() -> tuple[str, ...] | None:
     """Return the compilers that inductor would try for the CPU, in order; `None` if unknown.
 
     They are unknown if inductor would download one, or generates code in another way.
-    (`config.cpp.cxx`: 2.0 and later; `config.cpu_backend`: 2.5 and later.)
+    (`config.cpp.cxx`: torch 2.0 and later; `config.cpu_backend`: torch 2.5 and later.)
     """
     from torch._inductor import config  # noqa: PLC0415  costs two seconds
 
@@ -113,7 +113,7 @@ def first_run(
 
     AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
     observed to pass on the same input and output objects, and there is a CPU only, `code` does the same
-    without them. (`CompiledFxGraph.current_callable`, 2.1 and later.)
+    without them. (`CompiledFxGraph.current_callable`, torch 2.1 and later.)
     """
     from torch._inductor import output_code  # noqa: PLC0415  costs a second
 
@@ -151,7 +151,7 @@ def _skips_compiler_probe(config: Any) -> bool:
 
     That takes 7 s from an empty cache. On x86-64 the processor's own word decides which vector
     instructions are used, and every compiler of the last ten years supports those; one that does not
-    fails, and then the probe is made after all. (`cpp.vec_isa_ok`: 2.0 and later.)
+    fails, and then the probe is made after all. (`cpp.vec_isa_ok`: torch 2.0 and later.)
     """
     usual = sys.platform == "linux" and platform.machine() == "x86_64"
     return usual and getattr(config.cpp, "vec_isa_ok", True) is None
@@ -188,7 +188,7 @@ def _product_operator(linear: Any) -> Any:
 
 @functools.cache
 def is_amd_with_avx512() -> bool:
-    """Return True for a processor whose AVX-512 MKL does not use."""
+    """Return True on an AMD processor with AVX-512, on which MKL does not use AVX-512."""
     if (
         not sys.platform.startswith("linux")
         or "AVX512" not in torch.backends.cpu.get_cpu_capability()

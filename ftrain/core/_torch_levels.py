@@ -1,8 +1,8 @@
-"""Private torch APIs that take tensors out of the transforms of torch.func that run, and back in.
+"""Private torch APIs that unwrap tensors from the running torch.func transforms and wrap them again.
 
 An operator that runs traced bodies is recorded below the transforms, where a tensor has its mapped
 dimensions as ordinary ones and its tangent beside it. (`torch._C._functorch`,
-`torch._functorch.pyfunctorch`: 2.0 and later; `temporarily_clear_interpreter_stack`: 2.3.)
+`torch._functorch.pyfunctorch`: torch 2.0 and later; `temporarily_clear_interpreter_stack`: torch 2.3.)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ above = temporarily_restore_interpreter_stack
 
 
 def is_transformed() -> bool:
-    """Return True under torch.func transforms and in forward mode: operators with bodies have no rule.
+    """Return True under torch.func transforms and in forward mode, where loops and branches lack rules.
 
     A dual tensor would lose its tangent in one.
     """
@@ -50,12 +50,12 @@ def is_transformed() -> bool:
 
 
 def n_mapped() -> int:
-    """Return the number of `torch.vmap` transforms that are running."""
+    """Return the number of running `torch.vmap` transforms."""
     return sum(each.key() == _VMAP for each in _functorch.get_interpreter_stack() or ())
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
-    """Return True if a `torch.vmap` that is running maps over a tensor."""
+    """Return True if a running `torch.vmap` maps over a tensor."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
             return True
@@ -64,7 +64,7 @@ def is_batched(tensor: torch.Tensor) -> bool:
 
 
 def mapped_dim(tensor: torch.Tensor) -> int | None:
-    """Return the dimension that a vmap maps over, of the tensor inside; `None` for another wrapper."""
+    """Return the dimension of the wrapped tensor that a vmap maps over; `None` for other wrappers."""
     if not _functorch.is_batchedtensor(tensor):
         return None
     return int(_functorch.maybe_get_bdim(tensor))
@@ -106,7 +106,7 @@ def lower(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def lift(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the tensor of which `lower` gives these."""
+    """Wrap plain tensors again: the inverse of `lower`."""
     stack = _functorch.get_interpreter_stack()
     if not stack:
         (tensor,) = parts

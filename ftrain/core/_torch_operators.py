@@ -26,7 +26,7 @@ def scan_operator(
     xs: Sequence[torch.Tensor],
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Record a loop as one operator (2.6 and later); return the last carry, then the stacked ys.
+    """Record a loop as one operator (torch 2.6 and later); return the last carry, then the stacked ys.
 
     It needs something to carry and something to iterate over.
     """
@@ -43,7 +43,7 @@ def cond_operator(
     left: fx.GraphModule,
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Record a branch as one operator (2.4 and later); `torch.cond` would trace its graphs once more."""
+    """Record a branch as one operator (torch 2.4 and later); `torch.cond` would trace it once more."""
     return list(cond_op(predicate, taken, left, tuple(own_memory(list(operands), ()))))
 
 
@@ -53,7 +53,7 @@ def while_loop_operator(
     carry: Sequence[torch.Tensor],
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Record a loop that ends by a value as one operator (2.3 and later)."""
+    """Record a loop with a data-dependent end as one operator (torch 2.3 and later)."""
     # Its kernel reads the condition as a tensor and the carry as a tuple.
     for graph in (condition, body):
         node = graph.graph.output_node()
@@ -69,7 +69,7 @@ def while_loop_operator(
 def _apart(
     carry: Sequence[torch.Tensor], captured: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Copy the tensors that share memory with another one: a carry, rather than a captured tensor.
+    """Copy tensors that share memory with another one, preferably carries to captured tensors.
 
     The operators trace their bodies once more, with the tensors that they are given (2.13: they mean to
     clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places becomes one

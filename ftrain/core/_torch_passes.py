@@ -1,4 +1,4 @@
-"""Private API of inductor: the base class of passes over its graphs (2.5 and later).
+"""Private API of inductor: the base class of passes over its graphs (torch 2.5 and later).
 
 In a file of its own because importing inductor takes a second, which only compiled steps need.
 """

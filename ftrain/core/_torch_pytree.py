@@ -1,4 +1,4 @@
-"""Private torch API: `torch.utils._pytree`, the trees of torch's transforms (2.2 and later)."""
+"""Private torch API: `torch.utils._pytree`, the trees of torch's transforms (torch 2.2 and later)."""
 
 from torch.utils._pytree import (
     SUPPORTED_NODES,

@@ -35,12 +35,12 @@ MODULE_CALL = nn.Module._call_impl.__code__
 
 
 def version(tensor: torch.Tensor) -> int:
-    """Return the number of writes to a tensor (0.4 and later); inference tensors raise."""
+    """Return the number of writes to a tensor (torch 0.4 and later); inference tensors raise."""
     return tensor._version
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """Return the identity of a tensor's storage (`untyped_storage`, 2.0 and later).
+    """Return the identity of a tensor's storage (`untyped_storage`, torch 2.0 and later).
 
     Unlike the address of its memory, fake tensors have one too. Wrapped tensors raise.
     """
@@ -48,31 +48,31 @@ def storage_id(tensor: torch.Tensor) -> int:
 
 
 def is_zero_tensor(tensor: torch.Tensor) -> bool:
-    """Return True for a tensor of zeros without memory (1.11 and later)."""
+    """Return True for a tensor of zeros without memory (torch 1.11 and later)."""
     return tensor._is_zerotensor()
 
 
 def gradient_hooks(tensor: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
-    """Return the dict in which `register_hook` keeps a tensor's hooks (0.4 and later)."""
+    """Return the dict in which `register_hook` keeps a tensor's hooks (torch 0.4 and later)."""
     hooks: Any = tensor._backward_hooks
     return hooks  # type: ignore[no-any-return]
 
 
 def has_accumulation_hooks(tensor: torch.Tensor) -> bool:
-    """Return True if `register_post_accumulate_grad_hook` was called (2.1 and later)."""
+    """Return True if `register_post_accumulate_grad_hook` was called (torch 2.1 and later)."""
     return bool(tensor._post_accumulate_grad_hooks)
 
 
 def node_number(node: Any) -> int:
-    """Return the number of an autograd node, which grows within a thread (1.12 and later)."""
+    """Return the number of an autograd node, which grows within a thread (torch 1.12 and later)."""
     return int(node._sequence_nr())
 
 
 def forward_class(node: Any) -> Any:
-    """Return the `torch.autograd.Function` of a node or of its class (1.0 and later)."""
+    """Return the `torch.autograd.Function` of a node or of its class (torch 1.0 and later)."""
     return node._forward_cls
 
 
 def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the dicts of a module's own parameters, buffers and children (1.0 and later)."""
+    """Return the dicts of a module's own parameters, buffers and children (torch 1.0 and later)."""
     return module._parameters, module._buffers, module._modules

@@ -1,4 +1,4 @@
-"""A branch as one operator of a traced graph, and its derivative: a branch between derivatives.
+"""Branch as one operator of a traced graph; its derivative is a branch between derivatives.
 
 Read next: `_traced_derivative.py`, the derivative of one side.
 """
@@ -48,7 +48,7 @@ def traced_branch(
 
 @dataclasses.dataclass(frozen=True)
 class _Branch:
-    """A branch to record; an `Operator`."""
+    """The `Operator` of a branch."""
 
     predicate: torch.Tensor
     sides: list[Flat]

@@ -35,7 +35,7 @@ class Operator(Protocol):
     """An operator of a traced graph.
 
     Attributes:
-        inputs: the tensors to differentiate by, those that its bodies capture included.
+        inputs: the tensors to differentiate with respect to, including those that its bodies capture.
         graded: for each output, True if it requires a gradient.
     """
 
@@ -53,11 +53,11 @@ class Operator(Protocol):
     def pull(
         self, saved: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
-        """Return the gradient by each input."""
+        """Return the gradient with respect to each input."""
 
 
 def differentiable(operator: Operator) -> list[torch.Tensor]:
-    """Run an operator; return its outputs, which autograd follows where they require a gradient."""
+    """Run an operator; return its outputs, tracked by autograd where they require a gradient."""
     if not any(operator.graded):
         with torch.no_grad():
             return operator.run()
@@ -94,14 +94,14 @@ def vjp(
     followed: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Return the gradients of `fn(*inputs)` by its graded inputs, then by tensors that it captures.
+    """Return the gradients with respect to the graded inputs of `fn`, then to tensors that it captures.
 
     Each is the partial derivative: a captured tensor that was computed from another one, outside of
     `fn`, counts as independent of it.
 
     Args:
-        graded: for each input, True if it is differentiated by.
-        followed: captured tensors to differentiate by.
+        graded: for each input, True if its gradient is computed.
+        followed: captured tensors whose gradients are computed.
         cotangents: for each output, the cotangent, or `None` if there is none.
     """
     keep = torch.is_grad_enabled()
@@ -135,7 +135,7 @@ def vjp(
 
 @contextlib.contextmanager
 def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Stop backward passes at these tensors."""
+    """Stop backward passes at these tensors inside the context."""
     outputs: dict[Any, set[int]] = defaultdict(set)
     for tensor in tensors:
         if tensor.grad_fn is not None:

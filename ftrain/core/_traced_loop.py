@@ -1,4 +1,4 @@
-"""A loop as one operator of a traced graph, and its derivative: the loop backwards.
+"""Loop as one operator of a traced graph; its derivative is a loop in reverse order.
 
 Read next: `_traced_derivative.py`, the derivative of one iteration.
 """
@@ -64,7 +64,7 @@ def _trace(
 
 
 def _with_carry(body: Flat, n: int) -> Flat:
-    """Wrap the body so that it also returns the carry it received: its derivative starts there."""
+    """Wrap the body to return its input carry as well, from which its derivative starts."""
 
     def fn(*inputs: torch.Tensor) -> list[torch.Tensor]:
         return [*body(*inputs), *inputs[:n]]
@@ -74,7 +74,7 @@ def _with_carry(body: Flat, n: int) -> Flat:
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """A loop to record; an `Operator`.
+    """The `Operator` of a loop.
 
     Attributes:
         by: for each carry, then each of xs, True if it is differentiated by.

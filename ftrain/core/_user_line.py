@@ -36,7 +36,7 @@ def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
 
 
 def show(frame: traceback.FrameSummary) -> str:
-    """Return a frame as a message shows it: `  FILE:LINE in NAME` and the source line."""
+    """Format a frame for a message: `  FILE:LINE in NAME` and the source line."""
     return f"  {frame.filename}:{frame.lineno} in {frame.name}\n    {frame.line}{_carets(frame)}"
 
 
@@ -46,7 +46,7 @@ def current_line() -> str:
 
 
 def _carets(frame: traceback.FrameSummary) -> str:
-    """Return Python's own marks under the expression, if it has them."""
+    """Return a line of `^` marks under the expression, as in a traceback; empty if unknown."""
     start, end = getattr(frame, "colno", None), getattr(frame, "end_colno", None)
     if start is None or end is None or getattr(frame, "end_lineno", None) != frame.lineno:
         return ""

@@ -1,4 +1,4 @@
-"""Words for messages."""
+"""Wording of messages: articles, kinds of values, suggestions of names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def a_or_an(noun: str) -> str:
 
 
 def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
-    """Return dtype and shape as a message shows them: `float32[8, 3]`."""
+    """Format dtype and shape for a message: `float32[8, 3]`."""
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
 
 
@@ -39,7 +39,7 @@ def kind(value: object) -> str:
 
 
 def brief(value: torch.Tensor) -> str:
-    """Return a 0-d tensor's number (waits for the device), or the dtype and shape of any other.
+    """Return a 0-d tensor's number (waits for the device), or the dtype and shape of any other tensor.
 
     >>> brief(torch.tensor(0.25)), brief(torch.zeros(2, 3))
     ('0.25', 'float32[2, 3]')
@@ -53,7 +53,7 @@ def brief(value: torch.Tensor) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the known name most similar to this one, as a question; an empty string if none is.
+    """Return a question that suggests the most similar known name; empty if no name is similar.
 
     >>> did_you_mean("parms", ["step", "params"])
     " Did you mean 'params'?"

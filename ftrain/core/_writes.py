@@ -56,19 +56,20 @@ def unchanged(
     for (name, tensor), copy in zip(tensors.items(), kept or (), strict=False):
         if not torch.equal(_kept(tensor), copy):
             raise ImpureFunctionError(
-                f"the {kind} `{called(name)}` was changed in place by a write that torch does not count "
-                f"(`.data`, a NumPy view, an operator that does not declare it). {remedy}."
+                f"the {kind} `{called(name)}` was changed in place by a write that bypasses torch's "
+                "version counter (through `.data`, a NumPy view, or an operator that does not declare "
+                f"its write). {remedy}."
             )
 
 
 class FirstCalls:
-    """Kinds of calls that were made before without writes to their inputs."""
+    """Record of the kinds of calls that have left their inputs unchanged."""
 
     def __init__(self) -> None:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True for a kind of call that is not known, on tensors with values.
+        """Return True for the first call of a kind, if all its tensors have values.
 
         Under a fake tensor mode no operator gives values, not even of a captured tensor that has some.
         """
@@ -123,7 +124,7 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor's bytes; a number that depends on them and their order if many."""
+    """Return a copy of a tensor's bytes or, for a large tensor, a hash of them."""
     with _torch.unwatched():
         tensor = tensor.detach().resolve_neg()
         if tensor.is_complex():

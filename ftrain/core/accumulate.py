@@ -27,7 +27,7 @@ __all__ = ["MicroBatches"]
 
 @tree.register_dataclass
 class MicroBatches:
-    """Batch in explicit parts, where `accumulate=k` would cut evenly along the first axis.
+    """Batch that the caller has cut, where `accumulate=k` would cut it evenly along the first axis.
 
     The only class whose entries are micro-batches: any other list or tuple is one batch.
 
@@ -90,14 +90,14 @@ class Stacked:
             return tree.unflatten(self.structure, leaves)
 
     def unstack(self) -> Separate:
-        """Return the same micro-batches one by one."""
+        """Return the same micro-batches as separate batches."""
         batches = (self.build([x[i] for x in self.tensors]) for i in range(self.k))
         return Separate(tuple(batches), self.weights)
 
 
 @dataclass(frozen=True)
 class Separate:
-    """Micro-batches whose shapes may differ, at least one; fields as in `MicroBatches`."""
+    """One or more micro-batches whose shapes may differ; fields as in `MicroBatches`."""
 
     batches: tuple[Any, ...]
     weights: tuple[float, ...] = ()
@@ -108,7 +108,7 @@ class Separate:
         return len(self.batches)
 
     def unstack(self) -> Separate:
-        """Return them unchanged."""
+        """Return these micro-batches unchanged."""
         return self
 
 
@@ -119,7 +119,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 def accumulate_micro_batches(
     of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Sum `of_part` over the parts in order; buffers thread through, each part has a key of its own.
+    """Sum `of_part` over the micro-batches in order, each with its own key and the previous buffers.
 
     Args:
         of_part: the function of one part.
@@ -197,7 +197,7 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
 
 
 def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
-    """Return a metric of a micro-batch with this weight in place of 1, unless it has its own."""
+    """Return a metric with this weight instead of the default 1, unless it has its own weight."""
     if weight is None or type(metric) is not BatchMean:
         return metric
     weight = weight.to(metric.weight.dtype)
@@ -233,7 +233,8 @@ def split_evenly(batch: Any, k: int) -> Stacked:
     }
     if not sizes:
         raise ValueError(
-            f"accumulate={k}: expected a batch with a first axis to cut, got one without"
+            f"accumulate={k}: expected a batch with a first axis to cut, got one without. Pass the "
+            "parts yourself: ftrain.MicroBatches((first, second, ...))."
         )
     (path, size), *others = sizes.items()
     for other, other_size in others:
@@ -293,7 +294,7 @@ def _constants(leaves: list[Any]) -> dict[int, Any]:
 
 
 def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
-    """Return the first list or tuple in a batch whose entries are constants alone."""
+    """Return the first list or tuple in a batch whose entries are all constants."""
     children = tree.one_level(batch)
     values = children.values()
     if type(batch) in (list, tuple) and values and all(isinstance(x, _CONSTANTS) for x in values):
@@ -306,8 +307,9 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
     """Return the micro-batches of a batch, cut into k unless it is `MicroBatches` already.
 
     Raises:
-        ValueError: `MicroBatches` of no multiple of `accumulate`, or of different structures.
-        TypeError: `MicroBatches` of something else than a tuple or list of batches; or a batch that
+        ValueError: the number of `MicroBatches` is not a multiple of `accumulate`, or their structures
+            differ.
+        TypeError: `MicroBatches` of something other than a tuple or list of batches; or a batch that
             `split_evenly` cannot cut.
     """
     if not isinstance(batch, MicroBatches):
@@ -320,16 +322,21 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
     parts, weights = tuple(batch.batches), tuple(batch.weights)
     if weights and (len(weights) != len(parts) or not all(w > 0 for w in weights)):
         raise ValueError(
-            f"MicroBatches: expected one positive weight for each of {len(parts)} batches, got {weights}"
+            f"MicroBatches: expected one positive weight for each of {len(parts)} batches, got "
+            f"{weights}. Pass one number above 0 per batch."
         )
     if not parts or len(parts) % k:
         raise ValueError(
-            f"MicroBatches: expected {k} batches or a multiple, since accumulate={k}, got {len(parts)}"
+            f"MicroBatches: expected {k} batches or a multiple of {k}, since accumulate={k}, got "
+            f"{len(parts)}. Pass a multiple of {k} batches."
         )
     for i, part in enumerate(parts[1:], 1):
         difference = tree.first_difference(parts[0], part)
         if difference is not None:
-            raise ValueError(f"MicroBatches: batch {i} differs from batch 0 {difference}")
+            raise ValueError(
+                f"MicroBatches: batch {i} differs in structure from batch 0, {difference}. Give all "
+                "batches the same structure."
+            )
     flat = [tree.leaves(part) for part in parts]
     if any(_signature(leaves) != _signature(flat[0]) for leaves in flat[1:]):
         return Separate(parts, weights)
@@ -340,7 +347,7 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
 
 
 def _signature(leaves: list[Any]) -> list[Any]:
-    """Return the kind that micro-batches must share to be scanned over."""
+    """Return the shapes, dtypes, devices and constants that a scan needs equal in all micro-batches."""
     return [
         (leaf.shape, leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)

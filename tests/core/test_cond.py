@@ -343,12 +343,12 @@ YES = torch.tensor(True)
         (
             lambda: ftrain.cond(YES, torch.sin, torch.cos, 1.5),
             TypeError,
-            "operands[0] is float 1.5",
+            "operands[0]: expected a tensor, got float 1.5",
         ),
         (
             lambda: ftrain.cond(YES, lambda x: 2, torch.cos, X),
             TypeError,
-            "output of true_fn is int 2",
+            "output of true_fn: expected a tensor, got int 2",
         ),
         (lambda: ftrain.switch(YES, [torch.sin], X), TypeError, "integer tensor, got bool[]"),
         (
@@ -373,10 +373,10 @@ def test_cond_and_switch_refuse_bad_arguments_with_their_path(
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (lambda x: {"a": x[:2]}, "true_fn and false_fn return float32[3] and float32[2] at ['a']"),
-        (lambda x: {"a": x.double()}, "return float32[3] and float64[3] at ['a']"),
-        (lambda x: {"b": x}, "trees of different structure at the root: ['a'] is missing"),
-        (lambda x: (x,), "trees of different structure"),
+        (lambda x: {"a": x[:2]}, "at ['a'], got float32[3] and float32[2]"),
+        (lambda x: {"a": x.double()}, "at ['a'], got float32[3] and float64[3]"),
+        (lambda x: {"b": x}, "differ in structure, at the root: ['a'] is missing"),
+        (lambda x: (x,), "differ in structure"),
     ],
 )
 @pytest.mark.parametrize("mode", ["compiled", "vmapped"])

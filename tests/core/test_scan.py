@@ -156,7 +156,7 @@ def test_values_passed_through_a_scan_body_get_new_memory(n):
         (
             (lambda c, x: ({"n": c["n"] * 0.5}, x), {"n": torch.tensor(0)}, torch.ones(2)),
             ValueError,
-            "carry['n'] goes in as int64[] and comes out as float32[]",
+            "expected body to return carry['n'] as int64[], like its input, got float32[]",
         ),
         (
             (lambda c, x: ({"m": c["n"]}, x), {"n": torch.tensor(0)}, torch.ones(2)),
@@ -168,7 +168,11 @@ def test_values_passed_through_a_scan_body_get_new_memory(n):
             TypeError,
             "expected to return (carry, y), got",
         ),
-        ((lambda c, x: (c, 3), torch.tensor(0), torch.ones(2)), TypeError, "y is int 3"),
+        (
+            (lambda c, x: (c, 3), torch.tensor(0), torch.ones(2)),
+            TypeError,
+            "y: expected a tensor, got int 3",
+        ),
         (
             (lambda c, x: (c, x), torch.tensor(0), {"a": torch.ones(2), "b": torch.ones(3)}),
             ValueError,
@@ -177,7 +181,7 @@ def test_values_passed_through_a_scan_body_get_new_memory(n):
         ((lambda c, x: (c, x), torch.tensor(0), torch.tensor(1)), ValueError, "0-d"),
         ((lambda c, x: (c, x), torch.tensor(0), torch.ones(0)), ValueError, "at least one"),
         ((lambda c, x: (c, x), torch.tensor(0)), ValueError, "`length`"),
-        ((lambda c, x: (c, x), 0, torch.ones(2)), TypeError, "carry is int 0"),
+        ((lambda c, x: (c, x), 0, torch.ones(2)), TypeError, "carry: expected a tensor, got int 0"),
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])

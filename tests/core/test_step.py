@@ -268,7 +268,7 @@ def writes_capture() -> Any:
         (lambda m, b: None, TypeError, "expected a scalar .* got NoneType"),
         (lambda m, b: 0.5, TypeError, "got float"),
         (detached, ValueError, r"does not depend on its parameters.*\.detach\(\)"),
-        (lambda m, b: m(b["x"]).argmax(), TypeError, "expected a floating dtype, got torch.int64"),
+        (lambda m, b: m(b["x"]).argmax(), TypeError, "expected a floating-point dtype, got torch.int64"),
         (lambda m, b: ftrain.Mean(m(b["x"]).sum(), 8), TypeError, "Mean of 0-d tensors, got weight int"),
         (lambda m, b: (m(b["x"]).sum(), {"loss": 1.0}), ValueError, r"metrics named \['loss'\]"),
         (lambda m, b: (m(b["x"]).sum(), {"logits": "high"}), TypeError, "'logits' returned by"),
@@ -298,7 +298,9 @@ def test_errors_in_a_loss_note_the_shapes_of_the_batch(mode: str) -> None:
 @MODES
 def test_batch_on_another_device_raises_with_the_leaf_path(mode: str) -> None:
     batch = {"x": torch.zeros(8, 6, device="meta"), "y": torch.zeros(8, dtype=torch.int64)}
-    with pytest.raises(ValueError, match=r"batch\['x'\] is on meta, the state on cpu"):
+    with pytest.raises(
+        ValueError, match=r"batch\['x'\]: expected a tensor on cpu, .* got one on meta"
+    ):
         run(batch=batch, mode=mode)
 
 
@@ -342,12 +344,13 @@ def test_explicit_micro_batches_equal_accumulate_byte_for_byte() -> None:
     testing.assert_same_bits(handed, cut)
     testing.assert_same_bits(run(batch=ftrain.MicroBatches(parts), accumulate=2), cut)
     with pytest.raises(
-        ValueError, match="expected 3 batches or a multiple, since accumulate=3, got 4"
+        ValueError, match="expected 3 batches or a multiple of 3, since accumulate=3, got 4"
     ):
         run(batch=ftrain.MicroBatches(parts), accumulate=3)
     odd = (parts[0], {"x": parts[1]["x"]})
     with pytest.raises(
-        ValueError, match=r"batch 1 differs from batch 0 at the root: \['y'\] is missing"
+        ValueError,
+        match=r"batch 1 differs in structure from batch 0, at the root: \['y'\] is missing",
     ):
         run(batch=ftrain.MicroBatches(odd))
 

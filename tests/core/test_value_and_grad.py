@@ -108,7 +108,7 @@ def test_unused_leaves_have_zero_gradients() -> None:
             lambda x: x.argmax(),
             torch.ones(3),
             TypeError,
-            "expected a floating dtype, got torch.int64",
+            "expected a floating-point dtype, got torch.int64",
         ),
         (
             lambda x: x["a"].sum(),
@@ -120,7 +120,7 @@ def test_unused_leaves_have_zero_gradients() -> None:
             lambda x: x["a"].sum(),
             {"a": 3},
             TypeError,
-            r"\['a'\].*expected a floating tensor, got int",
+            r"\['a'\].*expected a floating-point tensor, got int",
         ),
     ],
 )

@@ -200,11 +200,11 @@ def ones() -> Tensor:
         (
             (forever, lambda x: x[:2], ones),
             ValueError,
-            "carry goes in as float32[3] and comes out as float32[2]",
+            "expected body to return carry as float32[3], like its input, got float32[2]",
         ),
-        ((forever, lambda x: {"a": x}, ones), ValueError, "built differently"),
-        ((forever, lambda x: 3.0, ones), TypeError, "carry is float 3.0"),
-        ((forever, torch.sin, lambda: 2), TypeError, "init is int 2"),
+        ((forever, lambda x: {"a": x}, ones), ValueError, "differs in structure"),
+        ((forever, lambda x: 3.0, ones), TypeError, "carry: expected a tensor, got float 3.0"),
+        ((forever, torch.sin, lambda: 2), TypeError, "init: expected a tensor, got int 2"),
         (
             (forever, torch.sin, lambda: ones().requires_grad_()),
             ValueError,

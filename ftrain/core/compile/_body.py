@@ -1,4 +1,4 @@
-"""Graph of a loop's body or of a branch, traced during another trace.
+"""Graph of a loop body or of a branch, traced while another trace is in progress.
 
 Read next: `core/_traced_loop.py` and `core/_traced_branch.py`, the operators that run these graphs.
 """
@@ -28,7 +28,7 @@ class BodyGraph:
         module: inputs and captured tensors in; outputs out.
         captured: tensors from outside the body, further inputs of the operator.
         graded: for each output, True if it requires a gradient.
-        followed: tensors from outside the body by which its outputs can be differentiated.
+        followed: tensors from outside the body with respect to which its outputs can be differentiated.
     """
 
     module: fx.GraphModule
@@ -43,7 +43,7 @@ class BodyGraph:
         inputs: Sequence[torch.Tensor],
         graded: Sequence[bool] = (),
     ) -> BodyGraph:
-        """Trace `body(*inputs)`, aside from the trace that is under way.
+        """Trace `body(*inputs)` separately from the trace in progress.
 
         Args:
             body: a pure function of tensors, which returns a list of tensors.
@@ -82,7 +82,7 @@ class BodyGraph:
         return cls(module, captured, [t.requires_grad for t in returned], followed)
 
     def drop_unused(self, places: Sequence[int]) -> list[bool]:
-        """Remove the inputs that the body does not read; return, for each, True if it stays."""
+        """Remove the inputs that the body does not read; return, for each input, True if it is kept."""
         nodes = list(self.module.graph.find_nodes(op="placeholder"))
         stays = [bool(nodes[place].users) for place in places]
         for place, stay in zip(places, stays, strict=True):
@@ -92,7 +92,7 @@ class BodyGraph:
         return stays
 
     def take(self, captured: Sequence[torch.Tensor]) -> None:
-        """Make `captured`, which includes the graph's own, its inputs after the body's."""
+        """Make `captured`, a superset of the graph's own captured tensors, its last inputs."""
         graph = self.module.graph
         places = list(graph.find_nodes(op="placeholder"))
         own = places[len(places) - len(self.captured) :]

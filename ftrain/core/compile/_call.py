@@ -1,4 +1,4 @@
-"""Arguments of one call: flattened, made plain, and compared with those of other programs."""
+"""Arguments of one call: flattened, made plain tensors, and compared with those of other programs."""
 
 from __future__ import annotations
 
@@ -97,16 +97,16 @@ class Call:
         return Signature(self.treedef, self.names, self.specs, self.settings)
 
     def normalise(self, function: str) -> None:
-        """Make every tensor plain; raise if that is impossible."""
+        """Replace every tensor by a plain one; raise if that is impossible."""
         for i, leaf in enumerate(self.leaves):
             if not isinstance(leaf, torch.Tensor):
                 try:
                     hash(leaf)
                 except TypeError:
                     raise TypeError(
-                        f"`{self.names[i]}` of `{function}` is {type(leaf).__name__}, which is neither "
-                        "a tensor nor hashable, so it can be no part of a compiled program. Pass "
-                        "torch.as_tensor(...) of it, or register its class as a tree node."
+                        f"`{self.names[i]}` of `{function}`: expected a tensor or a hashable value, got "
+                        f"{a_or_an(type(leaf).__name__)}. Pass torch.as_tensor(...) of it, or register its "
+                        "class as a tree node."
                     ) from None
                 held = tensor_attribute(leaf)
                 if held is not None:
@@ -189,7 +189,7 @@ class Call:
 
 
 def global_settings() -> Settings:
-    """Return the global settings that shape a program: 1 µs a call."""
+    """Return the global settings that a program depends on: 1 µs a call."""
     return (
         torch.get_default_dtype(),
         torch.get_default_device() if _torch.function_mode_depth() else None,

@@ -1,4 +1,4 @@
-"""The compiled function: finds the program for its arguments and calls it.
+"""Compiled function, which finds the program for its arguments and calls it.
 
 A call that fits a program seen before runs four things: the structure's reader (`_reader.py`), the
 guard on the tensors, a comparison of the global settings, the program itself.
@@ -41,7 +41,7 @@ _lock = threading.RLock()  # tracing sets global modes; one thread at a time
 
 
 class Compiled(Generic[P, R]):
-    """A function that runs as one program for each kind of arguments; made by `compile`.
+    """Function that runs as one compiled program for each kind of arguments; made by `compile`.
 
     Attributes:
         n_compiles: the number of programs compiled so far.
@@ -82,7 +82,7 @@ class Compiled(Generic[P, R]):
         return f"<compiled {self._name}: {self.n_compiles} programs>"
 
     def check_compiler(self, device: torch.device) -> None:
-        """Raise now, not at the first call, if tensors on this device need a missing compiler.
+        """Raise if programs on this device need a compiler that is missing.
 
         Raises:
             CompilerMissingError: the C++ compiler is missing, and programs need one.
@@ -123,7 +123,7 @@ class Compiled(Generic[P, R]):
         return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:
-        """Raise for arguments that no program can take, before the trace."""
+        """Raise, before the trace, for arguments that no program accepts."""
         transform = _torch.inside_functorch()
         if transform is not None:
             raise RuntimeError(
@@ -136,13 +136,16 @@ class Compiled(Generic[P, R]):
                 if type(active).__name__ != "DeviceContext":
                     raise RuntimeError(
                         f"the compiled `{self._name}` is called inside `with {type(active).__name__}`, "
-                        "which would change the program once and for all when it is traced, not at "
+                        "which would act once, when the program is traced, and not at "
                         f"each call. Enter it inside `{self._name}`."
                     )
         call.normalise(self._name)
         if self._donate:
             if not call.args:
-                raise TypeError(f"pass the state of `{self._name}` by position: it is donated.")
+                raise TypeError(
+                    f"`{self._name}` is compiled with donate=True: expected the state as first "
+                    f"positional argument, got no positional argument. Call {self._name}(state, ...)."
+                )
             _donate.check_donatable(call.args[0])
 
     def _trace(self, call: Call) -> Traced:
@@ -198,7 +201,7 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Replace the leaves of a claimed state that something else refers to by copies."""
+        """Copy the leaves of a claimed state that something else refers to."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
@@ -219,7 +222,7 @@ class Compiled(Generic[P, R]):
         tensors: Sequence[torch.Tensor],
         owned: _ownership.OwnedLeaves | None = None,
     ) -> None:
-        """Raise for shared memory; leaves that the state owns need no check."""
+        """Raise if leaves share memory; leaves that the state owns need no check."""
         n, names = program.n_donated, program.tensor_names
         rest = [*tensors[n:], *program.captured.tensors]
         if owned is not None and owned.storages.isdisjoint(map(_ownership.storage_of, rest)):
@@ -246,7 +249,7 @@ class Compiled(Generic[P, R]):
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
-    """Return the record of what the state owns, if it still has the leaves that it was returned with."""
+    """Return the record of the tensors that a state owns, if it still holds these tensors."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
 

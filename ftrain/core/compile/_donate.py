@@ -1,4 +1,4 @@
-"""Donation: the new state takes over the old state's memory; any further use of the old one raises.
+"""Donation: the new state reuses the old state's memory, and any further use of the old one raises.
 
 A state is claimed before its program runs, in constant time and by one call only: its class becomes a
 subclass of which every use raises, and it lets go of its containers. The tensors live on as the leaves
@@ -39,7 +39,7 @@ class ClaimRecord(NamedTuple):
 
 
 class Claim:
-    """The exclusive right to a state's memory.
+    """Exclusive right to a state's memory.
 
     Raises:
         DonatedStateError: another call has, or had, the state.
@@ -58,12 +58,12 @@ class Claim:
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
     def release(self, state: Any) -> None:
-        """Release the state, with the fields of another."""
+        """Release the state with the fields of another state."""
         object.__setattr__(self._state, "__dict__", dict(vars(state)))
         object.__setattr__(self._state, "__class__", self._class)
 
     def fail(self) -> None:
-        """Declare the state lost: its memory may be half overwritten."""
+        """Mark the state as lost, since its memory may be half overwritten."""
         object.__setattr__(self._state, "__dict__", {_NOTE: self._note._replace(failed=True)})
 
 
@@ -75,9 +75,9 @@ def check_donatable(state: Any) -> None:
     if params is not None and params.frozen and is_node and hasattr(state, "__dict__"):
         return
     raise TypeError(
-        f"donate=True consumes the first argument, and that is {a_or_an(cls.__name__)}. Only a frozen "
-        "dataclass can be marked as used up, so that a later use of it raises instead of reading "
-        "overwritten memory. Pass a TrainState, or declare your own:\n\n"
+        f"donate=True: expected a frozen dataclass as first argument, got {a_or_an(cls.__name__)}. Only "
+        "a frozen dataclass can be marked as donated, so that a later use of it raises instead of "
+        "reading overwritten memory. Pass a TrainState, or declare your own:\n\n"
         "    @ftrain.tree.register_dataclass\n"
         "    class State:\n"
         "        params: dict[str, torch.Tensor]\n"
@@ -122,7 +122,7 @@ def check_fits(function: str, state: Any, output: Any) -> bool:
     """Return True if the new state is the whole output; False if it is the first of several.
 
     Raises:
-        DonationError: neither is built like the donated state.
+        DonationError: neither has the structure of the donated state.
     """
     expected = tree.structure(state)
     if tree.structure(output) == expected:
@@ -132,7 +132,7 @@ def check_fits(function: str, state: Any, output: Any) -> bool:
         return False
     what = "its first output" if first is not output else "its output"
     raise DonationError(
-        f"`{function}` was given a state to write the next one into, but {what} is not built like it: "
+        f"`{function}` is compiled with donate=True, but {what} differs in structure from the state, "
         f"{tree.first_difference(state, first)}. Return the new state first, with the structure of the "
         "old one (`return state.replace(...), metrics`), or compile with donate=False."
     )
@@ -140,15 +140,14 @@ def check_fits(function: str, state: Any, output: Any) -> bool:
 
 def _shared(first: str, second: str) -> str:
     return (
-        f"`{first}` and `{second}` share memory, so writing the new state into the old one's place "
-        f"would change both. Give them memory of their own before the call, for instance with "
-        "tree.map(torch.clone, ...)."
+        f"`{first}` and `{second}` share memory, so writing the new state into the old one's memory "
+        "would change both. Copy them before the call: state = ftrain.tree.map(torch.clone, state)."
     )
 
 
 @functools.cache
 def _poisoned(cls: type[Any]) -> type[Any]:
-    """Return the subclass of `cls` that raises on every use."""
+    """Return the subclass of `cls` whose instances raise on every use."""
 
     def use(self: Any, *_: Any, **__: Any) -> NoReturn:
         _raise(object.__getattribute__(self, "__dict__")[_NOTE], cls)
@@ -207,7 +206,7 @@ def _raise(note: ClaimRecord, cls: type) -> NoReturn:
 def changed_leaf(
     names: Sequence[str], before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
 ) -> str | None:
-    """Return the first leaf whose shape, dtype or device changed, as text."""
+    """Describe the first leaf whose shape, dtype or device changed; `None` if there is none."""
     for name, old, new in zip(names, before, after, strict=True):
         if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
             return f"`{name}` was {describe(old)} and becomes {describe(new)}"

@@ -35,7 +35,7 @@ def call_site(code: types.CodeType, line: int) -> str:
 
 
 def describe(value: Any) -> str:
-    """Return a leaf as a message shows it: `float32[8, 3]`, or the repr of a static value."""
+    """Format a leaf for a message: `float32[8, 3]`, or the repr of a static value."""
     if isinstance(value, torch.Tensor):
         return describe_spec((value.shape, value.dtype, value.device, value.stride()))
     text = repr(value)
@@ -43,7 +43,7 @@ def describe(value: Any) -> str:
 
 
 def describe_spec(spec: tuple[Any, ...]) -> str:
-    """Return a tensor's dtype and shape, and its device unless that is the CPU."""
+    """Format a tensor's dtype and shape, and its device unless it is the CPU."""
     shape, dtype, device, stride = spec
     where = "" if device.type == "cpu" else f" on {device}"
     layout = "" if stride == _contiguous(shape) else f" with strides {list(stride)}"
@@ -59,7 +59,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_key(key: tuple[Any, ...]) -> str:
-    """Return a tensor's spec or a static leaf's key, as a message shows it."""
+    """Format a tensor's spec or a static leaf's key for a message."""
     if len(key) == 4:
         return describe_spec(key)
     kind, value = key

@@ -42,7 +42,7 @@ class Write(NamedTuple):
 
 
 class GraphEditor:
-    """Graph under edit; `names` are those of its inputs in messages."""
+    """Editor of a graph; `names` are the names of the graph's inputs in messages."""
 
     def __init__(self, module: fx.GraphModule, mode: Any, names: Sequence[str]) -> None:
         self.module = module
@@ -56,7 +56,7 @@ class GraphEditor:
         self.inputs = list(self.graph.find_nodes(op="placeholder"))
 
     def eliminate_dead_code(self) -> None:
-        """Remove operators without effect. (To fx, batch norm has none on its statistics.)"""
+        """Remove operators without effect, but keep batch norm's writes, which fx does not know."""
         self.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written_by(node)))
 
     def _recover_untraced_views(self) -> None:
@@ -79,7 +79,7 @@ class GraphEditor:
                 owners.setdefault(storage_id(value), node)
 
     def _materialize_zeros(self) -> None:
-        """Give the zeros of forward mode memory: autograd's own have none, and may be an output."""
+        """Allocate the zeros of forward mode: autograd's have no memory, and may be an output."""
         for node in self.graph.find_nodes(
             op="call_function", target=aten._efficientzerotensor.default
         ):

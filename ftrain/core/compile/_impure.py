@@ -1,4 +1,4 @@
-"""Error for a function that writes into its inputs: names the input, the operator and the line.
+"""Error for a function that writes into its inputs; it names the input, the operator and the line.
 
 `_graph.py` finds the write; the line is found here, by running the function once more.
 """

@@ -21,7 +21,7 @@ copy_ = torch.ops.aten.copy_.default
 
 
 def passes(donates: bool) -> dict[str, Any]:
-    """Return inductor's settings for a graph; `donates` is True if it writes to its inputs."""
+    """Return inductor's settings for a graph; `donates` is True if the graph writes to its inputs."""
     first = _InTurn(MergeEqual(), LoopSmallProducts())
     last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []))
     return {
@@ -46,7 +46,7 @@ class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
 
 class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Pass that merges equal expressions, such as the norm that a step reports and that it clips by.
+    """Pass that merges equal expressions, such as the gradient norms for the metrics and for clipping.
 
     AOTAutograd does this only where it partitions a forward from a backward; a whole step has neither.
     Runs on the functional graph, whose only writes come last, so that equal expressions stay equal.
@@ -97,7 +97,7 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
 
 
 def _is_pure(target: Any) -> bool:
-    """Return True if equal arguments give an equal result: no write, draw or uninitialized memory."""
+    """Return True for an operator without writes, random draws or uninitialized memory."""
     if not isinstance(target, OpOverload) or schema_of(target).is_mutable:
         return False
     name = schema_of(target).name

@@ -24,7 +24,7 @@ _OPAQUE = (type, types.ModuleType, types.CodeType)
 
 
 def refuse_hidden(output: Any, function: str) -> None:
-    """Raise `TypeError` if a traced tensor is reachable from an output and is not one of its leaves.
+    """Raise `TypeError` if a traced tensor is reachable from an output without being one of its leaves.
 
     Args:
         output: the function's result.
@@ -84,7 +84,7 @@ def _is_traced(value: Any) -> bool:
 
 
 def _traced_inside(root: Any) -> torch.Tensor | None:
-    """Return a traced tensor that is reachable from an object, if there is one."""
+    """Return a traced tensor that is reachable from an object; `None` if there is none."""
     # Kept alive while the search runs: an id is not used again.
     seen: dict[int, Any] = {}
     stack = [root]

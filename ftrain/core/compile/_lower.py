@@ -1,4 +1,4 @@
-"""Compilation of a pure graph to a function from a list of tensors to a list of tensors."""
+"""Compilation of a pure graph to a function that maps a list of tensors to a list of tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lower(
     *,
     n_donated: int,
 ) -> Lowered:
-    """Compile a traced graph for inputs like these, the captured ones included; consumes the graph.
+    """Compile a traced graph for inputs like `tensors` (including captured ones); modify the graph.
 
     Args:
         n_donated: the number of leading inputs that the graph writes to.
@@ -71,7 +71,7 @@ def lower(
 
 
 def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """Return a function that runs inductor's bare code once a first call has shown it equal."""
+    """Return a function that runs inductor's bare code after a first call has verified it."""
     code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
     tried = False
 
@@ -95,7 +95,7 @@ def _drop_unused_tensors(graph: fx.GraphModule) -> None:
 
     They are fake. Inductor copies the graph with them, with their mode, and with the weak references to
     storages that the mode holds. The copy of such a reference is freed without having been counted,
-    which corrupts the heap (2.13).
+    which corrupts the heap (torch 2.13).
     """
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
@@ -131,7 +131,7 @@ def _allow_other_layouts(graph: fx.GraphModule) -> None:
 
 
 def _drop_empty_parts_of_cats(graph: fx.GraphModule) -> None:
-    """Copy the only part that has elements wherever the graph concatenates."""
+    """Replace each concatenation with a single non-empty part by a copy of that part."""
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
@@ -139,9 +139,9 @@ def _drop_empty_parts_of_cats(graph: fx.GraphModule) -> None:
 
 
 def _drop_empty_parts(cat: fx.Node) -> None:
-    """Copy the only part of a concatenation that has elements, contiguous as the trace has it.
+    """Replace a concatenation with a single non-empty part by a contiguous copy of that part.
 
-    Inductor decomposes it to a clone, which keeps the part's strides (2.13).
+    Inductor decomposes it to a clone, which keeps the part's strides (torch 2.13).
     """
     parts = [part for part in cat.args[0] if part.meta["val"].numel()]  # type: ignore[union-attr]
     value = cat.meta["val"]
@@ -151,7 +151,7 @@ def _drop_empty_parts(cat: fx.Node) -> None:
 
 
 def _forget(graph: fx.GraphModule) -> None:
-    """Drop the trace's metadata of the nodes, a fake tensor for each: running the graph needs none."""
+    """Delete the nodes' metadata (fake tensors of the trace), which running the graph does not need."""
     for module in graph.modules():  # the bodies of scan and cond are modules of their own
         if isinstance(module, fx.GraphModule):
             for node in _torch.nodes_ever(module.graph):
@@ -161,7 +161,7 @@ def _forget(graph: fx.GraphModule) -> None:
 def separate(
     run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> tuple[Lowered, list[torch.Tensor]]:
-    """Return `run` with clones of the outputs that shared memory on its first call.
+    """Wrap `run` to clone those outputs that shared memory in its first call.
 
     Compilers merge equal expressions and drop copies: two outputs, or an output and a donated input,
     may come back as one piece of memory though the graph kept them apart. Which ones do is fixed in

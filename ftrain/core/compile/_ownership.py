@@ -1,4 +1,4 @@
-"""Detection of a donated state's tensors with other references, which are copied first.
+"""Detection of other references to a donated state's tensors, which are then copied first.
 
 When a state is claimed its containers are gone, and only the list of its leaves refers to the tensors.
 A reference from elsewhere (a name, a dict, another state) shows in a tensor's reference count; a view or
@@ -28,7 +28,7 @@ _ALONE: int = next(map(sys.getrefcount, [object()]))
 
 
 class OwnedLeaves:
-    """Leaves and storages that a state alone refers to.
+    """Leaves and storages to which only one state refers.
 
     Attributes:
         leaves: the tensors, in order.
@@ -45,11 +45,11 @@ class OwnedLeaves:
         self._alone = [_ALONE + 1] * len(self.leaves)  # `leaves` refers to them too
 
     def is_of(self, tensors: Sequence[Any]) -> bool:
-        """Return True if `tensors` begins with these objects, by identity."""
+        """Return True if `tensors` begins with these very objects."""
         return all(map(operator.is_, self.leaves, tensors))
 
     def held_elsewhere(self, tensors: Sequence[torch.Tensor]) -> list[int]:
-        """Return the result of `held_elsewhere` for tensors for which `is_of` is true."""
+        """Return the result of the function `held_elsewhere`, faster, if `is_of` is true."""
         uses = list(map(_torch.storage_use_count, self._addresses))
         references = list(map(sys.getrefcount, tensors))
         del references[len(uses) :]
@@ -63,7 +63,7 @@ class OwnedLeaves:
         ]
 
     def take(self, tensors: Sequence[torch.Tensor], replaced: Sequence[int]) -> None:
-        """Record the new tensors that have replaced some at the front of `tensors`."""
+        """Record the new tensors at the positions `replaced` of `tensors`."""
         for place in replaced:
             self.leaves[place] = tensors[place]
             self._weak[place] = _weak(tensors[place])
@@ -74,7 +74,7 @@ class OwnedLeaves:
 
 
 def held_elsewhere(tensors: Sequence[torch.Tensor], n: int) -> list[int]:
-    """Return which of the first `n` tensors have references beside the list `tensors`."""
+    """Return the positions of those of the first `n` tensors that something else refers to."""
     references = list(map(sys.getrefcount, tensors))[:n]
     return [
         place
@@ -94,13 +94,13 @@ _known: dict[int, tuple[weakref.ref[Any], OwnedLeaves]] = {}
 
 
 def record(state: Any, owned: OwnedLeaves) -> None:
-    """Record what a state owns, for the state's lifetime."""
+    """Record the tensors that a state owns, for the state's lifetime."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
 def known(state: Any) -> OwnedLeaves | None:
-    """Return the record of a state, or `None`."""
+    """Return the record of a state; `None` if there is none."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 

@@ -1,4 +1,4 @@
-"""Matrix products on a CPU: tiny ones as loops, large ones by the faster of two libraries.
+"""Matrix products on a CPU: tiny ones become loops, large ones use the faster of two libraries.
 
 torch computes float32 products on a CPU with MKL, which uses AVX-512 on Intel's processors only. On an
 AMD EPYC (Zen 5, two cores) oneDNN, which torch carries for its convolutions, is twice as fast:
@@ -30,7 +30,7 @@ _ONEDNN_FROM = 2_000_000
 
 
 class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Pass that makes tiny matrix products loops of the kernels around them: a call takes 3 µs.
+    """Pass that fuses tiny matrix products into the kernels around them, since a call takes 3 µs.
 
     A step of three 16-wide layers on 8 rows has eight of 2,048 multiplications each.
     """
@@ -46,7 +46,7 @@ class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in to
 
 
 class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Pass that runs large float32 matrix products by oneDNN.
+    """Pass that runs large float32 matrix products with oneDNN.
 
     oneDNN reads its first factor by rows and first copies one that lies by columns, as in the gradient
     of a weight, `g.T @ x`. Where both factors do, the smaller is put first: `(x.T @ g).T`.
@@ -115,7 +115,7 @@ def _add(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
 
 
 def _is_real(a: fx.Node, b: fx.Node) -> bool:
-    """Return True for two CPU factors of known sizes and one real dtype of full precision."""
+    """Return True for two factors on the CPU with known sizes and one real full-precision dtype."""
     x, y = a.meta["val"], b.meta["val"]
     return bool(
         x.device.type == "cpu"

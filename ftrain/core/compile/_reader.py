@@ -1,4 +1,4 @@
-"""Reader of one structure: straight-line Python that takes the leaves out of a call's arguments.
+"""Generated straight-line Python code that reads the leaves from arguments of one structure.
 
 `optree` flattens 300 leaves of a training state in 64 µs, of which most goes into looking up each
 node's type and sorting each dict's keys. A structure that was seen before needs neither: its reader
@@ -23,7 +23,7 @@ Reader = Callable[[tuple[Any, ...], dict[str, Any]], "list[torch.Tensor] | None"
 
 
 def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
-    """Build the reader of arguments with the structure of these.
+    """Build the reader for arguments with the structure of these.
 
     It returns the tensors in the order of `tree.flatten((args, kwargs))`, or `None` if a container
     or a static leaf differs. The kinds of the tensors are not checked.
@@ -32,7 +32,7 @@ def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
 
 
 def static_key(value: Any) -> Any:
-    """Return the key of a static leaf: type and value, with a float's sign and bits.
+    """Return the key of a static leaf: its type and value, and the sign and bits of a float.
 
     >>> static_key(1) == static_key(True), static_key(0.0) == static_key(-0.0)
     (False, False)

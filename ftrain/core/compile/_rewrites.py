@@ -1,4 +1,4 @@
-"""Torch functions that run in another form while a function is traced.
+"""Torch functions that are replaced while a function is traced.
 
 A trace by execution would record each of them wrongly or not at all.
 """
@@ -26,7 +26,7 @@ __all__ = ["Rewrites"]
 
 
 class Rewrites(TorchFunctionMode):
-    """Mode of a trace, in which the functions of this file run in their traced form.
+    """Mode that replaces torch functions by the traceable ones of this file during a trace.
 
     Args:
         calls: where the function is noted that raises.
@@ -84,14 +84,14 @@ def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tenso
 def _class_indices(
     func: Callable[..., Any], input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    """Compute a loss of uint8 labels in int64: the fake kernels do not support uint8 (2.13)."""
+    """Compute a loss of uint8 labels in int64: the fake kernels do not support uint8 (torch 2.13)."""
     if target.dtype == torch.uint8:
         target = target.to(torch.int64)
     return func(input, target, *args, **kwargs)
 
 
 def _copied(func: Callable[..., Any], tensor: torch.Tensor, memo: dict[int, Any]) -> Any:
-    """Record a deep copy as a clone; torch copies the storage, which a trace cannot record."""
+    """Record a deep copy as a clone, since torch copies the storage, which a trace cannot record."""
     is_plain = type(tensor) in (torch.Tensor, _torch.FakeTensor)
     if id(tensor) in memo or not (tensor.is_leaf and is_plain):
         return func(tensor, memo)

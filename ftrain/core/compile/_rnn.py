@@ -1,4 +1,4 @@
-"""Recurrent layers as one operator of the graph.
+"""Recurrent layers, each as one operator of the graph.
 
 Traced as torch runs them, an LSTM unrolls into one cell a time step (148 s to compile 64 steps), or
 becomes a oneDNN layer that inductor cannot lower (torch 2.13). So while `compile` traces, `nn.LSTM`,
@@ -24,7 +24,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def recurrent_layer(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return a recurrent layer of `torch._VF` as `ftrain::rnn`, unless it has active dropout."""
+    """Compute a recurrent layer of `torch._VF` as `ftrain::rnn`, unless dropout is active."""
     if not isinstance(args[3], bool):  # packed sequences have no bool there
         return func(*args, **kwargs)
     x, hx, weights, biases, layers, dropout, training, both_ways, batch_first = args
@@ -46,7 +46,7 @@ KINDS = {layer: name for name, layer in RECURRENT.items()}
 
 
 class _Layer(NamedTuple):
-    """Arguments of `torch._VF`'s layers that are not tensors; the operator takes them as JSON."""
+    """Non-tensor arguments of `torch._VF`'s recurrent layers, passed to the operator as JSON."""
 
     kind: str
     biases: bool
@@ -74,7 +74,7 @@ class _Layer(NamedTuple):
         return tuple(part.to(self.dtype(x, start)) for part in output)
 
     def dtype(self, x: torch.Tensor, start: Sequence[torch.Tensor]) -> torch.dtype:
-        """Return the dtype of torch's result: single operators keep that of their state."""
+        """Return the dtype of torch's result; decomposed layers keep the dtype of their state."""
         if not self.autocast:
             return x.dtype
         dtype: torch.dtype = getattr(torch, self.autocast)
@@ -82,7 +82,7 @@ class _Layer(NamedTuple):
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
-        """Return `y` with time slowest in memory, as in torch: sums over it keep their bits."""
+        """Return `y` with time slowest in memory, as in torch, so that sums over it keep their bits."""
         if not self.batch_first or y.ndim < 3:
             return y.contiguous()
         return y.transpose(0, 1).contiguous().transpose(0, 1)
@@ -150,7 +150,7 @@ def _(
 
 
 class _Differentiable(torch.autograd.Function):
-    """`_rnn` with its gradient, as a Function: torch.func does not support `register_autograd`."""
+    """`_rnn` and its gradient as an autograd Function; torch.func lacks `register_autograd`."""
 
     @staticmethod
     def forward(layer: str, n_start: int, *tensors: torch.Tensor) -> Tensors:
@@ -173,7 +173,7 @@ class _Differentiable(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], layer: str, n_start: int, *tensors: torch.Tensor
     ) -> tuple[Tensors, tuple[int, int, int]]:
-        """Run the layer once for each row: every model of a sweep has weights of its own."""
+        """Run the layer once for each row, since every model of a sweep has its own weights."""
         outputs = [
             _apply(layer, n_start, *_row(tensors, in_dims[2:], i)) for i in range(info.batch_size)
         ]

@@ -1,4 +1,4 @@
-"""Check for the C++ compiler that inductor needs, and the error without one."""
+"""Check for the C++ compiler that inductor needs, and the error if it is missing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _REMEDY = "ftrain.compile(..., backend='eager'), or do not compile"
 
 
 def check_compiler(remedy: str = _REMEDY) -> None:
-    """Raise if inductor would find no compiler for the CPU: 60 µs if there is one.
+    """Raise if inductor would find no compiler for the CPU (takes 60 µs if there is one).
 
     Inductor looks for one even if all its programs are in its cache. Its own list of compilers is read
     only if the usual one is missing: torch's compiler takes two seconds to load.
 
     Args:
-        remedy: what the caller's user may write to do without, for the message.
+        remedy: the code for the message that a user may write to run without a compiler.
 
     Raises:
         CompilerMissingError: no compiler was found.

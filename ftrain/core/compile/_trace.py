@@ -54,7 +54,7 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Make `is_tracing()` true inside, for a thread of autograd that continues a trace."""
+    """Make `is_tracing()` true inside the context, for an autograd thread that continues a trace."""
     _active.depth += 1
     try:
         yield
@@ -64,7 +64,7 @@ def tracing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
-    """Run operators inside a trace that do not become part of the graph."""
+    """Keep operators that run inside the context out of the graph of a trace."""
     if not is_tracing():
         yield
         return
@@ -103,7 +103,7 @@ def trace(
     *,
     donate: bool,
 ) -> Traced:
-    """Trace `fn(*args, **kwargs)`, the arguments given by `treedef` and `leaves`.
+    """Trace `fn(*args, **kwargs)`, with arguments given by `treedef` and `leaves`.
 
     Args:
         function: the name of the function in messages.
@@ -178,7 +178,7 @@ class _Run:
 def _run(
     flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor], fn: Callable[..., Any]
 ) -> _Run:
-    """Run on fake tensors with grad mode on, as at the top of a program; the function may change it."""
+    """Trace `flat` on fake tensors with grad mode on, which the function may change."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     calls = Calls()

@@ -1,4 +1,4 @@
-"""Errors for operations that a trace cannot record: the operation, its location, the remedy.
+"""Errors for operations that a trace cannot record, with the operation, its location and a remedy.
 
 Many of torch's own functions read values: `F.gaussian_nll_loss` checks the sign of a variance,
 `torch.cov` compares two sums. The user wrote none of that code, so the message shows torch's line below
@@ -91,13 +91,13 @@ _SPELLED = {
 
 
 class Calls:
-    """The function of torch that raised last under the function modes of a trace."""
+    """Record of the torch function that raised last under the function modes of a trace."""
 
     error: BaseException | None = None
     function: Any = None
 
     def raised(self, function: Any, error: BaseException) -> None:
-        """Note that a call of `function` raised; the innermost call of an error counts."""
+        """Record that a call of `function` raised; the innermost call that raised an error is kept."""
         if error is not self.error:
             self.error, self.function = error, function
 

@@ -1,4 +1,4 @@
-"""Detection of writes by a donating program that failed.
+"""Detection of writes that a donating program made before it failed.
 
 Inductor's programs are Python functions that allocate and launch kernels, line by line; an exception's
 traceback names the line it came from. If no line before it writes to an argument, the arguments are
@@ -26,7 +26,7 @@ _PARAMETERS = re.compile(r"\ndef \w+\(([^)]*)\)")
 
 
 def may_have_written(error: BaseException) -> bool:
-    """Return True if arguments may have been written to before this was raised."""
+    """Return True if arguments may have been written to before this exception was raised."""
     trace = error.__traceback__
     while trace is not None:
         first = _first_write(trace.tb_frame)
@@ -40,7 +40,7 @@ _NO_PROGRAM: Any = object()
 
 
 def _first_write(frame: types.FrameType) -> int | None:
-    """Return the first line of a program that writes to an argument; `None` if none does."""
+    """Return the first line of a program that writes to an argument; `None` if no line does."""
     code = frame.f_code
     if code.co_name == "forward" and code.co_filename.startswith("<eval_with_key>"):
         return _first_copy(code.co_filename)
@@ -98,7 +98,7 @@ def _kernels(module: ast.Module) -> dict[str, set[int]]:
 
 
 class _Reader:
-    """Reader of a program's lines that tracks the names of its arguments' memory."""
+    """Reader of a program's lines that tracks which names refer to its arguments' memory."""
 
     def __init__(self, kernels: dict[str, set[int]]) -> None:
         self._kernels = kernels
@@ -153,7 +153,7 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _operator(name: str) -> OpOverload[..., Any] | None:
-    """Return an operator such as `torch.ops.aten.add.Tensor` by its name."""
+    """Return the operator with a name such as `torch.ops.aten.add.Tensor`; `None` if there is none."""
     path = name.split(".")
     if path[0] == "aten":
         path = ["torch", "ops", *path]

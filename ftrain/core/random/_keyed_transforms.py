@@ -43,7 +43,7 @@ def lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `nn.LSTMCell` gate by gate; torch has no batching rule for its own (2.13)."""
+    """Compute `nn.LSTMCell` gate by gate; torch has no batching rule for its own (torch 2.13)."""
     if not _torch.inside_vmap():
         return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     hidden, cell = hx
