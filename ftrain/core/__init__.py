@@ -1,1 +1,1 @@
-"""The core: pure steps over one immutable state. Start at `step.py`."""
+"""The core: pure steps over one immutable state. `step.py` is the entry point."""

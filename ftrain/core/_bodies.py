@@ -1,4 +1,4 @@
-"""Checks and copies of the values that the bodies of loops and branches take and return."""
+"""Checks and copies of the inputs and outputs of the bodies of loops and branches."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def settle(leaves: Iterable[Any]) -> bool:
 
 
 def tensor_attribute(leaf: Any) -> str | None:
-    """Return the name of an attribute of a leaf object that holds tensors; `None` if there is none.
+    """Return the name of an attribute of a leaf object that contains tensors; `None` if there is none.
 
     Functions and modules are callable, and read what they hold when they are called.
     """

@@ -168,7 +168,7 @@ class _Position:
         return bool(_position(self.node) == self._saved)
 
     def restore(self) -> None:
-        """Return `None`: the object cannot be restored (`refusal` gives the reason)."""
+        """Return `None`, since the object cannot be restored (`refusal` gives the reason)."""
 
 
 def _position(node: Any) -> Any:

@@ -32,7 +32,7 @@ _KNOWN = "_ftrain_hooks"  # attribute of a stand-in: the hooks that were registe
 
 
 class Restorable(Protocol):
-    """A model whose calls restore its state."""
+    """Protocol of a model whose state is restored after a backward pass."""
 
     def restored(self) -> contextlib.AbstractContextManager[None]:
         """Return a context that restores, when it ends, the model's state at its start."""
@@ -183,7 +183,7 @@ def _register(
 
 
 def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
-    """Run hooks on the gradient of a tensor in each backward pass that goes through this alias of it."""
+    """Run hooks on a tensor's gradient in each backward pass that goes through this alias of it."""
     while hooks:
         if tensor.requires_grad and alias.requires_grad:
             _add(alias, _Arrival(_total(tensor, hooks)))

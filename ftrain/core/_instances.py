@@ -184,7 +184,7 @@ _ITSELF = "__dict__"  # of a dict whose items are its attributes too: self.__dic
 
 
 def _content(base: Any, node: Any) -> Any:
-    """Return the items of a subclass of a built-in container, without calling its own methods."""
+    """Return the items of an instance of a built-in container's subclass without calling its methods."""
     if base is OrderedDict:
         return OrderedDict((key, dict.__getitem__(node, key)) for key in OrderedDict.__iter__(node))
     if base is dict:
@@ -206,7 +206,7 @@ def _sorted_out(
     children: dict[str, Any],
     holds_tensors: Callable[[Any], bool],
 ) -> _Shell:
-    """Sort the remaining attributes into a shell; add those that hold tensors to `children`."""
+    """Add attributes with tensors to `children`; return a shell of the remaining attributes."""
     linked: list[str] = []
     constants: list[tuple[str, type, Any]] = []
     opaque: dict[str, Any] = {}
@@ -250,7 +250,7 @@ _CONSTANTS = {
 
 
 def attributes_of(node: Any, slots: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
-    """Return the attributes and slots of an instance by name, without calling its `__getattr__`."""
+    """Return the attributes and slots of an instance with their names, without using `__getattr__`."""
     for name, member in (_slots(type(node)) if slots is None else slots).items():
         with contextlib.suppress(AttributeError):  # a slot that is empty
             yield name, member.__get__(node)

@@ -1,4 +1,4 @@
-"""Call a loss function under the precision policy, check its purity, normalize its result."""
+"""Call of a loss function under the precision policy, check of its purity, conversion of its result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class WatchedLoss:
         self.calls = FirstCalls()
 
     def __call__(self, model: Any, batch: Any) -> Any:
-        """Call the loss; a parameter `key` receives a key of its own from the surrounding `keyed`."""
+        """Call the loss; pass it a new key of the surrounding `keyed` if it has a parameter `key`."""
         guard(self._loss_fn)
         if self._takes_key:
             return self._loss_fn(model, batch, key=key_of("loss"))
@@ -120,7 +120,7 @@ def takes_key(loss_fn: Callable[..., Any]) -> bool:
 
 
 def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
-    """Return the total to differentiate and all metrics, detached, of a loss function's result.
+    """Split a loss function's result into the total to differentiate and all metrics, detached.
 
     The total's weight is that of `metrics.entries["loss"]`.
 

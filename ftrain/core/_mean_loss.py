@@ -1,4 +1,4 @@
-"""Mean loss of a batch and its gradients: one forward pass, and one accumulation over micro-batches.
+"""Mean loss of a batch and its gradients, accumulated over micro-batches.
 
 Read next: `accumulate.py`, the sum over micro-batches, and `gradients.py`, the first piece of a step.
 """

@@ -34,7 +34,7 @@ Edge = tuple[Any, int]  # a node of an autograd graph and one of its outputs
 
 
 class Survey(NamedTuple):
-    """Findings about the autograd graph of some tensors.
+    """Properties of the autograd graph of some tensors.
 
     Attributes:
         outside: True if a caller could differentiate with respect to something other than the inputs.
@@ -222,7 +222,7 @@ def _references(node: Any) -> int:
 
 
 def _count_unheld() -> int:
-    """Return the number of references to a leaf that only a graph holds."""
+    """Return the number of references to an autograd leaf that only a graph refers to."""
     with torch.inference_mode(False), torch.enable_grad():
         result = torch.ones((), requires_grad=True) * 1.0
     assert result.grad_fn is not None

@@ -99,7 +99,7 @@ def data_names(cls: type) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def names_read(code: types.CodeType) -> frozenset[str]:
-    """Return the names of globals and attributes in a function's code and the functions in it."""
+    """Return the names of the globals and attributes that a function and its inner functions read."""
     return frozenset(_each_name(code))
 
 

@@ -68,7 +68,7 @@ def _getter(names: tuple[str, ...]) -> Callable[[Any], Sequence[Any]]:
 
 
 class Attributes(NamedTuple):
-    """The attributes that an instance keeps in `__slots__`."""
+    """Attributes that an instance stores in `__slots__`."""
 
     instance: Any
     names: tuple[str, ...]
@@ -97,7 +97,7 @@ class Class(NamedTuple):
 
 
 class Globals(NamedTuple):
-    """The global names that a function reads."""
+    """Global names that a function reads."""
 
     scope: dict[str, Any]
     names: tuple[str, ...]
@@ -105,7 +105,7 @@ class Globals(NamedTuple):
 
 @dataclasses.dataclass
 class Found:
-    """Objects that a walk reached, each once, nearest first.
+    """Objects that a walk reached, each once, in breadth-first order.
 
     Attributes:
         instances: the `__dict__` of modules and other instances.

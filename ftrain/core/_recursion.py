@@ -1,4 +1,4 @@
-"""Room on Python's stack for modules nested deeper than its usual limit of 1,000 frames."""
+"""Raised recursion limit for modules nested deeper than Python's usual limit of 1,000 frames."""
 
 from __future__ import annotations
 

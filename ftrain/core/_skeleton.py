@@ -324,6 +324,6 @@ def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:
-    """Return a skeleton of a module: its structure is copied, its weights are not."""
+    """Return a skeleton of a module, with a copy of its structure but not of its weights."""
     refuse_lazy(module)
     return Skeleton(copy_structure(module), module, parameter_hooks(module))

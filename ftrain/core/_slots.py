@@ -1,4 +1,4 @@
-"""The places of a module that hold a parameter or buffer: registries, attributes, lists, closures."""
+"""Locations of a module's parameters and buffers: registries, attributes, lists, closures."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Slot(NamedTuple):
     name: str
 
     def get(self) -> Any:
-        """Return the value at this location; `None` if the location is gone."""
+        """Return the value at this location; `None` if the location no longer exists."""
         try:
             return self.holder[self.key]
         except LookupError:
             return None
 
     def set(self, value: Any) -> None:
-        """Store a value, unless the location is gone (restoring the holder restores the location)."""
+        """Store a value, unless the location no longer exists (restoring the holder restores it)."""
         if self.get() is not None:
             self.holder[self.key] = value
 
@@ -64,7 +64,7 @@ class _Instance:
 
 
 def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:
-    """Return every place that holds one of these tensors, given by their ids."""
+    """Return every location of the tensors that are named by id."""
     return [
         Slot(holder, key, names[id(value)])
         for holder, key, value in _places(found)

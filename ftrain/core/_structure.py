@@ -31,7 +31,7 @@ def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def fill(module: nn.Module, tensors: Tensors) -> None:
-    """Give a module copies of these tensors, in their dtypes and on their devices."""
+    """Replace a module's tensors by copies of these, in their dtypes and on their devices."""
     for name, own in named_tensors(module).items():
         own.data = tensors[name].detach().clone()
 
@@ -99,7 +99,7 @@ def hollow(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def named_tensors(module: nn.Module) -> Tensors:
-    """Return every distinct parameter and buffer under the first name that reaches it."""
+    """Return every distinct parameter and buffer under its first name."""
     found: Tensors = dict(module.named_parameters())
     seen = {id(t) for t in found.values()}
     found.update((name, b) for name, b in module.named_buffers() if id(b) not in seen)

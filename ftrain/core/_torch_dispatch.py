@@ -1,4 +1,4 @@
-"""Private torch APIs: operators, modes below autograd, and the transforms that run.
+"""Private torch APIs: operators, modes below autograd, and the active transforms.
 
 Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
 """

@@ -158,7 +158,7 @@ def _skips_compiler_probe(config: Any) -> bool:
 
 
 def onednn_product() -> Any:
-    """Return an operator `(a, weight, bias) -> a @ weight.T + bias` by oneDNN, or `None`.
+    """Return oneDNN's operator `(a, weight, bias) -> a @ weight.T + bias`; `None` if it is unavailable.
 
     It is inductor's own operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), handed
     factors of any strides where inductor itself would first make them contiguous. `None` where MKL is

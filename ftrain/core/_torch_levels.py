@@ -76,7 +76,7 @@ def has_tangents() -> bool:
 
 
 def lower(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Return the plain tensors inside: the value and, for each `torch.func.jvp`, their tangents.
+    """Unwrap a tensor to plain ones: its value and, for each `torch.func.jvp`, the tangents.
 
     Each has the shape `(*sizes of the vmaps, *tensor.shape)`, outermost first. A vmap that does not map
     over it repeats it; a missing tangent is zero. What a transform differentiates by in reverse mode is

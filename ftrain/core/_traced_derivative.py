@@ -32,7 +32,7 @@ Flat = Callable[..., list[torch.Tensor]]
 
 
 class Operator(Protocol):
-    """An operator of a traced graph.
+    """Protocol of an operator of a traced graph.
 
     Attributes:
         inputs: the tensors to differentiate with respect to, including those that its bodies capture.

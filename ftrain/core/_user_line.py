@@ -41,7 +41,7 @@ def show(frame: traceback.FrameSummary) -> str:
 
 
 def current_line() -> str:
-    """Return the `user_line` of the code that is running."""
+    """Return the `user_line` of the running code."""
     return user_line(traceback.extract_stack())
 
 

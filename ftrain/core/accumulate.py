@@ -1,4 +1,4 @@
-r"""Micro-batches: the exact gradient of a large batch in the memory of a small one.
+r"""Micro-batches, which give the exact gradient of a large batch with the memory of a small one.
 
 The gradient over micro-batches is $\sum_i \nabla t_i / \sum_i w_i$ with totals $t_i$ and weights $w_i$:
 one division by the total weight. A mean of means would weight a token in a short micro-batch more than

@@ -1,4 +1,4 @@
-"""`cond`: an `if` on a tensor, eager, compiled and vmapped.
+"""`cond`: `if` on the value of a tensor, eager, compiled and vmapped.
 
 Read next: `switch.py` for more than two sides, `while_loop.py`, `scan.py`.
 """
@@ -73,7 +73,7 @@ def cond(
 
 
 def apply_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
-    """Return `change(value)` where the predicate holds, a copy of `value` where it does not.
+    """Return `change(value)` if the predicate is True, and a copy of `value` otherwise.
 
     For work that is done at some updates only. `torch.where` would do the work at every update and
     discard most of it: SOAP on a GPT of 0.8 M parameters, with new bases every tenth update, takes

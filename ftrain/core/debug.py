@@ -18,7 +18,7 @@ __all__ = ["print"]
 
 
 def print(text: str, *args: Any, **kwargs: Any) -> None:
-    """Print tensors whenever the function that calls this runs, compiled or not.
+    """Print tensors each time the calling function runs, compiled or not.
 
     Compiled, it is an operator of the graph: it prints in each iteration of a `scan` or `while_loop`,
     and only on the side of a `cond` that is taken. Lines come in the order of the calls, except that
@@ -61,7 +61,7 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
 
 
 class _AnyValue:
-    """Stand-in for a tensor without a value, in the check of a format string."""
+    """Placeholder for a tensor without a value in the check of a format string."""
 
     def __format__(self, spec: str) -> str:
         return ""
@@ -74,7 +74,7 @@ class _AnyValue:
 
 
 class _Array(_AnyValue):
-    """Stand-in for a tensor with axes, which no format specification fits."""
+    """Placeholder for a tensor with axes, for which every format specification raises."""
 
     def __init__(self, shape: torch.Size) -> None:
         self.shape = tuple(shape)
@@ -82,13 +82,13 @@ class _Array(_AnyValue):
     def __format__(self, spec: str) -> str:
         if spec:
             raise ValueError(
-                f"the specification {spec!r} needs a 0-d tensor, got shape {self.shape}"
+                f"the format specification {spec!r} needs a 0-d tensor, got shape {self.shape}"
             )
         return ""
 
 
 class _Number(_AnyValue):
-    """Stand-in for a 0-d tensor, which formats as its number."""
+    """Placeholder for a 0-d tensor, which formats like its number."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.number = 0j if dtype.is_complex else 0.0 if dtype.is_floating_point else 0
@@ -104,10 +104,10 @@ def _stand_in(leaf: Any) -> Any:
 
 
 def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise unless the text formats these arguments; a graph that is traced formats them much later."""
+    """Raise now if the text cannot format these arguments; a traced graph formats them much later."""
     if not isinstance(text, str):
         raise TypeError(
-            f"ftrain.debug.print expected a format string, got {type(text).__name__}. Write "
+            f"ftrain.debug.print: expected text to be a format string, got {type(text).__name__}. Write "
             'ftrain.debug.print("{}", x).'
         )
     args, kwargs = tree.map(_stand_in, (args, kwargs))

@@ -1,4 +1,4 @@
-"""Exceptions and warnings of ftrain beside Python's own `ValueError` and `TypeError`."""
+"""Exceptions and warnings that ftrain raises besides Python's own `ValueError` and `TypeError`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = [
 
 
 class ImpureFunctionError(RuntimeError):
-    """Error for a function that must be pure and writes to an object that it did not create."""
+    """Error for a function that must be pure but writes to an object that it did not create."""
 
 
 class UnkeyedRandomError(RuntimeError):
-    """Error for a random operation that cannot draw from a key; names the operation and a remedy."""
+    """Error for a random operation that cannot draw from a key; it names the operation and a remedy."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -32,7 +32,7 @@ class TraceError(RuntimeError):
 
 
 class DonationError(ValueError):
-    """Error for a state that cannot be donated: the output does not fit it, or memory is shared."""
+    """Error for a state that cannot be donated: its output does not fit, or its tensors share memory."""
 
 
 class DonatedStateError(RuntimeError):
@@ -44,8 +44,8 @@ class CompilerMissingError(RuntimeError):
 
 
 class RecompileWarning(UserWarning):
-    """Warning that a function is compiled again because its arguments changed in kind."""
+    """Warning that a function is compiled again because no earlier program fits its arguments."""
 
 
 class DataError(ValueError):
-    """Error for a damaged or unexpected data file; names the place and a remedy."""
+    """Error for a damaged or unexpected data file; it names the location and a remedy."""

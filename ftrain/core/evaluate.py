@@ -26,9 +26,9 @@ def evaluation(
     *,
     precision: Precision | Policy = "32-true",
 ) -> Callable[[TrainState, Any], Metrics]:
-    """Return the function `(state, batch) -> Metrics`: `eval_fn` with the model in eval mode.
+    """Return the function `(state, batch) -> Metrics` that calls `eval_fn` with the model in eval mode.
 
-    The same state and batch give the same metrics, dropout left on by hand included.
+    The same state and batch give the same metrics, even if dropout was left on.
     """
     bound = bind(model)
     eval_fn = WatchedLoss(eval_fn)
@@ -52,7 +52,7 @@ def prediction(
     *,
     precision: Precision | Policy = "32-true",
 ) -> Callable[[TrainState, Any], Any]:
-    """Return the function `(state, inputs) -> outputs`: the model in eval mode, as in `eval_step`.
+    """Return the function `(state, inputs) -> outputs` that calls the model in eval mode.
 
     >>> predict = prediction(nn.Linear(3, 2))
     >>> params, buffers = bind(nn.Linear(3, 2)).init(random.key(0))
@@ -91,7 +91,7 @@ def _device(state: TrainState, batch: Any) -> torch.device:
 def _called(
     bound: Bound, fn: LossFn, policy: Policy, where: str, state: TrainState, batch: Any
 ) -> Any:
-    """Return `fn(module, batch)` in eval mode and the policy's precision, draws keyed.
+    """Call `fn(module, batch)` in eval mode, under the policy's precision, with keyed draws.
 
     Grad mode is on for derivatives inside (forces of an energy, residuals of a differential equation).
     No tensor of the state or the batch requires a gradient, so that nothing else is recorded.
@@ -110,7 +110,7 @@ def _called(
 
 
 def _detached(values: Any) -> Any:
-    """Detach the tensors of a tree; one without tensors to detach is returned as it is."""
+    """Detach the tensors of a tree; return the tree itself if no tensor requires a gradient."""
     if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree.leaves(values)):
         return values
     return tree.map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, values)

@@ -35,7 +35,7 @@ __all__ = ["Bound", "bind", "value_and_grad"]
 
 
 class Bound:
-    """A module as a pure function of its tensors and a key; see `bind`."""
+    """Module as a pure function of its tensors and a key; see `bind`."""
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
@@ -56,7 +56,7 @@ class Bound:
         self._watch = Watch(self.skeleton.module)
 
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
-        """Return start values `(params, buffers)`.
+        """Return initial values `(params, buffers)`.
 
         From a function that builds the model they are a pure function of `key`, each parameter's of
         its path in the module tree: another layer more leaves the other layers' values as they were.
@@ -87,9 +87,9 @@ class Bound:
         ):
             if list(given) != names:
                 raise ValueError(
-                    f"the model is not the one that was bound: {sorted(set(given) ^ set(names))[:5]} "
-                    "were trainable then or are now, not both. Build the same layers each time, and "
-                    "do not change a module after it was bound."
+                    "the model: expected the trainable parameters of the model that was bound, got a "
+                    f"difference in {sorted(set(given) ^ set(names))[:5]}. Build the same layers each "
+                    "time, and do not change a module after it was bound."
                 )
         # Tied tensors have one name, so no two of these share memory.
         params, buffers = (tree.map(torch.clone, tensors) for tensors in found)
@@ -104,7 +104,7 @@ class Bound:
         training: bool = True,
         **kwargs: Any,
     ) -> tuple[Any, Tensors]:
-        """Call the module: `(out, new_buffers)`, which share no memory with the arguments."""
+        """Call the module; return `(out, new_buffers)`, which share no memory with the arguments."""
 
         def run() -> tuple[Any, Tensors]:
             with random.keyed(key):
@@ -121,7 +121,7 @@ class Bound:
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Return `fn(module)` with these tensors in place, and the new buffers; the caller sets the key.
+        """Return `fn(module)` with these tensors installed, and the new buffers; the caller sets the key.
 
         Buffers are copied first: a module may write into its own, never into the caller's. With `until`
         the tensors stay in place until that stack is closed, for a backward pass that runs parts of
@@ -143,7 +143,7 @@ class Bound:
             return out, tree.map(torch.clone, after) if until else after
 
     def module(self, params: Tensors, buffers: Tensors) -> nn.Module:
-        """Return a stock module with copies of these tensors, in eval mode; tied weights stay tied."""
+        """Return an nn.Module with copies of these tensors, in eval mode; tied weights stay tied."""
         tensors = self.skeleton.checked(params, buffers)
         if self._start is not None:
             module = copied(self._start)
@@ -157,7 +157,7 @@ class Bound:
 
 
 class _RowByRow(torch.autograd.Function):
-    """`Bound.init`; under vmap one module is built for each key, and their tensors are stacked."""
+    """Operator of `Bound.init` that, under vmap, builds a module for each key and stacks the tensors."""
 
     @staticmethod
     def forward(bound: Bound, key: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -177,7 +177,7 @@ class _RowByRow(torch.autograd.Function):
 
 
 def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
-    """Return a stock module as a pure function, `apply(params, buffers, key, *args) -> (out, buffers)`.
+    """Return a module as a pure function, `apply(params, buffers, key, *args) -> (out, buffers)`.
 
     The module itself is never modified: calls use a private skeleton on the meta device. `params` are
     the parameters that require a gradient, `buffers` all other tensors of the module (statistics, frozen
@@ -216,19 +216,19 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
 def value_and_grad(
     fn: Callable[..., Any], *, has_aux: bool = False, differentiable: bool = False
 ) -> Callable[..., tuple[Any, Any]]:
-    r"""Return the function that computes the value of `fn` and its gradient, $\nabla_{x} f(x, \ldots)$.
+    r"""Return a function that computes the value of `fn` and its gradient, $\nabla_{x} f(x, \ldots)$.
 
-    Gradients nest: the results can be differentiated by every tensor that requires a gradient, or is
-    tracked by a transform of torch.func, outside of the call: a leaf of `x`, another argument or a
-    captured tensor. This also holds inside the bodies of `scan` and `cond` and inside `ftrain.compile`.
-    Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no graph is kept:
+    Gradients nest: the results can be differentiated with respect to every tensor that requires a
+    gradient, or is tracked by a transform of torch.func, outside of the call: a leaf of `x`, another
+    argument or a captured tensor. This also holds inside the bodies of `scan` and `cond` and inside
+    `ftrain.compile`. Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no graph is kept:
     peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one, pytorch#134612.)
     Hooks of the leaves of `x` run once for each gradient, but not inside `torch.compile`.
 
     Args:
-        fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating
-            tensors, `value` 0-d and real, `aux` a tree of tensors. Gradients are taken by `x` alone,
-            even if `fn` captures the tensor that it is given as `x`.
+        fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating-point
+            tensors, `value` 0-d and real, `aux` a tree of tensors. Gradients are with respect to `x`
+            alone, even if `fn` captures the tensor that it is given as `x`.
         has_aux: `fn` returns `(value, aux)`.
         differentiable: keep the graph under `torch.no_grad()` as well. Not needed for anything else.
 
@@ -237,8 +237,8 @@ def value_and_grad(
         shapes and dtypes of `x`, and is zero where `fn` does not use a leaf.
 
     Raises:
-        TypeError: a leaf of `x` is not floating; the value is not a 0-d real tensor.
-        ValueError: the value does not depend on `x` by differentiable operations.
+        TypeError: a leaf of `x` is not floating-point; the value is not a 0-d real tensor.
+        ValueError: the value does not depend on `x` through differentiable operations.
         ImpureFunctionError: `fn` writes into `x`.
 
     >>> value, grads = value_and_grad(lambda p: (p["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
@@ -265,7 +265,7 @@ def value_and_grad(
 
 
 def describe(fn: Callable[..., Any]) -> str:
-    """Return a function's name and where it was written, for messages."""
+    """Return a function's name and source location, for messages."""
     name = getattr(fn, "__qualname__", None) or type(fn).__name__
     try:
         code = inspect.unwrap(fn).__code__

@@ -1,4 +1,4 @@
-"""The first piece of a step: the gradients of a batch, as one pure function of the state.
+"""First part of a step: the gradients of a batch, as one pure function of the state.
 
 Read next: `step.py`, where `gradients`, `update` and `commit` make a training step.
 """
@@ -53,7 +53,7 @@ class GradientResult(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientFn:
-    """The function `(state, batch) -> GradientResult`, with `closures` for optimizers that need them."""
+    """Function `(state, batch) -> GradientResult`, with `closures` for optimizers that call the loss."""
 
     _result: Callable[[TrainState, Any], GradientResult]
     _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
@@ -65,9 +65,10 @@ class GradientFn:
         return self._watch(lambda: self._result(state, batch), state.step.device)
 
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
-        """Return the loss of this batch as functions of the parameters, for line searches and the like.
+        """Return functions of the parameters that compute this batch's loss and gradients.
 
-        Key, buffers and micro-batches are those of the gradients, so that at `state.params` both
+        Line searches and second-order optimizers need them. Key, buffers and micro-batches are those of
+        the gradients, so that at `state.params` both
         functions return the values of `self(state, batch)`. Pass them as extra arguments:
         `update(optimizer, state, result, **gradients.closures(state, batch))`.
 
@@ -133,8 +134,9 @@ def gradients(
         check_batch(batch, state.step.device)
         if scaling is not None and not isinstance(state.scaler, LossScaleState):
             raise ValueError(
-                "this precision scales the loss, and the state has no scaler: it was made with another "
-                "precision. Give it one: state.replace(scaler=ftrain.LossScale().init_state())."
+                "state.scaler: expected a LossScaleState, since this precision scales the loss, got "
+                "none: the state was made with another precision. Write "
+                "state.replace(scaler=ftrain.LossScale().init_state())."
             )
         with isolated(state.step.device.type):
             keys = random.split(state.rng)
@@ -186,7 +188,8 @@ def _require_good(
 def _check_parameters(bound: Bound) -> None:
     if not bound.skeleton.trainable:
         raise ValueError(
-            f"{bound} has nothing to train: expected a parameter with requires_grad, got none"
+            f"{bound} has nothing to train: expected a parameter with requires_grad=True, got none. "
+            "Call requires_grad_() on the parameters to train."
         )
     for name in bound.skeleton.trainable:
         dtype = bound.skeleton.module.get_parameter(name).dtype

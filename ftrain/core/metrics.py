@@ -1,4 +1,4 @@
-"""Metrics that merge exactly: over micro-batches, over ragged batches, over ranks.
+"""Metrics that merge exactly over micro-batches, ragged batches and ranks.
 
 A metric is a monoid: a few tensors, a `merge`, and a `value`. A mean keeps its total and its weight, so
 the mean over many batches is one division by the true weight, never a mean of means. A tensor with axes
@@ -34,14 +34,14 @@ __all__ = [
 
 @runtime_checkable
 class Metric(Protocol):
-    """Protocol of a metric: `value`, and an associative `merge` (self came before other)."""
+    """Protocol of a metric: `value`, and an associative `merge` (`self` comes before `other`)."""
 
     @property
     def value(self) -> torch.Tensor:
         """Return the metric as a tensor."""
 
     def merge(self, other: Any) -> Any:
-        """Return the metric over the values of both."""
+        """Return the metric of the values of both."""
 
 
 class Mean(NamedTuple):
@@ -74,7 +74,7 @@ class Mean(NamedTuple):
 
 
 class BatchMean(Mean):
-    """A mean without a weight, such as `loss.mean()`: each batch has weight 1.
+    """A mean without a weight, such as `loss.mean()`; each batch has weight 1.
 
     Callers that know the batch sizes weight by those instead.
 
@@ -86,7 +86,7 @@ class BatchMean(Mean):
 
 
 class Sum(NamedTuple):
-    """A total: skipped steps, tokens seen.
+    """A total, such as the number of skipped steps or of tokens seen.
 
     Attributes:
         total: 0-d.
@@ -105,7 +105,7 @@ class Sum(NamedTuple):
 
 
 class Last(NamedTuple):
-    """The latest value: a learning rate, a loss scale.
+    """The latest value, such as a learning rate or a loss scale.
 
     Attributes:
         latest: a tensor.
@@ -162,7 +162,7 @@ class Min(NamedTuple):
 
 
 class PerExample(NamedTuple):
-    """Values of each example, one along the first axis: losses, predictions, ids.
+    """Values of each example along the first axis: losses, predictions, ids.
 
     Micro-batches and batches are concatenated, so `accumulate=k` and the full batch give equal values. A
     tensor whose first axis does not count examples is wrapped in another metric: `Last(x)`, `Sum(x)`,
@@ -193,14 +193,15 @@ class PerExample(NamedTuple):
         mine, theirs = self.values, other.values
         if mine.shape[1:] != theirs.shape[1:]:
             raise ValueError(
-                f"values of each example are concatenated: expected {brief(mine)} in all but the first "
-                f"axis, got {brief(theirs)}. Pad them to one shape, or reduce them in the loss function."
+                f"PerExample.merge concatenates along the first axis: expected {brief(mine)} in all but "
+                f"the first axis, got {brief(theirs)}. Pad them to one shape, or reduce them in the "
+                "loss function."
             )
         return type(self)(torch.cat([mine, theirs]))
 
 
 class Unreduced(PerExample):
-    """`PerExample` of a bare tensor with axes, which may have been meant to be reduced."""
+    """`PerExample` of a tensor with axes that a loss returned as it is, perhaps by mistake."""
 
     __slots__ = ()
 
@@ -229,7 +230,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         except KeyError:
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
             known = ", ".join(map(repr, within or self.entries)) or "none"
-            raise KeyError(f"no metric {name!r}; there are {known}") from None
+            raise KeyError(f"metric {name!r}: expected one of {known}") from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value
@@ -256,7 +257,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         return f"Metrics({', '.join(f'{name}={brief(self[name])}' for name in self)})"
 
     def merge(self, other: Metrics) -> Metrics:
-        """Return the metrics over the values of both.
+        """Merge the metrics of the same name.
 
         Raises:
             ValueError: a name, or the kind of a metric, differs between the two.
@@ -289,7 +290,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         return Metrics({name: mine.merge(theirs) for name, (mine, theirs) in pairs.items()})
 
     def compute(self) -> dict[str, Any]:
-        """Return all values as Python floats, or nested lists; wait for the device once for each."""
+        """Return all values as Python floats or nested lists; each value waits for the device."""
         return {name: float(x) if x.ndim == 0 else x.tolist() for name, x in self.items()}
 
 
@@ -300,7 +301,7 @@ def _kind(metric: Any) -> str:
 
 
 def _bare(value: Any) -> Any:
-    """Return a tensor as the metric that it counts as; return a metric unchanged."""
+    """Convert a tensor to the metric that it is treated as; return a metric unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     return BatchMean(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)
@@ -339,7 +340,7 @@ def as_metrics(values: Any, where: str) -> Metrics:
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested dicts, lists and tuples by their joined names; keep metrics whole."""
+    """Yield the entries of nested dicts, lists and tuples with joined names; keep metrics whole."""
     items = values.items() if isinstance(values, Mapping) else enumerate(values)
     for name, value in items:
         path = f"{prefix}{name}"

@@ -18,7 +18,7 @@ __all__ = ["GlobalNorm", "finite_norm", "global_norm"]
 
 
 class GlobalNorm(NamedTuple):
-    """A norm, with a flag for finite elements.
+    """Global norm of a tree, and a flag that is True if all elements are finite.
 
     Attributes:
         value: 0-d, as of `global_norm`.
@@ -54,7 +54,7 @@ def global_norm(values: Any) -> torch.Tensor:
 
 
 def finite_norm(values: Any) -> GlobalNorm:
-    """Return the `global_norm` of a tree, with a flag that is true if all elements are finite."""
+    """Return the `global_norm` of a tree, and a flag that is True if all elements are finite."""
     leaves = tree.leaves(values)
     if not leaves:
         return GlobalNorm(torch.zeros(()), torch.ones((), dtype=torch.bool))
@@ -79,7 +79,7 @@ _RANGE = {
 
 
 def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
-    """Return the norm of all leaves; with `rows`, of each row of their common first axis."""
+    """Return the norm of all leaves or, with `rows`, the norm of each row of their common first axis."""
     wide = any(leaf.dtype == torch.float64 for leaf in leaves)
     dtype = torch.float64 if wide else torch.float32
     up, least = _RANGE[dtype]
@@ -126,12 +126,12 @@ def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.T
 
 
 def _as_rows(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return the factor of each row in a shape that multiplies the row; a 0-d one unchanged."""
+    """Reshape one factor per row so that it multiplies the rows of `x`; return a 0-d one unchanged."""
     return factor.reshape(-1, *(1,) * (x.ndim - 1)) if factor.ndim else factor
 
 
 class _UnderVmap(torch.autograd.Function):
-    """The norms of all rows in a vmap, so that one branch can decide for all of them."""
+    """Norms of all rows of a vmap, computed together so that one branch decides for all of them."""
 
     @staticmethod
     def forward(*leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +140,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing: under a vmap only the rule runs, and its operations are differentiable."""
+        """Save nothing, since under a vmap only the rule runs, whose operations are differentiable."""
 
     @staticmethod
     def vmap(
@@ -155,7 +155,7 @@ class _UnderVmap(torch.autograd.Function):
 
 
 class _Latest(threading.local):
-    """The latest norm of a trace: a step reports the norm by which its optimizer then clips.
+    """Latest norm of a trace, kept because a step reports the norm by which its optimizer then clips.
 
     Inductor would not merge two equal branches.
     """
@@ -165,7 +165,7 @@ class _Latest(threading.local):
         self._norm: GlobalNorm | None = None
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
-        """Return the norm kept for these tensors, unless they were written to afterwards."""
+        """Return the norm stored for these tensors; `None` if they were written to since."""
         if len(leaves) != len(self._of) or _is_differentiated(leaves):
             return None
         pairs = zip(leaves, self._of, strict=True)
@@ -173,12 +173,12 @@ class _Latest(threading.local):
         return self._norm if same else None
 
     def keep(self, leaves: list[torch.Tensor], norm: GlobalNorm) -> None:
-        """Remember the norm of these tensors."""
+        """Store the norm of these tensors."""
         self._of = [(weakref.ref(x, self._forget), version(x)) for x in leaves]
         self._norm = norm
 
     def _forget(self, _: Any) -> None:
-        """Drop the tensors of a trace that has ended."""
+        """Drop the stored norm when the tensors of its trace are freed."""
         self._of, self._norm = [], None
 
 
@@ -186,7 +186,7 @@ _latest = _Latest()
 
 
 def _is_readable(value: torch.Tensor) -> bool:
-    """Return True if the number can be read without waiting, outside of every trace and transform."""
+    """Return True if the value can be read: outside of every trace and transform."""
     return (
         type(value) is torch.Tensor
         and not is_tracing()

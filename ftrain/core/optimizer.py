@@ -15,15 +15,15 @@ __all__ = ["Optimizer", "apply_updates"]
 
 
 class Optimizer(Protocol):
-    """`init(params) -> opt_state` and `update(grads, opt_state, params, **extra)`."""
+    """Pair of functions `init(params) -> opt_state` and `update(grads, opt_state, params, **extra)`."""
 
     @property
     def init(self) -> Any:
-        """`(params) -> opt_state`."""
+        """Function `(params) -> opt_state`."""
 
     @property
     def update(self) -> Any:
-        """`(grads, opt_state, params, **extra) -> (updates, opt_state)`."""
+        """Function `(grads, opt_state, params, **extra) -> (updates, opt_state)`."""
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -50,25 +50,30 @@ def apply_updates(params: Any, updates: Any) -> Any:
     deltas, delta_def = tree.flatten(updates)
     if delta_def != treedef:
         difference = tree.first_difference(params, updates)
-        raise ValueError(f"`updates` and `params` differ in structure {difference}")
+        raise ValueError(
+            f"`updates` and `params` differ in structure, {difference}. Return one update for each "
+            "parameter."
+        )
     news = []
     for index, (old, delta) in enumerate(zip(olds, deltas, strict=True)):
         if not isinstance(delta, torch.Tensor) or not delta.is_floating_point():
             kind = delta.dtype if isinstance(delta, torch.Tensor) else type(delta).__name__
             path = tree.paths(params)[index] or "the root"
-            raise TypeError(f"`updates` at {path}: expected a floating tensor, got {kind}")
+            raise TypeError(
+                f"`updates` at {path}: expected a floating-point tensor, got {kind}. Write .float()."
+            )
         if delta.shape != old.shape:
             path = tree.paths(params)[index] or "the root"
             raise ValueError(
-                f"`updates` at {path}: shape {tuple(delta.shape)}, but `params` has "
-                f"{tuple(old.shape)} there. Updates are not broadcast: give it the same shape."
+                f"`updates` at {path}: expected shape {tuple(old.shape)}, as in `params`, got "
+                f"{tuple(delta.shape)}. Updates are not broadcast: give it the same shape."
             )
         news.append(like(old + delta, old))
     return tree.unflatten(treedef, news)
 
 
 def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Return `new` in the dtype and strides of `old`, so that a state's layout is a fixpoint."""
+    """Return `new` in the dtype and strides of `old`, so that a state's layout never changes."""
     if new.dtype != old.dtype:
         new = new.to(old.dtype)
     if new.stride() == old.stride():

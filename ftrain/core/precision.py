@@ -23,7 +23,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 
 
 class LossScaleState(NamedTuple):
-    """The loss scaler's part of the training state.
+    """State of the dynamic loss scaler, part of the training state.
 
     Attributes:
         scale: float32, 0-d. The factor of the loss before the backward pass.
@@ -36,7 +36,7 @@ class LossScaleState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """Dynamic loss scaling as a pure function; the rule of `torch.amp.GradScaler`.
+    """Dynamic loss scaling as a pure function, by the rule of `torch.amp.GradScaler`.
 
     A non-finite step multiplies the scale by `backoff_factor`; `growth_interval` finite steps in a row
     multiply it by `growth_factor`. Unlike GradScaler the scale has a floor (there it backs off to
@@ -108,7 +108,7 @@ class LossScale:
 
     @staticmethod
     def inverse(state: LossScaleState) -> torch.Tensor:
-        """Return the factor of the gradients that undoes the scale: float32, 0-d."""
+        """Return the factor that unscales the gradients: float32, 0-d."""
         return state.scale.double().reciprocal().float()
 
 
@@ -142,12 +142,12 @@ class Policy:
             return _POLICIES[precision]
         except (KeyError, TypeError):
             raise ValueError(
-                f"precision={precision!r} is not known; use one of "
-                f"{', '.join(map(repr, _POLICIES))}, or an ftrain.Policy"
+                "precision: expected one of "
+                f"{', '.join(map(repr, _POLICIES))}, or an ftrain.Policy, got {precision!r}"
             ) from None
 
     def cast(self, values: Any) -> Any:
-        """Return a tree with its floating tensors in the parameters' dtype."""
+        """Cast the floating-point tensors of a tree to the dtype of the parameters."""
         dtype = self.params
         if dtype is None:
             return values

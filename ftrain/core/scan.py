@@ -1,4 +1,4 @@
-"""`scan`: a loop that compiles once, however long it is.
+"""`scan`: a loop whose body is compiled once, whatever its length.
 
 In eager mode it is a Python loop. Inside `ftrain.compile` it is one operator: the body is traced once,
 with the gradients it takes inside, and so the time to compile does not grow with the length. Under
@@ -28,7 +28,7 @@ Body = Callable[[C, Any], tuple[C, Any]]
 
 
 def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> tuple[C, Any]:
-    """Thread `carry` through `body` over the leading axis of `xs`, and stack its outputs.
+    """Thread `carry` through `body` over the leading axis of `xs`, and stack the outputs of `body`.
 
         carry, y_i = body(carry, xs[i])    for i in 0 .. n - 1
 
@@ -46,7 +46,7 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
         both have the bits of the loop.
 
     Raises:
-        ValueError: the lengths differ, there is nothing to iterate, or the carry does not keep its kind;
+        ValueError: the lengths differ, there is nothing to iterate, or the carry changes its kind;
             the message names the path.
         TypeError: a leaf is not a tensor.
         ImpureFunctionError: the body writes into its arguments or into a tensor of its closure.
@@ -129,7 +129,7 @@ def _one_operator(
 def _output(output: Any) -> tuple[Any, Any]:
     if not isinstance(output, tuple) or len(output) != 2:
         kind = f"a tuple of {len(output)}" if isinstance(output, tuple) else type(output).__name__
-        raise TypeError(f"the body of scan: expected to return (carry, y), got {kind}")
+        raise TypeError(f"scan: expected body to return a tuple (carry, y), got {kind}")
     return output
 
 
@@ -137,20 +137,22 @@ def _length(xs: Any, flat_xs: Sequence[torch.Tensor], length: int | None) -> int
     sizes: dict[int, str] = {}
     for path, leaf in zip(tree.paths(xs), flat_xs, strict=True):
         if leaf.ndim == 0:
-            raise ValueError(f"scan iterates over the leading axis, and xs{path} is 0-d")
+            raise ValueError(
+                f"scan: expected xs{path} to have a leading axis to iterate over, got a 0-d tensor"
+            )
         sizes.setdefault(leaf.shape[0], f"xs{path}")
     if length is not None:
         sizes.setdefault(length, "length")
     if len(sizes) > 1:
         listed = ", ".join(f"{name} has {size}" for size, name in sizes.items())
         raise ValueError(
-            f"scan expected one length, got several: {listed}. Give all of xs one leading length."
+            f"scan: expected one length, got several: {listed}. Give all of xs the same leading length."
         )
     if not sizes:
-        raise ValueError("scan without xs needs `length`")
+        raise ValueError("scan: expected xs or length, got neither. Pass length=n.")
     (n,) = sizes
     if n < 1:
         raise ValueError(
-            "scan needs at least one iteration: what y looks like is unknown without one"
+            f"scan: expected at least one iteration, which determines the shape of y, got {n}"
         )
     return n

@@ -1,4 +1,4 @@
-"""The training state: all tensors that influence a run's trajectory.
+"""Training state: all tensors that influence a run's trajectory.
 
 Read next: `step.py`, which turns one state into the next.
 """
@@ -17,7 +17,7 @@ from ftrain.core._words import brief, did_you_mean
 
 @tree.register_dataclass
 class TrainState:
-    """An immutable tree of tensors; a step returns a new one.
+    """Immutable tree of tensors; each step returns a new one.
 
     Attributes:
         step: int64, 0-d. Updates applied so far (a skipped step does not count).
@@ -65,7 +65,7 @@ class TrainState:
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        """Return the step, and the kinds and sizes of the other fields; reads one value, the step."""
+        """Return the step, and the kinds and sizes of the other fields; reads only the step's value."""
         if not all(
             isinstance(x, torch.Tensor) for x in tree.leaves(self)
         ):  # as `in_dims` of a vmap
@@ -91,7 +91,7 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
 def _amount(values: Any) -> str:
-    """Return the number of tensors, and the number of elements of each dtype, as text."""
+    """Describe a tree by its number of tensors and its number of elements of each dtype."""
     tensors = tree.leaves(values)
     if not tensors:
         return "()"
@@ -103,7 +103,7 @@ def _amount(values: Any) -> str:
 
 
 def _kinds(state: Any) -> str:
-    """Return the class names of a nested state, those of its parts if it is a plain container."""
+    """Return the class name of a state; for a tuple or dict, the class names of its parts."""
     if type(state) is tuple:
         return f"({', '.join(map(_kinds, state))})"
     if type(state) is dict:

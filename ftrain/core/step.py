@@ -38,7 +38,7 @@ __all__ = ["Steps", "TrainStep", "commit", "make_steps", "update"]
 
 
 class Steps(NamedTuple):
-    """The three pure functions of a training run.
+    """Three pure functions of a training run.
 
     Attributes:
         init_state: `(seed) -> state`; `seed` is an int.
@@ -53,7 +53,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
-    """The function `(state, batch) -> (state, metrics)`: `gradients`, then `update`, then `commit`.
+    """Function `(state, batch) -> (state, metrics)` that composes `gradients`, `update` and `commit`.
 
     Attributes:
         fn: the composition. `dataclasses.replace(train_step, fn=...)` makes a step from another one.
@@ -165,7 +165,7 @@ def make_steps(
 
 
 def _batch_statistics(bound: Bound) -> tuple[str, ...]:
-    """Return the modules that compute statistics over all rows of a batch in training."""
+    """Return the names of the modules that compute statistics over a batch in training."""
     root = bound.skeleton.module
     return tuple(
         name or type(module).__name__
@@ -268,7 +268,10 @@ def commit(
     news, new_def = tree.flatten(proposed)
     if new_def != treedef:
         difference = tree.first_difference(kept, proposed)
-        raise ValueError(f"a step changed the structure of its state: {difference}")
+        raise ValueError(
+            f"a step changed the structure of its state, {difference}. Keep it, or every step would "
+            "compile again."
+        )
     _check_fixpoint(kept, olds, news)
     known = None if result.finite is None else value_at_hand(result.finite)
 
@@ -292,7 +295,7 @@ def commit(
 
 
 def _learning_rates(opt_state: Any) -> dict[str, Last]:
-    """Return each field `learning_rate` of an optimizer's state, as a metric."""
+    """Return every field `learning_rate` of an optimizer's state as a metric."""
     rates = {
         path: rate
         for path, rate in tree.find(opt_state, "learning_rate").items()

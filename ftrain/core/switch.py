@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *operands: Any) -> T:
-    """Call one of several functions: `branches[index](*operands)`, the index clamped to their number.
+    """Call one of several functions, `branches[index](*operands)`, with the index clamped to the range.
 
     Compiled, only the chosen function runs. Under `torch.vmap` with an index for each row all are
     computed and the rows picked. Draws of each function have keys of their own. Differentiable in

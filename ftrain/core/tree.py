@@ -79,7 +79,7 @@ def leaves(tree: PyTree) -> list[Any]:
 
 
 def structure(tree: PyTree) -> TreeDef:
-    """Return the structure of a tree: hashable, comparable, without the leaves."""
+    """Return the structure of a tree without its leaves, hashable and comparable."""
     return flatten(tree)[1]
 
 
@@ -98,15 +98,15 @@ def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         other_leaves, other_def = flatten(other)
         if other_def != treedef:
             raise ValueError(
-                f"trees differ in structure, {first_difference(tree, other)}. Pass trees of the "
-                "first one's structure."
+                f"trees differ in structure, {first_difference(tree, other)}. Pass trees of one "
+                "structure."
             )
         columns.append(other_leaves)
     return unflatten(treedef, [fn(*row) for row in zip(*columns, strict=True)])
 
 
 def paths(tree: PyTree) -> list[str]:
-    """Return the path of each leaf, as the Python that reaches it, in the order of `leaves`.
+    """Return the path of each leaf, as a Python expression that reaches it, in the order of `leaves`.
 
     >>> paths({"w": 0, "layers": [1, (2, 3)]})
     ["['layers'][0]", "['layers'][1][0]", "['layers'][1][1]", "['w']"]
@@ -134,7 +134,7 @@ def one_level(tree: PyTree) -> dict[str, Any]:
 
 
 def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | None:
-    """Return the first difference in structure of two trees, as a sentence; `None` if they agree.
+    """Describe the first difference in structure of two trees; `None` if they agree.
 
     >>> first_difference({"a": 1, "b": (2,)}, {"a": 1, "b": (2, 3)})
     "at ['b']: expected a tuple of 1 entries, got 2"
@@ -171,7 +171,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:
-    """Return every leaf held by a field called `name`, by its path.
+    """Return every leaf in a field called `name`, by its path.
 
     A training step finds the learning rate in any optimizer state with it.
 
@@ -192,7 +192,7 @@ def nbytes(tree: PyTree) -> int:
 
 
 def digest(tree: PyTree) -> str:
-    """Return the sha256 of a tree: of its structure, and of each leaf's dtype, shape and bytes.
+    """Return the sha256 of a tree's structure and of each leaf's dtype, shape and bytes.
 
     Two trees have one digest exactly when their containers, keys, dtypes, shapes and bytes are
     equal: `-0.0` differs from `0.0`, a NaN equals itself. Device and memory layout do not count, so
@@ -213,7 +213,7 @@ def digest(tree: PyTree) -> str:
 
 
 def register_dataclass_node(cls: type, names: tuple[str, ...], *, is_record: bool = False) -> None:
-    """Make `cls` a node with these fields, for optree and for torch's pytree alike.
+    """Register `cls` as a node with these fields, with optree and with torch's pytree.
 
     Args:
         cls: a dataclass.
@@ -269,7 +269,7 @@ def register_dataclass(cls: _C) -> _C:
 
 @functools.lru_cache(maxsize=64)
 def _places(treedef: TreeDef, name: str) -> tuple[tuple[int, str], ...]:
-    """Return index and path of the leaves in fields of this name: the same at every step of a run."""
+    """Return index and path of each leaf in a field of this name (cached, as steps repeat the call)."""
     return tuple(
         (index, accessor.codify(""))
         for index, accessor in enumerate(treedef.accessors())
@@ -304,7 +304,7 @@ def _entry_name(entry: optree.PyTreeEntry) -> Any:
 
 
 def _absorb(hasher: hashlib._Hash, tree: PyTree, path: str) -> None:
-    """Hash depth first; each variable-length part follows its length, so that no two trees collide."""
+    """Hash a tree depth first; lengths precede variable-length parts, so that no two trees collide."""
     if not is_leaf(tree):
         children = one_level(tree)
         _put(hasher, f"node {type(tree).__name__} {len(children)}")
@@ -314,7 +314,7 @@ def _absorb(hasher: hashlib._Hash, tree: PyTree, path: str) -> None:
         return
     if not isinstance(tree, torch.Tensor):
         raise TypeError(
-            f"the leaf at {path or 'the root'} is {type(tree).__name__} {tree!r}, not a tensor. "
+            f"the leaf at {path or 'the root'}: expected a tensor, got {type(tree).__name__} {tree!r}. "
             "Wrap numbers in torch.tensor(...)."
         )
     _put(hasher, f"leaf {tree.dtype} {tuple(tree.shape)}")

@@ -1,4 +1,4 @@
-"""`while_loop`: a loop that ends by the value of a tensor, eager, compiled and vmapped.
+"""`while_loop`: a loop with a data-dependent end, eager, compiled and vmapped.
 
 Read next: `scan.py`, a loop of fixed length, which can be differentiated in reverse.
 """
@@ -36,7 +36,7 @@ C = TypeVar("C")
 
 
 def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], init: C) -> C:
-    """Repeat `carry = body_fn(carry)` while `cond_fn(carry)` holds.
+    """Repeat `carry = body_fn(carry)` while `cond_fn(carry)` is True.
 
     Compiled, it is one operator of the graph. Under `torch.vmap` it runs until no row goes on; a row
     that has ended keeps its carry. A draw in a body has a key of its own in each iteration.
@@ -122,7 +122,7 @@ class _Loop:
             number += 1
 
     def traced(self, init: Any) -> Any:
-        """Record an operator, below the transforms of torch.func: it has no rule under them."""
+        """Record an operator below the transforms of torch.func, under which it has no rule."""
         if _torch.is_forward_mode() and not has_tangents():
             raise ValueError(
                 "while_loop: expected no torch.autograd.forward_ad inside ftrain.compile, got a dual "

@@ -98,7 +98,9 @@ def test_loss_scale_options_out_of_range_raise(options: dict[str, float], messag
 
 
 def test_unknown_precision_raises_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match="'bf16' is not known; use one of '32-true', 'bf16-mixed'"):
+    with pytest.raises(
+        ValueError, match="precision: expected one of '32-true', 'bf16-mixed', .* got 'bf16'"
+    ):
         Policy.named("bf16")  # type: ignore[arg-type]
     policy = Policy(autocast=torch.bfloat16)
     assert Policy.named(policy) is policy

@@ -30,7 +30,7 @@ X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
     ],
 )
 def test_random_functions_refuse_arguments_that_are_not_keys(call: Any, bad: Any) -> None:
-    said = rf"a key is an int32 tensor of shape \(2,\), got an? {type(bad).__name__}.*random.key\("
+    said = rf"key: expected an int32 tensor of shape \(2,\), got an? {type(bad).__name__}.*random.key\("
     with pytest.raises(TypeError, match=said):
         call(bad)
 

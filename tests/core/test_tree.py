@@ -109,7 +109,7 @@ def test_digest_equals_a_stored_value() -> None:
 
 
 def test_digest_refuses_leaves_that_are_not_tensors() -> None:
-    with pytest.raises(TypeError, match=r"leaf at \['a'\]\[0\] is int 3"):
+    with pytest.raises(TypeError, match=r"leaf at \['a'\]\[0\]: expected a tensor, got int 3"):
         tree.digest({"a": [3]})
 
 

@@ -78,7 +78,10 @@ def test_numbers_out_of_range_raise_with_name_and_value(build, name, value):
         (lambda: optim.reduce_on_plateau(threshold_mode="relative"), "must be 'rel' or 'abs'"),
         (lambda: optim.reduce_on_plateau(min_scale=2.0), r"min_scale must lie in \[0, 1\], got 2"),
         (lambda: optim.reduce_on_plateau(patience=-1), "patience must be at least 0, got -1"),
-        (lambda: optim.add_noise(0.1, key=torch.zeros(3)), "a key is an int32 tensor of shape"),
+        (
+            lambda: optim.add_noise(0.1, key=torch.zeros(3)),
+            "key: expected an int32 tensor of shape",
+        ),
         (
             lambda: optim.add_noise(0.1, key=torch.zeros(4, 2, dtype=torch.int32)),
             r"one key of shape \(2,\), got an array of keys \(4, 2\)",
@@ -113,7 +116,7 @@ def test_invalid_argument_values_raise_value_error(build, message):
         (lambda: optim.clip("1"), "max_delta must be a number, got str '1'"),
         (lambda: optim.clip(torch.ones(3)), r"max_delta is a tensor of shape \(3,\)"),
         (lambda: optim.scale_by_schedule(0.5), r"got float 0.5.*write `scale\(factor\)`"),
-        (lambda: optim.add_noise(0.1, key="seed"), "a seed is an integer, not str"),
+        (lambda: optim.add_noise(0.1, key="seed"), "seed: expected an integer, got str"),
         (
             lambda: optim.reduce_on_plateau(patience=2.5),
             "patience counts updates: it must be an int",

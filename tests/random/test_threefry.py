@@ -325,7 +325,7 @@ def test_draws_compiled_by_inductor_equal_eager() -> None:
         (lambda: random.bits(random.key(0), folds=(-1,)), "outside"),
         (lambda: random.bits(random.split(random.key(0))), "torch.vmap"),
         (lambda: random.split(random.split(random.key(0))), "torch.vmap"),
-        (lambda: random.bits(random.key_data(random.key(0))), "view it as torch.int32"),
+        (lambda: random.bits(random.key_data(random.key(0))), "View it as torch.int32"),
         (lambda: random.bits(torch.zeros(3)), "random.key"),
         (lambda: random.bits(random.key(0), width=12), "12"),
     ],

@@ -105,8 +105,8 @@ class Call:
                 except TypeError:
                     raise TypeError(
                         f"`{self.names[i]}` of `{function}`: expected a tensor or a hashable value, got "
-                        f"{a_or_an(type(leaf).__name__)}. Pass torch.as_tensor(...) of it, or register its "
-                        "class as a tree node."
+                        f"{a_or_an(type(leaf).__name__)}. Pass torch.as_tensor(...) of it, or register "
+                        "its class as a tree node."
                     ) from None
                 held = tensor_attribute(leaf)
                 if held is not None:

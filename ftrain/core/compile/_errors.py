@@ -1,4 +1,4 @@
-"""Format compile errors."""
+"""Formatting of compile errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random streams that belong to a key: Threefry-2x32, bit for bit JAX's.
+"""Random streams that belong to a key: Threefry-2x32, with the bits of JAX.
 
 A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator;
 nothing reads or moves torch's global generators. `keys.py` makes and branches keys, `sample.py` draws

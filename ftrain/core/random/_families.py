@@ -25,13 +25,13 @@ Ints = Sequence[int]
 
 
 def gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    """Return Gamma(alpha, 1) samples of alpha's shape and dtype, differentiable by alpha."""
+    """Return Gamma(alpha, 1) samples of alpha's shape and dtype, differentiable in alpha."""
     sample: Tensor = _Gamma.apply(key, alpha, tuple(folds))  # type: ignore[no-untyped-call]
     return sample
 
 
 def dirichlet(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    """Return Dirichlet(alpha) samples over the last dimension, differentiable by alpha."""
+    """Return Dirichlet(alpha) samples over the last dimension, differentiable in alpha."""
     sample: Tensor = _Dirichlet.apply(key, alpha, tuple(folds))  # type: ignore[no-untyped-call]
     return sample
 
@@ -49,7 +49,7 @@ def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
 
 
 def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
-    """Return von Mises samples around 0, angles in [-pi, pi]; constants for autograd."""
+    """Return von Mises samples around 0, angles in [-pi, pi], without a derivative."""
     return _von_mises(key, folds, concentration.detach())
 
 
@@ -69,7 +69,10 @@ def _dirichlet_kernel(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
 
 def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
     if not bool((rate >= 0).all()):
-        raise ValueError("poisson: expected rates of 0 or more, got a negative one or NaN")
+        raise ValueError(
+            "poisson: expected rates of 0 or more, got a negative one or NaN. Map them to "
+            "positive numbers first, for instance with softplus."
+        )
     return _rejection.poisson(key, folds, _wide(rate)).to(rate.dtype)
 
 
@@ -91,7 +94,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors with the mapped dimension first; those without it are repeated."""
+    """Return the tensors with the mapped dimension first; expand those that are not mapped."""
     return [
         t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, dims, strict=True)
@@ -99,7 +102,7 @@ def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> l
 
 
 def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Define an operator of a key, folds and parameters of one shape."""
+    """Define an operator that takes a key, folds, and parameters of one shape."""
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
         rows = _rows(info.batch_size, (dims[0], *dims[2:]), (key, *params))
@@ -124,7 +127,7 @@ _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 
 def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Any:
-    """Define an elementwise operator of torch's that has neither a batching rule nor a derivative."""
+    """Define an operator from an elementwise torch function without batching rule and derivative."""
 
     def rule(info: Any, dims: Any, *tensors: Tensor) -> Any:
         return operator(*_rows(info.batch_size, dims, tensors)), 0
@@ -142,7 +145,7 @@ _dirichlet_slope = _define_slope(
 
 
 class _Slope(torch.autograd.Function):
-    """The derivative of a sample by its parameters; it has none itself."""
+    """Derivative of a sample with respect to its parameters; a second derivative raises."""
 
     @staticmethod
     def forward(operator: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -150,13 +153,13 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep nothing."""
+        """Save nothing for a backward pass, which raises."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         raise NotImplementedError(
-            "the second derivative of a gamma or Dirichlet sample by its parameters is not implemented, "
-            "in torch neither. Detach the sample for the outer derivative."
+            "the second derivative of a gamma or Dirichlet sample with respect to its parameters is not "
+            "implemented, as in torch. Detach the sample for the outer derivative."
         )
 
     @staticmethod
@@ -169,7 +172,7 @@ _slope: Callable[..., Tensor] = _Slope.apply
 
 
 class _Sample(torch.autograd.Function):
-    """Sample `(key, *parameters, folds)` for autograd; subclasses set operator and derivative."""
+    """Sampler with arguments `(key, *parameters, folds)`; subclasses set operator and derivative."""
 
     operator: Callable[..., Tensor]
 
@@ -253,8 +256,8 @@ class _Binomial(_Sample):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         raise NotImplementedError(
-            "a binomial sample has no derivative by its parameters, in torch neither. Draw it from "
-            "detached parameters."
+            "a binomial sample has no derivative with respect to its parameters, as in torch. Draw it "
+            "from detached parameters."
         )
 
     @staticmethod

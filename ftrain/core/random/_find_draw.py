@@ -1,4 +1,4 @@
-"""Search for the line that moved a global generator, by running the call again under a trace function.
+"""Search for the line that advanced a global generator: run the call again under a trace function.
 
 Used only before an error is raised, because it makes Python several times slower. The generators are
 compared at every line of user code that runs, in this thread and in the threads that the call starts; a
@@ -57,7 +57,7 @@ class _Here(threading.local):
 
 
 class Draw(NamedTuple):
-    """A line that moved global generators.
+    """Line that advanced global generators.
 
     Attributes:
         names: the generators, as `_generators.moved` names them.
@@ -69,12 +69,12 @@ class Draw(NamedTuple):
 
 
 def is_alone() -> bool:
-    """Return True if the program has no other thread of Python, which could draw as well."""
+    """Return True if the program has no other Python thread, which could draw as well."""
     return len(sys._current_frames()) == 1  # those not made by `threading` too
 
 
 def find_draw(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
-    """Run `run` again, at least once; return the first line that moves a generator each time.
+    """Call `run` again, at least once; return the first line that advances a generator each time.
 
     Args:
         run: the call that has moved one.
@@ -140,7 +140,7 @@ class _Tracer:
         return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
-        """Prepare for an operator, whose own draws the calling mode keys or refuses."""
+        """Prepare for an operator whose draws the calling mode keys or refuses."""
         self._forgive()  # `_profile` has already processed the frame of the mode
 
     def end_operator(self) -> None:
@@ -148,7 +148,7 @@ class _Tracer:
         self._forgive()
 
     def _forgive(self) -> None:
-        """Ignore changes that other threads made while torch ran without the interpreter's lock."""
+        """Ignore changes that other threads made while torch had released the interpreter lock."""
         if self._has_others and not self._has_started:
             self._last = _generators.settled(self._last)
 
@@ -197,7 +197,7 @@ class _Tracer:
             local.below = runs is not None and _is_idle(runs.f_code.co_filename)
 
     def _compare(self, may_be_torch: bool = False) -> None:
-        """Note the line if a generator has moved.
+        """Record the line if a generator's state has changed.
 
         Args:
             may_be_torch: what has run may draw from torch's generator, or seed it. Else another thread
@@ -225,7 +225,7 @@ class _Tracer:
                 draws.append((self._count, before, line))
 
     def _settle(self, with_torch: bool) -> None:
-        """Read the states anew: other threads may have drawn while they were read before."""
+        """Read the states again, since other threads may have drawn while they were read."""
         if with_torch:
             self._last = _generators.read_again(self._last)
         # Last, for they run as well while memory of torch is freed.
@@ -233,7 +233,7 @@ class _Tracer:
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """Return the line that runs in the innermost frame of user code, inside the call."""
+    """Return the current line of the innermost frame of user code inside the call."""
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)
@@ -246,7 +246,7 @@ def _line(place: tuple[FrameType, int]) -> str:
 
 
 def _is_of_torch(function: Any) -> bool:
-    """Return True for functions of torch in C++, except the methods of generators."""
+    """Return True for torch's C++ functions, except the methods of generators."""
     owner = getattr(function, "__self__", None)
     if isinstance(owner, torch.Generator):
         return False
@@ -254,7 +254,7 @@ def _is_of_torch(function: Any) -> bool:
 
 
 def _may_draw(function: Any, caller: FrameType) -> bool:
-    """Return True for functions in C that may draw from torch's generator, or seed it."""
+    """Return True for C functions that may draw from torch's generator, or seed it."""
     if isinstance(getattr(function, "__self__", None), torch.Generator):
         return function.__name__ not in _READ
     known = sys.stdlib_module_names | {"torch", "numpy"}
@@ -262,7 +262,7 @@ def _may_draw(function: Any, caller: FrameType) -> bool:
 
 
 def _root(function: Any) -> str:
-    """Return the package that a function in C belongs to."""
+    """Return the package that a C function belongs to."""
     owner, name = getattr(function, "__self__", None), getattr(function, "__module__", None)
     if name is None and isinstance(owner, types.ModuleType):
         name = owner.__name__
@@ -275,12 +275,15 @@ def _root(function: Any) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _is_below(filename: str) -> bool:
-    """Return True for code that user code calls: torch, ftrain, NumPy and Python's own."""
+    """Return True for the files of libraries: torch, ftrain, NumPy and Python's standard library."""
     return _is_idle(filename) or filename.startswith(_NUMPY) or filename == random.__file__
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_idle(filename: str) -> bool:
-    """Return True for code that draws nothing itself: torch, ftrain, Python's library but `random`."""
+    """Return True for files whose Python code does not draw: torch, ftrain, the standard library.
+
+    `random` of the standard library draws and is excluded.
+    """
     is_python = filename.startswith(_PYTHON) and "site-packages" not in filename
     return is_foreign(filename) or (is_python and filename != random.__file__)

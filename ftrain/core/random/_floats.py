@@ -43,7 +43,7 @@ def below(raw: Tensor, p: float) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def threshold(p: float) -> int:
-    """Return the number of the 2^23 float32 uniforms below `p` (rounded to float32); 0 for NaN."""
+    """Return how many of the 2^23 float32 uniforms are below `p` (rounded to float32); 0 for NaN."""
     p32 = ctypes.c_float(p).value
     return min(max(math.ceil(p32 * 2.0**23), 0), 2**23) if math.isfinite(p32) else (p32 > 0) << 23
 
@@ -72,7 +72,7 @@ def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_to_odd(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a + b` in float64, rounded to odd: an inexact sum gets a neighbour with last bit one."""
+    """Return `a + b` in float64, rounded to odd: if inexact, the neighbour with last bit 1."""
     total, error = _two_sum(a, b)
     word = total.view(torch.int64)
     outward = (error > 0) == (total > 0)

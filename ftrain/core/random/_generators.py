@@ -31,7 +31,7 @@ _MT19937_BYTES = _WORDS.size + 4  # and the index of the next word, an int
 
 
 class Marks(NamedTuple):
-    """States of the global generators at one moment.
+    """Snapshot of the states of the global generators.
 
     Attributes:
         torch: the state of torch's CPU generator.
@@ -56,7 +56,7 @@ def accelerator() -> torch.device | None:
 
 
 def read(device: torch.device | None = None, own: Sequence[Any] = ()) -> Marks:
-    """Return the states of the global generators, that of an accelerator `device` included.
+    """Return the states of the global generators, including that of an accelerator `device`.
 
     While a CUDA graph is captured, the device's generator is left out: it cannot be read.
 
@@ -72,13 +72,13 @@ def read(device: torch.device | None = None, own: Sequence[Any] = ()) -> Marks:
 
 
 def read_again(before: Marks) -> Marks:
-    """Return the present states of the generators that `before` holds."""
+    """Return the current states of the generators in `before`."""
     device = None if before.device is None else before.device[0]
     return read(device, [each for each, _ in before.own])
 
 
 def moved(before: Marks) -> tuple[str, ...]:
-    """Return the names of the generators whose state is not that of `before`."""
+    """Return the names of the generators whose states differ from those in `before`."""
     if (
         _read_numpy() == before.numpy
         and _read_python() == before.python
@@ -91,7 +91,7 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return the result of `moved` without torch's generators: reading those lets other threads run."""
+    """Return `moved` without torch's generators, since reading those lets other threads run."""
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")
@@ -101,7 +101,7 @@ def moved_quietly(before: Marks) -> tuple[str, ...]:
 
 
 def settled(marks: Marks) -> Marks:
-    """Return the same marks with the present states of NumPy's and Python's generators."""
+    """Return `marks` with the current states of NumPy's and Python's generators."""
     return marks._replace(numpy=_read_numpy(), python=_read_python())
 
 
@@ -117,7 +117,7 @@ def differing(a: Marks, b: Marks) -> tuple[str, ...]:
 
 
 def restore(before: Marks, names: tuple[str, ...]) -> None:
-    """Put the named generators back into the state of `before`."""
+    """Restore the named generators to their states in `before`."""
     if "torch" in names:
         torch.default_generator.set_state(before.torch)
     if "device" in names and before.device is not None:
@@ -214,7 +214,7 @@ def _numpy_memory(bits: Any) -> Any:
 
 
 def _find_gauss() -> int | None:
-    """Return the offset in a RandomState of its stored normal draw, `int has_gauss; double gauss`."""
+    """Return the offset in a RandomState of its cached normal draw, `int has_gauss; double gauss`."""
     probe = np.random.RandomState(5)
     memory = _view(id(probe), type(probe).__basicsize__)
     words = _numpy_memory(probe._bit_generator)

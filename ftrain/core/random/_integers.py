@@ -34,7 +34,7 @@ WIDTH = {dtype: torch.iinfo(dtype).bits for dtype in RANGE}
 
 
 def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `base + (high 2^n + low) mod span` of two n-bit words; base and span of `clipped`."""
+    """Return `base + (2^n high + low) mod span` for n-bit words, with base and span from `clipped`."""
     if WIDTH[dtype] == 64:
         a, b = (of_same_bits(word, torch.int64) for word in (high, low))
         factor = _remainder64(torch.full_like(span, 2**32), span)
@@ -51,14 +51,15 @@ def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.
 
 
 def sorting_rounds(count: int) -> int:
-    """Return the number of sorts by 32-bit words that makes ties improbable (XLA's shuffle rule)."""
+    """Return the number of sorts by random 32-bit words after which ties are improbable (XLA's rule)."""
     return math.ceil(3 * math.log(max(1, count)) / math.log(2**32 - 1))
 
 
 def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Return the lower end in the dtype's range, and the number of values modulo 2^n, as signed words.
+    """Clip bounds to a dtype's range; return the lower end and the number of values (modulo 2^n).
 
-    No value between the ends counts as one: `minval` itself. A maxval above the range includes its end.
+    Both are signed words. An empty range counts as one value, `minval`. A maxval above the dtype's range
+    includes its largest value.
     """
     lowest, highest = RANGE[dtype]
     base, end = (min(max(bound, lowest), highest) for bound in (minval, maxval))
@@ -69,7 +70,7 @@ def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
 def clipped_tensors(
     minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `clipped` for bounds of which at least one is a tensor."""
+    """Return the result of `clipped` for bounds at least one of which is a tensor."""
     lowest, highest = RANGE[dtype]
     highest = min(highest, 2**63 - 1)
     least, most = (_int64(bound, device) for bound in (minval, maxval))
@@ -84,12 +85,15 @@ def _int64(bound: int | Tensor, device: torch.device) -> Tensor:
     if not isinstance(bound, Tensor):
         return torch.full((), bound, dtype=torch.int64, device=device)
     if bound.dtype == torch.uint64 or bound.is_floating_point() or bound.is_complex():
-        raise ValueError(f"a bound of randint is an int or an int64 tensor, not {bound.dtype}")
+        raise ValueError(
+            f"randint: expected bounds to be ints or int64 tensors, got {bound.dtype}. Convert them: "
+            ".long()."
+        )
     return bound.to(torch.int64)
 
 
 def _remainder64(a: Tensor, n: Tensor) -> Tensor:
-    """Return `a mod n` of unsigned 64-bit patterns; `a` itself where n is 0 (which stands for 2^64)."""
+    """Return `a mod n` of unsigned 64-bit patterns, where n = 0 stands for 2^64."""
     positive = torch.where(n > 0, n, 1)
     quotient = ((a >> 1) & (2**63 - 1)).div(positive, rounding_mode="trunc") << 1
     rest = a - quotient * positive  # at most one too many
@@ -99,5 +103,5 @@ def _remainder64(a: Tensor, n: Tensor) -> Tensor:
 
 
 def _at_least(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a >= b` as unsigned: where the signs differ, the negative one is larger."""
+    """Return `a >= b` for unsigned 64-bit patterns that are stored as signed integers."""
     return torch.where((a ^ b) < 0, a < 0, a >= b)

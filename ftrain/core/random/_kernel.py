@@ -1,4 +1,4 @@
-"""The C kernel: compiled once on each machine at the first draw, called through ctypes.
+"""The C kernel, compiled once on each machine at the first draw and called through ctypes.
 
 Where it cannot be had (no compiler, a cache folder that cannot be written), one warning says so and the
 reference takes over, with the same numbers. A million-element mask takes 1.0 ms on one core here,
@@ -37,7 +37,7 @@ _lock = threading.Lock()
 
 
 class Kernel:
-    """Functions of one compiled library; every tensor is contiguous and on the CPU."""
+    """Functions of one compiled library, for contiguous tensors on the CPU."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -63,7 +63,7 @@ class Kernel:
     def draw(
         self, kind: int, key: Tensor, folds: Sequence[int], out: Tensor, a: float = 0, b: float = 0
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)`, a draw for each key of `(*batch, 2)`; `a`, `b` as in C."""
+        """Fill `out` `(*batch, ...)` with draws for keys `(*batch, 2)`; `a` and `b` as in the C code."""
         key = key.contiguous()
         rows = key.numel() >> 1
         count = out.numel()
@@ -92,7 +92,7 @@ class Kernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Fold integers, then int32 `data` `(*batch)`, into the keys `(*batch, 2)`."""
+        """Fold the integers `folds`, then int32 `data` `(*batch)`, into the keys `(*batch, 2)`."""
         packed = struct.pack(f"{len(folds)}I", *folds)
         address = None if data is None else data.data_ptr()
         rows = key.numel() >> 1
@@ -101,7 +101,7 @@ class Kernel:
 
 
 def kernel() -> Kernel | None:
-    """Return the compiled kernel, or None if it is unavailable; the first call compiles or loads it."""
+    """Return the compiled kernel, `None` if it is unavailable; the first call compiles or loads it."""
     return _kernel if _kernel is not _UNTRIED else _first()
 
 
@@ -132,7 +132,7 @@ def _first() -> Kernel | None:
 
 
 class _NoKernelError(Exception):
-    """Return the reason that the kernel is unavailable, as a sentence."""
+    """Reason why the kernel is unavailable, as a sentence."""
 
 
 def _reason(error: Exception) -> str:
@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def _load() -> Kernel:
-    """Return the first library that compiles, loads and passes its check, from fast to portable."""
+    """Return the fastest library that compiles, loads and passes its check."""
     compiler = _compiler()
     failure: Exception = _NoKernelError("")
     # OpenMP's symbols are left for torch's own runtime to resolve, so that both share one pool of
@@ -164,7 +164,7 @@ def _load() -> Kernel:
 
 
 def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
-    """Return the library of these flags, from the cache if it is there and intact."""
+    """Return the library compiled with these flags, from the cache if it is there and intact."""
     path = cache_folder() / f"threefry-{_fingerprint(compiler, extra)}.so"
     cached = path.exists()
     if not cached:
@@ -177,7 +177,7 @@ def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
         _compile(compiler, extra, path)
         found = Kernel(path)
     if not _answers(found):
-        raise _NoKernelError(f"The compiled library {path} draws other numbers.")
+        raise _NoKernelError(f"The compiled library {path} draws wrong numbers. Delete it.")
     return found
 
 
@@ -190,7 +190,7 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftrain"
     except RuntimeError as error:
         raise _NoKernelError(
-            "There is no home folder: name a cache in FTRAIN_CACHE_DIR."
+            "The home folder is unknown. Set FTRAIN_CACHE_DIR to a folder for the cache."
         ) from error
 
 
@@ -203,9 +203,9 @@ def _compiler() -> tuple[str, ...]:
             language = "c++" if command.endswith("++") else "c"
             return (found, *words[1:], "-x", language)
     raise _NoKernelError(
-        f"No C compiler was found: CC names {named}, which is not on the PATH."
+        f"No C compiler was found: CC names {named}, which is not on the PATH. Install it, or unset CC."
         if named
-        else "No C compiler was found (cc, gcc, clang): install one, or name it in CC."
+        else "No C compiler was found (cc, gcc, clang). Install one, or name it in CC."
     )
 
 
@@ -223,7 +223,7 @@ def _fingerprint(compiler: tuple[str, ...], extra: tuple[str, ...]) -> str:
 
 
 def _processor() -> str:
-    """Return the features that -march=native depends on; caches are shared between machines."""
+    """Return the processor features that -march=native depends on, since machines may share a cache."""
     try:
         with open("/proc/cpuinfo") as lines:
             wanted = ("model name", "flags", "Features", "CPU part")
@@ -240,7 +240,7 @@ def _processor() -> str:
 
 
 def _compile(compiler: tuple[str, ...], extra: tuple[str, ...], path: Path) -> None:
-    """Compile to a temporary file and rename it: of concurrent processes, the last one wins."""
+    """Compile to a temporary file and rename it, so that concurrent processes do not interfere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         object_file, library = Path(scratch) / "threefry.o", Path(scratch) / path.name
@@ -254,7 +254,7 @@ def _compile(compiler: tuple[str, ...], extra: tuple[str, ...], path: Path) -> N
 
 
 def _answers(kernel: Kernel) -> bool:
-    """Return True for the known answer of Random123: counter 0 under key 0."""
+    """Return True if the kernel gives Random123's known answer for counter 0 and key 0."""
     zero = torch.zeros(2, dtype=torch.int32, device="cpu")
     pair = kernel.draw(PAIRS, zero, (), torch.empty_like(zero))
     return [word & 0xFFFFFFFF for word in pair.tolist()] == [0x6B200159, 0x99BA4EFE]

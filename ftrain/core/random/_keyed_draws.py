@@ -1,4 +1,4 @@
-"""Torch's own draws, from a stream of keys: factories, `_like` forms, and in-place fills.
+"""Torch's random factories and their `_like` forms, drawn from a stream of keys.
 
 Each function has the signature of the torch function that it replaces, after the stream.
 Distributions are inverse transforms of one uniform draw, so they trace, and each row of a vmap is a
@@ -25,7 +25,7 @@ Handler = Callable[..., Any]
 
 
 def _shape(size: Sequence[Any]) -> tuple[int, ...]:
-    """Return the shape in `f(2, 3)` or `f((2, 3))`."""
+    """Return the shape given as `f(2, 3)` or `f((2, 3))`."""
     if len(size) == 1 and isinstance(size[0], Sequence):
         size = size[0]
     return tuple(size)
@@ -45,10 +45,10 @@ def _deliver(
     memory_format: torch.memory_format | None = None,
     names: None = None,
 ) -> Tensor:
-    """Return a drawn tensor with the options of a torch factory: `out`, memory format, gradient."""
+    """Apply the options of a torch factory to a drawn tensor: `out`, memory format, gradient."""
     if layout not in (None, torch.strided) or names is not None:
         raise TypeError(
-            f"keyed draws: expected layout=torch.strided, names=None, got {layout=}, {names=}"
+            f"a draw in `keyed`: expected layout=torch.strided and names=None, got {layout=}, {names=}"
         )
     if out is not None:
         return out.resize_(value.shape).copy_(value)
@@ -211,8 +211,8 @@ def multinomial(
     if not replacement or num_samples == 1:
         if not replacement and num_samples > input.shape[-1]:
             raise ValueError(
-                f"multinomial without replacement: {num_samples} samples from "
-                f"{input.shape[-1]} categories"
+                "multinomial: expected num_samples of at most the number of categories without "
+                f"replacement, {input.shape[-1]}, got {num_samples}. Pass replacement=True."
             )
         # A race: the k categories whose clocks E_i / w_i ring first (Efraimidis & Spirakis 2006).
         rate = weights / exponential(stream.uniform(weights.shape, wide, weights.device))
@@ -232,7 +232,7 @@ def multinomial(
 
 
 def memory(allocate: Callable[..., Tensor]) -> Handler:
-    """Return a handler of `torch.empty` and similar factories: batched like a batched key.
+    """Return a handler of `torch.empty` or a similar factory that allocates a row for each batched key.
 
     So `torch.vmap` over keys gives each row its own initial weights, and `empty_like(x).exponential_()`
     its own noise, where torch would refuse to write batched values into unbatched memory.
@@ -255,7 +255,7 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
 
 
 def exponential(unit: Tensor) -> Tensor:
-    """Return Exp(1) from U[0, 1), never 0, so that its logarithm is finite, as in torch's kernels."""
+    """Map U[0, 1) to Exp(1) without 0, so that the logarithm is finite, as in torch's kernels."""
     return (-torch.log1p(-unit)).clamp_min(torch.finfo(unit.dtype).eps / 2)
 
 
@@ -267,9 +267,9 @@ def integers(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Return integers in [low, high), through int64 unless the dtype is a signed integer that fits."""
+    """Draw integers in [low, high), in int64 for floating-point and bool dtypes, then cast them."""
     if low >= high:
-        raise ValueError(f"randint: low must be less than high, got [{low}, {high})")
+        raise ValueError(f"randint: expected low < high, got low={low}, high={high}")
     wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype
     return stream.randint(shape, low, high, wide, device).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Draws of distributions that are sampled by rejection, from a stream of keys.
+"""Torch's draws from gamma, Poisson and similar distributions, from a stream of keys.
 
 So `torch.distributions.Gamma`, `Beta`, `Chi2`, `StudentT`, `FisherSnedecor`, `InverseGamma`,
 `Dirichlet`, `Poisson`, `NegativeBinomial`, `Binomial`, `LKJCholesky` and `VonMises` draw from a key. As
@@ -23,22 +23,22 @@ __all__ = ["FAMILIES"]
 
 
 def standard_gamma(stream: KeyStream, self: Tensor, generator: None = None) -> Tensor:
-    """Gamma(self, 1), differentiable by its parameter."""
+    """Draw from Gamma(self, 1), differentiable in `self`."""
     return _sampled(stream, _families.gamma, "_standard_gamma", self)
 
 
 def sample_dirichlet(stream: KeyStream, self: Tensor, generator: None = None) -> Tensor:
-    """Dirichlet(self) over the last dimension; differentiable, which torch's own is not."""
+    """Draw from Dirichlet(self) over the last dimension, differentiable (torch's own is not)."""
     return _sampled(stream, _families.dirichlet, "_sample_dirichlet", self)
 
 
 def poisson(stream: KeyStream, input: Tensor, generator: None = None) -> Tensor:
-    """Poisson(input)."""
+    """Draw from Poisson(input)."""
     return _sampled(stream, _families.poisson, "poisson", input)
 
 
 def binomial(stream: KeyStream, count: Tensor, prob: Tensor, generator: None = None) -> Tensor:
-    """Binomial(count, prob), of count's shape and dtype."""
+    """Draw from Binomial(count, prob), with the shape and dtype of `count`."""
     probs = prob.to(count.dtype).expand(count.shape)
     return _sampled(stream, _families.binomial, "binomial", count, probs)
 
@@ -46,7 +46,7 @@ def binomial(stream: KeyStream, count: Tensor, prob: Tensor, generator: None = N
 def von_mises(
     stream: KeyStream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
 ) -> Tensor:
-    """Sample like the function below `torch.distributions.VonMises.sample`, in the shape of x."""
+    """Draw like the sampler that `torch.distributions.VonMises.sample` calls, in the shape of `x`."""
     kappa = concentration.expand(x.shape)
     angle = _sampled(stream, _families.von_mises, "VonMises.sample", kappa)
     return (angle + math.pi + loc) % (2 * math.pi) - math.pi
@@ -57,7 +57,7 @@ def _sampled(stream: KeyStream, family: Any, name: str, *params: Tensor) -> Tens
     for param in params:
         if not param.is_floating_point():
             raise TypeError(
-                f"{name}: expected floating parameters, got {param.dtype}. Convert them: x.float()."
+                f"{name}: expected floating-point parameters, got {param.dtype}. Write x.float()."
             )
     if params[0].is_meta:
         return torch.empty_like(params[0])

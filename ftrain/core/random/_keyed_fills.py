@@ -1,4 +1,4 @@
-"""Torch's in-place fills of tensors, from a stream of keys.
+"""Torch's random in-place fills of tensors, drawn from a stream of keys.
 
 `copy_` has the gradient of a fill (zero to the old value) and keeps dtype and strides. As in
 `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
@@ -110,13 +110,13 @@ def cauchy_(
 
 
 def _unit(stream: KeyStream, like: Tensor) -> Tensor:
-    """U[0, 1) for a fill of `like`, in at least float32: a transform of 8 bits would have 256 values."""
+    """Draw U[0, 1) in the shape of `like`, in at least float32, since 8 bits give only 256 values."""
     wide = torch.promote_types(like.dtype, torch.float32)
     return stream.uniform(like.shape, wide, like.device)
 
 
 def _integer_bound(dtype: torch.dtype) -> int:
-    """Return the bound of `Tensor.random_()`: all integers below it are exact in the dtype."""
+    """Return the exclusive bound of `Tensor.random_()`, below which a dtype represents all integers."""
     if dtype == torch.bool:
         return 2
     if dtype.is_floating_point:
@@ -128,7 +128,7 @@ def _integer_bound(dtype: torch.dtype) -> int:
 def _two(
     args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
 ) -> tuple[Any, Any]:
-    """Return two optional arguments, given by position or by name."""
+    """Return two optional arguments that were given by position or by name."""
     values = list(args) + [None] * (2 - len(args))
     given = [named.get(name, default) for name, default in (first, second)]
     first_value, second_value = (values[i] if i < len(args) else given[i] for i in range(2))
@@ -136,7 +136,7 @@ def _two(
 
 
 def _of_memory(fill: Handler) -> Handler:
-    """Leave tensors on the meta device alone: torch's arithmetic there imports Dynamo, for seconds."""
+    """Skip tensors on the meta device, where torch's arithmetic imports Dynamo, which takes seconds."""
 
     @functools.wraps(fill)
     def filled(stream: KeyStream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -43,7 +43,7 @@ _seeding = threading.RLock()  # all threads share the global generators
 
 @dataclasses.dataclass
 class InitializerPlan:
-    """Draws of a model function, recorded by `observe` for `construct`.
+    """Record of the draws of a model function, made by `observe` for `construct`.
 
     Attributes:
         sites: for each initialisation in the order of construction, the path of the tensor that it
@@ -61,7 +61,7 @@ class InitializerPlan:
 
 
 def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, InitializerPlan]:
-    """Return the model that `build` builds, with some weights, and the plan for `construct`.
+    """Build a model with arbitrary weights; return it and the plan for `construct`.
 
     >>> model, plan = observe(lambda: nn.Linear(2, 1))
     >>> plan.sites
@@ -79,10 +79,10 @@ def observe(build: Callable[[], nn.Module]) -> tuple[nn.Module, InitializerPlan]
 
 
 def construct(build: Callable[[], T], key: Tensor, plan: InitializerPlan) -> T:
-    """Return the model that `build` builds, its initial weights a function of `key` and of their paths.
+    """Build a model whose initial weights are a function of `key` and of the weights' paths.
 
     Args:
-        build: what `observe` was given; it builds the same layers each time.
+        build: the function that `observe` received; it builds the same layers each time.
         key: int32, shape (2,).
         plan: from `observe`.
 
@@ -105,7 +105,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Return `run()`; anew after each global generator that it moved and the plan did not name."""
+    """Return `run()`; run it again while it advances a global generator that the plan lacks."""
     while True:
         before = _generators.read(_generators.accelerator(), plan.own)
         try:
@@ -126,7 +126,7 @@ def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
 
 @contextlib.contextmanager
 def _seeded(stream: KeyStream, plan: InitializerPlan) -> Iterator[None]:
-    """Seed the plan's generators from the stream's key; restore them at the end."""
+    """Seed the plan's generators from the stream's key inside the context; restore them at its end."""
     if not plan.seeded:
         yield
         return
@@ -145,7 +145,7 @@ def _seeded(stream: KeyStream, plan: InitializerPlan) -> Iterator[None]:
 
 
 class _Initial(KeyStream):
-    """Counter of initialisations: calls of `torch.nn.init`, and draws outside of these."""
+    """Stream that counts initialisations: calls of `torch.nn.init`, and draws outside of these."""
 
     def __init__(self, key: Tensor) -> None:
         super().__init__(key)
@@ -153,7 +153,7 @@ class _Initial(KeyStream):
         self._index = -1
 
     def forget_frames(self) -> None:
-        """Let go of a frame, which keeps alive what its callers hold: a store, and the store's lock."""
+        """Drop the stored frame, which keeps objects of its callers alive, such as locks."""
         self._initializer = None
 
     def _path(self, chain: list[Running]) -> str:

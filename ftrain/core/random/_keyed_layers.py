@@ -1,4 +1,4 @@
-"""Layers that draw, from a stream of keys: the dropout family, attention, recurrent networks.
+"""Random layers, drawn from a stream of keys: the dropout family, attention, recurrent networks.
 
 As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 """
@@ -25,17 +25,17 @@ _ALPHA = 1.7580993408473766
 
 
 def dropout(stream: KeyStream, input: Tensor, p: float, train: bool | None) -> Tensor:
-    """Compute mask · input / (1 - p), mask ~ Bernoulli(1 - p), of the input's shape."""
+    """Compute mask · input / (1 - p), where mask ~ Bernoulli(1 - p) has the input's shape."""
     return _dropped(stream, input, p, bool(train), input.shape)
 
 
 def feature_dropout(stream: KeyStream, input: Tensor, p: float, train: bool) -> Tensor:
-    """Compute dropout of whole channels: one draw for each of the first two dimensions."""
+    """Compute dropout of whole channels, with one draw for each index of the first two dimensions."""
     return _dropped(stream, input, p, train, _channels(input))
 
 
 def alpha_dropout(stream: KeyStream, input: Tensor, p: float, train: bool) -> Tensor:
-    """Compute dropout to SELU's saturation, keeping mean 0 and variance 1 (Klambauer et al. 2017)."""
+    """Compute alpha dropout, which keeps mean 0 and variance 1 after SELU (Klambauer et al. 2017)."""
     return _alpha_dropped(stream, input, p, train, input.shape)
 
 
@@ -47,7 +47,7 @@ def feature_alpha_dropout(stream: KeyStream, input: Tensor, p: float, train: boo
 def native_dropout(
     stream: KeyStream, input: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute `torch.native_dropout`: the output, and the mask."""
+    """Compute `torch.native_dropout`; return the output and the mask."""
     if train is False or p == 0:
         return input.clone(), torch.ones_like(input, dtype=torch.bool)
     mask = stream.bernoulli(1 - p, input.shape, input.device)
@@ -62,7 +62,7 @@ def rrelu(
     training: bool = False,
     generator: None = None,
 ) -> Tensor:
-    """Compute leaky ReLU with a slope ~ U[lower, upper) for each element."""
+    """Compute leaky ReLU with a slope for each element drawn from U[lower, upper)."""
     slope: Tensor | float = (lower + upper) / 2
     if training:
         wide = torch.promote_types(input.dtype, torch.float32)
@@ -81,14 +81,15 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute dropout(softmax(scale · query keyᵀ + mask)) value; without dropout, torch's own kernel."""
+    """Compute dropout(softmax(scale · query keyᵀ + mask)) value, by torch's kernel without dropout."""
     if dropout_p == 0:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if is_causal and attn_mask is not None:
         raise RuntimeError(
-            "scaled_dot_product_attention: attn_mask must be None when is_causal=True"
+            "scaled_dot_product_attention: expected attn_mask=None with is_causal=True, got a mask. "
+            "Combine the mask with a causal one, and pass is_causal=False."
         )
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3], query.shape[-3] // value.shape[-3]
@@ -115,7 +116,7 @@ def scaled_dot_product_attention(
 
 
 def recurrent(name: str) -> Handler:
-    """Compute `_VF.lstm`, `gru`, `rnn_tanh` or `rnn_relu`, one layer at a time, with dropout between."""
+    """Return a handler of `_VF.lstm` (or gru, rnn_tanh, rnn_relu) with keyed dropout between layers."""
     kernel, decomposed = getattr(torch, name), getattr(torch.ops.aten, name).input.decompose
 
     def layers(stream: KeyStream, input: Tensor, second: Any, *rest: Any) -> Any:
@@ -160,7 +161,9 @@ def _gain(p: float) -> float:
 
 def _channels(input: Tensor) -> list[int]:
     if input.dim() < 2:
-        raise RuntimeError(f"feature dropout needs (N, C, ...), got shape {tuple(input.shape)}")
+        raise RuntimeError(
+            f"feature dropout: expected an input of shape (N, C, ...), got {tuple(input.shape)}"
+        )
     return [*input.shape[:2], *[1] * (input.dim() - 2)]
 
 
@@ -195,8 +198,8 @@ def _in_place(layer: Handler) -> Handler:
             return input
         if stream.batched and not is_batched_tensor(input):
             raise UnkeyedRandomError(
-                f"{layer.__name__} in place, of data that all rows of a vmap share, by keys of their "
-                "own.\n  write instead:  inplace=False"
+                f"{layer.__name__} with inplace=True: expected an input with a row for each key of the "
+                "vmap, got an input that all rows share. Pass inplace=False."
             )
         return input.copy_(output)
 

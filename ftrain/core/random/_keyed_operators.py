@@ -1,4 +1,4 @@
-"""Dispatch mode below the function mode: keys every operator that draws, whatever called it.
+"""Dispatch mode below the function mode that keys every random operator, whatever called it.
 
 `KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, those of
 `torch.jit`, of C++ and of patched or captured functions included, and redraws those tagged
@@ -58,7 +58,7 @@ _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
 
 
 class Thread(threading.local):
-    """State that the modes of one thread share with `_watch.py`.
+    """Thread-local state that the modes share with `_watch.py`.
 
     Attributes:
         operators: True if `keyed` contexts enter the operator mode.
@@ -79,7 +79,7 @@ Action = Callable[["KeyedOperators", Any, Sequence[Any], dict[str, Any]], Any]
 
 
 class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Redraw operators from a stream; without one, refuse to draw.
+    """Mode that runs random operators with draws from a stream, or refuses them without a stream.
 
     Args:
         stream: the stream of the `keyed` context.
@@ -95,7 +95,7 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Return True: Dynamo, which torch's loops and branches call, compiles under such modes."""
+        """Return True, so that Dynamo, which torch's loops and branches call, compiles in this mode."""
         return True
 
     def __init__(self, stream: KeyStream | None) -> None:
@@ -106,7 +106,7 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         self._is_mapped, self._vmaps = _torch.inside_vmap(), _count_vmaps()
 
     def is_mapped(self) -> bool:
-        """Return True if an operator that runs now may be one operator for all rows of a vmap."""
+        """Return True if the running operator may be executed once for all rows of a vmap."""
         return self._is_mapped or _count_vmaps() > self._vmaps
 
     def __torch_dispatch__(
@@ -126,7 +126,7 @@ class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
 
 def _decide(func: Any) -> Action:
-    """Return what to do with an operator, decided once."""
+    """Return the action for an operator, and cache it."""
     if isinstance(func, HigherOrderOperator) or func.namespace not in _TAGGED:
         action: Action = _check if not _is_drawing(func) else _draw
     else:
@@ -140,7 +140,7 @@ _ACTIONS: dict[Any, Action] = {}
 
 @functools.cache
 def _is_composed(kind: type) -> bool:
-    """Return True if a tensor class runs each operator by others."""
+    """Return True if a tensor class implements each operator by other operators."""
     return runs_by_others(kind) and not issubclass(kind, TRACED_TENSORS)
 
 
@@ -168,7 +168,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
         return result
     stream = mode.stream
     if stream is None:
-        raise refusal(func, "draws random numbers where there is no key")
+        raise refusal(func, "draws random numbers outside of `keyed`")
     if mode.is_mapped():
         raise refusal(func, "draws under torch.vmap where `keyed` cannot see the function called")
     kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
@@ -180,7 +180,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
 
 
 def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator that hides its own operators from the mode; refuse it if it draws."""
+    """Run an operator whose inner operators the mode does not see; refuse it if it draws."""
     # Another thread may have drawn meanwhile, but hardly each time.
     is_mutable = isinstance(func, OpOverload) and schema_of(func).is_mutable
     attempts = 1 if is_mutable or len(sys._current_frames()) == 1 else 3
@@ -197,11 +197,11 @@ def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> An
             return result
         before = _generators.read_again(first)
     _generators.restore(first, tuple(names))
-    raise refusal(func, "draws random numbers inside, where no key can reach")
+    raise refusal(func, "draws random numbers in code that cannot be keyed")
 
 
 def _count_vmaps() -> int:
-    """Return the calls of `torch.vmap` that are running."""
+    """Return the number of running calls of `torch.vmap`."""
     count = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -220,7 +220,7 @@ def _named(handlers: dict[Any, Handler]) -> dict[str, Handler]:
 
 
 def _functional(fill: Handler) -> Handler:
-    """Return a handler like `uniform(x, from, to)` from one like `uniform_`: it fills new memory."""
+    """Turn an in-place handler, like that of `uniform_`, into one that returns a new tensor."""
 
     def drawn(
         stream: KeyStream, input: Tensor, *args: Any, out: Any = None, **kwargs: Any
@@ -240,7 +240,7 @@ def _rrelu(
     training: bool = False,
     generator: None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and the slopes, 1 where the input is positive."""
+    """Return the output and the slopes, which are 1 where the input is positive."""
     wide = torch.promote_types(input.dtype, torch.float32)
     slope = stream.uniform(input.shape, wide, input.device, lower, upper).to(input.dtype)
     slope = torch.where(input > 0, 1, slope)
@@ -297,7 +297,7 @@ def has_opaque(graph: fx.GraphModule) -> bool:
 
 
 class OpaqueOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Refuse custom operators that draw; let all others pass."""
+    """Mode that refuses custom operators that draw, and runs all others."""
 
     supports_higher_order_operators = True
     _should_skip_dynamo = KeyedOperators._should_skip_dynamo

@@ -1,4 +1,4 @@
-"""Reach of a function mode: torch's own Python functions that it enters, and calls that it refuses.
+"""Torch functions that draw inside, and copies of them in which the function mode sees the calls.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
 with the mode popped, and the dropout in it would draw from the global generator. The body calls
@@ -73,7 +73,7 @@ _COMPOSITES = frozenset(
 
 @functools.lru_cache(maxsize=4096)
 def _draws(name: str) -> bool:
-    """Return True if a torch function of this name draws."""
+    """Return True if the torch function of this name draws random numbers."""
     return name in _COMPOSITES or any(map(is_seeded, _overloads(name)))
 
 
@@ -90,7 +90,7 @@ def is_random(func: Callable[..., Any]) -> bool:
 
 
 def draws_nothing(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return True if an operator that may draw is called with a dropout rate of 0, or to evaluate."""
+    """Return True if an operator that may draw is called with dropout rate 0 or in eval mode."""
     for overload in _overloads(func):
         given = _arguments(overload, args, kwargs)
         rates = [given[name] for name in ("dropout_p", "dropout") if name in given]
@@ -101,7 +101,7 @@ def draws_nothing(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[st
 
 
 def takes_generator(func: _Overload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return True if an operator is called with a generator of the caller's."""
+    """Return True if an operator is called with `generator=`."""
     return _arguments(func, args, kwargs).get("generator") is not None
 
 
@@ -129,7 +129,7 @@ def unkeyed(graph: fx.GraphModule) -> list[str]:
 
 
 def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
-    """Return the operators of a call: of `torch.ops` itself, or of aten by the name of a builtin."""
+    """Return the overloads of an operator, or of the aten operator with the name of a function."""
     if isinstance(func, OpOverload):
         return [func]
     if not isinstance(func, OpOverloadPacket):
@@ -143,7 +143,7 @@ def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
 
 @functools.lru_cache(maxsize=4096)
 def draws_inside(func: types.FunctionType) -> bool:
-    """Return True if a torch function names a random operator, or calls a torch function that does."""
+    """Return True if a torch function names a random operator, also through other torch functions."""
     seen: set[types.CodeType] = set()
 
     def names_one(code: types.CodeType, scope: dict[str, Any]) -> bool:
@@ -178,14 +178,14 @@ def draws_inside(func: types.FunctionType) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def without_dispatch(func: types.FunctionType) -> types.FunctionType:
-    """Return a copy of one of torch's functions that runs its body without dispatch to the mode."""
+    """Copy a torch function so that it runs its body instead of dispatching to the mode."""
     return _copy(func, {})
 
 
 def _copy(
     func: types.FunctionType, copies: dict[types.FunctionType, types.FunctionType]
 ) -> types.FunctionType:
-    """Copy a function and those that it captures; `copies` holds earlier ones, as for recursion."""
+    """Copy a function and those that it captures; `copies` holds the copies made so far."""
     if func in copies:
         return copies[func]
     scope = func.__globals__ | {

@@ -1,4 +1,4 @@
-"""The site of a draw under `keyed`, and its key.
+"""Keys of draws under `keyed`, by call site: the path of the module that draws.
 
 A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws)
 and with the number of draws made at that site before. Two draws at one site never share a key, and a
@@ -34,7 +34,7 @@ __all__ = ["KeyStream", "Scope"]
 _APPLY = nn.Module.apply.__code__
 
 _ENTER_INSIDE = (
-    "a random draw {where}, under a `keyed` entered outside of it: {why}.\n"
+    "a random draw {where} cannot use the key of a `keyed` that was entered outside of it: {why}.\n"
     "  you probably wrote:  with keyed(key): {wrong}\n"
     "  write instead:       def keyed_body(x, key):\n"
     "                           with keyed(key): return body(x)\n"
@@ -42,7 +42,7 @@ _ENTER_INSIDE = (
 )
 _BACKWARD = {
     "where": "in a backward pass",
-    "why": "how often and in which order a backward runs is the engine's affair",
+    "why": "autograd decides how often and in which order backward functions run",
     "wrong": "loss.backward()  # with a backward or a hook that draws",
     "right": "a backward that calls keyed_body with a key that its forward saved",
 }
@@ -58,7 +58,7 @@ Running = tuple[nn.Module, bool]
 
 @dataclasses.dataclass
 class _Counts:
-    """Numbers of draws so far: by site, and by module without a name.
+    """Counts of the draws so far, by site and by module without a name.
 
     Attributes:
         draws: the number of draws at each path.
@@ -110,11 +110,11 @@ class KeyStream:
 
     @property
     def key(self) -> Tensor:
-        """The context's key."""
+        """Key of the context."""
         return self._key
 
     def folds(self) -> tuple[int, int, int]:
-        """Return the three integers that, folded into the context's key, give the next draw's key."""
+        """Return three integers that give the next draw's key when folded into the context's key."""
         if self._loops:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
         if backward_pass() != self._backward:
@@ -127,24 +127,24 @@ class KeyStream:
         return keys.fold_in(self._key, folds[2], folds=folds[:2])
 
     def key_of(self, name: str) -> Tensor:
-        """Return the key of a name, independent of all draws."""
+        """Return a key for a name, independent of the keys of all draws."""
         # The path of a module never ends like this.
         high, low = self._hash(f"{name}=")
         return keys.fold_in(self._key, low, folds=(high,))
 
     def _next_at(self, frame: FrameType | None, suffix: str = "") -> tuple[int, int, int]:
-        """Return the hash of the site at this frame, and the number of earlier draws there."""
+        """Return the hash of the site at this frame, and the number of earlier draws at the site."""
         path = self._path(self._chain(frame)) + suffix
         count = self._counts.draws[path]
         self._counts.draws[path] = count + 1
         return (*self._hash(path), count)
 
     def drew(self, result: object) -> None:
-        """Receive each keyed result; a hook that does nothing here."""
+        """Receive each keyed result (a hook for subclasses; does nothing here)."""
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count the draws inside separately from those of the function mode."""
+        """Count draws inside the context separately from those of the function mode."""
         self._suffix = "!"
         try:
             yield
@@ -153,7 +153,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
-        """Mark the body of a higher-order operator: it runs many times eagerly, once in a trace."""
+        """Mark the body of a higher-order operator: it runs many times eagerly, but once in a trace."""
         self._loops += 1
         try:
             yield
@@ -162,7 +162,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def scope(self, kind: str) -> Iterator[Scope]:
-        """Separate the draws of a loop's iterations, or of a conditional's branches.
+        """Give the iterations of a loop, or the branches of a conditional, separate draws.
 
         The yielded context takes the number of the iteration, an integer or a 0-d tensor. Inside, the
         key is fold_in(fold_in(key, site of the loop), number) instead of the context's, and sites count
@@ -195,23 +195,23 @@ class KeyStream:
         yield numbered
 
     def again(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-        """Return a function that makes a context with the draws that follow from now on.
+        """Return a function that makes a context which repeats the draws that follow.
 
-        A backward pass enters it to compute a checkpointed region once more, as often as it likes.
+        A backward pass enters it to recompute a checkpointed region, once or several times.
         """
         key, counts, around = self._key, self._counts.copy(), self._chain(sys._getframe(1))
 
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream for a backward pass; its sites are those inside of the modules `around`."""
+        """Return a stream for a backward pass whose sites are inside of the modules `around`."""
         stream = KeyStream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """Return the modules that run around this frame inside the context, innermost first."""
+        """Return the modules of the context that are running at this frame, innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:
@@ -235,7 +235,7 @@ class KeyStream:
         return ".".join(names)
 
     def key_on(self, device: torch.device) -> Tensor:
-        """Return the context's key on a device (copied once)."""
+        """Return the context's key on a device, to which it is copied once."""
         key = self._keys.get(device)
         if key is None:
             key = self._keys[device] = self._key.to(device)
@@ -249,7 +249,7 @@ class KeyStream:
         low: float = 0.0,
         high: float = 1.0,
     ) -> Tensor:
-        """Draw U[low, high) at the next key of this site; for complex dtypes, in both parts."""
+        """Draw U[low, high) with the next key of this site; complex dtypes draw both parts."""
         if dtype.is_complex:
             pairs = self.uniform((*shape, 2), dtype.to_real(), device, low, high)
             return torch.view_as_complex(pairs)
@@ -259,7 +259,7 @@ class KeyStream:
         return sample.uniform(self.key_on(device), tuple(shape), dtype, low, high, folds=folds)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draw N(0, 1) at the next key of this site; complex: N(0, 1/2) in real and imaginary part."""
+        """Draw N(0, 1) with the next key of this site; complex dtypes draw N(0, 1/2) for both parts."""
         if dtype.is_complex:
             pairs = self.normal((*shape, 2), dtype.to_real(), device)
             return torch.view_as_complex(pairs * math.sqrt(0.5))
@@ -271,7 +271,7 @@ class KeyStream:
         return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
 
     def bernoulli(self, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Draw True with probability p, at the next key of this site."""
+        """Draw True with probability `p`, with the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=torch.bool, device=device)
@@ -280,14 +280,14 @@ class KeyStream:
     def randint(
         self, shape: Sequence[int], low: int, high: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Draw integers in [low, high) at the next key of this site."""
+        """Draw integers in [low, high) with the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
         return sample.randint(self.key_on(device), tuple(shape), low, high, dtype, folds=folds)
 
     def permutation(self, n: int, device: torch.device) -> Tensor:
-        """Draw a permutation of 0 .. n-1 at the next key of this site."""
+        """Draw a permutation of 0 .. n-1 with the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(n, dtype=torch.int64, device=device)
@@ -310,7 +310,7 @@ class KeyStream:
         return names.get(id(module))
 
     def _nameless_name(self, prefix: str, module: nn.Module) -> str:
-        """Return a name like `Linear#1`: the second Linear without a path that draws."""
+        """Return a name such as `Linear#1`, for the second Linear without a path that draws."""
         counts = self._counts
         _, found = counts.nameless.get(id(module), (module, ""))
         if not found:
@@ -322,7 +322,7 @@ class KeyStream:
 
 
 def _running(frame: FrameType | None) -> list[Running]:
-    """Return the modules that are being called, applied to or constructed (True), innermost first."""
+    """Return the modules being called, applied or (True) constructed, innermost first."""
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code

@@ -1,4 +1,4 @@
-"""Torch functions that a transform of torch.func refuses, in a form that it takes.
+"""Replacements for torch functions that torch.func transforms refuse.
 
 They draw nothing. They are here because `keyed` sees each call of a model, and a model whose rows are
 mapped over (`torch.vmap` of a training step) must do what it does alone.
@@ -18,7 +18,7 @@ __all__ = ["UNDER_TRANSFORMS"]
 
 
 def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
-    """Accept `requires_grad_()` of a tensor that requires a gradient already; torch.func refuses it.
+    """Ignore `requires_grad_()` of a tensor that requires a gradient already; torch.func refuses it.
 
     Models of `transformers` call it on their embeddings, for checkpointing with reentry.
     """
@@ -28,7 +28,7 @@ def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """Compute `F.one_hot` by comparison; torch's own reads values under a gradient in a vmap."""
+    """Compute `F.one_hot` by comparison, since torch's own reads values under a gradient in a vmap."""
     if num_classes < 0:
         return torch.nn.functional.one_hot(tensor, num_classes)
     classes = torch.arange(num_classes, device=tensor.device)
@@ -43,7 +43,7 @@ def lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `nn.LSTMCell` gate by gate; torch has no batching rule for its own (torch 2.13)."""
+    """Compute `nn.LSTMCell` gate by gate, since torch's own has no batching rule (torch 2.13)."""
     if not _torch.inside_vmap():
         return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     hidden, cell = hx

@@ -1,4 +1,4 @@
-"""Conversion of uniform floats to normal ones: `sqrt(2) erfinv(u)`, the same bits on every device.
+"""Conversion of uniform floats to normal ones, `sqrt(2) erfinv(u)`, with the same bits on every device.
 
 Giles' approximations ("Approximating the erfinv function", 2010), as XLA uses them: `torch.erfinv` is
 off by up to 20,000 ulp in the tails of float32. Library logarithms differ between machines in the last

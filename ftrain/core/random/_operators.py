@@ -1,4 +1,4 @@
-"""The generator as torch operators, with rules for graphs, fake tensors and vmap.
+"""Torch operators of the random generator, with rules for graphs, fake tensors and vmap.
 
 Inlined, the twenty rounds of Threefry quadruple the time that a training step takes to compile; as one
 opaque, purely functional operator a draw costs the compiler nothing, and its bits are the same in
@@ -105,12 +105,12 @@ def _fold_in(key: Tensor, data: Tensor) -> Tensor:
 
 
 def _for(key: Tensor) -> _kernel.Kernel | None:
-    """Return the kernel if it can read the key: it is on the CPU."""
+    """Return the C kernel if the key is on the CPU, where the kernel can read it."""
     return _kernel.kernel() if key.device.type == "cpu" else None
 
 
 def _drawn(key: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
-    """Return an empty result of a draw. The device is explicit: torch's default may be another."""
+    """Return uninitialized memory for a draw, on the key's device rather than torch's default one."""
     if key.ndim > 1:
         shape = (*key.shape[:-1], *shape)
     return torch.empty(shape, dtype=dtype, device=key.device)
@@ -121,7 +121,7 @@ def _fake_fold_in(key: Tensor, data: Tensor) -> Tensor:
 
 
 def _vmap_over_key(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """Draw for a batch of keys in one call; the operators' own batch dimensions come first."""
+    """Return a vmap rule that draws for a batch of keys in one call, with the batch dimension first."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], key: Tensor, *args: Any) -> Any:
         dim = in_dims[0]

@@ -1,4 +1,4 @@
-"""Generators that a program creates and a function can reach; they are state, like the global ones.
+"""Generators that a program creates and a function can reach, which are state like the global ones.
 
 `numpy.random.default_rng(0)` or `random.Random(0)` in a closure, in a global variable or in an attribute
 of a model gives other numbers at each call. Nothing counts their draws, so their states are compared
@@ -66,7 +66,7 @@ def state_of(generator: Generator) -> bytes:
 
 
 def set_state(generator: Generator, state: bytes) -> None:
-    """Put a generator back into a state from `state_of`."""
+    """Restore a generator's state from `state_of`."""
     if state:
         value = pickle.loads(state)
         if isinstance(generator, np.random.Generator):
@@ -121,7 +121,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:
-    """Return the methods of a class that user code defines."""
+    """Yield the methods of a class that user code defines."""
     for each in kind.__mro__:
         for method in vars(each).values():
             is_function = isinstance(method, types.FunctionType)
@@ -131,7 +131,7 @@ def _methods(kind: type) -> Iterator[types.FunctionType]:
 
 @functools.lru_cache(maxsize=4096)
 def _is_followed(filename: str) -> bool:
-    """Return True for user code, which is neither installed nor part of Python."""
+    """Return True for a file of user code, which is neither installed nor part of Python."""
     return not is_foreign(filename) and not filename.startswith(_INSTALLED)
 
 
@@ -144,7 +144,7 @@ def _contents(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _globals(code: types.CodeType, scope: dict[str, Any]) -> Iterator[Any]:
-    """Return the global variables that code names, and the attributes of user modules among them."""
+    """Yield the global variables that code names, and the named attributes of user modules."""
     for name in code.co_names:
         value = scope.get(name)
         if isinstance(value, types.ModuleType):

@@ -27,7 +27,7 @@ UINT = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
 
 
 def threefry2x32(key: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """Encrypt the counters `(x0, x1)` under `key` (20 rounds); `key[..., i]` broadcasts against them."""
+    """Encrypt the counters `(x0, x1)` under `key` in 20 rounds; `key[..., i]` broadcasts with them."""
     k0, k1 = key[..., 0], key[..., 1]
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x0, x1 = x0 + k0, x1 + k1  # new tensors: everything below may be in place
@@ -54,7 +54,7 @@ def fold(key: Tensor, folds: Sequence[int]) -> Tensor:
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
-    """Return keys `(..., 2)` and data `(...)`, broadcast; of wider integers the lower 32 bits count."""
+    """Return new keys `(..., 2)` from keys and the lower 32 bits of `data` `(...)`, broadcast."""
     x1 = low_word(data)
     x1 = x1.expand(broadcast(key.shape[:-1], x1.shape))
     return torch.stack(threefry2x32(key, torch.zeros_like(x1), x1), dim=-1)
@@ -72,7 +72,7 @@ def words(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def split(key: Tensor, folds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Return new keys `(*batch, *shape, 2)`."""
+    """Return new independent keys, `(*batch, *shape, 2)`."""
     key = fold(key, folds)
     pair = torch.stack(words(key, math.prod(shape)), dim=-1)
     return pair.reshape((*key.shape[:-1], *shape, 2))
@@ -109,6 +109,6 @@ def low_word(data: Tensor) -> Tensor:
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:
-    """Return the shape that all of these broadcast to; raise RuntimeError if they do not."""
+    """Return the shape that all shapes broadcast to; raise RuntimeError if they do not broadcast."""
     shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return shape

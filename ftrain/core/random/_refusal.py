@@ -1,4 +1,4 @@
-"""Errors for draws whose numbers cannot come from a key."""
+"""Errors for random draws that cannot use a key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OF_OTHERS = (
 
 
 def refusal(func: Any, why: str) -> UnkeyedRandomError:
-    """Return the error for a function or operator of torch, with the line of the user's call."""
+    """Return the error for a torch function or operator that draws, with the line of the user's call."""
     name = str(func) if isinstance(func, OpOverload) else ""
     name = name or torch.overrides.resolve_name(func) or getattr(func, "__qualname__", repr(func))
     name = name.replace("_VariableFunctionsClass.", "torch.")
@@ -48,7 +48,7 @@ def refusal(func: Any, why: str) -> UnkeyedRandomError:
 
 
 def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
-    """Return the error for generators that moved, named as `_generators.moved` does."""
+    """Return the error for generators that were drawn from, with names from `_generators.moved`."""
     whose = " and ".join(_WHOSE[name] for name in names)
     of_torch = "torch" in names or "device" in names
     return UnkeyedRandomError(
@@ -64,6 +64,6 @@ def mapped_draw(error: Exception) -> UnkeyedRandomError | None:
         return None
     line = user_line(traceback.extract_tb(error.__traceback__))
     return UnkeyedRandomError(
-        f"a draw under torch.vmap, where `keyed` cannot see the function called, here:\n\n{line}\n\n"
+        f"a random draw under torch.vmap in a function that `keyed` cannot see, here:\n\n{line}\n\n"
         f"{_REMEDY}"
     )

@@ -1,4 +1,4 @@
-"""Exact samplers of distributions that no single uniform gives: gamma, Poisson, binomial, von Mises.
+"""Exact samplers that may need several uniforms a sample: gamma, Poisson, binomial, von Mises.
 
 Each element proposes until it accepts, with draws of its own, whatever number of rounds its neighbours
 need, so that a row of a vmap is a single run. In float64, where the device has it, since the
@@ -38,7 +38,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    """Return the logarithm of a Gamma(alpha, 1) sample, which does not underflow for a small alpha.
+    """Return the logarithm of a Gamma(alpha, 1) sample, which does not underflow for small `alpha`.
 
     Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS 26 (2000); below 1,
     Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha).
@@ -63,7 +63,7 @@ def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
 
 
 def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
-    """Return a Poisson sample: by adding up probabilities, or the transformed rejection PTRS.
+    """Return a Poisson sample, by summing probabilities or by transformed rejection (PTRS).
 
     Hörmann, "The transformed rejection method for generating Poisson random variables", Insurance:
     Mathematics and Economics 12 (1993).
@@ -91,7 +91,7 @@ def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
 
 
 def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
-    """Return a binomial sample: by adding up probabilities, or the transformed rejection BTRS.
+    """Return a binomial sample, by summing probabilities or by transformed rejection (BTRS).
 
     Hörmann, "The generation of binomial random variates", Journal of Statistical Computation and
     Simulation 46 (1993).
@@ -161,7 +161,7 @@ def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
 def _rejected(
     key: Tensor, folds: Ints, parameters: list[Tensor], is_valid: Tensor, propose: Propose
 ) -> Tensor:
-    """Propose for all elements, then for those not accepted, until there are none; NaN if not valid.
+    """Propose values until all valid elements are accepted; elements that are not valid become NaN.
 
     `key` is `(*batch, 2)`, parameters are `(*batch, *shape)`. The first round draws from folds 0 of all
     elements at once; later ones from a key for each element, folds 1 and its place in `shape`.
@@ -194,7 +194,7 @@ def _rejected(
 
 
 def _draws(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> tuple[Draw, Draw]:
-    """Return the draws of one round, flat."""
+    """Return functions that draw the flat uniforms and normals of one round."""
 
     def uniform(i: int) -> Tensor:
         return _operators._uniform(key, (*folds, i), shape, dtype, 0.0, 1.0).reshape(-1)
@@ -211,7 +211,7 @@ def _summed(
     parameters: list[Tensor],
     ratio: Callable[[Tensor, list[Tensor]], Tensor],
 ) -> Tensor:
-    """Return the first k whose cumulative probability exceeds u, by `P(k) = P(k - 1) ratio(k)`.
+    """Return the first k whose cumulative probability exceeds u, where `P(k) = P(k - 1) ratio(k)`.
 
     Args:
         first: P(0); 1 for elements that take no part.
@@ -254,7 +254,7 @@ def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
 
 
 def _stirling_tail(k: Tensor) -> Tensor:
-    """Return log k! less its approximation log(2 pi) / 2 + (k + 1/2) log(k + 1) - (k + 1)."""
+    """Return log k! minus its approximation log(2 pi) / 2 + (k + 1/2) log(k + 1) - (k + 1)."""
     n = k + 1
     series = (1 / 12 - (1 / 360 - 1 / (1260 * n * n)) / (n * n)) / n
     direct = torch.lgamma(n) - ((k + 0.5) * torch.log(n) - n + 0.5 * math.log(2 * math.pi))

@@ -1,4 +1,4 @@
-"""Detection of draws from a generator in pure functions.
+"""Detection of draws from generators, rather than from keys, in pure functions.
 
 The function mode of `keyed` handles the calls of torch's functions in its thread. Any other draw (below
 the mode, in another thread, or from NumPy's or Python's generator) moves a generator, which is detected
@@ -37,7 +37,7 @@ _ONCE = (
 
 
 class Watch:
-    """Detector around calls of pure functions, which may run twice; records what their draws need.
+    """Detector of draws without a key in calls of pure functions, which it may run twice.
 
     Args:
         *roots: the functions and modules whose own generators are compared too.
@@ -47,10 +47,10 @@ class Watch:
         self._roots = roots
         self._own: tuple[Any, ...] | None = None
         self._operators = False
-        self._others = 0  # how often other threads were found to have drawn
+        self._others = 0  # how often other threads had drawn
 
     def __call__(self, run: Callable[[], T], device: torch.device | None = None) -> T:
-        """Return `run()`, all of whose draws came from keys.
+        """Return `run()`; raise if a draw in it did not come from a key.
 
         Args:
             run: a pure function, whose draws are inside of `keyed` contexts.
@@ -100,7 +100,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if the line should be searched; more and more rarely while other threads draw."""
+        """Return True if the line should be searched, ever more rarely while other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -108,7 +108,7 @@ class Watch:
 
 
 def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str, ...]) -> None:
-    """Raise unless another thread of the program may have moved the generators.
+    """Raise unless another thread of the program may have advanced the generators.
 
     Args:
         run: the call that has moved them; `None` if it cannot be run again.
@@ -137,7 +137,7 @@ def failed(error: Exception, before: Marks) -> Exception:
 
 
 def watched_trace(run: Callable[[], T], *roots: Any) -> T:
-    """Return `run()`, which traces a function: a number drawn meanwhile would become a constant.
+    """Return `run()`, which traces a function; raise if it draws, since the draw would be constant.
 
     Args:
         run: the trace.
@@ -168,7 +168,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
 
 @contextlib.contextmanager
 def _operators_seen() -> Iterator[None]:
-    """Key every operator that draws inside `keyed` contexts; refuse those that draw outside of them."""
+    """Key every operator that draws inside a `keyed` context; refuse draws outside of one."""
     before, here.operators = here.operators, True
     try:
         with KeyedOperators(None):

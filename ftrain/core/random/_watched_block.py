@@ -1,4 +1,4 @@
-"""Detection of draws in a user's `keyed` block, which cannot be run again.
+"""Detection of draws without a key in a user's `keyed` block, which cannot be run again.
 
 Read next: `_watch.py`, the net around functions.
 """
@@ -29,7 +29,7 @@ _MANY = 4096
 
 
 class _Block:
-    """Record of one place in a program that enters `keyed`.
+    """Record of one source location that enters `keyed`.
 
     Attributes:
         code: kept alive, so that its id is not reused.
@@ -46,7 +46,7 @@ _blocks: dict[tuple[int, int], _Block] = {}
 
 @contextlib.contextmanager
 def watched_block() -> Iterator[None]:
-    """Raise at the end of the block if a global generator has moved.
+    """Raise at the end of the block if the state of a global generator has changed.
 
     The block runs under the operator mode the first time, and later only if the mode keyed a draw then:
     with small operators the mode doubles the time. If the program has other threads, which may have

@@ -1,4 +1,4 @@
-"""`keyed(key)`: stock modules and functions draw from a key, instead of from torch's global generator.
+"""`keyed(key)`, under which torch modules and functions draw from a key, not a global generator.
 
 Read next: `_keyed_sites.py` (which key a draw gets), `_keyed_draws.py`, `_keyed_fills.py` and
 `_keyed_layers.py` (what each function draws), `_keyed_reach.py` (how calls inside torch's own functions
@@ -45,7 +45,7 @@ _NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
-    """Draw all random numbers of torch inside from `key`; the global generators are not used.
+    """Draw all of torch's random numbers inside the context from `key`, not from global generators.
 
     The n-th draw at module path s has the key fold_in(fold_in(key, hash(s)), n): equal keys give equal
     draws, eager, traced, vmapped and under torch.func transforms, and adding a layer to a model
@@ -92,7 +92,7 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keyed_by(stream: KeyStream) -> Iterator[None]:
-    """Draw from a stream inside."""
+    """Draw torch's random numbers inside the context from a stream."""
     stream.enter = keyed_by
     operators = KeyedOperators(stream) if here.operators else _NOTHING
     # Under vmap, reading a value raises, and the argument checks of distributions read values.
@@ -123,7 +123,7 @@ def next_key() -> Tensor:
 
 
 def key_of(name: str) -> Tensor:
-    """Return the key of a name in the surrounding `keyed`, independent of all draws."""
+    """Return a key for a name in the surrounding `keyed`, independent of the keys of all draws."""
     return _stream("key_of").key_of(name)
 
 
@@ -131,15 +131,15 @@ def _stream(function: str) -> KeyStream:
     stream = innermost_stream()
     if stream is None:
         raise ValueError(
-            f"{function} needs a surrounding `keyed`, got none. A loss function and the `forward` of a "
-            "bound model have one. Elsewhere write `with ftrain.random.keyed(key):`, or use "
-            "ftrain.random.split(key)."
+            f"{function}: expected a call inside of `keyed`, got one outside. A loss function and the "
+            "`forward` of a bound model run inside of one. Elsewhere write "
+            "`with ftrain.random.keyed(key):`, or use ftrain.random.split(key)."
         )
     return stream
 
 
 def innermost_stream() -> KeyStream | None:
-    """Return the stream of the innermost `keyed` around the caller, or `None`."""
+    """Return the stream of the innermost `keyed` around the caller; `None` if there is none."""
     for mode in reversed(_torch.function_modes()):
         if isinstance(mode, _Keyed):
             return mode.stream
@@ -148,7 +148,7 @@ def innermost_stream() -> KeyStream | None:
 
 @contextlib.contextmanager
 def scoped(kind: str) -> Iterator[Scope]:
-    """Separate the draws of a loop's iterations, or of branches; see `KeyStream.scope`.
+    """Give the iterations of a loop, or branches, separate draws; see `KeyStream.scope`.
 
     Without a surrounding `keyed` the yielded contexts do nothing.
     """
@@ -186,7 +186,7 @@ class _Keyed(TorchFunctionMode):
 
 
 def _decide(func: Callable[..., Any]) -> Action:
-    """Return how to run a function; cached, because attribute access (`x.shape`) calls this as well."""
+    """Return the action for a function; cached, because attribute access (`x.shape`) calls this too."""
     action = _pass
     if torch.compiler.is_dynamo_compiling():
         return action
@@ -237,9 +237,9 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
 
 
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run a function that has no handler; the operators that it runs may have one."""
+    """Run a function without a handler under the operator mode, which has handlers for operators."""
     if _torch.inside_vmap():
-        raise refusal(func, "draws under torch.vmap and has no keyed form")
+        raise refusal(func, "draws random numbers under torch.vmap, where it has no keyed form")
     keyed = here.keyed
     with KeyedOperators(mode.stream):
         result = func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Keys: the source of all randomness of a run.
+"""Keys, the source of all randomness of a run.
 
 A key is an int32 tensor of shape `(2,)`: the bit patterns of JAX's two uint32 words (torch has few
 uint32 operations, and a key must survive stacking, indexing and checkpoints). An array of keys is
@@ -23,7 +23,7 @@ __all__ = ["fold_in", "key", "key_data", "split"]
 
 
 def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
-    """Return the key of an integer seed: its 64-bit two's complement, upper word first.
+    """Return the key of an integer seed: the two words of its 64-bit two's complement, upper word first.
 
     Args:
         seed: an integer in [-2^63, 2^64), or an integer tensor of any shape (of `(n,)`: n keys). As in
@@ -43,7 +43,7 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
     """
     if isinstance(seed, Tensor):
         if seed.dtype == torch.bool or seed.is_floating_point() or seed.is_complex():
-            raise TypeError(f"a seed is an integer, not a tensor of {seed.dtype}")
+            raise TypeError(f"seed: expected an integer, got a tensor of {seed.dtype}")
         if seed.dtype == torch.uint64:
             seed = seed.view(torch.int64)
         low = low_word(seed)
@@ -52,9 +52,9 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
         words = torch.stack([high, low], dim=-1)
         return words if device is None else words.to(device)
     if not isinstance(seed, int):
-        raise TypeError(f"a seed is an integer, not {type(seed).__name__}")
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"a seed has 64 bits: {seed} lies outside [-2**63, 2**64)")
+        raise ValueError(f"seed: expected an integer in [-2**63, 2**64), got {seed}")
     pair = [signed(seed >> 32), signed(seed)]
     return torch.tensor(pair, dtype=torch.int32, device=device)
 
@@ -122,7 +122,10 @@ def fold_in(key: Tensor, data: int | Tensor, *, folds: Sequence[int] = ()) -> Te
     if not isinstance(data, Tensor):
         return _operators.threefry_fold(key, _folds((*folds, data)))
     if data.dtype == torch.bool or data.is_floating_point() or data.is_complex():
-        raise TypeError(f"fold_in takes integers, not a tensor of {data.dtype}")
+        raise TypeError(
+            f"fold_in: expected data to be an integer or an integer tensor, got {data.dtype}. "
+            "Convert it: .long()."
+        )
     if folds:
         key = _operators.threefry_fold(key, _folds(folds))
     return _operators.threefry_fold_in(key, data)
@@ -132,8 +135,8 @@ def _folds(folds: Sequence[int]) -> Sequence[int]:
     for data in folds:
         if not 0 <= data < 2**32:
             raise ValueError(
-                f"{data} cannot be folded into a key: it lies outside [0, 2**32). "
-                f"Fold its upper half in first, or write `{data} % 2**32`"
+                f"data: expected an integer in [0, 2**32) to fold into a key, got {data}. "
+                f"Fold its upper half in first, or write `{data} % 2**32`."
             )
     return folds
 
@@ -142,17 +145,17 @@ def _check(key: Any) -> None:
     if not isinstance(key, Tensor):
         seed = key if isinstance(key, int) else "seed"
         raise TypeError(
-            f"a key is an int32 tensor of shape (2,), got {a_or_an(type(key).__name__)} {key!r}: make "
-            f"one with `ftrain.random.key({seed})`"
+            f"key: expected an int32 tensor of shape (2,), got {a_or_an(type(key).__name__)} {key!r}. "
+            f"Make one with `ftrain.random.key({seed})`."
         )
     if key.dtype != torch.int32 or key.ndim == 0 or key.shape[-1] != 2:
         remedy = (
-            "view it as torch.int32"
+            "View it as torch.int32"
             if key.dtype == torch.uint32
-            else "make one with `ftrain.random.key(seed)`"
+            else "Make one with `ftrain.random.key(seed)`"
         )
         got = f"{key.dtype} {tuple(key.shape)}"
-        raise ValueError(f"a key is an int32 tensor of shape (2,), got {got}: {remedy}")
+        raise ValueError(f"key: expected an int32 tensor of shape (2,), got {got}. {remedy}.")
 
 
 def _check_single(key: Any, name: str) -> None:
@@ -161,6 +164,6 @@ def _check_single(key: Any, name: str) -> None:
     ):
         _check(key)
         raise ValueError(
-            f"`{name}` expected one key of shape (2,), got an array of keys {tuple(key.shape)}: write "
-            f"`torch.vmap(lambda key: random.{name}(key, ...))(keys)`"
+            f"{name}: expected one key of shape (2,), got an array of keys {tuple(key.shape)}. Write "
+            f"`torch.vmap(lambda key: random.{name}(key, ...))(keys)`."
         )

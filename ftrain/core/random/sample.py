@@ -1,4 +1,4 @@
-"""Random draws from keys: each function returns the same bits for a key on every machine.
+"""Random draws from keys; each function returns the same bits for a key on every machine.
 
 The bits are those of JAX 0.10.2 (`jax_threefry_partitionable`): an element depends on the key and on
 its own flat index, not on the number of elements. A draw does not change its key: two draws from one
@@ -27,7 +27,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def bits(
     key: Tensor, shape: int | Sequence[int] = (), width: int = 32, *, folds: Sequence[int] = ()
 ) -> Tensor:
-    """Return uniform random words.
+    """Return uniform random words (unsigned integers).
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -48,7 +48,7 @@ def bits(
     """
     _check_single(key, "bits")
     if width not in (8, 16, 32, 64):
-        raise ValueError(f"bits come in words of 8, 16, 32 or 64, not {width}")
+        raise ValueError(f"bits: expected width to be 8, 16, 32 or 64, got {width}")
     return _operators.threefry_bits(key, _folds(folds), _shape(shape), width)
 
 
@@ -143,7 +143,7 @@ def bernoulli(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Return True with probability `p`: `uniform(key, shape, dtype of p) < p`.
+    """Return bools that are True with probability `p`: `uniform(key, shape, dtype of p) < p`.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -181,7 +181,7 @@ def randint(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Return integers in [minval, maxval), by the remainder of twice as many bits as the dtype has.
+    """Return integers in [minval, maxval), as remainders of random words twice as wide as the dtype.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -206,7 +206,7 @@ def randint(
     """
     _check_single(key, "randint")
     if dtype not in _integers.RANGE:
-        raise ValueError(f"randint draws integers, not {dtype}")
+        raise ValueError(f"randint: expected an integer dtype, got {dtype}")
     size = _shape(shape)
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
         base, span = _integers.clipped(minval, maxval, dtype)
@@ -254,7 +254,9 @@ def permutation(
     if not isinstance(x, Tensor):
         return _shuffle(key, torch.arange(x, device=key.device), 0, folds)
     if x.ndim == 0:
-        raise ValueError("permutation takes an int or a tensor of at least one dimension")
+        raise ValueError(
+            "permutation: expected x to be an int or a tensor with at least one axis, got a 0-d tensor"
+        )
     if independent or x.ndim == 1:
         return _shuffle(key, x, axis, folds)
     order = _shuffle(key, torch.arange(x.shape[axis], device=x.device), 0, folds)
@@ -277,7 +279,9 @@ def _shape(shape: int | Sequence[int]) -> Sequence[int]:
 
 def _check_float(dtype: torch.dtype, name: str) -> None:
     if dtype not in _FLOATS:
-        raise ValueError(f"{name} draws float32, float64, bfloat16 or float16, not {dtype}")
+        raise ValueError(
+            f"{name}: expected dtype to be float32, float64, bfloat16 or float16, got {dtype}"
+        )
 
 
 def _check_broadcast(name: str, size: Sequence[int], *parameters: Tensor) -> None:
