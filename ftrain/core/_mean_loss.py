@@ -202,6 +202,6 @@ def _refuse_outside_leaves(
             raise ValueError(
                 f"{where} reads a tensor that requires a gradient and is not in the state "
                 f"({kind(leaf)}): it would never be "
-                "trained. Use the `model` argument, not the module itself, and no closure over it; a "
-                "tensor that is to stay constant (a teacher's) needs requires_grad_(False)."
+                "trained. Use the `model` argument instead of a captured module; call "
+                "requires_grad_(False) on a tensor that stays constant (a teacher's)."
             )

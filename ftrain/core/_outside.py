@@ -102,14 +102,14 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
     if found.cuts:
         raise ValueError(
             f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
-            "would be taken for zero. Give it one with torch.library.register_autograd, or detach its "
+            "would count as zero. Give it one with torch.library.register_autograd, or detach its "
             "input."
         )
     if twice and found.once:
         raise ValueError(
             f"the gradient of {what} is differentiated once more, but {type(found.once[0]).__name__} "
             "belongs to an autograd function whose backward is marked @once_differentiable: its second "
-            "derivative would be taken for zero. Write that backward with differentiable operations and "
+            "derivative would count as zero. Write that backward with differentiable operations and "
             "without the mark, or take this gradient under torch.no_grad()."
         )
 

@@ -301,14 +301,15 @@ class Skeleton:
             for name in set(keys) ^ set(node):
                 raise ImpureFunctionError(
                     f"the model registered or removed `{f'{prefix}.{name}'.lstrip('.')}` during a "
-                    "forward or backward pass; the state cannot grow. Do it in __init__."
+                    "forward or backward pass: expected the same parameters and buffers before and after. "
+                    "Do it in __init__."
                 )
             for name, value in zip(keys, values, strict=True):
                 if node[name] is None and value is not None:
                     raise ImpureFunctionError(
                         f"the model filled its buffer {name!r}, which was None, during a "
-                        "forward or backward pass; the state cannot grow. Give the buffer its "
-                        "shape in __init__."
+                        "forward or backward pass: expected the same buffers before and after. Give "
+                        "the buffer its shape in __init__."
                     )
         for refusal in refusals:
             raise ImpureFunctionError(f"{refusal}.")

@@ -163,8 +163,8 @@ def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
         ):
             raise TraceError(
                 f"the body of a loop or branch captures a result of {type(node).__name__} and a tensor "
-                "that it was computed from. Pass the result in: through the carry or xs of a scan, as "
-                "an operand of a branch."
+                "that it was computed from. Pass the result as an argument: in the carry or xs of a "
+                "scan, or as an operand of a branch."
             )
         return left
 

@@ -113,10 +113,14 @@ def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     args, kwargs = tree.map(_stand_in, (args, kwargs))
     try:
         string.Formatter().vformat(text, args, kwargs)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError) as error:
         given = f"{len(args)} positional" + "".join(f", {name!r}" for name in kwargs)
         raise ValueError(
-            f"ftrain.debug.print cannot format {text!r}: expected an argument for each field, and a "
-            f"specification that fits it, got {given} ({error}). Write literal braces as {{{{ and "
-            "}}, and format the numbers of a tensor with axes one by one."
+            f"ftrain.debug.print: expected an argument for each field of {text!r}, got {given} "
+            f"({error}). Pass the missing argument, or write a literal brace as {{{{ or }}}}."
+        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"ftrain.debug.print: expected fields that fit their arguments in {text!r}, got the error "
+            f"{str(error)!r}. Correct the field; format the numbers of a tensor with axes one by one."
         ) from error

@@ -121,7 +121,7 @@ class Bound:
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Return `fn(module)` with these tensors installed, and the new buffers; the caller sets the key.
+        """Return `fn(module)` with these tensors installed, and the new buffers; the caller sets a key.
 
         Buffers are copied first: a module may write into its own, never into the caller's. With `until`
         the tensors stay in place until that stack is closed, for a backward pass that runs parts of
@@ -221,9 +221,9 @@ def value_and_grad(
     Gradients nest: the results can be differentiated with respect to every tensor that requires a
     gradient, or is tracked by a transform of torch.func, outside of the call: a leaf of `x`, another
     argument or a captured tensor. This also holds inside the bodies of `scan` and `cond` and inside
-    `ftrain.compile`. Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no graph is kept:
-    peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one, pytorch#134612.)
-    Hooks of the leaves of `x` run once for each gradient, but not inside `torch.compile`.
+    `ftrain.compile`. Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no
+    graph is kept: peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one,
+    pytorch#134612.) Hooks of the leaves of `x` run once for each gradient, but not inside `torch.compile`.
 
     Args:
         fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating-point

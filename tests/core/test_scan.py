@@ -166,7 +166,7 @@ def test_values_passed_through_a_scan_body_get_new_memory(n):
         (
             (lambda c, x: c, torch.tensor(0), torch.ones(2)),
             TypeError,
-            "expected to return (carry, y), got",
+            "expected body to return a tuple (carry, y), got",
         ),
         (
             (lambda c, x: (c, 3), torch.tensor(0), torch.ones(2)),
@@ -180,7 +180,7 @@ def test_values_passed_through_a_scan_body_get_new_memory(n):
         ),
         ((lambda c, x: (c, x), torch.tensor(0), torch.tensor(1)), ValueError, "0-d"),
         ((lambda c, x: (c, x), torch.tensor(0), torch.ones(0)), ValueError, "at least one"),
-        ((lambda c, x: (c, x), torch.tensor(0)), ValueError, "`length`"),
+        ((lambda c, x: (c, x), torch.tensor(0)), ValueError, "expected xs or length, got neither"),
         ((lambda c, x: (c, x), 0, torch.ones(2)), TypeError, "carry: expected a tensor, got int 0"),
     ],
 )

@@ -375,7 +375,7 @@ def test_metrics_that_change_between_micro_batches_raise() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp16"}, "'fp16' is not known"),
+        ({"precision": "fp16"}, "got 'fp16'"),
         ({"accumulate": 0}, "accumulate: expected a whole number of at least 1"),
         ({"accumulate": 2.0}, "accumulate: expected a whole number"),
         ({"nonfinite": "warn"}, "nonfinite: expected 'skip', 'raise' or 'ignore'"),

@@ -99,13 +99,13 @@ def check_memory(
     for name, leaf in zip(names, donated, strict=True):
         if leaf.is_inference():
             raise DonationError(
-                f"`{name}` was made under torch.inference_mode() and cannot be written to. Make the "
-                "state outside of it, or clone it: state = tree.map(torch.clone, state)."
+                f"`{name}` was made under torch.inference_mode() and cannot be written to. Clone the "
+                "state outside of it: state = ftrain.tree.map(torch.clone, state)."
             )
         if any(s == 0 and n > 1 for s, n in zip(leaf.stride(), leaf.shape, strict=True)):
             raise DonationError(
-                f"`{name}` ({describe(leaf)}) is expanded: several of its elements share one place in "
-                "memory, so it cannot be written to. Use .clone(memory_format="
+                f"`{name}` ({describe(leaf)}) is expanded: several of its elements share one memory "
+                "location, so it cannot be written to. Use .clone(memory_format="
                 "torch.contiguous_format) where it is made."
             )
         address = storage_of(leaf)
