@@ -301,7 +301,7 @@ class Skeleton:
             for name in set(keys) ^ set(node):
                 raise ImpureFunctionError(
                     f"the model registered or removed `{f'{prefix}.{name}'.lstrip('.')}` during a "
-                    "forward or backward pass: expected the same parameters and buffers before and after. "
+                    "forward or backward pass: expected the same tensors before and after. "
                     "Do it in __init__."
                 )
             for name, value in zip(keys, values, strict=True):

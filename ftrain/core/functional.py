@@ -223,7 +223,8 @@ def value_and_grad(
     argument or a captured tensor. This also holds inside the bodies of `scan` and `cond` and inside
     `ftrain.compile`. Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no
     graph is kept: peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one,
-    pytorch#134612.) Hooks of the leaves of `x` run once for each gradient, but not inside `torch.compile`.
+    pytorch#134612.) Hooks of the leaves of `x` run once for each gradient, but not inside
+    `torch.compile`.
 
     Args:
         fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating-point
