@@ -157,7 +157,7 @@ def test_poisson_refuses_a_negative_or_nan_rate_as_torch_does(rate: float) -> No
 def test_poisson_refuses_integer_rates() -> None:
     with (
         random.keyed(KEY),
-        pytest.raises(TypeError, match=r"poisson: expected floating .* got torch.int64"),
+        pytest.raises(TypeError, match=r"poisson: expected floating-point .* got torch.int64"),
     ):
         torch.poisson(torch.tensor([3]))
 

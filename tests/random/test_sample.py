@@ -370,9 +370,9 @@ def test_permutation_of_a_tensor_equals_jax(axis: int, independent: bool) -> Non
         (lambda key: random.bernoulli(key, torch.rand(3), (2,)), "broadcast"),
         (lambda key: random.uniform(key, (), minval=torch.rand(2)), "broadcast"),
         (lambda key: random.randint(key, (2,), 0, torch.tensor([1, 2, 3])), "broadcast"),
-        (lambda key: random.randint(key, (2,), 0, 3, torch.float32), "integers"),
+        (lambda key: random.randint(key, (2,), 0, 3, torch.float32), "expected an integer dtype"),
         (lambda key: random.randint(key, (2,), 0, torch.tensor(3.5)), "int64"),
-        (lambda key: random.permutation(key, torch.tensor(3)), "dimension"),
+        (lambda key: random.permutation(key, torch.tensor(3)), "at least one axis"),
         (lambda key: random.normal(random.split(key), (2,)), r"torch\.vmap"),
     ],
 )

@@ -54,7 +54,7 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
     if not isinstance(seed, int):
         raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed: expected an integer in [-2**63, 2**64), got {seed}")
+        raise ValueError(f"seed: expected an integer of 64 bits, in [-2**63, 2**64), got {seed}")
     pair = [signed(seed >> 32), signed(seed)]
     return torch.tensor(pair, dtype=torch.int32, device=device)
 
