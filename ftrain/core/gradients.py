@@ -16,7 +16,7 @@ from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
 from ftrain.core._loss import LossFn, WatchedLoss
 from ftrain.core._mean_loss import GradReduce, MeanLoss
-from ftrain.core._nonfinite import require_finite
+from ftrain.core._raise_nonfinite import require_finite
 from ftrain.core.functional import Bound, bind
 from ftrain.core.metrics import Last, Mean, Metrics, Sum
 from ftrain.core.norm import finite_norm

@@ -12,7 +12,7 @@ import ftrain
 from ftrain import tree
 from ftrain.loop import BatchEnd, LoopWarning, Trainer
 from ftrain.loop._out_of_memory import cut, next_cut
-from tests.compile.test_written import FailsAt
+from tests.compile.test_failed_donation import FailsAt
 from tests.loop.runs import STEPS, rows, steps, trainer
 
 BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in range(3)]

@@ -23,11 +23,11 @@ from torch import fx
 from ftrain.core import _torch
 from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
+from ftrain.core.compile._failed_donation import may_have_written
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._program import Program
 from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import Traced, is_tracing, trace
-from ftrain.core.compile._written import may_have_written
 from ftrain.core.errors import RecompileWarning
 from ftrain.core.random.keyed import innermost_stream
 
