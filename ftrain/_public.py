@@ -2,6 +2,7 @@
 
 from ftrain.core import debug, errors, random, tree
 from ftrain.core.accumulate import MicroBatches
+from ftrain.core.commit import commit
 from ftrain.core.compile import compile
 from ftrain.core.cond import cond
 from ftrain.core.functional import bind, value_and_grad
@@ -10,7 +11,7 @@ from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, PerExample, Sum
 from ftrain.core.precision import LossScale, Policy
 from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
-from ftrain.core.step import Steps, TrainStep, commit, make_steps, update
+from ftrain.core.step import Steps, TrainStep, make_steps, update
 from ftrain.core.switch import switch
 from ftrain.core.while_loop import while_loop
 

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from ftrain.core._checks import isolated
+from ftrain.core.commit import commit
 from ftrain.core.functional import Bound
 from ftrain.core.gradients import GradientResult
 from ftrain.core.metrics import Mean, Metrics
 from ftrain.core.norm import global_norm
 from ftrain.core.optimizer import Optimizer
 from ftrain.core.state import TrainState
-from ftrain.core.step import Steps, TrainStep, commit, make_steps, update
+from ftrain.core.step import Steps, TrainStep, make_steps, update
 
 __all__ = ["monitored_steps"]
 

@@ -1,0 +1,130 @@
+"""The last piece of a step: the new state, or the old one if a gradient was not finite.
+
+Read next: `step.py`, where `gradients`, `update` and `commit` make a training step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core._checks import check_state, isolated
+from ftrain.core._torch import value_at_hand
+from ftrain.core._words import a_or_an
+from ftrain.core.gradients import GradientResult
+from ftrain.core.metrics import Last, Metrics
+from ftrain.core.optimizer import like
+from ftrain.core.state import TrainState
+
+__all__ = ["check_order", "commit"]
+
+
+def commit(
+    state: TrainState, proposed: TrainState, result: GradientResult
+) -> tuple[TrainState, Metrics]:
+    """Return the next state and the metrics of the step.
+
+    The next state is the proposed one, or the old one with new scaler and key if gradients were not
+    finite. The choice is made on the device, leaf by leaf; nothing waits for it. The next state shares
+    no memory with the old one. Metrics are those of the result and the learning rates of the next
+    state: `learning_rate`, or with several of them one name for each path in `opt_state`.
+
+    Args:
+        state: the state before the step.
+        proposed: the state after it, as `update` made it; research code may have changed more, such
+            as `extras`. Its buffers, scaler and key are taken from `result`.
+        result: the gradients of a batch, as `gradients` returned them.
+
+    Raises:
+        TypeError: an argument has the wrong type; the order is `(state, proposed, result)`.
+        ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
+            the next step could not be the same function; the message names the leaf.
+    """
+    check_order("commit", state=state, proposed=proposed, result=result)
+    check_state(state)
+    proposed = proposed.replace(buffers=result.buffers, scaler=(), rng=result.rng)
+    kept = state.replace(scaler=(), rng=result.rng)
+    olds, treedef = tree.flatten(kept)
+    news, new_def = tree.flatten(proposed)
+    if new_def != treedef:
+        difference = tree.first_difference(kept, proposed)
+        raise ValueError(
+            f"a step changed the structure of its state, {difference}. Keep it, or every step would "
+            "compile again."
+        )
+    _check_fixpoint(kept, olds, news)
+    known = None if result.finite is None else value_at_hand(result.finite)
+
+    def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        if known is False:
+            return old.clone()
+        if new is old or result.finite is None or known:
+            # Copied, because it may share memory with the old state, the batch or another leaf.
+            return like(new.clone(), old)
+        return like(torch.where(result.finite, new, old), old)
+
+    with isolated(state.step.device.type):
+        chosen = tree.unflatten(treedef, list(map(choose, olds, news)))
+        rng = result.rng
+        if result.finite is not None:
+            # Both branches are the same key, but every write to a donated state now depends on the last
+            # gradient, so a step that runs out of memory before that leaves the state unchanged.
+            rng = torch.where(result.finite, rng, rng)
+        metrics = Metrics({**result.metrics.entries, **_learning_rates(chosen.opt_state)})
+    return chosen.replace(scaler=result.scaler, rng=rng), metrics
+
+
+def _learning_rates(opt_state: Any) -> dict[str, Last]:
+    """Return every field `learning_rate` of an optimizer's state as a metric."""
+    rates = {
+        path: rate
+        for path, rate in tree.find(opt_state, "learning_rate").items()
+        if path.endswith(".learning_rate")  # a field, not a parameter that is called so
+    }
+    several = len(rates) > 1
+    return {
+        f"learning_rate{path if several else ''}": Last(rate.clone())
+        for path, rate in rates.items()
+    }
+
+
+def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) -> None:
+    for index, (a, b) in enumerate(zip(olds, news, strict=True)):
+        if not isinstance(b, torch.Tensor):
+            path = tree.paths(old)[index]
+            raise ValueError(
+                f"a step changed state{path}: expected a tensor, got {a_or_an(type(b).__name__)}. "
+                "Convert it: torch.as_tensor(...)."
+            )
+        if a.shape == b.shape and a.dtype == b.dtype and a.device == b.device:
+            continue
+        for what, was, now in (
+            ("shape", tuple(a.shape), tuple(b.shape)),
+            ("dtype", a.dtype, b.dtype),
+            ("device", a.device, b.device),
+        ):
+            if was != now:
+                path = tree.paths(old)[index]
+                raise ValueError(
+                    f"a step changed the {what} of state{path}: expected {was}, got {now}. Keep it, "
+                    "or every step would compile again."
+                )
+
+
+def check_order(function: str, **given: Any) -> None:
+    """Raise unless each argument has the type of its name: optimizer, `GradientResult` or state."""
+    for name, value in given.items():
+        if name == "optimizer":
+            fits = callable(getattr(value, "update", None))
+        else:
+            fits = isinstance(value, GradientResult if name == "result" else TrainState)
+        if not fits:
+            got = ", ".join(type(value).__name__ for value in given.values())
+            raise TypeError(
+                f"{function}: expected ({', '.join(given)}) in this order, got ({got}). Write:\n"
+                "    result = gradients(state, batch)\n"
+                "    proposed = ftrain.update(optimizer, state, result)\n"
+                "    state, metrics = ftrain.commit(state, proposed, result)"
+            )
