@@ -1,4 +1,4 @@
-"""Transfer of batches to a device, overlapped with the work on the batch before."""
+"""Transfer of batches to a device, overlapped with the computation on the previous batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = tuple[Any, Cursor]
 
 
 def transferred(items: Iterator[Item], device: torch.device, ahead: int) -> Iterator[Item]:
-    """Yield the same batches on `device`; on CUDA `ahead` of them are pinned and copied beforehand."""
+    """Yield the batches on `device`; on CUDA, pin and copy `ahead` of them in advance."""
     if device.type != "cuda":
         return ((tree.map(lambda leaf: _to(leaf, device), batch), after) for batch, after in items)
     return _through_pinned_memory(items, device, ahead)

@@ -1,4 +1,4 @@
-"""Batches from positions: the one function that runs in the process or in its workers.
+"""Computation of batches from their positions, in the main process or in worker processes.
 
 A batch is a pure function of its request. Randomness is keyed by (seed, epoch, position), never
 drawn from a stream that workers share.
@@ -31,7 +31,7 @@ Collate = Callable[[list[Any]], Any]
 
 @runtime_checkable
 class Gather(Protocol):
-    """Dataset that returns a whole batch at once: `__len__`, and `gather(indices) -> batch`."""
+    """Protocol of a dataset that returns whole batches, by `__len__` and `gather(indices) -> batch`."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +40,7 @@ class Gather(Protocol):
 
 
 class Request(NamedTuple):
-    """The samples of one batch of one rank.
+    """Request for one rank's rows of one batch.
 
     Attributes:
         seed: of the run's data.
@@ -65,13 +65,13 @@ class Arrays:
         paths = tree.paths(arrays)
         self._leaves = [_tensor(leaf, path) for leaf, path in zip(found, paths, strict=True)]
         if not self._leaves:
-            raise ValueError("the dataset holds no tensor")
+            raise ValueError("dataset: expected at least one tensor, got an empty tree")
         first = self._leaves[0].shape[0]
         for leaf, path in zip(self._leaves, paths, strict=True):
             if leaf.shape[0] != first:
                 raise ValueError(
-                    f"the arrays of a dataset have one length: dataset{paths[0]} has {first} rows, "
-                    f"dataset{path} has {leaf.shape[0]}"
+                    f"dataset{path}: expected {first} rows, as in dataset{paths[0]}, got "
+                    f"{leaf.shape[0]}"
                 )
         self._length = first
 
@@ -86,7 +86,7 @@ class Arrays:
 
 
 class Fetch:
-    """Map-style dataset over requests, for torch's workers: `Fetch(...)[request]` is the batch."""
+    """Map-style dataset for torch's workers: `Fetch(...)[request]` returns the requested batch."""
 
     def __init__(self, dataset: Any, augment: Augment | None, collate: Collate | None) -> None:
         self.dataset, self.augment = dataset, augment
@@ -105,8 +105,8 @@ class Fetch:
             return batch
         except StopIteration as error:  # raised in a worker, it would silently end the epoch
             raise RuntimeError(
-                "the dataset raised StopIteration for a sample that its length promises: let "
-                "__getitem__ return it, or __len__ be smaller"
+                "dataset: expected a sample at every index below len(dataset), got StopIteration. "
+                "Return the sample from __getitem__, or a smaller number from __len__"
             ) from error
         except Exception as error:
             if get_worker_info() is None or _why_not_pickled(type(error)) is None:
@@ -132,8 +132,8 @@ class Fetch:
         except Exception as error:
             some = ", ".join(map(str, request.indices[:8])) + (", ..." if len(samples) > 8 else "")
             error.add_note(
-                f"while putting samples {some} of the dataset together. Samples of one shape and with "
-                "the same keys make a batch by themselves; for others write Loader(..., collate=...)."
+                f"while collating samples {some} of the dataset. The default collate needs samples of "
+                "one shape and with the same keys; for others write Loader(..., collate=...)."
             )
             raise
 
@@ -148,7 +148,7 @@ class Fetch:
             error.add_note(
                 "augment(sample, key) is called on all rows of an in-memory batch at once, by "
                 "torch.vmap. Write it in torch operations with draws from ftrain.random; if it cannot "
-                "be vmapped, pass the samples as a list, and it is called for each."
+                "be vmapped, pass the data as a list of samples: then it is called for each sample."
             )
             raise
 
@@ -176,17 +176,22 @@ class Fetch:
 
 
 def _check_travels(batch: Any) -> None:
-    """Raise if a batch cannot be pickled: the process would wait for it for ever."""
+    """Raise if a batch cannot be pickled, because the main process would wait for it forever."""
     for leaf in tree.leaves(batch):
         why: object = None
         if isinstance(leaf, Tensor):
-            why = "it is part of a graph; write .detach()" if leaf.grad_fn is not None else None
+            why = (
+                "it is part of an autograd graph; write .detach()"
+                if leaf.grad_fn is not None
+                else None
+            )
         elif not isinstance(leaf, (np.ndarray, str, int, float)):
             why = _why_not_pickled(leaf)
         if why is not None:
             raise TypeError(
-                f"a batch holds {type(leaf).__name__}, which no worker process can send: {why}. Let the "
-                "dataset or collate leave it out, or write workers=0"
+                "batch: expected values that a worker process can pickle, got "
+                f"{type(leaf).__name__}: {why}. Leave it out in the dataset or in collate, or write "
+                "workers=0"
             )
 
 
@@ -199,7 +204,7 @@ def _why_not_pickled(value: Any) -> Exception | None:
 
 
 def as_dataset(dataset: Any) -> Any:
-    """Return the dataset for `Fetch`: arrays as `Arrays`, others with length and items."""
+    """Return a dataset that `Fetch` can read: arrays wrapped in `Arrays`, other datasets unchanged."""
     if isinstance(dataset, TensorDataset):
         return Arrays(dataset.tensors)
     if isinstance(dataset, Mapping) and type(dataset) not in _DICTS:
@@ -212,12 +217,12 @@ def as_dataset(dataset: Any) -> Any:
         return dataset
     if hasattr(dataset, "__iter__"):
         raise TypeError(
-            f"{type(dataset).__name__} can only be iterated over: it has no length or no items. Write "
-            "data.Stream(dataset, batch_size) instead of data.Loader"
+            f"dataset: expected __len__ and __getitem__, got {type(dataset).__name__}, which can only "
+            "be iterated over. Write data.Stream(dataset, batch_size) instead of data.Loader"
         )
     raise TypeError(
-        f"{type(dataset).__name__} is no dataset: pass a tree of tensors or arrays, or an object with "
-        "__len__ and __getitem__"
+        "dataset: expected a tree of tensors or arrays, or an object with __len__ and __getitem__, got "
+        f"{type(dataset).__name__}"
     )
 
 
@@ -225,7 +230,7 @@ _DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 def _is_tree(dataset: Any) -> bool:
-    """Return True if the entries are arrays, not samples."""
+    """Return True if the dataset is a tree of arrays, not a collection of samples."""
     if isinstance(dataset, Dataset):
         return False
     if isinstance(dataset, Mapping):
@@ -271,7 +276,7 @@ def seed_generators(key: Tensor) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Restore the global generators of torch (CPU), numpy and Python at the end."""
+    """Restore the global generators of torch (CPU), numpy and Python when the `with` block ends."""
     torch_state = torch.default_generator.get_state()
     numpy_state, python_state = np.random.get_state(), python_random.getstate()
     try:
@@ -284,7 +289,7 @@ def preserved_generators() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread, as a worker does, so that results have the same bits."""
+    """Run torch on one thread, as worker processes do, so that results have the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -294,13 +299,13 @@ def one_thread() -> Iterator[None]:
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """Return a mapping with an entry "weight", of other batches the pair (batch, weight)."""
+    """Return the batch with its weights: as entry "weight" of a mapping, else as (batch, weight)."""
     if not isinstance(batch, Mapping) or tree.is_leaf(batch):
         return batch, weight
     if "weight" in batch:
         raise ValueError(
-            'last_batch="pad" adds an entry "weight" to each batch, but the dataset has one already: '
-            "rename it"
+            'dataset: expected no entry "weight", which last_batch="pad" adds to each batch, got one. '
+            "Rename it"
         )
     return tree.with_item(batch, "weight", weight)
 
@@ -325,12 +330,14 @@ def _tensor(leaf: Any, path: str) -> Tensor:
             leaf = torch.from_numpy(leaf)
     if not isinstance(leaf, Tensor):
         raise TypeError(
-            f"dataset{path} is {_described(leaf)}: an in-memory dataset is a tree of tensors or numeric "
-            "arrays whose first axis counts samples. A list of samples, or an object with __len__ "
-            "and __getitem__, is read sample by sample"
+            f"dataset{path}: expected a tensor or a numeric array whose first axis counts samples, got "
+            f"{_described(leaf)}. To read sample by sample, pass a list of samples, or an object with "
+            "__len__ and __getitem__"
         )
     if leaf.ndim == 0:
-        raise ValueError(f"dataset{path} is a single number: the first axis must count samples")
+        raise ValueError(
+            f"dataset{path}: expected a first axis that counts samples, got a 0-d tensor"
+        )
     return leaf.detach()
 
 
@@ -338,5 +345,7 @@ def _described(leaf: Any) -> str:
     if isinstance(leaf, np.ndarray):
         return f"an array of {leaf.dtype}"
     if hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__"):
-        return f"a dataset of its own ({type(leaf).__name__}; choose a split, such as dataset['train'])"
+        return (
+            f"{type(leaf).__name__} (if these are splits, choose a split, such as dataset['train'])"
+        )
     return f"{type(leaf).__name__}"

@@ -12,7 +12,7 @@ PathLike = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """Return the path of a file; if it does not exist, the error names the nearest one."""
+    """Return the path of an existing file; otherwise raise an error that suggests the nearest name."""
     found = Path(path)
     if found.is_dir():
         raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
@@ -22,13 +22,13 @@ def existing(path: PathLike) -> Path:
 
 
 def existing_folder(path: PathLike) -> Path:
-    """Return the path of a folder; if it does not exist, the error names the nearest one."""
+    """Return the path of an existing folder; otherwise raise an error that suggests the nearest name."""
     found = Path(path)
     if not found.exists():
         raise FileNotFoundError(f"directory not found: {found}{_nearest(found)}")
     if not found.is_dir():
         raise DataError(
-            f"{found}: expected a directory, got a file. Name the directory of the file"
+            f"{found}: expected a directory, got a file. Name the directory that contains it"
         )
     return found
 
@@ -52,6 +52,6 @@ def not_utf8(path: Path, reason: str) -> DataError:
 def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
-        return f". {parent} does not exist either, seen from {Path.cwd()}"
+        return f". {parent} does not exist either; the working directory is {Path.cwd()}"
     near = nearest(path.name, os.listdir(parent))
     return f". Did you mean {parent / near}?" if near else f" in {parent.resolve()}"

@@ -1,4 +1,4 @@
-"""Hashes: the source of every random choice about data, from (purpose, seed, epoch).
+"""Hashes of (purpose, seed, epoch), from which every random choice about data is derived.
 
 Integer arithmetic only, so the order of the data is the same on every machine and for every version
 of torch and numpy. Seed and epoch are hashed together: if they were added, epoch 1 of seed 0 would
@@ -16,7 +16,7 @@ Words = NDArray[np.uint32]
 
 
 def words(purpose: str, seed: int, epoch: int, *more: int) -> Words:
-    """Return sixteen independent words for one purpose."""
+    """Return sixteen independent 32-bit words for one purpose, seed and epoch."""
     numbers = b"".join(
         number.to_bytes(16, "little", signed=True) for number in (seed, epoch, *more)
     )
@@ -25,7 +25,7 @@ def words(purpose: str, seed: int, epoch: int, *more: int) -> Words:
 
 
 def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
-    """Return a keyed hash of 32 bits to 32 bits (a bijection for each key); `x` is not changed.
+    """Return a keyed hash of each 32-bit word, a bijection for each key; `x` is not modified.
 
     The finaliser of MurmurHash3 (Appleby, 2011) with a key before it and one in its middle.
     """
@@ -41,7 +41,7 @@ def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
 
 
 def uniform(positions: NDArray[np.int64], keys: Words) -> NDArray[np.float64]:
-    """Return a float64 in [0, 1) for each position below 2^32: 53 bits of two hashes."""
+    """Return a float64 in [0, 1) for each position below 2^32, made of 53 bits of two hashes."""
     low = positions.astype(np.uint32)
     first = mix(mix(low, keys[0], keys[1]), keys[2], keys[3]).astype(np.uint64)
     second = mix(mix(low, keys[4], keys[5]), keys[6], keys[7]).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""State of a foreign loader as JSON: dicts of any keys, tuples, bytes, tensors and arrays."""
+"""JSON encoding of another library's loader state: any dict keys, tuples, bytes, tensors, arrays."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def encode(value: Any, where: str) -> Any:
         content = base64.b64encode(array.tobytes()).decode()
         return _tagged("array", [array.dtype.str, list(array.shape), content])
     raise TypeError(
-        f"{where} is {type(value).__name__} {value!r}, which cannot be saved as JSON: let "
-        "`state_dict` return numbers, strings, lists, dicts, tensors and arrays only"
+        f"{where}: expected a value that can be saved as JSON, got {type(value).__name__} {value!r}. "
+        "Return only numbers, strings, lists, dicts, tensors and arrays from `state_dict`"
     )
 
 

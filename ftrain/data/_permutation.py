@@ -1,4 +1,4 @@
-"""A permutation of 0 .. n-1 that is computed, not stored: any element of it, in O(1) memory.
+"""Permutations of 0 .. n-1 of which any element is computed alone, in O(1) memory.
 
 A Feistel network over pairs (left, right) with left < a, right < b and a b just above n (Black and
 Rogaway, "Ciphers with arbitrary finite domains", 2002): each round adds a hash of one half to the
@@ -27,12 +27,12 @@ LARGEST = 2**32
 
 
 def permuted(positions: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.int64]:
-    """Return the elements of a permutation at these positions; two words of `keys` a round.
+    """Return the elements at these positions of the permutation that `keys` selects.
 
     Args:
         positions: int64, each in [0, n); one axis or more.
         n: the length, from 1 to 2^32.
-        keys: uint32 `(16,)`; they choose the permutation.
+        keys: uint32 `(16,)`; they choose the permutation, two words for each round.
 
     Returns:
         int64, of the shape of `positions`; over all positions each number in [0, n) once.

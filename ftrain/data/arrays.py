@@ -1,4 +1,4 @@
-"""Arrays from files: `.npz`, `.npy`, `.safetensors`; nothing in them is executed.
+"""Readers of `.npz`, `.npy` and `.safetensors` files; no code in a file is executed.
 
 Each returns data that `Loader` reads by indexing: a dict of tensors, or a tensor.
 
@@ -40,8 +40,8 @@ def npz(path: PathLike) -> dict[str, Tensor]:
     path = existing(path)
     if not zipfile.is_zipfile(path):
         raise DataError(
-            f"{path} is no .npz file (a zip of arrays), or is cut short. Write it with np.savez; "
-            "a single array (.npy) is read by data.npy"
+            f"{path}: expected an .npz file (a zip of arrays), got another format or a truncated file. "
+            "Write it with np.savez, or read a single array (.npy) with data.npy"
         )
     arrays = {}
     try:
@@ -80,7 +80,10 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
     path = existing(path)
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
-            raise DataError(f"{path} is no .npy file: write it with np.save (.npz: data.npz)")
+            raise DataError(
+                f"{path}: expected an .npy file, got another format. Write it with np.save, or read an "
+                ".npz file with data.npz"
+            )
     try:
         array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -113,8 +116,8 @@ def safetensors(path: PathLike) -> dict[str, Tensor]:
 def _numbers(array: Any, where: str) -> Tensor:
     if array.dtype.kind not in "biufc" or array.dtype.itemsize > 16:
         raise DataError(
-            f"{where}: {array.dtype} is no dtype of torch. Text becomes numbers first, for instance "
-            "with np.unique(array, return_inverse=True)"
+            f"{where}: expected a dtype that torch supports, got {array.dtype}. Convert text to numbers "
+            "first, for instance with np.unique(array, return_inverse=True)"
         )
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -124,7 +127,7 @@ def _numbers(array: Any, where: str) -> Tensor:
 def _damaged(path: Path, what: str, error: Exception) -> DataError:
     if "allow_pickle" in str(error):
         return DataError(
-            f"{path}: {what} holds Python objects, which only pickle can load, and pickle runs any "
-            "code: save plain arrays of numbers instead"
+            f"{path}: {what} holds Python objects, which only pickle could load, and pickle can run any "
+            "code. Save plain arrays of numbers instead"
         )
-    return DataError(f"{path}: {what} is damaged: {error}. Make or copy the file again")
+    return DataError(f"{path}: {what} is damaged: {error}. Create or copy the file again")

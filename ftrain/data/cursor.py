@@ -1,4 +1,4 @@
-"""Position of a run in its data: three integers that the consumer keeps.
+"""Position of a run in its data: three integers (seed, epoch, position) that the caller keeps.
 
 Read next: `loader.py`, which turns a cursor into the batches after it.
 """
@@ -23,7 +23,7 @@ _EPOCHS = 2**31
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in the data; the batches after it are a pure function of it.
+    """Position in the data, which alone determines the batches that follow.
 
     A loader yields each batch with the cursor after it: keep the one of the last batch you used,
     and prefetched batches are not counted. Save `to_json()` beside the state.
@@ -77,7 +77,7 @@ class Cursor:
         return found
 
     def check(self, of: str | None = None, sampler: str | None = None) -> None:
-        """Raise if this is not a position in any data, or not in data of this kind, length and order.
+        """Raise unless the cursor is valid and fits data of this kind, length and order.
 
         Args:
             of: the data that the cursor is checked against, in the form of its `of`.
@@ -90,30 +90,30 @@ class Cursor:
         for name in ("epoch", "position"):
             value = getattr(self, name)
             if not is_count(value, 0):
-                raise ValueError(f"cursor.{name}: expected a count from 0, got {value!r}")
+                raise ValueError(f"cursor.{name}: expected an integer >= 0, got {value!r}")
         if self.epoch >= _EPOCHS or self.position >= 2**63:
-            raise ValueError(f"no run gets as far as {self}")
+            raise ValueError(f"cursor: expected epoch < 2**31 and position < 2**63, got {self}")
         for name in ("of", "sampler"):
             if not isinstance(value := getattr(self, name), (str, NoneType)):
-                raise ValueError(f"cursor.{name}: expected the kind of data, got {value!r}")
+                raise ValueError(f"cursor.{name}: expected a string or None, got {value!r}")
         if None not in (of, self.of) and of != self.of:
             raise ValueError(
-                f"the cursor was made for other data: for {self.of}, and this is {of}. Go on with the "
-                "data that the run began with; or, to begin an epoch of this, write "
+                f"cursor: expected a cursor for {of}, got one that was made for other data: {self.of}. "
+                "Pass the data that the run began with; or, to begin an epoch of this data, pass "
                 f"data.Cursor({self.seed}, {self.epoch})"
             )
         # Only the hashes are compared: a sampler may be renamed.
         if sampler and self.sampler and sampler.split()[-1:] != self.sampler.split()[-1:]:
             raise ValueError(
-                f"the cursor was made for another order: that of {self.sampler}, and this is that of "
-                f"{sampler}, in which other samples follow. Write the `shuffle` or `sampler` that the "
-                "run began with, with the same arguments; or, to begin an epoch in this order, write "
+                f"cursor: expected a cursor for the order of {sampler}, got one that was made for "
+                f"another order: that of {self.sampler}. Pass the `shuffle` or `sampler` that the run "
+                "began with, with the same arguments; or, to begin an epoch in this order, pass "
                 f"data.Cursor({self.seed}, {self.epoch})"
             )
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Cursor:
-        """Return the cursor of which `to_json` was called.
+        """Return the cursor that `to_json` encoded.
 
         Raises:
             ValueError: an entry is missing, is not a count, or comes from a newer version of ftrain.
@@ -124,42 +124,45 @@ class Cursor:
             )
         except (KeyError, TypeError):
             raise ValueError(
-                f"no cursor: {content!r}. Pass what `cursor.to_json()` returned: a dict with "
-                "order, seed, epoch and position"
+                f"content: expected a dict with order, seed, epoch and position, got {content!r}. Pass "
+                "the dict that `cursor.to_json()` returned"
             ) from None
         if order != ORDER:
             raise ValueError(
-                f"the cursor counts in data order {order!r}, this version of ftrain knows {ORDER}: "
-                "continue with the version that saved it, or start the data anew with loader.start()"
+                f"content['order']: expected {ORDER}, the data order of this version of ftrain, got "
+                f"{order!r}. Continue with the version that saved the cursor, or start the data anew "
+                "with loader.start()"
             )
         try:
             state = _json.decode(content.get("state"))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the cursor's state is damaged: {error!r}") from None
+            raise ValueError(
+                f"content['state']: the state of the stream is damaged: {error!r}"
+            ) from None
         cursor = cls(seed, epoch, position, state, content.get("of"), content.get("sampler"))
         cursor.check()
         return cursor
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """Return the cursor if it is for data of this kind, length and order; else raise."""
+    """Return the cursor if it fits data of this kind, length and order; otherwise raise."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
-            f"a cursor is a data.Cursor, not {type(cursor).__name__}: write loader.start(), or "
-            "data.Cursor.from_json(...) for one that was saved"
+            f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "
+            "data.Cursor.from_json(...) for a saved cursor"
         )
     cursor.check(of, sampler)
     return cursor
 
 
 def check_seed(seed: object) -> None:
-    """Raise unless a seed is an integer of 64 bits, signed or not."""
+    """Raise unless a seed is a signed or unsigned 64-bit integer."""
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"a seed is an integer, not {type(seed).__name__} {seed!r}")
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__} {seed!r}")
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"a seed has 64 bits: {seed} lies outside [-2**63, 2**64)")
+        raise ValueError(f"seed: expected 64 bits, an integer in [-2**63, 2**64), got {seed}")
 
 
 def is_count(value: object, least: int) -> bool:
-    """Return True for a whole number of at least `least`."""
+    """Return True if the value is an integer of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -35,7 +35,7 @@ def digits() -> dict[str, Tensor]:
         datasets = importlib.import_module("sklearn.datasets")
     except ImportError:
         raise ImportError(
-            "data.digits reads what comes with scikit-learn, which is not installed. Write "
+            "data.digits reads a data set of scikit-learn, which is not installed. Run "
             "`pip install 'ftrain[examples]'`, or `pip install scikit-learn`."
         ) from None
     pixels, labels = datasets.load_digits(return_X_y=True)

@@ -24,7 +24,7 @@ FILE = "data.json"
 
 
 class Stored(NamedTuple):
-    """The content of a `data.json`.
+    """Content of a `data.json` file.
 
     Attributes:
         source: the name of the data function.
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def to_json(stored: Stored) -> str:
-    """Return the content of `data.json`, without facts that JSON would change."""
+    """Return the text of a `data.json` file; leave out facts that JSON would change."""
     found = {"source": stored.source, "fitted": stored.fitted}
     if stored.facts is not None and _is_json(dict(stored.facts)):
         found["facts"] = stored.facts
@@ -46,7 +46,7 @@ def to_json(stored: Stored) -> str:
 
 
 def read(path: pathlib.Path) -> Stored | None:
-    """Return the content of a `data.json`; `None` if there is no such file.
+    """Return the content of a `data.json` file, or `None` if the file does not exist.
 
     Raises:
         DataError: the file is damaged.

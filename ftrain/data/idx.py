@@ -62,12 +62,14 @@ def idx(path: PathLike) -> Tensor:
                 return _read(unpacked, path)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
-                f"{path} is damaged: {error}. Get the file again; its compression does not hold"
+                f"{path}: the gzip compression is damaged: {error}. Download the file again"
             ) from None
 
 
 def mnist(folder: PathLike) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the four files of MNIST, or of a set in its form (Fashion-MNIST, KMNIST), in one folder.
+    """Return the training and test data of MNIST, Fashion-MNIST or KMNIST from files in one folder.
+
+    Any other data set in the format of MNIST works as well.
 
     Args:
         folder: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
@@ -94,12 +96,13 @@ def _labelled(folder: Path, part: str) -> dict[str, Tensor]:
     for path, array, axes in ((image_path, images, 3), (label_path, labels, 1)):
         if array.ndim != axes:
             raise DataError(
-                f"{path} has {array.ndim} axes instead of {axes}: it is another file renamed"
+                f"{path}: expected {axes} axes, got {array.ndim}: another file has this name. Download "
+                "the file again"
             )
     if len(images) != len(labels):
         raise DataError(
-            f"{image_path} has {len(images)} images, {label_path} {len(labels)} labels: one belongs to "
-            "another set"
+            f"{label_path}: expected {len(images)} labels, one for each image in {image_path}, got "
+            f"{len(labels)}. Download both files from the same data set"
         )
     return {"image": images[:, None].to(torch.float32) / 255, "label": labels.to(torch.int64)}
 
@@ -109,23 +112,28 @@ def _file(folder: Path, name: str) -> Path:
     for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
         if (folder / candidate).is_file():
             return folder / candidate
-    raise FileNotFoundError(f"there is no file {name} or {name}.gz in {folder.resolve()}")
+    raise FileNotFoundError(f"file not found: {name} or {name}.gz in {folder.resolve()}")
 
 
 def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or not head[3]:
         raise DataError(
-            f"{path} is no idx file: it begins with {head.hex(' ') or 'nothing'}, not with 00 00, a "
-            "type (08 for bytes) and a number of axes. Is it a web page in place of a download?"
+            f"{path}: expected an idx file, which begins with 00 00, a type (08 for bytes) and a number "
+            f"of axes, got {head.hex(' ') or 'an empty file'}. Download it again; it may be a web page"
         )
     dtype, axes = np.dtype(_TYPES[head[2]]), head[3]
     sizes = file.read(4 * axes)
     if len(sizes) < 4 * axes:
-        raise DataError(f"{path} ends within its header. Get the file again")
+        raise DataError(
+            f"{path}: expected {4 * axes} bytes of sizes in the header, got {len(sizes)}. Download the "
+            "file again"
+        )
     shape = struct.unpack(f">{axes}i", sizes)
     if min(shape) < 0:
-        raise DataError(f"{path} announces the shape {shape}: its header is damaged")
+        raise DataError(
+            f"{path}: expected sizes >= 0 in the header, got the shape {shape}. Download the file again"
+        )
     announced = math.prod(shape) * dtype.itemsize
     content = bytearray()
     # In pieces: a damaged header may announce more than the memory holds.
@@ -134,8 +142,8 @@ def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
     if len(content) != announced:
         found = "more" if len(content) > announced else f"{len(content):,}"
         raise DataError(
-            f"{path} announces {announced:,} bytes of numbers (shape {shape}), and has {found}. Get the "
-            "file again"
+            f"{path}: expected {announced:,} bytes of numbers for the shape {shape} in the header, got "
+            f"{found}. Download the file again"
         )
     array = np.frombuffer(content, dtype=dtype).reshape(shape)
     return torch.from_numpy(array.astype(dtype.newbyteorder("=")))

@@ -1,4 +1,4 @@
-"""Folders of images, a folder for each class.
+"""Datasets of image files, with one folder per class.
 
 Read next: `loader.py`; its arguments `augment` and `workers` are made for this.
 """
@@ -21,7 +21,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 
 
 class Images:
-    """Dataset of the images in a folder's folders, read sample by sample.
+    """Dataset of the images in the subfolders of a folder, read sample by sample.
 
     Attributes:
         classes: the folders' names, sorted, or the `classes` argument; a label is an index into these.
@@ -53,13 +53,13 @@ class Images:
         if strange is not None:
             name = strange.relative_to(place).parts[0]
             raise DataError(
-                f"the folder {place / name} is none of the classes {self.classes!r}: rename it, or move "
-                "it elsewhere"
+                f"{place / name}: expected a folder named after one of the classes {self.classes!r}, "
+                f"got {name!r}. Rename the folder, or move it elsewhere"
             )
         if not self.files:
             raise DataError(
-                f"{place} holds no folders with images: an image belongs into a folder with the name of "
-                f"its class, such as {place / 'cat' / '1.png'}"
+                f"{place}: expected one folder of images per class, got no images. Put each image in a "
+                f"folder with the name of its class, such as {place / 'cat' / '1.png'}"
             )
         if size is None:
             size = tuple(reversed(self._opened(0).size))
@@ -76,13 +76,13 @@ class Images:
         try:
             image = image.convert(self.mode)
         except (OSError, ValueError, SyntaxError) as error:  # where Pillow decodes
-            raise DataError(f"{path} is damaged: {error}. Make or copy the file again") from None
+            raise DataError(f"{path} is damaged: {error}. Create or copy the file again") from None
         if self._resize:
             image = image.resize((width, height), self._pillow.Resampling.BILINEAR)
         if image.size != (width, height):
             raise DataError(
-                f"{path} has {image.height} x {image.width} pixels, {self.files[0][0]} has {height} x "
-                f"{width}: images of a batch have one size. Pass size=({height}, {width}) to scale them"
+                f"{path}: expected {height} x {width} pixels, as in {self.files[0][0]}, got "
+                f"{image.height} x {image.width}. Pass size=({height}, {width}) to scale all images"
             )
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
@@ -93,7 +93,9 @@ class Images:
         try:
             return self._pillow.open(path)
         except (OSError, self._pillow.DecompressionBombError) as error:
-            raise DataError(f"{path} is no image that Pillow can read: {error}") from None
+            raise DataError(
+                f"{path}: expected an image that Pillow can read, got an error: {error}"
+            ) from None
 
 
 def images(
@@ -140,5 +142,5 @@ def _pillow() -> Any:
         return importlib.import_module("PIL.Image")
     except ImportError:
         raise ImportError(
-            "data.images reads files with Pillow, which is not installed. Write `pip install pillow`."
+            "data.images reads files with Pillow, which is not installed. Run `pip install pillow`."
         ) from None

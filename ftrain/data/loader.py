@@ -1,4 +1,4 @@
-"""Loader of batches from a cursor on, each with the cursor after it.
+"""Loader that yields batches from any cursor on, each with the cursor that follows it.
 
     loader = data.Loader(dataset, batch_size=64, seed=0)
     cursor = loader.start()
@@ -116,11 +116,11 @@ class Loader:
         _check_options(self)
         source = as_dataset(self.dataset)
         if not len(source):
-            raise ValueError("the dataset is empty")
+            raise ValueError("dataset: expected at least one sample, got an empty dataset")
         if self.collate is not None and isinstance(source, Gather):
             raise ValueError(
-                "collate puts samples together, but this dataset gives whole batches at once: leave it "
-                "out, or pass a list of samples"
+                "collate: expected None for a dataset that returns whole batches, got a function. Leave "
+                "it out, or pass the dataset as a list of samples"
             )
         ordered = Shuffled if self.shuffle else Sequential
         order = ordered(len(source)) if self.sampler is None else self.sampler
@@ -128,13 +128,14 @@ class Loader:
         last_batch = self.last_batch or ("keep" if plain else "drop")
         if last_batch == "keep" and self.ranks > 1:
             raise ValueError(
-                "the last batch cannot be kept as it is where ranks share each batch: some would get "
-                'fewer rows, or none. Write last_batch="pad" (rows of weight zero) or last_batch="drop"'
+                'last_batch: expected "pad" or "drop" with ranks > 1, got "keep" (the default without '
+                "shuffle and sampler), which gives some ranks fewer rows. Write "
+                'last_batch="pad" (rows of weight zero) or last_batch="drop"'
             )
         if last_batch == "drop" and len(order) < self.batch_size:
             raise ValueError(
-                f"{len(order)} samples make no batch of {self.batch_size}: write a smaller "
-                'batch_size, or last_batch="keep" or last_batch="pad"'
+                f"batch_size: expected at most {len(order)}, the number of samples, got "
+                f"{self.batch_size}. Write a smaller batch_size, or last_batch='keep' or 'pad'"
             )
         # Derived from the fields, and frozen like them.
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
@@ -143,12 +144,12 @@ class Loader:
         object.__setattr__(self, "_of", f"{len(order)} samples")
 
     def __len__(self) -> int:
-        """Return the number of batches an epoch, the same on every rank."""
+        """Return the number of batches per epoch, which is the same on every rank."""
         return self._remaining(0)
 
     @property
     def padding(self) -> int:
-        """Return the number of rows of weight zero in the last batch of an epoch, over all ranks."""
+        """Return the number of padding rows (weight zero) in an epoch's last batch, over all ranks."""
         return -len(self._order) % self.batch_size if self._last_batch == "pad" else 0
 
     def start(self) -> Cursor:
@@ -158,7 +159,7 @@ class Loader:
     def at(self, step: int) -> Cursor:
         """Return the cursor after `step` batches from the start."""
         if not is_count(step, 0):
-            raise ValueError(f"step: expected a count from 0, got {step!r}")
+            raise ValueError(f"step: expected an integer >= 0, got {step!r}")
         epoch, batches = divmod(step, len(self))
         return self._cursor(self.seed, epoch, batches * self.batch_size)
 
@@ -169,7 +170,7 @@ class Loader:
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """Yield the batches from `cursor` on, each with the cursor after it.
+        """Yield the batches that follow `cursor`, each with the cursor after that batch.
 
         Args:
             cursor: the position to begin at, and the seed; `None`: the start.
@@ -187,14 +188,16 @@ class Loader:
             self.start() if cursor is None else checked(cursor, self._of, self._order_fingerprint)
         )
         if cursor.state is not None:
-            raise ValueError("this cursor belongs to a data.Stream, not to a Loader")
+            raise ValueError("cursor: expected a cursor of a Loader, got one of a data.Stream")
         if cursor.position > len(self._order):
             raise ValueError(
-                f"the cursor stands at sample {cursor.position} of an epoch of {len(self._order)}: it "
-                "was made for other data"
+                f"cursor: expected a position of at most {len(self._order)}, the number of samples, got "
+                f"{cursor.position}. Pass the data that the cursor was made for"
             )
         if epochs is not None and not is_count(epochs, 0):
-            raise ValueError(f"epochs: expected a count from 0 (None: no end), got {epochs!r}")
+            raise ValueError(
+                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}"
+            )
         return self._run(cursor, epochs)
 
     def _run(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Any, Cursor]]:
@@ -209,7 +212,7 @@ class Loader:
         return transferred(fetched, torch.device(self.device), ahead=min(self.prefetch, 1))
 
     def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
-        """Yield the requests from `cursor` on, each with the cursor after it."""
+        """Yield the requests that follow `cursor`, each with the cursor after that request."""
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
         if not self._remaining(position):  # fewer samples are left than another batch size needs
             epoch, position = epoch + 1, 0
@@ -257,7 +260,7 @@ class Loader:
         return whole + (rest > 0 and self._last_batch != "drop")
 
     def _block(self, seed: int, epoch: int, position: int) -> _Block:
-        """Return this rank's rows of the next batches: many at once, but a partial one alone."""
+        """Return this rank's rows of the next full batches, or of the partial batch at the end."""
         n, rows = len(self._order), self.batch_size // self.ranks
         whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
         # A batch may be larger than the data.
@@ -279,20 +282,20 @@ class Loader:
         found = (getattr(indices, "dtype", None), getattr(indices, "shape", None))
         if not isinstance(indices, np.ndarray) or found != (np.int64, positions.shape):
             raise TypeError(
-                f"at(...) of {type(self._order).__name__} returned {type(indices).__name__} with dtype "
-                f"and shape {found}: it must return a numpy array of int64, with the shape of the "
-                f"positions, here {positions.shape}"
+                f"sampler: expected {type(self._order).__name__}.at(positions) to return an int64 numpy "
+                f"array with the shape of the positions, {positions.shape}, got "
+                f"{type(indices).__name__} with dtype and shape {found}"
             )
         low, high, n = indices.min(), indices.max(), len(self._fetch.dataset)
         if low < 0 or high >= n:
             raise IndexError(
-                f"the sampler asks for sample {low if low < 0 else high} of a dataset of {n}: it was "
-                "made for other data"
+                f"sampler: expected indices from 0 to {n - 1}, got {low if low < 0 else high}. Pass the "
+                "dataset that the sampler was made for"
             )
 
 
 class _Block(NamedTuple):
-    """Requests computed together: a row for each."""
+    """Requests that are computed together, one row per request."""
 
     positions: NDArray[np.int64]
     indices: NDArray[np.int64]
@@ -327,9 +330,9 @@ def _in_workers(
     except RuntimeError as error:
         if str(error).startswith("DataLoader worker (pid"):
             error.add_note(
-                "A worker of the loader ended without a word, killed for want of memory perhaps: write "
-                "fewer workers or a smaller prefetch, or workers=0, where what ends it shows. The "
-                "cursor of the last batch goes on behind that."
+                "A worker process of the loader exited without an error; it may have been killed for "
+                "using too much memory. Write fewer workers or a smaller prefetch, or workers=0 to see "
+                "the cause. To resume, pass the cursor of the last batch."
             )
         raise
 
@@ -343,21 +346,21 @@ def _check_options(loader: Loader) -> None:
     for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 0), ("ranks", 1)):
         value = getattr(loader, name)
         if not is_count(value, least):
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
     if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
         raise ValueError(
             f"rank: expected a number from 0 to ranks - 1 = {loader.ranks - 1}, got {loader.rank!r}"
         )
     if loader.batch_size % loader.ranks:
         raise ValueError(
-            f"batch_size counts the samples of all ranks: {loader.batch_size} cannot be shared by "
-            f"{loader.ranks} equally"
+            f"batch_size: expected a multiple of ranks = {loader.ranks}, as it counts the samples of "
+            f"all ranks, got {loader.batch_size}"
         )
     if loader.last_batch not in (None, "drop", "keep", "pad"):
         raise ValueError(f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}')
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
-            f"a sampler has __len__ and at(positions, seed=..., epoch=...), got "
-            f"{type(loader.sampler).__name__}. torch's samplers keep a state of their own: write "
-            "data.Shuffled, data.Weighted, ..."
+            "sampler: expected an object with __len__ and at(positions, seed=..., epoch=...), got "
+            f"{type(loader.sampler).__name__}. Write data.Shuffled, data.Weighted, ... instead of "
+            "torch's samplers, which keep a state of their own"
         )

@@ -1,4 +1,4 @@
-"""Orders of the samples of an epoch.
+"""Samplers: the orders of the samples in an epoch.
 
 An order is a pure function of (seed, epoch, position), so reading can start anywhere at no cost,
 and it is the same for every batch size, number of workers and number of ranks. A custom order
@@ -28,17 +28,17 @@ Indices = NDArray[np.int64]
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Protocol of an order."""
+    """Protocol of a sampler, which defines the order of the samples in each epoch."""
 
     def __len__(self) -> int:
-        """Return the number of samples an epoch."""
+        """Return the number of samples per epoch."""
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the samples at these positions: int64 of one axis or more, each in [0, len(self))."""
+        """Return the sample indices at `positions`, which are int64 `(n, ...)` in [0, len(self))."""
 
 
 class Sequential:
-    """The samples in their stored order.
+    """Sampler of the stored order.
 
     Args:
         n: the number of samples.
@@ -60,7 +60,7 @@ class Sequential:
 
 
 class Shuffled:
-    """Each sample once an epoch, in an order chosen by seed and epoch.
+    """Sampler that visits each sample once per epoch, in an order that seed and epoch determine.
 
     A keyed bijection of [0, n): eight rounds of a Feistel network, so that any element of the order
     is computed alone, in constant memory (256 elements of a billion take 0.07 ms).
@@ -91,11 +91,11 @@ class Shuffled:
 
 
 class Weighted:
-    r"""Samples drawn independently, with replacement: sample $i$ with probability $w_i / \sum_j w_j$.
+    r"""Sampler that draws with replacement: sample $i$ with probability $w_i / \sum_j w_j$.
 
     Args:
         weights: float `(n,)`, not negative, not all zero. A sample of weight zero is never drawn.
-        samples: draws an epoch; default: as many as there are weights.
+        samples: draws per epoch; default: as many as there are weights.
 
     Raises:
         ValueError: a weight is negative, infinite or NaN, or no weight is positive.
@@ -125,7 +125,9 @@ class Weighted:
 
 
 class ByLength:
-    """Each sample once an epoch, neighbours of similar length: batches with little padding.
+    """Sampler that groups samples of similar length, so that batches need little padding.
+
+    Each sample comes once per epoch.
 
     The shuffled order is cut into windows of `window * group` samples, each window sorted by length
     and cut into groups, and the groups of a window shuffled. A group should be one batch.
@@ -152,7 +154,7 @@ class ByLength:
             )
         for name, value in (("group", group), ("window", window)):
             if not is_count(value, 1):
-                raise ValueError(f"{name}: expected a count from 1, got {value!r}")
+                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
         self._shuffled = Shuffled(len(self._lengths))
         self.group, self.window = group, group * window
 
@@ -183,7 +185,7 @@ class ByLength:
 
 
 class Mixed:
-    """Several sources mixed by weight; each is shuffled and traversed on its own.
+    """Sampler that mixes several sources by weight, each shuffled and traversed independently.
 
     The index counts through the sources in sequence, as in `data.concat`. Every 1,024 positions
     hold each source in its share (rounded to 1/1,024), in random order. A source continues from
@@ -192,7 +194,7 @@ class Mixed:
     Args:
         sizes: the number of samples of each source.
         weights: the share of each; default: its size.
-        samples: samples an epoch; default: the sum of the sizes.
+        samples: samples per epoch; default: the sum of the sizes.
 
     Raises:
         ValueError: sizes and weights differ in number, or a weight is negative or not finite.
@@ -216,7 +218,9 @@ class Mixed:
         shares = np.asarray(self._sizes if weights is None else weights, dtype=np.float64)
         _check_weights(shares)
         if len(shares) != len(self._sizes):
-            raise ValueError(f"{len(self._sizes)} sources, but {len(shares)} weights: one for each")
+            raise ValueError(
+                f"weights: expected {len(self._sizes)}, one for each source, got {len(shares)}"
+            )
         self.n = _checked_length(sum(self._sizes) if samples is None else samples)
         self._counts = _shares(shares / shares.sum(), self.BLOCK)
         self._offsets = np.cumsum([0, *self._sizes[:-1]])
@@ -234,7 +238,7 @@ class Mixed:
         return found
 
     def _in_block(self, block: int, seed: int) -> Indices:
-        """Return the samples of one block, `(BLOCK,)`."""
+        """Return the sample indices of one block, `(BLOCK,)`."""
         drawn = [
             self._of_source(source, block * count + np.arange(count, dtype=np.int64), seed)
             for source, count in enumerate(self._counts)
@@ -245,7 +249,7 @@ class Mixed:
         return samples
 
     def _of_source(self, source: int, turns: Positions, seed: int) -> Indices:
-        """Return a source's samples at its own positions, which run on over its own epochs."""
+        """Return the sample indices of one source at positions counted over all of its own epochs."""
         size = self._sizes[source]
         passes, places = np.divmod(turns, size)
         found = np.empty(turns.shape, dtype=np.int64)
@@ -256,7 +260,7 @@ class Mixed:
 
 
 def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
-    """Return whole numbers with sum `total`, nearest to these parts (largest remainder)."""
+    """Return integers that sum to `total` and are nearest to these shares of it (largest remainder)."""
     exact = parts * total
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
@@ -264,8 +268,9 @@ def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
     starved = np.nonzero((counts == 0) & (parts > 0))[0]
     if len(starved):
         raise ValueError(
-            f"source {starved[0]} has a share of {parts[starved[0]]:.2g}, below 1/{2 * total}: it "
-            "would never be drawn. Give it a larger weight, or leave it out"
+            f"weights[{starved[0]}]: expected a share of at least 1/{2 * total}, got "
+            f"{parts[starved[0]]:.2g}: the source would never be drawn. Give it a larger weight, or "
+            "leave it out"
         )
     found: list[int] = counts.tolist()
     return found
@@ -273,17 +278,17 @@ def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
 
 def _checked_length(n: int) -> int:
     if not is_count(n, 1) or n > LARGEST:
-        raise ValueError(f"expected a number of samples from 1 to 2**32, got {n!r}")
+        raise ValueError(f"number of samples: expected an integer from 1 to 2**32, got {n!r}")
     return n
 
 
 def _check_weights(weights: NDArray[np.float64]) -> None:
     if weights.ndim != 1 or not len(weights):
-        raise ValueError(f"weights: expected a list of numbers, got shape {weights.shape}")
+        raise ValueError(f"weights: expected numbers of shape (n,), got shape {weights.shape}")
     wrong = np.nonzero(~(np.isfinite(weights) & (weights >= 0)))[0]
     if len(wrong):
         raise ValueError(
-            f"weights[{wrong[0]}] is {weights[wrong[0]]}: a weight is finite and not negative"
+            f"weights[{wrong[0]}]: expected a finite number >= 0, got {weights[wrong[0]]}"
         )
     if not weights.any():
-        raise ValueError("every weight is zero: at least one must be above")
+        raise ValueError("weights: expected at least one positive weight, got zeros only")

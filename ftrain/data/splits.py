@@ -1,4 +1,4 @@
-"""Datasets from datasets: a part held out, several in sequence.
+"""Functions that split a dataset or concatenate several.
 
 Read next: `loader.py`, which reads the results.
 """
@@ -46,7 +46,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
         )
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
-        raise ValueError(f"held_out={held_out!r} of {n} samples leaves one of the two parts empty")
+        raise ValueError(f"held_out: expected two non-empty parts of {n} samples, got {held_out!r}")
     order = Shuffled(n).at(np.arange(n, dtype=np.int64), seed=seed, epoch=0)
     parts = np.sort(order[count:]), np.sort(order[:count])
     if isinstance(source, Arrays):
@@ -69,22 +69,24 @@ def concat(*datasets: Any) -> Any:
         tensor([0., 0., 1.])
     """
     if not datasets:
-        raise ValueError("nothing to put together: concat(first, second, ...)")
+        raise ValueError(
+            "datasets: expected at least one, got none. Write concat(first, second, ...)"
+        )
     sources = [as_dataset(dataset) for dataset in datasets]
     arrays = [isinstance(source, Arrays) for source in sources]
     if not any(arrays):
         return ConcatDataset(sources)
     if not all(arrays):
         raise ValueError(
-            "trees of tensors and datasets read sample by sample cannot be put together: make the "
-            "tensors a list of samples"
+            "datasets: expected only trees of tensors, or only map-style datasets, got both. Turn each "
+            "tree of tensors into a list of samples"
         )
     whole = [source.gather(torch.arange(len(source))) for source in sources]
     for path, *leaves in zip(tree.paths(whole[0]), *map(tree.leaves, whole), strict=False):
         kinds = [(leaf.dtype, tuple(leaf.shape[1:])) for leaf in leaves]
         if len(set(kinds)) > 1:
             raise ValueError(
-                f"the samples at {path or 'the root'} differ in dtype or shape: "
+                f"datasets: expected samples of one dtype and shape at {path or 'the root'}, got "
                 + ", ".join(f"{dtype} {shape}" for dtype, shape in dict.fromkeys(kinds))
             )
     return tree.map(lambda *leaves: torch.cat(leaves), *whole)

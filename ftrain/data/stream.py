@@ -28,7 +28,7 @@ _PARTS = ("dataset", "sampler")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Batches of any iterable, each with the cursor after it.
+    """Batches from any iterable, each with the cursor that follows it.
 
     Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader,
     Hugging Face's IterableDataset) resumes from its own state, which the cursor carries. Any other
@@ -75,11 +75,11 @@ class Stream:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.batch_size is not None and not is_count(self.batch_size, 1):
-            raise ValueError(f"batch_size: expected a count from 1, got {self.batch_size!r}")
+            raise ValueError(f"batch_size: expected an integer >= 1, got {self.batch_size!r}")
         if not hasattr(self.source, "__iter__") or isinstance(self.source, Iterator):
             raise TypeError(
-                f"a stream's source starts anew each time it is iterated over; "
-                f"{type(self.source).__name__} does not. Pass an object whose __iter__ makes an iterator"
+                "source: expected an iterable that starts anew on each iteration, got "
+                f"{type(self.source).__name__}. Pass an object whose __iter__ returns a new iterator"
             )
 
     def start(self) -> Cursor:
@@ -93,7 +93,7 @@ class Stream:
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """Yield the batches from `cursor` on, each with the cursor after it; see `Loader.batches`.
+        """Yield the batches that follow `cursor`, each with the next cursor; see `Loader.batches`.
 
         The source is read one batch ahead, to determine the last batch of an epoch.
 
@@ -103,13 +103,15 @@ class Stream:
         """
         cursor = self.start() if cursor is None else checked(cursor, self._of)
         if epochs is not None and not is_count(epochs, 0):
-            raise ValueError(f"epochs: expected a count from 0 (None: no end), got {epochs!r}")
+            raise ValueError(
+                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}"
+            )
         found = self._run(cursor, epochs)
         return found if self.device is None else transferred(found, torch.device(self.device), 0)
 
     @property
     def _of(self) -> str:
-        """Return the unit that a position counts in, with the source's length if it has one."""
+        """Return the description of the stream for `Cursor.of`, with its length if it has one."""
         try:
             length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
         except (TypeError, NotImplementedError):  # torch's iterable datasets
@@ -147,14 +149,14 @@ class Stream:
             batch, state = ahead, state_ahead
         if position < max(cursor.position, 1):
             raise ValueError(
-                f"the cursor stands after batch {cursor.position} of epoch {epoch}, but "
-                f"{type(self.source).__name__} has {position or 'none'}: it is empty, or was made for "
+                f"source: expected at least {max(cursor.position, 1)} batches in epoch {epoch}, got "
+                f"{position} from {type(self.source).__name__}: it is empty, or the cursor was made for "
                 "other data"
             )
         return Cursor(seed, epoch + 1, 0, state, self._of)
 
     def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
-        """Return the source's iterator for an epoch, from its own state or the beginning."""
+        """Return the source's iterator for an epoch, restored from its own state or started anew."""
         key = sample_keys(cursor.seed, cursor.epoch, torch.tensor([0]))[0]
         with preserved_generators():
             seed_generators(key)
@@ -168,14 +170,15 @@ class Stream:
             if restored:
                 if not hasattr(self.source, "load_state_dict"):
                     raise ValueError(
-                        f"the cursor carries a source's state, but {type(self.source).__name__} has "
-                        "no load_state_dict: it was made by another kind of source"
+                        "source: expected load_state_dict for the state in the cursor, got "
+                        f"{type(self.source).__name__} without it. Pass the kind of source that the "
+                        "cursor was made for"
                     )
                 self.source.load_state_dict(cursor.state)
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """Return the source, or a copy without persistent workers, whose draws outlast epochs."""
+        """Return the source, or a copy without persistent workers, whose random draws span epochs."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
@@ -186,7 +189,7 @@ class Stream:
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
-        """Return the batch after `position` batches, seeded by that, and the source's state."""
+        """Return the batch after `position` batches, drawn with its own seed, and the source's state."""
         stateful = hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")
         with preserved_generators():
             seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])

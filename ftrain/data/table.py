@@ -1,4 +1,4 @@
-"""Tables of text: CSV files as columns of numbers. pyarrow reads the cells.
+"""CSV files as columns of numbers, read with pyarrow.
 
 Read next: `sources/table.py`, which scales the columns for a run.
 """
@@ -93,13 +93,13 @@ def csv(
         return found
     features = [values.to(torch.float32) for name, values in found.items() if name != target]
     if not features:
-        raise DataError(f"{table.path}: expected columns beside the target {target!r}, got none")
+        raise DataError(f"{table.path}: expected columns besides the target {target!r}, got none")
     return {"x": torch.stack(features, dim=1), "y": found[target]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The cells of a file, as text.
+    """Cells of a CSV file, as text.
 
     Attributes:
         path: the file.
@@ -128,7 +128,7 @@ class Table:
             reader = importlib.import_module("pyarrow.csv")
         except ImportError:
             raise ImportError(
-                "data.csv reads tables with pyarrow, which is not installed. Write "
+                "data.csv reads tables with pyarrow, which is not installed. Run "
                 "`pip install 'ftrain[tables]'`, or `pip install pyarrow`."
             ) from None
         ragged: list[Any] = []
@@ -156,7 +156,7 @@ class Table:
             if "UTF8" in str(error):
                 raise not_utf8(path, str(error)) from None
             if not ragged:  # among them: "Empty CSV file"
-                raise DataError(f"{path}: expected a table, got an error: {error}") from None
+                raise DataError(f"{path}: expected a CSV table, got an error: {error}") from None
             line = _line(path, delimiter, ragged[0].number - 1)
             expected, got = ragged[0].expected_columns, ragged[0].actual_columns
             says = f"expected {expected} cells, got {got}{_delimiter(expected)}"
@@ -168,10 +168,10 @@ class Table:
         return found
 
     def check(self) -> None:
-        """Raise `DataError` for names that are not unique, for no rows, and for a quote left open."""
+        """Raise `DataError` for repeated column names, a table without rows, or an unclosed quote."""
         twice = next((name for name in self.names if self.names.count(name) > 1), None)
         if twice is not None:
-            says = f"expected different column names, got {twice!r} twice. Rename one"
+            says = f"expected unique column names, got {twice!r} twice. Rename one"
             raise DataError(f"{self.path}, line {self.line(-1)}: {says}")
         if not self.cells.num_rows:
             raise DataError(f"{self.path}: expected rows below the header, got none")
@@ -183,11 +183,11 @@ class Table:
             raise DataError(f"{self.path}, line {line}: {says}")
 
     def place(self, name: str) -> int:
-        """Return the index of the column with this name; `DataError` if it is missing."""
+        """Return the index of the column with this name; raise `DataError` if it is missing."""
         if name not in self.names:
             there = ", ".join(map(repr, self.names))
             got = f"{there}{_delimiter(len(self.names))}"
-            raise DataError(f"{self.path}: expected a column {name!r}, got {got}")
+            raise DataError(f"{self.path}: expected a column {name!r}, got the columns {got}")
         return self.names.index(name)
 
     def column(self, name: str, missing: float | None = None, target: bool = False) -> Column:
@@ -237,7 +237,7 @@ class Column:
     target: bool
 
     def numbers(self) -> Tensor:
-        """Return float32 `(n,)`."""
+        """Return the column as float32 `(n,)`."""
         values = self.doubles()
         with np.errstate(over="ignore"):
             result = values.astype(np.float32)
@@ -247,7 +247,7 @@ class Column:
         return torch.from_numpy(result)
 
     def doubles(self, remedy: str = "Correct it, or list the words in `categories`") -> np.ndarray:
-        """Return float64 `(n,)`."""
+        """Return the column as float64 `(n,)`."""
         self.check(self.is_number | self.is_missing, "a number", remedy)
         if self.missing is None:
             self.check_present(self.is_missing, "a number")
@@ -255,7 +255,7 @@ class Column:
         return np.where(self.is_missing, self.missing, self.values)
 
     def integers(self) -> Tensor:
-        """Return int64 `(n,)`."""
+        """Return the column as int64 `(n,)`."""
         values = []
         for row, cell in enumerate(self.cells.to_pylist()):
             value = int(cell) if re.fullmatch("[-+]?[0-9]{1,19}", cell) else None
@@ -267,7 +267,7 @@ class Column:
         return torch.tensor(values, dtype=torch.int64)
 
     def categories(self, words: Sequence[str], remedy: str = "Correct it, or add it") -> Tensor:
-        """Return int64 `(n,)`: positions in `words`."""
+        """Return the position of each cell in `words`, int64 `(n,)`."""
         known = {word: place for place, word in enumerate(words)}
         encoded = self.cells.dictionary_encode()
         places = np.array([known.get(word, -1) for word in encoded.dictionary.to_pylist()])
@@ -276,11 +276,11 @@ class Column:
         return torch.from_numpy(found.astype(np.int64))
 
     def different(self) -> set[str]:
-        """Return the different cells that are not empty."""
+        """Return the distinct non-empty cells."""
         return {*self.cells.unique().to_pylist()} - {""}
 
     def check_present(self, absent: np.ndarray, expected: str) -> None:
-        """Raise `DataError` for the first cell that is absent, or stands for a missing number."""
+        """Raise `DataError` for the first empty cell, or cell that stands for a missing number."""
         if absent.any():
             row = int(np.argmax(absent))
             note = ", which stands for a missing number" if self.cells[row].as_py() else ""
@@ -290,12 +290,12 @@ class Column:
             raise self.wrong(row, expected, remedy, note)
 
     def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:
-        """Raise `DataError` for the first cell that is not valid."""
+        """Raise `DataError` for the first invalid cell."""
         if not valid.all():
             raise self.wrong(int(np.argmin(valid)), expected, remedy)
 
     def wrong(self, row: int, expected: str, remedy: str, note: str = "") -> DataError:
-        """Return the error of a cell."""
+        """Return the error for one cell."""
         where = f"{self.table.path}, line {self.table.line(row)}, column {self.name!r}"
         cell = repr(self.cells[row].as_py())
         return DataError(f"{where}: expected {expected}, got {cell}{note}. {remedy}")
@@ -331,7 +331,7 @@ def _listed(words: Sequence[str], most: int) -> str:
 
 
 def _line(path: Path, delimiter: str, row: int) -> int:
-    """Return the line that a row ends on; pyarrow counts rows, without empty lines."""
+    """Return the file line on which a row ends, counting the empty lines that pyarrow skips."""
     limit = python_csv.field_size_limit(2**31 - 1)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -343,5 +343,5 @@ def _line(path: Path, delimiter: str, row: int) -> int:
 
 
 def _delimiter(columns: int) -> str:
-    """Return a hint at the delimiter if the header is a single column."""
+    """Return a hint to set the delimiter if the header has a single column, else an empty string."""
     return ". Set `delimiter` if another character separates the cells" if columns == 1 else ""

@@ -1,4 +1,4 @@
-"""Text as numbers: characters, bytes, or tokens of another program, cut into windows.
+"""Text as integers (characters, bytes, or tokens from another program), cut into windows.
 
     text = data.text("book.txt")
     rest, held_out = text.split(0.1)
@@ -28,7 +28,7 @@ __all__ = ["Text", "Windows", "standard_library", "text", "tokens"]
 
 
 class Windows:
-    """Windows of one length over a long row of tokens: a dataset that a `Loader` reads at once.
+    """Dataset of windows of one length over a long token sequence; a `Loader` reads whole batches.
 
     Args:
         tokens: integers `(n,)`: a tensor or array, in memory or memory-mapped.
@@ -50,15 +50,16 @@ class Windows:
         self.length, self.stride = length, stride
         for name, value in (("length", length), ("stride", stride)):
             if not is_count(value, 1):
-                raise ValueError(f"{name}: expected a count from 1, got {value!r}")
+                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
         if self.tokens.ndim != 1 or self.tokens.is_floating_point():
             raise ValueError(
-                f"tokens: expected integers (n,), got {self.tokens.dtype} {tuple(self.tokens.shape)}"
+                f"tokens: expected integers of shape (n,), got {self.tokens.dtype} "
+                f"{tuple(self.tokens.shape)}"
             )
         if len(self.tokens) < length:
             raise ValueError(
-                f"expected at least {length} tokens, the length of a window, got {len(self.tokens)}. "
-                "Take more text, or a smaller length"
+                f"tokens: expected at least {length}, the length of a window, got {len(self.tokens)}. "
+                "Pass more text, or a smaller length"
             )
 
     def __len__(self) -> int:
@@ -66,11 +67,11 @@ class Windows:
 
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
+            raise IndexError(f"index: expected a window from 0 to {len(self) - 1}, got {index}")
         return self.gather(torch.tensor([index]))[0]
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Return the windows with these numbers, int64 `(len(indices), length)`."""
+        """Return the windows at these indices, int64 `(len(indices), length)`."""
         places = indices[:, None] * self.stride + torch.arange(self.length)
         if self.tokens.device.type == "cpu":  # numpy indexes the unsigned types too
             return torch.from_numpy(self.tokens.numpy()[places.numpy()].astype(np.int64))
@@ -79,11 +80,11 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """A text as numbers, and back.
+    """Text as integer tokens, with conversion to and from strings.
 
     Attributes:
         tokens: `(n,)`, in the smallest integer type that fits.
-        alphabet: its characters, sorted, a token being a place here; `None`: the tokens are bytes.
+        alphabet: its characters, sorted; a token is an index into it. `None`: the tokens are bytes.
 
     Example:
         >>> greeting = Text.of("hello")
@@ -98,7 +99,7 @@ class Text:
 
     @classmethod
     def of(cls, content: str, alphabet: str | None = None) -> Text:
-        """Return the text of a string, over the characters in it, or over an alphabet that has them all.
+        """Return the `Text` of a string, over its own characters or an alphabet that contains them.
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -110,7 +111,7 @@ class Text:
         tokens = place[points]
         if alphabet is not None and len(tokens) and tokens.min() < 0:
             strange = content[int(np.argmax(tokens < 0))]
-            raise ValueError(f"expected characters of the alphabet, got {strange!r}")
+            raise ValueError(f"content: expected characters of the alphabet, got {strange!r}")
         dtype = np.uint8 if len(used) <= 256 else np.int32
         return cls(torch.from_numpy(tokens.astype(dtype)), "".join(map(chr, used.tolist())))
 
@@ -141,22 +142,22 @@ class Text:
         numbers = tokens.flatten().tolist() if isinstance(tokens, Tensor) else tokens
         strange = next((n for n in numbers if not 0 <= n < self.vocabulary), None)
         if strange is not None:
-            raise ValueError(f"expected tokens in [0, {self.vocabulary}), got {strange}")
+            raise ValueError(f"tokens: expected integers in [0, {self.vocabulary}), got {strange}")
         if self.alphabet is None:
             return bytes(numbers).decode(errors="replace")
         return "".join(self.alphabet[number] for number in numbers)
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """Return the beginning, and the last `held_out` (a share) of it, over one alphabet."""
+        """Return the text before and after a cut (`held_out`: fraction after it), over one alphabet."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(
-                f"held_out: expected two parts of {len(self)} tokens, got one empty with {held_out!r}"
+                f"held_out: expected two non-empty parts of {len(self)} tokens, got {held_out!r}"
             )
         return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
 
     def windows(self, length: int, stride: int = 1) -> Windows:
-        """Return `Windows` over the tokens."""
+        """Return the dataset of windows over the tokens."""
         return Windows(self.tokens, length, stride)
 
 
@@ -166,7 +167,7 @@ def text(
     *,
     alphabet: str | None = None,
 ) -> Text:
-    """Return a text file as numbers.
+    """Return the `Text` of a file, in characters or bytes.
 
     Args:
         path: the file.
@@ -206,7 +207,7 @@ def text(
         sign = f"{content[at]!r} (U+{ord(content[at]):04X})"
         raise DataError(
             f"{path}, line {line}, column {column}: expected a character of the alphabet, got {sign}"
-            f"{others}. Replace it in the file, or train on a text that has it"
+            f"{others}. Replace it in the file, or train on a text that contains it"
         )
     return Text.of(content, alphabet)
 
@@ -216,7 +217,7 @@ def _points(content: str) -> np.ndarray:
 
 
 def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
-    """Return tokens of another program, memory-mapped: a raw file of numbers, or an `.npy` file.
+    """Return memory-mapped tokens from another program, stored as raw integers or as `.npy`.
 
     Args:
         path: the file. Writes to the tensor never reach it.
@@ -245,15 +246,15 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
     if not size or size % kind.itemsize:
         got = f"{size:,} bytes" if size else "an empty file"
         raise DataError(
-            f"{path}: expected whole {kind.name} tokens, got {got}. Copy the file again, or write its "
-            "dtype"
+            f"{path}: expected whole {kind.name} tokens, got {got}. Copy the file again, or pass "
+            "the `dtype` of its tokens"
         )
     # Copy on write: torch has no tensors that cannot be written.
     return torch.from_numpy(np.memmap(path, dtype=kind, mode="c"))
 
 
 def standard_library(characters: int = 1_000_000) -> Text:
-    """Return the beginning of Python's own sources, its modules in the order of their names.
+    """Return the first characters of Python's standard library, its modules sorted by name.
 
     A text of some length on every machine, without a network; its content depends on Python's
     version.
@@ -266,7 +267,7 @@ def standard_library(characters: int = 1_000_000) -> Text:
         10000
     """
     if not is_count(characters, 1):
-        raise ValueError(f"characters: expected a count from 1, got {characters!r}")
+        raise ValueError(f"characters: expected an integer >= 1, got {characters!r}")
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     content = ""
     for module in modules:
@@ -275,6 +276,6 @@ def standard_library(characters: int = 1_000_000) -> Text:
         content += module.read_text(encoding="utf-8")
     if not content:
         raise FileNotFoundError(
-            "expected the sources of Python, got none. Name a file: data.text(path)"
+            "expected Python's source files, got none. Read a file of your own with data.text(path)"
         )
     return Text.of(content[:characters])

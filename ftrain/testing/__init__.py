@@ -1,4 +1,4 @@
-"""The laws of a training step as assertions, for ftrain's own steps and for yours."""
+"""Assertions that a training step, of ftrain or your own, obeys the laws of pure training."""
 
 from ftrain.testing.compare import assert_close_norm, assert_same_bits, describe_difference
 from ftrain.testing.laws import (

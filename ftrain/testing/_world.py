@@ -1,4 +1,4 @@
-"""Global state that a pure function must not change: random states, modes, settings."""
+"""Snapshots of the global state that a pure function must not change: random states, modes, settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def world() -> dict[str, Any]:
-    """Return the global state by name, as values that can be compared."""
+    """Return comparable values of the global state, by name."""
     on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
     return {
         "random state of torch": torch.get_rng_state().numpy().tobytes(),

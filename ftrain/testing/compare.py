@@ -1,4 +1,4 @@
-"""Comparison of trees by their bytes, with the first difference.
+"""Comparison of trees by their bytes, reporting the first difference.
 
 `torch.equal` calls `0.0` and `-0.0` equal and a NaN unequal to itself; bytes do neither.
 """
@@ -30,7 +30,7 @@ def assert_same_bits(found: Any, expected: Any, message: str = "trees differ") -
 
 
 def describe_difference(found: Any, expected: Any) -> str | None:
-    """Return the first difference in structure, dtype, shape or bytes of two trees, or `None`."""
+    """Return the first difference of two trees in structure, dtype, shape or bytes, or `None`."""
     structural = tree.first_difference(expected, found)
     if structural is not None:
         return structural

@@ -1,4 +1,4 @@
-"""The laws of a training step, one assertion each.
+"""Assertions of the laws that a training step obeys, one per law.
 
 Each takes a step `(state, batch) -> (state, metrics)`, compiled or not, ftrain's or your own, and raises
 an `AssertionError` that names what broke and where.
@@ -31,9 +31,9 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
-    """Raise unless law 1 holds: no input and no global state changes, no output is an alias.
+    """Raise unless law 1 holds: no input or global state changes, and no output aliases an input.
 
-    Global are the random states of torch, NumPy and Python, and torch's modes and settings.
+    The global state is the random states of torch, NumPy and Python, and torch's modes and settings.
 
     Args:
         fn: the function.
@@ -65,7 +65,9 @@ def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
         raise AssertionError(f"the call changed the {what}")
     changed, unrestored = owned.restore()
     for change in changed:
-        raise AssertionError(f"the call changed {owned.path(change.node) or 'it'} of the model")
+        where = owned.path(change.node)
+        changed_part = f"{where} of the model" if where else "the model itself"
+        raise AssertionError(f"the call changed {changed_part}")
     for refusal in unrestored:
         raise AssertionError(refusal)
     assert_same_bits(tensors, held, "a tensor of the model changed")
@@ -83,7 +85,7 @@ def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
 
 
 def assert_deterministic(fn: Callable[..., Any], *args: Any, times: int = 2) -> None:
-    """Raise unless law 2 holds: equal bytes in, equal bytes out."""
+    """Raise unless law 2 holds: calls with equal input bytes return equal output bytes."""
     first = fn(*args)
     for _ in range(times - 1):
         assert_same_bits(fn(*args), first, "two equal calls differ")
@@ -107,7 +109,7 @@ def assert_skips(
     moving: Sequence[str] = ("rng",),
     free: Sequence[str] = ("scaler",),
 ) -> None:
-    """Raise unless law 6 holds: a step with non-finite gradients changes nothing but scaler and key.
+    """Raise unless law 6 holds: a step with non-finite gradients changes only scaler and key.
 
     Args:
         step: the step; its metrics have an entry `skipped`.
@@ -137,13 +139,13 @@ def assert_skips(
         name = path.strip(".[]'")
         if name in moving:
             changed = describe_difference(after[path], was)
-            assert changed is not None, f"a skipped step must move {name} on, and left it"
+            assert changed is not None, f"a skipped step must change state{path}, but kept it"
         elif name not in free:
             assert_same_bits(after[path], was, f"a skipped step changed the state at {path}")
 
 
 def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:
-    """Raise unless law 7 holds: a state restored from its bytes continues with the same bits.
+    """Raise unless law 7 holds: a run resumed from the state's bytes computes the same bits.
 
     Each leaf passes through numpy and comes back in fresh memory, as from a checkpoint.
     """
@@ -159,7 +161,7 @@ def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:
 def assert_vmap_rows(
     step: Step, states: list[Any], batch: Any, *, relative: float = 0.0, compile: Any = None
 ) -> None:
-    """Raise unless law 8 holds: a row of the vmapped step equals the single run.
+    """Raise unless law 8 holds: each row of a vmapped step equals the step of that row alone.
 
     Args:
         step: the step.
@@ -175,11 +177,16 @@ def assert_vmap_rows(
     for i, state in enumerate(states):
         alone, _ = step(state, batch)
         row = tree.map(lambda leaf, i=i: leaf[i], together)
-        assert_rows_close(row, alone, relative, f"row {i} is not the single run")
+        assert_rows_close(
+            row,
+            alone,
+            relative,
+            f"row {i} of the vmapped step differs from the step of that row alone",
+        )
 
 
 def assert_rows_close(found: Any, expected: Any, relative: float, message: str) -> None:
-    """Compare bytes if `relative` is 0; else integers by bytes and each floating leaf by its norm."""
+    """Raise unless floating-point leaves agree within `relative` in norm, and all others in bytes."""
     if relative == 0.0:
         assert_same_bits(found, expected, message)
         return

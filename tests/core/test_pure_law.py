@@ -20,7 +20,9 @@ X = torch.linspace(-1, 1, 8).view(2, 4)
 @pytest.mark.parametrize("kind", [*RESTORED, *REFUSED], ids=lambda kind: kind.__name__)
 def test_assert_pure_detects_changes_of_hidden_model_state(kind: type[Hides]) -> None:
     model = kind()
-    with pytest.raises(AssertionError, match=r"of the model|the model's own|moved on|a tensor of"):
+    with pytest.raises(
+        AssertionError, match=r"of the model|the model itself|the model's own|moved on|a tensor of"
+    ):
         testing.assert_pure(lambda x: model(x).detach(), X, model=model)
 
 
@@ -96,4 +98,15 @@ def test_assert_pure_names_the_changed_path_in_a_model() -> None:
         return x + 1
 
     with pytest.raises(AssertionError, match=r"changed config\.inner\['steps'\] of the model"):
+        testing.assert_pure(fn, X, model=model)
+
+
+def test_assert_pure_names_the_model_when_its_own_entries_change() -> None:
+    model = {"calls": 0}
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        model["calls"] += 1
+        return x + 1
+
+    with pytest.raises(AssertionError, match="^the call changed the model itself$"):
         testing.assert_pure(fn, X, model=model)

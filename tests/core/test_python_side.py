@@ -115,7 +115,7 @@ def test_assert_skips_accepts_and_checks_custom_state_classes() -> None:
 
     for step, said in (
         (writes, r"changed the state at .w: "),
-        (stays, "must move rng on"),
+        (stays, r"must change state\.rng"),
         (lambda state, batch: (state, {}), "reports no metric 'skipped'"),
         (lambda state, batch: ((state.w,), {"skipped": 1}), "changed the state: at the root"),
     ):

@@ -44,7 +44,9 @@ def test_a_cursor_is_refused_by_data_of_another_kind_or_length(made_for, given_t
         if made_for == given_to:
             assert next(data.batches(cursor))[1].of == made_for
             continue
-        with pytest.raises(ValueError, match=f"for {made_for}, and this is {given_to}\\. Go on"):
+        with pytest.raises(
+            ValueError, match=f"for {given_to}, got .* other data: {made_for}\\. Pass"
+        ):
             data.batches(cursor)
 
 
@@ -126,7 +128,7 @@ def test_a_cursor_is_refused_by_a_loader_with_another_order(made_for):
                 continue
             with pytest.raises(ValueError, match="made for another order: that of") as raised:
                 loader(given_to).batches(cursor)
-            remedy = f"`shuffle` or `sampler` .* write data.Cursor\\(0, {cursor.epoch}\\)$"
+            remedy = f"`shuffle` or `sampler` .* pass data.Cursor\\(0, {cursor.epoch}\\)$"
             assert re.search(remedy, str(raised.value))
             for name in (made_for, given_to):
                 assert loader(name).start().sampler in str(raised.value)
@@ -146,5 +148,5 @@ def test_cursor_equality_ignores_the_data_description():
 @pytest.mark.parametrize("name", ["of", "sampler"])
 @pytest.mark.parametrize("witness", [100, ["100 samples"], {}])
 def test_cursor_from_json_refuses_an_invalid_data_description(name, witness):
-    with pytest.raises(ValueError, match=f"cursor.{name}: expected the kind"):
+    with pytest.raises(ValueError, match=f"cursor.{name}: expected a string or None"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, name: witness})

@@ -70,11 +70,11 @@ def write_cut(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_pickle, "'x' holds Python objects, which only pickle can load"),
-        (write_words, "array 'x': <U1 is no dtype of torch"),
+        (write_pickle, "'x' holds Python objects, which only pickle could load"),
+        (write_words, "array 'x': expected a dtype that torch supports, got <U1"),
         (write_flipped, "the array 'x' is damaged"),
-        (write_cut, "is no .npz file"),
-        (lambda path: path.write_bytes(b""), "is no .npz file"),
+        (write_cut, "expected an .npz file"),
+        (lambda path: path.write_bytes(b""), "expected an .npz file"),
     ],
 )
 def test_npz_refuses_damaged_files_with_their_path(tmp_path, write, message):
@@ -145,17 +145,17 @@ IDX = idx_bytes(np.zeros((3, 2, 2)), 0x08)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<html>", "is no idx file: it begins with 3c 68 74 6d"),
-        (b"", "begins with nothing"),
-        (b"\0\0\x07\x01" + bytes(8), "is no idx file"),
-        (IDX[:9], "ends within its header"),
-        (IDX[:-1], r"announces 12 bytes of numbers \(shape \(3, 2, 2\)\), and has 11"),
-        (IDX + b"\0", "has more"),
-        (b"\0\0\x08\x03" + b"\x7f\xff\xff\xff" * 3, "and has 0"),
-        (b"\0\0\x08\x01" + b"\xff" * 4, "its header is damaged"),
-        (gzip.compress(IDX, mtime=0)[:-9], "compression does not hold"),
-        (gzip.compress(IDX, mtime=0)[:-8] + bytes(8), "compression does not hold"),
-        (gzip.compress(b"<html>", mtime=0), "is no idx file"),
+        (b"<html>", "expected an idx file, .* got 3c 68 74 6d"),
+        (b"", "got an empty file"),
+        (b"\0\0\x07\x01" + bytes(8), "expected an idx file"),
+        (IDX[:9], "expected 12 bytes of sizes in the header, got 5"),
+        (IDX[:-1], r"expected 12 bytes of numbers for the shape \(3, 2, 2\) in the header, got 11"),
+        (IDX + b"\0", "got more"),
+        (b"\0\0\x08\x03" + b"\x7f\xff\xff\xff" * 3, "got 0"),
+        (b"\0\0\x08\x01" + b"\xff" * 4, "expected sizes >= 0"),
+        (gzip.compress(IDX, mtime=0)[:-9], "the gzip compression is damaged"),
+        (gzip.compress(IDX, mtime=0)[:-8] + bytes(8), "the gzip compression is damaged"),
+        (gzip.compress(b"<html>", mtime=0), "expected an idx file"),
     ],
 )
 def test_idx_refuses_damaged_files_with_their_path(tmp_path, content, message):
@@ -187,11 +187,11 @@ def test_mnist_refuses_incomplete_or_inconsistent_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="directory not found"):
         data.mnist(tmp_path / "mnist")
     write_mnist(tmp_path / "mnist", labels=4)
-    with pytest.raises(DataError, match="5 images, .* 4 labels"):
+    with pytest.raises(DataError, match="expected 5 labels, .* got 4"):
         data.mnist(tmp_path / "mnist")
     labels = tmp_path / "mnist" / "train-labels.idx1-ubyte"
     labels.unlink()
-    with pytest.raises(FileNotFoundError, match="no file train-labels-idx1-ubyte"):
+    with pytest.raises(FileNotFoundError, match="file not found: train-labels-idx1-ubyte"):
         data.mnist(tmp_path / "mnist")
     labels.write_bytes(IDX)
     with pytest.raises(DataError, match="3 axes instead of 1"):
@@ -297,12 +297,12 @@ def test_table_reads_integers_of_64_bits(tmp_path):
             {"categories": {"a": ["y"]}},
             r"line 2, column 'a': expected one of .*\['y'\], got 'x'",
         ),
-        ("a,b\n1,2\n", {"target": "c"}, "expected a column 'c', got 'a', 'b'"),
-        ("a,b\n1,2\n", {"columns": ["d"]}, "expected a column 'd', got 'a', 'b'"),
-        ("a\n1\n", {"target": "a"}, "expected columns beside the target 'a', got none"),
-        ("a,a\n1,2\n", {}, "line 1: expected different column names, got 'a' twice"),
+        ("a,b\n1,2\n", {"target": "c"}, "expected a column 'c', got the columns 'a', 'b'"),
+        ("a,b\n1,2\n", {"columns": ["d"]}, "expected a column 'd', got the columns 'a', 'b'"),
+        ("a\n1\n", {"target": "a"}, "expected columns besides the target 'a', got none"),
+        ("a,a\n1,2\n", {}, "line 1: expected unique column names, got 'a' twice"),
         ("a,b\n", {}, "expected rows below the header, got none"),
-        ("", {"header": False}, "expected a table, got an error: Empty CSV"),
+        ("", {"header": False}, "expected a CSV table, got an error: Empty CSV"),
         ("a,b\n1,nan\n", {}, "line 2, column 'b': expected a number, got 'nan', which stands for"),
         ("a\n1_000\n", {}, "line 2, column 'a': expected a number, got '1_000'"),
         ('a\n"open\n', {}, "line 2: expected a closing quote, got the end of the file"),
@@ -353,7 +353,9 @@ def test_images_refuses_damaged_files_and_wrong_directories(tmp_path):
         data.images(folder)
     write_images(folder)
     Image.new("RGB", (3, 3)).save(folder / "cat" / "2.png")
-    with pytest.raises(DataError, match=r"2\.png has 3 x 3 pixels, .*0\.png has 4 x 6.*size="):
+    with pytest.raises(
+        DataError, match=r"2\.png: expected 4 x 6 pixels, as in .*0\.png, got 3 x 3.*size="
+    ):
         data.images(folder)[2]
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "cat" / "2.png")
@@ -362,7 +364,7 @@ def test_images_refuses_damaged_files_and_wrong_directories(tmp_path):
     with pytest.raises(DataError, match=r"2\.png is damaged"):
         data.images(folder)[2]
     (folder / "cat" / "2.png").write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"2\.png is no image"):
+    with pytest.raises(DataError, match=r"2\.png: expected an image"):
         data.images(folder)[2]
 
 
@@ -404,5 +406,5 @@ def test_readers_name_the_install_command_of_a_missing_package(
 ):
     write_images(tmp_path / "pets")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=f"which is not installed. Write {remedy}"):
+    with pytest.raises(ImportError, match=f"which is not installed. Run {remedy}"):
         READERS[module](tmp_path)

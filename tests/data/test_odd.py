@@ -48,12 +48,12 @@ def test_batches_do_not_require_grad():
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
 def test_loader_refuses_long_double_arrays(dtype):
-    with pytest.raises(TypeError, match="dataset is an array of"):
+    with pytest.raises(TypeError, match="dataset: expected .* got an array of"):
         Loader(np.zeros(3, dtype=dtype), 1)
 
 
 def test_loader_refuses_a_collate_function_for_tensors():
-    with pytest.raises(ValueError, match="whole batches at once"):
+    with pytest.raises(ValueError, match="returns whole batches"):
         Loader(torch.arange(4), 2, collate=list)
 
 
@@ -63,7 +63,7 @@ def test_an_error_in_collating_contains_the_indices_of_the_samples(workers):
     with pytest.raises(RuntimeError, match="equal size") as raised:
         list(ragged)
     said = "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
-    assert "putting samples 0, 1, 2, 3, 4, 5, 6, 7, ... of the dataset together" in said
+    assert "collating samples 0, 1, 2, 3, 4, 5, 6, 7, ... of the dataset" in said
     assert "collate=..." in said
 
 
@@ -80,7 +80,9 @@ class Order(Sequential):
     "change", [list, lambda p: p.astype(float), lambda p: p[:1], lambda p: torch.from_numpy(p)]
 )
 def test_loader_refuses_sampler_results_that_are_not_int64_arrays(change):
-    with pytest.raises(TypeError, match="Order returned .* must return a numpy array of int64"):
+    with pytest.raises(
+        TypeError, match=r"expected Order.at\(positions\) to return an int64 numpy array"
+    ):
         list(Loader(torch.arange(4), 2, sampler=Order(change)))
 
 
@@ -94,7 +96,7 @@ def test_weighted_draws_in_proportion_at_any_scale_of_weights(scale):
 
 @pytest.mark.parametrize("position", [(2**31, 0), (0, 2**63)])
 def test_loader_refuses_a_cursor_out_of_range(position):
-    with pytest.raises(ValueError, match="no run gets as far"):
+    with pytest.raises(ValueError, match="expected epoch < "):
         Loader(torch.arange(4), 2).batches(Cursor(0, *position))
 
 
@@ -102,7 +104,7 @@ def test_loader_refuses_a_cursor_out_of_range(position):
     "state", [{"__ftrain__": "array"}, {"__ftrain__": "array", "value": ["O", [1], "AAAA"]}]
 )
 def test_cursor_from_json_refuses_a_damaged_stream_state(state):
-    with pytest.raises(ValueError, match="state is damaged"):
+    with pytest.raises(ValueError, match="state of the stream is damaged"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, "state": state})
 
 
@@ -110,7 +112,7 @@ def test_cursor_from_json_refuses_a_damaged_stream_state(state):
     "second", [[1, 2], torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64), {"x": torch.zeros(2)}]
 )
 def test_concat_refuses_datasets_that_do_not_match(second):
-    with pytest.raises(ValueError, match="cannot be put together|differ"):
+    with pytest.raises(ValueError, match="got both|one dtype and shape"):
         concat(torch.arange(3), second)
 
 
@@ -123,9 +125,9 @@ def test_split_refuses_an_invalid_held_out(held_out):
 def test_text_functions_refuse_tokens_and_counts_out_of_range():
     for text in (Text.of("ab"), Text(torch.arange(2))):
         for token in (-1, 256):
-            with pytest.raises(ValueError, match="expected tokens in"):
+            with pytest.raises(ValueError, match="tokens: expected integers in"):
                 text.decode([token])
-    with pytest.raises(ValueError, match="characters: expected a count from 1"):
+    with pytest.raises(ValueError, match="characters: expected an integer >= 1"):
         standard_library(0)
 
 

@@ -170,8 +170,11 @@ def test_an_error_that_cannot_be_pickled_is_raised_from_a_worker():
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (lambda: 0, "a batch holds function, which no worker process can send: .*pickle"),
-        (torch.ones(1, requires_grad=True) * 2, r"a batch holds Tensor, .*; write \.detach\(\)"),
+        (lambda: 0, "batch: expected .* got function: .*pickle"),
+        (
+            torch.ones(1, requires_grad=True) * 2,
+            r"batch: expected .* got Tensor: .*; write \.detach\(\)",
+        ),
     ],
 )
 def test_a_batch_that_a_worker_cannot_pickle_is_refused(what, said):

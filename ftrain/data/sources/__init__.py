@@ -1,4 +1,4 @@
-"""Data sources by name: the values of `data.name` that need no code.
+"""Built-in data sources, which a configuration selects by name with `data.name`.
 
 Each returns `Data(train, held_out, facts)`; other arguments may refer to a fact, `${data.classes}`.
 A source that fits preprocessing on its training data (the scale of a column, the names of classes,

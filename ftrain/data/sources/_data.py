@@ -45,7 +45,7 @@ def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:
 
 
 def sha256(*contents: torch.Tensor | str) -> str:
-    """Return a hash of the data that preprocessing was fitted on: a run does not resume with others."""
+    """Return the hash of the fitted data, by which a resumed run detects other data."""
     found = hashlib.sha256()
     for one in contents:
         if isinstance(one, str):

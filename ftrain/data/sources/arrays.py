@@ -1,4 +1,4 @@
-"""Data sources of arrays: digits, files of arrays, folders of images.
+"""Data sources of arrays: the digits data set, array files, and folders of images.
 
 Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
 """
@@ -44,7 +44,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """Return a folder with a folder of images for each class; `classes`, `names`.
+    """Return the images in a folder with one subfolder per class, and `classes` and `names`.
 
     Args:
         path: the folder.
@@ -73,7 +73,7 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
-    """Return the arrays in a file; checked to have these names, types and shapes, if they are given."""
+    """Return the arrays in a file; raise unless they have the given names, dtypes and sample shapes."""
     read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
     if read is None:
         raise ValueError(f"expected a file name that ends in .npz or .safetensors, got {path}")
@@ -89,7 +89,7 @@ def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch
 
 
 def _kinds(found: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Return the dtype and the shape of a sample by name."""
+    """Return the dtype and sample shape of each array, by name."""
     return {
         name: f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape[1:])}"
         for name, array in sorted(found.items())

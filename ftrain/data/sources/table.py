@@ -1,4 +1,4 @@
-"""A CSV file as numbers: columns scaled, a column of 0 and 1 for each different word.
+"""CSV files as features: columns of numbers standardized, columns of words one-hot encoded.
 
 The preprocessing of the training rows is in `fitted`, in the file's own terms:
 
@@ -45,7 +45,7 @@ def csv(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Data:
-    """Return a table: `x` float32 `(n, features)`, `y` `(n,)`.
+    """Return a CSV table as features and target: `x` float32 `(n, features)`, `y` `(n,)`.
 
     Args:
         path: the file; its first line names the columns.
@@ -112,12 +112,12 @@ def csv_inputs(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return the rows of a table as `x` of `csv`, without its target, whose column may be missing.
+    """Return the features `x` that `csv` computes, from a table that may lack the target column.
 
     The arguments are those of `csv`; `fitted` must hold what a run has fitted, and `held_out` is unused.
     """
     if not fitted:
-        raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run anew")
+        raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run again")
     _check_same(fitted, target, columns, classes, standardize)
     table = Table.read(path, delimiter)
     x = _inputs(table, fitted, math.nan if missing == "mean" else missing)
@@ -129,13 +129,13 @@ def csv_inputs(
 def _kinds(
     table: Table, target: str, columns: list[str] | None, classes: bool | None
 ) -> dict[str, Any]:
-    """Return the columns, and the words of those that hold words."""
+    """Return the feature columns, and the distinct words of each column of words."""
     chosen = table.names if columns is None else columns
     for name in (*chosen, target):
         table.place(name)
     features = {name: _words(table.column(name)) for name in chosen if name != target}
     if not features:
-        raise DataError(f"{table.path}: expected columns beside the target {target!r}, got none")
+        raise DataError(f"{table.path}: expected columns besides the target {target!r}, got none")
     goal = table.column(target, target=True)
     labels = _words(goal, classes)
     if classes is False and labels is not None:
@@ -161,7 +161,7 @@ def _kinds(
 
 
 def _words(column: Column, classes: bool | None = None) -> list[str] | None:
-    """Return the different words of a column, sorted; `None` if it holds numbers.
+    """Return the distinct words of a column, sorted, or `None` if the column holds numbers.
 
     Raises:
         DataError: it holds some words among numbers, and `classes` is not True.
@@ -225,7 +225,7 @@ def _features(known: Known) -> list[str]:
 
 
 def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
-    """Return `x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, in the table's own units."""
+    """Return `x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, before standardization."""
     goal = known["target"]
     x = _inputs(table, known, missing)
     return {"x": x, "y": _values(table.column(goal["name"], target=True), goal.get("classes"))}
@@ -242,7 +242,7 @@ def _inputs(table: Table, known: Known, missing: float | None) -> Tensor:
 
 
 def _values(column: Column, words: list[str] | None) -> Tensor:
-    """Return float64 numbers, or the indices of words, int64."""
+    """Return the numbers of a column as float64, or the indices of its words as int64."""
     if words is not None:
         empty = column.is_missing
         if not all(map(is_number, words)):  # a word such as "none" may be among them
@@ -298,7 +298,7 @@ def _filled(x: Tensor, used: Known) -> Tensor:
 
 
 def _moments(column: Tensor) -> dict[str, float]:
-    """Return mean and standard deviation of correctly rounded sums: the same in any order."""
+    """Return mean and standard deviation from correctly rounded sums, equal for any order of rows."""
     values = column.numpy()
     values = values[~np.isnan(values)]  # missing numbers, under `missing: .nan`
     if not len(values) or values.min() == values.max():

@@ -1,4 +1,4 @@
-"""A text as windows of characters.
+"""Data source of text, cut into windows of characters.
 
 Read next: `ftrain/data/text.py`, which turns characters into numbers.
 """
@@ -58,7 +58,7 @@ def text(
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
-    """Return the number of windows, and of predicted tokens: all of a window but the first."""
+    """Return the numbers of windows and of predicted tokens (all tokens of a window but the first)."""
     samples, length = windows.shape
     return samples, samples * (length - 1)
 
@@ -80,5 +80,5 @@ def _check(
         held_out = f" with held_out {share}" if share else ""
         raise ValueError(
             f"{name}: expected {needed:,} characters or more, for a context of {context}{held_out}, got "
-            f"{len(found):,}. Take more text, or a smaller context"
+            f"{len(found):,}. Use more text, or a smaller context"
         )
