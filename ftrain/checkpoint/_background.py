@@ -15,7 +15,7 @@ __all__ = ["Background"]
 
 
 class Background:
-    """Runner of one function at a time in a thread; `wait` raises its exception.
+    """Runner of one function at a time in a background thread; `wait` raises its exception.
 
     At exit the process waits for the work, and an unreported failure ends it with status 1: a run
     whose last checkpoint is missing has not succeeded.
@@ -57,7 +57,7 @@ class Background:
             raise job.failure
 
     def close(self) -> None:
-        """Wait, and end the thread; later work starts another."""
+        """Wait for the job and end the thread; a later job starts a new one."""
         try:
             self.wait()
         finally:
@@ -78,7 +78,7 @@ class Background:
 
 
 class _Job:
-    """A piece of work and its outcome."""
+    """Function to run in the thread, and its outcome."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work: Callable[[], object] | None = work
@@ -101,7 +101,7 @@ class _Job:
 
 
 def _start_thread(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """Start one thread for all jobs: starting another takes 4 ms on a busy machine.
+    """Start the one thread for all jobs, because starting a thread takes 4 ms on a busy machine.
 
     It is a daemon, which the interpreter does not join: `Background` waits at exit for work that
     has started.

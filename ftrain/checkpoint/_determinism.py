@@ -20,7 +20,7 @@ PRNG = "threefry2x32-20, jax_threefry_partitionable"
 
 
 def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the build, processor, threads and switches that floating-point bits depend on.
+    """Return the build, processor, thread and mode settings that floating-point bits depend on.
 
     Args:
         given: settings that only the caller has, such as those of the compiled step.

@@ -1,4 +1,4 @@
-"""Directories that are created, filled and deleted out of sight, so that readers see none half done.
+"""Directories that are filled and deleted under hidden names, so that readers see none half done.
 
 A writer that was killed leaves directories called `.tmp-...` or `.trash-...` that are not locked.
 """
@@ -39,7 +39,7 @@ def make_directories(path: str) -> None:
 
 @contextlib.contextmanager
 def workplace(parent: str) -> Iterator[str]:
-    """Yield a directory to write in, beside the final path.
+    """Yield a temporary directory to write in, next to the final path.
 
     It is deleted in the end, unless it was moved. It is locked to show other processes that it is
     in use. Directories of dead writers are swept first.
@@ -56,11 +56,11 @@ def workplace(parent: str) -> Iterator[str]:
         finally:
             remove_tree(temporary)
         return
-    raise OSError(errno.EAGAIN, "others delete what is made here", parent)
+    raise OSError(errno.EAGAIN, "other processes keep deleting the temporary directory", parent)
 
 
 def discard(path: str) -> OSError | None:
-    """Delete a checkpoint: rename it out of sight, then delete its files."""
+    """Delete a checkpoint: rename it to a hidden name, then delete its files."""
     trash = os.path.join(os.path.dirname(path), _leftover("trash"))
     failure: OSError | None = None
     for _ in range(2):

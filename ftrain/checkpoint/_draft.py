@@ -1,4 +1,4 @@
-"""Plan of a checkpoint, read from a state before anything is written.
+"""Plan of a checkpoint, made from a state before any file is written.
 
 `collect` runs in the calling thread: it takes the tensors, and copies of everything that may change
 later. `draft` may run in the thread of an asynchronous save: paths, aliases, files.
@@ -25,7 +25,7 @@ _MOST_IN_A_FILE = 4 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """A state and its metadata, of which only the bytes of tensors may still change.
+    """State and metadata of which only the bytes of tensors may still change.
 
     Attributes:
         leaves: the tensors.
@@ -57,7 +57,7 @@ class Collected:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A checkpoint before its files are written.
+    """Content of a checkpoint before its files are written.
 
     Attributes:
         manifest: all but the sizes and hashes of the files.
@@ -86,7 +86,9 @@ def collect(
         if not _is_plain(leaf):
             _refuse(tree.paths(state)[index] or "the root", leaf)
     if not isinstance(metrics, (Mapping, NoneType)):
-        raise TypeError(f"metrics is {type(metrics).__name__}; it is names and numbers, a dict")
+        raise TypeError(
+            f"metrics: expected a dict of names and numbers, got {type(metrics).__name__}"
+        )
     rest = {
         "metadata": _checked(metadata, "metadata"),
         "step": None if step is None else step_number(step),
@@ -106,7 +108,10 @@ def draft(collected: Collected) -> Draft:
     state = tree.unflatten(collected.structure, collected.leaves)
     paths = tree.paths(state)
     if len(set(paths)) != len(paths):
-        raise ValueError("two leaves of the state have one path: two keys of a dict look the same")
+        raise ValueError(
+            "state: expected a unique path for each leaf, got two equal paths: two keys of a dict look "
+            "the same"
+        )
     described: list[LeafRecord] = []
     first: dict[Any, LeafRecord] = {}
     files: dict[str, dict[str, torch.Tensor]] = {}
@@ -141,9 +146,9 @@ def step_number(step: SupportsIndex) -> int:
     try:
         number = operator.index(step)
     except TypeError:
-        raise TypeError(f"step: expected a whole number, got {step!r}") from None
+        raise TypeError(f"step: expected an integer, got {step!r}") from None
     if not 0 <= number < 10**12:
-        raise ValueError(f"step: expected a number from 0 to 10**12 - 1, got {number}")
+        raise ValueError(f"step: expected an integer from 0 to 10**12 - 1, got {number}")
     return number
 
 
@@ -151,11 +156,11 @@ def _number(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise TypeError(f"metrics[{name!r}] is {ascii(value)[:80]}, not a number") from None
+        raise TypeError(f"metrics[{name!r}]: expected a number, got {ascii(value)[:80]}") from None
 
 
 def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
-    """Return each leaf with its file: in order, a few gigabytes a file."""
+    """Return each leaf with its file name; leaves fill files in order, a few gigabytes per file."""
     found, index, filled = [], 0, 0
     for leaf in leaves:
         size = leaf.numel() * leaf.element_size()
@@ -187,29 +192,33 @@ def _has_memory(leaf: torch.Tensor) -> bool:
 def _refuse(where: str, leaf: Any) -> None:
     if not isinstance(leaf, torch.Tensor):
         raise TypeError(
-            f"the leaf at {where} is {type(leaf).__name__} {str(leaf)[:80]!r}, not a tensor. A state "
-            "holds tensors only: write torch.tensor(...) for a number, or put it into `metadata`."
+            f"the leaf at {where}: expected a tensor, got {type(leaf).__name__} {str(leaf)[:80]!r}. "
+            "Write torch.tensor(...) for a number, or put it in `metadata`."
         )
     if leaf.layout != torch.strided or leaf.is_nested:
         raise ValueError(
-            f"the leaf at {where} has layout {leaf.layout}; only dense tensors are saved. "
+            f"the leaf at {where}: expected a dense tensor, got layout {leaf.layout}. "
             "Write leaf.to_dense(), or save its parts."
         )
     if leaf.is_meta:
-        raise ValueError(f"the leaf at {where} is on the meta device: it has no values to save")
+        raise ValueError(
+            f"the leaf at {where}: expected values to save, got a tensor on the meta device"
+        )
     if _tensors.name_of(leaf.dtype) is None:
         raise ValueError(
-            f"the leaf at {where} is {leaf.dtype}, which safetensors does not know. Dequantise it."
+            f"the leaf at {where}: expected a dtype that safetensors supports, got {leaf.dtype}. "
+            "Dequantise it."
         )
     raise ValueError(
-        f"the leaf at {where} ({type(leaf).__name__}) has no memory to save: it is being vmapped, "
-        "differentiated or traced, or its storage was freed, or a lazy module has yet to make it. Save "
-        "outside of such functions, and after the first call."
+        f"the leaf at {where}: expected a tensor with memory, got {type(leaf).__name__} without: it "
+        "is being vmapped, differentiated or traced, or its storage was freed, or it is an "
+        "uninitialized parameter of a lazy module. Save outside of such functions, and after the "
+        "first call."
     )
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Return True if two tensors at one address are one tensor."""
+    """Return True if two tensors at one address have the same layout, and so the same content."""
     return one is two or (
         (one.device, one.dtype, one.shape, one.stride())
         == (two.device, two.dtype, two.shape, two.stride())
@@ -227,5 +236,5 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(value: Any, where: str) -> Any:
-    """Return the metadata as it will be read back."""
+    """Return the metadata in the form in which it will be read back."""
     return _json.decode_floats(_json.encode_user(value, where))

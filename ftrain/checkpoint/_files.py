@@ -1,4 +1,4 @@
-"""Every file operation of this package, so that a test can make each of them fail.
+"""All file operations of this package, in one place where a test can make each of them fail.
 
 A test replaces `system` by a subclass of `Files` whose `call` raises, counts or records.
 """
@@ -20,7 +20,7 @@ class Files:
     """File calls of the operating system; every failure carries its path."""
 
     def call(self, operation: str, path: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Run one operation; all others call this."""
+        """Run one file operation; all other methods call this one."""
         try:
             return function(*args)
         except OSError as error:
@@ -39,7 +39,7 @@ class Files:
         return int(self.call("open", path, os.open, path, flags, 0o666))
 
     def write(self, descriptor: int, data: memoryview, path: str) -> None:
-        """Write all of `data`, however little the system takes at a time."""
+        """Write all of `data`, in as many system calls as needed."""
         while data:
             written = self.call("write", path, os.write, descriptor, data)
             if written <= 0:
@@ -78,7 +78,7 @@ class Files:
         return int(self.call("open directory", path, os.open, path, flags))
 
     def open_regular(self, name: str, path: str, directory: int | None = None) -> int:
-        """Open a regular file (of an open directory), never a link, a pipe or a device."""
+        """Open a regular file (in an open directory), and refuse links, pipes and devices."""
         # O_NONBLOCK: opening a pipe would wait for its other end.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = int(self.call("open", path, lambda: os.open(name, flags, dir_fd=directory)))
@@ -106,7 +106,7 @@ class Files:
     # locks
 
     def same(self, descriptor: int, path: str) -> bool:
-        """Return True if the open file is the one at the path."""
+        """Return True if the path still names the open file."""
         try:
             there = self.call("stat", path, os.stat, path)
         except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +114,7 @@ class Files:
         return os.path.samestat(self.call("stat", path, os.fstat, descriptor), there)
 
     def lock(self, descriptor: int, path: str) -> bool:
-        """Return True if an exclusive lock was available at once; it is released with the open file."""
+        """Return True if an exclusive lock was acquired at once; closing the file releases it."""
         try:
             self.call("lock", path, fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,7 +131,7 @@ system = Files()
 
 @contextlib.contextmanager
 def replaced(files: Files) -> Iterator[None]:
-    """Run every file operation of this process through `files`, for tests."""
+    """Replace the file operations of this process by `files`, for tests."""
     global system  # noqa: PLW0603
     before, system = system, files
     try:

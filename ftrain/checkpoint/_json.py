@@ -1,4 +1,4 @@
-"""JSON with one spelling for each value, read strictly: a modified manifest does not parse."""
+"""Canonical JSON, read strictly so that an edited manifest is rejected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
 
 
 def render(content: Mapping[str, Any]) -> bytes:
-    """Return JSON text with one field a line, lists of objects one object a line, keys sorted."""
+    """Return JSON text with sorted keys, one field per line, and one line per object in a list."""
     fields = (f" {_line(key)}: {_value(content[key])}" for key in sorted(content))
     return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
@@ -32,12 +32,18 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
         if not isinstance(content, dict):
-            raise CheckpointCorruptError(f"{path}: a JSON object was expected")
+            raise CheckpointCorruptError(
+                f"{path}: expected a JSON object, got {type(content).__name__}"
+            )
         same = render(content) == data
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
-        raise CheckpointCorruptError(f"{path} is not JSON: {_brief(error)}") from None
+        raise CheckpointCorruptError(
+            f"{path}: expected JSON, got an error: {_brief(error)}"
+        ) from None
     if not same:
-        raise CheckpointCorruptError(f"{path} is not spelled as ftrain writes it: it was edited")
+        raise CheckpointCorruptError(
+            f"{path}: expected the exact text that ftrain writes, got an edited file"
+        )
     return content
 
 
@@ -52,11 +58,14 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, int):
         if value.bit_length() > _MOST_BITS:  # Python itself reads no more than 4,300 digits
             raise TypeError(
-                f"{where} is a number of {value.bit_length()} bits; {_MOST_BITS} is the most"
+                f"{where}: expected an integer of at most {_MOST_BITS} bits, got {value.bit_length()}"
             )
         return int(value)
     if depth == _DEEPEST:
-        raise TypeError(f"{where[:200]}... is nested {depth} levels deep, or contains itself")
+        raise TypeError(
+            f"{where[:200]}...: expected at most {depth} nested levels, got more, or a value that "
+            "contains itself"
+        )
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
     if isinstance(value, (list, tuple)):
@@ -65,17 +74,17 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(
-                    f"{where}: the key {key!r} is {type(key).__name__}; JSON has string keys only, "
-                    f"write {str(key)!r}"
+                    f"{where}: expected string keys, as JSON has no others, got {type(key).__name__} "
+                    f"{key!r}. Write {str(key)!r}"
                 )
             if key == _FLOAT:
-                raise TypeError(f"{where}: the key {_FLOAT!r} is taken; use another")
+                raise TypeError(f"{where}: the key {_FLOAT!r} is reserved. Use another key")
         return {
             key: encode_user(entry, f"{where}[{key!r}]", depth + 1) for key, entry in value.items()
         }
     raise TypeError(
-        f"{where} is {type(value).__name__}, which JSON cannot hold. Tensors belong into the state "
-        "(TrainState.extras, say); write float(x), int(x), str(x) or x.tolist() for the rest."
+        f"{where}: expected a value that JSON can hold, got {type(value).__name__}. Put tensors in the "
+        "state (for example TrainState.extras), and convert others by float(x), int(x) or str(x)."
     )
 
 

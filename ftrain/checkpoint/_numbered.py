@@ -1,4 +1,4 @@
-"""Numbered checkpoints in a directory, and how to read them while another process writes.
+"""Numbered checkpoints in a directory, readable while another process writes.
 
 `step-000000000100` is the checkpoint of step 100. `step-000000000100.new`, if it exists, replaces
 it: it is durable, and its writer was about to delete the other, or died while doing so.
@@ -33,24 +33,24 @@ _NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
 
 
 class _Found(NamedTuple):
-    """Identity of a file at a path: the same name may be another file a moment later."""
+    """Path and identity of a file, because the same path may hold another file a moment later."""
 
     path: pathlib.Path
     identity: Identity
 
 
 class Numbered:
-    """Checkpoints of a directory that may not exist."""
+    """Numbered checkpoints of a directory, which may not exist."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
 
     def path(self, step: int) -> pathlib.Path:
-        """Return the path of a step's checkpoint when no replacement is in progress."""
+        """Return the final path of a step's checkpoint."""
         return self.directory / f"step-{step:012d}"
 
     def replacement(self, step: int) -> pathlib.Path:
-        """Return the path of the replacement of a step's checkpoint."""
+        """Return the path of a step's new checkpoint while it replaces an old one."""
         return self.directory / f"step-{step:012d}.new"
 
     def standing(self, step: int) -> pathlib.Path:
@@ -67,7 +67,7 @@ class Numbered:
         return [step for step, new in self._names() if new]
 
     def read(self, step: int, read: Callable[[pathlib.Path], R]) -> R:
-        """Return the result of `read` for a step's checkpoint, repeated if it was replaced meanwhile."""
+        """Return `read` of a step's checkpoint; read again if it was replaced meanwhile."""
         while True:
             before = identity(path := self.standing(step))
             try:
@@ -80,7 +80,7 @@ class Numbered:
     def first(
         self, steps: Callable[[], Iterable[int]], read: Callable[[pathlib.Path], R]
     ) -> tuple[pathlib.Path, R] | None:
-        """Return the first readable checkpoint, looking again if one is deleted meanwhile.
+        """Return the first readable checkpoint; look again if one is deleted meanwhile.
 
         Args:
             steps: returns the steps in the order to try; called again for each attempt.
@@ -111,7 +111,7 @@ class Numbered:
                 failures[found] = failure
         if failures:
             raise CheckpointCorruptError(
-                f"no checkpoint in {self.directory} verifies: "
+                f"{self.directory}: expected a valid checkpoint, got none that verifies: "
                 + "; ".join(str(failure) for failure in failures.values())
             )
         return None
@@ -134,7 +134,9 @@ class Numbered:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise CheckpointReadError("list the checkpoints", error, "Check who may.") from error
+            raise CheckpointReadError(
+                "list the checkpoints", error, "Check who may read the directory."
+            ) from error
         for name in names:
             if found := _NAME.fullmatch(name):
                 yield int(found[1]), found[2] is not None
@@ -149,11 +151,13 @@ def warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
 
 
 def identity(path: pathlib.Path) -> Identity | None:
-    """Return the identity of a file; the time separates two files that used one inode in turn."""
+    """Return device, inode and change time of a file (an inode may be reused), or `None` if missing."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CheckpointReadError("look at the checkpoint", error, "Check who may.") from error
+        raise CheckpointReadError(
+            "inspect the checkpoint", error, "Check who may read it."
+        ) from error
     return found.st_dev, found.st_ino, found.st_ctime_ns

@@ -37,7 +37,7 @@ Feed = Callable[[memoryview], object]
 
 
 class OpenCheckpoint:
-    """A checkpoint whose manifest is verified; its tensors are not yet."""
+    """Checkpoint whose manifest is verified, and whose tensors are verified when read."""
 
     def __init__(self, directory: int, path: str) -> None:
         self._directory = directory
@@ -48,16 +48,16 @@ class OpenCheckpoint:
         if sha256 + b"  " + MANIFEST.encode() not in sums.splitlines():
             raise CheckpointCorruptError(
                 f"{self._path(MANIFEST)} is not what was written: its sha256 is {sha256.decode()}, "
-                f"and {SUMS} has another"
+                f"which {SUMS} does not list"
             )
         self.manifest = Manifest.parse(rendered, self._path(MANIFEST))
         if self.manifest.sums(rendered) != sums:
             raise CheckpointCorruptError(
-                f"{self._path(SUMS)} is not what was written: it does not list what {MANIFEST} does"
+                f"{self._path(SUMS)} is not what was written: it does not list the files in {MANIFEST}"
             )
 
     def read(self, place: Place) -> None:
-        """Read every file once, each tensor into the buffer of `place` (`None`: verify only).
+        """Read every file once, each tensor into the buffer that `place` returns (`None`: verify only).
 
         Raises:
             CheckpointCorruptError: a byte differs from those written; discard all buffers.
@@ -74,15 +74,17 @@ class OpenCheckpoint:
         with self._open(record.name) as descriptor, Hashing() as hashing:
             size = _files.system.size(descriptor, path)
             if size != record.size:
-                raise CheckpointCorruptError(f"{path} has {size} bytes, {record.size} were written")
+                raise CheckpointCorruptError(
+                    f"{path}: expected {record.size} bytes, as written, got {size}"
+                )
             entries = read_header(descriptor, path, hashing.feed)
             _check_listed(entries, leaves, path)
             targets = ((entry, place(leaves[entry.name])) for entry in entries)
             read_body(descriptor, path, targets, hashing.feed)
             if hashing.hexdigest() != record.sha256:
                 raise CheckpointCorruptError(
-                    f"{path} is not what was written: its sha256 is {hashing.hexdigest()}, the "
-                    f"manifest has {record.sha256}"
+                    f"{path} is not what was written: expected the sha256 {record.sha256} of the "
+                    f"manifest, got {hashing.hexdigest()}"
                 )
 
     def _read_small(self, name: str, most: int) -> bytes:
@@ -90,7 +92,7 @@ class OpenCheckpoint:
         with self._open(name) as descriptor:
             size = _files.system.size(descriptor, path)
             if size > most:
-                raise CheckpointCorruptError(f"{path} has {size} bytes; {most} is the most")
+                raise CheckpointCorruptError(f"{path}: expected at most {most} bytes, got {size}")
             return _take(descriptor, size, path)
 
     @contextlib.contextmanager
@@ -118,7 +120,7 @@ class OpenCheckpoint:
 
 @contextlib.contextmanager
 def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
-    """Hold a checkpoint's directory open.
+    """Open a checkpoint's directory and verify its manifest, for the length of a `with` block.
 
     Raises:
         CheckpointNotFoundError: it does not exist, or was deleted meanwhile.
@@ -137,8 +139,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
     except CheckpointCorruptError:
         if not _stands(directory, path):
             raise CheckpointNotFoundError(
-                f"{path} was deleted or replaced while it was read. Look what is there now; beside a "
-                "writer, Store(...).load does so by itself"
+                f"{path} was deleted or replaced while it was read. Read it again; Store(...).load does "
+                "so by itself"
             ) from None
         raise
     except OSError as error:
@@ -155,7 +157,7 @@ def _stands(directory: int, path: str) -> bool:
 
 
 def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.TensorEntry]:
-    """Return the tensors of an open safetensors file, in the order of their bytes, which follow."""
+    """Return the entries of a safetensors header, and leave the file position at the first tensor."""
     size = _files.system.size(descriptor, path)
     first = _take(descriptor, 8, path)
     length = _safetensors.header_length(first, size, path)
@@ -179,7 +181,10 @@ def read_body(
             count = min(CHUNK, size - start)
             part = scratch.next(count) if target is None else target[start : start + count]
             if _files.system.read_into(descriptor, part, path) < count:
-                raise CheckpointCorruptError(f"{path} became shorter while it was read")
+                raise CheckpointCorruptError(
+                    f"{path}: expected {size} bytes of {ascii(entry.name)[:120]}, got fewer: the file "
+                    "became shorter while it was read"
+                )
             feed(part)
 
 
@@ -211,16 +216,19 @@ def _check_listed(
         dtype = None if leaf is None else _tensors.by_name(leaf.dtype)
         if leaf is None or dtype is None:
             raise CheckpointCorruptError(
-                f"{path} holds {ascii(entry.name)[:120]}, which the manifest does not list there"
+                f"{path}: expected only tensors that the manifest lists there, got "
+                f"{ascii(entry.name)[:120]}"
             )
         if (entry.dtype, entry.shape) != _tensors.stored_as(dtype, leaf.shape):
             raise CheckpointCorruptError(
-                f"{path}: {entry.name} is {entry.dtype}{entry.shape}, the manifest says "
-                f"{leaf.dtype}{list(leaf.shape)}"
+                f"{path}: {entry.name}: expected {leaf.dtype}{list(leaf.shape)}, as in the manifest, "
+                f"got {entry.dtype}{entry.shape}"
             )
     if len(entries) != len(leaves):
         missing = sorted(leaves.keys() - {entry.name for entry in entries})
-        raise CheckpointCorruptError(f"{path} lacks {ascii(missing[0])[:120]}")
+        raise CheckpointCorruptError(
+            f"{path}: expected the tensor {ascii(missing[0])[:120]}, got a file without it"
+        )
 
 
 def _nothing(path: str) -> str:

@@ -13,7 +13,7 @@ Mode = Literal["min", "max"]
 
 
 class StoredStep(NamedTuple):
-    """One checkpoint of a run.
+    """Step, metrics and time of one checkpoint of a run.
 
     Attributes:
         step: its number.
@@ -44,14 +44,10 @@ class RetentionPolicy:
             ("keep_every_steps", self.every_steps),
         ):
             if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(
-                    f"{name}: expected a whole number above zero or None, got {value!r}"
-                )
+                raise ValueError(f"{name}: expected an integer >= 1 or None, got {value!r}")
         hours = self.every_hours
         if hours is not None and not (isinstance(hours, (int, float)) and hours > 0):
-            raise ValueError(
-                f"keep_every_hours: expected a number above zero or None, got {hours!r}"
-            )
+            raise ValueError(f"keep_every_hours: expected a number > 0 or None, got {hours!r}")
         if self.mode not in ("min", "max"):
             raise ValueError(f"mode: expected 'min' or 'max', got {self.mode!r}")
 
@@ -80,7 +76,7 @@ class RetentionPolicy:
         return kept
 
     def ranked(self, entries: Iterable[StoredStep]) -> list[StoredStep]:
-        """Return the entries that have the metric, the best first, then the earlier; no NaNs."""
+        """Return the entries whose metric exists and is not NaN, best first; ties in order of step."""
         sign = 1.0 if self.mode == "min" else -1.0
         with_metric = [e for e in entries if not math.isnan(e.metrics.get(self.metric, math.nan))]
         return sorted(

@@ -1,4 +1,4 @@
-"""The safetensors format: eight bytes of header length, a JSON header, the tensors in order.
+"""Safetensors format: eight bytes of header length, a JSON header, and the bytes of the tensors.
 
 It is written and read here, not by the `safetensors` package, so that each byte is hashed on its
 way, passes through descriptors that can be synced and report why they fail, and arrives in fresh
@@ -24,7 +24,7 @@ _ALIGNMENT = 64
 
 
 class TensorEntry(NamedTuple):
-    """One tensor of a file: the position of its bytes, counted from the end of the header."""
+    """One tensor of a file; the positions of its bytes count from the end of the header."""
 
     name: str
     dtype: str
@@ -56,12 +56,12 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
 
 
 def header_length(first: bytes, size: int, path: str) -> int:
-    """Return the length in the first eight bytes of a file."""
+    """Return the header length that the first eight bytes of a file give."""
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > min(size - 8, _MOST_HEADER):
         raise CheckpointCorruptError(
-            f"{path} is not a safetensors file: its header would be longer than it is allowed to be "
-            f"({length} bytes in a file of {size})"
+            f"{path} is not a safetensors file: expected a header of at most "
+            f"{max(0, min(size - 8, _MOST_HEADER))} bytes, got {length}, in a file of {size}"
         )
     return length
 
@@ -80,7 +80,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a name appears twice")
+            raise ValueError("expected unique tensor names, got a repeated one")
         return found
 
     try:
@@ -88,7 +88,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
     except (ValueError, RecursionError) as error:
         raise fail(ascii(str(error))[:120]) from None
     if not isinstance(content, dict):
-        raise fail("it is no object")
+        raise fail("expected a JSON object")
     content.pop("__metadata__", None)
     entries = []
     for name, given in content.items():
@@ -100,20 +100,20 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
     end = 0
     for entry in entries:
         if entry.begin != end:
-            raise fail(f"{ascii(entry.name)[:120]} begins at {entry.begin}, not at {end}")
+            raise fail(f"expected {ascii(entry.name)[:120]} to begin at {end}, got {entry.begin}")
         end = entry.end
     if end != data_size:
-        raise fail(f"its tensors take {end} bytes, the file has {data_size}")
+        raise fail(f"expected {data_size} bytes of tensors, as in the file, got {end}")
     return entries
 
 
 def _entry(name: str, given: Any) -> TensorEntry | str:
-    """Return the entry, or raise an error that names the fault."""
+    """Return the entry, or a string that names the fault."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets"
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        return "has a shape or offsets that are no lists"
+        return "has a shape or offsets that are not lists"
     if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *offsets)):
         return "has an impossible shape or offset"
     known = _tensors.in_header(dtype) if isinstance(dtype, str) else None

@@ -1,4 +1,4 @@
-"""A tree's containers as JSON, which a checkpoint and the state it is loaded into must share."""
+"""Description of a tree's containers as JSON, equal for a checkpoint and the state it loads into."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def describe(node: Any, depth: int = 0) -> Any:
     if tree.is_leaf(node):
         return _LEAF
     if depth == _DEEPEST:
-        raise ValueError(f"the state's containers are nested more than {_DEEPEST} levels deep")
+        raise ValueError(
+            f"state: expected at most {_DEEPEST} levels of nested containers, got more"
+        )
     children = tree.one_level(node).items()
     return [type(node).__name__, [[name, describe(child, depth + 1)] for name, child in children]]
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Return the first difference of two descriptions, as a sentence; `None` if they agree."""
+    """Return a sentence on the first difference of two descriptions, or `None` if they agree."""
     if saved == wanted:
         return None
     where = f"at {path}" if path else "at the root"
@@ -50,7 +52,7 @@ def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
 
 
 def _is_container(found: Any) -> bool:
-    """Return True for a container of `describe`; a hostile manifest may hold anything."""
+    """Return True for a container as `describe` writes it; check all parts, as input is untrusted."""
     return (
         isinstance(found, list)
         and len(found) == 2

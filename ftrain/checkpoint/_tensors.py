@@ -55,7 +55,7 @@ _FROM_HEADER = {name: dtype for dtype, name in _NATIVE.items()}
 
 
 def name_of(dtype: torch.dtype) -> str | None:
-    """Return `"float32"`; `None` for a dtype that cannot be stored (quantised ones)."""
+    """Return the name of a dtype, such as `"float32"`, or `None` for a quantised one (not stored)."""
     return _NAMES.get(dtype)
 
 
@@ -65,7 +65,7 @@ def by_name(name: str) -> torch.dtype | None:
 
 
 def in_header(name: str) -> torch.dtype | None:
-    """Return the dtype of a name in a safetensors header."""
+    """Return the dtype that a name in a safetensors header stands for."""
     return _FROM_HEADER.get(name)
 
 
@@ -77,7 +77,7 @@ def stored_as(dtype: torch.dtype, shape: Sequence[int]) -> tuple[str, list[int]]
 
 
 def row_major(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor in row-major order; its own memory if they are laid out so."""
+    """Return the bytes of a tensor in row-major order, without a copy if it is stored so."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
     if plain.numel() < 2 or not plain.is_contiguous():
         # contiguous() would return a (1,) with stride 2 unchanged, which cannot be viewed as bytes.
@@ -96,7 +96,7 @@ def memory_of(dense: torch.Tensor) -> memoryview:
 def empty(
     shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """Allocate memory in this layout, overlapping ones included (`expand`ed tensors, windows)."""
+    """Allocate a tensor in this layout, which may overlap (`expand`ed tensors, sliding windows)."""
     if math.prod(shape) == 0:
         return torch.empty_strided(shape, strides, dtype=dtype, device=device)
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))

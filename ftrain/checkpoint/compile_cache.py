@@ -18,7 +18,7 @@ _NAMES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "FTRAIN_CACHE_DIR": "ftrain"}
 
 
 def compile_cache(directory: str | os.PathLike[str]) -> pathlib.Path:
-    """Keep the compiled programs of this process in `directory`, and reuse those found there.
+    """Store the compiled programs of this process in `directory`, and reuse those stored there.
 
     Call it before the first compiled step. It sets `TORCHINDUCTOR_CACHE_DIR` and
     `FTRAIN_CACHE_DIR`, which child processes inherit. The directory may be moved and copied;

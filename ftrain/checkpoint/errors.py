@@ -63,7 +63,7 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class CheckpointExistsError(CheckpointError):
-    """Error for a checkpoint that exists already; none is ever overwritten."""
+    """Error for a path that is taken already, as checkpoints are never overwritten."""
 
 
 class CheckpointLockedError(CheckpointError):
@@ -79,7 +79,7 @@ class CheckpointVersionError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """Error for a checkpoint of another state than the one it is loaded into."""
+    """Error for a checkpoint whose state differs from the one that it is loaded into."""
 
 
 class CorruptCheckpointWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""Loading: the exact state that was saved, or an error that names the difference.
+"""Loading of the exact state that was saved, or an error that names the difference.
 
 Read next: `restore.py`, for states that are meant to differ; `_read.py`, how files are read.
 """
@@ -35,7 +35,7 @@ def load(
     fingerprint: Mapping[str, Any] | None = None,
     on_change: OnChange = "warn",
 ) -> tuple[T, Any]:
-    """Load the state that was saved, to the bit, to resume as if never stopped.
+    """Load the saved state bit for bit, so that a run resumes as if it had never stopped.
 
     Every byte is hashed as it is read. Tensors get fresh memory with the strides they had, on the
     devices that `like` has them on; leaves that were one tensor are one again.
@@ -89,7 +89,7 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
 
 
 def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return the tensors at these paths, row-major in fresh memory on the CPU; verify all others.
+    """Verify a checkpoint and return the tensors at these paths, row-major in fresh CPU memory.
 
     Leaves that are one tensor are returned as one.
     """
@@ -110,7 +110,7 @@ def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, tor
 
 
 def _read_leaves(source: OpenCheckpoint, likes: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the tensors in order, in their saved layout, on the devices of these."""
+    """Return the tensors in order, in their saved layout, on the devices of the given tensors."""
     leaves = source.manifest.leaves
     dense = read_dense(source, [leaf.path for leaf in leaves])
     placed: dict[tuple[str, torch.device], torch.Tensor] = {}
@@ -135,10 +135,11 @@ def _placed(dense: torch.Tensor, leaf: LeafRecord, device: torch.device) -> torc
 
 
 def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
-    """Raise on any difference before a tensor is allocated."""
+    """Raise if `like` differs from the checkpoint, before any tensor is allocated."""
     if inspect.isroutine(like):
         raise CheckpointMismatchError(
-            f"`like` is a function; call it: like={getattr(like, '__name__', 'init_state')}(0)"
+            "`like`: expected a state, got a function. Call it: "
+            f"like={getattr(like, '__name__', 'init_state')}(0)"
         )
     manifest = source.manifest
     difference = _structure.first_difference(manifest.structure, _structure.describe(like))
@@ -163,12 +164,12 @@ def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
     if manifest.prng != _determinism.PRNG:
         raise CheckpointMismatchError(
             f"{source.path} was saved under the random generator {manifest.prng!r}; this ftrain has "
-            f"{_determinism.PRNG!r}, and the run would go on with other numbers. {_REMEDY}"
+            f"{_determinism.PRNG!r}, and the run would draw other random numbers. {_REMEDY}"
         )
 
 
 _REMEDY = (
-    "Resuming needs the state as it was; to take over what fits, and learn what does not, use "
+    "Resume with the state that was saved; to copy only tensors that fit, and report the others, use "
     "ftrain.checkpoint.restore."
 )
 
@@ -202,11 +203,11 @@ def _check_determinism(
     listed = "\n".join(f"  {change}" for change in changed)
     if on_change == "raise":
         raise CheckpointMismatchError(
-            f"{source.path} was saved where bits come out differently:\n{listed}\n"
+            f"{source.path} was saved under settings that give other bits:\n{listed}\n"
             "Restore these, or load with on_change='warn'."
         )
     warnings.warn(
-        f"going on from {source.path} may not give the bits of an undisturbed run:\n{listed}",
+        f"resuming from {source.path} may not give the bits of an uninterrupted run:\n{listed}",
         DeterminismWarning,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Locks that are released when their process ends, even if it is killed; children do not hold them.
+"""Locks that end with their process, even if it is killed, and that child processes do not hold.
 
 Read next: `store.py`, whose writers hold one.
 """
@@ -18,7 +18,7 @@ __all__ = ["Lock", "Turns"]
 
 
 class Lock:
-    """An exclusive lock on an open file or directory (`flock`), taken at once or not at all.
+    """Exclusive lock on an open file or directory (`flock`), acquired at once or not at all.
 
     It is released by `close`, at the end of a `with` block, and with the process that took it, even
     if that is killed. A forked child does not hold it.
@@ -56,7 +56,7 @@ class Lock:
 
     @staticmethod
     def file(path: str | os.PathLike[str]) -> Lock:
-        """Lock a file, which is created if it does not exist, and stays.
+        """Lock a file, which is created if it does not exist and is never deleted.
 
         Raises:
             OSError: it cannot be opened, or the file system has no locks.
@@ -98,7 +98,7 @@ _open: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Turns:
-    """Mutual exclusion of threads; others wait.
+    """Mutual exclusion of threads, which wait for one another.
 
     A forked child starts unlocked: the thread that was inside does not exist there, and would never
     leave.

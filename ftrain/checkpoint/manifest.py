@@ -1,4 +1,4 @@
-"""The manifest: the content of a checkpoint, and the sha256 of every file that holds it.
+"""Manifest of a checkpoint: its content, and the SHA-256 of every file of tensors.
 
     run/step-000000000100/
         tensors-00000.safetensors     the leaves, named by their paths
@@ -35,7 +35,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class FileRecord(NamedTuple):
-    """One file of tensors.
+    """Record of one file of tensors.
 
     Attributes:
         name: without a directory.
@@ -49,7 +49,7 @@ class FileRecord(NamedTuple):
 
 
 class LeafRecord(NamedTuple):
-    """One tensor of the state.
+    """Record of one tensor of the state.
 
     Attributes:
         path: the Python that reaches it: `.params['weight']`. Its name in the file, too.
@@ -148,7 +148,7 @@ class Manifest:
                 digest=hashlib.sha256(data).hexdigest(),
             )
         except KeyError as error:
-            raise CheckpointCorruptError(f"{path} has no {error}") from None
+            raise CheckpointCorruptError(f"{path}: expected the field {error}, got none") from None
         except (_MalformedError, RecursionError) as error:
             raise CheckpointCorruptError(f"{path}: {error}") from None
 
@@ -167,7 +167,7 @@ def _check_version(content: dict[str, Any], path: str) -> None:
         raise CheckpointCorruptError(f"{path} is not the manifest of an ftrain checkpoint")
     features = content.get("required_features")
     if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
-        raise CheckpointCorruptError(f"{path}: `required_features` is no list of names")
+        raise CheckpointCorruptError(f"{path}: `required_features`: expected a list of names")
     if version[0] > VERSION[0]:
         raise CheckpointVersionError(
             f"{path} has format version {version[0]}.{version[1]}; this ftrain reads up to "
@@ -181,7 +181,9 @@ def _check_version(content: dict[str, Any], path: str) -> None:
             f"Install the version of ftrain that wrote it, or a newer one{_written_by(content)}"
         )
     if version[0] < 1 or version[1] < 0:
-        raise CheckpointCorruptError(f"{path}: there is no format version {version}")
+        raise CheckpointCorruptError(
+            f"{path}: expected a format version of at least 1.0, got {version}"
+        )
 
 
 def _written_by(content: dict[str, Any]) -> str:
@@ -194,36 +196,45 @@ def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
     records = [_file(entry) for entry in _of(list, files)]
     room = {record.name: record.size for record in records}
     if len(room) != len(records):
-        raise _MalformedError("a file appears twice")
+        raise _MalformedError("`files`: expected each file once, got one twice")
     found: dict[str, LeafRecord] = {}
     for entry in _of(list, entries):
         leaf = _leaf(entry)
         if leaf.path in found:
             raise _MalformedError(f"the leaf {leaf.path!a} appears twice")
         if leaf.file not in room:
-            raise _MalformedError(f"the leaf {leaf.path!a} lies in no file of the checkpoint")
+            raise _MalformedError(
+                f"the leaf {leaf.path!a}: expected a file that the checkpoint lists, got {leaf.file!a}"
+            )
         dtype = _tensors.by_name(leaf.dtype)
         if dtype is None or math.prod(leaf.shape) * dtype.itemsize > room[leaf.file]:
             raise _MalformedError(
-                f"the leaf {leaf.path!a} is {leaf.dtype!a}{list(leaf.shape)[:8]}, which its file is too "
-                "small for, or no dtype at all"
+                f"the leaf {leaf.path!a}: expected a known dtype and a size that fits in its file, got "
+                f"{leaf.dtype!a}{list(leaf.shape)[:8]}"
             )
         if leaf.alias is not None:
             first = found.get(leaf.alias)
             if first != leaf._replace(path=leaf.alias, alias=None):
-                raise _MalformedError(f"the leaf {leaf.path!a} is an alias of no earlier one")
+                raise _MalformedError(
+                    f"the leaf {leaf.path!a}: expected an alias of an earlier leaf"
+                )
         found[leaf.path] = leaf
     return tuple(found.values())
 
 
 def _leaf(entry: Any) -> LeafRecord:
     if not isinstance(entry, dict) or not entry.keys() >= set(LeafRecord._fields):
-        raise _MalformedError("a leaf is not described")
+        raise _MalformedError(
+            f"expected a leaf with the fields {LeafRecord._fields}, got {ascii(entry)[:80]}"
+        )
     shape = tuple(_count(n) for n in _of(list, entry["shape"]))
     strides = tuple(_count(n) for n in _of(list, entry["strides"]))
     path, dtype, alias = _of(str, entry["path"]), _of(str, entry["dtype"]), entry["alias"]
     if len(shape) != len(strides) or len(shape) > 64:
-        raise _MalformedError(f"the leaf {path!a} has an impossible shape")
+        raise _MalformedError(
+            f"the leaf {path!a}: expected as many strides as sizes, at most 64, got {len(strides)} and "
+            f"{len(shape)}"
+        )
     if alias is not None:
         _of(str, alias)
     return LeafRecord(path, dtype, shape, strides, _of(str, entry["file"]), alias)
@@ -231,24 +242,28 @@ def _leaf(entry: Any) -> LeafRecord:
 
 def _file(entry: Any) -> FileRecord:
     if not isinstance(entry, dict) or not entry.keys() >= set(FileRecord._fields):
-        raise _MalformedError("a file is not described")
+        raise _MalformedError(
+            f"expected a file with the fields {FileRecord._fields}, got {ascii(entry)[:80]}"
+        )
     name, sha256 = _of(str, entry["name"]), _of(str, entry["sha256"])
     if not _FILE_NAME.fullmatch(name) or name in (MANIFEST, SUMS):
-        raise _MalformedError(f"{name!a} is no name for a file of tensors")
+        raise _MalformedError(f"`files`: expected the name of a file of tensors, got {name!a}")
     if not _SHA256.fullmatch(sha256):
-        raise _MalformedError(f"the sha256 of {name} is none")
+        raise _MalformedError(
+            f"the sha256 of {name}: expected 64 hexadecimal digits, got {sha256[:80]!a}"
+        )
     return FileRecord(name, _count(entry["size"]), sha256)
 
 
 def _numbers(value: Any) -> dict[str, float]:
     if not all(type(number) in (int, float) for number in _of(dict, value).values()):
-        raise _MalformedError("a metric is not a number")
+        raise _MalformedError("`metrics`: expected numbers only, got another type")
     return {name: float(number) for name, number in value.items()}
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise _MalformedError(f"expected a count, got {ascii(value)[:80]}")
+        raise _MalformedError(f"expected an integer >= 0, got {ascii(value)[:80]}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Restoring of matching tensors: pretrained weights, another head, another optimizer.
+"""Restoring of the tensors that match: for pretrained weights, a new head, a new optimizer.
 
 Read next: `load.py`, to resume exactly; `state_dicts.py`, for weights of other programs.
 """
@@ -79,7 +79,7 @@ def restore(
     *,
     where: Callable[[str], str | None] | None = None,
 ) -> tuple[T, Report]:
-    """Return a state like this one, with all tensors that fit copied from another.
+    """Return the state `like` with all matching tensors copied from another state.
 
     A leaf is copied if the source has one of its shape at the same path; floating dtypes are
     converted. Every other leaf keeps the value of `like`, and the report names it.
@@ -151,7 +151,7 @@ def _compare(
 
 
 def _difference(saved: Any, like: Any) -> str | None:
-    """Return why one leaf cannot replace the other."""
+    """Return the reason why one leaf cannot replace the other, or `None` if it can."""
     if isinstance(saved, torch.Tensor) and isinstance(like, torch.Tensor):
         floating = saved.is_floating_point() and like.is_floating_point()
         if saved.shape == like.shape and (saved.dtype == like.dtype or floating):
@@ -166,7 +166,7 @@ def _kind(value: Any) -> str:
 
 
 def _like(found: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return these values in memory of their own, with the layout of `like`."""
+    """Return a copy of the values with the dtype, layout and device of `like`."""
     device = torch.device("cpu") if like.is_meta else like.device
     new = _tensors.empty(like.shape, like.stride(), like.dtype, device)
     _tensors.fill(new, found.detach())

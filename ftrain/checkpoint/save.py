@@ -1,4 +1,4 @@
-"""Saving: write to a hidden directory, sync, and rename to the final name.
+"""Saving of a state to a hidden directory, which is synced and renamed to its final name.
 
     1. a directory `.tmp-...` beside the final one, locked by its writer
     2. the tensors, each file hashed as it is written, then synced
@@ -116,14 +116,14 @@ def _headers(content: Draft) -> dict[str, bytes]:
     length = len(dataclasses.replace(content.manifest, files=unhashed).render())
     if length > MOST_MANIFEST:
         raise ValueError(
-            f"the metadata make a manifest of {length} bytes; {MOST_MANIFEST} is the most. Large data "
-            "belong into the state, as tensors."
+            f"metadata: expected a manifest of at most {MOST_MANIFEST} bytes, got {length}. Put large "
+            "data in the state, as tensors."
         )
     return headers
 
 
 def _write(content: Draft, headers: Mapping[str, bytes], directory: str) -> Manifest:
-    """Write and sync every file of a checkpoint, the sums last."""
+    """Write and sync every file of a checkpoint, `SHA256SUMS` last."""
     records = tuple(
         _write_tensors(tensors, headers[name], directory, name)
         for name, tensors in content.files.items()
@@ -168,7 +168,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
 
 
 def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
-    """Rename and sync; return False if the same content exists already."""
+    """Rename to the final path and sync; return False if the same content exists there already."""
     parent = os.path.dirname(path)
     try:
         _files.system.rename(temporary, path)
@@ -194,8 +194,8 @@ def _check_same(path: str, manifest: Manifest) -> None:
     if there != manifest.digest:
         what = "something that is no valid checkpoint" if there is None else "another checkpoint"
         raise CheckpointExistsError(
-            f"{path} holds {what}, and nothing is overwritten. Save under a name that is free; "
-            "a Store numbers them by step."
+            f"{path}: expected a free path, as nothing is overwritten, got {what}. Save under another "
+            "name, or with a Store, which numbers checkpoints by step."
         )
 
 
@@ -217,4 +217,4 @@ def _remedy(error: OSError) -> str:
         errno.EEXIST: "A part of the path is a file, or a link to nothing: choose another name.",
         errno.ENAMETOOLONG: "Choose a shorter name.",
     }.get(error.errno or 0, "")
-    return f"{what} The state in memory and older checkpoints are as they were.".strip()
+    return f"{what} The state in memory and older checkpoints are unchanged.".strip()

@@ -61,8 +61,8 @@ def write_state_dict(
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(
-            f"got {a_or_an(type(tensors).__name__)}: pass names and tensors, such as "
-            "module.state_dict()"
+            "tensors: expected a mapping of names to tensors, got "
+            f"{a_or_an(type(tensors).__name__)}. Pass module.state_dict(), for example"
         )
     _check_format(format)
     for name, tensor in tensors.items():
@@ -105,11 +105,13 @@ def read_state_dict(
             return _import_file(os.path.join(path, _SINGLE))
         if not os.path.exists(os.path.join(path, _INDEX)):
             raise CheckpointNotFoundError(
-                f"there are no weights at {path}: it holds neither {_SINGLE} nor {_INDEX}"
+                f"no weights found in {path}: expected {_SINGLE} or {_INDEX}"
             )
         return _import_parts(path)
     except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"there are no weights at {error.filename}") from None
+        raise CheckpointNotFoundError(
+            f"no weights found: {error.filename} does not exist"
+        ) from None
     except OSError as error:
         raise CheckpointReadError("read the weights", error, "Check who may read it.") from error
 
@@ -156,15 +158,21 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
         files = sorted(set(names.values()))
         safe = all(os.path.basename(name) == name for name in files)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise CheckpointCorruptError(f"{index} has no weight_map of names and files") from None
+        raise CheckpointCorruptError(
+            f"{index}: expected a `weight_map` from names to files, got none"
+        ) from None
     if not safe:
-        raise CheckpointCorruptError(f"{index} names a file outside of its directory")
+        raise CheckpointCorruptError(
+            f"{index}: expected files in its own directory, got a file elsewhere"
+        )
     found: dict[str, torch.Tensor] = {}
     for name in files:
         found |= _import_file(os.path.join(directory, name))
     if found.keys() != names.keys():
         odd = sorted(found.keys() ^ names.keys())[0]
-        raise CheckpointCorruptError(f"{index} and its files disagree about {odd!a}")
+        raise CheckpointCorruptError(
+            f"{index}: expected the same names as in its files, got a difference at {odd!a}"
+        )
     return found
 
 
@@ -176,15 +184,15 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
             raise
         except Exception as error:  # many kinds, for a file that is not one
             raise CheckpointCorruptError(
-                f"{path} is no torch.save'd state dict: {error}"
+                f"{path}: expected a state dict written by torch.save, got an error: {error}"
             ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in content.values()
     ):
         inside = f" with {list(content)[:8]}" if isinstance(content, Mapping) else ""
         raise CheckpointCorruptError(
-            f"{path} holds {a_or_an(type(content).__name__)}{inside}, not names and tensors. Take the "
-            "state dict out of it first, and save that."
+            f"{path}: expected a mapping of names to tensors, got {a_or_an(type(content).__name__)}"
+            f"{inside}. Extract the state dict from it and save that."
         )
     return {
         str(name): t.detach().clone(memory_format=torch.contiguous_format)
@@ -195,16 +203,18 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
 def _check(name: Any, tensor: Any, format: Format) -> None:
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise TypeError(
-            f"a state dict is names and tensors; {name!r} is {type(name).__name__} and holds "
+            f"tensors: expected strings and tensors, got {name!r} ({type(name).__name__}) with "
             f"{a_or_an(type(tensor).__name__)}"
         )
     if name == "__metadata__" and format == "safetensors":
-        raise ValueError(f"the name {name!r} is the format's own: choose another")
+        raise ValueError(f"the name {name!r} is reserved by the format. Choose another")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise ValueError(f"{name!r} is not a dense tensor with values")
+        raise ValueError(f"{name!r}: expected a dense tensor with values")
     stored = _tensors.name_of(tensor.dtype) and _tensors.stored_as(tensor.dtype, ())
     if format == "safetensors" and (not stored or stored[1]):
-        raise ValueError(f"{name!r} is {tensor.dtype}, which safetensors does not know")
+        raise ValueError(
+            f"{name!r}: expected a dtype that safetensors supports, got {tensor.dtype}"
+        )
 
 
 def _check_format(format: Format) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: numbered, kept by a policy, verified when read.
+"""Store of the checkpoints of a run: numbered, retained by a policy, verified when read.
 
 Read next: `save.py`, how one is written; `_retention.py`, which are kept.
 """
@@ -41,7 +41,7 @@ _LOCK = ".lock"
 
 
 class Store:
-    """A directory of checkpoints `step-000000000100`, one writer at a time, any number of readers.
+    """Directory of checkpoints named `step-000000000100`, for one writer and any number of readers.
 
     A new checkpoint is durable before an old one is deleted, and a deleted one disappears at once;
     a reader never sees half of one. The first `save` locks the directory until the store is closed
@@ -119,7 +119,7 @@ class Store:
         metrics: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> pathlib.Path:
-        """Save under the number of a step, then delete the checkpoints that the policy does not keep.
+        """Save the checkpoint of a step, then delete the checkpoints that the policy does not keep.
 
         Args:
             state: a tree of tensors.
@@ -189,10 +189,10 @@ class Store:
         if found is not None:
             return found[1]
         if default is None:
-            there = "" if os.path.isdir(self.directory) else " (there is no such directory)"
+            there = "" if os.path.isdir(self.directory) else " (the directory does not exist)"
             raise CheckpointNotFoundError(
-                f"there is no checkpoint in {self.directory} yet{there}. To begin with `like` then, "
-                "give the metadata to begin with: store.load(like, default={...})."
+                f"no checkpoint found in {self.directory}{there}. To start from `like` in that case, "
+                "pass the initial metadata: store.load(like, default={...})."
             )
         return like, default
 
@@ -230,7 +230,7 @@ class Store:
             self._settle()
             if step not in self.steps():
                 raise CheckpointNotFoundError(
-                    f"{self.directory} has no step {step}: {self.steps()}"
+                    f"step: expected one of {self.steps()}, the steps in {self.directory}, got {step}"
                 )
             self._discard([step])
 
@@ -240,7 +240,7 @@ class Store:
             self._background.wait()
 
     def close(self) -> None:
-        """Wait, and release the directory for another writer."""
+        """Wait until the save in progress is durable, and release the directory for another writer."""
         with self._turns.taken():
             try:
                 self._background.close()
@@ -264,7 +264,7 @@ class Store:
         return f"Store({str(self.directory)!r}, steps={self.steps()})"
 
     def _check_metric(self, metrics: Mapping[str, Any]) -> None:
-        """Warn once if checkpoints come with metrics, but without the one that ranks them."""
+        """Warn once if a checkpoint is saved with metrics that lack the one that ranks checkpoints."""
         name = self._policy.metric
         if self._policy.best is None or self._has_ranked or not metrics:
             return
@@ -305,7 +305,7 @@ class Store:
 
     def _take_place(self, step: int) -> None:
         path = str(self._numbered.path(step))
-        with refusals(f"delete what {path} was (the new one is safe)"):
+        with refusals(f"delete the old checkpoint {path} (the new one is safe)"):
             if os.path.lexists(path):
                 _raise(discard(path))
             _files.system.rename(str(self._numbered.replacement(step)), path)
@@ -327,7 +327,7 @@ class Store:
                 _raise(discard(str(self._numbered.path(step))))
 
     def _all_entries(self) -> list[StoredStep]:
-        """Return the entries to choose from; unreadable checkpoints are neither counted nor deleted."""
+        """Return the checkpoints that the policy applies to; leave out unreadable ones."""
         found: dict[int, tuple[Identity | None, StoredStep]] = {}
         for step in self.steps():
             path, known = self._numbered.standing(step), self._entries.get(step)
@@ -343,13 +343,13 @@ class Store:
 
     def _acquire(self) -> None:
         if self._lock is not None and self._lock.held:
-            with refusals(f"look at the lock of {self.directory}"):
+            with refusals(f"inspect the lock of {self.directory}"):
                 if not self._lock.lost():
                     return
             raise CheckpointLockedError(
-                f"{self.directory} is no longer the directory that this store has locked: somebody "
-                "deleted, moved or replaced it, and another may be writing to it by now. Look what is "
-                "there; then write store.close(), and save again."
+                f"{self.directory} is no longer the directory that this store has locked: it was "
+                "deleted, moved or replaced, and another process may be writing to it. Check its "
+                "content, then call store.close(), and save again."
             )
         path = str(self.directory / _LOCK)
         with refusals(f"lock {self.directory}"):
@@ -358,19 +358,21 @@ class Store:
         if not lock.held:
             lock.close()
             raise CheckpointLockedError(
-                f"{self.directory} is being written to by another process, or by another Store of this "
-                "one. Close that first (store.close()), or save to another directory."
+                f"{self.directory} is locked by another process, or by another Store in this process. "
+                "Close that store first (store.close()), or save to another directory."
             )
         self._lock = lock
 
 
 def _check_directory(directory: pathlib.Path) -> None:
     if os.path.isfile(directory):
-        raise ValueError(f"{directory} is a file; a store is a directory of checkpoints")
+        raise ValueError(
+            f"directory: expected a directory of checkpoints, got the file {directory}"
+        )
     if all(os.path.isfile(directory / name) for name in (MANIFEST, SUMS)):
         raise ValueError(
-            f"{directory} is itself a checkpoint; its store is the parent: "
-            f"Store({str(directory.parent)!r})"
+            f"directory: expected a directory of checkpoints, got the single checkpoint {directory}. "
+            f"Write Store({str(directory.parent)!r})"
         )
 
 

@@ -101,7 +101,9 @@ def test_a_save_raises_if_its_directory_is_deleted_every_time(tmp_path, monkeypa
     monkeypatch.setattr(
         _files.Files, "make_directory", lambda self, path: (make(self, path), os.rmdir(path))
     )
-    with pytest.raises(checkpoint.CheckpointWriteError, match="others delete") as caught:
+    with pytest.raises(
+        checkpoint.CheckpointWriteError, match="other processes keep deleting"
+    ) as caught:
         save(tmp_path)
     assert caught.value.errno == errno.EAGAIN
     assert os.listdir(tmp_path) == []

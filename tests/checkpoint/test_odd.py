@@ -46,12 +46,12 @@ def test_save_accepts_integers_and_0d_tensors_as_step(step, tmp_path):
 
 @pytest.mark.parametrize("value", [None, "low", torch.ones(2), 10**400])
 def test_save_refuses_metrics_that_are_not_numbers(value, tmp_path):
-    with pytest.raises(TypeError, match=r"metrics\['loss'\] is .* not a number"):
+    with pytest.raises(TypeError, match=r"metrics\['loss'\]: expected a number, got "):
         checkpoint.save(tmp_path / "one", ONE, metrics={"loss": value})
 
 
 def test_save_refuses_metrics_that_are_not_a_dict(tmp_path):
-    with pytest.raises(TypeError, match="metrics is list; it is names and numbers"):
+    with pytest.raises(TypeError, match="metrics: expected a dict of names and numbers, got list"):
         checkpoint.save(tmp_path / "one", ONE, metrics=[1.0])
 
 
@@ -72,7 +72,7 @@ def fake():
 def test_save_refuses_tensors_without_memory(tmp_path, make, asynchronous):
     """A tensor with freed storage was once saved asynchronously with the bytes of another."""
     store = checkpoint.Store(tmp_path / "run", asynchronous=asynchronous)
-    with pytest.raises(ValueError, match=r"the leaf at \['a'\] .* has no memory to save"):
+    with pytest.raises(ValueError, match=r"the leaf at \['a'\]: expected a tensor with memory"):
         store.save({"a": make()}, step=1)
     store.close()
     assert store.steps() == []
@@ -99,7 +99,7 @@ def test_save_refuses_containers_nested_more_than_100_levels(tmp_path):
 
     assert checkpoint.save(tmp_path / "one", deep(100)).leaves
     for levels in (101, 900):
-        with pytest.raises(ValueError, match="more than 100 levels deep"):
+        with pytest.raises(ValueError, match="at most 100 levels of nested containers"):
             checkpoint.save(tmp_path / "two", deep(levels))
 
 
@@ -112,7 +112,7 @@ def test_save_refuses_states_beyond_the_limits_of_readers(tmp_path, monkeypatch)
     monkeypatch.setattr(_files.Files, "call", never)
     module = sys.modules["ftrain.checkpoint.save"]
     monkeypatch.setattr(module, "MOST_MANIFEST", 3000)
-    with pytest.raises(ValueError, match="a manifest of .* bytes; 3000 is the most"):
+    with pytest.raises(ValueError, match="a manifest of at most 3000 bytes, got"):
         checkpoint.save(tmp_path / "one", ONE, metadata="x" * 3000)
     monkeypatch.setattr(_safetensors, "_MOST_HEADER", 1000)
     many = {f"name{i}": torch.ones(1) for i in range(30)}
@@ -135,7 +135,7 @@ def test_save_accepts_a_manifest_of_exactly_the_largest_size(tmp_path, monkeypat
     monkeypatch.setattr(module, "MOST_MANIFEST", size - 1)
     with checkpoint.Store(tmp_path / "run", asynchronous=True) as store:
         store.save(ONE, step=1)
-        with pytest.raises(ValueError, match=f"a manifest of .* bytes; {size - 1} is the most"):
+        with pytest.raises(ValueError, match=f"a manifest of at most {size - 1} bytes, got {size}"):
             store.wait()
     assert os.listdir(tmp_path / "run") == [".lock"]
 
@@ -152,9 +152,11 @@ def test_save_refuses_metadata_that_is_too_deep_cyclic_or_too_large(tmp_path):
     endless: list[object] = []
     endless.append(endless)
     for value in (nested(101), nested(5000), endless):
-        with pytest.raises(TypeError, match="nested 100 levels deep, or contains itself"):
+        with pytest.raises(
+            TypeError, match="at most 100 nested levels, got more, or a value that contains itself"
+        ):
             checkpoint.save(tmp_path / "one", ONE, metadata=value)
-    with pytest.raises(TypeError, match="is a number of .* bits"):
+    with pytest.raises(TypeError, match="at most 4096 bits"):
         checkpoint.save(tmp_path / "one", ONE, metadata={"n": 10**5000})
     for value in (nested(100), {"n": 2**4096 - 1}):
         assert saved(tmp_path / str(id(value)), metadata=value)[1] == value
@@ -177,7 +179,7 @@ def test_load_refuses_an_unknown_on_change(tmp_path):
 
 @pytest.mark.parametrize("hours", [0, -1, math.nan, "1"])
 def test_store_refuses_invalid_keep_every_hours(hours, tmp_path):
-    with pytest.raises(ValueError, match="keep_every_hours: expected a number above zero"):
+    with pytest.raises(ValueError, match="keep_every_hours: expected a number > 0"):
         checkpoint.Store(tmp_path, keep_every_hours=hours)
 
 
@@ -188,15 +190,13 @@ def test_state_dict_functions_refuse_unknown_formats(tmp_path):
     ):
         with pytest.raises(ValueError, match="format: expected 'safetensors' or 'torch'"):
             act()
-    with pytest.raises(
-        checkpoint.CheckpointNotFoundError, match="it holds neither model.safetensors nor"
-    ):
+    with pytest.raises(checkpoint.CheckpointNotFoundError, match="expected model.safetensors or"):
         checkpoint.read_state_dict(tmp_path)
 
 
 @pytest.mark.parametrize("every", [0.5, 0, True])
 def test_store_refuses_invalid_keep_every_steps(every, tmp_path):
-    with pytest.raises(ValueError, match="keep_every_steps: expected a whole number"):
+    with pytest.raises(ValueError, match="keep_every_steps: expected an integer >= 1"):
         checkpoint.Store(tmp_path, keep_every_steps=every)
 
 
@@ -232,7 +232,7 @@ def test_checkpoint_directories_may_have_any_name(name, tmp_path):
 
 
 def test_write_state_dict_refuses_reserved_names_and_modules(tmp_path):
-    with pytest.raises(ValueError, match="the format's own"):
+    with pytest.raises(ValueError, match="reserved by the format"):
         checkpoint.write_state_dict(tmp_path / "w", {"__metadata__": torch.ones(1)})
     with pytest.raises(TypeError, match="module.state_dict"):
         checkpoint.write_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]

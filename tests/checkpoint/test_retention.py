@@ -111,9 +111,9 @@ def test_save_syncs_the_new_checkpoint_before_deleting_an_old_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"keep_last": 0}, "keep_last: expected a whole number above zero or None, got 0"),
+        ({"keep_last": 0}, "keep_last: expected an integer >= 1 or None, got 0"),
         ({"keep_best": 1.5}, "keep_best"),
-        ({"keep_every_hours": 0}, "keep_every_hours: expected a number above zero"),
+        ({"keep_every_hours": 0}, "keep_every_hours: expected a number > 0"),
         ({"mode": "smallest"}, "mode: expected 'min' or 'max'"),
     ],
 )

@@ -194,7 +194,7 @@ def test_mnist_refuses_incomplete_or_inconsistent_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="file not found: train-labels-idx1-ubyte"):
         data.mnist(tmp_path / "mnist")
     labels.write_bytes(IDX)
-    with pytest.raises(DataError, match="3 axes instead of 1"):
+    with pytest.raises(DataError, match="expected 1 axes, got 3"):
         data.mnist(tmp_path / "mnist")
 
 
