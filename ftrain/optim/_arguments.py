@@ -1,4 +1,4 @@
-"""Messages for an argument that an algorithm does not take, most often torch's name for one."""
+"""Error messages for unknown arguments of an algorithm, most often torch's names for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TORCH = {
 def algorithm(
     build: Callable[_P, GradientTransformation],
 ) -> Callable[_P, GradientTransformation]:
-    """Return the function, with a message for arguments that it does not take.
+    """Wrap an algorithm so that an unknown argument raises an error with a remedy.
 
     Example:
         >>> @algorithm

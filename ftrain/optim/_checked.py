@@ -1,4 +1,4 @@
-"""The checks that every `update` begins with, in one wrapper."""
+"""Wrapper with the checks that every `update` begins with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checked(
     needs_params: str | bool = False,
     unused: Sequence[str] = (),
 ) -> GradientTransformation:
-    """Return the transformation, its `update` checked to be called with its own state.
+    """Return a transformation whose `update` first checks its state and its parameters.
 
     Args:
         name: of the transformation, for messages.
@@ -56,14 +56,14 @@ def checked(
 
 
 def required_params(name: str, params: PyTree | None) -> PyTree:
-    """Return the parameters.
+    """Return the parameters, or raise an error that names the caller.
 
     Raises:
         ValueError: they are missing.
     """
     if params is None:
         raise ValueError(
-            f"`{name}` reads the parameters and got none: call `update(grads, state, params)`."
+            f"`{name}`: expected the parameters, got None. Call `update(grads, state, params)`."
         )
     return params
 
@@ -71,7 +71,7 @@ def required_params(name: str, params: PyTree | None) -> PyTree:
 def other_options(name: str, difference: str) -> ValueError:
     """Return the error for a state that was made with other options."""
     return ValueError(
-        f"`{name}` got the state of an optimizer with other options: it has {difference}. "
+        f"`{name}`: expected a state of the same options, got one with {difference}. "
         "Give the optimizer the options of the one that made the state, or start from its own "
         "`init(params)`."
     )

@@ -79,9 +79,9 @@ def at_least_zero(name: str, value: Hyperparameter) -> None:
 
 
 def positive_int(name: str, value: int, at_least: int = 1) -> None:
-    """Raise unless `value` is a whole number of updates, `at_least` or more."""
+    """Raise unless `value` is an integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} counts updates: it must be an int, got {value!r}.")
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}.")
 
@@ -90,8 +90,8 @@ def optimizer(wrapper: str, inner: object) -> None:
     """Raise unless `inner` is an optimizer that `wrapper` can wrap."""
     if not isinstance(inner, GradientTransformation):
         raise TypeError(
-            f"`{wrapper}` goes around an optimizer such as `optim.adamw(1e-3)`, its first argument, and "
-            f"got {a_or_an(type(inner).__name__)}."
+            f"`{wrapper}`: expected an optimizer such as `optim.adamw(1e-3)` as its first argument, got "
+            f"{a_or_an(type(inner).__name__)}."
         )
 
 
@@ -101,9 +101,8 @@ def function_needed(
     """Return the function of the parameters, or raise an error that names the caller."""
     if not callable(value):
         raise ValueError(
-            f"`{algorithm}` calls `{name}` at other parameters and got {value!r}. Steps made by "
-            f"`ftrain.make_steps` hand it in; by hand write `update(grads, state, params, "
-            f"{name}=...)`, a pure function of the parameters alone."
+            f"`{algorithm}`: expected `{name}`, a pure function of the parameters alone, got {value!r}. "
+            f"Call `update(grads, state, params, {name}=...)`, as steps made by `ftrain.make_steps` do."
         )
     return value
 
@@ -112,8 +111,8 @@ def _is_number(name: str, value: Hyperparameter) -> bool:
     if isinstance(value, torch.Tensor):
         if value.ndim or not value.is_floating_point():
             raise TypeError(
-                f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}; it "
-                "must be a number or a 0-d floating tensor. For many values, `torch.vmap` over it."
+                f"{name} must be a number or a 0-d floating-point tensor, got shape "
+                f"{tuple(value.shape)} and dtype {value.dtype}. For many values, `torch.vmap` over it."
             )
         return False
     if isinstance(value, bool) or not isinstance(value, (int, float)):

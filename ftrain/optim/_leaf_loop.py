@@ -1,4 +1,4 @@
-"""The loop over leaves that the algorithms share: one rule, applied at each leaf of checked trees.
+"""Loop that applies the rule of an algorithm to each leaf of checked trees.
 
 An algorithm then reads as its paper does: the scalars of this update, computed once in float64, and a
 rule from gradient and memory to update and new memory.
@@ -122,7 +122,7 @@ def _named(
 
 
 def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> GradientTransformation:
-    """Return the transformation without memory that applies a rule at every leaf.
+    """Return the stateless transformation that applies a rule at every leaf.
 
     Args:
         name: of the transformation, if its rule reads the parameters; else None.
@@ -146,7 +146,7 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
 
 
 def started(params: PyTree, learning_rate: LearningRate) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the count and the learning rate of the state before the first update."""
+    """Return the count and the learning rate of the initial state."""
     leaves, _ = parameters(params)
     count = zero_count(first_device(leaves))
     return count, rate_at(learning_rate, count).float()

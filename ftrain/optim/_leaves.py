@@ -33,7 +33,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
-    """Return the leaves of a parameter tree, each checked to be a floating tensor."""
+    """Return the leaves of a parameter tree, each checked to be a floating-point tensor."""
     return _floating(
         params,
         "parameter",
@@ -66,8 +66,8 @@ def matching_leaves(
             for field, value in ((first_name, first_tree), (name, other)):
                 if field.startswith("state.") and isinstance(value, tuple) and not value:
                     raise ValueError(
-                        f"`{field}` is empty: the optimizer that made this state had other options, and "
-                        "kept none. Give this one the same, or start from its own `init(params)`."
+                        f"`{field}` is empty: the optimizer that made this state had other options. "
+                        "Give this one the same options, or start from its own `init(params)`."
                     )
             raise ValueError(
                 f"`{name}` and `{first_name}` differ in structure "
@@ -132,7 +132,7 @@ def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torc
 
 
 def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
-    """Return `x`, each entry cut to `[-bound, bound]`."""
+    """Return `x` with each entry clamped to `[-bound, bound]`."""
     # clamp accepts numbers and tensors; its stubs require both bounds to be of one kind.
     return torch.clamp(x, -bound, bound)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Line search as one loop of the graph: it brackets a good step, then narrows the bracket.
+"""Line search as one graph loop, which brackets a suitable step and then narrows the bracket.
 
 Each iteration evaluates one trial and updates the bracket by `torch.where`; after a good trial the
 remaining iterations do nothing. The loop is `ftrain.scan`, so that a compiled step holds the loss
@@ -110,7 +110,7 @@ def strong_wolfe(
 
 
 def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Return the minimum of the cubic through both points, kept off the ends by a tenth."""
+    """Return the minimizer of the cubic through both points, a tenth or more inside the interval."""
     (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
     s = da + db - 3 * (fa - fb) / (a - b)
     root = (s * s - da * db).clamp(min=0).sqrt() * torch.sign(b - a)

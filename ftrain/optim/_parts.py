@@ -1,4 +1,4 @@
-"""Parts of a tree: omitted leaves are marked, so that structure and paths stay."""
+"""Parts of a tree whose omitted leaves are marked, so that structure and paths stay the same."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Masked", "narrowed", "part", "unchanged"]
 
 
 class Masked(NamedTuple):
-    """Marker of an omitted leaf; a node without leaves (`torch.vmap` does not take `None` for one)."""
+    """Marker of an omitted leaf: a tree node without leaves (`torch.vmap` does not treat `None` so)."""
 
 
 def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
-    """Return the tree with `Masked()` in the place of each leaf that is not kept.
+    """Return the tree with `Masked()` in place of each leaf that is not kept.
 
     Example:
         >>> part({"a": 1, "b": 2}, [True, False])
@@ -33,7 +33,7 @@ def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
 def narrowed(
     extra: Mapping[str, Any], params: PyTree | None, keep: Sequence[bool]
 ) -> dict[str, Any]:
-    """Return the extra arguments for an optimizer of a part of the parameters.
+    """Return the extra arguments, adapted to an optimizer of a part of the parameters.
 
     Functions of all parameters become functions of the part; the other parameters keep their
     values.
@@ -58,5 +58,5 @@ def narrowed(
 
 
 def unchanged(leaf: torch.Tensor) -> torch.Tensor:
-    """Return the update that keeps every bit of a parameter: `x + -0.0` is `x`, also for `-0.0`."""
+    """Return an update of `-0.0`, which keeps every bit of a parameter, even of `-0.0`."""
     return torch.full_like(leaf, -0.0, dtype=compute_dtype(leaf.dtype))

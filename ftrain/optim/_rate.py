@@ -17,29 +17,31 @@ LearningRate = Hyperparameter | Schedule
 
 
 def check_learning_rate(learning_rate: LearningRate, name: str = "learning_rate") -> None:
-    """Raise unless this is a finite number >= 0, a 0-d tensor or a schedule."""
+    """Raise unless the learning rate is a finite number >= 0, a 0-d tensor or a schedule."""
     if callable(learning_rate) and not isinstance(learning_rate, torch.Tensor):
         return
     _checks.non_negative(name, learning_rate)
 
 
 def zero_count(device: torch.device) -> torch.Tensor:
-    """Return the number of updates before the first: int64, 0-d."""
+    """Return the update count of the initial state: 0, as an int64 0-d tensor."""
     return torch.zeros((), dtype=torch.int64, device=device)
 
 
 def rate_at(learning_rate: LearningRate, count: torch.Tensor) -> torch.Tensor:
-    """Return the rate of the update after `count` others: float64, 0-d, on its device."""
+    """Return the learning rate after `count` updates, float64 and 0-d, on the device of `count`."""
     if not callable(learning_rate) or isinstance(learning_rate, torch.Tensor):
         return double(learning_rate, count.device)
     rate = learning_rate(count)
     if isinstance(rate, torch.Tensor) and rate.ndim:
         raise ValueError(
-            f"the schedule returned a tensor of shape {tuple(rate.shape)}; a rate is 0-d. "
-            "It is given the count as an int64 0-d tensor: compute from that alone."
+            f"schedule: expected it to return a 0-d tensor, got shape {tuple(rate.shape)}. "
+            "Compute the rate from the count alone, which is an int64 0-d tensor."
         )
     if not isinstance(rate, (torch.Tensor, float, int)):
-        raise TypeError(f"the schedule returned {type(rate).__name__} {rate!r}, not a 0-d tensor.")
+        raise TypeError(
+            f"schedule: expected it to return a 0-d tensor, got {type(rate).__name__} {rate!r}."
+        )
     return double(rate, count.device)
 
 

@@ -33,7 +33,7 @@ def step_once(
     entries: Sequence[Entries],
     numbers: Collection[str] = (),
 ) -> tuple[list[torch.Tensor], list[Entries]]:
-    """Return the parameters and the optimizer's memory after one step; the arguments keep their values.
+    """Return the parameters and the optimizer's state entries after one step; modify no argument.
 
     Args:
         make: the class.
@@ -67,7 +67,7 @@ def first_entries(
     rate: torch.Tensor | None,
     params: Sequence[torch.Tensor],
 ) -> list[Entries]:
-    """Return the optimizer's memory of each parameter before its first step.
+    """Return the optimizer's state entries of each parameter before its first step.
 
     torch fills its state during the first step. So one step is taken with zero gradients: the first
     value stored under each name is the start; a value stored after the initialization is a result,
@@ -130,7 +130,7 @@ def _step(optimizer: torch.optim.Optimizer, symbolic: bool) -> None:
 
 
 def _untraceable(name: str, error: Exception) -> str:
-    """Return why a step of torch's cannot be compiled or mapped, and what can."""
+    """Return the error text for a step of torch that cannot be compiled or vmapped, with a remedy."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, _torch.DATA_DEPENDENT) or ".item()" in text:
         reason = "asks for the value of a tensor, which a trace does not have"

@@ -1,4 +1,4 @@
-"""AdaBelief: Adam divided by the variance of the gradients around their mean, not by their size."""
+"""AdaBelief: Adam whose second moment is taken around the running mean of the gradients."""
 
 from __future__ import annotations
 

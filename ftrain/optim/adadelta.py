@@ -1,4 +1,4 @@
-"""Adadelta: steps in the units of the parameters, from the sizes of earlier steps."""
+"""Adadelta: steps in the units of the parameters, from running means of squared earlier steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AdadeltaState(NamedTuple):
 def adadelta(
     learning_rate: LearningRate = 1.0, rho: Hyperparameter = 0.9, eps: Hyperparameter = 1e-6
 ) -> GradientTransformation:
-    r"""Return Adadelta: steps whose size comes from the sizes of earlier steps.
+    r"""Return Adadelta: steps scaled by the RMS of earlier steps over the RMS of the gradients.
 
     $$u = -\eta d, \qquad d = \frac{\sqrt{x + \epsilon}}{\sqrt{v + \epsilon}} \, g, \quad
     v = \rho v + (1 - \rho) g^2, \quad x = \rho x + (1 - \rho) d^2 \text{ (after the step)}$$

@@ -1,4 +1,4 @@
-"""Adafactor: adaptive steps whose memory for a matrix is one row and one column."""
+"""Adafactor: adaptive steps whose state for a matrix is one row and one column."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def adafactor(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    r"""Return Adafactor: adaptive steps in sublinear memory, relative to the size of each parameter.
+    r"""Return Adafactor: adaptive steps with sublinear memory, scaled by the RMS of each parameter.
 
     $$u = -\alpha \, \frac{x}{\max(1, \mathrm{rms}(x) / d)} - \eta \lambda p, \qquad
     x = \frac{g}{\sqrt{v}}, \quad
@@ -156,7 +156,7 @@ def adafactor(
 
 
 def _zeros(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the memory of one parameter: row, column and the squares of vectors."""
+    """Return the initial row, column and vector mean squares of one parameter."""
     dtype = compute_dtype(p.dtype)
     if p.ndim < 2:
         return (
@@ -178,7 +178,7 @@ def _variance(
     weight: Hyperparameter,
     least: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """Return the estimate for each element, and the memory it is made from."""
+    """Return the mean-square estimate of each element, and the new row, column and vector statistics."""
     row, column, nu = memory
     square = g.square()
     if g.ndim < 2:
@@ -190,11 +190,11 @@ def _variance(
 
 
 def _mean(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the mean over one dimension, kept; 0 if that is empty."""
+    """Return the mean over one dimension, which is kept; 0 if the dimension is empty."""
     return x.sum(dim, keepdim=True) / max(x.shape[dim], 1)
 
 
 def _rms(x: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square of all elements; 0 if there are none."""
+    """Return the root mean square of all elements, or 0 for an empty tensor."""
     norm: torch.Tensor = torch.linalg.vector_norm(x)
     return norm / math.sqrt(max(x.numel(), 1))

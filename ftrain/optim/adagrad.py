@@ -1,4 +1,4 @@
-"""Adagrad: each step divided by the root of all squared gradients so far."""
+"""Adagrad: gradients divided by the root of the sum of squared gradients."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def adagrad(
     *,
     initial_accumulator_value: float = 0.0,
 ) -> GradientTransformation:
-    r"""Return Adagrad: gradient descent with a rate for each coordinate.
+    r"""Return Adagrad: gradient descent with a separate learning rate for each coordinate.
 
     $$u = -\eta \, \frac{g}{\sqrt{v} + \epsilon}, \qquad v = v + g^2$$
 

@@ -1,4 +1,4 @@
-"""Adam: steps scaled by running estimates of each gradient's mean and size.
+"""Adam: steps from running means of the gradients and of their squares.
 
 `scale_by_adam` is the direction alone, for composition; `adam` and `adamw` are whole algorithms
 whose state is flat: one count, one rate, two moments.
@@ -196,7 +196,7 @@ def adam(
 def scale_by_adam(
     b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.999, eps: Hyperparameter = 1e-8
 ) -> GradientTransformation:
-    r"""Return the direction of Adam, without rate and sign.
+    r"""Return the update direction of Adam, without learning rate and sign.
 
     $$u = \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 

@@ -1,4 +1,4 @@
-"""Adamax: Adam divided by a decaying maximum of the gradients instead of their mean square."""
+"""Adamax: Adam divided by a decaying maximum of the absolute gradients."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ __all__ = ["chain", "identity"]
 
 
 def chain(*links: GradientTransformation) -> GradientTransformation:
-    """Apply transformations one after the other, from left to right.
+    """Compose transformations, applied from left to right.
 
     Args:
         *links: each is handed the updates of the one before it, its own state, the parameters, and
@@ -46,8 +46,8 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
         own = isinstance(state, tuple) and not hasattr(state, "_fields")
         if not own or len(state) != len(links):
             raise ValueError(
-                f"a chain of {len(links)} links has a tuple of their {len(links)} states, got "
-                f"{_described(state)}. Pass the state that its own `init` or `update` returned."
+                f"state: expected a tuple of the {len(links)} states of the links of the chain, got "
+                f"{_described(state)}. Pass the state that the chain's `init` or `update` returned."
             )
         states = []
         for link, link_state in zip(links, state, strict=True):
@@ -59,7 +59,7 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
 
 
 def identity() -> GradientTransformation:
-    """Return the transformation that passes gradients on unchanged: the neutral element of `chain`.
+    """Return the transformation that leaves gradients unchanged, the neutral element of `chain`.
 
     Example:
         >>> identity().update({"w": 1.0}, ())
@@ -80,14 +80,14 @@ def identity() -> GradientTransformation:
 def _check_link(index: int, link: object) -> None:
     if not isinstance(link, GradientTransformation):
         raise TypeError(
-            f"link {index} of the chain is {_described(link)}, not a GradientTransformation. Write "
-            "`chain(clip_by_global_norm(1.0), adamw(1e-3))`, each link called and none in a list."
+            f"chain: expected a GradientTransformation as link {index}, got {_described(link)}. Write "
+            "`chain(clip_by_global_norm(1.0), adamw(1e-3))`, with each link called and not in a list."
         )
     kinds = {p.kind for p in inspect.signature(link.update).parameters.values()}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise TypeError(
-            f"the `update` of link {index} takes no `**extra`, so a chain cannot hand it arguments "
-            "meant for another link. Write `def update(grads, state, params=None, **extra):`."
+            f"chain: expected `**extra` among the arguments of the `update` of link {index}, for those "
+            "of other links. Write `def update(grads, state, params=None, **extra):`."
         )
 
 

@@ -1,4 +1,4 @@
-"""Clipping: gradients of bounded length, all together, by leaf, by unit or by entry."""
+"""Clipping of gradients: all together by their norm, by leaf, by unit or by entry."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> Gradi
 
 
 def block_rms(x: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square of a tensor that is not empty, as a 0-d tensor."""
+    """Return the root mean square of a non-empty tensor, as a 0-d tensor."""
     norm: torch.Tensor = torch.linalg.vector_norm(x)
     return norm / math.sqrt(x.numel())
 

@@ -1,4 +1,4 @@
-"""Directions with one moment, for composition: RMSprop and Lion.
+"""Update directions of RMSprop and Lion, for composition in a chain.
 
 The direction of Adam is in `adam.py`, momentum in `momentum.py`.
 """
@@ -42,7 +42,7 @@ class ScaleByLionState(NamedTuple):
 def scale_by_rms(
     decay: Hyperparameter = 0.99, eps: Hyperparameter = 1e-8
 ) -> GradientTransformation:
-    r"""Return the direction of RMSprop.
+    r"""Return the update direction of RMSprop.
 
     $$u = \frac{g}{\sqrt{v} + \epsilon}, \qquad v = \rho v + (1 - \rho) g^2$$
 
@@ -98,7 +98,7 @@ def scale_by_rms(
 
 
 def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> GradientTransformation:
-    r"""Return the direction of Lion.
+    r"""Return the update direction of Lion.
 
     $$u = \mathrm{sign}(\beta_1 m + (1 - \beta_1) g), \qquad
     m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$

@@ -41,7 +41,7 @@ class FromTorchState(NamedTuple):
 def from_torch(
     optimizer: type[torch.optim.Optimizer], *, lr: LearningRate | None = None, **options: Any
 ) -> GradientTransformation:
-    """Return an optimizer class of `torch.optim`, or one like them, as a `GradientTransformation`.
+    """Convert an optimizer class of `torch.optim`, or a similar one, to a `GradientTransformation`.
 
     Each update constructs an optimizer of copies, gives it its memory, lets it step, and returns
     what changed: nothing outside is touched, and the update is torch's own, within the one rounding
@@ -94,7 +94,7 @@ def from_torch(
     ) -> tuple[PyTree, FromTorchState]:
         if params is None:
             raise ValueError(
-                f"`from_torch({optimizer.__name__})` reads the parameters and got none: call "
+                f"`from_torch({optimizer.__name__})`: expected the parameters, got None. Call "
                 "`update(grads, state, params)`."
             )
         (ps, gs), treedef = matching_leaves(("params", params), ("grads", grads))
@@ -133,27 +133,27 @@ def from_torch(
 def _probed(
     optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> tuple[dict[str, Any], float, frozenset[str]]:
-    """Return the options, the class's own learning rate, and which of its entries are Python numbers."""
+    """Return the options, the class's learning rate, and the names of state entries that are numbers."""
     if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"from_torch expected a class such as torch.optim.Adagrad and its arguments, got "
-            f"{optimizer!r}. Write `from_torch(torch.optim.Adagrad, lr=0.1)`."
+            f"optimizer: expected a class such as torch.optim.Adagrad, got {optimizer!r}. "
+            "Write `from_torch(torch.optim.Adagrad, lr=0.1)`."
         )
     name = optimizer.__name__
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"{name}.step needs a closure that evaluates the loss again, so it is no function of the "
-            "gradients. `optim.lbfgs` is one of the loss."
+            f"optimizer: expected a class whose step needs gradients only, got {name}, whose step needs "
+            "a closure that evaluates the loss again. For L-BFGS write `optim.lbfgs`."
         )
     if issubclass(optimizer, torch.optim.SGD) and options.get("dampening", 0):
         raise ValueError(
-            "torch.optim.SGD dampens no first gradient, and remembers nothing that tells it which is "
-            "the first. Write `optim.sgd(rate, momentum, dampening=...)`, which counts."
+            "dampening: expected 0 for torch.optim.SGD, whose state does not record which gradient is "
+            "the first, the one without dampening. Write `optim.sgd(rate, momentum, dampening=...)`."
         )
     if options.get("capturable"):
         raise ValueError(
-            "`from_torch` takes no capturable=True, which it sets itself where a step is compiled. "
+            "capturable: expected False, got True: `from_torch` sets it itself in a compiled step. "
             "Leave it out."
         )
     if "foreach" in inspect.signature(optimizer).parameters:
@@ -169,20 +169,21 @@ def _probed(
         own = own_algorithm(name)
         instead = "" if own is None else f" Write `optim.{own}`, which does."
         raise TypeError(
-            f"`from_torch({name})` takes a class whose step works with dense gradients on the CPU, and "
-            f"got {type(error).__name__}: {str(error).strip().rstrip('.')}.{instead}"
+            f"`from_torch({name})`: expected a step that works with dense gradients on the CPU, got "
+            f"{type(error).__name__}: {str(error).strip().rstrip('.')}.{instead}"
         ) from error
     changed = [key for key, value in before.items() if group[key] is not value]
     if changed:
         raise ValueError(
-            f"{name} keeps memory in its parameter groups ({', '.join(changed)}), where it is no part "
-            "of the state of each parameter: it would be lost."
+            f"optimizer: expected a class that keeps its state per parameter, got {name}, which also "
+            f"changes its parameter groups ({', '.join(changed)}): these changes would be lost."
         )
     entries = probe.state.get(param, {})
     for key, value in entries.items():
         if value is not None and not isinstance(value, (int, float, torch.Tensor)):
             raise TypeError(
-                f"{name} remembers {key!r} as {a_or_an(type(value).__name__)}; a state holds tensors."
+                f"optimizer: expected state entries that are tensors or numbers, got {key!r} of {name}, "
+                f"{a_or_an(type(value).__name__)}."
             )
     numbers = frozenset(key for key, value in entries.items() if isinstance(value, (int, float)))
     return options, before.get("lr", 0.0), numbers
@@ -191,7 +192,7 @@ def _probed(
 def _by_name(
     entries: Sequence[Entries], treedef: tree.TreeDef, params: Sequence[torch.Tensor]
 ) -> dict[str, PyTree]:
-    """Turn a dict for each leaf into a tree for each name; numbers become 0-d tensors."""
+    """Convert one dict per leaf to one tree per name; numbers become 0-d tensors."""
     found = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         column = [
@@ -204,7 +205,7 @@ def _by_name(
 
 
 def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) -> list[Entries]:
-    """Turn a tree for each name back into a dict for each leaf."""
+    """Convert one tree per name back to one dict per leaf."""
     columns = {}
     for name, values in entries.items():
         try:
@@ -222,7 +223,7 @@ def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) 
 
 
 def _shapes(entry: Entries) -> Shapes:
-    """Return the shapes of one parameter's entries by name; a number has `()`."""
+    """Return the shape of each state entry of one parameter, by name; a number has shape `()`."""
     return {
         name: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
         for name, value in entry.items()
@@ -232,9 +233,9 @@ def _shapes(entry: Entries) -> Shapes:
 
 def _other_state(optimizer: type, path: str, found: Shapes, expected: Shapes) -> ValueError:
     return ValueError(
-        f"`from_torch({optimizer.__name__})` was handed the state of another class, of other options or "
-        f"of other parameters: at {path} it has {_listed(found)} where {_listed(expected)} belongs. "
-        "Give it the state of the optimizer it is, or start from its own `init(params)`."
+        f"`from_torch({optimizer.__name__})`: expected {_listed(expected)} at {path}, got "
+        f"{_listed(found)}: the state of another class, of other options or of other parameters. "
+        "Pass the state of this optimizer, or start from its own `init(params)`."
     )
 
 
@@ -253,16 +254,16 @@ def _like(optimizer: type, entry: Entries, was: Entries) -> Entries:
     entry = {name: value for name, value in entry.items() if value is not None}
     if entry.keys() != was.keys():
         raise ValueError(
-            f"{optimizer.__name__} remembered {sorted(was)} of a parameter and now {sorted(entry)}: "
-            "its state changes in kind from step to step."
+            f"optimizer: expected the same state entries after each step, {sorted(was)}, got "
+            f"{sorted(entry)} from {optimizer.__name__}."
         )
     found = {}
     for name, old in was.items():
         new = _as_tensor(entry[name], old.device)
         if new.shape != old.shape:
             raise ValueError(
-                f"{optimizer.__name__} remembered {name!r} of shape {tuple(old.shape)} and now of "
-                f"{tuple(new.shape)}: its state changes in kind from step to step."
+                f"optimizer: expected {name!r} to keep its shape {tuple(old.shape)}, got "
+                f"{tuple(new.shape)} from {optimizer.__name__}."
             )
         found[name] = like(new, old)
     return found

@@ -1,4 +1,4 @@
-"""Reading an optimizer's state by name, however deeply its parts are nested."""
+"""Lookup of values in an optimizer's state by name, at any depth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["get", "locate", "nodes"]
 
 
 def get(state: PyTree, name: str, *within: str) -> Any:
-    """Return the value of the one field called `name`: a tensor, or a whole tree such as `mu` or `ema`.
+    """Return the value of the only field called `name`: a tensor, or a tree such as `mu` or `ema`.
 
     Fields of states come before keys of dicts, so that a parameter called `count` hides nothing.
     Several names select from outside in: `get(state, "backbone", "count")` is the count in the
@@ -67,12 +67,13 @@ def _one(state: PyTree, name: str) -> tuple[str, Any]:
         keys = dict.fromkeys(str(key) for _, key, _ in _holders(state, keys=True))
         listed = ", ".join([*fields, *keys][:20])
         raise LookupError(
-            f"nothing in this state is called {name!r}. There are: {listed or 'none'}."
+            f"no entry of this state is called {name!r}. Its entries are: {listed or 'none'}."
         )
     paths = "\n".join(f"  {path}" for path, _ in found)
     raise ValueError(
-        f"{len(found)} places in this state are called {name!r}:\n{paths}\nName what holds the one you "
-        f'mean first, `optim.get(state, "<holder>", {name!r})`, or write the path: `state{found[0][0]}`.'
+        f"{len(found)} entries of this state are called {name!r}:\n{paths}\nPass the entry around the "
+        f'one you mean first, `optim.get(state, "<holder>", {name!r})`, or write '
+        f"the path: `state{found[0][0]}`."
     )
 
 

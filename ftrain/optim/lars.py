@@ -1,4 +1,4 @@
-"""LARS: momentum whose step for each layer is in proportion to the layer, for very large batches."""
+"""LARS: momentum with layer steps in proportion to the norm of the weights, for large batches."""
 
 from __future__ import annotations
 

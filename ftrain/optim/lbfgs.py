@@ -1,4 +1,4 @@
-"""L-BFGS: steps along an inverse Hessian that is stored as pairs of differences.
+"""L-BFGS: quasi-Newton steps with an inverse Hessian stored as pairs of differences.
 
 `scale_by_lbfgs` is the direction alone, for composition; `lbfgs` takes a step of the length that a
 line search finds. Made for full batches and smooth functions.

@@ -1,4 +1,4 @@
-"""Lion: steps of one size, in the direction of a sign."""
+"""Lion: steps of equal size in every coordinate, along the sign of an averaged gradient."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lion(
     weight_decay: Hyperparameter = 1e-3,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    r"""Return Lion: sign descent along two averages of one memory.
+    r"""Return Lion: sign descent along an average of the gradient and the momentum.
 
     $$u = -\eta \left( \mathrm{sign}(\beta_1 m + (1 - \beta_1) g) + \lambda p \right), \qquad
     m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$

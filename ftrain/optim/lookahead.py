@@ -40,7 +40,7 @@ class LookaheadState(NamedTuple):
 def lookahead(
     inner: GradientTransformation, k: int = 6, alpha: Hyperparameter = 0.5
 ) -> GradientTransformation:
-    r"""Return `inner` with slow weights: k steps forward, one step back.
+    r"""Return `inner` with slow weights, which move toward the fast weights every k steps.
 
     $$s = s + \alpha (p - s), \qquad p = s$$
 

@@ -49,7 +49,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Keep parameters unchanged, bit for bit; `inner` moves the others and has no state for these.
+    """Keep the masked parameters bit for bit; `inner` updates the others and has no state for these.
 
     Args:
         inner: the optimizer of all other parameters; clipping inside it sees their gradients only.
@@ -83,7 +83,7 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def set_to_zero() -> GradientTransformation:
-    """Keep every parameter unchanged: the optimizer of a frozen group of `partition`.
+    """Keep every parameter unchanged, as the optimizer of a frozen group in `partition`.
 
     The updates are `-0.0`, which added to any number gives that number, to the bit.
 

@@ -1,4 +1,4 @@
-"""Masks select parameters: patterns of names, trees of bools, functions.
+"""Masks that select parameters: name patterns, trees of bools, and functions.
 
 A mask depends on structure, shapes and names, never on values: it is read in Python, once for each
 trace.
@@ -24,7 +24,7 @@ bools of the parameters' structure; a function from parameters to one; or None: 
 
 
 def matrices(params: PyTree) -> PyTree:
-    """Return True for parameters of two or more dimensions: not for biases, gains and scalars.
+    """Return a mask of the parameters of two or more dimensions (no biases, gains or scalars).
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ def matrices(params: PyTree) -> PyTree:
 
 
 def everything(params: PyTree) -> PyTree:
-    """Return True for every parameter.
+    """Return a mask of all parameters.
 
     Example:
         >>> import torch
@@ -62,8 +62,8 @@ def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree
 
     if not callable(predicate):
         raise TypeError(
-            f"matching takes a function of name and parameter, and {predicate!r} is not callable. A "
-            "pattern of names is a mask by itself."
+            f"predicate: expected a function of name and parameter, got {predicate!r}. Pass a pattern "
+            "of names as the mask itself, without `matching`."
         )
 
     def mask(params: PyTree) -> PyTree:
@@ -99,7 +99,7 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
     flat, treedef = tree.flatten(bools)
     if treedef != tree.structure(params):
         raise ValueError(
-            f"the mask's structure is not that of the parameters, "
+            f"mask: expected the structure of the parameters, got a difference "
             f"{tree.first_difference(params, bools)}. Give one bool for each parameter, or a "
             "function of the parameters such as `optim.matrices` or `optim.everything`."
         )
@@ -107,8 +107,8 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
         if not isinstance(entry, bool):
             path = tree.paths(bools)[index] or "the root"
             raise TypeError(
-                f"the mask at {path} is {type(entry).__name__} {entry!r}; it must be "
-                "True or False, known before any tensor is (compare shapes and names, not values)."
+                f"the mask at {path}: expected True or False, got {type(entry).__name__} {entry!r}. "
+                "Compute it from shapes and names, not from values."
             )
     return flat
 
@@ -119,12 +119,13 @@ def _found(pattern: str | re.Pattern[str], treedef: tree.TreeDef) -> tuple[bool,
         found = tuple(re.search(pattern, name) is not None for name in names(treedef))
     except re.error as error:
         raise ValueError(
-            f"the pattern {pattern!r} is not a regular expression: {error}."
+            f"mask: expected a regular expression, got {pattern!r}: {error}."
         ) from error
     if found and not any(found):
         listed = ", ".join(names(treedef)[:5]) + (", ..." if len(found) > 5 else "")
         raise ValueError(
-            f"no parameter's name contains the pattern {pattern!r}. There are {len(found)}: {listed}. "
-            "Patterns are regular expressions, searched for anywhere in the name."
+            f"mask: expected a pattern that occurs in a parameter's name, got {pattern!r}. The "
+            f"{len(found)} names are: {listed}. Patterns are regular expressions, searched for anywhere "
+            "in the name."
         )
     return found

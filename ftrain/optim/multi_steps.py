@@ -1,4 +1,4 @@
-"""Accumulation across steps: one update for several gradients."""
+"""Gradient accumulation across steps, with one update for several gradients."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         )
         if isinstance(weight, torch.Tensor) and weight.ndim:
             raise ValueError(
-                f"weight is a tensor of shape {tuple(weight.shape)}; it must be 0-d, what this gradient "
-                "counts in the mean."
+                "weight: expected a number or a 0-d tensor, the weight of this gradient in the mean, "
+                f"got shape {tuple(weight.shape)}."
             )
         device = state.weight.device
         share = double(1.0 if weight is None else weight, device)
@@ -153,9 +153,9 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
 def _of_last(name: str) -> Callable[[PyTree], PyTree]:
     def refuse(params: PyTree) -> PyTree:
         raise ValueError(
-            f"an optimizer inside `multi_steps` calls `{name}`, which knows the last batch alone, not "
-            "the others whose gradients were gathered. Wrap the other way round, such as "
-            "`sam(multi_steps(...))`, or take one batch a step with `make_steps(accumulate=k)`."
+            f"`multi_steps`: expected an inner optimizer that does not call `{name}`, which evaluates "
+            "only the last batch, not those whose gradients were accumulated. Wrap in the other order, "
+            "`sam(multi_steps(...))`, or accumulate within a step by `make_steps(accumulate=k)`."
         )
 
     return refuse

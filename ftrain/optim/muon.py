@@ -68,7 +68,7 @@ def muon(
     adam_eps: Hyperparameter = 1e-8,
     adam_weight_decay: Hyperparameter = 0.0,
 ) -> GradientTransformation:
-    r"""Return Muon: orthogonalized momentum, a step of equal length in every direction.
+    r"""Return Muon: orthogonalized momentum, whose singular values all equal about one.
 
     For matrices
 
@@ -275,8 +275,8 @@ def _chosen(orthogonal: Mask, params: PyTree) -> list[bool]:
         if matrix and p.ndim < 2:
             path = tree.paths(params)[index] or "the root"
             raise ValueError(
-                f"`orthogonal` is true at {path}, a parameter of shape {tuple(p.shape)}: only matrices "
-                "can be made orthogonal. `optim.matrices` leaves vectors and scalars out."
+                f"`orthogonal`: expected only matrices, got True at {path}, a parameter of shape "
+                f"{tuple(p.shape)}. Pass `optim.matrices`, which leaves vectors and scalars out."
             )
     return chosen
 
@@ -293,4 +293,6 @@ def _check_newton_schulz(ns_steps: int, ns_coefficients: Coefficients) -> None:
     if ns_steps >= 100:
         raise ValueError(f"ns_steps must be below 100 (5 is usual), got {ns_steps}.")
     if len(ns_coefficients) != 3:
-        raise ValueError(f"ns_coefficients are three numbers (a, b, c), got {ns_coefficients!r}.")
+        raise ValueError(
+            f"ns_coefficients must be three numbers (a, b, c), got {ns_coefficients!r}."
+        )

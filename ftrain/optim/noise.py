@@ -38,7 +38,7 @@ class AddNoiseState(NamedTuple):
 def add_noise(
     eta: Hyperparameter, gamma: Hyperparameter = 0.55, *, key: int | torch.Tensor
 ) -> GradientTransformation:
-    r"""Add normal noise whose variance decays.
+    r"""Add normal noise of decaying variance to the gradients.
 
     $$u = g + n, \qquad n \sim N\left(0, \frac{\eta}{(1 + t)^\gamma}\right)$$
 

@@ -1,4 +1,4 @@
-"""Directions without their length: signs, unit norms, lengths taken from the parameters."""
+"""Normalization of updates: to signs, to a fixed norm, or to the norm of the parameters."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def scale_by_sign() -> GradientTransformation:
 def normalize_by_update_norm(
     scale_factor: Hyperparameter = 1.0, eps: Hyperparameter = 1e-6
 ) -> GradientTransformation:
-    r"""Scale all gradients together to one length: $u = c \, g / (\lVert g \rVert + \epsilon)$.
+    r"""Scale all gradients together to one norm: $u = c \, g / (\lVert g \rVert + \epsilon)$.
 
     The norm is that of the whole tree, as in `optax.normalize_by_update_norm`.
 
@@ -101,7 +101,7 @@ def scale_by_trust_ratio(
     min_norm: Hyperparameter = 0.0,
     eps: Hyperparameter = 0.0,
 ) -> GradientTransformation:
-    r"""Scale each leaf's update to the length of its parameters.
+    r"""Scale each leaf's update to the norm of its parameters.
 
     $$u = c \, g \, \frac{\lVert p \rVert}{\lVert g \rVert + \epsilon}$$
 

@@ -1,4 +1,4 @@
-"""Parameter groups: each part of the parameters has an optimizer of its own."""
+"""Parameter groups, each with an optimizer of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["partition"]
 
 
 def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> GradientTransformation:
-    """Return several optimizers in one, each for the parameters of its mask; the first match wins.
+    """Return one optimizer made of several, each for the parameters of its mask; the first match wins.
 
         optimizer = optim.partition({
             "frozen": ("^embed", optim.set_to_zero()),
@@ -71,17 +71,19 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             mine = [name for name, mask in zip(groups, flat, strict=True) if mask[index]]
             if not mine:
                 raise ValueError(
-                    f"the parameter {path} is in none of the groups {', '.join(groups)}. Give the rest "
-                    'a group of its own, the last: `"rest": (optim.everything, optim.adamw(1e-3))`, '
-                    "or `optim.set_to_zero()` if it is not to move."
+                    f"groups: expected a group for each parameter, got none for {path} in "
+                    f"{', '.join(groups)}. Add a last group for all others, "
+                    '`"rest": (optim.everything, optim.adamw(1e-3))`, with `optim.set_to_zero()` as its '
+                    "optimizer to keep them unchanged."
                 )
             found.append(mine[0])
         for (name, (mask, _)), bools in zip(groups.items(), flat, strict=True):
             if name not in found and any(bools) and not callable(mask):
                 before = dict.fromkeys(g for g, mine in zip(found, bools, strict=True) if mine)
                 raise ValueError(
-                    f"the group {name!r} is empty: all that its mask picks is in {', '.join(before)} "
-                    "already, for the first group that fits wins. Write the narrower mask first."
+                    f"groups[{name!r}]: expected at least one parameter, got none: all that its mask "
+                    f"selects are in {', '.join(before)}, as the first match wins. Write the narrower "
+                    "mask first."
                 )
         return found
 
@@ -99,9 +101,9 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             matching_leaves(("params", params), ("grads", grads))
         if not isinstance(state, dict) or state.keys() != groups.keys():
             raise ValueError(
-                f"a partition into {', '.join(groups)} has a dict of their states, got "
+                f"state: expected a dict of the states of {', '.join(groups)}, got "
                 f"{list(state) if isinstance(state, dict) else type(state).__name__}. Pass the state "
-                "that its own `init` or `update` returned."
+                "that the partition's `init` or `update` returned."
             )
         of = owners(grads if params is None else params)
         moved, states = {}, {}
@@ -121,11 +123,11 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
 def _check_groups(groups: object) -> None:
     if not isinstance(groups, Mapping):
         raise TypeError(
-            "partition takes a dict from a group's name to its mask and its optimizer, got "
+            "groups: expected a dict from a group's name to its mask and its optimizer, got "
             f"{a_or_an(type(groups).__name__)}."
         )
     if not groups:
-        raise ValueError("a partition needs at least one group.")
+        raise ValueError("groups: expected at least one group, got none.")
 
 
 def _check_group(name: str, group: object) -> None:
@@ -136,6 +138,6 @@ def _check_group(name: str, group: object) -> None:
         or not isinstance(group[1], GradientTransformation)
     ):
         raise TypeError(
-            f"the group {name!r} is {group!r}, not a pair of a mask and an optimizer. Write "
+            f"groups[{name!r}]: expected a pair of a mask and an optimizer, got {group!r}. Write "
             f'`{{{name!r}: ("^backbone", optim.adamw(1e-4)), ...}}`.'
         )

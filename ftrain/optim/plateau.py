@@ -1,4 +1,4 @@
-"""Smaller steps once the loss has stopped decreasing."""
+"""Reduction of the step size once the loss has stopped decreasing."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def reduce_on_plateau(
         return value < best - margin if mode == "min" else value > best + margin
 
     def compared(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
-        """Return the state after one comparison, with the mean of the values that its total sums."""
+        """Return the state after it compared the mean of the accumulated values with the best so far."""
         value = state.total / accumulation_size
         better = is_better(value, state.best)
         cooling = state.cooldown_count > 0
@@ -169,8 +169,8 @@ def _value(extra: dict[str, Any], device: torch.device) -> torch.Tensor:
     value = extra.get(name)
     if value is None:
         raise ValueError(
-            "`reduce_on_plateau` reads the loss and got none: call `update(grads, state, params, "
-            "loss=loss)` (a training step does), or `value=` for another value than the loss."
+            "`reduce_on_plateau`: expected the loss, got None. Call `update(grads, state, params, "
+            "loss=loss)`, as a training step does, or pass another value by `value=`."
         )
     if isinstance(value, torch.Tensor) and not value.ndim:
         return double(value.detach(), device)
@@ -179,6 +179,6 @@ def _value(extra: dict[str, Any], device: torch.device) -> torch.Tensor:
     kind = a_or_an(type(value).__name__)
     shown = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
     raise TypeError(
-        f"`reduce_on_plateau` reads one number, and `{name}` is {kind} {shown}. "
-        "Give it a 0-d tensor, such as `loss.mean()`."
+        f"`reduce_on_plateau`: expected one number as `{name}`, got {kind} {shown}. "
+        "Pass a 0-d tensor, such as `loss.mean()`."
     )

@@ -1,4 +1,4 @@
-"""Prodigy: Adam that estimates its own rate, from how far the parameters moved along their gradients."""
+"""Prodigy: Adam that estimates its learning rate from the distance moved along the gradients."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def prodigy(
     safeguard_warmup: bool = False,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    r"""Return Prodigy: Adam whose rate is an estimate of the distance to the solution.
+    r"""Return Prodigy: Adam whose learning rate is an estimate of the distance to the solution.
 
     $$u = -s \left( \frac{m}{\sqrt{v} + d' \epsilon} + \lambda p \right), \quad
     s = d \eta \, \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}, \quad

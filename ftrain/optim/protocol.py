@@ -36,7 +36,7 @@ class Init(Protocol):
     """Function from the parameters to the first state."""
 
     def __call__(self, params: PyTree, /) -> PyTree:
-        """Return the state before the first update, on the devices of `params`.
+        """Return the initial state, on the devices of `params`.
 
         It has the structure, shapes, dtypes, devices and strides of every later state.
         """
@@ -49,7 +49,7 @@ class Update(Protocol):
     def __call__(
         self, grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        """Return the updates to *add* to the parameters, and the new state.
+        """Return the updates, which are to be added to the parameters, and the new state.
 
         Nothing is mutated. `params` may be omitted if the algorithm does not read them. Unknown extra
         arguments, such as `loss=`, are ignored.
@@ -61,7 +61,7 @@ class Schedule(Protocol):
     """Learning rate as a pure function of the number of updates so far."""
 
     def __call__(self, count: torch.Tensor, /) -> torch.Tensor | float:
-        """Return the rate at `count` (int64, 0-d) as a 0-d tensor on its device."""
+        """Return the learning rate after `count` updates, as a 0-d tensor on the device of `count`."""
         ...
 
 

@@ -44,7 +44,7 @@ def rmsprop(
     momentum: Hyperparameter = 0.0,
     centered: bool = False,
 ) -> GradientTransformation:
-    r"""Return RMSprop: gradient descent in units of the gradient's recent size.
+    r"""Return RMSprop: gradients divided by the root of the running mean of their squares.
 
     $$u = -\eta d, \qquad d = \frac{g}{\sqrt{v} + \epsilon}, \quad v = \alpha v + (1 - \alpha) g^2$$
 

@@ -1,4 +1,4 @@
-"""Rprop: a step size for each coordinate, from the signs of its gradients alone; for full batches."""
+"""Rprop: a step size per coordinate, from the signs of its gradients alone, for full batches."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def rprop(
     """
     if not isinstance(learning_rate, torch.Tensor) and callable(learning_rate):
         raise TypeError(
-            "rprop takes no schedule: its learning_rate is the first size of every step, and each "
-            "step's size goes its own way from there. Write `rprop(1e-2)`."
+            "learning_rate: expected a number, the initial step size of each coordinate, which then "
+            "changes on its own, got a schedule. Write `rprop(1e-2)`."
         )
     _checks.non_negative("learning_rate", learning_rate)
     _checks.fraction("eta_minus", eta_minus)

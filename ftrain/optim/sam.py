@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: descend by the gradient at the worst point nearby."""
+"""Sharpness-aware minimization: steps along the gradient at the worst point nearby."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTr
 def asam(
     inner: GradientTransformation, rho: Hyperparameter = 0.5, eta: Hyperparameter = 0.01
 ) -> GradientTransformation:
-    r"""Return adaptive SAM: as `sam`, in a neighbourhood that scales with the parameters.
+    r"""Return adaptive SAM, which is `sam` in a neighbourhood that scales with the parameters.
 
     `inner` gets the gradient at $p + \rho T^2 g / \lVert T g \rVert$ with $T = |p| + \eta$. (The
     authors' code leaves biases unscaled, $T = 1$; the paper's equation, and this function, scale

@@ -1,4 +1,4 @@
-"""Multiplication by a factor: a fixed one, one that follows a schedule, or the learning rate."""
+"""Multiplication by a constant factor, a scheduled factor, or the learning rate."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     """
     if not callable(schedule) or isinstance(schedule, torch.Tensor):
         raise TypeError(
-            f"schedule is a function of the count, got {type(schedule).__name__} {schedule!r}. For a "
-            "factor that stays write `scale(factor)`."
+            f"schedule: expected a function of the count, got {type(schedule).__name__} {schedule!r}. "
+            "For a constant factor write `scale(factor)`."
         )
 
     def init(params: PyTree) -> ScaleByScheduleState:

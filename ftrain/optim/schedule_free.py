@@ -1,4 +1,4 @@
-"""Schedule-Free: averaging instead of a decreasing learning rate; the length of the run is not needed.
+"""Schedule-Free: averaging instead of a learning rate schedule, without a fixed run length.
 
 There are three points: `z` takes the steps, `x` is their average and is evaluated, and gradients
 are taken between them, at `y = (1 - b1) z + b1 x`. The parameters that a training step holds are
@@ -175,7 +175,7 @@ def schedule_free_sgd(
 
 
 def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
-    r"""Return the averaged parameters $x = z + (y - z) / \beta_1$, to evaluate and to keep in the end.
+    r"""Return the averaged parameters $x = z + (y - z) / \beta_1$, for evaluation and as the result.
 
     A pure function: training continues from `params` unchanged.
 
@@ -202,8 +202,8 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
     if len(found) != 1:
         holder = a_or_an(type(state).__name__)
         raise ValueError(
-            f"got {len(found)} states of a schedule-free optimizer in {holder}, "
-            "where there must be one. Pass the optimizer's state, `state.opt_state` of a `TrainState`."
+            f"state: expected one state of a schedule-free optimizer, got {len(found)} in {holder}. "
+            "Pass the optimizer's state, `state.opt_state` of a `TrainState`."
         )
     own = found[0]
     (zs, ys), treedef = matching_leaves(("state.z", own.z), ("params", params), strict_dtype=False)

@@ -97,7 +97,9 @@ def sgd(
     dampens = isinstance(dampening, torch.Tensor) or dampening > 0
     decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
     if dampens and not remembers:
-        raise ValueError("dampening weighs gradients in the momentum: give a momentum > 0 too.")
+        raise ValueError(
+            "dampening needs a momentum > 0, as it scales the gradients added to the momentum."
+        )
     if nesterov and (dampens or not remembers):
         raise ValueError(
             "nesterov=True needs a momentum > 0 and no dampening: `sgd(0.1, 0.9, nesterov=True)`."

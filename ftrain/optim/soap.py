@@ -281,7 +281,7 @@ def _places(
             taken += side is not None
         places.append((pair[0], pair[1]))
     if taken != bases:
-        raise other_options("soap", f"{bases} bases where {taken} belong")
+        raise other_options("soap", f"{bases} bases instead of {taken}")
     return places
 
 
@@ -290,12 +290,12 @@ def _at(bases: Any, place: int | None) -> Side:
 
 
 def _turned(x: torch.Tensor, left: Side, right: Side) -> torch.Tensor:
-    """Return `Q_L' X Q_R`."""
+    """Rotate `X` into the eigenbasis: return `Q_L' X Q_R`."""
     return _between(None if left is None else left.mT, x, right)
 
 
 def _turned_back(x: torch.Tensor, left: Side, right: Side) -> torch.Tensor:
-    """Return `Q_L X Q_R'`."""
+    """Rotate `X` out of the eigenbasis: return `Q_L X Q_R'`."""
     return _between(left, x, None if right is None else right.mT)
 
 

@@ -243,8 +243,8 @@ def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) ->
         if "derivative for" not in str(error):
             raise
         raise NotImplementedError(
-            f"the loss cannot be differentiated twice, which Hessian products need: {error}. If it is "
-            "attention, choose the form that can: `with torch.nn.attention.sdpa_kernel("
+            f"the loss cannot be differentiated twice, which Hessian products need: {error}. For "
+            "attention, select the math kernel: `with torch.nn.attention.sdpa_kernel("
             "torch.nn.attention.SDPBackend.MATH):` around the model's call in the loss function."
         ) from error
     products = [h * z for h, z in zip(tree.leaves(turned), signs, strict=True)]

@@ -1,4 +1,4 @@
-"""Conversion to and from the `state_dict` of the counterpart in `torch.optim`.
+"""Conversion of optimizer states to and from the `state_dict` of `torch.optim`.
 
 A run that was started there continues here, and the other way round. Moments, sums and counts are
 converted. Hyper-parameters are given anew, in the call that makes the optimizer.
@@ -63,7 +63,7 @@ _TWINS: dict[type, tuple[tuple[str, ...], dict[str, str]]] = {
 def import_state_dict(
     state_dict: Mapping[str, Any], opt_state: PyTree, names: Names, *, count: int | None = None
 ) -> PyTree:
-    """Return the state that continues where the counterpart in `torch.optim` stopped.
+    """Convert the `state_dict` of the same algorithm in `torch.optim` to an optimizer state.
 
         optimizer = optim.adamw(1e-3, weight_decay=0.01, mask=optim.everything)
         opt_state = optim.import_state_dict(torch_optimizer.state_dict(), optimizer.init(params), model)
@@ -83,8 +83,8 @@ def import_state_dict(
         A new state.
 
     Raises:
-        ValueError: the dict is not of the twin, parameters or shapes differ, the parameters have not
-            all been updated equally often; the message names the parameter.
+        ValueError: the dict is of another algorithm, parameters or shapes differ, parameters have not all
+            been updated equally often; the message names the parameter.
 
     Example:
         >>> from ftrain import optim
@@ -111,14 +111,14 @@ def import_state_dict(
 def export_state_dict(
     opt_state: PyTree, twin: torch.optim.Optimizer, names: Names
 ) -> dict[str, Any]:
-    """Return the dict from which a counterpart in `torch.optim` continues.
+    """Convert an optimizer state to the `state_dict` of the same algorithm in `torch.optim`.
 
         theirs = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
         theirs.load_state_dict(optim.export_state_dict(state.opt_state, theirs, model))
 
     Args:
-        opt_state: the state, nested or not, of an optimizer that has a twin (`import_state_dict`).
-        twin: an instance of the twin, made with its hyper-parameters; it is not changed.
+        opt_state: the state, nested or not, of an optimizer that `torch.optim` has as well.
+        twin: an instance of the same algorithm, made with its hyper-parameters; it is not changed.
         names: the parameters' names in the order of `twin`'s, or their module.
 
     Returns:
@@ -144,7 +144,8 @@ def export_state_dict(
         for name, entry in _exported(part, twin).items():
             if name not in order:
                 raise ValueError(
-                    f"{name} is no parameter of this {type(twin).__name__}: {_listed(order)}."
+                    f"{name} is not a parameter of this {type(twin).__name__}, which has "
+                    f"{_listed(order)}."
                 )
             state[order[name]] = entry
     groups = twin.state_dict()["param_groups"]
@@ -152,7 +153,7 @@ def export_state_dict(
 
 
 class _Part(NamedTuple):
-    """A state with a counterpart in torch, somewhere in an optimizer's state.
+    """Part of an optimizer's state that has a counterpart in `torch.optim`.
 
     Attributes:
         path: where it is.
@@ -184,8 +185,9 @@ def _parts(opt_state: PyTree) -> list[_Part]:
         found.append(_Part(path, state, columns, names))
     if not found:
         raise ValueError(
-            "no part of this optimizer's state has a twin in torch.optim. There are twins of "
-            f"{', '.join(kind.__name__.removesuffix('State') for kind in _TWINS)}, and `from_torch`."
+            "opt_state: expected the state of an algorithm that torch.optim has as well, got none. "
+            f"These are {', '.join(kind.__name__.removesuffix('State') for kind in _TWINS)}, and "
+            "`from_torch`."
         )
     return found
 
@@ -203,7 +205,7 @@ def _imported(
     missing = [name for name in part.names if name not in entries]
     if missing:
         raise ValueError(
-            f"the torch state knows no parameter {_listed(missing)}; it has "
+            f"state_dict: expected the parameters {_listed(missing)}, got "
             f"{_listed(entries) or 'none'}. Give the names in the order in which the torch "
             "optimizer was given the parameters."
         )
@@ -221,18 +223,18 @@ def _imported(
                 continue  # Adafactor has rows and columns of matrices only
             if mine[name].get(key) is None:
                 raise ValueError(
-                    f"the torch state of {name} has no {key!r}, which {type(part.state).__name__} "
-                    f"needs: it has {_listed(mine[name]) or 'nothing'}. Is it another algorithm's, or "
-                    "were its options others?"
+                    f"state_dict: expected {key!r} for {name}, which {type(part.state).__name__} needs, "
+                    f"got {_listed(mine[name]) or 'nothing'}. Pass the state of the same algorithm with "
+                    "the same options."
                 )
             found[path] = mine[name][key]
     known = {*part.columns, "step", "eta", "mu", "mu_product"}
     unknown = {key for entry in mine.values() for key, v in entry.items() if v is not None} - known
     if unknown:
         raise ValueError(
-            f"the torch state remembers {_listed(sorted(unknown))}, for which "
-            f"{type(part.state).__name__} has no place: it is another algorithm's, or its options were "
-            "others (amsgrad, centered, momentum)."
+            f"state_dict: expected only entries of {type(part.state).__name__}, got "
+            f"{_listed(sorted(unknown))}. Pass the state of the same algorithm with the same options "
+            "(amsgrad, centered, momentum)."
         )
     if isinstance(part.state, NAdamState):
         found[f"{part.path}.mu_product"] = _one("mu_product", mine)
@@ -248,21 +250,22 @@ def _count(part: _Part, mine: Mapping[str, dict[str, Any]], count: int | None) -
         return 0
     if isinstance(part.state, (SGDState, FromTorchState)):
         raise ValueError(
-            "the torch state does not say how many updates were done, which schedules go by: say it, "
-            "`import_state_dict(..., count=1000)`."
+            "count: expected the number of updates so far, which schedules need and this state_dict "
+            "does not contain, got None. Write `import_state_dict(..., count=1000)`."
         )
-    raise ValueError("the torch state has no 'step': it is another algorithm's.")
+    raise ValueError("state_dict: expected 'step', got none: it belongs to another algorithm.")
 
 
 def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
-    """Return the value that all parameters have in common."""
+    """Return the value that all parameters share; raise if they differ."""
     values = {name: float(entry[key]) if key in entry else 0.0 for name, entry in mine.items()}
     (first, value), *rest = values.items()
     for name, other in rest:
         if other != value:
             raise ValueError(
-                f"{first} has {key} {value:g} and {name} {other:g}. ftrain counts updates once for all "
-                "parameters, and cannot go on with parameters that were updated unequally often."
+                f"state_dict: expected one {key} for all parameters, got {value:g} for {first} and "
+                f"{other:g} for {name}. ftrain counts updates once for all parameters, so it cannot "
+                "continue with parameters that were updated unequally often."
             )
     return value
 
@@ -272,8 +275,8 @@ def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
         return torch.full_like(old, value)
     if value.shape != old.shape:
         raise ValueError(
-            f"the torch state has shape {tuple(value.shape)} for state{path}, which has shape "
-            f"{tuple(old.shape)}. Are the names in the order of the torch optimizer's parameters?"
+            f"state_dict: expected shape {tuple(old.shape)} for state{path}, got {tuple(value.shape)}. "
+            "Give the names in the order of the torch optimizer's parameters."
         )
     return like(value.detach().to(device=old.device, dtype=old.dtype, copy=True), old)
 
@@ -281,11 +284,11 @@ def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
 def _by_name(
     state_dict: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return torch's entries of each parameter, and its learning rate."""
+    """Return torch's state entries and learning rate of each parameter, by name."""
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
-            f"expected a state_dict with 'state' and 'param_groups', got {_listed(state_dict)}. "
-            "In a checkpoint it is one entry of several."
+            f"state_dict: expected 'state' and 'param_groups', got {_listed(state_dict)}. "
+            "Of a checkpoint, pass the entry of the optimizer alone."
         )
     groups = state_dict["param_groups"]
     ids = [index for group in groups for index in group["params"]]
@@ -294,8 +297,8 @@ def _by_name(
     elif isinstance(names, nn.Module):
         if len(groups) > 1:  # parameters of one shape could be swapped silently
             raise ValueError(
-                f"the torch state has {len(groups)} parameter groups without names, and nothing says "
-                "that they are in the module's order. Give a list of names, group after group: "
+                f"names: expected a list of names for {len(groups)} parameter groups without names, got "
+                "a module, whose order may differ. Give the names group after group: "
                 "[*names_of_the_first, *names_of_the_second]."
             )
         order = [name for name, _ in names.named_parameters()]
@@ -311,20 +314,20 @@ def _check_all_taken(entries: Mapping[str, dict[str, Any]], taken: set[str]) -> 
     left = [name for name, entry in entries.items() if entry and name not in taken]
     if left and taken:
         raise ValueError(
-            f"the torch state remembers {_listed(left)}, which this optimizer does not move. Give it "
-            "the state of an optimizer of the same parameters."
+            f"state_dict: expected only parameters that this optimizer updates, got {_listed(left)}. "
+            "Pass the state of an optimizer of the same parameters."
         )
 
 
 def _check_algorithm(state_dict: Mapping[str, Any], parts: Sequence[_Part]) -> None:
-    """Raise if the parameter groups are another algorithm's."""
+    """Raise if the parameter groups belong to another algorithm."""
     of_sgd = any("dampening" in group for group in state_dict["param_groups"])
     for part in parts if of_sgd else ():
         if not isinstance(part.state, (SGDState, FromTorchState)):
             raise ValueError(
-                f"this is the state of torch.optim.SGD, and {type(part.state).__name__} goes on from "
-                f"one of torch.optim.{' or '.join(_TWINS[type(part.state)][0])}. Where the algorithm "
-                "changes, take the parameters alone and the optimizer's own `init(params)`."
+                f"state_dict: expected torch.optim.{' or '.join(_TWINS[type(part.state)][0])} for "
+                f"{type(part.state).__name__}, got torch.optim.SGD. To change the algorithm, keep "
+                "the parameters and start from the optimizer's own `init(params)`."
             )
 
 
@@ -342,8 +345,8 @@ def _order_of(twin: torch.optim.Optimizer, names: Names) -> dict[str, int]:
 def _check_length(order: Sequence[str], ids: Sequence[Any]) -> None:
     if len(order) != len(ids):
         raise ValueError(
-            f"the torch optimizer has {len(ids)} parameters, and {len(order)} names are given: "
-            f"{_listed(order)}. Give one for each, frozen ones included, in its order."
+            f"names: expected {len(ids)}, one for each parameter of the torch optimizer, got "
+            f"{len(order)}: {_listed(order)}. Give them in its order, with those of frozen parameters."
         )
 
 
@@ -355,14 +358,14 @@ def _check_twin(part: _Part, twin: torch.optim.Optimizer) -> None:
     fits = type(twin).__name__ in classes and amsgrad == ("max_exp_avg_sq" in columns.values())
     if not fits:
         raise ValueError(
-            f"the twin of {type(part.state).__name__} is torch.optim.{' or '.join(classes)}"
-            f"{' with amsgrad=True' if 'max_exp_avg_sq' in columns.values() else ''}, not "
+            f"{type(part.state).__name__}: expected torch.optim.{' or '.join(classes)}"
+            f"{' with amsgrad=True' if 'max_exp_avg_sq' in columns.values() else ''}, got "
             f"{type(twin).__name__}{' with amsgrad=True' if amsgrad else ''}."
         )
 
 
 def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Return torch's entries of each parameter."""
+    """Return torch's state entries of each parameter, by name."""
     step = float(part.state.count)
     if not step:
         return {}  # torch creates the entries itself

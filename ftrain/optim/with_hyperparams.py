@@ -1,4 +1,4 @@
-"""Hyper-parameters as tensors in the state: to read, to set between steps, to map over."""
+"""Hyper-parameters as tensors in the state, which can be read, set between steps and vmapped."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def _not_one(name: str, where: list[str], there_are: list[str]) -> Exception:
     if where:
         listed = "\n".join(f"  {path}" for path in where)
         return ValueError(
-            f"{len(where)} hyper-parameters in this state are called {name!r}:\n{listed}\nName what "
-            f'holds the one you mean, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
+            f"{len(where)} hyper-parameters in this state are called {name!r}:\n{listed}\nPass the "
+            f'entry around the one you mean, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
         )
     listed = ", ".join(there_are) or "none; `with_hyperparams` keeps them"
     return LookupError(f"no hyper-parameter in this state is called {name!r}. There are: {listed}.")
@@ -146,8 +146,9 @@ def _replaced(name: str, old: torch.Tensor, value: Hyperparameter) -> torch.Tens
         check(name, value)
     elif value.shape not in (old.shape, ()):
         raise ValueError(
-            f"{name} has shape {tuple(old.shape)} in this state, and is given a tensor of shape "
-            f"{tuple(value.shape)}. Stack states (`torch.vmap(optimizer.init)`) to hold a value a row."
+            f"{name}: expected a number or a tensor of shape {tuple(old.shape)}, as in this state, got "
+            f"shape {tuple(value.shape)}. For one value per row, stack states by "
+            "`torch.vmap(optimizer.init)`."
         )
     return double(value, old.device).expand(old.shape).clone()
 

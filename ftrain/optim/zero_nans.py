@@ -1,4 +1,4 @@
-"""NaNs replaced by zeros, and reported."""
+"""Replacement of NaNs by zeros, with a report."""
 
 from __future__ import annotations
 

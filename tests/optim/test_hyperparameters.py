@@ -71,7 +71,7 @@ def test_hyperparameters_of_a_wrong_type_raise_type_error(name, argument):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: optim.rprop(optim.constant(0.1)), r"takes no schedule.*rprop\(1e-2\)"),
+        (lambda: optim.rprop(optim.constant(0.1)), r"got a schedule.*rprop\(1e-2\)"),
         (lambda: optim.rprop(eta_plus=1.0), "eta_plus must be a finite number > 1, got 1.0"),
         (lambda: optim.adafactor(0.1, 0.8), r"beta2_decay must be .* <= 0, got 0.8. Write -0.8"),
         (lambda: optim.lars(0.1, trust_coefficient=0.0), "trust_coefficient must be .* > 0"),
@@ -101,7 +101,7 @@ def test_optimizers_that_read_params_raise_without_them(name):
     params = random_tree(0, SHAPES, torch.float32)
     optimizer = READERS[name]
     with pytest.raises(
-        ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
+        ValueError, match=rf"`{name}`: expected the parameters.*update\(grads, state, p"
     ):
         optimizer.update(params, optimizer.init(params))
 

@@ -196,9 +196,9 @@ def test_compiled_lbfgs_train_step_matches_eager():
 def test_lbfgs_requires_value_fn_and_params():
     optimizer, params = optim.lbfgs(), start()
     state = optimizer.init(params)
-    with pytest.raises(ValueError, match=r"`lbfgs` calls `value_fn` .* got None"):
+    with pytest.raises(ValueError, match=r"`lbfgs`: expected `value_fn`, .* got None"):
         optimizer.update(params, state, params)
-    with pytest.raises(ValueError, match="`lbfgs` reads the parameters"):
+    with pytest.raises(ValueError, match="`lbfgs`: expected the parameters"):
         optimizer.update(params, state, value_fn=convex)
 
 

@@ -158,11 +158,11 @@ def test_muon_stores_no_second_moment_for_matrices():
         (lambda: optim.muon(0.1, adam_learning_rate=-1.0), "learning_rate must be"),
         (
             lambda: optim.muon(0.1, orthogonal=optim.everything).init({"b": torch.ones(3)}),
-            r"true at \['b'\], a parameter of shape \(3,\): only matrices",
+            r"expected only matrices, got True at \['b'\], a parameter of shape \(3,\)",
         ),
         (
             lambda: optim.muon(0.1).update([torch.ones(2, 2)], optim.muon(0.1).init([torch.ones(2, 2)])),
-            "`muon` reads the parameters",
+            "`muon`: expected the parameters",
         ),
     ],
 )  # fmt: skip

@@ -97,7 +97,9 @@ def test_schedule_free_eval_params_refuses_other_states():
     params = {"w": torch.ones(2)}
     one = optim.schedule_free_sgd(0.1).init(params)
     for state, count in ((optim.sgd(0.1).init(params), 0), ((one, one), 2)):
-        with pytest.raises(ValueError, match=f"got {count} states of a schedule-free optimizer"):
+        with pytest.raises(
+            ValueError, match=f"expected one state of a schedule-free optimizer, got {count}"
+        ):
             optim.schedule_free_eval_params(state, params)
     with pytest.raises(ValueError, match=r"`params` at \['w'\]: shape \(3,\)"):
         optim.schedule_free_eval_params(one, {"w": torch.ones(3)})

@@ -181,9 +181,11 @@ def test_sophia_raises_on_a_loss_that_cannot_be_differentiated_twice():
 
 def test_sophia_requires_value_fn_and_params():
     optimizer, params = optim.sophia(0.1), start()
-    with pytest.raises(ValueError, match=r"`sophia` calls `value_fn` .* got None. Steps made by"):
+    with pytest.raises(
+        ValueError, match=r"`sophia`: expected `value_fn`, .* got None. Call .* steps made by"
+    ):
         optimizer.update(params, optimizer.init(params), params)
-    with pytest.raises(ValueError, match="`sophia` reads the parameters"):
+    with pytest.raises(ValueError, match="`sophia`: expected the parameters"):
         optimizer.update(params, optimizer.init(params), value_fn=valley)
 
 

@@ -237,7 +237,7 @@ def test_import_state_dict_refuses_several_groups_without_names():
     reference.step()
     params = {name: p.detach().clone() for name, p in model.named_parameters()}
     state = optim.adam(0.1).init(params)
-    with pytest.raises(ValueError, match="2 parameter groups without names.* a list of names"):
+    with pytest.raises(ValueError, match="a list of names for 2 parameter groups without names"):
         optim.import_state_dict(reference.state_dict(), state, model)
     names = ["1.weight", "1.bias", "0.weight", "0.bias"]
     found = optim.import_state_dict(reference.state_dict(), state, names)
@@ -260,60 +260,63 @@ def template(name="adam"):
     [
         (
             lambda: optim.import_state_dict({"model": 1}, template(), ORDER),
-            "expected a state_dict with 'state' and 'param_groups', got model",
+            "state_dict: expected 'state' and 'param_groups', got model",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), template(), ORDER[:3]),
-            "has 4 parameters, and 3 names are given",
+            "names: expected 4, .* got 3",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), template(), ["a", "b", "c", "d"]),
-            "remembers a, b, c, d, which this optimizer does not move",
+            "parameters that this optimizer updates, got a, b, c, d",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), template(), ["p0", "p1", "p2", "p3"]),
-            "Are the names in the order",
+            "Give the names in the order",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), template("adagrad"), ORDER),
-            "has no 'sum', which AdagradState needs: it has step, exp_avg",
+            "expected 'sum' .* which AdagradState needs, got step, exp_avg",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), template("amsgrad"), ORDER),
-            "has no 'max_exp_avg_sq'",
+            "expected 'max_exp_avg_sq'",
         ),
         (
             lambda: optim.import_state_dict(
                 amsgrad_dict(), template("adam"), ORDER
             ),
-            "remembers max_exp_avg_sq, for which AdamState has no place",
+            "only entries of AdamState, got max_exp_avg_sq",
         ),
         (
             lambda: optim.import_state_dict(sgd_dict(), template("sgd"), ORDER),
-            r"does not say how many updates were done.*count=1000",
+            r"count: expected the number of updates so far.*count=1000",
         ),
         (
             lambda: optim.import_state_dict(
                 torch.optim.SGD([torch.ones(2)], 0.1).state_dict(), template(), ["p0"]
             ),
-            "the state of torch.optim.SGD, and AdamState goes on from one of torch.optim.Adam or AdamW",
+            "expected torch.optim.Adam or AdamW for AdamState, got torch.optim.SGD",
         ),
-        (lambda: optim.import_state_dict(unequal(), template(), ORDER), "p. has step 2 and p. 1"),
+        (
+            lambda: optim.import_state_dict(unequal(), template(), ORDER),
+            "expected one step for all parameters, got 2 for p. and 1 for p.",
+        ),
         (
             lambda: optim.import_state_dict(adam_dict(), optim.identity().init({}), ORDER),
-            "no part of this optimizer's state has a twin",
+            "algorithm that torch.optim has as well, got none",
         ),
         (
             lambda: optim.export_state_dict(
                 template(), torch.optim.SGD([torch.ones(1)] * 1), ["p0"]
             ),
-            "the twin of AdamState is torch.optim.Adam or AdamW, not SGD",
+            "AdamState: expected torch.optim.Adam or AdamW, got SGD",
         ),
         (
             lambda: optim.export_state_dict(
                 template("amsgrad"), torch.optim.Adam([torch.ones(1)]), ["p0"]
             ),
-            "Adam or AdamW with amsgrad=True, not Adam",
+            "Adam or AdamW with amsgrad=True, got Adam",
         ),
     ],
 )  # fmt: skip

@@ -114,14 +114,14 @@ def test_invalid_argument_values_raise_value_error(build, message):
     ("build", "message"),
     [
         (lambda: optim.clip("1"), "max_delta must be a number, got str '1'"),
-        (lambda: optim.clip(torch.ones(3)), r"max_delta is a tensor of shape \(3,\)"),
+        (lambda: optim.clip(torch.ones(3)), r"max_delta must be .* got shape \(3,\)"),
         (lambda: optim.scale_by_schedule(0.5), r"got float 0.5.*write `scale\(factor\)`"),
         (lambda: optim.add_noise(0.1, key="seed"), "seed: expected an integer, got str"),
         (
             lambda: optim.reduce_on_plateau(patience=2.5),
-            "patience counts updates: it must be an int",
+            "patience must be an integer",
         ),
-        (lambda: optim.cosine_restarts(0.1, 10, factor=1.5), "factor .* must be an int, got 1.5"),
+        (lambda: optim.cosine_restarts(0.1, 10, factor=1.5), "factor must be an integer, got 1.5"),
         (lambda: optim.piecewise_constant(0.1, [1, 2]), r"got list \[1, 2\]. Write `piecewise"),
         (lambda: optim.piecewise_constant(0.1, {0.5: 1.0}), "each key of factors .* got 0.5"),
         (
@@ -130,7 +130,7 @@ def test_invalid_argument_values_raise_value_error(build, message):
         ),
         (
             lambda: optim.join([optim.constant(1.0)] * 2, [5.0]),
-            r"boundaries\[0\] .* an int, got 5.0",
+            r"boundaries\[0\] must be an integer, got 5.0",
         ),
         (lambda: optim.plot_schedule("cosine", 100), "learning_rate must be a number, got str"),
     ],
@@ -146,7 +146,7 @@ def test_arguments_of_a_wrong_type_raise_type_error(build, message):
 def test_transformations_that_read_params_raise_without_them(name):
     transformation = getattr(optim, name)(0.1)
     with pytest.raises(
-        ValueError, match=rf"`{name}` reads the parameters.*update\(grads, state, p"
+        ValueError, match=rf"`{name}`: expected the parameters.*update\(grads, state, p"
     ):
         transformation.update(PARAMS, transformation.init(PARAMS))
 
@@ -189,11 +189,11 @@ def test_transformations_refuse_gradients_that_are_not_dense_floating_point_tens
 def test_reduce_on_plateau_requires_a_scalar_loss_or_value():
     transformation = optim.chain(optim.sgd(0.1), optim.reduce_on_plateau())
     state = transformation.init(PARAMS)
-    with pytest.raises(ValueError, match=r"reads the loss and got none.*loss=loss"):
+    with pytest.raises(ValueError, match=r"expected the loss, got None.*loss=loss"):
         transformation.update(PARAMS, state, PARAMS)
-    with pytest.raises(TypeError, match=r"`loss` is a Tensor of shape \(3,\).*loss.mean"):
+    with pytest.raises(TypeError, match=r"`loss`, got a Tensor of shape \(3,\).*loss.mean"):
         transformation.update(PARAMS, state, PARAMS, loss=torch.ones(3))
-    with pytest.raises(TypeError, match="`value` is a str 'low'"):
+    with pytest.raises(TypeError, match="`value`, got a str 'low'"):
         transformation.update(PARAMS, state, PARAMS, value="low", loss=torch.ones(()))
 
 

@@ -71,7 +71,7 @@ def test_multi_steps_computes_exact_weighted_means(weights, seed):
             weight=torch.tensor(weight), loss=torch.tensor(float(i)), value_fn=target_of_last,
         )  # fmt: skip
     ((mean, loss, value_fn),) = seen
-    with pytest.raises(ValueError, match="knows the last batch alone"):
+    with pytest.raises(ValueError, match="evaluates only the last batch"):
         value_fn(params)
     share = [w / max(total, 1) for w in weights]
     assert loss.item() == pytest.approx(sum(w * i for i, w in enumerate(share)), rel=1e-6)
