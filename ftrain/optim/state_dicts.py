@@ -83,8 +83,8 @@ def import_state_dict(
         A new state.
 
     Raises:
-        ValueError: the dict is of another algorithm, parameters or shapes differ, parameters have not all
-            been updated equally often; the message names the parameter.
+        ValueError: the dict is of another algorithm, parameters or shapes differ, parameters have
+            not all been updated equally often; the message names the parameter.
 
     Example:
         >>> from ftrain import optim
