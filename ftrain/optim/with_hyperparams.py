@@ -64,7 +64,7 @@ def with_hyperparams(
     rest = {name: value for name, value in hyperparams.items() if name not in numbers}
     if not numbers:
         raise TypeError(
-            "with_hyperparams found no number to keep in the state: name them, "
+            "hyperparams: expected at least one number to keep in the state, got none. Write "
             "`with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)`."
         )
     build(**hyperparams)  # what is out of range raises here, before any tensor is seen
@@ -79,7 +79,7 @@ def with_hyperparams(
         grads: PyTree, state: HyperparamsState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, HyperparamsState]:
         if state.hyperparams.keys() != numbers.keys():
-            names = f"{', '.join(state.hyperparams)} where {', '.join(numbers)} belong"
+            names = f"{', '.join(state.hyperparams)} instead of {', '.join(numbers)}"
             raise other_options("with_hyperparams", names)
         inner = build(**state.hyperparams, **rest)
         updates, new = inner.update(grads, state.inner, params, **extra)

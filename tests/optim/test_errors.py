@@ -320,12 +320,12 @@ OTHER_OPTIONS = [
     (
         HYPER(optim.adamw, learning_rate=0.1, weight_decay=0.1),
         HYPER(optim.adamw, learning_rate=0.1),
-        "got one with learning_rate where learning_rate, weight_decay belong",
+        "got one with learning_rate instead of learning_rate, weight_decay",
     ),
     (
         HYPER(optim.adamw, learning_rate=0.1),
         HYPER(optim.adamw, learning_rate=0.1, weight_decay=0.1),
-        "got one with learning_rate, weight_decay where learning_rate belong",
+        "got one with learning_rate, weight_decay instead of learning_rate",
     ),
     (
         optim.from_torch(torch.optim.Adam),

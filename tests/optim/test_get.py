@@ -189,7 +189,11 @@ def test_set_hyperparams_refuses_invalid_values(values, error, message):
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: optim.with_hyperparams(optim.adamw), TypeError, "found no number to keep"),
+        (
+            lambda: optim.with_hyperparams(optim.adamw),
+            TypeError,
+            "expected at least one number to keep",
+        ),
         (
             lambda: optim.with_hyperparams(optim.adamw, learning_rate=-1.0),
             ValueError,
