@@ -134,8 +134,8 @@ class Loader:
             )
         if last_batch == "drop" and len(order) < self.batch_size:
             raise ValueError(
-                f"batch_size: expected at most {len(order)}, the number of samples, got "
-                f"{self.batch_size}. Write a smaller batch_size, or last_batch='keep' or 'pad'"
+                f"{len(order)} samples make no batch of {self.batch_size}: write a smaller "
+                'batch_size, or last_batch="keep" or last_batch="pad"'
             )
         # Derived from the fields, and frozen like them.
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))

@@ -46,7 +46,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
         )
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
-        raise ValueError(f"held_out: expected two non-empty parts of {n} samples, got {held_out!r}")
+        raise ValueError(f"held_out={held_out!r} of {n} samples leaves one of the two parts empty")
     order = Shuffled(n).at(np.arange(n, dtype=np.int64), seed=seed, epoch=0)
     parts = np.sort(order[count:]), np.sort(order[:count])
     if isinstance(source, Arrays):

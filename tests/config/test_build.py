@@ -288,7 +288,7 @@ def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) 
         ({"path": "none.csv", "target": "kind"}, "file not found"),
         (
             {"path": "pets.csv", "target": "knd"},
-            "expected a column 'knd', got 'weight', 'age', 'kind', 'price'",
+            "expected a column 'knd', got the columns 'weight', 'age', 'kind', 'price'",
         ),
         (
             {"path": "pets.csv", "target": "kind", "classes": False},

@@ -197,8 +197,8 @@ def test_target_with_large_values_is_learned_with_default_settings(tmp_path: pat
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        ("a,d\n1,yes\n", {}, "expected a column 'b', got 'a', 'd'"),
-        ("a,b\n1,ash\n", {}, "expected a column 'd', got 'a', 'b'"),
+        ("a,d\n1,yes\n", {}, "expected a column 'b', got the columns 'a', 'd'"),
+        ("a,b\n1,ash\n", {}, "expected a column 'd', got the columns 'a', 'b'"),
         ("a;b;d\n1;ash;yes\n", {}, "expected a column 'a'.* `delimiter`"),
         ("a,b,d\n1,ash,yes\n2,oak,no\n", {}, "line 3, column 'b': expected one of .*, got 'oak'"),
         (
@@ -288,7 +288,10 @@ def test_images_are_read_with_the_fitted_classes_and_size(tmp_path: pathlib.Path
     found = sources.images(new, held_out=new, fitted=fitted)
     assert found.facts == first.facts
     assert [one["label"] for one in found.held_out] == [1, 1, 1, 2, 2, 2]
-    with pytest.raises(DataError, match=r"dog is none of the classes \['ant', 'bee', 'cat'\]"):
+    with pytest.raises(
+        DataError,
+        match=r"dog: expected a folder named after one of the classes \['ant', 'bee', 'cat'\]",
+    ):
         sources.images(tmp_path / "whole", held_out=draw("strange", "dog"))
     with pytest.raises(
         DataError, match="expected images of 4 x 6 pixels, as in training, got 8 x 8"
