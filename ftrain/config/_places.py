@@ -53,5 +53,7 @@ def join(path: Path) -> str:
     Example:
         >>> join(("callbacks", 0, "patience"))
         'callbacks.0.patience'
+        >>> join(("optimizer", ""))  # an empty key, which would not be seen
+        "optimizer.''"
     """
-    return ".".join(map(str, path))
+    return ".".join(str(part) or "''" for part in path)

@@ -161,6 +161,7 @@ def test_mutated_overrides_are_valid_or_raise_config_error(
     event("valid" if check(write(config, "yaml"), "yaml", given_keys) else "refused")
 
 
+@example(tree={"": 1}, form="toml")
 @given(trees | values, st.sampled_from(FORMATS))
 @settings(max_examples=200, deadline=None)
 def test_arbitrary_configuration_tree_raises_config_error(tree: Any, form: str) -> None:
