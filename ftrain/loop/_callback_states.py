@@ -35,7 +35,7 @@ def state_to_json(value: Any, where: str, depth: int = 0) -> Any:
         {'best': {'__tuple__': [1, 0.5]}}
         >>> state_to_json({"seen": range(3)}, "state")
         Traceback (most recent call last):
-        TypeError: state['seen'] is a range; expected None, bool, int, float, str, or a list, tuple, ...
+        TypeError: state['seen']: expected None, bool, int, float, str, or a list, ... got a range. ...
     """
     kind = type(value)
     if kind in _PLAIN:

@@ -117,6 +117,7 @@ def test_exponential_schedule_matches_torch_and_optax(peak, steps, factor):
         )
 
 
+@example(peak=1.0, steps=49, factor=0.5)
 @given(peaks, lengths, st.floats(0.1, 1.5))
 @settings(max_examples=30)
 def test_step_schedule_matches_torch_and_optax(peak, steps, factor):
@@ -124,9 +125,12 @@ def test_step_schedule_matches_torch_and_optax(peak, steps, factor):
     assert curve(schedule, 60) == close(
         torch_rates(peak, lambda o: lr_scheduler.StepLR(o, steps, factor), 60), 0, 1e-12
     )
-    assert curve(schedule, 60) == close(
-        optax_rates(lambda: optax.exponential_decay(peak, steps, factor, staircase=True), 60), 0
+    # XLA multiplies by the reciprocal: where the count is a multiple of `steps`, optax may be one short.
+    staircase = optax_rates(
+        lambda: optax.exponential_decay(peak, steps, factor, staircase=True), 60
     )
+    inside = [t for t in range(60) if t % steps or t == 0]
+    assert [at(schedule, t) for t in inside] == close([staircase[t] for t in inside], 0)
 
 
 @given(peaks, st.dictionaries(st.integers(1, 40), jumps, max_size=4), st.floats(0.1, 1.5))

@@ -74,7 +74,8 @@ def test_adamw_matches_torch(rate, b1, b2, decay, dtype, seed):
     """Within 2 ulp of the larger of parameter and step: torch rounds `p (1 - rate decay)` first.
 
     Each rounding costs half an ulp: torch's factor, its product and its sum, our two sums; our
-    product is `rate decay` times smaller. Measured: 1.
+    product is `rate decay` times smaller. In float64 the power of `test_adam_matches_torch` adds 3.
+    Measured: 1, and 3 in float64.
     """
     compare(
         optim.adamw(rate, b1, b2, weight_decay=decay, mask=optim.everything),
@@ -82,7 +83,7 @@ def test_adamw_matches_torch(rate, b1, b2, decay, dtype, seed):
         dtype,
         seed,
         ADAM,
-        bound=2,
+        bound=2 if dtype is torch.float32 else 5,
     )
 
 

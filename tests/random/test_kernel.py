@@ -75,7 +75,7 @@ def test_draws_without_a_kernel_warn_once_and_return_the_same_numbers(
 
 def test_kernel_that_draws_wrong_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kernel, "_answers", lambda kernel: False)
-    with pytest.warns(RuntimeWarning, match="other numbers"):
+    with pytest.warns(RuntimeWarning, match="draws wrong numbers"):
         assert draw() == expected()
 
 

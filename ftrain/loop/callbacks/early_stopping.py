@@ -49,7 +49,7 @@ class EarlyStopping:
         >>> data = [torch.ones(4, 3)]
         >>> result = trainer.fit(steps.init_state(0), data, data, epochs=100)
         >>> print(result.status, result.reason)
-        stopped early stopping: eval/loss was no better 2 times in a row; best ... at step 1
+        stopped early stopping: eval/loss did not improve 2 times in a row; best ... at step 1
     """
 
     def __init__(
