@@ -228,7 +228,9 @@ def test_steps_refuse_a_state_of_another_precision_or_model() -> None:
     state = make(lambda: nn.Linear(4, 3)).init_state(0)
     with pytest.raises(ValueError, match="the state was made with another precision"):
         make(lambda: nn.Linear(4, 3), precision="16-mixed").train_step(state, BATCH)
-    with pytest.raises(ValueError, match=r"'weight' has shape \(3, 4\), but \(5, 4\) in"):
+    with pytest.raises(
+        ValueError, match=r"'weight': expected shape \(5, 4\), as in Linear, got \(3, 4\)"
+    ):
         make(lambda: nn.Linear(4, 5)).train_step(state, BATCH)
     with pytest.raises(TypeError, match="pair of functions init and update"):
         ftrain.make_steps(nn.Linear(4, 3), mse, optim.sgd)  # type: ignore[arg-type]

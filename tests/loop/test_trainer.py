@@ -134,7 +134,7 @@ def test_a_data_function_is_called_with_each_epoch() -> None:
         (rows(), TypeError, r"train_data: expected batches, got a dict.*train_data=data.Loader\("),
         ("digits", TypeError, "train_data: expected batches, got a str"),
         (3, TypeError, "train_data: expected a data.Loader.*got int"),
-        (lambda epoch: [], ValueError, "EpochFunction has none: it is empty"),
+        (lambda epoch: [], ValueError, "got 0 from EpochFunction: it is empty"),
     ],
 )
 def test_fit_refuses_data_that_are_not_batches(
