@@ -76,11 +76,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, bool]:
 
 
 # A model that draws in a thread of its own is refused or seeded, as its other draws have it.
-# Beside another thread (of pytest-xdist) NumPy's generator is not always put back after the refusal of a
-# model that seeds torch's and then draws from NumPy's: known, and left out.
-ways = st.lists(st.sampled_from(sorted(ALL.keys() - {"thread"})), min_size=1, max_size=3).filter(
-    lambda names: not {"manual_seed", "numpy"} <= set(names)
-)
+ways = st.lists(st.sampled_from(sorted(ALL.keys() - {"thread"})), min_size=1, max_size=3)
 
 
 @settings(max_examples=10)
@@ -96,6 +92,33 @@ def test_initial_weights_depend_on_the_seed_alone(names: list[str], seed: int, a
     assert found[0][1] == REFUSED.keys().isdisjoint(names)
     if found[0][1]:
         assert outcome(lambda: steps_of(make).init_state(seed + 1)) != found[0]
+
+
+PAIRS = [("manual_seed", "numpy"), ("numpy", "manual_seed"), ("random", "numpy")]
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="-".join)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a thread"])
+def test_initial_weights_drawn_from_two_generators_depend_on_the_seed_alone(
+    names: tuple[str, str], beside: bool
+) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    if beside:
+        thread.start()
+    try:
+        make = lambda: Drawn(tuple(ALL[name] for name in names))  # noqa: E731
+        found = []
+        for global_seed in (0, 1):
+            seed_all(global_seed)
+            with kept():
+                found.append(outcome(lambda: steps_of(make).init_state(0)))
+        assert found[0] == found[1]
+        assert found[0][1]
+    finally:
+        done.set()
+        if beside:
+            thread.join()
 
 
 def test_random_draws_in_a_step_depend_on_its_arguments_alone() -> None:

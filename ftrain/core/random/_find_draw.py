@@ -29,7 +29,7 @@ from ftrain.core._user_line import is_foreign
 from ftrain.core.random import _generators, _keyed_operators
 from ftrain.core.random._keyed_operators import here
 
-__all__ = ["Draw", "find_draw", "is_alone"]
+__all__ = ["Draw", "find_draws", "is_alone"]
 
 _MODE = _keyed_operators.__file__
 _MORE = 3  # searches, if another thread may have drawn during the first
@@ -73,15 +73,15 @@ def is_alone() -> bool:
     return len(sys._current_frames()) == 1  # those not made by `threading` too
 
 
-def find_draw(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
-    """Call `run` again, at least once; return the first line that advances a generator each time.
+def find_draws(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
+    """Call `run` again, at least once; return the lines that advance a generator each time, in order.
 
     Args:
         run: the call that has moved one.
         marks: the generators to compare, in any states.
 
     Returns:
-        `None` if no line of this thread, or of a thread that `run` starts, moves one.
+        Lines of this thread, and of threads that `run` starts.
     """
     found = _search(run, marks)
     for _ in range(0 if is_alone() else _MORE):
@@ -89,7 +89,7 @@ def find_draw(run: Callable[[], Any], marks: _generators.Marks) -> Draw | None:
             break
         again = {draw.line for draw in _search(run, marks)}
         found = [draw for draw in found if draw.line in again]
-    return found[0] if found else None
+    return found
 
 
 def _search(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:

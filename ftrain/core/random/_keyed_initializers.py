@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ftrain.core import _torch
 from ftrain.core.random import _generators
-from ftrain.core.random._find_draw import find_draw
+from ftrain.core.random._find_draw import find_draws
 from ftrain.core.random._keyed_operators import here
 from ftrain.core.random._keyed_sites import KeyStream, Running
 from ftrain.core.random._own_generators import reachable
@@ -115,13 +115,16 @@ def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
         names = _generators.moved(before)
         if not names:
             return out
-        draw = find_draw(run, before)
-        new = set() if draw is None else set(draw.names) - plan.seeded.keys() - {"own"}
-        if draw is None or not new:
+        # Each generator with the first line that draws from it.
+        lines = {
+            name: draw.line for draw in reversed(find_draws(run, before)) for name in draw.names
+        }
+        new = lines.keys() - plan.seeded.keys() - {"own"}
+        if not new:
             require_line(run, before, names)
             return out  # another thread of the program has drawn
         _generators.restore(before, names)
-        plan.seeded.update(dict.fromkeys(new, draw.line))
+        plan.seeded.update({name: lines[name] for name in new})
 
 
 @contextlib.contextmanager

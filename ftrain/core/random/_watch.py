@@ -20,7 +20,7 @@ import torch
 
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _generators
-from ftrain.core.random._find_draw import find_draw, is_alone
+from ftrain.core.random._find_draw import find_draws, is_alone
 from ftrain.core.random._generators import Marks
 from ftrain.core.random._keyed_operators import KeyedOperators, here
 from ftrain.core.random._own_generators import reachable
@@ -116,8 +116,10 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
         names: the generators that moved.
     """
     again = _generators.read_again(before)
-    draw = None if run is None else find_draw(run, before)
-    if draw is not None and (is_alone() or set(draw.names) & set(names)):
+    draws = [] if run is None else find_draws(run, before)
+    matching = [draw for draw in draws if set(draw.names) & set(names)]
+    if matching or (draws and is_alone()):
+        draw = (matching or draws)[0]
         _generators.restore(before, names)
         raise unkeyed_draw(draw.names, f"here:\n\n{draw.line}")
     if is_alone():
