@@ -33,7 +33,8 @@ def scan_operator(
     with warnings.catch_warnings():
         # The operator clones its inputs as an example, fake ones too, aligned by their address.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        carry, captured = _apart(carry, captured)
+        captured = _apart(captured)
+        carry = _apart(carry, captured)
         return list(scan_op(body, carry, list(xs), tuple(captured)))
 
 
@@ -44,7 +45,7 @@ def cond_operator(
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Record a branch as one operator (torch 2.4 and later); `torch.cond` would trace it once more."""
-    return list(cond_op(predicate, taken, left, tuple(own_memory(list(operands), ()))))
+    return list(cond_op(predicate, taken, left, tuple(_apart(operands))))
 
 
 def while_loop_operator(
@@ -62,19 +63,21 @@ def while_loop_operator(
         graph.recompile()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        carry, captured = _apart(carry, captured)
+        captured = _apart(captured)
+        carry = _apart(carry, captured)
         return list(while_loop_op(condition, body, tuple(carry), tuple(captured)))
 
 
 def _apart(
-    carry: Sequence[torch.Tensor], captured: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Copy tensors that share memory with another one, preferably carries to captured tensors.
+    tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]:
+    """Copy tensors that share memory with an earlier one, with `others` or with themselves.
 
-    The operators trace their bodies once more, with the tensors that they are given (2.13: they mean to
-    clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places becomes one
-    input of that trace: a carry that is captured too would stay as it was at first. Inductor refuses
-    inputs that share memory.
+    The operators trace their bodies once more, with the tensors that they are given (torch 2.13: they
+    mean to clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places
+    becomes one input of that trace: a carry that is captured too would stay as it was at first. Inductor
+    refuses inputs that share memory. The strides must be those of `torch.empty_like`, with which
+    `BodyGraph.trace` has traced: for an expanded tensor, outputs of two branches had different ones.
     """
-    apart: list[torch.Tensor] = own_memory(list(captured), ())
-    return own_memory(list(carry), apart), apart
+    apart: list[torch.Tensor] = own_memory(list(tensors), list(others))
+    return [x if torch.empty_like(x).stride() == x.stride() else x.clone() for x in apart]

@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import Tensor
 
 import ftrain
@@ -71,6 +71,7 @@ def program(form: str, views: list[str]) -> Callable[[Tensor], Any]:
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=25)
 @given(views=st.lists(names, min_size=5, max_size=5))
+@example(["view of a constant", "computed", "transposed", "computed", "computed"])
 def test_traced_loops_with_inputs_that_share_memory_equal_eager(
     form: str, views: list[str]
 ) -> None:
