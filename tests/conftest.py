@@ -84,7 +84,7 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_import_path(monkeypatch):
-    """What a test adds to the import path goes with it: spawned processes inherit the path."""
+    """Restore the import path after each test, because spawned processes inherit it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

@@ -143,7 +143,7 @@ def _tokens(seed: int, rows: int = 8) -> Any:
 
 @functools.cache
 def lstm_runs_under_autocast(dtype: torch.dtype) -> bool:
-    """Whether torch's own layer does: below AVX-512 oneDNN has no LSTM in bfloat16 and float16."""
+    """Return True if torch's LSTM runs; without AVX-512 oneDNN has none in bfloat16 and float16."""
     try:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             nn.LSTM(1, 1)(torch.zeros(1, 1, 1))

@@ -226,7 +226,7 @@ def test_model_with_dropout_in_scan_trains_alike_eager_compiled_and_vmapped(
 
 
 def test_dropout_masks_of_scan_iterations_are_independent() -> None:
-    """Of 200,000 entries, half are kept and half equal their predecessor, within 5 standard errors."""
+    """Check that half of 200,000 entries are kept, and half equal the one before (5 standard errors)."""
     with random.keyed(KEY):
         kept = ftrain.scan(lambda c, x: (c, F.dropout(x) > 0), (), torch.ones(200, 1000))[
             1

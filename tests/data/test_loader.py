@@ -248,7 +248,7 @@ def test_augmenting_an_array_dataset_equals_augmenting_a_list():
 
 
 def test_loader_reads_a_whole_batch_at_once_if_the_dataset_can():
-    """As Hugging Face datasets can: one read per batch, then each sample gets its own key."""
+    """Use one read per batch, as Hugging Face datasets allow; each sample has its own key."""
 
     class ReadsMany:
         reads = 0

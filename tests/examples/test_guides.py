@@ -82,7 +82,7 @@ def test_commands_of_the_configuration_guide_run(
 
 
 def test_tables_of_the_configuration_guide_match_the_schema() -> None:
-    """If this test fails, run `python -m tests.examples.page`."""
+    """Regenerate the tables with `python -m tests.examples.page` if this fails."""
     text = page.PAGE.read_text()
     assert text == page.written(text)
     assert all(f"| `{key}` |" in text for key, _ in keys())

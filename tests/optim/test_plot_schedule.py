@@ -52,7 +52,7 @@ def test_plot_schedule_draws_into_given_axes():
 
 
 def test_plot_schedule_imports_matplotlib_only_when_called():
-    """If matplotlib is missing, the error names the extra that installs it."""
+    """Check, too, that the error without matplotlib names the extra that installs it."""
     code = """
 import sys
 from ftrain import optim

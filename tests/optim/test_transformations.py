@@ -255,7 +255,7 @@ def test_transformations_propagate_nan_gradients(name):
 
 @pytest.mark.parametrize(("grad", "param"), [(0.0, 2.0), (2.0, 0.0), (0.0, 0.0)])
 def test_scale_by_trust_ratio_keeps_the_gradient_if_a_norm_is_zero(grad, param):
-    """Nothing divides by the norm, so the hypergradient is finite without an `eps`."""
+    """Check that the hypergradient is finite without an `eps`: no step divides by the norm."""
     coefficient = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     g, p = ({"w": torch.full((3,), v, dtype=torch.float64)} for v in (grad, param))
     updates, _ = optim.scale_by_trust_ratio(coefficient).update(g, (), p)
