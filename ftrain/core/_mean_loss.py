@@ -74,7 +74,8 @@ class MeanLoss:
             return Sums(loss.total, loss.weight, buffers, Metrics({}))
 
         zero = torch.zeros((), device=state.step.device)
-        sums = self._summed(of_part, zero, state, key, batch)
+        # Unrolled, since the caller may differentiate it.
+        sums = self._summed(of_part, zero, state, key, batch, scans=False)
         mean: torch.Tensor = sums.totals / safe_weight(sums.weight)
         return mean
 
@@ -106,7 +107,7 @@ class MeanLoss:
         # Gradients of one micro-batch are those of its mean loss: neither weighted nor divided.
         is_mean = self._is_whole(batch) and self._grad_reduce is None
         zeros = tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
-        sums = self._summed(of_part, zeros, state, key, batch)
+        sums = self._summed(of_part, zeros, state, key, batch, scans=True)
         divisor = safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
 
@@ -114,15 +115,21 @@ class MeanLoss:
         return self._accumulate == 1 and not isinstance(batch, MicroBatches)
 
     def _summed(
-        self, of_part: PartFn, zeros: Any, state: TrainState, key: torch.Tensor, batch: Any
+        self,
+        of_part: PartFn,
+        zeros: Any,
+        state: TrainState,
+        key: torch.Tensor,
+        batch: Any,
+        *,
+        scans: bool,
     ) -> Sums:
-        """Sum `of_part` over micro-batches and ranks."""
+        """Sum `of_part` over micro-batches, by `scan` or unrolled, and over ranks."""
         if self._is_whole(batch):
             sums = of_part(state.buffers, key, batch, None)
         else:
             parts = split_batch(batch, self._accumulate)
-            # A loss is unrolled, since its caller may differentiate it; gradients are scanned over.
-            parts = parts.unstack() if isinstance(zeros, torch.Tensor) else parts
+            parts = parts if scans else parts.unstack()
             sums = accumulate_micro_batches(of_part, zeros, state.buffers, key, parts)
         if self._grad_reduce is not None:
             totals, weight = self._grad_reduce(sums.totals, sums.weight)
