@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,8 +27,9 @@ from torch.fx.experimental.proxy_tensor import (
     get_proxy_mode,
     make_fx,
 )
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftrain.core._torch_fake import REWRITTEN, fake_mode
 
 __all__ = [
     "DATA_DEPENDENT",
@@ -79,22 +79,6 @@ storage_use_count: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count"
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
-def fake_mode() -> FakeTensorMode:
-    """Return a mode that computes shapes only, of real tensors too (torch 2.0 and later).
-
-    Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
-    """
-    environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
-    # `copy.deepcopy` of a fake tensor (`nn.TransformerEncoder` copies its layer, inductor a graph with
-    # its constants) would copy the mode, and the weak references to storages that it holds. The copy of
-    # such a reference is freed without having been counted, which corrupts the heap (2.13). Not in a
-    # subclass: torch's rules for higher-order operators are registered for this very class.
-    itself = weakref.ref(mode)
-    mode.__deepcopy__ = lambda memo: itself()  # type: ignore[attr-defined]
-    return mode
-
-
 def is_faking() -> bool:
     """Return True while operators compute shapes only (`detect_fake_mode`, torch 2.0 and later)."""
     return detect_fake_mode() is not None
@@ -104,22 +88,7 @@ def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModu
     """Return the graph of operators that `fn` runs on fake tensors (`make_fx`, torch 2.0 and later)."""
     # Errors in the user's code are raised, and need not be logged as well.
     with silent("torch._subclasses.fake_tensor"):
-        return make_fx(fn, _REWRITTEN, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
-
-
-def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
-    """Keep the device of a copy that torch makes where it adds a zero derivative to a tensor.
-
-    Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
-    shape (torch 2.13). Only this call from C++ gives a layout too.
-    """
-    device, layout = kwargs.get("device"), kwargs.get("layout")
-    if device is None or device.type != "meta" or layout is None or x.device.type == "meta":
-        return NotImplemented
-    return torch.ops.aten._to_copy(x, dtype=kwargs["dtype"])
-
-
-_REWRITTEN = {torch.ops.aten._to_copy.default: _copy_of_zero_sum}
+        return make_fx(fn, REWRITTEN, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
 
 def is_recorded(tensor: torch.Tensor) -> bool:
@@ -378,8 +347,8 @@ def aside() -> Iterator[FakeTensorMode]:
 
 def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """Trace inside another trace, whose tensors become constants (torch 2.1 and later)."""
-    options: Any = {"_allow_non_fake_inputs": True, "_allow_fake_constant": True}
-    return make_fx(fn, _REWRITTEN, tracing_mode="real", **options)(*fakes)
+    how: Any = {"_allow_non_fake_inputs": True, "_allow_fake_constant": True}
+    return make_fx(fn, REWRITTEN, tracing_mode="real", **how)(*fakes)
 
 
 def nodes_ever(graph: fx.Graph) -> list[fx.Node]:

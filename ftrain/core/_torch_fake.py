@@ -1,16 +1,34 @@
-"""Shapes and strides that torch's own fake kernels refuse or get wrong; part of `_torch.py`."""
+"""Fake tensors of a trace: their mode, and what torch gets wrong of them; part of `_torch.py`."""
 
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch._decomp import meta_table
 from torch._subclasses import fake_impls, fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-__all__ = ["fake_kernels"]
+__all__ = ["REWRITTEN", "fake_kernels", "fake_mode"]
+
+
+def fake_mode() -> FakeTensorMode:
+    """Return a mode that computes shapes only, of real tensors too (torch 2.0 and later).
+
+    Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
+    """
+    environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
+    # `copy.deepcopy` of a fake tensor (by `nn.TransformerEncoder`, by inductor) would copy the mode with
+    # its weak references to storages. A copy of one is freed without having been counted, which corrupts
+    # the heap (torch 2.13). Not a subclass: rules of operators are registered for this very class.
+    itself = weakref.ref(mode)
+    mode.__deepcopy__ = lambda memo: itself()  # type: ignore[attr-defined]
+    return mode
 
 
 @contextlib.contextmanager
@@ -38,7 +56,7 @@ def fake_kernels() -> Iterator[None]:
 
 def _forget(operators: Any) -> None:
     """Drop the cached results of these operators from the cache that all fake modes share."""
-    cache: dict[Any, Any] = getattr(fake_tensor.FakeTensorMode, "cache", {})
+    cache: dict[Any, Any] = getattr(FakeTensorMode, "cache", {})
     for key in [key for key in cache if key.key[0] in operators]:
         cache.pop(key, None)
 
@@ -119,3 +137,19 @@ def _grouped_mm(
     strides = [rows * row, row, 1][-len(size) :]
     with mode:
         return torch.empty_strided(size, strides, dtype=dtype, device=a.device)
+
+
+def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
+    """Keep the device of a copy that torch makes where it adds a zero derivative to a tensor.
+
+    Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
+    shape (torch 2.13). Only this call from C++ gives a layout too.
+    """
+    device, layout = kwargs.get("device"), kwargs.get("layout")
+    if device is None or device.type != "meta" or layout is None or x.device.type == "meta":
+        return NotImplemented
+    return torch.ops.aten._to_copy(x, dtype=kwargs["dtype"])
+
+
+#: Operators that a trace records in another form (the decompositions of `make_fx`).
+REWRITTEN = {torch.ops.aten._to_copy.default: _copy_of_zero_sum}
