@@ -30,6 +30,7 @@ __all__ = [
     "begin_epoch",
     "endless_requests",
     "in_order",
+    "note_unreadable_metrics",
     "requested",
     "rows_to_log",
 ]
@@ -133,14 +134,9 @@ def as_saved_after_failure(state: LoopState) -> LoopState:
 
     Args:
         state: the last state, or the one before a step's unfinished work, which a resumed run repeats.
-
-    Metrics that cannot be read, which may be the reason for the failure,
-    are left out.
+            Metrics that cannot be read, which may be the reason for the failure, are left out.
     """
-    try:
-        state = read_metrics(state)
-    except (TypeError, ValueError):
-        state = state.replace(unread=None)
+    state = read_metrics(state) if _is_readable(state) else state.replace(unread=None)
     if not state.boundary_unfinished:
         return as_saved(state)
     replaced = [each.state for each in state.pending if isinstance(each, Replace)]
@@ -149,6 +145,22 @@ def as_saved_after_failure(state: LoopState) -> LoopState:
         pending=tuple(filter(None, map(_storable, state.pending))),
         stop=_final(state.stop),
     )
+
+
+def note_unreadable_metrics(error: Exception, state: LoopState) -> None:
+    """Add a note to the error of a failed run if the checkpoint will lack metrics of the state."""
+    if not _is_readable(state):
+        error.add_note(
+            "The checkpoint lacks the metrics since the last row of the log: they cannot be read."
+        )
+
+
+def _is_readable(state: LoopState) -> bool:
+    try:
+        read_metrics(state)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _final(stop: Stop | None) -> Stop | None:

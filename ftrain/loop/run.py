@@ -386,6 +386,7 @@ class Run(Emitter):
             self.state = self.state.replace(train=None)
         yield from self.emit(Failure(*self.header(), error, phase), strict=False)
         if self.state.train is not None and phase != "save":
+            _actions.note_unreadable_metrics(error, self.before_boundary or self.state)
             try:
                 yield from self._save("failed", {}, failed=True)
                 runtime.checkpoints.finish()

@@ -183,6 +183,7 @@ def test_metrics_that_cannot_be_read_do_not_prevent_the_checkpoint(tmp_path: Any
 
     with pytest.raises(ValueError, match="metric 'loss': expected a Mean.*got a Sum") as found:
         fit(trainer(steps=(step, STEPS.eval_step), store=tmp_path), max_steps=9)
+    assert "lacks the metrics since the last row" in "".join(found.value.__notes__)
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert (result.step, int(result.state.step)) == (6, 6)
     assert result.checkpoint.endswith("step-000000000006")
