@@ -26,6 +26,7 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from ftrain.core._nearest import nearest
 from ftrain.loop import events as _events
 from ftrain.loop._reserved_names import check_values
 from ftrain.loop.events import Event, TrainBegin
@@ -256,12 +257,10 @@ class _Methods:
 
 
 def _not_a_callback(callback: Any, unknown: list[str]) -> str:
-    import difflib  # noqa: PLC0415  # only for a message
-
     what = type(callback).__name__
     if unknown:
-        near = difflib.get_close_matches(unknown[0], EVENTS, 1, 0.5)
-        remedy = f"Rename it to {near[0]}." if near else "Rename it to one of these."
+        near = nearest(unknown[0], EVENTS)
+        remedy = f"Rename it to {near}." if near else "Rename it to one of these."
         return (
             f"{what}.{unknown[0]}: expected one of {', '.join(EVENTS)}, got {unknown[0]}. {remedy}"
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection
 from typing import Literal
 
+from ftrain.core._words import did_you_mean
 from ftrain.loop.events import EpochEnd, EvaluateEnd, Event, TrainBegin, WindowEnd
 
 __all__ = ["Mode", "Monitor", "UnknownMetricError"]
@@ -107,8 +107,7 @@ class Monitor:
 
     def unknown(self, values: Collection[str]) -> UnknownMetricError:
         """Return the error for an unknown metric; its message lists the names in `values`."""
-        near = difflib.get_close_matches(self.name, values, 1, 0.5)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
+        meant = did_you_mean(self.name, values)
         return UnknownMetricError(
             self.name,
             f"monitor: unknown metric {self.name!r}.{meant} Known metrics: {', '.join(values)}",
