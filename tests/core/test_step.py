@@ -15,7 +15,7 @@ import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
 from ftrain.core.errors import ImpureFunctionError, NonFiniteError
-from tests.zoo import MLP, PRECISIONS, ZOO, classification_loss
+from tests.zoo import MLP, ZOO, classification_loss
 
 CASE = ZOO["mlp"]
 MODES = pytest.mark.parametrize("mode", ["eager", "compiled"])
@@ -55,45 +55,6 @@ def test_train_step_matches_a_plain_torch_sgd_loop() -> None:
         assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
         assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-6)
     testing.assert_close_norm(state.params, dict(model.named_parameters()), 1e-6)
-
-
-@MODES
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_train_step_equals_gradients_update_and_commit(
-    precision: Any, accumulate: int, mode: str
-) -> None:
-    """State and metrics match byte for byte, over applied steps and a skipped one."""
-    apply = ftrain.bind(ZOO["convnet"].model)
-    loss_fn = ZOO["convnet"].loss_fn
-    optimizer = optim.partition(
-        {
-            "head": (r"layers\.5", optim.sgd(0.1)),
-            "rest": (optim.everything, optim.adamw(optim.warmup_cosine(1e-2, 2, 20))),
-        }
-    )
-    options: dict[str, Any] = {"precision": precision, "accumulate": accumulate}
-    init_state, train_step, _ = ftrain.make_steps(apply, loss_fn, optimizer, **options)
-    gradients = ftrain.gradients(apply, loss_fn, **options)
-
-    def composed(state: ftrain.TrainState, batch: Any) -> tuple[ftrain.TrainState, ftrain.Metrics]:
-        result = gradients(state, batch)
-        closures = gradients.closures(state, batch)
-        proposed = ftrain.update(optimizer, state, result, **closures)
-        return ftrain.commit(state, proposed, result)
-
-    ours: Any = composed if mode == "eager" else ftrain.compile(composed, backend="eager")
-    theirs: Any = train_step if mode == "eager" else ftrain.compile(train_step, backend="eager")
-    state = init_state(0)
-    for seed in range(4):
-        batch = ZOO["convnet"].batch(seed, 8)
-        if seed == 2:
-            batch["x"] = batch["x"] * float("nan")
-        expected = theirs(state, batch)
-        testing.assert_same_bits(ours(state, batch), expected)
-        state, metrics = expected
-        assert int(metrics["skipped"]) == (seed == 2)
-        assert sum(name.startswith("learning_rate") for name in metrics) == 2
 
 
 @MODES
@@ -403,37 +364,7 @@ def test_make_steps_refuses_models_that_are_not_modules() -> None:
         make(model=nn.ReLU())
 
 
-def test_commit_refuses_changes_of_the_state_structure() -> None:
-    state = make().init_state(0)
-    result = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
-    with pytest.raises(ValueError, match=r"\.extras: \['new'\] was not expected"):
-        ftrain.commit(state, state.replace(extras={"new": torch.zeros(())}), result)
-    with pytest.raises(
-        ValueError, match=r"of state\.step: expected torch.int64, got torch.float32"
-    ):
-        ftrain.commit(state, state.replace(step=state.step + 0.5), result)
-    with pytest.raises(ValueError, match=r"shape of state\.params\['layers.0.bias'\]"):
-        ftrain.commit(
-            state, state.replace(params={k: p[:1] for k, p in state.params.items()}), result
-        )
-
-
 def test_adamw_init_refuses_integer_parameters_by_name() -> None:
     optimizer = optim.adamw(1e-3)
     with pytest.raises((TypeError, ValueError), match=r"\['table'\]"):
         optimizer.init({"table": torch.zeros(3, dtype=torch.int64)})
-
-
-@pytest.mark.parametrize("kind", ["skipped", "applied"])
-def test_eager_commit_equals_traced_commit(kind: str) -> None:
-    """Eager CPU code reads the finite flag and copies one state; a trace selects leaf by leaf."""
-    x, y = torch.linspace(-1, 1, 24).view(4, 6), torch.tensor([0, 1, 2, 0])
-    batch = {"x": x * (float("inf") if kind == "skipped" else 1.0), "y": y}
-    steps = ftrain.make_steps(MLP, classification_loss, optim.adamw(1e-2))
-    state = steps.init_state(0)
-    new, metrics = steps.train_step(state, batch)
-    assert int(metrics["skipped"]) == (kind == "skipped")
-    testing.assert_same_bits(
-        ftrain.compile(steps.train_step, backend="eager")(state, batch), (new, metrics)
-    )
-    testing.assert_pure(steps.train_step, state, batch)

@@ -150,3 +150,18 @@ def test_cursor_equality_ignores_the_data_description():
 def test_cursor_from_json_refuses_an_invalid_data_description(name, witness):
     with pytest.raises(ValueError, match=f"cursor.{name}: expected a string or None"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, name: witness})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"seed": 0}, "content: expected a dict"),
+        (None, "content: expected a dict"),
+        ({"order": 2, "seed": 0, "epoch": 0, "position": 0}, "got 2"),
+        ({"order": 1, "seed": 0, "epoch": -1, "position": 0}, "cursor.epoch"),
+        ({"order": 1, "seed": 0, "epoch": 0, "position": True}, "cursor.position"),
+    ],
+)
+def test_cursor_from_json_refuses_damaged_content(content, message):
+    with pytest.raises(ValueError, match=message):
+        Cursor.from_json(content)

@@ -381,21 +381,6 @@ def test_loader_and_split_refuse_invalid_arguments(build, error, message):
         build()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"seed": 0}, "content: expected a dict"),
-        (None, "content: expected a dict"),
-        ({"order": 2, "seed": 0, "epoch": 0, "position": 0}, "got 2"),
-        ({"order": 1, "seed": 0, "epoch": -1, "position": 0}, "cursor.epoch"),
-        ({"order": 1, "seed": 0, "epoch": 0, "position": True}, "cursor.position"),
-    ],
-)
-def test_cursor_from_json_refuses_damaged_content(content, message):
-    with pytest.raises(ValueError, match=message):
-        Cursor.from_json(content)
-
-
 def test_an_error_in_reading_a_sample_contains_its_index():
     class Broken(list):
         def __getitem__(self, index):

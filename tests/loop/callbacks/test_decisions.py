@@ -25,6 +25,7 @@ from ftrain.loop import (
     Stop,
     TrainBegin,
     Trainer,
+    WindowEnd,
     callbacks,
 )
 from ftrain.loop._batches import EpochFunction
@@ -381,8 +382,6 @@ def test_ema_evaluation_names_a_missing_average() -> None:
 @settings(max_examples=30)
 @given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
 def test_windowed_average_weights_rows_by_their_samples(values: list[float], rows: int) -> None:
-    from ftrain.loop import WindowEnd
-
     events = [
         WindowEnd(Progress(), 0.0, None, {"loss": v}, i + 1, 1, 0, None)
         for i, v in enumerate(values)
