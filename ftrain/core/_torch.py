@@ -27,8 +27,8 @@ from torch.fx.experimental.proxy_tensor import (
     get_proxy_mode,
     make_fx,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.core._torch_fake import REWRITTEN, fake_mode
 
 __all__ = [
@@ -114,20 +114,13 @@ def without_modes_below(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with _Below():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with _Below():
             return fn(*args, **kwargs)
 
     return wrapped
 
 
-class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    supports_higher_order_operators = True
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Return True, so that Dynamo, which torch's loops call, compiles (torch 2.8 and later)."""
-        return True
-
+class _Below(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:

@@ -20,10 +20,10 @@ __all__ = [
     "SLOPES",
     "TRACED_TENSORS",
     "VMAP",
+    "DispatchMode",
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
-    "TorchDispatchMode",
     "backward_pass",
     "dispatch_depth",
     "in_gradient_transform",
@@ -65,6 +65,32 @@ is_batched_tensor = torch._C._functorch.is_batchedtensor
 
 #: `backward_pass()`: the number of the backward pass that runs in this thread, or -1 (1.12 and later).
 backward_pass = torch._C._current_graph_task_id
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Base of all dispatch modes of ftrain, under which loops, branches and Dynamo run.
+
+    Without these three, torch refuses `cond` and its like in the mode (2.7 and later), its own `cond`
+    and `scan` cannot call Dynamo (2.8 and later), and the first operator imports Dynamo, which takes a
+    second and switches off the validation of torch.distributions.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Return True, so that Dynamo compiles in this mode."""
+        return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def in_gradient_transform() -> bool:

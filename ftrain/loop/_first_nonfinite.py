@@ -12,7 +12,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._torch import is_wrapped
-from ftrain.core._torch_dispatch import TorchDispatchMode
+from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.loop._ensemble_members import members_of
 
 __all__ = ["first_nonfinite"]
@@ -37,16 +37,17 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
             if bad:
                 whose = _members_with(leaf, members_of(state)) if name == "state" else ""
                 return f"{name}{path} holds {bad}{whose}"
-    found = _Watch()  # type: ignore[no-untyped-call]  # torch's
+    found = _Watch()
     try:
         with found:
             step(state, batch)
-    except Exception:  # a step may raise because of the non-finite value
-        pass
+    except Exception as error:  # a step may raise because of the non-finite value
+        if found.first is None:
+            return f"this step raised {type(error).__name__} when it was computed again: {error}"
     return found.first or "all values are finite when this step is computed again"
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+class _Watch(DispatchMode):
     """Dispatch mode that records the first operator with finite arguments and a non-finite result."""
 
     first: str | None = None

@@ -10,7 +10,9 @@ import traceback
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import ftrain
 from ftrain.core.compile import compile
 from ftrain.core.errors import ImpureFunctionError, TraceError
 from ftrain.core.scan import scan
@@ -191,8 +193,10 @@ def test_vmap_of_an_already_compiled_function_raises():
 
 NO_COMPILER = """
 import torch
+from torch import nn
 from torch._inductor import config
 config.cpp.cxx = ("no-such-compiler-anywhere",)
+import ftrain
 from ftrain.core.compile import compile
 def f(x):
     return (x * 2).sin()
@@ -240,3 +244,38 @@ def test_runtime_dtype_error_notes_the_arguments():
     with pytest.raises(RuntimeError, match="dtype") as caught:
         product({"x": torch.ones(4, 3, dtype=torch.float64)})
     assert "batch['x']: float64[4, 3]" in "".join(caught.value.__notes__)
+
+
+class WritesInForward(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.where = where
+
+    def forward(self, x):
+        if self.where == "weight":
+            self.linear.weight.data.clamp_(-0.1, 0.1)  # here
+        elif self.where == "batch":
+            x.data.mul_(2)  # here
+        else:
+            captured.data.add_(1)  # here
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("weight", "its argument `state.params['linear.weight']`"),
+        ("batch", "its argument `batch`"),
+        ("captured", "a tensor that it captures, float32[3]"),
+    ],
+)
+def test_compiled_train_step_that_writes_to_its_inputs_names_the_line(where, what):
+    """A step holds a `cond` (the norm of the gradients), which the search for the line once refused."""
+    steps = ftrain.make_steps(
+        lambda: WritesInForward(where), lambda model, x: model(x).sum(), ftrain.optim.sgd(0.1)
+    )
+    with pytest.raises(ImpureFunctionError) as error:
+        compile(steps.train_step, backend="eager")(steps.init_state(0), torch.ones(4, 3))
+    assert what in str(error.value)
+    assert "# here" in str(error.value)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from ftrain.core import _torch
-from ftrain.core._torch_dispatch import TorchDispatchMode
+from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile._errors import current_line, describe
 from ftrain.core.compile._graph import Write, written
@@ -66,7 +66,7 @@ _BY_OPERATOR = {
 }
 
 
-class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+class _WriteWatch(DispatchMode):
     """Mode that records the user's line at the first operator that writes into one of the inputs.
 
     A captured tensor is seen as itself, or, in a view of it, as its fake tensor.
@@ -75,7 +75,7 @@ class _WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     line = ""
 
     def __init__(self, inputs: Sequence[torch.Tensor], fakes: Sequence[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()
         self.storages = {storage_id(t) for t in (*inputs, *fakes)}
 
     def __torch_dispatch__(

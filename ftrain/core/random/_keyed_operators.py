@@ -29,9 +29,9 @@ from ftrain.core import _torch
 from ftrain.core._torch_dispatch import (
     TRACED_TENSORS,
     VMAP,
+    DispatchMode,
     HigherOrderOperator,
     OpOverload,
-    TorchDispatchMode,
     names_of,
     runs_by_others,
     schema_of,
@@ -78,28 +78,15 @@ here = Thread()
 Action = Callable[["KeyedOperators", Any, Sequence[Any], dict[str, Any]], Any]
 
 
-class KeyedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+class KeyedOperators(DispatchMode):
     """Mode that runs random operators with draws from a stream, or refuses them without a stream.
 
     Args:
         stream: the stream of the `keyed` context.
     """
 
-    supports_higher_order_operators = True  # 2.7 and later
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # 2.7 and later. Else the first operator would import Dynamo, which takes a second and switches
-        # off the validation of torch.distributions.
-        return False
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Return True, so that Dynamo, which torch's loops and branches call, compiles in this mode."""
-        return True
-
     def __init__(self, stream: KeyStream | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()
         self.stream = stream
         # Below the dispatcher torch does not report an active vmap: one is active if it was when the
         # context was entered, or if it has begun since.
@@ -296,15 +283,8 @@ def has_opaque(graph: fx.GraphModule) -> bool:
     )
 
 
-class OpaqueOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+class OpaqueOperators(DispatchMode):
     """Mode that refuses custom operators that draw, and runs all others."""
-
-    supports_higher_order_operators = True
-    _should_skip_dynamo = KeyedOperators._should_skip_dynamo
-    is_infra_mode = KeyedOperators.is_infra_mode
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
