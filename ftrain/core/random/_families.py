@@ -1,9 +1,9 @@
 """Gamma, Dirichlet, Poisson, binomial and von Mises draws as operators, with their derivatives.
 
-An operator takes a key `(*batch, 2)` and parameters `(*batch, *shape)`, and returns `(*batch, *shape)`:
-row by row what each key gives alone. A sample is an implicit function of its parameters, so it has the
-gradient that torch gives its own samples (Figurnov, Mohamed and Mnih, "Implicit reparameterization
-gradients", NeurIPS 2018).
+An operator takes a key `(*batch, 2)` and parameters `(*batch, *shape)`. Each row of its result,
+`(*batch, *shape)`, equals the draw from that row's key and parameters alone. A sample is an implicit
+function of its parameters, so it has the gradient that torch gives its own samples (Figurnov, Mohamed
+and Mnih, "Implicit reparameterization gradients", NeurIPS 2018).
 
 Read next: `_rejection.py`, the samplers.
 """
@@ -94,7 +94,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors with the mapped dimension first; expand those that are not mapped."""
+    """Return the tensors with the dimension mapped by vmap first; expand those without it."""
     return [
         t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, dims, strict=True)
@@ -102,7 +102,7 @@ def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> l
 
 
 def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Define an operator that takes a key, folds, and parameters of one shape."""
+    """Define an operator `(key, folds, *parameters)` that draws samples, with its vmap rule."""
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
         rows = _rows(info.batch_size, (dims[0], *dims[2:]), (key, *params))
@@ -127,7 +127,7 @@ _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 
 def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Any:
-    """Define an operator from an elementwise torch function without batching rule and derivative."""
+    """Define an operator with a vmap rule from an elementwise torch function that has none."""
 
     def rule(info: Any, dims: Any, *tensors: Tensor) -> Any:
         return operator(*_rows(info.batch_size, dims, tensors)), 0
@@ -153,7 +153,7 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save nothing for a backward pass, which raises."""
+        """Save nothing, because the backward pass only raises an error."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -172,7 +172,7 @@ _slope: Callable[..., Tensor] = _Slope.apply
 
 
 class _Sample(torch.autograd.Function):
-    """Sampler with arguments `(key, *parameters, folds)`; subclasses set operator and derivative."""
+    """Sampler `(key, *parameters, folds)` for autograd; subclasses set operator and derivative."""
 
     operator: Callable[..., Tensor]
 

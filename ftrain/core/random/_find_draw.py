@@ -1,10 +1,10 @@
-"""Search for the line that advanced a global generator: run the call again under a trace function.
+"""Search for the line that drew from a global generator: repeat the call under a trace function.
 
 Used only before an error is raised, because it makes Python several times slower. The generators are
 compared at every line of user code that runs, in this thread and in the threads that the call starts; a
 line that changes the state of one of them has drawn from it. Draws of other threads are excluded: these
-hardly run meanwhile (the interpreter's switch interval is raised), their draws while torch runs without
-the interpreter's lock are ignored, and a line counts only if further searches find it too.
+threads hardly run meanwhile (the interpreter's switch interval is raised), their draws while torch runs
+without the interpreter's lock are ignored, and a line counts only if further searches find it too.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ class Draw(NamedTuple):
 
 
 def is_alone() -> bool:
-    """Return True if the program has no other Python thread, which could draw as well."""
+    """Return True if this is the only Python thread of the program, so that no other can draw."""
     return len(sys._current_frames()) == 1  # those not made by `threading` too
 
 
 def find_draws(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
-    """Call `run` again, at least once; return the lines that advance a generator each time, in order.
+    """Repeat the call `run`; return the lines that advance a generator each time, in order.
 
     Args:
-        run: the call that has moved one.
+        run: the call that has moved a generator; it is repeated.
         marks: the generators to compare, in any states.
 
     Returns:
@@ -140,15 +140,15 @@ class _Tracer:
         return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
-        """Prepare for an operator whose draws the calling mode keys or refuses."""
+        """Ignore draws of other threads before an operator; called by the operator mode."""
         self._forgive()  # `_profile` has already processed the frame of the mode
 
     def end_operator(self) -> None:
-        """Resume after an operator; called by the operator mode."""
+        """Ignore draws of other threads during an operator; called by the operator mode."""
         self._forgive()
 
     def _forgive(self) -> None:
-        """Ignore changes that other threads made while torch had released the interpreter lock."""
+        """Ignore draws that other threads made while torch had released the interpreter lock."""
         if self._has_others and not self._has_started:
             self._last = _generators.settled(self._last)
 
@@ -197,7 +197,7 @@ class _Tracer:
             local.below = runs is not None and _is_idle(runs.f_code.co_filename)
 
     def _compare(self, may_be_torch: bool = False) -> None:
-        """Record the line if a generator's state has changed.
+        """Record the running line as a draw if a generator has changed since the last comparison.
 
         Args:
             may_be_torch: what has run may draw from torch's generator, or seed it. Else another thread
@@ -225,7 +225,7 @@ class _Tracer:
                 draws.append((self._count, before, line))
 
     def _settle(self, with_torch: bool) -> None:
-        """Read the states again, since other threads may have drawn while they were read."""
+        """Read the generators again, since other threads may have drawn meanwhile."""
         if with_torch:
             self._last = _generators.read_again(self._last)
         # Last, for they run as well while memory of torch is freed.
@@ -233,7 +233,7 @@ class _Tracer:
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """Return the current line of the innermost frame of user code inside the call."""
+    """Return the innermost frame of user code inside the searched call, and its line number."""
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)
@@ -262,7 +262,7 @@ def _may_draw(function: Any, caller: FrameType) -> bool:
 
 
 def _root(function: Any) -> str:
-    """Return the package that a C function belongs to."""
+    """Return the name of the top-level package that a C function belongs to."""
     owner, name = getattr(function, "__self__", None), getattr(function, "__module__", None)
     if name is None and isinstance(owner, types.ModuleType):
         name = owner.__name__

@@ -2,8 +2,8 @@
 
 XLA on the CPU contracts `u * (maxval - minval) + minval` into one fused multiply-add in float32 and
 float64. In float16 and bfloat16 it rounds each operation, except where the processor has fused
-instructions for the dtype (AVX512-FP16) and the formula is jitted. This file does the first two on every
-device, with operations that are exact.
+instructions for the dtype (AVX512-FP16) and the formula is jitted. On every device this file gives the
+fused result in float32 and float64 and rounds each operation in float16 and bfloat16.
 
 Read next: `threefry.c`, the same arithmetic in C.
 """
@@ -24,7 +24,7 @@ _SPLITTER = 2.0**27 + 1.0  # Veltkamp: halves of 26 bits
 
 
 def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return floats in [0, 1) from words: random mantissas under the exponent of one, minus one."""
+    """Return uniform floats in [0, 1): random words as mantissas of floats in [1, 2), minus 1."""
     if dtype == torch.float32:
         floats = ((raw.view(torch.int32) >> 9) & 0x007FFFFF) | 0x3F800000
     elif dtype == torch.float64:
@@ -37,7 +37,7 @@ def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def below(raw: Tensor, p: float) -> Tensor:
-    """Return `uniform < p` in float32 from words of 32 bits: `k 2^-23 < p` iff `k < ceil(p 2^23)`."""
+    """Return `u < p` for uniforms `u = k / 2^23`, as `k < ceil(p 2^23)`, from 32-bit words."""
     return ((raw.view(torch.int32) >> 9) & 0x007FFFFF) < threshold(p)
 
 

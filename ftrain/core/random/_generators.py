@@ -56,7 +56,7 @@ def accelerator() -> torch.device | None:
 
 
 def read(device: torch.device | None = None, own: Sequence[Any] = ()) -> Marks:
-    """Return the states of the global generators, including that of an accelerator `device`.
+    """Return the states of the global generators, with that of `device` if it is an accelerator.
 
     While a CUDA graph is captured, the device's generator is left out: it cannot be read.
 
@@ -91,7 +91,7 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return `moved` without torch's generators, since reading those lets other threads run."""
+    """Return `moved` for all but torch's generators, whose reading lets other threads run."""
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")
@@ -106,7 +106,7 @@ def settled(marks: Marks) -> Marks:
 
 
 def differing(a: Marks, b: Marks) -> tuple[str, ...]:
-    """Return the names of the generators whose states differ."""
+    """Return the names of the generators whose states differ between two snapshots."""
     names = [] if _same(a.torch, b.torch) else ["torch"]
     if a.device is not None and b.device is not None and not _same(a.device[1], b.device[1]):
         names.append("device")
@@ -164,7 +164,7 @@ def _read_device(device: torch.device) -> tuple[torch.device, torch.Tensor] | No
 
 
 def _view(address: int, size: int) -> Any:
-    """View of memory that another object owns; `.raw` copies it."""
+    """Return a view of memory that another object owns; its `.raw` copies the bytes."""
     return (ctypes.c_char * size).from_address(address)
 
 
@@ -214,7 +214,7 @@ def _numpy_memory(bits: Any) -> Any:
 
 
 def _find_gauss() -> int | None:
-    """Return the offset in a RandomState of its cached normal draw, `int has_gauss; double gauss`."""
+    """Return the offset in a RandomState of its cached draw, `int has_gauss; double gauss`."""
     probe = np.random.RandomState(5)
     memory = _view(id(probe), type(probe).__basicsize__)
     words = _numpy_memory(probe._bit_generator)

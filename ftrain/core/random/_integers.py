@@ -1,6 +1,6 @@
-"""Conversion of uniform words to bounded integers, and the number of sorts of a permutation.
+"""Conversion of random words to integers in a range, and how often `permutation` sorts to shuffle.
 
-All in int64 tensors, which wrap; unsigned 64-bit remainders are built from signed ones.
+All arithmetic is on int64 tensors, which wrap; unsigned 64-bit remainders are built from signed ones.
 
 Read next: `sample.py`, which draws the words.
 """
@@ -51,15 +51,15 @@ def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.
 
 
 def sorting_rounds(count: int) -> int:
-    """Return the number of sorts by random 32-bit words after which ties are improbable (XLA's rule)."""
+    """Return how often to sort by new random words until ties are improbable (XLA's rule)."""
     return math.ceil(3 * math.log(max(1, count)) / math.log(2**32 - 1))
 
 
 def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Clip bounds to a dtype's range; return the lower end and the number of values (modulo 2^n).
+    """Clip bounds to a dtype's range; return the lower one and the number of values (modulo 2^n).
 
-    Both are signed words. An empty range counts as one value, `minval`. A maxval above the dtype's range
-    includes its largest value.
+    Both are signed 64-bit words; n is 64 for 64-bit dtypes, else 32. An empty range counts as one value,
+    `minval`. A maxval above the dtype's range includes its largest value.
     """
     lowest, highest = RANGE[dtype]
     base, end = (min(max(bound, lowest), highest) for bound in (minval, maxval))
@@ -70,7 +70,7 @@ def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
 def clipped_tensors(
     minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `clipped` for bounds at least one of which is a tensor."""
+    """Return the result of `clipped` as tensors, for bounds of which at least one is a tensor."""
     lowest, highest = RANGE[dtype]
     highest = min(highest, 2**63 - 1)
     least, most = (_int64(bound, device) for bound in (minval, maxval))
@@ -93,7 +93,7 @@ def _int64(bound: int | Tensor, device: torch.device) -> Tensor:
 
 
 def _remainder64(a: Tensor, n: Tensor) -> Tensor:
-    """Return `a mod n` of unsigned 64-bit patterns, where n = 0 stands for 2^64."""
+    """Return `a mod n` for unsigned 64-bit integers stored as int64, where n = 0 means 2^64."""
     positive = torch.where(n > 0, n, 1)
     quotient = ((a >> 1) & (2**63 - 1)).div(positive, rounding_mode="trunc") << 1
     rest = a - quotient * positive  # at most one too many
@@ -103,5 +103,5 @@ def _remainder64(a: Tensor, n: Tensor) -> Tensor:
 
 
 def _at_least(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a >= b` for unsigned 64-bit patterns that are stored as signed integers."""
+    """Return `a >= b` for unsigned 64-bit integers stored as int64."""
     return torch.where((a ^ b) < 0, a < 0, a >= b)

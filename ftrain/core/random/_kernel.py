@@ -1,8 +1,8 @@
 """The C kernel, compiled once on each machine at the first draw and called through ctypes.
 
-Where it cannot be had (no compiler, a cache folder that cannot be written), one warning says so and the
-reference takes over, with the same numbers. A million-element mask takes 1.0 ms on one core here,
-`torch.empty(n).bernoulli_(0.1)` 5.8 ms, the reference 80 ms.
+Without it (no compiler, or a cache folder that cannot be written), one warning is issued and
+`_reference.py` draws the same numbers. A million-element mask takes 1.0 ms on one core with the kernel,
+5.8 ms with `torch.empty(n).bernoulli_(0.1)`, 80 ms with `_reference.py`.
 
 Read next: `threefry.c`.
 """
@@ -63,7 +63,7 @@ class Kernel:
     def draw(
         self, kind: int, key: Tensor, folds: Sequence[int], out: Tensor, a: float = 0, b: float = 0
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)` with draws for keys `(*batch, 2)`; `a` and `b` as in the C code."""
+        """Fill `out` `(*batch, ...)` with draws for keys `(*batch, 2)`; `kind` as at the top."""
         key = key.contiguous()
         rows = key.numel() >> 1
         count = out.numel()
@@ -79,7 +79,7 @@ class Kernel:
     def randint(
         self, key: Tensor, folds: Sequence[int], out: Tensor, base: int, span: int
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)` of any integer dtype with `base + (128 or 64 bits) mod span`."""
+        """Fill `out` `(*batch, ...)`, of any integer dtype, with `base + random bits mod span`."""
         key = key.contiguous()
         rows, count = key.numel() >> 1, out.numel()
         if count:
@@ -92,7 +92,7 @@ class Kernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Fold the integers `folds`, then int32 `data` `(*batch)`, into the keys `(*batch, 2)`."""
+        """Write to `out` the keys `(*batch, 2)` with `folds`, then `data` `(*batch)`, folded in."""
         packed = struct.pack(f"{len(folds)}I", *folds)
         address = None if data is None else data.data_ptr()
         rows = key.numel() >> 1
@@ -101,7 +101,7 @@ class Kernel:
 
 
 def kernel() -> Kernel | None:
-    """Return the compiled kernel, `None` if it is unavailable; the first call compiles or loads it."""
+    """Return the C kernel, or `None` if it is unavailable; the first call compiles or loads it."""
     return _kernel if _kernel is not _UNTRIED else _first()
 
 
@@ -182,7 +182,7 @@ def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
 
 
 def cache_folder() -> Path:
-    """Return the kernels' directory: FTRAIN_CACHE_DIR, else ftrain's folder in the user's cache."""
+    """Return the directory of compiled kernels: FTRAIN_CACHE_DIR, or one in the user's cache."""
     named = os.environ.get("FTRAIN_CACHE_DIR")
     if named:
         return Path(named)

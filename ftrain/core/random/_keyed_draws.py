@@ -1,8 +1,8 @@
-"""Torch's random factories and their `_like` forms, drawn from a stream of keys.
+"""Torch's random factories (`torch.rand`, `torch.rand_like`, ...), with keys from a stream.
 
 Each function has the signature of the torch function that it replaces, after the stream.
-Distributions are inverse transforms of one uniform draw, so they trace, and each row of a vmap is a
-single run.
+Distributions are inverse transforms of one uniform draw, so they can be traced, and under vmap each row
+equals the draw from its own key alone.
 
 Read next: `_keyed_fills.py`, the in-place forms, and `_keyed_layers.py`, the layers that draw.
 """
@@ -48,7 +48,8 @@ def _deliver(
     """Apply the options of a torch factory to a drawn tensor: `out`, memory format, gradient."""
     if layout not in (None, torch.strided) or names is not None:
         raise TypeError(
-            f"a draw in `keyed`: expected layout=torch.strided and names=None, got {layout=}, {names=}"
+            f"a draw in `keyed`: expected layout=torch.strided and names=None, got {layout=}, {names=}."
+            " Leave both out."
         )
     if out is not None:
         return out.resize_(value.shape).copy_(value)
@@ -232,7 +233,7 @@ def multinomial(
 
 
 def memory(allocate: Callable[..., Tensor]) -> Handler:
-    """Return a handler of `torch.empty` or a similar factory that allocates a row for each batched key.
+    """Return a handler of `torch.empty` or the like that allocates a row per key under vmap.
 
     So `torch.vmap` over keys gives each row its own initial weights, and `empty_like(x).exponential_()`
     its own noise, where torch would refuse to write batched values into unbatched memory.
@@ -255,7 +256,7 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
 
 
 def exponential(unit: Tensor) -> Tensor:
-    """Map U[0, 1) to Exp(1) without 0, so that the logarithm is finite, as in torch's kernels."""
+    """Map U[0, 1) to Exp(1) samples above 0, whose logarithms are finite, as in torch's kernels."""
     return (-torch.log1p(-unit)).clamp_min(torch.finfo(unit.dtype).eps / 2)
 
 
@@ -267,7 +268,7 @@ def integers(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Draw integers in [low, high), in int64 for floating-point and bool dtypes, then cast them."""
+    """Draw integers in [low, high) as `dtype`; for floating-point and bool dtypes via int64."""
     if low >= high:
         raise ValueError(f"randint: expected low < high, got low={low}, high={high}")
     wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype

@@ -1,7 +1,7 @@
-"""Torch's random in-place fills of tensors, drawn from a stream of keys.
+"""Torch's random in-place fills of tensors (`uniform_`, `normal_`, ...), with keys from a stream.
 
-`copy_` has the gradient of a fill (zero to the old value) and keeps dtype and strides. As in
-`_keyed_draws.py`, each function has the signature of the torch function that it replaces.
+They write by `copy_`, which has the gradient of a fill (zero for the old value) and keeps dtype and
+strides. As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def cauchy_(
 
 
 def _unit(stream: KeyStream, like: Tensor) -> Tensor:
-    """Draw U[0, 1) in the shape of `like`, in at least float32, since 8 bits give only 256 values."""
+    """Draw U[0, 1) in the shape of `like`, in float32 or wider: bfloat16 would give 128 values."""
     wide = torch.promote_types(like.dtype, torch.float32)
     return stream.uniform(like.shape, wide, like.device)
 
@@ -128,7 +128,7 @@ def _integer_bound(dtype: torch.dtype) -> int:
 def _two(
     args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
 ) -> tuple[Any, Any]:
-    """Return two optional arguments that were given by position or by name."""
+    """Return two arguments that were given by position, by name, or not at all (their defaults)."""
     values = list(args) + [None] * (2 - len(args))
     given = [named.get(name, default) for name, default in (first, second)]
     first_value, second_value = (values[i] if i < len(args) else given[i] for i in range(2))
@@ -136,7 +136,7 @@ def _two(
 
 
 def _of_memory(fill: Handler) -> Handler:
-    """Skip tensors on the meta device, where torch's arithmetic imports Dynamo, which takes seconds."""
+    """Make a fill skip meta tensors: arithmetic on them imports Dynamo, which takes seconds."""
 
     @functools.wraps(fill)
     def filled(stream: KeyStream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -4,8 +4,10 @@ While a constructor runs, modules do not have paths yet. So a model is built twi
 parameter each random draw went to, and `construct` gives these draws, one by one, the key of the path
 that the parameter ended up at. Adding a layer leaves the initial weights of the others as they were.
 
-A draw whose numbers reach a parameter through arithmetic (`nn.Parameter(torch.randn(n) * 0.02)`) stands
-at no path; its key descends from the classes under construction around it.
+A draw whose numbers reach a parameter through arithmetic (`nn.Parameter(torch.randn(n) * 0.02)`) has no
+path; its key is derived from the classes of the modules whose constructors run at that moment.
+
+Read next: `_keyed_sites.py`, the keys of all other draws.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Return `run()`; run it again while it advances a global generator that the plan lacks."""
+    """Return `run()`; repeat it until the plan has every global generator that it advances."""
     while True:
         before = _generators.read(_generators.accelerator(), plan.own)
         try:
@@ -156,7 +158,7 @@ class _Initial(KeyStream):
         self._index = -1
 
     def forget_frames(self) -> None:
-        """Drop the stored frame, which keeps objects of its callers alive, such as locks."""
+        """Drop the stored stack frame, which keeps its callers' objects alive, such as locks."""
         self._initializer = None
 
     def _path(self, chain: list[Running]) -> str:
@@ -218,7 +220,7 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 def _initializer(frame: FrameType | None) -> FrameType | None:
-    """Return the outermost running function of `torch.nn.init`."""
+    """Return the frame of the outermost running function of `torch.nn.init`; `None` without one."""
     found = None
     while frame is not None:
         if frame.f_code.co_filename == _INITIALIZERS:

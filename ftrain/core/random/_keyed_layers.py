@@ -1,6 +1,8 @@
-"""Random layers, drawn from a stream of keys: the dropout family, attention, recurrent networks.
+"""Layers that draw, with keys from a stream: the dropout family, attention, recurrent networks.
 
 As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
+
+Read next: `_keyed_sites.py`, the stream, which gives each draw its key.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def rrelu(
     training: bool = False,
     generator: None = None,
 ) -> Tensor:
-    """Compute leaky ReLU with a slope for each element drawn from U[lower, upper)."""
+    """Compute leaky ReLU in which each element has its own slope, drawn from U[lower, upper)."""
     slope: Tensor | float = (lower + upper) / 2
     if training:
         wide = torch.promote_types(input.dtype, torch.float32)
@@ -81,7 +83,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute dropout(softmax(scale · query keyᵀ + mask)) value, by torch's kernel without dropout."""
+    """Compute dropout(softmax(scale · query keyᵀ + mask)) value, by torch if `dropout_p` is 0."""
     if dropout_p == 0:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -162,7 +164,8 @@ def _gain(p: float) -> float:
 def _channels(input: Tensor) -> list[int]:
     if input.dim() < 2:
         raise RuntimeError(
-            f"feature dropout: expected an input of shape (N, C, ...), got {tuple(input.shape)}"
+            f"feature dropout: expected an input of shape (N, C, ...), got {tuple(input.shape)}. Add "
+            "the missing dimensions."
         )
     return [*input.shape[:2], *[1] * (input.dim() - 2)]
 

@@ -1,4 +1,4 @@
-"""Dispatch mode below the function mode that keys every random operator, whatever called it.
+"""Dispatch mode that keys every random operator, also those that the function mode cannot see.
 
 `KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, those of
 `torch.jit`, of C++ and of patched or captured functions included, and redraws those tagged
@@ -113,7 +113,7 @@ class KeyedOperators(DispatchMode):
 
 
 def _decide(func: Any) -> Action:
-    """Return the action for an operator, and cache it."""
+    """Return and cache how to run an operator: key its draw, check it, or pass it on."""
     if isinstance(func, HigherOrderOperator) or func.namespace not in _TAGGED:
         action: Action = _check if not _is_drawing(func) else _draw
     else:
@@ -127,7 +127,7 @@ _ACTIONS: dict[Any, Action] = {}
 
 @functools.cache
 def _is_composed(kind: type) -> bool:
-    """Return True if a tensor class implements each operator by other operators."""
+    """Return True if a tensor subclass implements each operator by calls of other operators."""
     return runs_by_others(kind) and not issubclass(kind, TRACED_TENSORS)
 
 
@@ -167,7 +167,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
 
 
 def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator whose inner operators the mode does not see; refuse it if it draws."""
+    """Run an operator whose inner operators the mode does not see; raise if it draws."""
     # Another thread may have drawn meanwhile, but hardly each time.
     is_mutable = isinstance(func, OpOverload) and schema_of(func).is_mutable
     attempts = 1 if is_mutable or len(sys._current_frames()) == 1 else 3
@@ -227,7 +227,7 @@ def _rrelu(
     training: bool = False,
     generator: None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and the slopes, which are 1 where the input is positive."""
+    """Return the output of randomized leaky ReLU and its slopes (1 where the input is positive)."""
     wide = torch.promote_types(input.dtype, torch.float32)
     slope = stream.uniform(input.shape, wide, input.device, lower, upper).to(input.dtype)
     slope = torch.where(input > 0, 1, slope)

@@ -1,4 +1,4 @@
-"""Torch functions that draw inside, and copies of them in which the function mode sees the calls.
+"""Torch functions that draw in their bodies, and copies of them whose draws the function mode sees.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
 with the mode popped, and the dropout in it would draw from the global generator. The body calls
@@ -42,7 +42,7 @@ _ANSWERS = {
 
 
 class _Torch(types.ModuleType):
-    """Copy of `torch` for code that calls `torch.overrides.has_torch_function(...)`."""
+    """Stand-in for `torch` whose `overrides.has_torch_function` and its variants return False."""
 
     overrides = types.SimpleNamespace(**vars(torch.overrides) | _ANSWERS)
 
@@ -85,7 +85,7 @@ def is_seeded(overload: _Overload) -> bool:
 
 
 def is_random(func: Callable[..., Any]) -> bool:
-    """Return True if an operator may draw, unless its dropout rate is 0."""
+    """Return True if an operator draws, at least when its dropout rate is above 0."""
     return getattr(func, "__name__", "") in _COMPOSITES or any(map(is_seeded, _overloads(func)))
 
 
@@ -143,7 +143,7 @@ def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
 
 @functools.lru_cache(maxsize=4096)
 def draws_inside(func: types.FunctionType) -> bool:
-    """Return True if a torch function names a random operator, also through other torch functions."""
+    """Return True if a torch function, or one of torch that it calls, uses a random operator."""
     seen: set[types.CodeType] = set()
 
     def names_one(code: types.CodeType, scope: dict[str, Any]) -> bool:
@@ -178,7 +178,7 @@ def draws_inside(func: types.FunctionType) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def without_dispatch(func: types.FunctionType) -> types.FunctionType:
-    """Copy a torch function so that it runs its body instead of dispatching to the mode."""
+    """Copy a torch function so that it runs its body instead of calling the function mode."""
     return _copy(func, {})
 
 

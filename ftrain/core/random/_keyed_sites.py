@@ -58,7 +58,7 @@ Running = tuple[nn.Module, bool]
 
 @dataclasses.dataclass
 class _Counts:
-    """Counts of the draws so far, by site and by module without a name.
+    """Number of draws so far at each site, and the names given to modules without a path.
 
     Attributes:
         draws: the number of draws at each path.
@@ -140,11 +140,11 @@ class KeyStream:
         return (*self._hash(path), count)
 
     def drew(self, result: object) -> None:
-        """Receive each keyed result (a hook for subclasses; does nothing here)."""
+        """Receive the result of each keyed call (a hook for subclasses; does nothing here)."""
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count draws inside the context separately from those of the function mode."""
+        """Count the draws inside the context (those of the operator mode) apart from all others."""
         self._suffix = "!"
         try:
             yield
@@ -195,7 +195,7 @@ class KeyStream:
         yield numbered
 
     def again(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-        """Return a function that makes a context which repeats the draws that follow.
+        """Return a function that makes contexts, each repeating the draws that follow this call.
 
         A backward pass enters it to recompute a checkpointed region, once or several times.
         """
@@ -204,14 +204,14 @@ class KeyStream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream for a backward pass whose sites are inside of the modules `around`."""
+        """Return a stream for a backward pass, with sites inside the modules `around`."""
         stream = KeyStream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """Return the modules of the context that are running at this frame, innermost first."""
+        """Return the modules called inside the context that run at a frame, innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:
@@ -271,7 +271,7 @@ class KeyStream:
         return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
 
     def bernoulli(self, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Draw True with probability `p`, with the next key of this site."""
+        """Draw bools that are True with probability `p`, with the next key of this site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=torch.bool, device=device)
@@ -310,7 +310,7 @@ class KeyStream:
         return names.get(id(module))
 
     def _nameless_name(self, prefix: str, module: nn.Module) -> str:
-        """Return a name such as `Linear#1`, for the second Linear without a path that draws."""
+        """Return a name for a module without a path: `Linear#1` for the second such Linear."""
         counts = self._counts
         _, found = counts.nameless.get(id(module), (module, ""))
         if not found:
@@ -322,7 +322,7 @@ class KeyStream:
 
 
 def _running(frame: FrameType | None) -> list[Running]:
-    """Return the modules being called, applied or (True) constructed, innermost first."""
+    """Return the modules that run at a frame, innermost first; True if in its `__init__`."""
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code

@@ -18,7 +18,7 @@ __all__ = ["UNDER_TRANSFORMS"]
 
 
 def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
-    """Ignore `requires_grad_()` of a tensor that requires a gradient already; torch.func refuses it.
+    """Ignore `requires_grad_()`, which torch.func refuses, if a tensor requires a gradient already.
 
     Models of `transformers` call it on their embeddings, for checkpointing with reentry.
     """

@@ -3,7 +3,8 @@
 Inlined, the twenty rounds of Threefry quadruple the time that a training step takes to compile; as one
 opaque, purely functional operator a draw costs the compiler nothing, and its bits are the same in
 eager, traced, compiled and vmapped code. Every operator takes keys `(*batch, 2)` and returns
-`(*batch, *shape)`: row by row what each key gives alone. The integers `folds` are folded in first.
+`(*batch, *shape)`; each row equals the draw from that row's key alone. The integers `folds` are folded
+into the key first.
 
 Defined through `torch.library.Library`: an empty `custom_op` takes 14.1 µs to call, these 4.9 µs.
 
@@ -105,7 +106,7 @@ def _fold_in(key: Tensor, data: Tensor) -> Tensor:
 
 
 def _for(key: Tensor) -> _kernel.Kernel | None:
-    """Return the C kernel if the key is on the CPU, where the kernel can read it."""
+    """Return the C kernel for a key on the CPU; `None` for other devices, or without a kernel."""
     return _kernel.kernel() if key.device.type == "cpu" else None
 
 

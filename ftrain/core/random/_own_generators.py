@@ -54,7 +54,7 @@ def reachable(*roots: Any) -> tuple[Generator, ...]:
 
 
 def state_of(generator: Generator) -> bytes:
-    """Return a generator's state."""
+    """Return a generator's state as bytes."""
     if isinstance(generator, np.random.Generator):
         return pickle.dumps(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
@@ -66,7 +66,7 @@ def state_of(generator: Generator) -> bytes:
 
 
 def set_state(generator: Generator, state: bytes) -> None:
-    """Restore a generator's state from `state_of`."""
+    """Set a generator to a state that `state_of` returned."""
     if state:
         value = pickle.loads(state)
         if isinstance(generator, np.random.Generator):
@@ -93,7 +93,7 @@ _HOOKS = [name for name in _STANDARD if name.endswith("_hooks")]
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield the objects that a value holds."""
+    """Yield the objects that a value refers to: captured variables, attributes, elements."""
     if isinstance(value, types.FunctionType):
         yield from value.__defaults__ or ()
         yield from (value.__kwdefaults__ or {}).values()
@@ -144,7 +144,7 @@ def _contents(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _globals(code: types.CodeType, scope: dict[str, Any]) -> Iterator[Any]:
-    """Yield the global variables that code names, and the named attributes of user modules."""
+    """Yield the global variables, and the attributes of user modules, that code refers to."""
     for name in code.co_names:
         value = scope.get(name)
         if isinstance(value, types.ModuleType):

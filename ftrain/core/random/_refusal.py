@@ -23,7 +23,7 @@ _WHOSE = {
     "device": "torch's global generator of the device",
     "numpy": "NumPy's global generator",
     "python": "Python's global generator (the module `random`)",
-    "own": "a generator that the function holds",
+    "own": "a generator that the function can reach (in a variable or an attribute)",
 }
 _OF_TORCH = (
     "Call torch.manual_seed and the like outside of the function, and draw in the thread that runs it: "
@@ -42,13 +42,13 @@ def refusal(func: Any, why: str) -> UnkeyedRandomError:
     name = name.replace("_VariableFunctionsClass.", "torch.")
     line = user_line(traceback.extract_stack())
     return UnkeyedRandomError(
-        f"{name} {why}. Under ftrain.random.keyed it would draw from torch's global generator, here:\n\n"
+        f"{name} {why}. Its numbers would not come from the key of ftrain.random.keyed. Call:\n\n"
         f"{line}\n\n{_REMEDY}"
     )
 
 
 def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
-    """Return the error for generators that were drawn from, with names from `_generators.moved`."""
+    """Return the error for a draw from generators, named as `_generators.moved` names them."""
     whose = " and ".join(_WHOSE[name] for name in names)
     of_torch = "torch" in names or "device" in names
     return UnkeyedRandomError(

@@ -1,8 +1,8 @@
 """Exact samplers that may need several uniforms a sample: gamma, Poisson, binomial, von Mises.
 
 Each element proposes until it accepts, with draws of its own, whatever number of rounds its neighbours
-need, so that a row of a vmap is a single run. In float64, where the device has it, since the
-acceptance tests subtract large logarithms.
+need, so that under vmap each row equals the draw from its own key alone. Computed in float64, where the
+device has it, since the acceptance tests subtract large logarithms.
 
 These run inside operators (`_families.py`), on plain tensors: a trace sees no loop and no shape that
 depends on a value. Library logarithms differ between machines in the last bit, so once in some 10^8
@@ -33,7 +33,7 @@ _SMALL = 10.0  # below this mean, Poisson and binomial draws add up probabilitie
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype that samplers compute in."""
+    """Return the dtype that samplers compute in: float64, or float32 where the device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -161,7 +161,7 @@ def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
 def _rejected(
     key: Tensor, folds: Ints, parameters: list[Tensor], is_valid: Tensor, propose: Propose
 ) -> Tensor:
-    """Propose values until all valid elements are accepted; elements that are not valid become NaN.
+    """Propose values until one is accepted for each valid element; invalid elements become NaN.
 
     `key` is `(*batch, 2)`, parameters are `(*batch, *shape)`. The first round draws from folds 0 of all
     elements at once; later ones from a key for each element, folds 1 and its place in `shape`.
@@ -189,12 +189,12 @@ def _rejected(
             return value.view(like.shape)
     raise RuntimeError(
         f"a sampler rejected {_MOST_ROUNDS} proposals in a row, for the parameters "
-        f"{[float(p[left[0]]) for p in flat]}"
+        f"{[float(p[left[0]]) for p in flat]}. Choose less extreme parameters."
     )
 
 
 def _draws(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> tuple[Draw, Draw]:
-    """Return functions that draw the flat uniforms and normals of one round."""
+    """Return two functions, which draw 1-d uniforms and 1-d normals for one rejection round."""
 
     def uniform(i: int) -> Tensor:
         return _operators._uniform(key, (*folds, i), shape, dtype, 0.0, 1.0).reshape(-1)

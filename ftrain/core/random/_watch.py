@@ -8,6 +8,8 @@ again, no key can reach the draw, and the call is searched for its line.
 
 A program's other threads may draw at any time. That is not an error, and their draws are not undone,
 except during a call that raises or that seeds torch's generator (`torch.random.fork_rng`).
+
+Read next: `_find_draw.py`, the search for the line.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ __all__ = ["Watch", "failed", "require_line", "watched_trace"]
 T = TypeVar("T")
 
 _ONCE = (
-    "once: it did not happen when the call was run again. A cache that is filled at the first call, or "
-    "a module that is imported in it, has drawn. Make that happen before the call"
+    "in one call, but not when the call was repeated: probably while it filled a cache or imported "
+    "a module for the first time. Fill the cache, or import the module, before the call."
 )
 
 
@@ -100,7 +102,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if the line should be searched, ever more rarely while other threads draw."""
+        """Return True if the line that drew is to be searched: less often as other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -108,7 +110,7 @@ class Watch:
 
 
 def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str, ...]) -> None:
-    """Raise unless another thread of the program may have advanced the generators.
+    """Raise an error with the line that drew, unless another thread may have drawn.
 
     Args:
         run: the call that has moved them; `None` if it cannot be run again.
@@ -125,7 +127,7 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
     if is_alone():
         found_again = run is None or _generators.moved(again)
         _generators.restore(before, names)
-        raise unkeyed_draw(names, "by no line of Python" if found_again else _ONCE)
+        raise unkeyed_draw(names, "at a line that cannot be found." if found_again else _ONCE)
 
 
 def failed(error: Exception, before: Marks) -> Exception:
@@ -139,7 +141,7 @@ def failed(error: Exception, before: Marks) -> Exception:
 
 
 def watched_trace(run: Callable[[], T], *roots: Any) -> T:
-    """Return `run()`, which traces a function; raise if it draws, since the draw would be constant.
+    """Return `run()`, which traces a function; raise if it draws, as a trace fixes the numbers.
 
     Args:
         run: the trace.

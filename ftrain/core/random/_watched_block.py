@@ -1,6 +1,6 @@
 """Detection of draws without a key in a user's `keyed` block, which cannot be run again.
 
-Read next: `_watch.py`, the net around functions.
+Read next: `_watch.py`, the detection in pure functions.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def watched_block() -> Iterator[None]:
 
 
 def _block() -> _Block:
-    """Return the record of the innermost caller outside of these files."""
+    """Return the record of the innermost caller outside of `keyed.py`, contextlib and this file."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename in _BETWEEN:
         frame = frame.f_back

@@ -92,7 +92,7 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keyed_by(stream: KeyStream) -> Iterator[None]:
-    """Draw torch's random numbers inside the context from a stream."""
+    """Draw torch's random numbers inside the context with the keys of a stream."""
     stream.enter = keyed_by
     operators = KeyedOperators(stream) if here.operators else _NOTHING
     # Under vmap, reading a value raises, and the argument checks of distributions read values.
@@ -186,7 +186,7 @@ class _Keyed(TorchFunctionMode):
 
 
 def _decide(func: Callable[..., Any]) -> Action:
-    """Return the action for a function; cached, because attribute access (`x.shape`) calls this too."""
+    """Return how to run a torch function; cached, since attribute access (`x.shape`) calls it."""
     action = _pass
     if torch.compiler.is_dynamo_compiling():
         return action
