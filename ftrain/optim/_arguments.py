@@ -14,13 +14,13 @@ __all__ = ["algorithm"]
 
 _P = ParamSpec("_P")
 
-_NO_SUCH_OPTION = " A compiled step is one graph, and needs no such option."
+_NO_SUCH_OPTION = " Leave it out: `ftrain.compile` makes one graph of the whole step."
 _TORCH = {
     "lr": " Write `learning_rate=`.",
     "betas": " Write `b1=` and `b2=`.",
     "amsgrad": " AMSGrad is an algorithm of its own, `optim.amsgrad`.",
     "maximize": " Negate the loss.",
-    "decoupled_weight_decay": " Decoupled is what `weight_decay` is; a penalty is a link before it, "
+    "decoupled_weight_decay": " `weight_decay` is decoupled here. For an L2 penalty write "
     "`chain(add_decayed_weights(...), ...)`.",
     **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"), _NO_SUCH_OPTION),
 }

@@ -56,7 +56,7 @@ def checked(
 
 
 def required_params(name: str, params: PyTree | None) -> PyTree:
-    """Return the parameters, or raise an error that names the caller.
+    """Return the parameters; raise an error that names the caller if they are `None`.
 
     Raises:
         ValueError: they are missing.
@@ -69,9 +69,9 @@ def required_params(name: str, params: PyTree | None) -> PyTree:
 
 
 def other_options(name: str, difference: str) -> ValueError:
-    """Return the error for a state that was made with other options."""
+    """Return the error for a state that an optimizer with other options made."""
     return ValueError(
-        f"`{name}`: expected a state of the same options, got one with {difference}. "
+        f"`{name}`: expected a state made with the same options, got one with {difference}. "
         "Give the optimizer the options of the one that made the state, or start from its own "
         "`init(params)`."
     )

@@ -98,7 +98,7 @@ def optimizer(wrapper: str, inner: object) -> None:
 def function_needed(
     algorithm: str, name: str, value: Callable[[PyTree], Any] | None
 ) -> Callable[[PyTree], Any]:
-    """Return the function of the parameters, or raise an error that names the caller."""
+    """Return `value`, a function that `algorithm` needs; raise if it is not callable."""
     if not callable(value):
         raise ValueError(
             f"`{algorithm}`: expected `{name}`, a pure function of the parameters alone, got {value!r}. "

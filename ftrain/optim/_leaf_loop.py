@@ -30,7 +30,7 @@ __all__ = ["Leaf", "Rule", "debias", "each_leaf", "started", "stateless"]
 
 
 class Leaf(NamedTuple):
-    """One parameter, as a rule receives it.
+    """One parameter with its gradient and memory: the first argument of an algorithm's rule.
 
     Attributes:
         grad: the gradient, in the dtype of the memory; in its own dtype without memory.
@@ -63,7 +63,7 @@ def each_leaf(
     further: int = 0,
     **scalars: Hyperparameter,
 ) -> tuple[PyTree, ...]:
-    """Apply a rule at every leaf.
+    """Apply an algorithm's rule at every leaf; return trees of the updates and the new memory.
 
     Args:
         rule: from a `Leaf` and the scalars by name to `(update, *new memory)`.
@@ -108,7 +108,7 @@ def each_leaf(
 def _named(
     scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
-    """Return `scalars_by_device` by name, one dict for each device and dtype."""
+    """Return a function from device and dtype to the scalars, by name, and `shrink` there."""
     place = scalars_by_device(*scalars.values(), shrink)
 
     @functools.cache
@@ -122,7 +122,7 @@ def _named(
 
 
 def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> GradientTransformation:
-    """Return the stateless transformation that applies a rule at every leaf.
+    """Return a transformation without state that applies a rule at every leaf.
 
     Args:
         name: of the transformation, if its rule reads the parameters; else None.
@@ -146,7 +146,7 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
 
 
 def started(params: PyTree, learning_rate: LearningRate) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the count and the learning rate of the initial state."""
+    """Return the update count, 0, and the learning rate of an initial state."""
     leaves, _ = parameters(params)
     count = zero_count(first_device(leaves))
     return count, rate_at(learning_rate, count).float()

@@ -43,7 +43,7 @@ def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
 
 
 def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
-    """Return the leaves of a gradient tree that has no counterpart to compare with."""
+    """Return the leaves of a gradient tree, each checked to be a dense floating-point tensor."""
     return _floating(
         grads, "gradient", "Gradients are dense floating tensors (`.to_dense()` makes them so)."
     )
@@ -100,10 +100,10 @@ def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
 def scalars_by_device(
     *scalars: Hyperparameter,
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
-    """Return a function from device and dtype to the scalars there; each is converted once.
+    """Return a function from device and dtype to the scalars, converted once for each pair.
 
-    In float64 they would widen 0-d parameters. Python numbers pass through. Two or more tensors are
-    stacked, because inductor writes a stack to memory: otherwise it repeats the whole schedule and
+    Scalars in float64 would widen 0-d parameters. Python numbers pass through. Two or more tensors
+    are stacked, because inductor writes a stack to memory: otherwise it repeats the whole schedule and
     both powers in the inner loop of every parameter (AdamW on the 27 parameters of a small GPT, one
     core: 3.0 ms against 0.5 ms).
     """
@@ -125,7 +125,7 @@ def scalars_by_device(
 
 
 def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tensor:
-    """Return `x + factor y`, on the CPU in one rounding as in `torch.optim`."""
+    """Return `x + factor y`, rounded once on the CPU, as `torch.optim` does."""
     if isinstance(factor, torch.Tensor):
         return torch.addcmul(x, y, factor)
     return torch.add(x, y, alpha=factor)
@@ -154,7 +154,7 @@ def _floating(values: PyTree, noun: str, remedy: str) -> tuple[list[torch.Tensor
         if problem:
             path = tree.paths(values)[index] or "the root"
             if isinstance(leaf, torch.Tensor) and leaf.is_complex():
-                remedy = "Hold real and imaginary parts, torch.view_as_real(x)."
+                remedy = "Make real and imaginary parts the parameter, torch.view_as_real(x)."
             raise TypeError(f"the {noun} at {path} is {problem}. {remedy}")
     return flat, treedef
 

@@ -110,7 +110,7 @@ def strong_wolfe(
 
 
 def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Return the minimizer of the cubic through both points, a tenth or more inside the interval."""
+    """Return the minimizer of the cubic through two points, at least a tenth from either end."""
     (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
     s = da + db - 3 * (fa - fb) / (a - b)
     root = (s * s - da * db).clamp(min=0).sqrt() * torch.sign(b - a)

@@ -58,5 +58,5 @@ def narrowed(
 
 
 def unchanged(leaf: torch.Tensor) -> torch.Tensor:
-    """Return an update of `-0.0`, which keeps every bit of a parameter, even of `-0.0`."""
+    """Return an update of `-0.0` everywhere: adding it keeps every bit, even of a `-0.0`."""
     return torch.full_like(leaf, -0.0, dtype=compute_dtype(leaf.dtype))

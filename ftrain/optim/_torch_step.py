@@ -189,7 +189,7 @@ def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 class _Factors(TorchFunctionMode):
-    """Mode that computes `x.addcdiv_(a, b, value=t)` and the like with a tensor `t`."""
+    """Mode in which `x.addcdiv_(a, b, value=t)` and the like accept a tensor `t`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

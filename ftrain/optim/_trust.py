@@ -15,7 +15,7 @@ def trust_ratio(
     coefficient: Hyperparameter = 1.0,
     eps: Hyperparameter = 0.0,
 ) -> torch.Tensor:
-    """Return `coefficient ||p|| / (||d|| + eps)`, or 1 if either norm is 0 (scalars on the device)."""
+    """Return `coefficient ||p|| / (||d|| + eps)` for one tensor, or 1 if either norm is 0."""
     length, step = torch.linalg.vector_norm(param), torch.linalg.vector_norm(direction)
     stuck = (length == 0) | (step == 0)
     return torch.where(stuck, 1.0, coefficient * length / torch.where(stuck, 1.0, step + eps))

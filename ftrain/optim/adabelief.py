@@ -42,7 +42,7 @@ def adabelief(
     *,
     eps_root: Hyperparameter = 1e-16,
 ) -> GradientTransformation:
-    r"""Return AdaBelief: Adam scaled by how far gradients deviate from their running mean.
+    r"""Return AdaBelief: Adam whose steps shrink as gradients deviate from their running mean.
 
     $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{s / (1 - \beta_2^t)} + \epsilon}, \qquad
     m = \beta_1 m + (1 - \beta_1) g, \quad

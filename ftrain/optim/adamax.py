@@ -1,4 +1,4 @@
-"""Adamax: Adam divided by a decaying maximum of the absolute gradients."""
+"""Adamax: Adam whose divisor is a decaying maximum of the absolute gradients."""
 
 from __future__ import annotations
 

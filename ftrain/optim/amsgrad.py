@@ -46,7 +46,7 @@ def amsgrad(
     weight_decay: Hyperparameter = 0.0,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    r"""Return AMSGrad: Adam divided by the root of the largest second moment so far.
+    r"""Return AMSGrad: Adam whose divisor is the root of the largest second moment so far.
 
     $$u = -\eta \left( \frac{m / (1 - \beta_1^t)}{\sqrt{w / (1 - \beta_2^t)} + \epsilon} + \lambda p
     \right), \qquad w = \max(w, v)$$

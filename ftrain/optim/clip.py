@@ -64,7 +64,7 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
 
 
 def clip(max_delta: Hyperparameter) -> GradientTransformation:
-    """Clamp every entry to `[-max_delta, max_delta]`.
+    """Clamp every entry of the gradients to `[-max_delta, max_delta]`.
 
     Equal to the bit to `torch.nn.utils.clip_grad_value_` and `optax.clip`. An infinite entry is
     clamped too, a NaN stays.

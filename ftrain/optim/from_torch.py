@@ -133,7 +133,7 @@ def from_torch(
 def _probed(
     optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> tuple[dict[str, Any], float, frozenset[str]]:
-    """Return the options, the class's learning rate, and the names of state entries that are numbers."""
+    """Return options, default learning rate, and the names of state entries that are numbers."""
     if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer: expected a class such as torch.optim.Adagrad, got {optimizer!r}. "
@@ -176,14 +176,15 @@ def _probed(
     if changed:
         raise ValueError(
             f"optimizer: expected a class that keeps its state per parameter, got {name}, which also "
-            f"changes its parameter groups ({', '.join(changed)}): these changes would be lost."
+            f"changes its parameter groups ({', '.join(changed)}): these changes would be lost. "
+            "Write it as a GradientTransformation."
         )
     entries = probe.state.get(param, {})
     for key, value in entries.items():
         if value is not None and not isinstance(value, (int, float, torch.Tensor)):
             raise TypeError(
                 f"optimizer: expected state entries that are tensors or numbers, got {key!r} of {name}, "
-                f"{a_or_an(type(value).__name__)}."
+                f"{a_or_an(type(value).__name__)}. Write it as a GradientTransformation."
             )
     numbers = frozenset(key for key, value in entries.items() if isinstance(value, (int, float)))
     return options, before.get("lr", 0.0), numbers
@@ -255,7 +256,7 @@ def _like(optimizer: type, entry: Entries, was: Entries) -> Entries:
     if entry.keys() != was.keys():
         raise ValueError(
             f"optimizer: expected the same state entries after each step, {sorted(was)}, got "
-            f"{sorted(entry)} from {optimizer.__name__}."
+            f"{sorted(entry)} from {optimizer.__name__}. Write it as a GradientTransformation."
         )
     found = {}
     for name, old in was.items():
@@ -263,7 +264,7 @@ def _like(optimizer: type, entry: Entries, was: Entries) -> Entries:
         if new.shape != old.shape:
             raise ValueError(
                 f"optimizer: expected {name!r} to keep its shape {tuple(old.shape)}, got "
-                f"{tuple(new.shape)} from {optimizer.__name__}."
+                f"{tuple(new.shape)} from {optimizer.__name__}. Write it as a GradientTransformation."
             )
         found[name] = like(new, old)
     return found

@@ -78,7 +78,7 @@ def _one(state: PyTree, name: str) -> tuple[str, Any]:
 
 
 def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
-    """Return path, name, child of each entry of a node, and whether it is a field; `[]` at a leaf."""
+    """Return (path, name, child, True for a field) of each entry of a node; `[]` at a leaf."""
     if node is None or tree.is_leaf(node):
         return []
     below, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
@@ -92,7 +92,7 @@ def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
 
 
 def _holders(node: PyTree, path: str = "", *, keys: bool = False) -> Iterator[tuple[str, Any, Any]]:
-    """Return path, name and content of each field, or of each key, in the order of the leaves."""
+    """Yield path, name and content of each field or, with `keys`, of each key of a container."""
     for step, name, child, is_field in _children(node):
         if is_field != keys:
             yield path + step, name, child

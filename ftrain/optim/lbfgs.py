@@ -218,7 +218,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         grads: PyTree, state: ScaleByLBFGSState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScaleByLBFGSState]:
         if len(state.weights) != memory_size:
-            pairs = f"{len(state.weights)} pairs where {memory_size} belong"
+            pairs = f"{len(state.weights)} pairs instead of {memory_size}"
             raise other_options("lbfgs", pairs)
         (ps, gs), treedef = matching_leaves(("params", params), ("grads", grads))
         p, g = _vector(ps), _vector(gs)
@@ -244,7 +244,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
 def _preconditioned(
     g: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Return `H g` by the two loops over the pairs."""
+    """Return `H g`, by the two loops of L-BFGS over its stored pairs."""
     pairs = list(zip(steps.unbind(), changes.unbind(), weights.unbind(), strict=True))
     along = []
     for s, y, weight in reversed(pairs):
@@ -266,7 +266,7 @@ def _reciprocal(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 
 def _line(value_fn: ValueFn, params: PyTree, direction: PyTree) -> Any:
-    """Return the value and the slope at `params - t direction`, rounded as `apply_updates` rounds."""
+    """Return a function from t to value and slope at the updated point, `params - t direction`."""
 
     def line(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         def moved(p: torch.Tensor, d: torch.Tensor) -> torch.Tensor:

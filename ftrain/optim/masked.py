@@ -21,7 +21,7 @@ __all__ = ["freeze", "masked", "set_to_zero"]
 
 
 def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Apply a transformation of a chain to some leaves only; other gradients pass unchanged.
+    """Apply a transformation, a link of a `chain`, to the masked leaves; leave others unchanged.
 
     For transformations such as `trace` or `add_decayed_weights`. Around a whole optimizer the
     gradients that pass would be added to the parameters: use `freeze` for parameters that stay,
@@ -49,7 +49,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Keep the masked parameters bit for bit; `inner` updates the others and has no state for these.
+    """Keep the masked parameters bit for bit; `inner` sees, and has state for, the others only.
 
     Args:
         inner: the optimizer of all other parameters; clipping inside it sees their gradients only.

@@ -20,11 +20,11 @@ __all__ = ["Mask", "everything", "mask_leaves", "matching", "matrices", "names"]
 
 Mask: TypeAlias = str | re.Pattern[str] | PyTree | Callable[[PyTree], PyTree] | None
 """A regular expression (compiled or not), searched for in each parameter's name (`"bias$"`); a tree of
-bools of the parameters' structure; a function from parameters to one; or None: every parameter."""
+bools of the parameters' structure; a function from parameters to such a tree; or None for all."""
 
 
 def matrices(params: PyTree) -> PyTree:
-    """Return a mask of the parameters of two or more dimensions (no biases, gains or scalars).
+    """Return a mask of all parameters with two or more dimensions (no biases, gains or scalars).
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def everything(params: PyTree) -> PyTree:
 
 
 def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree], PyTree]:
-    """Return a mask from a predicate on a parameter's name and tensor.
+    """Return a mask function, which selects the parameters whose name and tensor meet a predicate.
 
     Args:
         predicate: `(name, parameter) -> bool`; the name is the keys, fields and indices on the way

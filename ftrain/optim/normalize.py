@@ -51,7 +51,7 @@ def centralize() -> GradientTransformation:
 
 
 def scale_by_sign() -> GradientTransformation:
-    """Return the sign of every entry: -1, 0 or 1; NaN for NaN.
+    """Replace every entry of the gradients by its sign: -1, 0 or 1; NaN stays NaN.
 
     Example:
         >>> scale_by_sign().update({"w": torch.tensor([3.0, -0.5, 0.0])}, ())[0]

@@ -16,7 +16,7 @@ __all__ = ["partition"]
 
 
 def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> GradientTransformation:
-    """Return one optimizer made of several, each for the parameters of its mask; the first match wins.
+    """Combine optimizers into one, each for the parameters of its mask; the first match wins.
 
         optimizer = optim.partition({
             "frozen": ("^embed", optim.set_to_zero()),
@@ -71,7 +71,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             mine = [name for name, mask in zip(groups, flat, strict=True) if mask[index]]
             if not mine:
                 raise ValueError(
-                    f"groups: expected a group for each parameter, got none for {path} in "
+                    f"groups: expected a group for each parameter, got {path} in none of "
                     f"{', '.join(groups)}. Add a last group for all others, "
                     '`"rest": (optim.everything, optim.adamw(1e-3))`, with `optim.set_to_zero()` as its '
                     "optimizer to keep them unchanged."
@@ -81,7 +81,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             if name not in found and any(bools) and not callable(mask):
                 before = dict.fromkeys(g for g, mine in zip(found, bools, strict=True) if mine)
                 raise ValueError(
-                    f"groups[{name!r}]: expected at least one parameter, got none: all that its mask "
+                    f"groups[{name!r}]: expected at least one parameter, got 0: all that its mask "
                     f"selects are in {', '.join(before)}, as the first match wins. Write the narrower "
                     "mask first."
                 )
@@ -127,7 +127,7 @@ def _check_groups(groups: object) -> None:
             f"{a_or_an(type(groups).__name__)}."
         )
     if not groups:
-        raise ValueError("groups: expected at least one group, got none.")
+        raise ValueError("groups: expected at least one group, got an empty dict.")
 
 
 def _check_group(name: str, group: object) -> None:

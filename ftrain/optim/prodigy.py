@@ -221,12 +221,12 @@ def _step(
     eps: Hyperparameter,
     shrink: Hyperparameter,
 ) -> torch.Tensor:
-    """Return the update of one leaf; a loop of its own, because these trees were checked already."""
+    """Return the update of one leaf from its moments; the caller has checked the trees."""
     u = m * step / (safe_sqrt(v) + eps)
     return u - p.to(m.dtype) * shrink if decays else u
 
 
 def _total(numbers: PyTree, like: torch.Tensor) -> torch.Tensor:
-    """Return the sum of 0-d tensors, on the device and in the dtype of another, which is float64."""
+    """Return the sum of 0-d tensors in float64, the dtype of `like`, on the device of `like`."""
     each = [x.to(like.device) for x in tree.leaves(numbers)]
     return torch.stack([torch.zeros_like(like), *each]).sum()  # promoted in one copy

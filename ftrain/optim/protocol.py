@@ -26,10 +26,10 @@ __all__ = [
 PyTree: TypeAlias = Any
 
 Count: TypeAlias = Any
-"""The number of updates in a state: int64, 0-d. `Any`, because a tuple has a method of that name."""
+"""Number of updates so far, int64, 0-d. Typed `Any`, because tuples have a method `count`."""
 
 Hyperparameter: TypeAlias = float | torch.Tensor
-"""A number, or a 0-d floating tensor, which sweeps can map over and hypergradients differentiate by."""
+"""A number, or a 0-d floating tensor, which can be vmapped in sweeps and differentiated."""
 
 
 class Init(Protocol):
@@ -92,7 +92,7 @@ class GradientTransformation(NamedTuple):
     update: Update
 
     def __repr__(self) -> str:
-        """Return the functions by name, without addresses."""
+        """Return a text that names both functions, without their memory addresses."""
         names = (getattr(f, "__qualname__", type(f).__name__) for f in self)
         init, update = (name.replace(".<locals>", "") for name in names)
         return f"{type(self).__name__}(init={init}, update={update})"

@@ -234,7 +234,7 @@ def _schedule_free(
     weight_lr_power: float,
     mask: Mask,
 ) -> GradientTransformation:
-    """Return either algorithm; `adam` is `(b2, eps)` if the gradients are scaled."""
+    """Return Schedule-Free AdamW if `adam` is `(b2, eps)`, Schedule-Free SGD if it is `None`."""
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)
     _checks.positive("b1", b1)
@@ -314,7 +314,7 @@ def _schedule_free(
 def _scaled(
     grads: PyTree, state: ScheduleFreeState, b2: Hyperparameter, eps: Hyperparameter
 ) -> tuple[PyTree, PyTree]:
-    """Return Adam's direction without a mean, and the new squares."""
+    """Return the gradients over the root of their second moment, and the new second moment."""
     directions, nu = each_leaf(
         _direction,
         grads,

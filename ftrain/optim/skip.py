@@ -108,7 +108,7 @@ def _skip(
 
 
 def chosen(condition: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the new leaf if the condition holds, else the old."""
+    """Return a function that selects the new leaf if the condition holds, else the old one."""
 
     def choose(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         return like(torch.where(condition.to(new.device), new, old), old)

@@ -227,7 +227,7 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """Return the moments in the bases after a step of orthogonal iteration, and these bases.
+    """Return both moments and the bases after one step of orthogonal iteration of the bases.
 
     The mean is rotated; the squares cannot be, and only follow the order of the columns.
     """
@@ -248,7 +248,7 @@ def _refreshed(
 
 
 def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `qr(gram basis)`, and the order in which it takes the columns: largest eigenvalue first.
+    """Return `qr(gram basis)`, columns by descending eigenvalue, and the order that sorts them so.
 
     The shift keeps the eigenvectors. It keeps directions in place that no gradient has had yet;
     without it they would be arbitrary rounding. So would the signs without the last line, by which
@@ -262,7 +262,7 @@ def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
-    """Return the lengths of the two sides of a parameter that are preconditioned."""
+    """Return rows and columns of a parameter as a matrix; `None` for a side not preconditioned."""
     if p.ndim < 2:
         return None, None
     rows, columns = p.shape[0], math.prod(p.shape[1:])
@@ -272,7 +272,7 @@ def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
 def _places(
     ps: list[torch.Tensor], longest: int, bases: int
 ) -> list[tuple[int | None, int | None]]:
-    """Return the indices of the matrices of both sides of each parameter in the state."""
+    """Return each parameter's two indices into `state.bases`; `None` for a side without a basis."""
     places, taken = [], 0
     for p in ps:
         pair: list[int | None] = []

@@ -1,7 +1,7 @@
 """Conversion of optimizer states to and from the `state_dict` of `torch.optim`.
 
-A run that was started there continues here, and the other way round. Moments, sums and counts are
-converted. Hyper-parameters are given anew, in the call that makes the optimizer.
+A run that was started with `torch.optim` continues with ftrain, and the other way round. Moments,
+sums and counts are converted. Hyper-parameters are not: pass them to the call that makes the optimizer.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def export_state_dict(
         for name, entry in _exported(part, twin).items():
             if name not in order:
                 raise ValueError(
-                    f"{name} is not a parameter of this {type(twin).__name__}, which has "
-                    f"{_listed(order)}."
+                    f"names: expected {name}, as in the state, in this {type(twin).__name__}, got "
+                    f"{_listed(order)}. Give the names that the state has."
                 )
             state[order[name]] = entry
     groups = twin.state_dict()["param_groups"]
@@ -185,9 +185,9 @@ def _parts(opt_state: PyTree) -> list[_Part]:
         found.append(_Part(path, state, columns, names))
     if not found:
         raise ValueError(
-            "opt_state: expected the state of an algorithm that torch.optim has as well, got none. "
-            f"These are {', '.join(kind.__name__.removesuffix('State') for kind in _TWINS)}, and "
-            "`from_torch`."
+            "opt_state: expected the state of an algorithm that torch.optim has as well, got a state "
+            "of another algorithm. Supported are "
+            f"{', '.join(kind.__name__.removesuffix('State') for kind in _TWINS)}, and `from_torch`."
         )
     return found
 
@@ -253,11 +253,14 @@ def _count(part: _Part, mine: Mapping[str, dict[str, Any]], count: int | None) -
             "count: expected the number of updates so far, which schedules need and this state_dict "
             "does not contain, got None. Write `import_state_dict(..., count=1000)`."
         )
-    raise ValueError("state_dict: expected 'step', got none: it belongs to another algorithm.")
+    raise ValueError(
+        "state_dict: expected 'step' for each parameter, got no 'step'. Pass the state of the same "
+        "algorithm."
+    )
 
 
 def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
-    """Return the value that all parameters share; raise if they differ."""
+    """Return the value of a state entry that all parameters share; raise if their values differ."""
     values = {name: float(entry[key]) if key in entry else 0.0 for name, entry in mine.items()}
     (first, value), *rest = values.items()
     for name, other in rest:
@@ -288,7 +291,7 @@ def _by_name(
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups', got {_listed(state_dict)}. "
-            "Of a checkpoint, pass the entry of the optimizer alone."
+            "From a torch checkpoint, pass the optimizer's entry alone."
         )
     groups = state_dict["param_groups"]
     ids = [index for group in groups for index in group["params"]]
@@ -360,7 +363,7 @@ def _check_twin(part: _Part, twin: torch.optim.Optimizer) -> None:
         raise ValueError(
             f"{type(part.state).__name__}: expected torch.optim.{' or '.join(classes)}"
             f"{' with amsgrad=True' if 'max_exp_avg_sq' in columns.values() else ''}, got "
-            f"{type(twin).__name__}{' with amsgrad=True' if amsgrad else ''}."
+            f"{type(twin).__name__}{' with amsgrad=True' if amsgrad else ''}. Pass such an optimizer."
         )
 
 

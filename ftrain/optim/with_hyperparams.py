@@ -33,7 +33,7 @@ class HyperparamsState(NamedTuple):
 def with_hyperparams(
     build: Callable[..., GradientTransformation], **hyperparams: Any
 ) -> GradientTransformation:
-    """Return an optimizer whose numbers are tensors in its state, not constants of the program.
+    """Return an optimizer whose hyper-parameters are tensors in its state, not fixed constants.
 
     It is `build(**hyperparams)` with every number among them kept in the state: in float64, so that
     eager updates equal those of the plain optimizer to the bit. Setting one (`set_hyperparams`)
@@ -64,7 +64,7 @@ def with_hyperparams(
     rest = {name: value for name, value in hyperparams.items() if name not in numbers}
     if not numbers:
         raise TypeError(
-            "hyperparams: expected at least one number to keep in the state, got none. Write "
+            "hyperparams: expected at least one number to keep in the state, got 0. Write "
             "`with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)`."
         )
     build(**hyperparams)  # what is out of range raises here, before any tensor is seen

@@ -43,7 +43,7 @@ def yogi(
     *,
     initial_accumulator_value: float = 1e-6,
 ) -> GradientTransformation:
-    r"""Return Yogi: Adam with additive squares.
+    r"""Return Yogi: Adam whose second moment changes additively, by at most the squared gradient.
 
     $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}, \qquad
     m = \beta_1 m + (1 - \beta_1) g, \quad v = v - (1 - \beta_2) \, \mathrm{sign}(v - g^2) \, g^2$$

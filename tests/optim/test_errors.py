@@ -315,7 +315,7 @@ OTHER_OPTIONS = [
     (
         optim.lbfgs(memory_size=3, line_search_fn=None),
         optim.lbfgs(memory_size=5, line_search_fn=None),
-        "5 pairs where 3 belong",
+        "5 pairs instead of 3",
     ),
     (
         HYPER(optim.adamw, learning_rate=0.1, weight_decay=0.1),

@@ -304,7 +304,7 @@ def template(name="adam"):
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), optim.identity().init({}), ORDER),
-            "algorithm that torch.optim has as well, got none",
+            "algorithm that torch.optim has as well, got a state",
         ),
         (
             lambda: optim.export_state_dict(

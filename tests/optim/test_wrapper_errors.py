@@ -88,7 +88,7 @@ def test_wrappers_refuse_masks_that_do_not_match_the_parameters():
 
 
 def test_partition_refuses_a_parameter_without_a_group():
-    with pytest.raises(ValueError, match=r"got none for layers.0.b in weights.*everything"):
+    with pytest.raises(ValueError, match=r"got layers.0.b in none of weights.*everything"):
         optim.partition({"weights": ("w$", SGD)}).init(PARAMS)
 
 

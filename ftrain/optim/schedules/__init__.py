@@ -1,9 +1,9 @@
 """Learning rates as pure functions of the number of updates done so far.
 
-A schedule takes the count (int64, 0-d) and returns a 0-d tensor on its device, in float64: what
-`torch.optim.lr_scheduler` computes in Python floats. It has no state to save and none to step wrongly:
-a run that accumulates, skips a step or runs on many devices sees the same curve, because it counts the
-updates that were applied. One's own is any such function:
+A schedule takes the count of updates (int64, 0-d) and returns a 0-d tensor on its device, in float64
+(`torch.optim.lr_scheduler` computes the same in Python floats). It has no state to save and none to step
+wrongly: a run that accumulates, skips a step or runs on many devices sees the same curve, because it
+counts the updates that were applied. Any such function is a schedule:
 
 Example:
     >>> import torch

@@ -1,4 +1,4 @@
-"""Numbers of schedules: float64, on the device of the count."""
+"""Arithmetic of schedules: conversion to float64 on the count's device, and fraction done."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["progress", "wide"]
 
 
 def wide(value: Hyperparameter, count: torch.Tensor) -> Hyperparameter:
-    """Return a number unchanged; a 0-d tensor in float64, on the device of the count."""
+    """Return a number unchanged, but a 0-d tensor as float64 on the device of the update count."""
     return double(value, count.device) if isinstance(value, torch.Tensor) else value
 
 
 def progress(count: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return the fraction of `steps` done: from 0 at count 0 to 1 at count `steps`, then 1."""
+    """Return the fraction of `steps` done after `count` updates, from 0 to 1; then it stays 1."""
     return count.to(torch.float64).clamp(0, steps) / steps

@@ -1,4 +1,4 @@
-"""Schedules of half cosines: once down, down again and again, up and down."""
+"""Schedules of half cosines: one decay, decays with restarts, a rise and a decay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Anneal = Literal["cos", "linear"]
 
 
 def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Schedule:
-    r"""Return half a cosine from `peak` at count 0 down to `end` at count `steps`, then constant.
+    r"""Return a schedule: half a cosine from `peak` to `end` over `steps` updates, then constant.
 
     $$\mathrm{end} + (\mathrm{peak} - \mathrm{end}) \, \frac{1 + \cos(\pi x)}{2}, \qquad
     x = \min(t / \mathrm{steps}, 1)$$
@@ -52,7 +52,7 @@ def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Sched
 def cosine_restarts(
     peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0, *, factor: int = 1
 ) -> Schedule:
-    """Return half cosines from `peak` towards `end`, each `factor` times as long as the last.
+    """Return a schedule: half cosines from `peak` to `end`, each `factor` times as long as before.
 
     `CosineAnnealingWarmRestarts` of torch (`T_0`, `eta_min`, `T_mult`); for cycles of other heights
     `join` several `cosine`s, as `optax.sgdr_schedule` does.
@@ -104,7 +104,7 @@ def one_cycle(
     final_div_factor: float = 1e4,
     anneal_strategy: _Anneal = "cos",
 ) -> Schedule:
-    """Return a rise to `peak`, then a decay to far below the first rate.
+    """Return a schedule: a rise to `peak`, then a decay to far below the first rate.
 
     From `peak / div_factor` at count 0 to `peak` at count `pct_start steps - 1`, then to
     `peak / (div_factor final_div_factor)` at count `steps - 1`, then flat: the rates of `OneCycleLR`

@@ -1,4 +1,4 @@
-"""Schedules of one formula: constant, linear, polynomial, exponential."""
+"""Schedules of a single formula: constant, linear, polynomial, exponential."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["constant", "exponential", "linear", "polynomial"]
 
 
 def constant(value: Hyperparameter) -> Schedule:
-    """Return the same rate at every count.
+    """Return a schedule with the same rate at every update.
 
     Args:
         value: a finite number >= 0 or a 0-d tensor.
@@ -31,7 +31,7 @@ def constant(value: Hyperparameter) -> Schedule:
 
 
 def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
-    r"""Return a straight line from `start` at count 0 to `end` at count `steps`, then constant.
+    r"""Return a schedule: a line from `start` to `end` over `steps` updates, then constant.
 
     $$\mathrm{start} + (\mathrm{end} - \mathrm{start}) \min(t / \mathrm{steps}, 1)$$
 
@@ -62,7 +62,7 @@ def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
 def polynomial(
     start: Hyperparameter, end: Hyperparameter, steps: int, power: Hyperparameter = 1.0
 ) -> Schedule:
-    r"""Return a power of the remaining time, from `start` to `end` at count `steps`.
+    r"""Return a schedule: from `start` to `end` over `steps` updates, by a power of the time left.
 
     $$\mathrm{end} + (\mathrm{start} - \mathrm{end}) (1 - \min(t / \mathrm{steps}, 1))^{\mathrm{power}}$$
 
@@ -99,7 +99,7 @@ def exponential(
     *,
     end: Hyperparameter | None = None,
 ) -> Schedule:
-    r"""Return `start`, multiplied evenly by `factor` over every `steps` updates.
+    r"""Return a schedule: exponential from `start`, by the factor `factor` every `steps` updates.
 
     $$\mathrm{start} \cdot \mathrm{factor}^{t / \mathrm{steps}}$$
 

@@ -14,7 +14,7 @@ __all__ = ["join"]
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """Concatenate schedules; each counts from where it begins.
+    """Concatenate schedules; each counts updates from its own beginning.
 
     `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count
     less that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.
@@ -44,7 +44,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             )
     if not schedules or len(boundaries) != len(schedules) - 1:
         raise ValueError(
-            f"{len(schedules)} schedules meet at {max(len(schedules) - 1, 0)} counts, got "
+            "join: expected at least one schedule, and a boundary between each two, got "
+            f"{len(schedules)} schedules, which need {max(len(schedules) - 1, 0)} boundaries, and "
             f"{len(boundaries)} boundaries. Write `join([warmup, decay], [warmup_steps])`."
         )
     for index, boundary in enumerate(boundaries):
@@ -53,7 +54,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             raise ValueError(
                 f"boundaries[{index}] is {boundary}, but boundaries[{index - 1}] is "
                 f"{boundaries[index - 1]}: each schedule must begin after the one before it. They are "
-                "counts since the start of the run, not lengths."
+                "numbers of updates since the start of the run, not lengths of schedules."
             )
     begins = (0, *boundaries)
 

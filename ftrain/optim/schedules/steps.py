@@ -1,4 +1,4 @@
-"""Rates that change in jumps: every so many updates, or at given ones."""
+"""Schedules that change in jumps: every n updates, or at given updates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["piecewise_constant", "step"]
 
 
 def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Schedule:
-    r"""Return `start`, multiplied by `factor` once every `steps` updates.
+    r"""Return a schedule: `start`, multiplied by `factor` once every `steps` updates.
 
     $$\mathrm{start} \cdot \mathrm{factor}^{\lfloor t / \mathrm{steps} \rfloor}$$
 
@@ -43,7 +43,7 @@ def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Sch
 
 
 def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparameter]) -> Schedule:
-    """Return `start`, multiplied by a factor at each of some counts: by all `factors[b]` with `b <= t`.
+    """Return a schedule: `start` times all `factors[b]` whose `b` is at most the number of updates.
 
     `optax.piecewise_constant_schedule`; `MultiStepLR` of torch, whose factors are all one `gamma`.
 
@@ -62,7 +62,8 @@ def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparamet
     _checks.non_negative("start", start)
     if not isinstance(factors, Mapping):
         raise TypeError(
-            f"factors maps counts of updates to factors, got {type(factors).__name__} {factors!r}. "
+            "factors: expected a dict from numbers of updates to factors, got "
+            f"{type(factors).__name__} {factors!r}. "
             "Write `piecewise_constant(0.1, {1000: 0.5, 2000: 0.1})`."
         )
     for boundary, factor in factors.items():

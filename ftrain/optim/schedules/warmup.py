@@ -1,4 +1,4 @@
-"""Schedules that begin with a linear warmup, by which most networks are trained."""
+"""Schedules that begin with a linear warmup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Shape = Literal["linear", "sqrt"]
 
 
 def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0) -> Schedule:
-    r"""Return a straight line from `start` at count 0 to `peak` at count `steps`, then constant.
+    r"""Return a schedule: a line from `start` to `peak` over `steps` updates, then constant.
 
     $$\mathrm{start} + (\mathrm{peak} - \mathrm{start}) \min(t / \mathrm{steps}, 1)$$
 
@@ -43,7 +43,7 @@ def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0)
 def warmup_cosine(
     peak: Hyperparameter, warmup_steps: int, total_steps: int, end: Hyperparameter = 0.0
 ) -> Schedule:
-    """Return a linear warmup from 0 to `peak`, then half a cosine down to `end` at count `total_steps`.
+    """Return a schedule: linear warmup to `peak`, then half a cosine to `end` at `total_steps`.
 
     `optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps, end)`.
 
@@ -65,7 +65,7 @@ def warmup_cosine(
     _checks.positive_int("total_steps", total_steps)
     if total_steps <= warmup_steps:
         raise ValueError(
-            f"total_steps counts the warmup too: {total_steps} leaves nothing to decay over after "
+            f"total_steps counts the warmup too: {total_steps} leaves no update for the decay after "
             f"{warmup_steps} of warmup. Write `warmup_cosine(peak, {warmup_steps}, "
             f"{warmup_steps + max(total_steps, 1)})` if you meant {total_steps} updates of decay."
         )
@@ -82,7 +82,7 @@ def warmup_stable_decay(
     *,
     shape: _Shape = "linear",
 ) -> Schedule:
-    r"""Return a linear warmup from 0 to `peak`, a long constant phase, then a decay to `end`.
+    r"""Return a schedule: linear warmup to `peak`, a constant phase, then a decay to `end`.
 
     The decay is $\mathrm{end} + (\mathrm{peak} - \mathrm{end}) (1 - x)$, or $(1 - \sqrt{x})$ with
     `shape="sqrt"`, where $x$ is the fraction of the decay that is done. Runs of different lengths
@@ -126,7 +126,7 @@ def warmup_stable_decay(
 
 
 def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter = 0.0) -> Schedule:
-    r"""Return a linear warmup to `peak`, then a decay with the root of the count.
+    r"""Return a schedule: linear warmup to `peak`, then a decay with 1 / sqrt(updates).
 
     $$\mathrm{peak} \sqrt{\mathrm{warmup\_steps} / t}$$
 
@@ -159,7 +159,7 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
 def _after_warmup(
     peak: Hyperparameter, warmup_steps: int, schedules: list[Schedule], boundaries: list[int]
 ) -> Schedule:
-    """Return `schedules`, which meet at `boundaries`, shifted by a warmup; unchanged without one."""
+    """Join a warmup of `warmup_steps` and `schedules`, whose boundaries count from its end."""
     if warmup_steps == 0:
         return join(schedules, boundaries) if boundaries else schedules[0]
     moved = [warmup_steps + boundary for boundary in boundaries]
