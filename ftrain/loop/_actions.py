@@ -1,4 +1,4 @@
-"""Pending actions of a run: their order, and what they change, as functions of the run's state.
+"""Pending actions of a run: the order in which they run, and how they change the run's state.
 
 Actions run in the order of `ORDER`; those of one kind run in the order in which they were requested.
 
@@ -44,7 +44,7 @@ _SPLITS: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
 
 
 def requested(state: LoopState, actions: Iterable[Action], event: Event) -> LoopState:
-    """Return the state with actions that were requested at an event added to the pending ones.
+    """Return the state with the actions requested at an event appended to its pending actions.
 
     Raises:
         TypeError: an action has an unknown type.
@@ -54,7 +54,7 @@ def requested(state: LoopState, actions: Iterable[Action], event: Event) -> Loop
 
 
 def in_order(actions: Iterable[Action]) -> tuple[Action, ...]:
-    """Return actions in the order in which they run.
+    """Return actions sorted into the order in which they run.
 
     Example:
         >>> in_order([Save(), Log({"a": 1}), Evaluate(name="b"), Evaluate(name="a")])[:2]
@@ -64,7 +64,7 @@ def in_order(actions: Iterable[Action]) -> tuple[Action, ...]:
 
 
 def applied(state: LoopState, action: Action) -> LoopState:
-    """Return the state after `Replace`, `Accumulate` or `Stop`, which have no effect outside of it.
+    """Return the state after `Replace`, `Accumulate` or `Stop`, which change nothing but the state.
 
     Raises:
         ValueError: the training state of a `Replace` has another structure.
@@ -84,7 +84,7 @@ def applied(state: LoopState, action: Action) -> LoopState:
 
 
 def endless_requests(state: LoopState) -> RuntimeError:
-    """Return the error for a boundary at which callbacks requested more than `MOST_ROUNDS` actions."""
+    """Return the error for callbacks that request over `MOST_ROUNDS` actions after one step."""
     return RuntimeError(
         f"callbacks: expected at most {MOST_ROUNDS} rounds of requested actions after step "
         f"{state.progress.step}, got more; pending: {list(state.pending[:3])}. Fix the callback that "
@@ -95,7 +95,7 @@ def endless_requests(state: LoopState) -> RuntimeError:
 def rows_to_log(
     actions: Iterable[Action],
 ) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
-    """Return the rows of `Log` actions by split, and each `(split, name)` that has two different values.
+    """Return the rows of `Log` actions by split, and each `(split, name)` with conflicting values.
 
     The later of two values is in the row.
     """
@@ -113,7 +113,7 @@ def rows_to_log(
 
 
 def begin_epoch(state: LoopState) -> LoopState:
-    """Return the state at the start of the next epoch if one has ended and nothing is pending."""
+    """Begin the next epoch if one has ended and no action is pending; return the state."""
     if not state.epoch_ended or state.pending:
         return state
     progress = state.progress._replace(batch=0)
@@ -121,7 +121,7 @@ def begin_epoch(state: LoopState) -> LoopState:
 
 
 def as_saved(state: LoopState) -> LoopState:
-    """Return the state to save, which is the same whenever it is requested within a step."""
+    """Return the state to save, which does not depend on when within a step it is requested."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(

@@ -92,7 +92,7 @@ def length(data: Any) -> int | None:
 def opened(
     data: Batches, cursor: Cursor | None, epochs: int | None
 ) -> Iterator[Iterator[tuple[Any, Cursor]]]:
-    """Iterate from a cursor on until `epochs` epochs are done, then stop the workers of the loader."""
+    """Iterate from a cursor until `epochs` epochs are done; stop the loader's workers on exit."""
     left = epochs if epochs is None or cursor is None else epochs - cursor.epoch
     batches = iter(data.batches(cursor, left))
     try:
@@ -152,7 +152,7 @@ class Listed:
 
 
 class EpochFunction:
-    """Iterable over the result of a function of the epoch, which `set_epoch` sets."""
+    """Iterable over `function(epoch)`; `set_epoch` sets the epoch."""
 
     def __init__(self, function: Callable[[int], Any]) -> None:
         self._function, self._epoch = function, 0

@@ -188,7 +188,7 @@ def _options(name: str, callback: Callback) -> Options:
 
 
 def _target(callback: Any) -> Any:
-    """Return the object that `adapt` wrapped, or the callback itself."""
+    """Return the object that `adapt` wrapped into a callback, or the callback itself."""
     return getattr(callback, "target", callback)
 
 
@@ -218,7 +218,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Described:
-    """Builder of descriptions of values that are equal in every process.
+    """Builder of texts that describe values, the same text in every process.
 
     Attributes:
         whole: True if the descriptions are complete.
@@ -250,7 +250,7 @@ class _Described:
         return str(getattr(value, "__qualname__", kind))
 
     def _elements(self, value: Any, depth: int, kind: str) -> str:
-        """Describe the elements, read with built-in methods because overrides may have side effects."""
+        """Describe the elements, read by built-in methods: overrides may have side effects."""
         base = next(each for each in _CONTAINERS if isinstance(value, each))
         n = base.__len__(value)
         if n > min(_LONGEST, self.left):

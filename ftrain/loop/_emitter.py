@@ -17,7 +17,7 @@ _NORM = "grad_norm/"
 
 
 class Emitter:
-    """State of a run that emits events, which may change the callbacks' states and request actions.
+    """Base class of `Run`: emits events, stores the states and actions that callbacks return.
 
     Attributes:
         state: the state of the run.
@@ -28,7 +28,7 @@ class Emitter:
         self.state, self.runtime = state, runtime
 
     def header(self) -> tuple[Progress, float, Any]:
-        """Return the first fields of an event, which all events share."""
+        """Return the fields that every event begins with: progress, seconds and training state."""
         return self.state.progress, self.runtime.clock.total(), self.state.train
 
     def emit(self, event: Event, strict: bool = True) -> Events:
@@ -53,7 +53,7 @@ class Emitter:
         yield from self.emit(Notice(*self.header(), message))
 
     def dispatch(self, event: Event, strict: bool = True) -> None:
-        """Call the callbacks; keep their states and requested actions; raise the first exception."""
+        """Call the callbacks; store their new states and actions; raise the first exception."""
         outcome = self.runtime.callbacks.dispatch(event, self.state.callbacks)
         if outcome is None:
             return

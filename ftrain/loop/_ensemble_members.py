@@ -56,7 +56,7 @@ def members_of(state: Any) -> int | None:
 
 
 def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Return the mean over the ensemble members, and the extremes of the values that are not NaN.
+    """Return a metric's mean over the ensemble members, and its smallest and largest non-NaN value.
 
     A member with a NaN makes the mean NaN, and does not affect the other two.
 
@@ -88,7 +88,7 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-    """Return `{name: (value, text)}`; the text holds the extremes, ` (0.1 to 0.9)`, if they are known.
+    """Return `{name: (value, text)}`; text is ` (0.1 to 0.9)` if minimum and maximum are known.
 
     Example:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})

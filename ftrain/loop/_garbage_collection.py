@@ -39,7 +39,7 @@ class GarbageCollection:
             gc.unfreeze()
 
     def collect(self) -> None:
-        """Collect young garbage; at every 100th call, all garbage created since the start of the run."""
+        """Collect recent garbage; at every 100th call, all garbage since the start of the run."""
         if self._was_enabled:
             self._boundaries += 1
             gc.collect(2 if self._boundaries % _FULL_EVERY == 0 else 1)

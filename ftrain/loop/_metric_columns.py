@@ -1,6 +1,6 @@
 """Metrics of several steps, copied to the host together and not yet merged.
 
-Read next: `_running.py`, which merges them.
+Read next: `_metric_totals.py`, which merges them.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def without_examples(metrics: Any) -> Any:
 
 
 def _entries(metrics: Any) -> Mapping[Any, Any]:
-    """Return the metrics of a step by name, without per-example values.
+    """Return the metrics of a step as a mapping by name, without per-example values.
 
     Raises:
         TypeError: the metrics are not a mapping.

@@ -164,7 +164,7 @@ class MetricTotals:
 def _before(
     name: str, column: Column, single: Entry | None, several: list[Entry] | None
 ) -> Sequence[Entry]:
-    """Return the entries to which a column is added, one per ensemble member."""
+    """Return the totals so far, one per ensemble member, to which a column is to be added."""
     kind, n = column.kind, column.members
     before = [single] if single is not None else several
     if before is None:
@@ -192,7 +192,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
-    """Fold from the left, without `sum`, which may use compensated summation."""
+    """Merge steps into totals from left to right, without `sum`, which may compensate rounding."""
     if not fields[0]:
         return before
     if not kind:

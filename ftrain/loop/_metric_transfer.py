@@ -10,7 +10,7 @@ import torch
 __all__ = ["Field", "fetch"]
 
 Field = tuple[Any, bool, list[Any]]
-"""Name of a metric, True if it has one value per member, and one of its fields, a value per step."""
+"""A metric's name, True if it has a value per ensemble member, and a field: one value per step."""
 
 
 def fetch(fields: Iterable[Field]) -> None:

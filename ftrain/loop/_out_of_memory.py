@@ -1,4 +1,7 @@
-"""Detection of out-of-memory errors, and the cutting of batches that do not fit into memory."""
+"""Detection of out-of-memory errors, and the cutting of batches that do not fit into memory.
+
+Read next: `_repeat_step.py`, which repeats a step with a batch that is cut into more parts.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def cut(batch: Any, k: int) -> Any:
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """Return the smallest possible number of equal parts from 2 k on; `None` if there is none.
+    """Return the smallest number of equal parts, 2 k or more, to cut a batch into; else `None`.
 
     Args:
         batch: the batch to cut.

@@ -91,7 +91,7 @@ def is_intact(train: Any) -> bool:
 
 
 def attach_result(error: Exception, result: FitResult, phase: str) -> None:
-    """Attach the result to the exception, with a note on where the state is."""
+    """Attach the run's result to the exception, with a note that says where to find its state."""
     error.fit_result = result  # type: ignore[attr-defined]
     note = f"Training failed ({phase}) after step {result.step}, epoch {result.epoch}. "
     if result.checkpoint is not None:

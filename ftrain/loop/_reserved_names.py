@@ -20,7 +20,7 @@ _SPREAD = ("grad_norm_min", "grad_norm_max")
 
 @functools.lru_cache(64)
 def check_values(names: tuple[Any, ...]) -> None:
-    """Raise if a value of a row has the name of a column that identifies the row.
+    """Raise if a logged value has the name of a column that identifies its row, such as `step`.
 
     Raises:
         ValueError: a name is reserved.
@@ -32,7 +32,7 @@ def check_values(names: tuple[Any, ...]) -> None:
 
 @functools.lru_cache(64)  # only valid names are cached; called at each read
 def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) -> None:
-    """Raise if the column of a metric has the name of a computed value or of another metric.
+    """Raise if a metric has the name of a column that the log computes, or of another metric.
 
     Args:
         names: names of the metrics of a step, in any order.

@@ -61,5 +61,5 @@ class Runtime:
     conflicts: set[tuple[str, str]] = dataclasses.field(default_factory=set)
 
     def is_heard(self, kind: type[Event]) -> bool:
-        """Return True if a callback, or the consumer of the generator, listens for a kind of event."""
+        """Return True if a callback, or the consumer of `events`, listens for a kind of event."""
         return bool(self.callbacks.listeners(kind)) or self.wanted(kind)

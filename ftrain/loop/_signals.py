@@ -1,4 +1,7 @@
-"""Handling of Ctrl-C and SIGTERM: the first signal ends the run after its step, the second at once."""
+"""Handling of Ctrl-C and SIGTERM: the first signal ends the run after its step, the second at once.
+
+Read next: `run.py`, which checks for a received signal after each step.
+"""
 
 from __future__ import annotations
 

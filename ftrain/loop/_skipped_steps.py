@@ -42,7 +42,7 @@ class Skip(NamedTuple):
 
 
 def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
-    """Return how many steps in a row were skipped up to the last one, after a streak of `before` steps.
+    """Continue a streak of `before` skipped steps; return its length after the steps in `skipped`.
 
     Example:
         >>> skipped_in_a_row([1, 1], 3), skipped_in_a_row([1, 0, 1], 3), skipped_in_a_row([0], 3)

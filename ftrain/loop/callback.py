@@ -64,7 +64,7 @@ class Callback(Protocol):
     """
 
     def init(self) -> Any:
-        """Return the state before the first event.
+        """Return the callback's initial state, before the first event.
 
         The state consists of `None`, numbers, strings, and lists, tuples, sets and dicts of these: a
         checkpoint restores the same values and types (the order of a dict's keys is not kept). A run

@@ -78,7 +78,7 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Plan of one call of `fit`.
+    """Limits and intervals of one call of `fit`, in epochs and steps.
 
     Attributes:
         epochs: epochs to reach, counted from the start of the run; `None`: no limit.

@@ -84,7 +84,7 @@ class EpochResult:
         return self.tokens / self.duration if self.duration and self.tokens else None
 
     def values(self) -> dict[str, float]:
-        """Return one flat row of the metrics and the values computed from them.
+        """Return the metrics, and the values computed from them, as one flat dict.
 
         A metric called `perplexity` keeps its value. An ensemble of at most 64 members has
         `loss/member_0`, ... too.

@@ -78,7 +78,7 @@ class Run(Emitter):
             runtime.clock.restart("epoch")
 
     def check(self) -> None:
-        """Raise before the first step if a compiler is missing, or an ensemble has several axes."""
+        """Raise if a compiler is missing, or if an ensemble is stacked along several axes."""
         runtime = self.runtime
         members_of(self.state.train)
         if self._status() is None:
@@ -163,7 +163,7 @@ class Run(Emitter):
                 boundary = next_boundary(plan, progress.step)
             runtime.phase = "data"
         raise ValueError(
-            f"train_data: expected a batch in epoch {self.state.epochs_done + 1}, got none. Pass data "
+            f"train_data: expected a batch in epoch {self.state.epochs_done + 1}, got 0. Pass data "
             "with at least one batch in each epoch."
         )
 
@@ -186,9 +186,10 @@ class Run(Emitter):
             raise NonFiniteError(failure)
 
     def _act(self) -> Events:
-        """Run the pending actions in order, and those that their events request; then begin an epoch.
+        """Run pending actions until none is left; if an epoch has ended, begin the next one.
 
-        An evaluation that a signal interrupts stays pending, as do the actions after it but the log's.
+        The events of an action may request more actions, which run too. An evaluation that a signal
+        interrupts stays pending, as do the actions after it except `Log`.
         """
         for _ in range(_actions.MOST_ROUNDS):
             if not self.state.pending:
@@ -220,7 +221,7 @@ class Run(Emitter):
             self.runtime.clock.restart("epoch")
 
     def _begin(self) -> Events:
-        """Emit the first event, and finish the work of a step during which the run was interrupted."""
+        """Emit `TrainBegin`; in a resumed run, finish the interrupted work after the last step."""
         runtime, names = self.runtime, None
         if runtime.callbacks.monitors_evaluations():
             names = eval_columns(runtime.eval_step, self.state.train, runtime.eval_data)
@@ -333,8 +334,8 @@ class Run(Emitter):
             if (split, name) not in self.runtime.conflicts:
                 self.runtime.conflicts.add((split, name))
                 yield from self.notice(
-                    f"two values of one row of {split!r} have the name {name!r}; the later one is "
-                    "logged. Rename one."
+                    f"one row of {split!r} has two different values called {name!r}; the later one "
+                    "is logged. Rename one."
                 )
         for split, row in rows.items():
             yield from self.emit(Logged(*self.header(), split, row))

@@ -202,7 +202,10 @@ class LoopState:
         return new
 
     def metadata(self) -> dict[str, Any]:
-        """Return the stored fields except `train` as JSON; equal runs write equal bytes (no clocks)."""
+        """Return the stored fields except `train` as JSON, without clock times.
+
+        Two equal runs therefore write equal bytes.
+        """
         content: dict[str, Any] = {"version": _VERSION}
         for name, json in _STORED.items():
             content[json.key] = json.write(getattr(self, name))

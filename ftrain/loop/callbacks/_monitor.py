@@ -74,7 +74,7 @@ class Monitor:
         )
 
     def value(self, event: Event) -> float | None:
-        """Return the metric's value; `None` if this event does not have it.
+        """Return the value of the metric at an event; `None` if the event does not have the metric.
 
         Raises:
             UnknownMetricError: the event lists the metrics, and this one is missing; the message names
@@ -133,7 +133,7 @@ class Monitor:
         raise self.unknown([f"{split}/{name}" for name in names])
 
     def _should(self, event: Event, prefix: str, values: Collection[str]) -> bool:
-        """Return True if an event of this kind must have the metric."""
+        """Return True if this event must have the metric, so that its absence is an error."""
         if not isinstance(event, self.event):
             return False
         whole, _, part = self.metric.partition("/")

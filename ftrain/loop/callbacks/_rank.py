@@ -1,4 +1,4 @@
-"""Main process of a distributed run, the only one that writes."""
+"""Main process of a distributed run, the only process that prints and writes."""
 
 from __future__ import annotations
 

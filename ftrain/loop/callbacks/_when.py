@@ -8,10 +8,10 @@ __all__ = ["When"]
 
 
 class When:
-    """Schedule that is due every n steps or, if `every` is `None`, at each main evaluation.
+    """Schedule that is due every n steps or, if `every` is `None`, at each unnamed evaluation.
 
     Attributes:
-        every: number of steps n; `None`: each main evaluation.
+        every: number of steps n; `None`: each evaluation without a name.
         listens: the kind of event that `is_due` must be called with.
     """
 

@@ -67,7 +67,7 @@ class WindowedAverage:
         self.listens = (self._metric.event,)
 
     def init(self) -> WindowedState:
-        """Return the state before the first value."""
+        """Return the initial state, with an empty window."""
         return {"values": [], "weights": []}
 
     def __call__(
@@ -118,7 +118,7 @@ class RunningAverage:
         self.listens = (self._metric.event,)
 
     def init(self) -> RunningState:
-        """Return the state before the first value."""
+        """Return the initial state, before the metric has a value."""
         return {"total": 0.0, "weight": 0.0}
 
     def __call__(

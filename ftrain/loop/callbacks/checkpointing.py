@@ -70,7 +70,7 @@ class Checkpointing:
                 )
         if best < 0 or (every is None and minutes is None and not best):
             raise ValueError(
-                "Checkpointing: expected at least one of every, minutes and best, got none. Write "
+                "Checkpointing: expected at least one of every, minutes and best, got no value. Write "
                 "Checkpointing(every=1000), Checkpointing(minutes=15) or Checkpointing(best=1)."
             )
         self.every, self.minutes, self.best = every, minutes, best
@@ -82,7 +82,7 @@ class Checkpointing:
         self.listens += self._monitor.listens if best else ()
 
     def init(self) -> CheckpointingState:
-        """Return the state before the first value."""
+        """Return the initial state, without any value of the monitored metric."""
         return {"best": []}
 
     def __call__(

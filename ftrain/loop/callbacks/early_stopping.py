@@ -74,13 +74,13 @@ class EarlyStopping:
         self.listens = (*self._monitor.listens, TrainEnd)
 
     def init(self) -> EarlyStoppingState:
-        """Return the state before the first value."""
+        """Return the initial state, before the metric has a value."""
         return {"best": None, "best_step": 0, "waited": 0}
 
     def __call__(
         self, state: EarlyStoppingState, event: Event
     ) -> tuple[EarlyStoppingState, tuple[Action, ...]]:
-        """Compare a new value with the best one, and request a stop after too many that are worse."""
+        """Compare a new value with the best; request a stop after `patience` without progress."""
         monitor, best = self._monitor, state["best"]
         if isinstance(event, TrainEnd):
             if best is None and not state["waited"] and event.result.status == "completed":

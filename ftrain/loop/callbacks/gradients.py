@@ -18,7 +18,7 @@ _MOST = 5  # layers in a note
 
 
 class GradientState(TypedDict):
-    """State of `GradientMonitor`: the average norms of the layers, and the reports made.
+    """State of `GradientMonitor`: the average norm of each layer, and the last report about it.
 
     Attributes:
         usual: the layer's norm, averaged over windows; in an ensemble, for each member's layer.
@@ -72,7 +72,7 @@ class GradientMonitor:
         self.vanishing, self.exploding = vanishing, exploding
 
     def init(self) -> GradientState:
-        """Return the state before the first window."""
+        """Return the initial state, before the first log window."""
         return {"usual": {}, "said": {}, "silent": {}}
 
     def __call__(
@@ -86,7 +86,7 @@ class GradientMonitor:
                 return state, ()  # every step of the window was skipped
             raise ValueError(
                 "GradientMonitor: expected gradient norms by layer in the metrics of the step, got "
-                "none. Make the steps with ftrain.loop.callbacks.monitored_steps(...) instead of "
+                "no norms. Make the steps with ftrain.loop.callbacks.monitored_steps(...), not "
                 "ftrain.make_steps(...)."
             )
         said, usual = dict(state["said"]), dict(state["usual"])

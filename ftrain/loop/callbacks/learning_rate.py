@@ -1,4 +1,7 @@
-"""Learning rates in the log, for any step and optimizer."""
+"""Learning rates in the log, for any step and optimizer.
+
+Read next: `ftrain/core/commit.py`, where a step of `ftrain.make_steps` reports its learning rates.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class TimeLimit:
         self.seconds = 3600 * hours + 60 * minutes + seconds
         if not self.seconds > 0:
             raise ValueError(
-                "TimeLimit: expected a time above 0, got none. Write TimeLimit(hours=8) or "
+                "TimeLimit: expected a time above 0, got 0 or less. Write TimeLimit(hours=8) or "
                 "TimeLimit(minutes=90)."
             )
 

@@ -23,7 +23,7 @@ CompileOptions = bool | Mapping[str, Any]
 
 
 def is_factory(steps: Any) -> bool:
-    """Return True if the argument is a function of the learning rate only, not a step."""
+    """Return True if `steps` is a function of the learning rate that makes steps, not a step."""
     if isinstance(steps, (Steps, Compiled, tuple)) or not callable(steps):
         return False
     try:
@@ -39,7 +39,7 @@ def is_factory(steps: Any) -> bool:
 
 
 def step_of(steps: Any, what: str) -> Step:
-    """Return the training step of a `Steps`, a pair or a step.
+    """Return the training step from a `Steps`, from a pair `(step, eval_step)`, or the step itself.
 
     Raises:
         TypeError: `steps` is not one of these.
@@ -65,7 +65,7 @@ def compiled(step: Step, options: CompileOptions) -> Step:
 
 
 def copied(state: Any) -> Any:
-    """Copy the tensors of a state, so that steps do not change the caller's."""
+    """Copy the tensors of a state, so that steps do not change the caller's tensors."""
     return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, state)
 
 

@@ -40,7 +40,7 @@ def smooth(losses: Sequence[float], width: float) -> list[float]:
 
 
 def stops_at(losses: Sequence[float], diverged: float, width: int) -> int | None:
-    """Return the first step at which a sweep has diverged; `None` if it has not.
+    """Return the first step at which the losses of a sweep have diverged; `None` if none has.
 
     Each step is judged by the mean of its last `width` losses, without later ones, so the result does
     not depend on how often the losses are read.
@@ -95,7 +95,7 @@ def suggest(
 
 
 def _slope(even: Sequence[float], i: int, reach: int) -> float:
-    """Return the slope at a step, by least squares over its neighbours.
+    """Return the slope of the losses at a step, by least squares over its neighbours.
 
     The rates are evenly spaced in the logarithm.
     """

@@ -224,9 +224,7 @@ def learning_rate(
                 losses = losses[: end + 1]
                 break
     if not losses:
-        raise ValueError(
-            "train_data: expected at least one batch, got none. Pass data with a batch."
-        )
+        raise ValueError("train_data: expected at least one batch, got 0. Pass data with a batch.")
     rates, skips = rates[: len(losses)], skips[: len(losses)]
     even = smooth(capped(losses, diverged), SMOOTH * n_steps)
     trained = _has_trained(before, state)

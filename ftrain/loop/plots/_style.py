@@ -170,7 +170,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """Return the metrics that get a chart; zero counts, extremes and groups do not."""
+    """Return the metrics to plot: no counts that stay zero, no extremes, no groups (`a/b`)."""
     found = []
     names = ordered(name for log in logs for name in log.curves)
     hidden = {*HIDDEN, *extremes(names)}  # extremes are drawn as a band around the mean

@@ -117,7 +117,7 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
                 found.setdefault(metric, {}).setdefault(split, []).append((*where, _number(value)))
     if not found:
         raise DataError(
-            f"{file}: expected a row with a step and a metric, got none. Plot it after the first "
+            f"{file}: expected a row with a step and a metric, got no row. Plot it after the first "
             "`log_every` steps."
         )
     curves = {
@@ -138,7 +138,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
     logs = [each if isinstance(each, RunLog) else read_run(each) for each in several]
     if not logs:
         raise DataError(
-            "runs: expected at least one run, got none. Name a run directory, such as runs/digits."
+            "runs: expected at least one run, got 0. Name a run directory, such as runs/digits."
         )
     return tuple(
         dataclasses.replace(log, name=name) for log, name in zip(logs, _names(logs), strict=True)
@@ -146,7 +146,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
 
 
 def splits_of(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Return one curve per split of a metric; for speeds, only the training curve."""
+    """Return one curve per split of a metric; for speeds (`..._per_second`), only training."""
     found = dict(log.curves.get(metric, {}))
     if metric.endswith("_per_second") and "train" in found:
         return {"train": found["train"]}
