@@ -1,1 +1,1 @@
-"""The core: pure steps over one immutable state. `step.py` is the entry point."""
+"""The core: training steps as pure functions of one state. `step.py` is the entry point."""

@@ -115,7 +115,7 @@ _MOST = 20  # functions of a closure that are looked into
 
 
 def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Return the code objects of a function and of the functions it captures, and captured tensors.
+    """Return the code of a function and of the functions it captures, and the tensors they capture.
 
     The tensors are given by name. For other callable objects, the class replaces the code object.
     """

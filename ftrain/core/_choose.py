@@ -1,9 +1,10 @@
 """Call of one of several functions, chosen by a tensor: the implementation of `cond` and `switch`.
 
-Eager code reads the number and calls one side. A trace records an operator that runs one side. Under
-`torch.vmap` each row may choose for itself, so all sides are computed and the rows picked, as JAX does.
+Eager code reads the tensor and calls the chosen function. A trace records an operator that calls it.
+Under `torch.vmap` each row may choose another function, so all are called, and `torch.where` selects
+each row's output, as in JAX.
 
-Read next: `_traced_branch.py`, the operator.
+Read next: `_traced_branch.py`, the operator that a trace records.
 """
 
 from __future__ import annotations

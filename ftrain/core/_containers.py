@@ -74,7 +74,7 @@ def settle(leaves: Iterable[Any]) -> bool:
 
 
 def tensor_attribute(leaf: Any) -> str | None:
-    """Return the name of an attribute of a leaf object that contains tensors; `None` if there is none.
+    """Return the name of the first attribute of a leaf that holds tensors; `None` if none does.
 
     Functions and modules are callable, and read what they hold when they are called.
     """
@@ -138,7 +138,7 @@ def register(
 
 
 class _Attribute(optree.PyTreeEntry):
-    """Path entry of an attribute, written `.mask`; empty for the items of a mapping."""
+    """Path entry of an attribute, such as `.mask`; the empty string for the items of a mapping."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def _is_plain_object(cls: type) -> bool:
-    """Return True if an instance holds nothing besides its attributes."""
+    """Return True if instances of a class hold attributes only: it has no base written in C."""
     try:
         object.__new__(cls)
     except TypeError:  # it derives from a class written in C

@@ -127,7 +127,7 @@ def _places(differ: Callable[[Any, Any], Any], xs: Iterable[Any], ys: Iterable[A
 
 
 def groups_of(found: Found) -> list[Group]:
-    """Group the objects that a walk found by kind, without the empty ones of `empty_of`."""
+    """Group by kind the objects that a walk found, except the empty containers (see `empty_of`)."""
     of_kind: dict[_Kind, list[Any]] = {}
     for container in found.containers:
         if type(container) in _EMPTY and not container:
@@ -144,7 +144,10 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers, most of a module's, which `any` alone compares."""
+    """Return the empty containers that a walk found, which one call of `any` compares.
+
+    Most containers of a module are empty (its hooks, say).
+    """
     return [node for node in found.containers if type(node) in _EMPTY and not node]
 
 

@@ -1,6 +1,7 @@
-"""Gradient of a function; its graph is kept if a caller can differentiate it further.
+"""Gradient of a function, with its autograd graph if a caller could differentiate the gradient again.
 
-Read next: `_outside.py`, which finds that out, `_hooks.py`, and `functional.py`, the public face.
+Read next: `_outside.py` (finds out if a caller could), `_hooks.py` (tensor hooks), `functional.py` (the
+public interface).
 """
 
 from __future__ import annotations
@@ -228,14 +229,17 @@ def _by_dynamo(
     leaves: list[torch.Tensor],
     seed: Callable[[Any], torch.Tensor] | None,
 ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
-    """Differentiate in a form that Dynamo traces; hooks do not run, only `no_grad` drops the graph."""
+    """Differentiate with `torch.func.vjp`, which Dynamo can trace.
+
+    Unlike `_by_autograd`, it runs no tensor hooks, and keeps the graph except under `torch.no_grad`.
+    """
     value, pull, aux = torch.func.vjp(checked, leaves, has_aux=True)
     (grads,) = pull(torch.ones_like(value) if seed is None else seed(aux))
     return value, aux, grads
 
 
 def _is_looked_at(outside_leaves: list[torch.Tensor] | None) -> bool:
-    """Return True if the graph is to be surveyed: in the first call of a step and in every trace."""
+    """Return True if the graph must be surveyed: in the first call of a step, and in every trace."""
     return outside_leaves is not None or is_tracing()
 
 
@@ -263,7 +267,7 @@ def _check_leaves(x: Any, leaves: list[Any]) -> None:
 def _filled(
     leaves: list[torch.Tensor], grads: Sequence[torch.Tensor | None], name: str
 ) -> list[torch.Tensor]:
-    """Replace gradients that are `None` or have no memory (that of `torch.sgn`) by allocated zeros."""
+    """Allocate zeros for gradients that are `None` or have no memory (as those of `torch.sgn`)."""
     filled = []
     with _torch.unwatched():
         for leaf, grad in zip(leaves, grads, strict=True):

@@ -1,7 +1,7 @@
 """Fingerprints of sets, arrays, random generators, iterators and files.
 
-Sets and arrays are restored. A random generator or an iterator that moved raises: restoring it would
-silently give the same numbers at every step.
+Sets and arrays are restored. A random generator or an iterator that a call advanced is an error:
+restoring it would silently give the same numbers at every step.
 """
 
 from __future__ import annotations
@@ -157,8 +157,9 @@ def _set_state(node: Any, state: bytes) -> None:
 
 class _Position:
     refusal: str | None = (
-        "has moved on during the call, and cannot be moved back: the next call would see another "
-        "position. Keep a number, and take what is wanted by its index"
+        "is an iterator or an open file that the call has advanced, and cannot be moved back: the next "
+        "call would start at another position. Keep the items in a list, and take the index from the "
+        "batch or from a buffer"
     )
 
     def __init__(self, node: Any) -> None:

@@ -1,7 +1,8 @@
 """Tensor hooks (`Tensor.register_hook`) of parameters, run on the tensors that replace them.
 
-Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates by stand-ins for
-the tensors that it is given, and calls a module with the state's tensors in place of its parameters.
+Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates with respect to
+stand-ins for the tensors that it is given, and calls a module with the state's tensors in place of its
+parameters.
 Each hook runs once for each gradient, on the whole of it, as on the tensor itself.
 
 Read next: `_differentiate.py`, which takes the gradients.
@@ -137,7 +138,7 @@ def parameter_hooks(module: nn.Module) -> Hooks:
 
 
 def hooked(params: dict[str, torch.Tensor], hooks: Hooks) -> dict[str, torch.Tensor]:
-    """Return tensors to call a module with on which the hooks of its parameters run.
+    """Return `params` such that calling the module with them runs the hooks of its parameters.
 
     An input of a gradient computation in progress gets the hooks itself, in the first of several calls.
     Another tensor is replaced by an alias.
@@ -256,7 +257,7 @@ class _OfRows:
 
     @staticmethod
     def plain(hook: Hook) -> Hook:
-        """Return the hook that is applied to one row; return any other hook unchanged."""
+        """Return the hook inside an `_OfRows`; return any other hook unchanged."""
         while isinstance(hook, _OfRows):
             hook = hook._hook
         return hook
@@ -271,7 +272,7 @@ class _OfRows:
 
 
 def _inside(tensor: torch.Tensor, hooks: Sequence[Hook]) -> Sequence[Hook]:
-    """Return the hooks for the tensor inside a wrapper; under a vmap they run on each of its rows."""
+    """Return the hooks to register on the tensor inside a wrapper: one call per row under a vmap."""
     dim = _torch_levels.mapped_dim(tensor)
     return hooks if dim is None else [_OfRows(hook, dim) for hook in hooks]
 
@@ -297,7 +298,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
 def _missing(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Hook]:
-    """Return the hooks that a tensor neither has nor had while it replaced another tensor."""
+    """Return those of `hooks` that a tensor lacks and that it never had as a stand-in for another."""
     if not hooks:
         return []
     has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]

@@ -1,10 +1,11 @@
 """Flattening and rebuilding of instances, attribute by attribute.
 
 A new instance gets everything that the old one holds, with other tensors in it; `__init__` does not run.
-Attributes that are Python constants are part of the structure. All others, such as a tokenizer's
-encodings, are carried along, but not where they would be those of another batch (`withheld`).
+Attributes that are Python constants are part of the structure. All other attributes,
+such as a tokenizer's encodings, are passed on unchanged, except inside `withheld`, where they would be
+those of another batch.
 
-Read next: `_containers.py`, which decides whose instances are rebuilt so.
+Read next: `_containers.py`, which selects the classes whose instances are rebuilt in this way.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def functions(
         if content is not None:
             if content not in attributes:
                 raise ContainerError(
-                    node, f"is {a_or_an(cls.__name__)} without its attribute {content!r}"
+                    node,
+                    f"is {a_or_an(cls.__name__)} without its attribute {content!r}: expected the items "
+                    "of the container in it. Assign it in __init__.",
                 )
             children[content] = attributes.pop(content)
         shell = bare
@@ -128,7 +131,7 @@ def functions(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shell:
-    """Contents of a container other than its children.
+    """Static data of a flattened instance: attribute names, constants, and all other attributes.
 
     Attributes:
         children: names of the attributes that are children, in their order.
@@ -156,12 +159,12 @@ class _Shell:
         return self.children, self.linked, constants, tuple(sorted(self.opaque))
 
     def __repr__(self) -> str:
-        """Return the constants, since two structures may differ in them."""
+        """Return the constants as text, for messages about two structures that differ in them."""
         return ", ".join(f"{name}={value!r}" for name, _, value in self.constants)
 
 
 class Withheld:
-    """Placeholder for an attribute that a compiled function or a micro-batch does not have."""
+    """Placeholder that raises if a compiled function or a micro-batch reads a withheld attribute."""
 
     __slots__ = ("_why",)
 
@@ -184,7 +187,7 @@ _ITSELF = "__dict__"  # of a dict whose items are its attributes too: self.__dic
 
 
 def _content(base: Any, node: Any) -> Any:
-    """Return the items of an instance of a built-in container's subclass without calling its methods."""
+    """Return the items of an instance of a dict, list or tuple subclass; call no overridden method."""
     if base is OrderedDict:
         return OrderedDict((key, dict.__getitem__(node, key)) for key in OrderedDict.__iter__(node))
     if base is dict:

@@ -34,7 +34,7 @@ _guarded = _Guarded()
 
 @contextlib.contextmanager
 def leftovers_removed() -> Iterator[None]:
-    """Restore the guarded objects that hold tensors of the trace when the context ends."""
+    """When the context ends, restore the objects recorded by `guard` that hold tensors of the trace."""
     if _guarded.owned is not None:  # inside another trace, which does it
         yield
         return
@@ -48,7 +48,7 @@ def leftovers_removed() -> Iterator[None]:
 
 
 def guard(root: Any) -> None:
-    """Guard all objects that this function or module reaches, until the trace ends."""
+    """Record all objects that a function or module reaches, to restore them after the trace."""
     owned = _guarded.owned
     if owned is not None and id(root) not in owned:
         owned[id(root)] = Owned([("", root)], follow_globals=True, limit=_LIMIT)

@@ -31,7 +31,7 @@ _BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class WatchedLoss:
-    """Loss function with the tensors that it captures.
+    """Loss function, together with the tensors that it captures.
 
     Attributes:
         captured: those tensors.
@@ -45,7 +45,7 @@ class WatchedLoss:
         self.calls = FirstCalls()
 
     def __call__(self, model: Any, batch: Any) -> Any:
-        """Call the loss; pass it a new key of the surrounding `keyed` if it has a parameter `key`."""
+        """Call the loss; if it has a parameter `key`, pass a new key from the surrounding `keyed`."""
         guard(self._loss_fn)
         if self._takes_key:
             return self._loss_fn(model, batch, key=key_of("loss"))
@@ -61,7 +61,7 @@ def call_loss(
     where: str,
     until: contextlib.ExitStack | None = None,
 ) -> Any:
-    """Return `loss_fn(module, batch)` under the policy's autocast; raise if an argument changed.
+    """Return `loss_fn(module, batch)` under the policy's autocast; raise if it wrote to an input.
 
     Args:
         device_type: the state's: a batch may begin with a 0-d tensor on the host.
@@ -120,7 +120,7 @@ def takes_key(loss_fn: Callable[..., Any]) -> bool:
 
 
 def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
-    """Split a loss function's result into the total to differentiate and all metrics, detached.
+    """Split a loss function's result into the total to differentiate and the detached metrics.
 
     The total's weight is that of `metrics.entries["loss"]`.
 

@@ -80,7 +80,7 @@ class MeanLoss:
         return mean
 
     def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
-        """Return the gradients of the mean loss, unscaled, as `totals` in the parameters' dtypes."""
+        """Return `Sums` whose `totals` are the mean loss's unscaled gradients, in parameter dtypes."""
         scale, inverse = None, None
         if self._policy.loss_scale is not None:
             scale, inverse = state.scaler.scale, LossScale.inverse(state.scaler)
@@ -202,7 +202,7 @@ class MeanLoss:
 def _refuse_outside_leaves(
     first: list[torch.Tensor], second: list[torch.Tensor], where: str
 ) -> None:
-    """Raise if two runs of a loss depend on the same leaf: one that the loss creates is new in each."""
+    """Raise if two runs of a loss share an autograd leaf: one that the loss makes is new in each run."""
     made = {id(leaf) for leaf in first}
     for leaf in second:
         if id(leaf) in made:

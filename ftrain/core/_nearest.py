@@ -1,4 +1,4 @@
-"""Suggestion of a known name; imports nothing heavy, since configurations are checked first."""
+"""Suggestion of a known name; does not import torch, so that configurations are checked fast."""
 
 from __future__ import annotations
 

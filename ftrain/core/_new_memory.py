@@ -1,4 +1,4 @@
-"""Outputs of bodies in memory that nothing else refers to."""
+"""Outputs of loop and branch bodies, copied unless nothing else refers to their memory."""
 
 from __future__ import annotations
 

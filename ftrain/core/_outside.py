@@ -1,7 +1,7 @@
 """Survey of the autograd graph of a function's results: its leaves and the nodes where it ends.
 
-`value_and_grad` keeps the graph of its results only if a caller could differentiate them by a tensor
-from outside of the function: an argument or a captured tensor, directly or through operations.
+`value_and_grad` keeps the graph of its results only if a caller could differentiate them with respect to
+a tensor from outside of the function: an argument or a captured tensor, directly or through operations.
 
 Read next: `_differentiate.py`, which uses the survey.
 """
@@ -55,7 +55,7 @@ def survey(
     start: int = 0,
     ends: Sequence[torch.Tensor] = (),
 ) -> Survey:
-    """Return a `Survey` of the autograd graph of `tensors` (0.3 µs per node).
+    """Return a `Survey` of the autograd graph of `tensors` (takes 0.3 µs per node).
 
     The graph leads outside if it leads to a node made before `start`, or to a leaf that Python code
     still references. A leaf that the function made (`x.clone().requires_grad_()`) and dropped does not
@@ -98,7 +98,7 @@ def survey(
 
 
 def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
-    """Raise if the graph has a node without a derivative or, with `twice`, a second derivative."""
+    """Raise if a node has no derivative or, with `twice`, if a node has no second derivative."""
     if found.cuts:
         raise ValueError(
             f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
@@ -222,7 +222,7 @@ def _references(node: Any) -> int:
 
 
 def _count_unheld() -> int:
-    """Return the number of references to an autograd leaf that only a graph refers to."""
+    """Return the reference count of an autograd leaf to which only an autograd graph refers."""
     with torch.inference_mode(False), torch.enable_grad():
         result = torch.ones((), requires_grad=True) * 1.0
     assert result.grad_fn is not None

@@ -19,7 +19,7 @@ __all__ = ["Owned"]
 
 
 class _Watch:
-    """Objects and their recorded contents."""
+    """Objects with their recorded contents, which `restore` writes back."""
 
     def __init__(self, found: Found) -> None:
         self._groups = groups_of(found)
@@ -70,7 +70,7 @@ class _Watch:
 
 
 class Owned:
-    """Objects reachable from `roots`, with their contents when last accepted.
+    """Objects reachable from `roots`, with the contents to which `restore` returns them.
 
     Args:
         roots: names and objects.
@@ -110,7 +110,7 @@ class Owned:
         self._watch(first)
 
     def look(self) -> None:
-        """Walk again, and record the current contents for later comparisons."""
+        """Search the objects again, and record their current contents for later comparisons."""
         self._watch(self._walk())
 
     def _walk(self) -> Found:
@@ -137,7 +137,7 @@ class Owned:
         return True
 
     def restore(self) -> tuple[list[Change], list[str]]:
-        """Restore all objects.
+        """Restore all objects to their recorded contents.
 
         Returns:
             The changes, and a sentence for each change that must raise.

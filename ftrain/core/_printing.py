@@ -1,8 +1,8 @@
 """Operators of `debug.print`, which print as a part of a graph.
 
 `ftrain::print` returns nothing. In the graph of a function it is an operator with an effect, which
-compilers keep, in order. Inductor takes no effects inside the bodies of loops and branches (torch 2.13);
-there each print becomes an operator that passes through a tensor which the body returns.
+compilers neither drop nor reorder. Inductor takes no effects inside the bodies of loops and branches
+(torch 2.13); there each print becomes an operator that passes through a tensor which the body returns.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _lines: dict[int, Line] = {}  # those of graphs stay
 
 
 def is_quiet() -> bool:
-    """Return True inside `quiet`."""
+    """Return True inside the context `quiet`."""
     return _here.quiet
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress prints inside the context, in which a body runs again to be differentiated."""
+    """Suppress prints inside the context, where a body runs a second time for its derivative."""
     before, _here.quiet = _here.quiet, True
     try:
         yield
@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 
 def show(line: Line, tensors: Sequence[Tensor]) -> None:
-    """Print a line with these tensors."""
+    """Print a line, with these tensors in their positions."""
     leaves = list(line.statics)
     for place, tensor in zip(line.places, tensors, strict=True):
         leaves[place] = tensor
@@ -76,7 +76,7 @@ def show(line: Line, tensors: Sequence[Tensor]) -> None:
 
 
 def record(line: Line, tensors: Sequence[Tensor], *, stays: bool) -> None:
-    """Call the operator that prints a line, now or, in a trace, when the traced graph runs.
+    """Call the print operator, which prints now or, in a trace, each time the traced graph runs.
 
     Args:
         stays: a graph is being traced, which needs the line later.

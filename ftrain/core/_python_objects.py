@@ -1,6 +1,6 @@
 """Kinds of Python objects: the objects they hold, and the names their code reads.
 
-Used by the walk of `_reach.py`.
+Read next: `_reach.py`, the walk over objects that uses these functions.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A model may keep state in any of them: a counter in a nested list, a cache on an object, a hook that it
 registers, an attribute of its class. The walk goes through containers, instances, closures, default
-arguments and the data of classes (those of instances, and autograd functions); it stops at modules of
-Python, at the classes of the standard library and at objects without a Python side.
+arguments and the data of classes (those of instances, and autograd functions); it stops at Python
+modules, at the classes of the standard library and at objects without Python attributes.
 
 Read next: `_owned.py`, which compares and restores what is found here.
 """

@@ -67,7 +67,7 @@ def deep_enough(depth: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def limit_restored() -> Iterator[None]:
-    """Restore the recursion limit at the end: inductor leaves it at 2,000 (torch 2.13)."""
+    """Restore the recursion limit when the context ends: inductor leaves it at 2,000 (torch 2.13)."""
     before = _room.usual()
     try:
         yield

@@ -2,8 +2,8 @@
 
 `torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
 (pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
-The skeleton is private, is on the meta device, records every place that holds a tensor, and is restored
-exactly after each call.
+The skeleton is private, is on the meta device, records every location that holds a tensor, and is
+restored after each call.
 
 Read next: `_owned.py` (restores Python objects after a call), `_structure.py` (copies a module's
 structure), `functional.py` (the public interface).
@@ -125,7 +125,7 @@ class Skeleton:
         self._place()
 
     def _place(self) -> None:
-        """Find the places of the state's tensors, and the tensors that are not in the state."""
+        """Find where the module holds the state's tensors, and its tensors that are not in the state."""
         found = self._owned.found
         names = {id(t): name for name, t in self._hollow.items()}
         self._slots = slots_of(found, names)
@@ -172,7 +172,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore the module after a backward pass that follows `holding`, as `holding` does."""
+        """Restore the module at the end of a context in which a backward pass runs."""
         with self._lock:
             inside = self._depth > 0
             if not inside:
@@ -198,7 +198,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes a context equal to the current `holding`.
+        """Return a function that makes a context with the tensors and mode of the current `holding`.
 
         A backward pass enters it to compute a checkpointed region again. By then the forward pass may
         have written to its buffers, or `holding` may have ended.
@@ -213,7 +213,7 @@ class Skeleton:
         return holding
 
     def _enter(self) -> _Outer | None:
-        """Restore the module to its state when it was bound; return the state of an outer call."""
+        """Prepare the module for a call; return the state of an outer call, `None` if there is none."""
         if not self._depth:
             self._settle()
             return None
@@ -293,7 +293,7 @@ class Skeleton:
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise if a call registered, removed or first set a tensor, or made a refused change."""
+        """Raise for a tensor that a call registered, removed or set from `None`, and for `refusals`."""
         for node, keys, values, _ in changes:
             prefix = self._registries.get(id(node))
             if prefix is None or keys is None:

@@ -18,7 +18,7 @@ __all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
 
 
 class Slot(NamedTuple):
-    """Location `holder[key]` of the tensor with this name."""
+    """Location `holder[key]` in a module of the parameter or buffer with this name."""
 
     holder: Any
     key: Any
@@ -38,7 +38,7 @@ class Slot(NamedTuple):
 
 
 class _Cell:
-    """Closure cell as the holder of a `Slot`."""
+    """Adapter that reads and writes a closure cell as `holder[None]`, for a `Slot`."""
 
     def __init__(self, cell: types.CellType) -> None:
         self._cell = cell
@@ -51,7 +51,7 @@ class _Cell:
 
 
 class _Instance:
-    """Instance with `__slots__` as the holder of a `Slot`."""
+    """Adapter that reads and writes attributes in `__slots__` as `holder[name]`, for a `Slot`."""
 
     def __init__(self, instance: Any) -> None:
         self._instance = instance
@@ -64,7 +64,7 @@ class _Instance:
 
 
 def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:
-    """Return every location of the tensors that are named by id."""
+    """Return every location of the tensors whose ids are the keys of `names`."""
     return [
         Slot(holder, key, names[id(value)])
         for holder, key, value in _places(found)
@@ -100,7 +100,7 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
 
 
 def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
-    """Raise if a hook captures one of these tensors, since the state's cannot replace it there.
+    """Raise if a hook captures one of these tensors: the state's tensor cannot replace it there.
 
     Raises:
         ValueError: with the names of the hook's parameter and of the captured tensor.

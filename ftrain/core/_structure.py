@@ -1,6 +1,6 @@
 """Tensors of a module by name, and copies of its structure without them.
 
-Read next: `_skeleton.py`, into which a state's tensors are put.
+Read next: `_skeleton.py`, which installs a state's tensors in such a copy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fill(module: nn.Module, tensors: Tensors) -> None:
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Build a second model, on the meta device if possible, to find the objects that both share."""
+    """Build a second model, on the meta device if possible, to find what two builds share."""
     try:
         with torch.device("meta"):
             return factory()
@@ -55,7 +55,8 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that a model function builds."""
     if not callable(factory):
         raise TypeError(
-            f"model: expected an nn.Module or a function that builds one, got {type(factory).__name__}"
+            "model: expected an nn.Module or a function that builds one, got "
+            f"{type(factory).__name__}. Pass Net(...) or lambda: Net(...)."
         )
     module = factory()
     if not isinstance(module, nn.Module):

@@ -1,7 +1,8 @@
 """Private torch APIs used by compile and scan.
 
-Each names the versions that have it and what happens without it, so that a new torch changes one file.
-Written for torch 2.11 and later, and run on 2.11, 2.13 and 2.15.
+Each docstring names the torch versions that have the API and what happens without it. All uses of
+private APIs are in files `_torch*.py` (exceptions: `tests/test_private_apis.py`), so that a new version
+of torch changes few files. Written for torch 2.11 and later, and run on 2.11, 2.13 and 2.15.
 """
 
 from __future__ import annotations
@@ -92,14 +93,14 @@ def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModu
 
 
 def is_recorded(tensor: torch.Tensor) -> bool:
-    """Return True if the current trace computed this tensor (not an input, not from outside)."""
+    """Return True for a result of the current trace; False for its inputs and captured tensors."""
     mode = get_proxy_mode()
     proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
     return proxy is not None and proxy.proxy.node.op != "placeholder"
 
 
 def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
-    """Make a trace treat `tensor` as the result `other` that it computed (torch 2.3 and later)."""
+    """Make the trace read its own result `other` where `tensor` is used (torch 2.3 and later)."""
     mode = get_proxy_mode()
     assert mode is not None
     mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[other]
@@ -250,7 +251,7 @@ def function_modes() -> list[Any]:
 
 
 def function_mode_depth() -> int:
-    """Return the number of active TorchFunctionModes: 0.1 µs (torch 2.0 and later)."""
+    """Return the number of active TorchFunctionModes (torch 2.0 and later; takes 0.1 µs)."""
     return torch._C._len_torch_function_stack()
 
 
@@ -258,7 +259,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def value_at_hand(flag: torch.Tensor) -> bool | None:
-    """Return the value of a bool tensor; `None` without a value, or if reading it waits for a device."""
+    """Return the value of a bool CPU tensor; `None` if it is traced, wrapped or on another device."""
     if (
         type(flag) is not torch.Tensor
         or flag.device.type != "cpu"
@@ -278,7 +279,7 @@ def unwatched() -> contextlib.AbstractContextManager[Any]:
 
 
 def any_autocast() -> bool:
-    """Return True if autocast is on for any device: 0.1 µs (torch 2.1 and later)."""
+    """Return True if autocast is on for any device (torch 2.1 and later; takes 0.1 µs)."""
     return torch._C._is_any_autocast_enabled()
 
 
@@ -292,12 +293,12 @@ def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Turn autocast off on every device (torch 2.1 and later): a traced graph contains its casts."""
+    """Turn off autocast on every device, for a graph that has its casts (torch 2.1 and later)."""
     return torch._C._DisableAutocast()
 
 
 def autocast_now() -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Return a function that makes a context with the autocast of the caller, on or off."""
+    """Return a function that makes a context with the autocast settings in force at this call."""
     found = [
         (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         for device in _AUTOCAST_DEVICES
@@ -339,13 +340,13 @@ def aside() -> Iterator[FakeTensorMode]:
 
 
 def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """Trace inside another trace, whose tensors become constants (torch 2.1 and later)."""
+    """Trace `fn` inside a trace; tensors of the outer one become constants (torch 2.1 and later)."""
     how: Any = {"_allow_non_fake_inputs": True, "_allow_fake_constant": True}
     return make_fx(fn, REWRITTEN, tracing_mode="real", **how)(*fakes)
 
 
 def nodes_ever(graph: fx.Graph) -> list[fx.Node]:
-    """Return a graph's nodes, and erased ones whose names it keeps (torch 2.0 and later)."""
+    """Return a graph's nodes, and erased nodes that it still refers to (torch 2.0 and later)."""
     names = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", ())
     return [*graph.nodes, *(node for node in names if isinstance(node, fx.Node))]
 
@@ -372,7 +373,7 @@ def as_compiled() -> Iterator[None]:
 
 
 def with_autograd() -> contextlib.AbstractContextManager[Any]:
-    """Turn on autograd in an operator's kernel, where it is excluded (torch 1.13 and later)."""
+    """Turn on autograd inside an operator's kernel, where torch excludes it (torch 1.13 and later)."""
     left_out = torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradMPS", "AutogradOther"):
         left_out = left_out.remove(getattr(torch._C.DispatchKey, name))

@@ -1,11 +1,11 @@
-"""Private torch APIs that recompute a checkpointed region in contexts of ftrain.
+"""Private torch APIs: recomputation of a checkpointed region in the contexts of its forward pass.
 
 `torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and keeps the function that
 a backward pass calls to compute the region again in a `_CheckpointFrame`. Inside of `around_regions`:
 
 - That function runs in the contexts that were in force when the region started.
-- Under `torch.vmap` and torch.func transforms, which allow no saved-tensor hooks, a region runs plainly:
-  same values, without the saving of memory.
+- Under `torch.vmap` and torch.func transforms, which allow no saved-tensor hooks, a region runs without
+  checkpointing: same values, no memory saved.
 - `use_reentrant=True`, which needs `.backward()`, runs as `use_reentrant=False`: same gradients, to the
   bit.
 

@@ -70,9 +70,9 @@ backward_pass = torch._C._current_graph_task_id
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
     """Base of all dispatch modes of ftrain, under which loops, branches and Dynamo run.
 
-    Without these three, torch refuses `cond` and its like in the mode (2.7 and later), its own `cond`
-    and `scan` cannot call Dynamo (2.8 and later), and the first operator imports Dynamo, which takes a
-    second and switches off the validation of torch.distributions.
+    Without the attribute and the two class methods below, torch refuses `cond` and its like in the mode
+    (2.7 and later), torch's own `cond` and `scan` cannot call Dynamo (2.8 and later), and the first
+    operator imports Dynamo, which takes a second and switches off the validation of torch.distributions.
     """
 
     supports_higher_order_operators = True
@@ -105,14 +105,14 @@ def dispatch_depth() -> int:
 
 
 def runs_by_others(kind: type) -> bool:
-    """Return True if a class of tensors has a `__torch_dispatch__` of its own (torch 2.0 and later)."""
+    """Return True if a tensor class has its own `__torch_dispatch__` (torch 2.0 and later)."""
     own = getattr(kind, "__torch_dispatch__", None)
     ordinary = (None, torch.Tensor.__torch_dispatch__, torch._C._disabled_torch_dispatch_impl)
     return own not in ordinary
 
 
 def schema_of(operator: Any) -> Any:
-    """Return the schema of an operator; `None` for another callable (torch 1.13 and later)."""
+    """Return the schema of an operator; `None` for any other callable (torch 1.13 and later)."""
     return getattr(operator, "_schema", None)
 
 

@@ -1,4 +1,7 @@
-"""Fake tensors of a trace: their mode, and what torch gets wrong of them; part of `_torch.py`."""
+"""Fake tensors of a trace: their mode, and fake kernels that correct torch's own.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ __all__ = ["REWRITTEN", "fake_kernels", "fake_mode"]
 
 
 def fake_mode() -> FakeTensorMode:
-    """Return a mode that computes shapes only, of real tensors too (torch 2.0 and later).
+    """Return a mode that computes shapes only, also for real tensors (torch 2.0 and later).
 
     Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
     """
@@ -33,7 +36,7 @@ def fake_mode() -> FakeTensorMode:
 
 @contextlib.contextmanager
 def fake_kernels() -> Iterator[None]:
-    """Use these fake kernels inside the context (`op_implementations_dict`, torch 2.2 and later).
+    """Use this file's fake kernels inside the context (`op_implementations_dict`, torch 2.2 and later).
 
     An operator that is in the table of Python kernels for meta tensors is not decomposed before its
     kernel is looked up. Without the dict, the operators are what torch makes of them.
@@ -75,7 +78,7 @@ def _kernels() -> dict[Any, Any]:
 def _softplus_backward(
     mode: Any, func: Any, grad: torch.Tensor, x: torch.Tensor, beta: float, threshold: float
 ) -> torch.Tensor:
-    """Return a tensor with a binary operator's strides; torch's own has those of `x` (torch 2.13)."""
+    """Return a fake gradient with the strides of `grad * x`; torch's has those of `x` (torch 2.13)."""
     with mode:
         return grad * x
 
@@ -140,7 +143,7 @@ def _grouped_mm(
 
 
 def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
-    """Keep the device of a copy that torch makes where it adds a zero derivative to a tensor.
+    """Keep a copy on its tensor's device where torch adds a zero derivative and copies to meta.
 
     Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
     shape (torch 2.13). Only this call from C++ gives a layout too.

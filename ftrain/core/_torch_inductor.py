@@ -1,4 +1,7 @@
-"""Private APIs of inductor that compiled programs use; part of `_torch.py`, by the same rules."""
+"""Private APIs of inductor that compiled programs use.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def cpp_compilers() -> tuple[str, ...] | None:
 def first_run(
     compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run a compiled function and record inductor's code: `(outputs, code)`.
+    """Run a compiled function once; return its outputs and inductor's bare code, or `None`.
 
     AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
     observed to pass on the same input and output objects, and there is a CPU only, `code` does the same

@@ -42,7 +42,7 @@ above = temporarily_restore_interpreter_stack
 
 
 def is_transformed() -> bool:
-    """Return True under torch.func transforms and in forward mode, where loops and branches lack rules.
+    """Return True under torch.func transforms and in forward mode: loops and branches lack rules there.
 
     A dual tensor would lose its tangent in one.
     """
@@ -64,7 +64,7 @@ def is_batched(tensor: torch.Tensor) -> bool:
 
 
 def mapped_dim(tensor: torch.Tensor) -> int | None:
-    """Return the dimension of the wrapped tensor that a vmap maps over; `None` for other wrappers."""
+    """Return the dimension over which a vmap maps a wrapped tensor; `None` for other wrappers."""
     if not _functorch.is_batchedtensor(tensor):
         return None
     return int(_functorch.maybe_get_bdim(tensor))

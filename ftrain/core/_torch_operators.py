@@ -71,7 +71,7 @@ def while_loop_operator(
 def _apart(
     tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] = ()
 ) -> list[torch.Tensor]:
-    """Copy tensors that share memory with an earlier one, with `others` or with themselves.
+    """Clone tensors that share memory with an earlier one or `others`, or are expanded or sliced.
 
     The operators trace their bodies once more, with the tensors that they are given (torch 2.13: they
     mean to clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places

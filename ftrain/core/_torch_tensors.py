@@ -64,7 +64,7 @@ def has_accumulation_hooks(tensor: torch.Tensor) -> bool:
 
 
 def node_number(node: Any) -> int:
-    """Return the number of an autograd node, which grows within a thread (torch 1.12 and later)."""
+    """Return an autograd node's sequence number, which grows within a thread (torch 1.12 and later)."""
     return int(node._sequence_nr())
 
 

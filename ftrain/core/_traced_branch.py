@@ -48,7 +48,7 @@ def traced_branch(
 
 @dataclasses.dataclass(frozen=True)
 class _Branch:
-    """The `Operator` of a branch."""
+    """Branch as an `Operator`: records itself and its derivative."""
 
     predicate: torch.Tensor
     sides: list[Flat]

@@ -2,8 +2,8 @@
 
 The derivative of such an operator is another one, whose body calls the Python function again and pulls
 back through it. Autograd therefore sees every construct of that function (`torch.no_grad`, custom
-functions, gradients taken inside), to any order. Differentiating the traced graph would not do: an inner
-gradient is a chain of operators with `detach` among them there, and a custom backward is gone.
+functions, gradients taken inside), to any order. Differentiating the traced graph would be wrong: in
+it, an inner gradient is a chain of operators that contains `detach`, and a custom backward is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Flat = Callable[..., list[torch.Tensor]]
 
 
 class Operator(Protocol):
-    """Protocol of an operator of a traced graph.
+    """Protocol of an operator that runs traced bodies, and of its derivative.
 
     Attributes:
         inputs: the tensors to differentiate with respect to, including those that its bodies capture.
@@ -53,7 +53,7 @@ class Operator(Protocol):
     def pull(
         self, saved: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
-        """Return the gradient with respect to each input."""
+        """Return the gradient with respect to each input, from the cotangents of the outputs."""
 
 
 def differentiable(operator: Operator) -> list[torch.Tensor]:
@@ -94,7 +94,7 @@ def vjp(
     followed: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Return the gradients with respect to the graded inputs of `fn`, then to tensors that it captures.
+    """Return gradients with respect to the graded inputs of `fn`, then to the captured `followed`.
 
     Each is the partial derivative: a captured tensor that was computed from another one, outside of
     `fn`, counts as independent of it.
@@ -149,7 +149,7 @@ def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
-    """Return a hook that removes the gradients of some outputs, after autograd has recorded them."""
+    """Return a hook on a node that removes the gradients of its outputs `numbers`: they end there."""
 
     def hook(grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
         left = tuple(None if i in numbers else grad for i, grad in enumerate(grads))
@@ -162,9 +162,10 @@ def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
             and not any(grad is not None for grad in left)
         ):
             raise TraceError(
-                f"the body of a loop or branch captures a result of {type(node).__name__} and a tensor "
-                "that it was computed from. Pass the result as an argument: in the carry or xs of a "
-                "scan, or as an operand of a branch."
+                f"the body of a loop or branch captures both a result of {type(node).__name__}, an "
+                "autograd function, and a tensor that the result was computed from: the backward of "
+                "the function would receive zeros. Pass the result as an argument: in the carry or xs "
+                "of a scan, or as an operand of a branch."
             )
         return left
 

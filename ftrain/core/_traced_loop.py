@@ -74,7 +74,7 @@ def _with_carry(body: Flat, n: int) -> Flat:
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """The `Operator` of a loop.
+    """Loop as an `Operator`: records itself and its derivative.
 
     Attributes:
         by: for each carry, then each of xs, True if it is differentiated by.

@@ -34,7 +34,7 @@ def unchanged(
     *,
     compare_bytes: bool = False,
 ) -> Iterator[None]:
-    """Raise if one of these tensors was written in place inside the context.
+    """Raise when the context ends if one of these tensors was written to inside it.
 
     Args:
         tensors: by their keys.
@@ -69,14 +69,14 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True for the first call of a kind, if all its tensors have values.
+        """Return True if no call of this kind has passed yet, and all its tensors have values.
 
         Under a fake tensor mode no operator gives values, not even of a captured tensor that has some.
         """
         return kind not in self._known and not _torch.is_faking() and all(map(_has_bytes, tensors))
 
     def passed(self, kind: Any) -> None:
-        """Record that a first call left its inputs unchanged."""
+        """Record that a call of this kind left its inputs unchanged."""
         self._known.add(kind)
 
 
@@ -88,7 +88,11 @@ def refuse_writes(
     remedy: str,
     called: Callable[[Any], str] = str,
 ) -> None:
-    """Raise `ImpureFunctionError` for the first tensor whose number of `versions` has changed."""
+    """Raise for the first tensor whose write count differs between `before` and `after`.
+
+    Raises:
+        ImpureFunctionError: with the tensor's name and the remedy.
+    """
     for name, was, now in zip(names, before, after, strict=True):
         if was != now:
             raise ImpureFunctionError(
@@ -97,9 +101,10 @@ def refuse_writes(
 
 
 def versions(tensors: Collection[torch.Tensor]) -> list[int]:
-    """Return the number of writes to each tensor; 0 if torch does not count them (inference).
+    """Return the number of writes to each tensor; 0 for an inference tensor.
 
-    A write under a transform of torch.func counts for the plain tensor inside.
+    Torch does not count writes to inference tensors. A write under a transform of torch.func counts for
+    the plain tensor inside.
     """
     with _torch.unwatched():
         if _torch.inside_functorch() is None:

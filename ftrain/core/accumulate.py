@@ -27,9 +27,10 @@ __all__ = ["MicroBatches"]
 
 @tree.register_dataclass
 class MicroBatches:
-    """Batch that the caller has cut, where `accumulate=k` would cut it evenly along the first axis.
+    """Batch that the caller has cut into micro-batches, perhaps of different sizes.
 
-    The only class whose entries are micro-batches: any other list or tuple is one batch.
+    The only class whose entries are micro-batches: any other list or tuple is one batch, which
+    `accumulate=k` cuts evenly along the first axis.
 
     Attributes:
         batches: batches of one structure; their sizes may differ (then they are not scanned over, and
@@ -46,7 +47,7 @@ class MicroBatches:
 
 
 class Sums(NamedTuple):
-    """Weighted sum over micro-batches, with their by-products.
+    """Sum over micro-batches of losses or gradients, with their weight, buffers and metrics.
 
     Attributes:
         totals: the sum of losses, or of their gradients (in float32 or wider, times the loss scale).
@@ -63,7 +64,7 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Stacked:
-    """Micro-batches of equal shapes as one list of leaves, with a leading axis of length `k`.
+    """Micro-batches of equal shapes as one list of tensors with a leading axis of length `k`.
 
     A type of its own, since a batch may itself be a list or tuple.
 
@@ -119,7 +120,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 def accumulate_micro_batches(
     of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Sum `of_part` over the micro-batches in order, each with its own key and the previous buffers.
+    """Sum `of_part` over micro-batches in order; each gets its own key and its predecessor's buffers.
 
     Args:
         of_part: the function of one part.
@@ -164,7 +165,7 @@ def accumulate_micro_batches(
 
 
 def _merged(stacked: Metrics, k: int) -> Metrics:
-    """Merge metrics of micro-batches that are stacked along a leading axis, in their order."""
+    """Merge, in order, the metrics of micro-batches that are stacked along a leading axis."""
     entries = stacked.entries
     each = {name: x for name, x in entries.items() if isinstance(x, PerExample)}
     others = Metrics({name: x for name, x in entries.items() if name not in each})
@@ -197,7 +198,7 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
 
 
 def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
-    """Return a metric with this weight instead of the default 1, unless it has its own weight."""
+    """Give this weight to a mean that has no weight of its own; return other metrics unchanged."""
     if weight is None or type(metric) is not BatchMean:
         return metric
     weight = weight.to(metric.weight.dtype)
@@ -207,7 +208,7 @@ def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
 
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Return the weight if it is positive, else 1: the divisor of a micro-batch's total."""
+    """Return the weight, or 1 if it is 0, to divide a total by."""
     return torch.where(weight == 0, torch.ones_like(weight), weight)
 
 

@@ -1,5 +1,8 @@
 """The last piece of a step: the new state, or the old one if a gradient was not finite.
 
+The learning rates that schedules reach are reported here, as metrics: every field `learning_rate` of the
+optimizer's state.
+
 Read next: `step.py`, where `gradients`, `update` and `commit` make a training step.
 """
 
@@ -24,7 +27,7 @@ __all__ = ["check_order", "commit"]
 def commit(
     state: TrainState, proposed: TrainState, result: GradientResult
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state and the metrics of the step.
+    """Return the next state and the metrics of the step, learning rates included.
 
     The next state is the proposed one, or the old one with new scaler and key if gradients were not
     finite. The choice is made on the device, leaf by leaf; nothing waits for it. The next state shares
@@ -77,7 +80,7 @@ def commit(
 
 
 def _learning_rates(opt_state: Any) -> dict[str, Last]:
-    """Return every field `learning_rate` of an optimizer's state as a metric."""
+    """Return as metrics the values of all fields `learning_rate` in an optimizer's state."""
     rates = {
         path: rate
         for path, rate in tree.find(opt_state, "learning_rate").items()

@@ -104,7 +104,7 @@ def _stand_in(leaf: Any) -> Any:
 
 
 def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise now if the text cannot format these arguments; a traced graph formats them much later."""
+    """Raise now if `text` cannot format these arguments: a traced graph would format them later."""
     if not isinstance(text, str):
         raise TypeError(
             f"ftrain.debug.print: expected text to be a format string, got {type(text).__name__}. Write "

@@ -121,7 +121,7 @@ class Bound:
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Return `fn(module)` with these tensors installed, and the new buffers; the caller sets a key.
+        """Return `fn(module)` with these tensors installed, and new buffers; call it inside `keyed`.
 
         Buffers are copied first: a module may write into its own, never into the caller's. With `until`
         the tensors stay in place until that stack is closed, for a backward pass that runs parts of

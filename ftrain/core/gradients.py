@@ -135,7 +135,7 @@ def gradients(
         if scaling is not None and not isinstance(state.scaler, LossScaleState):
             raise ValueError(
                 "state.scaler: expected a LossScaleState, since this precision scales the loss, got "
-                "none: the state was made with another precision. Write "
+                "no scaler: the state was made with another precision. Write "
                 "state.replace(scaler=ftrain.LossScale().init_state())."
             )
         with isolated(state.step.device.type):
@@ -188,7 +188,7 @@ def _require_good(
 def _check_parameters(bound: Bound) -> None:
     if not bound.skeleton.trainable:
         raise ValueError(
-            f"{bound} has nothing to train: expected a parameter with requires_grad=True, got none. "
+            f"{bound} has nothing to train: expected a parameter with requires_grad=True, got 0. "
             "Call requires_grad_() on the parameters to train."
         )
     for name in bound.skeleton.trainable:

@@ -41,7 +41,7 @@ class Metric(Protocol):
         """Return the metric as a tensor."""
 
     def merge(self, other: Any) -> Any:
-        """Return the metric of the values of both."""
+        """Return the metric of the values of both, those of `self` first."""
 
 
 class Mean(NamedTuple):
@@ -230,7 +230,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         except KeyError:
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
             known = ", ".join(map(repr, within or self.entries)) or "none"
-            raise KeyError(f"metric {name!r}: expected one of {known}") from None
+            raise KeyError(f"unknown metric {name!r}: expected one of {known}") from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value
@@ -301,7 +301,7 @@ def _kind(metric: Any) -> str:
 
 
 def _bare(value: Any) -> Any:
-    """Convert a tensor to the metric that it is treated as; return a metric unchanged."""
+    """Convert a tensor to the metric that it stands for; return a metric unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     return BatchMean(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)

@@ -131,7 +131,11 @@ def _as_rows(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 class _UnderVmap(torch.autograd.Function):
-    """Norms of all rows of a vmap, computed together so that one branch decides for all of them."""
+    """Autograd function whose vmap rule computes the norms of all rows in one call.
+
+    `_finite_norm` computes a second norm only if the first over- or underflowed. One such branch serves
+    all rows, where a vmapped branch would compute both sides.
+    """
 
     @staticmethod
     def forward(*leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +144,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing, since under a vmap only the rule runs, whose operations are differentiable."""
+        """Save nothing: only `vmap` is ever called, and autograd differentiates its operations."""
 
     @staticmethod
     def vmap(
@@ -155,7 +159,7 @@ class _UnderVmap(torch.autograd.Function):
 
 
 class _Latest(threading.local):
-    """Latest norm of a trace, kept because a step reports the norm by which its optimizer then clips.
+    """Cache of the latest norm of a trace: a step reports it, then its optimizer clips by it.
 
     Inductor would not merge two equal branches.
     """

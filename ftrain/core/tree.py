@@ -171,7 +171,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:
-    """Return every leaf in a field called `name`, by its path.
+    """Return `{path: leaf}` of every leaf in a field called `name`.
 
     A training step finds the learning rate in any optimizer state with it.
 
@@ -286,12 +286,12 @@ def _kind(tree: PyTree) -> str:
 
 
 def _constants(tree: PyTree) -> str:
-    """Return the contents of a node other than its children, for a message."""
+    """Return a node's static data, everything except its children, as text for a message."""
     return repr(optree.tree_flatten_one_level(tree, namespace=NAMESPACE).metadata)
 
 
 def _path_to(node: Any, tree: PyTree) -> str:
-    """Return the path to a container that cannot be flattened."""
+    """Return the path from `tree` to `node`, a container that cannot be flattened."""
     accessors, found, _ = optree.tree_flatten_with_accessor(
         tree, is_leaf=lambda x: type(x) is type(node), namespace=NAMESPACE
     )

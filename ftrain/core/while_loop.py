@@ -122,7 +122,7 @@ class _Loop:
             number += 1
 
     def traced(self, init: Any) -> Any:
-        """Record an operator below the transforms of torch.func, under which it has no rule."""
+        """Record the loop as an operator, outside of torch.func transforms, which lack rules for it."""
         if _torch.is_forward_mode() and not has_tangents():
             raise ValueError(
                 "while_loop: expected no torch.autograd.forward_ad inside ftrain.compile, got a dual "

@@ -163,7 +163,7 @@ def test_scan_refuses_capturing_a_custom_function_result_with_its_input() -> Non
         signs = Sign.apply(w)
         return ftrain.scan(lambda c, _: (c * signs + w, None), w * 2, length=2)[0].sum()
 
-    with pytest.raises(TraceError, match="captures a result of SignBackward and a tensor"):
+    with pytest.raises(TraceError, match="captures both a result of SignBackward, .* and a tensor"):
         run(gradient(f), "compiled")(W)
 
 

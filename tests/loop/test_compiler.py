@@ -47,7 +47,7 @@ def test_fit_raises_for_a_missing_compiler_before_writing(no_compiler, tmp_path)
 
 def test_runs_without_inductor_need_no_cpp_compiler(no_compiler, tmp_path):
     assert fit(tmp_path / "plain", compile=False).status == "completed"
-    with pytest.warns(RecompileWarning, match=r"divides the data; .*last_batch='pad'"):
+    with pytest.warns(RecompileWarning, match=r"divides the data, .*last_batch='pad'"):
         assert fit(tmp_path / "eager", compile={"backend": "eager"}).status == "completed"
     assert fit(tmp_path / "none", epochs=0).status == "completed"
     # A run that is over has nothing to compile.

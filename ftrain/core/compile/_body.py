@@ -22,7 +22,7 @@ __all__ = ["BodyGraph"]
 
 @dataclasses.dataclass
 class BodyGraph:
-    """Result of one trace of a body.
+    """Traced graph of a body, with the tensors that it captures.
 
     Attributes:
         module: inputs and captured tensors in; outputs out.
@@ -82,7 +82,7 @@ class BodyGraph:
         return cls(module, captured, [t.requires_grad for t in returned], followed)
 
     def drop_unused(self, places: Sequence[int]) -> list[bool]:
-        """Remove the inputs that the body does not read; return, for each input, True if it is kept."""
+        """Remove the unread inputs among `places`; return, for each place, True if its input is kept."""
         nodes = list(self.module.graph.find_nodes(op="placeholder"))
         stays = [bool(nodes[place].users) for place in places]
         for place, stay in zip(places, stays, strict=True):
@@ -92,7 +92,7 @@ class BodyGraph:
         return stays
 
     def take(self, captured: Sequence[torch.Tensor]) -> None:
-        """Make `captured`, a superset of the graph's own captured tensors, its last inputs."""
+        """Replace the graph's inputs for captured tensors by inputs for `captured`, a superset."""
         graph = self.module.graph
         places = list(graph.find_nodes(op="placeholder"))
         own = places[len(places) - len(self.captured) :]

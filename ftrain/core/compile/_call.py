@@ -1,4 +1,4 @@
-"""Arguments of one call: flattened, made plain tensors, and compared with those of other programs."""
+"""Arguments of one call: flattened, made plain tensors, compared with those of earlier programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SETTING_NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """Structure, specs and settings of a call, which select its program.
+    """Structure, leaf specs and global settings for which a program was compiled.
 
     Attributes:
         treedef: structure of `(args, kwargs)`.
@@ -167,7 +167,7 @@ class Call:
         return lines
 
     def remedy(self, other: Signature) -> str:
-        """Return the remedy for arguments that differ."""
+        """Return the remedy for arguments that differ from those of another call."""
         if self.treedef != other.treedef:
             return "Give every call the same containers with the same keys."
         pairs = list(zip(self.leaves, self.specs, other.specs, strict=True))
@@ -175,10 +175,10 @@ class Call:
         said = []
         if any(isinstance(leaf, torch.Tensor) for leaf in changed):
             said.append(
-                "One program serves one shape. If the time to compile matters: a batch size that "
-                "divides the data; or pad or drop the last ragged batch (last_batch='pad' or 'drop' of "
-                "ftrain.data.Loader, drop_last=True of a DataLoader). A state keeps its shapes, dtypes "
-                "and strides."
+                "One program serves one shape. If compiling takes too long, choose a batch size that "
+                "divides the data, or pad or drop the last ragged batch (last_batch='pad' or 'drop' of "
+                "ftrain.data.Loader, drop_last=True of a DataLoader). Keep the shapes, dtypes and "
+                "strides of a state the same from call to call."
             )
         if any(isinstance(leaf, (int, float, complex)) for leaf in changed):
             said.append(
@@ -189,7 +189,7 @@ class Call:
 
 
 def global_settings() -> Settings:
-    """Return the global settings that a program depends on: 1 µs a call."""
+    """Return the global settings that a program depends on (takes 1 µs)."""
     return (
         torch.get_default_dtype(),
         torch.get_default_device() if _torch.function_mode_depth() else None,

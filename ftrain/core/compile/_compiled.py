@@ -1,6 +1,6 @@
 """Compiled function, which finds the program for its arguments and calls it.
 
-A call that fits a program seen before runs four things: the structure's reader (`_reader.py`), the
+A call that fits an earlier program runs four things: the structure's reader (`_reader.py`), the
 guard on the tensors, a comparison of the global settings, the program itself.
 
 Read next: `_call.py` (the arguments), `_program.py` (the compiled program), `_trace.py` (where programs
@@ -201,7 +201,7 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Copy the leaves of a claimed state that something else refers to."""
+        """Copy the leaves to which something besides the claimed state refers; return their record."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
@@ -249,7 +249,7 @@ class Compiled(Generic[P, R]):
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
-    """Return the record of the tensors that a state owns, if it still holds these tensors."""
+    """Return the record of the leaves that a state owns if it has exactly these; else `None`."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
 

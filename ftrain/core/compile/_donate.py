@@ -58,7 +58,7 @@ class Claim:
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
     def release(self, state: Any) -> None:
-        """Release the state with the fields of another state."""
+        """End the claim: give the claimed state the fields of `state`, and its class back."""
         object.__setattr__(self._state, "__dict__", dict(vars(state)))
         object.__setattr__(self._state, "__class__", self._class)
 
@@ -89,7 +89,7 @@ def check_memory(
     names: Sequence[str],
     others: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
-    """Raise for memory that two tensors share or that cannot be written to.
+    """Raise if a donated leaf cannot be written to, or shares memory with another tensor.
 
     Raises:
         DonationError: two donated leaves share memory, or one shares memory with something else
@@ -167,7 +167,9 @@ def _poisoned(cls: type[Any]) -> type[Any]:
     poisoned = type(f"Donated{cls.__name__}", (cls,), namespace)
 
     def unflatten(*_: Any) -> NoReturn:
-        raise DonatedStateError(f"a donated {cls.__name__} cannot be rebuilt")
+        raise DonatedStateError(
+            f"a donated {cls.__name__} cannot be rebuilt. Use the state that the call returned."
+        )
 
     optree.register_pytree_node(poisoned, use, unflatten, namespace=tree.NAMESPACE)
     torch_pytree.register_pytree_node(

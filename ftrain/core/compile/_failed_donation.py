@@ -40,7 +40,7 @@ _NO_PROGRAM: Any = object()
 
 
 def _first_write(frame: types.FrameType) -> int | None:
-    """Return the first line of a program that writes to an argument; `None` if no line does."""
+    """Return the first line of a frame's program that writes to an argument; `None` if none does."""
     code = frame.f_code
     if code.co_name == "forward" and code.co_filename.startswith("<eval_with_key>"):
         return _first_copy(code.co_filename)
@@ -50,7 +50,7 @@ def _first_write(frame: types.FrameType) -> int | None:
 
 
 def _first_copy(filename: str) -> int | None:
-    """Return the first copy in an eager graph (all copies come last)."""
+    """Return the line of the first copy in an eager graph, whose last operators are the copies."""
     lines = linecache.getlines(filename)
     if not lines:
         return 0

@@ -1,4 +1,4 @@
-"""Passes over a fresh graph: captured tensors, writes to inputs, aliased outputs.
+"""Passes over a newly traced graph: captured tensors, writes to inputs, aliased outputs.
 
 The storages of the fake tensors show which tensors alias.
 """
@@ -79,7 +79,7 @@ class GraphEditor:
                 owners.setdefault(storage_id(value), node)
 
     def _materialize_zeros(self) -> None:
-        """Allocate the zeros of forward mode: autograd's have no memory, and may be an output."""
+        """Allocate forward mode's zero tangents: autograd's have no memory, and one may be an output."""
         for node in self.graph.find_nodes(
             op="call_function", target=aten._efficientzerotensor.default
         ):
@@ -169,7 +169,7 @@ class GraphEditor:
         self.set_outputs(rest)
 
     def separate_outputs(self) -> None:
-        """Clone every output that shares memory with an input, an earlier output, or itself."""
+        """Clone every output that shares memory with an input or an earlier output, or is expanded."""
         taken = {storage_of(node) for node in self.inputs}
         outputs = []
         for node in self.outputs():

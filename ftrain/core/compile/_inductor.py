@@ -1,4 +1,4 @@
-"""Inductor settings and passes that make donation exact and compute equal expressions once.
+"""Inductor settings, and graph passes that keep donated values correct and merge equal expressions.
 
 Imported only when something is compiled: torch's compiler takes a second to load.
 """
@@ -71,7 +71,7 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
 
 class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Pass that copies every new value before the first old one is overwritten.
+    """Pass that clones old values needed for the new state before any of them is overwritten.
 
     With `new.target = old.params`, the graph ends in `params.copy_(new_params)` and
     `target.copy_(params)`. As traced, the second source is a clone made in time; inductor removes clones

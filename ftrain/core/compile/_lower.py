@@ -71,7 +71,7 @@ def lower(
 
 
 def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """Return a function that runs inductor's bare code after a first call has verified it."""
+    """Return a function that skips inductor's wrappers after a first call in which they did nothing."""
     code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
     tried = False
 
@@ -131,7 +131,7 @@ def _allow_other_layouts(graph: fx.GraphModule) -> None:
 
 
 def _drop_empty_parts_of_cats(graph: fx.GraphModule) -> None:
-    """Replace each concatenation with a single non-empty part by a copy of that part."""
+    """Replace each concatenation that has a single non-empty part by a copy of that part."""
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
@@ -139,7 +139,7 @@ def _drop_empty_parts_of_cats(graph: fx.GraphModule) -> None:
 
 
 def _drop_empty_parts(cat: fx.Node) -> None:
-    """Replace a concatenation with a single non-empty part by a contiguous copy of that part.
+    """Replace a concatenation that has a single non-empty part by a contiguous copy of it.
 
     Inductor decomposes it to a clone, which keeps the part's strides (torch 2.13).
     """

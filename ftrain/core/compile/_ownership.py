@@ -5,7 +5,7 @@ A reference from elsewhere (a name, a dict, another state) shows in a tensor's r
 a NumPy array of the same memory shows in the use count of its storage. Not noticed are a bare storage
 object, and a leaf whose `.data` was set to other memory while a view of its former memory is kept.
 
-Measured on 300 leaves: 1.3 times what comparing their addresses with those of the last call took.
+On 300 leaves this takes 1.3 times as long as comparing their addresses with those of the last call.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class OwnedLeaves:
         self._alone = [_ALONE + 1] * len(self.leaves)  # `leaves` refers to them too
 
     def is_of(self, tensors: Sequence[Any]) -> bool:
-        """Return True if `tensors` begins with these very objects."""
+        """Return True if `tensors` begins with the recorded leaves, the same objects."""
         return all(map(operator.is_, self.leaves, tensors))
 
     def held_elsewhere(self, tensors: Sequence[torch.Tensor]) -> list[int]:
-        """Return the result of the function `held_elsewhere`, faster, if `is_of` is true."""
+        """Return the positions of leaves to which something else refers; requires `is_of(tensors)`."""
         uses = list(map(_torch.storage_use_count, self._addresses))
         references = list(map(sys.getrefcount, tensors))
         del references[len(uses) :]
@@ -74,7 +74,7 @@ class OwnedLeaves:
 
 
 def held_elsewhere(tensors: Sequence[torch.Tensor], n: int) -> list[int]:
-    """Return the positions of those of the first `n` tensors that something else refers to."""
+    """Return the positions below `n` of the tensors to which something besides the list refers."""
     references = list(map(sys.getrefcount, tensors))[:n]
     return [
         place
@@ -94,19 +94,19 @@ _known: dict[int, tuple[weakref.ref[Any], OwnedLeaves]] = {}
 
 
 def record(state: Any, owned: OwnedLeaves) -> None:
-    """Record the tensors that a state owns, for the state's lifetime."""
+    """Store `owned` as the record of a state, for as long as the state lives."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
 def known(state: Any) -> OwnedLeaves | None:
-    """Return the record of a state; `None` if there is none."""
+    """Return the `OwnedLeaves` that `record` stored for a state; `None` if it stored none."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 
 
 def forget(state: Any) -> None:
-    """Drop the record of a state."""
+    """Delete the `OwnedLeaves` that `record` stored for a state."""
     _known.pop(id(state), None)
 
 

@@ -2,7 +2,7 @@
 
 Autograd, functorch and autocast inside the function happen at trace time, so the graph holds plain
 operators only. Then the graph is made pure (no output shares memory with a tensor from outside) or,
-for donation, made to write the new state into the old one's memory as its last act.
+for donation, made to write the new state into the old one's memory with its last operators.
 
 Read next: `_graph.py`, the passes, and `_lower.py`, which turns the graph into something that runs fast.
 """
@@ -74,7 +74,7 @@ def unrecorded() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Traced:
-    """Result of a trace.
+    """Graph of a traced function, with its captured tensors and the structure of its output.
 
     Attributes:
         graph: tensors in, tensors out. Inputs: the arguments' tensors, then the captured ones.
@@ -151,7 +151,8 @@ def trace(
                 raise DonationError(
                     f"`{function}` cannot write the new state into the old one's memory: `{name}` was "
                     f"{describe(before)} and becomes "
-                    f"{'a tensor' if after is TENSOR else describe(after)}."
+                    f"{'a tensor' if after is TENSOR else describe(after)}. Return a tensor for each "
+                    "tensor and a constant for each constant, or compile with donate=False."
                 )
         editor.write_back(n_donated, function)
     editor.separate_outputs()
@@ -178,7 +179,7 @@ class _Run:
 def _run(
     flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor], fn: Callable[..., Any]
 ) -> _Run:
-    """Trace `flat` on fake tensors with grad mode on, which the function may change."""
+    """Trace `flat` on fake tensors; grad mode is on when the function starts."""
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     calls = Calls()
