@@ -15,7 +15,7 @@ __all__ = ["Background"]
 
 
 class Background:
-    """Runner of one function at a time in a background thread; `wait` raises its exception.
+    """Runner of one function at a time in a background thread; `wait` raises what it raised.
 
     At exit the process waits for the work, and an unreported failure ends it with status 1: a run
     whose last checkpoint is missing has not succeeded.
@@ -27,7 +27,7 @@ class Background:
         self._end: weakref.finalize[..., Background] | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Start the work, after waiting for the previous job and raising its exception."""
+        """Start `work`, after waiting for the previous function and raising its exception."""
         self.wait()
         if self._process != os.getpid():  # a forked child does not have the thread
             self._process, self._end = os.getpid(), None
@@ -45,7 +45,7 @@ class Background:
         self._job = job
 
     def wait(self) -> None:
-        """Wait until the work is done; raise its exception, once."""
+        """Wait until the running function is done; raise its exception, once."""
         job = self._job
         if job is None:
             return
@@ -57,7 +57,7 @@ class Background:
             raise job.failure
 
     def close(self) -> None:
-        """Wait for the job and end the thread; a later job starts a new one."""
+        """Wait for the running function and end the thread; `start` begins a new thread."""
         try:
             self.wait()
         finally:

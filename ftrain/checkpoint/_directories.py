@@ -1,4 +1,4 @@
-"""Directories that are filled and deleted under hidden names, so that readers see none half done.
+"""Directories that are written and deleted under hidden names, so that readers never see a part.
 
 A writer that was killed leaves directories called `.tmp-...` or `.trash-...` that are not locked.
 """
@@ -60,7 +60,7 @@ def workplace(parent: str) -> Iterator[str]:
 
 
 def discard(path: str) -> OSError | None:
-    """Delete a checkpoint: rename it to a hidden name, then delete its files."""
+    """Rename a checkpoint to a hidden name and delete its files; return the error if that fails."""
     trash = os.path.join(os.path.dirname(path), _leftover("trash"))
     failure: OSError | None = None
     for _ in range(2):
@@ -74,7 +74,7 @@ def discard(path: str) -> OSError | None:
 
 
 def remove_tree(path: str) -> OSError | None:
-    """Delete a directory of files, retrying once; raise if something cannot be deleted.
+    """Delete a directory of files, retrying once; return the error if something remains.
 
     A link is deleted without its target.
     """
@@ -101,7 +101,7 @@ def remove_tree(path: str) -> OSError | None:
 
 
 def sweep(directory: str) -> None:
-    """Delete the directories of dead writers, never one that is in use."""
+    """Delete the temporary directories of dead writers; those in use are locked and stay."""
     with contextlib.suppress(OSError):
         for name in _files.system.list(directory):
             left = os.path.join(directory, name)
@@ -113,7 +113,7 @@ def sweep(directory: str) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[bool]:
-    """Return True if the directory could be locked and still exists."""
+    """Lock a directory in the `with` block; yield True if that succeeded and it still exists."""
     try:
         lock = Lock.directory(directory)
     except FileNotFoundError:

@@ -25,7 +25,7 @@ _MOST_IN_A_FILE = 4 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """State and metadata of which only the bytes of tensors may still change.
+    """Tensors of a state, and copies of everything else that is saved with them.
 
     Attributes:
         leaves: the tensors.
@@ -38,7 +38,7 @@ class Collected:
     rest: dict[str, Any]
 
     def copied(self) -> Collected:
-        """Return the collection with copies of its tensors, so that the state may be donated.
+        """Return the same with copies of the tensors, so that the state may be donated.
 
         Tensors on a device are copied to the host: the writing thread does not wait for its streams.
         Layouts and aliases stay.
@@ -110,7 +110,7 @@ def draft(collected: Collected) -> Draft:
     if len(set(paths)) != len(paths):
         raise ValueError(
             "state: expected a unique path for each leaf, got two equal paths: two keys of a dict look "
-            "the same"
+            "the same. Rename one"
         )
     described: list[LeafRecord] = []
     first: dict[Any, LeafRecord] = {}
@@ -202,7 +202,8 @@ def _refuse(where: str, leaf: Any) -> None:
         )
     if leaf.is_meta:
         raise ValueError(
-            f"the leaf at {where}: expected values to save, got a tensor on the meta device"
+            f"the leaf at {where}: expected values to save, got a tensor on the meta device. "
+            "Create the state on another device."
         )
     if _tensors.name_of(leaf.dtype) is None:
         raise ValueError(
@@ -210,10 +211,10 @@ def _refuse(where: str, leaf: Any) -> None:
             "Dequantise it."
         )
     raise ValueError(
-        f"the leaf at {where}: expected a tensor with memory, got {type(leaf).__name__} without: it "
-        "is being vmapped, differentiated or traced, or its storage was freed, or it is an "
-        "uninitialized parameter of a lazy module. Save outside of such functions, and after the "
-        "first call."
+        f"the leaf at {where}: expected a tensor with memory, got {type(leaf).__name__} without "
+        "memory: it is being vmapped, differentiated or traced, or its storage was freed, or it is "
+        "an uninitialized parameter of a lazy module. Save outside of transformed functions, and "
+        "after the module's first call."
     )
 
 

@@ -67,7 +67,7 @@ class Numbered:
         return [step for step, new in self._names() if new]
 
     def read(self, step: int, read: Callable[[pathlib.Path], R]) -> R:
-        """Return `read` of a step's checkpoint; read again if it was replaced meanwhile."""
+        """Return `read(path)` for a step's checkpoint; read again if it was replaced meanwhile."""
         while True:
             before = identity(path := self.standing(step))
             try:
@@ -80,7 +80,9 @@ class Numbered:
     def first(
         self, steps: Callable[[], Iterable[int]], read: Callable[[pathlib.Path], R]
     ) -> tuple[pathlib.Path, R] | None:
-        """Return the first readable checkpoint; look again if one is deleted meanwhile.
+        """Return path and content of the first readable checkpoint, in the order of `steps`.
+
+        If one is deleted meanwhile, `steps` is called again.
 
         Args:
             steps: returns the steps in the order to try; called again for each attempt.
@@ -107,17 +109,17 @@ class Numbered:
                     raise
                 failure = error
             if identity(found.path) == found.identity:  # otherwise it was deleted during the read
-                warn_corrupt(found.path, f"an older one is looked for ({failure})")
+                warn_corrupt(found.path, f"another checkpoint is tried ({failure})")
                 failures[found] = failure
         if failures:
             raise CheckpointCorruptError(
-                f"{self.directory}: expected a valid checkpoint, got none that verifies: "
+                f"{self.directory}: expected a valid checkpoint, got only damaged ones: "
                 + "; ".join(str(failure) for failure in failures.values())
             )
         return None
 
     def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
-        """Return the paths of these steps, replacements first; `None` for a deleted step."""
+        """Yield the checkpoints of these steps, replacements first; `None` for a deleted one."""
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [

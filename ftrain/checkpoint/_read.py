@@ -173,7 +173,7 @@ def read_body(
     targets: Iterable[tuple[_safetensors.TensorEntry, memoryview | None]],
     feed: Feed,
 ) -> None:
-    """Read the tensors in order, each into its buffer (`None`: discard)."""
+    """Read the tensors in order, each into its buffer; read and discard those with `None`."""
     scratch = _Scratch()
     for entry, target in targets:
         size = entry.end - entry.begin
@@ -210,13 +210,13 @@ class _Scratch:
 def _check_listed(
     entries: list[_safetensors.TensorEntry], leaves: dict[str, LeafRecord], path: str
 ) -> None:
-    """Raise unless the header and the manifest agree."""
+    """Raise unless a file's header has the tensors, dtypes and shapes that the manifest lists."""
     for entry in entries:
         leaf = leaves.get(entry.name)
         dtype = None if leaf is None else _tensors.by_name(leaf.dtype)
         if leaf is None or dtype is None:
             raise CheckpointCorruptError(
-                f"{path}: expected only tensors that the manifest lists there, got "
+                f"{path}: expected only tensors that the manifest lists for this file, got "
                 f"{ascii(entry.name)[:120]}"
             )
         if (entry.dtype, entry.shape) != _tensors.stored_as(dtype, leaf.shape):

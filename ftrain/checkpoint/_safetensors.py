@@ -56,18 +56,18 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
 
 
 def header_length(first: bytes, size: int, path: str) -> int:
-    """Return the header length that the first eight bytes of a file give."""
+    """Return the length of a file's header, given by the first eight bytes of the file."""
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > min(size - 8, _MOST_HEADER):
         raise CheckpointCorruptError(
             f"{path} is not a safetensors file: expected a header of at most "
-            f"{max(0, min(size - 8, _MOST_HEADER))} bytes, got {length}, in a file of {size}"
+            f"{max(0, min(size - 8, _MOST_HEADER))} bytes, got {length}, in a file of {size} bytes"
         )
     return length
 
 
 def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
-    """Return the tensors of a file in the order of their bytes.
+    """Return the tensors that a header lists, in the order of their bytes.
 
     Raises:
         CheckpointCorruptError: the header is not JSON, names a tensor twice or an unknown dtype, or its
@@ -88,7 +88,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
     except (ValueError, RecursionError) as error:
         raise fail(ascii(str(error))[:120]) from None
     if not isinstance(content, dict):
-        raise fail("expected a JSON object")
+        raise fail("expected a JSON object, got another JSON value")
     content.pop("__metadata__", None)
     entries = []
     for name, given in content.items():
@@ -100,22 +100,28 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
     end = 0
     for entry in entries:
         if entry.begin != end:
-            raise fail(f"expected {ascii(entry.name)[:120]} to begin at {end}, got {entry.begin}")
+            raise fail(
+                f"expected the tensor {ascii(entry.name)[:120]} to begin at byte {end}, got "
+                f"{entry.begin}"
+            )
         end = entry.end
     if end != data_size:
-        raise fail(f"expected {data_size} bytes of tensors, as in the file, got {end}")
+        raise fail(
+            f"expected tensors of {data_size} bytes in all, as follow the header in the file, got "
+            f"tensors of {end} bytes"
+        )
     return entries
 
 
 def _entry(name: str, given: Any) -> TensorEntry | str:
-    """Return the entry, or a string that names the fault."""
+    """Return the header's entry for a tensor, or a phrase that describes its fault."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets"
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         return "has a shape or offsets that are not lists"
     if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *offsets)):
-        return "has an impossible shape or offset"
+        return "has more than 64 axes, or a size or offset that is not an int in [0, 2**63)"
     known = _tensors.in_header(dtype) if isinstance(dtype, str) else None
     if known is None:
         return f"has the unknown dtype {ascii(dtype)[:40]}"

@@ -32,7 +32,7 @@ def describe(node: Any, depth: int = 0) -> Any:
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Return a sentence on the first difference of two descriptions, or `None` if they agree."""
+    """Return the first difference of two descriptions, as a clause; `None` if they agree."""
     if saved == wanted:
         return None
     where = f"at {path}" if path else "at the root"
@@ -48,7 +48,7 @@ def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
     for name in theirs:
         if name not in ours:
             return f"{path}{name} is in `like`, but not in the checkpoint"
-    return f"{where} the entries come in another order"
+    return f"{where} the checkpoint has its entries in another order than `like`"
 
 
 def _is_container(found: Any) -> bool:

@@ -60,7 +60,7 @@ def name_of(dtype: torch.dtype) -> str | None:
 
 
 def by_name(name: str) -> torch.dtype | None:
-    """Return the dtype that `name_of` gives this name."""
+    """Return the dtype that `name_of` gives this name, or `None` if there is none."""
     return _DTYPES.get(name)
 
 

@@ -22,7 +22,7 @@ _LONGEST = 5000
 
 
 class CheckpointError(Exception):
-    """Base class of the errors of this package."""
+    """Base class of the errors of `ftrain.checkpoint`."""
 
     def __init__(self, message: str) -> None:
         # Names come from untrusted files: escape them, so that the message can always be printed.
@@ -75,7 +75,7 @@ class CheckpointCorruptError(CheckpointError):
 
 
 class CheckpointVersionError(CheckpointError):
-    """Error for a checkpoint in an unknown version of the format."""
+    """Error for a checkpoint in a version of the format that this ftrain cannot read."""
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):

@@ -65,7 +65,7 @@ class Lock:
         return Lock(_files.system.open_lock(path), path)
 
     def lost(self) -> bool:
-        """Return True if the locked file was deleted, moved or replaced, so that others may lock.
+        """Return True if the locked file was deleted, moved or replaced: others can lock its path.
 
         Raises:
             OSError: its status cannot be read.

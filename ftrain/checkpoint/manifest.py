@@ -148,7 +148,7 @@ class Manifest:
                 digest=hashlib.sha256(data).hexdigest(),
             )
         except KeyError as error:
-            raise CheckpointCorruptError(f"{path}: expected the field {error}, got none") from None
+            raise CheckpointCorruptError(f"{path}: the field {error} is missing") from None
         except (_MalformedError, RecursionError) as error:
             raise CheckpointCorruptError(f"{path}: {error}") from None
 
@@ -167,7 +167,9 @@ def _check_version(content: dict[str, Any], path: str) -> None:
         raise CheckpointCorruptError(f"{path} is not the manifest of an ftrain checkpoint")
     features = content.get("required_features")
     if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
-        raise CheckpointCorruptError(f"{path}: `required_features`: expected a list of names")
+        raise CheckpointCorruptError(
+            f"{path}: `required_features`: expected a list of names, got another value"
+        )
     if version[0] > VERSION[0]:
         raise CheckpointVersionError(
             f"{path} has format version {version[0]}.{version[1]}; this ftrain reads up to "
@@ -216,7 +218,8 @@ def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
             first = found.get(leaf.alias)
             if first != leaf._replace(path=leaf.alias, alias=None):
                 raise _MalformedError(
-                    f"the leaf {leaf.path!a}: expected an alias of an earlier leaf"
+                    f"the leaf {leaf.path!a}: expected the alias to be an earlier leaf of the same "
+                    "dtype, shape, strides and file, got another"
                 )
         found[leaf.path] = leaf
     return tuple(found.values())
@@ -225,7 +228,7 @@ def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
 def _leaf(entry: Any) -> LeafRecord:
     if not isinstance(entry, dict) or not entry.keys() >= set(LeafRecord._fields):
         raise _MalformedError(
-            f"expected a leaf with the fields {LeafRecord._fields}, got {ascii(entry)[:80]}"
+            f"`leaves`: expected entries with the fields {LeafRecord._fields}, got {ascii(entry)[:80]}"
         )
     shape = tuple(_count(n) for n in _of(list, entry["shape"]))
     strides = tuple(_count(n) for n in _of(list, entry["strides"]))
@@ -243,7 +246,7 @@ def _leaf(entry: Any) -> LeafRecord:
 def _file(entry: Any) -> FileRecord:
     if not isinstance(entry, dict) or not entry.keys() >= set(FileRecord._fields):
         raise _MalformedError(
-            f"expected a file with the fields {FileRecord._fields}, got {ascii(entry)[:80]}"
+            f"`files`: expected entries with the fields {FileRecord._fields}, got {ascii(entry)[:80]}"
         )
     name, sha256 = _of(str, entry["name"]), _of(str, entry["sha256"])
     if not _FILE_NAME.fullmatch(name) or name in (MANIFEST, SUMS):

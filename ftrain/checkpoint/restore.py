@@ -26,7 +26,7 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Outcome of `restore`, by the paths of `like`. Print it.
+    """Outcome of `restore` for each leaf, by its path in `like`; `print` lists all of it.
 
     Attributes:
         loaded: these leaves come from the source.
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Return True if every requested leaf was found and fitted."""
+        """Return True if the source had a matching tensor for every requested leaf."""
         return not self.missing and not self.different
 
     def __str__(self) -> str:
@@ -166,7 +166,7 @@ def _kind(value: Any) -> str:
 
 
 def _like(found: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return a copy of the values with the dtype, layout and device of `like`."""
+    """Return a copy of `found` with the dtype, layout and device of `like`."""
     device = torch.device("cpu") if like.is_meta else like.device
     new = _tensors.empty(like.shape, like.stride(), like.dtype, device)
     _tensors.fill(new, found.detach())

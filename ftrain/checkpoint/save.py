@@ -85,7 +85,7 @@ def save(
 
 
 def publish(content: Draft, path: str) -> Manifest:
-    """Rename the checkpoint to `path`."""
+    """Write a checkpoint to a temporary directory, then rename that to `path`."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
     headers = _headers(content)
@@ -168,7 +168,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
 
 
 def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
-    """Rename to the final path and sync; return False if the same content exists there already."""
+    """Rename a directory to `path` and sync; return False if `path` has that content already."""
     parent = os.path.dirname(path)
     try:
         _files.system.rename(temporary, path)
@@ -192,10 +192,10 @@ def _check_same(path: str, manifest: Manifest) -> None:
     except CheckpointError:  # not a checkpoint, or unreadable
         there = None
     if there != manifest.digest:
-        what = "something that is no valid checkpoint" if there is None else "another checkpoint"
+        what = "something that is not a valid checkpoint" if there is None else "another checkpoint"
         raise CheckpointExistsError(
-            f"{path}: expected a free path, as nothing is overwritten, got {what}. Save under another "
-            "name, or with a Store, which numbers checkpoints by step."
+            f"{path}: expected an unused path, as nothing is overwritten, got {what}. Save under "
+            "another name, or with a Store, which numbers checkpoints by step."
         )
 
 

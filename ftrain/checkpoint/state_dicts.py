@@ -209,11 +209,15 @@ def _check(name: Any, tensor: Any, format: Format) -> None:
     if name == "__metadata__" and format == "safetensors":
         raise ValueError(f"the name {name!r} is reserved by the format. Choose another")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise ValueError(f"{name!r}: expected a dense tensor with values")
+        raise ValueError(
+            f"{name!r}: expected a dense tensor with values, got a sparse, nested or meta tensor. Write "
+            "tensor.to_dense(), or leave it out"
+        )
     stored = _tensors.name_of(tensor.dtype) and _tensors.stored_as(tensor.dtype, ())
     if format == "safetensors" and (not stored or stored[1]):
         raise ValueError(
-            f"{name!r}: expected a dtype that safetensors supports, got {tensor.dtype}"
+            f"{name!r}: expected a dtype that safetensors supports, got {tensor.dtype}. Convert it, or "
+            "write format='torch'"
         )
 
 

@@ -1,4 +1,4 @@
-"""Dispatch of commands, which prints errors that have a complete message without a traceback."""
+"""Dispatch of commands, which prints ftrain's own errors as a message without a traceback."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["is_number", "outcome", "rows"]
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the rows of `metrics.jsonl`, except a line that a crash left incomplete."""
+    """Return the rows of a run's `metrics.jsonl`, without a line that a crash left incomplete."""
     try:
         text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -36,7 +36,7 @@ def is_number(value: object) -> bool:
 
 
 def outcome(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the content of `result.json`; `{}` during the run and after a crash."""
+    """Return the content of a run's `result.json`; `{}` if it is missing or damaged."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

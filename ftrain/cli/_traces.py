@@ -30,4 +30,4 @@ def trimmed(error: BaseException, everything: bool = False) -> str:
     if not own:
         return f"{message}\n{hint}"
     trace = "".join(traceback.StackSummary.from_list(own).format())
-    return f"Traceback, your own lines of it:\n{trace}{message}\n{hint}"
+    return f"Traceback, only the lines of your own code:\n{trace}{message}\n{hint}"

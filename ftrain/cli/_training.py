@@ -44,14 +44,14 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
             raise ConfigError.at(
                 key,
                 config.places.of((key,)),
-                f"expected at least {done}, the {count} of {config.folder}, got {wanted}. Write "
-                f"{key}={2 * done} to train longer, or begin a shorter run: ftrain train "
-                f"{config.folder}/config.yaml {key}={wanted} output_dir={config.folder}-2",
+                f"expected at least {done}, the {count} that {config.folder} has reached, got "
+                f"{wanted}. Write {key}={2 * done} to train longer, or begin a shorter run: "
+                f"ftrain train {config.folder}/config.yaml {key}={wanted} output_dir={config.folder}-2",
             )
 
 
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Return the outcome and the files that exist now, as text."""
+    """Yield lines of text: the outcome, the possible next command, and the files that exist now."""
     folder = config.folder
     yield str(result)
     finished = (before.get("status"), before.get("step")) == ("completed", result.step)
@@ -63,7 +63,7 @@ def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Itera
         )
         yield f"the run is complete; to train longer: ftrain resume {folder} {longer}"
     if config.fast_dev_run:
-        yield "everything ran; nothing was kept"
+        yield "every part of the run worked; no files were kept"
     elif result.status != "interrupted":
         yield f"run: {folder}"
         if (folder / "curves.png").exists():

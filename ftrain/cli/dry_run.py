@@ -1,4 +1,4 @@
-"""Requirements of a run (parameters, memory, steps, FLOPs), measured without training.
+"""Memory, FLOPs, steps and parameters of a configured run, determined without training.
 
 One gradient is computed in eager mode, to count the memory that the backward pass keeps.
 """
@@ -24,7 +24,7 @@ _ENTRY = re.compile(r"\['(\w+)'\]")  # the path of a dict's
 
 
 def dry_run(config: Config) -> str:
-    """Return a table of the requirements of `ftrain train`."""
+    """Return a table of the memory, FLOPs, steps and parameters that training would need."""
     with environment(config):
         parts = build(config)
         batch = _first_batch(parts.train)
@@ -72,7 +72,7 @@ def _first_batch(train: Any) -> Any:
 
 
 def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
-    """Return the FLOPs of a forward and backward pass, and the bytes that it keeps between the two."""
+    """Return the FLOPs of one gradient, and the bytes that its forward keeps for its backward pass."""
     config = parts.config
     gradients = ftrain.gradients(
         parts.model, parts.loss_fn, precision=config.precision, accumulate=config.accumulate

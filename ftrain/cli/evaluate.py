@@ -77,7 +77,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:
-    """Return the epoch that the run logged at this step; 0 for a checkpoint saved without a run."""
+    """Return the epoch that the run logged at this step; 0 if no `Trainer` saved the checkpoint."""
     try:
         saved = LoopState.from_metadata(state, metadata)
     except ValueError:

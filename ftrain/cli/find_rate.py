@@ -18,7 +18,7 @@ __all__ = ["find_rate"]
 def find_rate(
     config: Config, lowest: float, highest: float, steps: int, out: pathlib.Path | None
 ) -> tuple[finders.RateSweep, pathlib.Path]:
-    """Return the learning-rate sweep, and the path of its plot.
+    """Train with an increasing learning rate; return losses by rate, and the path of their plot.
 
     Args:
         config: of the run; its schedule is left out.

@@ -1,4 +1,4 @@
-"""JSON parser with the line of every key; YAML's composer finds the lines."""
+"""JSON parser that returns the line of every key, which YAML's composer determines."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ DEV_EVAL_BATCHES = 2
 
 
 def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: bool) -> Data:
-    """Return the result of the data function, with a part held out.
+    """Call the data function, and return its data with a part held out for evaluation.
 
     Args:
         resolved: the components that the configuration names.
@@ -86,7 +86,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Return arguments with which the data function reads only held-out data; `{}` if it cannot."""
+    """Return arguments that make the data function read held-out data alone; `{}` if it cannot."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:
@@ -120,7 +120,7 @@ def _as_data(config: Config, made: Any) -> Data:
 
 
 def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
-    """Return training and held-out batches; for an evaluation, usually only held-out batches."""
+    """Return training and held-out batches, each `None` if the run or evaluation uses none."""
     place = device if device.type != "cpu" else None
 
     def batches(dataset: Any, training: bool) -> Any:

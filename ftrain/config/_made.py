@@ -1,4 +1,5 @@
-"""Calls of configured components; errors name the key, its source location and the line that raised."""
+"""Calls of configured components; errors name the component's key, its source location and the line
+that raised."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ __all__ = ["made"]
 
 
 def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
-    """Return the result of `make`; its errors name the component, the source location and the line."""
+    """Return `make()`; errors name the component, its source location and the line that raised."""
     key, place = join(target.path), config.places.of(target.path)
     try:
         return make()
@@ -35,7 +36,7 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
 
 
 def _missing_paths(config: Config, target: Target) -> list[str]:
-    """Return sentences that name the directories in which missing files were searched."""
+    """Return one sentence for each missing file, with the directory in which it was searched."""
     written = target.component.model_dump()
     return [
         f"{name} {str(written[name])!r} is searched {config.searched((*target.path, name))}"
@@ -45,7 +46,7 @@ def _missing_paths(config: Config, target: Target) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    """Return the last line outside of ftrain and of installed packages."""
+    """Return ` (file:line)` of the last frame outside of ftrain and installed packages, if any."""
     house = os.path.dirname(os.path.dirname(__file__))
     frames = traceback.extract_tb(error.__traceback__)
     own = [

@@ -48,7 +48,7 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
 
 
 def check_monitored(parts: Parts, result: FitResult) -> None:
-    """Raise if a monitored metric is not among those of the run's last evaluation.
+    """Raise if a metric that the configuration monitors is missing in the run's last results.
 
     Raises:
         ConfigError: it names the metrics that there are.
@@ -63,7 +63,7 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
 
 
 def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
-    """Return an error with the key that names an unknown metric; `None` if only a callback names it."""
+    """Return an error at the key that names the metric; `None` if only a callback names it."""
     sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
     return _at(parts, sections[0], str(error)) if sections else None
 
@@ -113,7 +113,7 @@ def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
 
 
 def _keeps_best(parts: Parts) -> bool:
-    """Return True if best checkpoints are kept; the default metric needs held-out data."""
+    """Return True if best checkpoints are kept; by the default metric, only with held-out data."""
     options = parts.config.checkpoint
     by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
     return bool(options.keep_best) and not by_default

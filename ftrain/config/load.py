@@ -122,7 +122,7 @@ def _checked(
 
 
 def _contradictions(config: Config) -> list[tuple[str, str]]:
-    """Return the problems of keys that are valid alone but not together."""
+    """Return `(key, message)` for each key whose value contradicts another key's."""
     found = []
     if config.epochs is None and config.max_steps is None:
         found.append(

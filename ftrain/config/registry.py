@@ -1,4 +1,4 @@
-"""Registry of components by name or import path, with what each needs from the run.
+"""Registry of components by name or import path, with the requirements of each on the run.
 
     @register("schedule", "sawtooth", Needs(total_steps="updates"))
     def sawtooth(peak: float, updates: int) -> optim.Schedule: ...
@@ -84,17 +84,19 @@ class Needs:
     inputs: Callable[..., Any] | str | None = None
 
     def check(self, kind: Kind, component: Any) -> None:
-        """Raise `ValueError` if a component of this kind cannot have these needs."""
+        """Raise `ValueError` if a component of this kind cannot declare these requirements."""
         for name, kinds in _DECLARED_BY.items():
             if getattr(self, name) != getattr(Needs(), name) and kind not in kinds:
                 listed = " or ".join(kinds)
-                raise ValueError(f"Needs.{name}: expected a {listed}, got a {kind}. Remove {name}")
+                raise ValueError(
+                    f"Needs.{name}: expected it only for a {listed}, got it for a {kind}. Remove {name}"
+                )
         named = [name for name in (self.total_steps, self.remaining_steps, *self.facts) if name]
         known = inspect.signature(component).parameters
         for name in named:
             if name not in known:
                 raise ValueError(
-                    f"Needs: expected arguments of {component.__qualname__}, got {name!r}. "
+                    f"Needs: expected names of arguments of {component.__qualname__}, got {name!r}. "
                     f"{did_you_mean(name, known)}"
                 )
 
@@ -190,7 +192,7 @@ def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T],
 
 
 def needs_of(kind: Kind, component: Any) -> Needs:
-    """Return the declared needs of a component, however the configuration names it."""
+    """Return the requirements that a component declares, whether used by name or import path."""
     registered = _REGISTERED[kind].values()
     declared = (one.needs for one in registered if imported(one.component) is component)
     return next(declared, _DEFAULT.get(kind, Needs()))
@@ -308,7 +310,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
 
 
 def _visible(folder: pathlib.Path) -> None:
-    """Append a folder to `sys.path`, so that files in it can import each other."""
+    """Append a directory to `sys.path`, so that files in it can import each other."""
     path = os.path.abspath(folder)
     if path not in sys.path:
         sys.path.append(path)  # last: a file called json.py must not shadow Python's

@@ -155,7 +155,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
                 warnings.warn(says, stacklevel=2)
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
-                check_compiler("compile=false, in the configuration or behind the command")
+                check_compiler("compile=false, in the configuration or on the command line")
             callbacks = _watchers.watchers(parts, folder)
         written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
         if (content := _data_json.content(parts)) is not None:
@@ -226,7 +226,7 @@ def _will_compile(parts: Parts) -> bool:
 
 
 def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
-    """Raise if the directory holds a run with results."""
+    """Raise if the directory holds a run that took steps, unless `may_hold_a_run`."""
     there = any((folder / name).exists() for name in (*FILES, "checkpoints"))
     if there and not may_hold_a_run and not _came_to_nothing(folder):
         raise _refusal(
@@ -247,7 +247,7 @@ def _came_to_nothing(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Create the directory; raise `ConfigError` if it cannot be created or written to."""
+    """Convert errors of creating or writing the directory in the `with` block to `ConfigError`."""
     try:
         yield
     except ConfigError:
@@ -270,7 +270,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
 
 
 def _stored_fitted(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
-    """Return the fitted preprocessing of a resumed run; `None` for a new one."""
+    """Return the stored fitted preprocessing of a run; `None` if the run has no checkpoint yet."""
     begun = any((folder / "checkpoints").glob("step-*"))
     return _data_json.stored(config, folder).fitted if begun else None
 

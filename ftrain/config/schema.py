@@ -139,7 +139,7 @@ class EarlyStopping(_Section):
 
 
 class Config(_Section):
-    """A training run: everything that determines its bits, and its output directory.
+    """A training run: all settings that determine its bits, and its output directory.
 
     Built by `load`; frozen. Two runs of one resolved configuration on one machine end with the
     same bytes.
@@ -237,7 +237,7 @@ class Config(_Section):
         return pathlib.Path() if self._places.typed(path) else self._base
 
     def searched(self, path: Path) -> str:
-        """Return a phrase for messages that names the directory from `beside`."""
+        """Return a phrase that tells the user where a relative path at this key is searched."""
         if self._places.typed(path):
             return "in the current directory, because it was given on the command line"
         return f"beside {self._places.name}" if self._base.parts else "in the current directory"

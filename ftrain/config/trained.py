@@ -94,7 +94,7 @@ class Trained:
         return module
 
     def _input(self) -> str | None:
-        """Return the batch key of the model's input, if the loss has an argument that names it."""
+        """Return the batch key of the model's input; `None` if the loss has no argument `input`."""
         loss = self.parts.resolved.loss
         if not loss.takes("input"):
             return None

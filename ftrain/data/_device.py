@@ -1,4 +1,4 @@
-"""Transfer of batches to a device, overlapped with the computation on the previous batch."""
+"""Transfer of batches to a device, during the computation on the previous batch."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def words(purpose: str, seed: int, epoch: int, *more: int) -> Words:
 
 
 def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
-    """Return a keyed hash of each 32-bit word, a bijection for each key; `x` is not modified.
+    """Return a hash of each 32-bit word of `x`; with fixed keys, no two words have the same hash.
 
     The finaliser of MurmurHash3 (Appleby, 2011) with a key before it and one in its middle.
     """
@@ -41,7 +41,7 @@ def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
 
 
 def uniform(positions: NDArray[np.int64], keys: Words) -> NDArray[np.float64]:
-    """Return a float64 in [0, 1) for each position below 2^32, made of 53 bits of two hashes."""
+    """Return a float64 in [0, 1) for each position below 2^32, from 53 bits of two hashes of it."""
     low = positions.astype(np.uint32)
     first = mix(mix(low, keys[0], keys[1]), keys[2], keys[3]).astype(np.uint64)
     second = mix(mix(low, keys[4], keys[5]), keys[6], keys[7]).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Permutations of 0 .. n-1 of which any element is computed alone, in O(1) memory.
+"""Permutations of 0 .. n-1 that compute any element without the others, in O(1) memory.
 
 A Feistel network over pairs (left, right) with left < a, right < b and a b just above n (Black and
 Rogaway, "Ciphers with arbitrary finite domains", 2002): each round adds a hash of one half to the

@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def to_json(stored: Stored) -> str:
-    """Return the text of a `data.json` file; leave out facts that JSON would change."""
+    """Return the text of a `data.json` file, without facts that do not survive a round trip."""
     found = {"source": stored.source, "fitted": stored.fitted}
     if stored.facts is not None and _is_json(dict(stored.facts)):
         found["facts"] = stored.facts
@@ -67,7 +67,7 @@ def read(path: pathlib.Path) -> Stored | None:
 
 
 def differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Return one line for each value that differs between two fitted preprocessings."""
+    """Yield one line for each value that differs between two fitted preprocessings."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for name in dict.fromkeys((*was, *now)):
             path = f"{key}.{name}" if key else name

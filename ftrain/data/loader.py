@@ -295,7 +295,7 @@ class Loader:
 
 
 class _Block(NamedTuple):
-    """Requests that are computed together, one row per request."""
+    """Positions, sample indices and weights of consecutive batches, one row per batch."""
 
     positions: NDArray[np.int64]
     indices: NDArray[np.int64]

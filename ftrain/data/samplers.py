@@ -249,7 +249,7 @@ class Mixed:
         return samples
 
     def _of_source(self, source: int, turns: Positions, seed: int) -> Indices:
-        """Return the sample indices of one source at positions counted over all of its own epochs."""
+        """Return the samples of one source at its draws `turns`, counted over all epochs."""
         size = self._sizes[source]
         passes, places = np.divmod(turns, size)
         found = np.empty(turns.shape, dtype=np.int64)

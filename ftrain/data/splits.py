@@ -46,7 +46,10 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
         )
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
-        raise ValueError(f"held_out={held_out!r} of {n} samples leaves one of the two parts empty")
+        raise ValueError(
+            f"held_out={held_out!r} of {n} samples leaves one of the two parts empty. Hold out at least "
+            "one sample, and not all"
+        )
     order = Shuffled(n).at(np.arange(n, dtype=np.int64), seed=seed, epoch=0)
     parts = np.sort(order[count:]), np.sort(order[:count])
     if isinstance(source, Arrays):
@@ -55,7 +58,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
 
 
 def concat(*datasets: Any) -> Any:
-    """Concatenate datasets, in the index order that `Mixed` expects.
+    """Concatenate datasets into one, whose indices are ordered as `Mixed` expects.
 
     Args:
         datasets: trees of tensors of one structure, or map-style datasets.

@@ -178,7 +178,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """Return the source, or a copy without persistent workers, whose random draws span epochs."""
+        """Return the source, or a copy without persistent workers, which keep random state."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
@@ -189,7 +189,7 @@ class Stream:
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
-        """Return the batch after `position` batches, drawn with its own seed, and the source's state."""
+        """Read the batch at `position`, under its own seed; return it and the source's state."""
         stateful = hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")
         with preserved_generators():
             seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])

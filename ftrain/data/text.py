@@ -148,7 +148,7 @@ class Text:
         return "".join(self.alphabet[number] for number in numbers)
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """Return the text before and after a cut (`held_out`: fraction after it), over one alphabet."""
+        """Cut the text in two, the second the share `held_out`; both keep the alphabet."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(

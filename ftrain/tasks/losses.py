@@ -1,4 +1,4 @@
-"""Losses that configurations name; they return sums and counts, so means over batches merge exactly.
+"""Losses that configurations name; they return sums and counts, so that means merge over batches.
 
 Each reads its batch by name: `input` and `target` are the keys, `x` and `y` by default.
 """

@@ -1,4 +1,4 @@
-"""Models that configurations name, to try data and settings with.
+"""Models that configurations name, for a first try of data and settings.
 
 Read next: `losses.py`.
 """

@@ -20,7 +20,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def world() -> dict[str, Any]:
-    """Return comparable values of the global state, by name."""
+    """Return a snapshot of the global state, as values by name that `==` can compare."""
     on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
     return {
         "random state of torch": torch.get_rng_state().numpy().tobytes(),
@@ -54,6 +54,6 @@ def world() -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any]) -> list[str]:
-    """Return the names of the values that have changed."""
+    """Return the names of the values that have changed since the snapshot `before`."""
     now = world()
     return [name for name, value in before.items() if now[name] != value]

@@ -186,7 +186,7 @@ def assert_vmap_rows(
 
 
 def assert_rows_close(found: Any, expected: Any, relative: float, message: str) -> None:
-    """Raise unless floating-point leaves agree within `relative` in norm, and all others in bytes."""
+    """Raise unless each float leaf agrees within `relative` in norm, each other leaf in bytes."""
     if relative == 0.0:
         assert_same_bits(found, expected, message)
         return

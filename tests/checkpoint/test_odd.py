@@ -84,7 +84,7 @@ def test_save_inside_vmap_or_grad_raises(tmp_path, transform):
         checkpoint.save(tmp_path / "one", {"a": x})
         return x.sum()
 
-    with pytest.raises(ValueError, match="Save outside of such functions"):
+    with pytest.raises(ValueError, match="Save outside of transformed functions"):
         transform(saving)(torch.ones(2))
 
 

@@ -225,7 +225,7 @@ def test_save_never_overwrites_existing_files(tmp_path):
     checkpoint.load(tmp_path / "one", like=state)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(checkpoint.CheckpointExistsError, match="no valid checkpoint"):
+    with pytest.raises(checkpoint.CheckpointExistsError, match="not a valid checkpoint"):
         checkpoint.save(tmp_path / "mine", state)
     (tmp_path / "file").write_text("")
     with pytest.raises(checkpoint.CheckpointExistsError):

@@ -47,7 +47,7 @@ def test_store_skips_corrupt_checkpoints_with_a_warning(tmp_path):
     for step in (1, 2):
         (tmp_path / f"step-{step:012d}" / "manifest.json").unlink()
     with pytest.warns(checkpoint.CorruptCheckpointWarning):
-        with pytest.raises(checkpoint.CheckpointCorruptError, match="got none that verifies"):
+        with pytest.raises(checkpoint.CheckpointCorruptError, match="got only damaged ones"):
             store.load(like=train_state(0), default={})  # a lost run does not begin anew by itself
 
 
@@ -86,7 +86,9 @@ def test_deleting_the_latest_step_makes_the_one_before_it_the_latest(tmp_path):
         store.delete(3)
 
 
-def test_store_refuses_missing_directories_and_wrong_paths(tmp_path: Path) -> None:
+def test_store_refuses_missing_directories_and_wrong_paths(
+    tmp_path: Path,
+) -> None:
     state = {"w": torch.ones(2)}
     missing = checkpoint.Store(tmp_path / "none")
     with pytest.raises(checkpoint.CheckpointNotFoundError, match="the directory does not exist"):

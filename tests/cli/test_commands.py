@@ -177,7 +177,7 @@ def test_lr_find_suggests_a_rate_and_keeps_only_the_plot(
     said = capsys.readouterr().out
     assert "suggested learning rate" in said
     assert (project / "runs/config/lr_find.png").read_bytes().startswith(b"\x89PNG")
-    command = said.splitlines()[-1].removeprefix("take it: ftrain ").split()
+    command = said.splitlines()[-1].removeprefix("use it: ftrain ").split()
     assert command[:3] == ["train", "config.yaml", "seed=2"]
     assert 1e-4 < float(command[-1].partition("=")[2]) < 1
     assert main([*command, "max_steps=1"]) == 0  # the picture alone does not occupy the directory
@@ -230,7 +230,7 @@ def test_dry_run_prints_requirements_without_training(
 
 def test_fast_dev_run_leaves_no_run_directory(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--fast-dev-run"]) == 0
-    assert "everything ran; nothing was kept" in capsys.readouterr().out
+    assert "every part of the run worked; no files were kept" in capsys.readouterr().out
     assert not (project / "runs").exists()
 
 
@@ -347,5 +347,5 @@ def test_resume_refuses_an_end_before_the_current_epoch(
     capsys.readouterr()
     assert main(["resume", "run", "epochs=1"]) == 2
     said = capsys.readouterr().err
-    assert "expected at least 2, the epoch of run, got 1. Write epochs=4" in said
+    assert "expected at least 2, the epoch that run has reached, got 1. Write epochs=4" in said
     assert (project / "run" / "config.yaml").read_bytes() == written

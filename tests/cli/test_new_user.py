@@ -44,7 +44,7 @@ def test_override_that_does_not_match_the_checkpoint_changes_no_file(
     assert main(["resume", "runs/config", "model.width=8", "epochs=2"]) == 1
     said = capsys.readouterr().err
     assert "model.width=8 epochs=2 does not fit the checkpoint of runs/config" in said
-    assert "Nothing was changed" in said
+    assert "No file was changed" in said
     assert "`like`" not in said
     assert "restore" not in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

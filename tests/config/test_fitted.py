@@ -150,13 +150,17 @@ def test_column_of_more_than_100_words_is_refused(tmp_path: pathlib.Path) -> Non
     assert sources.csv(table, target="y", held_out=table).facts["features"] == 101
 
 
-def test_preprocessing_of_words_as_numbers_is_refused(tmp_path: pathlib.Path) -> None:
+def test_preprocessing_of_words_as_numbers_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
     table = write(tmp_path / "t.csv", ["a", "y"], [("red", "1"), ("blue", "2")])
     former = {
         "columns": {"a": {"words": ["blue", "red"], "mean": 0.5, "scale": 0.5}},
         "target": {"name": "y", "mean": 1.5, "scale": 0.5},
     }
-    with pytest.raises(ValueError, match="each word of 'a', got one number.* Begin a new run"):
+    with pytest.raises(
+        ValueError, match="each word of 'a', got that of an earlier version .* Begin a new run"
+    ):
         sources.csv(table, target="y", held_out=table, fitted=former)
 
 

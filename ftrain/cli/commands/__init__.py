@@ -6,13 +6,13 @@ __all__ = ["COMMANDS"]
 
 #: Each command and its purpose, in the order of first use.
 COMMANDS = {
-    "init": "write a commented configuration and a model that train as they are",
+    "init": "write a commented configuration and a model that train without changes",
     "train": "train the run that a configuration describes",
     "resume": "resume an interrupted run",
     "eval": "evaluate a run on its held-out data",
     "predict": "predict the rows of a table",
     "plot": "draw the curves of one run or several",
     "runs": "list the runs in a directory",
-    "config": "print a resolved configuration, or every key",
+    "config": "print a configuration with every default, or all keys",
     "lr-find": "search for a learning rate",
 }

@@ -11,13 +11,13 @@ from ftrain.config.load import load
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "config", nargs="?", help="a .yaml, .json or .toml file; none: list all keys"
+        "config", nargs="?", help="a .yaml, .json or .toml file; without it, list all keys"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="replace a value of the file"
     )
     parser.add_argument(
-        "--names", action="store_true", help="list the names that can be built, by kind"
+        "--names", action="store_true", help="list the registered names of components, by kind"
     )
 
 

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="changes to its config.yaml, for this once",
+        help="changes to its config.yaml, for this command only",
     )
     add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
     add("--json", action="store_true", help="print the result as JSON")

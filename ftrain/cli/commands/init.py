@@ -10,11 +10,13 @@ import sys
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", nargs="?", default=".", help="where to write; default: here")
+    parser.add_argument(
+        "folder", nargs="?", default=".", help="directory to write to; default: the current one"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write both files; write neither if one of them exists."""
+    """Write `config.yaml` and `model.py`; write neither if one of them exists."""
     folder = pathlib.Path(options.folder)
     skeleton = importlib.resources.files("ftrain.cli") / "skeleton"
     files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}

@@ -1,6 +1,6 @@
 """Search for a learning rate in one short run, in which it increases with every step.
 
-The model is not changed; only the picture is kept.
+It writes the plot, but no run and no checkpoint.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="steps from one to the other; default: 100",
+        help="steps from the first rate to the last; default: 100",
     )
-    add("--out", type=pathlib.Path, help="the picture; default: lr_find.png in the run's directory")
+    add("--out", type=pathlib.Path, help="the plot; default: lr_find.png in the run's directory")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
     if found.suggestion is None:
         return 1
     rate = f"optimizer.learning_rate={found.suggestion:.2g}"
-    print(f"take it: {' '.join(['ftrain train', options.config, *options.overrides, rate])}")
+    print(f"use it: {' '.join(['ftrain train', options.config, *options.overrides, rate])}")
     return 0

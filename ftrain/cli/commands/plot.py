@@ -22,11 +22,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         action="append",
         metavar="NAME",
-        help="draw this one; may be given several times",
+        help="draw only this metric; may be given several times",
     )
     add("--x", choices=("step", "epoch", "time"), default="step", help="the horizontal axis")
-    add("--smooth", type=float, default=0.0, metavar="W", help="of training curves: 0 to below 1")
-    add("--dark", action="store_true", help="a dark background")
+    add(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="smoothing of training curves, from 0 to below 1",
+    )
+    add("--dark", action="store_true", help="draw on a dark background")
 
 
 def run(options: argparse.Namespace) -> int:

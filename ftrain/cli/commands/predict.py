@@ -27,7 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data.path=FILE, the rows; and other changes to its config.yaml, for this once",
+        help="data.path=FILE, a table with the rows; and other changes to its config.yaml, for this "
+        "command only",
     )
     add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
     add("--out", type=pathlib.Path, metavar="FILE", help="a CSV file to write; default: print")
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _csv(columns: dict[str, list[Any]]) -> str:
-    """Return a header and one line per row, with float32 numbers in nine digits."""
+    """Return columns as CSV text: a header, then one line per row, with float32 in nine digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

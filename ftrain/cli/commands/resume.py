@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refused(folder: str, overrides: list[str], says: str) -> str:
-    """Return why a checkpoint cannot be resumed, in terms of the command line."""
+    """Return a message that a checkpoint cannot be resumed, with the differences and a command."""
     changes = shlex.join(overrides)
     another = shlex.join([f"{folder}/config.yaml", *overrides, f"output_dir={folder}-2"])
     differences = [
@@ -48,6 +48,6 @@ def _refused(folder: str, overrides: list[str], says: str) -> str:
         [
             f"ftrain resume: {changes or 'the configuration'} does not fit the checkpoint of {folder}",
             *differences,
-            f"Nothing was changed. For another model begin a new run: ftrain train {another}",
+            f"No file was changed. For another model begin a new run: ftrain train {another}",
         ]
     )

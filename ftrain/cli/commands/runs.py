@@ -17,14 +17,16 @@ _FIGURES = ("loss", "accuracy", "perplexity")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", nargs="?", default="runs", help="their directory; default: runs")
     parser.add_argument(
-        "--sort", metavar="COLUMN", help="by a column, such as eval/loss; default: by name"
+        "folder", nargs="?", default="runs", help="directory of the runs; default: runs"
+    )
+    parser.add_argument(
+        "--sort", metavar="COLUMN", help="column to sort by, such as eval/loss; default: by name"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a table."""
+    """Print a table with one line per run."""
     folder = pathlib.Path(options.folder)
     found = sorted(path.parent for path in folder.rglob("config.yaml"))
     if not found:

@@ -22,10 +22,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print parameters, memory, steps, FLOPs; train nothing",
     )
-    add("--fast-dev-run", action="store_true", help="a few steps through everything, kept nowhere")
+    add(
+        "--fast-dev-run",
+        action="store_true",
+        help="run a few steps and one evaluation, and keep no files",
+    )
     add("--overfit-batches", type=int, metavar="N", help="train and evaluate on N batches only")
-    add("--detect-anomaly", action="store_true", help="eager; stop where a gradient becomes NaN")
-    add("--overwrite", action="store_true", help="delete the run that the directory holds")
+    add(
+        "--detect-anomaly",
+        action="store_true",
+        help="run eagerly, and stop at the operation whose gradient is NaN",
+    )
+    add("--overwrite", action="store_true", help="delete the run in the output directory first")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:
 
 
 def sha256(*contents: torch.Tensor | str) -> str:
-    """Return the hash of the fitted data, by which a resumed run detects other data."""
+    """Return a hash of the training data, by which a resumed run detects that they have changed."""
     found = hashlib.sha256()
     for one in contents:
         if isinstance(one, str):

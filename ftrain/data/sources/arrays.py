@@ -44,7 +44,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """Return the images in a folder with one subfolder per class, and `classes` and `names`.
+    """Return the images of a folder with a subfolder per class, and the facts `classes` and `names`.
 
     Args:
         path: the folder.

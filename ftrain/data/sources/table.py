@@ -1,4 +1,4 @@
-"""CSV files as features: columns of numbers standardized, columns of words one-hot encoded.
+"""CSV files as features: columns of numbers are standardized, columns of words one-hot encoded.
 
 The preprocessing of the training rows is in `fitted`, in the file's own terms:
 
@@ -112,7 +112,7 @@ def csv_inputs(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return the features `x` that `csv` computes, from a table that may lack the target column.
+    """Return `x` as `csv` computes it, from a table that may lack the target column.
 
     The arguments are those of `csv`; `fitted` must hold what a run has fitted, and `held_out` is unused.
     """
@@ -183,13 +183,13 @@ def _words(column: Column, classes: bool | None = None) -> list[str] | None:
 def _check_same(
     fitted: Known, target: str, columns: list[str] | None, classes: bool | None, standardize: bool
 ) -> None:
-    """Raise if arguments contradict the fitted preprocessing."""
+    """Raise if the arguments differ from those with which the preprocessing was fitted."""
     known, features = fitted["target"], fitted["columns"]
     former = next((name for name, one in features.items() if "words" in one), None)
     if former is not None:
         raise ValueError(
-            f"expected a feature for each word of {former!r}, got one number for all, of an earlier "
-            "version. Begin a new run"
+            f"expected fitted preprocessing with one feature for each word of {former!r}, got that of "
+            "an earlier version of ftrain, with one number for all words. Begin a new run"
         )
     names = list(features)
     asked = names if columns is None else [name for name in columns if name != target]
@@ -216,7 +216,7 @@ def _width(column: Known) -> int:
 
 
 def _features(known: Known) -> list[str]:
-    """Return the name of each feature."""
+    """Return the name of each feature: the column's, or `column=word` for each of its words."""
     return [
         feature
         for name, one in known["columns"].items()
@@ -290,15 +290,15 @@ def _filled(x: Tensor, used: Known) -> Tensor:
     for name, one in used["columns"].items():
         if "one_of" not in one and "mean" not in one:
             raise ValueError(
-                f"missing: expected a fitted mean of {name!r}, got none. Restore the value, or begin "
-                "a new run"
+                f"missing: expected the run to have fitted a mean of {name!r} for `missing: mean`, got "
+                "none. Restore the value of the run, or begin a new run"
             )
         means += [one.get("mean", 0.0)] * _width(one)
     return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)
 
 
 def _moments(column: Tensor) -> dict[str, float]:
-    """Return mean and standard deviation from correctly rounded sums, equal for any order of rows."""
+    """Return mean and standard deviation, from sums that do not depend on the order of rows."""
     values = column.numpy()
     values = values[~np.isnan(values)]  # missing numbers, under `missing: .nan`
     if not len(values) or values.min() == values.max():
@@ -311,7 +311,7 @@ def _moments(column: Tensor) -> dict[str, float]:
 
 
 def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
-    """Return `x` and `y` as the model is trained on: standardized, numbers in float32."""
+    """Return `x` and `y` in the form for training: standardized, with numbers in float32."""
     y, goal = part["y"], used["target"]
     if "classes" not in goal:
         y = (y - goal.get("mean", 0.0)) / goal.get("scale", 1.0)
