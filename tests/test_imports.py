@@ -103,7 +103,7 @@ def test_modules_have_no_import_cycles() -> None:
     assert circle(ROOT) == []
 
 
-def test_every_package_has_a_layer() -> None:
+def test_every_package_has_a_layer_in_the_import_order() -> None:
     rooms = {path.name for path in (ROOT / "ftrain").iterdir() if (path / "__init__.py").exists()}
     assert rooms == FLOOR.keys()
 

@@ -100,7 +100,9 @@ def test_a_failed_asynchronous_save_raises_at_the_next_call(tmp_path, how):
     assert store.steps() == [1, 3]
 
 
-def test_asynchronous_save_describes_the_state_in_the_thread(tmp_path, monkeypatch):
+def test_asynchronous_save_computes_paths_and_structure_in_the_background_thread(
+    tmp_path, monkeypatch
+):
     """Describing paths and aliases of 300 leaves took longer than copying them."""
     threads = {}
     for module, name in ((tree, "paths"), (_structure, "describe"), (_determinism, "fingerprint")):
@@ -123,7 +125,7 @@ def noting(function, threads):
     return noted
 
 
-def test_a_started_background_thread_does_not_delay_save():
+def test_starting_a_busy_background_job_returns_at_once():
     """The thread once held the interpreter for 5 ms before `save` could return."""
     returned, seen = threading.Event(), []
 

@@ -105,7 +105,7 @@ def test_no_crash_loses_an_acknowledged_checkpoint(memory_path, save):
     ],
 )
 @pytest.mark.parametrize("save", [new_steps, one_step])
-def test_omitting_any_sync_loses_checkpoints(memory_path, save, skip, loses):
+def test_crash_model_detects_a_missing_sync_of_files_or_directories(memory_path, save, skip, loses):
     """This shows that the crash model detects missing syncs."""
     found = crash_states(memory_path, save, (skip,), frozenset(loses))
     assert found.keys() >= loses

@@ -31,7 +31,7 @@ def test_one_hundred_kills_lose_no_checkpoint():
     assert found["in_save"] > 5, "never killed inside a save"
 
 
-def test_two_thousand_polls_read_no_torn_checkpoint():
+def test_two_thousand_reads_beside_a_writer_see_no_torn_checkpoint():
     found = run("campaign_polls", 2000)
     assert found["polls"] == 2000
     assert found["torn"] == found["back"] == found["intruded"] == 0

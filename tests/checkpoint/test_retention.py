@@ -142,7 +142,9 @@ def test_a_missing_retention_metric_warns_once(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"keep_best": 1, "metric": "loss"}, {"metric": "los"}])
-def test_store_does_not_warn_about_present_or_unused_metrics(tmp_path, options, recwarn):
+def test_store_does_not_warn_if_the_retention_metric_is_present_or_unused(
+    tmp_path, options, recwarn
+):
     with checkpoint.Store(tmp_path, **options) as store:
         store.save(train_state(1), step=1, metrics={"loss": 1.0})
         store.save(train_state(2), step=2, metrics={"rate": 1.0})

@@ -86,7 +86,7 @@ def test_deleting_the_latest_step_makes_the_one_before_it_the_latest(tmp_path):
         store.delete(3)
 
 
-def test_store_refuses_missing_directories_and_wrong_paths(
+def test_store_refuses_loading_from_a_missing_directory_and_paths_that_are_not_stores(
     tmp_path: Path,
 ) -> None:
     state = {"w": torch.ones(2)}

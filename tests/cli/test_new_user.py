@@ -129,7 +129,9 @@ def test_path_on_the_command_line_is_relative_to_the_current_directory(
     assert main(["eval", run, "data.path=z.csv"]) == 2
 
 
-def test_ema_metrics_are_in_every_summary(project: pathlib.Path, capsys: Captured) -> None:
+def test_ema_metrics_are_in_the_output_of_train_and_eval_and_in_the_log(
+    project: pathlib.Path, capsys: Captured
+) -> None:
     assert main(["train", "config.yaml", "ema=0.9"]) == 0
     said = capsys.readouterr().out
     closing = [line.split() for line in said.partition("completed at")[2].splitlines()]

@@ -84,7 +84,7 @@ def refused(capsys: Captured, *arguments: str) -> str:
     return printed.err
 
 
-def test_held_out_rows_in_another_file_have_the_same_metrics(
+def test_evaluating_the_held_out_rows_copied_to_another_file_gives_the_same_metrics(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     own = evaluated(capsys)

@@ -178,7 +178,7 @@ def test_gelu_is_one_node_in_the_graph():
     assert names.count("aten.gelu.default") == 1
 
 
-def test_compiled_graph_method_compiles_no_program():
+def test_graph_method_of_a_compiled_function_compiles_no_program():
     compiled = eager(lambda x: x + 1)
     compiled.graph(torch.ones(2))
     assert compiled.n_compiles == 0

@@ -177,7 +177,7 @@ def sets_data_of_a_captured_tensor(x):
 
 
 @pytest.mark.parametrize("fn", [sets_data_of_an_argument, sets_data_of_a_captured_tensor])
-def test_setting_data_of_inputs_or_captured_tensors_raises(fn):
+def test_assigning_to_the_data_attribute_of_inputs_or_captured_tensors_raises(fn):
     x = torch.ones(3)
     with pytest.raises(ImpureFunctionError, match="sets `.data`") as error:
         compile(fn, backend="eager")(x)
@@ -203,7 +203,7 @@ def converts_a_module(x):
 @pytest.mark.parametrize(
     ("fn", "remedy"), [(writes_the_storage, "x.fill_(0)"), (converts_a_module, "dtype=")]
 )
-def test_untraceable_data_writes_raise_with_a_remedy(fn, remedy):
+def test_untraceable_writes_through_storage_or_data_raise_with_a_remedy(fn, remedy):
     with pytest.raises(TraceError) as error:
         compile(fn, backend="eager")(torch.ones(3))
     assert "# here" in str(error.value)
@@ -211,7 +211,7 @@ def test_untraceable_data_writes_raise_with_a_remedy(fn, remedy):
 
 
 @pytest.mark.inductor
-def test_inductor_compiled_data_assignment_matches_eager():
+def test_inductor_compiled_assignment_to_the_data_attribute_matches_eager():
     x = torch.arange(1.0, 4.0)
 
     def fn(x):

@@ -41,7 +41,7 @@ def replaced(fn, args):
 
 
 @pytest.mark.usefixtures("onednn")
-def test_large_products_are_replaced_by_onednn_within_rounding():
+def test_large_products_replaced_by_onednn_match_within_rounding():
     args = inputs()
     count, graph = replaced(linear_and_gradients, args)
     assert count == 5
@@ -56,7 +56,7 @@ def test_large_products_are_replaced_by_onednn_within_rounding():
 
 
 @pytest.mark.usefixtures("onednn")
-def test_small_float64_and_scaled_products_are_not_replaced():
+def test_small_or_float64_or_scaled_products_are_not_replaced_by_onednn():
     assert replaced(linear_and_gradients, inputs(torch.float64))[0] == 0
     assert replaced(lambda x, y: x @ y, [torch.ones(16, 16), torch.ones(16, 16)])[0] == 0
 
@@ -66,7 +66,7 @@ def test_small_float64_and_scaled_products_are_not_replaced():
     assert replaced(scaled, inputs())[0] == 0
 
 
-def test_products_are_not_replaced_on_other_processors(monkeypatch):
+def test_products_are_replaced_only_on_amd_processors_with_avx512(monkeypatch):
     monkeypatch.setattr(_torch_inductor, "is_amd_with_avx512", lambda: False)
     assert replaced(linear_and_gradients, inputs())[0] == 0
 

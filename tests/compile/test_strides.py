@@ -17,7 +17,7 @@ def softplus_of_a_view(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return (F.softplus(x.view(2, 3, 4)).transpose(1, 2) * w).sum()
 
 
-def test_view_of_a_result_with_unpredicted_strides_equals_eager():
+def test_compiled_view_of_a_result_with_strides_unlike_the_traced_ones_equals_eager():
     x = torch.linspace(-2, 2, 24).view(6, 4)
     w = torch.linspace(0, 1, 24).view(2, 4, 3)
     step = value_and_grad(softplus_of_a_view)

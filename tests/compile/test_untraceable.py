@@ -183,7 +183,7 @@ def negative_log_likelihood(x: torch.Tensor) -> torch.Tensor:
     ("remedy", "fn"),
     [(covariance, torch.cov), (correlation, torch.corrcoef), (negative_log_likelihood, gaussian)],
 )
-def test_remedies_match_the_untraceable_functions(remedy: Any, fn: Any) -> None:
+def test_suggested_replacements_match_the_untraceable_functions(remedy: Any, fn: Any) -> None:
     x = torch.randn(3, 4)
     testing.assert_close_norm(compiled(remedy)(x), fn(x), 1e-6)
 

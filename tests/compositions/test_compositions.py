@@ -157,7 +157,9 @@ def test_composition_check_fails_on_a_wrong_value(mode: str, monkeypatch: Any) -
         check(program, POINTS, mode)
 
 
-def test_composition_check_fails_on_a_refusal_without_its_cause(monkeypatch: Any) -> None:
+def test_composition_check_accepts_a_refusal_only_if_the_program_contains_its_cause(
+    monkeypatch: Any,
+) -> None:
     def refuse(x: torch.Tensor) -> torch.Tensor:
         raise ValueError("a step keeps no graph, so nothing can be differentiated through it")
 

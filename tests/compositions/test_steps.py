@@ -68,7 +68,9 @@ def test_step_refuses_inputs_that_require_a_gradient(
 
 
 @pytest.mark.parametrize("mode", ["eager", "vmap"])
-def test_vmap_with_a_generated_rule_inside_value_and_grad_matches_the_formula(mode: str) -> None:
+def test_custom_function_with_a_generated_vmap_rule_inside_value_and_grad_matches_the_formula(
+    mode: str,
+) -> None:
     class Sine(torch.autograd.Function):
         generate_vmap_rule = True
 

@@ -66,7 +66,7 @@ def test_held_out_samples_do_not_depend_on_the_seed() -> None:
     assert (len(first.train.dataset["x"]), len(first.held_out.dataset["x"])) == (18, 6)
 
 
-def test_data_function_with_held_out_argument_splits_itself() -> None:
+def test_data_function_with_held_out_argument_splits_its_own_data() -> None:
     parts = built(
         data={"name": "digits", "held_out": 100}, model={"name": "mlp", "inputs": 64, "outputs": 10}
     )

@@ -150,7 +150,7 @@ def test_column_of_more_than_100_words_is_refused(tmp_path: pathlib.Path) -> Non
     assert sources.csv(table, target="y", held_out=table).facts["features"] == 101
 
 
-def test_preprocessing_of_words_as_numbers_is_refused(
+def test_stored_preprocessing_that_encodes_words_as_numbers_is_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     table = write(tmp_path / "t.csv", ["a", "y"], [("red", "1"), ("blue", "2")])

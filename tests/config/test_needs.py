@@ -123,7 +123,7 @@ def test_callback_may_declare_a_replacement_of_make_steps() -> None:
 
 
 @pytest.mark.parametrize("name", ["GradientMonitor", "ftrain.loop.callbacks:GradientMonitor"])
-def test_needs_apply_to_a_component_given_by_name_or_import_path(name: str) -> None:
+def test_declared_needs_apply_to_a_component_given_by_name_or_import_path(name: str) -> None:
     parts = built(callbacks=[name])
     batch = next(iter(parts.train.batches()))[0]
     assert "grad_norm/layers.0" in parts.steps.train_step(parts.init_state(), batch)[1]
@@ -175,7 +175,7 @@ def lines(path: pathlib.Path, fitted=None):
         ("loss", Needs(facts={"btch": "x"}), "got 'btch'. Did you mean batch?"),
     ],
 )
-def test_needs_that_a_component_cannot_have_are_refused(
+def test_needs_that_a_kind_of_component_cannot_declare_are_refused(
     kind: registry.Kind, needs: Needs, expected: str
 ) -> None:
     def component(model: Any, batch: Any) -> None:

@@ -213,7 +213,7 @@ def test_loaded_run_trains_at_a_constant_learning_rate(project: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_module_equals_apply_for_tied_and_listed_weights(shared: bool) -> None:
+def test_module_built_from_params_equals_the_bound_apply_function(shared: bool) -> None:
     """Also for a module instance, which stays unchanged, and for lists of weights as in an LSTM."""
 
     def model() -> torch.nn.Module:

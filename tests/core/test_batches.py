@@ -93,7 +93,7 @@ def test_micro_batches_with_a_single_part_train() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 7, 11])
-def test_unequal_parts_cut_after_out_of_memory_keep_the_batch_mean(n: int) -> None:
+def test_batch_cut_into_unequal_parts_after_out_of_memory_keeps_its_mean_loss(n: int) -> None:
     """A loss without weights is the mean over all rows, not the mean of the parts' means."""
 
     def loss_fn(model: Any, batch: Any) -> Any:

@@ -45,7 +45,7 @@ def start(**options):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_closures_at_state_params_match_gradients_and_loss(precision, accumulate):
+def test_grad_fn_and_value_fn_at_the_state_params_equal_gradients_and_loss(precision, accumulate):
     state, gradients = start(precision=precision, accumulate=accumulate)
     result = gradients(state, batch())
     closures = gradients.closures(state, batch())
@@ -64,7 +64,7 @@ def test_gradient_of_value_fn_equals_grad_fn_at_other_params():
     assert (grads["a.weight"] - closures["grad_fn"](state.params)["a.weight"]).abs().max() > 1e-4
 
 
-def test_closures_ignore_the_callers_autocast():
+def test_grad_fn_and_value_fn_ignore_the_callers_autocast():
     state, gradients = start()
     plain = gradients.closures(state, batch())["value_fn"](state.params)
     with torch.autocast("cpu", torch.bfloat16):
@@ -91,7 +91,7 @@ def two_points():
     ("backend", "accumulate"),
     [("eager", 1), ("eager", 2), pytest.param("inductor", 2, marks=pytest.mark.inductor)],
 )
-def test_closures_compile_into_the_graph_of_a_step(backend, accumulate):
+def test_grad_fn_and_value_fn_compile_into_the_graph_of_a_step(backend, accumulate):
     init_state, train_step, _ = ftrain.make_steps(Net, loss_fn, two_points(), accumulate=accumulate)
     step = ftrain.compile(train_step, donate=True, backend=backend)
     plain = compiled = init_state(0)

@@ -96,7 +96,7 @@ def row(value: Any, i: int) -> Any:
 @pytest.mark.parametrize("program", PROGRAMS)
 @given(st.data())
 @settings(max_examples=3)
-def test_cond_matches_in_eager_compiled_and_vmapped_code(program: Any, data: Any) -> None:
+def test_cond_results_match_in_eager_compiled_and_vmapped_code(program: Any, data: Any) -> None:
     value = st.floats(-3, 3, width=32)
     xs = torch.tensor(
         data.draw(st.lists(st.lists(value, min_size=3, max_size=3), min_size=2, max_size=2))

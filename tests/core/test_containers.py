@@ -62,14 +62,14 @@ def test_compiled_functions_return_containers_with_real_tensors() -> None:
         assert out.name == "head"
 
 
-def test_mapping_attributes_that_hold_tensors_are_leaves() -> None:
+def test_tensor_attributes_of_a_custom_mapping_are_leaves() -> None:
     batch = Encoding({"x": torch.zeros(2)})
     batch.mask = torch.ones(2)
     assert tree.paths(batch) == ["['x']", ".mask"]
     assert tree.map(lambda x: x + 1, batch).mask.tolist() == [2.0, 2.0]
 
 
-def test_static_batch_attributes_raise_in_compiled_steps_and_micro_batches() -> None:
+def test_reading_a_list_attribute_of_a_batch_raises_in_compiled_steps_and_micro_batches() -> None:
     """Reading them there would give the values of the traced or whole batch."""
     x, y = rows()
     batch = Encoding({"x": x, "y": y})

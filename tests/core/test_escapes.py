@@ -200,7 +200,7 @@ def test_metrics_and_buffers_share_no_memory_with_the_batch(nonfinite: Any) -> N
     testing.assert_pure(steps.train_step, steps.init_state(0), {**BATCH, "w": torch.tensor(3.0)})
 
 
-def test_float64_model_gets_exact_float64_gradients_for_any_accumulate() -> None:
+def test_float64_model_gets_gradients_computed_in_float64_for_any_accumulate() -> None:
     class Line(nn.Module):
         def __init__(self) -> None:
             super().__init__()

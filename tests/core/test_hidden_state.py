@@ -53,7 +53,7 @@ def test_hidden_state_of_a_given_module_does_not_survive_a_step(kind: type[Hides
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_nested_call_of_a_bound_model_starts_from_its_original_hidden_state(
+def test_a_call_inside_a_call_of_the_same_bound_model_starts_from_the_initial_hidden_state(
     kind: type[Hides],
 ) -> None:
     apply = ftrain.bind(kind)

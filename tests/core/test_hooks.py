@@ -178,7 +178,7 @@ def test_hooks_of_a_value_and_grad_argument_run_as_often_as_in_autograd(
     assert len(x._backward_hooks or ()) == n_hooks
 
 
-def test_parameter_hooks_are_removed_from_caller_tensors_with_the_graph() -> None:
+def test_parameter_hooks_on_the_callers_tensors_are_removed_when_the_graph_is_freed() -> None:
     call, params = applied(lambda: Net(1, "apart"), loss_fn)
     params = required(params)
     value = call(params)
@@ -229,7 +229,7 @@ def test_bind_refuses_a_post_accumulate_grad_hook() -> None:
         ftrain.bind(module)
 
 
-def test_argument_hook_runs_under_no_grad_and_raises_when_compiled() -> None:
+def test_hook_on_an_argument_runs_under_no_grad_and_raises_in_a_compiled_function() -> None:
     p = nn.Parameter(X[0].clone())
     p.register_hook(lambda grad: grad * 2)
     expected = torch.autograd.grad(cube(p), p)[0]

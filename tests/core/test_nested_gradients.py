@@ -83,7 +83,7 @@ def test_outer_gradients_reach_tensors_captured_by_value_and_grad() -> None:
     assert is_close(derivative, W.sum())
 
 
-def test_gradient_excludes_captured_uses_of_the_argument() -> None:
+def test_gradient_of_an_argument_excludes_captured_uses_of_the_same_tensor() -> None:
     leaf = W.clone().requires_grad_()
     expected = leaf.detach()
     for x in (leaf, leaf * 1.0, W):

@@ -116,7 +116,7 @@ def test_batch_of_total_weight_0_follows_the_nonfinite_option():
         assert steps.train_step(state, rows(0.0, 1.0))[0].step == 1
 
 
-def test_rank_of_total_weight_0_applies_the_reduced_step():
+def test_train_step_of_total_weight_0_is_applied_if_grad_reduce_adds_weight():
     steps = ftrain.make_steps(
         net, weighted, optim.sgd(0.1), grad_reduce=lambda totals, weight: (totals, weight + 3.0)
     )

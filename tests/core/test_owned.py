@@ -131,7 +131,7 @@ WRITES = st.lists(st.tuples(st.integers(0, 50), OBJECTS, st.integers(0, 2)), max
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_owned_restores_any_writes(root: Any, writes: Any) -> None:
+def test_restore_undoes_any_writes_to_owned_objects(root: Any, writes: Any) -> None:
     holder = [root]
     owned = Owned([("", holder)])
     before = picture(holder)
@@ -148,7 +148,7 @@ def test_owned_restores_any_writes(root: Any, writes: Any) -> None:
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_owned_changes_can_be_reapplied_after_restore(root: Any, writes: Any) -> None:
+def test_undone_writes_to_owned_objects_can_be_reapplied(root: Any, writes: Any) -> None:
     """A nested call relies on this: it runs on the restored model, then the changes return."""
     holder = [root]
     owned = Owned([("", holder)])
@@ -163,7 +163,7 @@ def test_owned_changes_can_be_reapplied_after_restore(root: Any, writes: Any) ->
 
 
 @given(root=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_settle_makes_outside_changes_the_restored_state(
+def test_restore_after_settle_returns_owned_objects_to_their_state_at_settle(
     root: Any, writes: Any, later: Any
 ) -> None:
     holder = [root]
@@ -181,7 +181,7 @@ def test_owned_settle_makes_outside_changes_the_restored_state(
 
 
 @given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_settle_keeps_shared_changes_and_restores_private_ones(
+def test_settle_keeps_changes_of_shared_objects_and_undoes_those_of_private_ones(
     root: Any, shared: Any, writes: Any, later: Any
 ) -> None:
     """A backward pass that a caller runs between two calls makes such changes."""
@@ -198,7 +198,7 @@ def test_owned_settle_keeps_shared_changes_and_restores_private_ones(
     assert owned.restore() == ([], [])
 
 
-def test_owned_restores_cyclic_containers() -> None:
+def test_restore_undoes_writes_to_cyclic_containers() -> None:
     ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
     ring["self"] = [ring]
     owned = Owned([("ring", ring)])

@@ -167,7 +167,7 @@ def test_draws_outside_scan_do_not_depend_on_draws_inside() -> None:
         assert moved.equal(ftrain.scan(lambda c, x: (c, torch.rand(3)), (), XS)[1])
 
 
-def test_scan_iteration_key_derivation_is_stable() -> None:
+def test_key_of_a_scan_iteration_is_folded_from_its_path_and_index() -> None:
     """The derivation is public behaviour: runs may be resumed after years."""
     with random.keyed(KEY):
         ys = ftrain.scan(lambda c, x: (c, torch.rand(3)), (), XS)[1]

@@ -156,7 +156,7 @@ def test_traced_scan_gradients_match_eager_for_carry_and_captured_tensors(
         assert is_close(run(second, "compiled")(p), second(p))
 
 
-def test_scan_refuses_capturing_a_custom_function_result_with_its_input() -> None:
+def test_scan_refuses_to_capture_both_input_and_result_of_a_custom_function() -> None:
     """The custom backward would be called with zeros, which it may turn into NaN."""
 
     def f(w: torch.Tensor) -> torch.Tensor:

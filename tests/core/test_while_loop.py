@@ -68,7 +68,7 @@ LOOPS = [grown, drawn, nested]
     st.lists(st.floats(-1, 30, width=32), min_size=3, max_size=3),
 )
 @settings(max_examples=3)
-def test_while_loop_matches_in_eager_compiled_and_vmapped_code(
+def test_while_loop_results_match_in_eager_compiled_and_vmapped_code(
     loop: Any, x: Any, limits: Any
 ) -> None:
     def run(key: Tensor, x: Tensor, limit: Tensor) -> Any:

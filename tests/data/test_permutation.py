@@ -95,7 +95,7 @@ def test_shuffle_gives_even_and_odd_permutations_equally_often():
 
 
 @pytest.mark.parametrize("n", [4096, 4097, 5000])
-def test_samples_at_the_corners_of_feistel_rectangles_are_unrelated(n):
+def test_positions_that_share_feistel_halves_give_unrelated_samples(n):
     """Too few rounds show first at positions (l, r), (l, r'), (l', r), (l', r')."""
     a = math.isqrt(n - 1) + 1
     b = -(-n // a) + -(-n // a) % 2
@@ -145,7 +145,7 @@ def test_adjacent_samples_epochs_and_seeds_are_unrelated(n):
         assert_uniform(counts)
 
 
-def test_every_pair_of_seed_and_epoch_gives_another_order():
+def test_every_pair_of_seed_and_epoch_gives_a_different_order():
     orders = {
         tuple(order(20, seed, epoch).tolist()) for seed in range(-8, 8) for epoch in range(16)
     }

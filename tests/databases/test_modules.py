@@ -251,7 +251,7 @@ def name_of(info: Any) -> str:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("info", MODULES, ids=name_of)
-def test_bound_module_of_torchs_database_equals_the_module(
+def test_bound_module_in_torchs_module_test_database_equals_the_module(
     info: Any, dtype: torch.dtype, training: bool, outcomes: Outcomes
 ) -> None:
     given = info.module_inputs_func(
@@ -267,7 +267,7 @@ def test_bound_module_of_torchs_database_equals_the_module(
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", beside.ALL)
-def test_bound_module_missing_from_torchs_database_equals_the_module(
+def test_bound_module_missing_from_torchs_module_test_database_equals_the_module(
     name: str, dtype: torch.dtype, training: bool, outcomes: Outcomes
 ) -> None:
     make, args = beside.ALL[name]
@@ -294,7 +294,7 @@ def test_every_torch_module_class_has_a_test_case() -> None:
 
 
 @pytest.mark.parametrize("name", beside.LAZY)
-def test_bind_refuses_lazy_modules_missing_from_torchs_database(name: str) -> None:
+def test_bind_refuses_lazy_modules_missing_from_torchs_module_test_database(name: str) -> None:
     make: Any = beside.LAZY[name]
     for model in (make, make()):
         with pytest.raises(ValueError, match=LAZY_REMEDY):
@@ -302,7 +302,9 @@ def test_bind_refuses_lazy_modules_missing_from_torchs_database(name: str) -> No
 
 
 @pytest.mark.parametrize("info", LAZY, ids=name_of)
-def test_bind_refuses_lazy_modules_of_torchs_database(info: Any, outcomes: Outcomes) -> None:
+def test_bind_refuses_lazy_modules_in_torchs_module_test_database(
+    info: Any, outcomes: Outcomes
+) -> None:
     given = info.module_inputs_func(
         info, device="cpu", dtype=torch.float32, requires_grad=True, training=True
     )

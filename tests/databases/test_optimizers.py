@@ -315,7 +315,7 @@ def errors() -> list[Any]:
 
 
 @pytest.mark.parametrize("what", errors())
-def test_invalid_optimizer_options_of_torchs_database_raise(what: Input) -> None:
+def test_invalid_optimizer_options_in_torchs_optimizer_test_database_raise(what: Input) -> None:
     params = random_tree(0, shapes_of(what), torch.float32, 0.5)
     lr, betas = what.options.get("lr"), what.options.get("betas", ())
     if isinstance(lr, torch.Tensor) and what.options.get("foreach"):
@@ -354,7 +354,7 @@ def test_importing_torchs_test_databases_keeps_the_global_state() -> None:
     assert not torch.backends.flags_frozen()
 
 
-def test_torchs_database_and_ftrain_have_every_torch_optimizer() -> None:
+def test_torchs_optimizer_test_database_and_ftrain_have_every_torch_optimizer() -> None:
     classes = {
         name
         for name, each in vars(torch.optim).items()

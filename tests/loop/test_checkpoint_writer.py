@@ -28,7 +28,9 @@ def loop(version: int) -> Any:
     )
 
 
-def test_resumed_checkpoint_exists_until_its_replacement_is_saved(tmp_path: Path) -> None:
+def test_checkpoint_that_a_run_resumed_from_exists_until_its_replacement_is_saved(
+    tmp_path: Path,
+) -> None:
     """It was once deleted first, so a full disk left no checkpoint."""
     for k in range(200):
         directory = tmp_path / str(k)

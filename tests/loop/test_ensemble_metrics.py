@@ -217,7 +217,7 @@ def test_learning_rate_finder_accepts_an_ensemble() -> None:
     assert found.losses == pytest.approx(alone.losses, rel=1e-6)
 
 
-def test_metric_names_equal_to_ensemble_columns_are_refused() -> None:
+def test_a_metric_named_like_an_ensemble_statistic_is_refused() -> None:
     def step(state: Any, batch: Any) -> Any:
         return state, {"loss": torch.zeros(2), "loss_max": torch.zeros(2)}
 

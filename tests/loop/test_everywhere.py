@@ -48,7 +48,7 @@ def test_a_signal_at_any_line_does_not_change_the_resumed_run(
     assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
 
 
-def test_signal_campaign_detects_an_unprotected_line(
+def test_signal_campaign_detects_a_resume_that_forgets_metrics(
     undisturbed: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, places = undisturbed

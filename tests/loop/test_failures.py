@@ -191,7 +191,7 @@ def test_metrics_that_cannot_be_read_do_not_prevent_the_checkpoint(tmp_path: Any
     assert digest(again) == digest(fit(trainer(), max_steps=9))
 
 
-def test_a_failing_sample_count_keeps_the_state_before_the_step(tmp_path: Any) -> None:
+def test_a_failing_count_samples_function_keeps_the_state_before_the_step(tmp_path: Any) -> None:
     def count(batch: Any) -> Any:
         calls.append(batch)
         if len(calls) == 3:

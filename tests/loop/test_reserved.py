@@ -31,7 +31,7 @@ def reports(metrics: dict[str, Any], calls: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", [*PLACES, *CLOCKS, "step\n"])
-def test_a_metric_with_the_name_of_a_column_is_refused_after_the_first_step(name: str) -> None:
+def test_a_metric_named_like_a_log_column_is_refused_after_the_first_step(name: str) -> None:
     calls: list[Any] = []
     made = Trainer(reports({name: 2.0}, calls), compile=False, log_every=100)
     with pytest.raises(ValueError, match="Rename it") as error:
@@ -42,7 +42,7 @@ def test_a_metric_with_the_name_of_a_column_is_refused_after_the_first_step(name
 
 @pytest.mark.parametrize("name", [*PLACES, *CLOCKS])
 @pytest.mark.parametrize("monitored", [True, False])
-def test_a_metric_of_an_evaluation_with_the_name_of_a_column_is_refused(
+def test_an_evaluation_metric_named_like_a_log_column_is_refused(
     name: str, monitored: bool
 ) -> None:
     """Before the first step if the names are known by then, otherwise after the first batch."""
@@ -64,7 +64,7 @@ def test_a_metric_of_an_evaluation_with_the_name_of_a_column_is_refused(
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_metric_of_a_loss_function_with_the_name_of_a_column_is_refused(name: str) -> None:
+def test_a_loss_function_metric_named_like_a_log_column_is_refused(name: str) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch).mean(), {name: 3.0}
 
@@ -76,7 +76,7 @@ def test_a_metric_of_a_loss_function_with_the_name_of_a_column_is_refused(name: 
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("how", ["raise", "warn"])
-def test_a_logged_value_with_the_name_of_a_column_is_refused(
+def test_a_logged_value_named_like_a_log_column_is_refused(
     name: str, how: str, tmp_path: pathlib.Path
 ) -> None:
     class Logs:
@@ -166,7 +166,7 @@ def test_every_logged_value_is_in_every_log(
     )
 
 
-def test_duplicate_value_names_in_a_row_warn_once() -> None:
+def test_duplicate_value_names_in_a_log_row_warn_once() -> None:
     averages = [callbacks.WindowedAverage(rows=1), callbacks.WindowedAverage(rows=3)]
     with pytest.warns(LoopWarning, match="of 'train' has two .* called 'loss_windowed'") as told:
         trainer(*averages, log_every=1).fit(STEPS.init_state(0), [rows()] * 4, epochs=1)

@@ -87,7 +87,7 @@ class EvaluatesZeros:
         return state, [Evaluate(), Evaluate(event.state.replace(params=params), "zeros")]
 
 
-def test_a_signal_does_not_interrupt_pending_evaluations_of_another_state(
+def test_a_signal_lets_pending_evaluations_of_another_state_finish(
     tmp_path: pathlib.Path,
 ) -> None:
     """A checkpoint cannot store a pending evaluation of another state."""
@@ -183,7 +183,7 @@ def test_fit_refuses_a_store_that_contains_another_run(tmp_path: pathlib.Path) -
     trainer(store=store).fit(state, train_data(), epochs=2, resume=True)
 
 
-def test_a_pending_note_in_an_old_checkpoint_loads_as_notify() -> None:
+def test_a_pending_note_action_of_an_earlier_version_loads_as_notify() -> None:
     content = {**LoopState(None).metadata(), "todo": [["Note", {"message": "step 5"}]]}
     assert LoopState.from_metadata(None, content).pending == (Notify("step 5"),)
 

@@ -360,7 +360,7 @@ def test_attributes_of_a_plain_callback_survive_a_resume(tmp_path: Any) -> None:
     assert adapt(second).name == "Counter"  # type: ignore[attr-defined]
 
 
-def test_callbacks_with_one_name_have_separate_states(tmp_path: Any) -> None:
+def test_callbacks_with_the_same_name_have_separate_states(tmp_path: Any) -> None:
     fit(trainer(Asks(Log({})), Asks(Log({}), n=9), store=tmp_path), max_steps=2)
     _, metadata = ftrain.checkpoint.Store(tmp_path).load(like=STEPS.init_state(0))
     assert metadata["callbacks"] == {"Asks": 2, "Asks_2": 2}

@@ -184,7 +184,9 @@ def test_cosine_restarts_schedule_matches_torch_and_optax(peak, steps, end, fact
 
 
 @given(st.integers(2, 7), st.integers(1, 1000), st.integers(0, 40))
-def test_cosine_restarts_schedule_is_exact_at_large_counts(factor, steps, cycle):
+def test_cosine_restarts_schedule_restarts_at_the_right_update_for_large_counts(
+    factor, steps, cycle
+):
     """At the first and last update of a cycle a rounded logarithm gives the wrong cycle."""
     begin = steps * (factor**cycle - 1) // (factor - 1)
     if begin * factor > 2**52:  # more updates than a float64 can count
@@ -304,7 +306,9 @@ def test_joined_schedules_match_torch_and_optax(peak, lengths):
 
 
 @given(peaks, st.integers(1, 30), lengths, fractions)
-def test_warmup_cosine_schedule_is_exact_at_its_boundaries(peak, warmup, decay, end):
+def test_warmup_cosine_schedule_reaches_peak_and_end_rate_at_its_boundaries(
+    peak, warmup, decay, end
+):
     end *= peak
     schedule = optim.warmup_cosine(peak, warmup, warmup + decay, end=end)
     rates = curve(schedule, warmup + decay + 5)

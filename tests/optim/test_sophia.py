@@ -80,7 +80,7 @@ OPTAX = Parity(
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=20)
-def test_hutchinson_diagonal_is_exact_for_a_diagonal_hessian(seed):
+def test_hutchinson_estimate_equals_the_diagonal_of_a_diagonal_hessian(seed):
     params = random_tree(seed, [(3, 2), (), (0,), (5,)], torch.float64, 1.0)
 
     def cubes(p):
@@ -106,7 +106,7 @@ def test_hutchinson_diagonal_of_a_linear_loss_is_zero():
     assert torch.equal(found["w"], torch.zeros(3))
 
 
-def test_sophia_estimates_and_advances_its_key_every_update_interval():
+def test_sophia_estimates_the_hessian_and_advances_its_key_every_update_interval():
     optimizer = optim.sophia(1e-2, update_interval=3)
     params = start()
     state, calls, moved = optimizer.init(params), 0, []

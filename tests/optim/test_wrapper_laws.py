@@ -53,7 +53,7 @@ def test_multi_steps_over_k_gradients_equals_one_update_with_the_mean(name, k, s
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=6), seeds)
 @settings(max_examples=25)
-def test_multi_steps_computes_exact_weighted_means(weights, seed):
+def test_multi_steps_passes_weighted_means_to_the_inner_optimizer(weights, seed):
     """The mean is `sum w g / sum w`, also with weights of 0; the same holds for losses."""
     seen = []
 

@@ -180,7 +180,7 @@ def test_wrappers_accept_trees_of_any_size(wrapper):
         assert spec(optim.apply_updates(params, updates)) == spec(params)
 
 
-def test_nested_multi_steps_keeps_the_weights():
+def test_nested_multi_steps_gives_the_weighted_mean_of_all_gradients():
     """Two pairs of gradients give the weighted mean of all four."""
     optimizer = optim.multi_steps(optim.multi_steps(optim.sgd(1.0), 2), 2)
     params = {"w": torch.tensor([5.0])}

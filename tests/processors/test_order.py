@@ -28,7 +28,9 @@ print("done")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libraries are preloaded on Linux")
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
-def test_preloaded_products_sum_in_another_order_for_another_shape(tmp_path: Path) -> None:
+def test_preloaded_library_makes_products_of_different_shapes_sum_in_different_orders(
+    tmp_path: Path,
+) -> None:
     environment = {**os.environ, "LD_PRELOAD": library("order", str(tmp_path))}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False

@@ -45,7 +45,7 @@ def _states_are_put_back() -> Iterator[None]:
 
 
 @given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=6), st.integers(0, 2**31))
-def test_generators_moved_lists_exactly_those_that_drew(names: list[str], seed: int) -> None:
+def test_moved_lists_exactly_the_generators_that_drew(names: list[str], seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -157,7 +157,7 @@ def test_global_and_library_generators_are_not_user_generators() -> None:
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
 
 
-def test_require_line_raises_only_for_the_moved_generator_beside_a_thread() -> None:
+def test_require_line_beside_another_thread_raises_only_for_draws_of_the_given_generators() -> None:
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait)
     thread.start()

@@ -147,7 +147,7 @@ def test_adding_a_layer_keeps_the_dropout_masks_of_other_layers() -> None:
     assert len({tuple(mask.tolist()) for mask in large.values()}) == 4
 
 
-def test_draw_outside_a_model_keeps_its_dropout_masks() -> None:
+def test_draw_outside_a_model_does_not_change_its_dropout_masks() -> None:
     net = Net("a", "b")
 
     def noisy(x: Tensor) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ def test_module_called_twice_draws_different_masks() -> None:
     assert not first["a"].equal(second["a"])
 
 
-def test_root_gives_directly_called_submodules_their_own_keys() -> None:
+def test_submodules_called_directly_draw_as_in_the_model_given_as_root() -> None:
     net = Net("a", "b")
     whole = masks(net)
     a, b = masks(lambda x: (net.blocks["a"](x), net.blocks["b"].inner(x)), root=net)
@@ -187,7 +187,9 @@ def test_modules_outside_the_keyed_block_do_not_change_its_draws() -> None:
     assert Around()(ONES)["a"].equal(masks(net)["a"])
 
 
-def test_keyed_call_paths_equal_the_module_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_of_each_keyed_draw_is_its_module_name_or_class_and_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
     path = _keyed_sites.KeyStream._path
 
@@ -209,7 +211,7 @@ def test_keyed_call_paths_equal_the_module_names(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_key_derivation_of_a_keyed_draw_is_stable() -> None:
+def test_key_of_a_keyed_draw_is_folded_from_its_path_and_count() -> None:
     """Keys of call sites, by blake2b of path and count, are public, since runs resume after years."""
     digest = int.from_bytes(hashlib.blake2b(b"blocks.a.inner", digest_size=8).digest())
     folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)

@@ -222,7 +222,7 @@ def test_accumulation_schedule_depends_only_on_the_progress(schedule: dict[int, 
     ],
 )
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_an_unknown_monitored_metric_is_refused_at_the_earliest_step(
+def test_an_unknown_metric_is_refused_at_step_0_for_eval_and_after_the_first_window_for_train(
     make: str, monitor: str, options: Any, at: int, said: str
 ) -> None:
     watch = (
@@ -252,7 +252,7 @@ def test_an_unknown_metric_of_a_stream_is_refused_at_the_first_evaluation() -> N
     assert error.value.fit_result.step == 7  # type: ignore[attr-defined]  # the trainer's
 
 
-def test_inspecting_the_evaluation_metrics_has_no_side_effects() -> None:
+def test_checking_a_monitored_name_by_a_trial_evaluation_has_no_side_effects() -> None:
     """It changes neither kept tensors nor torch's generators; only real evaluations raise errors."""
     kept: list[torch.Tensor] = []
 
@@ -300,7 +300,7 @@ def test_every_metric_of_a_run_can_be_monitored(monitor: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_a_metric_whose_value_reads_its_tensors_is_accepted() -> None:
+def test_a_metric_that_reads_its_tensors_as_python_numbers_is_accepted() -> None:
     """The metrics are inspected by running a compiled step on tensors without values."""
 
     class Read(NamedTuple):
@@ -322,7 +322,7 @@ def test_a_metric_whose_value_reads_its_tensors_is_accepted() -> None:
     assert found.eval.metrics["read"] == pytest.approx(float(rows(seed=1)["x"].sum()), rel=1e-5)
 
 
-def test_inspecting_the_metrics_does_not_consume_a_stream() -> None:
+def test_checking_a_monitored_name_does_not_consume_a_stream() -> None:
     looked = []
 
     def batches(epoch: int) -> Any:

@@ -102,7 +102,7 @@ def test_options_of_plain_values_identify_a_callback_completely(option: Any) -> 
     assert each.options.whole
 
 
-def test_callbacks_with_different_partial_functions_are_not_matched() -> None:
+def test_callbacks_that_differ_only_in_a_partial_function_are_not_matched() -> None:
     """The attributes of `functools.partial` do not identify the function."""
     pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
     kept = {each.key: each.options for each in named(pair)}
@@ -110,7 +110,7 @@ def test_callbacks_with_different_partial_functions_are_not_matched() -> None:
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 
-def test_a_callback_with_an_unset_dataclass_field_gets_a_name() -> None:
+def test_callbacks_with_unset_dataclass_fields_are_named_by_class_and_number() -> None:
     @dataclasses.dataclass
     class Late:
         filled: Any = dataclasses.field(init=False)

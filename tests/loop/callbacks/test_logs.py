@@ -94,7 +94,7 @@ def test_logs_of_an_interrupted_and_resumed_run_equal_uninterrupted_ones(
     assert table(tmp_path) == table(undisturbed)
 
 
-def test_a_finished_run_continues_its_logs_with_a_longer_plan(
+def test_a_finished_run_resumed_with_a_later_end_continues_its_logs(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The row of a partial last window is replaced by that of the full one, without repetition."""

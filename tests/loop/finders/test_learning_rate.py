@@ -55,7 +55,7 @@ def test_learning_rate_finder_changes_neither_the_state_nor_later_training(steps
     )
 
 
-def test_learning_rate_finder_gives_equal_results_for_any_kind_of_steps():
+def test_learning_rate_finder_gives_equal_results_for_every_accepted_form_of_steps():
     plain, kept = of_rate(1e-3), settable()
     found = [
         finders.learning_rate(of_rate, plain.init_state(0), data(), compile=False),
@@ -95,7 +95,7 @@ def test_learning_rate_finder_compiles_once_for_all_rates():
     assert step.n_compiles == 1
 
 
-def test_sweep_losses_are_read_in_one_transfer_per_look(monkeypatch):
+def test_sweep_losses_are_read_once_every_look_every_steps(monkeypatch):
     kept = settable()
     state, reads = kept.init_state(0), []
     for name in ("item", "tolist", "__float__", "__bool__"):
