@@ -203,8 +203,8 @@ def _check_determinism(
     listed = "\n".join(f"  {change}" for change in changed)
     if on_change == "raise":
         raise CheckpointMismatchError(
-            f"{source.path} was saved under settings that give other bits:\n{listed}\n"
-            "Restore these, or load with on_change='warn'."
+            f"{source.path} was saved under other settings, with which a resumed run would not be equal "
+            f"to the bit:\n{listed}\nSet them to the saved values, or load with on_change='warn'."
         )
     warnings.warn(
         f"resuming from {source.path} may not give the bits of an uninterrupted run:\n{listed}",

@@ -122,5 +122,6 @@ def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"ftrain.debug.print: expected fields that fit their arguments in {text!r}, got the error "
-            f"{str(error)!r}. Correct the field; format the numbers of a tensor with axes one by one."
+            f"{str(error)!r}. Correct the field. A number format applies to 0-d tensors only: pass the "
+            "entries of a larger tensor one by one."
         ) from error

@@ -38,8 +38,8 @@ def cross_entropy(
     labels = _entry(batch, target)
     if labels.is_floating_point():
         raise TypeError(
-            f"cross_entropy: expected integer classes as batch[{target!r}] (of a csv, numbers are "
-            f"classes with `data.classes: true`), got {labels.dtype}. Write `loss: mse` to predict "
+            f"cross_entropy: expected integer classes as batch[{target!r}], got {labels.dtype}. Write "
+            "`data.classes: true` to read the numbers of a csv as classes, or `loss: mse` to predict "
             "numbers"
         )
     logits = model(_entry(batch, input))

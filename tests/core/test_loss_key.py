@@ -76,7 +76,7 @@ def train(loss_fn: Any, mode: str = "eager", accumulate: int = 1) -> Any:
     ],
     ids=["positional", "keyword only", "optional", "callable", "method", "partial"],
 )
-def test_loss_functions_with_a_key_parameter_get_the_same_key(loss_fn: Any) -> None:
+def test_every_kind_of_loss_function_gets_the_same_key(loss_fn: Any) -> None:
     assert same_bytes(train(loss_fn), train(noisy))
 
 

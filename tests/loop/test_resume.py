@@ -87,7 +87,7 @@ class EvaluatesZeros:
         return state, [Evaluate(), Evaluate(event.state.replace(params=params), "zeros")]
 
 
-def test_a_signal_lets_pending_evaluations_of_another_state_finish(
+def test_after_a_signal_pending_evaluations_of_a_replaced_state_finish(
     tmp_path: pathlib.Path,
 ) -> None:
     """A checkpoint cannot store a pending evaluation of another state."""

@@ -82,7 +82,7 @@ def test_next_token_loss_is_weighted_by_tokens(n: int, length: int, seed: int) -
 @pytest.mark.parametrize(
     ("loss", "data", "says"),
     [
-        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2)}, "Write `loss: mse`"),
+        ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2)}, "or `loss: mse` to predict"),
         (
             "cross_entropy",
             {"x": torch.ones(2, 4), "y": torch.ones(2, 2).long()},
