@@ -17,6 +17,7 @@ def on_page_content(content: str, **_: Any) -> str:
     def mathml(match: re.Match[str]) -> str:
         tag, source = match.groups()
         display = "inline" if tag == "span" else "block"
-        return convert(html.unescape(source).strip(), display=display)
+        equation = convert(html.unescape(source).strip(), display=display)
+        return equation if tag == "span" else f'<div class="equation">{equation}</div>'
 
     return _EQUATION.sub(mathml, content)

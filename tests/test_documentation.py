@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
+import griffe
+import markdown
 import pytest
 import yaml
 
@@ -91,3 +94,34 @@ def test_make_laws_target_runs_the_tests_of_every_law() -> None:
                 path = ROOT / word
                 assert path.exists(), f"law {number}: {word}"
                 assert run & {path, *path.parents}, f"law {number}: {word}"
+
+
+def module(path: str) -> Any:
+    """Import a build-time file of the documentation, which is not in a package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_reference_shows_a_comparison_at_the_start_of_a_description_as_text() -> None:
+    docstrings = module("docs/docstrings.py")
+    text = "Return it.\n\nArgs:\n    eps: >= 0, added\n        >= 1 in half.\n\n>>> 2 > 1\nTrue\n"
+    docstring = griffe.Docstring(docstrings.as_section(docstrings.without_quotations(text)))
+    _, parameters, examples = docstring.parse("google")
+    (eps,) = parameters.value
+    assert markdown.markdown(eps.description) == "<p>&gt;= 0, added\n&gt;= 1 in half.</p>"
+    assert examples.value[0][1] == ">>> 2 > 1\nTrue"
+
+
+def test_display_equation_becomes_mathml_in_a_box_that_scrolls() -> None:
+    hooks = module("docs/hooks.py")
+    shown = hooks.on_page_content(r'<div class="arithmatex">\[a &lt; b\]</div>')
+    assert shown.startswith('<div class="equation"><math')
+    assert shown.endswith("</math></div>")
+    assert "arithmatex" not in shown
+    inline = hooks.on_page_content(r'<p>of <span class="arithmatex">\(a\)</span></p>')
+    assert inline.startswith("<p>of <math")
+    assert "equation" not in inline
