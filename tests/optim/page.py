@@ -59,7 +59,7 @@ NOTES = {
     "adabelief": "As optax (no torch).",
     "asgd": "As torch (optax has none).",
     "rprop": "As torch. optax 0.2.8 takes each step one update late and drops it if the sign has "
-    "changed by then; ftrain is not held against it.",
+    "changed by then; ftrain is not compared with it.",
     "muon": "They disagree on Nesterov's correction, on what `eps` does, and optax takes a matrix as "
     "`(in, out)`. ftrain follows torch, in bfloat16 products; against optax in full precision, "
     "without Nesterov and `eps`.",
@@ -101,7 +101,7 @@ def measure(row: Parity, examples: int) -> tuple[str, ...]:
 def render(figures: Figures) -> str:
     """Return the table of the documentation."""
     lines = [
-        "| algorithm | held against | float64 | float32 | where they differ |",
+        "| algorithm | compared with | float64 | float32 | where they differ |",
         "|---" * 5 + "|",
     ]
     for algorithm, note in NOTES.items():
