@@ -23,6 +23,7 @@ from ftrain.core._checks import check_state, isolated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
+from ftrain.core._words import a_or_an
 from ftrain.core.commit import check_order, commit
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
@@ -130,9 +131,11 @@ def make_steps(
     True
     """
     if not callable(getattr(optimizer, "init", None)):
+        in_place = isinstance(optimizer, torch.optim.Optimizer)  # its repr has a line an option
+        got = a_or_an(type(optimizer).__name__) if in_place else repr(optimizer)
         raise TypeError(
             f"optimizer: expected a pair of functions init and update, such as optim.adamw(1e-3), got "
-            f"{optimizer!r}{_optimizer_remedy(optimizer)}"
+            f"{got}{_optimizer_remedy(optimizer)}"
         )
     bound = bind(model)
     policy = Policy.named(precision)
@@ -178,10 +181,11 @@ def _batch_statistics(bound: Bound) -> tuple[str, ...]:
 
 
 def _optimizer_remedy(optimizer: Any) -> str:
-    if isinstance(optimizer, torch.optim.Optimizer):
+    kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+    if issubclass(kind, torch.optim.Optimizer):
         return (
             ". A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or "
-            f"the like, or ftrain.optim.from_torch(torch.optim.{type(optimizer).__name__}, lr=...)"
+            f"the like, or ftrain.optim.from_torch(torch.optim.{kind.__name__}, lr=...)"
         )
     name = getattr(optimizer, "__name__", None)
     if name is not None and str(getattr(optimizer, "__module__", "")).startswith("ftrain.optim."):

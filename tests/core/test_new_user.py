@@ -45,7 +45,11 @@ def test_loss_that_is_not_a_scalar_raises_with_a_remedy(wrong, hint):
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        (torch.optim.Adam([torch.zeros(1)]), r"in place: .*from_torch\(torch\.optim\.Adam, lr="),
+        (
+            torch.optim.Adam([torch.zeros(1)]),
+            r"got an Adam\. .* in place: .*torch\.optim\.Adam, lr=",
+        ),
+        (torch.optim.AdamW, r"in place: .*from_torch\(torch\.optim\.AdamW, lr="),
         (optim.adamw, r"adamw was not called: write adamw\(1e-3\)"),
     ],
 )
