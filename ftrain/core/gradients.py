@@ -17,12 +17,13 @@ from ftrain.core._checks import check_batch, check_state, isolated, without_auto
 from ftrain.core._loss import LossFn, WatchedLoss
 from ftrain.core._mean_loss import GradReduce, MeanLoss
 from ftrain.core._raise_nonfinite import require_finite
+from ftrain.core._words import brief
 from ftrain.core.functional import Bound, bind
 from ftrain.core.metrics import Last, Mean, Metrics, Sum
 from ftrain.core.norm import finite_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.random._watch import Watch
-from ftrain.core.state import TrainState
+from ftrain.core.state import TrainState, amount
 
 __all__ = ["GradientFn", "GradientResult", "LossFn", "NonFinite", "gradients"]
 
@@ -49,6 +50,15 @@ class GradientResult(NamedTuple):
     scaler: Any
     rng: torch.Tensor
     metrics: Metrics
+
+    def __repr__(self) -> str:
+        """Return sizes instead of values; reads only `finite` and the metrics."""
+        if not all(isinstance(x, torch.Tensor) for x in tree.leaves(tuple(self))):
+            return f"{type(self).__name__}{tuple(self)!r}"
+        finite = None if self.finite is None else brief(self.finite)
+        parts = [f"grads={amount(self.grads)}", f"finite={finite}"]
+        parts += [f"buffers={amount(self.buffers)}", f"metrics={self.metrics!r}"]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,11 @@ class TrainState:
             return f"{type(self).__name__}({', '.join(fields)})"
         parts = [
             f"step={brief(self.step)}",
-            f"params={_amount(self.params)}",
-            f"buffers={_amount(self.buffers)}",
+            f"params={amount(self.params)}",
+            f"buffers={amount(self.buffers)}",
             f"opt_state={_kinds(self.opt_state)}",
             f"scaler={_kinds(self.scaler)}",
-            f"extras={_amount(self.extras)}",
+            f"extras={amount(self.extras)}",
         ]
         tensors = tree.leaves(self)
         parts += dict.fromkeys(str(x.device) for x in tensors)
@@ -90,7 +90,7 @@ class TrainState:
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
-def _amount(values: Any) -> str:
+def amount(values: Any) -> str:
     """Describe a tree by its number of tensors and its number of elements of each dtype."""
     tensors = tree.leaves(values)
     if not tensors:

@@ -195,6 +195,19 @@ def test_train_state_repr_summarizes_each_field():
     assert repr(optim.adamw(1e-3)) == "GradientTransformation(init=adamw.init, update=adamw.update)"
 
 
+def test_gradient_result_repr_summarizes_its_tensors():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    state = ftrain.make_steps(model, loss_fn, optim.sgd(0.1)).init_state(0)
+    result = ftrain.gradients(model, loss_fn)(state, BATCH)
+    assert repr(result) == (
+        "GradientResult(grads=4 tensors of 24 float32, finite=True, buffers=3 tensors of 1 int64 and "
+        f"8 float32, metrics={result.metrics!r})"
+    )
+    unchecked = ftrain.gradients(model, loss_fn, nonfinite="ignore")(state, BATCH)
+    assert "float32, finite=None, buffers=3 tensors" in repr(unchecked)
+    assert repr(result._replace(grads={"w": 1})).startswith("GradientResult({'w': 1}, tensor(True)")
+
+
 class Phase(nn.Module):
     def __init__(self):
         super().__init__()
