@@ -11,7 +11,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core._outside import requires_grad_outside
 from ftrain.core._torch_dispatch import in_gradient_transform
-from ftrain.core._words import a_or_an
+from ftrain.core._words import a_or_an, kind
 from ftrain.core.state import TrainState
 
 
@@ -45,6 +45,11 @@ def check_state(state: Any) -> None:
         raise TypeError(
             f"state.step: expected an int64 0-d tensor, got {got}. Write state.replace(step=n), with an "
             "int n, which keeps dtype and device."
+        )
+    if state.step.ndim:
+        raise ValueError(
+            f"state.step: expected an int64 0-d tensor, got {kind(state.step)}: the states of an "
+            "ensemble. Map the step over them: torch.vmap(step, in_dims=(0, None))(states, batch)."
         )
     if in_gradient_transform():
         raise _differentiated("one by a transform of torch.func", "state")

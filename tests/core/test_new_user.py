@@ -208,6 +208,18 @@ def test_gradient_result_repr_summarizes_its_tensors():
     assert repr(result._replace(grads={"w": 1})).startswith("GradientResult({'w': 1}, tensor(True)")
 
 
+def test_states_of_an_ensemble_given_to_a_single_step_raise_with_the_vmap_remedy():
+    steps = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
+    states = torch.vmap(steps.init_state)(torch.arange(4))
+    with pytest.raises(
+        ValueError,
+        match=r"state\.step: .*got int64\[4\].*vmap\(step, in_dims=\(0, None\)\)",
+    ):
+        steps.train_step(states, BATCH)
+    _, metrics = torch.vmap(steps.train_step, in_dims=(0, None))(states, BATCH)
+    assert metrics["loss"].shape == (4,)
+
+
 class Phase(nn.Module):
     def __init__(self):
         super().__init__()
