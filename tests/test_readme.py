@@ -108,6 +108,8 @@ def test_documented_configurations_train_and_evaluate(
         (tmp_path / name).write_text(content)
         assert main(["train", name, "compile=false", "max_steps=3"]) == 0
         assert main(["eval", f"runs/{Path(name).stem}"]) == 0
+        if name == "irises.yaml":
+            assert main(["predict", "runs/irises", "data.path=irises.csv"]) == 0
 
 
 def test_documented_commands_and_files_exist() -> None:
