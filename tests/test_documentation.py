@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
-import markdown
+import markdown  # type: ignore[import-untyped]  # it has no stubs
 import pytest
 import yaml
 
