@@ -11,6 +11,7 @@ from typing import Any
 from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._runs import outcome
 from ftrain.config.errors import ConfigError
+from ftrain.config.folders import run_config
 from ftrain.config.run import train
 from ftrain.config.schema import Config
 from ftrain.loop import FitResult
@@ -23,6 +24,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     folder = config.folder
     before = outcome(folder) if resume else {}
     _check_end(config, before)
+    _check_changes(config, before)
     result = train(config, resume=resume, overwrite=overwrite)
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
@@ -47,6 +49,27 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
                 f"expected at least {done}, the {count} that {config.folder} has reached, got "
                 f"{wanted}. Write {key}={2 * done} to train longer, or begin a shorter run: "
                 f"ftrain train {config.folder}/config.yaml {key}={wanted} output_dir={config.folder}-2",
+            )
+
+
+def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
+    """Raise if a complete run gets other values but no more steps: `config.yaml` would record them."""
+    ends = ((config.epochs, before.get("epoch")), (config.max_steps, before.get("step")))
+    longer = any(
+        isinstance(wanted, int) and isinstance(done, int) and wanted > done for wanted, done in ends
+    )
+    if before.get("status") != "completed" or longer or config.fast_dev_run:
+        return
+    was, now = run_config(config.folder).model_dump(), config.model_dump()
+    for key in now:
+        if now[key] != was[key]:
+            more = f"epochs={2 * config.epochs}" if config.epochs else "max_steps=..."
+            raise ConfigError.at(
+                key,
+                config.places.of((key,)),
+                f"expected the value of {config.folder}, which is complete, got another; no step "
+                f"would use it. Train longer as well: {more}; or begin another run: ftrain train "
+                f"{config.folder}/config.yaml ... output_dir={config.folder}-2",
             )
 
 

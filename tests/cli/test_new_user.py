@@ -99,6 +99,11 @@ def test_train_command_on_a_complete_run_prints_how_to_train_longer(
     assert main(["resume", "runs/config"]) == 0
     said = "the run is complete; to train longer: ftrain resume runs/config epochs=2"
     assert said in capsys.readouterr().out
+    written = (project / "runs" / "config" / "config.yaml").read_bytes()
+    assert main(["resume", "runs/config", "optimizer.learning_rate=0.5"]) == 2
+    said = "optimizer: expected the value of runs/config, which is complete, got another; no step"
+    assert said in capsys.readouterr().err
+    assert (project / "runs" / "config" / "config.yaml").read_bytes() == written
     assert main(["resume", "runs/config", "epochs=2"]) == 0
     assert "the run is complete" not in capsys.readouterr().out
     assert main(["eval", "runs/config", "--checkpoint", "nope"]) == 2
