@@ -168,7 +168,22 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             if not resume:
                 _clear(folder)
                 _write(folder, written)
-        yield Run(parts, folder, _trainer(parts, folder, callbacks), written)
+        trainer = _trainer(parts, folder, callbacks)
+        if isinstance(trainer.store, Store):
+            stack.enter_context(_closed(trainer.store))
+        yield Run(parts, folder, trainer, written)
+
+
+@contextlib.contextmanager
+def _closed(store: Store) -> Iterator[None]:
+    """Close a store at the end, after a failed run too, whose exception is the one that is raised."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            store.close()
+        raise
+    store.close()
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:
