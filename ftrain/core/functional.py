@@ -44,15 +44,20 @@ class Bound:
             # Records which parameter each initial draw fills, so that each gets a key of its own.
             built, self._plan = observe(self._build)
             again = construct(lambda: built_again(self._build), random.key(0), self._plan)
-            if not is_shared(built, again):
+            if again is built:  # one module, which the function hands out
+                self._start = built
+            # A model may share parts with the caller: an activation at module level, a default argument,
+            # a pretrained encoder. Those must keep their tensors, and the others are still drawn.
+            self._shares = is_shared(built, again)
+            if not self._shares:
                 self._parameter_hooks = parameter_hooks(built)
                 self.skeleton = Skeleton(built, again, self._parameter_hooks)
                 self._watch = Watch(built)
                 return
-            self._start = built
-        assert self._start is not None
-        self._parameter_hooks = parameter_hooks(self._start)
-        self.skeleton = skeleton_of(self._start)
+        else:
+            built = model
+        self._parameter_hooks = parameter_hooks(built)
+        self.skeleton = skeleton_of(built)
         self._watch = Watch(self.skeleton.module)
 
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
@@ -149,6 +154,7 @@ class Bound:
             module = copied(self._start)
         else:
             module = construct(self._build, random.key(0), self._plan)
+            module = copied(module) if self._shares else module
         fill(module, tensors)
         return module.eval()
 

@@ -125,6 +125,57 @@ def test_bound_init_is_a_pure_function_of_the_key(build: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+SHARED_ACTIVATION = nn.GELU()
+ENCODER = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+class DefaultActivation(nn.Module):
+    def __init__(self, activation: nn.Module = nn.PReLU()) -> None:  # noqa: B008  # as users write
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 3), activation, nn.Linear(3, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "kept"),
+    [
+        (lambda: nn.Sequential(nn.Linear(2, 3), SHARED_ACTIVATION, nn.Linear(3, 1)), set()),
+        (DefaultActivation, {"layers.1.weight"}),
+        (
+            lambda: nn.Sequential(ENCODER, nn.Linear(3, 1)),
+            {f"0.{i}.{n}" for i in (0, 1) for n in ("weight", "bias")},
+        ),
+    ],
+    ids=["activation of a module", "default argument", "pretrained encoder"],
+)
+def test_key_draws_the_weights_beside_a_part_that_two_builds_share(
+    build: Any, kept: set[str]
+) -> None:
+    """One shared activation once made the seed draw nothing: every seed gave the same weights."""
+    before = [t.clone() for t in (*ENCODER.parameters(), *ENCODER.buffers())]
+    apply = ftrain.bind(build)
+    (one, buffers), (again, _), (other, _) = (apply.init(random.key(k)) for k in (0, 0, 1))
+    testing.assert_same_bits(one, again)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) == (name in kept), name
+    apply(one, buffers, KEY, torch.ones(4, 2))
+    state_dict = apply.module(other, buffers).state_dict()
+    assert all(torch.equal(state_dict[name], value) for name, value in other.items())
+    after = [*ENCODER.parameters(), *ENCODER.buffers()]
+    assert all(map(torch.equal, before, after))
+    assert ENCODER.training
+
+
+def test_function_that_returns_one_module_gives_its_weights_for_every_key() -> None:
+    model = nn.Linear(2, 1)
+    apply = ftrain.bind(lambda: model)
+    for seed in (0, 1):
+        testing.assert_same_bits(apply.init(random.key(seed))[0]["weight"], model.weight.detach())
+    assert not model.weight.is_meta
+
+
 def test_attributes_stored_by_a_forward_pass_are_removed() -> None:
     class Remembers(nn.Linear):
         seen = 0
