@@ -1,4 +1,4 @@
-"""Checks and copies of the inputs and outputs of the bodies of loops and branches."""
+"""Checks of the inputs and outputs of loop and branch bodies; clones of aliased tensors."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ _MOST = 20  # functions of a closure that are looked into
 
 
 def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Return the code of a function and of the functions it captures, and the tensors they capture.
+    """Return the code of a function and of the functions in its closure, and all tensors captured.
 
     The tensors are given by name. For other callable objects, the class replaces the code object.
     """

@@ -20,7 +20,7 @@ _LIMIT = 20_000  # objects: a walk of 0.1 s, made again only where something was
 
 
 class Captured:
-    """Tensors that a function captures; the search repeats after an object that it reached changed.
+    """Search for the tensors that a function captures, repeated if an object on the way changed.
 
     Args:
         fn: a function, method, partial or callable object.

@@ -1,4 +1,4 @@
-"""Argument checks of a step, and the modes that it runs under."""
+"""Argument checks of a step, and contexts that turn off autocast, grad and inference mode."""
 
 from __future__ import annotations
 

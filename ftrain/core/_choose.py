@@ -145,7 +145,7 @@ class _Sides:
 
 
 class _Gated(TorchFunctionMode):
-    """Mode that lets gradients reach outer tensors only from the branch that is taken.
+    """Mode in which only the taken branch passes gradients to tensors made outside the branches.
 
     The gradient of the output of any other branch is 0. Backward functions may turn that into NaN (0
     times the infinite slope of a square root at 0); the mode replaces it by 0, as if the branch had not

@@ -138,7 +138,7 @@ def register(
 
 
 class _Attribute(optree.PyTreeEntry):
-    """Path entry of an attribute, such as `.mask`; the empty string for the items of a mapping."""
+    """Path entry that formats as `.mask` for an attribute, as nothing for a mapping's items."""
 
     __slots__ = ()
 
@@ -150,7 +150,7 @@ class _Attribute(optree.PyTreeEntry):
 
 
 class _Written(optree.PyTreeEntry):
-    """Path entry in the notation of the node's class, such as `['x']`."""
+    """Path entry that is already in path notation, such as the text `['x']`."""
 
     __slots__ = ()
 
@@ -164,7 +164,7 @@ _KEEP = (
 
 
 def _kind_of(value: Any) -> Any:
-    """Return the function that registers the class of `value`; `None` if it is a leaf."""
+    """Return the function that registers the class of `value`; `None` if `value` is a leaf."""
     cls: Any = type(value)
     if isinstance(value, (torch.Tensor, torch.nn.Module, type, torch.utils.data.Dataset)):
         return None
@@ -180,7 +180,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def _is_plain_object(cls: type) -> bool:
-    """Return True if instances of a class hold attributes only: it has no base written in C."""
+    """Return True unless a class has a base written in C, which may store more than attributes."""
     try:
         object.__new__(cls)
     except TypeError:  # it derives from a class written in C

@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Functions that read and write objects of one kind.
+    """Functions that read and replace the contents of one kind of object (dict, list, cell, ...).
 
     Attributes:
         size: a number that differs if entries were added or removed.
@@ -94,7 +94,7 @@ class Group:
         return changes + [self._put(place) for place in owners]
 
     def adopt_plain(self) -> bool:
-        """Accept the changes if they only replace numbers and strings; return True if accepted."""
+        """If only numbers and strings were replaced, record the new contents and return True."""
         kind, nodes = self._kind, self._nodes
         if [*map(kind.size, nodes)] != self._sizes:
             return False
@@ -114,7 +114,7 @@ class Group:
         return change
 
     def _owner(self, entry: int) -> int:
-        """Return the position of the object that an entry belongs to."""
+        """Return the index of the object that holds this entry of the concatenated contents."""
         return bisect.bisect_right(self._starts, entry) - 1
 
 
@@ -144,7 +144,7 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers that a walk found, which one call of `any` compares.
+    """Return the empty containers that a walk found; one call of `any` tells if one was filled.
 
     Most containers of a module are empty (its hooks, say).
     """

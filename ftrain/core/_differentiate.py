@@ -1,4 +1,4 @@
-"""Gradient of a function, with its autograd graph if a caller could differentiate the gradient again.
+"""Gradients of a function, which keep an autograd graph if a caller could differentiate them.
 
 Read next: `_outside.py` (finds out if a caller could), `_hooks.py` (tensor hooks), `functional.py` (the
 public interface).
@@ -90,7 +90,7 @@ def differentiate(
 
 
 def entry(leaf: torch.Tensor, follow: bool) -> torch.Tensor:
-    """Return a distinct tensor with the values of `leaf` that requires a gradient.
+    """Return a new tensor object that requires a gradient and has the values of `leaf`.
 
     A function may capture the very tensor that it receives as an argument: the derivative is with
     respect to the argument alone.
@@ -239,7 +239,7 @@ def _by_dynamo(
 
 
 def _is_looked_at(outside_leaves: list[torch.Tensor] | None) -> bool:
-    """Return True if the graph must be surveyed: in the first call of a step, and in every trace."""
+    """Return True if `survey` must check the graph: in a step's first call, and in every trace."""
     return outside_leaves is not None or is_tracing()
 
 

@@ -184,7 +184,7 @@ def _register(
 
 
 def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
-    """Run hooks on a tensor's gradient in each backward pass that goes through this alias of it."""
+    """Run hooks on a tensor's whole gradient in each backward pass that goes through `alias`."""
     while hooks:
         if tensor.requires_grad and alias.requires_grad:
             _add(alias, _Arrival(_total(tensor, hooks)))
@@ -199,7 +199,7 @@ def _add(tensor: torch.Tensor, hook: Hook) -> Any:
 
 
 class _Total:
-    """Hook on a caller's tensor that runs other hooks if a gradient arrived through an alias of it.
+    """Hook on a caller's tensor; runs other hooks if a gradient came through a view of the tensor.
 
     It is removed with the last graph through an alias. The graph in the body of a loop is made again in
     each backward pass and freed before the gradient arrives, so there the hook stays.
@@ -224,7 +224,7 @@ class _Total:
 
 
 def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
-    """Return the `_Total` that runs these hooks on a tensor; register it if it is missing."""
+    """Return the `_Total` registered on a tensor for these hooks; register one if there is none."""
     registered = gradient_hooks(tensor)
     wanted = [*map(_OfRows.plain, hooks)]
     for each in registered.values() if registered else ():
@@ -272,7 +272,7 @@ class _OfRows:
 
 
 def _inside(tensor: torch.Tensor, hooks: Sequence[Hook]) -> Sequence[Hook]:
-    """Return the hooks to register on the tensor inside a wrapper: one call per row under a vmap."""
+    """Return `hooks` for the tensor that `tensor` wraps; under vmap, each runs once per row."""
     dim = _torch_levels.mapped_dim(tensor)
     return hooks if dim is None else [_OfRows(hook, dim) for hook in hooks]
 
@@ -298,7 +298,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
 def _missing(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Hook]:
-    """Return those of `hooks` that a tensor lacks and that it never had as a stand-in for another."""
+    """Return those of `hooks` that a tensor lacks and that `Gradient` never registered on it."""
     if not hooks:
         return []
     has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]

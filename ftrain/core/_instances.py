@@ -40,7 +40,7 @@ _withheld: contextvars.ContextVar[str | None] = contextvars.ContextVar("withheld
 
 
 class ContainerError(TypeError):
-    """Error for a container that cannot be rebuilt with other tensors; `tree` adds its path."""
+    """Error for a container that cannot be rebuilt with other tensors; `flatten` adds its path."""
 
     def __init__(self, container: Any, why: str) -> None:
         super().__init__(why)
@@ -164,7 +164,7 @@ class _Shell:
 
 
 class Withheld:
-    """Placeholder that raises if a compiled function or a micro-batch reads a withheld attribute."""
+    """Placeholder for an attribute that `withheld` omits; it raises if its contents are read."""
 
     __slots__ = ("_why",)
 

@@ -38,7 +38,7 @@ class KeptBuffers:
         return all(version(self._tensors[name]) == v for name, v in self._versions.items())
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the snapshot, the small buffers as new copies.
+        """Return the tensors of the snapshot, with a new copy of each small buffer.
 
         Raises:
             ImpureFunctionError: a large buffer was written to after the snapshot.

@@ -80,7 +80,7 @@ class MeanLoss:
         return mean
 
     def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
-        """Return `Sums` whose `totals` are the mean loss's unscaled gradients, in parameter dtypes."""
+        """Return `Sums` with gradients of the mean loss in `totals`, unscaled."""
         scale, inverse = None, None
         if self._policy.loss_scale is not None:
             scale, inverse = state.scaler.scale, LossScale.inverse(state.scaler)
@@ -124,7 +124,7 @@ class MeanLoss:
         *,
         scans: bool,
     ) -> Sums:
-        """Sum `of_part` over micro-batches, by `scan` or unrolled, and over ranks."""
+        """Sum the results of `of_part` over micro-batches (`scan` or a Python loop) and ranks."""
         if self._is_whole(batch):
             sums = of_part(state.buffers, key, batch, None)
         else:
@@ -202,7 +202,7 @@ class MeanLoss:
 def _refuse_outside_leaves(
     first: list[torch.Tensor], second: list[torch.Tensor], where: str
 ) -> None:
-    """Raise if two runs of a loss share an autograd leaf: one that the loss makes is new in each run."""
+    """Raise if two runs of a loss depend on one autograd leaf: neither run created that leaf."""
     made = {id(leaf) for leaf in first}
     for leaf in second:
         if id(leaf) in made:

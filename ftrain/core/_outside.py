@@ -1,4 +1,4 @@
-"""Survey of the autograd graph of a function's results: its leaves and the nodes where it ends.
+"""Survey of an autograd graph: leaves from outside a function, and nodes without a derivative.
 
 `value_and_grad` keeps the graph of its results only if a caller could differentiate them with respect to
 a tensor from outside of the function: an argument or a captured tensor, directly or through operations.
@@ -115,7 +115,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return the name of the operator that made a node, from the warning that the node emits."""
+    """Return ` (OPERATOR)` from the warning that calling a node emits; empty if there is none."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))

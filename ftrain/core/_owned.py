@@ -34,7 +34,7 @@ class _Watch:
         )
 
     def adopt_plain(self) -> bool:
-        """Accept changes of numbers and strings; return False if anything else has changed."""
+        """Record changes of numbers and strings; return False if anything else has changed."""
         return (
             not any(self._empty)
             and all(each.same() or each.adopt_plain() for each in self._groups)
@@ -49,7 +49,7 @@ class _Watch:
         return changes
 
     def put_back(self) -> None:
-        """Restore everything except objects with a `refusal`, which `restore` must report."""
+        """Restore all objects except those that cannot be restored, which `restore` must report."""
         self.restore_contents()
         for each in self._prints:
             if each.refusal is None and not each.same():
@@ -122,7 +122,7 @@ class Owned:
         self._private, self._open = _Watch(private), _Watch(shared)
 
     def settle(self, private: bool = True) -> bool:
-        """Accept changes made outside of calls; return True if the objects were searched again.
+        """Record changes made between calls; return True if they required a new search.
 
         What only `roots` reach is restored: a backward pass has changed it after the last call.
 

@@ -11,7 +11,7 @@ from ftrain.core.errors import NonFiniteError
 def require_finite(
     finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
 ) -> torch.Tensor:
-    """Raise unless `finite` (one bool per leaf) is all True and the weight is positive; return True.
+    """Return True if all of `finite` (a bool per leaf) is True and the weight positive; else raise.
 
     A step must select everything that it writes by the result: then no write comes before the check.
     Waits for the device.

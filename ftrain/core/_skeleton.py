@@ -198,7 +198,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes a context with the tensors and mode of the current `holding`.
+        """Return a function that makes contexts in which the present tensors are installed again.
 
         A backward pass enters it to compute a checkpointed region again. By then the forward pass may
         have written to its buffers, or `holding` may have ended.
@@ -293,7 +293,7 @@ class Skeleton:
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise for a tensor that a call registered, removed or set from `None`, and for `refusals`."""
+        """Raise if a call registered, removed or filled in a tensor, or if there are `refusals`."""
         for node, keys, values, _ in changes:
             prefix = self._registries.get(id(node))
             if prefix is None or keys is None:

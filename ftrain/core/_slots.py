@@ -18,7 +18,7 @@ __all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
 
 
 class Slot(NamedTuple):
-    """Location `holder[key]` in a module of the parameter or buffer with this name."""
+    """Location `holder[key]` in a module of a parameter or buffer, and the name of that tensor."""
 
     holder: Any
     key: Any

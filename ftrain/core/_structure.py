@@ -69,7 +69,7 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy of a module, nested to any depth."""
+    """Return a deep copy of a module, whose submodules may be nested to any depth."""
     memo = {} if memo is None else memo
     copy_of = module
     # Children first: deepcopy meets them copied already, and recurses no deeper than one module.

@@ -100,7 +100,7 @@ def is_recorded(tensor: torch.Tensor) -> bool:
 
 
 def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
-    """Make the trace read its own result `other` where `tensor` is used (torch 2.3 and later)."""
+    """Record uses of `tensor` in the trace as uses of its result `other` (torch 2.3 and later)."""
     mode = get_proxy_mode()
     assert mode is not None
     mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[other]

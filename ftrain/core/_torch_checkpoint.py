@@ -42,7 +42,7 @@ _active = _Active()
 
 @contextlib.contextmanager
 def around_regions(again: Again) -> Iterator[None]:
-    """Recompute each checkpointed region in the context that `again` makes at the region's start.
+    """Recompute each checkpointed region in the contexts that `again` gave in its forward pass.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """
@@ -86,7 +86,7 @@ class _Recompute:
 
 @functools.cache
 def _install() -> None:
-    """Extend torch's own classes, once; outside of `around_regions` they behave as before.
+    """Patch torch's checkpointing classes, once; outside of `around_regions` they behave as before.
 
     (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it torch's own errors
     remain, and a draw in a recomputation raises.)

@@ -143,7 +143,7 @@ def _grouped_mm(
 
 
 def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
-    """Keep a copy on its tensor's device where torch adds a zero derivative and copies to meta.
+    """Copy on the tensor's own device where torch, under transforms, copies to the meta device.
 
     Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
     shape (torch 2.13). Only this call from C++ gives a layout too.

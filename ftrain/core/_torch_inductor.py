@@ -112,7 +112,7 @@ def cpp_compilers() -> tuple[str, ...] | None:
 def first_run(
     compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run a compiled function once; return its outputs and inductor's bare code, or `None`.
+    """Run a compiled function; return outputs, and the code without wrappers if they do nothing.
 
     AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
     observed to pass on the same input and output objects, and there is a CPU only, `code` does the same

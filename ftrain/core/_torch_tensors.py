@@ -69,7 +69,7 @@ def node_number(node: Any) -> int:
 
 
 def forward_class(node: Any) -> Any:
-    """Return the `torch.autograd.Function` of a node or of its class (torch 1.0 and later)."""
+    """Return the `torch.autograd.Function` of a node or of a node's class (torch 1.0 and later)."""
     return node._forward_cls
 
 

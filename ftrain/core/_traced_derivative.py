@@ -94,7 +94,7 @@ def vjp(
     followed: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Return gradients with respect to the graded inputs of `fn`, then to the captured `followed`.
+    """Return the gradients for the inputs marked in `graded`, then for the tensors in `followed`.
 
     Each is the partial derivative: a captured tensor that was computed from another one, outside of
     `fn`, counts as independent of it.
@@ -149,7 +149,7 @@ def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
-    """Return a hook on a node that removes the gradients of its outputs `numbers`: they end there."""
+    """Return a hook that drops a node's incoming gradients at the output positions `numbers`."""
 
     def hook(grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
         left = tuple(None if i in numbers else grad for i, grad in enumerate(grads))

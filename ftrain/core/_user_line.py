@@ -41,7 +41,7 @@ def show(frame: traceback.FrameSummary) -> str:
 
 
 def current_line() -> str:
-    """Return the `user_line` of the running code."""
+    """Return the line of user code that is running now, as `user_line` formats it."""
     return user_line(traceback.extract_stack())
 
 

@@ -69,7 +69,7 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True if no call of this kind has passed yet, and all its tensors have values.
+        """Return True if `passed` has not recorded this kind, and all tensors hold data.
 
         Under a fake tensor mode no operator gives values, not even of a captured tensor that has some.
         """

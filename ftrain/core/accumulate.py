@@ -47,7 +47,7 @@ class MicroBatches:
 
 
 class Sums(NamedTuple):
-    """Sum over micro-batches of losses or gradients, with their weight, buffers and metrics.
+    """Losses or gradients summed over micro-batches, with their weight, buffers and metrics.
 
     Attributes:
         totals: the sum of losses, or of their gradients (in float32 or wider, times the loss scale).
@@ -120,7 +120,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 def accumulate_micro_batches(
     of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Sum `of_part` over micro-batches in order; each gets its own key and its predecessor's buffers.
+    """Sum the results of `of_part` over micro-batches; each starts from its predecessor's buffers.
 
     Args:
         of_part: the function of one part.
@@ -178,7 +178,7 @@ def _merged(stacked: Metrics, k: int) -> Metrics:
 
 
 def _check_examples(metrics: Metrics, part: Any) -> None:
-    """Raise unless concatenated values have one entry for each row of the micro-batch.
+    """Raise unless each `PerExample` has a length divisible by the micro-batch's number of rows.
 
     Raises:
         ValueError: their number is not a multiple of the rows.

@@ -117,7 +117,7 @@ def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) 
 
 
 def check_order(function: str, **given: Any) -> None:
-    """Raise unless each argument has the type of its name: optimizer, `GradientResult` or state."""
+    """Raise if the arguments are out of order: each needs the type that its name implies."""
     for name, value in given.items():
         if name == "optimizer":
             fits = callable(getattr(value, "update", None))

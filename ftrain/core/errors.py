@@ -32,7 +32,7 @@ class TraceError(RuntimeError):
 
 
 class DonationError(ValueError):
-    """Error for a state that cannot be donated: its output does not fit, or its tensors share memory."""
+    """Error for a state that cannot be donated: no output fits it, or its tensors share memory."""
 
 
 class DonatedStateError(RuntimeError):

@@ -92,9 +92,10 @@ class Bound:
         ):
             if list(given) != names:
                 raise ValueError(
-                    "the model: expected the trainable parameters of the model that was bound, got a "
-                    f"difference in {sorted(set(given) ^ set(names))[:5]}. Build the same layers each "
-                    "time, and do not change a module after it was bound."
+                    "the model: expected the same trainable parameters, frozen parameters and buffers "
+                    "as when it was bound, got others (these names are in only one of the two: "
+                    f"{sorted(set(given) ^ set(names))[:5]}). Build the same layers each time, and do "
+                    "not change a module after it was bound."
                 )
         # Tied tensors have one name, so no two of these share memory.
         params, buffers = (tree.map(torch.clone, tensors) for tensors in found)
@@ -126,11 +127,12 @@ class Bound:
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Return `fn(module)` with these tensors installed, and new buffers; call it inside `keyed`.
+        """Return `fn(module)`, called with these tensors installed, and the new buffers.
 
-        Buffers are copied first: a module may write into its own, never into the caller's. With `until`
-        the tensors stay in place until that stack is closed, for a backward pass that runs parts of
-        the forward again (activation checkpointing).
+        The caller must be inside `keyed`, from which random operations draw. Buffers are copied first: a
+        module may write into its own, never into the caller's. With `until` the tensors stay in place
+        until that stack is closed, for a backward pass that runs parts of the forward again (activation
+        checkpointing).
         """
         params = hooked(params, self._parameter_hooks)
         if until is None:

@@ -41,7 +41,7 @@ class Metric(Protocol):
         """Return the metric as a tensor."""
 
     def merge(self, other: Any) -> Any:
-        """Return the metric of the values of both, those of `self` first."""
+        """Return the metric over the data of both; the data of `self` comes first."""
 
 
 class Mean(NamedTuple):
@@ -201,14 +201,14 @@ class PerExample(NamedTuple):
 
 
 class Unreduced(PerExample):
-    """`PerExample` of a tensor with axes that a loss returned as it is, perhaps by mistake."""
+    """`PerExample` for a tensor with axes that a loss returned unwrapped, perhaps by mistake."""
 
     __slots__ = ()
 
 
 @tree.register_dataclass
 class Metrics(Mapping[str, torch.Tensor]):
-    """Named metrics, read like a dict of tensors and merged like a number.
+    """Named metrics, read like a dict of tensors; `merge` combines those of two batches.
 
     `metrics["loss"]` is a 0-d tensor on the device; nothing waits for it until it is printed. Nested
     dicts of a loss function have one flat name an entry, `metrics["head/accuracy"]`.
@@ -301,7 +301,7 @@ def _kind(metric: Any) -> str:
 
 
 def _bare(value: Any) -> Any:
-    """Convert a tensor to the metric that it stands for; return a metric unchanged."""
+    """Wrap a 0-d tensor in `BatchMean`, any other in `Unreduced`; return a metric unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     return BatchMean(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)

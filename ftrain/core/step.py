@@ -38,7 +38,7 @@ __all__ = ["Steps", "TrainStep", "make_steps", "update"]
 
 
 class Steps(NamedTuple):
-    """Three pure functions of a training run.
+    """Functions that create a run's state, train it for one step, and evaluate it on one batch.
 
     Attributes:
         init_state: `(seed) -> state`; `seed` is an int.
@@ -88,7 +88,7 @@ def make_steps(
     nonfinite: NonFinite = "skip",
     grad_reduce: GradReduce | None = None,
 ) -> Steps:
-    """Return training as three pure functions over one immutable state.
+    """Return the pure functions of a training run: `init_state`, `train_step` and `eval_step`.
 
     Args:
         model: an `nn.Module` (its weights are the start; it is never modified), or a function that

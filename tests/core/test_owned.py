@@ -148,7 +148,7 @@ def test_restore_undoes_any_writes_to_owned_objects(root: Any, writes: Any) -> N
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_undone_writes_to_owned_objects_can_be_reapplied(root: Any, writes: Any) -> None:
+def test_changes_returned_by_restore_bring_back_the_undone_writes(root: Any, writes: Any) -> None:
     """A nested call relies on this: it runs on the restored model, then the changes return."""
     holder = [root]
     owned = Owned([("", holder)])

@@ -1,4 +1,4 @@
-"""Arguments of one call: flattened, made plain tensors, compared with those of earlier programs."""
+"""Arguments of one call: flattening, conversion to plain tensors, comparison with other calls."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Call:
         return Signature(self.treedef, self.names, self.specs, self.settings)
 
     def normalise(self, function: str) -> None:
-        """Replace every tensor by a plain one; raise if that is impossible."""
+        """Make each tensor a plain, detached one; raise for a leaf that no program accepts."""
         for i, leaf in enumerate(self.leaves):
             if not isinstance(leaf, torch.Tensor):
                 try:

@@ -201,7 +201,7 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Copy the leaves to which something besides the claimed state refers; return their record."""
+        """Copy leaves that are referenced outside the claimed state; return its `OwnedLeaves`."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
@@ -249,7 +249,7 @@ class Compiled(Generic[P, R]):
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
-    """Return the record of the leaves that a state owns if it has exactly these; else `None`."""
+    """Return the `OwnedLeaves` of a state if `tensors` begins with just these; else `None`."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
 

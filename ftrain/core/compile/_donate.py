@@ -58,7 +58,7 @@ class Claim:
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
     def release(self, state: Any) -> None:
-        """End the claim: give the claimed state the fields of `state`, and its class back."""
+        """End the claim: make the old state usable again, with the fields of `state`."""
         object.__setattr__(self._state, "__dict__", dict(vars(state)))
         object.__setattr__(self._state, "__class__", self._class)
 
@@ -119,7 +119,7 @@ def check_memory(
 
 
 def check_fits(function: str, state: Any, output: Any) -> bool:
-    """Return True if the new state is the whole output; False if it is the first of several.
+    """Return True if the output is the new state; False if only its first element is.
 
     Raises:
         DonationError: neither has the structure of the donated state.
@@ -168,7 +168,8 @@ def _poisoned(cls: type[Any]) -> type[Any]:
 
     def unflatten(*_: Any) -> NoReturn:
         raise DonatedStateError(
-            f"a donated {cls.__name__} cannot be rebuilt. Use the state that the call returned."
+            f"a donated {cls.__name__} cannot be replaced, mapped or copied. Use the state that the "
+            "call returned."
         )
 
     optree.register_pytree_node(poisoned, use, unflatten, namespace=tree.NAMESPACE)

@@ -50,7 +50,7 @@ def _first_write(frame: types.FrameType) -> int | None:
 
 
 def _first_copy(filename: str) -> int | None:
-    """Return the line of the first copy in an eager graph, whose last operators are the copies."""
+    """Return the line number of the first copy in an eager graph (all copies come last)."""
     lines = linecache.getlines(filename)
     if not lines:
         return 0

@@ -42,7 +42,7 @@ class Write(NamedTuple):
 
 
 class GraphEditor:
-    """Editor of a graph; `names` are the names of the graph's inputs in messages."""
+    """Editor of a traced graph; `names` are what error messages call the graph's inputs."""
 
     def __init__(self, module: fx.GraphModule, mode: Any, names: Sequence[str]) -> None:
         self.module = module
@@ -86,7 +86,7 @@ class GraphEditor:
             node.target = aten.zeros.default
 
     def _replace_tangent_copies(self) -> None:
-        """Replace the copies by which forward mode gives a tangent the strides of its value.
+        """Clone a tangent where forward mode copies it into memory with the strides of its value.
 
         The value may be expanded (the gradient of a sum), and no kernel writes into expanded memory.
         """

@@ -107,7 +107,7 @@ def _drop_unused_tensors(graph: fx.GraphModule) -> None:
 
 
 def _allow_other_layouts(graph: fx.GraphModule) -> None:
-    """Allow values to have other strides than in the trace.
+    """Replace `view` by `reshape`, since values may have other strides than in the trace.
 
     Fake kernels return other strides than the operators do for some inputs (`softplus_backward` of a
     transposed gradient), and inductor traces the graph again with operators decomposed. Then `view`

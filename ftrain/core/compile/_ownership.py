@@ -63,7 +63,7 @@ class OwnedLeaves:
         ]
 
     def take(self, tensors: Sequence[torch.Tensor], replaced: Sequence[int]) -> None:
-        """Record the new tensors at the positions `replaced` of `tensors`."""
+        """Record `tensors[i]` as the leaf at position `i`, for each position in `replaced`."""
         for place in replaced:
             self.leaves[place] = tensors[place]
             self._weak[place] = _weak(tensors[place])
@@ -74,7 +74,7 @@ class OwnedLeaves:
 
 
 def held_elsewhere(tensors: Sequence[torch.Tensor], n: int) -> list[int]:
-    """Return the positions below `n` of the tensors to which something besides the list refers."""
+    """Return which of the first `n` tensors are referenced outside of the list, by position."""
     references = list(map(sys.getrefcount, tensors))[:n]
     return [
         place

@@ -23,7 +23,7 @@ Reader = Callable[[tuple[Any, ...], dict[str, Any]], "list[torch.Tensor] | None"
 
 
 def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
-    """Build the reader for arguments with the structure of these.
+    """Build a function that reads the tensors from arguments with the same structure as these.
 
     It returns the tensors in the order of `tree.flatten((args, kwargs))`, or `None` if a container
     or a static leaf differs. The kinds of the tensors are not checked.
@@ -75,7 +75,7 @@ class _Writer:
         self.lines.append(f"if {condition}: return None")
 
     def node(self, value: Any, at: str) -> list[str]:
-        """Write the checks of one node; return the expressions of the tensors below it."""
+        """Write code that checks one node; return the expressions that read its tensors."""
         if isinstance(value, torch.Tensor):
             return [at]
         if value is None:
@@ -126,7 +126,7 @@ class _Writer:
         ]
 
     def other(self, value: Any, here: str) -> list[str]:
-        """Write the checks of a node of another registered type, which optree flattens."""
+        """Write code that flattens a node of any other type with optree and checks the result."""
         leaves, treedef = optree.tree_flatten(value, namespace=tree.NAMESPACE)
         found, found_def = self.fresh(), self.fresh()
         self.lines.append(f"{found}, {found_def} = flatten({here}, namespace=namespace)")

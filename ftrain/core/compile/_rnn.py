@@ -74,7 +74,7 @@ class _Layer(NamedTuple):
         return tuple(part.to(self.dtype(x, start)) for part in output)
 
     def dtype(self, x: torch.Tensor, start: Sequence[torch.Tensor]) -> torch.dtype:
-        """Return the dtype of torch's result; decomposed layers keep the dtype of their state."""
+        """Return the dtype that torch gives to the output, with or without autocast."""
         if not self.autocast:
             return x.dtype
         dtype: torch.dtype = getattr(torch, self.autocast)

@@ -91,7 +91,7 @@ _SPELLED = {
 
 
 class Calls:
-    """Record of the torch function that raised last under the function modes of a trace."""
+    """Record of the last torch function that raised an error during a trace."""
 
     error: BaseException | None = None
     function: Any = None
@@ -147,7 +147,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
 
 
 def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
-    """Return the message and remedy of a torch function; `None` if the user's line needs the value."""
+    """Return message and remedy if a torch function needs the value; `None` if user code does."""
     known = BY_TORCH_LINE.get((place.file, place.name))
     if known is not None:
         return known

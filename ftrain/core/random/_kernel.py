@@ -63,7 +63,7 @@ class Kernel:
     def draw(
         self, kind: int, key: Tensor, folds: Sequence[int], out: Tensor, a: float = 0, b: float = 0
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)` with draws for keys `(*batch, 2)`; `kind` as at the top."""
+        """Fill `out` `(*batch, ...)` with draws of a kind (`BITS8`, ...) for keys `(*batch, 2)`."""
         key = key.contiguous()
         rows = key.numel() >> 1
         count = out.numel()
@@ -92,7 +92,7 @@ class Kernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Write to `out` the keys `(*batch, 2)` with `folds`, then `data` `(*batch)`, folded in."""
+        """Write to `out` the keys `(*batch, 2)` after folding in `folds` and `data` `(*batch)`."""
         packed = struct.pack(f"{len(folds)}I", *folds)
         address = None if data is None else data.data_ptr()
         rows = key.numel() >> 1

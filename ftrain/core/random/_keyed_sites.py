@@ -144,7 +144,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count the draws inside the context (those of the operator mode) apart from all others."""
+        """Count the operator mode's draws, made inside the context, separately from other draws."""
         self._suffix = "!"
         try:
             yield
@@ -204,7 +204,7 @@ class KeyStream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream for a backward pass, with sites inside the modules `around`."""
+        """Return a stream for a backward pass; it counts draws as made in the modules `around`."""
         stream = KeyStream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes
@@ -322,7 +322,7 @@ class KeyStream:
 
 
 def _running(frame: FrameType | None) -> list[Running]:
-    """Return the modules that run at a frame, innermost first; True if in its `__init__`."""
+    """Return the modules that run at a frame, innermost first, each with True if in `__init__`."""
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code

@@ -102,7 +102,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if the line that drew is to be searched: less often as other threads draw."""
+        """Return True if a search for the line that drew is due: rarely if other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1

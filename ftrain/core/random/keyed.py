@@ -237,7 +237,7 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
 
 
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run a function without a handler under the operator mode, which has handlers for operators."""
+    """Run a function that has no handler under the operator mode, which keys the draws inside."""
     if _torch.inside_vmap():
         raise refusal(func, "draws random numbers under torch.vmap, where it has no keyed form")
     keyed = here.keyed
