@@ -1,4 +1,4 @@
-"""Work in a background thread whose failure is always reported."""
+"""Functions that run in a background thread, and whose exceptions are always reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Background"]
 
 
 class Background:
-    """Runner of one function at a time in a background thread; `wait` raises what it raised.
+    """Runner of functions in a background thread, one at a time; `wait` raises their exceptions.
 
     At exit the process waits for the work, and an unreported failure ends it with status 1: a run
     whose last checkpoint is missing has not succeeded.

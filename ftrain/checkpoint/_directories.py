@@ -1,4 +1,4 @@
-"""Directories that are written and deleted under hidden names, so that readers never see a part.
+"""Directories written and deleted under hidden names, so that readers never see an incomplete one.
 
 A writer that was killed leaves directories called `.tmp-...` or `.trash-...` that are not locked.
 """
@@ -39,7 +39,7 @@ def make_directories(path: str) -> None:
 
 @contextlib.contextmanager
 def workplace(parent: str) -> Iterator[str]:
-    """Yield a temporary directory to write in, next to the final path.
+    """Yield a new temporary directory in `parent`, deleted at the end unless it was renamed.
 
     It is deleted in the end, unless it was moved. It is locked to show other processes that it is
     in use. Directories of dead writers are swept first.
@@ -101,7 +101,7 @@ def remove_tree(path: str) -> OSError | None:
 
 
 def sweep(directory: str) -> None:
-    """Delete the temporary directories of dead writers; those in use are locked and stay."""
+    """Delete the temporary directories of dead writers; directories in use are locked and stay."""
     with contextlib.suppress(OSError):
         for name in _files.system.list(directory):
             left = os.path.join(directory, name)
@@ -113,7 +113,7 @@ def sweep(directory: str) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[bool]:
-    """Lock a directory in the `with` block; yield True if that succeeded and it still exists."""
+    """Lock a directory in the `with` block; yield True if locked and the directory still exists."""
     try:
         lock = Lock.directory(directory)
     except FileNotFoundError:

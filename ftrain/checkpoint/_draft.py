@@ -38,7 +38,7 @@ class Collected:
     rest: dict[str, Any]
 
     def copied(self) -> Collected:
-        """Return the same with copies of the tensors, so that the state may be donated.
+        """Return this content with copies of the tensors, so that the state may be donated.
 
         Tensors on a device are copied to the host: the writing thread does not wait for its streams.
         Layouts and aliases stay.

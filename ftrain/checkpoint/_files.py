@@ -91,7 +91,7 @@ class Files:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
     def read_into(self, descriptor: int, buffer: memoryview, path: str) -> int:
-        """Read into a buffer; return the number of bytes, fewer only at the end of the file."""
+        """Fill a buffer, or read to the end of the file; return the number of bytes read."""
         done = 0
         while done < len(buffer):
             count = self.call("read", path, os.readv, descriptor, [buffer[done:]])

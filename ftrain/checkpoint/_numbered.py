@@ -33,24 +33,24 @@ _NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
 
 
 class _Found(NamedTuple):
-    """Path and identity of a file, because the same path may hold another file a moment later."""
+    """Path of a checkpoint, and the identity of the directory that was last seen there."""
 
     path: pathlib.Path
     identity: Identity
 
 
 class Numbered:
-    """Numbered checkpoints of a directory, which may not exist."""
+    """Numbered checkpoints in a directory; none if the directory does not exist."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
 
     def path(self, step: int) -> pathlib.Path:
-        """Return the final path of a step's checkpoint."""
+        """Return the path `.../step-000000000100` of a step's checkpoint."""
         return self.directory / f"step-{step:012d}"
 
     def replacement(self, step: int) -> pathlib.Path:
-        """Return the path of a step's new checkpoint while it replaces an old one."""
+        """Return the path `.../step-000000000100.new` of a step's replacement checkpoint."""
         return self.directory / f"step-{step:012d}.new"
 
     def standing(self, step: int) -> pathlib.Path:
@@ -119,7 +119,7 @@ class Numbered:
         return None
 
     def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
-        """Yield the checkpoints of these steps, replacements first; `None` for a deleted one."""
+        """Yield each step's checkpoints, `.new` before the replaced one; `None` if deleted."""
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [

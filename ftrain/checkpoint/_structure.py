@@ -1,4 +1,4 @@
-"""Description of a tree's containers as JSON, equal for a checkpoint and the state it loads into."""
+"""Description of a tree's containers as JSON, by which a checkpoint and a state are compared."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def name_of(dtype: torch.dtype) -> str | None:
 
 
 def by_name(name: str) -> torch.dtype | None:
-    """Return the dtype that `name_of` gives this name, or `None` if there is none."""
+    """Return the dtype with this name, as `name_of` returns it, or `None` for an unknown name."""
     return _DTYPES.get(name)
 
 
@@ -70,7 +70,7 @@ def in_header(name: str) -> torch.dtype | None:
 
 
 def stored_as(dtype: torch.dtype, shape: Sequence[int]) -> tuple[str, list[int]]:
-    """Return the dtype and shape of a tensor in a safetensors header."""
+    """Return the dtype name and shape that a safetensors header lists for such a tensor."""
     if dtype in _NATIVE:
         return _NATIVE[dtype], list(shape)
     return "U8", [*shape, dtype.itemsize]
@@ -86,7 +86,7 @@ def row_major(tensor: torch.Tensor) -> memoryview:
 
 
 def memory_of(dense: torch.Tensor) -> memoryview:
-    """Return the bytes of a row-major tensor on the CPU, to read or write."""
+    """Return a writable view of the bytes of a row-major CPU tensor."""
     if dense.numel() == 0:
         return memoryview(bytearray())
     flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
@@ -96,7 +96,7 @@ def memory_of(dense: torch.Tensor) -> memoryview:
 def empty(
     shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """Allocate a tensor in this layout, which may overlap (`expand`ed tensors, sliding windows)."""
+    """Allocate a tensor with these strides; elements may share memory, as after `expand`."""
     if math.prod(shape) == 0:
         return torch.empty_strided(shape, strides, dtype=dtype, device=device)
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))

@@ -46,7 +46,7 @@ class Lock:
 
     @staticmethod
     def directory(path: str | os.PathLike[str]) -> Lock:
-        """Lock a directory itself.
+        """Lock a directory itself, not a file in it.
 
         Raises:
             OSError: it cannot be opened, or the file system has no locks.

@@ -26,7 +26,7 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Outcome of `restore` for each leaf, by its path in `like`; `print` lists all of it.
+    """Outcome of `restore` for each leaf, by its path in the argument `like`; printed as a list.
 
     Attributes:
         loaded: these leaves come from the source.

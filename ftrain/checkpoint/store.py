@@ -264,7 +264,7 @@ class Store:
         return f"Store({str(self.directory)!r}, steps={self.steps()})"
 
     def _check_metric(self, metrics: Mapping[str, Any]) -> None:
-        """Warn once if a checkpoint is saved with metrics that lack the one that ranks checkpoints."""
+        """Warn once if saved metrics lack the metric by which the store ranks checkpoints."""
         name = self._policy.metric
         if self._policy.best is None or self._has_ranked or not metrics:
             return
@@ -299,7 +299,7 @@ class Store:
         self._discard([entry.step for entry in entries if entry.step not in kept])
 
     def _replace(self, content: Draft, step: int) -> None:
-        """Make the new checkpoint durable under a name that readers prefer, then delete the old one."""
+        """Write the new checkpoint as `step-N.new`, which readers prefer; delete the old one."""
         publish(content, str(self._numbered.replacement(step)))
         self._take_place(step)
 

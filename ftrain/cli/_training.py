@@ -39,7 +39,10 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def _check_end(config: Config, before: Mapping[str, Any]) -> None:
-    """Raise if the run is past the requested end, because `config.yaml` would no longer describe it."""
+    """Raise if the requested `epochs` or `max_steps` is below the count that the run has completed.
+
+    Otherwise `config.yaml` would no longer describe the run.
+    """
     for key, count in (("epochs", "epoch"), ("max_steps", "step")):
         wanted, done = getattr(config, key), before.get(count)
         if isinstance(wanted, int) and isinstance(done, int) and wanted < done:

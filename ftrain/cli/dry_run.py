@@ -72,7 +72,7 @@ def _first_batch(train: Any) -> Any:
 
 
 def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
-    """Return the FLOPs of one gradient, and the bytes that its forward keeps for its backward pass."""
+    """Return FLOPs of forward and backward pass, and bytes of activations saved between the two."""
     config = parts.config
     gradients = ftrain.gradients(
         parts.model, parts.loss_fn, precision=config.precision, accumulate=config.accumulate

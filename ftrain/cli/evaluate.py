@@ -66,7 +66,7 @@ def evaluate(
 
 
 def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any]) -> None:
-    """Raise if the training data changed, so that held-out samples may have been trained on."""
+    """Raise if the data changed since training: samples now held out may have been trained on."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:

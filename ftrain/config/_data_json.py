@@ -22,14 +22,14 @@ _LISTED = 6
 
 
 def content(parts: Parts) -> str | None:
-    """Return the content of `data.json`; `None` if the data source fits nothing."""
+    """Return the text of `data.json`; `None` if the data source fits no preprocessing."""
     if parts.fitted is None:
         return None
     return fitted.to_json(fitted.Stored(_source(parts.config), parts.fitted, parts.facts))
 
 
 def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
-    """Return the stored preprocessing and facts of a run; `{}` and `None` if `data.json` is missing.
+    """Return a run's `data.json`: preprocessing and facts about the data; empty if it is missing.
 
     Raises:
         ConfigError: the file is damaged, or of another data function.
@@ -65,7 +65,7 @@ def missing_warning(
 
 
 def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> None:
-    """Raise if preprocessing fitted on the training data differs from that of the run.
+    """Raise if preprocessing fitted on the current data differs from the run's, `expected`.
 
     Raises:
         ConfigError: it lists the differences.

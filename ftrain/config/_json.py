@@ -1,4 +1,4 @@
-"""JSON parser that returns the line of every key, which YAML's composer determines."""
+"""JSON parser with the line of every key, found by a second parse of the text as YAML."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
 
 
 def call_source(config: Config, target: Target, function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call the data function, or another function that its component declares, and return the result.
+    """Call `function`: the data function, or the function that is registered as its `inputs`.
 
     Raises:
         ConfigError: it names the key, and `data.json` if a built-in function cannot read it.
@@ -120,7 +120,7 @@ def _as_data(config: Config, made: Any) -> Data:
 
 
 def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
-    """Return training and held-out batches, each `None` if the run or evaluation uses none."""
+    """Return training and held-out batches; `None` in place of batches that are not used."""
     place = device if device.type != "cpu" else None
 
     def batches(dataset: Any, training: bool) -> Any:

@@ -46,7 +46,7 @@ def _parsed(override: str) -> tuple[Path, Any]:
 
 
 def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
-    """Return a copy of `parent`, whose own path is `done`, with `value` set at `path` inside it."""
+    """Return a copy of `parent`, the value at the path `done`, with `value` set at `path` in it."""
     if not path:
         return value
     key, here = path[0], (*done, path[0])

@@ -113,7 +113,7 @@ def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
 
 
 def _keeps_best(parts: Parts) -> bool:
-    """Return True if best checkpoints are kept; by the default metric, only with held-out data."""
+    """Return True if the run keeps best checkpoints; the default metric requires held-out data."""
     options = parts.config.checkpoint
     by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
     return bool(options.keep_best) and not by_default

@@ -38,7 +38,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Return the document as nodes, which know their lines; `None` if it is empty."""
+    """Return the document as nodes with their line numbers; `None` if it is empty."""
     return yaml.compose(text, Loader=_Loader)
 
 

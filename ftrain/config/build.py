@@ -239,7 +239,7 @@ def _chain(resolved: Resolved, rate: Any) -> Any:
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """Return the schedule's arguments, with shares of the run and missing lengths as steps."""
+    """Return the schedule's arguments: convert shares of the run to steps, add omitted lengths."""
     arguments = dict(course.arguments)
     shares = [
         name

@@ -255,7 +255,7 @@ def _first(function: Any) -> str:
 
 
 def is_file(module: str) -> bool:
-    """Return True if the part before the colon names a file."""
+    """Return True if `module`, the part of `MODULE:NAME` before the colon, is a Python file."""
     return module.endswith(".py")
 
 

@@ -156,7 +156,7 @@ def reference(value: object) -> str | None:
 
 
 def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
-    """Return True if the value is replaced later: a fact about the data, or a share of steps."""
+    """Return True if the value stands for a fact about the data or a share of the run's steps."""
     if kind == "schedule":
         return name.endswith("steps") and isinstance(value, float) and 0 < value < 1
     return kind in ("model", "loss", "callback") and reference(value) is not None

@@ -187,7 +187,7 @@ def _closed(store: Store) -> Iterator[None]:
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:
-    """Return the run's checkpoint store, with the retention of the configuration."""
+    """Return the run's checkpoint store, which keeps checkpoints by the configured rules."""
     options = config.checkpoint
     return Store(
         folder / "checkpoints",

@@ -60,7 +60,7 @@ class Trained:
 
     @property
     def steps(self) -> Steps:
-        """Steps of the run; its schedule has ended, so `train_step` has a constant learning rate.
+        """The run's `Steps`, but with a constant learning rate, because the schedule has ended.
 
         For another rate or schedule: `run.parts.steps_at(rate)`.
         """

@@ -41,7 +41,7 @@ def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
 
 
 def uniform(positions: NDArray[np.int64], keys: Words) -> NDArray[np.float64]:
-    """Return a float64 in [0, 1) for each position below 2^32, from 53 bits of two hashes of it."""
+    """Return a float64 in [0, 1) for each position below 2^32, with 53 bits from two hashes."""
     low = positions.astype(np.uint32)
     first = mix(mix(low, keys[0], keys[1]), keys[2], keys[3]).astype(np.uint64)
     second = mix(mix(low, keys[4], keys[5]), keys[6], keys[7]).astype(np.uint64)

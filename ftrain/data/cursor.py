@@ -77,7 +77,7 @@ class Cursor:
         return found
 
     def check(self, of: str | None = None, sampler: str | None = None) -> None:
-        """Raise unless the cursor is valid and fits data of this kind, length and order.
+        """Raise unless the cursor is valid and belongs to the data `of` in the order `sampler`.
 
         Args:
             of: the data that the cursor is checked against, in the form of its `of`.
@@ -145,7 +145,7 @@ class Cursor:
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """Return the cursor if it fits data of this kind, length and order; otherwise raise."""
+    """Return the cursor if it belongs to the data `of` in the order `sampler`; else raise."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "

@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def to_json(stored: Stored) -> str:
-    """Return the text of a `data.json` file, without facts that do not survive a round trip."""
+    """Return the text of a `data.json` file, without facts about the data that JSON changes."""
     found = {"source": stored.source, "fitted": stored.fitted}
     if stored.facts is not None and _is_json(dict(stored.facts)):
         found["facts"] = stored.facts

@@ -241,7 +241,7 @@ class Loader:
 
     @functools.cached_property
     def _order_fingerprint(self) -> str:
-        """Return the option that chose the order, and a hash of some positions of the first epoch.
+        """Return `shuffle=...` or the sampler's name, and a hash of part of epoch 1's order.
 
         Later epochs are not hashed: a custom order may be a list of as many epochs as the run has.
         """

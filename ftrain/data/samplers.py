@@ -38,7 +38,7 @@ class Sampler(Protocol):
 
 
 class Sequential:
-    """Sampler of the stored order.
+    """Sampler that visits the samples in the order of the dataset.
 
     Args:
         n: the number of samples.
@@ -238,7 +238,7 @@ class Mixed:
         return found
 
     def _in_block(self, block: int, seed: int) -> Indices:
-        """Return the sample indices of one block, `(BLOCK,)`."""
+        """Return the sample indices at the `BLOCK` consecutive positions of one block."""
         drawn = [
             self._of_source(source, block * count + np.arange(count, dtype=np.int64), seed)
             for source, count in enumerate(self._counts)
@@ -249,7 +249,7 @@ class Mixed:
         return samples
 
     def _of_source(self, source: int, turns: Positions, seed: int) -> Indices:
-        """Return the samples of one source at its draws `turns`, counted over all epochs."""
+        """Return the index of the n-th sample drawn from a source, for each n in `turns`."""
         size = self._sizes[source]
         passes, places = np.divmod(turns, size)
         found = np.empty(turns.shape, dtype=np.int64)
@@ -260,7 +260,7 @@ class Mixed:
 
 
 def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
-    """Return integers that sum to `total` and are nearest to these shares of it (largest remainder)."""
+    """Round the shares `parts` of `total` to integers with this sum, by largest remainders."""
     exact = parts * total
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:

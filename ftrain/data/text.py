@@ -148,7 +148,7 @@ class Text:
         return "".join(self.alphabet[number] for number in numbers)
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """Cut the text in two, the second the share `held_out`; both keep the alphabet."""
+        """Cut off the share `held_out` at the end; return both parts, with the same alphabet."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(
@@ -206,8 +206,8 @@ def text(
         others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         sign = f"{content[at]!r} (U+{ord(content[at]):04X})"
         raise DataError(
-            f"{path}, line {line}, column {column}: expected a character of the alphabet, got {sign}"
-            f"{others}. Replace it in the file, or train on a text that contains it"
+            f"{path}, line {line}, column {column}: expected a character of the training text, got "
+            f"{sign}{others}. Replace it in the file, or train on a text that contains it"
         )
     return Text.of(content, alphabet)
 

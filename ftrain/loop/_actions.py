@@ -121,7 +121,7 @@ def begin_epoch(state: LoopState) -> LoopState:
 
 
 def as_saved(state: LoopState) -> LoopState:
-    """Return the state to save, which does not depend on when within a step it is requested."""
+    """Return the state to save: the same for a save at any moment between two steps."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(
@@ -168,7 +168,7 @@ def _final(stop: Stop | None) -> Stop | None:
 
 
 def _storable(action: Action) -> Action | None:
-    """Return an action that JSON can represent; `None` if it cannot."""
+    """Return the action with values that JSON can represent; `None` if JSON cannot represent it."""
     if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
         return None
     if isinstance(action, Log):
@@ -181,7 +181,7 @@ def _storable(action: Action) -> Action | None:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return values to log as floats; expand values per ensemble member as for the metrics of a step."""
+    """Return values as floats; expand a vector over ensemble members to statistics and entries."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:

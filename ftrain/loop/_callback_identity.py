@@ -94,7 +94,7 @@ def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
 def matched(
     callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, Options]
 ) -> dict[str, str]:
-    """Return `{key: key of the saved state}` for the callbacks that have a saved state.
+    """Map the key of each callback that has a saved state to the key of that state in `saved`.
 
     Args:
         callbacks: callbacks of the resumed run.
@@ -121,7 +121,7 @@ def matched(
 def _name(
     key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
 ) -> str | None:
-    """Return the name of the callback whose state has this key: `NAME` for the key `NAME_2`."""
+    """Return the name of the callback that saved a state under `key`, without its number."""
     if key in options:
         return options[key].name
     numbered = re.fullmatch(re.escape(wanted) + r"_\d+", key) is not None and key not in names

@@ -47,7 +47,7 @@ def _pass(
     interrupted: Callable[[], bool],
     k: int,
 ) -> MetricTotals | int | None:
-    """Return the metrics with k parts a batch; a larger k if out of memory; `None` if interrupted."""
+    """Evaluate batches in k parts; return metrics, `None` if interrupted, or a larger k to try."""
     totals = MetricTotals()
     pending: list[Any] = []
     rows: list[int] = []

@@ -57,7 +57,7 @@ class Column(NamedTuple):
     members: int = ONE
 
     def of_members(self) -> Iterator[tuple[list[Any], ...]]:
-        """Iterate over the fields of each ensemble member; for a single run, yield its fields once."""
+        """Yield the metric's fields once per ensemble member, with that member's values."""
         if self.members == ONE:
             return iter([self.fields])
         return zip(*self.fields, strict=True)
@@ -220,7 +220,7 @@ def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
 
 
 def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ...]]]]:
-    """Group consecutive steps whose metrics have equal names and kinds; yield `(names, rows)`."""
+    """Group consecutive steps with equal metric names and kinds; yield names and a row per step."""
     names: list[Any] = []
     kinds: list[type] = []
     rows: list[tuple[Any, ...]] = []
@@ -270,7 +270,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _members(fields: Sequence[Any], n: int) -> int | None:
-    """Return the number of ensemble members in a metric's fields; `None` if a field is not valid."""
+    """Return n if a metric's field has shape `(n,)`, else `ONE`; `None` if a field is invalid."""
     members = ONE
     for x in fields:
         if not isinstance(x, torch.Tensor):
@@ -316,7 +316,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """Transpose a field to one list per ensemble member; repeat a number that all members share."""
+    """Turn one entry per step into one list per ensemble member; repeat numbers that they share."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))

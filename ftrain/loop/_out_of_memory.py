@@ -66,7 +66,7 @@ def cut(batch: Any, k: int) -> Any:
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """Return the smallest number of equal parts, 2 k or more, to cut a batch into; else `None`.
+    """Return the least n >= 2 k that divides the batch into equal parts; `None` if there is none.
 
     Args:
         batch: the batch to cut.

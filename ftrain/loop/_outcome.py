@@ -35,7 +35,7 @@ def status_of(plan: Plan, state: LoopState, signal: int | None) -> Status | None
 
 
 def epoch_result(state: LoopState, clock: Clock, *, whole: bool) -> EpochResult:
-    """Return the metrics of the current epoch so far, which must have been read.
+    """Return the metrics of the current epoch so far; `read_metrics` must have been called.
 
     Args:
         state: the state.

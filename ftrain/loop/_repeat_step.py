@@ -55,6 +55,6 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
 
 
 def nonfinite_source(run: Emitter, batch: Any, step: int, position: int) -> str:
-    """Return a sentence that locates the first non-finite value of a step from the run's state."""
+    """Return a sentence that locates the first non-finite value in a step on `batch`."""
     found = first_nonfinite(run.runtime.plain_step, run.state.train, batch)
     return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}: {found}."

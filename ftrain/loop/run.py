@@ -221,7 +221,7 @@ class Run(Emitter):
             self.runtime.clock.restart("epoch")
 
     def _begin(self) -> Events:
-        """Emit `TrainBegin`; in a resumed run, finish the interrupted work after the last step."""
+        """Emit `TrainBegin`; in a resumed run, do the work left over from its last step."""
         runtime, names = self.runtime, None
         if runtime.callbacks.monitors_evaluations():
             names = eval_columns(runtime.eval_step, self.state.train, runtime.eval_data)
@@ -361,7 +361,7 @@ class Run(Emitter):
             )
 
     def _end(self) -> Events:
-        """Write the last checkpoint and row; evaluate a completed run that has no last evaluation."""
+        """Do the last evaluation if a completed run lacks it; write the last checkpoint and row."""
         runtime, status, step = self.runtime, self._status(), self.state.progress.step
         evaluates = status == "completed" and runtime.eval_data is not None and step
         if evaluates and not self.state.has_result("eval"):

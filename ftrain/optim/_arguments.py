@@ -1,4 +1,4 @@
-"""Error messages for unknown arguments of an algorithm, most often torch's names for them."""
+"""Error messages for unknown arguments of an algorithm, most often torch's names such as `lr`."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def each_leaf(
 def _named(
     scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
-    """Return a function from device and dtype to the scalars, by name, and `shrink` there."""
+    """Return `f(device, dtype)`, which returns `({name: scalar}, shrink)` converted to the two."""
     place = scalars_by_device(*scalars.values(), shrink)
 
     @functools.cache
@@ -146,7 +146,7 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
 
 
 def started(params: PyTree, learning_rate: LearningRate) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the update count, 0, and the learning rate of an initial state."""
+    """Return two fields of an initial state: the update count, 0, and the first learning rate."""
     leaves, _ = parameters(params)
     count = zero_count(first_device(leaves))
     return count, rate_at(learning_rate, count).float()

@@ -100,7 +100,7 @@ def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
 def scalars_by_device(
     *scalars: Hyperparameter,
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
-    """Return a function from device and dtype to the scalars, converted once for each pair.
+    """Return `f(device, dtype)`, which returns the scalars converted to them and caches the result.
 
     Scalars in float64 would widen 0-d parameters. Python numbers pass through. Two or more tensors
     are stacked, because inductor writes a stack to memory: otherwise it repeats the whole schedule and
@@ -138,7 +138,7 @@ def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
 
 
 def safe_sqrt(squares: torch.Tensor) -> torch.Tensor:
-    """Return the square root, with derivative zero at zero, where that of `sqrt` is infinite.
+    """Return the square root, with derivative 0 at 0 instead of the infinite one of `sqrt`.
 
     An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
     every hypergradient NaN. Values below the smallest normal number count as that number: beside an

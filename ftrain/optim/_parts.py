@@ -15,7 +15,7 @@ __all__ = ["Masked", "narrowed", "part", "unchanged"]
 
 
 class Masked(NamedTuple):
-    """Marker of an omitted leaf: a tree node without leaves (`torch.vmap` does not treat `None` so)."""
+    """Marker of an omitted leaf: a tree node without leaves (to `torch.vmap`, `None` is a leaf)."""
 
 
 def part(values: PyTree, keep: Sequence[bool]) -> PyTree:

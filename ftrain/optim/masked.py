@@ -21,7 +21,7 @@ __all__ = ["freeze", "masked", "set_to_zero"]
 
 
 def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Apply a transformation, a link of a `chain`, to the masked leaves; leave others unchanged.
+    """Apply `inner`, a link of a `chain`, where the mask is True; pass other leaves unchanged.
 
     For transformations such as `trace` or `add_decayed_weights`. Around a whole optimizer the
     gradients that pass would be added to the parameters: use `freeze` for parameters that stay,

@@ -199,7 +199,7 @@ def _advance(
     distance: Hyperparameter,
     added: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """Return `<g, p_0 - p>`; the new mean, squares and sum of gradients; the size of that sum."""
+    """Return `<g, p_0 - p>`, the new moments and sum of gradients, and the sum's L1 norm."""
     g, (m, v, q) = leaf.grad, leaf.memory
     dg = g * distance
     q = add_scaled(q * b3, g, added)
@@ -227,6 +227,6 @@ def _step(
 
 
 def _total(numbers: PyTree, like: torch.Tensor) -> torch.Tensor:
-    """Return the sum of 0-d tensors in float64, the dtype of `like`, on the device of `like`."""
+    """Return the sum of 0-d tensors, in the dtype (float64) and on the device of `like`."""
     each = [x.to(like.device) for x in tree.leaves(numbers)]
     return torch.stack([torch.zeros_like(like), *each]).sum()  # promoted in one copy

@@ -227,7 +227,7 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """Return both moments and the bases after one step of orthogonal iteration of the bases.
+    """Update the bases by one orthogonal iteration; return the moments in them, and the bases.
 
     The mean is rotated; the squares cannot be, and only follow the order of the columns.
     """
@@ -248,7 +248,7 @@ def _refreshed(
 
 
 def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `qr(gram basis)`, columns by descending eigenvalue, and the order that sorts them so.
+    """Return Q of `qr(gram basis)`, with columns by descending eigenvalue, and their permutation.
 
     The shift keeps the eigenvectors. It keeps directions in place that no gradient has had yet;
     without it they would be arbitrary rounding. So would the signs without the last line, by which
@@ -262,7 +262,7 @@ def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
-    """Return rows and columns of a parameter as a matrix; `None` for a side not preconditioned."""
+    """Return row and column count of a flattened parameter; `None` if not preconditioned."""
     if p.ndim < 2:
         return None, None
     rows, columns = p.shape[0], math.prod(p.shape[1:])

@@ -1,4 +1,4 @@
-"""Yogi: Adam whose mean of squares moves by additions, so that it never collapses."""
+"""Yogi: Adam whose second moment changes by at most the squared gradient, and so falls slowly."""
 
 from __future__ import annotations
 

@@ -298,7 +298,8 @@ def test_images_are_read_with_the_fitted_classes_and_size(tmp_path: pathlib.Path
     ):
         sources.images(tmp_path / "whole", held_out=draw("strange", "dog"))
     with pytest.raises(
-        DataError, match="expected images of 4 x 6 pixels, as in training, got 8 x 8"
+        DataError,
+        match="images of 4 x 6 pixels, as in training, got 8 x 8. Scale the images to 4 x 6 pixels",
     ):
         sources.images(tmp_path / "whole", held_out=draw("large", "ant", size=(8, 8)))
 

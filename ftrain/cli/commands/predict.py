@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _csv(columns: dict[str, list[Any]]) -> str:
-    """Return columns as CSV text: a header, then one line per row, with float32 in nine digits."""
+    """Return columns as CSV text: a header, then one line per row; floats with nine digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

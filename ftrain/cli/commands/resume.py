@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refused(folder: str, overrides: list[str], says: str) -> str:
-    """Return a message that a checkpoint cannot be resumed, with the differences and a command."""
+    """Return a message with the differences of checkpoint and configuration, and a next command."""
     changes = shlex.join(overrides)
     another = shlex.join([f"{folder}/config.yaml", *overrides, f"output_dir={folder}-2"])
     differences = [

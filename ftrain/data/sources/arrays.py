@@ -44,7 +44,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """Return the images of a folder with a subfolder per class, and the facts `classes` and `names`.
+    """Return the images of a folder with a subfolder per class; report number and names of classes.
 
     Args:
         path: the folder.
@@ -100,5 +100,6 @@ def _check_size(path: pathlib.Path, found: tuple[int, int], wanted: list[int]) -
     if list(found) != wanted:
         there, run = (f"{height} x {width}" for height, width in (found, wanted))
         raise DataError(
-            f"{path}: expected images of {run} pixels, as in training, got {there}. Scale them"
+            f"{path}: expected images of {run} pixels, as in training, got {there}. Scale the "
+            f"images to {run} pixels"
         )

@@ -37,7 +37,7 @@ class UnknownMetricError(ValueError):
 
 
 class Monitor:
-    """Name of a monitored metric, and the order of its values.
+    """Name of a monitored metric, and whether smaller or larger values are better.
 
     An unknown name raises as soon as the names are known: for training at the end of the first log
     window; for an evaluation before the first step if its data are a loader or a list, else at the first
@@ -122,7 +122,7 @@ class Monitor:
         return value < than - by if self.mode == "min" else value > than + by
 
     def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
-        """Raise if the metric cannot exist; metrics of evaluations of averages are not checked here."""
+        """Raise if the metric is unknown, unless it is of a named evaluation (`eval/NAME/...`)."""
         if not self.name.startswith(f"{split}/"):
             return
         whole, _, part = self.metric.partition("/")

@@ -8,7 +8,7 @@ __all__ = ["When"]
 
 
 class When:
-    """Schedule that is due every n steps or, if `every` is `None`, at each unnamed evaluation.
+    """Schedule that is due every n steps or, if `every` is `None`, at evaluations without a name.
 
     Attributes:
         every: number of steps n; `None`: each evaluation without a name.

@@ -69,7 +69,7 @@ class ConsoleLogger:
         self._begin()
 
     def init(self) -> None:
-        """Return no state, because printed lines are not part of a run."""
+        """Return no state, because printed lines are not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Print the event, if it is selected."""

@@ -45,7 +45,7 @@ class EMAEvaluation:
 
     @property
     def name(self) -> str:
-        """Name of the state in a checkpoint, with the field, so that two averages can be evaluated."""
+        """Name of the callback's state in a checkpoint, which contains the average's name."""
         return f"EMAEvaluation {self._field}"
 
     def init(self) -> None:

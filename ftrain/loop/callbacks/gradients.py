@@ -18,7 +18,7 @@ _MOST = 5  # layers in a note
 
 
 class GradientState(TypedDict):
-    """State of `GradientMonitor`: the average norm of each layer, and the last report about it.
+    """State of `GradientMonitor`: for each layer its average gradient norm and its last report.
 
     Attributes:
         usual: the layer's norm, averaged over windows; in an ensemble, for each member's layer.

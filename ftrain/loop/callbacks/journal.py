@@ -54,7 +54,7 @@ class FileLogger:
         self.path = pathlib.Path(path)
 
     def init(self) -> None:
-        """Return no state, because a journal is not part of a run."""
+        """Return no state, because the journal is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Write the event to the journal."""

@@ -34,7 +34,7 @@ class MemoryMonitor:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state, because memory is not part of a run."""
+        """Return no state, because memory usage is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Log the peak memory."""

@@ -55,7 +55,7 @@ class PhaseTimes:
         self._spent = {"data": 0.0, "step": 0.0, "other": 0.0}
 
     def init(self) -> None:
-        """Return no state, because clocks are not part of a run."""
+        """Return no state, because clock times are not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Add the time since the last event to the phase that this event ends."""

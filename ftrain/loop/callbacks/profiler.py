@@ -66,7 +66,7 @@ class Profiler:
         self._running: Any = None
 
     def init(self) -> None:
-        """Return no state, because a trace is not part of a run."""
+        """Return no state, because a trace is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Start or end the trace if this event is due."""

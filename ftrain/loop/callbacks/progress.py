@@ -77,7 +77,7 @@ class ProgressBar:
         self._due = float("inf")
 
     def init(self) -> None:
-        """Return no state, because the display is not part of a run."""
+        """Return no state, because the display is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Update the display from an event, at most once per refresh interval for steps."""

@@ -29,7 +29,7 @@ class Throughput:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state, because speed is not part of a run."""
+        """Return no state, because speed is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Log the speeds of a log window."""

@@ -50,7 +50,7 @@ class WandbLogger:
         self._run: Any = None
 
     def init(self) -> WandbState:
-        """Return the state before a Weights & Biases run is created, which holds the given id."""
+        """Return the state before a Weights & Biases run is created: the `id` option, if given."""
         return {"id": self._options.get("id")}
 
     def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, tuple[Action, ...]]:

@@ -161,7 +161,7 @@ def shortened(name: str, most: int = 32) -> str:
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """Sort metrics in the order of their charts: known names, plain names, then groups (`a/b`)."""
+    """Sort metrics in chart order: names in `FIRST`, other plain names, then groups (`a/b`)."""
 
     def rank(name: str) -> tuple[int, bool, str]:
         return (FIRST.index(name) if name in FIRST else len(FIRST), "/" in name, name)
@@ -170,7 +170,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """Return the metrics to plot: no counts that stay zero, no extremes, no groups (`a/b`)."""
+    """Return the metrics that get a chart: no `_min` or `_max`, no `a/b`, no zero `skipped`."""
     found = []
     names = ordered(name for log in logs for name in log.curves)
     hidden = {*HIDDEN, *extremes(names)}  # extremes are drawn as a band around the mean

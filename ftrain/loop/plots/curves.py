@@ -200,7 +200,7 @@ def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[floa
 
 
 def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Return the splits to draw, training first; use epoch rows only if no windows were logged."""
+    """Return the curves by split, training first; `train_epoch` only if there is no `train`."""
     found = splits_of(log, metric)
     if "train" in found:
         found.pop("train_epoch", None)

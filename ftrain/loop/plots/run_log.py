@@ -164,7 +164,7 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def _passes(step: float, ends: Sequence[float]) -> float:
-    """Return the epoch at a step, assuming that an unfinished epoch is as long as the last one."""
+    """Return the epoch at a step, a float; assume an unfinished one is as long as the previous."""
     done = bisect.bisect_right(ends, step)
     if done == len(ends):
         begin, size = ends[-1], ends[-1] - (ends[-2] if len(ends) > 1 else 0)

@@ -62,7 +62,7 @@ def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
 def polynomial(
     start: Hyperparameter, end: Hyperparameter, steps: int, power: Hyperparameter = 1.0
 ) -> Schedule:
-    r"""Return a schedule: from `start` to `end` over `steps` updates, by a power of the time left.
+    r"""Return a schedule: `start` to `end` over `steps` updates, by a power of the fraction left.
 
     $$\mathrm{end} + (\mathrm{start} - \mathrm{end}) (1 - \min(t / \mathrm{steps}, 1))^{\mathrm{power}}$$
 

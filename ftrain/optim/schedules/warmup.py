@@ -159,7 +159,7 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
 def _after_warmup(
     peak: Hyperparameter, warmup_steps: int, schedules: list[Schedule], boundaries: list[int]
 ) -> Schedule:
-    """Join a warmup of `warmup_steps` and `schedules`, whose boundaries count from its end."""
+    """Join a linear warmup and `schedules`, whose `boundaries` count from the end of the warmup."""
     if warmup_steps == 0:
         return join(schedules, boundaries) if boundaries else schedules[0]
     moved = [warmup_steps + boundary for boundary in boundaries]
