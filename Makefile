@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors compositions everywhere clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors compositions nullcuda everywhere clean
 
 # Each target, after the lines that explain it.
 help:
@@ -63,6 +63,11 @@ compositions: $(VENV)/dev
 # one of them, on some tests: python -m tests.processors order -- tests/laws
 processors: $(VENV)/dev
 	$(PY) -m tests.processors
+
+# CUDA paths on a device that computes nothing: launches, syncs, copies, capture, generated code. NULLCUDA names a
+# launcher: a command that starts Python with a CUDA build of torch on such a device. Without one, all are skipped.
+nullcuda: $(VENV)/dev
+	$(if $(NULLCUDA),$(NULLCUDA),$(PY)) -m pytest tests/nullcuda
 
 # A signal before each line that a run executes: the resumed run ends in the same bytes.
 everywhere: $(VENV)/dev
