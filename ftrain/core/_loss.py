@@ -16,7 +16,7 @@ from ftrain.core._captured import Captured
 from ftrain.core._leftovers import guard
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
-from ftrain.core.metrics import BatchMean, Mean, Metrics, as_metrics
+from ftrain.core.metrics import BatchMean, Mean, Metrics, as_metrics, on_device
 from ftrain.core.precision import Policy
 from ftrain.core.random.keyed import key_of
 
@@ -146,13 +146,14 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
                 f"`(loss, metrics)`, got {kind(total)}. {_scalar_remedy(total)}"
             )
         metric, weight = BatchMean, torch.ones_like(total)
-    metrics = as_metrics(extra, where)
+    metrics = as_metrics(extra, where, total.device)
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:
         raise ValueError(
             f"{where} returned metrics named {taken}, which the step itself reports. Rename them."
         )
-    weight = weight.detach().to(torch.promote_types(total.dtype, torch.float32), copy=True)
+    weight = on_device(weight.detach(), total.device)
+    weight = weight.to(torch.promote_types(total.dtype, torch.float32), copy=True)
     counted = metric(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
 

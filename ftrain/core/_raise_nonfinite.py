@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from ftrain.core.errors import NonFiniteError
@@ -13,11 +15,20 @@ def require_finite(
 ) -> torch.Tensor:
     """Return True if all of `finite` (a bool per leaf) is True and the weight positive; else raise.
 
+    Args:
+        finite: `(leaves,)`.
+        weight: 0-d, the total weight of the loss.
+        loss: 0-d.
+        step: 0-d.
+        names: the leaves' names, a JSON list: inductor writes the text into comments of its code, which
+            a line break would end.
+
     A step must select everything that it writes by the result: then no write comes before the check.
     Waits for the device.
     """
     if not bool(finite.all()):
-        bad = [name for name, ok in zip(names.split("\n"), finite.tolist(), strict=True) if not ok]
+        named = zip(json.loads(names), finite.tolist(), strict=True)
+        bad = [name for name, ok in named if not ok]
         raise NonFiniteError(
             f"non-finite gradient at step {step.item()}: loss {loss.item():.6g}, "
             f"{len(bad)} of {finite.numel()} parameters, first {bad[0]!r}. The state is unchanged. "

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ftrain.core._torch_distributions import without_validation
 __all__ = [
     "FACTORIZED",
     "cpp_compilers",
+    "decompositions",
     "first_run",
     "inductor_compile",
     "is_amd_with_avx512",
@@ -78,6 +79,14 @@ def inductor_compile(
     # The artifact's __call__ only forwards to this.
     compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
     return compiled
+
+
+def decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Return inductor's decompositions by operator (`select_decomp_table`, torch 2.0 and later)."""
+    from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415  costs a second
+
+    table: Mapping[Any, Callable[..., Any]] = select_decomp_table()
+    return table
 
 
 @functools.cache

@@ -5,6 +5,7 @@ Read next: `step.py`, where `gradients`, `update` and `commit` make a training s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -190,7 +191,7 @@ def _require_good(
     grads: Any, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor
 ) -> torch.Tensor:
     finite = torch.stack([torch.isfinite(g).all() for g in tree.leaves(grads)])
-    names = "\n".join(f"params{path}" for path in tree.paths(grads))
+    names = json.dumps([f"params{path}" for path in tree.paths(grads)])
     checked: torch.Tensor = require_finite(finite, weight, loss, step, names)
     return checked
 

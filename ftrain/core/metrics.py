@@ -307,7 +307,7 @@ def _bare(value: Any) -> Any:
     return BatchMean(value, torch.ones_like(value)) if value.ndim == 0 else Unreduced(value)
 
 
-def as_metrics(values: Any, where: str) -> Metrics:
+def as_metrics(values: Any, where: str, device: torch.device | None = None) -> Metrics:
     """Return the extra results of a loss function as `Metrics`.
 
     Dicts, lists and tuples may be nested: the names on the way are joined by `/`. A number or 0-d tensor
@@ -316,6 +316,7 @@ def as_metrics(values: Any, where: str) -> Metrics:
     Args:
         values: a mapping of names to tensors, numbers, metrics and nested ones.
         where: the name of the loss function in messages.
+        device: the device of the loss, to which numbers and 0-d tensors on the host go without a wait.
 
     Raises:
         TypeError: `values` is not a mapping, or an entry is neither a tensor, a number nor a metric.
@@ -335,7 +336,7 @@ def as_metrics(values: Any, where: str) -> Metrics:
                 f"{where} returned two metrics named {name!r}: names of nested entries are joined by "
                 "`/`. Rename one of them."
             )
-        found[name] = _as_metric(name, value, where)
+        found[name] = _as_metric(name, value, where, device)
     return Metrics(found)
 
 
@@ -352,15 +353,25 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _as_metric(name: str, value: Any, where: str) -> Metric:
+def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch.Tensor:
+    """Return a number, or a 0-d tensor of the host, as a tensor on a device, without a wait.
+
+    A copy from the host waits for the device, and no CUDA graph can hold it. The value of a 0-d tensor
+    of the host is an argument of the kernel that multiplies it.
+    """
+    if not isinstance(value, torch.Tensor):
+        return torch.full((), float(value), dtype=torch.get_default_dtype(), device=device)
+    if device is None or value.ndim or value.device.type != "cpu" or device.type == "cpu":
+        return value
+    return torch.ones((), dtype=value.dtype, device=device) * value
+
+
+def _as_metric(name: str, value: Any, where: str, device: torch.device | None) -> Metric:
     if isinstance(value, Metric):
-        own: Metric = tree.map(
-            lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else torch.tensor(float(x)),
-            value,
-        )
+        own: Metric = tree.map(lambda x: _on_device_copy(x, device), value)
         return own
-    if isinstance(value, (int, float)):
-        value = torch.tensor(float(value))
+    if isinstance(value, (int, float, torch.Tensor)):
+        value = on_device(value, device)
     if not isinstance(value, torch.Tensor):
         raise TypeError(
             f"metric {name!r} returned by {where}: expected a tensor, a number, or a metric such as "
@@ -372,3 +383,8 @@ def _as_metric(name: str, value: Any, where: str) -> Metric:
     if not value.is_floating_point():  # two bools would merge to a bool
         value = value.to(torch.float32)
     return BatchMean(value.detach().clone(), torch.ones_like(value))
+
+
+def _on_device_copy(value: Any, device: torch.device | None) -> torch.Tensor:
+    moved = on_device(value, device)
+    return moved.detach().clone() if moved is value else moved.detach()

@@ -13,6 +13,7 @@ from ftrain.core import _torch, _torch_inductor
 from ftrain.core._printing import chain_prints
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core._torch_tensors import is_zero_tensor
+from ftrain.core.compile._dtypes import keep_traced_dtypes
 from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._graph import storage_of, written_by
 from ftrain.core.compile._toolchain import no_compiler
@@ -57,6 +58,7 @@ def lower(
     _drop_empty_parts_of_cats(graph)
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():
+            keep_traced_dtypes(graph)
             # Imported here because torch's compiler takes a second to load.
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
