@@ -6,12 +6,13 @@ import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ftrain.checkpoint import _json
+from ftrain.core._torch_precision import CONVOLUTIONS, PRODUCTS, fp32_precision
 
 __all__ = ["PRNG", "changes", "fingerprint", "versions"]
 
@@ -32,21 +33,51 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "float32 matmul precision": _products(),
         "onednn": bool(torch.backends.mkldnn.enabled),
     }
+    on_cpu = _each(CONVOLUTIONS[2:])
+    if on_cpu != "ieee":  # not recorded by default, as in checkpoints of earlier versions
+        found["onednn float32"] = on_cpu
     if torch.cuda.is_available():
         found |= {
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]  # torch
             "cudnn benchmark": torch.backends.cudnn.benchmark,
-            "cudnn tf32": torch.backends.cudnn.allow_tf32,
+            "cudnn tf32": _cudnn(),
             "cublas workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         }
+        if torch.backends.cudnn.deterministic:  # likewise
+            found["cudnn deterministic"] = True
     # As JSON holds it: a tuple or a NaN must not differ from itself, read back.
     encoded: dict[str, Any] = _json.encode_user({**found, **(given or {})}, "fingerprint")
     return encoded
+
+
+def _products() -> str:
+    """Return torch's older name of the precision of products, or each backend's if it has none."""
+    named = {
+        ("ieee", "ieee"): "highest",
+        ("tf32", "tf32"): "high",
+        ("tf32", "bf16"): "medium",
+    }
+    on_cuda, on_cpu = fp32_precision(PRODUCTS)
+    return named.get((on_cuda, on_cpu), _each(PRODUCTS))
+
+
+def _cudnn() -> bool | str:
+    """Return `cudnn.allow_tf32`, or the precision of each kind of layer if they differ."""
+    found = _each(CONVOLUTIONS[:2])
+    return {"tf32": True, "ieee": False}.get(found, found)
+
+
+def _each(parts: Sequence[tuple[str, str]]) -> str:
+    """Return the precision that all parts have, or the one of each."""
+    found = fp32_precision(tuple(parts))
+    if len(set(found)) == 1:
+        return found[0]
+    return ", ".join(f"{'.'.join(part)} {each}" for part, each in zip(parts, found, strict=True))
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import torch
 from ftrain.core import _torch
 from ftrain.core._torch_dispatch import dispatch_depth
 from ftrain.core._torch_distributions import validation_default
+from ftrain.core._torch_precision import CONVOLUTIONS, PRODUCTS, fp32_precision
 
 __all__ = ["changes", "world"]
 
@@ -44,7 +45,8 @@ def world() -> dict[str, Any]:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
         "number of threads": torch.get_num_threads(),
-        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "float32 precision": fp32_precision(PRODUCTS + CONVOLUTIONS),
+        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
         "validation of torch.distributions": validation_default(),
         "function modes": _torch.function_mode_depth(),
         "dispatch modes": dispatch_depth(),

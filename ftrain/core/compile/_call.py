@@ -12,6 +12,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core._containers import tensor_attribute
+from ftrain.core._torch_precision import COMPILED, compiled_fp32_precision
 from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe_key
 from ftrain.core.compile._reader import static_key
@@ -26,7 +27,7 @@ _SETTING_NAMES = (
     "autocast",
     "deterministic algorithms",
     "number of threads",
-    "float32 matmul precision",
+    f"float32 precision of {', '.join(map('.'.join, COMPILED))}",
 )
 
 
@@ -196,5 +197,5 @@ def global_settings() -> Settings:
         _torch.autocast_state() if _torch.any_autocast() else (),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
+        compiled_fp32_precision(),
     )

@@ -1,0 +1,66 @@
+"""Float32 precision of operators on each backend; part of `_torch.py`, by the same rules.
+
+The getters of torch's older switches (`torch.get_float32_matmul_precision`, `cudnn.allow_tf32`) raise
+"mix of the legacy and new APIs" once a newer one was set (`torch.backends.cuda.matmul.fp32_precision`,
+2.9 and later). The newer getters never raise, and also return what the older switches set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+__all__ = ["COMPILED", "CONVOLUTIONS", "PRODUCTS", "compiled_fp32_precision", "fp32_precision"]
+
+Part = tuple[str, str]  # backend and kind of operator
+
+PRODUCTS: tuple[Part, ...] = (("cuda", "matmul"), ("mkldnn", "matmul"))
+CONVOLUTIONS: tuple[Part, ...] = (
+    ("cuda", "conv"),
+    ("cuda", "rnn"),
+    ("mkldnn", "conv"),
+    ("mkldnn", "rnn"),
+)
+
+
+def _read_older(backend: str, kind: str) -> str:
+    """Return the precision before torch 2.9, in the words of later versions."""
+    if kind == "matmul":
+        on_cpu = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+        precision = on_cpu[torch.get_float32_matmul_precision()]
+        return "tf32" if backend == "cuda" and precision == "bf16" else precision
+    return "tf32" if backend == "cuda" and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+_read: Callable[[str, str], str] = getattr(torch._C, "_get_fp32_precision_getter", _read_older)
+
+
+def fp32_precision(parts: tuple[Part, ...]) -> tuple[str, ...]:
+    """Return `"ieee"`, `"tf32"` or `"bf16"` for each part; "none", torch's default, is "ieee"."""
+    return tuple(_precision(*part) for part in parts)
+
+
+def _precision(backend: str, kind: str) -> str:
+    found = _read(backend, kind)
+    return "ieee" if found == "none" else found
+
+
+# Parts that inductor reads while it compiles; kernels of libraries read the others at each call.
+COMPILED: tuple[Part, ...] = (("mkldnn", "matmul"),)
+if torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]  # torch's
+    COMPILED += (("cuda", "matmul"), ("cuda", "conv"))
+
+    def compiled_fp32_precision() -> tuple[str, ...]:
+        """Return the precision of `COMPILED`: 0.5 µs a part."""
+        return (
+            _precision("mkldnn", "matmul"),
+            _precision("cuda", "matmul"),
+            _precision("cuda", "conv"),
+        )
+
+else:
+
+    def compiled_fp32_precision() -> tuple[str, ...]:
+        """Return the precision of `COMPILED`: 0.5 µs."""
+        return (_precision("mkldnn", "matmul"),)
