@@ -28,6 +28,8 @@ def recurrent_layer(func: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(args[3], bool):  # packed sequences have no bool there
         return func(*args, **kwargs)
     x, hx, weights, biases, layers, dropout, training, both_ways, batch_first = args
+    if layers == 1 and x.device.type != "cpu":
+        dropout = 0.0  # which does not act; cuDNN would draw a seed from the global generator
     if dropout and training:
         return func(*args, **kwargs)
     autocast = ""

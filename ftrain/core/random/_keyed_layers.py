@@ -133,6 +133,9 @@ def recurrent(name: str) -> Handler:
         run = decomposed if inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
+            if input.device.type != "cpu":
+                # No dropout acts here; for p > 0, cuDNN would draw a seed from the global generator.
+                rest = (*rest[: -len(options)], has_bias, count, 0.0, training, *options[4:])
             with recurrent_kernels(input.device.type):
                 return run(input, second, *rest)
         states: Sequence[Tensor] = (hx,) if isinstance(hx, Tensor) else hx
