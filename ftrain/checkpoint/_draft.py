@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, SupportsIndex
 
 import torch
 
 from ftrain.checkpoint import _determinism, _json, _structure, _tensors
+from ftrain.checkpoint._host_copies import Events, PinnedMemory, to_host
 from ftrain.checkpoint.manifest import LeafRecord, Manifest
 from ftrain.core import tree
 
@@ -37,22 +38,39 @@ class Collected:
     structure: tree.TreeDef
     rest: dict[str, Any]
 
-    def copied(self) -> Collected:
+    def copied(self, memory: PinnedMemory | None = None) -> Collected:
         """Return this content with copies of the tensors, so that the state may be donated.
 
         Tensors on a device are copied to the host: the writing thread does not wait for its streams.
         Layouts and aliases stay.
         """
-        copies: list[torch.Tensor] = []
-        first: dict[int, int] = {}  # by address
-        with torch.no_grad():
-            for leaf in self.leaves:
-                earlier = first.setdefault(leaf.data_ptr(), len(copies))
-                if earlier < len(copies) and _same(leaf, self.leaves[earlier]):
-                    copies.append(copies[earlier])
-                else:
-                    copies.append(_copy(leaf))
-        return dataclasses.replace(self, leaves=copies)
+        return self._with(
+            lambda leaves: [
+                _copy(leaf) if leaf.is_cpu else on_host
+                for leaf, on_host in zip(
+                    leaves, to_host(leaves, memory or PinnedMemory()), strict=True
+                )
+            ]
+        )
+
+    def on_host(self, memory: PinnedMemory | None = None, after: Events | None = None) -> Collected:
+        """Return the same with the tensors on the host; those that are there are not copied.
+
+        Args:
+            memory: receives the copies.
+            after: what `computed` returned in the thread that computed the tensors, if it is another.
+        """
+        if all(leaf.is_cpu for leaf in self.leaves):
+            return self
+        return self._with(lambda leaves: to_host(leaves, memory or PinnedMemory(), after))
+
+    def _with(self, copy: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Collected:
+        """Replace the tensors, and tensors with one content by one."""
+        index: dict[Any, int] = {}
+        places = [index.setdefault(_content_of(leaf), len(index)) for leaf in self.leaves]
+        distinct = dict(zip(places, self.leaves, strict=True))
+        copies = copy([distinct[i] for i in range(len(index))])
+        return dataclasses.replace(self, leaves=[copies[i] for i in places])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +134,8 @@ def draft(collected: Collected) -> Draft:
     first: dict[Any, LeafRecord] = {}
     files: dict[str, dict[str, torch.Tensor]] = {}
     for path, (tensor, file) in zip(paths, _spread(collected.leaves), strict=True):
-        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        original = first.get(memory) if tensor.numel() else None
+        content = _content_of(tensor)
+        original = first.get(content) if tensor.numel() else None
         leaf = LeafRecord(
             path=path,
             dtype=str(_tensors.name_of(tensor.dtype)),
@@ -127,7 +145,7 @@ def draft(collected: Collected) -> Draft:
             alias=original.path if original else None,
         )
         if original is None:
-            first[memory] = leaf
+            first[content] = leaf
             files.setdefault(file, {})[path] = tensor
         described.append(leaf)
     structure = _structure.describe(state)
@@ -218,22 +236,21 @@ def _refuse(where: str, leaf: Any) -> None:
     )
 
 
-def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Return True if two tensors at one address have the same layout, and so the same content."""
-    return one is two or (
-        (one.device, one.dtype, one.shape, one.stride())
-        == (two.device, two.dtype, two.shape, two.stride())
-    )
+def _content_of(tensor: torch.Tensor) -> Any:
+    """Return a key that two tensors share only if they have the same memory, layout and values."""
+    memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+    return (*memory, tensor.is_conj(), tensor.is_neg())
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy on the host, with the same strides."""
-    copy = tensor.clone() if tensor.is_cpu else tensor.cpu()
-    if copy.stride() == tensor.stride():
-        return copy
-    laid_out = _tensors.empty(tensor.shape, tensor.stride(), tensor.dtype, torch.device("cpu"))
-    _tensors.fill(laid_out, copy)
-    return laid_out
+    """Return a copy of a tensor on the host, with the same strides."""
+    with torch.no_grad():
+        copy = tensor.clone()
+        if copy.stride() == tensor.stride():
+            return copy
+        laid_out = _tensors.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        _tensors.fill(laid_out, copy)
+        return laid_out
 
 
 def _checked(value: Any, where: str) -> Any:

@@ -81,7 +81,8 @@ def save(
         >>> sorted(os.listdir(f"{directory}/first"))
         ['SHA256SUMS', 'manifest.json', 'tensors-00000.safetensors']
     """
-    return publish(draft(collect(state, metadata, step, metrics, fingerprint)), os.fspath(path))
+    content = collect(state, metadata, step, metrics, fingerprint).on_host()
+    return publish(draft(content), os.fspath(path))
 
 
 def publish(content: Draft, path: str) -> Manifest:

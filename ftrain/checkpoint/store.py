@@ -17,6 +17,7 @@ from ftrain.checkpoint import _files
 from ftrain.checkpoint._background import Background
 from ftrain.checkpoint._directories import discard, make_directories
 from ftrain.checkpoint._draft import Collected, Draft, collect, draft, step_number
+from ftrain.checkpoint._host_copies import PinnedMemory, computed
 from ftrain.checkpoint._numbered import Identity, Numbered, identity, warn_corrupt
 from ftrain.checkpoint._read import open_checkpoint
 from ftrain.checkpoint._retention import Mode, RetentionPolicy, StoredStep
@@ -104,6 +105,7 @@ class Store:
         self._asynchronous, self._copy = asynchronous, copy
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()
+        self._pinned = PinnedMemory()
         self._lock: Lock | None = None
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
@@ -146,11 +148,15 @@ class Store:
             self._check_metric(metrics or {})
             self._acquire()
             if not self._asynchronous:
-                self._publish(content, step, replace)
-            else:
-                if self._copy:
-                    content = content.copied()
+                self._publish(content.on_host(self._pinned), step, replace)
+            elif self._copy:
+                content = content.copied(self._pinned)
                 self._background.start(lambda: self._publish(content, step, replace))
+            else:  # the thread's streams do not wait for those that compute the state
+                after = computed(content.leaves)
+                self._background.start(
+                    lambda: self._publish(content.on_host(self._pinned, after), step, replace)
+                )
             return self._numbered.path(step)
 
     def load(
@@ -245,6 +251,7 @@ class Store:
             try:
                 self._background.close()
             finally:
+                self._pinned = PinnedMemory()
                 if self._lock is not None:
                     self._lock.close()
                     self._lock = None
