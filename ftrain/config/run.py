@@ -155,7 +155,8 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
                 warnings.warn(says, stacklevel=2)
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
-                check_compiler("compile=false, in the configuration or on the command line")
+                remedy = "compile=false, in the configuration or on the command line"
+                check_compiler(remedy, parts.device.type)
             callbacks = _watchers.watchers(parts, folder)
         written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
         if (content := _data_json.content(parts)) is not None:
@@ -213,6 +214,10 @@ def environment(config: Config) -> Iterator[None]:
             torch.set_num_threads(config.threads)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
+            if (
+                torch.version.cuda
+            ):  # products raise without it; read once a process, so it stays set
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             memory.fill_uninitialized_memory = False
         with torch.autograd.set_detect_anomaly(config.detect_anomaly):
             yield
@@ -237,7 +242,7 @@ def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Traine
 def _will_compile(parts: Parts) -> bool:
     config = parts.config
     compiles = config.compile and not config.detect_anomaly
-    return compiles and parts.device.type == "cpu" and parts.total_steps != 0
+    return compiles and parts.total_steps != 0
 
 
 def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:

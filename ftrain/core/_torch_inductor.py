@@ -6,6 +6,7 @@ Like `_torch.py`, this file names the versions that have what it uses and what h
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import platform
 import sys
@@ -28,6 +29,7 @@ __all__ = [
     "inductor_compile",
     "is_amd_with_avx512",
     "onednn_product",
+    "triton_error",
 ]
 
 # Operators that return factors of a matrix, or of its transpose if the matrix is contiguous.
@@ -49,6 +51,10 @@ def inductor_compile(
 
     # Our own guard checks sizes and strides before every call: this saves 0.25 µs an input.
     patches = {"size_asserts": False, **config}
+    on_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
+    if on_cuda and torch.are_deterministic_algorithms_enabled():
+        # Configurations that change bits are then not chosen by timing them (2.9 and later).
+        patches |= {"deterministic": True} if hasattr(inductor.config, "deterministic") else {}
     keep_layouts()
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
@@ -116,6 +122,21 @@ def cpp_compilers() -> tuple[str, ...] | None:
     other = getattr(config, "cpu_backend", "cpp") != "cpp" or config.is_fbcode()
     found = tuple(each for each in tried if each is not None)
     return None if fetches or other or not found else found
+
+
+def triton_error() -> Exception | None:
+    """Return the exception that Triton raises when it loads its driver; `None` if it loads.
+
+    (`triton.runtime.driver.active`, Triton 3.0 and later. Without Triton, inductor's own error tells.)
+    """
+    try:
+        runtime = importlib.import_module("triton.runtime")  # costs half a second
+        runtime.driver.active.get_current_device()
+    except ImportError:
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 def first_run(

@@ -62,11 +62,27 @@ def test_compiled_steps_need_no_cpp_compiler(no_compiler):
     step.check_compiler(torch.device("cpu"))
 
 
-def test_steps_on_cuda_need_no_cpp_compiler(no_compiler):
+def test_steps_on_cuda_need_no_cpp_compiler(no_compiler, monkeypatch):
     step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
+    monkeypatch.setenv("CC", "my-compiler")
     step.check_compiler(torch.device("cuda"))
     with pytest.raises(CompilerMissingError):
         step.check_compiler(torch.device("cpu"))
+
+
+def test_steps_on_cuda_need_a_c_compiler_unless_triton_has_its_driver(no_compiler, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
+    missing = RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+    monkeypatch.setattr(_torch_inductor, "triton_error", lambda: missing)
+    with pytest.raises(CompilerMissingError, match=r"no C compiler.*install gcc.*variable CC") as e:
+        step.check_compiler(torch.device("cuda"))
+    assert "Looked for gcc and clang." in str(e.value)
+    monkeypatch.setattr(_torch_inductor, "triton_error", lambda: RuntimeError("no device"))
+    step.check_compiler(torch.device("cuda"))
+    monkeypatch.setattr(_torch_inductor, "triton_error", lambda: None)
+    step.check_compiler(torch.device("cuda"))
+    compile_step(lambda x: x, backend="eager").check_compiler(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("named", ["CXX", "torch"])

@@ -85,10 +85,10 @@ class Compiled(Generic[P, R]):
         """Raise if programs on this device need a compiler that is missing.
 
         Raises:
-            CompilerMissingError: the C++ compiler is missing, and programs need one.
+            CompilerMissingError: the C++ compiler (on CUDA: the C compiler) is missing.
         """
-        if self._backend == "inductor" and device.type == "cpu" and not self.n_compiles:
-            check_compiler()
+        if self._backend == "inductor" and not self.n_compiles:
+            check_compiler(device_type=device.type)
 
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> fx.GraphModule:
         """Return the operators of a call as a `torch.fx.GraphModule`, without compiling.

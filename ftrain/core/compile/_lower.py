@@ -16,7 +16,7 @@ from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core.compile._dtypes import keep_traced_dtypes
 from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._graph import storage_of, written_by
-from ftrain.core.compile._toolchain import no_compiler
+from ftrain.core.compile._toolchain import check_compiler, no_compiler
 
 __all__ = ["Backend", "lower"]
 
@@ -40,7 +40,7 @@ def lower(
         n_donated: the number of leading inputs that the graph writes to.
 
     Raises:
-        CompilerMissingError: inductor found no C++ compiler.
+        CompilerMissingError: inductor found no C++ compiler, or Triton no C compiler.
     """
     operators = any(node.op == "call_function" for node in graph.graph.nodes)
     _drop_unused_tensors(graph)
@@ -54,6 +54,8 @@ def lower(
                 return forward(*inputs)  # type: ignore[no-any-return]
 
         return run
+    if any(tensor.device.type == "cuda" for tensor in tensors):
+        check_compiler(device_type="cuda")
     chain_prints(graph)
     _drop_empty_parts_of_cats(graph)
     try:

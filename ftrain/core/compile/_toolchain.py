@@ -1,4 +1,4 @@
-"""Check for the C++ compiler that inductor needs, and the error if it is missing."""
+"""Check for the compiler that inductor needs (C++) or Triton (C), and the error if it is missing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ __all__ = ["check_compiler", "no_compiler"]
 _REMEDY = "ftrain.compile(..., backend='eager'), or do not compile"
 
 
-def check_compiler(remedy: str = _REMEDY) -> None:
-    """Raise if inductor would find no compiler for the CPU (takes 60 µs if there is one).
+def check_compiler(remedy: str = _REMEDY, device_type: str = "cpu") -> None:
+    """Raise if inductor would find no compiler for a device (takes 60 µs if there is one).
 
     Inductor looks for one even if all its programs are in its cache. Its own list of compilers is read
     only if the usual one is missing: torch's compiler takes two seconds to load.
 
     Args:
         remedy: the code for the message that a user may write to run without a compiler.
+        device_type: "cuda": Triton's C compiler; "cpu": the C++ compiler; others: none is needed.
 
     Raises:
         CompilerMissingError: no compiler was found.
     """
+    if device_type == "cuda":
+        _check_triton_compiler(remedy)
+    if device_type != "cpu":
+        return
     usual = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(usual) or sys.platform == "win32":
         return
@@ -36,16 +41,31 @@ def check_compiler(remedy: str = _REMEDY) -> None:
         raise no_compiler(f"Looked for {' and '.join(tried)}{named}.", remedy)
 
 
-def no_compiler(reason: str, remedy: str = _REMEDY) -> CompilerMissingError:
+def _check_triton_compiler(remedy: str) -> None:
+    """Raise if Triton finds no C compiler, with which it compiles a module for the driver.
+
+    Without a compiler, the driver is loaded to see whether that module is in Triton's cache.
+    """
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return
+    error = _torch_inductor.triton_error()
+    if error is not None and "C compiler" in str(error):
+        raise no_compiler(f"Looked for gcc and clang. Triton: {error}", remedy, "C")
+
+
+def no_compiler(reason: str, remedy: str = _REMEDY, language: str = "C++") -> CompilerMissingError:
     """Return the error for a missing compiler, with the remedies.
 
     Args:
         reason: the commands that were tried, or the error that was raised.
         remedy: as of `check_compiler`.
+        language: "C++" for programs on the CPU, "C" for Triton's on a GPU.
     """
+    package, variable = ("gcc", "CC") if language == "C" else ("g++", "CXX")
+    fedora = "gcc" if language == "C" else "gcc-c++"
     return CompilerMissingError(
-        "ftrain.compile found no C++ compiler. Install one (Debian, Ubuntu: apt install g++; "
-        "Fedora: dnf install gcc-c++; macOS: xcode-select --install) or name it in the "
-        "environment variable CXX. Without one the results are the same, more slowly: write "
+        f"ftrain.compile found no {language} compiler. Install one (Debian, Ubuntu: apt install "
+        f"{package}; Fedora: dnf install {fedora}; macOS: xcode-select --install) or name it in the "
+        f"environment variable {variable}. Without one the results are the same, more slowly: write "
         f"{remedy}. ({reason})"
     )
