@@ -144,10 +144,11 @@ def gradients(
     def gradients_of(state: TrainState, batch: Any) -> GradientResult:
         check_batch(batch, state.step.device)
         if scaling is not None and not isinstance(state.scaler, LossScaleState):
+            device = "" if state.step.device.type == "cpu" else repr(str(state.step.device))
             raise ValueError(
                 "state.scaler: expected a LossScaleState, since this precision scales the loss, got "
                 "no scaler: the state was made with another precision. Write "
-                "state.replace(scaler=ftrain.LossScale().init_state())."
+                f"state.replace(scaler=ftrain.LossScale().init_state({device}))."
             )
         with isolated(state.step.device.type):
             keys = random.split(state.rng)

@@ -18,9 +18,15 @@ from ftrain.core.state import TrainState
 
 __all__ = ["advice", "cut", "is_out_of_memory", "next_cut", "next_micro_batches", "release"]
 
-_CPU_SIGNS = (
+_SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",  # of the driver, for kernels and graphs
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUSPARSE_STATUS_ALLOC_FAILED",
 )
 
 
@@ -28,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an exception, or one of its causes, is an out-of-memory error."""
     return any(
         isinstance(cause, (torch.OutOfMemoryError, MemoryError))
-        or (isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in _CPU_SIGNS))
+        or (isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in _SIGNS))
         for cause in _causes(error)
     )
 

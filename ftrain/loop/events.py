@@ -88,6 +88,7 @@ class Plan:
         eval_every: steps between evaluations; `None`: at the end of each epoch.
         evaluates: True if there is evaluation data.
         save_every: steps between checkpoints; `None`: at the end of each epoch.
+        devices: devices of the training state's tensors, such as `("cuda:0",)`.
     """
 
     epochs: int | None
@@ -97,6 +98,7 @@ class Plan:
     eval_every: int | None
     evaluates: bool = True
     save_every: int | None = None
+    devices: tuple[str, ...] = ()
 
     @property
     def total_steps(self) -> int | None:

@@ -295,6 +295,7 @@ class Trainer:
                 self.eval_every,
                 evaluates,
                 self.save_every,
+                tuple(sorted({str(x.device) for x in tree.leaves(loop.train)})),
             ),
             max_skipped=self.max_skipped,
             count_samples=self.count_samples,

@@ -11,7 +11,7 @@ import torch
 import ftrain
 from ftrain import tree
 from ftrain.loop import BatchEnd, LoopWarning, Trainer
-from ftrain.loop._out_of_memory import cut, next_cut
+from ftrain.loop._out_of_memory import cut, is_out_of_memory, next_cut
 from tests.compile.test_failed_donation import FailsAt
 from tests.loop.runs import STEPS, rows, steps, trainer
 
@@ -230,3 +230,21 @@ def test_an_evaluation_split_midway_has_the_same_average() -> None:
     found = Trainer((made.train_step, eval_step), compile=False).evaluate(state, data)
     assert found.loss == pytest.approx(whole.loss, rel=1e-6)  # sums in another order
     assert found.samples == whole.samples == 16
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_library_errors_for_want_of_memory_are_out_of_memory(message):
+    assert is_out_of_memory(RuntimeError(message))
+    wrapped = ValueError("a step failed")
+    wrapped.__cause__ = RuntimeError(message)
+    assert is_out_of_memory(wrapped)
+    assert not is_out_of_memory(ValueError(message))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from ftrain.loop.callback import Action, Log
-from ftrain.loop.events import Event, WindowEnd
+from ftrain.loop.events import Event, TrainBegin, WindowEnd
 
 __all__ = ["MemoryMonitor"]
 
@@ -16,8 +16,9 @@ __all__ = ["MemoryMonitor"]
 class MemoryMonitor:
     """Add `memory/peak_mib` to the training rows of the log.
 
-    On a GPU: the peak of allocated tensor memory since the previous row. Elsewhere: the peak resident
-    memory of the process since it started, which never decreases.
+    For a state on a GPU: the peak of tensor memory allocated there since the previous row (on several
+    GPUs, of the fullest). Elsewhere: the peak resident memory of the process since it started, which
+    never decreases.
 
     Example:
         >>> import torch, ftrain
@@ -30,22 +31,29 @@ class MemoryMonitor:
         True
     """
 
-    listens = (WindowEnd,)
+    listens = (TrainBegin, WindowEnd)
     on_error = "warn"
+
+    def __init__(self) -> None:
+        self._on_cuda: tuple[str, ...] = ()
 
     def init(self) -> None:
         """Return no state, because memory usage is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Log the peak memory."""
-        return None, (Log({"memory/peak_mib": _peak() / 2**20}),)
+        if isinstance(event, TrainBegin):
+            self._on_cuda = tuple(name for name in event.plan.devices if name.startswith("cuda"))
+            return None, ()
+        return None, (Log({"memory/peak_mib": _peak(self._on_cuda) / 2**20}),)
 
 
-def _peak() -> float:
-    """Return the peak memory in bytes."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
-        found = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+def _peak(on_cuda: tuple[str, ...]) -> float:
+    """Return the peak memory in bytes, of CUDA devices if there are any."""
+    if on_cuda:
+        found = max(map(torch.cuda.max_memory_allocated, on_cuda))
+        for device in on_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
         return float(found)
     # ru_maxrss is in KiB, except on macOS, where it is in bytes.
     unit = 1 if sys.platform == "darwin" else 1024

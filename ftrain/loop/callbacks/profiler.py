@@ -89,6 +89,8 @@ class Profiler:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"trace-step-{self.start + 1}"
         found.export_chrome_trace(str(self.folder / f"{name}.json"))
-        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        table = found.key_averages().table(sort_by=by, row_limit=50)
+        operators = found.key_averages()
+        on_device = any(each.self_device_time_total for each in operators)
+        by = "self_device_time_total" if on_device else "self_cpu_time_total"
+        table = operators.table(sort_by=by, row_limit=50)
         (self.folder / f"{name}.txt").write_text(table, encoding="utf-8")

@@ -30,7 +30,8 @@ class Trial:
     Attributes:
         size: number of rows.
         fits: True if the steps ran without running out of memory.
-        peak_bytes: peak device memory in bytes; `None` on a CPU or if the size does not fit.
+        peak_bytes: peak memory in bytes of the state's device (of several, the largest); `None` on a
+            CPU or if the size does not fit.
     """
 
     size: int
@@ -149,16 +150,16 @@ def _tried(
 ) -> tuple[Trial, BaseException | None]:
     """Run a few steps at one size, and release their memory afterwards."""
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
-    on_cuda = any(device.type == "cuda" for device in devices)
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats()
+    on_cuda = [device for device in devices if device.type == "cuda"]
+    for device in on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         with quietly():
             batch, current = make(size), copied(state)
             for _ in range(n_steps):
                 current, _ = step(current, batch)
-            if on_cuda:
-                torch.cuda.synchronize()
+            for device in on_cuda:
+                torch.cuda.synchronize(device)
     except Exception as error:
         if not _out_of_memory.is_out_of_memory(error):
             error.add_note(f"raised by a step at batch size {size}, which finders.batch_size tried")
@@ -170,7 +171,8 @@ def _tried(
         if on_cuda:
             gc.collect()
             torch.cuda.empty_cache()
-    return Trial(size, True, torch.cuda.max_memory_allocated() if on_cuda else None), None
+    peak = max(map(torch.cuda.max_memory_allocated, on_cuda), default=None)
+    return Trial(size, True, peak), None
 
 
 def _batches_of(batch: Any) -> Callable[[int], Any]:
