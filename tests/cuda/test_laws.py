@@ -1,0 +1,172 @@
+"""Laws on two models of the zoo, with state and batches on a CUDA device."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import ftrain
+from ftrain import checkpoint, optim, random, testing, tree
+from tests.zoo import ZOO
+
+values = pytest.mark.values
+
+each = pytest.mark.parametrize(
+    ("model", "precision", "mode"),
+    [
+        ("mlp", "32-true", "eager"),
+        ("mlp", "16-mixed", "eager"),
+        ("gpt", "32-true", "eager"),
+        ("gpt", "bf16-mixed", "eager"),
+        pytest.param("mlp", "16-mixed", "inductor", marks=pytest.mark.inductor),
+        pytest.param("gpt", "32-true", "inductor", marks=pytest.mark.inductor),
+    ],
+)
+
+
+def on_cuda(state: Any) -> Any:
+    return tree.map(lambda leaf: leaf.cuda(), state)
+
+
+@functools.cache
+def made(model: str, precision: str, accumulate: int = 1, randomless: bool = False) -> Any:
+    case = ZOO[model]
+    return ftrain.make_steps(
+        case.randomless if randomless else case.model,
+        case.loss_fn,
+        optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-2)),
+        precision=precision,
+        accumulate=accumulate,
+    )
+
+
+@functools.cache
+def train_step(model: str, precision: str, mode: str) -> Any:
+    step = made(model, precision).train_step
+    return step if mode == "eager" else ftrain.compile(step)
+
+
+def start(model: str, precision: str, mode: str) -> tuple[Any, Any, list[Any]]:
+    """Return a step, an initial state and four batches."""
+    batches = [on_cuda(ZOO[model].batch(seed, 8)) for seed in range(4)]
+    return (
+        train_step(model, precision, mode),
+        on_cuda(made(model, precision).init_state(3)),
+        batches,
+    )
+
+
+def poisoned(batch: Any) -> Any:
+    """Return a batch whose gradients are not finite."""
+    return {
+        name: leaf * float("inf") if leaf.is_floating_point() else leaf
+        for name, leaf in batch.items()
+    }
+
+
+@values
+@each
+def test_step_is_pure_deterministic_and_keeps_the_structure(model, precision, mode):
+    step, state, batches = start(model, precision, mode)
+    for batch in batches[:2]:
+        testing.assert_pure(step, state, batch)
+        testing.assert_deterministic(step, state, batch, times=5)
+        testing.assert_fixpoint(step, state, batch)
+        state, _ = step(state, batch)
+
+
+@values
+@each
+def test_resumed_run_has_the_same_bits(model, precision, mode):
+    testing.assert_resumes(*start(model, precision, mode))
+
+
+@values
+@each
+def test_skipped_step_keeps_the_state(model, precision, mode):
+    step, state, batches = start(model, precision, mode)
+    testing.assert_skips(step, state, poisoned(batches[0]))
+
+
+@values
+@each
+def test_evaluation_does_not_change_training(model, precision, mode):
+    step, state, batches = start(model, precision, mode)
+    evaluate = made(model, precision).eval_step
+    testing.assert_evaluation_is_pure(step, evaluate, state, batches[0])
+
+
+@values
+@each
+def test_donated_step_gives_the_same_bits(model, precision, mode):
+    """Compare three donated steps with plain ones."""
+    _, state, batches = start(model, precision, mode)
+    backend = "eager" if mode == "eager" else "inductor"
+    plain = ftrain.compile(made(model, precision).train_step, backend=backend)
+    donating = ftrain.compile(made(model, precision).train_step, donate=True, backend=backend)
+    donated = on_cuda(made(model, precision).init_state(3))
+    for batch in batches[:3]:
+        state, metrics = plain(state, batch)
+        donated, donated_metrics = donating(donated, batch)
+        testing.assert_same_bits(donated, state)
+        testing.assert_same_bits(donated_metrics, metrics)
+
+
+@values
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_accumulated_gradients_match_full_batch_gradients(model):
+    state = on_cuda(made(model, "32-true", 1, True).init_state(3))
+    batch = on_cuda(ZOO[model].batch(0, 8))
+    found = [made(model, "32-true", k, True).train_step(state, batch)[0] for k in (1, 4)]
+    testing.assert_close_norm(found[1].opt_state[1].mu, found[0].opt_state[1].mu, 4e-6)
+
+
+@values
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_each_row_of_a_vmapped_step_matches_a_single_step(model):
+    steps = made(model, "32-true")
+    states = [on_cuda(steps.init_state(seed)) for seed in range(3)]
+    batch = on_cuda(ZOO[model].batch(0, 8))
+    testing.assert_vmap_rows(steps.train_step, states, batch, relative=1e-4)
+
+
+@values
+def test_a_checkpoint_resumes_with_the_same_bits(tmp_path):
+    step, state, batches = start("gpt", "16-mixed", "eager")
+    state, _ = step(state, batches[0])
+    checkpoint.save(tmp_path / "a", state)
+    loaded, _ = checkpoint.load(tmp_path / "a", state)
+    testing.assert_same_bits(loaded, state)
+    testing.assert_same_bits(step(loaded, batches[1]), step(state, batches[1]))
+
+
+@values
+def test_draws_on_cuda_have_the_bits_of_the_cpu():
+    key = random.key(3)
+    draws = {
+        "bits": lambda k: random.bits(k, (9999,)),
+        "bernoulli": lambda k: random.bernoulli(k, 0.3, (9999,)),
+        "uniform": lambda k: random.uniform(k, (9999,), minval=-1.0, maxval=2.5),
+        "randint": lambda k: random.randint(k, (9999,), 0, 10**12, torch.int64),
+        "permutation": lambda k: random.permutation(k, 999),
+        "split": lambda k: random.split(k, 5),
+        "fold_in": lambda k: random.fold_in(k, 7),
+        "normal": lambda k: random.normal(k, (9999,)),
+    }
+    for name, draw in draws.items():
+        testing.assert_same_bits(draw(key.cuda()).cpu(), draw(key), name)
+
+
+@each
+def test_step_does_not_wait_for_the_device(model, precision, mode):
+    step, state, batches = start(model, precision, mode)
+    state, _ = step(state, batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            state, _ = step(state, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
