@@ -80,7 +80,10 @@ class MeanLoss:
         return mean
 
     def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
-        """Return `Sums` with gradients of the mean loss in `totals`, unscaled."""
+        """Return `Sums` with gradients of the mean loss in `totals`, unscaled.
+
+        They have the dtypes of the parameters.
+        """
         scale, inverse = None, None
         if self._policy.loss_scale is not None:
             scale, inverse = state.scaler.scale, LossScale.inverse(state.scaler)
