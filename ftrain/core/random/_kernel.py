@@ -23,21 +23,28 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-# The order of `enum kind` in threefry.c.
+from ftrain.core.random._reference import low_word
+
+# The order of `enum kind` in threefry.h.
 BITS8, BITS16, BITS32, BITS64, PAIRS, BELOW, UNIFORM32, UNIFORM64, NORMAL32, NORMAL64 = range(10)
 
 _SOURCE = Path(__file__).with_name("threefry.c")
+_HEADER = Path(__file__).with_name("threefry.h")
 # No contraction: a fused multiply-add rounds once, and the streams would depend on the machine.
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _lock = threading.Lock()
 
 
 class Kernel:
-    """Functions of one compiled library, for contiguous tensors on the CPU."""
+    """Functions of one compiled library, for tensors on the CPU."""
+
+    uniforms: ClassVar = {torch.float32: UNIFORM32, torch.float64: UNIFORM64}
+    normals: ClassVar = {torch.float32: NORMAL32, torch.float64: NORMAL64}
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -94,6 +101,8 @@ class Kernel:
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
         """Write to `out` the keys `(*batch, 2)` after folding in `folds` and `data` `(*batch)`."""
         packed = struct.pack(f"{len(folds)}I", *folds)
+        key = key.contiguous()
+        data = None if data is None else low_word(data).contiguous()
         address = None if data is None else data.data_ptr()
         rows = key.numel() >> 1
         self._fold(key.data_ptr(), rows, packed, len(folds), address, out.data_ptr())
@@ -214,7 +223,7 @@ def _fingerprint(compiler: tuple[str, ...], extra: tuple[str, ...]) -> str:
     binary = Path(compiler[0]).resolve()
     status = binary.stat()
     parts = (
-        _SOURCE.read_text(),
+        *(_SOURCE.read_text(), _HEADER.read_text()),
         *(compiler, _FLAGS, extra),
         *(str(binary), status.st_size, status.st_mtime_ns),
         *(sys.platform, platform.machine(), _processor()),
