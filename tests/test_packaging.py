@@ -28,7 +28,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_contains_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "ftrain/py.typed" in names
-    assert "ftrain/core/random/threefry.c" in names
+    kernels = {str(p.relative_to(ROOT)) for p in (ROOT / "ftrain").rglob("threefry.*")}
+    assert {Path(name).suffix for name in kernels} == {".c", ".cu", ".h"}
+    assert kernels <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert all(name.startswith("ftrain") for name in names)
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "ftrain").rglob("*.py")}

@@ -1,9 +1,9 @@
 """Threefry-2x32 in plain tensor operations: the definition of every draw.
 
-Runs on any device, without a host sync: the key's words never leave it. It is the only implementation
-on accelerators and where no C compiler is found, and the oracle of the C kernel everywhere else. All
-words are int32 tensors that hold the bit patterns of uint32 (torch has few uint32 operations);
-additions wrap, `>>` is arithmetic and therefore masked.
+Runs on any device, without a host sync: the key's words never leave it. It draws where there is no
+kernel (other accelerators, no C compiler, no NVRTC) and is the oracle of the kernels. All words are
+int32 tensors that hold the bit patterns of uint32 (torch has few uint32 operations); additions wrap,
+`>>` is arithmetic and therefore masked.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the layout of
 counters and words is that of JAX with `jax_threefry_partitionable`.

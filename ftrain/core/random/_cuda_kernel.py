@@ -1,0 +1,301 @@
+"""The CUDA kernels: one launch for each draw, compiled by NVRTC at the first draw of each kind.
+
+`threefry.cu` is made of the same functions as the CPU's `threefry.c`, so the bits are the same. Without
+NVRTC, or with a driver that cannot load the kernels, one warning says so and the reference takes over,
+with the same numbers, at a few hundred launches a draw.
+
+A launch waits for nothing and copies nothing: keys are read on the device; folds and bounds are passed
+by value. A CUDA graph can capture it, the first draw of a process too. NVRTC takes 0.2 to 0.3 s of
+processor time for a kind, so nothing is cached on disk.
+
+NVRTC and the driver are called through ctypes: `torch.cuda._compile_kernel` (torch 2.11 to 2.14) needs
+an installed CUDA toolkit (`CUDA_HOME`), and its launcher truncates integers to 32 bits.
+
+Read next: `threefry.cu`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import struct
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ftrain.core._torch_cuda import raw_stream
+from ftrain.core.random._kernel import NORMAL32, NORMAL64, PAIRS, UNIFORM32, UNIFORM64
+
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("threefry.h", "threefry.cu"))
+
+# The order of `enum more` in threefry.cu, which follows that of `enum kind`.
+UNIFORM16, UNIFORMB16, NORMAL16, NORMALB16, INTEGERS32, INTEGERS64, FOLD = range(10, 17)
+
+FOLDS = 32  # of one launch: FOLDS in threefry.cu
+_BLOCK = 256
+# A thread draws up to this number of elements, so that folding and dividing are paid for once; fewer
+# where there would be too few threads to fill a large GPU (an H200 runs 270,336 at a time).
+_EACH, _FILL = 8, 2**18
+
+_INVALID_CONTEXT = 201
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+
+#: Launch a kernel: the function, the number of threads, `struct task`.
+Launch = Callable[[Any, int, bytes], None]
+
+
+class CudaKernel:
+    """The kernels of one device."""
+
+    uniforms: ClassVar = {
+        torch.float32: UNIFORM32,
+        torch.float64: UNIFORM64,
+        torch.float16: UNIFORM16,
+        torch.bfloat16: UNIFORMB16,
+    }
+    normals: ClassVar = {
+        torch.float32: NORMAL32,
+        torch.float64: NORMAL64,
+        torch.float16: NORMAL16,
+        torch.bfloat16: NORMALB16,
+    }
+
+    def __init__(self, load: Callable[[int], Any], launch: Launch) -> None:
+        self._load, self._launch = load, launch
+        # Loading this one shows at once whether the others can be had.
+        self._functions: dict[int, Any] = {FOLD: load(FOLD)}
+
+    def draw(
+        self, kind: int, key: Tensor, folds: Sequence[int], out: Tensor, a: float = 0, b: float = 0
+    ) -> Tensor:
+        """Fill `out` `(*batch, ...)` with draws for keys `(*batch, 2)`; `a` and `b` as in the C code."""
+        count = out.numel()
+        if count:
+            count = count >> 1 if kind == PAIRS else count
+            self._run(kind, key, folds, None, out, count, a=a, b=b)
+        return out
+
+    def randint(
+        self, key: Tensor, folds: Sequence[int], out: Tensor, base: int, span: int
+    ) -> Tensor:
+        """Fill `out` `(*batch, ...)` of any integer dtype with `base + (128 or 64 bits) mod span`."""
+        count = out.numel()
+        if count:
+            kind = INTEGERS64 if out.itemsize == 8 else INTEGERS32
+            self._run(kind, key, folds, None, out, count, base, span)
+        return out
+
+    def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
+        """Fold the integers `folds`, then integers `data` `(*batch)`, into the keys `(*batch, 2)`."""
+        rows = out.numel() >> 1
+        if rows:
+            self._run(FOLD, key, folds, data, out, rows)
+        return out
+
+    def _run(
+        self,
+        kind: int,
+        key: Tensor,
+        folds: Sequence[int],
+        data: Tensor | None,
+        out: Tensor,
+        count: int,
+        base: int = 0,
+        span: int = 0,
+        a: float = 0.0,
+        b: float = 0.0,
+    ) -> None:
+        """Launch one kernel for `count` elements of all rows; one more for every 32 further folds."""
+        while len(folds) > FOLDS:
+            key = self.fold(key, folds[:FOLDS], None, key.new_empty(key.shape))
+            folds = folds[FOLDS:]
+        rows = 1
+        if key.ndim == 1:
+            key_row, key_word = 0, key.stride(0)
+        else:
+            rows = key.numel() >> 1
+            key = key if key.ndim == 2 else key.contiguous()
+            key_row, key_word = key.stride()[-2:]
+        address = data_row = data_size = 0
+        if data is not None:
+            data = data if data.ndim < 2 else data.contiguous()
+            address, data_size = data.data_ptr(), data.itemsize
+            data_row = data.stride(-1) if data.ndim else 0
+            data_size = -data_size if data.dtype.is_signed else data_size
+        each = count // rows
+        per_row = each if count <= _FILL else -(-each // _EACH)
+        parameters = _packer(len(folds)).pack(
+            *(key.data_ptr(), key_row, key_word, address, data_row, data_size, out.data_ptr()),
+            *(rows, each, per_row, base, span, out.itemsize, a, b, len(folds), *folds),
+        )
+        function = self._functions.get(kind)
+        if function is None:
+            function = self._functions[kind] = self._load(kind)
+        self._launch(function, rows * per_row, parameters)
+
+
+@functools.cache
+def _packer(folded: int) -> struct.Struct:
+    """Return the layout of `struct task` in threefry.cu, with this number of folds."""
+    return struct.Struct(f"@PqqPqqP QQQ qqq dd I{folded}I{4 * (FOLDS - folded)}x4x")
+
+
+def kernel(device: torch.device) -> CudaKernel | None:
+    """Return a device's kernels, `None` if they are unavailable; its first call compiles them."""
+    index = device.index
+    return _kernels[index] if index in _kernels else _first(index)
+
+
+_kernels: dict[int, CudaKernel | None] = {}
+_lock = threading.Lock()
+
+
+def _first(index: int) -> CudaKernel | None:
+    with _lock:
+        if index not in _kernels:
+            try:
+                _kernels[index] = _load(index)
+            except (OSError, _NoKernelError, AttributeError) as error:
+                _kernels[index] = None
+                warnings.warn(
+                    f"ftrain draws random numbers on cuda:{index} without its CUDA kernels: the numbers "
+                    f"are the same, but a draw launches some hundred kernels instead of one. {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+    return _kernels[index]
+
+
+class _NoKernelError(RuntimeError):
+    """Reason why the kernels are unavailable, as a sentence."""
+
+
+def _load(index: int) -> CudaKernel:
+    """Return the kernels of a device."""
+    if torch.version.cuda is None:
+        raise _NoKernelError("This build of torch is not for NVIDIA's CUDA.")
+    major, minor = torch.cuda.get_device_capability(index)
+    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    context = ctypes.c_void_p()  # that of torch, which is never released
+    _check(driver, driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), ctypes.c_int(index)))
+
+    def load(kind: int) -> ctypes.c_void_p:
+        binary = compiled(kind, f"sm_{major}{minor}")
+        with _current(driver, context), _uncaptured(driver):
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            _check(driver, driver.cuModuleLoadData(ctypes.byref(module), binary))
+            # Loads the function now, not at its first launch.
+            status = driver.cuModuleGetFunction(ctypes.byref(function), module, b"ftrain_kernel")
+            _check(driver, status)
+        return function
+
+    return CudaKernel(load, _launcher(driver, index, context))
+
+
+@contextlib.contextmanager
+def _current(driver: ctypes.CDLL, context: ctypes.c_void_p) -> Iterator[None]:
+    """Make a context the current one of this thread."""
+    _check(driver, driver.cuCtxPushCurrent_v2(context))
+    try:
+        yield
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+@contextlib.contextmanager
+def _uncaptured(driver: ctypes.CDLL) -> Iterator[None]:
+    """Allow what a capture forbids, such as allocations of the driver, while one is under way."""
+    mode = ctypes.c_int(_RELAXED)
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+
+
+def _launcher(driver: ctypes.CDLL, index: int, context: ctypes.c_void_p) -> Launch:
+    """Return the function that launches a kernel on the current stream of a device."""
+    launch = driver.cuLaunchKernel
+    pointer, count = ctypes.c_void_p, ctypes.c_uint
+    launch.argtypes = (pointer, *[count] * 7, pointer, pointer, pointer)
+    sizes = (1, 1, _BLOCK, 1, 1, 0)
+    current_device, byref, text = torch.cuda.current_device, ctypes.byref, ctypes.c_char_p
+
+    def run(function: Any, threads: int, parameters: bytes) -> None:
+        task = byref(text(parameters))  # an array of one pointer, to a struct passed by value
+        how = (function, -(-threads // _BLOCK), *sizes, raw_stream(index), task, None)
+        status = launch(*how) if current_device() == index else _INVALID_CONTEXT
+        if status == _INVALID_CONTEXT:  # another device's, or a thread that has used none
+            with _current(driver, context):
+                status = launch(*how)
+        if status:
+            raise RuntimeError(f"CUDA error: {_error(driver, status)}, in a draw on cuda:{index}")
+
+    return run
+
+
+def _check(driver: ctypes.CDLL, status: int) -> None:
+    if status:
+        raise _NoKernelError(f"The driver cannot load them: {_error(driver, status)}.")
+
+
+def _error(driver: ctypes.CDLL, status: int) -> str:
+    text = ctypes.c_char_p()
+    driver.cuGetErrorString(status, ctypes.byref(text))
+    return text.value.decode() if text.value else f"error {status}"
+
+
+@functools.cache
+def compiled(kind: int, architecture: str) -> bytes:
+    """Return the machine code of the kernels for an architecture such as `sm_90`."""
+    nvrtc = _nvrtc()
+    options = (
+        *(f"--gpu-architecture={architecture}", f"--define-macro=KIND={kind}", "--std=c++17"),
+        # No contraction, IEEE division and square root, subnormals: the bits of the CPU.
+        *("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"),
+        "--device-as-default-execution-space",
+    )
+    source = "\n".join(path.read_text() for path in _SOURCES).encode()
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"threefry.cu", 0, None, None)
+    try:
+        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        if nvrtc.nvrtcCompileProgram(program, len(options), array):
+            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value + 1)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise _NoKernelError(f"NVRTC failed for {architecture}: {log.value.decode()}")
+        nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        binary = ctypes.create_string_buffer(size.value)
+        if nvrtc.nvrtcGetCUBIN(program, binary) or not size.value:
+            raise _NoKernelError(f"NVRTC made no machine code for {architecture}.")
+        return binary.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _nvrtc() -> ctypes.CDLL:
+    """Return the NVRTC of the CUDA that torch was built with: a package's or the system's."""
+    major = str(torch.version.cuda).partition(".")[0]
+    windows = sys.platform == "win32"
+    file = f"nvrtc64_{major}0_0.dll" if windows else f"libnvrtc.so.{major}"
+    # Of torch's wheels: nvidia/cu13/lib, nvidia/cuda_nvrtc/lib.
+    packages = [path for folder in sys.path for path in Path(folder, "nvidia").glob(f"*/*/{file}")]
+    for path in (*packages, Path(file), Path("/usr/local/cuda/lib64", file)):
+        try:
+            # NVRTC opens this one by its name, which is found if it is loaded already.
+            for builtins in sorted(path.parent.glob(f"libnvrtc-builtins.so.{major}.*")):
+                ctypes.CDLL(str(builtins))
+            return ctypes.CDLL(str(path))
+        except OSError:
+            continue
+    raise _NoKernelError(
+        f"{file} (NVRTC of CUDA {torch.version.cuda}) was not found. Install nvidia-cuda-nvrtc."
+    )

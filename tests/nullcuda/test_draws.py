@@ -1,0 +1,196 @@
+"""Random draws on CUDA: one kernel each, without a sync or a copy, also under capture."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import optim, random
+from ftrain.core.random import _cuda_kernel
+from tests.nullcuda.device import counted
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MANY = tuple(range(40))  # more than the 32 folds of one launch
+
+DRAWS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
+    **{f"uniform {d}": (1, lambda key, d=d: random.uniform(key, (3, 4), d)) for d in FLOATS},
+    **{f"between {d}": (1, lambda key, d=d: random.uniform(key, (9,), d, -2, 3)) for d in FLOATS},
+    **{f"normal {d}": (1, lambda key, d=d: random.normal(key, (3, 4), d)) for d in FLOATS},
+    **{f"bits {w}": (1, lambda key, w=w: random.bits(key, (7,), w)) for w in (8, 16, 32, 64)},
+    "bernoulli": (1, lambda key: random.bernoulli(key, 0.3, (100_000,))),
+    "bernoulli of a tensor": (
+        2,
+        lambda key: random.bernoulli(key, torch.empty(5, device=key.device)),
+    ),
+    "randint": (1, lambda key: random.randint(key, (5,), 0, 10)),
+    "randint of 8 bits": (1, lambda key: random.randint(key, (5,), 0, 10, torch.uint8)),
+    "split": (1, lambda key: random.split(key, 5)),
+    "fold_in": (1, lambda key: random.fold_in(key, 5)),
+    "fold_in of a tensor": (
+        1,
+        lambda key: random.fold_in(key, torch.empty((), dtype=torch.int64, device=key.device)),
+    ),
+    "fold_in of a tensor after folds": (
+        2,
+        lambda key: random.fold_in(key, torch.empty(3, device=key.device).long(), folds=(1, 2)),
+    ),
+    "fold_in of a number on the host": (1, lambda key: random.fold_in(key, torch.tensor(5))),
+    "folds": (1, lambda key: random.normal(key, (3,), folds=MANY[:32])),
+    "many folds": (2, lambda key: random.normal(key, (3,), folds=MANY)),
+    "keys": (1, lambda key: torch.vmap(lambda k: random.normal(k, (3,)))(key.expand(6, 2))),
+}
+
+
+@pytest.fixture
+def key() -> Tensor:
+    return random.key(0, device="cuda")
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_draw_is_one_launch_without_a_sync_or_a_copy(name: str, key: Tensor) -> None:
+    launches, draw = DRAWS[name]
+    draw(key)
+    if "after folds" in name:
+        launches += 1  # the conversion to int64, which the draw here makes itself
+    with counted() as counts:
+        draw(key)
+    assert (counts.launches, counts.waits, counts.bad_captures) == (launches, 0, 0)
+
+
+def test_a_permutation_launches_one_draw_beside_its_sorts(key: Tensor) -> None:
+    x, words = torch.arange(100, device="cuda"), random.bits(key, (100,)).view(torch.int32)
+
+    def sort() -> Tensor:
+        return x.gather(0, (words ^ -(2**31)).sort(stable=True).indices)
+
+    sort(), random.permutation(key, x)
+    with counted() as sorting:
+        sort()
+    with counted() as counts:
+        random.permutation(key, x)
+    assert counts.launches == sorting.launches + 1
+    assert counts.waits == sorting.waits
+
+
+def test_a_mask_under_keyed_is_one_draw(key: Tensor) -> None:
+    x = torch.ones(64, 64, device="cuda")
+    drop = nn.Dropout(0.1)
+
+    def masked() -> None:
+        with random.keyed(key):
+            drop(x)
+
+    masked()
+    with counted() as counts:
+        masked()
+    assert counts.launches <= 6  # the draw, a product, a quotient
+    assert counts.waits == 0
+
+
+def test_a_compiled_step_with_a_dropout_launches_few_kernels() -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 1)).cuda()
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        loss: Tensor = model(batch).square().mean()
+        return loss
+
+    init_state, train_step, _ = ftrain.make_steps(model, loss_fn, optim.sgd(0.1))
+    step = ftrain.compile(train_step, donate=True)
+    state, batch = init_state(0), torch.ones(8, 16, device="cuda")
+    for _ in range(2):
+        state, _ = step(state, batch)
+    with counted() as counts:
+        state, _ = step(state, batch)
+    assert counts.launches <= 40  # 744 when each draw was made of torch's operators
+    assert counts.waits == 0
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local"])
+def test_first_draw_of_a_process_can_be_captured(
+    mode: str, key: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda_kernel, "_kernels", {})
+    graph = torch.cuda.CUDAGraph()
+    with counted() as counts:
+        with torch.cuda.graph(graph, capture_error_mode=mode):
+            random.normal(random.fold_in(key, 3), (5,))
+    assert (counts.launches, counts.bad_captures) == (2, 0)
+    graph.replay()
+
+
+def test_kernels_are_compiled_once(key: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def compiled(kind: int, architecture: str) -> bytes:
+        seen.append(kind)
+        return b""
+
+    monkeypatch.setattr(_cuda_kernel, "_kernels", {})
+    monkeypatch.setattr(_cuda_kernel, "compiled", compiled)
+    for _ in range(3):
+        random.normal(key, (5,))
+        random.uniform(key, (5,))
+    assert sorted(seen) == sorted(
+        [_cuda_kernel.FOLD, _cuda_kernel.NORMAL32, _cuda_kernel.UNIFORM32]
+    )
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_nvrtc_compiles_every_kind(architecture: str) -> None:
+    for kind in range(_cuda_kernel.FOLD + 1):
+        assert _cuda_kernel.compiled(kind, architecture)[:4] == b"\x7fELF"
+
+
+def test_draws_without_nvrtc_warn_once_and_come_from_the_reference(
+    key: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda_kernel, "_kernels", {})
+    monkeypatch.setattr(torch.version, "cuda", "99.0")
+    _cuda_kernel.compiled.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"libnvrtc\.so\.99.*Install nvidia-cuda-nvrtc"):
+        random.normal(key, (5,))
+    with warnings.catch_warnings(), counted() as counts:
+        warnings.simplefilter("error")
+        assert random.normal(key, (5,)).shape == (5,)
+    assert counts.launches > 100
+
+
+def test_draws_in_a_new_thread_are_launched(key: Tensor) -> None:
+    with counted() as counts:
+        thread = threading.Thread(target=lambda: random.bits(key, (5,)))
+        thread.start()
+        thread.join()
+    assert (counts.launches, counts.waits) == (1, 0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices (NC_DEVICES=2)")
+def test_a_draw_runs_on_the_device_and_the_stream_of_its_key() -> None:
+    key = random.key(0, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    side = torch.cuda.Stream("cuda:1")
+    streams: list[int] = []
+    kernel = _cuda_kernel.kernel(key.device)
+    assert kernel is not None
+    launch = kernel._launch
+
+    def watched(*args: Any) -> None:
+        streams.append(_cuda_kernel.raw_stream(1))
+        launch(*args)
+
+    kernel._launch = watched
+    try:
+        with torch.cuda.stream(side), torch.cuda.device(0), counted() as counts:
+            assert random.normal(key, (5,)).device == key.device
+    finally:
+        kernel._launch = launch
+    assert torch.cuda.current_device() == 0
+    assert streams == [side.cuda_stream]
+    assert (counts.launches, counts.waits) == (1, 0)

@@ -1,0 +1,284 @@
+"""The source of the CUDA kernels, compiled by a C++ compiler and run thread after thread on the CPU.
+
+Everything but NVRTC, the driver and the device is what runs on CUDA: what Python packs, the grid, and
+the kernels. Compared with the C kernel and the reference. tests/nullcuda compiles the source with NVRTC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ftrain.core import random
+from ftrain.core.random import _cuda_kernel, _kernel, _operators
+
+HOST = """
+#include "threefry.h"
+#define __global__
+#define __grid_constant__
+static int KIND;
+static struct { unsigned x; } blockIdx, blockDim, threadIdx;
+#include "threefry.cu"
+extern "C" void launch(int kind, unsigned blocks, unsigned threads, const struct task *t) {
+    KIND = kind;
+    blockDim.x = threads;
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
+        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) ftrain_kernel(*t);
+}
+extern "C" int size_of_task() { return sizeof(struct task); }
+"""
+
+
+class Host:
+    """The CUDA kernels, launched on the CPU."""
+
+    def __init__(self, folder: Path) -> None:
+        source, library = folder / "host.cpp", folder / "host.so"
+        source.write_text(HOST)
+        include = f"-I{Path(_cuda_kernel.__file__).parent}"
+        flags = ("-O1", "-ffp-contract=off", "-fno-math-errno", "-w", "-shared", "-fPIC", include)
+        subprocess.run(("c++", *flags, str(source), "-o", str(library)), check=True)
+        self.library = ctypes.CDLL(str(library))
+        self.launches: list[tuple[int, int]] = []
+        self.kernel = _cuda_kernel.CudaKernel(lambda kind: kind, self.launch)
+
+    def launch(self, kind: int, threads: int, parameters: bytes) -> None:
+        assert len(parameters) == self.library.size_of_task()
+        self.launches.append((kind, threads))
+        blocks = -(-threads // _cuda_kernel._BLOCK)
+        self.library.launch(kind, blocks, _cuda_kernel._BLOCK, parameters)
+
+    @contextlib.contextmanager
+    def draws(self) -> Iterator[None]:
+        """Draw with these kernels from keys on the CPU."""
+        with using(self.kernel):
+            yield
+
+
+@contextlib.contextmanager
+def using(kernel: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_operators, "_for", lambda key: kernel)
+        yield
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return Host(tmp_path_factory.mktemp("host"))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    flat = [x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b)]
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*flat)
+
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = tuple(random._integers.RANGE)
+words = st.integers(0, 2**32 - 1)
+folds = st.lists(words, max_size=5) | st.lists(words, min_size=30, max_size=70)
+shapes = st.lists(st.integers(0, 9), max_size=3) | st.integers(0, 3000).map(lambda n: [n])
+float_dtypes = st.sampled_from(FLOATS)
+# Twice these are finite in float16: the sign of a NaN differs between processors.
+bounds = st.floats(-30000, 30000) | st.sampled_from((0.0, -0.0, 1.0, 1e-8, -1e-8, 1e-40, -1e-40))
+integer_bounds = st.integers(-(2**64), 2**64) | st.integers(-300, 300)
+
+
+@st.composite
+def draws(draw: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+    """Return one operator with its arguments, still without a key."""
+    path, shape, dtype = draw(folds), draw(shapes), draw(float_dtypes)
+    operator = draw(st.integers(0, 6))
+    if operator == 0:
+        width = draw(st.sampled_from((8, 16, 32, 64)))
+        return lambda key: _operators._bits(key, path, shape, width)
+    if operator == 1:
+        p = draw(st.floats(-0.5, 1.5) | st.sampled_from((0.0, 1.0, 2.0**-24)))
+        return lambda key: _operators._bernoulli(key, path, shape, p)
+    if operator == 2:
+        a, b = draw(bounds), draw(bounds)
+        a, b = draw(st.sampled_from(((a, b), (0.0, 1.0))))
+        return lambda key: _operators._uniform(key, path, shape, dtype, a, b)
+    if operator == 3:
+        return lambda key: _operators._standard_normal(key, path, shape, dtype)
+    if operator == 4:
+        integer = draw(st.sampled_from(INTEGERS))
+        limits = random._integers.clipped(draw(integer_bounds), draw(integer_bounds), integer)
+        return lambda key: _operators._randint(key, path, shape, integer, *limits)
+    if operator == 5:
+        return lambda key: _operators._split(key, path, shape)
+    return lambda key: _operators._fold(key, path)
+
+
+def key_of(seed: int, batch: str) -> Tensor:
+    if batch == "one":
+        return random.key(seed)
+    keys = random.split(random.key(seed), 6)
+    if batch == "columns":  # strides of a batch that vmap has moved to the front
+        return keys.T.contiguous().T
+    return {"few": keys, "two": keys.view(2, 3, 2), "odd": keys.view(2, 3, 2).transpose(0, 1)}[
+        batch
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    draw=draws(),
+    seed=st.integers(0, 2**64 - 1),
+    batch=st.sampled_from(("one", "few", "columns", "two", "odd")),
+)
+def test_cuda_source_draws_the_bits_of_the_c_kernel_and_of_the_reference(
+    host: Host, draw: Callable[[Tensor], Tensor], seed: int, batch: str
+) -> None:
+    key = key_of(seed, batch)
+    with host.draws():
+        found = draw(key)
+    assert isinstance(_kernel.kernel(), _kernel.Kernel)
+    assert same(found, draw(key))
+    with using(None):
+        assert same(found, draw(key))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_cuda_source_draws_the_bits_of_the_c_kernel_in_a_large_draw(
+    host: Host, dtype: torch.dtype
+) -> None:
+    """Each thread draws several elements, of one row and of several."""
+    count = _cuda_kernel._FILL + 13
+    for key, n in ((random.key(3), count), (random.split(random.key(4), 3), count // 3 + 1)):
+        host.launches.clear()
+        with host.draws():
+            found = _operators._standard_normal(key, (1,), (n,), dtype)
+        ((_, threads),) = host.launches
+        assert threads < found.numel() / 7
+        assert same(found, _operators._standard_normal(key, (1,), (n,), dtype))
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS], ids=str)
+def test_cuda_source_folds_in_integers_of_every_dtype(host: Host, dtype: torch.dtype) -> None:
+    info = torch.iinfo(dtype)
+    numbers = torch.tensor([info.min, info.max, 0, 1, 77, 5], dtype=dtype)
+    keys = random.split(random.key(1), 6)
+    apart = torch.stack((numbers.view(torch.uint8).view(dtype), numbers), dim=1)[:, 0]
+    pairs = [
+        (keys[0], numbers[0]),
+        (keys[0], numbers),
+        (keys, numbers[1]),
+        (keys, apart),
+        (keys.view(2, 3, 2), numbers[:3]),
+        (keys[:2].view(2, 1, 2), numbers.view(2, 3)),
+    ]
+    for key, data in pairs:
+        host.launches.clear()
+        with host.draws():
+            found = _operators._fold_in(key, data)
+        assert len(host.launches) == 1
+        assert same(found, _operators._fold_in(key, data))
+        with using(None):
+            assert same(found, _operators._fold_in(key, data))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_every_uniform_and_normal_of_16_bits_is_that_of_the_reference(
+    host: Host, kind: torch.dtype
+) -> None:
+    """There are 1,024 mantissas of float16 and 128 of bfloat16: enough draws meet them all."""
+    key, count = random.key(0), 20_000
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (-3e-7, 2e-7), (-30000.0, 30000.0), (0.1, 0.7)):
+        with host.draws():
+            found = _operators._uniform(key, (), (count,), kind, low, high)
+        assert same(found, _operators._uniform(key, (), (count,), kind, low, high))
+    with host.draws():
+        found = _operators._standard_normal(key, (), (count,), kind)
+    assert found.unique().numel() > (900 if kind == torch.float16 else 120)
+    assert same(found, _operators._standard_normal(key, (), (count,), kind))
+
+
+def test_each_operator_is_one_launch_for_up_to_32_folds(host: Host) -> None:
+    keys = random.split(random.key(0), 4)
+    for folded, key in itertools.product((0, 1, 32, 33, 65), (keys[0], keys)):
+        host.launches.clear()
+        with host.draws():
+            _operators._bits(key, range(folded), (3,), 32)
+        assert len(host.launches) == max(1, -(-folded // 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_bounds_out_of_the_range_of_16_bits_are_refused(host: Host, dtype: torch.dtype) -> None:
+    with host.draws(), pytest.raises(RuntimeError, match="overflow"):
+        random.uniform(random.key(0), (3,), dtype, 0.0, 1e39)
+
+
+def test_draws_of_no_elements_launch_nothing(host: Host) -> None:
+    keys = random.split(random.key(0), 4)
+    host.launches.clear()
+    with host.draws():
+        assert _operators._bits(keys, (), (0, 3), 32).shape == (4, 0, 3)
+        assert _operators._bits(keys[:0], (), (3,), 32).shape == (0, 3)
+        assert _operators._randint(keys, (), (0,), torch.int64, 0, 3).shape == (4, 0)
+        assert _operators._fold(keys[:0], (1,)).shape == (0, 2)
+    assert not host.launches
+
+
+def test_missing_nvrtc_warns_once_and_leaves_the_draws_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(index: int) -> Any:
+        raise _cuda_kernel._NoKernelError("libnvrtc.so was not found. Install it.")
+
+    monkeypatch.setattr(_cuda_kernel, "_kernels", {})
+    monkeypatch.setattr(_cuda_kernel, "_load", load)
+    device = torch.device("cuda", 1)
+    with pytest.warns(RuntimeWarning, match=r"cuda:1 without its CUDA kernels.*Install it"):
+        assert _cuda_kernel.kernel(device) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _cuda_kernel.kernel(device) is None
+
+
+def test_launch_makes_the_context_of_a_device_current_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On another device than the current one, and in a thread that has used no device."""
+    done: list[str] = []
+    statuses = iter(())
+
+    def record(name: str, status: int = 0) -> Callable[..., int]:
+        return lambda *args: done.append(name) or status
+
+    def launch(*args: Any) -> int:
+        done.append("launch")
+        return next(statuses)
+
+    driver: Any = SimpleNamespace(
+        cuLaunchKernel=launch,
+        cuCtxPushCurrent_v2=record("push"),
+        cuCtxPopCurrent_v2=record("pop"),
+        cuGetErrorString=record("error"),
+    )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(_cuda_kernel, "raw_stream", lambda index: 7)
+    for index, results, expected in (
+        (0, [0], ["launch"]),
+        (1, [0], ["push", "launch", "pop"]),
+        (0, [201, 0], ["launch", "push", "launch", "pop"]),
+    ):
+        done.clear()
+        statuses = iter(results)
+        _cuda_kernel._launcher(driver, index, ctypes.c_void_p(1))(None, 300, b"")
+        assert done == expected
+    statuses = iter([700])
+    with pytest.raises(RuntimeError, match="CUDA error: error 700, in a draw on cuda:0"):
+        _cuda_kernel._launcher(driver, 0, ctypes.c_void_p(1))(None, 300, b"")
