@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -147,6 +148,23 @@ def test_kernels_are_compiled_once(key: Tensor, monkeypatch: pytest.MonkeyPatch)
 def test_nvrtc_compiles_every_kind(architecture: str) -> None:
     for kind in range(_cuda_kernel.FOLD + 1):
         assert _cuda_kernel.compiled(kind, architecture)[:4] == b"\x7fELF"
+
+
+def test_kernels_round_as_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No contraction, no approximate division or square root, no flushed subnormals, no local memory."""
+    library = _cuda_kernel._nvrtc()
+
+    class Readable:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name.replace("CUBIN", "PTX"))
+
+    monkeypatch.setattr(_cuda_kernel, "_nvrtc", Readable)
+    for kind in range(_cuda_kernel.FOLD + 1):
+        text = _cuda_kernel.compiled.__wrapped__(kind, "sm_90").decode()
+        assert ".entry ftrain_kernel" in text
+        asked = kind in (_cuda_kernel.UNIFORM32, _cuda_kernel.UNIFORM64)
+        assert len(re.findall(r"\bfma\.", text)) == asked, kind
+        assert not re.findall(r"\S*\.(?:ftz|approx|full|local)\b", text), kind
 
 
 def test_draws_without_nvrtc_warn_once_and_come_from_the_reference(

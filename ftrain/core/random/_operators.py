@@ -49,7 +49,7 @@ def _uniform(
     key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, minval: float, maxval: float
 ) -> Tensor:
     kernel = _for(key)
-    if kernel is not None and dtype in kernel.uniforms and _fit(minval, maxval, dtype):
+    if kernel is not None and dtype in kernel.uniforms:
         kind = kernel.uniforms[dtype]
         return kernel.draw(kind, key, folds, _drawn(key, shape, dtype), minval + 0.0, maxval)
     unit = _floats.unit(_bits(key, folds, shape, _floats.WIDTH[dtype]), dtype)
@@ -110,11 +110,6 @@ def _for(key: Tensor) -> _kernel.Kernel | _cuda_kernel.CudaKernel | None:
     if device.type == "cpu":
         return _kernel.kernel()
     return _cuda_kernel.kernel(device) if device.type == "cuda" else None
-
-
-def _fit(minval: float, maxval: float, dtype: torch.dtype) -> bool:
-    """Return True if bounds are in the range of a dtype of 16 bits; the reference raises if not."""
-    return dtype.itemsize > 2 or max(abs(minval), abs(maxval)) <= torch.finfo(dtype).max
 
 
 def _drawn(key: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
