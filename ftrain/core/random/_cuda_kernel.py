@@ -8,7 +8,7 @@ A launch waits for nothing and copies nothing: keys are read on the device; fold
 by value. A CUDA graph can capture it, the first draw of a process too. NVRTC takes 0.2 to 0.3 s of
 processor time for a kind, so nothing is cached on disk.
 
-NVRTC and the driver are called through ctypes: `torch.cuda._compile_kernel` (torch 2.11 to 2.14) needs
+NVRTC and the driver are called through ctypes: `torch.cuda._compile_kernel` (as of torch 2.14) needs
 an installed CUDA toolkit (`CUDA_HOME`), and its launcher truncates integers to 32 bits.
 
 Read next: `threefry.cu`.
