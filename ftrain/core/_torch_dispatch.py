@@ -29,6 +29,7 @@ __all__ = [
     "in_gradient_transform",
     "is_all_true",
     "is_batched_tensor",
+    "may_return_input",
     "names_of",
     "runs_by_others",
     "schema_of",
@@ -119,3 +120,15 @@ def schema_of(operator: Any) -> Any:
 def names_of(operator: Any) -> tuple[str, str]:
     """Return the names of an `OpOverload` and of its overload (torch 1.13 and later)."""
     return operator._opname, operator._overloadname
+
+
+def may_return_input(operator: OpOverload[..., Any]) -> bool:
+    """Return True if an output of an operator may share memory with an input (torch 2.0 and later).
+
+    Composite operators such as `reshape` may do so without saying it in their schemas.
+    """
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+        operator._name, "CompositeImplicitAutograd"
+    )
+    returns = schema_of(operator).returns
+    return composite or any(each.alias_info is not None for each in returns)
