@@ -127,7 +127,9 @@ def _by_row(info: Any, in_dims: Any, line: int, tensors: Sequence[Tensor]) -> tu
     return None, None
 
 
-_LIBRARY.define("print(int line, Tensor[] tensors) -> ()")  # type: ignore[no-untyped-call]
+# A CUDA graph would replay the kernels, and not the print.
+_TAGS: Any = {"tags": (torch.Tag.cudagraph_unsafe,)}
+_LIBRARY.define("print(int line, Tensor[] tensors) -> ()", **_TAGS)  # type: ignore[no-untyped-call]
 _LIBRARY.impl("print", _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("ftrain::print", lambda line, tensors: None, lib=_LIBRARY)
 torch.library.register_vmap("ftrain::print", _by_row, lib=_LIBRARY)
@@ -135,7 +137,9 @@ _print: Any = torch.ops.ftrain.print.default
 fx.node.has_side_effect(_print)
 _register_effectful_op(_print, _EffectType.ORDERED)
 
-_LIBRARY.define("print_and_return(int line, Tensor[] tensors, Tensor returned) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "print_and_return(int line, Tensor[] tensors, Tensor returned) -> Tensor", **_TAGS
+)
 _LIBRARY.impl("print_and_return", _run_and_return, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake(
     "ftrain::print_and_return", lambda line, tensors, returned: returned.clone(), lib=_LIBRARY

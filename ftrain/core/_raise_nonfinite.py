@@ -9,7 +9,9 @@ import torch
 from ftrain.core.errors import NonFiniteError
 
 
-@torch.library.custom_op("ftrain::require_finite", mutates_args=())
+@torch.library.custom_op(
+    "ftrain::require_finite", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def require_finite(
     finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
 ) -> torch.Tensor:

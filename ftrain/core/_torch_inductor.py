@@ -58,6 +58,10 @@ def inductor_compile(
     keep_layouts()
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
+        if any(x.is_cuda for x in inputs) and "triton.cudagraphs" in patches:
+            # Inductor replays no graph that writes to its inputs, and copies all other inputs at each
+            # call, with a wait for the device (2.14). `compile/_cuda_graph.py` captures instead.
+            patches["triton.cudagraphs"] = False
 
     def compiled_with(patches: dict[str, Any]) -> Any:
         # Inductor warns if the program cannot be saved as an artifact, which is not needed here.

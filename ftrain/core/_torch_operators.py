@@ -6,7 +6,7 @@ Like `_torch.py`, this file names the versions that have what it uses and what h
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch._higher_order_ops.while_loop import while_loop_op
 
 from ftrain.core._bodies import own_memory
 
-__all__ = ["cond_operator", "scan_operator", "while_loop_operator"]
+__all__ = ["cond_operator", "operators_of", "scan_operator", "while_loop_operator"]
 
 
 def scan_operator(
@@ -81,3 +81,12 @@ def _apart(
     """
     apart: list[torch.Tensor] = own_memory(list(tensors), list(others))
     return [x if torch.empty_like(x).stride() == x.stride() else x.clone() for x in apart]
+
+
+def operators_of(graph: fx.GraphModule) -> Iterator[torch._ops.OpOverload[..., Any]]:
+    """Yield the operators of a graph and of the bodies of its loops and branches."""
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+                    yield node.target

@@ -5,7 +5,7 @@ Like `_torch.py`, this file names the versions that have what it uses and what h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "MODULE_CALL",
     "BatchNorm",
     "InstanceNorm",
+    "copy_all",
     "forward_class",
     "gradient_hooks",
     "has_accumulation_hooks",
@@ -76,3 +77,9 @@ def forward_class(node: Any) -> Any:
 def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the dicts of a module's own parameters, buffers and children (torch 1.0 and later)."""
     return module._parameters, module._buffers, module._modules
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy tensors of one dtype on one device in few kernels (`_foreach_copy_`, torch 2.1 and later)."""
+    with torch.no_grad():
+        torch._foreach_copy_(list(targets), list(sources), non_blocking=True)

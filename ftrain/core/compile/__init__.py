@@ -73,6 +73,15 @@ def compile(
             does one in the program before its first write (out of memory for an activation, a non-finite
             gradient under `nonfinite="raise"`); after that the state is lost.
         mode: `torch.compile`'s modes: "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs".
+            On a CUDA device the first two replay each program as one CUDA graph, from about its third
+            call on. Such a graph keeps the memory of its intermediates, and reads its inputs at fixed
+            addresses: a donated state is updated in place as long as each call is given the state that
+            the last one returned (after another state, such as a loaded one, a few calls run without a
+            graph before it is captured again); batches and undonated states are copied into the
+            graph's memory; outputs are copied out of it. A program that cannot be captured, because it
+            waits for the device (`nonfinite="raise"`, SOAP, Sophia, L-BFGS) or acts on the host
+            (`debug.print`), runs without a graph, with one warning that says why. Tag a custom operator
+            that acts on the host with `torch.Tag.cudagraph_unsafe`.
         backend: "eager" runs the traced graph operator by operator and needs no compiler.
 
     Returns:

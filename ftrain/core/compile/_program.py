@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import fx
 
 from ftrain.core import _torch, tree
 from ftrain.core.compile._call import AUTOCAST, Call
+from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
 from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import compile_reader
@@ -29,6 +31,7 @@ class Program:
         tensors = call.tensors()
         self.signature = call.signature
         self.settings = call.settings
+        self._name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
         self.tensor_names = [
             name
             for name, leaf in zip(call.names, call.leaves, strict=True)
@@ -54,6 +57,14 @@ class Program:
     ) -> None:
         inputs = [*tensors, *self.captured.inputs()]
         self._has_opaque = has_opaque(graph)
+        self._mode = mode
+        self._device: torch.device | None = None  # that of the program's CUDA graph
+        if backend == "inductor" and replays(mode, inputs):
+            reason = why_not_captured(graph, inputs, self.tensor_names)
+            if reason is None:
+                self._device = inputs[0].device
+            else:
+                self._warn_of_launches(reason)
         lowered = lower(graph, inputs, backend, mode, n_donated=self.n_donated)
         if self.settings[AUTOCAST]:
             self._lowered: Lowered = _under(_torch.without_autocast, lowered)
@@ -89,6 +100,14 @@ class Program:
             [next(values) if leaf is TENSOR else leaf for leaf in self._state]
         )
 
+    def _warn_of_launches(self, reason: str) -> None:
+        warnings.warn(
+            f"`{self._name}` is compiled with mode={self._mode!r} and runs without a CUDA graph: "
+            f"{reason}. Its results are the same, and its kernels are launched one by one. Leave out "
+            "the mode to accept that.",
+            stacklevel=2,
+        )
+
     def _first(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         try:
             with OpaqueOperators() if self._has_opaque else contextlib.nullcontext():
@@ -103,6 +122,10 @@ class Program:
             )
             raise
         self._call, outputs = separate(self._lowered, inputs, outputs)
+        if self._device is not None:
+            self._call = ReplayedProgram(
+                self._call, self.n_donated, self._device, self._warn_of_launches
+            )
         return outputs
 
 
