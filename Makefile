@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors compositions nullcuda everywhere clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors matrix compositions nullcuda everywhere clean
 
 # Each target, after the lines that explain it.
 help:
@@ -68,6 +68,11 @@ processors: $(VENV)/dev
 # launcher: a command that starts Python with a CUDA build of torch on such a device. Without one, all are skipped.
 nullcuda: $(VENV)/dev
 	$(if $(NULLCUDA),$(NULLCUDA),$(PY)) -m pytest tests/nullcuda
+
+# The quick tests on other versions of Python and torch (docs/versions.md); PYTHONS="3.12 3.13" TORCHES="2.11 newest"
+# chooses some. Each cell installs a torch, gigabytes.
+matrix: $(VENV)/dev
+	$(PY) -m tests.matrix $(if $(PYTHONS),--python $(PYTHONS)) $(if $(TORCHES),--torch $(TORCHES))
 
 # A signal before each line that a run executes: the resumed run ends in the same bytes.
 everywhere: $(VENV)/dev

@@ -1,0 +1,1 @@
+"""Run the quick tests on several versions of Python and torch: `python -m tests.matrix`."""
