@@ -122,7 +122,16 @@ IN_CPP = {
 }
 
 
-@pytest.mark.parametrize("name", IN_CPP)
+#: What later versions of torch can trace, by the first of them.
+TRACED_SINCE = {"combinations": (2, 14)}
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
+
+def untraceable(name: str) -> bool:
+    return name not in TRACED_SINCE or TRACED_SINCE[name] > TORCH
+
+
+@pytest.mark.parametrize("name", [name for name in IN_CPP if untraceable(name)])
 def test_untraceable_torch_cpp_function_raises_with_its_name_and_remedy(name: str) -> None:
     fn, what, remedy = IN_CPP[name]
     with pytest.raises(TraceError) as error:
@@ -132,6 +141,14 @@ def test_untraceable_torch_cpp_function_raises_with_its_name_and_remedy(name: st
     assert remedy in said
     assert "test_untraceable.py:" in said
     assert "ftrain.cond(" not in said
+
+
+@pytest.mark.parametrize("name", TRACED_SINCE)
+def test_function_that_a_later_torch_traces_matches_the_eager_one(name: str) -> None:
+    if untraceable(name):
+        pytest.skip(f"torch {torch.__version__} does not trace {name}")
+    fn, _, _ = IN_CPP[name]
+    testing.assert_same_bits(compiled(fn)(X), fn(X))
 
 
 def filled(x: torch.Tensor) -> torch.Tensor:
