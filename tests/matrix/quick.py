@@ -53,10 +53,16 @@ def run(python: Path, report: Path) -> dict[str, Any]:
     hidden = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
     variables = {name: value for name, value in os.environ.items() if name not in hidden}
     start = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=variables)
+    # A shell's background jobs ignore SIGINT, and so would their children. This program has no threads.
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509
+    )
     try:
         code = process.wait(LIMIT)
-        reason = "" if code in (0, 1) else f"pytest ended with {code}"
+        reason = {0: "", 1: "", 2: "interrupted"}.get(code, f"pytest ended with {code}")
     except subprocess.TimeoutExpired:
         reason = f"stopped after {LIMIT // 60} minutes"
         process.send_signal(signal.SIGINT)  # pytest reports on the tests that it has run
@@ -67,6 +73,10 @@ def run(python: Path, report: Path) -> dict[str, Any]:
     seconds = max(1, round(time.monotonic() - start))
     counts = read_report(report.read_text(encoding="utf-8")) if report.exists() else {}
     return {"reason": reason, "seconds": seconds, **counts}
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_report(text: str) -> dict[str, Any]:
