@@ -37,9 +37,14 @@ _COMPILED: dict[str, Refusal] = {
     "AutoformerForPrediction": _value(
         "modeling_autoformer", "top_k_delays_index", "it indexes by delays that it has computed"
     ),
+    "FlaubertWithLMHeadModel": _value(
+        "modeling_flaubert", r"lengths\.max\(\)", "it asserts that sequences fit"
+    ),
     "GLPNForDepthEstimation": _shape(
         "modeling_glpn", r"target\[valid_mask\]", "its loss selects pixels"
     ),
+    "HubertForCTC": _value("modeling_hubert", r"labels\.max\(\)", "it compares labels with a size"),
+    "IBertForMaskedLM": _value("quant_modules", "isnan", "it asserts that activations are not NaN"),
     "Idefics2ForConditionalGeneration": _shape(
         "modeling_idefics2", "real_images_inds", "it leaves out images that are all padding"
     ),
@@ -56,11 +61,17 @@ _COMPILED: dict[str, Refusal] = {
         r"x\[mask\] = values.*torch\.where",
         "the gradient of x[mask] = y selects by the mask; no line of Python runs there",
     ),
+    "LEDForConditionalGeneration": _value(
+        "modeling_led", "is_index_global_attn", "it branches on whether a token is global"
+    ),
     "LlavaNextForConditionalGeneration": _value(
         "modeling_llava_next", r"image_size\.tolist\(\)", "it cuts images by their sizes"
     ),
     "LlavaOnevisionForConditionalGeneration": _value(
         "modeling_llava_onevision", r"image_size\.tolist\(\)", "it cuts images by their sizes"
+    ),
+    "LongformerForMaskedLM": _value(
+        "modeling_longformer", "is_index_global_attn", "it branches on whether a token is global"
     ),
     "Mistral3ForConditionalGeneration": _value(
         "modeling_pixtral", "self.patch_size", "it cuts images by their sizes"
@@ -107,9 +118,19 @@ _COMPILED: dict[str, Refusal] = {
     ),
 }
 
+_WRITES_TO_IDS = Refusal(
+    ImpureFunctionError,
+    r"input `batch\['input_ids'\]` was changed in place.*changed copy",
+    "it replaces padding in its input, in place",
+)
+
 #: By architecture and check.
 REFUSED: dict[tuple[str, str], Refusal] = {
     **{(name, "compiled"): refusal for name, refusal in _COMPILED.items()},
+    **{
+        ("FSMTForConditionalGeneration", check): _WRITES_TO_IDS
+        for check in ("eager", "compiled", "evaluation", "gradients")
+    },
     ("RwkvForCausalLM", "evaluation"): Refusal(
         ImpureFunctionError,
         r"parameter `.*attention\.output\.weight` was changed in place.*state\.replace",
@@ -118,4 +139,7 @@ REFUSED: dict[tuple[str, str], Refusal] = {
 }
 
 #: Architectures that draw in training even without dropout, so that plain PyTorch has other gradients.
-DRAWS = {"GroupViTModel": "it assigns patches to groups by Gumbel noise"}
+DRAWS = {
+    "GroupViTModel": "it assigns patches to groups by Gumbel noise",
+    "PhimoeForCausalLM": "it chooses experts by sampling",
+}
