@@ -119,7 +119,7 @@ def scaled_dot_product_attention(
 
 def recurrent(name: str) -> Handler:
     """Return a handler of `_VF.lstm` (or gru, rnn_tanh, rnn_relu) with keyed dropout between layers."""
-    kernel, decomposed = getattr(torch, name), getattr(torch.ops.aten, name).input.decompose
+    kernel, operator = getattr(torch, name), getattr(torch.ops.aten, name)
 
     def layers(stream: KeyStream, input: Tensor, second: Any, *rest: Any) -> Any:
         # (input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first) or,
@@ -129,7 +129,8 @@ def recurrent(name: str) -> Handler:
         else:
             hx, (weights, *options), batch_sizes = second, rest, []
         # The kernels have no batching rule; torch's decomposition of them is made of operators that
-        # have. (Packing has none either, so there is nothing packed under vmap.)
+        # have.
+        decomposed = operator.data.decompose if batch_sizes else operator.input.decompose
         run = decomposed if inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:

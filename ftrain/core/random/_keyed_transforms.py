@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ftrain.core import _torch
+from ftrain.core._torch_packing import PACKING
 
-__all__ = ["UNDER_TRANSFORMS"]
+__all__ = ["UNDER_TRANSFORMS", "into"]
 
 
 def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
@@ -54,8 +55,29 @@ def lstm_cell(
     return exit_.sigmoid() * cell.tanh(), cell
 
 
+def into(func: Callable[..., Any], *args: Any, out: Any, **kwargs: Any) -> Any:
+    """Call a function without `out=`, which vmap refuses, and copy its results into `out`.
+
+    `torch.nn.utils.spectral_norm` writes its vectors so. What torch refuses outside of vmap (a gradient
+    through `out=`, a dtype that loses values) or would resize is left to torch.
+    """
+    outs = (out,) if isinstance(out, Tensor) else tuple(out)
+    given = [each for each in (*args, *kwargs.values(), *outs) if isinstance(each, Tensor)]
+    if torch.is_grad_enabled() and any(each.requires_grad for each in given):
+        return func(*args, out=out, **kwargs)
+    results = func(*args, **kwargs)
+    values = (results,) if isinstance(results, Tensor) else tuple(results)
+    for target, value in zip(outs, values, strict=True):
+        if target.shape != value.shape or not torch.can_cast(value.dtype, target.dtype):
+            return func(*args, out=out, **kwargs)
+    for target, value in zip(outs, values, strict=True):
+        target.copy_(value)
+    return out
+
+
 UNDER_TRANSFORMS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.requires_grad_: requires_grad,
+    **PACKING,
     torch.lstm_cell: lstm_cell,
     torch.nn.functional.one_hot: one_hot,
 }

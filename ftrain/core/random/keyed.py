@@ -32,7 +32,7 @@ from ftrain.core.random._keyed_reach import (
     without_dispatch,
 )
 from ftrain.core.random._keyed_sites import KeyStream, Scope
-from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS
+from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS, into
 from ftrain.core.random._refusal import refusal
 from ftrain.core.random._watched_block import watched_block
 from ftrain.core.random.keys import _check_single
@@ -178,11 +178,17 @@ class _Keyed(TorchFunctionMode):
     ) -> Any:
         action = _ACTIONS.get(func) or _decide(func)
         if action is _pass:  # the common case, 0.1 µs sooner
+            if kwargs and kwargs.get("out") is not None and _maps_rows():
+                return into(func, *args, **kwargs)
             return func(*args, **(kwargs or {}))
         if torch.compiler.is_dynamo_compiling():
             # Torch's higher-order operators compile their bodies; draws there are keyed when they run.
             return func(*args, **(kwargs or {}))
         return action(self, func, args, kwargs or {})
+
+
+def _maps_rows() -> bool:
+    return not torch.compiler.is_dynamo_compiling() and _torch.inside_vmap()
 
 
 def _decide(func: Callable[..., Any]) -> Action:
