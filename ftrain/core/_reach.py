@@ -254,6 +254,9 @@ class _Walk:
 
     def module(self, path: Path, module: nn.Module) -> None:
         self.found.modules.append(module)
+        if isinstance(module, torch.jit.ScriptModule):  # its tensors are in no Python object
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                self.meet((path, f".{name}"), tensor)
         own = registries(module)
         self._registries.update(map(id, own))
         for registry in own:  # before __dict__ is met: children are called by their names

@@ -35,6 +35,7 @@ from ftrain.core._structure import (
     named_tensors,
     refuse_lazy,
     refuse_overlap,
+    refuse_scripted,
 )
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_tensors import registries
@@ -327,4 +328,5 @@ def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
 def skeleton_of(module: nn.Module) -> Skeleton:
     """Return a skeleton of a module, with a copy of its structure but not of its weights."""
     refuse_lazy(module)
+    refuse_scripted(module)
     return Skeleton(copy_structure(module), module, parameter_hooks(module))

@@ -65,6 +65,7 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
             "Write: make_steps(lambda: Net(...), ...)."
         )
     refuse_lazy(module)
+    refuse_scripted(module)
     return module
 
 
@@ -128,4 +129,15 @@ def refuse_lazy(module: nn.Module) -> None:
             raise ValueError(
                 f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
                 "batch through the model before passing it on, or use the layer that is not lazy."
+            )
+
+
+def refuse_scripted(module: nn.Module) -> None:
+    """Raise if the tensors of a submodule are held by TorchScript, where no others can be installed."""
+    for name, m in module.named_modules():
+        if isinstance(m, torch.jit.ScriptModule) and named_tensors(m):
+            raise TypeError(
+                f"{name or 'model'}: expected a module written in Python, got a {type(m).__name__}. "
+                "TorchScript holds its tensors itself, so they cannot be part of a state. Use the "
+                "module that it was scripted or traced from; ftrain.compile compiles the whole step."
             )
