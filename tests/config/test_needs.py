@@ -170,8 +170,16 @@ def lines(path: pathlib.Path, fitted=None):
 @pytest.mark.parametrize(
     ("kind", "needs", "expected"),
     [
-        ("loss", Needs(total_steps="batch"), "Needs.total_steps: expected a schedule, got a loss"),
-        ("model", Needs(make_steps=len), "Needs.make_steps: expected a callback, got a model"),
+        (
+            "loss",
+            Needs(total_steps="batch"),
+            "Needs.total_steps: expected it only for a schedule, got it for a loss",
+        ),
+        (
+            "model",
+            Needs(make_steps=len),
+            "Needs.make_steps: expected it only for a callback, got it for a model",
+        ),
         ("loss", Needs(facts={"btch": "x"}), "got 'btch'. Did you mean batch?"),
     ],
 )
