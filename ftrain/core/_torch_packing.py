@@ -42,7 +42,7 @@ def pad_packed_sequence(
     after = [0] * (
         total_length - len(sizes)
     )  # total_length is at most 0 where the caller gave none
-    rows = data.split(sizes + after)
+    rows = torch.split(data, sizes + after)
     edges = [0, 0] * (data.dim() - 1)
     padded = torch.stack(
         [
