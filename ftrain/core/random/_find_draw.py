@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import linecache
 import os
 import random
@@ -32,7 +33,7 @@ from ftrain.core.random._keyed_operators import here
 __all__ = ["Draw", "find_draws", "is_alone"]
 
 _MODE = _keyed_operators.__file__
-_MORE = 3  # searches, if another thread may have drawn during the first
+_MORE = 7  # searches, if another thread may have drawn during the first
 _READ = frozenset({"get_state", "get_offset", "initial_seed"})  # methods of a generator
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _PYTHON = os.path.dirname(random.__file__) + os.sep
@@ -116,6 +117,8 @@ class _Tracer:
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
         before = sys.gettrace(), threading.gettrace(), sys.getprofile(), sys.getswitchinterval()
+        collects = gc.isenabled()
+        gc.disable()  # freeing a tensor lets other threads run, in the midst of any line
         sys.setswitchinterval(60)
         here.search = self
         threading.settrace(self._trace)
@@ -129,6 +132,8 @@ class _Tracer:
             threading.settrace(before[1])
             here.search = None
             sys.setswitchinterval(before[3])
+            if collects:
+                gc.enable()
 
     def draws(self) -> list[Draw]:
         """Return the draws that were not undone (by `fork_rng` or by checkpointing), in order."""
