@@ -8,11 +8,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ftrain.core import random
-from ftrain.core.random import _kernel
+from ftrain.core.random import _kernel, _normal
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +142,20 @@ def test_number_of_threads_does_not_change_the_draws(threads: int) -> None:
         assert torch.equal(random.randint(key[0], (70_001,), 0, 1000), integers)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_square_root_of_the_reference_is_correctly_rounded(dtype: torch.dtype) -> None:
+    """`torch.sqrt` is 1 ulp off on some processors, and so were the tails of the reference."""
+    x = torch.cat([torch.rand(100_000, dtype=torch.float64) * 40, torch.zeros(2)]).to(dtype)
+    assert _normal._sqrt(x).numpy().tobytes() == np.sqrt(x.numpy()).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_of_the_kernel_and_of_the_reference_have_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = random.normal(random.key(1), (100_000,), dtype)
+    monkeypatch.setattr(_kernel, "_kernel", None)
+    found = random.normal(random.key(1), (100_000,), dtype)
+    assert found.numpy().tobytes() == expected.numpy().tobytes()
