@@ -107,8 +107,8 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
         end = entry.end
     if end != data_size:
         raise fail(
-            f"expected tensors of {data_size} bytes in all, as follow the header in the file, got "
-            f"tensors of {end} bytes"
+            f"expected tensors of {data_size} bytes in all, the bytes after the header, got tensors "
+            f"of {end} bytes"
         )
     return entries
 

@@ -56,7 +56,7 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
-    """Raise if a complete run gets other values but no more steps: `config.yaml` would record them."""
+    """Raise if values of a complete run change without more steps: no step would use them."""
     ends = ((config.epochs, before.get("epoch")), (config.max_steps, before.get("step")))
     longer = any(
         isinstance(wanted, int) and isinstance(done, int) and wanted > done for wanted, done in ends

@@ -83,7 +83,7 @@ class Parts:
         return Trainer(self.steps, callbacks, **options)
 
     def steps_at(self, learning_rate: Any) -> Steps:
-        """Return the steps with a constant learning rate, a number or 0-d tensor."""
+        """Return the step functions for a constant learning rate, a number or 0-d tensor."""
         return _steps(self.resolved, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
 
     def init_state(self) -> TrainState:

@@ -209,7 +209,7 @@ def _sorted_out(
     children: dict[str, Any],
     holds_tensors: Callable[[Any], bool],
 ) -> _Shell:
-    """Add attributes with tensors to `children`; return a shell of the remaining attributes."""
+    """Add attributes with tensors to `children`; return the static ones as a `_Shell`."""
     linked: list[str] = []
     constants: list[tuple[str, type, Any]] = []
     opaque: dict[str, Any] = {}

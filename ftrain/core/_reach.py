@@ -88,7 +88,7 @@ class Class(NamedTuple):
     known: frozenset[str]
 
     def read(self) -> Sequence[Any]:
-        """Return the data by name; `MISSING` for names that no longer exist."""
+        """Return the values of the class attributes `names`; `MISSING` for a deleted one."""
         scope = vars(self.cls)
         try:
             return _getter(self.names)(scope)

@@ -201,7 +201,7 @@ class PerExample(NamedTuple):
 
 
 class Unreduced(PerExample):
-    """`PerExample` for a tensor with axes that a loss returned unwrapped, perhaps by mistake."""
+    """`PerExample` made of a plain tensor with axes, which a loss may have failed to reduce."""
 
     __slots__ = ()
 

@@ -151,7 +151,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
 
 
 def scaled(leaves: list[torch.Tensor], factor: Hyperparameter) -> list[torch.Tensor]:
-    """Return `factor g` for each leaf, in the dtypes of updates."""
+    """Return `factor * leaf` for each leaf, in the dtypes of updates."""
     place = scalars_by_device(factor)
     out = []
     for g in leaves:

@@ -294,7 +294,7 @@ def test_every_torch_module_class_has_a_test_case() -> None:
 
 
 @pytest.mark.parametrize("name", beside.LAZY)
-def test_bind_refuses_lazy_modules_missing_from_torchs_module_test_database(name: str) -> None:
+def test_bind_refuses_lazy_modules_that_torchs_module_database_leaves_out(name: str) -> None:
     make: Any = beside.LAZY[name]
     for model in (make, make()):
         with pytest.raises(ValueError, match=LAZY_REMEDY):

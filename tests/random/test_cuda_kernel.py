@@ -206,7 +206,7 @@ def test_every_uniform_and_normal_of_16_bits_is_that_of_the_reference(
     assert same(found, _operators._standard_normal(key, (), (count,), kind))
 
 
-def test_each_operator_is_one_launch_for_up_to_32_folds(host: Host) -> None:
+def test_each_draw_is_one_kernel_launch_for_up_to_32_integers_folded_in(host: Host) -> None:
     keys = random.split(random.key(0), 4)
     for folded, key in itertools.product((0, 1, 32, 33, 65), (keys[0], keys)):
         host.launches.clear()

@@ -110,7 +110,7 @@ class Watch:
 
 
 def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str, ...]) -> None:
-    """Raise an error with the line that drew, unless another thread may have drawn.
+    """Raise an error with the line that drew random numbers, unless another thread may have drawn.
 
     Args:
         run: the call that has moved them; `None` if it cannot be run again.

@@ -322,7 +322,7 @@ def test_a_metric_that_reads_its_tensors_as_python_numbers_is_accepted() -> None
     assert found.eval.metrics["read"] == pytest.approx(float(rows(seed=1)["x"].sum()), rel=1e-5)
 
 
-def test_checking_a_monitored_name_does_not_consume_a_stream() -> None:
+def test_checking_a_monitored_name_does_not_read_from_one_pass_data() -> None:
     looked = []
 
     def batches(epoch: int) -> Any:
