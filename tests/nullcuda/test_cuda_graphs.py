@@ -108,12 +108,12 @@ def test_graph_follows_other_states_shapes_and_held_leaves() -> None:
 def test_undonated_step_is_replayed_with_outputs_of_its_own() -> None:
     steps, state = steps_of()
     step = ftrain.compile(steps.train_step, mode="reduce-overhead")
-    kept, batch = [], batch_of()
-    for _ in range(5):
+    kept, batches = [], [batch_of() for _ in range(9)]  # memory of its own for each
+    for batch in batches[:-1]:
         state, metrics = step(state, batch)
         kept.append((state, metrics))
     with counted() as counts:
-        kept.append(step(state, batch_of()))
+        kept.append(step(state, batches[-1]))
     assert counts.graphs == 1
     assert counts.waits == 0
     addresses = [t.data_ptr() for each in kept for t in tree.leaves(each)]
