@@ -134,6 +134,12 @@ def test_compiled_step_with_distributions_equals_eager() -> None:
     assert same_bytes(found, expected)
 
 
+@pytest.fixture(autouse=True)
+def _validates() -> None:
+    """Validation is on when a test begins: torch's compiler switches it off when it is imported."""
+    D.Distribution.set_default_validate_args(True)
+
+
 def test_distribution_validation_is_disabled_in_the_tracing_thread_only() -> None:
     def invalid() -> str:
         try:
