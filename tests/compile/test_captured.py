@@ -127,9 +127,7 @@ def test_compiled_programs_hold_only_captured_tensors():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecompileWarning)
         compiled(torch.ones(1, 3))
-        before = (
-            tensors()
-        )  # kept, because torch drops some of earlier tests in the midst of this one
+        before = tensors()  # kept, because torch drops some of earlier tests during this one
         for n in range(2, 7):
             compiled(torch.ones(n, 3))
         # For each program, the captured tensor as it is handed over.

@@ -1,4 +1,4 @@
-"""What only a GPU can show: values. One command, under ten minutes on one GPU:
+"""Checks of values on a GPU, by one command meant to take under ten minutes:
 
     python -m pytest tests/cuda -m cuda
 

@@ -1,4 +1,4 @@
-"""What a CPU cannot show of CUDA, on a device that computes nothing.
+"""Tests of CUDA that need no values, on a device that computes nothing.
 
 Allocator, streams, capture, autograd, inductor and Triton are the real ones; kernels do nothing. So
 launches, syncs, copies, generated code and errors are real, and values mean nothing. Run them by

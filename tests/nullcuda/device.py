@@ -15,7 +15,7 @@ def is_null() -> bool:
 
 @dataclasses.dataclass
 class Counts:
-    """What the host did inside a block.
+    """Launches, waits and copies of the host inside a block.
 
     Attributes:
         launches: kernels launched one by one.

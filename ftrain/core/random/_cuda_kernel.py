@@ -1,8 +1,9 @@
 """The CUDA kernels: one launch for each draw, compiled by NVRTC at the first draw of each kind.
 
-`threefry.cu` is made of the same functions as the CPU's `threefry.c`, so the bits are the same. Without
-NVRTC, or with a driver that cannot load the kernels, one warning says so and the reference takes over,
-with the same numbers, at a few hundred launches a draw.
+`threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same.
+Tests compare the two, both compiled for the CPU; no GPU has run it yet. Without NVRTC, or with a driver
+that cannot load the kernels, one warning says so and the reference takes over, with the same numbers,
+at a few hundred launches a draw.
 
 A launch waits for nothing and copies nothing: keys are read on the device; folds and bounds are passed
 by value. A CUDA graph can capture it, the first draw of a process too. NVRTC takes 0.2 to 0.3 s of

@@ -118,7 +118,7 @@ class _Tracer:
     def tracing(self) -> Iterator[None]:
         before = sys.gettrace(), threading.gettrace(), sys.getprofile(), sys.getswitchinterval()
         collects = gc.isenabled()
-        gc.disable()  # freeing a tensor lets other threads run, in the midst of any line
+        gc.disable()  # freeing a tensor lets other threads run, at any line
         sys.setswitchinterval(60)
         here.search = self
         threading.settrace(self._trace)
