@@ -40,9 +40,8 @@ class PinnedMemory:
             return self._pieces[index]
         try:
             new = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        except (
-            RuntimeError
-        ):  # the system limits pinned memory; copies to other memory only take longer
+        except RuntimeError:
+            # The system limits pinned memory; copies to other memory only take longer.
             new = torch.empty(size, dtype=torch.uint8)
         self._pieces[index : index + 1] = [new]
         return new
