@@ -20,6 +20,8 @@ from torch import Tensor, nn
 import ftrain
 from ftrain import optim, testing
 from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.random import _find_draw, _generators
+from ftrain.core.random._watch import _operators_seen
 from tests.random.ways_to_draw import KEYED, REFUSED, UNKEYED, Way
 
 BATCH = torch.linspace(-1, 1, 12).view(4, 3)
@@ -235,6 +237,61 @@ def test_draws_in_another_thread_neither_raise_nor_are_undone(way: str, name: st
         while count() == started and time.monotonic() < deadline:
             time.sleep(0.001)
     assert generators() != before
+
+
+@contextlib.contextmanager
+def without_pauses(draw: Callable[[], Any]) -> Iterator[None]:
+    """Run a thread that draws whenever another thread lets it run, and never pauses."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            draw()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["numpy", "python"])
+def test_search_ignores_every_draw_of_a_thread_that_runs_during_operators(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=(torch.rand,)))
+    state = init_state(0)
+    marks = _generators.read()
+    monkeypatch.setattr(_find_draw, "_SWITCH_INTERVAL", 0.0)  # Python's 5 ms
+
+    def run() -> None:
+        with _operators_seen():
+            train_step.fn(state, BATCH)
+
+    with without_pauses(DRAWS[name]):
+        found = [draw.line for _ in range(10) for draw in _find_draw._search(run, marks)]
+    assert len(found) <= 1, found  # by chance: the interpreter interrupts each thread after 5 ms
+
+
+def test_step_beside_a_thread_that_never_pauses_is_not_held_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_find_draw, "_MAX_WAIT", 0.5)
+
+    def pause_and_draw(shape: tuple[int, ...]) -> Tensor:
+        time.sleep(0.01)  # lets the other thread run, so that the step is searched
+        return torch.rand(shape)
+
+    init_state, train_step, _ = steps_of(lambda: Drawn(called=(pause_and_draw,)))
+    state = init_state(0)
+    expected = ftrain.tree.digest(train_step(state, BATCH))
+    began = time.monotonic()
+    with without_pauses(DRAWS["numpy"]):
+        for _ in range(3):
+            assert ftrain.tree.digest(train_step(state, BATCH)) == expected
+    assert time.monotonic() - began < 30  # one switch of threads took a minute
 
 
 @pytest.mark.parametrize("compiled", [False, True])

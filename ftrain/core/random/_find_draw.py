@@ -2,14 +2,20 @@
 
 Used only before an error is raised, because it makes Python several times slower. The generators are
 compared at every line of user code that runs, in this thread and in the threads that the call starts; a
-line that changes the state of one of them has drawn from it. Draws of other threads are excluded: these
-threads hardly run meanwhile (the interpreter's switch interval is raised), their draws while torch runs
-without the interpreter's lock are ignored, and a line counts only if further searches find it too.
+line that changes the state of one of them has drawn from it.
+
+Draws of the program's other threads are excluded. Beside other threads, the generators are compared at
+every instruction, and a change counts only if the instruction calls something that may draw: torch's
+operators, of which `x + y` is one, and freed tensors let other threads run. These threads hardly run
+at other times (the interpreter's switch interval is raised), and a line counts only if further searches
+find it too. The switch interval is also how long this thread waits for a thread that never pauses, each
+time that an operator lets it run; a search that has waited too long ends without a line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import gc
 import linecache
@@ -17,6 +23,7 @@ import os
 import random
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -34,6 +41,14 @@ __all__ = ["Draw", "find_draws", "is_alone"]
 
 _MODE = _keyed_operators.__file__
 _MORE = 7  # searches, if another thread may have drawn during the first
+_SWITCH_INTERVAL = 0.1  # seconds
+_MAX_WAIT = 5.0  # seconds in which a search does not run, because another thread does
+# The instructions that call C code directly, as a prefix of their names; the other instructions that do
+# belong to the operators of tensors, which do not draw.
+_CALLS = (
+    *("CALL", "PRECALL", "FOR_ITER", "SEND", "GET_ITER", "UNPACK", "LIST_EXTEND", "SET_UPDATE"),
+    *("DICT_", "BEFORE_WITH", "WITH_EXCEPT_START", "LOAD_SPECIAL", "INSTRUMENTED"),
+)
 _READ = frozenset({"get_state", "get_offset", "initial_seed"})  # methods of a generator
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _PYTHON = os.path.dirname(random.__file__) + os.sep
@@ -46,15 +61,24 @@ class _Here(threading.local):
         at: the line of user code that runs.
         in_torch: True while C++ code of torch runs that was called since that line began.
         below: True if the innermost frame is Python code of torch or ftrain, which draws nothing.
+        may_draw: False if the instruction that runs cannot draw, or not any more.
         calls: the values of `in_torch` around the functions in C that run.
+        returned: the frames that have returned since that instruction began, with their variables:
+            freeing a tensor lets other threads run, so they are freed after a comparison.
     """
 
     at: tuple[FrameType, int] | None = None
     in_torch = False
     below = False
+    may_draw = True
 
     def __init__(self) -> None:
         self.calls: list[bool] = []
+        self.returned: list[FrameType] = []
+
+
+class _Waited(BaseException):
+    """Other threads have run for too long during a search."""
 
 
 class Draw(NamedTuple):
@@ -95,8 +119,11 @@ def find_draws(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
 
 def _search(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
     tracer = _Tracer(marks)
-    with tracer.tracing(), contextlib.suppress(Exception):
-        run()
+    try:
+        with tracer.tracing(), contextlib.suppress(Exception):
+            run()
+    except _Waited:
+        return []
     return tracer.draws()
 
 
@@ -113,13 +140,14 @@ class _Tracer:
         # By generator: the draws that were not undone, each with the states before it.
         self._draws: dict[str, list[tuple[int, _generators.Marks, str]]] = {}
         self._count = 0
+        self._began = time.perf_counter() - time.thread_time()
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
         before = sys.gettrace(), threading.gettrace(), sys.getprofile(), sys.getswitchinterval()
         collects = gc.isenabled()
-        gc.disable()  # freeing a tensor lets other threads run, at any line
-        sys.setswitchinterval(60)
+        gc.disable()  # it frees tensors at any line
+        sys.setswitchinterval(max(before[3], _SWITCH_INTERVAL))
         here.search = self
         threading.settrace(self._trace)
         sys.setprofile(self._profile)
@@ -134,6 +162,7 @@ class _Tracer:
             sys.setswitchinterval(before[3])
             if collects:
                 gc.enable()
+            self._here.returned.clear()
 
     def draws(self) -> list[Draw]:
         """Return the draws that were not undone (by `fork_rng` or by checkpointing), in order."""
@@ -146,6 +175,8 @@ class _Tracer:
 
     def begin_operator(self) -> None:
         """Ignore draws of other threads before an operator; called by the operator mode."""
+        if self._has_others and time.perf_counter() - time.thread_time() - self._began > _MAX_WAIT:
+            raise _Waited
         self._forgive()  # `_profile` has already processed the frame of the mode
 
     def end_operator(self) -> None:
@@ -155,6 +186,7 @@ class _Tracer:
     def _forgive(self) -> None:
         """Ignore draws that other threads made while torch had released the interpreter lock."""
         if self._has_others and not self._has_started:
+            self._here.returned.clear()
             self._last = _generators.settled(self._last)
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -166,10 +198,15 @@ class _Tracer:
             return self._trace
         if _is_below(frame.f_code.co_filename):  # its draws are those of the line that called it
             return None
-        if local.below:
+        if local.below or not local.may_draw:
             self._forgive()
         else:
             self._compare()
+        if event == "opcode":
+            local.may_draw = frame.f_lasti in _calls(frame.f_code)
+            return self._trace
+        frame.f_trace_opcodes = self._has_others
+        local.may_draw = not self._has_others or event == "return"  # what called it goes on
         local.in_torch = False
         local.at = self._at = _place(frame.f_back if event == "return" else frame)
         return self._trace
@@ -191,6 +228,7 @@ class _Tracer:
             else:
                 self._compare(may_be_torch=_may_draw(arg, frame))
             local.in_torch = local.calls.pop()
+            local.may_draw = local.may_draw and (not self._has_others or bool(local.calls))
         elif event in ("call", "return"):
             # A call from Python passed the function mode before; the others are torch's own.
             by_torch = frame.f_code.co_filename == _MODE and _torch.function_mode_depth() > 0
@@ -198,6 +236,8 @@ class _Tracer:
                 self._forgive()
             else:
                 self._compare()
+            if event == "return" and self._has_others:
+                local.returned.append(frame)
             runs = frame if event == "call" else frame.f_back
             local.below = runs is not None and _is_idle(runs.f_code.co_filename)
 
@@ -231,6 +271,7 @@ class _Tracer:
 
     def _settle(self, with_torch: bool) -> None:
         """Read the generators again, since other threads may have drawn meanwhile."""
+        self._here.returned.clear()
         if with_torch:
             self._last = _generators.read_again(self._last)
         # Last, for they run as well while memory of torch is freed.
@@ -242,6 +283,14 @@ def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)
+
+
+@functools.lru_cache(maxsize=4096)
+def _calls(code: types.CodeType) -> frozenset[int]:
+    """Return the offsets of the instructions that may draw other than through a function of Python."""
+    return frozenset(
+        each.offset for each in dis.get_instructions(code) if each.opname.startswith(_CALLS)
+    )
 
 
 def _line(place: tuple[FrameType, int]) -> str:
