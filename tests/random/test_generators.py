@@ -45,7 +45,9 @@ def _states_are_put_back() -> Iterator[None]:
 
 
 @given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=6), st.integers(0, 2**31))
-def test_moved_lists_exactly_the_generators_that_drew(names: list[str], seed: int) -> None:
+def test_detection_names_exactly_the_global_generators_that_drew(
+    names: list[str], seed: int
+) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)

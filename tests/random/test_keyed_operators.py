@@ -55,7 +55,9 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(("name", "x"), BINARY, ids=lambda v: v if isinstance(v, str) else "")
 @pytest.mark.parametrize("other", [2, 2.5, "tensor"])
-def test_binary_operators_are_unchanged_under_keyed(name: str, x: Tensor, other: Any) -> None:
+def test_results_of_binary_operators_do_not_change_inside_keyed(
+    name: str, x: Tensor, other: Any
+) -> None:
     other = x + 1 if other == "tensor" else other
     expected = outcome(name, x, other)
     with keyed(key(0)):
@@ -63,7 +65,7 @@ def test_binary_operators_are_unchanged_under_keyed(name: str, x: Tensor, other:
 
 
 @pytest.mark.parametrize(("name", "x"), UNARY, ids=lambda v: v if isinstance(v, str) else "")
-def test_unary_operators_are_unchanged_under_keyed(name: str, x: Tensor) -> None:
+def test_results_of_unary_operators_do_not_change_inside_keyed(name: str, x: Tensor) -> None:
     if name in ("__hash__", "__iter__"):
         with keyed(key(0)):
             assert (hash(x) == id(x)) if name == "__hash__" else len(list(INTS)) == 2
@@ -74,7 +76,7 @@ def test_unary_operators_are_unchanged_under_keyed(name: str, x: Tensor) -> None
 
 
 @pytest.mark.parametrize("power", [2, 0.5])
-def test_operator_expressions_and_gradients_are_unchanged_under_keyed(power: float) -> None:
+def test_results_and_gradients_of_arithmetic_do_not_change_inside_keyed(power: float) -> None:
     def written(x: Tensor) -> tuple[Tensor, ...]:
         y, whole = x.clone(), x.detach().clone()
         y **= power

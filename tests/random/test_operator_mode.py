@@ -213,7 +213,7 @@ def test_global_draw_in_a_keyed_block_while_another_thread_runs_warns() -> None:
     assert caught[0].filename == __file__
 
 
-def test_keyed_operator_draws_do_not_change_keyed_function_draws() -> None:
+def test_a_draw_inside_torchscript_does_not_change_the_masks_of_dropout() -> None:
     def run(hidden: bool) -> Tensor:
         drop = nn.Dropout(0.5)
         first = drop(ONES)
@@ -260,7 +260,7 @@ def test_operators_in_eval_mode_draw_nothing() -> None:
     assert aten.native_dropout.default(ONES, 0.5, False)[0].equal(ONES)
 
 
-def test_operator_mode_does_not_import_dynamo() -> None:
+def test_initializing_a_model_does_not_import_torch_dynamo() -> None:
     """Importing dynamo takes a second and disables the validation of torch.distributions."""
     program = (
         "import sys, torch, ftrain\n"

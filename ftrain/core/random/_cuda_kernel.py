@@ -53,7 +53,7 @@ Launch = Callable[[Any, int, bytes], None]
 
 
 class CudaKernel:
-    """The kernels of one device."""
+    """Kernels that draw random numbers on one CUDA device."""
 
     uniforms: ClassVar = {
         torch.float32: UNIFORM32,
@@ -149,7 +149,7 @@ def _packer(folded: int) -> struct.Struct:
 
 
 def kernel(device: torch.device) -> CudaKernel | None:
-    """Return a device's kernels, `None` if they are unavailable; its first call compiles them."""
+    """Return the kernels of a CUDA device, `None` if unavailable; the first call compiles them."""
     index = device.index
     return _kernels[index] if index in _kernels else _first(index)
 
@@ -175,11 +175,11 @@ def _first(index: int) -> CudaKernel | None:
 
 
 class _NoKernelError(RuntimeError):
-    """Reason why the kernels are unavailable, as a sentence."""
+    """Error for CUDA kernels that are unavailable; its message is the reason, as a sentence."""
 
 
 def _load(index: int) -> CudaKernel:
-    """Return the kernels of a device."""
+    """Open the driver on a CUDA device and return its kernels, without a cache; raise if that fails."""
     if torch.version.cuda is None:
         raise _NoKernelError("This build of torch is not for NVIDIA's CUDA.")
     major, minor = torch.cuda.get_device_capability(index)
@@ -202,7 +202,7 @@ def _load(index: int) -> CudaKernel:
 
 @contextlib.contextmanager
 def _current(driver: ctypes.CDLL, context: ctypes.c_void_p) -> Iterator[None]:
-    """Make a context the current one of this thread."""
+    """Make a CUDA context the current one of this thread inside the `with` block."""
     _check(driver, driver.cuCtxPushCurrent_v2(context))
     try:
         yield
@@ -212,7 +212,7 @@ def _current(driver: ctypes.CDLL, context: ctypes.c_void_p) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncaptured(driver: ctypes.CDLL) -> Iterator[None]:
-    """Allow what a capture forbids, such as allocations of the driver, while one is under way."""
+    """Allow calls that a CUDA graph capture in progress forbids, such as allocations of the driver."""
     mode = ctypes.c_int(_RELAXED)
     driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
     try:

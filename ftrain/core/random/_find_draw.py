@@ -78,7 +78,7 @@ class _Here(threading.local):
 
 
 class _Waited(BaseException):
-    """Other threads have run for too long during a search."""
+    """Signal to end a search because other threads have run for too long meanwhile."""
 
 
 class Draw(NamedTuple):
@@ -279,7 +279,7 @@ class _Tracer:
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """Return the innermost frame of user code inside the searched call, and its line number."""
+    """Return the innermost frame of user code inside the searched call, and the frame's line number."""
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)

@@ -41,7 +41,7 @@ _lock = threading.Lock()
 
 
 class Kernel:
-    """Functions of one compiled library, for tensors on the CPU."""
+    """Functions of one compiled C library, which draw random numbers in tensors on the CPU."""
 
     uniforms: ClassVar = {torch.float32: UNIFORM32, torch.float64: UNIFORM64}
     normals: ClassVar = {torch.float32: NORMAL32, torch.float64: NORMAL64}
@@ -141,7 +141,7 @@ def _first() -> Kernel | None:
 
 
 class _NoKernelError(Exception):
-    """Reason why the kernel is unavailable, as a sentence."""
+    """Error for a C kernel that is unavailable; its message is the reason, as a sentence."""
 
 
 def _reason(error: Exception) -> str:
@@ -173,7 +173,7 @@ def _load() -> Kernel:
 
 
 def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
-    """Return the library compiled with these flags, from the cache if it is there and intact."""
+    """Return the library compiled with the flags `extra`, from the cache if it is there and intact."""
     path = cache_folder() / f"threefry-{_fingerprint(compiler, extra)}.so"
     cached = path.exists()
     if not cached:

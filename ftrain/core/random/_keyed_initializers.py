@@ -50,9 +50,10 @@ class InitializerPlan:
     Attributes:
         sites: for each initialisation in the order of construction, the path of the tensor that it
             filled, or "".
-        by_operator: some draws are seen by the operator mode only.
-        seeded: the global generators that the function draws from where no key reaches (NumPy's, or
-            torch's in a thread), with the line: they are seeded from the key while it runs.
+        by_operator: True if only the operator mode sees some of the draws.
+        seeded: each global generator that the function draws from where no key reaches (NumPy's, or
+            torch's in a thread), with the line that draws. It is seeded from the key while the function
+            runs.
         own: the program's own generators that the function can reach.
     """
 
@@ -107,7 +108,10 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Return `run()`; repeat it until the plan has every global generator that it advances."""
+    """Return `run()`, repeated until no global generator advances that the plan does not seed.
+
+    Each repetition adds to `plan.seeded` the generators that the call before it advanced.
+    """
     while True:
         before = _generators.read(_generators.accelerator(), plan.own)
         try:
@@ -158,7 +162,7 @@ class _Initial(KeyStream):
         self._index = -1
 
     def forget_frames(self) -> None:
-        """Drop the stored stack frame, which keeps its callers' objects alive, such as locks."""
+        """Drop the stored stack frame, which keeps the local variables of all its callers alive."""
         self._initializer = None
 
     def _path(self, chain: list[Running]) -> str:

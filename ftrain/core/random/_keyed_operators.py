@@ -58,12 +58,12 @@ _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
 
 
 class Thread(threading.local):
-    """Thread-local state that the modes share with `_watch.py`.
+    """Per-thread state of the detection of draws without a key; modes and checks share it as `here`.
 
     Attributes:
-        operators: True if `keyed` contexts enter the operator mode.
-        watching: True if a `Watch` or a trace compares the generators.
-        keyed: the number of draws that operator modes have keyed.
+        operators: True if `keyed` contexts enter the operator mode (`KeyedOperators`).
+        watching: True if a `Watch` or a trace compares the generators before and after a call.
+        keyed: the number of draws to which an operator mode has given a key.
         search: the search for a line that draws, while one is under way; see `_find_draw.py`.
     """
 
@@ -113,7 +113,7 @@ class KeyedOperators(DispatchMode):
 
 
 def _decide(func: Any) -> Action:
-    """Return and cache how to run an operator: key its draw, check it, or pass it on."""
+    """Choose and cache how to run an operator: keyed, checked to draw nothing, or unchanged."""
     if isinstance(func, HigherOrderOperator) or func.namespace not in _TAGGED:
         action: Action = _check if not _is_drawing(func) else _draw
     else:

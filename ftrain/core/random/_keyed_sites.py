@@ -249,7 +249,7 @@ class KeyStream:
         low: float = 0.0,
         high: float = 1.0,
     ) -> Tensor:
-        """Draw U[low, high) with the next key of this site; complex dtypes draw both parts."""
+        """Draw U[low, high) with the next key of the call site; complex dtypes draw both parts."""
         if dtype.is_complex:
             pairs = self.uniform((*shape, 2), dtype.to_real(), device, low, high)
             return torch.view_as_complex(pairs)
@@ -259,7 +259,7 @@ class KeyStream:
         return sample.uniform(self.key_on(device), tuple(shape), dtype, low, high, folds=folds)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draw N(0, 1) with the next key of this site; complex dtypes draw N(0, 1/2) for both parts."""
+        """Draw N(0, 1) with the next key of the call site; complex: N(0, 1/2) in both parts."""
         if dtype.is_complex:
             pairs = self.normal((*shape, 2), dtype.to_real(), device)
             return torch.view_as_complex(pairs * math.sqrt(0.5))
@@ -271,7 +271,7 @@ class KeyStream:
         return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
 
     def bernoulli(self, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Draw bools that are True with probability `p`, with the next key of this site."""
+        """Draw bools that are True with probability `p`, with the next key of the call site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=torch.bool, device=device)
@@ -280,14 +280,14 @@ class KeyStream:
     def randint(
         self, shape: Sequence[int], low: int, high: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Draw integers in [low, high) with the next key of this site."""
+        """Draw integers in [low, high) with the next key of the call site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
         return sample.randint(self.key_on(device), tuple(shape), low, high, dtype, folds=folds)
 
     def permutation(self, n: int, device: torch.device) -> Tensor:
-        """Draw a permutation of 0 .. n-1 with the next key of this site."""
+        """Draw a permutation of 0 .. n-1 with the next key of the call site."""
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(n, dtype=torch.int64, device=device)

@@ -102,7 +102,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if a search for the line that drew is due: rarely if other threads draw."""
+        """Return True if the line that drew must be searched for: ever more rarely if threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -113,9 +113,9 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
     """Raise an error with the line that drew random numbers, unless another thread may have drawn.
 
     Args:
-        run: the call that has moved them; `None` if it cannot be run again.
-        before: the states before the call, which are put back.
-        names: the generators that moved.
+        run: the call that advanced generators; `None` if it cannot be repeated.
+        before: the states of the generators before the call, which are restored.
+        names: the generators that the call advanced.
     """
     again = _generators.read_again(before)
     draws = [] if run is None else find_draws(run, before)
@@ -172,7 +172,10 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
 
 @contextlib.contextmanager
 def _operators_seen() -> Iterator[None]:
-    """Key every operator that draws inside a `keyed` context; refuse draws outside of one."""
+    """Run the context under the operator mode: every operator that draws uses a key, or raises.
+
+    The operators inside a `keyed` context draw from its key; those outside of one raise.
+    """
     before, here.operators = here.operators, True
     try:
         with KeyedOperators(None):

@@ -1,4 +1,6 @@
-"""Detection of draws without a key in a user's `keyed` block, which cannot be run again.
+"""Detection of random draws that use no key inside a `with keyed(key):` block of user code.
+
+A block, unlike a function, cannot be run again to find the line that drew, so the error names the block.
 
 Read next: `_watch.py`, the detection in pure functions.
 """
@@ -75,7 +77,7 @@ def watched_block() -> Iterator[None]:
 
 
 def _block() -> _Block:
-    """Return the record of the innermost caller outside of `keyed.py`, contextlib and this file."""
+    """Return the record of the source location at which the caller enters `keyed`."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename in _BETWEEN:
         frame = frame.f_back

@@ -192,7 +192,10 @@ def _maps_rows() -> bool:
 
 
 def _decide(func: Callable[..., Any]) -> Action:
-    """Return how to run a torch function; cached, since attribute access (`x.shape`) calls it."""
+    """Choose how to run a torch function without a handler: as usual, or with keys for draws inside.
+
+    Also called for attribute access (`x.shape`), so choices are cached.
+    """
     action = _pass
     if torch.compiler.is_dynamo_compiling():
         return action

@@ -60,7 +60,7 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
 
 
 def key_data(key: Tensor) -> Tensor:
-    """Return the words of keys as torch.uint32 `(..., 2)`, like `jax.random.key_data`. Shares memory.
+    """Return a view of keys as torch.uint32 words `(..., 2)`, like `jax.random.key_data`.
 
     >>> key_data(fold_in(key(0), 7))
     tensor([2716826189,  292468403], dtype=torch.uint32)
@@ -70,7 +70,7 @@ def key_data(key: Tensor) -> Tensor:
 
 
 def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = ()) -> Tensor:
-    """Return new independent keys from one; row `i` is `fold_in(key, i)`.
+    """Return `num` new independent keys, derived from one key; row `i` is `fold_in(key, i)`.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -136,7 +136,7 @@ def _folds(folds: Sequence[int]) -> Sequence[int]:
         if not 0 <= data < 2**32:
             raise ValueError(
                 f"data: expected an integer in [0, 2**32) to fold into a key, got {data}. "
-                f"Fold its upper half in first, or write `{data} % 2**32`."
+                f"Fold its upper 32 bits in first, or write `{data} % 2**32`."
             )
     return folds
 
