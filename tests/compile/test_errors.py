@@ -179,7 +179,7 @@ def test_calling_a_compiled_function_inside_a_torch_function_mode_raises():
 
     compiled = compile(lambda x: x * 2, backend="eager")
     for _ in range(2):
-        with Mode(), pytest.raises(RuntimeError, match="Enter it inside"):
+        with Mode(), pytest.raises(RuntimeError, match="Write the `with` inside"):
             compiled(torch.ones(1))
         compiled(torch.ones(1))
 

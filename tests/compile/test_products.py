@@ -66,7 +66,7 @@ def test_small_or_float64_or_scaled_products_are_not_replaced_by_onednn():
     assert replaced(scaled, inputs())[0] == 0
 
 
-def test_products_are_replaced_only_on_amd_processors_with_avx512(monkeypatch):
+def test_onednn_replaces_matrix_products_only_on_amd_processors_with_avx512(monkeypatch):
     monkeypatch.setattr(_torch_inductor, "is_amd_with_avx512", lambda: False)
     assert replaced(linear_and_gradients, inputs())[0] == 0
 

@@ -49,7 +49,7 @@ class Signature:
 
 
 class Call:
-    """Flattened arguments of one call: leaves, their names, and the key of their program."""
+    """Flattened arguments of one call of a compiled function, and the key of the program for them."""
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -130,8 +130,9 @@ class Call:
                 )
             if type(leaf) not in (torch.Tensor, torch.nn.Parameter):
                 raise TypeError(
-                    f"`{self.names[i]}` of `{function}` is {a_or_an(type(leaf).__name__)}; compiled "
-                    "functions take plain tensors. Pass its plain tensors instead."
+                    f"`{self.names[i]}` of `{function}`: expected a torch.Tensor, not a subclass, got "
+                    f"{a_or_an(type(leaf).__name__)}. Pass the tensors that it wraps (of a DTensor: "
+                    "x.to_local())."
                 )
             if leaf.is_nested:
                 raise TypeError(

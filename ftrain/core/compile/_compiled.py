@@ -136,8 +136,8 @@ class Compiled(Generic[P, R]):
                 if type(active).__name__ != "DeviceContext":
                     raise RuntimeError(
                         f"the compiled `{self._name}` is called inside `with {type(active).__name__}`, "
-                        "which would act once, when the program is traced, and not at "
-                        f"each call. Enter it inside `{self._name}`."
+                        "which has no effect on a program that is compiled already. Write the `with` "
+                        f"inside `{self._name}`, where it acts on each operator that is compiled."
                     )
         call.normalise(self._name)
         if self._donate:
@@ -201,7 +201,7 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Copy leaves that are referenced outside the claimed state; return its `OwnedLeaves`."""
+        """Copy donated leaves that something else refers to; return the state's `OwnedLeaves`."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
@@ -249,7 +249,7 @@ class Compiled(Generic[P, R]):
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
-    """Return the `OwnedLeaves` of a state if `tensors` begins with just these; else `None`."""
+    """Return the `OwnedLeaves` of a state if `tensors` begins with the same leaves; else `None`."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
 

@@ -173,15 +173,15 @@ class ReplayedProgram:
 
 
 def _gave_up(reason: str) -> None:
-    """Mark a program that is not captured."""
+    """Ignore the reason: replaces `give_up` once that was called, since one report is enough."""
 
 
 class CapturedProgram:
-    """Captured program.
+    """CUDA graph of a program, which copies inputs and outputs to and from the graph's fixed memory.
 
     Args:
         graph: the captured kernels.
-        n_donated: the number of leading inputs that they write to, in place.
+        n_donated: the number of leading inputs that the kernels write to, in place.
         fixed: position and address of the other inputs that are read in place.
         buffers: position of each further input, and the memory that it is copied to.
         outputs: the outputs, in the graph's memory.
@@ -204,7 +204,7 @@ class CapturedProgram:
         self._outgoing = _by_dtype(dict(enumerate(self._outputs)))
 
     def reads(self, addresses: Sequence[int]) -> bool:
-        """Return True if inputs at these addresses can be read in place."""
+        """Return True if the graph can read inputs at these addresses in place."""
         return all(addresses[place] == address for place, address in self._fixed)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -66,7 +66,7 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
                 graph.erase_node(node)
 
     def uuid(self) -> Any:
-        """Inductor's cache key for this pass."""
+        """Return the version of this pass, part of inductor's cache key."""
         return "ftrain.MergeEqual.1"
 
 
@@ -92,7 +92,7 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
                 write.args = (write.args[0], clone, *write.args[2:])
 
     def uuid(self) -> Any:
-        """Inductor's cache key for this pass."""
+        """Return the version of this pass, part of inductor's cache key."""
         return "ftrain.ReadBeforeWrite.2"
 
 

@@ -75,7 +75,7 @@ def lower(
 
 
 def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """Return a function that skips inductor's wrappers after a first call in which they did nothing."""
+    """Return a function that skips inductor's wrappers if the wrappers did nothing in the first call."""
     code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
     tried = False
 

@@ -100,7 +100,7 @@ def record(state: Any, owned: OwnedLeaves) -> None:
 
 
 def known(state: Any) -> OwnedLeaves | None:
-    """Return the `OwnedLeaves` that `record` stored for a state; `None` if it stored none."""
+    """Return the record of a state's leaves that `record` stored; `None` for a state without one."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 

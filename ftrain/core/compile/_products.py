@@ -41,7 +41,7 @@ class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in to
                 _inline(graph, node, a, b, bias)
 
     def uuid(self) -> Any:
-        """Inductor's cache key for this pass."""
+        """Return the version of this pass, part of inductor's cache key."""
         return "ftrain.LoopSmallProducts.1"
 
 
@@ -61,7 +61,7 @@ class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
                 _replace(graph, node, product, a, b, bias)
 
     def uuid(self) -> Any:
-        """Inductor's cache key for this pass."""
+        """Return the version of this pass, part of inductor's cache key."""
         return "ftrain.OneDNNProducts.1"
 
 

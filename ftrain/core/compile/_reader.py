@@ -23,10 +23,10 @@ Reader = Callable[[tuple[Any, ...], dict[str, Any]], "list[torch.Tensor] | None"
 
 
 def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
-    """Build a function that reads the tensors from arguments with the same structure as these.
+    """Build a function that reads the tensors from other arguments of the same structure.
 
-    It returns the tensors in the order of `tree.flatten((args, kwargs))`, or `None` if a container
-    or a static leaf differs. The kinds of the tensors are not checked.
+    The function returns the tensors in the order of `tree.flatten((args, kwargs))`, or `None` if a
+    container or a static leaf differs. It does not check the dtypes and shapes of the tensors.
     """
     return _Writer().write(args, kwargs)
 

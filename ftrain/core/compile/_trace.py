@@ -179,7 +179,14 @@ class _Run:
 def _run(
     flat: Callable[..., Any], function: str, tensors: Sequence[torch.Tensor], fn: Callable[..., Any]
 ) -> _Run:
-    """Trace `flat` on fake tensors; grad mode is on when the function starts."""
+    """Run the function once on fake tensors, with grad mode on; return the recorded graph.
+
+    Args:
+        flat: the traced function as a function from a list of tensors to a list of tensors.
+        function: the name of the traced function in messages.
+        tensors: example inputs of `flat`, of which only shapes, dtypes, strides and devices are used.
+        fn: the traced function itself, whose random generators are checked for draws.
+    """
     mode = _torch.fake_mode()
     fakes = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     calls = Calls()
