@@ -1,4 +1,4 @@
-"""Checks of the inputs and outputs of loop and branch bodies; clones of aliased tensors."""
+"""Checks of the functions passed to `scan`, `cond` and the like (bodies); clones of aliased tensors."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def check_carry(function: str, old: Any, new: Any) -> None:
 
 
 class Pure:
-    """Wrapper of a body that raises if the body writes into its inputs or into a captured tensor.
+    """Wrapper of the body of a loop or branch; raises if the body writes to an input or captured tensor.
 
-    Torch counts writes. Those that it does not count (`.data`, a NumPy view) are noticed at the first
+    Torch counts writes. Writes that torch does not count (`.data`, a NumPy view) are found at the first
     call of a body, by comparing bytes.
 
     Args:
         function: the loop or branch, for messages.
         body: the function to call.
-        names: the names of its arguments, for messages.
+        names: the names of the body's arguments, for messages.
 
     Raises:
         ImpureFunctionError: a tensor was written to; the message names it.

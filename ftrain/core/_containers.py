@@ -193,7 +193,15 @@ def _is_tuple(cls: type) -> bool:
 
 
 def _mapping_kind(value: Mapping[Any, Any]) -> Any:
-    """Return the function that registers a mapping class other than dict; raise if there is none."""
+    """Return the function that registers the class of a mapping which is not a dict as a tree node.
+
+    The function depends on how an instance can be rebuilt with other tensors: by the attribute that
+    holds its items, or by a call of the class with a dict. `_KEEP` marks a mapping that can be rebuilt
+    in neither way and holds no tensors, and so remains a leaf.
+
+    Raises:
+        ContainerError: the mapping holds tensors and cannot be rebuilt.
+    """
     cls: Any = type(value)
     items = list(value.items())
     for name, attribute in attributes_of(value):

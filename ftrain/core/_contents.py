@@ -68,7 +68,7 @@ class Group:
         self._starts = [0, *itertools.accumulate(map(len, contents))]
 
     def same(self) -> bool:
-        """Return True if no object has changed."""
+        """Return True if each object of the group still has its recorded contents."""
         kind, nodes = self._kind, self._nodes
         if [*map(kind.size, nodes)] != self._sizes:
             return False
@@ -144,9 +144,9 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers that a walk found; one call of `any` tells if one was filled.
+    """Return the empty containers that a walk found; a filled one makes `any` of the list True.
 
-    Most containers of a module are empty (its hooks, say).
+    Most containers of a module are empty (its hooks, say), and one call of `any` checks all of them.
     """
     return [node for node in found.containers if type(node) in _EMPTY and not node]
 

@@ -48,9 +48,9 @@ def differentiate(
 ) -> tuple[torch.Tensor, Any, Any]:
     """Return `(value, aux, grads)` of `run(x) -> (value, aux)`; `seed(aux)` is the value's cotangent.
 
-    Results keep their graph if they can be differentiated by something outside: a leaf of `x` that
-    requires a gradient or that a transform of torch.func tracks, or a captured tensor that does. In
-    `torch.no_grad` nothing outside can. With `differentiable` they keep it always.
+    The results keep their graph if a caller could differentiate them with respect to a leaf of `x` or a
+    captured tensor that requires a gradient or that a transform of torch.func tracks. In
+    `torch.no_grad` no caller can. With `differentiable` the results always keep their graph.
 
     Outside any transform this is plain `torch.autograd.grad`, whose memory and support (activation
     checkpointing, double backward) are the best there are. Under a transform it is `torch.func.vjp`.
@@ -239,7 +239,10 @@ def _by_dynamo(
 
 
 def _is_looked_at(outside_leaves: list[torch.Tensor] | None) -> bool:
-    """Return True if `survey` must check the graph: in a step's first call, and in every trace."""
+    """Return True if the autograd graph must be checked for operators without a derivative.
+
+    That is so in the first call of a step, which passes `outside_leaves`, and in every trace.
+    """
     return outside_leaves is not None or is_tracing()
 
 

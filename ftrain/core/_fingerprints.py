@@ -25,7 +25,7 @@ __all__ = ["Fingerprint", "fingerprints_of"]
 
 
 class Fingerprint(Protocol):
-    """Recorded contents of an object, compared with its present ones.
+    """Recorded contents of an object, to compare with its present contents.
 
     Attributes:
         node: the object.
@@ -36,10 +36,10 @@ class Fingerprint(Protocol):
     refusal: str | None
 
     def same(self) -> bool:
-        """Return True if the contents have not changed."""
+        """Return True if the present contents of the object equal the recorded contents."""
 
     def restore(self) -> Change | None:
-        """Restore the contents; return the replaced ones, or `None` if they cannot be restored."""
+        """Restore the recorded contents; return the replaced ones, `None` if restoring is impossible."""
 
 
 def fingerprints_of(found: Found) -> list[Fingerprint]:
@@ -107,7 +107,7 @@ def _buffer_contents(node: Any) -> tuple[Any, Any]:
 
 
 class _Identities(list[Any]):
-    """List of objects that compares their identities, not their values."""
+    """List that equals another list of the same objects, compared by identity and not by value."""
 
     __hash__ = None
 

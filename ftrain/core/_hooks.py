@@ -1,4 +1,4 @@
-"""Tensor hooks (`Tensor.register_hook`) of parameters, run on the tensors that replace them.
+"""Tensor hooks (`Tensor.register_hook`) of parameters, run on the tensors that replace the parameters.
 
 Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates with respect to
 stand-ins for the tensors that it is given, and calls a module with the state's tensors in place of its
@@ -50,8 +50,8 @@ _active = _Active()
 class Gradient:
     """Gradient computation in progress, from the call of the function to the end of the backward pass.
 
-    Hooks that are registered on its inputs are removed at the end. Later backward passes go on to the
-    tensors that the inputs stand in for, and find the hooks there.
+    Hooks that are registered on the inputs of the function are removed at the end. Later backward passes
+    go on to the tensors that the inputs replace, and run the hooks of those tensors.
 
     Attributes:
         models: the models that the function has called.
@@ -111,7 +111,10 @@ class Gradient:
 
 
 def note_call(model: Restorable) -> None:
-    """Make the gradient computations in progress restore a model after their backward passes."""
+    """Record a call of a model in each gradient computation in progress.
+
+    The computation restores the model after its backward pass, which may run code of the model again.
+    """
     for gradient in _active.gradients:
         if model not in gradient.models:
             gradient.models.append(model)
@@ -171,7 +174,9 @@ def _register(
     """Register hooks on a tensor and on the tensors that it wraps under torch.func; return the handles.
 
     Args:
-        until: the tensor inside at which to end.
+        tensor: the tensor.
+        hooks: the hooks.
+        until: a wrapped tensor: no hook is registered on this tensor or on one inside of it.
     """
     handles: list[Any] = []
     while hooks and tensor is not until:
@@ -184,7 +189,15 @@ def _register(
 
 
 def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
-    """Run hooks on a tensor's whole gradient in each backward pass that goes through `alias`."""
+    """Register hooks that run on a tensor's total gradient if a backward pass goes through `alias`.
+
+    Hooks on the alias itself would receive only the part of the gradient that comes through the alias.
+
+    Args:
+        tensor: the tensor.
+        alias: the tensor that replaces `tensor` in a call of a model or function.
+        hooks: the hooks.
+    """
     while hooks:
         if tensor.requires_grad and alias.requires_grad:
             _add(alias, _Arrival(_total(tensor, hooks)))
@@ -224,7 +237,7 @@ class _Total:
 
 
 def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
-    """Return the `_Total` registered on a tensor for these hooks; register one if there is none."""
+    """Return the hook on a tensor that runs `hooks` on the total gradient; register it if necessary."""
     registered = gradient_hooks(tensor)
     wanted = [*map(_OfRows.plain, hooks)]
     for each in registered.values() if registered else ():
@@ -281,7 +294,8 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
     """Return the hooks of a tensor and of the tensors that it wraps under torch.func.
 
     Args:
-        until: the tensor inside at which to end.
+        tensor: the tensor.
+        until: a wrapped tensor: hooks of this tensor, and of those inside of it, are left out.
     """
     found: list[Hook] = []
     while tensor is not until:
@@ -311,7 +325,7 @@ def _holds(hooks: Sequence[Hook], hook: Hook) -> bool:
 
 @contextlib.contextmanager
 def without_hooks(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Disable the hooks of these tensors inside the context."""
+    """Disable the hooks of `tensors` inside the context."""
     registered = [hooks for tensor in tensors if (hooks := gradient_hooks(tensor))]
     kept = [dict(hooks) for hooks in registered]
     for hooks in registered:

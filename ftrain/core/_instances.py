@@ -131,13 +131,14 @@ def functions(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shell:
-    """Static data of a flattened instance: attribute names, constants, and all other attributes.
+    """Static data of a flattened instance: everything except the attributes and items with tensors.
 
     Attributes:
         children: names of the attributes that are children, in their order.
         linked: names of the attributes that repeat an item, as in a `ModelOutput`.
         constants: names, types and values of the attributes that are Python constants.
-        opaque: all other attributes by name: carried along, and no part of the comparison.
+        opaque: all other attributes by name, which pass unchanged to the rebuilt instance. Comparisons
+            of two structures ignore their values.
     """
 
     children: tuple[str, ...]
@@ -209,7 +210,15 @@ def _sorted_out(
     children: dict[str, Any],
     holds_tensors: Callable[[Any], bool],
 ) -> _Shell:
-    """Add attributes with tensors to `children`; return the static ones as a `_Shell`."""
+    """Add the attributes that hold tensors to `children`; return all other attributes as static data.
+
+    Args:
+        attributes: the attributes of an instance, by name.
+        items: the items of an instance of a dict, list or tuple subclass. An attribute that repeats an
+            item of a dict is recorded by name only.
+        children: receives the attributes that hold tensors.
+        holds_tensors: True for a value that is or contains a tensor.
+    """
     linked: list[str] = []
     constants: list[tuple[str, type, Any]] = []
     opaque: dict[str, Any] = {}

@@ -14,7 +14,7 @@ __all__ = ["copied"]
 
 
 def copied(make: Callable[[], Any]) -> Any:
-    """Call `make`; return its tree with copies of the tensors that something else may refer to.
+    """Call `make`; return the resulting tree, with copies of tensors that something else may refer to.
 
     A body may return a tensor from anywhere: an argument, a container, a module, a global. One that it
     has made is referred to by its output alone, and is not copied: that would double the time of a

@@ -34,7 +34,7 @@ Edge = tuple[Any, int]  # a node of an autograd graph and one of its outputs
 
 
 class Survey(NamedTuple):
-    """Properties of the autograd graph of some tensors.
+    """Result of `survey`: properties of the autograd graph of a function's results.
 
     Attributes:
         outside: True if a caller could differentiate with respect to something other than the inputs.
@@ -55,17 +55,17 @@ def survey(
     start: int = 0,
     ends: Sequence[torch.Tensor] = (),
 ) -> Survey:
-    """Return a `Survey` of the autograd graph of `tensors` (takes 0.3 µs per node).
+    """Search the autograd graph of a function's results for outside leaves and missing derivatives.
 
     The graph leads outside if it leads to a node made before `start`, or to a leaf that Python code
     still references. A leaf that the function made (`x.clone().requires_grad_()`) and dropped does not
-    count.
+    count. Takes 0.3 µs per node.
 
     Args:
         tensors: results of a function.
-        inputs: the leaves that it was called with.
-        start: the sequence number of its first node; 0 if it is unknown.
-        ends: tensors at which a path ends.
+        inputs: the leaves that the function was called with.
+        start: the sequence number of the function's first node; 0 if it is unknown.
+        ends: tensors at which the search ends.
     """
     known = {id(leaf) for leaf in inputs}
     seen: set[Any] = {tensor.grad_fn for tensor in ends}
@@ -173,8 +173,10 @@ def unknown_leaves(
     """Return the autograd leaves of the graph of `tensors`, except for `inputs`.
 
     Args:
-        ends: tensors at which a path ends too.
-        held: only those that Python code still references.
+        tensors: results of a function.
+        inputs: the leaves that the function was called with.
+        ends: further tensors at which the search ends.
+        held: True to return only leaves that Python code still references.
     """
     known = {id(leaf) for leaf in (*inputs, *ends)}
     last: set[Edge] = {(t.grad_fn, t.output_nr) for t in ends if t.grad_fn is not None}
@@ -222,7 +224,7 @@ def _references(node: Any) -> int:
 
 
 def _count_unheld() -> int:
-    """Return the reference count of an autograd leaf to which only an autograd graph refers."""
+    """Return the reference count of a leaf tensor that nothing but an autograd graph refers to."""
     with torch.inference_mode(False), torch.enable_grad():
         result = torch.ones((), requires_grad=True) * 1.0
     assert result.grad_fn is not None

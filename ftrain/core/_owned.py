@@ -19,7 +19,7 @@ __all__ = ["Owned"]
 
 
 class _Watch:
-    """Objects with their recorded contents, which `restore` writes back."""
+    """Recorded contents of the objects that one walk found; compares and restores these contents."""
 
     def __init__(self, found: Found) -> None:
         self._groups = groups_of(found)
@@ -70,12 +70,14 @@ class _Watch:
 
 
 class Owned:
-    """Objects reachable from `roots`, with the contents to which `restore` returns them.
+    """All objects reachable from a module or function, restored after each call that changed them.
+
+    Objects that only `roots` reach and objects that others reach too are recorded separately.
 
     Args:
         roots: names and objects.
-        outside: objects that others hold, too, or objects like theirs. What these reach may be changed
-            between calls; what only `roots` reach may not. By default anything may.
+        outside: objects that the caller holds too, or copies of such objects. What is reachable from
+            these may be changed between calls; what only `roots` reach may not. By default anything may.
         follow_globals: follow the global names that functions read, too.
         whole_modules: look at a module's attributes; else at its parameters, buffers and children.
         limit: the maximum number of objects to compare; further ones are ignored.

@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 
 def show(line: Line, tensors: Sequence[Tensor]) -> None:
-    """Print a line, with these tensors in their positions."""
+    """Print a line with the values of `tensors` filled in."""
     leaves = list(line.statics)
     for place, tensor in zip(line.places, tensors, strict=True):
         leaves[place] = tensor

@@ -63,13 +63,13 @@ class _Outer(NamedTuple):
 
 
 class Skeleton:
-    """Structure of a module whose tensors are arguments of each call.
+    """Module without weights, in which each call installs the parameters and buffers of a state.
 
     Args:
         module: a module that the caller gives up: it loses its tensors.
-        original: the module that this is a copy of, or another from the same function. Objects that both
-            reach are shared with the caller, who may change them between calls.
-        hooks: the hooks of its parameters, by name.
+        original: the module that `module` is a copy of, or another one built by the same function. An
+            object that both reach is shared with the caller, who may change it between calls.
+        hooks: the hooks of the module's parameters, by name.
 
     Attributes:
         module: the skeleton itself, every tensor on the meta device.
@@ -126,7 +126,7 @@ class Skeleton:
         self._place()
 
     def _place(self) -> None:
-        """Find where the module holds the state's tensors, and its tensors that are not in the state."""
+        """Find where the module holds tensors of the state, and its tensors outside of the state."""
         found = self._owned.found
         names = {id(t): name for name, t in self._hollow.items()}
         self._slots = slots_of(found, names)
@@ -136,7 +136,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
-        """Install these tensors in the module inside the context; restore the module at its end.
+        """Install `params` and `buffers` in the module inside the context, then restore the module.
 
         Training mode restores the flags that the module came with (submodules that were frozen in
         eval mode stay so), or `train()` where the whole module came in eval mode.
@@ -250,7 +250,7 @@ class Skeleton:
         return self._owned.restore()
 
     def read(self, names: Sequence[str]) -> Tensors:
-        """Return the tensors currently installed in the module under these names."""
+        """Return the tensors called `names` that are currently installed in the module."""
         wanted = set(names)
         found: Tensors = {}
         for slot in self._slots:
@@ -294,7 +294,16 @@ class Skeleton:
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise if a call registered, removed or filled in a tensor, or if there are `refusals`."""
+        """Raise if a call added, removed or filled in a tensor, or made a change that cannot be undone.
+
+        Args:
+            changes: the changes that were undone after the call.
+            refusals: a sentence for each change that could not be undone.
+
+        Raises:
+            ImpureFunctionError: a parameter or buffer was registered, removed, or set where it was
+                None; or there is a refusal.
+        """
         for node, keys, values, _ in changes:
             prefix = self._registries.get(id(node))
             if prefix is None or keys is None:

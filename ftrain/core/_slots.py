@@ -18,7 +18,10 @@ __all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
 
 
 class Slot(NamedTuple):
-    """Location `holder[key]` in a module of a parameter or buffer, and the name of that tensor."""
+    """Location `holder[key]`, inside a module, of the parameter or buffer called `name`.
+
+    The holder is a dict, list or deque that the module reaches, or an adapter of a closure or instance.
+    """
 
     holder: Any
     key: Any
@@ -64,7 +67,12 @@ class _Instance:
 
 
 def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:
-    """Return every location of the tensors whose ids are the keys of `names`."""
+    """Return every location of the named tensors among the objects that a walk found.
+
+    Args:
+        found: the objects.
+        names: the name of each tensor, by the tensor's `id`.
+    """
     return [
         Slot(holder, key, names[id(value)])
         for holder, key, value in _places(found)
@@ -89,10 +97,14 @@ def _places(found: Found) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
-    """Raise if an attribute holds one of these tensors where it cannot be replaced.
+    """Raise if a module holds a parameter or buffer in a tuple or set, where it cannot be replaced.
+
+    Args:
+        module: the module.
+        names: the name of each parameter and buffer, by the tensor's `id`.
 
     Raises:
-        ValueError: in a tuple or set.
+        ValueError: with the names of the attribute and of the tensor.
     """
     for m in module.modules():
         for attribute, value in m.__dict__.items():
@@ -100,7 +112,11 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
 
 
 def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
-    """Raise if a hook captures one of these tensors: the state's tensor cannot replace it there.
+    """Raise if a hook captures one of `tensors`: no tensor of a state can be substituted inside a hook.
+
+    Args:
+        hooks: the hooks of a module's parameters, by name.
+        tensors: the parameters and buffers of the module.
 
     Raises:
         ValueError: with the names of the hook's parameter and of the captured tensor.

@@ -31,7 +31,10 @@ def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def fill(module: nn.Module, tensors: Tensors) -> None:
-    """Replace a module's tensors by copies of these, in their dtypes and on their devices."""
+    """Set each parameter and buffer of a module to a copy of the tensor of its name in `tensors`.
+
+    The dtype and the device of `tensors` replace those of the module.
+    """
     for name, own in named_tensors(module).items():
         own.data = tensors[name].detach().clone()
 
@@ -80,7 +83,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """Return a deep copy of a module whose tensors are on the meta device, without memory."""
+    """Return a deep copy of a module with all tensors on the meta device, where they need no memory."""
     memo: dict[int, Any] = {id(t): hollow(t) for t in named_tensors(module).values()}
     try:
         return copied(module, memo)

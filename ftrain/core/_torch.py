@@ -293,7 +293,7 @@ def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Turn off autocast on every device, for a graph that has its casts (torch 2.1 and later)."""
+    """Turn off autocast on every device, for a graph that contains the casts (torch 2.1 and later)."""
     return torch._C._DisableAutocast()
 
 

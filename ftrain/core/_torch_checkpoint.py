@@ -55,7 +55,10 @@ def around_regions(again: Again) -> Iterator[None]:
 
 
 def contexts_now() -> Callable[[], AbstractContextManager[None]]:
-    """Start a region; return a function that makes the context in which to recompute it."""
+    """Record the contexts in which a checkpointed region starts; return a function that remakes them.
+
+    Call this at the start of the region, and recompute the region in a context that the function makes.
+    """
     contexts = [again() for again in _active.again]
     return lambda: _entered(contexts)
 
@@ -69,7 +72,7 @@ def _entered(contexts: list[Callable[[], AbstractContextManager[Any]]]) -> Itera
 
 
 class _Recompute:
-    """Function that recomputes a region in the contexts of its forward pass."""
+    """Function that recomputes a checkpointed region in the contexts of the region's forward pass."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ def without_validation() -> Iterator[None]:
 
 
 def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that function modes see its calls."""
+    """Wrap a function so that a `TorchFunctionMode` sees its calls."""
 
     @functools.wraps(function)
     def called(*args: Any) -> Any:
@@ -84,8 +84,9 @@ def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def dirichlet_sampler() -> Callable[..., Any]:
-    """Return the sampler that `Dirichlet.rsample` calls, as a function that function modes see.
+    """Make torch's Dirichlet sampler a function whose calls a `TorchFunctionMode` sees; return it.
 
+    `Dirichlet.rsample` calls the returned function from then on.
     Its autograd function runs under no transform of torch.func, so it must be replaced and not entered.
     (`torch.distributions.dirichlet._Dirichlet`: torch 0.4 and later.)
     """
@@ -96,8 +97,9 @@ def dirichlet_sampler() -> Callable[..., Any]:
 
 @functools.cache
 def von_mises_sampler() -> Callable[..., Any]:
-    """Return the sampler that `VonMises.sample` calls, as a function that function modes see.
+    """Make torch's von Mises sampler a function whose calls a `TorchFunctionMode` sees; return it.
 
+    `VonMises.sample` calls the returned function from then on.
     Its arguments are `(loc, concentration, proposal_r, x)`. It draws in a loop that ends by a value.
     (`von_mises._rejection_sample`: torch 1.5 and later.)
     """

@@ -58,7 +58,7 @@ def fake_kernels() -> Iterator[None]:
 
 
 def _forget(operators: Any) -> None:
-    """Drop the cached results of these operators from the cache that all fake modes share."""
+    """Drop the results of `operators` from the cache that all fake modes share."""
     cache: dict[Any, Any] = getattr(FakeTensorMode, "cache", {})
     for key in [key for key in cache if key.key[0] in operators]:
         cache.pop(key, None)

@@ -42,7 +42,7 @@ above = temporarily_restore_interpreter_stack
 
 
 def is_transformed() -> bool:
-    """Return True under torch.func transforms and in forward mode: loops and branches lack rules there.
+    """Return True under torch.func transforms and in forward mode, which loop operators do not support.
 
     A dual tensor would lose its tangent in one.
     """

@@ -48,7 +48,7 @@ def traced_branch(
 
 @dataclasses.dataclass(frozen=True)
 class _Branch:
-    """Branch as an `Operator`: records itself and its derivative."""
+    """Operator of a branch between two traced functions; its derivative is another `_Branch`."""
 
     predicate: torch.Tensor
     sides: list[Flat]

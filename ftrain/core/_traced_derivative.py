@@ -135,7 +135,7 @@ def vjp(
 
 @contextlib.contextmanager
 def _ending_at(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Stop backward passes at these tensors inside the context."""
+    """Stop backward passes at `tensors` inside the context."""
     outputs: dict[Any, set[int]] = defaultdict(set)
     for tensor in tensors:
         if tensor.grad_fn is not None:

@@ -74,7 +74,7 @@ def _with_carry(body: Flat, n: int) -> Flat:
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """Loop as an `Operator`: records itself and its derivative.
+    """Operator of a loop over a traced body; its derivative is another `_Loop`, in reverse order.
 
     Attributes:
         by: for each carry, then each of xs, True if it is differentiated by.

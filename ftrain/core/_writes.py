@@ -34,7 +34,7 @@ def unchanged(
     *,
     compare_bytes: bool = False,
 ) -> Iterator[None]:
-    """Raise when the context ends if one of these tensors was written to inside it.
+    """Raise at the end of the context if one of `tensors` was written to inside the context.
 
     Args:
         tensors: by their keys.

@@ -71,7 +71,7 @@ class Stacked:
     Attributes:
         tensors: the tensors, stacked.
         structure: the tree structure of a micro-batch.
-        constants: its other leaves, by their place among all leaves.
+        constants: the other leaves of a micro-batch, by their position among all leaves.
         k: the number of micro-batches.
         weights: the weights of `MicroBatches`.
     """
@@ -83,7 +83,7 @@ class Stacked:
     weights: tuple[float, ...] = ()
 
     def build(self, tensors: list[torch.Tensor]) -> Any:
-        """Return the micro-batch that has these tensors."""
+        """Return one micro-batch, made of `tensors` and the constants."""
         rows = iter(tensors)
         count = len(tensors) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]
@@ -109,7 +109,7 @@ class Separate:
         return len(self.batches)
 
     def unstack(self) -> Separate:
-        """Return these micro-batches unchanged."""
+        """Return `self`, because its micro-batches are separate already."""
         return self
 
 
@@ -198,7 +198,7 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
 
 
 def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
-    """Give this weight to a mean that has no weight of its own; return other metrics unchanged."""
+    """Give `weight` to a mean that has no weight of its own; return any other metric unchanged."""
     if weight is None or type(metric) is not BatchMean:
         return metric
     weight = weight.to(metric.weight.dtype)
@@ -250,7 +250,7 @@ def split_evenly(batch: Any, k: int) -> Stacked:
         divisors = [d for d in range(1, size + 1) if size % d == 0]
         raise ValueError(
             f"accumulate={k} does not divide the batch: batch{path} has {size} rows. Use a batch of "
-            f"{fits} rows, or accumulate one of {divisors or [1]}, or pass the parts yourself: "
+            f"{fits} rows, or set accumulate to one of {divisors or [1]}, or pass the parts yourself: "
             "ftrain.MicroBatches((first, second, ...))."
         )
     check_constants(batch, f"accumulate={k}")

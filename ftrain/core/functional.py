@@ -127,7 +127,7 @@ class Bound:
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Return `fn(module)`, called with these tensors installed, and the new buffers.
+        """Call `fn` on the module with `params` and `buffers` installed; return `(out, new_buffers)`.
 
         The caller must be inside `keyed`, from which random operations draw. Buffers are copied first: a
         module may write into its own, never into the caller's. With `until` the tensors stay in place
@@ -150,7 +150,7 @@ class Bound:
             return out, tree.map(torch.clone, after) if until else after
 
     def module(self, params: Tensors, buffers: Tensors) -> nn.Module:
-        """Return an nn.Module with copies of these tensors, in eval mode; tied weights stay tied."""
+        """Return an nn.Module in eval mode with copies of `params` and `buffers`; weights stay tied."""
         tensors = self.skeleton.checked(params, buffers)
         if self._start is not None:
             module = copied(self._start)

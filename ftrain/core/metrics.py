@@ -41,7 +41,7 @@ class Metric(Protocol):
         """Return the metric as a tensor."""
 
     def merge(self, other: Any) -> Any:
-        """Return the metric over the data of both; the data of `self` comes first."""
+        """Return the metric over the data of `self` followed by the data of `other`."""
 
 
 class Mean(NamedTuple):
@@ -69,7 +69,7 @@ class Mean(NamedTuple):
         return self.total / self.weight
 
     def merge(self, other: Mean) -> Mean:
-        """Return the mean over both."""
+        """Return the mean over the data of `self` and `other`."""
         return type(self)(self.total + other.total, self.weight + other.weight)
 
 
@@ -100,7 +100,7 @@ class Sum(NamedTuple):
         return self.total
 
     def merge(self, other: Sum) -> Sum:
-        """Return the total over both."""
+        """Return the sum of the totals of `self` and `other`."""
         return Sum(self.total + other.total)
 
 
@@ -119,7 +119,7 @@ class Last(NamedTuple):
         return self.latest
 
     def merge(self, other: Last) -> Last:
-        """Return the later of the two."""
+        """Return `other`, which holds the later value."""
         return other
 
 
@@ -138,7 +138,7 @@ class Max(NamedTuple):
         return self.largest
 
     def merge(self, other: Max) -> Max:
-        """Return the larger of the two; NaN if either is NaN."""
+        """Return the larger of the values of `self` and `other`; NaN if one of them is NaN."""
         return Max(torch.maximum(self.largest, other.largest))
 
 
@@ -157,7 +157,7 @@ class Min(NamedTuple):
         return self.smallest
 
     def merge(self, other: Min) -> Min:
-        """Return the smaller of the two; NaN if either is NaN."""
+        """Return the smaller of the values of `self` and `other`; NaN if one of them is NaN."""
         return Min(torch.minimum(self.smallest, other.smallest))
 
 
@@ -185,10 +185,10 @@ class PerExample(NamedTuple):
         return self.values
 
     def merge(self, other: PerExample) -> PerExample:
-        """Concatenate both along the first axis.
+        """Return the values of `self`, then those of `other`, concatenated along the first axis.
 
         Raises:
-            ValueError: the values of one example have another shape in the other.
+            ValueError: the two differ in the shape of the values of one example.
         """
         mine, theirs = self.values, other.values
         if mine.shape[1:] != theirs.shape[1:]:
@@ -257,7 +257,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         return f"Metrics({', '.join(f'{name}={brief(self[name])}' for name in self)})"
 
     def merge(self, other: Metrics) -> Metrics:
-        """Merge the metrics of the same name.
+        """Merge each metric with the metric of the same name in `other`.
 
         Raises:
             ValueError: a name, or the kind of a metric, differs between the two.

@@ -169,7 +169,7 @@ class _Latest(threading.local):
         self._norm: GlobalNorm | None = None
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
-        """Return the norm stored for these tensors; `None` if they were written to since."""
+        """Return the norm stored for `leaves`; `None` without one, or if a leaf was written to since."""
         if len(leaves) != len(self._of) or _is_differentiated(leaves):
             return None
         pairs = zip(leaves, self._of, strict=True)
@@ -177,7 +177,7 @@ class _Latest(threading.local):
         return self._norm if same else None
 
     def keep(self, leaves: list[torch.Tensor], norm: GlobalNorm) -> None:
-        """Store the norm of these tensors."""
+        """Store the norm of `leaves`."""
         self._of = [(weakref.ref(x, self._forget), version(x)) for x in leaves]
         self._norm = norm
 
@@ -200,7 +200,7 @@ def _is_readable(value: torch.Tensor) -> bool:
 
 
 def _is_differentiated(leaves: list[torch.Tensor]) -> bool:
-    """Return True if a gradient may flow back to these tensors."""
+    """Return True if a gradient may flow back to one of `leaves`."""
     if _torch.inside_functorch() not in (None, "vmap"):
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in leaves)

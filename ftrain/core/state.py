@@ -17,7 +17,7 @@ from ftrain.core._words import brief, did_you_mean
 
 @tree.register_dataclass
 class TrainState:
-    """Immutable tree of tensors; each step returns a new one.
+    """State of a training run, an immutable tree of tensors; each step returns a new state.
 
     Attributes:
         step: int64, 0-d. Updates applied so far (a skipped step does not count).
@@ -26,7 +26,7 @@ class TrainState:
         opt_state: the optimizer's own tree.
         scaler: the loss scaler's tree; `()` if the precision needs none.
         rng: int32, shape (2,). The key from which every random draw of the run descends.
-        extras: a dict of trees that research code carries along: averaged weights, target networks.
+        extras: a dict of additional trees, such as averaged weights or target networks.
 
     >>> state = TrainState(torch.tensor(0), {"w": torch.zeros(2)}, {}, (), (), torch.zeros(2), {})
     >>> state.replace(step=state.step + 1)
@@ -55,7 +55,7 @@ class TrainState:
             fields = list(self.__dataclass_fields__)
             raise TypeError(
                 f"a {type(self).__name__} has no field {name!r}.{did_you_mean(name, fields)} It has "
-                f"{', '.join(fields)}; what research code carries along goes into `extras`, a dict."
+                f"{', '.join(fields)}. Put additional values into `extras`, a dict."
             )
         for name, new in changes.items():
             if type(getattr(self, name)) is dict and isinstance(new, Mapping):

@@ -69,7 +69,7 @@ def flatten(tree: PyTree) -> tuple[list[Any], TreeDef]:
 
 
 def unflatten(treedef: TreeDef, leaves: Iterable[Any]) -> PyTree:
-    """Return the tree with structure `treedef` and these leaves: the inverse of `flatten`."""
+    """Return the tree with structure `treedef` and leaves `leaves`: the inverse of `flatten`."""
     return optree.tree_unflatten(treedef, leaves)
 
 
@@ -213,7 +213,7 @@ def digest(tree: PyTree) -> str:
 
 
 def register_dataclass_node(cls: type, names: tuple[str, ...], *, is_record: bool = False) -> None:
-    """Register `cls` as a node with these fields, with optree and with torch's pytree.
+    """Register `cls` with optree and torch's pytree, as a node whose children are the fields `names`.
 
     Args:
         cls: a dataclass.

@@ -193,7 +193,7 @@ def test_function_that_writes_to_its_argument_raises_in_every_transform(fn: Any,
         forms[form](x)
 
 
-def test_zero_gradient_has_memory() -> None:
+def test_zero_gradient_of_sgn_is_a_tensor_with_allocated_memory() -> None:
     _, grad = ftrain.value_and_grad(lambda x: torch.sgn(x).sum())(torch.ones(3))
     assert grad.data_ptr()
     assert grad.equal(torch.zeros(3))
