@@ -250,7 +250,7 @@ class _Described:
         return str(getattr(value, "__qualname__", kind))
 
     def _elements(self, value: Any, depth: int, kind: str) -> str:
-        """Describe the elements, read by built-in methods: overrides may have side effects."""
+        """Describe a container's elements, read by built-in methods: overrides may have side effects."""
         base = next(each for each in _CONTAINERS if isinstance(value, each))
         n = base.__len__(value)
         if n > min(_LONGEST, self.left):

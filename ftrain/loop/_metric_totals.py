@@ -57,7 +57,7 @@ class MetricTotals:
         """Return the totals after adding later steps.
 
         Args:
-            chunks: the metrics of these steps.
+            chunks: the metrics of the steps to add.
             steps: number of steps.
             samples: number of rows.
             tokens: number of tokens.
@@ -118,7 +118,7 @@ class MetricTotals:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return the totals as JSON, in which tensors are stored as bytes."""
+        """Return the totals as a dict that `json.dumps` accepts, with the bytes of tensors in base64."""
         content = {
             "steps": self.steps,
             "samples": self.samples,

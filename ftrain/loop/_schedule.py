@@ -26,7 +26,7 @@ class Due(NamedTuple):
 
 
 def due_after_step(plan: Plan, state: LoopState) -> Due:
-    """Return the work that is due after the last step of a state.
+    """Return the work that is due after the most recent step of a run.
 
     Example:
         >>> from ftrain.loop.events import Progress

@@ -117,7 +117,7 @@ class Replace(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Accumulate(Action):
-    """Join this many of the loader's batches into one step, from the next step on.
+    """Join `k` of the loader's batches into one step, from the next step on.
 
     Attributes:
         k: batches per step, at least 1.
@@ -159,7 +159,7 @@ class Save(Action):
 
     Attributes:
         tag: the reason for the checkpoint: "step", "best", "time".
-        metrics: the metrics by which the store ranks it (`keep_best`).
+        metrics: the metrics by which the store ranks the checkpoint (`keep_best`).
     """
 
     tag: str = "step"

@@ -62,7 +62,7 @@ __all__ = ["Run"]
 
 
 class Run(Emitter):
-    """Loop of one run, from its first event to its last.
+    """Training loop of one run, a generator of the run's events from `TrainBegin` to `TrainEnd`.
 
     Attributes:
         before_boundary: during a boundary, the state before it, which a failure saves; else `None`.

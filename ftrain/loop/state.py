@@ -66,7 +66,7 @@ _ACTIONS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """State of a run.
+    """State of a training loop, from which a run can be resumed, in this process or another.
 
     Attributes:
         train: the training state; `None` once it is lost.
@@ -89,7 +89,7 @@ class LoopState:
         boundary_unfinished: True from a step on until its rows of the log, evaluation and actions are
             complete; a run that is resumed from such a state begins with them.
         unread: metrics of the steps since the last read, which `window` and `epoch` do not include yet.
-            Not stored: they are read before a checkpoint is written.
+            Not stored, because they are read before a checkpoint is written.
         skipped: steps of the window that were skipped, for its message. Not stored.
     """
 

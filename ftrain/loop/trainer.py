@@ -48,7 +48,7 @@ Resume = str | os.PathLike[str] | bool | None
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Run training steps over data.
+    """Run training steps over data, with epochs, evaluations, checkpoints, callbacks and signals.
 
     A run ends in one of four ways, `result.status`: "completed" (all epochs or steps), "stopped" (a
     callback requested it), "interrupted" (Ctrl-C or SIGTERM: the step is finished and saved; a second

@@ -24,7 +24,7 @@ class When:
         self.listens: tuple[type[Event], ...] = (EvaluateEnd if every is None else BatchEnd,)
 
     def is_due(self, event: Event) -> bool:
-        """Return True if the callback is due at this event."""
+        """Return True if a callback with this schedule must draw or write at an event."""
         if isinstance(event, EvaluateEnd):
             return not event.name
         return self.every is not None and event.progress.step % self.every == 0

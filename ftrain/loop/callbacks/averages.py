@@ -73,7 +73,7 @@ class WindowedAverage:
     def __call__(
         self, state: WindowedState, event: Event
     ) -> tuple[WindowedState, tuple[Action, ...]]:
-        """Log the mean over the last rows, including this one."""
+        """Log the mean of the metric over the last rows, the row of this event included."""
         value, weight = self._metric.of(event)
         if value is None:
             return state, ()
@@ -124,7 +124,7 @@ class RunningAverage:
     def __call__(
         self, state: RunningState, event: Event
     ) -> tuple[RunningState, tuple[Action, ...]]:
-        """Log the average, including this row."""
+        """Log the exponential average of the metric, the row of this event included."""
         value, n = self._metric.of(event)
         if value is None or not math.isfinite(value):
             return state, ()
@@ -147,7 +147,7 @@ class _Metric:
         self.event: type[Event] = WindowEnd if split == "train" else EvaluateEnd
 
     def of(self, event: Event) -> tuple[float | None, int]:
-        """Return the value, and the number of steps that it covers."""
+        """Return the metric's value at an event, and the number of steps that the value covers."""
         if isinstance(event, EvaluateEnd):
             if event.name:
                 return None, 0

@@ -26,7 +26,7 @@ __all__ = ["ConsoleLogger"]
 
 
 class ConsoleLogger:
-    """Print evaluations, epochs and notices; with `splits=None`, all rows.
+    """Print a line for each evaluation, each epoch and each notice; with `splits=None`, for every row.
 
     Two training losses have different labels: `train (epoch mean)` is the mean over a whole epoch,
     `train (last steps)`, which the progress bar shows too, the mean over the last `log_every` steps.
@@ -72,7 +72,7 @@ class ConsoleLogger:
         """Return no state, because printed lines are not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Print the event, if it is selected."""
+        """Print a notice, or a row of the log if its split is among `splits` and `every` permits it."""
         if is_main():
             for line in self._lines(event):
                 # tqdm.write clears an active bar before it prints; without a bar it is a plain print.

@@ -66,7 +66,7 @@ class Curves:
         """Return no state, because the log file holds the values."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Draw the image if this event is due."""
+        """Draw the image if a new one is due at this event."""
         ends = isinstance(event, TrainEnd)
         there = self.log.exists() and self.log.stat().st_size
         if (ends or event.seconds >= self._due) and there and is_main():

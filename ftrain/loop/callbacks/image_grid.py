@@ -63,7 +63,7 @@ class ImageGrid:
         """Return no state, because the file names contain the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Draw an image file if this event is due."""
+        """Draw an image file if one is due at this event."""
         if self._when.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.predict(event.state)

@@ -69,7 +69,7 @@ class Profiler:
         """Return no state, because a trace is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Start or end the trace if this event is due."""
+        """Start the trace before the first step to trace; end and write it after the last one."""
         step = event.progress.step
         if isinstance(event, BatchBegin):
             if step == self.start and self._running is None and is_main():

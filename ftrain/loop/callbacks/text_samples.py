@@ -60,7 +60,7 @@ class TextSamples:
         """Return no state, because the file names contain the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write a text file if this event is due."""
+        """Write a text file if one is due at this event."""
         if self._when.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.generate(event.state)

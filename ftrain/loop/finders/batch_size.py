@@ -183,8 +183,8 @@ def _batches_of(batch: Any) -> Callable[[int], Any]:
     rows = {len(leaf) for leaf in tensors}
     if len(rows) != 1 or 0 in rows:
         raise ValueError(
-            "batch: expected tensors with the same number of rows, at least one, got "
-            f"{sorted(rows) or 'no'} rows. Pass a function instead, `lambda size: ...`."
+            "batch: expected tensors that all have the same number of rows (1 or more), got row counts "
+            f"{sorted(rows)}. Pass a function that returns a batch of a given size."
         )
     (n,) = rows
 

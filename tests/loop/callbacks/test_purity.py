@@ -130,7 +130,7 @@ def test_monitored_steps_emit_norms_by_layer_as_events() -> None:
     assert [sorted(event.norms) for event in events] == [["0", "3"]] * 2  # type: ignore[attr-defined]
 
 
-def test_monitored_steps_name_several_learning_rates_as_make_steps_does() -> None:
+def test_monitored_steps_and_make_steps_give_learning_rates_the_same_names() -> None:
     groups = {"first": ("^0", optim.sgd(0.1)), "rest": (optim.everything, optim.sgd(0.2))}
     optimizer = optim.partition(groups)
     ours = callbacks.monitored_steps(model, loss_fn, optimizer)

@@ -121,7 +121,7 @@ def test_batch_size_accepts_a_batch_function_and_refuses_other_arguments():
     assert seen[:3] == [2, 4, 8]
     assert "a batch of 9 fits; 10 does not" in str(found)
     assert found.to_json()["trials"][0] == {"size": 2, "fits": True, "peak_bytes": None}
-    with pytest.raises(ValueError, match=r"got \[2, 3\] rows"):
+    with pytest.raises(ValueError, match=r"got row counts \[2, 3\]"):
         finders.batch_size(bounded(1), {}, (torch.ones(2), torch.ones(3)))
     with pytest.raises(ValueError, match="highest: expected at least"):
         finders.batch_size(bounded(1), {}, torch.ones(2), highest=1)
