@@ -15,7 +15,7 @@ __all__ = ["parse_json"]
 
 
 def parse_json(text: str, name: str) -> tuple[Any, Places]:
-    """Return the document, and the line of each of its keys."""
+    """Parse JSON text; return the document, and the line of each key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -13,7 +13,7 @@ __all__ = ["parse_toml"]
 
 
 def parse_toml(text: str, name: str) -> tuple[Any, Places]:
-    """Return the document, and the file name as the source location of every key."""
+    """Parse TOML text; return the document, and the file name as the source location of every key."""
     try:
         parsed = tomllib.loads(text)
     except RecursionError:

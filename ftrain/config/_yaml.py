@@ -23,7 +23,7 @@ DEEPEST = 60
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
-    """Return the document, and the line of each of its keys."""
+    """Parse YAML 1.2 text; return the document, and the line of each key."""
     try:
         node = compose(text)
     except yaml.MarkedYAMLError as error:
@@ -38,12 +38,12 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Return the document as nodes with their line numbers; `None` if it is empty."""
+    """Parse YAML text to nodes with line numbers, which `read` converts; `None` for an empty text."""
     return yaml.compose(text, Loader=_Loader)
 
 
 def read(node: yaml.Node | None, name: str) -> tuple[Any, Places]:
-    """Return the value of a document, and the line of each of its keys."""
+    """Convert the nodes of `compose` to a document; return the document, and the line of each key."""
     reader = _Reader(name)
     return (None if node is None else reader.read(node, ())), reader.places
 

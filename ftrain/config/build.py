@@ -39,12 +39,12 @@ __all__ = ["Parts", "build"]
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A run that is built but has not started.
+    """Parts of a run that is built but has not started: data, model, loss, optimizer, steps, callbacks.
 
     Attributes:
         resolved: the named components, and the configuration itself with every value filled in.
         train: a loader, stream or list of training batches; `None`: nothing will be trained.
-        held_out: the same for evaluation; `None`: nothing is held out.
+        held_out: a loader, stream or list of evaluation batches; `None`: nothing is held out.
         facts: the facts that the data source reports.
         fitted: the preprocessing fitted on these training data; `None`: none.
         sizes: `batch -> (samples, tokens)`; `None`: the trainer's.

@@ -89,7 +89,8 @@ class Needs:
             if getattr(self, name) != getattr(Needs(), name) and kind not in kinds:
                 listed = " or ".join(kinds)
                 raise ValueError(
-                    f"Needs.{name}: expected it only for a {listed}, got it for a {kind}. Remove {name}"
+                    f"Needs.{name}: expected a component of the kind {listed}, got {kind}, to which "
+                    f"{name} does not apply. Remove {name}"
                 )
         named = [name for name in (self.total_steps, self.remaining_steps, *self.facts) if name]
         known = inspect.signature(component).parameters

@@ -36,7 +36,7 @@ _REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Component with its checked arguments.
+    """Component of a configuration: the imported function, and the checked arguments for a call of it.
 
     Attributes:
         path: the component's place in the configuration, such as `("optimizer",)`.
@@ -55,31 +55,33 @@ class Target:
     files: tuple[str, ...] = ()
 
     def takes(self, name: str) -> bool:
-        """Return True if the function has a parameter of this name."""
+        """Return True if the function has a parameter called `name`."""
         return name in _parameters(self.function)
 
     def requires(self, name: str) -> bool:
-        """Return True if the parameter has no default."""
+        """Return True if the parameter called `name` has no default."""
         return _parameters(self.function)[name].default is inspect.Parameter.empty
 
     def takes_file(self, name: str) -> bool:
-        """Return True if the parameter may be a path."""
+        """Return True if the parameter called `name` is annotated as a path."""
         hint = _hints(self.function).get(name)
         return pathlib.Path in (hint, *typing.get_args(hint))
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """Components of a configuration.
+    """Components of a configuration, imported and with checked arguments, but not yet called.
+
+    `build` calls the functions to make the parts of a run.
 
     Attributes:
         config: the resolved configuration.
-        model: builds the module.
-        data: makes the data.
+        model: the function that builds the module.
+        data: the function that returns the data.
         loss: the loss function.
-        optimizer: makes the optimizer.
-        schedule: makes the schedule.
-        callbacks: make the callbacks.
+        optimizer: the function that makes the optimizer.
+        schedule: the function that makes the schedule; `None` for a constant learning rate.
+        callbacks: the functions that make the callbacks.
     """
 
     config: Config

@@ -173,12 +173,12 @@ def lines(path: pathlib.Path, fitted=None):
         (
             "loss",
             Needs(total_steps="batch"),
-            "Needs.total_steps: expected it only for a schedule, got it for a loss",
+            "Needs.total_steps: expected a component of the kind schedule, got loss",
         ),
         (
             "model",
             Needs(make_steps=len),
-            "Needs.make_steps: expected it only for a callback, got it for a model",
+            "Needs.make_steps: expected a component of the kind callback, got model",
         ),
         ("loss", Needs(facts={"btch": "x"}), "got 'btch'. Did you mean batch?"),
     ],
