@@ -56,7 +56,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _products() -> str:
-    """Return torch's older name of the precision of products, or each backend's if it has none."""
+    """Return the precision of matrix products: torch's name for all backends, or each backend's own."""
     named = {
         ("ieee", "ieee"): "highest",
         ("tf32", "tf32"): "high",
@@ -73,7 +73,7 @@ def _cudnn() -> bool | str:
 
 
 def _each(parts: Sequence[tuple[str, str]]) -> str:
-    """Return the precision that all parts have, or the one of each."""
+    """Return the precision that all parts have or, if the parts differ, the precision of each part."""
     found = fp32_precision(tuple(parts))
     if len(set(found)) == 1:
         return found[0]

@@ -54,7 +54,7 @@ class Collected:
         )
 
     def on_host(self, memory: PinnedMemory | None = None, after: Events | None = None) -> Collected:
-        """Return the same with the tensors on the host; those that are there are not copied.
+        """Return this content with all tensors on the host; tensors already on the host are not copied.
 
         Args:
             memory: receives the copies.
@@ -65,7 +65,7 @@ class Collected:
         return self._with(lambda leaves: to_host(leaves, memory or PinnedMemory(), after))
 
     def _with(self, copy: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Collected:
-        """Replace the tensors, and tensors with one content by one."""
+        """Return this content with copied tensors; tensors of equal content share one copy."""
         index: dict[Any, int] = {}
         places = [index.setdefault(_content_of(leaf), len(index)) for leaf in self.leaves]
         distinct = dict(zip(places, self.leaves, strict=True))

@@ -70,7 +70,7 @@ def in_header(name: str) -> torch.dtype | None:
 
 
 def stored_as(dtype: torch.dtype, shape: Sequence[int]) -> tuple[str, list[int]]:
-    """Return the dtype name and shape that a safetensors header lists for such a tensor."""
+    """Return the dtype name and shape that a safetensors header lists for a tensor of `dtype`."""
     if dtype in _NATIVE:
         return _NATIVE[dtype], list(shape)
     return "U8", [*shape, dtype.itemsize]

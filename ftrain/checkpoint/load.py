@@ -89,7 +89,7 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
 
 
 def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Verify a checkpoint and return the tensors at these paths, row-major in fresh CPU memory.
+    """Verify a checkpoint and return the tensors at the paths `wanted`, row-major in fresh CPU memory.
 
     Leaves that are one tensor are returned as one.
     """
@@ -203,8 +203,8 @@ def _check_determinism(
     listed = "\n".join(f"  {change}" for change in changed)
     if on_change == "raise":
         raise CheckpointMismatchError(
-            f"{source.path} was saved under other settings, with which a resumed run would not be equal "
-            f"to the bit:\n{listed}\nSet them to the saved values, or load with on_change='warn'."
+            f"{source.path} was saved under different settings; the resumed run would not be "
+            f"bit-identical:\n{listed}\nSet them to the saved values, or load with on_change='warn'."
         )
     warnings.warn(
         f"resuming from {source.path} may not give the bits of an uninterrupted run:\n{listed}",

@@ -151,7 +151,7 @@ def _compare(
 
 
 def _difference(saved: Any, like: Any) -> str | None:
-    """Return the reason why one leaf cannot replace the other, or `None` if it can."""
+    """Return the reason why a saved leaf cannot replace the leaf `like`, or `None` if it can."""
     if isinstance(saved, torch.Tensor) and isinstance(like, torch.Tensor):
         floating = saved.is_floating_point() and like.is_floating_point()
         if saved.shape == like.shape and (saved.dtype == like.dtype or floating):

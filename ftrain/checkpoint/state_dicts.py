@@ -162,8 +162,10 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
             f"{index}: expected a `weight_map` from names to files, got none"
         ) from None
     if not safe:
+        elsewhere = next(name for name in files if os.path.basename(name) != name)
         raise CheckpointCorruptError(
-            f"{index}: expected files in its own directory, got a file elsewhere"
+            f"{index}: expected names of files in the directory of the index, got "
+            f"{ascii(elsewhere)[:120]}. Put each file beside the index, and write its name alone."
         )
     found: dict[str, torch.Tensor] = {}
     for name in files:

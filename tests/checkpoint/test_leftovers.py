@@ -96,7 +96,7 @@ def test_a_save_retries_if_its_directory_is_deleted_before_it_is_locked(
     checkpoint.verify(tmp_path / "one")
 
 
-def test_a_save_raises_if_its_directory_is_deleted_every_time(tmp_path, monkeypatch):
+def test_a_save_raises_if_its_directory_is_deleted_at_every_retry(tmp_path, monkeypatch):
     make = _files.Files.make_directory
     monkeypatch.setattr(
         _files.Files, "make_directory", lambda self, path: (make(self, path), os.rmdir(path))

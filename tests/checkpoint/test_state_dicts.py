@@ -107,7 +107,7 @@ def test_read_state_dict_refuses_damaged_hugging_face_directories(tmp_path):
     index = tmp_path / "model" / "model.safetensors.index.json"
     for content, says in [
         ({"weight_map": weight_map | {"more": weight_map["0"]}}, "a difference at 'more'"),
-        ({"weight_map": weight_map | {"0": "../../secret"}}, "got a file elsewhere"),
+        ({"weight_map": weight_map | {"0": "../../secret"}}, "got '../../secret'"),
         ({"weight_map": [1]}, "expected a `weight_map`"),
         ([], "expected a `weight_map`"),
     ]:
