@@ -77,11 +77,11 @@ class Cursor:
         return found
 
     def check(self, of: str | None = None, sampler: str | None = None) -> None:
-        """Raise unless the cursor is valid and belongs to the data `of` in the order `sampler`.
+        """Raise unless the cursor is valid and was made for the given data and the given order.
 
         Args:
-            of: the data that the cursor is checked against, in the form of its `of`.
-            sampler: their order, in the form of its `sampler`.
+            of: a description of the data, as in the attribute `of`; `None` to accept any data.
+            sampler: a description of the order, as in the attribute `sampler`; `None` to accept any.
 
         Raises:
             TypeError, ValueError: the cursor does not fit; the message names both.
@@ -145,7 +145,7 @@ class Cursor:
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """Return the cursor if it belongs to the data `of` in the order `sampler`; else raise."""
+    """Return the cursor if it was made for the data `of`, read in the order `sampler`; else raise."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "

@@ -152,7 +152,8 @@ class Text:
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(
-                f"held_out: expected two non-empty parts of {len(self)} tokens, got {held_out!r}"
+                f"held_out: expected a fraction that leaves at least one of {len(self)} tokens in each "
+                f"part, got {held_out!r}. Write held_out=0.1"
             )
         return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
 

@@ -1,4 +1,4 @@
-"""Wrapper with the checks that every `update` begins with."""
+"""Wrapper of an optimizer that adds the checks with which every `update` begins."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     _checks.optimizer("freeze", inner)
     if mask is None:
         raise ValueError(
-            "freeze: expected a mask of the parameters to keep, got None, which is every parameter. "
-            "Write optim.set_to_zero() for an optimizer that moves none."
+            "freeze: expected a mask of the parameters to freeze, got None, which would freeze every "
+            "parameter. Write optim.set_to_zero() for an optimizer that changes none."
         )
     return _on_part(
         inner, lambda params: [not frozen for frozen in mask_leaves(mask, params)], unchanged

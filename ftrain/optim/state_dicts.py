@@ -266,8 +266,8 @@ def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
     for name, other in rest:
         if other != value:
             raise ValueError(
-                f"state_dict: expected one {key} for all parameters, got {value:g} for {first} and "
-                f"{other:g} for {name}. ftrain counts updates once for all parameters, so it cannot "
+                f"state_dict: expected the same `{key}` for all parameters, got {value:g} for {first} "
+                f"and {other:g} for {name}. ftrain counts updates once for all parameters, so it cannot "
                 "continue with parameters that were updated unequally often."
             )
     return value

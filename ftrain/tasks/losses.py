@@ -125,7 +125,8 @@ def _entry(batch: Any, name: str) -> torch.Tensor:
         )
     if name not in batch:
         raise KeyError(
-            f"batch: expected a key {name!r}, got {', '.join(map(repr, batch))}. Write the names: "
+            f"batch: expected a key {name!r}, got {', '.join(map(repr, batch))}. Write in the "
+            "configuration which keys the loss reads: "
             f"loss: {{name: ..., input: {next(iter(batch))}, target: ...}}"
         )
     found: torch.Tensor = batch[name]

@@ -195,7 +195,7 @@ def test_mnist_refuses_incomplete_or_inconsistent_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="file not found: train-labels-idx1-ubyte"):
         data.mnist(tmp_path / "mnist")
     labels.write_bytes(IDX)
-    with pytest.raises(DataError, match="expected 1 axes, got 3"):
+    with pytest.raises(DataError, match="expected an array of 1 axes, got 3 axes"):
         data.mnist(tmp_path / "mnist")
 
 

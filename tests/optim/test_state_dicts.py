@@ -300,7 +300,7 @@ def template(name="adam"):
         ),
         (
             lambda: optim.import_state_dict(unequal(), template(), ORDER),
-            "expected one step for all parameters, got 2 for p. and 1 for p.",
+            "expected the same `step` for all parameters, got 2 for p. and 1 for p.",
         ),
         (
             lambda: optim.import_state_dict(adam_dict(), optim.identity().init({}), ORDER),

@@ -39,8 +39,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     for index, schedule in enumerate(schedules):
         if not callable(schedule) or isinstance(schedule, torch.Tensor):
             raise TypeError(
-                f"schedules[{index}] is {type(schedule).__name__} {schedule!r}, not a schedule. For a "
-                "rate that stays write `constant(rate)`."
+                f"schedules[{index}]: expected a schedule, got {type(schedule).__name__} {schedule!r}. "
+                "Write `constant(rate)` for a constant rate."
             )
     if not schedules or len(boundaries) != len(schedules) - 1:
         raise ValueError(
