@@ -106,7 +106,7 @@ def module(path: str) -> Any:
     return made
 
 
-def test_reference_shows_a_comparison_at_the_start_of_a_description_as_text() -> None:
+def test_documentation_escapes_a_greater_than_sign_that_begins_an_argument_description() -> None:
     docstrings = module("docs/docstrings.py")
     text = "Return it.\n\nArgs:\n    eps: >= 0, added\n        >= 1 in half.\n\n>>> 2 > 1\nTrue\n"
     docstring = griffe.Docstring(docstrings.as_section(docstrings.without_quotations(text)))
