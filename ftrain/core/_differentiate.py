@@ -154,7 +154,7 @@ def _by_autograd(
             outside_leaves += unknown_leaves([value], inputs, ends=inputs)
         cotangent = None if seed is None else seed(aux)
         keep = differentiable or given
-        if outside or keep or _is_looked_at(outside_leaves):
+        if outside or keep or _must_survey(outside_leaves):
             surveyed = survey([value] if cotangent is None else [value, cotangent], inputs, start)
             auxiliary = survey(_tensors(aux) if outside else (), inputs, start)
             keep = keep or (outside and (surveyed.outside or auxiliary.outside))
@@ -192,7 +192,7 @@ def _by_vjp(
         gradient.begin(zip(inputs, aliases, strict=True))
         gradient.copy_hooks()
         value, aux = checked(inputs)
-        if outside or is_mapped or _is_looked_at(outside_leaves):
+        if outside or is_mapped or _must_survey(outside_leaves):
             surveyed = survey([value], inputs)
         return value, aux
 
@@ -238,7 +238,7 @@ def _by_dynamo(
     return value, aux, grads
 
 
-def _is_looked_at(outside_leaves: list[torch.Tensor] | None) -> bool:
+def _must_survey(outside_leaves: list[torch.Tensor] | None) -> bool:
     """Return True if the autograd graph must be checked for operators without a derivative.
 
     That is so in the first call of a step, which passes `outside_leaves`, and in every trace.

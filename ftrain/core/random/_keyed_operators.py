@@ -49,7 +49,7 @@ from ftrain.core.random._keyed_reach import (
 from ftrain.core.random._keyed_sites import KeyStream
 from ftrain.core.random._refusal import refusal
 
-__all__ = ["KeyedOperators", "OpaqueOperators", "Thread", "has_opaque", "here"]
+__all__ = ["KeyedOperators", "OpaqueOperators", "ThreadState", "has_opaque", "here"]
 
 # Tagged by torch, but without draws: they choose a kernel, or replay the draws of a forward pass.
 _IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_eff_dropout_mask_")
@@ -57,7 +57,7 @@ _IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_ef
 _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
 
 
-class Thread(threading.local):
+class ThreadState(threading.local):
     """Per-thread state of the detection of draws without a key; modes and checks share it as `here`.
 
     Attributes:
@@ -73,7 +73,7 @@ class Thread(threading.local):
     search: Any = None
 
 
-here = Thread()
+here = ThreadState()
 
 Action = Callable[["KeyedOperators", Any, Sequence[Any], dict[str, Any]], Any]
 
