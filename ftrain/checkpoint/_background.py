@@ -78,7 +78,7 @@ class Background:
 
 
 class _Job:
-    """Function to run in the thread, and its outcome."""
+    """Function to run in the background thread, and its outcome."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work: Callable[[], object] | None = work

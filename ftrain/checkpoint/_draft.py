@@ -93,7 +93,7 @@ def collect(
     metrics: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any] | None,
 ) -> Collected:
-    """Check and collect a state and its metadata.
+    """Check a state and its metadata; return the tensors, and copies of everything else to save.
 
     Raises:
         TypeError: a leaf is not a tensor, or the metadata are not JSON; the message names the path.

@@ -17,7 +17,7 @@ __all__ = ["Files", "replaced", "system"]
 
 
 class Files:
-    """File calls of the operating system; every failure carries its path."""
+    """File operations of the operating system; each exception names the path of the file."""
 
     def call(self, operation: str, path: str, function: Callable[..., Any], *args: Any) -> Any:
         """Run one file operation; all other methods call this one."""

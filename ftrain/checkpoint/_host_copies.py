@@ -19,7 +19,7 @@ _ALIGNMENT = 64
 
 
 class PinnedMemory:
-    """Pinned host memory in pieces, which each `to_host` reuses: its earlier results are overwritten."""
+    """Pinned host memory for the results of `to_host`; each call overwrites those of earlier calls."""
 
     def __init__(self) -> None:
         self._pieces: list[torch.Tensor] = []

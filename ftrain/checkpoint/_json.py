@@ -23,7 +23,7 @@ def render(content: Mapping[str, Any]) -> bytes:
 
 
 def parse(data: bytes, path: str) -> dict[str, Any]:
-    """Return the value that `render` wrote.
+    """Parse JSON text that `render` wrote; raise if the text was edited.
 
     Raises:
         CheckpointCorruptError: it is not a JSON object, or not in the spelling that `render` writes

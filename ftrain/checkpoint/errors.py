@@ -79,7 +79,7 @@ class CheckpointVersionError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """Error for a checkpoint whose state differs from the one that it is loaded into."""
+    """Error for a checkpoint whose state differs from the state `like` that it is loaded into."""
 
 
 class CorruptCheckpointWarning(UserWarning):

@@ -125,7 +125,7 @@ class Manifest:
 
     @staticmethod
     def parse(data: bytes, path: str) -> Manifest:
-        """Return the manifest that `render` wrote as these bytes.
+        """Parse the bytes of `manifest.json`, as `render` returned them.
 
         Raises:
             CheckpointVersionError: a newer version of ftrain is needed to read it.

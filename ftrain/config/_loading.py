@@ -86,7 +86,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Return arguments that make the data function read held-out data alone; `{}` if it cannot."""
+    """Return arguments that make the data function read held-out data alone; `{}` if none do so."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:

@@ -247,7 +247,7 @@ def _hints(function: Any) -> Mapping[str, Any]:
 
 
 def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
-    """Return the value converted to the annotation, and whether it is a path."""
+    """Return a value converted to the annotation `hint`, and True if the result is a path."""
     if hint is None or hint is Any:
         return value, False
     try:

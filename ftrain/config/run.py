@@ -65,9 +65,9 @@ class Run:
 
     Attributes:
         parts: the components of the run.
-        folder: its directory.
-        trainer: with the configuration's callbacks, loggers and store.
-        written: what its `config.yaml` and `data.json` will hold.
+        folder: the run's directory.
+        trainer: a trainer with the configuration's callbacks, loggers and store.
+        written: the text of `config.yaml` and `data.json`, by file name.
     """
 
     parts: Parts

@@ -121,7 +121,7 @@ def begin_epoch(state: LoopState) -> LoopState:
 
 
 def as_saved(state: LoopState) -> LoopState:
-    """Return the state to save, which does not depend on when between two steps it is saved."""
+    """Return the state to save between two steps, which is the same at any moment between them."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(
@@ -168,7 +168,7 @@ def _final(stop: Stop | None) -> Stop | None:
 
 
 def _storable(action: Action) -> Action | None:
-    """Return the action with values that JSON can represent; `None` if JSON cannot represent it."""
+    """Return an action with its values as JSON can represent them; `None` if JSON cannot do so."""
     if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
         return None
     if isinstance(action, Log):

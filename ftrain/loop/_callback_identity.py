@@ -121,7 +121,7 @@ def matched(
 def _name(
     key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
 ) -> str | None:
-    """Return the name of the callback that saved a state under `key`, without its number."""
+    """Return the name of the callback that saved a state under `key`; for a key `NAME_2`, `NAME`."""
     if key in options:
         return options[key].name
     numbered = re.fullmatch(re.escape(wanted) + r"_\d+", key) is not None and key not in names

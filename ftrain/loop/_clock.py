@@ -35,7 +35,7 @@ class Clock:
         return time.perf_counter() - self._start - self._away
 
     def since(self, moment: str) -> float | None:
-        """Return the seconds since `restart(moment)`, excluding pauses; `None` if it was not called."""
+        """Return the seconds since the last `restart(moment)`, excluding pauses; `None` without one."""
         began = self._moments.get(moment)
         return None if began is None else self.read() - began
 

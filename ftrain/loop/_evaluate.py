@@ -24,7 +24,7 @@ def evaluate(
     count_samples: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> MetricTotals | None:
-    """Return the metrics of `eval_step` over one pass of the data; `None` if it was interrupted.
+    """Return the metrics of `eval_step` over one pass of the data; `None` if `interrupted()` is true.
 
     Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
     the evaluation restarts with all batches cut into more parts.

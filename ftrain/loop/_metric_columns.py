@@ -209,7 +209,7 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
-    """Return the number of ensemble members: `members`, or the length of the loss if it is `None`."""
+    """Return `members` or, if that is `None`, the number of ensemble members in the loss."""
     if members is not None:
         return members
     loss = entries.get("loss")
@@ -316,7 +316,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """Turn one entry per step into one list per ensemble member; repeat numbers that they share."""
+    """Turn one entry per step into one list per ensemble member; each gets a copy of shared numbers."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))

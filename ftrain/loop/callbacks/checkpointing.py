@@ -88,7 +88,7 @@ class Checkpointing:
     def __call__(
         self, state: CheckpointingState, event: Event
     ) -> tuple[CheckpointingState, tuple[Action, ...]]:
-        """Request a checkpoint when it is due."""
+        """Request a checkpoint if one is due at this event."""
         if isinstance(event, BatchEnd):
             if self.every is not None and event.progress.step % self.every == 0:
                 return state, (Save("step"),)

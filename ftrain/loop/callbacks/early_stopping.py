@@ -27,7 +27,7 @@ class EarlyStoppingState(TypedDict):
 
 
 class EarlyStopping:
-    """Stop after `patience` values in a row that are not better than the best before them.
+    """Stop a run after `patience` values in a row that do not improve on the best earlier value.
 
     The run ends with its last weights; the store holds those of the best step if it is configured to
     keep them (`checkpoint.Store(keep_best=1)` and `Checkpointing(best=1)`).
