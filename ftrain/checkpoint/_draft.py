@@ -118,7 +118,7 @@ def collect(
 
 
 def draft(collected: Collected) -> Draft:
-    """Assign each tensor to a file.
+    """Return the manifest, without sizes and hashes of files, and the tensors of each file.
 
     Raises:
         ValueError: two leaves have one path, or containers are nested too deep.

@@ -52,7 +52,7 @@ class RetentionPolicy:
             raise ValueError(f"mode: expected 'min' or 'max', got {self.mode!r}")
 
     def kept(self, entries: Iterable[StoredStep]) -> set[int]:
-        """Return the steps to keep.
+        """Return the steps of those checkpoints in `entries` that the rules keep.
 
         Example:
             >>> policy = RetentionPolicy(2, 1, "loss", "min", None, None)

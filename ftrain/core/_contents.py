@@ -127,7 +127,7 @@ def _places(differ: Callable[[Any, Any], Any], xs: Iterable[Any], ys: Iterable[A
 
 
 def groups_of(found: Found) -> list[Group]:
-    """Group by kind the objects that a walk found, except the empty containers (see `empty_of`)."""
+    """Group by kind the objects that `reach` found, except the empty containers (see `empty_of`)."""
     of_kind: dict[_Kind, list[Any]] = {}
     for container in found.containers:
         if type(container) in _EMPTY and not container:
@@ -144,7 +144,7 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers that a walk found; a filled one makes `any` of the list True.
+    """Return the empty containers that `reach` found; a filled one makes `any` of the list True.
 
     Most containers of a module are empty (its hooks, say), and one call of `any` checks all of them.
     """

@@ -43,7 +43,7 @@ class Fingerprint(Protocol):
 
 
 def fingerprints_of(found: Found) -> list[Fingerprint]:
-    """Return the fingerprints of the objects that a walk found."""
+    """Return a fingerprint of each set, array, generator and iterator that `reach` found."""
     prints: list[Fingerprint] = []
     prints += [_Set(node) for node in found.containers if isinstance(node, set) and node]
     prints += [_Buffer(node) for node in found.buffers]

@@ -105,7 +105,7 @@ class Globals(NamedTuple):
 
 @dataclasses.dataclass
 class Found:
-    """Objects that a walk reached, each once, in breadth-first order.
+    """Result of `reach`: the objects that a module or function holds, each once, breadth first.
 
     Attributes:
         instances: the `__dict__` of modules and other instances.

@@ -335,7 +335,7 @@ def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:
-    """Return a skeleton of a module, with a copy of its structure but not of its weights."""
+    """Make a `Skeleton`: copy the structure of a module, but not the weights."""
     refuse_lazy(module)
     refuse_scripted(module)
     return Skeleton(copy_structure(module), module, parameter_hooks(module))

@@ -67,7 +67,7 @@ class _Instance:
 
 
 def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:
-    """Return every location of the named tensors among the objects that a walk found.
+    """Return every location of the named tensors among the objects that `reach` found.
 
     Args:
         found: the objects.

@@ -59,7 +59,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_key(key: tuple[Any, ...]) -> str:
-    """Format a tensor's spec or a static leaf's key for a message."""
+    """Format for a message a leaf of a call's signature: a tensor's spec, or the key of a constant."""
     if len(key) == 4:
         return describe_spec(key)
     kind, value = key

@@ -174,13 +174,13 @@ class _Tracer:
         return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
-        """Ignore draws of other threads before an operator; called by the operator mode."""
+        """Ignore draws of other threads before an operator; called by `KeyedOperators`."""
         if self._has_others and time.perf_counter() - time.thread_time() - self._began > _MAX_WAIT:
             raise _Waited
         self._forgive()  # `_profile` has already processed the frame of the mode
 
     def end_operator(self) -> None:
-        """Ignore draws of other threads during an operator; called by the operator mode."""
+        """Ignore draws of other threads during an operator; called by `KeyedOperators`."""
         self._forgive()
 
     def _forgive(self) -> None:

@@ -50,7 +50,7 @@ class InitializerPlan:
     Attributes:
         sites: for each initialisation in the order of construction, the path of the tensor that it
             filled, or "".
-        by_operator: True if only the operator mode sees some of the draws.
+        by_operator: True if some of the draws are seen only by `KeyedOperators`.
         seeded: each global generator that the function draws from where no key reaches (NumPy's, or
             torch's in a thread), with the line that draws. It is seeded from the key while the function
             runs.

@@ -144,7 +144,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count the operator mode's draws, made inside the context, separately from other draws."""
+        """Count draws inside the context, those of `KeyedOperators`, separately from other draws."""
         self._suffix = "!"
         try:
             yield

@@ -172,7 +172,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
 
 @contextlib.contextmanager
 def _operators_seen() -> Iterator[None]:
-    """Run the context under the operator mode: every operator that draws uses a key, or raises.
+    """Run the context under `KeyedOperators`: every operator that draws uses a key, or raises.
 
     The operators inside a `keyed` context draw from its key; those outside of one raise.
     """

@@ -35,7 +35,7 @@ class _Block:
 
     Attributes:
         code: kept alive, so that its id is not reused.
-        needs_operators: True if its draws need the operator mode; `None` before the first run.
+        needs_operators: True if the draws there need `KeyedOperators`; `None` before the first run.
     """
 
     def __init__(self, code: types.CodeType) -> None:
@@ -50,7 +50,7 @@ _blocks: dict[tuple[int, int], _Block] = {}
 def watched_block() -> Iterator[None]:
     """Raise at the end of the block if the state of a global generator has changed.
 
-    The block runs under the operator mode the first time, and later only if the mode keyed a draw then:
+    The block runs under `KeyedOperators` the first time, and later only if that mode keyed a draw then:
     with small operators the mode doubles the time. If the program has other threads, which may have
     drawn, a warning replaces the error. Does nothing inside a `Watch` or a trace.
     """

@@ -192,7 +192,7 @@ def _maps_rows() -> bool:
 
 
 def _decide(func: Callable[..., Any]) -> Action:
-    """Choose how to run a torch function without a handler: as usual, or with keys for draws inside.
+    """Choose how to run a torch function under `keyed`: as usual, or with keys for the draws inside.
 
     Also called for attribute access (`x.shape`), so choices are cached.
     """
@@ -246,7 +246,7 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
 
 
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run a function that has no handler under the operator mode, which keys the draws inside."""
+    """Run a torch function under `KeyedOperators`, which gives a key to each draw inside of it."""
     if _torch.inside_vmap():
         raise refusal(func, "draws random numbers under torch.vmap, where it has no keyed form")
     keyed = here.keyed
