@@ -26,6 +26,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ __all__ = ["Draw", "find_draws", "is_alone"]
 _MODE = _keyed_operators.__file__
 _MORE = 7  # searches, if another thread may have drawn during the first
 _SWITCH_INTERVAL = 0.1  # seconds
-_MAX_WAIT = 5.0  # seconds in which a search does not run, because another thread does
+_MAX_WAIT = 5.0  # seconds in which a search does not run, but other threads do
 # The instructions that call C code directly, as a prefix of their names; the other instructions that do
 # belong to the operators of tensors, which do not draw.
 _CALLS = (
@@ -140,7 +141,8 @@ class _Tracer:
         # By generator: the draws that were not undone, each with the states before it.
         self._draws: dict[str, list[tuple[int, _generators.Marks, str]]] = {}
         self._count = 0
-        self._began = time.perf_counter() - time.thread_time()
+        self._waited = time.perf_counter() - time.thread_time()
+        self._used = _time_of_others() if self._has_others else 0.0
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
@@ -175,9 +177,14 @@ class _Tracer:
 
     def begin_operator(self) -> None:
         """Ignore draws of other threads before an operator; called by `KeyedOperators`."""
-        if self._has_others and time.perf_counter() - time.thread_time() - self._began > _MAX_WAIT:
+        if self._has_others and self._has_waited():
             raise _Waited
         self._forgive()  # `_profile` has already processed the frame of the mode
+
+    def _has_waited(self) -> bool:
+        """Return True if other Python threads have run while this one waited, for too long."""
+        waited = time.perf_counter() - time.thread_time() - self._waited
+        return waited > _MAX_WAIT and _time_of_others() - self._used > _MAX_WAIT
 
     def end_operator(self) -> None:
         """Ignore draws of other threads during an operator; called by `KeyedOperators`."""
@@ -276,6 +283,18 @@ class _Tracer:
             self._last = _generators.read_again(self._last)
         # Last, for they run as well while memory of torch is freed.
         self._last = _generators.settled(self._last)
+
+
+def _time_of_others() -> float:
+    """Return the processor time of the other Python threads, in seconds; 0 where Linux does not tell."""
+    nanoseconds = 0
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            # Not time.pthread_getcpuclockid, which crashes if the thread has just ended.
+            with contextlib.suppress(OSError):
+                statistics = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text()
+                nanoseconds += int(statistics.split()[0])
+    return nanoseconds / 1e9
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
