@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ftrain.core.errors import ImpureFunctionError, TraceError
+from ftrain.core.errors import ImpureFunctionError, TraceError, UnkeyedRandomError
 
 
 class Refusal(NamedTuple):
@@ -101,6 +101,11 @@ _COMPILED: dict[str, Refusal] = {
     "SmolVLMForConditionalGeneration": _shape(
         "modeling_smolvlm", "real_images_inds", "it leaves out images that are all padding"
     ),
+    "T5Gemma2ForConditionalGeneration": Refusal(
+        TraceError,
+        r"x\[mask\] = values.*torch\.where",
+        "modeling_t5gemma2: input_embeddings[input_ids == ...] = self.eoi_embedding; so its gradient",
+    ),
     "ViltForMaskedLM": Refusal(
         TraceError,
         r"asks for the values of tensors.*modeling_vilt.*interpolate",
@@ -109,10 +114,17 @@ _COMPILED: dict[str, Refusal] = {
     "VoxtralForConditionalGeneration": _shape(
         "modeling_voxtral", "special_audio_mask", "it counts the tokens that stand for sounds"
     ),
+    "Wav2Vec2BertForCTC": _value(
+        "modeling_wav2vec2_bert", r"labels\.max\(\)", "it compares labels with a size"
+    ),
     "Wav2Vec2ForCTC": _value(
         "modeling_wav2vec2", r"labels\.max\(\)", "it compares labels with a size"
     ),
+    "XLMWithLMHeadModel": _value(
+        "modeling_xlm", r"lengths\.max\(\)", "it asserts that sequences fit"
+    ),
     "XmodForCausalLM": _shape("modeling_xmod", "lang_mask", "it selects rows by their language"),
+    "XmodForMaskedLM": _shape("modeling_xmod", "lang_mask", "it selects rows by their language"),
     "YolosForObjectDetection": _value(
         "loss_for_object_detection", "boxes1", "its loss matches boxes with SciPy"
     ),
@@ -124,6 +136,18 @@ _WRITES_TO_IDS = Refusal(
     "it replaces padding in its input, in place",
 )
 
+_REFORMERS = ("ReformerForMaskedLM", "ReformerModelWithLMHead")
+_DRAWS_BACKWARD = Refusal(
+    UnkeyedRandomError,
+    "draw in a backward pass",
+    "its reversible layers call attention and dropout again in a backward of their own",
+)
+_SEEDS = Refusal(
+    UnkeyedRandomError,
+    r"seeded here.*modeling_reformer.*torch\.seed\(\)",
+    "it draws a seed for the dropout of each layer",
+)
+
 #: By architecture and check.
 REFUSED: dict[tuple[str, str], Refusal] = {
     **{(name, "compiled"): refusal for name, refusal in _COMPILED.items()},
@@ -131,6 +155,12 @@ REFUSED: dict[tuple[str, str], Refusal] = {
         ("FSMTForConditionalGeneration", check): _WRITES_TO_IDS
         for check in ("eager", "compiled", "evaluation", "gradients")
     },
+    **{
+        (name, check): _DRAWS_BACKWARD
+        for name in _REFORMERS
+        for check in ("eager", "compiled", "evaluation")
+    },
+    **{(name, "gradients"): _SEEDS for name in _REFORMERS},
     ("RwkvForCausalLM", "evaluation"): Refusal(
         ImpureFunctionError,
         r"parameter `.*attention\.output\.weight` was changed in place.*state\.replace",

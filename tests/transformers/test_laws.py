@@ -1,7 +1,6 @@
 """The laws on tiny, randomly initialized models of the `transformers` library.
 
-The suite takes a dozen architectures; `make transformers` takes all, and `FTRAIN_CAMPAIGN=untried` those
-of `untried.py`. A model that ftrain refuses has its
+The suite takes a dozen architectures; `make transformers` takes all. A model that ftrain refuses has its
 entry in `REFUSED`, with the check that raises, the message and the reason.
 """
 
@@ -20,11 +19,10 @@ import transformers
 import ftrain
 from ftrain import optim, testing
 from ftrain.testing._world import changes, world
-from tests.transformers.architectures import ARCHITECTURES, CANDIDATES, SUITE, Architecture
+from tests.transformers.architectures import ARCHITECTURES, SUITE, Architecture
 from tests.transformers.refusals import DRAWS, REFUSED
 from tests.transformers.tiny import build
 
-CAMPAIGN = os.environ.get("FTRAIN_CAMPAIGN")
 DROPOUT = 0.1
 STEPS = 3
 # Two runs of the same operators; some models sum in another order under `keyed` (attention dropout).
@@ -38,7 +36,7 @@ class Subject:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.of: Architecture = {**ARCHITECTURES, **CANDIDATES}[name]
+        self.of: Architecture = ARCHITECTURES[name]
 
     def model(self, dropout: float = DROPOUT) -> Any:
         torch.manual_seed(0)
@@ -71,7 +69,7 @@ def loss_of(loss: Any) -> Any:
     return lambda model, batch: loss(model(**batch))
 
 
-NAMES = {"": SUITE, "untried": CANDIDATES}.get(CAMPAIGN or "", ARCHITECTURES)
+NAMES = ARCHITECTURES if os.environ.get("FTRAIN_CAMPAIGN") else SUITE
 
 
 @pytest.fixture(scope="module", params=NAMES)
