@@ -1,7 +1,7 @@
-"""Fingerprints of sets, arrays, random generators, iterators and files.
+"""Fingerprints of sets, arrays, scripted modules, random generators, iterators and files.
 
-Sets and arrays are restored. A random generator or an iterator that a call advanced is an error:
-restoring it would silently give the same numbers at every step.
+Sets, arrays and the attributes of scripted modules are restored. A random generator or an iterator that
+a call advanced is an error: restoring it would silently give the same numbers at every step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from ftrain.core._contents import Change, put_set
 from ftrain.core._reach import Found
+from ftrain.core._torch_scripted import attributes_of, set_attribute
 
 __all__ = ["Fingerprint", "fingerprints_of"]
 
@@ -47,6 +48,7 @@ def fingerprints_of(found: Found) -> list[Fingerprint]:
     prints: list[Fingerprint] = []
     prints += [_Set(node) for node in found.containers if isinstance(node, set) and node]
     prints += [_Buffer(node) for node in found.buffers]
+    prints += [_Scripted(node) for node in found.scripted]
     prints += [_Generator(node) for node in found.generators]
     prints += [_Position(node) for node in found.iterators]
     return prints
@@ -114,6 +116,39 @@ class _Identities(list[Any]):
     def __eq__(self, other: object) -> bool:
         assert isinstance(other, list)
         return len(self) == len(other) and all(map(operator.is_, self, other))
+
+
+class _Scripted:
+    refusal: str | None = None
+
+    def __init__(self, node: Any) -> None:
+        self.node, self._saved = node, attributes_of(node)
+
+    def same(self) -> bool:
+        return _same(attributes_of(self.node), self._saved)
+
+    def restore(self) -> Change:
+        now = attributes_of(self.node)
+        change = Change(self.node, list(now), list(now.values()), _put_attributes)
+        _put_attributes(self.node, self._saved, self._saved.values())
+        return change
+
+
+def _put_attributes(node: Any, names: Any, values: Any) -> None:
+    for name, value in zip(names, values, strict=True):
+        set_attribute(node, name, value)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Return True if two values of TorchScript are equal, and hold the very same tensors."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict):
+        return list(first) == list(second) and _same([*first.values()], [*second.values()])
+    plain = isinstance(first, (bool, int, float, complex, str))  # of a float, NaN equals NaN
+    return repr(first) == repr(second) if plain else first is second
 
 
 class _Generator:

@@ -41,6 +41,7 @@ from ftrain.core._python_objects import (
     slot_names,
     top_package,
 )
+from ftrain.core._torch_scripted import attributes_of, is_scripted
 from ftrain.core._torch_tensors import registries
 
 __all__ = [
@@ -118,6 +119,7 @@ class Found:
         caches: functions under `functools.lru_cache`.
         tensors: tensors, each with its path.
         modules: the modules among the instances.
+        scripted: the modules of TorchScript among these, which hold their attributes outside of Python.
         paths: the path by which each object was first reached, by its id.
         complete: the walk was not cut short by its limit.
     """
@@ -132,6 +134,7 @@ class Found:
     caches: list[Any] = dataclasses.field(default_factory=list)
     tensors: list[tuple[Path, torch.Tensor]] = dataclasses.field(default_factory=list)
     modules: list[nn.Module] = dataclasses.field(default_factory=list)
+    scripted: list[nn.Module] = dataclasses.field(default_factory=list)
     paths: dict[int, Path] = dataclasses.field(default_factory=dict)
     complete: bool = True
     _alive: list[Any] = dataclasses.field(default_factory=list)  # so that no id is used again
@@ -147,7 +150,8 @@ class Found:
         return mine, others
 
 
-_WATCHED = ("instances", "containers", "cells", "views", "buffers", "generators", "iterators")
+_WATCHED = ("instances", "containers", "cells", "views", "buffers", "generators", "iterators",
+            "scripted")  # fmt: skip
 
 
 def spell(path: Path | None) -> str:
@@ -254,9 +258,8 @@ class _Walk:
 
     def module(self, path: Path, module: nn.Module) -> None:
         self.found.modules.append(module)
-        if isinstance(module, torch.jit.ScriptModule):  # its tensors are in no Python object
-            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                self.meet((path, f".{name}"), tensor)
+        if is_scripted(module):  # its tensors and attributes are in no Python object
+            self.scripted(path, module)
         own = registries(module)
         self._registries.update(map(id, own))
         for registry in own:  # before __dict__ is met: children are called by their names
@@ -265,6 +268,13 @@ class _Walk:
             self.queue.append((path, registry))
         if self._whole_modules:
             self.instance(path, module)
+
+    def scripted(self, path: Path, module: nn.Module) -> None:
+        held = attributes_of(module) if self._whole_modules else {}
+        if self._whole_modules:
+            self.found.scripted.append(module)
+        for name, value in (*module.named_parameters(), *module.named_buffers(), *held.items()):
+            self.meet((path, f".{name}"), value)
 
     def mapping(self, path: Path, mapping: dict[Any, Any]) -> None:
         self.found.containers.append(mapping)
@@ -371,9 +381,6 @@ class _Walk:
     def stream(self, path: Path, stream: Any) -> None:
         self.found.iterators.append(stream)
 
-    def nothing(self, path: Path, value: Any) -> None:
-        """Visit an object that holds no user objects."""
-
 
 _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (torch.Tensor, _Walk.tensor),
@@ -389,5 +396,5 @@ _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (GENERATORS, _Walk.generator),
     ((np.ndarray, bytearray, array.array), _Walk.buffer),
     (io.IOBase, _Walk.stream),
-    ((enum.Enum, np.generic), _Walk.nothing),
+    ((enum.Enum, np.generic), lambda *_: None),  # they hold no user objects
 )

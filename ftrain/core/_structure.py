@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ftrain.core._torch_scripted import is_scripted
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -138,7 +140,7 @@ def refuse_lazy(module: nn.Module) -> None:
 def refuse_scripted(module: nn.Module) -> None:
     """Raise if the tensors of a submodule are held by TorchScript, where no others can be installed."""
     for name, m in module.named_modules():
-        if isinstance(m, torch.jit.ScriptModule) and named_tensors(m):
+        if is_scripted(m) and named_tensors(m):
             raise TypeError(
                 f"{name or 'model'}: expected a module written in Python, got a {type(m).__name__}. "
                 "TorchScript holds its tensors itself, so they cannot be part of a state. Use the "

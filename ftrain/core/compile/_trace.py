@@ -22,6 +22,7 @@ from torch import fx
 from ftrain.core import _torch, tree
 from ftrain.core._leftovers import guard, leftovers_removed
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_compiled import plain_in_traces
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core.compile import _donate
@@ -201,6 +202,7 @@ def _run(
         with (
             leftovers_removed(),
             without_validation(),
+            plain_in_traces(),
             tracing(),
             torch.autograd.set_detect_anomaly(False),
             torch.enable_grad(),

@@ -11,7 +11,7 @@ from ftrain.core._torch_dispatch import OpOverload
 from ftrain.core._user_line import user_line
 from ftrain.core.errors import UnkeyedRandomError
 
-__all__ = ["mapped_draw", "refusal", "unkeyed_draw"]
+__all__ = ["mapped_draw", "refusal", "scripted_inside", "unkeyed_draw"]
 
 _REMEDY = (
     "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or\n"
@@ -66,4 +66,15 @@ def mapped_draw(error: Exception) -> UnkeyedRandomError | None:
     return UnkeyedRandomError(
         f"a random draw under torch.vmap in a function that `keyed` cannot see, here:\n\n{line}\n\n"
         f"{_REMEDY}"
+    )
+
+
+def scripted_inside(error: RuntimeError) -> RuntimeError:
+    """Return the error for a `torch.jit.trace` that failed inside of `keyed`."""
+    line = user_line(traceback.extract_tb(error.__traceback__))
+    return RuntimeError(
+        "torch.jit.trace inside of `keyed` (in a step, or where a model is built): torch's tracer "
+        f"records no keyed draws and no constants there. It failed here:\n\n{line}\n\n"
+        "Leave out torch.jit.trace (ftrain.compile compiles the whole step), or trace a function "
+        "without parameters and draws at module level."
     )

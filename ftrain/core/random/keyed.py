@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_compiled import Plainly
 from ftrain.core._torch_dispatch import HigherOrderOperator
 from ftrain.core._torch_distributions import without_validation
+from ftrain.core._torch_scripted import tracer_failed
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_families import FAMILIES
 from ftrain.core.random._keyed_fills import FILLS
@@ -33,14 +35,15 @@ from ftrain.core.random._keyed_reach import (
 )
 from ftrain.core.random._keyed_sites import KeyStream, Scope
 from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS, into
-from ftrain.core.random._refusal import refusal
+from ftrain.core.random._refusal import refusal, scripted_inside
 from ftrain.core.random._watched_block import watched_block
 from ftrain.core.random.keys import _check_single
 
 __all__ = ["keyed", "next_key"]
 
 HANDLERS = DRAWS | FILLS | LAYERS | FAMILIES
-_NOTHING = contextlib.nullcontext()
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+_PLAINLY = Plainly()
 
 
 @contextlib.contextmanager
@@ -97,8 +100,14 @@ def keyed_by(stream: KeyStream) -> Iterator[None]:
     operators = KeyedOperators(stream) if here.operators else _NOTHING
     # Under vmap, reading a value raises, and the argument checks of distributions read values.
     validation = without_validation() if _torch.inside_vmap() else _NOTHING
-    with validation, _Keyed(stream), around_regions(stream.again), operators:
-        yield
+    plainly = _NOTHING if torch.compiler.is_dynamo_compiling() else _PLAINLY
+    with validation, _Keyed(stream), around_regions(stream.again), operators, plainly:
+        try:
+            yield
+        except RuntimeError as error:
+            if not tracer_failed(error):
+                raise
+            raise scripted_inside(error) from error
 
 
 def next_key() -> Tensor:

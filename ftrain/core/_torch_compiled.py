@@ -1,0 +1,128 @@
+"""Private torch APIs that run what `torch.compile` compiled as the plain Python that it was.
+
+A compiled part of a model would draw at other sites than its Python (`F.dropout` in a graph runs in no
+module), and would draw elsewhere again after a graph break or at the recompile limit. Inside ftrain's
+calls it is therefore run as it was written; `ftrain.compile` compiles the whole function.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import types
+import warnings
+from typing import Any
+
+import torch
+
+__all__ = ["Plainly", "plain_in_traces"]
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_MODULES = os.path.join(_TORCH, "nn", "modules") + os.sep
+
+
+class _Here(threading.local):
+    depth = 0
+
+
+_here = _Here()
+
+
+class Plainly:
+    """Context in which this thread runs functions and modules under `torch.compile` as plain Python.
+
+    They warn that they do. Torch's higher-order operators, which compile their bodies, still do. Dynamo
+    has a stance for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and later); this one
+    speaks for its thread. Before, compiled parts stay compiled. Takes 0.3 µs.
+    """
+
+    def __enter__(self) -> None:
+        _here.depth += 1
+        dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+        if dynamo is not None and type(getattr(dynamo, "_stance", None)) is not _stance_of(dynamo):
+            dynamo._stance = _stance_of(dynamo)(dynamo._stance)
+
+    def __exit__(self, *_: object) -> None:
+        _here.depth -= 1
+
+
+def plain_in_traces() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a trace runs what is compiled as plain Python, and does not refuse it.
+
+    (`torch._dynamo.config.error_on_nested_fx_trace`: torch 2.0 and later.)
+    """
+    from torch._dynamo import config  # noqa: PLC0415  # takes a second, and a trace imports it anyway
+
+    patch: Any = config.patch
+    context: contextlib.AbstractContextManager[Any] = patch(error_on_nested_fx_trace=False)
+    return context
+
+
+_stances: list[type] = []
+
+
+def _stance_of(dynamo: Any) -> type:
+    """Return the class of this file's stances: a subclass of Dynamo's, which is imported by then."""
+    if not _stances:
+        _stances.append(_define(dynamo))
+    return _stances[0]
+
+
+def _define(dynamo: Any) -> type:
+    class Stance(dynamo.DynamoStance):  # type: ignore[misc]  # a class known at run time only
+        """The stance of the process, but "force_eager" inside of `Plainly`."""
+
+        def __init__(self, own: Any) -> None:
+            object.__setattr__(self, "_own", own)
+
+        @property
+        def stance(self) -> str:
+            if _here.depth and _is_called_plainly(sys._getframe(1)):
+                return "force_eager"
+            return str(self._own.stance)
+
+        @property
+        def skip_guard_eval_unsafe(self) -> bool:
+            return bool(self._own.skip_guard_eval_unsafe)
+
+        @property
+        def backend(self) -> Any:
+            return self._own.backend
+
+    return Stance
+
+
+def _is_called_plainly(frame: types.FrameType) -> bool:
+    """Return True if Dynamo asks what to run for a caller other than torch's own operators.
+
+    Args:
+        frame: of the code that asks.
+    """
+    dynamo, level = frame.f_code.co_filename, 3
+    if not dynamo.endswith("eval_frame.py"):
+        return False
+    caller: types.FrameType | None = frame
+    while caller is not None and caller.f_code.co_filename in (dynamo, contextlib.__file__):
+        caller, level = caller.f_back, level + 1
+    if caller is None or _is_operators_own(caller.f_code.co_filename):
+        return False
+    if frame.f_code.co_name == "_callback_from_stance" and frame.f_locals.get("callback"):
+        while caller.f_back is not None and caller.f_code.co_filename.startswith(_TORCH):
+            caller, level = caller.f_back, level + 1
+        warnings.warn(_RUNS_PLAINLY, stacklevel=level)
+    return True
+
+
+def _is_operators_own(file: str) -> bool:
+    return file.startswith(_TORCH) and not file.startswith(_MODULES)
+
+
+_RUNS_PLAINLY = (
+    "what torch.compile has compiled, called here, runs as plain Python inside of ftrain, so that its "
+    "draws have the same keys in every form of a step. Compile the whole step instead: "
+    "ftrain.compile(train_step)."
+)
