@@ -175,7 +175,7 @@ class MeanLoss:
                 until = contextlib.ExitStack()
                 with unrecorded(), random.keyed(key, self._bound.skeleton.module), until:
                     again = outside_leaves_of(functools.partial(run, until), params)
-                _refuse_outside_leaves(outside_leaves, again, self._where)
+                self._refuse_outside_leaves(outside_leaves, again)
         self._searched = True
         return grads, after, metrics
 
@@ -201,17 +201,27 @@ class MeanLoss:
         total, metrics = split_loss(out, self._where)
         return total, metrics, after
 
+    def _refuse_outside_leaves(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+        """Raise if two runs of a loss depend on one autograd leaf: neither run created that leaf."""
+        made = {id(leaf) for leaf in first}
+        for leaf in second:
+            if id(leaf) in made:
+                raise ValueError(
+                    f"{self._where} reads a tensor that requires a gradient and is not in the state "
+                    f"({kind(leaf)}): it would never be trained. "
+                    f"{_remedy(self._bound.skeleton.stray_path(leaf))}"
+                )
 
-def _refuse_outside_leaves(
-    first: list[torch.Tensor], second: list[torch.Tensor], where: str
-) -> None:
-    """Raise if two runs of a loss depend on one autograd leaf: neither run created that leaf."""
-    made = {id(leaf) for leaf in first}
-    for leaf in second:
-        if id(leaf) in made:
-            raise ValueError(
-                f"{where} reads a tensor that requires a gradient and is not in the state "
-                f"({kind(leaf)}): it would never be "
-                "trained. Use the `model` argument instead of a captured module; call "
-                "requires_grad_(False) on a tensor that stays constant (a teacher's)."
-            )
+
+def _remedy(path: str | None) -> str:
+    """Return the remedy for a tensor that the model holds at a path, or that only the loss captures."""
+    if path is None:
+        return (
+            "Use the `model` argument instead of a captured module; call requires_grad_(False) on a "
+            "tensor that stays constant (a teacher's)."
+        )
+    return (
+        f"The model holds it as `{path}`, where it is not registered. Keep parameters in "
+        "nn.ParameterList or nn.ParameterDict, and layers in nn.ModuleList or nn.ModuleDict, not in "
+        "Python's own lists and dicts; call requires_grad_(False) on what stays constant."
+    )

@@ -264,6 +264,10 @@ class Skeleton:
                     )
         return {name: found[name] for name in names}
 
+    def stray_path(self, tensor: torch.Tensor) -> str | None:
+        """Return the path of a tensor that the module holds without having registered it, if it does."""
+        return next((path for path, t in self._stray.items() if t is tensor), None)
+
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
         """Merge `params` and `buffers` into one dict; raise unless they fit this module."""
         for kind, given, names in (

@@ -158,6 +158,39 @@ def test_parameter_outside_the_state_raises_in_a_loss_that_differentiates(mode: 
         run(torch.vmap(steps.train_step, in_dims=(0, None)), mode)(states, BATCH)
 
 
+class InLists(nn.Module):
+    """A parameter and a layer that Python's own containers hold."""
+
+    def __init__(self, used: str) -> None:
+        super().__init__()
+        self.layer, self.used = nn.Linear(2, 1).double(), used
+        self.scales = [nn.Parameter(torch.ones(1, dtype=torch.float64))]
+        self.layers = {"last": nn.Linear(1, 1).double()}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out * self.scales[0] if self.used == "scales" else self.layers["last"](out)
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("used", "path"), [("scales", r"scales\[0\]"), ("layers", r"layers\['last'\]\.weight")]
+)
+def test_parameter_in_a_python_list_of_the_model_raises_with_its_path(
+    mode: str, used: str, path: str
+) -> None:
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        return model(batch["x"]).square().mean()
+
+    message = (
+        f"is not in the state(?s:.*)`{path}`, where it is not registered(?s:.*)nn.ParameterList"
+    )
+    for model in (lambda: InLists(used), InLists(used)):
+        steps = ftrain.make_steps(model, loss_fn, optim.sgd(0.1))
+        with pytest.raises(ValueError, match=message):
+            run(steps.train_step, mode)(steps.init_state(0), BATCH)
+
+
 def test_loss_may_set_requires_grad_on_a_view_of_the_batch() -> None:
     """Wav2Vec2 does so for gradient checkpointing."""
 
