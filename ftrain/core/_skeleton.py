@@ -75,6 +75,7 @@ class Skeleton:
         module: the skeleton itself, every tensor on the meta device.
         trainable: names of the parameters with `requires_grad`, sorted.
         carried: names of all other tensors (buffers, frozen parameters), sorted.
+        buffers: those of `carried` that are not parameters.
         has_left_graphs: a caller may run a backward pass after `holding`; that costs 5 µs a call.
     """
 
@@ -114,7 +115,7 @@ class Skeleton:
             ]
             for training in (False, True)
         }
-        self._buffers = {
+        self.buffers = {
             name for name in self.carried if not isinstance(tensors[name], nn.Parameter)
         }
         self._held: Tensors | None = None  # the parameters in place, inside `holding`
@@ -204,7 +205,7 @@ class Skeleton:
         A backward pass enters it to compute a checkpointed region again. By then the forward pass may
         have written to its buffers, or `holding` may have ended.
         """
-        kept = KeptBuffers(self.read(self.carried), self._buffers)
+        kept = KeptBuffers(self.read(self.carried), self.buffers)
 
         def holding() -> contextlib.AbstractContextManager[None]:
             if self._held is params and kept.are_current():

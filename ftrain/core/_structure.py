@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
+from ftrain.core import _torch
 from ftrain.core._torch_scripted import is_scripted
 
 Tensors = dict[str, torch.Tensor]
@@ -116,7 +118,7 @@ def named_tensors(module: nn.Module) -> Tensors:
 def refuse_overlap(tensors: Tensors) -> None:
     """Raise if two tensors share memory, since a state stores each as an independent tensor."""
     spans = sorted(
-        (t.untyped_storage().data_ptr(), t.storage_offset() * t.element_size(), t.nbytes, name)
+        (_memory(t), t.storage_offset() * t.element_size(), t.nbytes, name)
         for name, t in tensors.items()
         if not t.is_meta and t.numel() and t.is_contiguous()
     )
@@ -126,6 +128,14 @@ def refuse_overlap(tensors: Tensors) -> None:
                 f"{name!r} and {second!r}: expected tensors in separate memory, got overlapping views. "
                 "Register one of them and compute the other from it, or tie them as one object."
             )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Return the address of a tensor's storage; in a trace, where it has none, an identity."""
+    storage = tensor.untyped_storage()
+    if not isinstance(tensor, _torch.FakeTensor):
+        return storage.data_ptr()
+    return int(StorageWeakRef(storage).cdata)  # type: ignore[no-untyped-call]  # torch's
 
 
 def refuse_lazy(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from ftrain.core import _torch, random, tree
 from ftrain.core._bodies import own_memory
 from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import hooked, note_call, parameter_hooks
+from ftrain.core._row_buffers import copy_of
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
     Tensors,
@@ -28,6 +29,8 @@ from ftrain.core._structure import (
     is_shared,
     read_tensors,
 )
+from ftrain.core._torch_levels import below
+from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_initializers import construct, observe
 from ftrain.core.random._watch import Watch
 
@@ -39,6 +42,13 @@ class Bound:
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
+        # In a trace, nn.Parameter calls requires_grad_(), which transforms refuse; the structure of a
+        # model depends on none of them.
+        is_traced = is_tracing() and _torch.inside_functorch() is not None
+        with below() if is_traced else contextlib.nullcontext():
+            self._bind(model)
+
+    def _bind(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         if not isinstance(model, nn.Module):
             self._build = functools.partial(build, model)
             # Records which parameter each initial draw fills, so that each gets a key of its own.
@@ -139,7 +149,8 @@ class Bound:
             note_call(self.skeleton)
             self.skeleton.has_left_graphs |= torch.is_grad_enabled()
         with _torch.unwatched():
-            fresh = {name: b.clone() for name, b in buffers.items()}
+            written = self.skeleton.buffers
+            fresh = {n: copy_of(b) if n in written else b.clone() for n, b in buffers.items()}
         with contextlib.ExitStack() as own:
             (until or own).enter_context(self.skeleton.holding(params, fresh, training))
             out = fn(self.skeleton.module)

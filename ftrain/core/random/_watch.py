@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ftrain.core._row_buffers import RowBuffers
+from ftrain.core._transform_errors import under_transforms
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _generators
 from ftrain.core.random._find_draw import find_draws, is_alone
@@ -49,6 +51,7 @@ class Watch:
         self._roots = roots
         self._own: tuple[Any, ...] | None = None
         self._operators = False
+        self._run = RowBuffers()
         self._others = 0  # how often other threads had drawn
 
     def __call__(self, run: Callable[[], T], device: torch.device | None = None) -> T:
@@ -71,7 +74,7 @@ class Watch:
         operators, here.operators = here.operators, here.operators or self._operators
         before = _generators.read(device, self._own)
         try:
-            out = run()
+            out = self._run(run)
             names = _generators.moved(before)
             return out if not names else self._again(run, before, names, out)
         except Exception as error:
@@ -83,7 +86,7 @@ class Watch:
     def _again(self, run: Callable[[], T], before: Marks, names: tuple[str, ...], out: T) -> T:
         def under_operators() -> T:
             with _operators_seen():
-                return run()
+                return self._run(run)
 
         if not here.operators and ("torch" in names or "device" in names):
             again, keyed = _generators.read_again(before), here.keyed
@@ -137,7 +140,7 @@ def failed(error: Exception, before: Marks) -> Exception:
     """
     if is_alone() or isinstance(error, UnkeyedRandomError):
         _generators.restore(before, _generators.moved(before))
-    return mapped_draw(error) or error
+    return mapped_draw(error) or under_transforms(error) or error
 
 
 def watched_trace(run: Callable[[], T], *roots: Any) -> T:
@@ -151,11 +154,13 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
         UnkeyedRandomError: the function draws from no key, or seeds a generator.
     """
 
+    row_buffers = RowBuffers()
+
     def seen() -> T:
         watching, here.watching = here.watching, True
         try:
             with _operators_seen():
-                return run()
+                return row_buffers(run)
         finally:
             here.watching = watching
 

@@ -1,0 +1,69 @@
+"""Buffers for each row of a `torch.vmap`, where a module writes mapped values into them.
+
+Torch cannot write a mapped value into a tensor that is not mapped: the statistics of a BatchNorm whose
+input is mapped and whose state is not, say. A function that failed to is run again, and each row then
+has buffers of its own. Copies for all rows from the start would cost memory, and mostly for nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from ftrain.core import _torch
+from ftrain.core._torch_levels import lift, lower
+
+__all__ = ["RowBuffers", "copy_of", "is_refused_write"]
+
+T = TypeVar("T")
+
+
+class _Mapping(threading.local):
+    is_on = False
+
+
+_mapping = _Mapping()
+
+
+class RowBuffers:
+    """Runner of pure functions that gives each row buffers of its own if a function needs them."""
+
+    def __init__(self) -> None:
+        self._are_needed = False
+
+    def __call__(self, run: Callable[[], T]) -> T:
+        """Return `run()`, which it may run twice."""
+        if not self._are_needed:
+            try:
+                return run()
+            except RuntimeError as error:
+                if _mapping.is_on or not is_refused_write(error):
+                    raise
+            self._are_needed = True
+        outer, _mapping.is_on = _mapping.is_on, True
+        try:
+            return run()
+        finally:
+            _mapping.is_on = outer
+
+
+def is_refused_write(error: Exception) -> bool:
+    """Return True if torch refused a write that it refuses for a target that is not mapped, too."""
+    text = str(error)
+    return (
+        text.startswith("Batch norm got a batched tensor as input while the running_mean")
+        or (text.startswith("vmap: ") and "is not possible because there exists a Tensor" in text)
+        # Below a gradient torch sees the shapes of all rows.
+        or (text.startswith("output with shape") and "doesn't match the broadcast shape" in text)
+    )
+
+
+def copy_of(buffer: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a buffer for a module to write into, with values for each row if they need it."""
+    if not _mapping.is_on or not _torch.inside_vmap():
+        return buffer.clone()
+    rows = lift(lower(torch.ones((), dtype=torch.bool, device=buffer.device)))
+    return torch.where(rows, buffer, buffer)  # the same bits, those of NaN and -0.0 included

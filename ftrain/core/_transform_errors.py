@@ -1,0 +1,84 @@
+"""Errors for what torch's transforms (`torch.vmap`, `torch.func`) refuse in a model or a loss.
+
+Torch's own messages name no line of the user's, or the wrong cause.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+import torch
+
+from ftrain.core import _torch
+from ftrain.core._row_buffers import is_refused_write
+from ftrain.core._user_line import user_line
+
+__all__ = ["under_transforms"]
+
+_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "_library") + os.sep
+
+_TRANSFORMS = torch.vmap.__code__.co_filename
+
+_CUSTOM = (
+    "the derivative of a custom operator, which torch.library.register_autograd gave it, is not seen by "
+    "torch's transforms",
+    "Call the operator in the forward of a torch.autograd.Function that has setup_context and a vmap "
+    "staticmethod, or loop over the rows instead of torch.vmap.",
+)
+_OLD_FUNCTION = (
+    "an autograd.Function whose forward takes `ctx` has no form under torch's transforms",
+    "Write its forward without ctx and save tensors in a setup_context staticmethod; set "
+    "generate_vmap_rule = True, or write a vmap staticmethod.",
+)
+_NO_RULE = (
+    "an autograd.Function has no rule for torch.vmap",
+    "Set generate_vmap_rule = True in the class (if its forward and backward use torch functions only), "
+    "or write a vmap staticmethod.",
+)
+_REQUIRES_GRAD = (
+    "requires_grad_() has no form under torch's transforms",
+    "Take the inner gradient with ftrain.value_and_grad(fn)(x) or torch.func.grad(fn)(x) instead of "
+    "x.requires_grad_() and torch.autograd.grad.",
+)
+_WRITE = (
+    "a write in place of values that have more dimensions than their target, or that torch.vmap maps "
+    "over while it does not map over the target (which is none of the model's buffers)",
+    "Write the out-of-place form (x = x + 1, not x += 1), or map over the target too (in_dims).",
+)
+
+
+def under_transforms(error: Exception) -> RuntimeError | None:
+    """Return the error for something that torch's transforms refused, or `None` for other errors."""
+    found = _found(error)
+    if found is None:
+        return None
+    what, remedy = found
+    line = user_line(traceback.extract_tb(error.__traceback__))
+    refusal = RuntimeError(f"{what}, here:\n\n{line}\n\n{remedy}")
+    for note in getattr(error, "__notes__", ()):
+        refusal.add_note(note)
+    return refusal
+
+
+def _found(error: Exception) -> tuple[str, str] | None:
+    """Return what was refused, and the remedy."""
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if "must override the setup_context staticmethod" in text:
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return _CUSTOM if any(file.startswith(_LIBRARY) for file in files[-3:]) else _OLD_FUNCTION
+    if "does not have vmap support" in text:
+        return _NO_RULE
+    if "attempting to call Tensor.requires_grad_()" in text:
+        return _REQUIRES_GRAD
+    return _WRITE if is_refused_write(error) and _is_transformed(error) else None
+
+
+def _is_transformed(error: Exception) -> bool:
+    """Return True if an error was raised under a transform of torch.func."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return bool(_torch.inside_functorch()) or any(
+        frame.f_code.co_filename == _TRANSFORMS for frame, _ in frames
+    )

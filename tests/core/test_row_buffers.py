@@ -1,0 +1,133 @@
+"""Buffers that are not mapped, under a vmap whose rows write into them; models bound in a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import optim, testing
+from ftrain.core import tree
+
+ROWS = torch.linspace(-1, 1, 24).reshape(2, 4, 3)
+COMPILED = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+
+
+class Counting(nn.Module):
+    """A module that adds up its inputs in a buffer, and has a buffer with NaN and -0.0 beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("total", torch.zeros(3))
+        self.register_buffer("odd", torch.tensor([float("nan"), -0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total += x.sum(0)
+        out: Tensor = self.layer(x) + self.total
+        return out
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)),
+    "instance norm": lambda: nn.Sequential(
+        nn.Linear(3, 3), nn.InstanceNorm1d(3, track_running_stats=True)
+    ),
+    "spectral norm": lambda: nn.Sequential(
+        nn.Linear(3, 3), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    ),
+    "own buffer": Counting,
+}
+
+
+def steps_of(name: str) -> ftrain.Steps:
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        x = batch[:, :, None].expand(-1, -1, 3) if name == "instance norm" else batch
+        value: Tensor = (model(x) - 1).square().mean()
+        return value
+
+    return ftrain.make_steps(MODELS[name], loss_fn, optim.sgd(0.1))
+
+
+@COMPILED
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_of_a_batch_vmapped_over_one_state_equal_single_steps(
+    name: str, compiled: bool
+) -> None:
+    steps = steps_of(name)
+    state = steps.init_state(0)
+    step: Any = torch.vmap(steps.train_step, in_dims=(None, 0))
+    step = ftrain.compile(step, backend="eager") if compiled else step
+    for _ in range(2):
+        found = step(state, ROWS)
+        for i, batch in enumerate(ROWS):
+            row = tree.map(lambda t, i=i: t[i], found)
+            expected = steps.train_step(state, batch)
+            testing.assert_close_norm(row[0].params, expected[0].params, 1e-6)
+            for buffer, value in expected[0].buffers.items():
+                torch.testing.assert_close(row[0].buffers[buffer], value, equal_nan=True)
+            testing.assert_same_bits(row[0].rng, expected[0].rng)
+
+
+@COMPILED
+def test_init_and_train_step_of_a_batch_norm_run_as_one_program_over_seeds(compiled: bool) -> None:
+    steps = steps_of("batch norm")
+
+    def run(seed: Tensor) -> Any:
+        return steps.train_step(steps.init_state(seed), ROWS[0])[0].buffers
+
+    seeds = torch.arange(2)
+    mapped: Any = torch.vmap(run)
+    found = (ftrain.compile(mapped, backend="eager") if compiled else mapped)(seeds)
+    for i, seed in enumerate(seeds):
+        testing.assert_close_norm(tree.map(lambda t, i=i: t[i], found), run(seed), 1e-6)
+
+
+def test_buffers_nobody_writes_to_keep_their_bits_for_each_row() -> None:
+    steps = steps_of("own buffer")
+    state = steps.init_state(0)
+    found = torch.vmap(steps.train_step, in_dims=(None, 0))(state, ROWS)[0].buffers["odd"]
+    testing.assert_same_bits(found, state.buffers["odd"].expand(2, 2).clone())
+
+
+@COMPILED
+def test_nested_vmaps_have_buffers_for_each_row(compiled: bool) -> None:
+    apply = ftrain.bind(MODELS["batch norm"])
+    params, buffers = apply.init(ftrain.random.key(0))
+
+    def run(scale: Tensor, x: Tensor) -> Tensor:
+        after = apply(params, buffers, ftrain.random.key(1), x * scale)[1]
+        mean: Tensor = after["1.running_mean"]
+        return mean
+
+    scales = torch.tensor([1.0, 2.0, 3.0])
+    mapped: Any = torch.vmap(torch.vmap(run, in_dims=(None, 0)), in_dims=(0, None))
+    found = (ftrain.compile(mapped, backend="eager") if compiled else mapped)(scales, ROWS)
+    expected = torch.stack([torch.stack([run(s, x) for x in ROWS]) for s in scales])
+    testing.assert_close_norm(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize("as_function", [True, False], ids=["function", "instance"])
+def test_bind_in_a_compiled_function_equals_bind_in_an_eager_one(as_function: bool) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+
+    def run(seed: Tensor) -> Tensor:
+        key = ftrain.random.key(seed)
+        model: Any = (
+            (lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))) if as_function else module
+        )
+        apply = ftrain.bind(model)
+        out: Tensor = apply(*apply.init(key), key, ROWS[0])[0]
+        return out
+
+    seeds = torch.arange(2)
+    expected = torch.stack([run(seed) for seed in seeds])
+    testing.assert_close_norm(torch.vmap(run)(seeds), expected, 1e-6)
+    compiled = ftrain.compile(torch.vmap(run), backend="eager")
+    testing.assert_close_norm(compiled(seeds), expected, 1e-6)
+    single = ftrain.compile(run, backend="eager")
+    testing.assert_same_bits(single(seeds[1]), expected[1])

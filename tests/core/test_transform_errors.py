@@ -1,0 +1,127 @@
+"""What torch's transforms refuse in a model raises with the user's line and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import optim, testing
+
+ROWS = torch.linspace(-1, 1, 24).reshape(2, 4, 3)
+
+
+@torch.library.custom_op("ftrain_tests::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+twice.register_fake(torch.empty_like)
+twice.register_autograd(lambda ctx, grad: grad * 2, setup_context=lambda ctx, inputs, output: None)
+
+
+class Twice(torch.autograd.Function):
+    """The form that the message advises: torch's transforms see its derivative and its rows."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return twice(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return Twice.apply(x), in_dims[0]
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class WithCtx(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+def by_requires_grad(x: Tensor) -> Tensor:
+    point = x.detach().clone().requires_grad_()
+    (grad,) = torch.autograd.grad(point.square().sum(), point)
+    return x * grad
+
+
+def writes(x: Tensor) -> Tensor:
+    total = torch.zeros(3)
+    total += x.sum(0)
+    return x + total
+
+
+CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "custom operator": (twice, r"custom operator(?s:.*)layer\(x\)(?s:.*)autograd\.Function"),
+    "no rule": (Square.apply, r"no rule for torch\.vmap(?s:.*)generate_vmap_rule"),
+    "with ctx": (WithCtx.apply, "takes `ctx`(?s:.*)setup_context staticmethod"),
+    "requires_grad_": (by_requires_grad, r"point = (?s:.*)ftrain\.value_and_grad"),
+    "write": (writes, r"total \+= (?s:.*)out-of-place"),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+def mapped(function: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        value: Tensor = model(batch).square().mean()
+        return value
+
+    steps = ftrain.make_steps(lambda: Net(function), loss_fn, optim.sgd(0.1))
+    return torch.vmap(steps.train_step, in_dims=(None, 0)), steps.init_state(0)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", CASES)
+def test_refusal_of_a_transform_names_the_line_and_the_remedy(name: str, compiled: bool) -> None:
+    function, message = CASES[name]
+    step, state = mapped(function)
+    if compiled:
+        step = ftrain.compile(step, backend="eager")
+    with pytest.raises(RuntimeError, match=message) as raised:
+        step(state, ROWS)
+    assert any("while computing" in note for note in raised.value.__notes__)
+
+
+def test_custom_operator_in_an_autograd_function_runs_as_the_message_says() -> None:
+    step, state = mapped(Twice.apply)
+    expected = mapped(lambda x: x * 2)[0](state, ROWS)
+    testing.assert_same_bits(step(state, ROWS), expected)
+    testing.assert_same_bits(ftrain.compile(step, backend="eager")(state, ROWS), expected)
