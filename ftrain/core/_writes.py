@@ -7,17 +7,19 @@ through `.data` or a NumPy view are not counted. For these the bytes are compare
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ftrain.core import _torch
+from ftrain.core import _torch, tree
 from ftrain.core._outside import innermost
 from ftrain.core._torch_tensors import version
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["FirstCalls", "refuse_writes", "unchanged", "versions"]
+__all__ = ["FirstCalls", "refuse_writes", "unchanged", "unchanged_at_first", "versions"]
 
 _SMALL = 2**16
 _CHUNK = 2**20
@@ -78,6 +80,56 @@ class FirstCalls:
     def passed(self, kind: Any) -> None:
         """Record that a call of this kind left its inputs unchanged."""
         self._known.add(kind)
+
+
+def unchanged_at_first(
+    fn: Callable[..., Any], x: Any, name: str
+) -> contextlib.AbstractContextManager[None]:
+    """Compare the bytes of `x` before and after a context, in the first call of a function's code.
+
+    Args:
+        fn: the function that the context calls; functions of one code (a lambda in a loop) count as one.
+        x: a tree of tensors.
+        name: of the function, in a message.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return _NOTHING
+    code = _code_of(fn)
+    return _NOTHING if id(code) in _passed else _compared(code, x, name)
+
+
+@contextlib.contextmanager
+def _compared(code: Any, x: Any, name: str) -> Iterator[None]:
+    tensors = {place: t for place, t in enumerate(tree.leaves(x)) if isinstance(t, torch.Tensor)}
+    if _torch.is_faking() or not all(map(_has_bytes, tensors.values())):
+        yield
+        return
+    with unchanged(
+        tensors,
+        f"argument of {name}",
+        "Write the out-of-place form: x = x + 1, not x.data += 1",
+        lambda place: f"x{tree.paths(x)[place]}",
+        compare_bytes=True,
+    ):
+        yield
+    if len(_passed) >= _MANY:
+        _passed.clear()
+    _passed[id(code)] = code
+
+
+_NOTHING = contextlib.nullcontext()
+_MANY = 4096
+_passed: dict[int, Any] = {}  # code that left its argument unchanged, by its id, which it keeps
+
+
+def _code_of(fn: Callable[..., Any]) -> Any:
+    """Return the code of a function, or of the class of a callable object."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    try:
+        return inspect.unwrap(fn).__code__
+    except AttributeError:
+        return getattr(type(fn).__call__, "__code__", type(fn))
 
 
 def refuse_writes(

@@ -30,6 +30,7 @@ from ftrain.core._structure import (
     read_tensors,
 )
 from ftrain.core._torch_levels import below
+from ftrain.core._writes import unchanged_at_first
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_initializers import construct, observe
 from ftrain.core.random._watch import Watch
@@ -259,7 +260,8 @@ def value_and_grad(
     Raises:
         TypeError: a leaf of `x` is not floating-point; the value is not a 0-d real tensor.
         ValueError: the value does not depend on `x` through differentiable operations.
-        ImpureFunctionError: `fn` writes into `x`.
+        ImpureFunctionError: `fn` writes into `x`. A write that torch does not count (through `.data` or
+            a NumPy view) raises in the first call of the function's code.
 
     >>> value, grads = value_and_grad(lambda p: (p["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
     >>> value, grads["w"]
@@ -278,7 +280,9 @@ def value_and_grad(
             out = fn(x, *args, **kwargs)
             return out if has_aux else (out, ())
 
-        value, aux, grads = differentiate(run, x, differentiable=differentiable, name=describe(fn))
+        name = describe(fn)
+        with unchanged_at_first(fn, x, name):
+            value, aux, grads = differentiate(run, x, differentiable=differentiable, name=name)
         return ((value, aux) if has_aux else value), grads
 
     return wrapped

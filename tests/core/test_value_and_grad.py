@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -191,6 +192,34 @@ def test_function_that_writes_to_its_argument_raises_in_every_transform(fn: Any,
     }
     with pytest.raises(ftrain.errors.ImpureFunctionError, match="writes into its argument"):
         forms[form](x)
+
+
+@pytest.mark.parametrize("write", ["data", "numpy"])
+def test_write_that_torch_does_not_count_raises_in_the_first_call(write: str) -> None:
+    def fn(x: Any) -> torch.Tensor:
+        leaf = x["w"]
+        if write == "data":
+            leaf.data.mul_(2)
+        else:
+            leaf.detach().numpy()[:] = 3
+        return (leaf * leaf).sum()
+
+    for form in (fn, functools.partial(fn)):
+        with pytest.raises(
+            ftrain.errors.ImpureFunctionError, match=r"`x\['w'\]` was changed in place"
+        ):
+            ftrain.value_and_grad(form)({"w": torch.ones(3)})
+
+
+def test_code_that_left_its_argument_unchanged_is_not_compared_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return (x * x).sum()
+
+    ftrain.value_and_grad(fn)(torch.ones(3))
+    monkeypatch.setattr("ftrain.core._writes._kept", None)  # what reads the bytes
+    ftrain.value_and_grad(fn)(torch.ones(3))
 
 
 def test_zero_gradient_of_sgn_is_a_tensor_with_allocated_memory() -> None:
