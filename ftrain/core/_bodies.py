@@ -101,7 +101,7 @@ class Pure:
         output = self._body(*args)
         after = versions(tensors)
         if after != before:
-            refuse_writes(self._called(args), before, after, "tensor", self._remedy)
+            refuse_writes(self._called(args), tensors, before, after, "tensor", self._remedy)
         return output
 
     def _called(self, args: tuple[Any, ...]) -> list[str]:

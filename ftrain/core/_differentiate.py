@@ -27,6 +27,7 @@ from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_levels import n_mapped
 from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core._user_line import user_line
+from ftrain.core._write_line import with_line
 from ftrain.core._writes import versions
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.errors import ImpureFunctionError
@@ -71,8 +72,9 @@ def differentiate(
             if "leaf Variable that requires grad" not in str(error):
                 raise
             raise _writes(name, user_line(traceback.extract_tb(error.__traceback__))) from error
-        if not in_dynamo and versions(leaves) != before:
-            raise _writes(name)
+        if not in_dynamo and (after := versions(leaves)) != before:
+            written = next(t for t, a, b in zip(leaves, before, after, strict=True) if a != b)
+            raise with_line(_writes(name, tensor=written), lambda: run(x))
         _check_value(value, name)
         if leaves and not value.requires_grad:
             raise _independent(name)
@@ -286,16 +288,14 @@ def _filled(
     return filled
 
 
-def _writes(name: str, line: str = "") -> ImpureFunctionError:
-    here = (
-        f", or into a captured tensor that requires a gradient, here:\n\n{line}\n\n"
-        if line
-        else ". "
+def _writes(name: str, line: str = "", tensor: torch.Tensor | None = None) -> ImpureFunctionError:
+    captured = ", or into a captured tensor that requires a gradient" if line else ""
+    error = ImpureFunctionError(
+        f"{name} writes into its argument{captured}",
+        "Write the out-of-place form: x = x + 1, not x += 1 or x.add_(1).",
+        tensor,
     )
-    return ImpureFunctionError(
-        f"{name} writes into its argument{here}Write the out-of-place form: x = x + 1, not x += 1 or "
-        "x.add_(1)."
-    )
+    return error.at(line) if line else error
 
 
 def _independent(name: str) -> ValueError:

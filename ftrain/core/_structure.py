@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
 from ftrain.core import _torch
 from ftrain.core._torch_scripted import is_scripted
+from ftrain.core._torch_tensors import storage_id
 
 Tensors = dict[str, torch.Tensor]
 
@@ -132,10 +132,8 @@ def refuse_overlap(tensors: Tensors) -> None:
 
 def _memory(tensor: torch.Tensor) -> int:
     """Return the address of a tensor's storage; in a trace, where it has none, an identity."""
-    storage = tensor.untyped_storage()
-    if not isinstance(tensor, _torch.FakeTensor):
-        return storage.data_ptr()
-    return int(StorageWeakRef(storage).cdata)  # type: ignore[no-untyped-call]  # torch's
+    is_traced = isinstance(tensor, _torch.FakeTensor)
+    return storage_id(tensor) if is_traced else tensor.untyped_storage().data_ptr()
 
 
 def refuse_lazy(module: nn.Module) -> None:

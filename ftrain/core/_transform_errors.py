@@ -48,6 +48,14 @@ _WRITE = (
 )
 
 
+_CAPTURED = (
+    "a write in place into a tensor from outside of the function that is differentiated (the batch, a "
+    "captured tensor)",
+    "Write the out-of-place form: x = x + 1, not x += 1.",
+)
+_DATA = ("x.data has no form under torch's transforms", "Write x.detach().")
+
+
 def under_transforms(error: Exception) -> RuntimeError | None:
     """Return the error for something that torch's transforms refused, or `None` for other errors."""
     found = _found(error)
@@ -73,6 +81,10 @@ def _found(error: Exception) -> tuple[str, str] | None:
         return _NO_RULE
     if "attempting to call Tensor.requires_grad_()" in text:
         return _REQUIRES_GRAD
+    if "that would mutate a captured Tensor" in text:
+        return _CAPTURED
+    if text.startswith("accessing `data` under"):
+        return _DATA
     return _WRITE if is_refused_write(error) and _is_transformed(error) else None
 
 

@@ -54,13 +54,16 @@ def unchanged(
     before = versions(tensors.values())
     kept = [_kept(t) for t in tensors.values()] if compare_bytes else None
     yield
-    refuse_writes(tensors, before, versions(tensors.values()), kind, remedy, called)
+    after = versions(tensors.values())
+    refuse_writes(tensors, [*tensors.values()], before, after, kind, remedy, called)
     for (name, tensor), copy in zip(tensors.items(), kept or (), strict=False):
         if not torch.equal(_kept(tensor), copy):
             raise ImpureFunctionError(
                 f"the {kind} `{called(name)}` was changed in place by a write that bypasses torch's "
                 "version counter (through `.data`, a NumPy view, or an operator that does not declare "
-                f"its write). {remedy}."
+                "its write)",
+                f"{remedy}.",
+                tensor,
             )
 
 
@@ -134,6 +137,7 @@ def _code_of(fn: Callable[..., Any]) -> Any:
 
 def refuse_writes(
     names: Iterable[Any],
+    tensors: Sequence[torch.Tensor],
     before: Sequence[int],
     after: Sequence[int],
     kind: str,
@@ -145,11 +149,10 @@ def refuse_writes(
     Raises:
         ImpureFunctionError: with the tensor's name and the remedy.
     """
-    for name, was, now in zip(names, before, after, strict=True):
+    for name, tensor, was, now in zip(names, tensors, before, after, strict=True):
         if was != now:
-            raise ImpureFunctionError(
-                f"the {kind} `{called(name)}` was changed in place. {remedy}."
-            )
+            what = f"the {kind} `{called(name)}` was changed in place"
+            raise ImpureFunctionError(what, f"{remedy}.", tensor)
 
 
 def versions(tensors: Collection[torch.Tensor]) -> list[int]:

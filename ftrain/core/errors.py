@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CompilerMissingError",
     "DataError",
@@ -16,7 +18,25 @@ __all__ = [
 
 
 class ImpureFunctionError(RuntimeError):
-    """Error for a function that must be pure but writes to an object that it did not create."""
+    """Error for a function that must be pure but writes to an object that it did not create.
+
+    Args:
+        what: what happened, without a period.
+        remedy: a sentence with what to do instead; by default, `what` is the whole message.
+        tensor: the tensor that was written to, if its line is not known.
+    """
+
+    def __init__(self, what: str, remedy: str = "", tensor: Any = None) -> None:
+        super().__init__(f"{what}. {remedy}" if remedy else what)
+        self._parts, self.tensor = (what, remedy), tensor
+
+    def at(self, line: str) -> ImpureFunctionError:
+        """Return this error with the line of user code that made the write."""
+        what, remedy = self._parts
+        located = ImpureFunctionError(f"{what}, here:\n\n{line}\n\n{remedy}")
+        for note in getattr(self, "__notes__", ()):
+            located.add_note(note)
+        return located
 
 
 class UnkeyedRandomError(RuntimeError):

@@ -5,15 +5,15 @@ The storages of the fake tensors show which tensors alias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
 from ftrain.core import _torch
-from ftrain.core._torch_dispatch import schema_of
 from ftrain.core._torch_tensors import storage_id
+from ftrain.core._write_line import written
 from ftrain.core.compile import _donate
 from ftrain.core.errors import DonationError
 
@@ -21,14 +21,8 @@ __all__ = ["GraphEditor", "Write", "storage_of", "written", "written_by"]
 
 aten = torch.ops.aten
 
+
 # In training these write to their running statistics, though their schemas do not say so.
-_BATCH_NORMS = (
-    aten.native_batch_norm.default,
-    aten.cudnn_batch_norm.default,
-    aten.miopen_batch_norm.default,
-)
-
-
 class Write(NamedTuple):
     """Operator that writes into an input of a graph.
 
@@ -223,18 +217,3 @@ def _is_literal(node: fx.Node) -> bool:
 def written_by(node: fx.Node) -> list[Any]:
     """Return the arguments that a node writes to."""
     return written(node.target, node.args, node.kwargs) if node.op == "call_function" else []
-
-
-def written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """Return the arguments that an operator writes to."""
-    if operator in _BATCH_NORMS and args[5]:
-        return [x for x in args[3:5] if x is not None]
-    schema = schema_of(operator)
-    if schema is None or not schema.is_mutable:
-        return []
-    written: list[Any] = []
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            written += value if isinstance(value, (list, tuple)) else [value]
-    return written

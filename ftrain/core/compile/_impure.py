@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 import torch
 
 from ftrain.core import _torch
-from ftrain.core._torch_dispatch import DispatchMode
-from ftrain.core._torch_tensors import storage_id
-from ftrain.core.compile._errors import current_line, describe
-from ftrain.core.compile._graph import Write, written
+from ftrain.core._write_line import WriteWatch
+from ftrain.core.compile._errors import describe
+from ftrain.core.compile._graph import Write
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["raise_impure"]
@@ -39,7 +38,7 @@ def raise_impure(
     mode = _torch.fake_mode()
     inputs = [mode.from_tensor(tensor.detach()) for tensor in tensors]
     inputs += [mode.from_tensor(tensor) for tensor in captured]
-    watch = _WriteWatch([*tensors, *captured], inputs)
+    watch = WriteWatch([*tensors, *captured, *inputs])
     with torch.enable_grad(), mode, watch:
         flat(*inputs[: len(tensors)])
     if write.place < len(names):
@@ -64,26 +63,3 @@ _BY_OPERATOR = {
     "aten.embedding_renorm_.default": "Leave max_norm out of the embedding, and scale its rows between "
     "steps: state.replace(params=...)."
 }
-
-
-class _WriteWatch(DispatchMode):
-    """Mode that records the user's line at the first operator that writes into one of the inputs.
-
-    A captured tensor is seen as itself, or, in a view of it, as its fake tensor.
-    """
-
-    line = ""
-
-    def __init__(self, inputs: Sequence[torch.Tensor], fakes: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.storages = {storage_id(t) for t in (*inputs, *fakes)}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        for target in written(func, args, kwargs or {}):
-            if self.line or not isinstance(target, torch.Tensor):
-                continue
-            if storage_id(target) in self.storages:
-                self.line = current_line()
-        return func(*args, **(kwargs or {}))

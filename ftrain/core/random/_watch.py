@@ -22,6 +22,7 @@ import torch
 
 from ftrain.core._row_buffers import RowBuffers
 from ftrain.core._transform_errors import under_transforms
+from ftrain.core._write_line import with_line
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _generators
 from ftrain.core.random._find_draw import find_draws, is_alone
@@ -78,7 +79,7 @@ class Watch:
             names = _generators.moved(before)
             return out if not names else self._again(run, before, names, out)
         except Exception as error:
-            raise failed(error, before) from error.__cause__
+            raise failed(with_line(error, run), before) from error.__cause__
         finally:
             here.watching = False
             here.operators = operators
@@ -168,7 +169,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
     try:
         traced = seen()
     except Exception as error:
-        raise failed(error, before) from error.__cause__
+        raise failed(with_line(error, seen), before) from error.__cause__
     names = _generators.moved(before)
     if names:
         require_line(seen, before, names)

@@ -1,0 +1,84 @@
+"""A refused write into an input, a captured tensor or a parameter names the line that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import optim
+from ftrain.core.errors import ImpureFunctionError
+
+BATCH = torch.ones(4, 3)
+CAPTURED = torch.ones(3)
+
+
+def counted(model: Any, batch: Tensor) -> Tensor:
+    batch.add_(1)
+    return model(batch).sum()
+
+
+def in_a_view(model: Any, batch: Tensor) -> Tensor:
+    flat = batch.view(-1)
+    flat[0] = 3
+    return model(batch).sum()
+
+
+def by_data(model: Any, batch: Tensor) -> Tensor:
+    batch.data.add_(1)
+    return model(batch).sum()
+
+
+def captured(model: Any, batch: Tensor) -> Tensor:
+    CAPTURED.mul_(2)
+    return (model(batch) * CAPTURED).sum()
+
+
+def parameter(model: Any, batch: Tensor) -> Tensor:
+    with torch.no_grad():
+        model.weight.mul_(2)
+    return model(batch).sum()
+
+
+def after_a_draw(model: Any, batch: Tensor) -> Tensor:
+    noise = torch.nn.functional.dropout(batch)
+    batch.add_(noise)
+    return model(batch).sum()
+
+
+LOSSES: dict[Callable[..., Tensor], str] = {
+    counted: r"batch\.add_\(1\)",
+    in_a_view: r"flat\[0\] = 3",
+    by_data: r"batch\.data\.add_\(1\)",
+    captured: r"CAPTURED\.mul_\(2\)",
+    parameter: r"model\.weight\.mul_\(2\)",
+    after_a_draw: r"batch\.add_\(noise\)",
+}
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "accumulated"])
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_refused_write_names_the_line(loss_fn: Callable[..., Tensor], mode: str) -> None:
+    accumulate = 2 if mode == "accumulated" else 1
+    steps = ftrain.make_steps(
+        lambda: nn.Linear(3, 3), loss_fn, optim.sgd(0.1), accumulate=accumulate
+    )
+    step: Any = steps.train_step
+    if mode == "compiled":
+        step = ftrain.compile(step, backend="eager")
+    for _ in range(2):
+        with pytest.raises(ImpureFunctionError, match=f"here:(?s:.*){LOSSES[loss_fn]}") as raised:
+            step(steps.init_state(0), BATCH.clone())
+        assert f"in {loss_fn.__name__}" in str(raised.value)
+
+
+def test_search_for_the_line_does_not_write_again() -> None:
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 3), counted, optim.sgd(0.1))
+    batch = torch.zeros(4, 3)
+    with pytest.raises(ImpureFunctionError):
+        steps.train_step(steps.init_state(0), batch)
+    assert torch.equal(batch, torch.ones(4, 3))
