@@ -43,7 +43,9 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
     Returns:
         The last carry, and the tree of all `y`, stacked along a new leading axis, in memory of their
         own: the body may return its input or a tensor from elsewhere. Traced with `backend="eager"`,
-        both have the bits of the loop.
+        both have the bits of the loop. The gradient by a tensor that the body captures has them if the
+        tensor is used once, in the body; else it is a sum in another order, as the trace adds up each
+        iteration and then the loop before it adds what comes from outside.
 
     Raises:
         ValueError: the lengths differ, there is nothing to iterate, or the carry changes its kind;

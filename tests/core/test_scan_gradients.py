@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ftrain
+from ftrain import testing
 from ftrain.core.errors import TraceError
 from tests.core.differences import (
     MODES,
@@ -220,3 +221,38 @@ def test_traced_scan_in_a_module_has_eager_gradients_to_second_order(autocast: b
     for g in (gradient(f), second):
         # In bfloat16 autocast, the order in which sums of gradients are rounded differs.
         assert is_close(run(g, "compiled")(params), g(params), 3e-2 if autocast else 1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_a_captured_tensor_is_within_the_stated_bound(
+    length: int, dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(length)
+    w, start = (torch.randn(50, dtype=dtype, generator=draw) for _ in range(2))
+    xs = torch.randn(length, 50, dtype=dtype, generator=draw)
+    ones = torch.ones(length, 50, dtype=dtype)
+
+    def once(w: torch.Tensor) -> torch.Tensor:
+        return ftrain.scan(lambda c, x: (torch.sin(c * w) + x, None), start, xs)[0].sum()
+
+    def by_factors(
+        first: torch.Tensor, second: torch.Tensor, outside: torch.Tensor
+    ) -> torch.Tensor:
+        body = lambda c, x: (torch.sin(c * w * x[1]) + x[0] * w * x[2], None)  # noqa: E731
+        return ftrain.scan(body, start, (xs, first, second))[0].sum() + (outside**3).sum()
+
+    def often(w: torch.Tensor) -> torch.Tensor:
+        body = lambda c, x: (torch.sin(c * w) + x * w, None)  # noqa: E731
+        return ftrain.scan(body, start, xs)[0].sum() + (w**3).sum()
+
+    gradient_once = lambda w: ftrain.value_and_grad(once)(w)[1]  # noqa: E731
+    testing.assert_same_bits(ftrain.compile(gradient_once, backend="eager")(w), gradient_once(w))
+    pulled = ftrain.value_and_grad(often)
+    values, grads = zip(pulled(w), ftrain.compile(pulled, backend="eager")(w), strict=True)
+    testing.assert_same_bits(*values)
+    # Each use of w by a factor of its own, so that the gradients by these are the terms, times w.
+    factors = ftrain.value_and_grad(lambda x: by_factors(*x))((ones, ones, w))[1]
+    terms = (factors[0].abs() + factors[1].abs()).sum(0) / w.abs() + factors[2].abs()
+    bound = (2 * length + 1) * torch.finfo(dtype).eps * terms
+    assert bool(((grads[0] - grads[1]).abs() <= bound).all())
