@@ -21,6 +21,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch
+from ftrain.core._short_traceback import shortened
 from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
 from ftrain.core.compile._failed_donation import may_have_written
@@ -73,7 +74,10 @@ class Compiled(Generic[P, R]):
                 owned = _owned(args[0], tensors) if n else None
                 if program.fits(tensors, n if owned else 0):
                     return self._run(program, args, tensors, owned)
-        return self._find_and_run(args, kwargs)
+        try:
+            return self._find_and_run(args, kwargs)
+        except Exception as error:
+            raise shortened(error) from error.__cause__
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch.overrides import resolve_name
 
 from ftrain.core import _torch
+from ftrain.core._short_traceback import LIBRARY, TORCH, calls_a_module
 from ftrain.core._user_line import is_foreign, show, user_line
 from ftrain.core.compile._errors import causes
 from ftrain.core.compile._torch_remedies import BACKWARD, BY_FUNCTION, BY_TORCH_LINE
@@ -180,11 +180,6 @@ def _name(function: Any) -> str:
     return str(name).replace("_VariableFunctionsClass.", "torch.")
 
 
-_TORCH = os.path.dirname(os.path.abspath(str(torch.__file__))) + os.sep
-#: Torch's code that a user calls; the remaining files are the machinery of traces and autograd.
-_LIBRARY = ("nn/", "distributions/", "functional.py", "optim/", "nested/", "linalg/", "_lowrank.py")
-
-
 def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
     ours = [i for i, frame in enumerate(frames) if not is_foreign(frame.filename)]
     line = user_line(frames) if ours else ""
@@ -192,9 +187,8 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
     backward = any(frame.name == "_engine_run_backward" for frame in after)
     found = None
     for frame in after:
-        file = frame.filename.removeprefix(_TORCH).replace(os.sep, "/")
-        calls_a_module = file == "nn/modules/module.py" and "_call_impl" in frame.name
-        if frame.filename.startswith(_TORCH) and file.startswith(_LIBRARY) and not calls_a_module:
+        file = frame.filename.removeprefix(TORCH).replace(os.sep, "/")
+        if file.startswith(LIBRARY) and not calls_a_module(file, frame.name):
             found = frame, file
     if found is None or backward:
         return _Place(line, None, "", "", backward)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core._row_buffers import RowBuffers
+from ftrain.core._short_traceback import shortened
 from ftrain.core._transform_errors import under_transforms
 from ftrain.core._write_line import with_line
 from ftrain.core.errors import UnkeyedRandomError
@@ -79,7 +80,7 @@ class Watch:
             names = _generators.moved(before)
             return out if not names else self._again(run, before, names, out)
         except Exception as error:
-            raise failed(with_line(error, run), before) from error.__cause__
+            raise shortened(failed(with_line(error, run), before)) from error.__cause__
         finally:
             here.watching = False
             here.operators = operators
