@@ -43,7 +43,7 @@ class Plainly:
     def __enter__(self) -> None:
         _here.depth += 1
         dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
-        if dynamo is not None and type(getattr(dynamo, "_stance", None)) is not _stance_of(dynamo):
+        if hasattr(dynamo, "_stance") and type(dynamo._stance) is not _stance_of(dynamo):
             dynamo._stance = _stance_of(dynamo)(dynamo._stance)
 
     def __exit__(self, *_: object) -> None:

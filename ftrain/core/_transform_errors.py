@@ -21,8 +21,8 @@ _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "_libr
 _TRANSFORMS = torch.vmap.__code__.co_filename
 
 _CUSTOM = (
-    "the derivative of a custom operator, which torch.library.register_autograd gave it, is not seen by "
-    "torch's transforms",
+    "a custom operator (torch.library.custom_op) has no gradient under torch's transforms, with "
+    "register_autograd or without",
     "Call the operator in the forward of a torch.autograd.Function that has setup_context and a vmap "
     "staticmethod, or loop over the rows instead of torch.vmap.",
 )

@@ -73,6 +73,18 @@ def test_refusal_in_a_trace_shows_few_lines_with_its_cause() -> None:
     assert "in branches" in lines_of(error)
 
 
+def test_error_in_a_constructor_shows_few_lines() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.ones(3) @ torch.ones(4)
+
+    with pytest.raises(RuntimeError, match="inconsistent tensor size") as raised:
+        ftrain.bind(Wrong)
+    assert lines_of(raised.value).count("\n") <= 30
+    assert "torch.ones(3) @ torch.ones(4)" in lines_of(raised.value)
+
+
 def test_full_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FTRAIN_TRACEBACK", "full")
     shown = lines_of(fail("eager"))

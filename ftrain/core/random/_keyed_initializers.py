@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ftrain.core import _torch
+from ftrain.core._short_traceback import shortened
 from ftrain.core.random import _generators
 from ftrain.core.random._find_draw import find_draws
 from ftrain.core.random._keyed_operators import here
@@ -117,7 +118,7 @@ def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
         try:
             out = run()
         except Exception as error:
-            raise failed(error, before) from error.__cause__
+            raise shortened(failed(error, before)) from error.__cause__
         names = _generators.moved(before)
         if not names:
             return out
