@@ -8,6 +8,7 @@ has buffers of its own. Copies for all rows from the start would cost memory, an
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +20,8 @@ from ftrain.core._torch_levels import lift, lower
 __all__ = ["RowBuffers", "copy_of", "is_refused_write"]
 
 T = TypeVar("T")
+
+_TRANSFORMS = torch.vmap.__code__.co_filename
 
 
 class _Mapping(threading.local):
@@ -42,23 +45,30 @@ class RowBuffers:
             except RuntimeError as error:
                 if _mapping.is_on or not is_refused_write(error):
                     raise
-            self._are_needed = True
         outer, _mapping.is_on = _mapping.is_on, True
         try:
-            return run()
+            result = run()
         finally:
             _mapping.is_on = outer
+        self._are_needed = True
+        return result
 
 
 def is_refused_write(error: Exception) -> bool:
-    """Return True if torch refused a write that it refuses for a target that is not mapped, too."""
+    """Return True if torch refused a write as it does for a target that is not mapped, under a vmap."""
     text = str(error)
-    return (
+    is_refused = (
         text.startswith("Batch norm got a batched tensor as input while the running_mean")
         or (text.startswith("vmap: ") and "is not possible because there exists a Tensor" in text)
         # Below a gradient torch sees the shapes of all rows.
         or (text.startswith("output with shape") and "doesn't match the broadcast shape" in text)
     )
+    return is_refused and (_torch.inside_vmap() or _was_transformed(error))
+
+
+def _was_transformed(error: Exception) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == _TRANSFORMS for frame, _ in frames)
 
 
 def copy_of(buffer: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ import traceback
 
 import torch
 
-from ftrain.core import _torch
 from ftrain.core._row_buffers import is_refused_write
 from ftrain.core._user_line import user_line
 
@@ -18,7 +17,6 @@ __all__ = ["under_transforms"]
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "_library") + os.sep
 
-_TRANSFORMS = torch.vmap.__code__.co_filename
 
 _CUSTOM = (
     "a custom operator (torch.library.custom_op) has no gradient under torch's transforms, with "
@@ -85,12 +83,4 @@ def _found(error: Exception) -> tuple[str, str] | None:
         return _CAPTURED
     if text.startswith("accessing `data` under"):
         return _DATA
-    return _WRITE if is_refused_write(error) and _is_transformed(error) else None
-
-
-def _is_transformed(error: Exception) -> bool:
-    """Return True if an error was raised under a transform of torch.func."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return bool(_torch.inside_functorch()) or any(
-        frame.f_code.co_filename == _TRANSFORMS for frame, _ in frames
-    )
+    return _WRITE if is_refused_write(error) else None

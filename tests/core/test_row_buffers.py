@@ -94,6 +94,21 @@ def test_buffers_nobody_writes_to_keep_their_bits_for_each_row() -> None:
     testing.assert_same_bits(found, state.buffers["odd"].expand(2, 2).clone())
 
 
+def test_wrong_shape_without_a_vmap_is_not_tried_again() -> None:
+    calls: list[int] = []
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        calls.append(1)
+        total = torch.zeros(3)
+        total += batch
+        return total.sum() + sum(p.sum() for p in model.parameters())
+
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 3), loss_fn, optim.sgd(0.1))
+    with pytest.raises(RuntimeError, match="^output with shape"):
+        steps.train_step(steps.init_state(0), torch.ones(4, 3))
+    assert calls == [1]
+
+
 @COMPILED
 def test_nested_vmaps_have_buffers_for_each_row(compiled: bool) -> None:
     apply = ftrain.bind(MODELS["batch norm"])
