@@ -1,6 +1,7 @@
-"""Assertions that a training step, of ftrain or your own, obeys the laws of pure training."""
+"""Checks that a training step, of ftrain or your own, obeys the laws of pure training."""
 
 from ftrain.testing.compare import assert_close_norm, assert_same_bits, describe_difference
+from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws import (
     assert_deterministic,
     assert_evaluation_is_pure,
@@ -9,9 +10,30 @@ from ftrain.testing.laws import (
     assert_resumes,
     assert_skips,
     assert_vmap_rows,
+    check_accumulation,
+    check_all,
+    check_compiled,
+    check_deterministic,
+    check_donation,
+    check_evaluation,
+    check_exception_safety,
+    check_fixpoint,
+    check_function,
+    check_gradients,
+    check_keyed,
+    check_pure,
+    check_resume,
+    check_skip,
+    check_vmap,
 )
+from ftrain.testing.report import LawViolation, Report, Reports, Row
 
 __all__ = [
+    "Difference",
+    "LawViolation",
+    "Report",
+    "Reports",
+    "Row",
     "assert_close_norm",
     "assert_deterministic",
     "assert_evaluation_is_pure",
@@ -21,5 +43,21 @@ __all__ = [
     "assert_same_bits",
     "assert_skips",
     "assert_vmap_rows",
+    "check_accumulation",
+    "check_all",
+    "check_compiled",
+    "check_deterministic",
+    "check_donation",
+    "check_evaluation",
+    "check_exception_safety",
+    "check_fixpoint",
+    "check_function",
+    "check_gradients",
+    "check_keyed",
+    "check_pure",
+    "check_resume",
+    "check_skip",
+    "check_vmap",
     "describe_difference",
+    "first_difference",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "assert_fixpoint",
     "assert_pure",
     "assert_resumes",
+    "assert_rows_close",
     "assert_skips",
     "assert_vmap_rows",
 ]

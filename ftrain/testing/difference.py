@@ -1,0 +1,189 @@
+"""First difference of two trees, by bytes.
+
+`torch.equal` calls `0.0` and `-0.0` equal and a NaN unequal to itself; bytes do neither.
+
+Read next: `report.py`, the error that carries a difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ftrain.core import tree
+
+__all__ = ["Difference", "first_difference", "ulps"]
+
+Kind = Literal["structure", "dtype", "shape", "values"]
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """First leaf that differs between two trees.
+
+    Attributes:
+        path: the leaf, as `tree.paths` spells it; empty if the tree is a leaf.
+        index: the first element that differs; `None` if structure, dtype or shape does.
+        got: the element, a Python number; text if structure, dtype or shape differs.
+        expected: the same of the other tree.
+        ulps: the number of floats from one value to the other; `None` for a NaN and for other dtypes.
+        count: the number of elements of this leaf that differ.
+        total: the number of elements of this leaf.
+        kind: what differs: "structure", "dtype", "shape" or "values".
+
+    >>> print(first_difference({"w": torch.tensor([1.0, 2.0])}, {"w": torch.ones(2)}))
+    ['w'] at (1,): expected 1.0, got 2.0 (8388608 ulps; 1 of 2 elements differ)
+    """
+
+    path: str
+    index: tuple[int, ...] | None
+    got: Any
+    expected: Any
+    ulps: int | None
+    count: int
+    total: int
+    kind: Kind = "values"
+
+    def __str__(self) -> str:
+        """Return the difference in one line."""
+        if self.kind == "structure":
+            return f"at {self.path or 'the root'}: expected {self.expected}, got {self.got}"
+        where = self.path or "the tree"
+        if self.kind != "values":
+            return f"{where}: expected {self.kind} {self.expected}, got {self.got}"
+        if self.index is None:
+            return f"{where}: expected {_brief(self.expected)}, got {_brief(self.got)}"
+        apart = "" if self.ulps is None else f"{self.ulps} ulp{'s' * (self.ulps != 1)}; "
+        return (
+            f"{where} at {self.index}: expected {_brief(self.expected)}, got {_brief(self.got)} "
+            f"({apart}{self.count} of {self.total} elements differ)"
+        )
+
+
+def first_difference(got: Any, expected: Any) -> Difference | None:
+    """Return the first difference of two trees in structure, dtype, shape or bytes, or `None`.
+
+    Leaves are compared in the order of `tree.leaves`; those that are not tensors by class and value.
+
+    Args:
+        got: a tree.
+        expected: the tree that it should equal.
+
+    >>> first_difference({"x": torch.tensor(0.0)}, {"x": torch.tensor(0.0)}) is None
+    True
+    >>> first_difference(torch.tensor(0.0), torch.tensor(-0.0)).count
+    1
+    """
+    if tree.structure(got) != tree.structure(expected):
+        return _structural(got, expected)
+    for path, a, b in zip(
+        tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True
+    ):
+        difference = _of_leaves(path, a, b)
+        if difference is not None:
+            return difference
+    return None
+
+
+def ulps(a: torch.Tensor, b: torch.Tensor) -> int | None:
+    """Return the number of floats from one 0-d tensor to another; `None` if that is not defined.
+
+    >>> ulps(torch.tensor(1.0), torch.tensor(1.0000001))
+    1
+    """
+    if not a.is_floating_point() or a.dtype != b.dtype or a.element_size() not in _INTEGERS:
+        return None
+    if bool(a.isnan()) or bool(b.isnan()):
+        return None
+    one, two = (_ordered(x) for x in (a, b))
+    return abs(one - two)
+
+
+def _ordered(x: torch.Tensor) -> int:
+    """Return the position of a float among all floats of its dtype; both zeros are at 0."""
+    bits = int(x.reshape(1).view(_INTEGERS[x.element_size()]).item())
+    return bits if bits >= 0 else -(bits + (1 << (8 * x.element_size() - 1)))
+
+
+def _of_leaves(path: str, a: Any, b: Any) -> Difference | None:
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+        return None if _is_same_object(a, b) else Difference(path, None, a, b, None, 1, 1)
+    total = a.numel()
+    if a.dtype != b.dtype:
+        return Difference(path, None, _name(a), _name(b), None, total, total, "dtype")
+    if a.shape != b.shape:
+        return Difference(path, None, list(a.shape), list(b.shape), None, total, total, "shape")
+    one, two = dense(a), dense(b)
+    size = one.element_size()
+    same = (_bytes(one) == _bytes(two)).reshape(-1, size).all(dim=1)
+    if bool(same.all()):
+        return None
+    first = int((~same).nonzero()[0])
+    index = tuple(int(i) for i in np.unravel_index(first, tuple(one.shape)))
+    x, y = one.reshape(-1)[first], two.reshape(-1)[first]
+    return Difference(path, index, x.item(), y.item(), ulps(x, y), int((~same).sum()), total)
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a tensor on the host, row-major."""
+    plain = x.detach().cpu().resolve_conj().resolve_neg()
+    return plain.to_dense() if plain.layout != torch.strided else plain.clone(
+        memory_format=torch.contiguous_format
+    )
+
+
+def _bytes(t: torch.Tensor) -> torch.Tensor:
+    return t.reshape(-1).view(torch.uint8)
+
+
+def _name(x: torch.Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _is_same_object(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    try:
+        return pickle.dumps(a) == pickle.dumps(b)
+    except Exception:  # a lambda, an open file
+        return bool(a == b)
+
+
+def _structural(got: Any, expected: Any) -> Difference:
+    text = tree.first_difference(expected, got) or "at the root: expected another structure"
+    where, _, said = text.partition(": ")
+    path = where.removeprefix("at ")
+    wanted, _, received = said.removeprefix("expected ").rpartition(", got ")
+    if not wanted:  # "'x' is missing", "'y' was not expected"
+        wanted, received = _entry(said)
+    return Difference(
+        "" if path == "the root" else path, None, received, wanted, None, 0, 0, "structure"
+    )
+
+
+def _entry(said: str) -> tuple[str, str]:
+    if said.endswith(" is missing"):
+        return f"an entry {said.removesuffix(' is missing')}", "none"
+    return "no such entry", f"an entry {said.removesuffix(' was not expected')}"
+
+
+def _brief(value: Any) -> str:
+    """Format a number with the digits that its dtype has, and another value in one short line."""
+    if isinstance(value, float):
+        short = float(f"{value:.9g}")
+        return repr(short) if np.float32(short) == np.float32(value) and _is_single(value) else repr(value)
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_single(value: float) -> bool:
+    with np.errstate(over="ignore"):
+        return float(np.float32(value)) == value

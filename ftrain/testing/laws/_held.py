@@ -1,0 +1,115 @@
+"""Objects that a function holds: its model, its closure, the global variables that it reads.
+
+Read next: `pure.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core._owned import Owned
+from ftrain.core._reach import spell
+from ftrain.core.compile import Compiled
+from ftrain.core.random._watch import Watch
+from ftrain.core.step import TrainStep
+from ftrain.testing.difference import Difference, first_difference
+
+__all__ = ["Held", "roots_of"]
+
+_MOST = 50_000  # objects; further ones are ignored
+
+
+class _Tensor(NamedTuple):
+    """Tensor with its bytes and its gradient before the call."""
+
+    tensor: torch.Tensor
+    value: torch.Tensor
+    grad: torch.Tensor | None
+    requires_grad: bool
+
+
+class Held:
+    """Python objects and tensors that roots reach, as they were when this was made.
+
+    Args:
+        *roots: functions, modules and other objects.
+        follow_globals: follow the global variables that functions read.
+    """
+
+    def __init__(self, *roots: Any, follow_globals: bool = False) -> None:
+        self._owned = Owned(
+            [("", root) for root in roots], follow_globals=follow_globals, limit=_MOST
+        )
+        found = {spell(path): t for path, t in self._owned.found.tensors if not t.is_meta}
+        self.tensors = {name: t for name, t in found.items() if t.layout == torch.strided}
+        self._before = {
+            name: _Tensor(
+                t, t.detach().clone(), None if t.grad is None else t.grad.clone(), t.requires_grad
+            )
+            for name, t in self.tensors.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._owned.found.paths)
+
+    def restore(self) -> list[str]:
+        """Restore the Python objects; return the path of each that had changed, or a sentence."""
+        changed, refusals = self._owned.restore()
+        paths = dict.fromkeys(self._owned.path(change.node) for change in changed)
+        return [*paths, *(f"!{refusal}" for refusal in refusals)]
+
+    def changed_tensor(self) -> tuple[str, Difference] | None:
+        """Return name and difference of the first tensor whose bytes have changed, if any."""
+        found = None
+        for name, was in self._before.items():
+            difference = first_difference(was.tensor.detach(), was.value)
+            if difference is not None and found is None:
+                found = name, difference
+        return found
+
+    def changed_grad(self) -> str | None:
+        """Return the name of the first tensor with another `.grad` or `requires_grad`, if any."""
+        for name, was in self._before.items():
+            now = was.tensor.grad
+            same = was.tensor.requires_grad == was.requires_grad
+            if (now is None) != (was.grad is None) or not same:
+                return name
+            if now is not None and first_difference(now.detach(), was.grad) is not None:
+                return name
+        return None
+
+    def restore_tensors(self) -> None:
+        """Write the bytes and gradients back that the tensors had."""
+        with torch.no_grad():
+            for was in self._before.values():
+                if first_difference(was.tensor.detach(), was.value) is not None:
+                    was.tensor.data.copy_(was.value)
+                was.tensor.grad = was.grad
+                if was.tensor.is_leaf:
+                    was.tensor.requires_grad_(was.requires_grad)
+
+
+def roots_of(fn: Any) -> tuple[Any, ...]:
+    """Return the user's objects that a function calls: of ftrain's steps, loss, model and optimizer."""
+    if isinstance(fn, TrainStep):
+        return fn._watch._roots
+    if isinstance(fn, Compiled):
+        return roots_of(fn._fn)
+    closure = getattr(fn, "__closure__", None) or ()
+    for cell in closure if str(getattr(fn, "__module__", "")).startswith("ftrain.") else ():
+        held = cell.cell_contents
+        if isinstance(held, Watch):
+            return held._roots
+    return (fn,)
+
+
+def memory_of(values: Any) -> dict[int, str]:
+    """Return the path of each tensor of a tree that has memory, by its storage's address."""
+    return {
+        leaf.untyped_storage().data_ptr(): path
+        for path, leaf in zip(tree.paths(values), tree.leaves(values), strict=True)
+        if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided and leaf.numel()
+    }

@@ -1,0 +1,145 @@
+"""Calls in a new process, which finds the subject by its name or unpickles it.
+
+Read next: `_worker.py`, the program of that process.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.testing.laws._subject import Call, name_of
+
+__all__ = ["Job", "in_new_process", "outputs_in_new_process", "reference_to"]
+
+_DEADLINE = 600  # seconds
+
+
+class Job(NamedTuple):
+    """Work of a new process: `task(subject, payload)`.
+
+    Attributes:
+        task: a function at the top of a module of this package.
+        subject: a string `"module:name"`, or the pickled subject.
+        payload: the pickled argument.
+        path: `sys.path`, to find the same modules.
+        main: the file of the program, whose functions pickle as `__main__`; `None` if it has none.
+        threads: the number of threads of torch.
+    """
+
+    task: Callable[[Any, Any], Any]
+    subject: str | bytes
+    payload: bytes
+    path: list[str]
+    main: str | None
+    threads: int
+
+
+def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: int) -> list[Any]:
+    """Return the outputs of calls of a subject, each made in a new process.
+
+    Raises:
+        TypeError: a new process cannot find the subject.
+    """
+    whole = isinstance(subject, str) or not all(call.fn is subject for call in calls)
+    payload = [(_part(call) if whole else "", call.args) for call in calls]
+    found: list[Any] = in_new_process(_call, subject, payload, hash_seed=hash_seed)
+    return found
+
+
+def in_new_process(
+    task: Callable[[Any, Any], Any], subject: Any, payload: Any, *, hash_seed: int = 1
+) -> Any:
+    """Return `task(subject, payload)`, computed in a new process.
+
+    Raises:
+        TypeError: a new process cannot find the subject.
+        RuntimeError: the process failed; the message has its error.
+    """
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    job = Job(
+        task,
+        reference_to(subject),
+        pickle.dumps(payload),
+        [os.path.abspath(entry) for entry in sys.path],
+        main,
+        torch.get_num_threads(),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = pathlib.Path(folder, "job"), pathlib.Path(folder, "result")
+        source.write_bytes(pickle.dumps(job))
+        done = subprocess.run(
+            [sys.executable, "-m", "ftrain.testing.laws._worker", str(source), str(target)],
+            env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": _python_path()},
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"the new process that repeats {name_of(subject)} failed:\n{done.stderr.strip()}\n"
+                "Run the subject in a new interpreter to see the error."
+            )
+        return pickle.loads(target.read_bytes())
+
+
+def reference_to(subject: Any) -> str | bytes:
+    """Return the name by which a new process finds a subject, or the pickled subject.
+
+    Raises:
+        TypeError: there is no such name, and the subject cannot be pickled.
+    """
+    if isinstance(subject, str):
+        return subject
+    for module_name, module in list(sys.modules.items()):
+        if module_name == "__main__" or not hasattr(module, "__dict__"):
+            continue
+        for name, value in list(vars(module).items()):
+            if value is subject:
+                return f"{module_name}:{name}"
+    try:
+        buffer = io.BytesIO()
+        pickle.Pickler(buffer).dump(subject)
+    except Exception as error:
+        raise TypeError(
+            f"subject: expected one that a new process finds, got {name_of(subject)}, which is not a "
+            f"global variable of an imported module and cannot be pickled ({error}). Assign it to a "
+            "global variable, such as STEPS = ftrain.make_steps(...), and pass that variable or "
+            "'module:STEPS'."
+        ) from error
+    return buffer.getvalue()
+
+
+def _python_path() -> str:
+    """Return the search path that finds this ftrain first."""
+    root = str(pathlib.Path(__file__).resolve().parents[3])
+    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _part(call: Call) -> str:
+    """Return the name of the field of `Steps` that a call calls."""
+    return "train_step" if call.outputs else "eval_step"
+
+
+def _call(subject: Any, payload: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+    """Return the outputs of calls, in the new process."""
+    from ftrain.testing.laws._subject import Call, _parts
+
+    found = []
+    for part, args in payload:
+        fn = subject
+        if part:
+            step, evaluate, _ = _parts(subject)
+            fn = step if part == "train_step" else evaluate
+        found.append(Call("", fn, args, ())())
+    return found

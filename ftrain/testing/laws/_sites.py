@@ -1,0 +1,201 @@
+"""Operators and source lines that produced a value, found by running a call again.
+
+A check compares values first, which is fast; only after a violation is the call repeated under a mode
+that looks at every operator.
+
+Read next: `pure.py`, which names the operator that wrote into an input.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import linecache
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ftrain.core._torch_dispatch import TRACED_TENSORS, DispatchMode, backward_pass
+from ftrain.core._user_line import is_foreign
+from ftrain.testing.difference import dense
+from ftrain.testing.laws._subject import Call, copied
+
+__all__ = ["Event", "Site", "events_of", "first_new", "find_write", "running_site"]
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_TESTING = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class Site(NamedTuple):
+    """Operator with the place in the user's code that ran it.
+
+    Attributes:
+        operator: its name, such as "aten.add_.Tensor".
+        line: `FILE:LINE in NAME` and the source; `None` if no Python code of the call is running.
+        module: the module whose forward ran, such as "layers.0 (Dropout)"; `None` outside of modules.
+    """
+
+    operator: str
+    line: str | None
+    module: str | None
+
+    @property
+    def where(self) -> str | None:
+        """Return line and module as text for a message."""
+        if self.module is None:
+            return self.line
+        return f"{self.line or '(no line in user code)'}\n    in module {self.module}"
+
+
+class Event(NamedTuple):
+    """Operator that ran, with digests of its outputs."""
+
+    site: Site
+    outputs: tuple[bytes, ...]
+
+
+def events_of(call: Call) -> list[Event]:
+    """Return the operators of a call in order, with digests of their outputs."""
+    mode = _Recorder()
+    with mode:
+        call()
+    return mode.events
+
+
+def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
+    """Return the first operator of one run with an output that the other run never produced."""
+    known = {digest for event in others for digest in event.outputs}
+    for event in events:
+        if any(digest not in known for digest in event.outputs):
+            return event.site
+    return None
+
+
+def find_write(call: Call, watched: Callable[[tuple[Any, ...]], torch.Tensor | None]) -> Site | None:
+    """Repeat a call; return the operator that changes a tensor, or `None` if no operator does.
+
+    Args:
+        call: the call.
+        watched: returns the tensor from the copied arguments, or one that the function holds.
+    """
+    args = copied(call.args)
+    tensor = watched(args)
+    if tensor is None:
+        return None
+    mode = _Writes(tensor)
+    try:
+        with mode:
+            call.run(args)
+    except Exception:  # the first call raised nothing: this one runs on what that one has changed
+        return mode.site
+    return mode.site
+
+
+def running_site(operator: Any) -> Site:
+    """Return the site of an operator that is running under a mode of this package."""
+    frame, module, root = _user_frame(sys._getframe(1)), None, None
+    walk: FrameType | None = sys._getframe(1)
+    while walk is not None and walk.f_code is not _CALL:
+        if walk.f_code.co_name == "forward" or walk.f_code.co_name == "_call_impl":
+            of = walk.f_locals.get("self")
+            if isinstance(of, nn.Module):
+                module, root = module or of, of
+        walk = walk.f_back
+    line = None if frame is None else _spelt(frame)
+    if backward_pass() != -1:
+        line = f"{line or '(no line in user code)'} (in the backward pass)"
+    return Site(str(operator), line, _path(module, root))
+
+
+def _path(module: nn.Module | None, root: nn.Module | None) -> str | None:
+    if module is None or root is None:
+        return None
+    name = next((name for name, each in root.named_modules() if each is module), "")
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def _user_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of user code below the checked call; else one that is not torch's."""
+    other = None
+    while frame is not None and frame.f_code is not _CALL:
+        name = frame.f_code.co_filename
+        if not _is_foreign(name):
+            return frame
+        if other is None and not name.startswith((_TORCH, _TESTING, "<")):
+            other = frame
+        frame = frame.f_back
+    return other
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_foreign(filename: str) -> bool:
+    return is_foreign(filename)
+
+
+def _spelt(frame: FrameType) -> str:
+    code, number = frame.f_code, frame.f_lineno
+    source = linecache.getline(code.co_filename, number).strip()
+    return f"{code.co_filename}:{number} in {code.co_name}\n    {source}"
+
+
+class _Recorder(DispatchMode):
+    """Mode that records each operator with digests of its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        digests = tuple(_digest(x) for x in _tensors(out))
+        if digests:
+            self.events.append(Event(running_site(func), digests))
+        return out
+
+
+class _Writes(DispatchMode):
+    """Mode that compares one tensor before and after each operator."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.site: Site | None = None
+        self._tensor = tensor
+        self._last = _digest(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.site is None and _digest(self._tensor) != self._last:
+            self.site = running_site(func)
+        return out
+
+
+def _tensors(out: Any) -> list[torch.Tensor]:
+    if isinstance(out, torch.Tensor):
+        return [] if _is_traced(out) else [out]
+    if isinstance(out, (tuple, list)):
+        return [each for x in out for each in _tensors(x)]
+    return []
+
+
+def _is_traced(x: torch.Tensor) -> bool:
+    return isinstance(x, TRACED_TENSORS) or x.is_meta or type(x) not in (torch.Tensor, nn.Parameter)
+
+
+def _digest(x: torch.Tensor) -> bytes:
+    plain = dense(x)
+    flat = plain.reshape(-1).view(torch.uint8)
+    hasher = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
+    hasher.update(flat.numpy().data if flat.numel() else b"")
+    return hasher.digest()
+
+
+_CALL = Call.run.__code__  # the frame below which all frames belong to the checked call

@@ -1,0 +1,259 @@
+"""Subjects of checks: training steps with their batches, or a function with its arguments.
+
+Every check reduces its subject to calls, each of which it may repeat with copies of the arguments.
+
+Read next: `pure.py`, the first law.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core._words import a_or_an
+
+__all__ = ["Call", "Subject", "calls_of", "copied", "subject_of"]
+
+Batches = Sequence[Any]
+
+
+class Call(NamedTuple):
+    """Call of a pure function, which a check may repeat.
+
+    Attributes:
+        label: the call in messages, such as "train_step(state, batches[1])".
+        fn: the function.
+        args: its arguments; a check passes copies of them.
+        names: the name of each argument in messages.
+        outputs: the names of the entries of a tuple that it returns; empty if it returns one tree.
+    """
+
+    label: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    names: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+
+    def __call__(self) -> Any:
+        """Return the outputs for copies of the arguments."""
+        return self.run(copied(self.args))
+
+    def run(self, args: tuple[Any, ...]) -> Any:
+        """Return the outputs for these arguments."""
+        return self.fn(*args)
+
+    def path(self, path: str) -> str:
+        """Return the path of a leaf of the arguments with the argument's name: `state['w']`."""
+        return _renamed(path, self.names)
+
+    def output_path(self, path: str) -> str:
+        """Return the path of a leaf of the outputs with the output's name: `metrics['loss']`."""
+        return _renamed(path, self.outputs) if self.outputs else f"the output{path}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Training steps under check.
+
+    Attributes:
+        step: `(state, batch) -> (state, metrics)`.
+        evaluate: `(state, batch) -> metrics`; `None` if the subject is a step alone.
+        init_state: `(seed) -> state`; `None` likewise.
+        state: the state before the first batch.
+        batches: the batches.
+        given: the argument `subject` of the check.
+    """
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    evaluate: Callable[[Any, Any], Any] | None
+    init_state: Callable[[int], Any] | None
+    state: Any
+    batches: tuple[Any, ...]
+    given: Any
+
+    def states(self) -> list[Any]:
+        """Return the states before each batch, and after the last."""
+        found = [copied(self.state)]
+        for batch in self.batches:
+            found.append(self.stepped(found[-1], batch)[0])
+        return found
+
+    def stepped(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Return state and metrics after one step from copies of a state and a batch."""
+        return outputs_of(self.step(copied(state), copied(batch)))
+
+
+def subject_of(subject: Any, batches: Batches, state: Any = None, seed: int = 0) -> Subject:
+    """Return the subject of a check from the arguments that every check takes.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: there are no batches, or no state.
+    """
+    if isinstance(batches, (str, dict)) or not isinstance(batches, Sequence):
+        raise TypeError(
+            f"batches: expected a list or tuple of batches, got {a_or_an(type(batches).__name__)}. "
+            "Write [batch] for one batch."
+        )
+    if not batches:
+        raise ValueError("batches: expected one batch or more, got none. Pass [batch].")
+    given = subject
+    if isinstance(subject, str):
+        subject = imported(subject)
+    step, evaluate, init_state = _parts(subject)
+    if state is None:
+        if init_state is None:
+            raise ValueError(
+                "state: expected the state before the first batch, since the subject is a step "
+                "without init_state, got None. Pass state=..."
+            )
+        state = init_state(seed)
+    return Subject(step, evaluate, init_state, state, tuple(batches), given)
+
+
+def calls_of(
+    subject: Any,
+    batches: Batches,
+    state: Any = None,
+    seed: int = 0,
+    args: tuple[Any, ...] | None = None,
+    *,
+    evaluate: bool = True,
+) -> list[Call]:
+    """Return the calls of a subject: each step of a run, and the evaluation of its first state.
+
+    Args:
+        subject: as for every check.
+        batches: likewise.
+        state: likewise.
+        seed: likewise.
+        args: the arguments of a pure function, which the subject then is.
+        evaluate: add the evaluation, if the subject has one.
+    """
+    if args is not None:
+        if isinstance(subject, str):
+            subject = imported(subject)
+        if not callable(subject):
+            raise TypeError(
+                f"subject: expected a function, since args is given, got "
+                f"{a_or_an(type(subject).__name__)}. Pass batches instead of args."
+            )
+        names = tuple(f"args[{i}]" for i in range(len(args)))
+        return [Call(f"{name_of(subject)}(*args)", subject, tuple(args), names)]
+    whole = subject_of(subject, batches, state, seed)
+    calls, current = [], copied(whole.state)
+    for i, batch in enumerate(whole.batches):
+        label = f"{name_of(whole.step)}(state, batches[{i}])"
+        calls.append(
+            Call(label, whole.step, (current, batch), ("state", "batch"), ("state", "metrics"))
+        )
+        if i + 1 < len(whole.batches):
+            current = whole.stepped(current, batch)[0]
+    if evaluate and whole.evaluate is not None:
+        label = f"{name_of(whole.evaluate)}(state, batches[0])"
+        first = (copied(whole.state), whole.batches[0])
+        calls.append(Call(label, whole.evaluate, first, ("state", "batch")))
+    return calls
+
+
+def outputs_of(output: Any) -> tuple[Any, Any]:
+    """Return state and metrics from the output of a step.
+
+    Raises:
+        TypeError: it is not a pair.
+    """
+    if not isinstance(output, (tuple, list)) or len(output) != 2:
+        raise TypeError(
+            f"subject: expected a step that returns (state, metrics), got "
+            f"{a_or_an(type(output).__name__)}. Return a pair."
+        )
+    return output[0], output[1]
+
+
+def copied(values: Any) -> Any:
+    """Return a tree with copies of its leaves, which share memory if the leaves are one object."""
+    memo: dict[int, Any] = {}
+    leaves, treedef = tree.flatten(values)
+    return tree.unflatten(treedef, [_copied(leaf, memo) for leaf in leaves])
+
+
+def _copied(leaf: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        if id(leaf) not in memo:
+            new = leaf.detach().clone()
+            memo[id(leaf)] = new.requires_grad_() if leaf.requires_grad else new
+        return memo[id(leaf)]
+    try:
+        return copy.deepcopy(leaf, memo)
+    except Exception:  # an open file, a tensor with a graph inside of an object: it is passed itself
+        return leaf
+
+
+def name_of(fn: Any) -> str:
+    """Return the name of a function in messages."""
+    return getattr(fn, "__name__", None) or type(fn).__name__
+
+
+def imported(path: str) -> Any:
+    """Return the object that `module:name` or `path/file.py:name` names.
+
+    Raises:
+        ValueError: the text has no colon.
+        AttributeError: the module has no such name.
+    """
+    module_name, colon, name = path.rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"subject: expected 'module:name' or 'path/file.py:name', got {path!r}. Add the name."
+        )
+    module = _module_at(module_name) if module_name.endswith(".py") else importlib.import_module(
+        module_name
+    )
+    if not hasattr(module, name):
+        raise AttributeError(f"subject: {module_name} has no name {name!r}. Name a global variable.")
+    return getattr(module, name)
+
+
+def _module_at(path: str) -> Any:
+    name = f"_ftrain_testing_{pathlib.Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"subject: expected a Python file, got {path}. Name a file that exists.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _parts(subject: Any) -> tuple[Any, Any, Any]:
+    """Return step, evaluation and initial state of a subject; `None` for what it lacks."""
+    if hasattr(subject, "train_step"):
+        evaluate, init = (getattr(subject, name, None) for name in ("eval_step", "init_state"))
+        return subject.train_step, evaluate, init
+    if isinstance(subject, (tuple, list)) and len(subject) == 3:
+        return subject[1], subject[2], subject[0]
+    if callable(subject):
+        return subject, None, None
+    raise TypeError(
+        f"subject: expected Steps, (init_state, train_step, eval_step) or a step, got "
+        f"{a_or_an(type(subject).__name__)}. Pass ftrain.make_steps(...) or a function "
+        "(state, batch) -> (state, metrics)."
+    )
+
+
+def _renamed(path: str, names: tuple[str, ...]) -> str:
+    """Replace the leading index of a path by a name: `[0]['w']` becomes `state['w']`."""
+    head, _, tail = path.partition("]")
+    place = head.removeprefix("[")
+    if place.isdigit() and int(place) < len(names):
+        return names[int(place)] + tail
+    return path

@@ -1,0 +1,31 @@
+"""Amounts in the rows of reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+
+__all__ = ["amount", "plural"]
+
+
+def amount(values: Any) -> str:
+    """Return the number of leaves of a tree, and of their bytes.
+
+    >>> amount({"w": torch.zeros(3)})
+    '1 leaf, 12 bytes'
+    """
+    leaves = tree.leaves(values)
+    size = sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
+    return f"{plural(len(leaves), 'leaf', 'leaves')}, {size:,} bytes"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "call"), plural(2, "call")
+    ('1 call', '2 calls')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

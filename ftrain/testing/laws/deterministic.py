@@ -1,0 +1,172 @@
+"""Law 2: equal inputs give equal bytes, again in this process and in a new one.
+
+Read next: `fixpoint.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._processes import outputs_in_new_process
+from ftrain.testing.laws._sites import Site, events_of, first_new
+from ftrain.testing.laws._subject import Call, calls_of
+from ftrain.testing.laws._words import amount, plural
+from ftrain.testing.report import LawViolation, Report, Row
+
+__all__ = ["check_deterministic"]
+
+_SEARCHES = 8  # repeated calls, until two of them differ under the mode that records operators
+
+
+def check_deterministic(
+    subject: Any,
+    batches: Sequence[Any] = (),
+    *,
+    state: Any = None,
+    seed: int = 0,
+    args: tuple[Any, ...] | None = None,
+    times: int = 3,
+    fresh_processes: int = 0,
+    threads: Sequence[int] = (),
+) -> Report:
+    """Check law 2: calls with equal inputs return equal bytes.
+
+    Args:
+        subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
+            `(state, batch) -> (state, metrics)`, or a pure function if `args` is given.
+        batches: a list of batches; each one is a step of the run.
+        state: the state before the first batch; default: `init_state(seed)`.
+        seed: of the initial state.
+        args: the arguments of a pure function, instead of batches and a state.
+        times: the number of calls in this process with each input.
+        fresh_processes: the number of new processes that repeat each call, under other hash seeds. The
+            subject must be found there: a global variable of a module that can be imported, an object
+            that can be pickled, or a string `"module:name"` or `"path/file.py:name"`.
+        threads: numbers of threads of torch, each of which must give the same bytes.
+
+    Returns:
+        The report.
+
+    Raises:
+        LawViolation: two calls differ; the message names the leaf, and the first operator whose result
+            differs if it differs again.
+        TypeError: a new process cannot find the subject.
+
+    Example:
+        >>> print(check_deterministic(torch.square, args=(torch.arange(3.0),)).passed)
+        True
+        >>> check_deterministic(torch.rand_like, args=(torch.zeros(3),))
+        Traceback (most recent call last):
+            ...
+        ftrain.testing.report.LawViolation: law "deterministic": two equal calls differ: the output at
+        (0,): expected ..., got ... (... ulps; 3 of 3 elements differ)
+          operator: aten.rand_like.default
+          ...
+    """
+    start = time.perf_counter()
+    calls = calls_of(subject, batches, state, seed, args)
+    rows = []
+    firsts = [_again(call, times) for call in calls]
+    rows.append(Row(f"{times} calls of each", amount(firsts), "same bytes"))
+    for number in threads:
+        for call, first in zip(calls, firsts, strict=True):
+            _under_threads(call, first, number)
+        rows.append(Row(plural(number, "thread"), amount(firsts), "same bytes"))
+    for number in range(fresh_processes):
+        found = outputs_in_new_process(subject, calls, hash_seed=number + 1)
+        for call, first, output in zip(calls, firsts, found, strict=True):
+            difference = first_difference(output, first)
+            if difference is not None:
+                raise _fresh(call, difference)
+        rows.append(Row("a new process", amount(firsts), "same bytes"))
+    return Report("deterministic", True, tuple(rows), time.perf_counter() - start)
+
+
+def _again(call: Call, times: int) -> Any:
+    """Return the outputs of a call; raise if a further call returns others."""
+    first = call()
+    for _ in range(times - 1):
+        difference = first_difference(call(), first)
+        if difference is not None:
+            raise _differs(call, difference)
+    return first
+
+
+def _differs(call: Call, difference: Difference) -> LawViolation:
+    site = _find_operator(call)
+    return LawViolation(
+        "deterministic",
+        f"two equal calls differ: {_at(call, difference)}",
+        difference=difference,
+        operator=None if site is None else site.operator,
+        line=None if site is None else site.where,
+        cause=_cause(site),
+        remedy="Draw random numbers from a key in the state, keep no state outside of it, and call "
+        "torch.use_deterministic_algorithms(True) if the operator sums in parallel.",
+    )
+
+
+def _cause(site: Site | None) -> str:
+    if site is None:
+        return (
+            "the step keeps state outside of its arguments, or an operator depends on the order of its "
+            "threads and gave equal results when the call was repeated."
+        )
+    return "this is the first operator whose result differs between two equal calls."
+
+
+def _find_operator(call: Call) -> Site | None:
+    """Return the first operator whose result differs between repeated calls, if one differs again."""
+    first = events_of(call)
+    for _ in range(_SEARCHES):
+        again = events_of(call)
+        for event, other in zip(again, first, strict=False):
+            if event.outputs != other.outputs:
+                return event.site
+        if len(again) != len(first):
+            return first_new(again, first) or first_new(first, again)
+    return None
+
+
+def _under_threads(call: Call, first: Any, number: int) -> None:
+    before = torch.get_num_threads()
+    own = events_of(call)
+    torch.set_num_threads(number)
+    try:
+        difference = first_difference(call(), first)
+        if difference is None:
+            return
+        site = first_new(events_of(call), own)
+    finally:
+        torch.set_num_threads(before)
+    raise LawViolation(
+        "deterministic",
+        f"{number} threads give other bits than {before}: {_at(call, difference)}",
+        difference=difference,
+        operator=None if site is None else site.operator,
+        line=None if site is None else site.where,
+        cause="an operator cuts its sum into as many parts as there are threads.",
+        remedy=f"Fix the number of threads of all runs that are compared: torch.set_num_threads({before}).",
+    )
+
+
+def _fresh(call: Call, difference: Difference) -> LawViolation:
+    return LawViolation(
+        "deterministic",
+        f"a new process gives other bits: {_at(call, difference)}",
+        difference=difference,
+        cause=f"{call.label} depends on something that differs between processes: hash() of a string, the "
+        "order of a set, the time, an address in memory, or state that earlier calls have left.",
+        remedy="Sort what is iterated, and compute everything from the arguments.",
+    )
+
+
+def _at(call: Call, difference: Difference) -> str:
+    """Return a difference of the outputs with the name of the output in its path."""
+    where = difference.path or "the tree"
+    return str(difference).replace(where, call.output_path(difference.path), 1)

@@ -1,0 +1,209 @@
+"""Law 1: a call changes neither its inputs nor anything outside, and its outputs are new memory.
+
+Read next: `deterministic.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.testing._world import changes, world
+from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._held import Held, memory_of, roots_of
+from ftrain.testing.laws._sites import find_write
+from ftrain.testing.laws._subject import Call, calls_of, copied
+from ftrain.testing.laws._words import amount, plural
+from ftrain.testing.report import LawViolation, Report, Row
+
+__all__ = ["check_pure"]
+
+_REMEDIES = {
+    "random state": "Draw from a key that is part of the state: ftrain.random, or a torch.Generator "
+    "that the step makes from it.",
+    "grad mode": "Write `with torch.enable_grad():` or `torch.no_grad()` around the lines that need it.",
+    "autocast": "Write `with torch.autocast(...):` around the lines that need it.",
+}
+_SETTING = "Set it once before training, outside of the step, or restore it in a finally clause."
+
+
+def check_pure(
+    subject: Any,
+    batches: Sequence[Any] = (),
+    *,
+    state: Any = None,
+    seed: int = 0,
+    args: tuple[Any, ...] | None = None,
+    model: Any = None,
+) -> Report:
+    """Check law 1: no input and no global state changes, and no output shares memory with an input.
+
+    The global state is the random states of torch, NumPy and Python, and torch's modes and settings. All
+    objects that the function holds are compared too: its closure, the global variables that it reads,
+    modules with their tensors, gradients, attributes and hooks. They are restored after each call.
+
+    Args:
+        subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
+            `(state, batch) -> (state, metrics)`, or a pure function if `args` is given. A string
+            `"module:name"` names one.
+        batches: a list of batches; each one is a step of the run.
+        state: the state before the first batch; default: `init_state(seed)`.
+        seed: of the initial state.
+        args: the arguments of a pure function, instead of batches and a state.
+        model: a module or other object that the function reads, whose name the messages give.
+
+    Returns:
+        The report.
+
+    Raises:
+        LawViolation: the law is violated; the message names the leaf, the operator and the line.
+
+    Example:
+        >>> print(check_pure(lambda x: x + 1, args=(torch.zeros(3),)).passed)
+        True
+        >>> check_pure(lambda x: x.add_(1), args=(torch.zeros(3),))
+        Traceback (most recent call last):
+            ...
+        ftrain.testing.report.LawViolation: law "pure": an input changed: args[0] at (0,): expected 0.0,
+        got 1.0 (... ulps; 3 of 3 elements differ)
+          operator: aten.add_.Tensor
+          cause: an operator in <lambda>(*args) writes into its input.
+          remedy: Write the result into a new tensor: `x = x + y` instead of `x += y`, ...
+    """
+    start = time.perf_counter()
+    calls = calls_of(subject, batches, state, seed, args)
+    sizes = [_check(call, model) for call in calls]
+    rows = (
+        Row("calls", plural(len(calls), "call"), "no global state changed"),
+        Row("inputs", amount([call.args for call in calls]), "same bytes"),
+        Row("objects held", plural(max(sizes), "object"), "unchanged"),
+        Row("outputs", plural(len(calls), "call"), "new memory"),
+    )
+    return Report("pure", True, rows, time.perf_counter() - start)
+
+
+def _check(call: Call, model: Any) -> int:
+    """Raise unless the law holds for one call; return the number of objects that were compared."""
+    args, before = copied(call.args), copied(call.args)
+    models = Held(model)
+    others = Held(*roots_of(call.fn), *_objects(args), follow_globals=True)
+    around = world()
+    try:
+        out = call.run(args)
+        difference = first_difference(args, before)
+        if difference is not None:
+            raise _input_changed(call, difference)
+        for what in changes(around):
+            raise _world_changed(call, what)
+        _check_held(call, models, "of the model" if model is not None else "")
+        _check_held(call, others, "that the function holds")
+    finally:
+        for held in (models, others):
+            held.restore()
+            held.restore_tensors()
+    _check_memory(call, args, out, {**models.tensors}, {**others.tensors})
+    return len(models) + len(others)
+
+
+def _objects(args: Any) -> list[Any]:
+    return [leaf for leaf in tree.leaves(args) if not isinstance(leaf, torch.Tensor)]
+
+
+def _input_changed(call: Call, difference: Difference) -> LawViolation:
+    site = None
+    if difference.index is not None:
+        place = tree.paths(call.args).index(difference.path)
+        site = find_write(call, lambda args: tree.leaves(args)[place])
+    cause = f"an operator in {call.label} writes into its input."
+    if site is None:
+        cause = f"{call.label} changes a container or an object of its input."
+    return LawViolation(
+        "pure",
+        f"an input changed: {_at(call, difference)}",
+        difference=difference,
+        operator=None if site is None else site.operator,
+        line=None if site is None else site.where,
+        cause=cause,
+        remedy="Write the result into a new tensor: `x = x + y` instead of `x += y`, "
+        "`{**state, 'x': x}` instead of `state['x'] = x`.",
+    )
+
+
+def _at(call: Call, difference: Difference) -> str:
+    return str(difference).replace(difference.path, call.path(difference.path), 1)
+
+
+def _world_changed(call: Call, what: str) -> LawViolation:
+    remedy = next((text for name, text in _REMEDIES.items() if what.startswith(name)), _SETTING)
+    return LawViolation(
+        "pure",
+        f"the call changed the {what}",
+        cause=f"{call.label} draws from a global generator."
+        if what.startswith("random state")
+        else f"{call.label} changes a setting of the whole process and does not restore it.",
+        remedy=remedy,
+    )
+
+
+def _check_held(call: Call, held: Held, whose: str) -> None:
+    for path in held.restore():
+        if path.startswith("!"):
+            raise LawViolation("pure", path[1:], cause=f"{call.label} advances it.", remedy=_STATE)
+        changed = f"{path} {whose}".strip() if path else f"{whose.removeprefix('of ')} itself"
+        raise LawViolation(
+            "pure", f"the call changed {changed}", cause=_KEPT.format(call.label), remedy=_STATE
+        )
+    found = held.changed_tensor()
+    if found is not None:
+        name, difference = found
+        tensor = held.tensors[name]
+        held.restore_tensors()
+        site = find_write(call, lambda args: tensor)
+        raise LawViolation(
+            "pure",
+            f"a tensor {whose} changed: [{name!r}]{difference}".replace("the tree", ""),
+            difference=difference,
+            operator=None if site is None else site.operator,
+            line=None if site is None else site.where,
+            cause=_KEPT.format(call.label),
+            remedy=_STATE,
+        )
+    grad = held.changed_grad()
+    if grad is not None:
+        raise LawViolation(
+            "pure",
+            f"the call changed the gradient of {grad} {whose}",
+            cause=f"{call.label} calls backward(), which adds to the .grad of each parameter, or sets "
+            "requires_grad.",
+            remedy="Take gradients with torch.autograd.grad or ftrain.value_and_grad, which return them.",
+        )
+
+
+_KEPT = "{} keeps state outside of its arguments, so its next call computes something else."
+_STATE = "Make it a part of the state: read it from the argument `state`, return it in the new state."
+
+
+def _check_memory(
+    call: Call,
+    args: tuple[Any, ...],
+    out: Any,
+    of_model: dict[str, torch.Tensor],
+    of_function: dict[str, torch.Tensor],
+) -> None:
+    owners = {p: f"input {call.path(path)}" for p, path in memory_of(list(args)).items()}
+    for tensors, whose in ((of_function, "that the function holds"), (of_model, "of the model")):
+        for name, tensor in tensors.items():
+            if tensor.numel():
+                owners[tensor.untyped_storage().data_ptr()] = f"{name} {whose}"
+    for pointer, path in memory_of(out).items():
+        if pointer in owners:
+            raise LawViolation(
+                "pure",
+                f"output {path} shares memory with {owners[pointer]}",
+                cause=f"{call.label} returns a tensor that it was given, or a view of it.",
+                remedy=f"Return a copy: write .clone() at {call.output_path(path)}.",
+            )
