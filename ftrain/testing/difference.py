@@ -50,20 +50,25 @@ class Difference:
     total: int
     kind: Kind = "values"
 
+    @property
+    def detail(self) -> str:
+        """Return the difference in one line, without the path of the leaf."""
+        if self.kind == "structure":
+            return f"expected {self.expected}, got {self.got}"
+        if self.kind != "values":
+            return f"expected {self.kind} {self.expected}, got {self.got}"
+        values = f"expected {_brief(self.expected)}, got {_brief(self.got)}"
+        if self.index is None:
+            return values
+        apart = "" if self.ulps is None else f"{self.ulps} ulp{'s' * (self.ulps != 1)}; "
+        return f"{values} ({apart}{self.count} of {self.total} elements differ)"
+
     def __str__(self) -> str:
         """Return the difference in one line."""
         if self.kind == "structure":
-            return f"at {self.path or 'the root'}: expected {self.expected}, got {self.got}"
-        where = self.path or "the tree"
-        if self.kind != "values":
-            return f"{where}: expected {self.kind} {self.expected}, got {self.got}"
-        if self.index is None:
-            return f"{where}: expected {_brief(self.expected)}, got {_brief(self.got)}"
-        apart = "" if self.ulps is None else f"{self.ulps} ulp{'s' * (self.ulps != 1)}; "
-        return (
-            f"{where} at {self.index}: expected {_brief(self.expected)}, got {_brief(self.got)} "
-            f"({apart}{self.count} of {self.total} elements differ)"
-        )
+            return f"at {self.path or 'the root'}: {self.detail}"
+        at = "" if self.index is None else f" at {self.index}"
+        return f"{self.path or 'the tree'}{at}: {self.detail}"
 
 
 def first_difference(got: Any, expected: Any) -> Difference | None:
@@ -82,9 +87,7 @@ def first_difference(got: Any, expected: Any) -> Difference | None:
     """
     if tree.structure(got) != tree.structure(expected):
         return _structural(got, expected)
-    for path, a, b in zip(
-        tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True
-    ):
+    for path, a, b in zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True):
         difference = _of_leaves(path, a, b)
         if difference is not None:
             return difference
@@ -133,8 +136,10 @@ def _of_leaves(path: str, a: Any, b: Any) -> Difference | None:
 def dense(x: torch.Tensor) -> torch.Tensor:
     """Return a copy of a tensor on the host, row-major."""
     plain = x.detach().cpu().resolve_conj().resolve_neg()
-    return plain.to_dense() if plain.layout != torch.strided else plain.clone(
-        memory_format=torch.contiguous_format
+    return (
+        plain.to_dense()
+        if plain.layout != torch.strided
+        else plain.clone(memory_format=torch.contiguous_format)
     )
 
 
@@ -179,7 +184,11 @@ def _brief(value: Any) -> str:
     """Format a number with the digits that its dtype has, and another value in one short line."""
     if isinstance(value, float):
         short = float(f"{value:.9g}")
-        return repr(short) if np.float32(short) == np.float32(value) and _is_single(value) else repr(value)
+        return (
+            repr(short)
+            if np.float32(short) == np.float32(value) and _is_single(value)
+            else repr(value)
+        )
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 

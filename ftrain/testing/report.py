@@ -143,6 +143,18 @@ class LawViolation(AssertionError):
         self.reports: Reports | None = None
         super().__init__(self._message())
 
+    def under(self, law: str) -> LawViolation:
+        """Return the same violation of another law, which includes this one."""
+        return LawViolation(
+            law,
+            self.summary,
+            difference=self.difference,
+            operator=self.operator,
+            line=self.line,
+            cause=self.cause,
+            remedy=self.remedy,
+        )
+
     def _message(self) -> str:
         parts = [f'law "{self.law}": {self.summary}']
         labelled = {

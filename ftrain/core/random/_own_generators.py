@@ -23,7 +23,7 @@ from torch import nn
 
 from ftrain.core._user_line import is_foreign
 
-__all__ = ["reachable", "set_state", "state_of"]
+__all__ = ["GLOBAL", "reachable", "set_state", "state_of"]
 
 Generator = np.random.Generator | np.random.RandomState | random.Random
 _KINDS = (np.random.Generator, np.random.RandomState, random.Random)
@@ -46,7 +46,7 @@ def reachable(*roots: Any) -> tuple[Generator, ...]:
             continue
         seen[id(value)] = value
         if isinstance(value, _KINDS):
-            if not any(value is one for one in _GLOBAL):
+            if not any(value is one for one in GLOBAL):
                 found[id(value)] = value
         else:
             todo += _parts(value)
@@ -77,7 +77,7 @@ def set_state(generator: Generator, state: bytes) -> None:
             generator.setstate(value)
 
 
-_GLOBAL: tuple[Any, ...] = (
+GLOBAL: tuple[Any, ...] = (
     np.random.mtrand._rand,  # behind np.random.rand
     random._inst,  # behind random.random
 )

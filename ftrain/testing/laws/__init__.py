@@ -17,7 +17,6 @@ from ftrain.testing.laws.assertions import (
     assert_fixpoint,
     assert_pure,
     assert_resumes,
-    assert_rows_close,
     assert_skips,
     assert_vmap_rows,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "assert_fixpoint",
     "assert_pure",
     "assert_resumes",
-    "assert_rows_close",
     "assert_skips",
     "assert_vmap_rows",
     "check_accumulation",

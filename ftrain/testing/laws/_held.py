@@ -13,6 +13,7 @@ from ftrain.core import tree
 from ftrain.core._owned import Owned
 from ftrain.core._reach import spell
 from ftrain.core.compile import Compiled
+from ftrain.core.random._own_generators import GLOBAL
 from ftrain.core.random._watch import Watch
 from ftrain.core.step import TrainStep
 from ftrain.testing.difference import Difference, first_difference
@@ -20,6 +21,7 @@ from ftrain.testing.difference import Difference, first_difference
 __all__ = ["Held", "roots_of"]
 
 _MOST = 50_000  # objects; further ones are ignored
+_GLOBAL = (torch.default_generator, *GLOBAL)
 
 
 class _Tensor(NamedTuple):
@@ -51,6 +53,12 @@ class Held:
             )
             for name, t in self.tensors.items()
         }
+
+    @property
+    def generators(self) -> list[tuple[str, Any]]:
+        """Return name and object of each random generator among the objects, global ones excluded."""
+        own = [g for g in self._owned.found.generators if not any(g is one for one in _GLOBAL)]
+        return [(self._owned.path(g) or "the generator", g) for g in own]
 
     def __len__(self) -> int:
         return len(self._owned.found.paths)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ftrain.testing.laws._subject import Call, name_of
+from ftrain.testing.laws._subject import Call, name_of, parts_of
 
 __all__ = ["Job", "in_new_process", "outputs_in_new_process", "reference_to"]
 
@@ -133,13 +133,11 @@ def _part(call: Call) -> str:
 
 def _call(subject: Any, payload: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
     """Return the outputs of calls, in the new process."""
-    from ftrain.testing.laws._subject import Call, _parts
-
     found = []
     for part, args in payload:
         fn = subject
         if part:
-            step, evaluate, _ = _parts(subject)
+            step, evaluate, _ = parts_of(subject)
             fn = step if part == "train_step" else evaluate
         found.append(Call("", fn, args, ())())
     return found

@@ -25,7 +25,7 @@ from ftrain.core._user_line import is_foreign
 from ftrain.testing.difference import dense
 from ftrain.testing.laws._subject import Call, copied
 
-__all__ = ["Event", "Site", "events_of", "first_new", "find_write", "running_site"]
+__all__ = ["Event", "Site", "events_of", "find_write", "first_new", "running_site"]
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _TESTING = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -61,9 +61,9 @@ class Event(NamedTuple):
 
 def events_of(call: Call) -> list[Event]:
     """Return the operators of a call in order, with digests of their outputs."""
-    mode = _Recorder()
+    args, mode = copied(call.args), _Recorder()
     with mode:
-        call()
+        call.run(args)
     return mode.events
 
 
@@ -76,7 +76,9 @@ def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
     return None
 
 
-def find_write(call: Call, watched: Callable[[tuple[Any, ...]], torch.Tensor | None]) -> Site | None:
+def find_write(
+    call: Call, watched: Callable[[tuple[Any, ...]], torch.Tensor | None]
+) -> Site | None:
     """Repeat a call; return the operator that changes a tensor, or `None` if no operator does.
 
     Args:
@@ -101,7 +103,7 @@ def running_site(operator: Any) -> Site:
     frame, module, root = _user_frame(sys._getframe(1)), None, None
     walk: FrameType | None = sys._getframe(1)
     while walk is not None and walk.f_code is not _CALL:
-        if walk.f_code.co_name == "forward" or walk.f_code.co_name == "_call_impl":
+        if walk.f_code.co_name in ("forward", "_call_impl"):
             of = walk.f_locals.get("self")
             if isinstance(of, nn.Module):
                 module, root = module or of, of

@@ -21,9 +21,13 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 
-__all__ = ["Call", "Subject", "calls_of", "copied", "subject_of"]
+__all__ = ["Call", "InapplicableError", "Subject", "calls_of", "copied", "parts_of", "subject_of"]
 
 Batches = Sequence[Any]
+
+
+class InapplicableError(ValueError):
+    """Error for a law that a subject cannot be checked for; `check_all` reports it and goes on."""
 
 
 class Call(NamedTuple):
@@ -70,7 +74,6 @@ class Subject:
         init_state: `(seed) -> state`; `None` likewise.
         state: the state before the first batch.
         batches: the batches.
-        given: the argument `subject` of the check.
     """
 
     step: Callable[[Any, Any], tuple[Any, Any]]
@@ -78,7 +81,6 @@ class Subject:
     init_state: Callable[[int], Any] | None
     state: Any
     batches: tuple[Any, ...]
-    given: Any
 
     def states(self) -> list[Any]:
         """Return the states before each batch, and after the last."""
@@ -106,10 +108,9 @@ def subject_of(subject: Any, batches: Batches, state: Any = None, seed: int = 0)
         )
     if not batches:
         raise ValueError("batches: expected one batch or more, got none. Pass [batch].")
-    given = subject
     if isinstance(subject, str):
         subject = imported(subject)
-    step, evaluate, init_state = _parts(subject)
+    step, evaluate, init_state = parts_of(subject)
     if state is None:
         if init_state is None:
             raise ValueError(
@@ -117,7 +118,7 @@ def subject_of(subject: Any, batches: Batches, state: Any = None, seed: int = 0)
                 "without init_state, got None. Pass state=..."
             )
         state = init_state(seed)
-    return Subject(step, evaluate, init_state, state, tuple(batches), given)
+    return Subject(step, evaluate, init_state, state, tuple(batches))
 
 
 def calls_of(
@@ -194,7 +195,9 @@ def _copied(leaf: Any, memo: dict[int, Any]) -> Any:
         return memo[id(leaf)]
     try:
         return copy.deepcopy(leaf, memo)
-    except Exception:  # an open file, a tensor with a graph inside of an object: it is passed itself
+    except (
+        Exception
+    ):  # an open file, a tensor with a graph inside of an object: it is passed itself
         return leaf
 
 
@@ -215,11 +218,15 @@ def imported(path: str) -> Any:
         raise ValueError(
             f"subject: expected 'module:name' or 'path/file.py:name', got {path!r}. Add the name."
         )
-    module = _module_at(module_name) if module_name.endswith(".py") else importlib.import_module(
-        module_name
+    module = (
+        _module_at(module_name)
+        if module_name.endswith(".py")
+        else importlib.import_module(module_name)
     )
     if not hasattr(module, name):
-        raise AttributeError(f"subject: {module_name} has no name {name!r}. Name a global variable.")
+        raise AttributeError(
+            f"subject: {module_name} has no name {name!r}. Name a global variable."
+        )
     return getattr(module, name)
 
 
@@ -234,7 +241,7 @@ def _module_at(path: str) -> Any:
     return module
 
 
-def _parts(subject: Any) -> tuple[Any, Any, Any]:
+def parts_of(subject: Any) -> tuple[Any, Any, Any]:
     """Return step, evaluation and initial state of a subject; `None` for what it lacks."""
     if hasattr(subject, "train_step"):
         evaluate, init = (getattr(subject, name, None) for name in ("eval_step", "init_state"))

@@ -1,21 +1,26 @@
-"""Assertions of the laws that a training step obeys, one per law.
+"""Assertions with one step and one batch: short names of the checks.
 
 Each takes a step `(state, batch) -> (state, metrics)`, compiled or not, ftrain's or your own, and raises
-an `AssertionError` that names what broke and where.
+an `AssertionError` with one line. The checks say more: operator, line, cause and remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-
 from ftrain.core import tree
-from ftrain.core._owned import Owned
-from ftrain.core._reach import spell
-from ftrain.testing._world import changes, world
-from ftrain.testing.compare import assert_same_bits, describe_difference
+from ftrain.testing.compare import describe_difference
+from ftrain.testing.laws._subject import copied
+from ftrain.testing.laws.deterministic import check_deterministic
+from ftrain.testing.laws.evaluation import check_evaluation
+from ftrain.testing.laws.fixpoint import check_fixpoint
+from ftrain.testing.laws.pure import check_pure
+from ftrain.testing.laws.resume import check_resume
+from ftrain.testing.laws.skip import require_kept
+from ftrain.testing.laws.vmap import check_vmap
+from ftrain.testing.report import LawViolation
 
 __all__ = [
     "assert_deterministic",
@@ -23,12 +28,20 @@ __all__ = [
     "assert_fixpoint",
     "assert_pure",
     "assert_resumes",
-    "assert_rows_close",
     "assert_skips",
     "assert_vmap_rows",
 ]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@contextlib.contextmanager
+def _brief() -> Iterator[None]:
+    """Raise an `AssertionError` with the summary of a violation."""
+    try:
+        yield
+    except LawViolation as violation:
+        raise AssertionError(violation.summary) from violation
 
 
 def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
@@ -42,64 +55,32 @@ def assert_pure(fn: Callable[..., Any], *args: Any, model: Any = None) -> None:
         model: a module or other object that `fn` reads. It must keep its attributes, its hooks and
             all objects that it holds: nested containers, instances, the data of its classes.
 
+    >>> import torch
     >>> assert_pure(lambda x: x + 1, torch.zeros(3))
     >>> assert_pure(lambda x: x.add_(1), torch.zeros(3))
     Traceback (most recent call last):
         ...
-    AssertionError: an input changed: [0]: 3 of 3 elements, first at (0,): 1.0 against 0.0
+    AssertionError: an input changed: args[0] at (0,): expected 0.0, got 1.0 (... 3 of 3 elements differ)
     >>> counts = {"calls": [0]}
     >>> assert_pure(lambda: counts["calls"].append(1), model=counts)
     Traceback (most recent call last):
         ...
     AssertionError: the call changed ['calls'] of the model
     """
-    before = tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, args)
-    owned = Owned([("", model)])
-    tensors = {spell(path): t for path, t in owned.found.tensors if not t.is_meta}
-    held = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    around = world()
-    out = fn(*args)
-    inputs = [x for x in tree.leaves(args) if isinstance(x, torch.Tensor)]
-    kept = [x for x in tree.leaves(before) if isinstance(x, torch.Tensor)]
-    assert_same_bits(inputs, kept, "an input changed")
-    for what in changes(around):
-        raise AssertionError(f"the call changed the {what}")
-    changed, unrestored = owned.restore()
-    for change in changed:
-        where = owned.path(change.node)
-        changed_part = f"{where} of the model" if where else "the model itself"
-        raise AssertionError(f"the call changed {changed_part}")
-    for refusal in unrestored:
-        raise AssertionError(refusal)
-    assert_same_bits(tensors, held, "a tensor of the model changed")
-    memory: dict[int, str] = {}
-    for path, leaf in zip(tree.paths(args), tree.leaves(args), strict=True):
-        if isinstance(leaf, torch.Tensor) and leaf.numel():
-            memory[leaf.untyped_storage().data_ptr()] = f"input {path}"
-    for name, tensor in tensors.items():
-        if tensor.numel():
-            memory[tensor.untyped_storage().data_ptr()] = f"{name} of the model"
-    for path, leaf in zip(tree.paths(out), tree.leaves(out), strict=True):
-        if isinstance(leaf, torch.Tensor) and leaf.numel():
-            owner = memory.get(leaf.untyped_storage().data_ptr())
-            assert owner is None, f"output {path} shares memory with {owner}"
+    with _brief():
+        check_pure(fn, args=args, model=model)
 
 
 def assert_deterministic(fn: Callable[..., Any], *args: Any, times: int = 2) -> None:
     """Raise unless law 2 holds: calls with equal input bytes return equal output bytes."""
-    first = fn(*args)
-    for _ in range(times - 1):
-        assert_same_bits(fn(*args), first, "two equal calls differ")
+    with _brief():
+        check_deterministic(fn, args=args, times=times)
 
 
 def assert_fixpoint(step: Step, state: Any, batch: Any) -> None:
     """Raise unless law 3 holds: the state keeps its structure, shapes, dtypes, devices and strides."""
-    was = _layout(state)
-    new_state, _ = step(state, batch)
-    now = _layout(new_state)
-    assert was.keys() == now.keys(), f"leaves differ: {sorted(was.keys() ^ now.keys())}"
-    for path, layout in was.items():
-        assert layout == now[path], f"state{path} was {layout}, is {now[path]}"
+    with _brief():
+        check_fixpoint(step, [batch], state=state, compiled=False)
 
 
 def assert_skips(
@@ -120,6 +101,7 @@ def assert_skips(
         free: fields of the state that may change.
 
     Example:
+        >>> import torch
         >>> def step(state, batch):
         ...     ok = torch.isfinite(batch).all()
         ...     w = torch.where(ok, state["w"] - batch, state["w"])
@@ -127,36 +109,25 @@ def assert_skips(
         >>> state = {"w": torch.zeros(2), "key": torch.tensor(0)}
         >>> assert_skips(step, state, torch.tensor([torch.nan, 1.0]), moving=["key"])
     """
-    kept = tree.map(torch.clone, state)
+    kept = copied(state)
     new_state, metrics = step(state, poisoned_batch)
     assert "skipped" in metrics, f"the step reports no metric 'skipped'; it has {[*metrics]}"
-    assert int(metrics["skipped"]) == 1, "the step was not skipped"
-    difference = tree.first_difference(kept, new_state)
-    assert difference is None, f"a skipped step changed the state: {difference}"
+    with _brief():
+        require_kept(kept, new_state, metrics, free=(*free, *moving))
     before, after = tree.one_level(kept), tree.one_level(new_state)
-    if not before:  # a tensor by itself
-        assert_same_bits(new_state, kept, "a skipped step changed the state")
     for path, was in before.items():
-        name = path.strip(".[]'")
-        if name in moving:
+        if path.strip(".[]'") in moving:
             changed = describe_difference(after[path], was)
             assert changed is not None, f"a skipped step must change state{path}, but kept it"
-        elif name not in free:
-            assert_same_bits(after[path], was, f"a skipped step changed the state at {path}")
 
 
 def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:
-    """Raise unless law 7 holds: a run resumed from the state's bytes computes the same bits.
+    """Raise unless law 7 holds: a run resumed from a checkpoint computes the same bits.
 
-    Each leaf passes through numpy and comes back in fresh memory, as from a checkpoint.
+    Each state passes through `ftrain.checkpoint`, and comes back in fresh memory.
     """
-    for i, batch in enumerate(batches):
-        reloaded = tree.map(_through_bytes, state)
-        assert_same_bits(reloaded, state, f"reloading before step {i} changed the state")
-        resumed, resumed_metrics = step(reloaded, batch)
-        state, metrics = step(state, batch)
-        assert_same_bits(resumed, state, f"resuming before step {i} gave another state")
-        assert_same_bits(resumed_metrics, metrics, f"resuming before step {i} gave other metrics")
+    with _brief():
+        check_resume(step, list(batches), state=state)
 
 
 def assert_vmap_rows(
@@ -172,60 +143,15 @@ def assert_vmap_rows(
             another order than a single one); 0 requires the same bits.
         compile: applied to the vmapped step; `ftrain.compile`, say.
     """
-    stacked = tree.map(lambda *leaves: torch.stack(leaves), *states)
-    vmapped = torch.vmap(step, in_dims=(0, None))
-    together, _ = (compile(vmapped) if compile else vmapped)(stacked, batch)
-    for i, state in enumerate(states):
-        alone, _ = step(state, batch)
-        row = tree.map(lambda leaf, i=i: leaf[i], together)
-        assert_rows_close(
-            row,
-            alone,
-            relative,
-            f"row {i} of the vmapped step differs from the step of that row alone",
+    with _brief():
+        check_vmap(
+            step, [batch], state=states[0], states=states, relative=relative, compile=compile
         )
-
-
-def assert_rows_close(found: Any, expected: Any, relative: float, message: str) -> None:
-    """Raise unless each float leaf agrees within `relative` in norm, each other leaf in bytes."""
-    if relative == 0.0:
-        assert_same_bits(found, expected, message)
-        return
-    for path, a, b in zip(
-        tree.paths(found), tree.leaves(found), tree.leaves(expected), strict=True
-    ):
-        if not a.is_floating_point():
-            assert_same_bits(a, b, f"{message}: {path}")
-            continue
-        apart = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
-        assert float(apart) <= relative, f"{message}: {path} is {float(apart):.3g} apart"
 
 
 def assert_evaluation_is_pure(
     step: Step, evaluate: Callable[[Any, Any], Any], state: Any, batch: Any
 ) -> None:
     """Raise unless law 10 holds: evaluations between steps do not change a run."""
-    plain, _ = step(state, batch)
-    assert_pure(evaluate, state, batch)
-    evaluate(state, batch)
-    watched, _ = step(state, batch)
-    assert_same_bits(watched, plain, "evaluation changed training")
-
-
-def _layout(state: Any) -> dict[str, tuple[Any, ...]]:
-    return {
-        path: (tuple(leaf.shape), leaf.dtype, leaf.device, leaf.stride())
-        for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True)
-    }
-
-
-def _through_bytes(leaf: torch.Tensor) -> torch.Tensor:
-    plain = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
-    flat = plain.reshape(-1).view(torch.uint8)
-    payload = flat.numpy().tobytes()
-    fresh = torch.empty_like(leaf)
-    if payload:
-        # reshape: a 0-d tensor cannot be viewed in a dtype of another size.
-        loaded = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        fresh.copy_(loaded.view(leaf.dtype).reshape(leaf.shape))
-    return fresh
+    with _brief():
+        check_evaluation(step, [batch], state=state, evaluate=evaluate)

@@ -151,7 +151,8 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
         operator=None if site is None else site.operator,
         line=None if site is None else site.where,
         cause="an operator cuts its sum into as many parts as there are threads.",
-        remedy=f"Fix the number of threads of all runs that are compared: torch.set_num_threads({before}).",
+        remedy="Fix the number of threads of all runs that are compared: "
+        f"torch.set_num_threads({before}).",
     )
 
 
@@ -160,8 +161,8 @@ def _fresh(call: Call, difference: Difference) -> LawViolation:
         "deterministic",
         f"a new process gives other bits: {_at(call, difference)}",
         difference=difference,
-        cause=f"{call.label} depends on something that differs between processes: hash() of a string, the "
-        "order of a set, the time, an address in memory, or state that earlier calls have left.",
+        cause=f"{call.label} depends on something that differs between processes: hash() of a string, "
+        "the order of a set, the time, an address in memory, or state that earlier calls have left.",
         remedy="Sort what is iterated, and compute everything from the arguments.",
     )
 

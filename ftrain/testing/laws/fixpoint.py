@@ -35,8 +35,8 @@ def check_fixpoint(
 ) -> Report:
     """Check law 3: the state keeps its structure, shapes, dtypes, devices and strides.
 
-    Every leaf must be a tensor that requires no gradient. Then one compiled program serves all batches of
-    one kind, which is checked too: the step is traced as one graph.
+    Every leaf must be a tensor that requires no gradient. Then one compiled program serves all batches
+    of one kind, which is checked too: the step is traced as one graph.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step
@@ -136,7 +136,8 @@ def _compare(now: Layout, was: Layout, step: int) -> None:
                 cause, remedy = _CAUSES[name]
                 raise LawViolation(
                     "fixpoint",
-                    f"state{path} after step {step} has another {name}: expected {expected}, got {value}",
+                    f"state{path} after step {step} has another {name}: "
+                    f"expected {expected}, got {value}",
                     difference=Difference(path, None, value, expected, None, 0, 0, "structure"),
                     cause=cause,
                     remedy=remedy,

@@ -179,12 +179,14 @@ def _check_held(call: Call, held: Held, whose: str) -> None:
             f"the call changed the gradient of {grad} {whose}",
             cause=f"{call.label} calls backward(), which adds to the .grad of each parameter, or sets "
             "requires_grad.",
-            remedy="Take gradients with torch.autograd.grad or ftrain.value_and_grad, which return them.",
+            remedy="Take gradients with torch.autograd.grad or ftrain.value_and_grad.",
         )
 
 
 _KEPT = "{} keeps state outside of its arguments, so its next call computes something else."
-_STATE = "Make it a part of the state: read it from the argument `state`, return it in the new state."
+_STATE = (
+    "Make it a part of the state: read it from the argument `state`, return it in the new state."
+)
 
 
 def _check_memory(

@@ -1,8 +1,187 @@
-"""Stub."""
+"""Law 6: a step with non-finite gradients changes nothing but the loss scale and the key.
 
+Read next: `resume.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 
-def check_skip(subject, batches, *, state=None, seed=0, poison=None, moving=("rng", "key"), free=("scaler",)) -> Any:  # type: ignore
-    """Stub."""
-    raise NotImplementedError
+from ftrain.core import tree
+from ftrain.core.state import TrainState
+from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._exact import is_float
+from ftrain.testing.laws._subject import InapplicableError, Subject, copied, name_of, subject_of
+from ftrain.testing.laws._words import amount
+from ftrain.testing.report import LawViolation, Report, Row
+
+__all__ = ["check_skip", "poisoned", "require_kept"]
+
+Poison = Callable[[Any], Any]
+
+
+def check_skip(
+    subject: Any,
+    batches: Sequence[Any],
+    *,
+    state: Any = None,
+    seed: int = 0,
+    poison: Poison | None = None,
+    free: Sequence[str] = ("rng", "key", "scaler", "skipped"),
+) -> Report:
+    """Check law 6: a step with non-finite gradients keeps the state, apart from a few fields.
+
+    Args:
+        subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step
+            `(state, batch) -> (state, metrics)`.
+        batches: a list of batches. All are steps of the run; then the last one is poisoned.
+        state: the state before the first batch; default: `init_state(seed)`.
+        seed: of the initial state.
+        poison: `(batch) -> batch` whose gradients are not finite; default: every float of the batch
+            becomes NaN; if it has none, an infinity is put into the parameters of a `TrainState`.
+        free: the fields of the state that may change: key, loss scale, count of skipped steps. A path,
+            such as `".extras['count']"`, names a field inside of another.
+
+    Returns:
+        The report.
+
+    Raises:
+        LawViolation: the state changes, or the metric `skipped`, if there is one, is not 1.
+        ValueError: the batch cannot be poisoned, or its poison leaves all results finite.
+
+    Example:
+        >>> def step(state, batch):
+        ...     good = torch.isfinite(batch).all()
+        ...     w = torch.where(good, state["w"] - batch, state["w"])
+        ...     return {"w": w, "count": state["count"] + 1}, {"skipped": ~good}
+        >>> state = {"w": torch.zeros(2), "count": torch.tensor(0)}
+        >>> print(check_skip(step, [torch.ones(2)], state=state, free=["count"]).passed)
+        True
+        >>> check_skip(step, [torch.ones(2)], state=state)
+        Traceback (most recent call last):
+            ...
+        ftrain.testing.report.LawViolation: law "skip": a skipped step changed the state at
+        ['count']: expected 1, got 2 (1 of 1 elements differ)
+          cause: ...
+    """
+    start = time.perf_counter()
+    whole = subject_of(subject, batches, state, seed)
+    before = whole.states()[-1]
+    before, batch = poisoned(before, whole.batches[-1], poison)
+    after, metrics = whole.stepped(before, batch)
+    _require_poison(whole, after, metrics)
+    row = require_kept(before, after, metrics, free=free)
+    rows = (Row("state after a poisoned step", amount(before), "same bytes"), row)
+    return Report("skip", True, rows, time.perf_counter() - start)
+
+
+def poisoned(state: Any, batch: Any, poison: Poison | None = None) -> tuple[Any, Any]:
+    """Return copies of state and batch with which the gradients are not finite.
+
+    Raises:
+        ValueError: the batch has no floats, and the state is not a `TrainState`.
+    """
+    state, batch = copied(state), copied(batch)
+    if poison is not None:
+        return state, poison(batch)
+    if any(is_float(x) for x in tree.leaves(batch)):
+        return state, tree.map(_nan, batch)
+    if isinstance(state, TrainState):
+        params = tree.leaves(state.params)
+        if params:
+            params[0].view(-1)[:1] = torch.inf
+            return state, batch
+    raise InapplicableError(
+        "poison: expected a function, since the batch has no floats that could become NaN, got None. "
+        "Pass poison=lambda batch: ..., which returns a batch with non-finite gradients."
+    )
+
+
+def _nan(leaf: Any) -> Any:
+    return torch.full_like(leaf, torch.nan) if is_float(leaf) else leaf
+
+
+def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) -> Row:
+    """Raise unless a skipped step has kept all but the free fields; return the metric's row."""
+    skipped = _skipped(metrics)
+    if skipped is not None and int(skipped) != 1:
+        raise LawViolation(
+            "skip",
+            f"the step was not skipped: expected metrics['skipped'] 1, got {int(skipped)}",
+            cause="the step does not test its gradients, or tests the loss alone.",
+            remedy="Test every gradient after unscaling, before clipping: torch.isfinite(g).all().",
+        )
+    structural = tree.first_difference(before, after)
+    if structural is not None:
+        raise LawViolation("skip", f"a skipped step changed the state: {structural}")
+    for path, was, now in zip(
+        tree.paths(before), tree.leaves(before), tree.leaves(after), strict=True
+    ):
+        difference = None if _is_free(path, free) else first_difference(now, was)
+        if difference is not None:
+            raise _changed(path, difference, free)
+    return Row(
+        "metric skipped",
+        "none" if skipped is None else "1 metric",
+        "1" if skipped is not None else "not reported",
+    )
+
+
+def _skipped(metrics: Any) -> Any:
+    """Return the metric `skipped`; `None` if there is none."""
+    try:
+        return metrics["skipped"] if "skipped" in metrics else None  # noqa: SIM401  # Metrics has no get
+    except TypeError:
+        return None
+
+
+def _require_poison(whole: Subject, after: Any, metrics: Any) -> None:
+    """Raise if all results are finite, and no metric says that the step was skipped."""
+    floats = [x for x in tree.leaves((after, metrics)) if is_float(x)]
+    if _skipped(metrics) is None and all(bool(x.isfinite().all()) for x in floats):
+        raise InapplicableError(
+            "poison: expected a batch with non-finite gradients, but the state and all metrics of "
+            f"{name_of(whole.step)} are finite. Pass poison=lambda batch: ..., or report a metric "
+            "'loss' or 'skipped'."
+        )
+
+
+def _is_free(path: str, free: Sequence[str]) -> bool:
+    """Return True for the leaves of a free field, named by its own name or by its path."""
+    top = path.lstrip(".['").split("'")[0].split("[")[0].split(".")[0]
+    return top in free or any(name[:1] in (".", "[") and path.startswith(name) for name in free)
+
+
+def _changed(path: str, difference: Difference, free: Sequence[str]) -> LawViolation:
+    return LawViolation(
+        "skip",
+        f"a skipped step changed the state at {path or 'the root'}: "
+        f"{_index(difference)}{difference.detail}",
+        difference=dataclasses.replace(difference, path=path),
+        cause=_cause(difference),
+        remedy="Choose between all old and all new leaves at the end of the step: "
+        "`tree.map(lambda old, new: torch.where(good, new, old), state, new_state)`; fields that count "
+        f"skipped steps are named by free=[...] (now {', '.join(free)}).",
+    )
+
+
+def _index(difference: Difference) -> str:
+    """Return the index of an element, for a leaf with axes."""
+    return f"first at {difference.index}: " if difference.index else ""
+
+
+def _cause(difference: Difference) -> str:
+    got = difference.got
+    if isinstance(got, float) and not math.isfinite(got):
+        return "the step does not test its gradients for infinities and NaNs before it uses them."
+    if isinstance(got, int):
+        return "a counter, a schedule or a key moves on although no update was applied."
+    return (
+        "a part of the update is applied anyway: momentum, weight decay, an average or a statistic."
+    )

@@ -1,8 +1,150 @@
-"""Stub."""
+"""Law 8: a row of a vmapped step is a single step.
 
+Read next: `accumulation.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 
-def check_vmap(subject, batches=(), *, state=None, seed=0, args=None, states=None, relative=None, compile=None) -> Any:  # type: ignore
-    """Stub."""
-    raise NotImplementedError
+from ftrain.core import tree
+from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.step import TrainStep
+from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, tolerance
+from ftrain.testing.laws._subject import copied, name_of, subject_of
+from ftrain.testing.laws._traced import line_of, plain
+from ftrain.testing.laws._words import amount, plural
+from ftrain.testing.report import LawViolation, Report, Row
+
+__all__ = ["check_vmap"]
+
+
+def check_vmap(
+    subject: Any,
+    batches: Sequence[Any] = (),
+    *,
+    state: Any = None,
+    seed: int = 0,
+    args: tuple[Any, ...] | None = None,
+    states: Sequence[Any] | None = None,
+    relative: float | None = None,
+    compile: Callable[[Any], Any] | None = None,
+) -> Report:
+    """Check law 8: each row of `torch.vmap(step)` equals the step of that row alone.
+
+    Args:
+        subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
+            `(state, batch) -> (state, metrics)`, or a pure function if `args` is given.
+        batches: a list of batches, each the same for all rows.
+        state: the state before the first batch; default: `init_state(seed)`.
+        seed: of the first row's initial state.
+        args: the arguments of a pure function, each of whose leaves has the rows on its first axis.
+        states: the rows. Default: three seeds, or for a step alone the states of a run.
+        relative: the largest norm of the difference of a leaf of a row over its norm: a batched product
+            may sum in another order. Leaves that are not floats must have the same bytes; 0 compares all
+            bytes. Default: by dtype, 1e-4 in float32; of an ftrain step that holds for the gradients,
+            and 2e-2 for the new state as a whole, since Adam amplifies rounding.
+        compile: applied to the vmapped step: `ftrain.compile`, say.
+
+    Returns:
+        The report.
+
+    Raises:
+        LawViolation: a row differs, or the step cannot be mapped; the message names the line.
+
+    Example:
+        >>> print(check_vmap(torch.cumsum, args=(torch.ones(3, 2), torch.zeros(3, dtype=int))))
+        Traceback (most recent call last):
+            ...
+        ftrain.testing.report.LawViolation: law "vmap": cumsum cannot be mapped: ...
+    """
+    start = time.perf_counter()
+    if args is not None:
+        size = _size(args)
+        rows = [tree.map(lambda x, i=i: x[i], args) for i in range(size)]
+        _compare(subject, rows, None, relative, compile)
+        row = Row(name_of(subject), plural(size, "row"), _close(relative))
+        return Report("vmap", True, (row,), time.perf_counter() - start)
+    whole = subject_of(subject, batches, state, seed)
+    step = plain(whole.step)
+    if states is None:
+        if whole.init_state is not None:
+            states = [whole.state, *(whole.init_state(seed + i) for i in (1, 2))]
+        else:
+            states = whole.states()
+    for batch in whole.batches:
+        shared = ([(each,) for each in states], (batch,))
+        if isinstance(step, TrainStep):
+            _compare(step.gradients, *shared, relative, compile, "gradients")
+        is_loose = relative is None and isinstance(step, TrainStep)
+        _compare(step, *shared, relative, compile, is_loose=is_loose)
+    found = (Row(plural(len(states), "row"), amount(list(states)), _close(relative)),)
+    return Report("vmap", True, found, time.perf_counter() - start)
+
+
+def _close(relative: float | None) -> str:
+    if relative is None:
+        return "equal but for rounding"
+    return "same bytes" if relative == 0.0 else f"relative norm at most {relative:.3g}"
+
+
+def _size(args: tuple[Any, ...]) -> int:
+    sizes = {x.shape[0] if x.ndim else None for x in tree.leaves(args)}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size is None:
+        raise ValueError(
+            f"args: expected leaves with the same number of rows on their first axis, got "
+            f"{[list(x.shape) for x in tree.leaves(args)]}. Stack the rows with torch.stack."
+        )
+    return int(size)
+
+
+def _compare(
+    fn: Any,
+    rows: Sequence[tuple[Any, ...]],
+    shared: tuple[Any, ...] | None,
+    relative: float | None,
+    compile: Callable[[Any], Any] | None,
+    name: str | None = None,
+    is_loose: bool = False,
+) -> None:
+    """Raise unless `vmap(fn)` over rows, with shared arguments behind them, gives `fn` of each row."""
+    name, rest = name or name_of(fn), shared or ()
+    alone = [fn(*copied(row), *copied(rest)) for row in rows]
+    stacked = tree.map(lambda *leaves: torch.stack(leaves), *map(copied, rows))
+    mapped = torch.vmap(fn, in_dims=(*(0 for _ in rows[0]), *(None for _ in rest)))
+    try:
+        together = (compile(mapped) if compile else mapped)(*stacked, *copied(rest))
+    except (RuntimeError, ValueError, TypeError, UnkeyedRandomError) as error:
+        raise LawViolation(
+            "vmap",
+            f"{name} cannot be mapped: {str(error).strip()}",
+            line=line_of(error),
+            cause="under torch.vmap a tensor has no single value, shape or memory of its own: branches "
+            "on values, writes into unmapped tensors and draws without a key are impossible.",
+            remedy="Write torch.where instead of a branch, out-of-place operators, and keyed draws.",
+        ) from error
+    for i, expected in enumerate(alone):
+        row = tree.map(
+            lambda leaf, i=i: leaf[i] if isinstance(leaf, torch.Tensor) else leaf, together
+        )
+        limit = tolerance((rows, expected)) if relative is None else relative
+        compare = apart_by_tree if is_loose else apart_by_leaf
+        apart = compare(row, expected, LOOSE if is_loose else limit)
+        if apart is not None:
+            raise _differs(f"row {i} of the vmapped {name}", apart)
+
+
+def _differs(what: str, apart: Apart) -> LawViolation:
+    return LawViolation(
+        "vmap",
+        f"{what} differs from the step of that row alone: {apart}",
+        difference=apart.difference,
+        cause="the step mixes rows: it reduces over all axes, shares one draw, or reads a shape that "
+        "vmap hides.",
+        remedy="Reduce over named axes from the end (dim=-1), and give each row its own key.",
+    )

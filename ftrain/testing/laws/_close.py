@@ -1,0 +1,126 @@
+"""Comparison of results whose floats were summed in another order.
+
+Read next: `compiled.py`, `vmap.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+from ftrain.testing.difference import Difference, dense, first_difference
+from ftrain.testing.laws._exact import is_float
+
+__all__ = ["LOOSE", "Apart", "apart_by_leaf", "apart_by_tree", "tolerance"]
+
+#: Relative norm of a whole state after a step of any optimizer. Adam turns the rounding noise of a
+#: gradient that is mathematically 0 (a bias before BatchNorm) into an update of full size.
+LOOSE = 2e-2
+
+#: Relative norms for gradients and metrics, by the least exact dtype.
+_RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+
+class Apart(NamedTuple):
+    """Leaf that is too far apart.
+
+    Attributes:
+        difference: its first element that differs.
+        distance: the relative norm; `None` if the leaf must be equal in bytes.
+        relative: the largest one allowed.
+    """
+
+    difference: Difference
+    distance: float | None
+    relative: float
+
+    def __str__(self) -> str:
+        """Return the difference and the distance in one line."""
+        if self.distance is None:
+            return str(self.difference)
+        return f"{self.difference} (relative norm {self.distance:.3g}, at most {self.relative:.3g})"
+
+
+def tolerance(values: Any) -> float:
+    """Return the relative norm that the least exact dtype of a tree allows."""
+    dtypes = {x.dtype for x in tree.leaves(values) if isinstance(x, torch.Tensor)}
+    return max((_RELATIVE[dtype] for dtype in dtypes if dtype in _RELATIVE), default=0.0)
+
+
+def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:
+    r"""Return the first leaf that is too far apart, or `None`.
+
+    Floats may differ by `relative` times the norm of the leaf, or times the norm that a leaf of its size
+    has on average in this tree, if that is more. Other leaves must have the same bytes, and infinities
+    and NaNs must be at the same places.
+    """
+    exact = _apart_exactly(got, expected, is_exact=relative == 0.0)
+    if exact is not None or relative == 0.0:
+        return exact
+    leaves = _floats(got, expected)
+    size = sum(float(b.square().sum()) for _, _, b in leaves)
+    count = sum(b.numel() for _, _, b in leaves)
+    for path, a, b in leaves:
+        typical = (size * b.numel() / max(count, 1)) ** 0.5
+        apart, norm = float((a - b).norm()), max(float(b.norm()), typical)
+        if apart > relative * norm:
+            return _apart(got, expected, path, apart / norm if norm else 1.0, relative)
+    return None
+
+
+def apart_by_tree(got: Any, expected: Any, relative: float) -> Apart | None:
+    """Return the leaf furthest apart if all floats together are too far apart, or `None`."""
+    exact = _apart_exactly(got, expected, is_exact=relative == 0.0)
+    if exact is not None or relative == 0.0:
+        return exact
+    leaves = _floats(got, expected)
+    distances = {path: float((a - b).square().sum()) for path, a, b in leaves}
+    size = sum(float(b.square().sum()) for _, _, b in leaves)
+    distance = (sum(distances.values()) / size) ** 0.5 if size else float(any(distances.values()))
+    if distance <= relative:
+        return None
+    return _apart(got, expected, max(distances, key=distances.__getitem__), distance, relative)
+
+
+def _apart_exactly(got: Any, expected: Any, *, is_exact: bool) -> Apart | None:
+    """Return a difference in structure, kind or finiteness, or of leaves that are not floats.
+
+    Args:
+        is_exact: compare the bytes of floats as well.
+    """
+    if is_exact or tree.structure(got) != tree.structure(expected):
+        difference = first_difference(got, expected)
+        return None if difference is None else Apart(difference, None, 0.0)
+    for path, a, b in zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True):
+        if is_float(a) and is_float(b) and (a.dtype, a.shape) == (b.dtype, b.shape):
+            if not bool((a.isfinite() | b.isfinite()).all()):
+                a, b = (torch.where(x.isfinite(), 0.0, x) for x in (a, b))  # noqa: PLW2901
+            else:
+                continue
+        difference = first_difference(a, b)
+        if difference is not None:
+            return Apart(_at(difference, path), None, 0.0)
+    return None
+
+
+def _floats(got: Any, expected: Any) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    rows = zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True)
+    return [(path, _finite(a), _finite(b)) for path, a, b in rows if is_float(b)]
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(dense(x).double(), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _apart(got: Any, expected: Any, path: str, distance: float, relative: float) -> Apart | None:
+    leaves = dict(
+        zip(tree.paths(got), zip(tree.leaves(got), tree.leaves(expected), strict=True), strict=True)
+    )
+    difference = first_difference(*leaves[path])
+    return None if difference is None else Apart(_at(difference, path), distance, relative)
+
+
+def _at(difference: Difference, path: str) -> Difference:
+    return Difference(**{**vars(difference), "path": path})

@@ -1,0 +1,64 @@
+"""Gradients in float64 and with constant draws, so that rounding and chance do not hide a fault.
+
+Read next: `accumulation.py`, `gradients.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core._torch_dispatch import DispatchMode, OpOverload, names_of
+from ftrain.core.random._keyed_reach import is_seeded
+from ftrain.testing.laws._subject import copied
+
+__all__ = ["ConstantDraws", "doubled", "in_float64", "is_float"]
+
+#: Operators of ftrain whose results may be replaced: no loop waits for other numbers.
+_DRAWS = ("threefry_bernoulli", "threefry_uniform", "threefry_normal")
+
+
+def is_float(x: Any) -> bool:
+    """Return True for a tensor of a floating-point dtype."""
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def doubled(values: Any) -> Any:
+    """Return a copy of a tree, its floats in float64."""
+    return tree.map(lambda x: x.double() if is_float(x) else x, copied(values))
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Make float64 the default dtype inside the context, for tensors that the function makes."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class ConstantDraws(DispatchMode):
+    """Mode in which each draw gives the same number for each element, whatever the key and the rows are.
+
+    Uniform numbers are 0.5, normal ones too; nothing is dropped.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not isinstance(func, OpOverload):
+            return out
+        if func.namespace == "ftrain" and names_of(func)[0] in _DRAWS:
+            return out.fill_(1 if out.dtype == torch.bool else 0.5)
+        if is_seeded(func) and names_of(func)[0] == "native_dropout":
+            return args[0].clone(), torch.ones_like(out[1])
+        if is_seeded(func) and is_float(out):
+            return out.fill_(0.5)
+        return out
