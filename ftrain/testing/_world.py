@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ftrain.core._torch_dispatch import dispatch_depth
 from ftrain.core._torch_distributions import validation_default
 from ftrain.core._torch_precision import CONVOLUTIONS, PRODUCTS, fp32_precision
 
-__all__ = ["changes", "world"]
+__all__ = ["changes", "restore", "world"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -59,3 +60,30 @@ def changes(before: dict[str, Any]) -> list[str]:
     """Return the names of the values that have changed since the snapshot `before`."""
     now = world()
     return [name for name, value in before.items() if now[name] != value]
+
+
+def restore(before: dict[str, Any]) -> None:
+    """Write back the values of the snapshot `before` that have changed and that torch can set."""
+    for name in changes(before):
+        if name in _RESTORE:
+            _RESTORE[name](before[name])
+
+
+def _set_random_state(state: bytes) -> None:
+    torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+_RESTORE: dict[str, Callable[[Any], Any]] = {
+    "random state of torch": _set_random_state,
+    "random state of numpy": lambda state: np.random.set_state(pickle.loads(state)),
+    "random state of Python": random.setstate,
+    "grad mode": torch.set_grad_enabled,
+    "anomaly mode": torch.autograd.set_detect_anomaly,
+    "autocast cache": torch.set_autocast_cache_enabled,
+    "default dtype": torch.set_default_dtype,
+    "deterministic algorithms": lambda on: torch.use_deterministic_algorithms(
+        on[0], warn_only=on[1]
+    ),
+    "number of threads": torch.set_num_threads,
+    "recursion limit": sys.setrecursionlimit,
+}

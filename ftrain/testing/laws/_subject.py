@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,16 @@ import torch
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 
-__all__ = ["Call", "InapplicableError", "Subject", "calls_of", "copied", "parts_of", "subject_of"]
+__all__ = [
+    "Call",
+    "InapplicableError",
+    "Subject",
+    "calls_of",
+    "copied",
+    "each_call",
+    "parts_of",
+    "subject_of",
+]
 
 Batches = Sequence[Any]
 
@@ -140,6 +149,22 @@ def calls_of(
         args: the arguments of a pure function, which the subject then is.
         evaluate: add the evaluation, if the subject has one.
     """
+    return list(each_call(subject, batches, state, seed, args, evaluate=evaluate))
+
+
+def each_call(
+    subject: Any,
+    batches: Batches,
+    state: Any = None,
+    seed: int = 0,
+    args: tuple[Any, ...] | None = None,
+    *,
+    evaluate: bool = True,
+) -> Iterator[Call]:
+    """Yield the calls of `calls_of`, each before the step that leads to the next one.
+
+    What only the first call of a process changes (a cache, a seed, a setting) is found in this way.
+    """
     if args is not None:
         if isinstance(subject, str):
             subject = imported(subject)
@@ -149,21 +174,19 @@ def calls_of(
                 f"{a_or_an(type(subject).__name__)}. Pass batches instead of args."
             )
         names = tuple(f"args[{i}]" for i in range(len(args)))
-        return [Call(f"{name_of(subject)}(*args)", subject, tuple(args), names)]
+        yield Call(f"{name_of(subject)}(*args)", subject, tuple(args), names)
+        return
     whole = subject_of(subject, batches, state, seed)
-    calls, current = [], copied(whole.state)
+    current = copied(whole.state)
     for i, batch in enumerate(whole.batches):
         label = f"{name_of(whole.step)}(state, batches[{i}])"
-        calls.append(
-            Call(label, whole.step, (current, batch), ("state", "batch"), ("state", "metrics"))
-        )
+        yield Call(label, whole.step, (current, batch), ("state", "batch"), ("state", "metrics"))
         if i + 1 < len(whole.batches):
             current = whole.stepped(current, batch)[0]
     if evaluate and whole.evaluate is not None:
         label = f"{name_of(whole.evaluate)}(state, batches[0])"
         first = (copied(whole.state), whole.batches[0])
-        calls.append(Call(label, whole.evaluate, first, ("state", "batch")))
-    return calls
+        yield Call(label, whole.evaluate, first, ("state", "batch"))
 
 
 def outputs_of(output: Any) -> tuple[Any, Any]:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
-from ftrain.testing._world import changes, world
+from ftrain.testing._world import changes, restore, world
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._held import Held, memory_of, roots_of
 from ftrain.testing.laws._sites import find_write
-from ftrain.testing.laws._subject import Call, calls_of, copied
+from ftrain.testing.laws._subject import Call, copied, each_call
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
@@ -75,8 +75,10 @@ def check_pure(
           remedy: Write the result into a new tensor: `x = x + y` instead of `x += y`, ...
     """
     start = time.perf_counter()
-    calls = calls_of(subject, batches, state, seed, args)
-    sizes = [_check(call, model) for call in calls]
+    calls, sizes = [], []
+    for call in each_call(subject, batches, state, seed, args):
+        sizes.append(_check(call, model))
+        calls.append(call)
     rows = (
         Row("calls", plural(len(calls), "call"), "no global state changed"),
         Row("inputs", amount([call.args for call in calls]), "same bytes"),
@@ -105,6 +107,7 @@ def _check(call: Call, model: Any) -> int:
         for held in (models, others):
             held.restore()
             held.restore_tensors()
+        restore(around)
     _check_memory(call, args, out, {**models.tensors}, {**others.tensors})
     return len(models) + len(others)
 
