@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ftrain.core import tree
+from ftrain.core import _torch, tree
+from ftrain.core._contents import Change
 from ftrain.core._owned import Owned
 from ftrain.core._reach import spell
 from ftrain.core.compile import Compiled
@@ -42,11 +43,16 @@ class Held:
     """
 
     def __init__(self, *roots: Any, follow_globals: bool = False) -> None:
+        self._roots = roots if follow_globals else ()  # whose class a message names
         self._owned = Owned(
             [("", root) for root in roots], follow_globals=follow_globals, limit=_MOST
         )
         found = {spell(path): t for path, t in self._owned.found.tensors if not t.is_meta}
-        self.tensors = {name: t for name, t in found.items() if t.layout == torch.strided}
+        self.tensors = {
+            name: t
+            for name, t in found.items()
+            if t.layout == torch.strided and not _torch.is_wrapped(t)
+        }
         self._before = {
             name: _Tensor(
                 t, t.detach().clone(), None if t.grad is None else t.grad.clone(), t.requires_grad
@@ -64,10 +70,27 @@ class Held:
         return len(self._owned.found.paths)
 
     def restore(self) -> list[str]:
-        """Restore the Python objects; return the path of each that had changed, or a sentence."""
+        """Restore the Python objects; return a name of each that had changed, or `!` and a sentence."""
         changed, refusals = self._owned.restore()
-        paths = dict.fromkeys(self._owned.path(change.node) for change in changed)
+        paths = dict.fromkeys(self._named(change) for change in changed)
         return [*paths, *(f"!{refusal}" for refusal in refusals)]
+
+    def _named(self, change: Change) -> str:
+        """Return the path of an object that was restored, with the first name that had changed in it."""
+        path = self._owned.path(change.node)
+        if not path:
+            owners = (getattr(root, "__self__", root) for root in self._roots)
+            of_root = (o for o in owners if getattr(o, "__dict__", None) is change.node)
+            path = next((type(owner).__name__ for owner in of_root), "")
+        if not isinstance(change.node, dict) or change.keys is None:
+            return path
+        now = dict(zip(change.keys, change.values, strict=True))
+        names = [
+            name
+            for name in {**change.node, **now}
+            if isinstance(name, str) and now.get(name, now) is not change.node.get(name, now)
+        ]
+        return f"{names[0]!r} of {path}".removesuffix(" of ") if names else path
 
     def changed_tensor(self) -> tuple[str, Difference] | None:
         """Return name and difference of the first tensor whose bytes have changed, if any."""

@@ -28,6 +28,14 @@ _REMEDIES = {
     "grad mode": "Write `with torch.enable_grad():` or `torch.no_grad()` around the lines that need it.",
     "autocast": "Write `with torch.autocast(...):` around the lines that need it.",
 }
+_NEW = (
+    "Write the result into a new tensor: `x = x + y` instead of `x += y`, `{**state, 'x': x}` instead "
+    "of `state['x'] = x`."
+)
+_BUFFERS = (
+    "Pass copies of the buffers, `{name: b.clone() for name, b in buffers.items()}`, and return the "
+    "copies in the new state: the layer writes its statistics into them."
+)
 _SETTING = "Set it once before training, outside of the step, or restore it in a finally clause."
 
 
@@ -131,8 +139,7 @@ def _input_changed(call: Call, difference: Difference) -> LawViolation:
         operator=None if site is None else site.operator,
         line=None if site is None else site.where,
         cause=cause,
-        remedy="Write the result into a new tensor: `x = x + y` instead of `x += y`, "
-        "`{**state, 'x': x}` instead of `state['x'] = x`.",
+        remedy=_BUFFERS if site is not None and "Norm" in (site.module or "") else _NEW,
     )
 
 
@@ -158,7 +165,10 @@ def _check_held(call: Call, held: Held, whose: str) -> None:
             raise LawViolation("pure", path[1:], cause=f"{call.label} advances it.", remedy=_STATE)
         changed = f"{path} {whose}".strip() if path else f"{whose.removeprefix('of ')} itself"
         raise LawViolation(
-            "pure", f"the call changed {changed}", cause=_KEPT.format(call.label), remedy=_STATE
+            "pure",
+            f"the call changed {changed}",
+            cause=_KEPT.format(call.label),
+            remedy=next((text for name, text in _KEPT_REMEDIES.items() if name in path), _STATE),
         )
     found = held.changed_tensor()
     if found is not None:
@@ -190,6 +200,12 @@ _KEPT = "{} keeps state outside of its arguments, so its next call computes some
 _STATE = (
     "Make it a part of the state: read it from the argument `state`, return it in the new state."
 )
+_KEPT_REMEDIES = {
+    "_hooks": "Remove the hook: write `with module.register_forward_hook(...):` around the lines that "
+    "need it, or handle.remove() in a finally clause.",
+    "'training'": "Restore the mode: write `model.train(mode)` in a finally clause, with the value that "
+    "model.training had before.",
+}
 
 
 def _check_memory(
