@@ -20,13 +20,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ftrain.core import tree
 from ftrain.core._torch_dispatch import TRACED_TENSORS, DispatchMode, backward_pass
 from ftrain.core._user_line import is_foreign
 from ftrain.testing.difference import dense
 from ftrain.testing.laws._subject import Call, copied
 
-__all__ = ["Event", "Site", "events_of", "find_write", "first_new", "running_site"]
+__all__ = [
+    "Event",
+    "Site",
+    "events_of",
+    "find_write",
+    "first_new",
+    "origin_of",
+    "recorded",
+    "running_site",
+]
 
+_BACKWARD = " (in the backward pass)"
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _TESTING = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -45,6 +56,11 @@ class Site(NamedTuple):
     module: str | None
 
     @property
+    def is_backward(self) -> bool:
+        """Return True if a backward pass ran the operator."""
+        return (self.line or "").endswith(_BACKWARD)
+
+    @property
     def where(self) -> str | None:
         """Return line and module as text for a message."""
         if self.module is None:
@@ -53,18 +69,24 @@ class Site(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Operator that ran, with digests of its outputs."""
+    """Operator that ran, with digests of its tensors."""
 
     site: Site
+    inputs: tuple[bytes, ...]
     outputs: tuple[bytes, ...]
 
 
 def events_of(call: Call) -> list[Event]:
-    """Return the operators of a call in order, with digests of their outputs."""
+    """Return the operators of a call in order, with digests of their tensors."""
+    return recorded(call)[1]
+
+
+def recorded(call: Call) -> tuple[Any, list[Event]]:
+    """Return the outputs of a call and its operators."""
     args, mode = copied(call.args), _Recorder()
     with mode:
-        call.run(args)
-    return mode.events
+        output = call.run(args)
+    return output, mode.events
 
 
 def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
@@ -74,6 +96,36 @@ def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
         if any(digest not in known for digest in event.outputs):
             return event.site
     return None
+
+
+def origin_of(
+    path: str, output: Any, events: Sequence[Event], others: Sequence[Event]
+) -> Site | None:
+    """Return the operator at which a leaf of a run's outputs became different from another run.
+
+    The search follows the leaf back to an operator whose inputs all occur in the other run, too.
+
+    Args:
+        path: the leaf.
+        output: the outputs of the run.
+        events: its operators.
+        others: the operators of the other run.
+    """
+    leaves = dict(zip(tree.paths(output), tree.leaves(output), strict=True))
+    if not isinstance(leaves.get(path), torch.Tensor):
+        return first_new(events, others)
+    known = {digest for event in others for digest in (*event.inputs, *event.outputs)}
+    wanted, site = _digest(leaves[path]), None
+    if wanted in known:  # this run of the call gave the values of the other one
+        return None
+    for event in reversed(events):
+        if wanted in event.outputs:
+            site = event.site
+            new = [digest for digest in event.inputs if digest not in known]
+            if not new:
+                return site
+            wanted = new[0]
+    return site or first_new(events, others)
 
 
 def find_write(
@@ -110,7 +162,7 @@ def running_site(operator: Any) -> Site:
         walk = walk.f_back
     line = None if frame is None else _spelt(frame)
     if backward_pass() != -1:
-        line = f"{line or '(no line in user code)'} (in the backward pass)"
+        line = f"{line or '(no line in user code)'}{_BACKWARD}"
     return Site(str(operator), line, _path(module, root))
 
 
@@ -155,10 +207,11 @@ class _Recorder(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        inputs = tuple(_digest(x) for x in _tensors((*args, *(kwargs or {}).values())))
         out = func(*args, **(kwargs or {}))
         digests = tuple(_digest(x) for x in _tensors(out))
         if digests:
-            self.events.append(Event(running_site(func), digests))
+            self.events.append(Event(running_site(func), inputs, digests))
         return out
 
 

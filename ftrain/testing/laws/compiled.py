@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ftrain.core.compile import compile as compile_
 from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, tolerance
-from ftrain.testing.laws._sites import Site, events_of, first_new
+from ftrain.testing.laws._sites import Site, events_of, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of, copied, name_of
 from ftrain.testing.laws._traced import plain, untraceable
 from ftrain.testing.laws._words import amount, plural
@@ -111,7 +111,7 @@ def _apart(call: Call, got: Any, expected: Any, relative: float | None) -> tuple
 
 def _differs(call: Call, compiled: Any, apart: Apart, backend: str) -> LawViolation:
     difference = apart.difference
-    site = _find_operator(call, compiled) if backend == "eager" else None
+    site = _find_operator(call, compiled, difference.path) if backend == "eager" else None
     where = str(apart).replace(difference.path or "the tree", call.output_path(difference.path), 1)
     return LawViolation(
         "compiled",
@@ -120,15 +120,15 @@ def _differs(call: Call, compiled: Any, apart: Apart, backend: str) -> LawViolat
         operator=None if site is None else site.operator,
         line=None if site is None else site.where,
         cause="the step reads a Python value that was fixed when it was traced (a number in a closure, "
-        "a counter, the time), or draws from a generator."
+        "a counter, the time, the order of a dict's keys), or draws from a generator."
         if backend == "eager"
         else "machine code sums in another order, or keeps float32 where eager mode rounds to bfloat16.",
-        remedy="Pass what changes as a tensor of the state or of the batch."
+        remedy="Pass what changes as a tensor of the state or of the batch, and take entries of dicts "
+        "by name."
         if backend == "eager"
         else "Compare backend='eager' first; if that passes, raise relative.",
     )
 
 
-def _find_operator(call: Call, compiled: Any) -> Site | None:
-    eager, graph = events_of(call), events_of(call._replace(fn=compiled))
-    return first_new(eager, graph)
+def _find_operator(call: Call, compiled: Any, path: str) -> Site | None:
+    return origin_of(path, *recorded(call), events_of(call._replace(fn=compiled)))

@@ -13,12 +13,17 @@ import torch
 
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._processes import outputs_in_new_process
-from ftrain.testing.laws._sites import Site, events_of, first_new
+from ftrain.testing.laws._sites import Site, events_of, first_new, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
 __all__ = ["check_deterministic"]
+
+_GRAD = (
+    "Take gradients with torch.autograd.grad or ftrain.value_and_grad, which return them: backward() "
+    "adds to the .grad that an earlier call has left."
+)
 
 _SEARCHES = 8  # repeated calls, until two of them differ under the mode that records operators
 
@@ -106,7 +111,9 @@ def _differs(call: Call, difference: Difference) -> LawViolation:
         operator=None if site is None else site.operator,
         line=None if site is None else site.where,
         cause=_cause(site),
-        remedy="Draw random numbers from a key in the state, keep no state outside of it, and call "
+        remedy=_GRAD
+        if site is not None and site.is_backward and "add_" in site.operator
+        else "Draw random numbers from a key in the state, keep no state outside of it, and call "
         "torch.use_deterministic_algorithms(True) if the operator sums in parallel.",
     )
 
@@ -141,7 +148,7 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
         difference = first_difference(call(), first)
         if difference is None:
             return
-        site = first_new(events_of(call), own)
+        site = origin_of(difference.path, *recorded(call), own)
     finally:
         torch.set_num_threads(before)
     raise LawViolation(
@@ -150,9 +157,11 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
         difference=difference,
         operator=None if site is None else site.operator,
         line=None if site is None else site.where,
-        cause="an operator cuts its sum into as many parts as there are threads.",
+        cause="an operator cuts its sum into as many parts as there are threads, or adds in the order "
+        "in which they arrive.",
         remedy="Fix the number of threads of all runs that are compared: "
-        f"torch.set_num_threads({before}).",
+        f"torch.set_num_threads({before}); for index_put and index_add call "
+        "torch.use_deterministic_algorithms(True).",
     )
 
 
