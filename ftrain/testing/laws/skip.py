@@ -17,6 +17,7 @@ from ftrain.core import tree
 from ftrain.core.state import TrainState
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._exact import is_float
+from ftrain.testing.laws._scales import require_same_update
 from ftrain.testing.laws._subject import InapplicableError, Subject, copied, name_of, subject_of
 from ftrain.testing.laws._words import amount
 from ftrain.testing.report import LawViolation, Report, Row
@@ -36,6 +37,9 @@ def check_skip(
     free: Sequence[str] = ("rng", "key", "scaler", "skipped"),
 ) -> Report:
     """Check law 6: a step with non-finite gradients keeps the state, apart from a few fields.
+
+    The next step then makes the update that it would have made before: the loss scale, which the skipped
+    step has lowered, has no influence.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step
@@ -72,13 +76,14 @@ def check_skip(
     """
     start = time.perf_counter()
     whole = subject_of(subject, batches, state, seed)
-    before = whole.states()[-1]
-    before, batch = poisoned(before, whole.batches[-1], poison)
+    last = whole.states()[-1]
+    before, batch = poisoned(last, whole.batches[-1], poison)
     after, metrics = whole.stepped(before, batch)
     _require_poison(whole, after, metrics)
     row = require_kept(before, after, metrics, free=free)
-    rows = (Row("state after a poisoned step", amount(before), "same bytes"), row)
-    return Report("skip", True, rows, time.perf_counter() - start)
+    rows = [Row("state after a poisoned step", amount(before), "same bytes"), row]
+    rows += require_same_update(whole, last, after, lambda path: _is_free(path, free))
+    return Report("skip", True, tuple(rows), time.perf_counter() - start)
 
 
 def poisoned(state: Any, batch: Any, poison: Poison | None = None) -> tuple[Any, Any]:

@@ -1,0 +1,88 @@
+"""The step after a skipped step: the loss scale, which the skipped step has lowered, changes nothing.
+
+Read next: `skip.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.testing.difference import first_difference
+from ftrain.testing.laws._close import apart_by_tree
+from ftrain.testing.laws._exact import is_float
+from ftrain.testing.laws._subject import Subject
+from ftrain.testing.laws._words import amount
+from ftrain.testing.report import LawViolation, Row
+
+__all__ = ["require_same_update"]
+
+#: Relative norm of the update. Half the scale halves or doubles an update on which it has an influence;
+#: float16 gradients of another scale round otherwise only where they are subnormal.
+_LIMIT = 0.1
+
+
+def require_same_update(
+    whole: Subject, before: Any, after: Any, is_free: Callable[[str], bool]
+) -> list[Row]:
+    """Raise if the loss scales that a skipped step has changed have an influence on the next update.
+
+    Args:
+        whole: the step; its last batch has finite gradients.
+        before: the state before the skipped step.
+        after: the state after it.
+        is_free: tells by path whether a skipped step may change a leaf; floats among those are scales.
+
+    Returns:
+        A row of the report; none if no scale has changed, or if this batch is skipped too.
+    """
+    paths, treedef = tree.paths(before), tree.structure(before)
+    leaves = list(zip(paths, tree.leaves(before), tree.leaves(after), strict=True))
+    scales = {
+        path: new
+        for path, old, new in leaves
+        if is_float(old) and is_free(path) and first_difference(new, old) is not None
+    }
+    if not scales:
+        return []
+    # Only the scales: with the key of `before` both steps draw the same numbers.
+    scaled = tree.unflatten(treedef, [scales.get(path, old) for path, old, _ in leaves])
+    runs = [whole.stepped(state, whole.batches[-1]) for state in (before, scaled)]
+    if any(_is_skipped(metrics) for _, metrics in runs):
+        return []
+    kept = {path: old for path, old, _ in leaves if is_float(old) and not is_free(path)}
+    expected, got = (_changes(kept, state) for state, _ in runs)
+    apart = apart_by_tree(got, expected, _LIMIT)
+    if apart is None:
+        return [Row("update of the next step", amount(kept), f"relative norm at most {_LIMIT}")]
+    difference = dataclasses.replace(apart.difference, path=[*kept][_index(apart.difference.path)])
+    raise LawViolation(
+        "skip",
+        f"the step after a skipped step makes another update: {apart._replace(difference=difference)}",
+        difference=difference,
+        cause=f"the update depends on {', '.join(scales)}, which the skipped step has changed: "
+        "gradients are clipped, or something is added to them, while the loss scale is still in them.",
+        remedy="Unscale the gradients first; then test that they are finite, clip them, and update.",
+    )
+
+
+def _changes(before: dict[str, torch.Tensor], after: Any) -> list[torch.Tensor]:
+    """Return the change of each leaf."""
+    new = dict(zip(tree.paths(after), tree.leaves(after), strict=True))
+    return [new[path].double() - old.double() for path, old in before.items()]
+
+
+def _index(path: str) -> int:
+    """Return the index of a leaf of a list from its path, `[3]`."""
+    return int(path.strip("[]"))
+
+
+def _is_skipped(metrics: Any) -> bool:
+    try:
+        return "skipped" in metrics and bool(metrics["skipped"])
+    except TypeError:
+        return False
