@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def check_accumulation(
             times `accumulate` of the step.
         ragged: cut into parts of unequal size too; a loss must then return `Mean(total, weight)`.
         accumulated: `(state, micro_batches) -> (state, metrics)`, the step of your own that accumulates;
-            its updates are compared with those of `subject`.
+            its updates are compared with those of `subject`, and the metric `loss`, if both have it.
         relative: the largest norm of the difference over the norm of the gradients; default: 1e-6, by
             parameter dtype 1e-5 to 3e-2 for a model that does not run in float64, 1e-3 for updates.
 
@@ -173,12 +173,15 @@ def _updates(
 ) -> list[Row]:
     limit = _UPDATES if relative is None else relative
     with ConstantDraws():
-        expected = _change(whole.stepped(whole.state, batch)[0], whole.state)
+        new, metrics = whole.stepped(whole.state, batch)
+        expected = _change(new, whole.state)
         cuts = _cuts(batch, parts, ragged)
         for cut, slices in cuts.items():
             micro = [_rows(copied(batch), each) for each in slices]
-            state, _ = outputs_of(accumulated(copied(whole.state), micro))
+            state, of_parts = outputs_of(accumulated(copied(whole.state), micro))
             _compare(cut, "update", _change(state, whole.state), expected, limit)
+            if isinstance(metrics, Mapping) and "loss" in metrics and "loss" in of_parts:
+                _compare(cut, "loss", of_parts["loss"], metrics["loss"], limit)
     return [Row(f"updates of {cut}", amount(expected), "equal") for cut in cuts]
 
 
@@ -238,7 +241,8 @@ def _compare(cut: str, what: str, got: Any, expected: Any, limit: float) -> None
         f"(relative norm {apart:.3g}, at most {limit:.3g})",
         difference=difference,
         cause="each micro-batch is averaged by itself and all averages count the same, whatever number "
-        "of rows, tokens or positive weights they have; or a part is summed and not averaged.",
+        "of rows, tokens or positive weights they have; or a part is summed and not averaged; or "
+        "gradients are clipped, or weights decayed, once for each part.",
         remedy="Sum totals and weights over the micro-batches and divide once: return "
         "`ftrain.Mean(total, weight)` from the loss function.",
     )
