@@ -16,6 +16,7 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_
 from ftrain.core.errors import ImpureFunctionError, TraceError, UnkeyedRandomError
 from ftrain.testing.difference import Difference
+from ftrain.testing.laws._counts import require_counting
 from ftrain.testing.laws._subject import Subject, copied, name_of, outputs_of, subject_of
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
@@ -35,8 +36,9 @@ def check_fixpoint(
 ) -> Report:
     """Check law 3: the state keeps its structure, shapes, dtypes, devices and strides.
 
-    Every leaf must be a tensor that requires no gradient. Then one compiled program serves all batches
-    of one kind, which is checked too: the step is traced as one graph.
+    Every leaf must be a tensor that requires no gradient. Leaves that share memory must go on to do so,
+    and a count of steps must not stop (float32 cannot count beyond 16,777,216). Then one compiled
+    program serves all batches of one kind, which is checked too: the step is traced as one graph.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step
@@ -66,12 +68,16 @@ def check_fixpoint(
     """
     start = time.perf_counter()
     whole = subject_of(subject, batches, state, seed)
-    current = copied(whole.state)
-    was = layout_of(current)
+    states = [copied(whole.state)]
+    was = layout_of(states[0])
     for i, batch in enumerate(whole.batches):
-        current, _ = whole.stepped(current, batch)
-        _compare(layout_of(current), was, i + 1)
-    rows = [Row("state after each step", amount(current), "same layout")]
+        states.append(whole.stepped(states[-1], batch)[0])
+        _compare(layout_of(states[-1]), was, i + 1)
+    rows = [Row("state after each step", amount(states[0]), "same layout")]
+    _compare_sharing(whole.state, states[1])
+    if len(states) > 2:
+        count = require_counting(whole, states)
+        rows.append(Row("counts of steps", plural(count, "leaf", "leaves"), "do not stop"))
     if compiled:
         rows.append(_one_program(whole))
     return Report("fixpoint", True, tuple(rows), time.perf_counter() - start)
@@ -142,6 +148,25 @@ def _compare(now: Layout, was: Layout, step: int) -> None:
                     cause=cause,
                     remedy=remedy,
                 )
+
+
+def _compare_sharing(before: Any, after: Any) -> None:
+    """Raise if two leaves of the first state are one memory, and two memories after a step."""
+    places: dict[tuple[Any, ...], int] = {}
+    leaves, now, paths = tree.leaves(before), tree.leaves(after), tree.paths(before)
+    for i, leaf in enumerate(leaves):
+        if not leaf.numel() or leaf.layout != torch.strided:
+            continue
+        other = places.setdefault((leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride()), i)
+        if other != i and now[i].data_ptr() != now[other].data_ptr():
+            raise LawViolation(
+                "fixpoint",
+                f"state{paths[other]} and state{paths[i]} share memory before step 1, and not after it",
+                cause="tied weights that are two leaves of the state are updated as two weights; or a "
+                "copy of them (an average, a target network) begins as the parameters themselves.",
+                remedy="Keep one leaf for tied weights, as named_parameters() does, and clone() a leaf "
+                "that only begins equal.",
+            )
 
 
 def _listed(what: str, paths: list[str]) -> str:

@@ -1,0 +1,74 @@
+"""Counts in floating point, which stop at the largest integer that the dtype can add 1 to.
+
+Read next: `fixpoint.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.testing.difference import first_difference
+from ftrain.testing.laws._subject import Subject
+from ftrain.testing.report import LawViolation
+
+__all__ = ["require_counting"]
+
+#: The first integer whose successor rounds to itself.
+_LARGEST = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24}
+
+
+def require_counting(whole: Subject, states: Sequence[Any]) -> int:
+    """Raise if a count of steps stops at the largest integer of its dtype; return the number of counts.
+
+    A leaf counts if each step adds exactly 1 to it. It is then set to the largest count of its dtype,
+    and must still count, unless the step does not depend on a count as large as that (Adam's
+    corrections are 1 by then).
+
+    Args:
+        whole: the step, which runs once more.
+        states: the states before each step and after the last, at least two steps.
+    """
+    paths = tree.paths(states[0])
+    runs = list(zip(*map(tree.leaves, states), strict=True))
+    counting = [place for place, run in enumerate(runs) if _counts(run)]
+    for place in counting:
+        first = runs[place][0]
+        if first.dtype not in _LARGEST:
+            continue
+        largest = _LARGEST[first.dtype]
+        new, twice = (_stepped(whole, states[0], place, count) for count in (largest, 2 * largest))
+        stops = torch.equal(new.pop(place), torch.full_like(first, largest))
+        del twice[place]
+        if stops and first_difference(new, twice) is not None:
+            dtype = str(first.dtype).removeprefix("torch.")
+            raise LawViolation(
+                "fixpoint",
+                f"state{paths[place]} counts steps in {dtype} and stops at {largest:,}: expected "
+                f"{largest + 1:,} after {largest:,}, got {largest:,}",
+                cause=f"{dtype} has no number between {largest:,} and {largest + 2:,}.",
+                remedy="Count in int64: torch.zeros((), dtype=torch.int64).",
+            )
+    return len(counting)
+
+
+def _stepped(whole: Subject, state: Any, place: int, count: int) -> list[Any]:
+    """Return the leaves of the new state after one leaf of a state was set to a count."""
+    leaves, treedef = tree.flatten(state)
+    leaves[place] = torch.full_like(leaves[place], count)
+    return tree.leaves(whole.stepped(tree.unflatten(treedef, leaves), whole.batches[0])[0])
+
+
+def _counts(run: Sequence[Any]) -> bool:
+    first = run[0]
+    return (
+        isinstance(first, torch.Tensor)
+        and first.dtype not in (torch.bool, torch.uint8)
+        and not first.is_complex()
+        and first.numel() > 0
+        and bool((first == first.round()).all())
+        and all(torch.equal(each, first + i) for i, each in enumerate(run))
+    )
