@@ -97,7 +97,12 @@ class Reports:
     def __str__(self) -> str:
         """Return the table."""
         rows = [
-            (r.law, r.outcome, f"{r.seconds:.2f} s", r.reason or _compared(r.rows))
+            (
+                r.law,
+                r.outcome,
+                f"{r.seconds:.2f} s",
+                _brief(r.reason) if r.reason else _compared(r.rows),
+            )
             for r in self.reports
         ]
         total = ("all", "passed" if self.passed else "violated", f"{self.seconds:.2f} s", "")
@@ -179,5 +184,11 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
+def _brief(text: str) -> str:
+    """Return the first line of a text, cut at 120 characters."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 120 else f"{line[:117]}..."
+
+
 def _compared(rows: Iterable[Row]) -> str:
-    return "; ".join(f"{row.what} {row.result} ({row.amount})" for row in rows)
+    return _brief("; ".join(f"{row.what} {row.result} ({row.amount})" for row in rows))

@@ -5,21 +5,26 @@ Read next: `compiled.py`, `vmap.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from ftrain.core import tree
+from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.testing.difference import Difference, dense, first_difference
 from ftrain.testing.laws._exact import is_float
+from ftrain.testing.laws._subject import copied
 
-__all__ = ["LOOSE", "Apart", "apart_by_leaf", "apart_by_tree", "tolerance"]
+__all__ = ["LOOSE", "Apart", "apart_by_leaf", "apart_by_tree", "smooth", "tolerance"]
 
 #: Relative norm of a whole state after a step of any optimizer. Adam turns the rounding noise of a
 #: gradient that is mathematically 0 (a bias before BatchNorm) into an update of full size.
 LOOSE = 2e-2
 
 #: Relative norms for gradients and metrics, by the least exact dtype.
+_SMALL = 1e-3
+_SMOOTH = ("loss", "grad_norm")
 _RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
@@ -43,10 +48,40 @@ class Apart(NamedTuple):
         return f"{self.difference} (relative norm {self.distance:.3g}, at most {self.relative:.3g})"
 
 
-def tolerance(values: Any) -> float:
-    """Return the relative norm that the least exact dtype of a tree allows."""
-    dtypes = {x.dtype for x in tree.leaves(values) if isinstance(x, torch.Tensor)}
-    return max((_RELATIVE[dtype] for dtype in dtypes if dtype in _RELATIVE), default=0.0)
+def tolerance(fn: Callable[..., Any], args: tuple[Any, ...]) -> float:
+    """Return the relative norm that the least exact dtype allows, of all that a call computes in."""
+    copies, mode = copied(args), _Dtypes()
+    with mode:
+        fn(*copies)
+    return max((_RELATIVE[dtype] for dtype in mode.dtypes if dtype in _RELATIVE), default=0.0)
+
+
+def smooth(metrics: Any, relative: float) -> Any:
+    """Return the metrics that rounding changes little: an accuracy jumps where logits are nearly equal.
+
+    Args:
+        metrics: a mapping; loss and norm are kept, all if it has neither.
+        relative: the tolerance; a small one keeps all.
+    """
+    if relative <= _SMALL or not hasattr(metrics, "__contains__"):
+        return metrics
+    return {name: metrics[name] for name in _SMOOTH if name in metrics} or metrics
+
+
+class _Dtypes(DispatchMode):
+    """Mode that notes the dtypes of all floats that operators return; autocast computes in others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        self.dtypes.update(x.dtype for x in outputs if is_float(x))
+        return out
 
 
 def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:

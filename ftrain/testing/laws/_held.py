@@ -1,6 +1,6 @@
 """Objects that a function holds: its model, its closure, the global variables that it reads.
 
-Read next: `pure.py`.
+Read next: `_kept.py`, which restores them after a check; `pure.py`, which compares them.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Held:
             path = next((type(owner).__name__ for owner in of_root), "")
         if not isinstance(change.node, dict) or change.keys is None:
             return path
+        if not path and not self._roots:
+            return ""  # the model itself
         now = dict(zip(change.keys, change.values, strict=True))
         names = [
             name

@@ -102,7 +102,7 @@ def reference_to(subject: Any) -> str | bytes:
     if isinstance(subject, str):
         return subject
     for module_name, module in list(sys.modules.items()):
-        if module_name == "__main__" or not hasattr(module, "__dict__"):
+        if module_name in ("__main__", "__mp_main__") or not hasattr(module, "__dict__"):
             continue
         for name, value in list(vars(module).items()):
             if value is subject:

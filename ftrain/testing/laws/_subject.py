@@ -2,7 +2,7 @@
 
 Every check reduces its subject to calls, each of which it may repeat with copies of the arguments.
 
-Read next: `pure.py`, the first law.
+Read next: `_held.py`, what functions hold; `pure.py`, the first law.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class Call(NamedTuple):
         return self.run(copied(self.args))
 
     def run(self, args: tuple[Any, ...]) -> Any:
-        """Return the outputs for these arguments."""
-        return self.fn(*args)
+        """Return the outputs for these arguments; raise unless those of a step are a pair."""
+        output = self.fn(*args)
+        return outputs_of(output) if self.outputs else output
 
     def path(self, path: str) -> str:
         """Return the path of a leaf of the arguments with the argument's name: `state['w']`."""

@@ -6,6 +6,7 @@ Read next: `compiled.py`.
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -22,9 +23,12 @@ from ftrain.testing.report import LawViolation
 
 __all__ = ["plain", "untraceable"]
 
+#: A line of user code in a message, as `core/_user_line.py` formats it.
+_LINE = re.compile(r"^  (\S[^\n]*:\d+ in [^\n]*\n    [^\n]*)$", re.MULTILINE)
+
 _CAUSES: dict[type[Exception], tuple[str, str]] = {
     TraceError: (
-        "Python needs the value of a tensor, which a compiled step does not have yet.",
+        "a compiled step is one graph of operators, which is traced before there are values.",
         "Write torch.where or ftrain.cond instead of a branch on a value; return values as metrics.",
     ),
     ImpureFunctionError: (
@@ -57,15 +61,30 @@ def untraceable(law: str, name: str) -> Iterator[None]:
         cause, remedy = next(value for kind, value in _CAUSES.items() if isinstance(error, kind))
         raise LawViolation(
             law,
-            f"{name} cannot be compiled: {error}",
+            f"{name} cannot be compiled: {_first_line(error)}",
             line=line_of(error),
             cause=cause,
-            remedy=remedy,
+            remedy=_remedy(error) or remedy,
         ) from error
 
 
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].removesuffix(", here:").removesuffix(" Call:")
+
+
+def _remedy(error: BaseException) -> str | None:
+    """Return the last paragraph of a message that shows a line, which says what to write instead."""
+    paragraphs = str(error).strip().split("\n\n")
+    if len(paragraphs) < 3 or _LINE.search(paragraphs[-1]):
+        return None
+    return " ".join(paragraphs[-1].split())
+
+
 def line_of(error: BaseException) -> str | None:
-    """Return the line of user code that raised an error, or that an inner error names."""
+    """Return the line of user code that an error names, or that raised it."""
+    named = _LINE.search(str(error))
+    if named is not None:
+        return named.group(1)
     frames = traceback.extract_tb(error.__traceback__)
     line = user_line([frame for frame in frames if "ftrain/testing" not in frame.filename])
     return None if line.strip().startswith("(no frame") else line

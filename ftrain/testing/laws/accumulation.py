@@ -19,6 +19,7 @@ from ftrain.core.step import TrainStep
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._exact import ConstantDraws, doubled, in_float64, is_float
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import (
     InapplicableError,
     Subject,
@@ -42,6 +43,7 @@ _ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 _UPDATES = 1e-3  # of a plain step, whose updates in float32 have lost digits
 
 
+@unchanging
 def check_accumulation(
     subject: Any,
     batches: Sequence[Any],

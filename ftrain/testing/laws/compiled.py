@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ftrain.core.compile import compile as compile_
-from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, tolerance
+from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, smooth, tolerance
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._sites import Site, events_of, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of, copied, name_of
 from ftrain.testing.laws._traced import plain, untraceable
@@ -20,6 +21,7 @@ from ftrain.testing.report import LawViolation, Report, Row
 __all__ = ["check_compiled"]
 
 
+@unchanging
 def check_compiled(
     subject: Any,
     batches: Sequence[Any] = (),
@@ -100,12 +102,12 @@ def _apart(call: Call, got: Any, expected: Any, relative: float | None) -> tuple
     if relative == 0.0:
         return apart_by_leaf(got, expected, 0.0), "same bytes"
     if relative is not None or not call.outputs:
-        limit = tolerance((call.args, expected)) if relative is None else relative
+        limit = tolerance(call.fn, call.args) if relative is None else relative
         return apart_by_leaf(got, expected, limit), f"relative norm at most {limit:.3g}"
-    limit = tolerance((call.args, expected))
+    limit = tolerance(call.fn, call.args)
     state = apart_by_tree([got[0]], [expected[0]], LOOSE)
     # A list of two, so that paths begin with [1].
-    metrics = apart_by_leaf([(), got[1]], [(), expected[1]], limit)
+    metrics = apart_by_leaf([(), smooth(got[1], limit)], [(), smooth(expected[1], limit)], limit)
     return metrics or state, f"relative norm at most {limit:.3g} (state: {LOOSE:.3g})"
 
 

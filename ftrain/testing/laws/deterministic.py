@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._processes import outputs_in_new_process
 from ftrain.testing.laws._sites import Site, events_of, first_new, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of
@@ -28,6 +29,7 @@ _GRAD = (
 _SEARCHES = 8  # repeated calls, until two of them differ under the mode that records operators
 
 
+@unchanging
 def check_deterministic(
     subject: Any,
     batches: Sequence[Any] = (),

@@ -15,6 +15,7 @@ from ftrain.core import tree
 from ftrain.core.compile import compile as compile_
 from ftrain.core.state import TrainState
 from ftrain.testing.difference import first_difference
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import copied, name_of, outputs_of, subject_of
 from ftrain.testing.laws._traced import plain, untraceable
 from ftrain.testing.laws._words import amount, plural
@@ -30,6 +31,7 @@ class Donated:
     state: Any
 
 
+@unchanging
 def check_donation(
     subject: Any,
     batches: Sequence[Any],

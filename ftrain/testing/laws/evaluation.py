@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ftrain.testing.difference import first_difference
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import (
     Call,
     InapplicableError,
@@ -26,6 +27,7 @@ from ftrain.testing.report import LawViolation, Report, Row
 __all__ = ["check_evaluation"]
 
 
+@unchanging
 def check_evaluation(
     subject: Any,
     batches: Sequence[Any],
@@ -72,12 +74,6 @@ def check_evaluation(
             "evaluate: expected a function (state, batch) -> metrics, since the subject is a step "
             "alone, got None. Pass evaluate=..."
         )
-    first = (copied(whole.state), whole.batches[0])
-    try:
-        check_pure(evaluate, args=first)
-        check_deterministic(evaluate, args=first, times=2)
-    except LawViolation as violation:
-        raise violation.under("evaluation") from violation
     plain = _run(whole, None)
     if first_difference(_run(whole, None), plain) is not None:
         raise LawViolation(
@@ -86,6 +82,12 @@ def check_evaluation(
             cause=f"{name_of(whole.step)} is not deterministic, so evaluations cannot be judged.",
             remedy="Make check_deterministic and check_pure pass first.",
         )
+    first = (copied(whole.state), whole.batches[0])
+    try:
+        check_pure(evaluate, args=first)
+        check_deterministic(evaluate, args=first, times=2)
+    except LawViolation as violation:
+        raise violation.under("evaluation") from violation
     difference = first_difference(_run(whole, evaluate), plain)
     if difference is not None:
         label = Call("", evaluate, (), (), ("state", "metrics"))

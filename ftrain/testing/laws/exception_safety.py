@@ -18,6 +18,7 @@ from ftrain.core.compile import Compiled
 from ftrain.testing._world import changes, world
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._held import Held, roots_of
+from ftrain.testing.laws._kept import functions_of, kept, unchanging
 from ftrain.testing.laws._sites import Site, running_site
 from ftrain.testing.laws._subject import Call, InapplicableError, calls_of, copied, name_of
 from ftrain.testing.laws._words import plural
@@ -30,6 +31,7 @@ class InjectedError(RuntimeError):
     """Error that `check_exception_safety` raises in the place of an operator."""
 
 
+@unchanging
 def check_exception_safety(
     subject: Any,
     batches: Sequence[Any] = (),
@@ -78,7 +80,8 @@ def check_exception_safety(
           ...
     """
     start = time.perf_counter()
-    calls = calls_of(subject, batches, state, seed, args)
+    with kept(*functions_of(subject, args)):
+        calls = calls_of(subject, batches, state, seed, args)
     rows = [_check(call, most, seed, model) for call in calls]
     return Report("exception_safety", True, tuple(rows), time.perf_counter() - start)
 

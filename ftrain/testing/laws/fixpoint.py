@@ -14,10 +14,11 @@ import torch
 from ftrain.core import tree
 from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_
-from ftrain.core.errors import ImpureFunctionError, TraceError, UnkeyedRandomError
 from ftrain.testing.difference import Difference
 from ftrain.testing.laws._counts import require_counting
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import Subject, copied, name_of, outputs_of, subject_of
+from ftrain.testing.laws._traced import untraceable
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
@@ -26,6 +27,7 @@ __all__ = ["check_fixpoint", "layout_of"]
 Layout = dict[str, Any]
 
 
+@unchanging
 def check_fixpoint(
     subject: Any,
     batches: Sequence[Any],
@@ -180,15 +182,8 @@ def _one_program(whole: Subject) -> Row:
     kinds = {str((tree.structure(batch), layout_of(batch))) for batch in whole.batches}
     before, current = compiled.n_compiles, copied(whole.state)
     for batch in whole.batches:
-        try:
+        with untraceable("fixpoint", name_of(step)):
             current, _ = outputs_of(compiled(current, copied(batch)))
-        except (TraceError, ImpureFunctionError, UnkeyedRandomError) as error:
-            raise LawViolation(
-                "fixpoint",
-                f"{name_of(step)} cannot be traced as one graph: {error}",
-                cause="the step needs the value of a tensor, or writes to something outside of it.",
-                remedy="Write torch.where or ftrain.cond instead of a branch on a value.",
-            ) from error
     programs = compiled.n_compiles - before
     if programs > len(kinds):
         raise LawViolation(

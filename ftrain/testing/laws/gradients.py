@@ -18,6 +18,7 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import TrainStep
 from ftrain.testing.difference import Difference
 from ftrain.testing.laws._exact import doubled, in_float64, is_float
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import InapplicableError, copied, name_of, subject_of
 from ftrain.testing.laws._traced import plain
 from ftrain.testing.laws._words import plural
@@ -46,6 +47,7 @@ class _Function(NamedTuple):
     dtype: torch.dtype
 
 
+@unchanging
 def check_gradients(
     subject: Any,
     batches: Sequence[Any] = (),

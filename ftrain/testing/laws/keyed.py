@@ -14,6 +14,7 @@ import torch
 from ftrain.core import tree
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._draws import Drawn, drawn_in
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import Call, calls_of, copied
 from ftrain.testing.laws._words import plural
 from ftrain.testing.report import LawViolation, Report, Row
@@ -23,6 +24,7 @@ __all__ = ["check_keyed"]
 _KEYS = ("rng", "key")
 
 
+@unchanging
 def check_keyed(
     subject: Any,
     batches: Sequence[Any] = (),

@@ -14,7 +14,9 @@ import torch
 from ftrain.core import tree
 from ftrain.testing._world import changes, restore, world
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._draws import drawn_in
 from ftrain.testing.laws._held import Held, memory_of, roots_of
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._sites import find_write
 from ftrain.testing.laws._subject import Call, copied, each_call
 from ftrain.testing.laws._words import amount, plural
@@ -29,8 +31,8 @@ _REMEDIES = {
     "autocast": "Write `with torch.autocast(...):` around the lines that need it.",
 }
 _NEW = (
-    "Write the result into a new tensor: `x = x + y` instead of `x += y`, `{**state, 'x': x}` instead "
-    "of `state['x'] = x`."
+    "Write the result into a new tensor, `x = x + y` instead of `x += y`, and put it into a new "
+    "container, `return {'x': x, ...}` instead of `state['x'] = x`."
 )
 _BUFFERS = (
     "Pass copies of the buffers, `{name: b.clone() for name, b in buffers.items()}`, and return the "
@@ -39,6 +41,7 @@ _BUFFERS = (
 _SETTING = "Set it once before training, outside of the step, or restore it in a finally clause."
 
 
+@unchanging
 def check_pure(
     subject: Any,
     batches: Sequence[Any] = (),
@@ -80,7 +83,7 @@ def check_pure(
         got 1.0 (... ulps; 3 of 3 elements differ)
           operator: aten.add_.Tensor
           cause: an operator in <lambda>(*args) writes into its input.
-          remedy: Write the result into a new tensor: `x = x + y` instead of `x += y`, ...
+          remedy: Write the result into a new tensor, `x = x + y` instead of `x += y`, ...
     """
     start = time.perf_counter()
     calls, sizes = [], []
@@ -148,10 +151,13 @@ def _at(call: Call, difference: Difference) -> str:
 
 
 def _world_changed(call: Call, what: str) -> LawViolation:
+    drawn = drawn_in(call) if what.startswith("random state") else None
     remedy = next((text for name, text in _REMEDIES.items() if what.startswith(name)), _SETTING)
     return LawViolation(
         "pure",
         f"the call changed the {what}",
+        operator=None if drawn is None else drawn.operator,
+        line=None if drawn is None else drawn.line,
         cause=f"{call.label} draws from a global generator."
         if what.startswith("random state")
         else f"{call.label} changes a setting of the whole process and does not restore it.",
@@ -224,7 +230,11 @@ def _check_memory(
         if pointer in owners:
             raise LawViolation(
                 "pure",
-                f"output {path} shares memory with {owners[pointer]}",
+                f"{_output(call, path)} shares memory with {owners[pointer]}",
                 cause=f"{call.label} returns a tensor that it was given, or a view of it.",
                 remedy=f"Return a copy: write .clone() at {call.output_path(path)}.",
             )
+
+
+def _output(call: Call, path: str) -> str:
+    return f"output {call.output_path(path).removeprefix('the output')}".strip()

@@ -15,6 +15,7 @@ import torch
 from ftrain import checkpoint
 from ftrain.core import tree
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._processes import in_new_process
 from ftrain.testing.laws._subject import Subject, copied, outputs_of, parts_of, subject_of
 from ftrain.testing.laws._words import amount, plural
@@ -23,6 +24,7 @@ from ftrain.testing.report import LawViolation, Report, Row
 __all__ = ["check_resume"]
 
 
+@unchanging
 def check_resume(
     subject: Any,
     batches: Sequence[Any],

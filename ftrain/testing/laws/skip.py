@@ -17,6 +17,7 @@ from ftrain.core import tree
 from ftrain.core.state import TrainState
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._exact import is_float
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._scales import require_same_update
 from ftrain.testing.laws._subject import InapplicableError, Subject, copied, name_of, subject_of
 from ftrain.testing.laws._words import amount
@@ -27,6 +28,7 @@ __all__ = ["check_skip", "poisoned", "require_kept"]
 Poison = Callable[[Any], Any]
 
 
+@unchanging
 def check_skip(
     subject: Any,
     batches: Sequence[Any],

@@ -13,8 +13,10 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.gradients import GradientResult
 from ftrain.core.step import TrainStep
-from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, tolerance
+from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, smooth, tolerance
+from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._subject import copied, name_of, subject_of
 from ftrain.testing.laws._traced import line_of, plain
 from ftrain.testing.laws._words import amount, plural
@@ -23,6 +25,7 @@ from ftrain.testing.report import LawViolation, Report, Row
 __all__ = ["check_vmap"]
 
 
+@unchanging
 def check_vmap(
     subject: Any,
     batches: Sequence[Any] = (),
@@ -128,15 +131,26 @@ def _compare(
             "on values, writes into unmapped tensors and draws without a key are impossible.",
             remedy="Write torch.where instead of a branch, out-of-place operators, and keyed draws.",
         ) from error
+    limit = tolerance(fn, (*rows[0], *rest)) if relative is None else relative
     for i, expected in enumerate(alone):
         row = tree.map(
             lambda leaf, i=i: leaf[i] if isinstance(leaf, torch.Tensor) else leaf, together
         )
-        limit = tolerance((rows, expected)) if relative is None else relative
+        if shared is not None:
+            row, expected = _smooth(row, limit), _smooth(expected, limit)  # noqa: PLW2901
         compare = apart_by_tree if is_loose else apart_by_leaf
         apart = compare(row, expected, LOOSE if is_loose else limit)
         if apart is not None:
             raise _differs(f"row {i} of the vmapped {name}", apart)
+
+
+def _smooth(output: Any, limit: float) -> Any:
+    """Return an output with those metrics only that rounding changes little."""
+    if isinstance(output, GradientResult):
+        return output._replace(metrics=smooth(output.metrics, limit))
+    if isinstance(output, tuple) and len(output) == 2:
+        return (output[0], smooth(output[1], limit))
+    return output
 
 
 def _differs(what: str, apart: Apart) -> LawViolation:

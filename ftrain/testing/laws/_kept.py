@@ -1,0 +1,59 @@
+"""Checks that leave their subject as it was: its closure, modules, global variables, and generators.
+
+Read next: `pure.py`, the first law.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from ftrain.core.random import _generators
+from ftrain.testing.laws._held import Held, roots_of
+from ftrain.testing.laws._subject import imported, parts_of
+
+__all__ = ["functions_of", "kept", "unchanging"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def kept(*functions: Any) -> Iterator[None]:
+    """Restore what functions hold, and the global generators, after the context."""
+    held = Held(*(root for fn in functions for root in roots_of(fn)), follow_globals=True)
+    marks = _generators.read(_generators.accelerator())
+    try:
+        yield
+    finally:
+        _generators.restore(marks, _generators.moved(marks))
+        held.restore()
+        held.restore_tensors()
+
+
+def unchanging(check: Callable[P, R]) -> Callable[P, R]:
+    """Make a check restore what its subject holds, and the global generators, when it is over."""
+
+    @functools.wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        with kept(*_functions(args, kwargs)):
+            return check(*args, **kwargs)
+
+    return checked
+
+
+def functions_of(subject: Any, args: tuple[Any, ...] | None) -> list[Any]:
+    """Return the functions of a subject, which is a function itself if `args` is given."""
+    if isinstance(subject, str):
+        subject = imported(subject)
+    parts = [subject] if args is not None else parts_of(subject)
+    return [fn for fn in parts if callable(fn)]
+
+
+def _functions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return the functions among the arguments of a check."""
+    subject = args[0] if args else kwargs.get("subject")
+    extra = [kwargs.get(name) for name in ("evaluate", "accumulated")]
+    return [*functions_of(subject, kwargs.get("args")), *filter(callable, extra)]
