@@ -1,4 +1,5 @@
-"""Checks that leave their subject as it was: its closure, modules, global variables, and generators.
+"""Checks that leave their subject as it was: its closure, modules, global variables, generators,
+and torch's settings.
 
 Read next: `pure.py`, the first law.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from ftrain.core.random import _generators
+from ftrain.testing._world import restore, world
 from ftrain.testing.laws._held import Held, roots_of
 from ftrain.testing.laws._subject import imported, parts_of
 
@@ -22,13 +24,14 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def kept(*functions: Any) -> Iterator[None]:
-    """Restore what functions hold, and the global generators, after the context."""
+    """Restore what functions hold, global generators and torch's settings, after the context."""
     held = Held(*(root for fn in functions for root in roots_of(fn)), follow_globals=True)
-    marks = _generators.read(_generators.accelerator())
+    around, marks = world(), _generators.read(_generators.accelerator())
     try:
         yield
     finally:
         _generators.restore(marks, _generators.moved(marks))
+        restore(around)
         held.restore()
         held.restore_tensors()
 
