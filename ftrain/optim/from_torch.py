@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -76,7 +77,12 @@ def from_torch(
         check_learning_rate(lr)
     options, default, numbers = _probed(optimizer, options)
     rate: LearningRate = default if lr is None else lr
-    kinds: dict[tuple[torch.Size, torch.dtype], Shapes] = {}
+
+    @functools.cache  # not a dict, which would be state that a step changes
+    def shapes_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Shapes:
+        zeros = torch.zeros(shape, dtype=dtype, device=device)
+        (first,) = first_entries(optimizer, options, None, [zeros])
+        return _shapes(first)
 
     def at(count: torch.Tensor) -> torch.Tensor:
         return rate_at(rate, count)
@@ -105,13 +111,10 @@ def from_torch(
         old = _by_leaf(state.entries, params, treedef)
         wide = [p.to(compute_dtype(p.dtype)) for p in ps]
         for index, (p, entry) in enumerate(zip(wide, old, strict=True)):
-            kind = (p.shape, p.dtype)
-            if kind not in kinds:
-                (first,) = first_entries(optimizer, options, None, [p])
-                kinds[kind] = _shapes(first)
-            if _shapes(entry) != kinds[kind]:
+            expected = shapes_of(p.shape, p.dtype, p.device)
+            if _shapes(entry) != expected:
                 path = tree.paths(params)[index] or "the root"
-                raise _other_state(optimizer, path, _shapes(entry), kinds[kind])
+                raise _other_state(optimizer, path, _shapes(entry), expected)
         new, entries = step_once(
             optimizer,
             options,
