@@ -15,7 +15,7 @@ import torch
 
 from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.core.compile import Compiled
-from ftrain.testing._world import changes, world
+from ftrain.testing._world import changes, restore, world
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._held import Held, roots_of
 from ftrain.testing.laws._kept import functions_of, kept, unchanging
@@ -119,6 +119,7 @@ def _check(call: Call, most: int, seed: int, model: Any) -> Row:
     finally:
         held.restore()
         held.restore_tensors()
+        restore(around)
     of = "" if len(places) == total else f" of {total:,}, drawn at random"
     return Row(call.label, f"{plural(len(places), 'operator')}{of}", "nothing changed")
 

@@ -71,7 +71,7 @@ def check_fixpoint(
     start = time.perf_counter()
     whole = subject_of(subject, batches, state, seed)
     states = [copied(whole.state)]
-    was = layout_of(states[0])
+    was = layout_of(whole.state)  # not of a copy, which is contiguous
     for i, batch in enumerate(whole.batches):
         states.append(whole.stepped(states[-1], batch)[0])
         _compare(layout_of(states[-1]), was, i + 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core.errors import UnkeyedRandomError
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._draws import Drawn, drawn_in
 from ftrain.testing.laws._kept import unchanging
@@ -22,6 +23,14 @@ from ftrain.testing.report import LawViolation, Report, Row
 __all__ = ["check_keyed"]
 
 _KEYS = ("rng", "key")
+_CAUSE = (
+    "its numbers depend on all draws before, in this process and outside of the step, so that a "
+    "resumed, repeated or compiled step computes something else."
+)
+_REMEDY = (
+    "Draw from a key in the state: ftrain.random, or `with ftrain.random.keyed(key):` around modules "
+    "that draw; elsewhere generator=torch.Generator().manual_seed(...) from the state."
+)
 
 
 @unchanging
@@ -69,8 +78,11 @@ def check_keyed(
           remedy: Draw from a key in the state: ...
     """
     start = time.perf_counter()
-    calls = calls_of(subject, batches, state, seed, args)
-    found = [drawn_in(call) for call in calls]
+    try:
+        calls = calls_of(subject, batches, state, seed, args)
+        found = [drawn_in(call) for call in calls]
+    except UnkeyedRandomError as error:  # ftrain's own steps refuse such a draw
+        raise LawViolation("keyed", str(error), cause=_CAUSE, remedy=_REMEDY) from error
     for call, drawn in zip(calls, found, strict=True):
         if drawn.generator is not None:
             raise _unkeyed(call, drawn)
@@ -89,10 +101,8 @@ def _unkeyed(call: Call, drawn: Drawn) -> LawViolation:
         f"{call.label} draws from {drawn.generator}",
         operator=drawn.operator,
         line=drawn.line,
-        cause="its numbers depend on all draws before, in this process and outside of the step, so that "
-        "a resumed, repeated or compiled step computes something else.",
-        remedy="Draw from a key in the state: ftrain.random, or `with ftrain.random.keyed(key):` around "
-        "modules that draw; elsewhere generator=torch.Generator().manual_seed(...) from the state.",
+        cause=_CAUSE,
+        remedy=_REMEDY,
     )
 
 
