@@ -39,6 +39,8 @@ def test_deterministic_finds_bits_that_depend_on_the_hash_seed() -> None:
         testing.check_deterministic(step, batches, state=STATE, fresh_processes=1)
     assert e.value.difference is not None
     assert "hash()" in str(e.value.cause)
+    assert e.value.operator == "aten.add.Tensor"
+    assert "importable.py" in str(e.value.line)
 
 
 def test_resume_in_a_new_process_finds_state_that_one_process_hides() -> None:

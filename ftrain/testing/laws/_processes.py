@@ -17,9 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ftrain.testing.laws._sites import Event, recorded
 from ftrain.testing.laws._subject import Call, name_of, parts_of
 
-__all__ = ["Job", "in_new_process", "outputs_in_new_process", "reference_to"]
+__all__ = [
+    "Job",
+    "in_new_process",
+    "outputs_in_new_process",
+    "recorded_in_new_process",
+    "reference_to",
+]
 
 _DEADLINE = 600  # seconds
 
@@ -45,14 +52,20 @@ class Job(NamedTuple):
 
 
 def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: int) -> list[Any]:
-    """Return the outputs of calls of a subject, each made in a new process.
+    """Return the outputs of calls of a subject, all made in one new process.
 
     Raises:
         TypeError: a new process cannot find the subject.
     """
-    whole = isinstance(subject, str) or not all(call.fn is subject for call in calls)
-    payload = [(_part(call) if whole else "", call.args) for call in calls]
+    payload = [(_part(subject, call), call.args) for call in calls]
     found: list[Any] = in_new_process(_call, subject, payload, hash_seed=hash_seed)
+    return found
+
+
+def recorded_in_new_process(subject: Any, call: Call, *, hash_seed: int) -> tuple[Any, list[Event]]:
+    """Return the outputs of a call of a subject, and its operators, in a new process."""
+    payload = (_part(subject, call), call.args)
+    found: tuple[Any, list[Event]] = in_new_process(_record, subject, payload, hash_seed=hash_seed)
     return found
 
 
@@ -126,18 +139,25 @@ def _python_path() -> str:
     return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _part(call: Call) -> str:
-    """Return the name of the field of `Steps` that a call calls."""
+def _part(subject: Any, call: Call) -> str:
+    """Return the field of `Steps` that a call calls; an empty string for a subject without fields."""
+    if call.fn is subject or call.names[:1] != ("state",):
+        return ""
     return "train_step" if call.outputs else "eval_step"
 
 
+def _called(subject: Any, part: str, args: tuple[Any, ...]) -> Call:
+    """Return a call of a subject, in the new process."""
+    fn = subject
+    if part:
+        step, evaluate, _ = parts_of(subject)
+        fn = step if part == "train_step" else evaluate
+    return Call("", fn, args, ())
+
+
 def _call(subject: Any, payload: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-    """Return the outputs of calls, in the new process."""
-    found = []
-    for part, args in payload:
-        fn = subject
-        if part:
-            step, evaluate, _ = parts_of(subject)
-            fn = step if part == "train_step" else evaluate
-        found.append(Call("", fn, args, ())())
-    return found
+    return [_called(subject, part, args)() for part, args in payload]
+
+
+def _record(subject: Any, payload: tuple[str, tuple[Any, ...]]) -> tuple[Any, list[Event]]:
+    return recorded(_called(subject, *payload))

@@ -13,7 +13,7 @@ import torch
 
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._processes import outputs_in_new_process
+from ftrain.testing.laws._processes import outputs_in_new_process, recorded_in_new_process
 from ftrain.testing.laws._sites import Site, events_of, first_new, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of
 from ftrain.testing.laws._words import amount, plural
@@ -89,7 +89,7 @@ def check_deterministic(
         for call, first, output in zip(calls, firsts, found, strict=True):
             difference = first_difference(output, first)
             if difference is not None:
-                raise _fresh(call, difference)
+                raise _fresh(subject, call, difference, number + 1)
         rows.append(Row("a new process", amount(firsts), "same bytes"))
     return Report("deterministic", True, tuple(rows), time.perf_counter() - start)
 
@@ -167,11 +167,15 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
     )
 
 
-def _fresh(call: Call, difference: Difference) -> LawViolation:
+def _fresh(subject: Any, call: Call, difference: Difference, hash_seed: int) -> LawViolation:
+    again = recorded_in_new_process(subject, call, hash_seed=hash_seed)
+    site = origin_of(difference.path, *again, events_of(call))
     return LawViolation(
         "deterministic",
         f"a new process gives other bits: {_at(call, difference)}",
         difference=difference,
+        operator=None if site is None else site.operator,
+        line=None if site is None else site.where,
         cause=f"{call.label} depends on something that differs between processes: hash() of a string, "
         "the order of a set, the time, an address in memory, or state that earlier calls have left.",
         remedy="Sort what is iterated, and compute everything from the arguments.",
