@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ftrain
+from examples import digits
 from ftrain import optim, testing
 from ftrain.core import tree
 from tests.testing import plain
@@ -147,3 +148,12 @@ def test_check_leaves_generators_as_they_were() -> None:
     with pytest.raises(testing.LawViolation):
         testing.check_deterministic(step, [None], state={"w": torch.zeros(4)})
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fast_checks_pass_on_the_digits_example() -> None:
+    training, _ = digits.digits()
+    optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3, weight_decay=0.05))
+    made = ftrain.make_steps(digits.LeNet5, digits.loss_fn, optimizer)
+    batches = [tree.map(lambda x, i=i: x[i : i + 16], training) for i in (0, 16)]
+    reports = testing.check_all(made, batches, fast=True)
+    assert [report.outcome for report in reports] == ["passed"] * 7
