@@ -16,7 +16,7 @@ from ftrain.testing._world import restore, world
 from ftrain.testing.laws._held import Held, roots_of
 from ftrain.testing.laws._subject import imported, parts_of
 
-__all__ = ["functions_of", "kept", "unchanging"]
+__all__ = ["changed_by", "functions_of", "kept", "unchanging"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +45,21 @@ def unchanging(check: Callable[P, R]) -> Callable[P, R]:
             return check(*args, **kwargs)
 
     return checked
+
+
+def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
+    """Return the name of the first object that a function holds and that a call changes, if any.
+
+    Args:
+        fn: the function.
+        run: calls it.
+    """
+    held = Held(*roots_of(fn), follow_globals=True)
+    with kept(fn):
+        run()
+        tensor = held.changed_tensor()
+        objects = [name for name in held.restore() if not name.startswith("!")]
+    return objects[0] if objects else tensor and tensor[0]
 
 
 def functions_of(subject: Any, args: tuple[Any, ...] | None) -> list[Any]:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ftrain.testing.difference import Difference, first_difference
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._kept import changed_by, unchanging
 from ftrain.testing.laws._processes import outputs_in_new_process, recorded_in_new_process
 from ftrain.testing.laws._sites import Site, events_of, first_new, origin_of, recorded
-from ftrain.testing.laws._subject import Call, calls_of
+from ftrain.testing.laws._subject import Call, calls_of, copied
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
@@ -25,7 +25,11 @@ _GRAD = (
     "Take gradients with torch.autograd.grad or ftrain.value_and_grad, which return them: backward() "
     "adds to the .grad that an earlier call has left."
 )
-
+_STATE = "Make it a part of the state: read it from the argument, return it in the new state."
+_OTHER = (
+    "Draw random numbers from a key in the state, keep no state outside of it, and call "
+    "torch.use_deterministic_algorithms(True) if the operator sums in parallel."
+)
 _SEARCHES = 8  # repeated calls, until two of them differ under the mode that records operators
 
 
@@ -105,22 +109,22 @@ def _again(call: Call, times: int) -> Any:
 
 
 def _differs(call: Call, difference: Difference) -> LawViolation:
-    site = _find_operator(call)
+    site, changed = _find_operator(call), changed_by(call.fn, lambda: call.run(copied(call.args)))
+    is_grad = site is not None and site.is_backward and "add_" in site.operator
     return LawViolation(
         "deterministic",
         f"two equal calls differ: {_at(call, difference)}",
         difference=difference,
         operator=None if site is None else site.operator,
         line=None if site is None else site.where,
-        cause=_cause(site),
-        remedy=_GRAD
-        if site is not None and site.is_backward and "add_" in site.operator
-        else "Draw random numbers from a key in the state, keep no state outside of it, and call "
-        "torch.use_deterministic_algorithms(True) if the operator sums in parallel.",
+        cause=_cause(site, changed),
+        remedy=_GRAD if is_grad else _STATE if changed else _OTHER,
     )
 
 
-def _cause(site: Site | None) -> str:
+def _cause(site: Site | None, changed: str | None) -> str:
+    if changed is not None:
+        return f"a call changes {changed}, which is not among its arguments, and the next call reads it."
     if site is None:
         return (
             "the step keeps state outside of its arguments, or an operator depends on the order of its "

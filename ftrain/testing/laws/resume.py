@@ -5,6 +5,7 @@ Read next: `vmap.py`.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from ftrain import checkpoint
 from ftrain.core import tree
 from ftrain.testing.difference import Difference, first_difference
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._kept import changed_by, unchanging
 from ftrain.testing.laws._processes import in_new_process
 from ftrain.testing.laws._subject import Subject, copied, outputs_of, parts_of, subject_of
 from ftrain.testing.laws._words import amount, plural
@@ -80,7 +81,7 @@ def check_resume(
             half = len(saved) // 2
             payload = (saved[half], run[half][0], whole.batches[half:])
             found = in_new_process(_continue, subject, payload)
-            _compare(found, run[-1], half, "in a new process ")
+            _compare(whole, found, run[-1], half, "in a new process ")
             rows.append(Row("resumed in a new process", amount(found[0]), "same bytes"))
     return Report("resume", True, tuple(rows), time.perf_counter() - start)
 
@@ -125,28 +126,32 @@ def _resume(whole: Subject, run: list[tuple[Any, Any]], i: int, path: str) -> No
             difference=difference,
         )
     found = outputs_of(whole.step(state, copied(whole.batches[i])))
-    _compare(found, run[i + 1], i, "")
+    _compare(whole, found, run[i + 1], i, "")
 
 
-def _compare(found: tuple[Any, Any], expected: tuple[Any, Any], i: int, where: str) -> None:
+def _compare(
+    whole: Subject, found: tuple[Any, Any], expected: tuple[Any, Any], i: int, where: str
+) -> None:
     for name, a, b in zip(("state", "metrics"), found, expected, strict=True):
         difference = first_difference(a, b)
         if difference is not None:
-            raise _differs(
-                f"resuming {where}before step {i} gave {_other(name)}", difference, where
-            )
+            what = f"resuming {where}before step {i} gave {_other(name)}"
+            first = functools.partial(whole.stepped, whole.state, whole.batches[0])
+            raise _differs(what, difference, changed_by(whole.step, first))
 
 
 def _other(name: str) -> str:
     return "another state" if name == "state" else "other metrics"
 
 
-def _differs(summary: str, difference: Difference, where: str) -> LawViolation:
+def _differs(summary: str, difference: Difference, changed: str | None) -> LawViolation:
     return LawViolation(
         "resume",
         f"{summary}: {difference}",
         difference=difference,
-        cause="the step reads something that is not in the state and so not in the checkpoint: a "
+        cause=f"the step changes {changed}, which is not in the state and so not in the checkpoint."
+        if changed
+        else "the step reads something that is not in the state and so not in the checkpoint: a "
         "counter, a generator, an optimizer, a cache, the memory layout of a leaf.",
         remedy="Put it into the state as a tensor; check_pure and check_keyed name what a step keeps.",
     )
