@@ -26,9 +26,19 @@ def _gradients(model: nn.Module, params: Any, batch: Any) -> Any:
 
 @broken(
     "compiled",
-    says=[r"item\(\)|value", r"compiled\.py", "torch.where|cond"],
+    says=[
+        "cannot become one graph",
+        r"compiled\.py:\d+ in step",
+        r"loss\.item\(\)",
+        "torch.where|ftrain.cond",
+    ],
     seen="https://github.com/open-edge-platform/physical-ai-studio/pull/877",
-    compiled=[r"item\(\)|value", r"compiled\.py", "torch.where|cond"],
+    compiled=[
+        "cannot become one graph",
+        r"compiled\.py:\d+ in step",
+        r"loss\.item\(\)",
+        "torch.where|ftrain.cond",
+    ],
 )
 def learning_rate_is_cut_when_the_loss_is_large() -> Case:
     """`if loss.item() > 1` decides in Python on a value that a graph does not have."""
@@ -46,9 +56,19 @@ def learning_rate_is_cut_when_the_loss_is_large() -> Case:
 
 @broken(
     "compiled",
-    says=[r"compiled\.py", "torch.where|cond"],
+    says=[
+        "cannot become one graph",
+        r"compiled\.py:\d+ in step",
+        'state."step". < 100',
+        "torch.where|ftrain.cond",
+    ],
     seen="https://github.com/pytorch/pytorch/issues/120934",
-    compiled=[r"compiled\.py", "torch.where|cond"],
+    compiled=[
+        "cannot become one graph",
+        r"compiled\.py:\d+ in step",
+        'state."step". < 100',
+        "torch.where|ftrain.cond",
+    ],
 )
 def warmup_branches_on_the_step_count() -> Case:
     """`if step < 100` asks for the value of the step count, a tensor."""
@@ -67,9 +87,19 @@ def warmup_branches_on_the_step_count() -> Case:
 
 @broken(
     "compiled",
-    says=[r"item\(\)|float|value", r"compiled\.py", "torch"],
+    says=[
+        "cannot become one graph",
+        r"compiled\.py:\d+ in step",
+        r"math\.cos",
+        "torch.where|ftrain.cond",
+    ],
     seen="https://github.com/pytorch/pytorch/issues/163093",
-    compiled=[r"item\(\)|float|value", r"compiled\.py", "torch"],
+    compiled=[
+        "cannot become one graph",
+        r"compiled\.py:\d+ in step",
+        r"math\.cos",
+        "torch.where|ftrain.cond",
+    ],
 )
 def schedule_is_computed_with_math() -> Case:
     """A cosine schedule takes the step count as a Python number and calls `math.cos`."""
@@ -86,9 +116,9 @@ def schedule_is_computed_with_math() -> Case:
 
 @broken(
     "compiled",
-    says=["numpy", r"compiled\.py", "torch"],
+    says=["hands a tensor to NumPy", r"compiled\.py:\d+", "Use the torch function"],
     seen="https://github.com/pseeth/autoclip/issues/6",
-    compiled=["numpy", r"compiled\.py", "torch"],
+    compiled=["hands a tensor to NumPy", r"compiled\.py:\d+", "Use the torch function"],
 )
 def gradients_are_clipped_with_numpy() -> Case:
     """Gradients go through NumPy to be clipped at a percentile, which leaves the graph."""
@@ -134,9 +164,9 @@ def module_counts_its_forward_passes() -> Case:
 
 @broken(
     "compiled",
-    says=[r"compiled\.py", "nonzero|shape|mask|torch.where"],
+    says=[r"x\[mask\] depends on values", r"compiled\.py:\d+", "torch.where"],
     seen="https://github.com/pytorch/pytorch/issues/114220",
-    compiled=[r"compiled\.py", "nonzero|shape|mask|torch.where"],
+    compiled=[r"x\[mask\] depends on values", r"compiled\.py:\d+", "torch.where"],
 )
 def hard_examples_are_selected_by_a_mask() -> Case:
     """Indexing with a boolean mask gives a tensor whose size depends on the values."""

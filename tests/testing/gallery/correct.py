@@ -47,7 +47,7 @@ def sgd_on_a_small_network() -> Case:
     return Case(ftrain.make_steps(mlp, classification, optim.sgd(0.1, momentum=0.9)), batches())
 
 
-@correct(*ALL, "all")
+@correct(*ALL)
 def adamw_with_dropout_schedule_and_clipping() -> Case:
     optimizer = optim.chain(
         optim.clip_by_global_norm(1.0), optim.adamw(optim.warmup_cosine(1e-2, 2, 20))
@@ -114,7 +114,7 @@ def tied_embeddings() -> Case:
     return Case(ftrain.make_steps(Tied, loss_fn, optim.adam(1e-2)), given)
 
 
-@correct("pure", "deterministic", "fixpoint", "keyed", "resume", "donation", "compiled")
+@correct("pure", "deterministic", "keyed", "resume", "compiled")
 def transformer_layer_with_attention_dropout() -> Case:
     class Encoder(nn.Module):
         def __init__(self) -> None:

@@ -73,7 +73,7 @@ class SwapsAverage(Loop):
 
 @broken(
     "evaluation",
-    says=["weight", "copy_|restore|functional|swap"],
+    says=["model.0.weight", "aten.copy_", r"evaluation\.py"],
     seen="https://github.com/PKU-YuanGroup/Open-Sora-Plan/issues/186",
 )
 def averaged_weights_are_swapped_in_and_not_back() -> Case:
@@ -89,9 +89,9 @@ class StaysInEvalMode(Loop):
 
 @broken(
     "evaluation",
-    says=["training", "train"],
+    says=["'training' of model", "Restore the mode"],
     seen="https://github.com/shubhamagarwal92/mmd/issues/14",
-    compiled=["training"],
+    compiled=["'training' of model", "Restore the mode"],
 )
 def module_stays_in_eval_mode() -> Case:
     """Evaluation calls `model.eval()` and nobody calls `model.train()`: no dropout from then on."""
@@ -104,9 +104,9 @@ class EvaluatesInTrainingMode(Loop):
 
 @broken(
     "evaluation",
-    says=["running_mean|running_var|num_batches", "eval"],
+    says=["num_batches_tracked", "BatchNorm1d", "copies of the buffers"],
     seen="https://github.com/udacity/P1_Facial_Keypoints/issues/28",
-    compiled=["running_mean|running_var|num_batches|argument"],
+    compiled=["num_batches_tracked|writes into|argument"],
 )
 def evaluation_updates_batch_norm() -> Case:
     """Nobody calls `model.eval()`, so validation data enter BatchNorm's statistics."""
@@ -131,7 +131,7 @@ class IteratesLoader(Loop):
 
 @broken(
     "evaluation",
-    says=["random state of torch|global generator", "generator"],
+    says=["the random state of torch", "a key that is part of the state|generator"],
     seen="https://github.com/pytorch/pytorch/issues/80119",
 )
 def validation_loader_draws_from_the_global_generator() -> Case:
@@ -148,7 +148,7 @@ class LeavesGradientsOff(Loop):
 
 @broken(
     "evaluation",
-    says=["grad mode", "no_grad"],
+    says=["the grad mode", "with torch"],
     seen="https://github.com/Lightning-AI/pytorch-lightning/issues/2180",
 )
 def evaluation_leaves_gradients_disabled() -> Case:
@@ -173,7 +173,7 @@ class CountsExamples(Loop):
 
 @broken(
     "evaluation",
-    says=["seen", "state"],
+    says=["'seen' of CountsExamples", "a part of the state"],
     seen="https://github.com/chandar-lab/RLHive/pull/127",
 )
 def counter_of_examples_is_shared_with_training() -> Case:

@@ -15,7 +15,7 @@ from tests.testing.gallery.parts import batches, descend, mlp, params_of
 
 @broken(
     "exception_safety",
-    says=["weight|bias", "finally|functional_call", "exception|raise"],
+    says=["an exception at operator", "model.0.bias", "Restore it in a finally clause"],
     seen="https://github.com/mir-group/nequip/pull/590",
 )
 def swapped_weights_are_lost_in_an_exception() -> Case:
@@ -37,7 +37,7 @@ def swapped_weights_are_lost_in_an_exception() -> Case:
 
 @broken(
     "exception_safety",
-    says=["training", "finally", "exception|raise"],
+    says=["an exception at operator", "'training' of model", "Restore it in a finally clause"],
     seen="https://github.com/huggingface/lerobot/pull/3721",
 )
 def eval_mode_is_lost_in_an_exception() -> Case:
@@ -61,7 +61,7 @@ def eval_mode_is_lost_in_an_exception() -> Case:
 
 @broken(
     "exception_safety",
-    says=["grad mode", "no_grad|finally|with"],
+    says=["an exception at operator", "the grad mode", "Restore it in a finally clause"],
     seen="https://github.com/Lightning-AI/pytorch-lightning/issues/2180",
 )
 def grad_mode_is_lost_in_an_exception() -> Case:
@@ -90,7 +90,7 @@ def grad_mode_is_lost_in_an_exception() -> Case:
 
 @broken(
     "exception_safety",
-    says=["hook", "finally|remove|with"],
+    says=["an exception at operator", "_forward_hooks", "Restore it in a finally clause"],
     seen="https://github.com/huggingface/peft/pull/2761",
 )
 def hook_is_lost_in_an_exception() -> Case:
@@ -114,7 +114,11 @@ def hook_is_lost_in_an_exception() -> Case:
 
 @broken(
     "exception_safety",
-    says=["random state of torch", "fork_rng|finally|key"],
+    says=[
+        "an exception at operator",
+        "the random state of torch",
+        "Restore it in a finally clause",
+    ],
     seen="https://github.com/AUTOMATIC1111/stable-diffusion-webui/pull/4529",
 )
 def random_state_is_lost_in_an_exception() -> Case:

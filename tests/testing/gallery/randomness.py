@@ -16,15 +16,18 @@ from ftrain import optim
 from tests.testing.gallery.entries import Case, broken
 from tests.testing.gallery.parts import batches, descend, mlp, params_of, seeded
 
-GLOBAL = "global generator"
-REMEDY = "key"
-
 
 @broken(
     "keyed",
-    says=["dropout|bernoulli", GLOBAL, r"randomness\.py", REMEDY],
+    says=[
+        "torch's global generator",
+        "aten.bernoulli",
+        r"1 \(Dropout\)",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/pytorch/functorch/issues/408",
-    compiled=["dropout|bernoulli", REMEDY],
+    compiled=["bernoulli|dropout", r"randomness\.py:\d+", "keyed"],
 )
 def dropout_from_the_global_generator() -> Case:
     """Dropout in a hand-written step draws its mask from torch's global generator."""
@@ -42,9 +45,14 @@ def dropout_from_the_global_generator() -> Case:
 
 @broken(
     "keyed",
-    says=["randn_like|normal", GLOBAL, REMEDY],
+    says=[
+        "torch's global generator",
+        "aten.randn_like",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/RasmussenLab/vamb/issues/46",
-    compiled=["randn_like|normal", REMEDY],
+    compiled=["randn_like", r"randomness\.py:\d+", "keyed"],
 )
 def latent_noise_from_randn_like() -> Case:
     """A variational autoencoder draws its noise with `torch.randn_like`."""
@@ -65,9 +73,14 @@ def latent_noise_from_randn_like() -> Case:
 
 @broken(
     "keyed",
-    says=["randint", GLOBAL, REMEDY],
+    says=[
+        "torch's global generator",
+        "aten.randint",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/huggingface/diffusers/issues/175",
-    compiled=["randint", REMEDY],
+    compiled=["randint", r"randomness\.py:\d+", "keyed"],
 )
 def diffusion_timesteps_from_randint() -> Case:
     """A diffusion step draws its time steps with `torch.randint`."""
@@ -93,9 +106,14 @@ def diffusion_timesteps_from_randint() -> Case:
 
 @broken(
     "keyed",
-    says=["numpy|NumPy", r"randomness\.py", REMEDY],
+    says=[
+        "NumPy's global generator",
+        "np.random.beta",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/mosaicml/composer/issues/793",
-    compiled=["numpy|NumPy", REMEDY],
+    compiled=["NumPy", r"randomness\.py:\d+", "key"],
 )
 def mixup_coefficient_from_numpy() -> Case:
     """Mixup draws its coefficient with `np.random.beta`, as in the paper's code."""
@@ -130,9 +148,14 @@ class StochasticDepth(nn.Module):
 
 @broken(
     "keyed",
-    says=["Python", r"randomness\.py", REMEDY],
+    says=[
+        "Python's global generator",
+        r"random\.random\(\)",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/MIC-DKFZ/batchgenerators/issues/17",
-    compiled=["Python", REMEDY],
+    compiled=["Python", r"randomness\.py:\d+", "key"],
 )
 def stochastic_depth_from_python_random() -> Case:
     """Stochastic depth decides with `random.random()`: traced, the decision is burned in."""
@@ -145,9 +168,15 @@ def stochastic_depth_from_python_random() -> Case:
 
 @broken(
     "keyed",
-    says=["gumbel_softmax|exponential", GLOBAL, REMEDY],
+    says=[
+        "torch's global generator",
+        "aten.exponential_",
+        "F.gumbel_softmax",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/pytorch/pytorch/issues/114107",
-    compiled=["gumbel_softmax|exponential", REMEDY],
+    compiled=["exponential", r"randomness\.py:\d+", "keyed"],
 )
 def gumbel_softmax_hides_its_draw() -> Case:
     """A discrete bottleneck calls `F.gumbel_softmax`, which draws inside torch."""
@@ -167,7 +196,12 @@ def gumbel_softmax_hides_its_draw() -> Case:
 
 @broken(
     "keyed",
-    says=["generator", r"randperm|randomness\.py", REMEDY],
+    says=[
+        "the generator `generator`",
+        "aten.randperm",
+        r"randomness\.py:\d+",
+        "Draw from a key in the state",
+    ],
     seen="https://github.com/soran-ghaderi/torchebm/issues/245",
 )
 def captured_generator_moves_with_each_call() -> Case:
@@ -191,9 +225,9 @@ def captured_generator_moves_with_each_call() -> Case:
 
 @broken(
     "keyed",
-    says=["rng", "same|not change|unchanged|kept", "split|fold_in"],
+    says=["state.'rng'. and returns it unchanged", "Split it"],
     seen="https://github.com/p-doom/jasmine/pull/239",
-    compiled=["rng", "split|fold_in"],
+    compiled=["state.'rng'. and returns it unchanged", "Split it"],
 )
 def key_is_used_again_at_every_step() -> Case:
     """The step draws from its key and returns the same key: each step has the same mask."""

@@ -23,7 +23,7 @@ from tests.testing.gallery.parts import (
 
 @broken(
     "resume",
-    says=["resum", "state", "captured|outside|optimizer"],
+    says=["resuming before step", "the step changes optimizer.state", "Put it into the state"],
     seen="https://github.com/NVlabs/stylegan2-ada-pytorch/issues/108",
 )
 def optimizer_state_is_not_saved() -> Case:
@@ -44,7 +44,7 @@ def optimizer_state_is_not_saved() -> Case:
 
 @broken(
     "resume",
-    says=["resum", "state"],
+    says=["resuming before step", "'last_epoch' of schedule", "Put it into the state"],
     seen="https://github.com/lightly-ai/lightly-train/pull/301",
     compiled=["compiled (train_)?step gives other results", "tensor of the state"],
     compiled_law="compiled",
@@ -90,7 +90,7 @@ class Queue(nn.Module):
 
 @broken(
     "resume",
-    says=["resum", "pointer|queue", "state|tensor|buffer"],
+    says=["resuming before step", "'pointer' of model", "Put it into the state"],
     seen="https://github.com/pytorch/pytorch/issues/120248",
     compiled=["compiled (train_)?step gives other results", "tensor of the state"],
     compiled_law="compiled",
@@ -113,7 +113,7 @@ def queue_pointer_is_a_python_integer() -> Case:
 
 @broken(
     "resume",
-    says=["resum", "state"],
+    says=["resuming before step", "'count' of normalize", "Put it into the state"],
     seen="https://github.com/isaac-sim/IsaacLab/issues/2635",
     compiled=["compiled (train_)?step gives other results", "tensor of the state"],
     compiled_law="compiled",
@@ -147,7 +147,7 @@ def observation_statistics_are_not_saved() -> Case:
 
 @broken(
     "resume",
-    says=["resum", "state"],
+    says=["resuming before step", "not in the checkpoint", "Put it into the state"],
     seen="https://github.com/pytorch/data/issues/1437",
 )
 def extra_data_comes_from_a_captured_iterator() -> Case:

@@ -43,9 +43,9 @@ def _classifier(model: Any) -> Callable[[Any, Any], Any]:
 
 @broken(
     "skip",
-    says=["params", "nan", "torch.where"],
+    says=["a skipped step changed the state at", "params", "torch.where"],
     seen="https://github.com/NovaSky-AI/SkyRL/pull/1635",
-    compiled=["params", "nan", "torch.where"],
+    compiled=["a skipped step changed the state at", "params", "torch.where"],
 )
 def update_is_masked_by_multiplication() -> Case:
     """The update is multiplied by 0 to skip it, and 0 times NaN is NaN."""
@@ -63,9 +63,9 @@ def update_is_masked_by_multiplication() -> Case:
 
 @broken(
     "skip",
-    says=["momentum", "torch.where"],
+    says=["a skipped step changed the state at", "momentum", "torch.where"],
     seen="https://github.com/anthonytorlucci/rlevo/issues/184",
-    compiled=["momentum", "torch.where"],
+    compiled=["a skipped step changed the state at", "momentum", "torch.where"],
 )
 def moments_absorb_the_nan() -> Case:
     """Parameters are kept by `torch.where`, and the momentum absorbs the NaN."""
@@ -85,9 +85,9 @@ def moments_absorb_the_nan() -> Case:
 
 @broken(
     "skip",
-    says=["buffers", "running_mean|running_var|num_batches", "torch.where"],
+    says=["a skipped step changed the state at", "buffers", "torch.where"],
     seen="https://github.com/pytorch/pytorch/issues/1206",
-    compiled=["buffers", "torch.where"],
+    compiled=["a skipped step changed the state at", "buffers", "torch.where"],
 )
 def batch_norm_absorbs_the_nan() -> Case:
     """The optimizer skips the batch, whose NaN is in the running statistics by then."""
@@ -109,9 +109,9 @@ def batch_norm_absorbs_the_nan() -> Case:
 
 @broken(
     "skip",
-    says=["schedule", "torch.where|count"],
+    says=["a skipped step changed the state at", "schedule", "torch.where"],
     seen="https://github.com/Lightning-AI/pytorch-lightning/issues/18828",
-    compiled=["schedule", "torch.where|count"],
+    compiled=["a skipped step changed the state at", "schedule", "torch.where"],
 )
 def scheduler_advances_on_skipped_steps() -> Case:
     """The schedule advances with every batch, also with those that the scaler skips."""
@@ -134,9 +134,9 @@ def scheduler_advances_on_skipped_steps() -> Case:
 
 @broken(
     "skip",
-    says=["ema", "torch.where"],
+    says=["a skipped step changed the state at", "ema", "torch.where"],
     seen="https://github.com/SWivid/F5-TTS/issues/631",
-    compiled=["ema", "torch.where"],
+    compiled=["a skipped step changed the state at", "ema", "torch.where"],
 )
 def average_moves_on_skipped_steps() -> Case:
     """The moving average of the weights is updated with every batch, skipped or not."""
@@ -156,9 +156,9 @@ def average_moves_on_skipped_steps() -> Case:
 
 @broken(
     "skip",
-    says=["params|skipped", "grad"],
+    says=["the step was not skipped", "tests the loss alone", "Test every gradient"],
     seen="https://github.com/facebookresearch/mmf/pull/1073",
-    compiled=["params|skipped", "grad"],
+    compiled=["the step was not skipped", "tests the loss alone", "Test every gradient"],
 )
 def only_the_loss_is_checked() -> Case:
     """The step checks the loss, which is finite where the gradient is not: a square root at 0."""
@@ -181,9 +181,9 @@ def only_the_loss_is_checked() -> Case:
 
 @broken(
     "skip",
-    says=["scale", "unscale|clip"],
+    says=["makes another update", "depends on .'scale'.", "Unscale the gradients first"],
     seen="https://github.com/Lightning-AI/pytorch-lightning/issues/9599",
-    compiled=["scale", "unscale|clip"],
+    compiled=["makes another update", "depends on .'scale'.", "Unscale the gradients first"],
 )
 def gradients_are_clipped_before_they_are_unscaled() -> Case:
     """Scaled gradients are clipped, so the update depends on the loss scale."""

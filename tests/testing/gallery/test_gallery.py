@@ -36,6 +36,7 @@ def test_law_finds_the_mistake_and_says_how_to_mend_it(entry: entries.Broken) ->
     assert_says(str(raised.value), entry.says)
 
 
+@pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
 @named([entry for entry in entries.BROKEN if entry.compiled])
 def test_mistake_is_found_in_a_compiled_step(entry: entries.Broken) -> None:
     with pytest.raises((testing.LawViolation, *REFUSALS)) as raised:
