@@ -26,6 +26,7 @@ from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
 from ftrain.core.compile._failed_donation import may_have_written
 from ftrain.core.compile._lower import Backend
+from ftrain.core.compile._observers import observed
 from ftrain.core.compile._program import Program
 from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import Traced, is_tracing, trace
@@ -158,13 +159,15 @@ class Compiled(Generic[P, R]):
         )
 
     def _make(self, call: Call, instead_of: Program | None) -> Program:
-        if self._programs:
-            self._warn(call, instead_of)
-        traced = self._trace(call)
-        program = Program(call, traced)
-        if self._donate:  # before minutes of compilation
-            self._check_memory(program, call.tensors())
-        program.lower(traced.graph, call.tensors(), self._backend, self._mode)
+        reason = self._reason(call, instead_of) if self._programs else ""
+        if reason:
+            warnings.warn(reason, RecompileWarning, stacklevel=4)
+        with observed(self._name, reason):
+            traced = self._trace(call)
+            program = Program(call, traced)
+            if self._donate:  # before minutes of compilation
+                self._check_memory(program, call.tensors())
+            program.lower(traced.graph, call.tensors(), self._backend, self._mode)
         self.n_compiles += 1
         self._by_key[call.key] = program
         self._programs = [program, *(old for old in self._programs if old is not instead_of)]
@@ -233,7 +236,8 @@ class Compiled(Generic[P, R]):
             return
         _donate.check_memory(tensors[:n], names[:n], zip(names[n:], rest, strict=True))
 
-    def _warn(self, call: Call, instead_of: Program | None) -> None:
+    def _reason(self, call: Call, instead_of: Program | None) -> str:
+        """Return the message of the warning that another program is compiled."""
         if instead_of is not None:
             changes, remedy = instead_of.captured.changes(), "Pass it in as an argument."
         else:
@@ -244,11 +248,9 @@ class Compiled(Generic[P, R]):
             changes, remedy = call.changes(nearest), call.remedy(nearest)
         listed = "\n".join(f"  {change}" for change in changes[:8])
         more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
-        warnings.warn(
+        return (
             f"`{self._name}` is compiled again (program {self.n_compiles + 1}): no earlier program fits "
-            f"this call.\n{listed}{more}\n{remedy}",
-            RecompileWarning,
-            stacklevel=5,
+            f"this call.\n{listed}{more}\n{remedy}"
         )
 
 
