@@ -1,63 +1,27 @@
-"""Checks that a training step, of ftrain or your own, obeys the laws of pure training."""
+"""Checks that a training step, of ftrain or your own, obeys the laws of pure training.
 
-from ftrain.testing.compare import assert_close_norm, assert_same_bits, describe_difference
-from ftrain.testing.difference import Difference, first_difference
-from ftrain.testing.laws import (
-    assert_deterministic,
-    assert_evaluation_is_pure,
-    assert_fixpoint,
-    assert_pure,
-    assert_resumes,
-    assert_skips,
-    assert_vmap_rows,
-    check_accumulation,
-    check_all,
-    check_compiled,
-    check_deterministic,
-    check_donation,
-    check_evaluation,
-    check_exception_safety,
-    check_fixpoint,
-    check_function,
-    check_gradients,
-    check_keyed,
-    check_pure,
-    check_resume,
-    check_skip,
-    check_vmap,
-)
-from ftrain.testing.report import LawViolation, Report, Reports, Row
+All names are imported
+when they are first accessed, so that a plugin of pytest can import this package without torch.
+"""
 
-__all__ = [
-    "Difference",
-    "LawViolation",
-    "Report",
-    "Reports",
-    "Row",
-    "assert_close_norm",
-    "assert_deterministic",
-    "assert_evaluation_is_pure",
-    "assert_fixpoint",
-    "assert_pure",
-    "assert_resumes",
-    "assert_same_bits",
-    "assert_skips",
-    "assert_vmap_rows",
-    "check_accumulation",
-    "check_all",
-    "check_compiled",
-    "check_deterministic",
-    "check_donation",
-    "check_evaluation",
-    "check_exception_safety",
-    "check_fixpoint",
-    "check_function",
-    "check_gradients",
-    "check_keyed",
-    "check_pure",
-    "check_resume",
-    "check_skip",
-    "check_vmap",
-    "describe_difference",
-    "first_difference",
-]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftrain.testing._public import *  # noqa: F403
+    from ftrain.testing._public import __all__ as __all__
+else:
+    import importlib
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first access, so that a plugin does not import torch."""
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = importlib.import_module(f"{__name__}._public")
+        globals().update({each: getattr(public, each) for each in public.__all__})
+        globals()["__all__"] = public.__all__
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})
