@@ -1,6 +1,14 @@
 """All public names of `ftrain.testing`, which imports this module when one of them is first accessed."""
 
 from ftrain.testing.compare import assert_close_norm, assert_same_bits, describe_difference
+from ftrain.testing.counters import (
+    Compiles,
+    PeakMemory,
+    assert_max_compiles,
+    assert_no_host_sync,
+    assert_peak_memory,
+    deterministic,
+)
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws import (
     assert_deterministic,
@@ -29,8 +37,10 @@ from ftrain.testing.laws import (
 from ftrain.testing.report import LawViolation, Report, Reports, Row
 
 __all__ = [
+    "Compiles",
     "Difference",
     "LawViolation",
+    "PeakMemory",
     "Report",
     "Reports",
     "Row",
@@ -38,6 +48,9 @@ __all__ = [
     "assert_deterministic",
     "assert_evaluation_is_pure",
     "assert_fixpoint",
+    "assert_max_compiles",
+    "assert_no_host_sync",
+    "assert_peak_memory",
     "assert_pure",
     "assert_resumes",
     "assert_same_bits",
@@ -59,5 +72,6 @@ __all__ = [
     "check_skip",
     "check_vmap",
     "describe_difference",
+    "deterministic",
     "first_difference",
 ]

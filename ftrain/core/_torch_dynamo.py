@@ -1,0 +1,41 @@
+"""Private torch APIs: counters of Dynamo, and memory events of the profiler.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["dynamo_graphs", "peak_allocation"]
+
+
+def dynamo_graphs() -> int:
+    """Return the number of graphs that `torch.compile` made in this process (torch 2.0 and later).
+
+    Dynamo is not imported for this: an import takes a second. Without its counters: 0.
+    """
+    module = sys.modules.get("torch._dynamo.utils")
+    counters = getattr(module, "counters", None)
+    return int(counters["stats"]["unique_graphs"]) if counters else 0
+
+
+def peak_allocation(profile: Any) -> int:
+    """Return the most bytes allocated on the CPU at one time, beyond those at the start.
+
+    Args:
+        profile: a `torch.profiler.profile(profile_memory=True)` that has ended. Its events of single
+            allocations have no public name (`kineto_results.events()`, torch 1.9 and later).
+    """
+    events = profile.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == "[memory]" and event.device_index() in (-1, 0)
+    )
+    allocated = peak = 0
+    for _, change in changes:
+        allocated += change
+        peak = max(peak, allocated)
+    return peak
