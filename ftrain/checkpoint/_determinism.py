@@ -14,10 +14,21 @@ import torch
 from ftrain.checkpoint import _json
 from ftrain.core._torch_precision import CONVOLUTIONS, PRODUCTS, fp32_precision
 
-__all__ = ["PRNG", "changes", "fingerprint", "versions"]
+__all__ = ["PRNG", "RECORDED", "changes", "fingerprint", "versions"]
 
 # Name of the generator. A run resumed with another implementation would draw other numbers.
 PRNG = "threefry2x32-20, jax_threefry_partitionable"
+
+
+#: All names that `fingerprint` records, those too that it leaves out at their defaults or without CUDA.
+RECORDED = frozenset(
+    {
+        *("torch", "torch commit", "machine", "cpu capability", "threads"),
+        *("deterministic algorithms", "float32 matmul precision", "onednn", "onednn float32"),
+        *("cuda", "cudnn", "cudnn benchmark", "cudnn tf32", "cublas workspace", "devices"),
+        "cudnn deterministic",
+    }
+)
 
 
 def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ftrain.testing.counters import (
     deterministic,
 )
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.environment import Environment, OperatorBits, environment
 from ftrain.testing.laws import (
     assert_deterministic,
     assert_evaluation_is_pure,
@@ -39,7 +40,9 @@ from ftrain.testing.report import LawViolation, Report, Reports, Row
 __all__ = [
     "Compiles",
     "Difference",
+    "Environment",
     "LawViolation",
+    "OperatorBits",
     "PeakMemory",
     "Report",
     "Reports",
@@ -73,5 +76,6 @@ __all__ = [
     "check_vmap",
     "describe_difference",
     "deterministic",
+    "environment",
     "first_difference",
 ]

@@ -1,0 +1,65 @@
+"""Private torch APIs: settings of inductor, and descriptions of torch's build.
+
+Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+
+from ftrain.core._torch_distributions import without_validation
+
+__all__ = ["blas", "inductor_settings"]
+
+_INDUCTOR = (
+    "fallback_random",
+    "deterministic",
+    "emulate_precision_casts",
+    "max_autotune",
+    "coordinate_descent_tuning",
+    "freezing",
+    "use_fast_math",
+    "epilogue_fusion",
+    "cpp.simdlen",
+    "cpp.threads",
+    "cpp.dynamic_threads",
+    "cpp.weight_prepack",
+    "cpp.enable_unsafe_math_opt_flag",
+    "cpp.enable_floating_point_contract_flag",
+)
+
+
+def inductor_settings() -> dict[str, Any]:
+    """Return inductor's settings that change bits, by name (`torch._inductor.config`, 2.0 and later).
+
+    A setting that this torch does not have is left out. The first call imports inductor: a second.
+    """
+    with without_validation():
+        from torch._inductor import config  # noqa: PLC0415  costs a second
+    found = {}
+    for name in _INDUCTOR:
+        try:
+            found[name] = operator.attrgetter(name)(config)
+        except AttributeError:
+            continue
+    return found
+
+
+def blas() -> dict[str, str]:
+    """Return the libraries of matrix products, from `torch.__config__.show()` (1.0 and later)."""
+    text = torch.__config__.show()
+    found = {}
+    for name, pattern in (
+        ("blas", r"BLAS_INFO=(\w+)"),
+        ("mkl", r"Math Kernel Library Version (\S+)"),
+        ("onednn version", r"MKL-DNN (v\S+)"),
+        ("compiler of torch", r"- (GCC \S+|clang \S+|MSVC \S+)"),
+    ):
+        match = re.search(pattern, text, re.IGNORECASE)
+        if match:
+            found[name] = match[1]
+    return found

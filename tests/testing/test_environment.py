@@ -1,0 +1,163 @@
+"""`environment` lists settings, differences from a checkpoint, and operators whose bits vary."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ftrain import checkpoint, compile, make_steps, optim
+from ftrain.checkpoint._determinism import RECORDED, fingerprint
+from ftrain.checkpoint.errors import CheckpointNotFoundError
+from ftrain.testing import environment
+from ftrain.testing._world import changes, world
+
+
+def test_environment_lists_the_settings_that_bits_depend_on() -> None:
+    settings = environment().settings
+    assert settings["torch"] == torch.__version__
+    assert settings["threads"] == torch.get_num_threads()
+    assert settings["cpu capability"] == torch.backends.cpu.get_cpu_capability()
+    assert settings["$OMP_NUM_THREADS"]
+    assert "inductor cpp.simdlen" in settings
+    assert "blas" in settings
+    text = str(environment())
+    assert all(name in text for name in settings)
+
+
+def test_environment_names_what_differs_from_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    checkpoint.save(path, {"w": torch.zeros(1)})
+    assert environment(checkpoint=path).changes == ()
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    found = environment(checkpoint=path)
+    torch.set_num_threads(before)
+    assert found.changes == (f"threads: {before} when saved, {before + 1} now",)
+    assert "differs from the checkpoint:" in str(found)
+
+
+def test_environment_names_settings_that_only_the_checkpoint_has(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    checkpoint.save(path, {"w": torch.zeros(1)}, fingerprint={"mine": 1, "onednn float32": "bf16"})
+    assert environment(checkpoint=path).changes == ("onednn float32: 'bf16' when saved, None now",)
+
+
+def test_recorded_names_are_those_of_a_fingerprint() -> None:
+    source = inspect.getsource(fingerprint)
+    names = re.findall(r'^ +"([^"]+)": |found\["([^"]+)"\]', source, re.MULTILINE)
+    assert {first or second for first, second in names} == RECORDED
+
+
+def test_environment_refuses_a_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError):
+        environment(checkpoint=tmp_path / "b")
+
+
+def mlp(x: torch.Tensor) -> torch.Tensor:
+    return (x @ x.T).relu().sum()
+
+
+def test_environment_leaves_the_process_as_it_was() -> None:
+    start = world()
+    environment(mlp, torch.ones(4, 4), threads=(1, 2), repeats=2)
+    assert changes(start) == []
+
+
+def test_operators_of_an_mlp_keep_their_bits() -> None:
+    steps = make_steps(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)),
+        lambda model, batch: model(batch).square().mean(),
+        optim.adamw(0.1),
+    )
+    found = environment(steps.train_step, steps.init_state(0), torch.ones(3, 4), repeats=3)
+    assert {"aten.addmm", "aten.tanh", "aten.tanh_backward"} <= {op.name for op in found.operators}
+    assert found.nondeterministic == ()
+    assert found.thread_dependent == ()
+
+
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    """Return a result that depends on a counter outside."""
+    _calls.append(1)
+    return x + len(_calls)
+
+
+def threaded(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.get_num_threads()
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    return x + x.storage_offset()
+
+
+_calls: list[int] = []
+_library = torch.library.Library("ftrain_test_environment", "FRAGMENT")
+for _fn in (noisy, threaded, aligned):
+    _library.define(f"{_fn.__name__}(Tensor x) -> Tensor")
+    _library.impl(_fn.__name__, _fn, "CPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("noisy", "nondeterministic"),
+        ("threaded", "thread_dependent"),
+        ("aligned", "alignment_dependent"),
+    ],
+)
+def test_operators_whose_bits_vary_are_found_with_their_line(name, kind) -> None:
+    operator = getattr(torch.ops.ftrain_test_environment, name)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return operator(x.relu()).sum()  # the line
+
+    found = environment(step, torch.ones(3), threads=(1, 2), repeats=3)
+    kinds = ("nondeterministic", "thread_dependent", "alignment_dependent")
+    named = {each: [op.name for op in getattr(found, each)] for each in kinds}
+    assert named == {each: [] for each in kinds} | {kind: [f"ftrain_test_environment.{name}"]}
+    (row,) = getattr(found, kind)
+    assert "# the line" in row.line
+    assert row.calls == 1
+    assert row.inputs == "float32[3]"
+    assert "# the line" in str(found)
+
+
+def test_random_operators_count_as_deterministic_given_the_generator() -> None:
+    found = environment(lambda x: torch.bernoulli(x), torch.full((4,), 0.5), repeats=3)
+    assert [op.name for op in found.operators] == ["aten.bernoulli"]
+    assert found.nondeterministic == ()
+
+
+def test_operators_that_write_into_an_argument_are_repeated_from_the_same_start() -> None:
+    found = environment(lambda x: x.clone().add_(1).mul_(2), torch.ones(4), repeats=3)
+    assert "aten.add_.Tensor" in [op.name for op in found.operators]
+    assert found.nondeterministic == ()
+
+
+def test_a_compiled_step_is_examined_through_its_function() -> None:
+    found = environment(compile(mlp, backend="eager"), torch.ones(2, 2), repeats=2)
+    assert "aten.mm" in [op.name for op in found.operators]
+
+
+def test_the_backward_of_an_embedding_depends_on_threads_or_is_deterministic() -> None:
+    """Its row exists; whether its bits depend on the threads depends on the processor."""
+    table = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, 50, (4096,), generator=torch.Generator().manual_seed(0))
+
+    def step(weight: torch.Tensor) -> Any:
+        weight = weight.detach().requires_grad_()
+        return torch.autograd.grad(nn.functional.embedding(index, weight).square().sum(), weight)
+
+    found = environment(step, table, threads=(1, 2), repeats=2)
+    rows = {op.name: op for op in found.operators}
+    assert rows["aten.embedding_dense_backward"].line == "(backward)"
+
+
+def test_environment_refuses_one_repeat() -> None:
+    with pytest.raises(ValueError, match="at least 2 repeats"):
+        environment(mlp, torch.ones(2, 2), repeats=1)
