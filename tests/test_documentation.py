@@ -34,6 +34,7 @@ ROOMS = [
     "ftrain.config",
     "ftrain.tasks",
     "ftrain.testing",
+    "ftrain.testing.strategies",
 ]
 
 
