@@ -35,6 +35,7 @@ ROOMS = [
     "ftrain.tasks",
     "ftrain.testing",
     "ftrain.testing.strategies",
+    "ftrain.testing.machine",
 ]
 
 

@@ -23,8 +23,8 @@ FLOORS = [
     {"cli"},
 ]
 # Rooms that may import fewer rooms than their floor allows.
-# `testing` resumes runs from real checkpoints, draws optimizers.
-ONLY = {"tasks": {"core", "optim"}, "testing": {"core", "optim", "checkpoint"}}
+# `testing` resumes runs from real checkpoints, draws optimizers and switches the workers of loaders.
+ONLY = {"tasks": {"core", "optim"}, "testing": {"core", "optim", "data", "checkpoint"}}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = ("ftrain", "ftrain._public")  # they hand on the names of `core`, so stand just above it
 

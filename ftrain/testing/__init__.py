@@ -1,12 +1,13 @@
 """Checks that a training step, of ftrain or your own, obeys the laws of pure training.
 
-`strategies` needs Hypothesis (`pip install 'ftrain[testing]'`). All names are imported
+`strategies` and `machine` need Hypothesis (`pip install 'ftrain[testing]'`). All names are imported
 when they are first accessed, so that a plugin of pytest can import this package without torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ftrain.testing import machine as machine
     from ftrain.testing import strategies as strategies
     from ftrain.testing._public import *  # noqa: F403
     from ftrain.testing._public import __all__ as __all__
@@ -15,7 +16,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         """Import a public name or module on first access, so that a plugin does not import torch."""
-        if name == "strategies":
+        if name in ("machine", "strategies"):
             return importlib.import_module(f"{__name__}.{name}")
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -27,4 +28,4 @@ else:
         return globals()[name]
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "strategies", *__getattr__("__all__")})
+        return sorted({*globals(), "machine", "strategies", *__getattr__("__all__")})

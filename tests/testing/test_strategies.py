@@ -302,7 +302,7 @@ def test_testing_works_without_hypothesis_and_strategies_name_the_remedy() -> No
         "import torch\n"
         "from ftrain import testing\n"
         "testing.assert_same_bits(torch.ones(1), torch.ones(1))\n"
-        "for name in ('strategies',):\n"
+        "for name in ('strategies', 'machine'):\n"
         "    try:\n"
         "        getattr(testing, name)\n"
         "    except ImportError as error:\n"
@@ -311,4 +311,4 @@ def test_testing_works_without_hypothesis_and_strategies_name_the_remedy() -> No
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("which is not installed. Run `pip install 'ftrain[testing]'`.") == 1
+    assert done.stdout.count("which is not installed. Run `pip install 'ftrain[testing]'`.") == 2

@@ -1,0 +1,20 @@
+"""Stateful test of a training run: steps, saves, crashes and rollbacks in a drawn order.
+
+    TestTraining = training_machine(make, batches).TestCase     # pytest collects it
+
+The run is compared with a model, a list of bytes: those of the state after each step of a run that
+nothing ever interrupted. When they differ, Hypothesis prints the shortest sequence of rules that
+shows it.
+
+Read next: `training_machine.py`, the rules.
+"""
+
+# The check must run before the imports that need Hypothesis.
+from ftrain.testing._hypothesis import require_hypothesis
+
+require_hypothesis("ftrain.testing.machine")
+
+from ftrain.testing.machine.make import training_machine  # noqa: E402
+from ftrain.testing.machine.training_machine import TrainingMachine  # noqa: E402
+
+__all__ = ["TrainingMachine", "training_machine"]

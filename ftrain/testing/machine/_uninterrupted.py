@@ -1,0 +1,83 @@
+"""Reference of a `TrainingMachine`: the same batches in one uninterrupted, undonated run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ftrain.core import tree
+
+__all__ = ["Event", "History", "Uninterrupted", "copied", "digest"]
+
+
+class Event(NamedTuple):
+    """One training step.
+
+    Attributes:
+        is_nan: True if the batch contained NaN.
+        accumulate: the number of micro-batches.
+    """
+
+    is_nan: bool
+    accumulate: int
+
+
+History = tuple[Event, ...]
+
+
+class Outcome(NamedTuple):
+    """State and metrics after the last step of a history; no metrics for an empty one."""
+
+    state: Any
+    metrics: Any
+
+
+@dataclasses.dataclass
+class Uninterrupted:
+    """States of the run without interruptions, computed when they are first needed.
+
+    Attributes:
+        init: returns the first state.
+        steps_of: returns the `Steps` for a number of micro-batches.
+        batch: returns the batch of an event at a position.
+    """
+
+    init: Callable[[], Any]
+    steps_of: Callable[[int], Any]
+    batch: Callable[[int, Event], Any]
+    _known: dict[History, Outcome] = dataclasses.field(default_factory=dict)
+    _evaluated: dict[History, str] = dataclasses.field(default_factory=dict)
+
+    def after(self, history: History) -> Outcome:
+        """Return state and metrics after these events."""
+        if history not in self._known:
+            if history:
+                before = copied(self.after(history[:-1]).state)
+                _, train_step, _ = self.steps_of(history[-1].accumulate)
+                batch = self.batch(len(history) - 1, history[-1])
+                self._known[history] = Outcome(*train_step(before, batch))
+            else:
+                self._known[history] = Outcome(self.init(), None)
+        return self._known[history]
+
+    def evaluated(self, history: History) -> str:
+        """Return the digest of the metrics of an evaluation after these events, of the next batch."""
+        if history not in self._evaluated:
+            _, _, eval_step = self.steps_of(1)
+            batch = self.batch(len(history), Event(False, 1))
+            metrics = eval_step(copied(self.after(history).state), batch)
+            self._evaluated[history] = digest(metrics)
+        return self._evaluated[history]
+
+
+def copied(state: Any) -> Any:
+    """Return a copy of a tree in fresh memory."""
+    return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state)
+
+
+def digest(metrics: Any) -> str:
+    """Return the sha256 of metrics, of which some may be Python numbers."""
+    return tree.digest(tree.map(torch.as_tensor, metrics))
