@@ -1,7 +1,7 @@
 """Checks that a training step, of ftrain or your own, obeys the laws of pure training.
 
 `strategies` and `machine` need Hypothesis (`pip install 'ftrain[testing]'`). All names are imported
-when they are first accessed, so that a plugin of pytest can import this package without torch.
+when they are first accessed, because pytest imports this package for its plugin in every run.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ else:
     import importlib
 
     def __getattr__(name: str) -> Any:
-        """Import a public name or module on first access, so that a plugin does not import torch."""
+        """Import a public name or module on first access, so that the plugin does not import torch."""
         if name in ("machine", "strategies"):
             return importlib.import_module(f"{__name__}.{name}")
         if name.startswith("__") and name != "__all__":

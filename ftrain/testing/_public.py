@@ -36,6 +36,7 @@ from ftrain.testing.laws import (
     check_vmap,
 )
 from ftrain.testing.report import LawViolation, Report, Reports, Row
+from ftrain.testing.subject import subject
 
 __all__ = [
     "Compiles",
@@ -78,4 +79,5 @@ __all__ = [
     "deterministic",
     "environment",
     "first_difference",
+    "subject",
 ]
