@@ -24,11 +24,13 @@ import torch
 
 from ftrain.core._containers import LEAVES, NAMESPACE, register, settle, with_item
 from ftrain.core._instances import ContainerError, withheld
+from ftrain.core._leaf_digest import leaf_digest, row_major
 from ftrain.core._words import a_or_an
 
 __all__ = [
     "NAMESPACE",
     "digest",
+    "digests",
     "find",
     "first_difference",
     "flatten",
@@ -212,6 +214,25 @@ def digest(tree: PyTree) -> str:
     return hasher.hexdigest()
 
 
+def digests(tree: PyTree) -> dict[str, str]:
+    """Return `{path: digest}` for each leaf, with 64 bits of a sha256 as 16 hexadecimal digits.
+
+    Two leaves have one digest exactly when their dtypes, shapes and bytes are equal (up to collisions,
+    one in 2**64 pairs). As for `digest`, device and memory layout do not count.
+
+    Args:
+        tree: a tree of tensors, numbers and strings; numbers and strings count by type and value.
+
+    Raises:
+        TypeError: a leaf is of another type; the message names its path.
+
+    >>> digests({"w": torch.zeros(2), "n": torch.tensor(3)})
+    {"['n']": '...', "['w']": '...'}
+    """
+    pairs = zip(paths(tree), leaves(tree), strict=True)
+    return {path: leaf_digest(leaf, path) for path, leaf in pairs}
+
+
 def register_dataclass_node(cls: type, names: tuple[str, ...], *, is_record: bool = False) -> None:
     """Register `cls` with optree and torch's pytree, as a node whose children are the fields `names`.
 
@@ -318,10 +339,7 @@ def _absorb(hasher: hashlib._Hash, tree: PyTree, path: str) -> None:
             "Wrap numbers in torch.tensor(...)."
         )
     _put(hasher, f"leaf {tree.dtype} {tuple(tree.shape)}")
-    plain = tree.detach().cpu().resolve_conj().resolve_neg()
-    # Not contiguous(): a (1,) with stride 2 counts as that, and cannot be viewed as bytes.
-    flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
-    hasher.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    hasher.update(row_major(tree))
 
 
 def _put(hasher: hashlib._Hash, text: str) -> None:
