@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,6 +53,7 @@ __all__ = [
     "is_forward_mode",
     "is_recorded",
     "is_wrapped",
+    "node_of",
     "nodes_ever",
     "of_same_bits",
     "record_as",
@@ -97,6 +99,16 @@ def is_recorded(tensor: torch.Tensor) -> bool:
     mode = get_proxy_mode()
     proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
     return proxy is not None and proxy.proxy.node.op != "placeholder"
+
+
+def node_of(tensor: torch.Tensor) -> fx.Node | None:
+    """Return the node of the operator whose result in the current trace this is, or `None` (2.0)."""
+    mode = get_proxy_mode()
+    proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
+    node: fx.Node | None = None if proxy is None else proxy.proxy.node
+    if node is not None and node.target is operator.getitem:
+        return node.args[0]  # type: ignore[return-value]  # the first argument of a getitem is a node
+    return node
 
 
 def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:

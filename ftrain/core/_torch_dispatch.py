@@ -26,6 +26,7 @@ __all__ = [
     "OpOverloadPacket",
     "backward_pass",
     "dispatch_depth",
+    "dynamo_original",
     "in_gradient_transform",
     "is_all_true",
     "is_batched_tensor",
@@ -103,6 +104,11 @@ def in_gradient_transform() -> bool:
 def dispatch_depth() -> int:
     """Return the number of active TorchDispatchModes (torch 2.0 and later)."""
     return torch._C._len_torch_dispatch_stack()
+
+
+def dynamo_original(fn: Any) -> Any:
+    """Return the function that `torch.compile` was given, or `None` for others (2.0 and later)."""
+    return getattr(fn, "_torchdynamo_orig_callable", None)
 
 
 def runs_by_others(kind: type) -> bool:

@@ -14,10 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 __all__ = [
+    "BACKWARD",
     "MODULE_CALL",
     "BatchNorm",
     "InstanceNorm",
     "copy_all",
+    "current_node",
     "forward_class",
     "gradient_hooks",
     "has_accumulation_hooks",
@@ -30,6 +32,11 @@ __all__ = [
 
 #: Base classes of the normalizations over a batch (1.0 and later).
 BatchNorm, InstanceNorm = _BatchNorm, _InstanceNorm
+
+#: Code of the function that runs every backward pass (2.1 and later; else none).
+BACKWARD: Any = getattr(
+    getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None
+)
 
 #: Code of the function that every call of a module runs (1.0 and later).
 MODULE_CALL = nn.Module._call_impl.__code__
@@ -67,6 +74,11 @@ def has_accumulation_hooks(tensor: torch.Tensor) -> bool:
 def node_number(node: Any) -> int:
     """Return an autograd node's sequence number, which grows within a thread (torch 1.12 and later)."""
     return int(node._sequence_nr())
+
+
+def current_node() -> Any:
+    """Return the autograd node whose backward runs in this thread, or `None` (torch 2.0 and later)."""
+    return torch._C._current_autograd_node()
 
 
 def forward_class(node: Any) -> Any:

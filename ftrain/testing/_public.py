@@ -10,6 +10,17 @@ from ftrain.testing.counters import (
     deterministic,
 )
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.divergence import (
+    Divergence,
+    OperatorRecord,
+    Place,
+    StepRecord,
+    TensorRecord,
+    Trace,
+    compare_traces,
+    first_divergence,
+    record,
+)
 from ftrain.testing.environment import Environment, OperatorBits, environment
 from ftrain.testing.laws import (
     assert_deterministic,
@@ -41,13 +52,19 @@ from ftrain.testing.subject import subject
 __all__ = [
     "Compiles",
     "Difference",
+    "Divergence",
     "Environment",
     "LawViolation",
     "OperatorBits",
+    "OperatorRecord",
     "PeakMemory",
+    "Place",
     "Report",
     "Reports",
     "Row",
+    "StepRecord",
+    "TensorRecord",
+    "Trace",
     "assert_close_norm",
     "assert_deterministic",
     "assert_evaluation_is_pure",
@@ -75,9 +92,12 @@ __all__ = [
     "check_resume",
     "check_skip",
     "check_vmap",
+    "compare_traces",
     "describe_difference",
     "deterministic",
     "environment",
     "first_difference",
+    "first_divergence",
+    "record",
     "subject",
 ]

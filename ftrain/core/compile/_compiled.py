@@ -86,6 +86,21 @@ class Compiled(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<compiled {self._name}: {self.n_compiles} programs>"
 
+    @property
+    def fn(self) -> Callable[P, R]:
+        """Function that is compiled."""
+        return self._fn
+
+    @property
+    def backend(self) -> Backend:
+        """Backend of the programs."""
+        return self._backend
+
+    @property
+    def mode(self) -> str | None:
+        """Mode in which inductor compiles."""
+        return self._mode
+
     def check_compiler(self, device: torch.device) -> None:
         """Raise if programs on this device need a compiler that is missing.
 
@@ -101,10 +116,15 @@ class Compiled(Generic[P, R]):
         Its inputs are the tensors of the arguments in the order of `tree.leaves((args, kwargs))`, then
         the captured ones.
         """
+        return self.traced(*args, **kwargs)[0].graph
+
+    def traced(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Traced, list[torch.Tensor]]:
+        """Return the trace of a call, and the inputs of its graph, without compiling."""
         call = Call(self._fn, args, kwargs)
         self._check(call)
         with _lock:
-            return self._trace(call).graph
+            traced = self._trace(call)
+        return traced, [*call.tensors(), *traced.captured]
 
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         if torch.is_inference_mode_enabled() and not is_tracing():
