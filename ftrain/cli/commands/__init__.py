@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": "evaluate a run on its held-out data",
     "predict": "predict the rows of a table",
     "plot": "draw the curves of one run or several",
+    "diff": "find the first difference between two runs or traces",
     "runs": "list the runs in a directory",
     "config": "print a configuration with every default, or all keys",
     "lr-find": "search for a learning rate",
