@@ -8,7 +8,17 @@ import subprocess
 import sys
 import time
 
-NAMES = ("speed", "trainers", "memory", "draws", "loading", "checkpoints", "latency", "chains")
+NAMES = (
+    "speed",
+    "trainers",
+    "memory",
+    "draws",
+    "loading",
+    "checkpoints",
+    "latency",
+    "chains",
+    "digests",
+)
 LONG = ("optimizers",)  # a quarter of an hour: only by name
 
 

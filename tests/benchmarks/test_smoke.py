@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     chains,
     checkpoints,
+    digests,
     draws,
     latency,
     loading,
@@ -110,4 +111,13 @@ def test_chains_benchmark_runs():
     assert whats == [
         "a training step: the chain over AdamW",
         "cold compile, processor time: the chain over AdamW",
+    ]
+
+
+def test_digests_benchmark_runs():
+    report = digests.run(True, sizes=TINY, backend="eager")
+    whats = [target["what"] for target in report.content["targets"]]
+    assert whats == [
+        "one digest in 50 steps, % of a compiled step",
+        "one digest in 50 steps, % of an eager step",
     ]
