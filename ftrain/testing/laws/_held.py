@@ -12,7 +12,7 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core._contents import Change
 from ftrain.core._owned import Owned
-from ftrain.core._reach import spell
+from ftrain.core._reach import Globals, spell
 from ftrain.core.compile import Compiled
 from ftrain.core.random._own_generators import GLOBAL
 from ftrain.core.random._watch import Watch
@@ -78,6 +78,10 @@ class Held:
     def _named(self, change: Change) -> str:
         """Return the path of an object that was restored, with the first name that had changed in it."""
         path = self._owned.path(change.node)
+        if isinstance(change.node, Globals):
+            now = zip(change.node.names, change.values, strict=True)
+            scope = change.node.scope  # restored
+            return next(f"the global variable {n!r}" for n, x in now if scope.get(n, None) is not x)
         if not path:
             owners = (getattr(root, "__self__", root) for root in self._roots)
             of_root = (o for o in owners if getattr(o, "__dict__", None) is change.node)
@@ -86,11 +90,11 @@ class Held:
             return path
         if not path and not self._roots:
             return ""  # the model itself
-        now = dict(zip(change.keys, change.values, strict=True))
+        after = dict(zip(change.keys, change.values, strict=True))
         names = [
             name
-            for name in {**change.node, **now}
-            if isinstance(name, str) and now.get(name, now) is not change.node.get(name, now)
+            for name in {**change.node, **after}
+            if isinstance(name, str) and after.get(name, after) is not change.node.get(name, after)
         ]
         return f"{names[0]!r} of {path}".removesuffix(" of ") if names else path
 

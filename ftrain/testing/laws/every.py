@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ftrain.testing.laws._subject import InapplicableError, subject_of
-from ftrain.testing.laws.accumulation import check_accumulation
+from ftrain.testing.laws.accumulation import Accumulated, check_accumulation
 from ftrain.testing.laws.compiled import check_compiled
 from ftrain.testing.laws.deterministic import check_deterministic
 from ftrain.testing.laws.donation import check_donation
@@ -61,6 +61,8 @@ def check_all(
     *,
     state: Any = None,
     seed: int = 0,
+    evaluate: Callable[[Any, Any], Any] | None = None,
+    accumulated: Accumulated | None = None,
     fast: bool = False,
     skip: Sequence[str] = (),
 ) -> Reports:
@@ -73,6 +75,9 @@ def check_all(
             and exceptions (at 50 operators, drawn if there are more) are checked on the first one.
         state: the state before the first batch; default: `init_state(seed)`.
         seed: of the initial state.
+        evaluate: `(state, batch) -> metrics` for a step alone, as `check_evaluation` takes it.
+        accumulated: `(state, micro_batches) -> (state, metrics)` for a step of your own, as
+            `check_accumulation` takes it.
         fast: check the first seven laws only, without compilation, on two batches: seconds.
         skip: names of laws that are not checked, such as "gradients" for a loss with stopped gradients;
             with "compiled", "donation" and "vmap" nothing is traced.
@@ -116,6 +121,10 @@ def check_all(
             options["compiled"] = not fast and "compiled" not in skip
         if law == "exception_safety":
             options["most"] = _MOST
+        if law == "evaluation":
+            options["evaluate"] = evaluate
+        if law == "accumulation":
+            options["accumulated"] = accumulated
         given = batches[:1] if law in _ONE_BATCH else batches
         checks[law] = functools.partial(_CHECKS[law], subject, given, **options)
     return _run(checks, skip)

@@ -123,13 +123,13 @@ def _compare(
     try:
         together = (compile(mapped) if compile else mapped)(*stacked, *copied(rest))
     except (RuntimeError, ValueError, TypeError, UnkeyedRandomError) as error:
+        cause, remedy = _AUTOGRAD if "requires_grad_" in str(error) else _BRANCHES
         raise LawViolation(
             "vmap",
             f"{name} cannot be mapped: {str(error).strip()}",
             line=line_of(error),
-            cause="under torch.vmap a tensor has no single value, shape or memory of its own: branches "
-            "on values, writes into unmapped tensors and draws without a key are impossible.",
-            remedy="Write torch.where instead of a branch, out-of-place operators, and keyed draws.",
+            cause=cause,
+            remedy=remedy,
         ) from error
     limit = tolerance(fn, (*rows[0], *rest)) if relative is None else relative
     for i, expected in enumerate(alone):
@@ -142,6 +142,17 @@ def _compare(
         apart = compare(row, expected, LOOSE if is_loose else limit)
         if apart is not None:
             raise _differs(f"row {i} of the vmapped {name}", apart)
+
+
+_BRANCHES = (
+    "under torch.vmap a tensor has no single value, shape or memory of its own: branches on values, "
+    "writes into unmapped tensors and draws without a key are impossible.",
+    "Write torch.where instead of a branch, out-of-place operators, and keyed draws.",
+)
+_AUTOGRAD = (
+    "under torch.vmap a tensor cannot be made to require a gradient.",
+    "Take gradients with ftrain.value_and_grad or torch.func.grad.",
+)
 
 
 def _smooth(output: Any, limit: float) -> Any:
