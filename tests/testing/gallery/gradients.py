@@ -24,7 +24,7 @@ def penalty_is_rebuilt_with_torch_tensor() -> Case:
     """A penalty is put into `torch.tensor(...)`, a new leaf without a gradient."""
 
     def loss_fn(model: Any, batch: Any) -> Tensor:
-        penalty = torch.tensor(sum(float(p.square().sum()) for p in model.parameters()))
+        penalty = torch.tensor(sum(p.square().sum().item() for p in model.parameters()))
         return F.cross_entropy(model(batch["x"]), batch["y"]) + 0.1 * penalty
 
     return Case(ftrain.make_steps(mlp, loss_fn, optim.sgd(0.1)), batches())
