@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors matrix compositions nullcuda everywhere clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors matrix compositions nullcuda everywhere mutants clean
 
 # Each target, after the lines that explain it.
 help:
@@ -77,6 +77,11 @@ matrix: $(VENV)/dev
 # A signal before each line that a run executes: the resumed run ends in the same bytes.
 everywhere: $(VENV)/dev
 	$(PY) -m tests.loop.everywhere
+
+# Changes in ftrain/core, one operator or constant at a time, that the tests should find. MINUTES=20 tries as many as
+# fit; the first run traces the tests, some minutes.
+mutants: $(VENV)/dev
+	$(PY) -m tests.mutants $(if $(MINUTES),--minutes $(MINUTES))
 
 # Benchmarks against hand-written loops, and against other trainers if they are installed. Without `optimizers` and
 # `char_gpt_parity`, which run by name. Latency alone takes over eight minutes.
