@@ -6,6 +6,7 @@ mapped over (`torch.vmap` of a training step) must do what it does alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -75,9 +76,46 @@ def into(func: Callable[..., Any], *args: Any, out: Any, **kwargs: Any) -> Any:
     return out
 
 
+def taking_two_dtypes(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a normalization that maps an input in half precision beside parameters in float32.
+
+    Its kernels take both, but torch's batching rules call them in a form that is refused (torch 2.13).
+    The kernels compute in float32 and round the output, as is done here.
+    """
+
+    @functools.wraps(norm)
+    def normalize(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        is_mixed = input.dtype.itemsize == 2 and any(x.dtype == torch.float32 for x in others)
+        if not is_mixed or not _torch.inside_vmap() or _autocasts(norm, input.device.type):
+            return norm(input, *args, **kwargs)
+        return norm(input.float(), *args, **kwargs).to(input.dtype)
+
+    return normalize
+
+
+def _autocasts(norm: Callable[..., Tensor], device: str) -> bool:
+    """Return True if autocast gives a normalization float32 only, which it does off the CPU."""
+    return (
+        device != "cpu"
+        and norm.__name__ in ("layer_norm", "group_norm")
+        and torch.is_autocast_enabled(device)
+    )
+
+
+_NORMS = (
+    torch.nn.functional.batch_norm,
+    torch.nn.functional.layer_norm,
+    torch.nn.functional.group_norm,
+    torch.batch_norm,
+    torch.layer_norm,
+    torch.group_norm,
+)
+
 UNDER_TRANSFORMS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.requires_grad_: requires_grad,
     **PACKING,
     torch.lstm_cell: lstm_cell,
     torch.nn.functional.one_hot: one_hot,
+    **{norm: taking_two_dtypes(norm) for norm in _NORMS},
 }
