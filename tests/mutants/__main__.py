@@ -17,7 +17,9 @@ from tests.mutants.trial import KILLED, SURVIVED, TIMED_OUT, trial
 ROOT = Path(__file__).parents[2]
 NOT_RUN = "not run"  # no test runs the line
 SAVED = ROOT / "build" / "mutants"
-BUDGET = 10.0  # seconds of tests for a mutant, as measured while they were traced
+# Seconds of tests for a mutant, as measured while they were traced: of the first tests, and of those
+# that judge a mutant which survived them.
+BUDGETS = (5.0, 120.0)
 
 
 def main(arguments: list[str]) -> int:
@@ -43,15 +45,27 @@ def main(arguments: list[str]) -> int:
 
 
 def _judge(name: str, mutant: Mutant, found: coverage.Coverage) -> str:
-    tests, seconds = [], 0.0
-    for test in found.tests_of(mutant.path, mutant.line, mutant.last):
-        seconds += found.seconds[test]
-        if tests and seconds > BUDGET:
-            break
-        tests.append(test)
-    if not tests:
-        return NOT_RUN
-    return trial(mutant, f"ftrain.core.{name}", tests, 60 + 5 * min(seconds, BUDGET))
+    tests = _spread(found.tests_of(mutant.path, mutant.line, mutant.last))
+    result = NOT_RUN
+    for budget in BUDGETS:
+        seconds, chosen = 0.0, []
+        while tests and (not chosen or seconds + found.seconds[tests[0]] <= budget):
+            chosen.append(tests.pop(0))
+            seconds += found.seconds[chosen[-1]]
+        if chosen and result in (NOT_RUN, SURVIVED):
+            result = trial(mutant, f"ftrain.core.{name}", chosen, 60 + 5 * seconds)
+    return result
+
+
+def _spread(tests: list[str]) -> list[str]:
+    """Return tests in an order that takes one case of each function, then a second one, and so on."""
+    cases: dict[str, int] = collections.Counter()
+    turns = []
+    for test in tests:
+        function = test.partition("[")[0]
+        turns.append((cases[function], test))
+        cases[function] += 1
+    return [test for _, test in sorted(turns, key=lambda turn: turn[0])]
 
 
 def _report(counts: dict[str, collections.Counter[str]], planned: int) -> int:
