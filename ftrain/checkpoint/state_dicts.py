@@ -209,7 +209,9 @@ def _check(name: Any, tensor: Any, format: Format) -> None:
             f"{a_or_an(type(tensor).__name__)}"
         )
     if name == "__metadata__" and format == "safetensors":
-        raise ValueError(f"the name {name!r} is reserved by the format. Choose another")
+        raise ValueError(
+            f"tensors: the name {name!r} is reserved by safetensors. Rename this tensor"
+        )
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         raise ValueError(
             f"{name!r}: expected a dense tensor with values, got a sparse, nested or meta tensor. Write "

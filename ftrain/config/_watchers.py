@@ -63,7 +63,7 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
 
 
 def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
-    """Return an error at the key that names the metric; `None` if only a callback names it."""
+    """Return the error with the location of the key that names the metric; `None` if no key does."""
     sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
     return _at(parts, sections[0], str(error)) if sections else None
 

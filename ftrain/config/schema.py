@@ -82,7 +82,7 @@ class Component(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Every key except `name`."""
+        """Return the keys of this section except `name`, with values: the arguments of the component."""
         return dict(self.model_extra or {})
 
 

@@ -115,7 +115,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return ` (OPERATOR)` from the warning that calling a node emits; empty if there is none."""
+    """Return ` (OPERATOR)` for an autograd node without derivative, whose warning names it."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))

@@ -215,7 +215,7 @@ class Skeleton:
         return holding
 
     def _enter(self) -> _Outer | None:
-        """Prepare the module for a call; return the state of an outer call, `None` if there is none."""
+        """Restore the module for a call; return what an unfinished outer call had set, if any."""
         if not self._depth:
             self._settle()
             return None

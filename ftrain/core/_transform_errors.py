@@ -68,7 +68,7 @@ def under_transforms(error: Exception) -> RuntimeError | None:
 
 
 def _found(error: Exception) -> tuple[str, str] | None:
-    """Return what was refused, and the remedy."""
+    """Return what torch's transforms refused with `error`, and the remedy; `None` for other errors."""
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)

@@ -137,7 +137,8 @@ class Cursor:
             state = _json.decode(content.get("state"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"content['state']: the state of the stream is damaged: {error!r}"
+                f"content['state']: the position of the data stream is damaged: {error!r}. Load "
+                "another checkpoint"
             ) from None
         cursor = cls(seed, epoch, position, state, content.get("of"), content.get("sampler"))
         cursor.check()

@@ -86,7 +86,7 @@ class Shuffled:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the samples at these positions."""
+        """Return the indices of the samples at these positions of the order."""
         return permuted(positions, self.n, words("shuffled", seed, epoch))
 
 
@@ -162,7 +162,7 @@ class ByLength:
         return len(self._shuffled)
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the samples at these positions."""
+        """Return the indices of the samples at these positions of the order."""
         found = np.empty(positions.shape, dtype=np.int64)
         of = positions // self.window
         for number in np.unique(of).tolist():
@@ -229,7 +229,7 @@ class Mixed:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the samples at these positions."""
+        """Return the indices of the samples at these positions of the order."""
         blocks, places = np.divmod(positions + epoch * self.n, self.BLOCK)
         found = np.empty(positions.shape, dtype=np.int64)
         for block in np.unique(blocks).tolist():

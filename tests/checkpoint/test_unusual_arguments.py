@@ -232,7 +232,7 @@ def test_checkpoint_directories_may_have_any_name(name, tmp_path):
 
 
 def test_write_state_dict_refuses_reserved_names_and_modules(tmp_path):
-    with pytest.raises(ValueError, match="reserved by the format"):
+    with pytest.raises(ValueError, match="reserved by safetensors"):
         checkpoint.write_state_dict(tmp_path / "w", {"__metadata__": torch.ones(1)})
     with pytest.raises(TypeError, match="module.state_dict"):
         checkpoint.write_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]

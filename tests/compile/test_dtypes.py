@@ -63,7 +63,7 @@ def test_operators_of_one_dtype_get_no_cast() -> None:
     assert len(graph.graph.nodes) == before
 
 
-def test_the_derivative_of_softmax_needs_the_cast() -> None:
+def test_derivative_of_softmax_fails_without_the_cast_to_the_traced_dtype() -> None:
     """Else this file tests nothing: without the pass the dtype of float16 is another one."""
     graph = graph_of(aten._softmax_backward_data.default, [torch.float32] * 2, -1, torch.float16)
     assert dtypes_after_decomposition(graph) == [torch.float32]

@@ -80,7 +80,7 @@ def test_a_changed_switch_is_an_impurity():
         testing.assert_pure(switches, torch.ones(2))
 
 
-def test_checkpoints_keep_the_names_of_the_older_switches():
+def test_saved_checkpoints_record_tf32_under_the_names_of_the_older_switches():
     """Checkpoints of earlier versions recorded these."""
     with restored():
         for name in ("highest", "high", "medium"):

@@ -104,7 +104,7 @@ def test_loader_refuses_a_cursor_out_of_range(position):
     "state", [{"__ftrain__": "array"}, {"__ftrain__": "array", "value": ["O", [1], "AAAA"]}]
 )
 def test_cursor_from_json_refuses_a_damaged_stream_state(state):
-    with pytest.raises(ValueError, match="state of the stream is damaged"):
+    with pytest.raises(ValueError, match="position of the data stream is damaged"):
         Cursor.from_json({"order": 1, "seed": 0, "epoch": 0, "position": 0, "state": state})
 
 

@@ -47,7 +47,7 @@ def test_mutant_is_the_whole_module_with_the_change() -> None:
     assert scope["clipped"](5) == 2  # type: ignore[operator]
 
 
-def test_line_that_runs_at_import_has_the_tests_of_the_whole_file() -> None:
+def test_mutant_of_a_line_that_runs_at_import_is_judged_by_all_tests_of_its_file() -> None:
     found = Coverage({"a.py": {1: [AT_IMPORT], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
     assert found.tests_of("a.py", 1, 1) == ["fast", "slow"]
     assert found.tests_of("a.py", 3, 3) == []

@@ -69,7 +69,7 @@ def test_environment_leaves_the_process_as_it_was() -> None:
     assert changes(start) == []
 
 
-def test_operators_of_an_mlp_keep_their_bits() -> None:
+def test_environment_finds_no_unstable_operator_in_an_mlp() -> None:
     steps = make_steps(
         lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)),
         lambda model, batch: model(batch).square().mean(),

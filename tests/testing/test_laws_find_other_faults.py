@@ -156,7 +156,7 @@ def test_gradients_name_the_parameter_whose_gradient_is_cut() -> None:
     assert found.difference.got != found.difference.expected
 
 
-def test_gradients_of_a_function_find_a_wrong_backward() -> None:
+def test_gradient_check_finds_a_wrong_backward_of_a_function() -> None:
     class Square(torch.autograd.Function):
         """Square whose backward forgets a factor."""
 

@@ -109,7 +109,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Return `run()`, repeated until no global generator advances that the plan does not seed.
+    """Call `run()` until it advances only generators that `plan` seeds; return its result.
 
     Each repetition adds to `plan.seeded` the generators that the call before it advanced.
     """

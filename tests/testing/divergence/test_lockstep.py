@@ -44,7 +44,7 @@ def test_one_ulp_in_a_leaf_is_reported_with_index_and_distance() -> None:
     assert found.b.endswith("1 of 6 elements differ")
 
 
-def test_other_argument_is_reported_with_values_of_the_operator() -> None:
+def test_divergence_by_another_argument_shows_the_operators_inputs() -> None:
     def step(state: Tree, batch: Tree) -> Tree:
         return state - torch.clamp(batch, max=1.0).mul(0.5), {}
 
