@@ -1,0 +1,286 @@
+"""Adapters: call a model with any batch, and find the output and the labels of a loss by name or place.
+
+A batch may be a tensor, a tuple `(x,)` or `(x, ..., labels)`, or have named entries: a dict, any other
+mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. A model may return a
+tensor, a tuple, a mapping, a dataclass or a Hugging Face `ModelOutput`. Where more than one entry could
+be meant, a function raises instead of choosing.
+
+Read next: `losses.py`, whose losses take their batches through these functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ftrain.core._words import a_or_an
+
+__all__ = ["Prediction", "call_model", "find_labels", "find_output", "output_and_labels"]
+
+#: Names under which labels are searched, unless a name is given.
+LABELS = ("labels", "label", "targets", "target", "y")
+#: Names of an input that is passed by position if no argument of the model has the name of an entry.
+INPUTS = ("x", "input", "inputs", "input_ids", "input_values", "pixel_values", "image", "tokens")
+#: Names under which an output is searched, unless a name is given.
+OUTPUTS = ("logits", "prediction", "predictions", "output")
+#: Entries that belong to the loss, and are not passed to a model unless it has an argument of that name.
+OF_THE_LOSS = ("weight", *LABELS)
+
+
+class Prediction(NamedTuple):
+    """Output of a model for a batch, and the labels to compare it with.
+
+    Attributes:
+        output: logits or predicted values.
+        labels: as the batch holds them.
+        outputs: everything that the model returned.
+    """
+
+    output: Tensor
+    labels: Tensor
+    outputs: Any
+
+
+def output_and_labels(
+    model: Callable[..., Any],
+    batch: Any,
+    *,
+    input: str | None = None,
+    target: str | None = None,
+    output: str | int | None = None,
+) -> Prediction:
+    """Call a model with a batch, and return its output and the labels of the batch.
+
+    Args:
+        model: a module or a function.
+        batch: a tuple `(x, ..., labels)`, a mapping, a dataclass or a NamedTuple.
+        input: the entry that the model takes as its only argument; `None`: as `call_model` decides.
+        target: the entry that holds the labels; `None`: as `find_labels` decides.
+        output: the name or place of the output; `None`: as `find_output` decides.
+
+    Raises:
+        KeyError: an entry is missing, or more than one could be meant.
+        TypeError: the batch or the outputs have no entries to choose from.
+
+    Example:
+        >>> import torch
+        >>> found = output_and_labels(nn.Linear(3, 2), {"x": torch.ones(4, 3), "y": torch.zeros(4)})
+        >>> found.output.shape, found.labels.shape
+        (torch.Size([4, 2]), torch.Size([4]))
+    """
+    labels = find_labels(batch, target)
+    outputs = call_model(model, batch, input=input, target=target)
+    return Prediction(find_output(outputs, output), labels, outputs)
+
+
+def call_model(
+    model: Callable[..., Any], batch: Any, *, input: str | None = None, target: str | None = None
+) -> Any:
+    """Call a model with the inputs of a batch, and return what it returns.
+
+    - A tensor is the only argument. Of a tuple or list of two or more entries, the last holds the
+      labels, and the others are the arguments; of one entry, that is the argument.
+    - Entries with names are passed as keywords to the arguments of those names; entries that the model
+      does not take, and the labels, are not passed. If no name fits, the one entry called `x`, `input`,
+      `inputs`, `input_ids`, `input_values`, `pixel_values`, `image` or `tokens` is passed by position.
+    - A single argument of a tuple may have named entries itself: `({"input_ids": ...}, labels)`.
+
+    Args:
+        model: a module or a function.
+        batch: see above.
+        input: the entry that is the only argument.
+        target: the entry that holds the labels, which is not passed on.
+
+    Raises:
+        KeyError: an entry that the model needs is missing.
+
+    Example:
+        >>> import torch
+        >>> call_model(lambda a, b: a + b, {"b": torch.ones(1), "a": torch.ones(1), "y": torch.ones(1)})
+        tensor([2.])
+    """
+    named = _named(batch)
+    if named is not None:
+        if input is not None:
+            return model(_entry(named, input, "batch", "input"))
+        return _call_with_names(model, named, target)
+    if input is not None:
+        raise TypeError(
+            f"batch: expected named entries with {input!r}, got {a_or_an(type(batch).__name__)}. "
+            "Return dicts from the data function, or leave out `input`"
+        )
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        inputs = batch[:-1] if len(batch) > 1 else batch
+        inner = _named(inputs[0]) if len(inputs) == 1 else None
+        return model(*inputs) if inner is None else _call_with_names(model, inner, target)
+    return model(batch)
+
+
+def find_labels(batch: Any, target: str | None = None) -> Tensor:
+    """Return the labels of a batch.
+
+    Args:
+        batch: a tuple or list of two or more entries, whose last is the labels; or named entries, of
+            which one is called `labels`, `label`, `targets`, `target` or `y`.
+        target: the name of the entry, if it has another.
+
+    Raises:
+        KeyError: no entry has such a name, or more than one has.
+        TypeError: the batch is a tensor, or a tuple of one entry.
+
+    Example:
+        >>> import torch
+        >>> find_labels((torch.ones(2, 3), torch.tensor([0, 1])))
+        tensor([0, 1])
+    """
+    named = _named(batch)
+    if named is not None:
+        found: Tensor = _one(named, target, LABELS, "batch", "target")
+        return found
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and target is None:
+        if len(batch) > 1:
+            last: Tensor = batch[-1]
+            return last
+        inner = _named(batch[0]) if len(batch) else None
+        if inner is not None:
+            return find_labels(inner)
+    wanted = "a tuple (x, labels) or named entries" if target is None else f"a dict with {target!r}"
+    raise TypeError(
+        f"batch: expected {wanted} to find labels in, got {_shape_of(batch)}. Return dicts from the "
+        "data function, or write your own loss: file.py:loss_fn"
+    )
+
+
+def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
+    """Return the output of a model that a loss reads.
+
+    Args:
+        outputs: a tensor; a tuple or list, whose first tensor with axes is taken, so that a loss before
+            or after it is passed over; or named entries (a `ModelOutput`, say), of which one is called
+            `logits`, `prediction`, `predictions` or `output`.
+        output: the name of the entry, or its place in a tuple.
+
+    Raises:
+        KeyError: no entry has such a name, or more than one has.
+        TypeError: there is no tensor to choose.
+
+    Example:
+        >>> import torch
+        >>> find_output({"loss": torch.tensor(0.1), "logits": torch.ones(2)})
+        tensor([1., 1.])
+        >>> find_output((torch.tensor(0.1), torch.ones(2)))
+        tensor([1., 1.])
+    """
+    found: Any = None
+    named = _named(outputs)
+    if named is not None and not isinstance(output, int):
+        found = _one(named, output, OUTPUTS, "outputs of the model", "output")
+    elif isinstance(outputs, Tensor) and output is None:
+        found = outputs
+    elif isinstance(outputs, Sequence) and isinstance(output, int):
+        found = outputs[output] if -len(outputs) <= output < len(outputs) else None
+    elif isinstance(outputs, Sequence) and output is None:
+        found = next((x for x in outputs if isinstance(x, Tensor) and x.ndim), None)
+    if isinstance(found, Tensor):
+        return found
+    wanted = {
+        str: f"named entries with {output!r}",
+        int: f"a tuple with a tensor at {output}",
+    }.get(type(output), "a tensor, a tuple with a tensor that has axes, or an entry 'logits'")
+    raise TypeError(
+        f"outputs of the model: expected {wanted}, got {_shape_of(outputs)}. Name the output: "
+        "output='logits', or a place in the tuple"
+    )
+
+
+def row_weights(batch: Any) -> Tensor | None:
+    """Return the entry `weight` of a batch with named entries, `(n,)`; `None` if there is none."""
+    named = _named(batch)
+    return None if named is None else named.get("weight")
+
+
+def _named(value: Any) -> Mapping[str, Any] | None:
+    """Return the entries of a mapping, dataclass or NamedTuple by name; `None` if they have no names."""
+    if isinstance(value, Mapping):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    return None
+
+
+def _call_with_names(
+    model: Callable[..., Any], named: Mapping[str, Any], target: str | None
+) -> Any:
+    """Call a model with the entries whose names its signature has, or with the one usual input."""
+    takes = _parameters(model)
+    labels = target if target is not None else next((x for x in LABELS if x in named), None)
+    own = {name: x for name, x in named.items() if name != labels}
+    fitting = {name: x for name, x in own.items() if name in takes}
+    if not fitting and any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        fitting = {name: x for name, x in own.items() if name not in OF_THE_LOSS}
+    if not fitting:
+        return model(_one(own, None, INPUTS, "batch", "input"))
+    needed = [
+        name
+        for name, p in takes.items()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    missing = [name for name in needed if name not in fitting]
+    if missing:
+        raise KeyError(
+            f"batch: expected entries for the arguments {', '.join(map(repr, missing))} of the model, "
+            f"got {_listed(named)}. Add them to the batch, or write your own loss: file.py:loss_fn"
+        )
+    return model(**fitting)
+
+
+def _parameters(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(
+            model.forward if isinstance(model, nn.Module) else model
+        ).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return {}
+
+
+def _one(
+    named: Mapping[str, Any], name: str | None, usual: Sequence[str], what: str, option: str
+) -> Any:
+    """Return the entry called `name`, or the only one with one of the usual names."""
+    if name is not None:
+        return _entry(named, name, what, option)
+    found = [each for each in usual if named.get(each) is not None]
+    if len(found) == 1:
+        return named[found[0]]
+    got = f"more than one of them: {', '.join(map(repr, found))}" if found else _listed(named)
+    raise KeyError(
+        f"{what}: expected one entry called {', '.join(map(repr, usual[:-1]))} or {usual[-1]!r}, got "
+        f"{got}. Name the entry with `{option}`; in a configuration, "
+        f"loss: {{name: ..., {option}: {found[0] if found else next(iter(named), '...')}}}"
+    )
+
+
+def _entry(named: Mapping[str, Any], name: str, what: str, option: str) -> Any:
+    if name in named:
+        return named[name]
+    raise KeyError(
+        f"{what}: expected a key {name!r}, got {_listed(named)}. Name another entry with `{option}`; "
+        f"in a configuration, loss: {{name: ..., {option}: {next(iter(named), '...')}}}"
+    )
+
+
+def _listed(named: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, named)) or "no entries"
+
+
+def _shape_of(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        inside = ", ".join(type(x).__name__ for x in value)
+        return f"{a_or_an(type(value).__name__)} of {inside or 'no entries'}"
+    return a_or_an(type(value).__name__)
