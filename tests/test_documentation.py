@@ -33,6 +33,7 @@ ROOMS = [
     "ftrain.loop.plots",
     "ftrain.config",
     "ftrain.tasks",
+    "ftrain.tasks.functional",
     "ftrain.testing",
     "ftrain.testing.strategies",
     "ftrain.testing.machine",

@@ -2,6 +2,7 @@
 
     cross_entropy  binary_cross_entropy  mse    of a batch `{"x": ..., "y": ...}`, with a metric
     next_token                                  of windows of tokens
+    functional                                  losses as functions of predictions and labels
     mlp(inputs, outputs)                        a multilayer perceptron
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     call_model  find_output  find_labels        of batches and outputs of any form
@@ -10,6 +11,7 @@ A loss returns a `Mean`, so that means over any batches merge exactly; it goes i
 Configurations name them: `loss: mse`. Start reading at `losses.py`.
 """
 
+from ftrain.tasks import functional as functional
 from ftrain.tasks.adapters import (
     Prediction,
     call_model,

@@ -1,0 +1,84 @@
+"""Weighted means of values of rows, and the message for labels out of range."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ftrain.core.metrics import Mean
+
+__all__ = ["classes_in_range", "one_hot", "over", "weighted"]
+
+
+def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
+    """Return the mean of values, weighted by the product of factors.
+
+    Args:
+        values: any shape.
+        factors: weights; each has the first axes of `values`, and counts for all of the others.
+
+    >>> weighted(torch.ones(2, 3), torch.tensor([1.0, 0.0]), torch.ones(2, 3).bool())
+    Mean(total=tensor(3.), weight=tensor(3.))
+    """
+    weights = None
+    for factor in factors:
+        if factor is not None:
+            wide = over(factor, values)
+            weights = wide if weights is None else weights * wide
+    if weights is None:
+        return Mean(values.sum(), torch.tensor(values.numel(), device=values.device))
+    return Mean((values * weights).sum(), weights.expand_as(values).sum())
+
+
+def over(factor: Tensor, values: Tensor) -> Tensor:
+    """Return a factor of the first axes of `values` with axes of length one for the others."""
+    if factor.shape != values.shape[: factor.ndim]:
+        raise ValueError(
+            f"row_weights: expected the first axes of {tuple(values.shape)}, got "
+            f"{tuple(factor.shape)}. Give one weight per row, or one per value"
+        )
+    return factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
+
+
+def one_hot(labels: Tensor, classes: int, ignore_index: int = -100) -> Tensor:
+    """Return True at the class of each label along a new last axis, and False for ignored labels.
+
+    `F.one_hot` reads the largest label on the host, which neither `vmap` nor a compiled step can.
+
+    >>> one_hot(torch.tensor([1, -100]), 2)
+    tensor([[False,  True],
+            [False, False]])
+    """
+    counts = labels != ignore_index
+    known = labels.where(counts, 0).unsqueeze(-1)
+    empty = torch.zeros((*labels.shape, classes), dtype=torch.bool, device=labels.device)
+    with classes_in_range(labels, classes, ignore_index):
+        return empty.scatter(-1, known, True) & counts.unsqueeze(-1)
+
+
+@contextlib.contextmanager
+def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterator[None]:
+    """Raise with the first label that is out of range, if torch raises in the context.
+
+    The labels are read after torch has raised, and so cost nothing while they are in range. Operators
+    of torch on CUDA abort with an assertion instead.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        try:
+            wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+            places = wrong.nonzero().tolist()
+        except Exception:  # a label without a value, under a transform
+            raise error from None
+        if not places:
+            raise
+        where = tuple(places[0])
+        raise ValueError(
+            f"labels: expected classes 0 to {classes - 1}, or {ignore_index} for labels to ignore, got "
+            f"{labels[where].item()} at {list(where)} ({len(places)} of {labels.numel()} labels are "
+            "out of range). Give the model more outputs, or correct the labels"
+        ) from error

@@ -1,0 +1,156 @@
+"""Losses of embeddings: rows are compared with the other rows of their batch, or with given rows.
+
+A row's negatives are the other rows of the batch. The mean over micro-batches is therefore that of
+smaller sets of negatives, not that of the batch; `triplet` alone is exact over any batch split.
+
+Read next: `preference.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftrain.core.metrics import Mean
+from ftrain.tasks.functional._weighted import weighted
+
+__all__ = ["info_nce", "supervised_contrastive", "triplet"]
+
+
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    *,
+    temperature: float | Tensor = 0.07,
+    symmetric: bool = True,
+    normalize: bool = True,
+    mask: Tensor | None = None,
+) -> Mean:
+    r"""Return the mean cross-entropy of each row's partner among all rows of the other side, in nats.
+
+    $$-\log \frac{e^{q_i \cdot d_i / \tau}}{\sum_j e^{q_i \cdot d_j / \tau}}$$
+
+    Args:
+        queries: `(n, width)`.
+        documents: `(m, width)`, `m >= n`: row `i` is the partner of query `i`; rows from `n` on are
+            negatives of all queries.
+        temperature: a number, or a 0-d tensor, such as `log_temperature.exp()` of a parameter.
+        symmetric: average the loss of queries among documents and of documents `0 ... n - 1` among
+            queries, as CLIP does (arXiv 2103.00020). False: of queries alone (arXiv 1807.03748).
+        normalize: divide each row by its norm.
+        mask: bool `(n,)`: pairs that count; others are nobody's negatives.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> info_nce(torch.eye(2), torch.eye(2), temperature=1.0).value
+        tensor(0.3133)
+    """
+    n = len(queries)
+    if (
+        queries.ndim != 2
+        or documents.ndim != 2
+        or len(documents) < n
+        or documents.shape[1] != queries.shape[1]
+    ):
+        raise ValueError(
+            f"documents: expected (m, width), m >= n, for queries (n, width), got "
+            f"{tuple(documents.shape)} for {tuple(queries.shape)}. Give every query a document"
+        )
+    if normalize:
+        queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
+    scores = queries @ documents.T / temperature
+    partners = torch.arange(n, device=scores.device)
+    there = torch.ones(n, dtype=torch.bool, device=scores.device) if mask is None else mask
+    columns = F.pad(there, (0, len(documents) - n), value=True)
+    values = _among(scores, columns, there, partners)
+    if symmetric:
+        values = (values + _among(scores[:, :n].T, there, there, partners)) / 2
+    return weighted(values, there)
+
+
+def supervised_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    normalize: bool = True,
+    mask: Tensor | None = None,
+) -> Mean:
+    r"""Return the mean contrastive loss with all rows of the same class as positives (arXiv 2004.11362).
+
+    $$\frac{-1}{|P(i)|} \sum_{p \in P(i)} \log \frac{e^{z_i \cdot z_p / \tau}}{\sum_{a \neq i} e^{z_i
+    \cdot z_a / \tau}}$$
+
+    A row that is alone in its class has weight 0, and is a negative of the others.
+
+    Args:
+        embeddings: `(n, width)`.
+        labels: classes `(n,)`.
+        temperature: a number, or a 0-d tensor.
+        normalize: divide each row by its norm.
+        mask: bool `(n,)`: rows that count; others are not compared with.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> supervised_contrastive(torch.ones(4, 2), torch.tensor([0, 0, 1, 1])).value
+        tensor(1.0986)
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels: expected (n,) for embeddings (n, width), got {tuple(labels.shape)} for "
+            f"{tuple(embeddings.shape)}. Flatten the views of a row into rows of their own"
+        )
+    if normalize:
+        embeddings = F.normalize(embeddings, dim=-1)
+    scores = embeddings @ embeddings.T / temperature
+    others = ~torch.eye(len(labels), dtype=torch.bool, device=scores.device)
+    if mask is not None:
+        others = others & mask & mask[:, None]
+    positives = others & (labels[:, None] == labels)
+    counts = positives.sum(1)
+    # A row with nothing to compare with keeps finite scores: its weight is 0.
+    seen = scores.masked_fill(~others & others.any(1, keepdim=True), -torch.inf)
+    log_p = (seen - seen.logsumexp(1, keepdim=True)).masked_fill(~positives, 0.0)
+    return weighted(-log_p.sum(1) / counts.clamp(min=1), counts > 0)
+
+
+def triplet(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    margin: float = 1.0,
+    p: float = 2.0,
+    swap: bool = False,
+    row_weights: Tensor | None = None,
+) -> Mean:
+    r"""Return the mean of $\max(0, |a - p| - |a - n| + m)$, as `F.triplet_margin_loss` has it.
+
+    Args:
+        anchors: `(n, width)`.
+        positives: `(n, width)`.
+        negatives: `(n, width)`.
+        margin: the term $m$, positive.
+        p: the order of the norm.
+        swap: take the negative's distance to the positive where that is smaller.
+        row_weights: `(n,)`.
+
+    Example:
+        >>> triplet(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).value < 1e-5
+        tensor(True)
+    """
+    values = F.triplet_margin_loss(
+        anchors, positives, negatives, margin=margin, p=p, swap=swap, reduction="none"
+    )
+    return weighted(values, row_weights)
+
+
+def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> Tensor:
+    """Return the cross-entropy of each row's partner among the columns that count."""
+    seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
+    return F.cross_entropy(seen, partners, reduction="none")
