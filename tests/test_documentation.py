@@ -34,6 +34,7 @@ ROOMS = [
     "ftrain.config",
     "ftrain.tasks",
     "ftrain.tasks.functional",
+    "ftrain.tasks.metrics",
     "ftrain.testing",
     "ftrain.testing.strategies",
     "ftrain.testing.machine",

@@ -3,6 +3,7 @@
     cross_entropy  binary_cross_entropy  mse    of a batch `{"x": ..., "y": ...}`, with a metric
     next_token                                  of windows of tokens
     functional                                  losses as functions of predictions and labels
+    metrics                                     F1, perplexity, recall@k, ..., exact over any batches
     mlp(inputs, outputs)                        a multilayer perceptron
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     call_model  find_output  find_labels        of batches and outputs of any form
@@ -12,6 +13,7 @@ Configurations name them: `loss: mse`. Start reading at `losses.py`.
 """
 
 from ftrain.tasks import functional as functional
+from ftrain.tasks import metrics as metrics
 from ftrain.tasks.adapters import (
     Prediction,
     call_model,

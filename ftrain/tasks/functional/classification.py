@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftrain.core import random
 from ftrain.core.metrics import Mean
-from ftrain.tasks.functional._weighted import classes_in_range, one_hot, over, weighted
+from ftrain.tasks._weighted import classes_in_range, one_hot, over, weighted
 
 __all__ = ["cross_entropy", "cutmix", "mixup", "multi_label"]
 

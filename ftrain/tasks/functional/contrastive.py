@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftrain.core.metrics import Mean
-from ftrain.tasks.functional._weighted import weighted
+from ftrain.tasks._weighted import weighted
 
 __all__ = ["info_nce", "supervised_contrastive", "triplet"]
 

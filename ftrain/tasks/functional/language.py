@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ftrain.core.metrics import Mean
-from ftrain.tasks.functional._weighted import over, weighted
+from ftrain.tasks._weighted import over, weighted
 from ftrain.tasks.functional.classification import cross_entropy
 
 __all__ = ["causal_lm", "chunked_causal_lm", "masked_lm"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftrain.core.metrics import Mean
-from ftrain.tasks.functional._weighted import classes_in_range, weighted
+from ftrain.tasks._weighted import classes_in_range, weighted
 
 __all__ = ["dpo", "sequence_log_probs"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.metrics import Mean
-from ftrain.tasks.functional._weighted import classes_in_range, one_hot, weighted
+from ftrain.tasks._weighted import classes_in_range, one_hot, weighted
 
 __all__ = ["dice", "focal", "lovasz", "tversky"]
 

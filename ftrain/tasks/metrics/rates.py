@@ -1,0 +1,149 @@
+"""Shares of rows that a model gets right, and ranks of what it should have found.
+
+Read next: `counts.py`, for scores that are not means over rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ftrain.core.metrics import Mean
+from ftrain.tasks._weighted import one_hot, weighted
+
+__all__ = ["accuracy", "mean_reciprocal_rank", "recall_at_k", "top_k_accuracy"]
+
+
+def accuracy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_axis: int = -1,
+    ignore_index: int = -100,
+    row_weights: Tensor | None = None,
+) -> Mean:
+    """Return the share of labels whose class has the largest logit.
+
+    Args:
+        logits: floating point, with an axis of classes, the last by default. The first of equal logits
+            counts.
+        labels: integers, the shape of `logits` without the axis of classes.
+        class_axis: the axis of classes: 1 for images `(n, classes, height, width)`.
+        ignore_index: labels that do not count.
+        row_weights: the weights of rows, or of all labels.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> accuracy(torch.eye(3), torch.tensor([0, 2, -100])).value
+        tensor(0.5000)
+    """
+    found = logits.argmax(class_axis)
+    if found.shape != labels.shape:
+        raise ValueError(
+            f"labels: expected classes of shape {tuple(found.shape)} for logits of shape "
+            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs"
+        )
+    hits = found == labels
+    return weighted(hits, labels != ignore_index, row_weights)
+
+
+def top_k_accuracy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    k: int = 5,
+    ignore_index: int = -100,
+    row_weights: Tensor | None = None,
+) -> Mean:
+    """Return the share of labels whose class is among the `k` largest logits.
+
+    Args:
+        logits: `(..., classes)`. Of equal logits, the first come first.
+        labels: integers `(...)`.
+        k: positive.
+        ignore_index: labels that do not count.
+        row_weights: the weights of rows, or of all labels.
+
+    Raises:
+        ValueError: the shapes do not fit, or `k` is not positive; on a CPU, a label is out of range.
+
+    Example:
+        >>> top_k_accuracy(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1]), k=2).value
+        tensor(1.)
+    """
+    hits = _ranked(logits, _relevant(logits, labels, ignore_index))[..., : _positive(k)].any(-1)
+    return weighted(hits, labels != ignore_index, row_weights)
+
+
+def recall_at_k(
+    scores: Tensor, relevant: Tensor, *, k: int, row_weights: Tensor | None = None
+) -> Mean:
+    """Return the mean share of the relevant documents of a query among the `k` with the largest scores.
+
+    Args:
+        scores: `(queries, documents)`. Of equal scores, the first come first.
+        relevant: bool `(queries, documents)`; or int64 `(queries,)`, the one that is relevant. A query
+            without a relevant document does not count.
+        k: positive.
+        row_weights: `(queries,)`.
+
+    Raises:
+        ValueError: the shapes do not fit, or `k` is not positive; on a CPU, a document is out of range.
+
+    Example:
+        >>> recall_at_k(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1, 0, 1]]).bool(), k=2).value
+        tensor(0.5000)
+    """
+    wanted = _relevant(scores, relevant, -100)
+    hits, total = _ranked(scores, wanted)[..., : _positive(k)].sum(-1), wanted.sum(-1)
+    return weighted(hits / total.clamp(min=1), total > 0, row_weights)
+
+
+def mean_reciprocal_rank(
+    scores: Tensor, relevant: Tensor, *, row_weights: Tensor | None = None
+) -> Mean:
+    """Return the mean of one over the rank of the first relevant document of each query.
+
+    Args:
+        scores: `(queries, documents)`. Of equal scores, the first come first.
+        relevant: bool `(queries, documents)`; or int64 `(queries,)`, the one that is relevant. A query
+            without a relevant document does not count.
+        row_weights: `(queries,)`.
+
+    Raises:
+        ValueError: the shapes do not fit; on a CPU, a document is out of range.
+
+    Example:
+        >>> mean_reciprocal_rank(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])).value
+        tensor(0.5000)
+    """
+    wanted = _relevant(scores, relevant, -100)
+    ranks = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
+    best = (_ranked(scores, wanted) / ranks).amax(-1)
+    return weighted(best, wanted.any(-1), row_weights)
+
+
+def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Return `relevant` in the order of falling scores; an entry whose score is NaN is not found."""
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices  # NaN comes first
+    return (relevant & ~scores.isnan()).gather(-1, order)
+
+
+def _relevant(scores: Tensor, relevant: Tensor, ignore_index: int) -> Tensor:
+    if relevant.dtype != torch.bool and relevant.shape == scores.shape[:-1]:
+        return one_hot(relevant, scores.shape[-1], ignore_index)
+    if relevant.dtype == torch.bool and relevant.shape == scores.shape:
+        return relevant
+    raise ValueError(
+        f"labels: expected integers of shape {tuple(scores.shape[:-1])}, or bool of shape "
+        f"{tuple(scores.shape)}, got {relevant.dtype} of shape {tuple(relevant.shape)}. Reshape or "
+        "convert them"
+    )
+
+
+def _positive(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k: expected a positive number, got {k}. Write 1 for the best alone")
+    return k
