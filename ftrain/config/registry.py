@@ -110,6 +110,8 @@ class _Registered(NamedTuple):
 #: The needs of components that declare none.
 _DEFAULT: dict[Kind, Needs] = {"schedule": Needs(total_steps="total_steps")}
 
+_TARGET_SCALE = Needs(facts={"target_scale": "target_scale"})
+
 _REGISTERED: dict[Kind, dict[str, _Registered]] = {
     "model": {"mlp": _Registered("ftrain.tasks:mlp")},
     "data": {
@@ -125,9 +127,19 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
         "binary_cross_entropy": _Registered(
             "ftrain.tasks:binary_cross_entropy", Needs(max_classes=2)
         ),
-        "cross_entropy": _Registered("ftrain.tasks:cross_entropy"),
-        "mse": _Registered("ftrain.tasks:mse", Needs(facts={"target_scale": "target_scale"})),
-        "next_token": _Registered("ftrain.tasks:next_token"),
+        "cross_entropy": _Registered(
+            "ftrain.tasks:cross_entropy", Needs(facts={"classes": "classes"})
+        ),
+        **{
+            name: _Registered(f"ftrain.tasks:{name}", needs)
+            for needs, names in (
+                (_TARGET_SCALE, ("mse", "mae", "huber", "gaussian_nll")),
+                (Needs(), ("causal_lm", "masked_lm", "next_token", "dpo", "ctc")),
+                (Needs(), ("multi_label", "dice", "focal", "lovasz", "tversky")),
+                (Needs(), ("info_nce", "supervised_contrastive", "triplet")),
+            )
+            for name in names
+        },
     },
     "optimizer": {},
     "schedule": {

@@ -1,7 +1,6 @@
 """Tasks: losses, adapters of batches, a multilayer perceptron, and predictions as columns of a table.
 
-    cross_entropy  binary_cross_entropy  mse    of a batch `{"x": ..., "y": ...}`, with a metric
-    next_token                                  of windows of tokens
+    cross_entropy  mse  causal_lm  dice  ...    losses of a model and a batch, for configurations
     functional                                  losses as functions of predictions and labels
     metrics                                     F1, perplexity, recall@k, ..., exact over any batches
     mlp(inputs, outputs)                        a multilayer perceptron
@@ -9,7 +8,7 @@
     call_model  find_output  find_labels        of batches and outputs of any form
 
 A loss returns a `Mean`, so that means over any batches merge exactly; it goes into `make_steps`.
-Configurations name them: `loss: mse`. Start reading at `losses.py`.
+Configurations name them: `loss: mse`. Start reading at `losses/rows.py`.
 """
 
 from ftrain.tasks import functional as functional
@@ -21,7 +20,27 @@ from ftrain.tasks.adapters import (
     find_output,
     output_and_labels,
 )
-from ftrain.tasks.losses import binary_cross_entropy, cross_entropy, mse, next_token
+from ftrain.tasks.losses import (
+    binary_cross_entropy,
+    causal_lm,
+    cross_entropy,
+    ctc,
+    dice,
+    dpo,
+    focal,
+    gaussian_nll,
+    huber,
+    info_nce,
+    lovasz,
+    mae,
+    masked_lm,
+    mse,
+    multi_label,
+    next_token,
+    supervised_contrastive,
+    triplet,
+    tversky,
+)
 from ftrain.tasks.models import mlp
 from ftrain.tasks.predictions import predictions
 
@@ -29,12 +48,27 @@ __all__ = [
     "Prediction",
     "binary_cross_entropy",
     "call_model",
+    "causal_lm",
     "cross_entropy",
+    "ctc",
+    "dice",
+    "dpo",
     "find_labels",
     "find_output",
+    "focal",
+    "gaussian_nll",
+    "huber",
+    "info_nce",
+    "lovasz",
+    "mae",
+    "masked_lm",
     "mlp",
     "mse",
+    "multi_label",
     "next_token",
     "output_and_labels",
     "predictions",
+    "supervised_contrastive",
+    "triplet",
+    "tversky",
 ]

@@ -5,7 +5,7 @@ mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTupl
 tensor, a tuple, a mapping, a dataclass or a Hugging Face `ModelOutput`. Where more than one entry could
 be meant, a function raises instead of choosing.
 
-Read next: `losses.py`, whose losses take their batches through these functions.
+Read next: `losses/rows.py`, whose losses take their batches through these functions.
 """
 
 from __future__ import annotations
@@ -78,7 +78,12 @@ def output_and_labels(
 
 
 def call_model(
-    model: Callable[..., Any], batch: Any, *, input: str | None = None, target: str | None = None
+    model: Callable[..., Any],
+    batch: Any,
+    *,
+    input: str | None = None,
+    target: str | None = None,
+    has_labels: bool = True,
 ) -> Any:
     """Call a model with the inputs of a batch, and return what it returns.
 
@@ -94,6 +99,7 @@ def call_model(
         batch: see above.
         input: the entry that is the only argument.
         target: the entry that holds the labels, which is not passed on.
+        has_labels: False: every entry of a tuple is an argument, as for pairs of images and texts.
 
     Raises:
         KeyError: an entry that the model needs is missing.
@@ -103,10 +109,10 @@ def call_model(
         >>> call_model(lambda a, b: a + b, {"b": torch.ones(1), "a": torch.ones(1), "y": torch.ones(1)})
         tensor([2.])
     """
-    named = _named(batch)
+    named = named_entries(batch)
     if named is not None:
         if input is not None:
-            return model(_entry(named, input, "batch", "input"))
+            return model(named_entry(named, input, "batch", "input"))
         return _call_with_names(model, named, target)
     if input is not None:
         raise TypeError(
@@ -114,8 +120,8 @@ def call_model(
             "Return dicts from the data function, or leave out `input`"
         )
     if isinstance(batch, Sequence) and not isinstance(batch, str):
-        inputs = batch[:-1] if len(batch) > 1 else batch
-        inner = _named(inputs[0]) if len(inputs) == 1 else None
+        inputs = batch[:-1] if has_labels and len(batch) > 1 else batch
+        inner = named_entries(inputs[0]) if len(inputs) == 1 else None
         return model(*inputs) if inner is None else _call_with_names(model, inner, target)
     return model(batch)
 
@@ -137,7 +143,7 @@ def find_labels(batch: Any, target: str | None = None) -> Tensor:
         >>> find_labels((torch.ones(2, 3), torch.tensor([0, 1])))
         tensor([0, 1])
     """
-    named = _named(batch)
+    named = named_entries(batch)
     if named is not None:
         found: Tensor = _one(named, target, LABELS, "batch", "target")
         return found
@@ -145,7 +151,7 @@ def find_labels(batch: Any, target: str | None = None) -> Tensor:
         if len(batch) > 1:
             last: Tensor = batch[-1]
             return last
-        inner = _named(batch[0]) if len(batch) else None
+        inner = named_entries(batch[0]) if len(batch) else None
         if inner is not None:
             return find_labels(inner)
     wanted = "a tuple (x, labels) or named entries" if target is None else f"a dict with {target!r}"
@@ -176,7 +182,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
         tensor([1., 1.])
     """
     found: Any = None
-    named = _named(outputs)
+    named = named_entries(outputs)
     if named is not None and not isinstance(output, int):
         found = _one(named, output, OUTPUTS, "outputs of the model", "output")
     elif isinstance(outputs, Tensor) and output is None:
@@ -197,13 +203,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
     )
 
 
-def row_weights(batch: Any) -> Tensor | None:
-    """Return the entry `weight` of a batch with named entries, `(n,)`; `None` if there is none."""
-    named = _named(batch)
-    return None if named is None else named.get("weight")
-
-
-def _named(value: Any) -> Mapping[str, Any] | None:
+def named_entries(value: Any) -> Mapping[str, Any] | None:
     """Return the entries of a mapping, dataclass or NamedTuple by name; `None` if they have no names."""
     if isinstance(value, Mapping):
         return value
@@ -254,7 +254,7 @@ def _one(
 ) -> Any:
     """Return the entry called `name`, or the only one with one of the usual names."""
     if name is not None:
-        return _entry(named, name, what, option)
+        return named_entry(named, name, what, option)
     found = [each for each in usual if named.get(each) is not None]
     if len(found) == 1:
         return named[found[0]]
@@ -266,7 +266,8 @@ def _one(
     )
 
 
-def _entry(named: Mapping[str, Any], name: str, what: str, option: str) -> Any:
+def named_entry(named: Mapping[str, Any], name: str, what: str, option: str) -> Any:
+    """Return an entry; raise with the names that there are, and the argument that names another."""
     if name in named:
         return named[name]
     raise KeyError(

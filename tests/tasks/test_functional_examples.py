@@ -135,7 +135,7 @@ def test_masked_pairs_are_nobodys_negatives(seed: int, n: int, padding: int) -> 
         loss.supervised_contrastive(q, labels, mask=none),
     ):
         (gradient,) = torch.autograd.grad(empty.total, q)
-        assert (float(empty.total), float(empty.weight)) == (0.0, 0.0)
+        assert (empty.total.item(), empty.weight.item()) == (0.0, 0.0)
         assert not gradient.any()
 
 

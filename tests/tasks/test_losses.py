@@ -103,7 +103,11 @@ def test_next_token_loss_is_weighted_by_tokens(n: int, length: int, seed: int) -
             {"x": torch.ones(2, 4), "y": torch.ones(2).long()},
             "csv become classes.*cross_entropy` to predict classes",
         ),
-        ("mse", torch.ones(2, 4), "batch: expected a dict with .*got a Tensor"),
+        (
+            "mse",
+            torch.ones(2, 4),
+            r"batch: expected a tuple \(x, labels\) or named entries .*got a Tensor",
+        ),
     ],
 )
 def test_losses_refuse_batches_of_wrong_structure_shape_or_dtype(

@@ -1,0 +1,84 @@
+"""Entries of a batch for the losses that call the model: by key, or by place in a tuple."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core.metrics import Mean
+from ftrain.tasks._weighted import over
+from ftrain.tasks.adapters import (
+    Prediction,
+    call_model,
+    find_labels,
+    named_entries,
+    named_entry,
+    output_and_labels,
+)
+
+__all__ = [
+    "Loss",
+    "as_weights",
+    "entry",
+    "inputs_and_labels",
+    "prediction",
+    "row_weights",
+    "without_padding",
+]
+
+Loss = tuple[Mean, dict[str, Any]]
+
+
+def prediction(
+    model: Callable[..., Any], batch: Any, input: str | None, target: str | None
+) -> Prediction:
+    """Return output and labels; `input` and `target` are read if the entries of the batch have names."""
+    if named_entries(batch) is None:
+        input = target = None
+    return output_and_labels(model, batch, input=input, target=target)
+
+
+def inputs_and_labels(batch: Any, input: str, target: str) -> tuple[Tensor, Tensor]:
+    """Return the one input of a batch, and its labels."""
+    if named_entries(batch) is not None:
+        return entry(batch, input, "input"), entry(batch, target, "target")
+    labels = find_labels(batch)
+    inputs: Tensor = call_model(_only, batch)
+    return inputs, labels
+
+
+def entry(batch: Any, name: str, option: str) -> Tensor:
+    """Return a named entry of a batch; `option` is the argument of the loss that names it."""
+    named = named_entries(batch)
+    if named is None:
+        raise TypeError(
+            f"batch: expected named entries with {name!r}, got {type(batch).__name__}. Return "
+            "dicts from the data function, or write your own loss: file.py:loss_fn"
+        )
+    found: Tensor = named_entry(named, name, "batch", option)
+    return found
+
+
+def row_weights(batch: Any) -> Tensor | None:
+    """Return the entry `weight` of a batch with named entries, `(n,)`; `None` if there is none."""
+    named = named_entries(batch)
+    return None if named is None else named.get("weight")
+
+
+def without_padding(labels: Tensor, weights: Tensor | None, ignore_index: int = -100) -> Tensor:
+    """Return labels with `ignore_index` in rows of weight 0, for metrics that count rows."""
+    if weights is None:
+        return labels
+    return labels.masked_fill(over(weights == 0, labels), ignore_index)
+
+
+def as_weights(values: Sequence[float] | None, like: Tensor) -> Tensor | None:
+    """Return numbers of a configuration as a tensor with the dtype and device of another."""
+    return None if values is None else torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def _only(x: Tensor) -> Tensor:
+    return x

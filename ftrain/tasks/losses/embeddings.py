@@ -1,0 +1,115 @@
+"""Losses of embeddings, whose rows are compared with each other.
+
+Read next: `_batches.py`.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftrain.core.metrics import Mean
+from ftrain.tasks import functional, metrics
+from ftrain.tasks.adapters import call_model, find_output
+from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
+
+__all__ = ["info_nce", "supervised_contrastive", "triplet"]
+
+
+def info_nce(
+    model: nn.Module,
+    batch: Any,
+    *,
+    first: str | int = 0,
+    second: str | int = 1,
+    temperature: float = 0.07,
+    logit_scale: str | None = None,
+    symmetric: bool = True,
+) -> Loss:
+    """Return the contrastive loss of pairs among the rows of a batch, and the recall of the first.
+
+    Micro-batches have other negatives than the batch: `accumulate` changes this loss.
+
+    Args:
+        model: gives two embeddings `(n, width)`: a tuple, or named outputs.
+        batch: a tuple of the model's arguments, or entries named as they are.
+        first: the place or name of the first embedding.
+        second: the place or name of the second.
+        temperature: the divisor of the scores; not used with `logit_scale`.
+        logit_scale: the name of a parameter of the model, 0-d, that is trained: the logarithm of one
+            over the temperature, as in CLIP.
+        symmetric: average both directions. False: the second among the seconds for each first.
+    """
+    outputs = call_model(model, batch, has_labels=False)
+    one, two = find_output(outputs, first), find_output(outputs, second)
+    heat: float | Tensor = temperature
+    if logit_scale is not None:
+        heat = (-_parameter(model, logit_scale)).exp()
+    loss = functional.info_nce(one, two, temperature=heat, symmetric=symmetric)
+    scores = F.normalize(one.detach(), dim=-1) @ F.normalize(two.detach(), dim=-1).T
+    partners = torch.arange(len(one), device=one.device)
+    return loss, {"recall_at_1": metrics.recall_at_k(scores, partners, k=1)}
+
+
+def supervised_contrastive(
+    model: nn.Module, batch: Any, *, input: str = "x", target: str = "y", temperature: float = 0.1
+) -> Mean:
+    """Return the contrastive loss of rows with those of the same class as positives.
+
+    Micro-batches have other negatives than the batch: `accumulate` changes this loss.
+
+    Args:
+        model: gives embeddings `(n, width)`.
+        batch: the targets are classes `(n,)`.
+        input: the name of what goes into the model.
+        target: the name of the classes.
+        temperature: the divisor of the scores.
+    """
+    found = prediction(model, batch, input, target)
+    return functional.supervised_contrastive(found.output, found.labels, temperature=temperature)
+
+
+def triplet(
+    model: nn.Module,
+    batch: Any,
+    *,
+    anchor: str = "anchor",
+    positive: str = "positive",
+    negative: str = "negative",
+    margin: float = 1.0,
+) -> Loss:
+    """Return the triplet loss, and the share of anchors that are nearer to their positive.
+
+    Args:
+        model: gives embeddings `(n, width)` of each of the three entries.
+        batch: three named entries; a `weight` `(n,)` of rows is taken into account.
+        anchor: the name of the first.
+        positive: the name of the entry that is to be near.
+        negative: the name of the entry that is to be far.
+        margin: the difference of the distances from which the loss is 0.
+    """
+    names = {"anchor": anchor, "positive": positive, "negative": negative}
+    a, p, n = (find_output(model(entry(batch, name, at))) for at, name in names.items())
+    weights = row_weights(batch)
+    distances = -torch.stack([F.pairwise_distance(a, x) for x in (p, n)], 1).detach()
+    nearer = torch.zeros(len(a), dtype=torch.long, device=a.device)
+    return functional.triplet(a, p, n, margin=margin, row_weights=weights), {
+        "accuracy": metrics.accuracy(distances, nearer, row_weights=weights)
+    }
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter by its path; `get_parameter` refuses tensors in the place of parameters."""
+    try:
+        found: Tensor = operator.attrgetter(name)(model)
+    except AttributeError:
+        known = ", ".join(each for each, x in model.named_parameters() if not x.ndim) or "none"
+        raise ValueError(
+            f"logit_scale: expected the name of a 0-d parameter of the model, got {name!r}; it has "
+            f"{known}. Register one: self.{name} = nn.Parameter(torch.tensor(2.6593))"
+        ) from None
+    return found

@@ -1,0 +1,130 @@
+"""Losses of images with a class for each pixel; `cross_entropy` takes them, too.
+
+Read next: `embeddings.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ftrain.core.metrics import Mean
+from ftrain.tasks import functional, metrics
+from ftrain.tasks.losses._batches import Loss, prediction, row_weights, without_padding
+
+__all__ = ["dice", "focal", "lovasz", "tversky"]
+
+
+def focal(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+) -> Loss:
+    """Return the focal loss of pixels, and the mean intersection over union.
+
+    Args:
+        model: gives logits `(n, classes, height, width)`.
+        batch: the targets are int64 `(n, height, width)`.
+        input: the name of what goes into the model.
+        target: the name of the classes.
+        gamma: the exponent; 0: the cross-entropy.
+        ignore_index: a class that does not count.
+    """
+    return _images(functional.focal, model, batch, input, target, ignore_index, gamma=gamma)
+
+
+def dice(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    smooth: float = 0.0,
+    ignore_index: int = -100,
+) -> Loss:
+    """Return the Dice loss of the classes of each image, and the mean intersection over union.
+
+    Args:
+        model: gives logits `(n, classes, height, width)`.
+        batch: the targets are int64 `(n, height, width)`.
+        input: the name of what goes into the model.
+        target: the name of the classes.
+        smooth: a term of numerator and denominator.
+        ignore_index: a class that does not count.
+    """
+    return _images(functional.dice, model, batch, input, target, ignore_index, smooth=smooth)
+
+
+def tversky(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    false_positives: float = 0.3,
+    false_negatives: float = 0.7,
+    ignore_index: int = -100,
+) -> Loss:
+    """Return the Tversky loss of the classes of each image, and the mean intersection over union.
+
+    Args:
+        model: gives logits `(n, classes, height, width)`.
+        batch: the targets are int64 `(n, height, width)`.
+        input: the name of what goes into the model.
+        target: the name of the classes.
+        false_positives: the factor of pixels that are wrongly of a class.
+        false_negatives: the factor of pixels that are wrongly not of a class.
+        ignore_index: a class that does not count.
+    """
+    return _images(
+        functional.tversky,
+        model,
+        batch,
+        input,
+        target,
+        ignore_index,
+        false_positives=false_positives,
+        false_negatives=false_negatives,
+    )
+
+
+def lovasz(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    ignore_index: int = -100,
+) -> Loss:
+    """Return the Lovász loss of the classes of each image, and the mean intersection over union.
+
+    Args:
+        model: gives logits `(n, classes, height, width)`.
+        batch: the targets are int64 `(n, height, width)`.
+        input: the name of what goes into the model.
+        target: the name of the classes.
+        ignore_index: a class that does not count.
+    """
+    return _images(functional.lovasz, model, batch, input, target, ignore_index)
+
+
+def _images(
+    function: Callable[..., Mean],
+    model: nn.Module,
+    batch: Any,
+    input: str,
+    target: str,
+    ignore_index: int,
+    **options: float,
+) -> Loss:
+    logits, labels, _ = prediction(model, batch, input, target)
+    weights = row_weights(batch)
+    loss = function(logits, labels, ignore_index=ignore_index, row_weights=weights, **options)
+    counted = without_padding(labels, weights, ignore_index)
+    return loss, {"mean_iou": metrics.mean_iou(logits, counted, ignore_index=ignore_index)}

@@ -1,0 +1,191 @@
+"""Losses of tokens and of pairs of texts, and of sequences without alignment.
+
+Read next: `images.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftrain.core.metrics import Mean
+from ftrain.tasks import functional, metrics
+from ftrain.tasks._weighted import weighted
+from ftrain.tasks.adapters import Prediction, call_model, find_output
+from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
+
+__all__ = ["causal_lm", "ctc", "dpo", "masked_lm", "next_token"]
+
+
+def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
+    """Return the next-token cross-entropy, in nats, over all tokens of a window but the first.
+
+    Args:
+        model: `(n, length) -> logits (n, length, vocabulary)`.
+        batch: windows, int64 `(n, length + 1)`.
+        ignore: tokens that are not to be predicted, such as padding.
+    """
+    logits, targets = find_output(model(batch[:, :-1])), batch[:, 1:]
+    total = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="sum"
+    )
+    return Mean(total, (targets != ignore).sum())
+
+
+def causal_lm(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str | None = None,
+    target: str | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Loss:
+    """Return the cross-entropy of each token given those before it, in nats, and the perplexity.
+
+    Args:
+        model: gives logits `(n, length, vocabulary)`, or a Hugging Face `ModelOutput` with them.
+        batch: entries named as the model's arguments, and labels, int64 `(n, length)`, not shifted; or a
+            tensor of tokens, which are the labels as well. A `weight` `(n,)` of rows is taken into
+            account.
+        input: the entry that the model takes as its only argument; null: as `call_model` decides.
+        target: the name of the labels; null: as `find_labels` decides.
+        ignore_index: labels that do not count, such as padding.
+        label_smoothing: the share that is spread over the vocabulary.
+        z_loss: the factor of the squared logarithm of the sum of the exponentials of the logits.
+    """
+    logits, labels = _tokens(model, batch, input, target)
+    loss = functional.causal_lm(
+        logits,
+        labels,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        row_weights=row_weights(batch),
+    )
+    plain = loss
+    if label_smoothing or z_loss:
+        plain = functional.causal_lm(
+            logits.detach(), labels, ignore_index=ignore_index, row_weights=row_weights(batch)
+        )
+    return loss, {"perplexity": metrics.perplexity(plain)}
+
+
+def masked_lm(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str | None = None,
+    target: str | None = None,
+    ignore_index: int = -100,
+) -> Loss:
+    """Return the cross-entropy of the tokens that were masked, in nats, and their accuracy.
+
+    Args:
+        model: gives logits `(n, length, vocabulary)`, or a Hugging Face `ModelOutput` with them.
+        batch: entries named as the model's arguments, and labels, int64 `(n, length)`: the token at each
+            masked place, and `ignore_index` elsewhere. A `weight` `(n,)` of rows is taken into account.
+        input: the entry that the model takes as its only argument; null: as `call_model` decides.
+        target: the name of the labels; null: as `find_labels` decides.
+        ignore_index: labels that do not count.
+    """
+    logits, labels, _ = prediction(model, batch, input, target)
+    weights = row_weights(batch)
+    loss = functional.masked_lm(logits, labels, ignore_index=ignore_index, row_weights=weights)
+    accuracy = metrics.accuracy(logits, labels, ignore_index=ignore_index, row_weights=weights)
+    return loss, {"accuracy": accuracy}
+
+
+def dpo(
+    model: nn.Module,
+    batch: Any,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> Loss:
+    """Return the loss of direct preference optimization, and the share of preferences that hold.
+
+    Args:
+        model: `(n, length) -> logits (n, length, vocabulary)`, causal: padding on the right changes
+            nothing.
+        batch: `chosen` and `rejected`, int64 `(n, length)`; `chosen_labels` and `rejected_labels`, the
+            same with `ignore_index` for prompt and padding; `reference_chosen` and
+            `reference_rejected`, `(n,)`, the log-probabilities under the reference model
+            (`functional.sequence_log_probs`). A `weight` `(n,)` of rows is taken into account.
+        beta: the strength of the pull to the reference.
+        label_smoothing: the share of preferences that are taken to be wrong.
+        ignore_index: labels that do not count.
+    """
+
+    def log_probs(name: str) -> Tensor:
+        logits = find_output(model(entry(batch, name, name)))
+        labels = entry(batch, f"{name}_labels", f"{name}_labels")
+        return functional.sequence_log_probs(logits, labels, ignore_index=ignore_index)
+
+    chosen, rejected = log_probs("chosen"), log_probs("rejected")
+    references = [entry(batch, name, name) for name in ("reference_chosen", "reference_rejected")]
+    weights = row_weights(batch)
+    loss = functional.dpo(
+        chosen,
+        rejected,
+        *references,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        row_weights=weights,
+    )
+    margins = (chosen - rejected).detach() - (references[0] - references[1])
+    found = {
+        "accuracy": weighted(margins > 0, weights),
+        "margin": weighted(beta * margins, weights),
+    }
+    return loss, found
+
+
+def ctc(
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str = "x",
+    target: str = "y",
+    input_lengths: str = "input_lengths",
+    label_lengths: str = "label_lengths",
+    blank: int = 0,
+    zero_infinity: bool = False,
+) -> Mean:
+    """Return the connectionist temporal classification loss of sequences, in nats.
+
+    Args:
+        model: gives logits `(n, time, classes)`.
+        batch: named entries; the targets are int64 `(n, length)`. A `weight` `(n,)` of rows is taken
+            into account.
+        input: the name of what goes into the model.
+        target: the name of the labels.
+        input_lengths: the name of the numbers of places of the logits, int64 `(n,)`.
+        label_lengths: the name of the numbers of labels, int64 `(n,)`.
+        blank: the class of the blank.
+        zero_infinity: count sequences with more labels than places as 0.
+    """
+    logits, labels, _ = prediction(model, batch, input, target)
+    return functional.ctc(
+        logits,
+        labels,
+        entry(batch, input_lengths, "input_lengths"),
+        entry(batch, label_lengths, "label_lengths"),
+        blank=blank,
+        zero_infinity=zero_infinity,
+        row_weights=row_weights(batch),
+    )
+
+
+def _tokens(
+    model: nn.Module, batch: Any, input: str | None, target: str | None
+) -> tuple[Tensor, Tensor]:
+    """Return logits and labels; a tensor of tokens is its own labels."""
+    if isinstance(batch, Tensor):
+        return find_output(call_model(model, batch)), batch
+    found: Prediction = prediction(model, batch, input, target)
+    return found.output, found.labels
