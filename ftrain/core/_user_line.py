@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import pathlib
 import traceback
 from collections.abc import Iterable
+from types import CodeType
 
 import optree
 import torch
 
-__all__ = ["current_line", "is_foreign", "show", "user_line"]
+__all__ = ["current_line", "is_foreign", "show", "show_line", "user_line"]
 
 _FOREIGN = (
     *(
@@ -22,6 +24,7 @@ _FOREIGN = (
 )
 
 
+@functools.lru_cache(maxsize=4096)  # asked for each frame of each operator
 def is_foreign(filename: str) -> bool:
     """Return True if a file belongs to torch, optree or ftrain, or is generated code."""
     return filename.startswith(("<", *_FOREIGN))
@@ -38,6 +41,12 @@ def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
 def show(frame: traceback.FrameSummary) -> str:
     """Format a frame for a message: `  FILE:LINE in NAME` and the source line."""
     return f"  {frame.filename}:{frame.lineno} in {frame.name}\n    {frame.line}{_carets(frame)}"
+
+
+def show_line(code: CodeType, line: int) -> str:
+    """Format a line of running code as `show` does, without marks."""
+    source = linecache.getline(code.co_filename, line).strip()
+    return f"  {code.co_filename}:{line} in {code.co_name}\n    {source}"
 
 
 def current_line() -> str:

@@ -18,7 +18,6 @@ import contextlib
 import dis
 import functools
 import gc
-import linecache
 import os
 import random
 import sys
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 
 from ftrain.core import _torch
-from ftrain.core._user_line import is_foreign
+from ftrain.core._user_line import is_foreign, show_line
 from ftrain.core.random import _generators, _keyed_operators
 from ftrain.core.random._keyed_operators import here
 
@@ -260,8 +259,9 @@ class _Tracer:
             names = _generators.moved(self._last)
         if names:
             before, self._last = self._last, _generators.read_again(self._last)
-            if self._here.at is not None:
-                self._note(names, before, _line(self._here.at))
+            at = self._here.at
+            if at is not None:
+                self._note(names, before, show_line(at[0].f_code, at[1]))
         if self._has_others:
             self._settle(may_be_torch)
 
@@ -310,12 +310,6 @@ def _calls(code: types.CodeType) -> frozenset[int]:
     return frozenset(
         each.offset for each in dis.get_instructions(code) if each.opname.startswith(_CALLS)
     )
-
-
-def _line(place: tuple[FrameType, int]) -> str:
-    code, number = place[0].f_code, place[1]
-    source = linecache.getline(code.co_filename, number).strip()
-    return f"  {code.co_filename}:{number} in {code.co_name}\n    {source}"
 
 
 def _is_of_torch(function: Any) -> bool:

@@ -8,9 +8,7 @@ Read next: `pure.py`, which names the operator that wrote into an input.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import linecache
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +20,7 @@ from torch import nn
 
 from ftrain.core import tree
 from ftrain.core._torch_dispatch import TRACED_TENSORS, DispatchMode, backward_pass
-from ftrain.core._user_line import is_foreign
+from ftrain.core._user_line import is_foreign, show_line
 from ftrain.testing.difference import dense
 from ftrain.testing.laws._subject import Call, copied
 
@@ -160,7 +158,7 @@ def running_site(operator: Any) -> Site:
             if isinstance(of, nn.Module):
                 module, root = module or of, of
         walk = walk.f_back
-    line = None if frame is None else _spelt(frame)
+    line = None if frame is None else show_line(frame.f_code, frame.f_lineno).strip()
     if backward_pass() != -1:
         line = f"{line or '(no line in user code)'}{_BACKWARD}"
     return Site(str(operator), line, _path(module, root))
@@ -178,23 +176,12 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
     other = None
     while frame is not None and frame.f_code is not _CALL:
         name = frame.f_code.co_filename
-        if not _is_foreign(name):
+        if not is_foreign(name):
             return frame
         if other is None and not name.startswith((_TORCH, _TESTING, "<")):
             other = frame
         frame = frame.f_back
     return other
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_foreign(filename: str) -> bool:
-    return is_foreign(filename)
-
-
-def _spelt(frame: FrameType) -> str:
-    code, number = frame.f_code, frame.f_lineno
-    source = linecache.getline(code.co_filename, number).strip()
-    return f"{code.co_filename}:{number} in {code.co_name}\n    {source}"
 
 
 class _Recorder(DispatchMode):
