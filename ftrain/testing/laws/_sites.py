@@ -8,7 +8,6 @@ Read next: `pure.py`, which names the operator that wrote into an input.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,9 +18,9 @@ import torch
 from torch import nn
 
 from ftrain.core import tree
+from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core._torch_dispatch import TRACED_TENSORS, DispatchMode, backward_pass
 from ftrain.core._user_line import is_foreign, show_line
-from ftrain.testing.difference import dense
 from ftrain.testing.laws._subject import Call, copied
 
 __all__ = [
@@ -70,8 +69,8 @@ class Event(NamedTuple):
     """Operator that ran, with digests of its tensors."""
 
     site: Site
-    inputs: tuple[bytes, ...]
-    outputs: tuple[bytes, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def events_of(call: Call) -> list[Event]:
@@ -232,12 +231,9 @@ def _is_traced(x: torch.Tensor) -> bool:
     return isinstance(x, TRACED_TENSORS) or x.is_meta or type(x) not in (torch.Tensor, nn.Parameter)
 
 
-def _digest(x: torch.Tensor) -> bytes:
-    plain = dense(x)
-    flat = plain.reshape(-1).view(torch.uint8)
-    hasher = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
-    hasher.update(flat.numpy().data if flat.numel() else b"")
-    return hasher.digest()
+def _digest(x: torch.Tensor) -> str:
+    plain = x.detach()
+    return leaf_digest(plain if plain.layout == torch.strided else plain.to_dense())
 
 
 _CALL = Call.run.__code__  # the frame below which all frames belong to the checked call
