@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ftrain.testing.divergence.align import align
-from ftrain.testing.divergence.compare import environment_notes
 from ftrain.testing.divergence.divergence import Divergence
 from ftrain.testing.divergence.leaves import differing, is_far
 from ftrain.testing.divergence.trace import OperatorRecord, StepRecord, Trace
+from ftrain.testing.report import aligned
 
 __all__ = ["Section", "page", "text", "trace_sections"]
 
@@ -82,7 +82,7 @@ def text(summary: str, sections: Iterable[Section]) -> str:
         rows = [
             row for i, row in enumerate(section.rows) if i in section.marked and not section.is_wide
         ]
-        lines += _table(rows[:_SHOWN])
+        lines += [f"  {line}" for line in aligned(rows[:_SHOWN])]
         if len(rows) > _SHOWN:
             lines.append(f"  ... and {len(rows) - _SHOWN} more (--html shows them)")
     return "\n".join(lines)
@@ -100,13 +100,12 @@ def page(title: str, summary: str, sections: Iterable[Section]) -> str:
 
 def trace_sections(a: Trace, b: Trace, found: Divergence | None, relative: float) -> list[Section]:
     """Return the tables of two traces: settings, steps, and the operators of the step that differs."""
-    notes = environment_notes(a.environment, b.environment)
     settings = [
         (name, str(a.environment.get(name)), str(b.environment.get(name)))
         for name in dict.fromkeys((*a.environment, *b.environment))
         if a.environment.get(name) != b.environment.get(name)
     ]
-    count = f"{len(notes)} differ" if notes else "all are equal"
+    count = f"{len(settings)} differ" if settings else "all are equal"
     columns = ("setting", "A", "B")
     every = frozenset(range(len(settings)))
     sections = [Section("environment", count, columns, tuple(settings), every)]
@@ -178,17 +177,6 @@ def _cells(a: OperatorRecord | None, b: OperatorRecord | None) -> tuple[str, ...
 
 def _number(position: int | None) -> str:
     return "" if position is None else str(position)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    if not rows:
-        return []
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _section(section: Section) -> str:
