@@ -30,14 +30,9 @@ __all__ = ["LAWS", "check_all", "check_function"]
 
 Check = Callable[[], Report]
 
-#: Names of all laws, in the order in which `check_all` checks them; the first `_FAST` are the fast ones.
-LAWS = (
-    "pure", "deterministic", "fixpoint", "keyed", "skip", "resume", "evaluation",
-    "accumulation", "vmap", "compiled", "donation", "exception_safety", "gradients",
-)  # fmt: skip
-_FAST = 7
 #: Laws whose checks repeat a step most often; they look at the first batch only.
 _ONE_BATCH = ("vmap", "exception_safety", "gradients")
+_MOST = 50  # operators of each call at which an exception is raised
 _CHECKS: dict[str, Callable[..., Report]] = {
     "pure": check_pure,
     "deterministic": check_deterministic,
@@ -53,6 +48,9 @@ _CHECKS: dict[str, Callable[..., Report]] = {
     "exception_safety": check_exception_safety,
     "gradients": check_gradients,
 }
+#: Names of all laws, in the order in which `check_all` checks them; the first `_FAST` are the fast ones.
+LAWS = tuple(_CHECKS)
+_FAST = 7
 
 
 def check_all(
@@ -128,9 +126,6 @@ def check_all(
         given = batches[:1] if law in _ONE_BATCH else batches
         checks[law] = functools.partial(_CHECKS[law], subject, given, **options)
     return _run(checks, skip)
-
-
-_MOST = 50  # operators of each call at which an exception is raised
 
 
 def check_function(fn: Callable[..., Any], *args: Any, differentiable: bool = True) -> Reports:
