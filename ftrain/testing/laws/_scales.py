@@ -19,7 +19,7 @@ from ftrain.testing.laws._subject import Subject
 from ftrain.testing.laws._words import amount
 from ftrain.testing.report import LawViolation, Row
 
-__all__ = ["require_same_update"]
+__all__ = ["require_same_update", "skipped_in"]
 
 #: Relative norm of the update. Half the scale halves or doubles an update on which it has an influence;
 #: float16 gradients of another scale round otherwise only where they are subnormal.
@@ -52,7 +52,7 @@ def require_same_update(
     # Only the scales: with the key of `before` both steps draw the same numbers.
     scaled = tree.unflatten(treedef, [scales.get(path, old) for path, old, _ in leaves])
     runs = [whole.stepped(state, whole.batches[-1]) for state in (before, scaled)]
-    if any(_is_skipped(metrics) for _, metrics in runs):
+    if any(bool(skipped_in(metrics)) for _, metrics in runs):
         return []
     kept = {path: old for path, old, _ in leaves if is_float(old) and not is_free(path)}
     expected, got = (_changes(kept, state) for state, _ in runs)
@@ -81,8 +81,9 @@ def _index(path: str) -> int:
     return int(path.strip("[]"))
 
 
-def _is_skipped(metrics: Any) -> bool:
+def skipped_in(metrics: Any) -> Any:
+    """Return the metric `skipped`; `None` if there is none."""
     try:
-        return "skipped" in metrics and bool(metrics["skipped"])
+        return metrics["skipped"] if "skipped" in metrics else None  # noqa: SIM401  # Metrics has no get
     except TypeError:
-        return False
+        return None

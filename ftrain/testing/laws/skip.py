@@ -18,7 +18,7 @@ from ftrain.core.state import TrainState
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._exact import is_float
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._scales import require_same_update
+from ftrain.testing.laws._scales import require_same_update, skipped_in
 from ftrain.testing.laws._subject import InapplicableError, Subject, copied, name_of, subject_of
 from ftrain.testing.laws._words import amount
 from ftrain.testing.report import LawViolation, Report, Row
@@ -116,7 +116,7 @@ def _nan(leaf: Any) -> Any:
 
 def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) -> Row:
     """Raise unless a skipped step has kept all but the free fields; return the metric's row."""
-    skipped = _skipped(metrics)
+    skipped = skipped_in(metrics)
     if skipped is not None and int(skipped) != 1:
         raise LawViolation(
             "skip",
@@ -140,18 +140,10 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
     )
 
 
-def _skipped(metrics: Any) -> Any:
-    """Return the metric `skipped`; `None` if there is none."""
-    try:
-        return metrics["skipped"] if "skipped" in metrics else None  # noqa: SIM401  # Metrics has no get
-    except TypeError:
-        return None
-
-
 def _require_poison(whole: Subject, after: Any, metrics: Any) -> None:
     """Raise if all results are finite, and no metric says that the step was skipped."""
     floats = [x for x in tree.leaves((after, metrics)) if is_float(x)]
-    if _skipped(metrics) is None and all(bool(x.isfinite().all()) for x in floats):
+    if skipped_in(metrics) is None and all(bool(x.isfinite().all()) for x in floats):
         raise InapplicableError(
             "poison: expected a batch with non-finite gradients, but the state and all metrics of "
             f"{name_of(whole.step)} are finite. Pass poison=lambda batch: ..., or report a metric "
