@@ -100,12 +100,11 @@ class Held:
 
     def changed_tensor(self) -> tuple[str, Difference] | None:
         """Return name and difference of the first tensor whose bytes have changed, if any."""
-        found = None
         for name, was in self._before.items():
             difference = first_difference(was.tensor.detach(), was.value)
-            if difference is not None and found is None:
-                found = name, difference
-        return found
+            if difference is not None:
+                return name, difference
+        return None
 
     def changed_grad(self) -> str | None:
         """Return the name of the first tensor with another `.grad` or `requires_grad`, if any."""
@@ -134,7 +133,7 @@ def roots_of(fn: Any) -> tuple[Any, ...]:
     if isinstance(fn, TrainStep):
         return fn._watch._roots
     if isinstance(fn, Compiled):
-        return roots_of(fn._fn)
+        return roots_of(fn.fn)
     closure = getattr(fn, "__closure__", None) or ()
     for cell in closure if str(getattr(fn, "__module__", "")).startswith("ftrain.") else ():
         held = cell.cell_contents

@@ -49,7 +49,7 @@ _CAUSES: dict[type[Exception], tuple[str, str]] = {
 
 def plain(step: Any) -> Any:
     """Return the function that a compiled step was made from; another function itself."""
-    return step._fn if isinstance(step, Compiled) else step
+    return step.fn if isinstance(step, Compiled) else step
 
 
 @contextlib.contextmanager
