@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ __all__ = [
     "events_of",
     "find_write",
     "first_new",
+    "located",
     "origin_of",
     "recorded",
     "running_site",
@@ -63,6 +64,20 @@ class Site(NamedTuple):
         if self.module is None:
             return self.line
         return f"{self.line or '(no line in user code)'}\n    in module {self.module}"
+
+
+class Located(TypedDict):
+    """Arguments of a `LawViolation` that say where it arises."""
+
+    operator: str | None
+    line: str | None
+
+
+def located(site: Site | None) -> Located:
+    """Return operator and line of a site as arguments of a `LawViolation`; `None` each without one."""
+    if site is None:
+        return {"operator": None, "line": None}
+    return {"operator": site.operator, "line": site.where}
 
 
 class Event(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ftrain.core.compile import compile as compile_
 from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, smooth, tolerance
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._sites import Site, events_of, origin_of, recorded
+from ftrain.testing.laws._sites import Site, events_of, located, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of, copied, name_of
 from ftrain.testing.laws._traced import plain, untraceable
 from ftrain.testing.laws._words import amount, plural
@@ -119,8 +119,7 @@ def _differs(call: Call, compiled: Any, apart: Apart, backend: str) -> LawViolat
         "compiled",
         f"the compiled {name_of(call.fn)} gives other results than the eager one: {where}",
         difference=difference,
-        operator=None if site is None else site.operator,
-        line=None if site is None else site.where,
+        **located(site),
         cause="the step reads a Python value that was fixed when it was traced (a number in a closure, "
         "a counter, the time, the order of a dict's keys), or draws from a generator."
         if backend == "eager"

@@ -14,7 +14,7 @@ import torch
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._kept import changed_by, unchanging
 from ftrain.testing.laws._processes import outputs_in_new_process, recorded_in_new_process
-from ftrain.testing.laws._sites import Site, events_of, first_new, origin_of, recorded
+from ftrain.testing.laws._sites import Site, events_of, first_new, located, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of, copied
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
@@ -115,8 +115,7 @@ def _differs(call: Call, difference: Difference) -> LawViolation:
         "deterministic",
         f"two equal calls differ: {_at(call, difference)}",
         difference=difference,
-        operator=None if site is None else site.operator,
-        line=None if site is None else site.where,
+        **located(site),
         cause=_cause(site, changed),
         remedy=_GRAD if is_grad else _STATE if changed else _OTHER,
     )
@@ -161,8 +160,7 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
         "deterministic",
         f"{number} threads give other bits than {before}: {_at(call, difference)}",
         difference=difference,
-        operator=None if site is None else site.operator,
-        line=None if site is None else site.where,
+        **located(site),
         cause="an operator cuts its sum into as many parts as there are threads, or adds in the order "
         "in which they arrive.",
         remedy="Fix the number of threads of all runs that are compared: "
@@ -178,8 +176,7 @@ def _fresh(subject: Any, call: Call, difference: Difference, hash_seed: int) -> 
         "deterministic",
         f"a new process gives other bits: {_at(call, difference)}",
         difference=difference,
-        operator=None if site is None else site.operator,
-        line=None if site is None else site.where,
+        **located(site),
         cause=f"{call.label} depends on something that differs between processes: hash() of a string, "
         "the order of a set, the time, an address in memory, or state that earlier calls have left.",
         remedy="Sort what is iterated, and compute everything from the arguments.",

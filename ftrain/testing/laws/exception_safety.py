@@ -19,7 +19,7 @@ from ftrain.testing._world import changes, restore, world
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._held import Held, roots_of
 from ftrain.testing.laws._kept import functions_of, kept, unchanging
-from ftrain.testing.laws._sites import Site, running_site
+from ftrain.testing.laws._sites import Site, located, running_site
 from ftrain.testing.laws._subject import Call, InapplicableError, calls_of, copied, name_of
 from ftrain.testing.laws._words import plural
 from ftrain.testing.report import LawViolation, Report, Row
@@ -142,13 +142,11 @@ def _compare(call: Call, held: Held, mode: _Inject, when: str, around: dict[str,
 
 
 def _violation(mode: _Inject, summary: str, difference: Any = None) -> LawViolation:
-    site = mode.site
     return LawViolation(
         "exception_safety",
         summary,
         difference=difference,
-        operator=None if site is None else site.operator,
-        line=None if site is None else site.where,
+        **located(mode.site),
         cause="the call changes it before this operator, and would have restored it after it.",
         remedy="Restore it in a finally clause or a context manager, or compute with a copy.",
     )

@@ -17,7 +17,7 @@ from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._draws import drawn_in
 from ftrain.testing.laws._held import Held, memory_of, roots_of
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._sites import find_write
+from ftrain.testing.laws._sites import find_write, located
 from ftrain.testing.laws._subject import Call, copied, each_call
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
@@ -139,8 +139,7 @@ def _input_changed(call: Call, difference: Difference) -> LawViolation:
         "pure",
         f"an input changed: {_at(call, difference)}",
         difference=difference,
-        operator=None if site is None else site.operator,
-        line=None if site is None else site.where,
+        **located(site),
         cause=cause,
         remedy=_BUFFERS if site is not None and "Norm" in (site.module or "") else _NEW,
     )
@@ -186,8 +185,7 @@ def _check_held(call: Call, held: Held, whose: str) -> None:
             "pure",
             f"a tensor {whose} changed: [{name!r}]{difference}".replace("the tree", ""),
             difference=difference,
-            operator=None if site is None else site.operator,
-            line=None if site is None else site.where,
+            **located(site),
             cause=_KEPT.format(call.label),
             remedy=_STATE,
         )
