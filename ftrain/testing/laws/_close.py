@@ -5,6 +5,7 @@ Read next: `compiled.py`, `vmap.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -136,7 +137,7 @@ def _apart_exactly(got: Any, expected: Any, *, is_exact: bool) -> Apart | None:
                 continue
         difference = first_difference(a, b)
         if difference is not None:
-            return Apart(_at(difference, path), None, 0.0)
+            return Apart(dataclasses.replace(difference, path=path), None, 0.0)
     return None
 
 
@@ -154,8 +155,6 @@ def _apart(got: Any, expected: Any, path: str, distance: float, relative: float)
         zip(tree.paths(got), zip(tree.leaves(got), tree.leaves(expected), strict=True), strict=True)
     )
     difference = first_difference(*leaves[path])
-    return None if difference is None else Apart(_at(difference, path), distance, relative)
-
-
-def _at(difference: Difference, path: str) -> Difference:
-    return Difference(**{**vars(difference), "path": path})
+    if difference is None:
+        return None
+    return Apart(dataclasses.replace(difference, path=path), distance, relative)

@@ -6,6 +6,7 @@ Read next: `skip.py`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -255,4 +256,4 @@ def _worst(got: Any, expected: Any) -> Difference | None:
     rows = list(zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True))
     path, a, b = max(rows, key=lambda row: float((row[1].double() - row[2].double()).norm()))
     difference = first_difference(a, b)
-    return None if difference is None else Difference(**{**vars(difference), "path": path})
+    return None if difference is None else dataclasses.replace(difference, path=path)
