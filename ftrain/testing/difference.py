@@ -16,7 +16,7 @@ import torch
 
 from ftrain.core import tree
 
-__all__ = ["Difference", "first_difference", "ulps"]
+__all__ = ["Difference", "dense", "first_difference", "ulps"]
 
 Kind = Literal["structure", "dtype", "shape", "values"]
 

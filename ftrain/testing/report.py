@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ftrain.testing.difference import Difference
 
-__all__ = ["LawViolation", "Report", "Reports", "Row"]
+__all__ = ["LawViolation", "Report", "Reports", "Row", "aligned"]
 
 
 class Row(NamedTuple):

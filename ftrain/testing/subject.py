@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["subject"]
+__all__ = ["MARK", "subject"]
 
 F = TypeVar("F", bound=Callable[[], Any])
 

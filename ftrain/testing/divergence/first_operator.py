@@ -9,7 +9,7 @@ from ftrain.testing.divergence.align import Alignment, align
 from ftrain.testing.divergence.leaves import is_far, listed
 from ftrain.testing.divergence.trace import OperatorRecord
 
-__all__ = ["FirstOperator", "first_operator"]
+__all__ = ["FirstOperator", "first_operator", "gap_notes"]
 
 Operators = Sequence[OperatorRecord]
 

@@ -19,7 +19,7 @@ from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core.errors import DataError
 from ftrain.testing.divergence.places import Place
 
-__all__ = ["OperatorRecord", "StepRecord", "TensorRecord", "Trace"]
+__all__ = ["OperatorRecord", "StepRecord", "TensorRecord", "Trace", "record_leaf", "record_tensor"]
 
 FORMAT = "ftrain trace 1"
 

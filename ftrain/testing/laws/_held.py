@@ -19,7 +19,7 @@ from ftrain.core.random._watch import Watch
 from ftrain.core.step import TrainStep
 from ftrain.testing.difference import Difference, first_difference
 
-__all__ = ["Held", "roots_of"]
+__all__ = ["Held", "memory_of", "roots_of"]
 
 _MOST = 50_000  # objects; further ones are ignored
 _GLOBAL = (torch.default_generator, *GLOBAL)

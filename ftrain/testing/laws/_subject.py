@@ -28,6 +28,9 @@ __all__ = [
     "calls_of",
     "copied",
     "each_call",
+    "imported",
+    "name_of",
+    "outputs_of",
     "parts_of",
     "subject_of",
 ]

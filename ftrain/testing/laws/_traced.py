@@ -21,7 +21,7 @@ from ftrain.core.errors import (
 )
 from ftrain.testing.report import LawViolation
 
-__all__ = ["plain", "untraceable"]
+__all__ = ["line_of", "plain", "untraceable"]
 
 #: A line of user code in a message, as `core/_user_line.py` formats it.
 _LINE = re.compile(r"^  (\S[^\n]*:\d+ in [^\n]*\n    [^\n]*)$", re.MULTILINE)

@@ -33,7 +33,7 @@ from ftrain.testing.laws._traced import plain
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
-__all__ = ["check_accumulation"]
+__all__ = ["Accumulated", "check_accumulation"]
 
 Accumulated = Callable[[Any, Sequence[Any]], tuple[Any, Any]]
 

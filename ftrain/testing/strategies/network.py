@@ -14,7 +14,7 @@ from torch import nn
 
 from ftrain.core.step import Steps, make_steps
 
-__all__ = ["Network"]
+__all__ = ["LAYERS", "Network"]
 
 
 class _First(nn.Module):
