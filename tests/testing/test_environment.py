@@ -36,8 +36,10 @@ def test_environment_names_what_differs_from_a_checkpoint(tmp_path: Path) -> Non
     assert environment(checkpoint=path).changes == ()
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
-    found = environment(checkpoint=path)
-    torch.set_num_threads(before)
+    try:
+        found = environment(checkpoint=path)
+    finally:
+        torch.set_num_threads(before)
     assert found.changes == (f"threads: {before} when saved, {before + 1} now",)
     assert "differs from the checkpoint:" in str(found)
 
@@ -144,8 +146,7 @@ def test_a_compiled_step_is_examined_through_its_function() -> None:
     assert "aten.mm" in [op.name for op in found.operators]
 
 
-def test_the_backward_of_an_embedding_depends_on_threads_or_is_deterministic() -> None:
-    """Its row exists; whether its bits depend on the threads depends on the processor."""
+def test_operator_of_a_backward_pass_has_no_line() -> None:
     table = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     index = torch.randint(0, 50, (4096,), generator=torch.Generator().manual_seed(0))
 

@@ -91,7 +91,8 @@ def test_pure_finds_state_in_closures_globals_and_optimizers() -> None:
         _count += 1
         return dict(state), {}
 
-    assert violation(testing.check_pure, counts, BATCHES, state=STATE)
+    found = violation(testing.check_pure, counts, BATCHES, state=STATE)
+    assert "the global variable '_count'" in found.summary
 
     weight = nn.Parameter(torch.ones(8))
     optimizer = torch.optim.Adam([weight])
@@ -101,7 +102,8 @@ def test_pure_finds_state_in_closures_globals_and_optimizers() -> None:
         optimizer.step()
         return {"w": weight.detach().clone()}, {}
 
-    assert violation(testing.check_pure, steps, BATCHES, state=STATE)
+    found = violation(testing.check_pure, steps, BATCHES, state=STATE)
+    assert "optimizer" in found.summary
     assert bool((weight == 1).all())
 
 

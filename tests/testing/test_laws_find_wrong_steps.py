@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ def test_accumulation_finds_a_mean_of_means_under_dropout(accumulate: int) -> No
         )
 
     found = violation(testing.check_accumulation, steps(masked_mean), masked_batches())
-    assert "other than the whole batch" not in found.summary
     assert "another gradient than the whole batch: ['" in found.summary
     assert "ftrain.Mean(total, weight)" in str(found.remedy)
     report = testing.check_accumulation(steps(masked_sum), masked_batches(), ragged=True)
@@ -198,13 +198,8 @@ def test_donation_finds_a_state_whose_leaves_share_memory() -> None:
         new = state["w"] - batch
         return {"w": new, "ema": new}, {}
 
-    state = {"w": w, "ema": w[:]}
-    found = violation(testing.check_donation, lambda s, b: step(s, b), BATCHES, state=_Keep(state))
-    assert "cannot be compiled" in found.summary or "share memory" in found.summary
-
-
-class _Keep(dict[str, Any]):
-    """A dict."""
+    found = violation(testing.check_donation, step, BATCHES, state={"w": w, "ema": w})
+    assert "['ema']` and `state.state['w']` share memory" in found.summary
 
 
 # Law 10
@@ -246,13 +241,9 @@ class _Slots:
     """Object that keeps a number in the environment of the process, where no walk finds it."""
 
     def read(self) -> float:
-        import os
-
         return float(os.environ.get("FTRAIN_TEST_FLAG", "1"))
 
     def write(self, value: float) -> None:
-        import os
-
         os.environ["FTRAIN_TEST_FLAG"] = str(value)
 
 

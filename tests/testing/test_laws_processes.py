@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,9 +82,6 @@ def test_subject_may_be_named_by_module_or_file() -> None:
 
 
 def test_program_run_as_a_script_is_found_by_new_processes(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     script = tmp_path / "program.py"
     script.write_text(
         "import torch\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftrain.testing import check_all, deterministic, subject
+from ftrain.testing import deterministic, subject
 
 pytest_plugins = ["pytester"]
 
@@ -225,4 +225,3 @@ def test_subject_returns_the_function_that_it_marks() -> None:
     def made() -> None: ...
 
     assert subject(made) is made
-    assert callable(check_all)

@@ -129,7 +129,7 @@ def test_other_number_of_micro_batches_says_that_sequences_differ() -> None:
     assert any("the sequences of operators differ" in note for note in found.notes)
 
 
-def test_two_seeds_of_a_dropout_mask_are_found_at_the_draw() -> None:
+def test_another_key_is_found_at_the_operator_that_changes_it() -> None:
     variant = steps()
     state = variant.init_state(0)
 
