@@ -20,6 +20,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
+from ftrain.testing.difference import Difference
 
 __all__ = [
     "Call",
@@ -67,6 +68,14 @@ class Call(NamedTuple):
         """Return the outputs for these arguments; raise unless those of a step are a pair."""
         output = self.fn(*args)
         return outputs_of(output) if self.outputs else output
+
+    def input_named(self, difference: Difference) -> Difference:
+        """Return a difference of the arguments whose path has the argument's name."""
+        return dataclasses.replace(difference, path=self.path(difference.path))
+
+    def output_named(self, difference: Difference) -> Difference:
+        """Return a difference of the outputs whose path has the output's name."""
+        return dataclasses.replace(difference, path=self.output_path(difference.path))
 
     def path(self, path: str) -> str:
         """Return the path of a leaf of the arguments with the argument's name: `state['w']`."""

@@ -114,10 +114,10 @@ def _apart(call: Call, got: Any, expected: Any, relative: float | None) -> tuple
 def _differs(call: Call, compiled: Any, apart: Apart, backend: str) -> LawViolation:
     difference = apart.difference
     site = _find_operator(call, compiled, difference.path) if backend == "eager" else None
-    where = str(apart).replace(difference.path or "the tree", call.output_path(difference.path), 1)
+    named = apart._replace(difference=call.output_named(difference))
     return LawViolation(
         "compiled",
-        f"the compiled {name_of(call.fn)} gives other results than the eager one: {where}",
+        f"the compiled {name_of(call.fn)} gives other results than the eager one: {named}",
         difference=difference,
         **located(site),
         cause="the step reads a Python value that was fixed when it was traced (a number in a closure, "

@@ -113,7 +113,7 @@ def _differs(call: Call, difference: Difference) -> LawViolation:
     is_grad = site is not None and site.is_backward and "add_" in site.operator
     return LawViolation(
         "deterministic",
-        f"two equal calls differ: {_at(call, difference)}",
+        f"two equal calls differ: {call.output_named(difference)}",
         difference=difference,
         **located(site),
         cause=_cause(site, changed),
@@ -158,7 +158,7 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
         torch.set_num_threads(before)
     raise LawViolation(
         "deterministic",
-        f"{number} threads give other bits than {before}: {_at(call, difference)}",
+        f"{number} threads give other bits than {before}: {call.output_named(difference)}",
         difference=difference,
         **located(site),
         cause="an operator cuts its sum into as many parts as there are threads, or adds in the order "
@@ -174,16 +174,10 @@ def _fresh(subject: Any, call: Call, difference: Difference, hash_seed: int) -> 
     site = origin_of(difference.path, *again, events_of(call))
     return LawViolation(
         "deterministic",
-        f"a new process gives other bits: {_at(call, difference)}",
+        f"a new process gives other bits: {call.output_named(difference)}",
         difference=difference,
         **located(site),
         cause=f"{call.label} depends on something that differs between processes: hash() of a string, "
         "the order of a set, the time, an address in memory, or state that earlier calls have left.",
         remedy="Sort what is iterated, and compute everything from the arguments.",
     )
-
-
-def _at(call: Call, difference: Difference) -> str:
-    """Return a difference of the outputs with the name of the output in its path."""
-    where = difference.path or "the tree"
-    return str(difference).replace(where, call.output_path(difference.path), 1)

@@ -93,7 +93,7 @@ def check_evaluation(
         label = Call("", evaluate, (), (), ("state", "metrics"))
         raise LawViolation(
             "evaluation",
-            f"evaluation changed training: {label.output_path(difference.path)}{_rest(difference)}",
+            f"evaluation changed training: {label.output_named(difference)}",
             difference=difference,
             cause=f"{name_of(evaluate)} leaves something behind that the step reads: weights that were "
             "swapped in, a module in eval mode, an advanced generator.",
@@ -104,10 +104,6 @@ def check_evaluation(
         Row("run with evaluations", amount(plain), "same bytes"),
     )
     return Report("evaluation", True, rows, time.perf_counter() - start)
-
-
-def _rest(difference: Any) -> str:
-    return str(difference).removeprefix(difference.path or "the tree")
 
 
 def _run(whole: Subject, evaluate: Callable[[Any, Any], Any] | None) -> tuple[Any, Any]:

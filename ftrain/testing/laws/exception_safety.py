@@ -109,13 +109,12 @@ def _check(call: Call, most: int, seed: int, model: Any) -> Row:
             except Exception as error:
                 if not _comes_from(error):
                     raise
-            _compare(call, held, mode, f"an exception at operator {place + 1} of {total}", around)
+            when = f"an exception at operator {place + 1} of {total}"
+            _compare(held, mode, when, around)
             difference = first_difference(args, before)
             if difference is not None:
-                path = call.path(difference.path)
-                text = str(difference).replace(difference.path, path, 1)
-                raise _violation(mode, f"an exception at operator {place + 1} of {total} left an input "
-                                 f"changed: {text}", difference)  # fmt: skip
+                changed = f"left an input changed: {call.input_named(difference)}"
+                raise _violation(mode, f"{when} {changed}", difference)
     finally:
         held.restore()
         held.restore_tensors()
@@ -124,7 +123,7 @@ def _check(call: Call, most: int, seed: int, model: Any) -> Row:
     return Row(call.label, f"{plural(len(places), 'operator')}{of}", "nothing changed")
 
 
-def _compare(call: Call, held: Held, mode: _Inject, when: str, around: dict[str, Any]) -> None:
+def _compare(held: Held, mode: _Inject, when: str, around: dict[str, Any]) -> None:
     for what in changes(around):
         raise _violation(mode, f"{when} left the {what} changed")
     for path in held.restore():

@@ -137,16 +137,12 @@ def _input_changed(call: Call, difference: Difference) -> LawViolation:
         cause = f"{call.label} changes a container or an object of its input."
     return LawViolation(
         "pure",
-        f"an input changed: {_at(call, difference)}",
+        f"an input changed: {call.input_named(difference)}",
         difference=difference,
         **located(site),
         cause=cause,
         remedy=_BUFFERS if site is not None and "Norm" in (site.module or "") else _NEW,
     )
-
-
-def _at(call: Call, difference: Difference) -> str:
-    return str(difference).replace(difference.path, call.path(difference.path), 1)
 
 
 def _world_changed(call: Call, what: str) -> LawViolation:
