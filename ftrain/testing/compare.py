@@ -15,7 +15,7 @@ from ftrain.testing.difference import first_difference
 __all__ = ["assert_close_norm", "assert_same_bits", "describe_difference", "relative_distance"]
 
 
-def assert_same_bits(found: Any, expected: Any, message: str = "trees differ") -> None:
+def assert_same_bits(got: Any, expected: Any, message: str = "trees differ") -> None:
     """Raise unless two trees have the same structure, dtypes, shapes and bytes.
 
     Raises:
@@ -26,34 +26,34 @@ def assert_same_bits(found: Any, expected: Any, message: str = "trees differ") -
         ...
     AssertionError: trees differ: ['x'] at (): expected -0.0, got 0.0 (0 ulps; 1 of 1 elements differ)
     """
-    difference = first_difference(found, expected)
+    difference = first_difference(got, expected)
     assert difference is None, f"{message}: {difference}"
 
 
-def describe_difference(found: Any, expected: Any) -> str | None:
+def describe_difference(got: Any, expected: Any) -> str | None:
     """Return the first difference of two trees in structure, dtype, shape or bytes, or `None`."""
-    difference = first_difference(found, expected)
+    difference = first_difference(got, expected)
     return None if difference is None else str(difference)
 
 
 def assert_close_norm(
-    found: Any, expected: Any, relative: float, message: str = "trees differ"
+    got: Any, expected: Any, relative: float, message: str = "trees differ"
 ) -> None:
     r"""Raise unless $\lVert x - y \rVert \le r \lVert y \rVert$ over whole trees, in float64.
 
     Raises:
-        AssertionError: with the relative distance found.
+        AssertionError: with the relative distance.
     """
-    structural = tree.first_difference(expected, found)
+    structural = tree.first_difference(expected, got)
     assert structural is None, f"{message}: {structural}"
-    apart = relative_distance(found, expected)
+    apart = relative_distance(got, expected)
     assert apart <= relative, f"{message}: relative distance {apart:.3g}, at most {relative:.3g}"
 
 
-def relative_distance(found: Any, expected: Any) -> float:
+def relative_distance(got: Any, expected: Any) -> float:
     """Return the norm of the difference of two trees over the norm of the second, in float64."""
     distance, size = 0.0, 0.0
-    for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+    for a, b in zip(tree.leaves(got), tree.leaves(expected), strict=True):
         a64, b64 = a.detach().cpu().double(), b.detach().cpu().double()
         distance += float((a64 - b64).square().sum())
         size += float(b64.square().sum())
