@@ -27,7 +27,8 @@ def assert_same_bits(got: Any, expected: Any, message: str = "trees differ") -> 
     AssertionError: trees differ: ['x'] at (): expected -0.0, got 0.0 (0 ulps; 1 of 1 elements differ)
     """
     difference = first_difference(got, expected)
-    assert difference is None, f"{message}: {difference}"
+    if difference is not None:
+        raise AssertionError(f"{message}: {difference}")
 
 
 def describe_difference(got: Any, expected: Any) -> str | None:
@@ -45,9 +46,11 @@ def assert_close_norm(
         AssertionError: with the relative distance.
     """
     structural = tree.first_difference(expected, got)
-    assert structural is None, f"{message}: {structural}"
+    if structural is not None:
+        raise AssertionError(f"{message}: {structural}")
     apart = relative_distance(got, expected)
-    assert apart <= relative, f"{message}: relative distance {apart:.3g}, at most {relative:.3g}"
+    if not apart <= relative:  # also for NaN
+        raise AssertionError(f"{message}: relative distance {apart:.3g}, at most {relative:.3g}")
 
 
 def relative_distance(got: Any, expected: Any) -> float:
