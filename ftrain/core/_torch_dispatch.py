@@ -30,6 +30,7 @@ __all__ = [
     "in_gradient_transform",
     "is_all_true",
     "is_batched_tensor",
+    "makes_values",
     "may_return_input",
     "names_of",
     "runs_by_others",
@@ -126,6 +127,15 @@ def schema_of(operator: Any) -> Any:
 def names_of(operator: Any) -> tuple[str, str]:
     """Return the names of an `OpOverload` and of its overload (torch 1.13 and later)."""
     return operator._opname, operator._overloadname
+
+
+def makes_values(operator: OpOverload[..., Any]) -> bool:
+    """Return False if an operator only returns views or unwritten memory (torch 2.0 and later)."""
+    if "empty" in names_of(operator)[0]:
+        return False
+    returns = schema_of(operator).returns
+    views = [each.alias_info is not None and not each.alias_info.is_write for each in returns]
+    return not views or not all(views)
 
 
 def may_return_input(operator: OpOverload[..., Any]) -> bool:

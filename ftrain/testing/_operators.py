@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core._leaf_digest import row_major
 from ftrain.core._torch_dispatch import (
     DispatchMode,
     OpOverload,
     backward_pass,
+    makes_values,
     names_of,
-    schema_of,
 )
 from ftrain.core._user_line import show
 from ftrain.testing._frames import innermost
@@ -114,13 +115,10 @@ def _line() -> str:
 
 
 def _is_examined(func: Any, arguments: Any) -> bool:
-    """Return True for an operator that computes: not a view, nor one that returns unwritten memory."""
-    if not isinstance(func, OpOverload):
+    """Return True for an operator that computes values from tensors."""
+    if not isinstance(func, OpOverload) or not makes_values(func):
         return False
-    if "empty" in names_of(func)[0] or not any(_plain(x) for x in tree.leaves(arguments)):
-        return False
-    returns = schema_of(func).returns
-    return not all(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+    return any(_plain(x) for x in tree.leaves(arguments))
 
 
 def _plain(value: Any) -> bool:
@@ -200,8 +198,7 @@ def _size(arguments: Any) -> int:
 def _bytes(leaf: Any) -> Any:
     if not _plain(leaf):
         return repr(leaf)
-    flat = leaf.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if leaf.numel() else tuple(leaf.shape)
+    return bytes(row_major(leaf)) if leaf.numel() else tuple(leaf.shape)
 
 
 def _copied(arguments: Any, shift: int = 0) -> Any:

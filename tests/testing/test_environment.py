@@ -141,6 +141,17 @@ def test_operators_that_write_into_an_argument_are_repeated_from_the_same_start(
     assert found.nondeterministic == ()
 
 
+def test_operators_that_return_nothing_are_examined_by_what_they_write() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        torch._foreach_mul_([y], 2.0)
+        return y
+
+    found = environment(step, torch.ones(4), repeats=2)
+    assert [op.name for op in found.operators] == ["aten.add.Tensor", "aten._foreach_mul_.Scalar"]
+    assert found.nondeterministic == ()
+
+
 def test_a_compiled_step_is_examined_through_its_function() -> None:
     found = environment(compile(mlp, backend="eager"), torch.ones(2, 2), repeats=2)
     assert "aten.mm" in [op.name for op in found.operators]

@@ -21,9 +21,9 @@ from ftrain.core._torch_dispatch import (
     DispatchMode,
     HigherOrderOperator,
     OpOverload,
+    makes_values,
     names_of,
     runs_by_others,
-    schema_of,
 )
 from ftrain.core.compile import Compiled
 from ftrain.core.compile._graph import written
@@ -178,12 +178,7 @@ def computes(func: Any) -> bool:
         return True
     if not isinstance(func, OpOverload):
         return False
-    name, _ = names_of(func)
-    if name in _COPIES or "empty" in name:
-        return False
-    returns = schema_of(func).returns
-    views = [each.alias_info is not None and not each.alias_info.is_write for each in returns]
-    return not views or not all(views)
+    return names_of(func)[0] not in _COPIES and makes_values(func)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
