@@ -193,7 +193,7 @@ def assert_peak_memory(
             yield memory
         memory.peak = peak_allocation(profile)
     else:
-        raise ValueError(f"device: expected 'cpu' or a CUDA device, got {str(device)!r}")
+        raise ValueError(f"device: expected 'cpu' or a CUDA device, got {str(device)!r}. Pass one.")
     if limit is not None and memory.peak > limit:
         raise AssertionError(
             f"expected at most {limit:,} bytes allocated at one time on {device}, got "

@@ -111,7 +111,7 @@ def environment(
     if repeats < 2 or min(counts) < 1:
         raise ValueError(
             "repeats, threads: expected at least 2 repeats and positive numbers of threads, got "
-            f"{repeats} and {list(counts)}"
+            f"{repeats} and {list(counts)}. Raise them."
         )
     here = fingerprint()
     differences = () if checkpoint is None else _differences(checkpoint, here)

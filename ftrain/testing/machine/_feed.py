@@ -74,5 +74,5 @@ def feed_of(batches: Any) -> Feed:
             f"{type(batches).__name__}. Put the batches into a list."
         )
     if not batches:
-        raise ValueError("batches: expected at least one batch, got none")
+        raise ValueError("batches: expected at least one batch, got none. Pass [batch].")
     return ListFeed(batches)

@@ -74,7 +74,8 @@ def _weight_path(weight: str | None, paths: list[str]) -> str | None:
         if path in paths:
             return path
     raise ValueError(
-        f"weight: expected a path of the spec, one of {', '.join(paths) or '(none)'}, got {weight!r}"
+        f"weight: expected a path of the spec, one of {', '.join(paths) or '(none)'}, got "
+        f"{weight!r}. Write one of them."
     )
 
 

@@ -132,5 +132,5 @@ def _check(layers: tuple[str, ...], i: int, text: str) -> None:
         return
     raise ValueError(
         f"layers[{i}]: expected a name ({', '.join(LAYERS)}), 'frozen NAME', 'layer I again' or "
-        f"'linear tied to I' with an earlier layer I, got {text!r}"
+        f"'linear tied to I' with an earlier layer I, got {text!r}. Write one of these."
     )

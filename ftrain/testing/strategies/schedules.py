@@ -36,7 +36,7 @@ def schedules(*, max_steps: int = 20) -> SearchStrategy[optim.Schedule]:
         tensor(0.0010, dtype=torch.float64)
     """
     if max_steps < 1:
-        raise ValueError(f"max_steps: expected a positive number, got {max_steps}")
+        raise ValueError(f"max_steps: expected a positive number, got {max_steps}. Pass 1 or more.")
     return _schedules(max_steps)
 
 

@@ -47,7 +47,7 @@ def states(
     if init_state is None or train_step is None:
         raise TypeError(
             f"steps: expected init_state, train_step and eval_step, got {type(steps).__name__}. Pass "
-            "what make_steps returned"
+            "what make_steps returned."
         )
     if not isinstance(batches, SearchStrategy):
         batches = st.sampled_from(batches) if len(batches) else st.nothing()

@@ -65,7 +65,9 @@ def tensors(
         tensor(nan, dtype=torch.bfloat16)
     """
     if strides not in ("contiguous", "any"):
-        raise ValueError(f"strides: expected 'contiguous' or 'any', got {strides!r}")
+        raise ValueError(
+            f"strides: expected 'contiguous' or 'any', got {strides!r}. Write one of them."
+        )
     if isinstance(dtype, torch.dtype):
         _bounds(dtype, min_value, max_value)
     special = (allow_nan, allow_infinity, allow_subnormal, allow_negative_zero)
@@ -101,7 +103,7 @@ def _bounds(
     """Return the smallest and largest value that are representable and within the bounds."""
     if dtype not in _NUMPY:
         known = ", ".join(str(each).removeprefix("torch.") for each in _NUMPY)
-        raise ValueError(f"dtype: expected one of {known}, got {dtype}")
+        raise ValueError(f"dtype: expected one of {known}, got {dtype}. Pass one of them.")
     if dtype == torch.bool:
         return 0, 1
     info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
@@ -116,7 +118,7 @@ def _bounds(
     if not low <= high:
         raise ValueError(
             f"min_value, max_value: expected bounds with a value of {dtype} between them, got "
-            f"{min_value} and {max_value}"
+            f"{min_value} and {max_value}. Widen them."
         )
     return low, high
 

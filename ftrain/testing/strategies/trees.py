@@ -64,7 +64,9 @@ def trees(
     """
     for kind in containers:
         if kind not in _CONTAINERS:
-            raise ValueError(f"containers: expected kinds from {_CONTAINERS}, got {kind!r}")
+            raise ValueError(
+                f"containers: expected kinds from {_CONTAINERS}, got {kind!r}. Write one of them."
+            )
     leaves = tensors() if leaves is None else leaves
     if "none" in containers:
         leaves = leaves | st.none()
