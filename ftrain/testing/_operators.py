@@ -1,6 +1,6 @@
 """Operators of a call, each repeated alone: with equal inputs, other threads, other alignment.
 
-Read next: `environment.py`, which reports what is found.
+Read next: `_environment.py`, which reports what is found.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """All public names of `ftrain.testing`, which imports this module when one of them is first accessed."""
 
+from ftrain.testing._environment import Environment, OperatorBits, environment
 from ftrain.testing.compare import assert_close_norm, assert_same_bits, describe_difference
 from ftrain.testing.counters import (
     Compiles,
@@ -21,7 +22,6 @@ from ftrain.testing.divergence import (
     first_divergence,
     record,
 )
-from ftrain.testing.environment import Environment, OperatorBits, environment
 from ftrain.testing.laws import (
     assert_deterministic,
     assert_evaluation_is_pure,
@@ -46,8 +46,8 @@ from ftrain.testing.laws import (
     check_skip,
     check_vmap,
 )
+from ftrain.testing.mark import subject
 from ftrain.testing.report import LawViolation, Report, Reports, Row
-from ftrain.testing.subject import subject
 
 __all__ = [
     "Compiles",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ftrain.testing.subject import MARK
+from ftrain.testing.mark import MARK
 
 __all__ = [
     "LawsItem",

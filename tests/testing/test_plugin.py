@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ftrain import testing
 from ftrain.testing import deterministic, subject
 
 pytest_plugins = ["pytester"]
@@ -219,6 +220,21 @@ def test_isolated_fixture_fails_a_test_that_changes_global_state(pytester) -> No
     result.stdout.fnmatch_lines(
         ["*the test changed global state: random state of torch. Restore it*"]
     )
+
+
+def test_public_names_are_those_of_no_module_which_an_import_would_put_in_their_place() -> None:
+    folder = Path(testing.__file__).parent
+    modules = {path.stem for path in folder.iterdir()} - {"machine", "strategies"}
+    assert not modules & {*testing.__all__}
+    script = (
+        "import ftrain.testing.plugin\n"
+        "from ftrain.testing import subject\n"
+        "print(callable(subject))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_subject_returns_the_function_that_it_marks() -> None:
