@@ -11,7 +11,14 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["COMPILED", "CONVOLUTIONS", "PRODUCTS", "compiled_fp32_precision", "fp32_precision"]
+__all__ = [
+    "COMPILED",
+    "CONVOLUTIONS",
+    "PRODUCTS",
+    "compiled_fp32_precision",
+    "fp32_precision",
+    "set_fp32_precision",
+]
 
 Part = tuple[str, str]  # backend and kind of operator
 
@@ -39,6 +46,32 @@ _read: Callable[[str, str], str] = getattr(torch._C, "_get_fp32_precision_getter
 def fp32_precision(parts: tuple[Part, ...]) -> tuple[str, ...]:
     """Return `"ieee"`, `"tf32"` or `"bf16"` for each part; "none", torch's default, is "ieee"."""
     return tuple(_precision(*part) for part in parts)
+
+
+def set_fp32_precision(products: tuple[str, ...], convolutions: tuple[str, ...]) -> None:
+    """Set the precisions of `PRODUCTS` and `CONVOLUTIONS`, which `fp32_precision` returned.
+
+    The older switches are tried first: they set the newer ones too, so that their getters do not raise.
+    """
+    for older in ("highest", "high", "medium"):
+        if fp32_precision(PRODUCTS) != products:
+            torch.set_float32_matmul_precision(older)
+    for allowed in (True, False):
+        if fp32_precision(CONVOLUTIONS) != convolutions:
+            torch.backends.cudnn.allow_tf32 = allowed
+    wanted = zip(PRODUCTS + CONVOLUTIONS, products + convolutions, strict=True)
+    for part, precision in wanted:
+        if _precision(*part) != precision:
+            _write(*part, precision)
+
+
+def _write_nothing(backend: str, kind: str, precision: str) -> None:
+    """Do nothing: torch before 2.9 has the older switches only."""
+
+
+_write: Callable[[str, str, str], object] = getattr(
+    torch._C, "_set_fp32_precision_setter", _write_nothing
+)
 
 
 def _precision(backend: str, kind: str) -> str:

@@ -14,11 +14,17 @@ import torch
 from ftrain.core import _torch
 from ftrain.core._torch_dispatch import dispatch_depth
 from ftrain.core._torch_distributions import validation_default
-from ftrain.core._torch_precision import CONVOLUTIONS, PRODUCTS, fp32_precision
+from ftrain.core._torch_precision import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    fp32_precision,
+    set_fp32_precision,
+)
 
 __all__ = ["changes", "restore", "world"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
+_ATTENTION = ("flash", "mem_efficient", "math")  # the switches of CUDA, which the CPU obeys too
 
 
 def world() -> dict[str, Any]:
@@ -46,7 +52,11 @@ def world() -> dict[str, Any]:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
         "number of threads": torch.get_num_threads(),
-        "float32 precision": fp32_precision(PRODUCTS + CONVOLUTIONS),
+        "float32 precision": (fp32_precision(PRODUCTS), fp32_precision(CONVOLUTIONS)),
+        "oneDNN": torch.backends.mkldnn.enabled,
+        "kernels of attention": [
+            getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION
+        ],
         "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
         "validation of torch.distributions": validation_default(),
         "function modes": _torch.function_mode_depth(),
@@ -73,14 +83,40 @@ def _set_random_state(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
+def _set_autocast(settings: list[tuple[bool, torch.dtype]]) -> None:
+    for device, (on, dtype) in zip(_DEVICES, settings, strict=True):
+        torch.set_autocast_enabled(device, on)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def _set_default_device(device: torch.device) -> None:
+    """Set the default device; the CPU is that of a process which has set none."""
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+def _set_cudnn(settings: tuple[bool, bool]) -> None:
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = settings
+
+
+def _set_attention(settings: list[bool]) -> None:
+    for name, on in zip(_ATTENTION, settings, strict=True):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
+
+
 _RESTORE: dict[str, Callable[[Any], Any]] = {
     "random state of torch": _set_random_state,
     "random state of numpy": lambda state: np.random.set_state(pickle.loads(state)),
     "random state of Python": random.setstate,
     "grad mode": torch.set_grad_enabled,
     "anomaly mode": torch.autograd.set_detect_anomaly,
+    "autocast": _set_autocast,
     "autocast cache": torch.set_autocast_cache_enabled,
     "default dtype": torch.set_default_dtype,
+    "default device": _set_default_device,
+    "float32 precision": lambda each: set_fp32_precision(*each),
+    "oneDNN": lambda on: setattr(torch.backends.mkldnn, "enabled", on),
+    "kernels of attention": _set_attention,
+    "cudnn": _set_cudnn,
     "deterministic algorithms": lambda on: torch.use_deterministic_algorithms(
         on[0], warn_only=on[1]
     ),
