@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch  # noqa: F401  # read by the examples
+import torch
 
 from ftrain.core import tree
 from ftrain.testing.difference import first_difference
@@ -57,7 +57,13 @@ def relative_distance(got: Any, expected: Any) -> float:
     """Return the norm of the difference of two trees over the norm of the second, in float64."""
     distance, size = 0.0, 0.0
     for a, b in zip(tree.leaves(got), tree.leaves(expected), strict=True):
-        a64, b64 = a.detach().cpu().double(), b.detach().cpu().double()
+        a64, b64 = _double(a), _double(b)
         distance += float((a64 - b64).square().sum())
         size += float(b64.square().sum())
     return float((distance / size) ** 0.5 if size else float(distance != 0))
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, real and imaginary parts as numbers of their own."""
+    plain = x.detach().cpu().resolve_conj()
+    return (torch.view_as_real(plain) if plain.is_complex() else plain).double()

@@ -14,7 +14,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.testing.difference import Difference, dense, first_difference
-from ftrain.testing.laws._exact import is_float
+from ftrain.testing.laws._exact import finite, is_inexact
 from ftrain.testing.laws._subject import copied
 
 __all__ = ["LOOSE", "Apart", "apart_by_leaf", "apart_by_tree", "smooth", "tolerance"]
@@ -26,7 +26,14 @@ LOOSE = 2e-2
 #: Relative norms for gradients and metrics, by the least exact dtype.
 _SMALL = 1e-3
 _SMOOTH = ("loss", "grad_norm")
-_RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+_RELATIVE = {
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-4,
+    torch.complex64: 1e-4,
+    torch.bfloat16: 5e-2,
+    torch.float16: 5e-3,
+}
 
 
 class Apart(NamedTuple):
@@ -64,7 +71,11 @@ def smooth(metrics: Any, relative: float) -> Any:
         metrics: a mapping; loss and norm are kept, all if it has neither.
         relative: the tolerance; a small one keeps all.
     """
-    if relative <= _SMALL or not hasattr(metrics, "__contains__"):
+    if (
+        relative <= _SMALL
+        or isinstance(metrics, torch.Tensor)
+        or not hasattr(metrics, "__contains__")
+    ):
         return metrics
     return {name: metrics[name] for name in _SMOOTH if name in metrics} or metrics
 
@@ -81,7 +92,7 @@ class _Dtypes(DispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         outputs = out if isinstance(out, (tuple, list)) else (out,)
-        self.dtypes.update(x.dtype for x in outputs if is_float(x))
+        self.dtypes.update(x.dtype for x in outputs if is_inexact(x))
         return out
 
 
@@ -130,9 +141,9 @@ def _apart_exactly(got: Any, expected: Any, *, is_exact: bool) -> Apart | None:
         difference = first_difference(got, expected)
         return None if difference is None else Apart(difference, None, 0.0)
     for path, a, b in zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True):
-        if is_float(a) and is_float(b) and (a.dtype, a.shape) == (b.dtype, b.shape):
-            if not bool((a.isfinite() | b.isfinite()).all()):
-                a, b = (torch.where(x.isfinite(), 0.0, x) for x in (a, b))  # noqa: PLW2901
+        if is_inexact(a) and is_inexact(b) and (a.dtype, a.shape) == (b.dtype, b.shape):
+            if not bool((finite(a) | finite(b)).all()):
+                a, b = (torch.where(finite(x), 0.0, x) for x in (a, b))  # noqa: PLW2901
             else:
                 continue
         difference = first_difference(a, b)
@@ -143,11 +154,12 @@ def _apart_exactly(got: Any, expected: Any, *, is_exact: bool) -> Apart | None:
 
 def _floats(got: Any, expected: Any) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     rows = zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True)
-    return [(path, _finite(a), _finite(b)) for path, a, b in rows if is_float(b)]
+    return [(path, _finite(a), _finite(b)) for path, a, b in rows if is_inexact(b)]
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
-    return torch.nan_to_num(dense(x).double(), nan=0.0, posinf=0.0, neginf=0.0)
+    real = torch.view_as_real(dense(x)) if x.is_complex() else dense(x)
+    return torch.nan_to_num(real.double(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _apart(got: Any, expected: Any, path: str, distance: float, relative: float) -> Apart | None:

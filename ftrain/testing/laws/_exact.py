@@ -16,7 +16,7 @@ from ftrain.core._torch_dispatch import DispatchMode, OpOverload, names_of
 from ftrain.core.random._keyed_reach import is_seeded
 from ftrain.testing.laws._subject import copied
 
-__all__ = ["ConstantDraws", "doubled", "in_float64", "is_float"]
+__all__ = ["ConstantDraws", "doubled", "finite", "in_float64", "is_float", "is_inexact"]
 
 #: Operators of ftrain whose results may be replaced: no loop waits for other numbers.
 _DRAWS = ("threefry_bernoulli", "threefry_uniform", "threefry_normal")
@@ -25,6 +25,16 @@ _DRAWS = ("threefry_bernoulli", "threefry_uniform", "threefry_normal")
 def is_float(x: Any) -> bool:
     """Return True for a tensor of a floating-point dtype."""
     return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def finite(x: torch.Tensor) -> torch.Tensor:
+    """Return the mask of the finite elements; torch has no `isfinite` of floats of 8 bits."""
+    return (x.float() if x.is_floating_point() and x.element_size() == 1 else x).isfinite()
+
+
+def is_inexact(x: Any) -> bool:
+    """Return True for a tensor of a floating-point or complex dtype, whose sums are rounded."""
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def doubled(values: Any) -> Any:

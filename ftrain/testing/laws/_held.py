@@ -84,7 +84,8 @@ class Held:
             return next(f"the global variable {n!r}" for n, x in now if scope.get(n, None) is not x)
         if not path:
             owners = (getattr(root, "__self__", root) for root in self._roots)
-            of_root = (o for o in owners if getattr(o, "__dict__", None) is change.node)
+            node = getattr(change.node, "instance", change.node)  # of slots
+            of_root = (o for o in owners if o is node or getattr(o, "__dict__", None) is node)
             path = next((type(owner).__name__ for owner in of_root), "")
         if not isinstance(change.node, dict) or change.keys is None:
             return path

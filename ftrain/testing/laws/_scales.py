@@ -83,6 +83,8 @@ def _index(path: str) -> int:
 
 def skipped_in(metrics: Any) -> Any:
     """Return the metric `skipped`; `None` if there is none."""
+    if isinstance(metrics, torch.Tensor):
+        return None
     try:
         return metrics["skipped"] if "skipped" in metrics else None  # noqa: SIM401  # Metrics has no get
     except TypeError:

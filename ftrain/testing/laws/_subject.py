@@ -126,7 +126,7 @@ def subject_of(subject: Any, batches: Batches, state: Any = None, seed: int = 0)
     if isinstance(batches, (str, dict)) or not isinstance(batches, Sequence):
         raise TypeError(
             f"batches: expected a list or tuple of batches, got {a_or_an(type(batches).__name__)}. "
-            "Write [batch] for one batch."
+            "Write [batch] for one batch, list(loader) for a loader or a generator."
         )
     if not batches:
         raise ValueError("batches: expected one batch or more, got none. Pass [batch].")
@@ -208,10 +208,12 @@ def outputs_of(output: Any) -> tuple[Any, Any]:
     Raises:
         TypeError: it is not a pair.
     """
-    if not isinstance(output, (tuple, list)) or len(output) != 2:
+    is_sequence = isinstance(output, (tuple, list))
+    if not is_sequence or len(output) != 2:
+        size = f" of {len(output)} entries" if is_sequence else ""
         raise TypeError(
             f"subject: expected a step that returns (state, metrics), got "
-            f"{a_or_an(type(output).__name__)}. Return a pair."
+            f"{a_or_an(type(output).__name__)}{size}. Return a pair."
         )
     return output[0], output[1]
 

@@ -147,6 +147,11 @@ def _of_function(fn: Callable[..., Any], args: tuple[Any, ...], exact: bool) -> 
     def value(at: Point) -> torch.Tensor:
         filled = [at.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         outputs = [x for x in tree.leaves(fn(*tree.unflatten(treedef, filled))) if is_float(x)]
+        if not outputs:
+            raise InapplicableError(
+                f"subject: expected an output of a floating-point dtype, got none from {name_of(fn)}. "
+                "Return a differentiable output."
+            )
         generator = torch.Generator().manual_seed(1)
         weights = [torch.rand(x.shape, generator=generator, dtype=x.dtype) + 0.5 for x in outputs]
         return torch.stack([(x * w).sum() for x, w in zip(outputs, weights, strict=True)]).sum()

@@ -15,8 +15,8 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.state import TrainState
-from ftrain.testing.difference import Difference, first_difference
-from ftrain.testing.laws._exact import is_float
+from ftrain.testing.difference import Difference, dense, first_difference
+from ftrain.testing.laws._exact import finite, is_float
 from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._scales import require_same_update, skipped_in
 from ftrain.testing.laws._subject import InapplicableError, Subject, copied, name_of, subject_of
@@ -142,13 +142,18 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
 
 def _require_poison(whole: Subject, after: Any, metrics: Any) -> None:
     """Raise if all results are finite, and no metric says that the step was skipped."""
-    floats = [x for x in tree.leaves((after, metrics)) if is_float(x)]
-    if skipped_in(metrics) is None and all(bool(x.isfinite().all()) for x in floats):
+    if skipped_in(metrics) is None and all(map(_is_finite, tree.leaves((after, metrics)))):
         raise InapplicableError(
             "poison: expected a batch with non-finite gradients, but the state and all metrics of "
             f"{name_of(whole.step)} are finite. Pass poison=lambda batch: ..., or report a metric "
             "'loss' or 'skipped'."
         )
+
+
+def _is_finite(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return bool(finite(dense(leaf)).all())
+    return not isinstance(leaf, float) or math.isfinite(leaf)
 
 
 def _is_free(path: str, free: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._torch_pytree import tree_leaves
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.gradients import GradientResult
 from ftrain.core.step import TrainStep
@@ -118,8 +119,9 @@ def _compare(
     """Raise unless `vmap(fn)` over rows, with shared arguments behind them, gives `fn` of each row."""
     name, rest = name or name_of(fn), shared or ()
     alone = [fn(*copied(row), *copied(rest)) for row in rows]
-    stacked = tree.map(lambda *leaves: torch.stack(leaves), *map(copied, rows))
-    mapped = torch.vmap(fn, in_dims=(*(0 for _ in rows[0]), *(None for _ in rest)))
+    stacked = tree.map(_stacked, *map(copied, rows))
+    in_dims = (*map(_dims, rows[0]), *(None for _ in rest))
+    mapped = torch.vmap(fn, in_dims=in_dims, out_dims=_dims(alone[0]))
     try:
         together = (compile(mapped) if compile else mapped)(*stacked, *copied(rest))
     except (RuntimeError, ValueError, TypeError, UnkeyedRandomError) as error:
@@ -142,6 +144,17 @@ def _compare(
         apart = compare(row, expected, LOOSE if is_loose else limit)
         if apart is not None:
             raise _differs(f"row {i} of the vmapped {name}", apart)
+
+
+def _stacked(*leaves: Any) -> Any:
+    return torch.stack(leaves) if isinstance(leaves[0], torch.Tensor) else leaves[0]
+
+
+def _dims(values: Any) -> Any:
+    """Return 0, or a tree with `None` for leaves that are not tensors: text, numbers and `None`."""
+    if all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(values)):
+        return 0
+    return tree.map(lambda leaf: 0 if isinstance(leaf, torch.Tensor) else None, values)
 
 
 _BRANCHES = (

@@ -1,0 +1,125 @@
+"""Checks accept correct steps with unusual leaves, and find the faults of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ftrain import testing
+from ftrain.core import tree
+
+BATCHES = [torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+
+def sgd(w: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    grad = (batch @ w).mean() * batch.mean(0)
+    return torch.where(grad.isfinite().all(), w - grad, w)
+
+
+def of_dict(state: Any, batch: Any) -> Any:
+    new = tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state)
+    w = sgd(state["w"], batch)
+    return {**new, "w": w}, {"loss": (batch @ w).mean(), "source": "wiki"}
+
+
+def of_tensor(state: Any, batch: Any) -> Any:
+    return sgd(state, batch), (batch @ state).norm()
+
+
+def of_complex(state: Any, batch: Any) -> Any:
+    w = sgd(state["w"], batch)
+    spectrum = torch.fft.fft((batch * w).sum(0))
+    new = torch.where(spectrum.real.isfinite().all(), 0.9 * state["c"] + spectrum, state["c"])
+    return {"w": w, "c": new}, {"loss": spectrum.abs().mean()}
+
+
+def of_list(state: Any, batch: Any) -> Any:
+    return [{"w": sgd(state["w"], batch)}, {"norm": state["w"].norm() + batch.mean()}]
+
+
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        (of_dict, {"w": torch.ones(4), "ema": None, "rest": []}),
+        (of_dict, {"w": torch.ones(4), "f8": torch.ones(3).to(torch.float8_e4m3fn)}),
+        (of_tensor, torch.ones(4)),
+        (of_complex, {"w": torch.ones(4), "c": torch.zeros(4, dtype=torch.complex64)}),
+        (of_list, {"w": torch.ones(4)}),
+    ],
+    ids=["None and text", "float8", "tensors", "complex", "list"],
+)
+def test_correct_steps_with_unusual_leaves_pass_every_law(step: Any, state: Any) -> None:
+    reports = testing.check_all(step, BATCHES, state=state)
+    assert [report.law for report in reports if not report.applies] == [
+        "evaluation",
+        "accumulation",
+        "gradients",
+    ]
+
+
+def test_vmap_leaves_text_in_a_state_as_it_is() -> None:
+    state = {"w": torch.ones(4), "name": "run"}
+    assert testing.check_vmap(of_dict, BATCHES, state=state).passed
+
+
+def test_vmap_finds_a_wrong_complex_leaf() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        return {"c": state["c"] * torch.complex(batch, batch).sum()}, {}
+
+    state = {"c": torch.ones(2, dtype=torch.complex64)}
+
+    def mixing(state: Any, batch: Any) -> Any:
+        return {"c": state["c"] * (1 + 1e-3j * state["c"].untyped_storage().nbytes())}, {}
+
+    assert testing.check_vmap(step, BATCHES, state=state).passed
+    with pytest.raises(testing.LawViolation):
+        testing.check_vmap(mixing, BATCHES, state=state)
+
+
+def test_close_norm_compares_imaginary_parts() -> None:
+    one = torch.tensor([1 + 1j])
+    testing.assert_close_norm(one, one * (1 + 1e-7), 1e-6)
+    with pytest.raises(AssertionError, match="relative distance"):
+        testing.assert_close_norm(one, one.conj(), 1e-3)
+
+
+def test_skip_finds_a_step_whose_only_sign_of_a_nan_is_a_python_metric() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        good = batch.isfinite().all()
+        new = {"w": sgd(state["w"], batch), "count": state["count"] + 1}
+        return new, {"loss": float(batch.mean()), "good": good}
+
+    state = {"w": torch.ones(4), "count": torch.tensor(0)}
+    with pytest.raises(testing.LawViolation, match="'count'"):
+        testing.check_skip(step, BATCHES, state=state)
+
+
+def test_pure_names_an_object_with_slots() -> None:
+    class Step:
+        __slots__ = ("n",)
+
+        def __init__(self) -> None:
+            self.n = 0
+
+        def __call__(self, state: Any, batch: Any) -> Any:
+            self.n += 1
+            return of_dict(state, batch)
+
+    with pytest.raises(testing.LawViolation, match="changed Step that the function holds"):
+        testing.check_pure(Step(), BATCHES, state={"w": torch.ones(4)})
+
+
+def test_a_loader_and_a_triple_are_refused_with_the_remedy() -> None:
+    state = {"w": torch.ones(4)}
+    with pytest.raises(TypeError, match=r"list\(loader\) for a loader"):
+        testing.check_pure(of_dict, iter(BATCHES), state=state)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a tuple of 3 entries"):
+        testing.check_pure(lambda s, b: (s, b, None), BATCHES, state=state)
+
+
+def test_check_function_reports_that_integers_have_no_gradient() -> None:
+    reports = testing.check_function(torch.argmax, torch.ones(3))
+    assert reports["gradients"].outcome == "not checked"
+    assert "floating-point dtype" in str(reports["gradients"].reason)
