@@ -8,6 +8,7 @@ Read next: `report.py`, the error that carries a difference.
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 from typing import Any, Literal
 
@@ -118,6 +119,8 @@ def _of_leaves(path: str, a: Any, b: Any) -> Difference | None:
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         return None if _is_same_object(a, b) else Difference(path, None, a, b, None, 1, 1)
     total = a.numel()
+    if _are_equal(a, b):
+        return None
     if a.dtype != b.dtype:
         return Difference(path, None, _name(a), _name(b), None, total, total, "dtype")
     if a.shape != b.shape:
@@ -131,6 +134,29 @@ def _of_leaves(path: str, a: Any, b: Any) -> Difference | None:
     index = tuple(int(i) for i in np.unravel_index(first, tuple(one.shape)))
     x, y = one.reshape(-1)[first], two.reshape(-1)[first]
     return Difference(path, index, x.item(), y.item(), ulps(x, y), int((~same).sum()), total)
+
+
+def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return True if two plain tensors on the host have the same bytes; False if that is not known.
+
+    Integers of the size of an element are compared: a fiftieth of the time of bytes, without a copy.
+    """
+    if (a.dtype, a.shape) != (b.dtype, b.shape) or not (_is_plain(a) and _is_plain(b)):
+        return False
+    integer = _INTEGERS.get(a.element_size(), torch.int64)  # half of a complex128
+    one, two = (x.detach().reshape(-1).view(integer) for x in (a, b))
+    return torch.equal(one, two)
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Return True if the elements of a tensor lie on the host, one after the other."""
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and x.is_contiguous()
+        and not (x.is_conj() or x.is_neg())
+    )
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
@@ -157,9 +183,31 @@ def _is_same_object(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     try:
-        return pickle.dumps(a) == pickle.dumps(b)
+        return _pickled(a) == _pickled(b)
     except Exception:  # a lambda, an open file
         return bool(a == b)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickler for comparisons: of tensors the bytes, not the addresses; of generators the state."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Generator):
+            return torch.Generator, (str(value.device), value.get_state().numpy().tobytes())
+        if isinstance(value, torch.Tensor):
+            kind = (type(value).__qualname__, str(value.dtype), tuple(value.shape))
+            return torch.Tensor, (
+                *kind,
+                _bytes(dense(value)).numpy().tobytes(),
+                value.requires_grad,
+            )
+        return NotImplemented
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
 
 
 def _structural(got: Any, expected: Any) -> Difference:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ftrain import testing
 from ftrain.core import tree
@@ -94,6 +96,55 @@ def test_skip_finds_a_step_whose_only_sign_of_a_nan_is_a_python_metric() -> None
     state = {"w": torch.ones(4), "count": torch.tensor(0)}
     with pytest.raises(testing.LawViolation, match="'count'"):
         testing.check_skip(step, BATCHES, state=state)
+
+
+class Sample:
+    """Batch of another class, whose instances are leaves."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+def test_objects_with_tensors_are_compared_by_their_bytes() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        return {"w": sgd(state["w"], batch.x)}, {"batch": copy.deepcopy(batch)}
+
+    def writes(state: Any, batch: Any) -> Any:
+        batch.x.mul_(2.0)
+        return step(state, batch)
+
+    batches, state = [Sample(x) for x in BATCHES], {"w": torch.ones(4)}
+    testing.check_pure(step, batches, state=state)
+    testing.check_deterministic(step, batches, state=state)
+    with pytest.raises(testing.LawViolation, match="an input changed: batch"):
+        testing.check_pure(writes, batches, state=state)
+
+
+def test_generators_and_modules_in_a_state_are_compared_by_their_contents() -> None:
+    def draws(state: Any, batch: Any) -> Any:
+        generator = state["g"].clone_state()
+        return {"w": torch.randn(4, generator=generator), "g": generator}, {}
+
+    def advances(state: Any, batch: Any) -> Any:
+        return {"w": torch.randn(4, generator=state["g"]), "g": state["g"]}, {}
+
+    def trains(model: Any, batch: Any) -> Any:
+        new = copy.deepcopy(model)
+        loss = new(batch).square().mean()
+        grads = torch.autograd.grad(loss, list(new.parameters()))
+        with torch.no_grad():
+            for p, grad in zip(new.parameters(), grads, strict=True):
+                p.sub_(grad)
+        return new, {"loss": loss.detach()}
+
+    state = {"w": torch.zeros(4), "g": torch.Generator().manual_seed(3)}
+    model = nn.Linear(4, 1)
+    testing.check_pure(draws, BATCHES, state=state)
+    testing.check_deterministic(draws, BATCHES, state=state)
+    testing.check_pure(trains, BATCHES, state=model)
+    testing.check_deterministic(trains, BATCHES, state=model)
+    with pytest.raises(testing.LawViolation, match="state\\['g'\\]"):
+        testing.check_pure(advances, BATCHES, state=state)
 
 
 def test_pure_names_an_object_with_slots() -> None:
