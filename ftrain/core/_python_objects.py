@@ -21,8 +21,8 @@ import torch
 
 __all__ = [
     "ATOMS", "CODE", "GENERATORS", "LARGE_ARRAY", "LIBRARIES", "brief",
-    "cell_contents", "data_names", "dict_of", "is_open", "names_bound", "names_read", "slot_names",
-    "top_package",
+    "cell_contents", "data_names", "dict_of", "is_dynamo_wrapper", "is_open", "names_bound",
+    "names_read", "slot_names", "top_package",
 ]  # fmt: skip
 
 # Types whose instances hold no other object.
@@ -128,6 +128,15 @@ def top_package(thing: Any) -> str:
     """Return the top-level package that a class, function or module belongs to."""
     name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
     return str(name).partition(".")[0]
+
+
+def is_dynamo_wrapper(function: types.FunctionType) -> bool:
+    """Return True for what `torch.compile` returned: it has the name and module of the user's function.
+
+    Beside that function it holds torch's own state, which changes with each trace.
+    """
+    home = str(function.__globals__.get("__name__"))
+    return home.startswith("torch._dynamo.") and "__wrapped__" in vars(function)
 
 
 def brief(key: Any) -> str:

@@ -35,6 +35,7 @@ from ftrain.core._python_objects import (
     cell_contents,
     data_names,
     dict_of,
+    is_dynamo_wrapper,
     is_open,
     names_bound,
     names_read,
@@ -303,6 +304,9 @@ class _Walk:
             self.instance(path, container)
 
     def function(self, path: Path, function: types.FunctionType) -> None:
+        if is_dynamo_wrapper(function):
+            self.meet(path, vars(function)["__wrapped__"])
+            return
         top = top_package(function)
         if top in LIBRARIES and top != "ftrain":
             return
@@ -375,12 +379,6 @@ class _Walk:
             for held in buffer.flat:
                 self.meet((path, "[...]"), held)
 
-    def generator(self, path: Path, generator: Any) -> None:
-        self.found.generators.append(generator)
-
-    def stream(self, path: Path, stream: Any) -> None:
-        self.found.iterators.append(stream)
-
 
 _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (torch.Tensor, _Walk.tensor),
@@ -393,8 +391,8 @@ _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (functools.partial, _Walk.partial),
     (type(functools.lru_cache(len)), _Walk.cache),
     (CODE, _Walk.descriptor),
-    (GENERATORS, _Walk.generator),
+    (GENERATORS, lambda walk, _, generator: walk.found.generators.append(generator)),
     ((np.ndarray, bytearray, array.array), _Walk.buffer),
-    (io.IOBase, _Walk.stream),
+    (io.IOBase, lambda walk, _, stream: walk.found.iterators.append(stream)),
     ((enum.Enum, np.generic), lambda *_: None),  # they hold no user objects
 )

@@ -147,6 +147,18 @@ def test_generators_and_modules_in_a_state_are_compared_by_their_contents() -> N
         testing.check_pure(advances, BATCHES, state=state)
 
 
+def test_steps_that_torch_compiled_are_pure() -> None:
+    loss = torch.compile(lambda w, batch: (batch @ w).square().mean(), backend="eager")
+
+    def step(state: Any, batch: Any) -> Any:
+        return {"w": state["w"] - loss(state["w"], batch)}, {}
+
+    state = {"w": torch.ones(4)}
+    testing.check_pure(step, BATCHES, state=state)
+    testing.check_pure(torch.compile(of_dict, backend="eager"), BATCHES, state=state)
+    torch._dynamo.reset()
+
+
 def test_pure_names_an_object_with_slots() -> None:
     class Step:
         __slots__ = ("n",)
