@@ -76,6 +76,18 @@ def test_plugin_imports_neither_torch_nor_hypothesis() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_subject_is_the_marker_when_nothing_else_of_testing_was_imported() -> None:
+    script = (
+        "import ftrain.testing.plugin\n"  # as pytest does, before any test module
+        "from ftrain.testing import subject\n"
+        "print(callable(subject))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"
+
+
 def test_laws_are_not_checked_without_the_option(pytester) -> None:
     pytester.makepyfile(MODEL + GOOD + IMPURE + "\ndef test_one():\n    pass\n")
     run(pytester).assert_outcomes(passed=1)
