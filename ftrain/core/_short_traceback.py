@@ -45,7 +45,8 @@ def shortened(error: E) -> E:
             _release(entry for entry in entries if entry not in kept)
             is_shorter = True
     if is_shorter and _NOTE not in getattr(error, "__notes__", ()):
-        error.add_note(_NOTE)
+        # First, since the last line of an error is read first: it has the place.
+        error.__notes__ = [_NOTE, *getattr(error, "__notes__", ())]
     return error
 
 

@@ -102,12 +102,12 @@ def test_captured_tensor_that_shares_donated_memory_raises():
 def test_unsupported_tensor_layout_raises_after_the_first_call(other):
     compiled = eager(lambda x: x * 2)
     compiled(torch.ones(2, 3))
-    with pytest.raises(TypeError, match="compiled functions take"):
+    with pytest.raises(TypeError, match="compiled functions take|not a subclass"):
         compiled(other())
     donated = eager(lambda s: Pair({"x": s.a["x"] + 1}, s.b), donate=True)
     state = donated(donated(Pair({"x": torch.ones(2, 3)}, torch.ones(1))))
     state.a["x"] = other()
-    with pytest.raises(TypeError, match="compiled functions take"):
+    with pytest.raises(TypeError, match="compiled functions take|not a subclass"):
         donated(state)
 
 

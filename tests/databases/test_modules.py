@@ -50,7 +50,7 @@ UNTRACEABLE = {
 }
 #: What torch itself does not map, of what a module runs, and its words.
 UNMAPPED = {
-    "AdaptiveLogSoftmaxWithLoss": "vmap: aten::index_copy_",
+    "AdaptiveLogSoftmaxWithLoss": "a write in place of values that",
     "BatchNorm1d": r"vmap: .* calling .item\(\)",
     "BatchNorm2d": r"vmap: .* calling .item\(\)",
     "BatchNorm3d": r"vmap: .* calling .item\(\)",

@@ -126,7 +126,7 @@ def test_invalid_argument_values_raise_value_error(build, message):
         (lambda: optim.piecewise_constant(0.1, {0.5: 1.0}), "each key of factors .* got 0.5"),
         (
             lambda: optim.join([optim.constant(1.0), 0.1], [5]),
-            r"schedules\[1\] is float 0.1.*constant",
+            r"schedules\[1\]: expected a schedule, got float 0.1.*constant",
         ),
         (
             lambda: optim.join([optim.constant(1.0)] * 2, [5.0]),
