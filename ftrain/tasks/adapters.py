@@ -172,7 +172,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
 
     Raises:
         KeyError: no entry has such a name, or more than one has.
-        TypeError: there is no tensor to choose.
+        TypeError: the output holds no tensor.
 
     Example:
         >>> import torch

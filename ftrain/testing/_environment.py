@@ -1,4 +1,4 @@
-"""What the bits of a run depend on: settings of this process, and operators of a step.
+"""Settings of this process and operators of a step on which the bits of a run depend.
 
 Read next: `_operators.py`, how operators are examined.
 """

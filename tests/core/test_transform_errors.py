@@ -1,4 +1,4 @@
-"""What torch's transforms refuse in a model raises with the user's line and the remedy."""
+"""Code that torch's transforms refuse in a model raises with the user's line and the remedy."""
 
 from __future__ import annotations
 

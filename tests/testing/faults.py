@@ -1,4 +1,4 @@
-"""What the tests of planted faults share."""
+"""Helpers of the tests of planted faults."""
 
 from __future__ import annotations
 

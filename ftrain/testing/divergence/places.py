@@ -55,7 +55,7 @@ class Place:
 
 
 class _Around(NamedTuple):
-    """What the stack around an operator shows.
+    """Module and source line of an operator, read from the stack around its call.
 
     Attributes:
         modules: the running modules, innermost first.

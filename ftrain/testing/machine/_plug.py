@@ -1,4 +1,4 @@
-"""What users plug into a `TrainingMachine`: a builder of steps, and a batch with NaN in it."""
+"""Parts that users plug into a `TrainingMachine`: a builder of steps, and a batch with NaN in it."""
 
 from __future__ import annotations
 

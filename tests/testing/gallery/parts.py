@@ -1,4 +1,4 @@
-"""What the entries share: small networks, batches, and one plain update on dicts."""
+"""Parts of the entries: small networks, batches, and one plain update on dicts."""
 
 from __future__ import annotations
 
