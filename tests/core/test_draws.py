@@ -275,6 +275,36 @@ def test_search_ignores_every_draw_of_a_thread_that_runs_during_operators(
     assert len(found) <= 1, found  # by chance: the interpreter interrupts each thread after 5 ms
 
 
+class DrawsInAdd:
+    """Object whose `+` draws below Python, as another thread may inside of the `+` of tensors."""
+
+    __add__ = staticmethod(np.random.rand)
+
+
+def test_search_beside_an_idle_thread_finds_draws_in_calls_but_not_in_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Less than the pause: only the time that other threads use counts.
+    monkeypatch.setattr(_find_draw, "_MAX_WAIT", 0.05)
+
+    def run() -> None:
+        DrawsInAdd() + 3
+        with _operators_seen():
+            time.sleep(0.1)
+            torch.ones(3) + 1
+            np.random.rand(3)
+
+    idle = threading.Event()
+    thread = threading.Thread(target=idle.wait)
+    thread.start()
+    try:
+        found = [draw.line for draw in _find_draw._search(run, _generators.read())]
+    finally:
+        idle.set()
+        thread.join()
+    assert ["np.random.rand(3)" in line for line in found] == [True]
+
+
 def test_step_beside_a_thread_that_never_pauses_is_not_held_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
