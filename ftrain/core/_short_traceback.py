@@ -23,7 +23,11 @@ E = TypeVar("E", bound=BaseException)
 
 TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 #: Torch's code that a user calls; the remaining files are the machinery of traces and autograd.
-LIBRARY = ("nn/", "distributions/", "functional.py", "optim/", "nested/", "linalg/", "_lowrank.py")
+#: `_library/` holds custom operators, whose errors `_transform_errors.py` recognizes by it.
+LIBRARY = (
+    *("nn/", "distributions/", "functional.py", "optim/", "nested/", "linalg/", "_lowrank.py"),
+    "_library/",
+)
 
 _NOTE = "(frames of ftrain and of torch's machinery are left out; FTRAIN_TRACEBACK=full shows them)"
 

@@ -52,8 +52,6 @@ _REFUSALS: dict[str, Any] = {
     r"is called inside torch.func.\w+: a compiled program cannot be transformed further": Compiled,
     r"it takes a derivative in forward mode that torch cannot trace": (Jvp, "jvp"),
     r"a custom operator \(torch.library.custom_op\) has no gradient under torch's transforms": Custom,
-    # A custom operator differentiates through a function of torch that takes `ctx`.
-    r"an autograd.Function whose forward takes `ctx` has no form under torch's transforms": Custom,
     r"requires_grad_\(\) has no form under torch's transforms": "autograd",
     # torch's own, in transforms of torch.func:
     r"In order to use an autograd.Function with functorch transforms": Custom,

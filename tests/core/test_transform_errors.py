@@ -120,6 +120,13 @@ def test_refusal_of_a_transform_names_the_line_and_the_remedy(name: str, compile
     assert any("while computing" in note for note in raised.value.__notes__)
 
 
+def test_custom_operator_inside_of_two_compiled_functions_is_called_one() -> None:
+    inner = ftrain.compile(lambda x: twice(x).sum(), backend="eager")
+    outer = ftrain.compile(torch.vmap(ftrain.value_and_grad(lambda x: inner(x))), backend="eager")
+    with pytest.raises(RuntimeError, match=r"custom operator(?s:.*)twice\(x\)\.sum"):
+        outer(torch.ones(2, 3))
+
+
 def test_custom_operator_in_an_autograd_function_runs_as_the_message_says() -> None:
     step, state = mapped(Twice.apply)
     expected = mapped(lambda x: x * 2)[0](state, ROWS)
