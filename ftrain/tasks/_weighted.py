@@ -29,7 +29,9 @@ def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
             wide = over(factor, values)
             weights = wide if weights is None else weights * wide
     if weights is None:
-        return Mean(values.sum(), torch.tensor(values.numel(), device=values.device))
+        # Not torch.tensor(n, device=...), which copies from the host and waits.
+        count = torch.full((), values.numel(), dtype=torch.int64, device=values.device)
+        return Mean(values.sum(), count)
     return Mean((values * weights).sum(), weights.expand_as(values).sum())
 
 
