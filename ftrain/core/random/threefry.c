@@ -8,11 +8,11 @@ extern "C" {
 enum { BLOCK = 512 };              /* two arrays of words: 4 KiB, well inside the first cache */
 enum { GRAIN = 16384 };            /* fewest elements worth a thread */
 
-/* The words of counters start .. start + BLOCK - 1; start is a multiple of BLOCK. */
-static void words(const u32 key[2], u64 start, u32 *__restrict__ first, u32 *__restrict__ second) {
+/* The words of counters start .. start + n - 1; start is a multiple of BLOCK, n at most BLOCK. */
+static void words(const u32 key[2], u64 start, int n, u32 *__restrict__ first, u32 *__restrict__ second) {
     const u32 k0 = key[0], k1 = key[1], k2 = k0 ^ k1 ^ 0x1BD11BDAu;
     const u32 high = (u32)(start >> 32), low = (u32)start;
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < n; i++) {
         u32 a = high, b = low + (u32)i;
         THREEFRY(k0, k1, k2, a, b)
         first[i] = a;
@@ -20,10 +20,10 @@ static void words(const u32 key[2], u64 start, u32 *__restrict__ first, u32 *__r
     }
 }
 
-static void xored(const u32 key[2], u64 start, u32 *__restrict__ out) {
+static void xored(const u32 key[2], u64 start, int n, u32 *__restrict__ out) {
     const u32 k0 = key[0], k1 = key[1], k2 = k0 ^ k1 ^ 0x1BD11BDAu;
     const u32 high = (u32)(start >> 32), low = (u32)start;
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < n; i++) {
         u32 a = high, b = low + (u32)i;
         THREEFRY(k0, k1, k2, a, b)
         out[i] = a ^ b;
@@ -34,9 +34,9 @@ static void xored(const u32 key[2], u64 start, u32 *__restrict__ out) {
 static void block(int kind, const u32 key[2], u64 start, int count, double a, double b, void *out) {
     u32 x[BLOCK], y[BLOCK];
     if (kind == BITS64 || kind == PAIRS || kind == UNIFORM64 || kind == NORMAL64)
-        words(key, start, x, y);
+        words(key, start, count, x, y);
     else
-        xored(key, start, x);
+        xored(key, start, count, x);
     switch (kind) {
     case BITS8: {
         uint8_t *__restrict__ to = (uint8_t *)out;
@@ -145,8 +145,8 @@ static void integers(const u32 key[2], u64 start, int count, u64 base, u64 span,
     u64 value[BLOCK];
     fold(upper, 0, 0); /* split(key)[i] is fold_in(key, i) */
     fold(lower, 0, 1);
-    words(upper, start, x, y);
-    words(lower, start, z, w);
+    words(upper, start, count, x, y);
+    words(lower, start, count, z, w);
     if (size == 8) {
         const u64 factor = factor64(span), r = span ? UINT64_MAX / span : 0;
         for (int i = 0; i < count; i++) {
