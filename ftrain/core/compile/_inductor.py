@@ -11,9 +11,12 @@ import torch
 from torch import fx
 
 from ftrain.core._torch_dispatch import OpOverload, schema_of
+from ftrain.core._torch_inductor_split import inline_small_splits
 from ftrain.core._torch_passes import CustomGraphPass
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile._products import LoopSmallProducts, OneDNNProducts
+from ftrain.core.random._operators import threefry_split
+from ftrain.core.random._reference import PARITY, ROTATIONS
 
 __all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
 
@@ -22,6 +25,7 @@ copy_ = torch.ops.aten.copy_.default
 
 def passes(donates: bool) -> dict[str, Any]:
     """Return inductor's settings for a graph; `donates` is True if the graph writes to its inputs."""
+    inline_small_splits(threefry_split, PARITY, ROTATIONS)
     first = _InTurn(MergeEqual(), LoopSmallProducts())
     last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []))
     return {

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_PARITY = 0x1BD11BDA
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 #: The unsigned dtype of each width.
 UINT = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
@@ -29,10 +29,10 @@ UINT = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
 def threefry2x32(key: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt the counters `(x0, x1)` under `key` in 20 rounds; `key[..., i]` broadcasts with them."""
     k0, k1 = key[..., 0], key[..., 1]
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    schedule = (k0, k1, k0 ^ k1 ^ PARITY)
     x0, x1 = x0 + k0, x1 + k1  # new tensors: everything below may be in place
     for group in range(5):
-        for r in _ROTATIONS[group % 2]:
+        for r in ROTATIONS[group % 2]:
             x0 += x1
             low = x1 >> (32 - r)
             low &= (1 << r) - 1
