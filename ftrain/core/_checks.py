@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,29 @@ def without_autocast(device_type: str) -> Iterator[None]:
         yield
 
 
+class _Checked(threading.local):
+    state: Any = None
+
+
+_checked = _Checked()
+
+
+class checked:
+    """Context manager that checks the state of a step once; the pieces of the step do not repeat it."""
+
+    def __init__(self, state: Any) -> None:
+        check_state(state)
+        self._state = state
+
+    def __enter__(self) -> None:
+        self._outer, _checked.state = _checked.state, self._state
+
+    def __exit__(self, *_: object) -> None:
+        _checked.state = self._outer
+
+
 def check_state(state: Any) -> None:
-    """Raise unless `state` is a `TrainState`."""
+    """Raise unless `state` is a `TrainState` with a valid step, outside of every differentiation."""
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state: expected an ftrain.TrainState, got {type(state).__name__}. Make one with "
@@ -53,7 +75,8 @@ def check_state(state: Any) -> None:
         )
     if in_gradient_transform():
         raise _differentiated("one by a transform of torch.func", "state")
-    _refuse_gradients("state", state)
+    if state is not _checked.state:
+        _refuse_gradients("state", state)
 
 
 def _refuse_gradients(name: str, value: Any) -> None:

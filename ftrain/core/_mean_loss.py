@@ -73,7 +73,9 @@ class MeanLoss:
             loss = weighted(loss._replace(total=total.to(loss.weight.dtype)), weight)
             return Sums(loss.total, loss.weight, buffers, Metrics({}))
 
-        zero = torch.zeros((), device=state.step.device)
+        def zero() -> torch.Tensor:
+            return torch.zeros((), device=state.step.device)
+
         # Unrolled, since the caller may differentiate it.
         sums = self._summed(of_part, zero, state, key, batch, scans=False)
         mean: torch.Tensor = sums.totals / safe_weight(sums.weight)
@@ -109,7 +111,10 @@ class MeanLoss:
 
         # Gradients of one micro-batch are those of its mean loss: neither weighted nor divided.
         is_mean = self._is_whole(batch) and self._grad_reduce is None
-        zeros = tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
+
+        def zeros() -> Any:
+            return tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
+
         sums = self._summed(of_part, zeros, state, key, batch, scans=True)
         divisor = safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
@@ -120,7 +125,7 @@ class MeanLoss:
     def _summed(
         self,
         of_part: PartFn,
-        zeros: Any,
+        zeros: Callable[[], Any],
         state: TrainState,
         key: torch.Tensor,
         batch: Any,
@@ -133,7 +138,7 @@ class MeanLoss:
         else:
             parts = split_batch(batch, self._accumulate)
             parts = parts if scans else parts.unstack()
-            sums = accumulate_micro_batches(of_part, zeros, state.buffers, key, parts)
+            sums = accumulate_micro_batches(of_part, zeros(), state.buffers, key, parts)
         if self._grad_reduce is not None:
             totals, weight = self._grad_reduce(sums.totals, sums.weight)
             sums = sums._replace(totals=totals, weight=weight)

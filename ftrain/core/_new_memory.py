@@ -25,15 +25,30 @@ def copied(make: Callable[[], Any]) -> Any:
             too wherever Dynamo evaluates frames.
     """
     leaves, treedef = tree.flatten(make())
-    places = [*range(len(leaves))]
-    if not _torch.inside_functorch() and all(type(leaf) is torch.Tensor for leaf in leaves):
-        held = set(held_elsewhere(leaves, len(leaves)))
-        places = [
-            place
-            for place, leaf in enumerate(leaves)
-            # Memory that torch has not allocated, such as a NumPy array's, cannot be resized.
-            if place in held or not leaf.untyped_storage().resizable()
-        ]
-    for place in places:
-        leaves[place] = leaves[place].clone()
+    kept = set(unshared(leaves))
+    for place in range(len(leaves)):
+        if place not in kept:
+            leaves[place] = leaves[place].clone()
     return tree.unflatten(treedef, leaves)
+
+
+def unshared(leaves: list[torch.Tensor], containers: int = 0) -> list[int]:
+    """Return the positions of plain tensors whose memory nothing else refers to.
+
+    Args:
+        leaves: the tensors, in a list that the caller alone refers to.
+        containers: the number of other containers that refer to each of them.
+    """
+    if _torch.inside_functorch() or any(type(leaf) is not torch.Tensor for leaf in leaves):
+        return []
+    held = set(held_elsewhere(leaves, len(leaves), containers))
+    return [
+        place for place, leaf in enumerate(leaves) if place not in held and _fills_storage(leaf)
+    ]
+
+
+def _fills_storage(tensor: torch.Tensor) -> bool:
+    """Return True for a tensor in memory of its size that torch has allocated."""
+    storage = tensor.untyped_storage()
+    # Memory that torch has not allocated, such as a NumPy array's, cannot be resized.
+    return storage.resizable() and storage.nbytes() == tensor.nbytes

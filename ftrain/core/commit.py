@@ -14,6 +14,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._checks import check_state, isolated
+from ftrain.core._new_memory import unshared
 from ftrain.core._torch import value_at_hand
 from ftrain.core._words import a_or_an
 from ftrain.core.gradients import GradientResult
@@ -21,7 +22,7 @@ from ftrain.core.metrics import Last, Metrics
 from ftrain.core.optimizer import like
 from ftrain.core.state import TrainState
 
-__all__ = ["check_order", "commit"]
+__all__ = ["check_order", "commit", "committed"]
 
 
 def commit(
@@ -46,6 +47,21 @@ def commit(
             the next step could not be the same function; the message names the leaf.
     """
     check_order("commit", state=state, proposed=proposed, result=result)
+    return committed(state, proposed, result, is_temporary=False)
+
+
+def committed(
+    state: TrainState, proposed: TrainState, result: GradientResult, *, is_temporary: bool
+) -> tuple[TrainState, Metrics]:
+    """Return the next state and the metrics, as `commit` does.
+
+    Args:
+        state: the state before the step.
+        proposed: the state after it.
+        result: the gradients of a batch.
+        is_temporary: True if the caller uses neither `proposed` nor `result` afterwards: then their
+            tensors to which nothing else refers become part of the next state without a copy.
+    """
     check_state(state)
     proposed = proposed.replace(buffers=result.buffers, scaler=(), rng=result.rng)
     kept = state.replace(scaler=(), rng=result.rng)
@@ -59,17 +75,23 @@ def commit(
         )
     _check_fixpoint(kept, olds, news)
     known = None if result.finite is None else value_at_hand(result.finite)
+    is_copied = [True] * len(news)
+    if known and is_temporary:
+        for place in unshared(news, containers=1):
+            is_copied[place] = False
 
-    def choose(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def choose(old: torch.Tensor, new: torch.Tensor, copy: bool) -> torch.Tensor:
         if known is False:
             return old.clone()
+        if not copy:
+            return like(new, old)
         if new is old or result.finite is None or known:
             # Copied, because it may share memory with the old state, the batch or another leaf.
             return like(new.clone(), old)
         return like(torch.where(result.finite, new, old), old)
 
     with isolated(state.step.device.type):
-        chosen = tree.unflatten(treedef, list(map(choose, olds, news)))
+        chosen = tree.unflatten(treedef, list(map(choose, olds, news, is_copied)))
         rng = result.rng
         if result.finite is not None:
             # Both branches are the same key, but every write to a donated state now depends on the last

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from ftrain.core import random
-from ftrain.core._checks import check_state, isolated
+from ftrain.core._checks import checked, isolated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
 from ftrain.core._words import a_or_an
-from ftrain.core.commit import check_order, commit
+from ftrain.core.commit import check_order, committed
 from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
 from ftrain.core.gradients import GradientFn, GradientResult, NonFinite, gradients
@@ -73,8 +73,8 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Return the state after this batch, and the metrics of the step."""
-        check_state(state)
-        return self._watch(lambda: self.fn(state, batch), state.step.device)
+        with checked(state):
+            return self._watch(lambda: self.fn(state, batch), state.step.device)
 
 
 def make_steps(
@@ -154,7 +154,8 @@ def make_steps(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         result = gradients_of(state, batch)
         closures = gradients_of.closures(state, batch)
-        return commit(state, update(optimizer, state, result, **closures), result)
+        proposed = update(optimizer, state, result, **closures)
+        return committed(state, proposed, result, is_temporary=True)
 
     train_step = TrainStep(
         step,

@@ -73,13 +73,16 @@ class OwnedLeaves:
             self.storages = frozenset(map(storage_of, self.leaves))
 
 
-def held_elsewhere(tensors: Sequence[torch.Tensor], n: int) -> list[int]:
-    """Return which of the first `n` tensors are referenced outside of the list, by position."""
+def held_elsewhere(tensors: Sequence[torch.Tensor], n: int, containers: int = 0) -> list[int]:
+    """Return which of the first `n` tensors are referenced outside of the list, by position.
+
+    References from other containers are not counted, up to `containers` for each tensor.
+    """
     references = list(map(sys.getrefcount, tensors))[:n]
     return [
         place
         for place, count in enumerate(references)
-        if count != _ALONE or _counts(tensors[place]) != _UNSHARED
+        if count > _ALONE + containers or _counts(tensors[place]) != _UNSHARED
     ]
 
 
