@@ -19,6 +19,13 @@ from ftrain.core.state import TrainState
 @contextlib.contextmanager
 def isolated(device_type: str) -> Iterator[None]:
     """Turn off autocast, grad mode and inference mode inside the context."""
+    if not (
+        torch.is_grad_enabled()
+        or torch.is_inference_mode_enabled()
+        or torch.is_autocast_enabled(device_type)
+    ):  # as in the pieces of a step: 1 µs instead of 6
+        yield
+        return
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_type):
         yield
 
@@ -76,16 +83,16 @@ def check_state(state: Any) -> None:
     if in_gradient_transform():
         raise _differentiated("one by a transform of torch.func", "state")
     if state is not _checked.state:
-        _refuse_gradients("state", state)
+        _refuse_gradients(state)
 
 
-def _refuse_gradients(name: str, value: Any) -> None:
+def _refuse_gradients(state: TrainState) -> None:
     """Raise if grad mode is on and a leaf requires a gradient, since a step would detach it."""
     if not torch.is_grad_enabled():
         return
-    for index, leaf in enumerate(tree.leaves(value)):
+    for index, leaf in enumerate(tree.leaves(state)):
         if isinstance(leaf, torch.Tensor) and requires_grad_outside(leaf):
-            raise _differentiated(f"one by {name}{tree.paths(value)[index]}", name)
+            raise _differentiated(f"one by state{tree.paths(state)[index]}", "state")
 
 
 def _differentiated(by: str, name: str) -> ValueError:
@@ -101,9 +108,11 @@ def check_batch(batch: Any, device: torch.device) -> None:
 
     None of them may require a gradient.
     """
-    _refuse_gradients("batch", batch)
+    graded = torch.is_grad_enabled()
     for index, leaf in enumerate(tree.leaves(batch)):
         if isinstance(leaf, torch.Tensor):
+            if graded and requires_grad_outside(leaf):
+                raise _differentiated(f"one by batch{tree.paths(batch)[index]}", "batch")
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
                 path = tree.paths(batch)[index]
                 raise ValueError(

@@ -104,7 +104,7 @@ class MeanLoss:
             return Sums(grads, weight, buffers, Metrics(entries))
 
         def finished(total: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-            grad = total if is_mean else total / divisor
+            grad = total if divisor is None else total / divisor
             if inverse is not None:
                 grad = grad * inverse
             return grad if grad.dtype == param.dtype else grad.to(param.dtype)
@@ -116,7 +116,9 @@ class MeanLoss:
             return tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
 
         sums = self._summed(of_part, zeros, state, key, batch, scans=True)
-        divisor = safe_weight(sums.weight)
+        if is_mean and inverse is None:
+            return sums
+        divisor = None if is_mean else safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
 
     def _is_whole(self, batch: Any) -> bool:
