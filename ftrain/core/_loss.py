@@ -20,42 +20,47 @@ from ftrain.core.metrics import BatchMean, Mean, Metrics, as_metrics, on_device
 from ftrain.core.precision import Policy
 from ftrain.core.random.keyed import key_of
 
-LossFn = Callable[..., Any]  # (model, batch) or (model, batch, key) -> loss | (loss, metrics)
+#: `(model, batch) -> loss | (loss, metrics)`; with a parameter `key` or `extras`, these are passed too.
+LossFn = Callable[..., Any]
 
 _RESERVED = ("loss", "grad_norm", "skipped", "loss_scale", "learning_rate")
 _CAPTURED_REMEDY = (
     "A step must be a function of its state and batch: pass the tensor in the batch, register it "
     "as a buffer, or carry it in state.extras"
 )
-_BATCH_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
+_INPUT_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class WatchedLoss:
     """Loss function, together with the tensors that it captures.
 
     Attributes:
+        takes_extras: the function has a parameter `extras`.
         captured: those tensors.
         calls: the calls made so far; at the first, bytes are compared.
     """
 
     def __init__(self, loss_fn: LossFn) -> None:
         functools.update_wrapper(self, loss_fn, updated=())  # not what a callable object holds
-        self._loss_fn, self._takes_key = loss_fn, takes_key(loss_fn)
+        self._loss_fn, self._takes_key = loss_fn, takes(loss_fn, "key")
+        self.takes_extras = takes(loss_fn, "extras")
         self.captured = Captured(loss_fn)
         self.calls = FirstCalls()
 
-    def __call__(self, model: Any, batch: Any) -> Any:
+    def __call__(self, model: Any, batch: Any, extras: Any) -> Any:
         """Call the loss; if it has a parameter `key`, pass a new key from the surrounding `keyed`."""
         guard(self._loss_fn)
-        if self._takes_key:
-            return self._loss_fn(model, batch, key=key_of("loss"))
-        return self._loss_fn(model, batch)
+        more = {"key": key_of("loss")} if self._takes_key else {}
+        if self.takes_extras:
+            more["extras"] = extras
+        return self._loss_fn(model, batch, **more)
 
 
 def call_loss(
     loss_fn: LossFn,
     module: nn.Module,
     batch: Any,
+    extras: Any,
     policy: Policy,
     device_type: str,
     where: str,
@@ -64,25 +69,33 @@ def call_loss(
     """Return `loss_fn(module, batch)` under the policy's autocast; raise if it wrote to an input.
 
     Args:
+        extras: of the state; read if the loss has a parameter of this name.
         device_type: the state's: a batch may begin with a 0-d tensor on the host.
         until: a stack until whose end nothing may change, for code that runs in a backward pass.
     """
-    leaves, treedef = tree.flatten(batch)
+    watched = loss_fn if isinstance(loss_fn, WatchedLoss) else WatchedLoss(loss_fn)
+    given = {"batch": batch, "state.extras": extras if watched.takes_extras else {}}
+    leaves, treedef = tree.flatten(given)
     places = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
     # Containers of its own: a loss may pop the labels out of its batch.
     own = tree.unflatten(treedef, leaves)
 
     def name(place: int) -> str:
-        return f"batch{tree.paths(batch)[place]}"
+        # "['batch']['x']" reads batch['x'].
+        argument, rest = tree.paths(given)[place].removeprefix("['").split("']", 1)
+        return argument + rest
 
-    watched = loss_fn if isinstance(loss_fn, WatchedLoss) else WatchedLoss(loss_fn)
     with contextlib.ExitStack() as call:
         (until or call).enter_context(_unchanged(watched, places, name))
         with policy.inside_loss(device_type):
             try:
-                return watched(module, own)
+                return watched(module, own["batch"], own["state.extras"])
             except Exception as error:
-                shapes = ", ".join(f"{name(place)}: {kind(t)}" for place, t in places.items())
+                shapes = ", ".join(
+                    f"{name(place)}: {kind(t)}"
+                    for place, t in places.items()
+                    if name(place).startswith("batch")
+                )
                 error.add_note(f"while computing {where} on {shapes}")
                 raise
 
@@ -94,7 +107,7 @@ def _unchanged(
     captured = loss.captured.tensors()
     first = loss.calls.is_first("call", [*places.values(), *captured.values()])
     with (
-        unchanged(places, "input", _BATCH_REMEDY, name, compare_bytes=first),
+        unchanged(places, "input", _INPUT_REMEDY, name, compare_bytes=first),
         unchanged(captured, "captured tensor", _CAPTURED_REMEDY, compare_bytes=first),
     ):
         yield
@@ -102,14 +115,14 @@ def _unchanged(
         loss.calls.passed("call")
 
 
-def takes_key(loss_fn: Callable[..., Any]) -> bool:
-    """Return True if a loss function has a parameter `key` that the caller must provide.
+def takes(loss_fn: Callable[..., Any], name: str) -> bool:
+    """Return True if a loss function has a parameter `name` that the caller must provide.
 
-    >>> takes_key(lambda model, batch, key: 0), takes_key(lambda model, batch: 0)
+    >>> takes(lambda model, batch, key: 0, "key"), takes(lambda model, batch: 0, "extras")
     (True, False)
     """
     try:
-        parameter = inspect.signature(loss_fn).parameters.get("key")
+        parameter = inspect.signature(loss_fn).parameters.get(name)
     except (TypeError, ValueError):  # a builtin without a signature
         return False
     return (

@@ -68,7 +68,7 @@ class MeanLoss:
             buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
         ) -> Sums:
             with random.keyed(key, self._bound.skeleton.module):
-                total, metrics, buffers = self._forward(state.params, buffers, key, part)
+                total, metrics, buffers = self._forward(state.params, buffers, extras, key, part)
             loss = metrics.entries["loss"]
             loss = weighted(loss._replace(total=total.to(loss.weight.dtype)), weight)
             return Sums(loss.total, loss.weight, buffers, Metrics({}))
@@ -76,6 +76,7 @@ class MeanLoss:
         def zero() -> torch.Tensor:
             return torch.zeros((), device=state.step.device)
 
+        extras = self._extras(state)
         # Unrolled, since the caller may differentiate it.
         sums = self._summed(of_part, zero, state, key, batch, scans=False)
         mean: torch.Tensor = sums.totals / safe_weight(sums.weight)
@@ -94,7 +95,7 @@ class MeanLoss:
             buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
         ) -> Sums:
             grads, buffers, metrics = self._forward_backward(
-                state.params, scale, buffers, key, part
+                state.params, scale, buffers, extras, key, part
             )
             entries = {name: weighted(x, weight) for name, x in metrics.entries.items()}
             weight = entries["loss"].weight
@@ -109,6 +110,7 @@ class MeanLoss:
                 grad = grad * inverse
             return grad if grad.dtype == param.dtype else grad.to(param.dtype)
 
+        extras = self._extras(state)
         # Gradients of one micro-batch are those of its mean loss: neither weighted nor divided.
         is_mean = self._is_whole(batch) and self._grad_reduce is None
 
@@ -120,6 +122,10 @@ class MeanLoss:
             return sums
         divisor = None if is_mean else safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
+
+    def _extras(self, state: TrainState) -> Any:
+        """Return the state's extras as the loss reads them, in the precision of its parameters."""
+        return self._policy.cast(state.extras) if self._loss_fn.takes_extras else {}
 
     def _is_whole(self, batch: Any) -> bool:
         return self._accumulate == 1 and not isinstance(batch, MicroBatches)
@@ -147,7 +153,7 @@ class MeanLoss:
         return sums
 
     def _forward_backward(
-        self, params: Any, scale: Any, buffers: Any, key: torch.Tensor, part: Any
+        self, params: Any, scale: Any, buffers: Any, extras: Any, key: torch.Tensor, part: Any
     ) -> tuple[Any, Any, Metrics]:
         """Return gradients, buffers and metrics of one micro-batch.
 
@@ -155,7 +161,7 @@ class MeanLoss:
         """
 
         def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
-            total, metrics, after = self._forward(params, buffers, key, part, until)
+            total, metrics, after = self._forward(params, buffers, extras, key, part, until)
             return total, (after, metrics)
 
         def seed(aux: Any) -> torch.Tensor:
@@ -190,6 +196,7 @@ class MeanLoss:
         self,
         params: Any,
         buffers: Any,
+        extras: Any,
         key: torch.Tensor,
         part: Any,
         until: contextlib.ExitStack | None = None,
@@ -198,7 +205,7 @@ class MeanLoss:
         device = key.device.type
         out, after = self._bound.call(
             lambda module: call_loss(
-                self._loss_fn, module, part, self._policy, device, self._where, until
+                self._loss_fn, module, part, extras, self._policy, device, self._where, until
             ),
             params,
             buffers,

@@ -31,16 +31,16 @@ def evaluation(
     The same state and batch give the same metrics, even if dropout was left on.
     """
     bound = bind(model)
-    eval_fn = WatchedLoss(eval_fn)
+    watched = WatchedLoss(eval_fn)
     policy = Policy.named(precision)
-    where = describe(eval_fn)
+    where = describe(watched)
 
-    watch = Watch(eval_fn, bound.skeleton.module)
+    watch = Watch(watched, bound.skeleton.module)
 
     def eval_step(state: TrainState, batch: Any) -> Metrics:
         device = _device(state, batch)
         with isolated(device.type):
-            out = watch(lambda: _called(bound, eval_fn, policy, where, state, batch), device)
+            out = watch(lambda: _called(bound, watched, policy, where, state, batch), device)
             metrics: Metrics = _detached(split_loss(out, where)[1])
             return metrics
 
@@ -89,7 +89,7 @@ def _device(state: TrainState, batch: Any) -> torch.device:
 
 
 def _called(
-    bound: Bound, fn: LossFn, policy: Policy, where: str, state: TrainState, batch: Any
+    bound: Bound, fn: WatchedLoss, policy: Policy, where: str, state: TrainState, batch: Any
 ) -> Any:
     """Call `fn(module, batch)` in eval mode, under the policy's precision, with keyed draws.
 
@@ -97,11 +97,14 @@ def _called(
     No tensor of the state or the batch requires a gradient, so that nothing else is recorded.
     """
     # An average is kept in float32, whatever the parameters' precision is.
-    values = policy.cast((state.params, state.buffers, batch))
-    params, buffers, batch = _detached(values)
+    extras = state.extras if fn.takes_extras else {}
+    values = policy.cast((state.params, state.buffers, extras, batch))
+    params, buffers, extras, batch = _detached(values)
     with random.keyed(state.rng, bound.skeleton.module), torch.enable_grad():
         out, _ = bound.call(
-            lambda module: call_loss(fn, module, batch, policy, state.step.device.type, where),
+            lambda module: call_loss(
+                fn, module, batch, extras, policy, state.step.device.type, where
+            ),
             params,
             buffers,
             False,

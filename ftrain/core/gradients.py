@@ -112,7 +112,7 @@ def gradients(
             `Mean(total, weight)`; `metrics` a dict, nested or not, of 0-d tensors, numbers, metrics,
             and tensors with one entry for each example (`PerExample`, concatenated over
             micro-batches). With a parameter `key`, `loss_fn(model, batch, key)`, it gets a key of its
-            own.
+            own; with a parameter `extras`, it reads `state.extras`, of which no gradient is taken.
         precision: a name or a `Policy`.
         accumulate: the number of micro-batches into which a batch is split, along the first axis.
         nonfinite: `"skip"`, `"raise"` (waits for the device at every step) or `"ignore"`.

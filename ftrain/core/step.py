@@ -97,7 +97,9 @@ def make_steps(
             state's tensors in place. `loss` is a 0-d tensor, or `Mean(total, weight)` where
             micro-batches or ranks have different weights. `metrics` is a dict, nested or not, of 0-d
             tensors, numbers, metrics, and tensors with one entry for each example. With a parameter
-            `key`, `loss_fn(model, batch, key)`, it gets a key of its own for `ftrain.random`.
+            `key`, `loss_fn(model, batch, key)`, it gets a key of its own for `ftrain.random`; with a
+            parameter `extras`, it reads `state.extras` (a teacher, an average), of which no gradient
+            is taken.
         optimizer: a pair `init(params)`, `update(grads, opt_state, params)`, such as `optim.adamw`.
         eval_fn: like `loss_fn`, for `eval_step`; default: `loss_fn`.
         precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"`, or a `Policy`.
