@@ -75,6 +75,29 @@ class GradientFn:
         check_state(state)
         return self._watch(lambda: self._result(state, batch), state.step.device)
 
+    def viewing(self, view: Callable[[TrainState], TrainState]) -> GradientFn:
+        """Return the gradients at `view(state)`, for a loss that reads extras computed from the state.
+
+        Args:
+            view: a pure function that returns a state with the same parameters.
+
+        Example:
+            >>> from torch import nn
+            >>> def loss_fn(model, batch, extras):
+            ...     return (model(batch) - extras["level"]).square().mean()
+            >>> def view(state):
+            ...     return state.replace(extras={"level": 1 / (1 + state.step)})
+            >>> apply = bind(nn.Linear(2, 1))
+            >>> params, buffers = apply.init(random.key(0))
+            >>> state = TrainState(torch.tensor(0), params, buffers, (), (), random.key(1), {})
+            >>> result = gradients(apply, loss_fn).viewing(view)(state, torch.ones(4, 2))
+        """
+        return GradientFn(
+            lambda state, batch: self._result(view(state), batch),
+            lambda state, batch: self._closures(view(state), batch),
+            self._watch,
+        )
+
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
         """Return functions of the parameters that compute this batch's loss and gradients.
 

@@ -3,6 +3,7 @@
     cross_entropy  mse  causal_lm  dice  ...    losses of a model and a batch, for configurations
     functional                                  losses as functions of predictions and labels
     metrics                                     F1, perplexity, recall@k, ..., exact over any batches
+    Teacher  distillation  byol  dino           a student's losses against a teacher
     mlp(inputs, outputs)                        a multilayer perceptron
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     call_model  find_output  find_labels        of batches and outputs of any form
@@ -19,6 +20,16 @@ from ftrain.tasks.adapters import (
     find_labels,
     find_output,
     output_and_labels,
+)
+from ftrain.tasks.distillation import (
+    Teacher,
+    byol,
+    dino,
+    distillation,
+    feature_distillation,
+    self_taught,
+    with_running_mean,
+    with_teacher,
 )
 from ftrain.tasks.losses import (
     binary_cross_entropy,
@@ -46,13 +57,18 @@ from ftrain.tasks.predictions import predictions
 
 __all__ = [
     "Prediction",
+    "Teacher",
     "binary_cross_entropy",
+    "byol",
     "call_model",
     "causal_lm",
     "cross_entropy",
     "ctc",
     "dice",
+    "dino",
+    "distillation",
     "dpo",
+    "feature_distillation",
     "find_labels",
     "find_output",
     "focal",
@@ -68,7 +84,10 @@ __all__ = [
     "next_token",
     "output_and_labels",
     "predictions",
+    "self_taught",
     "supervised_contrastive",
     "triplet",
     "tversky",
+    "with_running_mean",
+    "with_teacher",
 ]

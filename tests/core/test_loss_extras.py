@@ -151,3 +151,20 @@ def test_extras_bound_by_functools_partial_are_not_replaced() -> None:
     zeros = {"target": {"w": torch.zeros(6, 2)}}
     steps, state = steps_of(functools.partial(towards, extras=zeros))
     assert float(steps.train_step(state, X)[1]["wanted"]) == 0
+
+
+def test_gradients_of_a_view_are_those_at_the_viewed_state() -> None:
+    steps, state = steps_of(towards)
+    gradients = steps.train_step.gradients
+
+    def view(state: Any) -> Any:
+        return state.replace(extras={"target": {"w": state.params["weight"].T * 2}})
+
+    viewed = gradients.viewing(view)
+    assert_same_bits(viewed(state, X), gradients(view(state), X))
+    assert not same_bytes(viewed(state, X).grads, gradients(state, X).grads)
+    value, expected = (
+        each.closures(at, X)["value_fn"](state.params)
+        for each, at in ((viewed, state), (gradients, view(state)))
+    )
+    assert same_bytes(value, expected)

@@ -13,8 +13,11 @@ from torch import Tensor
 
 import ftrain
 from ftrain.core.metrics import Mean
-from tests.tasks.cases import CASES, Case, Tensors
+from tests.tasks.cases import CASES as OTHERS
+from tests.tasks.cases import Case, Tensors
+from tests.tasks.distillation_cases import DISTILLATION
 
+CASES = {**OTHERS, **DISTILLATION}
 SPLITTING = [name for name, case in CASES.items() if case.splits]
 WEIGHING = [name for name, case in CASES.items() if case.weighs]
 IGNORING = [name for name, case in CASES.items() if case.ignores]
@@ -170,7 +173,7 @@ def test_compiled_ctc_raises_because_its_alignments_depend_on_values() -> None:
 
 
 LOSSES = "cross_entropy causal_lm mse huber focal dice lovasz"
-LOSSES += " info_nce supervised_contrastive triplet dpo ctc"
+LOSSES += " info_nce supervised_contrastive triplet dpo ctc soft_targets distillation dino"
 
 
 @pytest.mark.parametrize("name", LOSSES.split())

@@ -16,19 +16,30 @@ Start reading at `classification.py`. Losses that call the model themselves, for
 from ftrain.tasks.functional.alignment import ctc
 from ftrain.tasks.functional.classification import cross_entropy, cutmix, mixup, multi_label
 from ftrain.tasks.functional.contrastive import info_nce, supervised_contrastive, triplet
+from ftrain.tasks.functional.distillation import (
+    byol,
+    dino,
+    distillation,
+    feature_matching,
+    soft_targets,
+)
 from ftrain.tasks.functional.language import causal_lm, chunked_causal_lm, masked_lm
 from ftrain.tasks.functional.preference import dpo, sequence_log_probs
 from ftrain.tasks.functional.regression import gaussian_nll, huber, mae, mse
 from ftrain.tasks.functional.segmentation import dice, focal, lovasz, tversky
 
 __all__ = [
+    "byol",
     "causal_lm",
     "chunked_causal_lm",
     "cross_entropy",
     "ctc",
     "cutmix",
     "dice",
+    "dino",
+    "distillation",
     "dpo",
+    "feature_matching",
     "focal",
     "gaussian_nll",
     "huber",
@@ -40,6 +51,7 @@ __all__ = [
     "mse",
     "multi_label",
     "sequence_log_probs",
+    "soft_targets",
     "supervised_contrastive",
     "triplet",
     "tversky",

@@ -1,0 +1,179 @@
+"""Teacher of a distillation: a model whose tensors lie in `state.extras`, and are never trained.
+
+    teacher = Teacher(Large)
+    loss_fn = functools.partial(tasks.distillation, teacher=teacher, temperature=4.0)
+    steps = with_teacher(ftrain.make_steps(Small, loss_fn, optimizer), teacher, params, buffers)
+
+Read next: `self_taught.py`, where the teacher is an average of the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftrain.core import random, tree
+from ftrain.core.functional import Bound, bind
+from ftrain.core.random.keyed import innermost_stream
+from ftrain.core.state import TrainState
+from ftrain.core.step import Steps
+
+__all__ = ["Teacher", "with_teacher"]
+
+
+class Teacher:
+    """Model that a loss evaluates with tensors of `state.extras`, without gradients.
+
+    Its tensors are the entry `{"params": ..., "buffers": ...}` of the extras. The step returns them as
+    they are, so they are in every checkpoint, are moved with the state, and have rows of their own under
+    `vmap`. Inside a loss the policy's precision holds for them too.
+
+    Args:
+        model: a module (its weights are the start), a function that builds one, or a `bind`-ed model.
+        name: the entry of the extras.
+        training: call the model in train mode, with dropout and statistics of the batch (keyed by the
+            step's key; statistics that the model writes are not kept). Default: eval mode.
+
+    Example:
+        >>> teacher = Teacher(nn.Linear(2, 3))
+        >>> extras = {"teacher": teacher.start()}
+        >>> teacher(extras, torch.ones(4, 2)).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module] | Bound,
+        name: str = "teacher",
+        *,
+        training: bool = False,
+    ) -> None:
+        self.model, self.name, self.training = bind(model), name, training
+
+    def __call__(self, extras: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's outputs: `model(*args, **kwargs)`."""
+        return self.call(extras, lambda module: module(*args, **kwargs))
+
+    def call(self, extras: Any, fn: Callable[[nn.Module], Any]) -> Any:
+        """Return `fn(module)`, with the teacher's tensors in the module.
+
+        For methods and parts of the model: `teacher.call(extras, lambda m: m.features(x))`.
+
+        Args:
+            extras: those of the state, which a loss with a parameter `extras` is given.
+            fn: a function of the module; nothing in it is differentiated.
+
+        Raises:
+            KeyError: the extras have no entry of the teacher's name.
+            ValueError: the entry does not hold the tensors of this model.
+        """
+        tensors = self._tensors(extras)
+        with torch.no_grad(), random.keyed(self._key(), self.model.skeleton.module):
+            out, _ = self.model.call(fn, tensors["params"], tensors["buffers"], self.training)
+        return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, out)
+
+    def start(self, seed: int = 0) -> dict[str, Any]:
+        """Return initial tensors: copies of a module's, or those that a function's layers draw."""
+        params, buffers = self.model.init(random.key(seed))
+        return {"params": params, "buffers": buffers}
+
+    def into(self, state: TrainState, params: Any = None, buffers: Any = None) -> TrainState:
+        """Return the state with the teacher's tensors in its extras, as copies on the state's device.
+
+        Args:
+            state: of the student.
+            params: of the teacher, such as `trained.params` of its own state; `None`: as `start()`.
+            buffers: of the teacher; `None`: none, or as `start()` if `params` is `None` too.
+
+        Raises:
+            ValueError: the tensors are not those of the model, or the extras have such an entry.
+
+        Example:
+            >>> import ftrain
+            >>> from ftrain import optim
+            >>> steps = ftrain.make_steps(nn.Linear(2, 3), lambda m, b: m(b).mean(), optim.sgd(0.1))
+            >>> sorted(Teacher(nn.Linear(2, 3)).into(steps.init_state(0)).extras)
+            ['teacher']
+        """
+        if self.name in state.extras:
+            raise ValueError(
+                f"state.extras: expected no entry {self.name!r}, got one. Give the teacher another "
+                "name: Teacher(model, name=...)"
+            )
+        if params is None and buffers is None:
+            tensors = self.start()
+        else:
+            tensors = {"params": dict(params or {}), "buffers": dict(buffers or {})}
+        self._check(tensors)
+        device = state.step.device
+        own = tree.map(lambda x: x.detach().to(device, copy=True), tensors)
+        return state.replace(extras={**state.extras, self.name: own})
+
+    def _tensors(self, extras: Any) -> Any:
+        if not isinstance(extras, dict) or self.name not in extras:
+            known = (
+                ", ".join(map(repr, extras)) if isinstance(extras, dict) else type(extras).__name__
+            )
+            raise KeyError(
+                f"state.extras: expected an entry {self.name!r} with the teacher's tensors, got "
+                f"{known or 'no entries'}. Make the steps with tasks.with_teacher(steps, teacher), or "
+                "the state with teacher.into(state)"
+            )
+        tensors = extras[self.name]
+        if not isinstance(tensors, dict) or tensors.keys() != {"params", "buffers"}:
+            raise ValueError(
+                f"state.extras[{self.name!r}]: expected a dict of 'params' and 'buffers', got "
+                f"{sorted(tensors) if isinstance(tensors, dict) else type(tensors).__name__}. Write "
+                "teacher.into(state, params, buffers)"
+            )
+        return tensors
+
+    def _check(self, tensors: dict[str, Any]) -> None:
+        try:
+            self.model.skeleton.checked(tensors["params"], tensors["buffers"])
+        except ValueError as error:
+            raise ValueError(f"teacher {self.name!r}: {error}") from None
+
+    def _key(self) -> Tensor:
+        """Return a key of the surrounding loss; outside of one, in eval mode, a constant."""
+        if self.training:
+            return random.next_key()
+        stream = innermost_stream()
+        return random.key(0) if stream is None else stream.key_of(f"teacher {self.name}")
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.model!r}, name={self.name!r}, training={self.training})"
+
+
+def with_teacher(steps: Steps, teacher: Teacher, params: Any = None, buffers: Any = None) -> Steps:
+    """Return steps whose `init_state` puts a teacher's tensors into the extras; the others unchanged.
+
+    Args:
+        steps: of `ftrain.make_steps`, whose loss evaluates the teacher.
+        teacher: the teacher.
+        params: its parameters, such as those of `config.load_run(folder).state`; `None`: those of its
+            module.
+        buffers: its buffers.
+
+    Raises:
+        ValueError: the tensors are not those of the teacher's model.
+
+    Example:
+        >>> import functools, ftrain
+        >>> from ftrain import optim, tasks
+        >>> teacher = Teacher(nn.Linear(4, 3))
+        >>> loss_fn = functools.partial(tasks.distillation, teacher=teacher)
+        >>> steps = with_teacher(ftrain.make_steps(nn.Linear(4, 3), loss_fn, optim.sgd(0.1)), teacher)
+        >>> batch = {"x": torch.ones(2, 4), "y": torch.tensor([0, 2])}
+        >>> state, metrics = steps.train_step(steps.init_state(0), batch)
+        >>> sorted(metrics)
+        ['accuracy', 'agreement', 'grad_norm', 'learning_rate', 'loss', 'skipped']
+    """
+
+    def init_state(seed: int) -> TrainState:
+        return teacher.into(steps.init_state(seed), params, buffers)
+
+    return steps._replace(init_state=init_state)
