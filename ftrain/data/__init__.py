@@ -25,6 +25,7 @@ Data sets, without a network:
     images(folder)                  a folder of images for each class (Pillow)
     split(dataset, held_out)        two parts of any of these
     concat(first, second, ...)      several in sequence
+    with_outputs(dataset, fn, path) with a function's outputs for each sample, kept in a file
 
 A `datasets.Dataset` of Hugging Face works in `Loader` unchanged, an `IterableDataset` in `Stream`.
 
@@ -38,6 +39,7 @@ from ftrain.data.digits import digits
 from ftrain.data.idx import idx, mnist
 from ftrain.data.images import images
 from ftrain.data.loader import Loader
+from ftrain.data.outputs import with_outputs
 from ftrain.data.samplers import ByLength, Mixed, Sampler, Sequential, Shuffled, Weighted
 from ftrain.data.splits import concat, split
 from ftrain.data.stream import Stream
@@ -70,4 +72,5 @@ __all__ = [
     "standard_library",
     "text",
     "tokens",
+    "with_outputs",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import pathlib
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ftrain
-from ftrain import optim, tasks, testing
+from ftrain import data, optim, tasks, testing
 from ftrain.core import tree
 from ftrain.testing import assert_same_bits
 from tests.tasks.students import Net, batches, large, taught
@@ -319,6 +320,29 @@ def test_causal_distillation_compares_with_the_next_token() -> None:
     torch.testing.assert_close(found.value, expected)
     same = (logits.argmax(1) == wanted.argmax(1)).float().mean()
     torch.testing.assert_close(metrics["agreement"].value, same)
+
+
+def test_run_with_cached_outputs_has_the_bits_of_one_that_calls_the_teacher(
+    tmp_path: pathlib.Path,
+) -> None:
+    teacher, whole = tasks.Teacher(large().eval()), batches(1, 24)[0]
+    extras = {"teacher": teacher.start()}
+    joined = data.with_outputs(
+        whole,
+        lambda batch: teacher(extras, batch["x"]),
+        tmp_path / "teacher.safetensors",
+        source=extras,
+        batch_size=8,
+    )
+    live = taught(tasks.distillation, module=large().eval())
+    cached = ftrain.make_steps(Net, tasks.distillation, optim.sgd(0.1))
+    ends = []
+    for steps, dataset in ((live, whole), (cached, joined)):
+        state = steps.init_state(0)
+        for batch in data.Loader(dataset, 8, seed=1):
+            state, metrics = steps.train_step(state, batch)
+        ends.append((state.replace(extras={}), metrics))
+    assert_same_bits(ends[1], ends[0])
 
 
 def test_outputs_of_the_teacher_may_be_entries_of_the_batch() -> None:
