@@ -17,6 +17,7 @@ from ftrain.config.build import Parts, build
 from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
+from ftrain.core.step import TrainStep
 
 __all__ = ["dry_run"]
 
@@ -74,9 +75,8 @@ def _first_batch(train: Any) -> Any:
 def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
     """Return FLOPs of forward and backward pass, and bytes of activations saved between the two."""
     config = parts.config
-    gradients = ftrain.gradients(
-        parts.model, parts.loss_fn, precision=config.precision, accumulate=config.accumulate
-    )
+    step = parts.steps.train_step
+    assert isinstance(step, TrainStep)
     own = {leaf.untyped_storage().data_ptr() for leaf in tree.leaves((state, batch))}
     seen: dict[int, int] = {}
 
@@ -87,7 +87,7 @@ def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, 
         return tensor
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda t: t):
-        gradients(state, batch)
+        step.gradients(state, batch)
     return counter.get_total_flops(), sum(seen.values()) // config.accumulate
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from ftrain import optim
+from ftrain.checkpoint import CheckpointError
+from ftrain.config._checkpoints import trained_model
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
 from ftrain.config._places import join
@@ -28,11 +30,13 @@ from ftrain.config.resolve import Resolved, Target, reference, resolve
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core._nearest import nearest
+from ftrain.core.errors import DataError
 from ftrain.core.functional import bind
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps
 from ftrain.data.sources import Data
 from ftrain.loop import Trainer
+from ftrain.tasks import Teacher, self_taught, with_teacher
 
 __all__ = ["Parts", "build"]
 
@@ -51,6 +55,7 @@ class Parts:
         total_steps: updates in the whole run; `None`: unknown.
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
+        taught: what a teacher of the loss makes of steps; the steps themselves without one.
         schedule: count to learning rate; `None`: constant.
         steps: the three functions.
         callbacks: the callbacks of the configuration.
@@ -66,6 +71,7 @@ class Parts:
     total_steps: int | None
     model: Any
     loss_fn: Callable[..., Any]
+    taught: Callable[[Steps], Steps]
     schedule: Callable[[torch.Tensor], torch.Tensor] | None
     steps: Steps
     callbacks: tuple[Any, ...]
@@ -84,7 +90,8 @@ class Parts:
 
     def steps_at(self, learning_rate: Any) -> Steps:
         """Return the step functions for a constant learning rate, a number or 0-d tensor."""
-        return _steps(self.resolved, self.model, self.loss_fn, _chain(self.resolved, learning_rate))
+        optimizer = _chain(self.resolved, learning_rate)
+        return self.taught(_steps(self.resolved, self.model, self.loss_fn, optimizer))
 
     def init_state(self) -> TrainState:
         """Return the state before the first step, with the same bits on every device."""
@@ -140,6 +147,8 @@ def build(
             f"{config.data.name}. Choose another loss, such as cross_entropy, and a model with as many "
             "outputs",
         )
+    teacher, taught = _teacher(resolved, model, losses)
+    losses |= teacher
     if losses:
         loss_fn = functools.partial(loss_fn, **losses)
     schedule = _schedule(resolved, total, evaluation)
@@ -158,8 +167,9 @@ def build(
         total_steps=total,
         model=model,
         loss_fn=loss_fn,
+        taught=taught,
         schedule=schedule,
-        steps=_steps(resolved, model, loss_fn, optimizer),
+        steps=taught(_steps(resolved, model, loss_fn, optimizer)),
         callbacks=callbacks,
         device=device,
     )
@@ -214,6 +224,35 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Step
         accumulate=config.accumulate,
         nonfinite="raise" if config.detect_anomaly else config.nonfinite,
     )
+
+
+def _teacher(
+    resolved: Resolved, model: Any, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
+    """Return the teacher as an argument of the loss, and what it makes of the steps."""
+    config, needs = resolved.config, resolved.loss.needs
+    if needs.self_teacher is not None:
+        if config.ema is None:
+            raise ConfigError.at(
+                "ema",
+                config.places.of(("loss",)),
+                f"expected the decay of an average of the weights, which is the teacher of "
+                f"{config.loss.name}, got null. Write ema: 0.99",
+            )
+        own = Teacher(model)
+        return {needs.self_teacher: own}, lambda steps: self_taught(steps, own)
+    name = needs.teacher
+    if name is None or arguments.get(name) is None:
+        return {}, lambda steps: steps
+    try:
+        found = trained_model(arguments[name], build)
+    except (ConfigError, CheckpointError, DataError) as error:
+        key = ("loss", name)
+        raise ConfigError.at(
+            join(key), config.places.of(key), f"the teacher's run: {error}"
+        ) from None
+    teacher = Teacher(found.model)
+    return {name: teacher}, lambda steps: with_teacher(steps, teacher, found.params, found.buffers)
 
 
 def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:

@@ -49,6 +49,8 @@ _DECLARED_BY: dict[str, tuple[Kind, ...]] = {
     "max_classes": ("loss",),
     "make_steps": ("callback",),
     "inputs": ("data",),
+    "teacher": ("loss",),
+    "self_teacher": ("loss",),
 }
 
 
@@ -73,6 +75,10 @@ class Needs:
             place.
         inputs: of data: a function with the same arguments that returns the inputs of rows without
             targets, for `ftrain predict`.
+        teacher: of a loss: the argument that receives a `tasks.Teacher`. In the configuration its value
+            is the directory of a trained run; without one, the loss gets no teacher.
+        self_teacher: of a loss: the argument that receives a `tasks.Teacher` of the run's own averaged
+            weights; the run needs `ema`.
     """
 
     total_steps: str | None = None
@@ -82,6 +88,8 @@ class Needs:
     max_classes: int | None = None
     make_steps: Callable[..., Any] | str | None = None
     inputs: Callable[..., Any] | str | None = None
+    teacher: str | None = None
+    self_teacher: str | None = None
 
     def check(self, kind: Kind, component: Any) -> None:
         """Raise `ValueError` if a component of this kind cannot declare these requirements."""
@@ -92,7 +100,8 @@ class Needs:
                     f"Needs.{name}: expected a component of the kind {listed}, got {kind}, to which "
                     f"{name} does not apply. Remove {name}"
                 )
-        named = [name for name in (self.total_steps, self.remaining_steps, *self.facts) if name]
+        arguments = (self.total_steps, self.remaining_steps, self.teacher, self.self_teacher)
+        named = [name for name in (*arguments, *self.facts) if name]
         known = inspect.signature(component).parameters
         for name in named:
             if name not in known:
@@ -137,6 +146,8 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
                 (Needs(), ("causal_lm", "masked_lm", "next_token", "dpo", "ctc")),
                 (Needs(), ("multi_label", "dice", "focal", "lovasz", "tversky")),
                 (Needs(), ("info_nce", "supervised_contrastive", "triplet")),
+                (Needs(teacher="teacher"), ("distillation", "feature_distillation")),
+                (Needs(self_teacher="teacher"), ("byol",)),
             )
             for name in names
         },

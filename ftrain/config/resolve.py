@@ -183,13 +183,9 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     parameters = _parameters(function)
     if kind == "data" and config.data.held_out is not None and "held_out" in parameters:
         written["held_out"] = config.data.held_out
-    filled = list(parameters)[: _FILLED.get(kind, 0)]
-    if kind == "data":
-        filled = [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
     needs = needs_of(kind, function)
-    if needs.chained:
-        filled = []  # it scales the optimizer's updates, and gets no learning rate
-    hints = _hints(function)
+    filled = _filled_by_run(kind, needs, list(parameters))
+    hints = {**_hints(function), **({needs.teacher: pathlib.Path} if needs.teacher else {})}
     problems, arguments, files = [], {}, []
 
     def problem(name: str, message: str) -> None:
@@ -229,6 +225,17 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     if problems:
         raise ConfigError(problems)
     return Target(path, component, function, arguments, needs, tuple(files))
+
+
+def _filled_by_run(kind: Kind, needs: Needs, parameters: list[str]) -> list[str]:
+    """Return the parameters that the run fills in, which the configuration must not."""
+    if kind == "data":
+        return [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
+    if needs.chained:
+        return []  # it scales the optimizer's updates, and gets no learning rate
+    # The extras of the state, and the average of its weights, are arguments of losses alone.
+    more = ("extras", needs.self_teacher) if kind == "loss" else ()
+    return parameters[: _FILLED.get(kind, 0)] + [name for name in parameters if name in more]
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:

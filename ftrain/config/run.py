@@ -26,6 +26,7 @@ import torch
 
 from ftrain.checkpoint import Lock, Store
 from ftrain.config import _data_json, _watchers
+from ftrain.config._checkpoints import store
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
@@ -185,20 +186,6 @@ def _closed(store: Store) -> Iterator[None]:
             store.close()
         raise
     store.close()
-
-
-def store(config: Config, folder: pathlib.Path) -> Store:
-    """Return the run's checkpoint store, which keeps checkpoints by the configured rules."""
-    options = config.checkpoint
-    return Store(
-        folder / "checkpoints",
-        keep_last=options.keep_last,
-        keep_best=options.keep_best or None,
-        metric=options.monitor,
-        mode=options.mode,
-        asynchronous=options.asynchronous,
-        copy=config.compile,
-    )
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ from torch import nn
 
 from ftrain import checkpoint as checkpoints
 from ftrain.config import _data_json
+from ftrain.config._checkpoints import checkpoint_of
 from ftrain.config.build import Parts, build
-from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config, run_folder
-from ftrain.config.run import environment, store
+from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.evaluate import prediction
@@ -140,27 +140,3 @@ def load_run(
             state, _ = checkpoints.load(path, like=parts.init_state())
     parts = dataclasses.replace(parts, train=None, held_out=None)
     return Trained(folder, path, state, parts, fitted)
-
-
-def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
-    """Return a checkpoint of a run, given as `"best"`, `"latest"`, a name, or a path.
-
-    Raises:
-        ConfigError: the checkpoint is missing.
-    """
-    kept = store(config, folder)
-    if which not in ("best", "latest"):
-        path = pathlib.Path(which)
-        inside = folder / "checkpoints" / which
-        path = inside if inside.is_dir() and not path.exists() else path
-        if path.exists():
-            return path
-        there = sorted(each.name for each in inside.parent.glob("step-*"))
-        has = ", ".join(["best", "latest", *there]) if there else "none"
-        message = f"checkpoint not found. {folder} has {has}"
-        raise ConfigError.at("", f"--checkpoint {which}", message)
-    found = (kept.best() if which == "best" else None) or kept.latest()
-    if found is None:
-        message = f"{folder} has no checkpoint. Train it: ftrain resume {folder}"
-        raise ConfigError.at("", str(folder / "checkpoints"), message)
-    return found

@@ -35,7 +35,8 @@ def name_table() -> str:
     for kind, count in filled:
         for name, function in _built_in(kind).items():
             line = (inspect.getdoc(function) or "").partition("\n")[0]
-            rows.append(f"| {kind} | `{name}({_arguments(function, count)})` | {line} |")
+            own = registry.needs_of(kind, function).self_teacher
+            rows.append(f"| {kind} | `{name}({_arguments(function, count, own)})` | {line} |")
     many: tuple[registry.Kind, ...] = ("optimizer", "schedule", "callback")
     for kind in many:
         listed = ", ".join(f"`{name}`" for name in _built_in(kind))
@@ -50,9 +51,11 @@ def _built_in(kind: registry.Kind) -> dict[str, Any]:
     return {n: one for n, one in found.items() if f"{one.__module__}.".startswith(rooms)}
 
 
-def _arguments(function: Any, filled: int) -> str:
+def _arguments(function: Any, filled: int, own: str | None) -> str:
     parameters = list(inspect.signature(function).parameters.values())[filled:]
-    parameters = [p for p in parameters if p.name != "fitted"]  # the run's part
+    parameters = [
+        p for p in parameters if p.name not in ("fitted", "extras", own)
+    ]  # the run's part
     return ", ".join(
         p.name if p.default is p.empty else f"{p.name}={_yaml(p.default)}" for p in parameters
     )

@@ -49,6 +49,7 @@ def linear(outputs: int) -> nn.Module:
 
 
 # Model, batch and options of each loss.
+TEACHER = tasks.Teacher(nn.Linear(4, 3))
 LOSSES: dict[str, Any] = {
     "cross_entropy": lambda: (linear(3), {"x": torch.randn(N, 4), "y": ints(3, N)}, {}),
     "cross_entropy weighted": lambda: (
@@ -115,6 +116,21 @@ LOSSES: dict[str, Any] = {
         Two(),
         {"image": torch.randn(N, 4), "text": torch.randn(N, 5)},
         {"logit_scale": "logit_scale"},
+    ),
+    "distillation": lambda: (
+        linear(3),
+        {"x": torch.randn(N, 4), "y": ints(3, N), "teacher": torch.randn(N, 3)},
+        {},
+    ),
+    "feature_distillation": lambda: (
+        nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)),
+        {"x": torch.randn(N, 4), "y": ints(3, N), "teacher": torch.randn(N, 5)},
+        {"layer": "0", "distance": "cosine"},
+    ),
+    "byol": lambda: (
+        linear(3),
+        {"first": torch.randn(N, 4), "second": torch.randn(N, 4)},
+        {"teacher": TEACHER, "extras": {"teacher": TEACHER.start()}, "predictor": None},
     ),
     "supervised_contrastive": lambda: (
         linear(3),

@@ -1,0 +1,99 @@
+"""The checkpoints of a run directory, and the trained run that teaches another one.
+
+Read next: `trained.py`, which loads a run for its user.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ftrain import checkpoint as checkpoints
+from ftrain.checkpoint import Store
+from ftrain.config.errors import ConfigError
+from ftrain.config.folders import run_config, run_folder
+from ftrain.config.schema import Config
+from ftrain.data import fitted
+
+__all__ = ["TrainedModel", "checkpoint_of", "store", "trained_model"]
+
+
+class TrainedModel(NamedTuple):
+    """Model of another run, with the weights of its best checkpoint.
+
+    Attributes:
+        model: the bound model.
+        params: its parameters.
+        buffers: its buffers.
+    """
+
+    model: Any
+    params: Any
+    buffers: Any
+
+
+def trained_model(folder: pathlib.Path, build: Callable[..., Any]) -> TrainedModel:
+    """Return the model of a run, on the CPU.
+
+    Args:
+        folder: the run's directory.
+        build: `ftrain.config.build.build`, which calls this function.
+
+    Raises:
+        ConfigError: the directory is not a run, or has no checkpoint.
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    folder = run_folder(folder)
+    config = run_config(folder, ["device=cpu"])
+    found = fitted.read(folder / fitted.FILE)
+    parts = build(
+        config,
+        fitted={} if found is None else found.fitted,
+        evaluation=True,
+        facts=None if found is None else found.facts,
+    )
+    with warnings.catch_warnings():  # without further training, other bits do not matter
+        warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
+        path = checkpoint_of(config, folder, "best")
+        state, _ = checkpoints.load(path, like=parts.init_state())
+    return TrainedModel(parts.model, state.params, state.buffers)
+
+
+def store(config: Config, folder: pathlib.Path) -> Store:
+    """Return the run's checkpoint store, which keeps checkpoints by the configured rules."""
+    options = config.checkpoint
+    return Store(
+        folder / "checkpoints",
+        keep_last=options.keep_last,
+        keep_best=options.keep_best or None,
+        metric=options.monitor,
+        mode=options.mode,
+        asynchronous=options.asynchronous,
+        copy=config.compile,
+    )
+
+
+def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
+    """Return a checkpoint of a run, given as `"best"`, `"latest"`, a name, or a path.
+
+    Raises:
+        ConfigError: the checkpoint is missing.
+    """
+    kept = store(config, folder)
+    if which not in ("best", "latest"):
+        path = pathlib.Path(which)
+        inside = folder / "checkpoints" / which
+        path = inside if inside.is_dir() and not path.exists() else path
+        if path.exists():
+            return path
+        there = sorted(each.name for each in inside.parent.glob("step-*"))
+        has = ", ".join(["best", "latest", *there]) if there else "none"
+        message = f"checkpoint not found. {folder} has {has}"
+        raise ConfigError.at("", f"--checkpoint {which}", message)
+    found = (kept.best() if which == "best" else None) or kept.latest()
+    if found is None:
+        message = f"{folder} has no checkpoint. Train it: ftrain resume {folder}"
+        raise ConfigError.at("", str(folder / "checkpoints"), message)
+    return found
