@@ -22,9 +22,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
 from torch.utils import checkpoint as torch_checkpoint
 
 from ftrain.core import _torch
+from ftrain.core._recomputation import start_recomputation
 
 __all__ = ["Again", "around_regions", "contexts_now"]
 
@@ -83,6 +85,10 @@ class _Recompute:
         self._contexts = contexts
 
     def __call__(self, *inputs: Any) -> Any:
+        if any(isinstance(x, FakeTensor) for x in inputs):
+            inputs = tuple(
+                start_recomputation(x, []) if isinstance(x, torch.Tensor) else x for x in inputs
+            )
         with _entered(self._contexts):
             return self._function(*inputs)
 

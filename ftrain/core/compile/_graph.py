@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch
+from ftrain.core._recomputation import order_recomputations
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core._write_line import written
 from ftrain.core.compile import _donate
@@ -44,6 +45,7 @@ class GraphEditor:
         self._recover_untraced_views()
         self._materialize_zeros()
         self._replace_tangent_copies()
+        order_recomputations(self.graph)
         self.eliminate_dead_code()
         self.mode = mode
         self.names = list(names)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ftrain.core._recomputation import START
 from ftrain.core._torch_dispatch import OpOverload, schema_of
 from ftrain.core._torch_inductor_split import inline_small_splits
 from ftrain.core._torch_passes import CustomGraphPass
@@ -59,6 +60,8 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     def __call__(self, graph: fx.Graph) -> None:
         seen: dict[Any, fx.Node] = {}
         for node in list(graph.nodes):
+            if node.target is START:
+                seen = {}
             if node.op != "call_function" or not _is_pure(node.target):
                 continue
             try:
@@ -71,7 +74,7 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 
     def uuid(self) -> Any:
         """Return the version of this pass, part of inductor's cache key."""
-        return "ftrain.MergeEqual.1"
+        return "ftrain.MergeEqual.2"
 
 
 class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
