@@ -9,6 +9,7 @@ from ftrain.core.functional import bind, value_and_grad
 from ftrain.core.gradients import GradientFn, GradientResult, gradients
 from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, PerExample, Sum
 from ftrain.core.precision import LossScale, Policy
+from ftrain.core.remat import remat
 from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, TrainStep, make_steps, update
@@ -40,6 +41,7 @@ __all__ = [
     "gradients",
     "make_steps",
     "random",
+    "remat",
     "scan",
     "switch",
     "tree",

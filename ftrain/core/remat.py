@@ -1,0 +1,231 @@
+"""Activation checkpointing: less memory for activations, which the backward pass computes again.
+
+Read next: `_torch_checkpoint.py` (the contexts of a recomputation) and `_recomputation.py` (what keeps
+compilers from undoing it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils import checkpoint
+
+from ftrain.core._structure import copied, named_tensors
+from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._words import a_or_an, did_you_mean
+from ftrain.core.random.keyed import innermost_stream
+
+__all__ = ["Where", "remat"]
+
+#: Modules of a model: a pattern of paths, a class, or several of them.
+Where = str | type[nn.Module] | Sequence[str | type[nn.Module]]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def remat(target: T, where: Where | None = None) -> T:
+    """Return a function or model whose activations are not kept for the backward pass.
+
+    The backward pass calls each region again, in the contexts of its first call: with the same draws,
+    buffers, parameters and autocast. Values, gradients and buffers are those without `remat`, to the bit
+    in eager mode and with `backend="eager"`; a compiler may fuse other operators. Memory for activations
+    is that of the regions' inputs and of one region; time grows by up to one forward pass.
+
+    Three forms:
+
+    - `remat(fn)`: the function as one region. The tensors that it reads should be its arguments: those
+      of a closure are kept in memory.
+    - `remat(module)`: a model like `module` that is one region.
+    - `remat(model, where)`: a model, or a function that builds one, in which each module that `where`
+      selects is a region. Names of parameters, initial values, random streams and checkpoints are those
+      of the model without `remat`.
+
+    Under `torch.vmap` and `torch.func` transforms, which allow no saved-tensor hooks, regions run
+    without checkpointing: the same values, no memory saved. Regions may be nested, and differentiated to
+    any order. Models that use `torch.utils.checkpoint` themselves, such as those of `transformers` after
+    `gradient_checkpointing_enable()`, need no `remat`.
+
+    Args:
+        target: a function, an `nn.Module`, or with `where` a function that builds one. A module is
+            copied; the copy shares its tensors.
+        where: a pattern of module paths, in which `*` stands for any part of one name
+            (`"blocks.*"`, `"encoder.layers.*.mlp"`); a class; or several of these.
+
+    Raises:
+        TypeError: the target is not callable, or a class or pattern is expected.
+        ValueError: a pattern or class selects no module of the model, or a module without `forward`.
+
+    Example:
+        >>> layers = [nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2)]
+        >>> model = nn.Sequential(*layers)
+        >>> saving = remat(model, "*")
+        >>> torch.equal(saving(torch.ones(1, 3)), model(torch.ones(1, 3)))
+        True
+        >>> square = remat(lambda x: x.sin().square().sum())
+        >>> square(torch.zeros(2, requires_grad=True)).item()
+        0.0
+
+    References:
+        Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost",
+        https://arxiv.org/abs/1604.06174
+    """
+    if isinstance(target, nn.Module):
+        return _in_module(target, where)  # type: ignore[return-value]
+    is_class = isinstance(target, type)
+    if not callable(target) or (is_class and where is None):
+        got = f"the class {target.__name__}" if is_class else a_or_an(type(target).__name__)
+        raise TypeError(
+            f"remat: expected a function or an nn.Module, got {got}. Write remat(fn), "
+            "remat(model, 'blocks.*') or remat(lambda: Net(...), 'blocks.*')."
+        )
+    if where is None:
+        return _region(target)
+
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        model = target(*args, **kwargs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                "remat: expected a function that builds an nn.Module, since `where` is given, got "
+                f"{a_or_an(type(model).__name__)} from it. Write remat(fn) for a function of tensors."
+            )
+        return _selected(model, where)
+
+    return build  # type: ignore[return-value]
+
+
+def _in_module(module: nn.Module, where: Where | None) -> nn.Module:
+    memo: dict[int, Any] = {id(t): t for t in named_tensors(module).values()}
+    copy = copied(module, memo)
+    if where is None:
+        _make_region(copy, "")
+        return copy
+    return _selected(copy, where)
+
+
+def _region(fn: T) -> T:
+    @functools.wraps(fn)
+    def region(*args: Any, **kwargs: Any) -> Any:
+        return _call(fn, *args, **kwargs)
+
+    return region  # type: ignore[return-value]
+
+
+def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function as a region."""
+    if not torch.is_grad_enabled():
+        return fn(*args, **kwargs)
+    with _regions():
+        return checkpoint.checkpoint(
+            fn,
+            *args,
+            use_reentrant=False,
+            # Inside of `keyed` nothing draws from a global generator, whose state takes 5 KiB.
+            preserve_rng_state=innermost_stream() is None,
+            **kwargs,
+        )
+
+
+def _regions() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which regions run without checkpointing under transforms of torch.func."""
+    if torch.compiler.is_dynamo_compiling():
+        return contextlib.nullcontext()
+    return around_regions(lambda: contextlib.nullcontext)
+
+
+def _selected(model: nn.Module, where: Where) -> nn.Module:
+    """Make the selected modules of a model regions, in place."""
+    selectors = list(where) if isinstance(where, (list, tuple, set, frozenset)) else [where]
+    modules = dict(model.named_modules())
+    if not selectors:
+        raise ValueError(
+            "remat: expected a pattern or class as `where`, got none. Write 'blocks.*'."
+        )
+    for selector in selectors:
+        found = list(_matching(modules, selector))
+        if not found:
+            raise ValueError(f"remat: {_nothing(modules, selector)}")
+        for path in found:
+            _make_region(modules[path], path)
+    return model
+
+
+def _matching(modules: dict[str, nn.Module], selector: Any) -> Iterator[str]:
+    if isinstance(selector, type) and issubclass(selector, nn.Module):
+        yield from (path for path, module in modules.items() if isinstance(module, selector))
+        return
+    if not isinstance(selector, str):
+        raise TypeError(
+            "remat: expected a pattern of module paths or a module class as `where`, got "
+            f"{selector!r}. Write 'blocks.*', or the class of the blocks."
+        )
+    wanted = selector.split(".")
+    for path in modules:
+        names = path.split(".")
+        if len(names) == len(wanted) and all(map(fnmatch.fnmatchcase, names, wanted)):
+            yield path
+
+
+def _nothing(modules: dict[str, nn.Module], selector: Any) -> str:
+    if isinstance(selector, type):
+        kinds = sorted({type(module).__name__ for module in modules.values()})
+        return (
+            f"expected a class of modules of the model ({', '.join(kinds)}), got "
+            f"{selector.__name__}. Write one of these, or a pattern of paths."
+        )
+    paths = [path for path in modules if path]
+    listed = ", ".join(map(repr, paths[:8])) + (", ..." if len(paths) > 8 else "")
+    return (
+        f"expected a pattern that matches the path of a module ({listed}), got {selector!r}, which "
+        f"matches none.{did_you_mean(selector, paths)} A `*` stands for any part of one name."
+    )
+
+
+class _Region:
+    """Mixin of the classes of modules that are regions."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class of a region is made at run time, and pickle finds no name for it.
+        return _empty_region, (type(self).__mro__[2],), self.__dict__
+
+
+def _make_region(module: nn.Module, path: str) -> None:
+    if isinstance(module, _Region):
+        return
+    if type(module).forward is nn.Module.forward:
+        raise ValueError(
+            f"remat: expected modules with a `forward`, got {path!r}, {a_or_an(type(module).__name__)}, "
+            f"which has none. Select the modules in it: {f'{path}.*'.lstrip('.')!r}."
+        )
+    if "forward" in vars(module):
+        raise ValueError(
+            f"remat: expected modules whose `forward` is that of their class, got {path!r} with a "
+            "`forward` of its own, which would not be a region. Use remat(fn) in that function."
+        )
+    kind: Any = type(module)
+    module.__class__ = _region_class(kind)
+
+
+@functools.cache
+def _region_class(cls: Any) -> type[nn.Module]:
+    """Return a subclass whose `forward` is a region, with the name of its parent."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _call(functools.partial(cls.forward, self), *args, **kwargs)
+
+    # Functions of the model's library read the signature, to choose arguments.
+    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    forward.__doc__ = cls.forward.__doc__
+    names = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (_Region, cls), names)
+
+
+def _empty_region(cls: Any) -> nn.Module:
+    kind = _region_class(cls)
+    return kind.__new__(kind)
