@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -216,6 +217,11 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Step
             "one",
         )
     make = next(iter(declared.values()), make_steps)
+    shared = [
+        _arguments_in_common(one.function, one.arguments, make)
+        for one in resolved.callbacks
+        if one.needs.make_steps is not None
+    ]
     return make(
         model,
         loss_fn,
@@ -223,6 +229,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Step
         precision=config.precision,
         accumulate=config.accumulate,
         nonfinite="raise" if config.detect_anomaly else config.nonfinite,
+        **{name: value for each in shared for name, value in each.items()},
     )
 
 
@@ -253,6 +260,14 @@ def _teacher(
         ) from None
     teacher = Teacher(found.model)
     return {name: teacher}, lambda steps: with_teacher(steps, teacher, found.params, found.buffers)
+
+
+def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -> Mapping[str, Any]:
+    """Return the values of a callback's arguments that a replacement of `make_steps` has as well."""
+    parameters = inspect.signature(callback).parameters
+    values = {name: p.default for name, p in parameters.items()} | dict(written)
+    own = {*inspect.signature(make).parameters} - {*inspect.signature(make_steps).parameters}
+    return {name: value for name, value in values.items() if name in own}
 
 
 def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:

@@ -72,7 +72,7 @@ class Needs:
         max_classes: of a loss: the largest number of classes that it suits. With 2, `ftrain predict`
             reads a single output as the logit of the second class.
         make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
-            place.
+            place. Further arguments that it has in common with the callback have the callback's values.
         inputs: of data: a function with the same arguments that returns the inputs of rows without
             targets, for `ftrain predict`.
         teacher: of a loss: the argument that receives a `tasks.Teacher`. In the configuration its value
@@ -166,10 +166,11 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
         for name in names
     },
     "callback": {
-        "GradientMonitor": _Registered(
-            "ftrain.loop.callbacks:GradientMonitor",
+        name: _Registered(
+            f"ftrain.loop.callbacks:{name}",
             Needs(make_steps="ftrain.loop.callbacks:monitored_steps"),
         )
+        for name in ("GradientHistograms", "GradientMonitor")
     },
 }
 

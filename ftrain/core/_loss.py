@@ -141,7 +141,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         TypeError: it is neither a loss nor a pair of loss and metrics.
         ValueError: a metric has a name that the step itself reports.
     """
-    loss, extra = (out, {}) if not _is_pair(out) else out
+    loss, extra = (out, {}) if not is_pair(out) else out
     metric: type[Mean] = Mean
     if isinstance(loss, Mean):
         total, weight = loss.total, loss.weight
@@ -171,7 +171,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
     return total, Metrics({"loss": counted, **metrics.entries})
 
 
-def _is_pair(out: Any) -> bool:
+def is_pair(out: Any) -> bool:
     return isinstance(out, tuple) and not isinstance(out, Mean) and len(out) == 2
 
 

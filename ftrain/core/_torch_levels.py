@@ -18,6 +18,7 @@ from torch._functorch.pyfunctorch import (
     temporarily_restore_interpreter_stack,
 )
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ftrain.core import _torch
 
@@ -31,6 +32,7 @@ __all__ = [
     "lower",
     "mapped_dim",
     "n_mapped",
+    "place",
 ]
 
 _VMAP = _functorch.TransformType.Vmap
@@ -47,6 +49,15 @@ def is_transformed() -> bool:
     A dual tensor would lose its tangent in one.
     """
     return _torch.inside_functorch() is not None or _torch.is_forward_mode()
+
+
+def place() -> tuple[int, int]:
+    """Return an identity of the transforms and of the trace that are running.
+
+    A tensor of an inner transform, or of the body of a traced loop, must not leave it.
+    (`get_interpreter_stack`, torch 2.0 and later; `get_proxy_mode`, torch 2.3 and later.)
+    """
+    return len(_functorch.get_interpreter_stack() or ()), id(get_proxy_mode())
 
 
 def n_mapped() -> int:

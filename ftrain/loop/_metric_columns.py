@@ -31,12 +31,14 @@ from ftrain.loop._ensemble_members import names as names_of
 from ftrain.loop._metric_transfer import fetch
 from ftrain.loop._reserved_names import check_metrics
 from ftrain.loop.events import LoopWarning
+from ftrain.tasks.metrics import Histogram
 
 __all__ = ["Column", "Columns", "check_names", "read", "row_names", "without_examples"]
 
 _KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
 _KINDS[BatchMean] = "Mean"
-_EXAMPLES = {PerExample, Unreduced}
+#: Metrics without columns in the log.
+_UNLOGGED = {PerExample, Unreduced, Histogram}
 
 
 class Column(NamedTuple):
@@ -188,7 +190,7 @@ def without_examples(metrics: Any) -> Any:
 
 
 def _entries(metrics: Any) -> Mapping[Any, Any]:
-    """Return the metrics of a step as a mapping by name, without per-example values.
+    """Return the metrics of a step as a mapping by name, without those that are not logged.
 
     Raises:
         TypeError: the metrics are not a mapping.
@@ -203,9 +205,9 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
             f"ftrain.Mean(total, weight), got {type(metrics).__name__}. Write "
             "`return state, {'loss': loss}`."
         )
-    if _EXAMPLES.isdisjoint(map(type, entries.values())):  # takes 0.4 µs
+    if _UNLOGGED.isdisjoint(map(type, entries.values())):  # takes 0.4 µs
         return entries
-    return {name: x for name, x in entries.items() if type(x) not in _EXAMPLES}
+    return {name: x for name, x in entries.items() if type(x) not in _UNLOGGED}
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
@@ -349,7 +351,8 @@ def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
 def _leave_out_skipped(chunk: Columns) -> None:
     """Remove skipped steps from the metrics, in place, so that means cover only the applied steps.
 
-    Metrics of kind "Last" (a learning rate, a loss scale) and `skipped` itself keep all steps.
+    Metrics of kind "Last" (a learning rate, a loss scale) keep all steps, and so do `skipped` itself and
+    the counts of modules in which a non-finite value began.
     """
     skipped = chunk.columns.get("skipped")
     if skipped is None or not skipped.kind or skipped.kind == "Last":
@@ -359,7 +362,7 @@ def _leave_out_skipped(chunk: Columns) -> None:
     applied = [[not one for one in fields[0]] for fields in skipped.of_members()]
     every = [any(step) for step in zip(*applied, strict=True)]  # for metrics that members share
     for name, column in chunk.columns.items():
-        if name == "skipped" or column.kind == "Last":
+        if column.kind == "Last" or name == "skipped" or str(name).startswith("nonfinite_"):
             continue
         alike = column.members == skipped.members
         for i, fields in enumerate(column.of_members()):

@@ -5,6 +5,7 @@
     metrics                                     F1, perplexity, recall@k, ..., exact over any batches
     Teacher  distillation  byol  dino           a student's losses against a teacher
     mlp(inputs, outputs)                        a multilayer perceptron
+    gradient_statistics(grads)                  norms and histograms of gradients by module
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     call_model  find_output  find_labels        of batches and outputs of any form
 
@@ -31,6 +32,7 @@ from ftrain.tasks.distillation import (
     with_running_mean,
     with_teacher,
 )
+from ftrain.tasks.gradient_statistics import gradient_statistics
 from ftrain.tasks.losses import (
     binary_cross_entropy,
     causal_lm,
@@ -73,6 +75,7 @@ __all__ = [
     "find_output",
     "focal",
     "gaussian_nll",
+    "gradient_statistics",
     "huber",
     "info_nce",
     "lovasz",

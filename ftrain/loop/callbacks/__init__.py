@@ -22,7 +22,8 @@ Additional values in the log:
     Throughput()                        steps, samples and tokens per second
     LearningRateMonitor()               every learning rate in the state
     GradientMonitor()                   reports layers whose gradients vanish or explode
-    monitored_steps(...)                ftrain.make_steps, with the norms that GradientMonitor needs
+    GradientHistograms(folder)          histograms of gradients by module, for TensorBoard
+    monitored_steps(...)                ftrain.make_steps, with the statistics that these two need
     WindowedAverage()  RunningAverage() averages of any metric
     EMAEvaluation()                     evaluations of averaged weights
     MemoryMonitor()                     the peak memory
@@ -50,6 +51,7 @@ from ftrain.loop.callbacks.csv import CSVLogger
 from ftrain.loop.callbacks.curves import Curves
 from ftrain.loop.callbacks.early_stopping import EarlyStopping
 from ftrain.loop.callbacks.ema import EMAEvaluation
+from ftrain.loop.callbacks.gradient_histograms import GradientHistograms
 from ftrain.loop.callbacks.gradient_norms import monitored_steps
 from ftrain.loop.callbacks.gradients import GradientMonitor
 from ftrain.loop.callbacks.image_grid import ImageGrid
@@ -76,6 +78,7 @@ __all__ = [
     "EMAEvaluation",
     "EarlyStopping",
     "FileLogger",
+    "GradientHistograms",
     "GradientMonitor",
     "ImageGrid",
     "JSONLLogger",

@@ -1,45 +1,75 @@
-"""Steps that also return the gradient norm of each layer, computed in the same graph.
+"""Steps that also return statistics of gradients by module, computed in the same graph.
 
-Read next: `gradients.py`, which monitors them.
+Read next: `gradients.py`, which monitors them, and `ftrain/tasks/gradient_statistics.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ftrain.core._checks import isolated
 from ftrain.core.commit import commit
 from ftrain.core.functional import Bound
 from ftrain.core.gradients import GradientResult
-from ftrain.core.metrics import Mean, Metrics
-from ftrain.core.norm import global_norm
+from ftrain.core.metrics import Metrics
+from ftrain.core.norm import finite_norm
 from ftrain.core.optimizer import Optimizer
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, TrainStep, make_steps, update
+from ftrain.tasks._nonfinite_modules import nonfinite_modules, watching_outputs
+from ftrain.tasks.gradient_statistics import check_statistics, gradient_statistics
 
 __all__ = ["monitored_steps"]
 
 
 def monitored_steps(
-    model: nn.Module | Bound | Any, loss_fn: Any, optimizer: Optimizer, **options: Any
+    model: nn.Module | Bound | Any,
+    loss_fn: Any,
+    optimizer: Optimizer,
+    *,
+    statistics: Sequence[str] = ("norm",),
+    depth: int | None = None,
+    vanishing_below: float | None = None,
+    exploding_above: float | None = None,
+    histogram_edges: Sequence[float] | None = None,
+    first_nonfinite: bool = False,
+    eval_fn: Any = None,
+    **options: Any,
 ) -> Steps:
-    """Return the steps of `ftrain.make_steps`, with an additional metric `grad_norm/<layer>` per layer.
+    """Return the steps of `ftrain.make_steps`, with additional metrics of gradients by module.
 
-    A layer is a module that holds parameters, named by its path. The norms are those of the
-    gradients that the optimizer receives, before clipping; skipped steps have none. State and updates
-    are bitwise equal to those of `make_steps`, and checkpoints are interchangeable.
+    By default, one metric `grad_norm/PATH` for each module that holds parameters. All are those of the
+    gradients that the optimizer receives, before clipping; skipped steps count in none. State and
+    updates are bitwise equal to those of `make_steps`, and checkpoints are interchangeable. Nothing
+    waits for the device, and what is not asked for adds no operator to the step.
 
     Args:
         model: as for `make_steps`.
         loss_fn: as for `make_steps`.
         optimizer: as for `make_steps`.
+        statistics: `"norm"`, `"rms"`, `"max"`, `"mean"`, `"zeros"`: see `tasks.gradient_statistics`.
+        depth: the number of names to which paths are cut; `None`: not at all.
+        vanishing_below: count, as `grad_vanishing/PATH`, the steps in which a norm is at most this
+            fraction of the largest module's.
+        exploding_above: count, as `grad_exploding/PATH`, the steps in which a norm is above this number.
+        histogram_edges: report histograms with these edges, for `GradientHistograms`.
+        first_nonfinite: count the steps with a non-finite gradient by the module where it began: as
+            `nonfinite_output/PATH` for the first module in the forward pass with finite inputs and
+            another output (`(loss)`: the loss function), or else as `nonfinite_grad/PATH` for the module
+            that receives the first non-finite gradient in the backward pass. Reads all outputs of
+            modules; those inside the body of a `scan` or `torch.vmap` of the model are not seen.
+        eval_fn: as for `make_steps`.
         **options: as for `make_steps`.
 
+    Raises:
+        ValueError: a statistic is unknown, or a number out of range.
+
     Example:
+        >>> import torch
         >>> from ftrain import optim
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
         >>> steps = monitored_steps(model, lambda m, b: m(b).mean(), optim.sgd(0.1))
@@ -47,9 +77,35 @@ def monitored_steps(
         >>> [name for name in metrics if "/" in name]
         ['grad_norm/0', 'grad_norm/2']
     """
-    steps = make_steps(model, loss_fn, optimizer, **options)
+    check_statistics(statistics, depth, vanishing_below, exploding_above, histogram_edges)
+    watched = watching_outputs(loss_fn) if first_nonfinite else loss_fn
+    steps = make_steps(model, watched, optimizer, eval_fn=eval_fn or loss_fn, **options)
     step = steps.train_step
     assert isinstance(step, TrainStep)
+
+    def entries_of(result: GradientResult) -> dict[str, Any]:
+        entries = result.metrics.entries
+        if first_nonfinite:
+            finite = result.finite
+            finite = finite_norm(result.grads).finite if finite is None else finite
+            entries = nonfinite_modules(entries, result.grads, finite)
+        return entries | gradient_statistics(
+            result.grads,
+            result.finite,
+            statistics=statistics,
+            depth=depth,
+            vanishing_below=vanishing_below,
+            exploding_above=exploding_above,
+            histogram_edges=histogram_edges,
+        )
+
+    return steps._replace(train_step=_with_metrics(step, optimizer, entries_of))
+
+
+def _with_metrics(
+    step: TrainStep, optimizer: Optimizer, entries_of: Callable[[GradientResult], dict[str, Any]]
+) -> TrainStep:
+    """Return a step with the metrics that a function computes from the gradients of a batch."""
     gradients = step.gradients
 
     def monitored(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -57,23 +113,7 @@ def monitored_steps(
         closures = gradients.closures(state, batch)
         proposed = update(optimizer, state, result, **closures)
         with isolated(state.step.device.type):
-            entries = {**result.metrics.entries, **_norms(result)}
+            entries = entries_of(result)
         return commit(state, proposed, result._replace(metrics=Metrics(entries)))
 
-    return steps._replace(train_step=replace(step, fn=monitored))
-
-
-def _norms(result: GradientResult) -> dict[str, Mean]:
-    """Return the gradient norm of each layer, with weight 0 if the step is skipped."""
-    layers: dict[str, list[torch.Tensor]] = {}
-    for name, grad in result.grads.items():
-        layers.setdefault(name.rpartition(".")[0] or "model", []).append(grad)
-    norms = {f"grad_norm/{layer}": global_norm(grads) for layer, grads in layers.items()}
-    if result.finite is None:
-        return {name: Mean(norm, torch.ones_like(norm)) for name, norm in norms.items()}
-    return {
-        name: Mean(
-            torch.where(result.finite, norm, torch.zeros_like(norm)), result.finite.to(norm.dtype)
-        )
-        for name, norm in norms.items()
-    }
+    return replace(step, fn=monitored)

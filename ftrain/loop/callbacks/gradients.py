@@ -1,17 +1,32 @@
-"""Monitor for layers whose gradients vanish or explode."""
+"""Monitor for layers whose gradients vanish, explode, or are the first that are not finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypedDict
 
 from ftrain.loop.callback import Action, Notify
 from ftrain.loop.events import Event, WindowEnd
+from ftrain.tasks.gradient_statistics import check_statistics
 
 __all__ = ["GradientMonitor", "GradientState"]
 
 _PREFIX = "grad_norm/"
+_NOT_FINITE = "not finite"
+#: Metrics that count steps: what is reported of a layer, and the text.
+_COUNTED = {
+    "grad_vanishing/": ("vanishing", "vanishing gradient in layer {} in {} of {} steps"),
+    "grad_exploding/": (
+        "exploding",
+        "exploding gradient in layer {} in {} of {} steps. Clip gradients, or lower the learning rate",
+    ),
+    "nonfinite_output/": (_NOT_FINITE, "first non-finite output in layer {} in {} of {} steps"),
+    "nonfinite_grad/": (
+        _NOT_FINITE,
+        "first non-finite gradient of the backward pass in layer {} in {} of {} steps",
+    ),
+}
 _DECAY = 0.9  # per window
 _SILENCE = 20  # windows before a layer is reported again
 _MOST = 5  # layers in a note
@@ -22,7 +37,7 @@ class GradientState(TypedDict):
 
     Attributes:
         usual: the layer's norm, averaged over windows; in an ensemble, for each member's layer.
-        said: the last report, "vanishing" or "exploding", if it still applies.
+        said: the last report, "vanishing", "exploding" or "not finite", if it still applies.
         silent: number of remaining windows in which the layer is not reported again.
     """
 
@@ -34,13 +49,20 @@ class GradientState(TypedDict):
 class GradientMonitor:
     """Report the paths of layers whose gradient norm nearly vanishes or far exceeds its average.
 
-    It reads the means over a window of the norms that a step of `monitored_steps` reports. It emits at
-    most one `Notice` per window, which the console and `train.log` print. A layer is reported once, and
-    again only after it has recovered, at the earliest 20 windows later.
+    It reads the means over a window of the norms that a step of `monitored_steps` reports, and its
+    counts of steps (`vanishing_below`, `exploding_above`, `first_nonfinite`), which show single steps as
+    well. It emits at most one `Notice` per window, which the console and `train.log` print. A layer is
+    reported once, and again only after it has recovered, at the earliest 20 windows later.
 
     Args:
-        vanishing: report a layer whose norm is at most this fraction of the largest layer's norm.
-        exploding: report a layer whose norm is more than this many times its average.
+        vanishing: report a layer whose mean norm is at most this fraction of the largest layer's.
+        exploding: report a layer whose mean norm is more than this many times its average.
+        statistics: these and the arguments below are those of `monitored_steps`, to which a
+            configuration passes them. In Python, pass them to `monitored_steps` yourself.
+        depth: see `monitored_steps`.
+        vanishing_below: see `monitored_steps`.
+        exploding_above: see `monitored_steps`.
+        first_nonfinite: see `monitored_steps`.
 
     Raises:
         ValueError: an argument is out of range; the step reports no norms by layer.
@@ -63,7 +85,23 @@ class GradientMonitor:
     listens = (WindowEnd,)
     on_error = "warn"
 
-    def __init__(self, *, vanishing: float = 1e-6, exploding: float = 50.0) -> None:
+    def __init__(
+        self,
+        *,
+        vanishing: float = 1e-6,
+        exploding: float = 50.0,
+        statistics: Sequence[str] = ("norm",),
+        depth: int | None = None,
+        vanishing_below: float | None = None,
+        exploding_above: float | None = None,
+        first_nonfinite: bool = False,
+    ) -> None:
+        check_statistics(statistics, depth, vanishing_below, exploding_above, None)
+        if "norm" not in statistics:
+            raise ValueError(
+                f"statistics: expected 'norm' among them, which is compared, got {tuple(statistics)}. "
+                "Add 'norm'."
+            )
         if not 0 <= vanishing < 1 < exploding:
             raise ValueError(
                 f"vanishing, exploding: expected 0 <= vanishing < 1 < exploding, got {vanishing!r} and "
@@ -81,9 +119,7 @@ class GradientMonitor:
         """Compare the norm of each layer with the largest norm and with its own average."""
         assert isinstance(event, WindowEnd)
         groups = _norms(event)
-        if not any(groups.values()):
-            if any(name.startswith(_PREFIX) for name in event.members or event.values):
-                return state, ()  # every step of the window was skipped
+        if not any(name.startswith(_PREFIX) for name in event.members or event.values):
             raise ValueError(
                 "GradientMonitor: expected gradient norms by layer in the metrics of the step, got "
                 "no norms. Make the steps with ftrain.loop.callbacks.monitored_steps(...), not "
@@ -91,12 +127,23 @@ class GradientMonitor:
             )
         said, usual = dict(state["said"]), dict(state["usual"])
         silent = {layer: n - 1 for layer, n in state["silent"].items() if n > 1}
-        news = []
+        news: list[str] = []
+        found = list(_counted(event))
+        counted = {layer: kind for layer, kind, _ in found}
+        # These layers may have no norm by which they recover: the loss function, or a path that is cut.
+        said = {a: kind for a, kind in said.items() if kind != _NOT_FINITE or a in counted}
+        for layer, kind, text in found:
+            if said.get(layer) != kind and layer not in silent:
+                news.append(text)
+                silent[layer] = _SILENCE
         for whose, norms in groups.items():
             largest = max(norms, key=lambda layer: norms[layer], default="")
             for name, norm in norms.items():
                 layer = f"{name}{whose}"
                 kind, against = self._judge(norm, usual.get(layer), largest, norms[largest])
+                usual[layer] = _DECAY * usual.get(layer, norm) + (1 - _DECAY) * norm
+                if layer in counted:
+                    continue
                 if kind and said.get(layer) != kind and layer not in silent:
                     news.append(
                         f"{kind} gradient in layer {layer}: its norm is {norm:.3g}, {against}"
@@ -106,7 +153,7 @@ class GradientMonitor:
                     said[layer] = kind
                 else:
                     said.pop(layer, None)
-                usual[layer] = _DECAY * usual.get(layer, norm) + (1 - _DECAY) * norm
+        said |= counted
         new: GradientState = {"usual": usual, "said": said, "silent": silent}
         if not news:
             return new, ()
@@ -126,19 +173,34 @@ class GradientMonitor:
         return "", ""
 
 
-def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return the norms of the layers per ensemble member; layers are compared within one member."""
+def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
+    """Return the metrics of a window per ensemble member, by a suffix that names the member."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)
     for name, values in event.members.items():
         for i, value in enumerate(values):
             rows.setdefault(f" of member {i}", {})[name] = value
+    return rows
+
+
+def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
+    """Yield layer, kind and text of each count of steps in a window that is not 0."""
+    for whose, row in _rows(event).items():
+        for prefix, (kind, text) in _COUNTED.items():
+            for name, value in row.items():
+                if name.startswith(prefix) and value > 0:
+                    layer = f"{name.removeprefix(prefix)}{whose}"
+                    yield layer, kind, text.format(layer, f"{value:.0f}", event.steps)
+
+
+def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
+    """Return the norms of the layers per ensemble member; layers are compared within one member."""
     return {
         whose: {
             name.removeprefix(_PREFIX): value
             for name, value in row.items()
             if name.startswith(_PREFIX) and math.isfinite(value)
         }
-        for whose, row in rows.items()
+        for whose, row in _rows(event).items()
     }

@@ -26,6 +26,7 @@ from ftrain.tasks.metrics.counts import (
     f1,
     mean_iou,
 )
+from ftrain.tasks.metrics.histogram import Histogram, histogram, log_edges
 from ftrain.tasks.metrics.language import Perplexity, bits_per_byte, perplexity
 from ftrain.tasks.metrics.rates import accuracy, mean_reciprocal_rank, recall_at_k, top_k_accuracy
 
@@ -33,6 +34,7 @@ __all__ = [
     "CalibrationError",
     "ClassF1",
     "ConfusionMatrix",
+    "Histogram",
     "MacroF1",
     "MeanIoU",
     "MicroF1",
@@ -43,6 +45,8 @@ __all__ = [
     "calibration_error",
     "confusion_matrix",
     "f1",
+    "histogram",
+    "log_edges",
     "mean_iou",
     "mean_reciprocal_rank",
     "perplexity",

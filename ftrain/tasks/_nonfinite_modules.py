@@ -1,0 +1,131 @@
+"""Search for the module where a non-finite value begins, in the graph of a step.
+
+Forward: a module begins it if its inputs are finite and its output is not; of several, the first that
+returns. If there is none and the loss is not finite, the loss function begins it. Backward, if the
+forward pass is finite: the module whose parameter receives the first gradient that is not finite, in the
+order of the backward pass, the reverse of that in which modules return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftrain.core import tree
+from ftrain.core._loss import is_pair
+from ftrain.core._torch_levels import place
+from ftrain.core.functional import describe
+from ftrain.core.metrics import Mean, Metrics, Sum, as_metrics
+from ftrain.tasks.gradient_statistics import module_of
+
+__all__ = ["FORWARD", "LOSS", "nonfinite_modules", "watching_outputs"]
+
+FORWARD, BACKWARD = "nonfinite_output/", "nonfinite_grad/"
+#: The place of the loss function among the paths of modules, none of which has parentheses.
+LOSS = "(loss)"
+
+
+def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a loss function with a metric `nonfinite_output/PATH` for each module that it calls.
+
+    The metric is the number of calls of the loss in which the module had finite inputs and an output
+    that was not. The metrics stand in the order in which the modules returned; the last is that of the
+    loss function.
+    """
+
+    def watched(model: nn.Module, batch: Any, **key: Any) -> Any:
+        with _outputs_of(model) as flags:
+            out = loss_fn(model, batch, **key)
+        loss, extra = out if is_pair(out) else (out, {})
+        metrics = as_metrics(extra, describe(loss_fn))
+        total = loss.total if isinstance(loss, Mean) else loss
+        if isinstance(total, Tensor):  # the step refuses others
+            flags[LOSS] = ~torch.isfinite(total.detach()).all()
+        counts = {f"{FORWARD}{path}": Sum(flag.to(torch.int64)) for path, flag in flags.items()}
+        return loss, Metrics({**metrics.entries, **counts})
+
+    # With the signature of the loss, which may have a parameter `key`; not what a callable object holds.
+    return functools.update_wrapper(watched, loss_fn, updated=())
+
+
+@contextlib.contextmanager
+def _outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect a flag for each module that is called in the context: finite inputs, another output."""
+    flags: dict[str, Tensor] = {}
+    here = place()
+
+    def hook(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        outputs = _finite(output)
+        if outputs is None or place() != here:  # a flag must not leave the body of a loop
+            return
+        inputs = _finite((args, kwargs))
+        begins = ~outputs if inputs is None else inputs & ~outputs
+        flags[path] = flags[path] | begins if path in flags else begins
+
+    handles = [
+        module.register_forward_hook(functools.partial(hook, path or "model"), with_kwargs=True)
+        for path, module in model.named_modules()
+    ]
+    try:
+        yield flags
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _finite(values: Any) -> Tensor | None:
+    """Return True if all elements of the floating-point tensors are finite; `None` without any."""
+    tensors = [x.detach() for x in tree.leaves(values) if isinstance(x, Tensor)]
+    flags = [torch.isfinite(x).all() for x in tensors if x.is_floating_point() or x.is_complex()]
+    return functools.reduce(torch.logical_and, flags) if flags else None
+
+
+def nonfinite_modules(
+    entries: Mapping[str, Any], grads: Mapping[str, Tensor], finite: Tensor
+) -> dict[str, Any]:
+    """Return the metrics of a step with at most one module marked as the first non-finite one.
+
+    Args:
+        entries: the metrics of a step whose loss is that of `watching_outputs`.
+        grads: gradients by name of the parameter.
+        finite: bool, 0-d: False if the step has a gradient that is not finite.
+
+    Returns:
+        The metrics, with `nonfinite_output/PATH` and `nonfinite_grad/PATH` equal to 1 for the module
+        where a non-finite value begins, and to 0 for the others.
+    """
+    kept = {name: metric for name, metric in entries.items() if not name.startswith(FORWARD)}
+    order = [name for name in entries if name.startswith(FORWARD)]
+    begins = [(entries[name].total > 0) & ~finite for name in order]
+    first = _first(begins)
+    kept |= {name: Sum(flag.to(torch.int64)) for name, flag in zip(order, first, strict=True)}
+    by_module: dict[str, list[Tensor]] = {}
+    for name, grad in grads.items():
+        by_module.setdefault(module_of(name), []).append(grad)
+    places = {name.removeprefix(FORWARD): i for i, name in enumerate(order)}
+    # Modules whose forward is not called, only their parameters read, come last in the backward pass.
+    backward = sorted(by_module, key=lambda path: -places.get(path, -1))
+    is_forward = functools.reduce(torch.logical_or, begins, torch.zeros_like(finite))
+    wrong = [~_all_finite(by_module[path]) & ~is_forward & ~finite for path in backward]
+    kept |= {
+        f"{BACKWARD}{path}": Sum(flag.to(torch.int64))
+        for path, flag in zip(backward, _first(wrong), strict=True)
+    }
+    return kept
+
+
+def _all_finite(tensors: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.logical_and, [torch.isfinite(x).all() for x in tensors])
+
+
+def _first(flags: list[Tensor]) -> list[Tensor]:
+    """Return the flags with all but the first that is True set to False."""
+    if not flags:
+        return []
+    stacked = torch.stack(flags)
+    return list((stacked & (stacked.cumsum(0) == 1)).unbind())
